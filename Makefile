@@ -1,0 +1,40 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PROMPT ?= a red mug
+
+.PHONY: demo test check format setup clean
+
+demo: $(READY)  ## set up, then make a 3D asset from a prompt
+	$(BIN)/distill "$(PROMPT)"
+
+test: $(READY)  ## set up, then run all tests
+	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix tests; \
+	 else echo "npm is not here: the Khronos glTF validator's test will be skipped"; fi
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typing
+	$(BIN)/pip install --quiet --no-deps --target build/typing .
+	MYPYPATH=build/typing $(BIN)/mypy --explicit-package-bases build/typing/distill
+	$(BIN)/mypy examples
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: $(READY)
+
+$(READY): setup.cfg constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "distill needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build *.egg-info

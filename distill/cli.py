@@ -1,0 +1,173 @@
+"""The command line: a plain prompt, and Hydra for the rest."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+HELP = """\
+Make a 3D asset from a prompt.
+
+  distill "a red mug"                         one asset, into outputs/<prompt>/
+  distill "a red mug" iterations=600 seed=1   with options
+  distill "a red mug" resume=true             go on with an interrupted run
+  distill prompts=FILE                        one asset per line of a file
+  distill "a red mug" -m seed=0,1,2           sweep
+  distill -- "seed=1 is my prompt"            a prompt that looks like an option
+
+Common options (name=value):
+  iterations, seed, output_dir, prior, device, guidance, guidance.scale, timesteps, timesteps.t_max,
+  render.size.start, render.batch, optimiser.encoding, export.resolution, preset, experiment
+
+  --options           every option with its value, for what else is on the line
+  --config-dir DIR    a folder with configuration files of your own
+  +experiment=NAME    a file of your own in DIR/experiment
+  --version, --help
+
+Exit codes: 0 done, 1 a run failed, 2 wrong input, 130 interrupted (go on with resume=true).
+"""
+
+_OPTION = re.compile(r"[+~]{0,2}([A-Za-z_][\w/@:]*)(\.[\w.]+)?(=|$)")
+_VALUE_FLAGS = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--info", "-i", "--cfg", "-c")
+
+
+def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Tell the prompt from the options.
+
+    The prompt is the one argument that is neither a flag nor ``name=value`` with a name this program knows;
+    after ``--`` it is whatever comes next.
+
+    Raises:
+        ValueError: there are two prompts.
+    """
+    from distill.config import KEYS
+
+    prompts: list[str] = []
+    options: list[str] = []
+    waiting = iter(arguments)
+    for text in waiting:
+        if text == "--":
+            prompts += waiting
+        elif text in _VALUE_FLAGS:
+            options += [text, *([value] if (value := next(waiting, None)) is not None else [])]
+        elif text.startswith("-") and not re.search(r"\s", text):
+            options.append(text)
+        elif (found := _OPTION.match(text)) and (found[1].split("@")[0] in KEYS) and (found[3] or text[0] == "~"):
+            options.append(text)
+        elif text.startswith("+") and found:
+            options.append(text)
+        else:
+            prompts.append(text)
+    if len(prompts) > 1:
+        # An argument such as iteratons=5 is more likely a slip in an option than a second prompt.
+        slips = [text for text in prompts if re.match(r"[A-Za-z_][\w.]*=", text)]
+        if slips and len(prompts) - len(slips) == 1:
+            return next(text for text in prompts if text not in slips), options + slips
+        raise ValueError(f"expected one prompt, got {len(prompts)} ({', '.join(map(repr, prompts[:3]))}); put the prompt in quotes")
+    return (prompts[0] if prompts else None), options
+
+
+def _say(message: str) -> None:
+    print(f"distill: error: {message}", file=sys.stderr)
+
+
+def _fail(error: BaseException) -> None:
+    if os.environ.get("DISTILL_TRACEBACK"):
+        logging.getLogger(__name__).error("traceback", exc_info=error)
+    _say(" ".join(str(error).split()) or type(error).__name__)
+
+
+def _job(config: object) -> int:
+    """Run one configuration and return the exit code; every foreseeable failure is one line."""
+    from omegaconf import DictConfig
+
+    from distill.journal import Interrupted
+    from distill.loop import Diverged
+    from distill.run import run, run_prompts
+
+    assert isinstance(config, DictConfig)
+    try:
+        if config.prompts is None:
+            run(config)
+            return 0
+        results = run_prompts(config)
+    except Interrupted as stopped:
+        print(f"distill: {stopped}", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        _fail(error)
+        return 2
+    except (Diverged, OSError) as error:
+        _fail(error)
+        return 1
+    failed = {prompt: why for prompt, why in results.items() if why not in ("finished", "skipped")}
+    counts = [list(results.values()).count(word) for word in ("finished", "skipped")]
+    print(f"{counts[0]} finished, {counts[1]} skipped, {len(failed)} failed")
+    for prompt, why in failed.items():
+        print(f"  failed: {prompt}: {why}")
+    return 1 if failed else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``distill`` and ``python -m distill``."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        sys.exit(0 if arguments else 2)
+    if arguments == ["--version"]:
+        from distill import __version__
+
+        print(__version__)
+        sys.exit(0)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "trimesh", "imageio_ffmpeg", "diffusers", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        sys.exit(_start(arguments))
+    except ValueError as error:
+        _fail(error)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _start(arguments: Sequence[str]) -> int:
+    from distill import config as settings
+
+    prompt, options = split_prompt(arguments)
+    if prompt is not None:
+        options.append(f"prompt={settings.quote(prompt)}")
+    overrides = [text for text in options if "=" in text and not text.startswith("-")]
+    flags = [text for text in options if text.startswith("-")]
+    if "--options" in options:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(settings.compose_config([*overrides, *([] if prompt else ["prompt=example"])])), end="")
+        return 0
+    if not flags and not any(text.startswith("hydra") for text in overrides):
+        return _job(settings.compose_config(overrides))
+    return _through_hydra(options)
+
+
+def _through_hydra(options: list[str]) -> int:
+    """Sweeps, extra configuration folders and Hydra's own flags."""
+    import hydra
+
+    from distill import config as settings
+
+    codes: list[int] = []
+
+    @hydra.main(version_base="1.3", config_path="pkg://distill.conf", config_name="config")
+    def job(config: object) -> None:
+        settings.check(config)  # type: ignore[arg-type]
+        codes.append(_job(config))
+
+    settings.register()
+    flags = [text for text in options if "=" not in text or text.startswith("-")]
+    sys.argv = ["distill", *flags, *settings.with_preset([text for text in options if text not in flags])]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
+    job()
+    return max(codes, default=0)

@@ -1,0 +1,286 @@
+"""The run's configuration: structured, composed by Hydra, the same from a script and from the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+@dataclass
+class Ramp:
+    """A number that moves linearly from ``start`` to ``end`` between two fractions of training."""
+
+    start: float = 0.0
+    end: float | None = None
+    from_fraction: float = 0.0
+    to_fraction: float = 1.0
+
+
+@dataclass
+class Penalties:
+    """Weights of the renderer's regularisers; a weight of 0 is not computed."""
+
+    sparsity: Ramp = field(default_factory=Ramp)
+    opaqueness: Ramp = field(default_factory=Ramp)
+    orientation: Ramp = field(default_factory=Ramp)
+    smoothness: Ramp = field(default_factory=Ramp)
+
+
+@dataclass
+class Rendering:
+    """Pictures per step, their side in pixels, and how surfaces are lit."""
+
+    batch: int = 4
+    size: Ramp = field(default_factory=lambda: Ramp(64.0))
+    shading: str = "albedo"
+
+
+@dataclass
+class Optimiser:
+    """Adam: peak learning rates per kind of parameter, and what surrounds the step."""
+
+    encoding: float = 0.01
+    mlp: float = 0.01
+    background: float = 0.001
+    image: float = 0.03
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
+    eps: float = 1e-15
+    clip_norm: float = 0.0
+    final_lr: float = 1.0
+    ema: float = 0.0
+    max_bad_steps: int = 20
+
+
+@dataclass
+class Logging:
+    """What is written during a run; intervals in steps, 0 for never."""
+
+    preview_every: int = 100
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    tensorboard: bool = True
+
+
+@dataclass
+class Export:
+    """What is made of the finished scene; see ``distill.export.export_asset``."""
+
+    enabled: bool = True
+    resolution: int = 128
+    faces: int = 10_000
+    iso: float | None = None
+    largest_component: bool = True
+    texture_size: int = 512
+    frames: int = 48
+    picture_size: int = 192
+    elevation_deg: float = 15.0
+    up: str = "y"
+
+
+@dataclass
+class Config:
+    """One run, or with ``prompts`` one run per line of a file."""
+
+    prompt: str = ""
+    prompts: str | None = None
+    negative_prompt: str = ""
+    view_words: str = "auto"
+    iterations: int = 400
+    seed: int = 0
+    device: str = "auto"
+    prior: str = "embedded"
+    output_dir: str | None = None
+    resume: bool = False
+    render: Rendering = field(default_factory=Rendering)
+    penalties: Penalties = field(default_factory=Penalties)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    log: Logging = field(default_factory=Logging)
+    export: Export = field(default_factory=Export)
+    guidance: Any = None
+    timesteps: Any = None
+    cameras: Any = None
+    scene: Any = None
+
+
+def options_of(target: Callable[..., Any]) -> type:
+    """A dataclass of a callable's options: its keyword-only parameters, or all where every one has a default."""
+    signature = inspect.signature(target)
+    # Where randomness comes from is the run's business, not an option of a part.
+    given = ("seed", "generator")
+    parameters = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in given]
+    if not parameters:
+        parameters = [p for p in signature.parameters.values() if p.default is not p.empty and p.name not in given]
+    source = target.__init__ if inspect.isclass(target) else target
+    hints = typing.get_type_hints(source)
+    fields: list[Any] = [
+        ("_target_", str, field(default=f"{target.__module__}.{target.__qualname__}")),
+        ("_partial_", bool, field(default=True)),
+    ]
+    for parameter in parameters:
+        fields.append((parameter.name, *_config_field(hints.get(parameter.name, Any), parameter.default)))
+    return dataclasses.make_dataclass(f"{target.__name__}_options", fields)
+
+
+def _config_field(hint: Any, default: Any) -> tuple[Any, Any]:
+    """A field that OmegaConf accepts: Literal becomes str, tuples become lists, what it cannot type is Any."""
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return str, field(default=default)
+    if isinstance(default, (list, tuple)):
+        items = list(default)
+        element = type(items[0]) if items and len({type(item) for item in items}) == 1 else Any
+        return list[element], field(default_factory=lambda: list(items))  # type: ignore[valid-type]
+    plain = (int, float, str, bool)
+    allowed = hint in plain or (set(typing.get_args(hint)) - {type(None)} <= set(plain) and len(typing.get_args(hint)) == 2)
+    return (hint if allowed else Any), field(default=default)
+
+
+def plugins() -> dict[str, dict[str, Callable[..., Any]]]:
+    """Every group of the command line and its choices."""
+    from distill import guidance
+    from distill.renderers.image import ImageScene
+    from distill.renderers.nerf import HashGridScene
+    from distill.samplers import cameras, timesteps
+
+    return {
+        "guidance": guidance.available(),
+        "timesteps": {name: getattr(timesteps, name) for name in timesteps.__all__},
+        "cameras": {"ranges": cameras.ranges},
+        "scene": {"hash_grid": HashGridScene, "image": ImageScene},
+    }
+
+
+def register() -> None:
+    """Tell Hydra of the schema and of every plug-in."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for group, choices in plugins().items():
+        for name, target in choices.items():
+            store.store(group=group, name=name, node=options_of(target))
+
+
+def quote(text: str) -> str:
+    """Write any text as a value that Hydra's grammar and OmegaConf's interpolation give back unchanged."""
+    # A backslash before ${ keeps it literal; one that the text itself has there must be doubled first.
+    escaped = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+    return QuotedString(text=escaped, quote=Quote.single).with_quotes()
+
+
+def as_overrides(options: Mapping[str, Any]) -> list[str]:
+    """Turn Python keywords into command-line options; strings are quoted, so any value is literal."""
+    groups = ("guidance", "timesteps", "cameras", "scene", "preset", "tuned", "experiment")
+
+    def write(key: str, value: Any) -> str:
+        if isinstance(value, str):
+            return f"{key}={value}" if key in groups else f"{key}={quote(value)}"
+        if value is None:
+            return f"{key}=null"
+        if isinstance(value, (list, tuple)):
+            return f"{key}=[{','.join(map(str, value))}]"
+        return f"{key}={value}"
+
+    return [write(key, value) for key, value in options.items()]
+
+
+def with_preset(overrides: Sequence[str]) -> list[str]:
+    """Choose the preset that fits the prior where none is named: the embedded prior's, or none."""
+    keys = {text.partition("=")[0].lstrip("+"): text.partition("=")[2].strip("'\"") for text in overrides}
+    fixed = [re.sub(r"^\+experiment=", "experiment=", text) for text in overrides]
+    if "preset" not in keys and keys.get("prior", "embedded") != "embedded":
+        fixed.append("preset=none")
+    return fixed
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """Compose and check a configuration.
+
+    Raises:
+        ValueError: an option is unknown or has the wrong type or value, in one line.
+    """
+    register()
+    with initialize_config_module("distill.conf", version_base="1.3"):
+        try:
+            config = compose("config", overrides=with_preset(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ValueError(explain(error)) from error
+    check(config)
+    return config
+
+
+def known_options(config: Any = Config, prefix: str = "") -> list[str]:
+    """Dotted names of the schema's options."""
+    names = []
+    for item in dataclasses.fields(config):
+        names.append(prefix + item.name)
+        inner = item.default_factory() if item.default_factory is not dataclasses.MISSING else None
+        if dataclasses.is_dataclass(inner):
+            names += known_options(type(inner), f"{prefix}{item.name}.")
+    return names
+
+
+def explain(error: BaseException) -> str:
+    """Say in one line what is wrong with an option, and the remedy."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    text = str(error)
+    if found := re.search(r"Could not find '(\w+)/([^']*)'", text):
+        group, name = found.groups()
+        choices = plugins().get(group, {})
+        known = f"; there are {', '.join(choices)}" if choices else ""
+        return f"unknown {group} {name!r}{known}"
+    if found := re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text):
+        name = found[1]
+        options = [*known_options(), *_plugin_options()]
+        close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"unknown option {name!r}; {hint}'distill --help' lists the options"
+    if found := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", str(cause), re.DOTALL):
+        key = getattr(cause, "full_key", None) or "an option"
+        return f"{key} must be of type {found[2].lower()}, got {found[1]!r}"
+    lines = [line.strip() for line in f"{text}\n{cause if cause is not error else ''}".splitlines() if line.strip()]
+    return f"could not read the options: {'; '.join(lines[:2])}; quote values as the shell and Hydra need"
+
+
+def _plugin_options() -> list[str]:
+    return [
+        f"{group}.{item.name}"
+        for group, choices in plugins().items()
+        for target in choices.values()
+        for item in dataclasses.fields(options_of(target))
+        if not item.name.startswith("_")
+    ]
+
+
+def check(config: DictConfig) -> None:
+    """Check values that types cannot.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    positive = ("iterations", "render.batch", "render.size.start", "export.resolution", "export.faces")
+    for name in positive:
+        value = OmegaConf.select(config, name)
+        if value <= 0:
+            raise ValueError(f"{name} must be at least 1, got {value}; leave it out for the default")
+    if config.prompt and config.prompts:
+        raise ValueError("give a prompt or prompts=FILE, not both")
+    if not config.prompt.strip() and config.prompts is None:
+        raise ValueError('the prompt is empty; say what to make, for example: distill "a red mug"')
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {config.device!r}")
+
+
+#: First words of every option that the command line knows, groups included.
+KEYS = frozenset({item.name for item in dataclasses.fields(Config)} | {"preset", "tuned", "experiment", "hydra"})

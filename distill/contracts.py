@@ -1,0 +1,142 @@
+"""The contracts between the parts. Nothing here is inherited from: anything of the right shape fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from distill.samplers.cameras import Cameras
+
+#: What a prior's text encoders make of a batch of prompts: named tensors, the batch dimension first.
+Embedding = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the pictures of one step should show.
+
+    Attributes:
+        text: the prompts' embedding.
+        uncond: the empty prompt's embedding, for classifier-free guidance.
+        negative: a negative prompt's embedding, where one is given.
+        cameras: where the pictures were taken from.
+    """
+
+    text: Embedding
+    uncond: Embedding
+    negative: Embedding | None = None
+    cameras: Cameras | None = None
+
+
+@dataclass(frozen=True)
+class Render:
+    """Pictures of a scene, channels last.
+
+    Attributes:
+        rgb: composited over the background, in [0, 1], shape ``[batch, height, width, 3]``.
+        opacity: in [0, 1], shape ``[batch, height, width, 1]``.
+        depth: expected distance along the ray in scene units, 0 where empty, ``[batch, height, width, 1]``.
+        normal: unit, in world space, 0 where empty, ``[batch, height, width, 3]``; None unless asked for.
+        penalties: unweighted regularisers that only the renderer can compute, scalars by name.
+    """
+
+    rgb: Tensor
+    opacity: Tensor
+    depth: Tensor
+    normal: Tensor | None = None
+    penalties: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Prior(Protocol):
+    """A frozen diffusion model. How it predicts (noise, v, flow) stays inside."""
+
+    device: torch.device
+    image_size: int
+    num_timesteps: int
+
+    def embed(self, prompts: list[str]) -> Embedding:
+        """Encode prompts; done once per run."""
+        ...
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Map pictures in [0, 1], ``[batch, 3, height, width]``, to the model's space, differentiably."""
+        ...
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal scale sqrt(abar_t), shape ``[batch, 1, 1, 1]``."""
+        ...
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise scale sqrt(1 - abar_t), shape ``[batch, 1, 1, 1]``."""
+        ...
+
+    def predict_noise(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
+        """Predict the noise in ``x_t``, same shape, without gradient to the model's parameters."""
+        ...
+
+
+class Guidance(Protocol):
+    """A loss: the gradient dL/dx that a prior gives a clean picture. Deterministic: t and noise are drawn outside."""
+
+    def __call__(self, prior: Prior, x: Tensor, cond: Condition, t: Tensor, noise: Tensor, /) -> Tensor: ...
+
+
+class TimestepSampler(Protocol):
+    """Integer timesteps, shape ``[batch]``, for a point in training; ``progress`` is in [0, 1)."""
+
+    def __call__(self, progress: float, batch: int, generator: torch.Generator, /) -> Tensor: ...
+
+
+class CameraSampler(Protocol):
+    """Cameras for a point in training; ``progress`` is in [0, 1)."""
+
+    def __call__(self, progress: float, batch: int, generator: torch.Generator, /) -> Cameras: ...
+
+
+class Scene(Protocol):
+    """What is optimised: a module with named groups of parameters, and state that follows training."""
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by kind (``encoding``, ``mlp``, ``background``), so that each has its own rate."""
+        ...
+
+    def update(self, step: int, progress: float, generator: torch.Generator) -> None:
+        """Bring state that is not learnt (occupancy, active levels) up to date before a step."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> Any: ...
+
+
+class Field(Protocol):
+    """A scene that fills space, in the cube [-1, 1]^3: what a mesh is made from."""
+
+    def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Density (per scene unit, shape ``[n]``) and albedo in [0, 1] (``[n, 3]``) at points ``[n, 3]``."""
+        ...
+
+
+class Renderer(Protocol):
+    """Takes pictures of a scene."""
+
+    def __call__(
+        self, scene: Any, cameras: Cameras, height: int, width: int, *, generator: torch.Generator | None = None
+    ) -> Render:
+        """Render; with a generator for training (jittered samples, random background), without for looking."""
+        ...
+
+
+#: Takes finished pictures of one scene: cameras, height, width.
+View = Callable[[Cameras, int, int], Render]
+
+
+class Exporter(Protocol):
+    """Writes a scene to a file."""
+
+    def __call__(self, scene: Any, path: Path, /) -> None: ...

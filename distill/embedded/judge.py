@@ -1,0 +1,173 @@
+"""An independent image-text model that says what a picture of the embedded world shows.
+
+It measures and never guides: its architecture, its pictures and its weights are not the prior's. Two towers
+map pictures and captions to one sphere, trained by contrast as in CLIP (Radford et al. 2021,
+arXiv:2103.00020); ``examples/embedded/train_judge.py`` makes the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
+
+from distill.embedded import world
+
+#: Height and width of the pictures that the judge looks at; others are resized.
+SIZE = 64
+WIDTH = 128
+SHIPPED = Path(__file__).with_suffix("")
+
+
+class _Residual(nn.Module):
+    """``x + relu(norm(conv(x)))``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.relu(self.norm(self.conv(x)))
+
+
+def _shrink(inner: int, outer: int, kernel: int, stride: int) -> nn.Sequential:
+    convolution = nn.Conv2d(inner, outer, kernel, stride, padding=(kernel - stride) // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outer), nn.ReLU())
+
+
+def _image_tower(channels: tuple[int, int, int] = (48, 96, 192)) -> nn.Sequential:
+    """A small residual net, 64x64 to 16x16, 8x8 and 4x4: about 20 million multiplications a picture."""
+    a, b, c = channels
+    return nn.Sequential(
+        _shrink(3, a, 6, 4),
+        _Residual(a),
+        _shrink(a, b, 2, 2),
+        _Residual(b),
+        _shrink(b, c, 2, 2),
+        _Residual(c),
+        _Residual(c),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4 * c, WIDTH),
+    )
+
+
+def words(caption: str) -> list[str]:
+    """Split a caption into lower-case words, without punctuation."""
+    return re.findall(r"[^\W_]+", caption.lower())
+
+
+def world_vocabulary() -> list[str]:
+    """Every word of the world's captions, sorted; a word's index here is one less than its number."""
+    captions = [
+        world.caption(colour, kind, view, template)
+        for colour in world.COLOURS
+        for kind in world.KINDS
+        for view in world.VIEWS
+        for template in range(len(world.TEMPLATES))
+    ]
+    return sorted({word for caption in captions for word in words(caption)})
+
+
+class Judge(nn.Module):
+    """Two towers on one sphere; ``scale`` is the learnt inverse temperature of their contrast."""
+
+    def __init__(self, vocabulary: list[str]) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.number = {word: index + 1 for index, word in enumerate(vocabulary)}
+        self.image_tower = _image_tower()
+        self.embedding = nn.Embedding(len(vocabulary) + 1, WIDTH, padding_idx=0)
+        self.reader = nn.GRU(WIDTH, WIDTH, batch_first=True)
+        self.text_head = nn.Linear(WIDTH, WIDTH)
+        self.log_scale = nn.Parameter(torch.tensor(2.3))
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Map pictures in [0, 1], ``[batch, 3, height, width]``, to unit vectors ``[batch, 128]``."""
+        if images.shape[-2:] != (SIZE, SIZE):
+            images = interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+        return normalize(self.image_tower(images.clamp(0, 1) * 4 - 2), dim=-1)
+
+    def text_features(self, captions: list[str]) -> Tensor:
+        """Map captions to unit vectors ``[captions, 128]``.
+
+        Raises:
+            ValueError: a caption is empty or has a word that is not one of the world's.
+        """
+        rows = [words(caption) for caption in captions]
+        unknown = [word for row in rows for word in row if word not in self.number]
+        if unknown or not all(rows):
+            what = f"know {unknown[0]!r}" if unknown else "read an empty caption"
+            raise ValueError(f"the judge does not {what}; its words are {', '.join(self.vocabulary)}")
+        lengths = [len(row) for row in rows]
+        numbers = [[self.number[word] for word in row] + [0] * (max(lengths) - len(row)) for row in rows]
+        states, _ = self.reader(self.embedding(torch.tensor(numbers, device=self.log_scale.device)))
+        # The state after each caption's own last word, so that the padding behind it changes nothing.
+        last = states[torch.arange(len(rows)), torch.tensor(lengths) - 1]
+        return normalize(self.text_head(last), dim=-1)
+
+    @torch.no_grad()
+    def rank(self, images: Tensor, captions: list[str]) -> Tensor:
+        """Order captions by how well they describe each picture, best first.
+
+        Args:
+            images: in [0, 1], shape ``[batch, 3, height, width]``.
+            captions: candidates.
+
+        Returns:
+            Indices into ``captions``, shape ``[batch, captions]``.
+        """
+        images = images.to(self.log_scale.device)
+        similarity = self.image_features(images) @ self.text_features(captions).T
+        return similarity.argsort(dim=1, descending=True)
+
+
+def r_precision(judge: Judge, images: Tensor, prompt: str) -> float:
+    """R-precision at 1: the share of pictures of which the judge, given all 128 pairs, names the prompt's.
+
+    Args:
+        judge: from ``load_judge``.
+        images: in [0, 1], shape ``[batch, 3, height, width]``.
+        prompt: says a colour and a kind, in any of the world's phrasings.
+
+    Raises:
+        ValueError: the prompt is not one of the world's.
+
+    Source: Park et al. 2021, as used with CLIP by DreamFields and DreamFusion.
+    """
+    right = world.all_captions().index(world.caption(*world.parse(prompt)))
+    return (judge.rank(images, world.all_captions())[:, 0] == right).float().mean().item()
+
+
+def save_judge(judge: Judge, folder: Path = SHIPPED) -> None:
+    """Write the weights in half precision and the vocabulary."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        # Batch counters are of no use once training is over.
+        name: value.detach().cpu().half().contiguous()
+        for name, value in judge.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    (folder / "judge.safetensors").write_bytes(save(state))
+    (folder / "config.json").write_text(json.dumps({"vocabulary": judge.vocabulary}, indent=1) + "\n")
+
+
+def load_judge(device: torch.device | str = "cpu", folder: Path = SHIPPED) -> Judge:
+    """Load the judge, frozen and in single precision.
+
+    Raises:
+        ValueError: the folder holds no judge.
+    """
+    if not (folder / "judge.safetensors").exists():
+        raise ValueError(f"no judge in {folder}; train one with examples/embedded/train_judge.py")
+    judge = Judge(json.loads((folder / "config.json").read_text())["vocabulary"])
+    state = {name: value.float() for name, value in load_file(folder / "judge.safetensors").items()}
+    missing, unexpected = judge.load_state_dict(state, strict=False)
+    assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
+    return judge.eval().requires_grad_(False).to(device)

@@ -1,0 +1,262 @@
+"""A closed mesh from a density field, its iso-level chosen by comparing silhouettes with the renders."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import fast_simplification
+import numpy as np
+import torch
+import trimesh
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+from skimage.measure import marching_cubes
+from torch import Tensor
+from trimesh.ray.ray_pyembree import RayMeshIntersector
+
+from distill.contracts import View
+from distill.samplers.cameras import Cameras, orbit
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+#: Density (per scene unit, ``[n]``) and albedo (``[n, 3]``) at points ``[n, 3]``.
+Query = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+#: Cameras, and where their pictures show the object, shape ``[views, height, width]``.
+Silhouettes = tuple[Cameras, NDArray[np.bool_]]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Triangles in the internal frame: z up, front towards +x, cube [-1, 1]^3.
+
+    Attributes:
+        vertices: shape ``[v, 3]``.
+        faces: counter-clockwise seen from outside, shape ``[f, 3]``.
+        normals: unit, outward, shape ``[v, 3]``.
+        uv: texture coordinates in [0, 1], (0, 0) at the picture's lower left, shape ``[v, 2]``.
+        texture: sRGB, row 0 at the top, uint8, shape ``[height, width, 3]``.
+        colours: of the vertices, sRGB in [0, 1], shape ``[v, 3]``.
+        iso_level: the density that the surface lies at, per scene unit.
+        silhouette_iou: mean agreement of the mesh's silhouettes with the renders', in [0, 1].
+    """
+
+    vertices: Floats
+    faces: Ints
+    normals: Floats
+    uv: Floats | None = None
+    texture: NDArray[np.uint8] | None = None
+    colours: Floats | None = None
+    iso_level: float = math.nan
+    silhouette_iou: float = math.nan
+
+
+def extract_mesh(
+    query: Query,
+    view: View,
+    *,
+    resolution: int = 128,
+    faces: int = 20_000,
+    iso: float | None = None,
+    largest_component: bool = True,
+    smoothing: int = 5,
+    chunk: int = 262_144,
+    device: torch.device | str = "cpu",
+) -> Mesh:
+    """Turn a density field into a closed mesh.
+
+    Marching cubes over the cube [-1, 1]^3, Taubin smoothing of the voxel steps, then decimation. An
+    object that the cube cuts is closed half a voxel outside it.
+
+    Args:
+        query: the field; called without gradients on points on ``device``.
+        view: takes the pictures whose silhouettes choose the iso-level.
+        resolution: grid nodes along each edge of the cube, at least 8.
+        faces: at most about this many triangles.
+        iso: density of the surface, per scene unit; None chooses it.
+        largest_component: drop floaters (and the walls of inner cavities), keep the largest piece.
+        smoothing: rounds of Taubin smoothing, which removes voxel steps without shrinking; 0 for none.
+        chunk: points per query.
+        device: where ``query`` wants its points.
+
+    Raises:
+        ValueError: the field is empty, or an option is out of range.
+    """
+    if resolution < 8 or faces < 4 or (iso is not None and not 0 < iso < math.inf):
+        raise ValueError(
+            f"Expected resolution >= 8, faces >= 4 and iso > 0, got {resolution}, {faces} and {iso}; "
+            "the defaults are 128, 20000 and None (automatic)."
+        )
+    density = _sample_grid(query, resolution, chunk, device)
+    pictures = _silhouettes(view, size=96)
+    level = _choose_level(density, pictures, largest_component) if iso is None else iso
+    vertices, triangles = _isosurface(density, level, 1, largest_component)
+    vertices = smooth(vertices, triangles, smoothing)
+    vertices, triangles = _decimate(vertices, triangles, faces)
+    iou = _silhouette_iou(vertices, triangles, *pictures)
+    _log.info("mesh at density %.3g: %d faces, silhouette IoU %.3f", level, len(triangles), iou)
+    return Mesh(
+        vertices, triangles, vertex_normals(vertices, triangles), iso_level=level, silhouette_iou=iou
+    )
+
+
+def evaluate(
+    query: Query, points: Floats, chunk: int = 262_144, device: torch.device | str = "cpu"
+) -> tuple[Floats, Floats]:
+    """Query a field in chunks: density ``[n]`` and albedo ``[n, 3]`` at points ``[n, 3]``, no gradients."""
+    density = np.empty(len(points), np.float32)
+    albedo = np.empty((len(points), 3), np.float32)
+    with torch.no_grad():
+        for start in range(0, len(points), chunk):
+            part = slice(start, start + chunk)
+            found = query(torch.from_numpy(np.ascontiguousarray(points[part])).to(device))
+            density[part], albedo[part] = (value.float().cpu().numpy() for value in found)
+    return density, albedo
+
+
+def smooth(vertices: Floats, faces: Ints, rounds: int) -> Floats:
+    """Smooth without shrinking: alternate a Laplacian step of 0.5 with one of -0.53 (Taubin 1995)."""
+    links = _adjacency(faces, len(vertices))
+    mean = sparse.diags(1 / np.maximum(np.asarray(links.sum(1)).ravel(), 1)) @ links
+    for step in (0.5, -0.53) * rounds:
+        vertices = vertices + np.float32(step) * (mean @ vertices - vertices)
+    return vertices.astype(np.float32)
+
+
+def vertex_normals(vertices: Floats, faces: Ints) -> Floats:
+    """Outward unit normals, the faces' averaged by area, shape ``[v, 3]``."""
+    a, b, c = (vertices[faces[:, corner]] for corner in range(3))
+    doubled_area = np.cross(b - a, c - a)
+    summed = np.stack(
+        [
+            np.bincount(faces.ravel(), np.repeat(doubled_area[:, axis], 3), len(vertices))
+            for axis in range(3)
+        ],
+        axis=1,
+    )
+    length = np.linalg.norm(summed, axis=1, keepdims=True)
+    # glTF wants unit normals even where faces cancel out.
+    return np.where(length > 1e-20, summed / np.maximum(length, 1e-20), (0, 0, 1)).astype(np.float32)
+
+
+def _sample_grid(query: Query, resolution: int, chunk: int, device: torch.device | str) -> Floats:
+    """Densities at the nodes of a grid over the cube, shape ``[resolution] * 3``, x first."""
+    axis = np.linspace(-1, 1, resolution, dtype=np.float32)
+    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    density, _ = evaluate(query, points, chunk, device)
+    # A NaN would reach the file as invalid JSON; an infinity would break the interpolation.
+    density = np.nan_to_num(density, nan=0.0, posinf=1e6, neginf=0.0)
+    return density.reshape(resolution, resolution, resolution)
+
+
+def _isosurface(density: Floats, level: float, stride: int, largest: bool) -> tuple[Floats, Ints]:
+    """Marching cubes on every ``stride``-th node, closed at the cube's sides by an empty rim.
+
+    It interpolates the logarithm of the density, near the level: at an object's rim the density grows
+    about exponentially, so that coarse and fine grids put the surface at the same place.
+    """
+    top = float(density.max())
+    if top <= level:
+        raise ValueError(
+            f"Expected a density above {level:.3g} somewhere in [-1, 1]^3, got at most {top:.3g} (an empty "
+            "scene): train longer, try another seed, or pass a lower iso."
+        )
+    nodes = density[::stride, ::stride, ::stride]
+    if nodes.max() <= level:  # only the finer grid holds anything this dense
+        return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)
+    above = np.pad(np.log(np.clip(nodes / level, math.exp(-3), math.exp(3))), 1, constant_values=-3)
+    vertices, faces, _, _ = marching_cubes(above, 0, gradient_direction="ascent", allow_degenerate=False)
+    spacing = 2 * stride / (len(density) - 1)
+    vertices = ((vertices - 1) * spacing - 1).astype(np.float32)
+    faces = faces.astype(np.int64)
+    return _largest_component(vertices, faces) if largest else (vertices, faces)
+
+
+def _largest_component(vertices: Floats, faces: Ints) -> tuple[Floats, Ints]:
+    """Keep the connected piece with the most faces, which are of about equal size after marching cubes."""
+    _, label = connected_components(_adjacency(faces, len(vertices)), directed=False)
+    face_label = label[faces[:, 0]]
+    return _compact(vertices, faces[face_label == np.bincount(face_label).argmax()])
+
+
+def _decimate(vertices: Floats, faces: Ints, target: int) -> tuple[Floats, Ints]:
+    if len(faces) <= target:
+        return vertices, faces
+    fewer = fast_simplification.simplify(vertices, faces.astype(np.int32), target_count=target)
+    return _compact(np.asarray(fewer[0], np.float32), np.asarray(fewer[1], np.int64))
+
+
+def _compact(vertices: Floats, faces: Ints) -> tuple[Floats, Ints]:
+    """Drop vertices that no face uses."""
+    used, inverse = np.unique(faces, return_inverse=True)
+    return vertices[used], inverse.reshape(-1, 3).astype(np.int64)
+
+
+def _adjacency(faces: Ints, count: int) -> sparse.csr_matrix:
+    """Which vertices share an edge: a symmetric 0/1 matrix."""
+    start, end = faces[:, [0, 1, 2]].ravel(), faces[:, [1, 2, 0]].ravel()
+    rows, columns = np.concatenate([start, end]), np.concatenate([end, start])
+    links = sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), (count, count))
+    links.data[:] = 1  # an edge is met once from each of its two faces
+    return links
+
+
+def _silhouettes(view: View, size: int) -> Silhouettes:
+    """Where the renders are more than half opaque, from six sides, alternately low and high."""
+    azimuth = torch.arange(6, dtype=torch.float32) * 60
+    cameras = orbit(azimuth, torch.tensor([10.0, 40.0]).repeat(3), 3.2, 40.0)
+    with torch.no_grad():
+        opacity = view(cameras, size, size).opacity
+    return cameras, (opacity[..., 0] > 0.5).cpu().numpy()
+
+
+def _silhouette_iou(
+    vertices: Floats, faces: Ints, cameras: Cameras, pictures: NDArray[np.bool_]
+) -> float:
+    """Mean over the cameras of intersection over union between mesh and pictures; 0 for an empty mesh."""
+    if len(faces) == 0:
+        return 0.0
+    origins, directions = (rays.reshape(-1, 3).numpy() for rays in cameras.rays(*pictures.shape[1:]))
+    caster = RayMeshIntersector(trimesh.Trimesh(vertices, faces, process=False))
+    mesh = caster.intersects_any(origins, directions).reshape(pictures.shape)
+    union = (mesh | pictures).sum((1, 2))
+    return float(((mesh & pictures).sum((1, 2)) / np.maximum(union, 1)).mean())
+
+
+def _choose_level(density: Floats, pictures: Silhouettes, largest: bool) -> float:
+    """Choose the density whose isosurface has the renders' silhouettes, on a coarse grid.
+
+    First from ln 2 / 2, which half-hides what is behind the whole cube, to well past the density that
+    does so within one voxel; then twice more around the best, three times finer. Of levels that are as
+    good, the middle one.
+    """
+    if not pictures[1].any():
+        raise ValueError(
+            "Expected an object in the renders, got none that is half opaque from any side (an empty scene): "
+            "train longer, try another seed, or pass iso."
+        )
+    stride = max(1, len(density) // 64)
+    spacing = 2 * stride / (len(density) - 1)
+    low = math.log(math.log(2) / 2)
+    high = math.log(max(min(0.9 * float(density.max()), 8 * math.log(2) / spacing), 1e-3))
+    if low >= high:  # fog that hides only over the cube's whole depth
+        return 0.5 * float(density.max())
+    scores: dict[float, float] = {}
+    step = (high - low) / 8
+    candidates = [low + step * index for index in range(9)]
+    for _ in range(3):
+        for candidate in candidates:
+            surface = _isosurface(density, math.exp(candidate), stride, largest)
+            scores[candidate] = _silhouette_iou(*surface, *pictures)
+        good = sorted(level for level, score in scores.items() if score > max(scores.values()) - 1e-3)
+        best = good[len(good) // 2]
+        candidates = [min(best + step * third / 3, high) for third in (-2, -1, 1, 2)]
+        step /= 3
+    return math.exp(best)

@@ -1,0 +1,91 @@
+"""Pictures of a finished scene: a turntable video and a contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from distill.contracts import View
+from distill.export.files import replacing
+from distill.samplers.cameras import Cameras, turntable
+
+Picture = NDArray[np.uint8]
+
+
+def to_uint8(image: Tensor) -> Picture:
+    """Round a picture in [0, 1] to bytes, any shape; values outside are clipped, NaN becomes 0."""
+    clean = torch.nan_to_num(image.detach().float(), nan=0.0).clamp(0, 1)
+    return (clean * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def write_turntable(
+    view: View,
+    path: Path | str,
+    *,
+    frames: int = 60,
+    size: int = 192,
+    fps: int = 30,
+    elevation_deg: float = 15.0,
+) -> None:
+    """Write one turn around the scene as an H.264 video that browsers play and that loops smoothly.
+
+    Args:
+        view: takes the pictures.
+        path: an .mp4 file; its folder exists.
+        frames: pictures per turn.
+        size: of the square pictures in pixels, a multiple of 16.
+        fps: frames per second.
+        elevation_deg: of the camera above the horizon.
+
+    Raises:
+        ValueError: ``frames``, ``size`` or ``fps`` is out of range.
+    """
+    if size < 16 or size % 16 or frames < 1 or fps < 1:
+        raise ValueError(
+            "Expected size a multiple of 16 and at least 1 frame and frame per second, got "
+            f"size={size}, frames={frames}, fps={fps}; the defaults are 192, 60 and 30."
+        )
+    with replacing(Path(path)) as part:
+        video = imageio_ffmpeg.write_frames(
+            str(part),
+            (size, size),
+            fps=fps,
+            codec="libx264",
+            quality=8,
+            pix_fmt_out="yuv420p",
+            macro_block_size=16,
+            ffmpeg_log_level="error",
+            output_params=["-movflags", "+faststart"],
+        )
+        video.send(None)
+        for picture in _pictures(view, turntable(frames, elevation_deg), size):
+            video.send(picture)
+        video.close()
+
+
+def write_contact_sheet(
+    view: View, path: Path | str, *, size: int = 192, elevation_deg: float = 15.0, gap: int = 4
+) -> None:
+    """Write eight pictures around the scene, starting at the front, as a sheet of two rows of four."""
+    sheet = np.full((2 * size + gap, 4 * size + 3 * gap, 3), 255, np.uint8)
+    for index, picture in enumerate(_pictures(view, turntable(8, elevation_deg), size)):
+        row, column = divmod(index, 4)
+        top, left = row * (size + gap), column * (size + gap)
+        sheet[top : top + size, left : left + size] = picture
+    with replacing(Path(path)) as part:
+        Image.fromarray(sheet).save(part)
+
+
+def _pictures(view: View, cameras: Cameras, size: int) -> Iterator[Picture]:
+    """Take pictures one at a time: a renderer's memory grows with the batch."""
+    for index in range(len(cameras)):
+        one = Cameras(*(value[index : index + 1] for value in vars(cameras).values()))
+        with torch.no_grad():
+            yield np.ascontiguousarray(to_uint8(view(one, size, size).rgb[0]))

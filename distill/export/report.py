@@ -1,0 +1,177 @@
+"""One page that shows a finished run: nothing on it is loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from distill.export.files import replacing
+
+_POINTS = 300  # per curve: about one for each unit of the drawing's width
+
+
+def write_report(folder: Path | str, *, title: str | None = None) -> Path:
+    """Write report.html from what a run's folder holds: a self-contained page that needs no network.
+
+    It shows mesh.glb, turntable.mp4, contact.png, metrics.jsonl (one object per line: ``step`` and
+    numbers), manifest.json and config.yaml; what is missing is left out.
+
+    Args:
+        folder: the run's folder.
+        title: of the page; by default the manifest's ``prompt``, else the folder's name.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ValueError: ``folder`` is no folder, or its manifest or metrics are not valid JSON.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"Expected the folder of a run, got {str(folder)!r}, which is not a folder.")
+    manifest = _manifest(folder / "manifest.json")
+    script = files("distill.export").joinpath("viewer.js").read_text("utf-8")
+    # Markup marks it as safe to insert: the page's policy lets this very script run and no other.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = _template().render(
+        title=title or str(manifest.get("prompt") or folder.resolve().name),
+        summary=_summary(manifest),
+        glb=_base64(folder / "mesh.glb"),
+        video=_base64(folder / "turntable.mp4"),
+        contact=_base64(folder / "contact.png"),
+        curves=curves(_metrics(folder / "metrics.jsonl")),
+        manifest=flatten(manifest),
+        config=_text(folder / "config.yaml"),
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+    )
+    path = folder / "report.html"
+    with replacing(path) as part:
+        part.write_text(page, "utf-8")
+    return path
+
+
+def curves(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Draw each quantity over the steps: SVG points of the raw values and of their running mean.
+
+    Args:
+        metrics: one mapping per record with ``step`` and any numbers; what is not finite is skipped.
+
+    Returns:
+        For each quantity with two values or more: its name, points on a canvas of 300 x 100, and figures.
+    """
+    names = dict.fromkeys(name for record in metrics for name in record if name != "step")
+    drawn = []
+    for name in names:
+        values = [(record["step"], record[name]) for record in metrics if _drawable(record, name)]
+        if len(values) >= 2:
+            drawn.append(_curve(name, values))
+    return drawn
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Turn nested mappings into rows: ``{"a": {"b": 1}}`` gives ``[("a.b", "1")]``."""
+    rows: list[tuple[str, str]] = []
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            rows += flatten(value, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)))
+    return rows
+
+
+def _curve(name: str, values: list[tuple[float, float]]) -> dict[str, str]:
+    low, high = min(value for _, value in values), max(value for _, value in values)
+    first, last = values[0][0], values[-1][0]
+
+    def points(series: list[tuple[float, float]]) -> str:
+        if high == low:
+            return "0,50 300,50"
+        wide, tall = (last - first) or 1, high - low
+        thinned = series[:: math.ceil(len(series) / _POINTS)] + series[-1:]
+        return " ".join(f"{300 * (s - first) / wide:.1f},{100 * (high - v) / tall:.1f}" for s, v in thinned)
+
+    return {
+        "name": name,
+        "raw": points(values),
+        "mean": points(_running_mean(values)),
+        "low": f"{low:.3g}",
+        "high": f"{high:.3g}",
+        "last": f"{values[-1][1]:.3g}",
+        "first_step": f"{first:g}",
+        "last_step": f"{last:g}",
+    }
+
+
+def _running_mean(values: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Mean over a window about each step, a tenth of the curve wide; narrower towards the ends."""
+    sums = [0.0, *accumulate(value for _, value in values)]
+    half = len(values) // 20
+    smoothed = []
+    for index, (step, _) in enumerate(values):
+        reach = min(half, index, len(values) - 1 - index)
+        window = sums[index + reach + 1] - sums[index - reach]
+        smoothed.append((step, window / (2 * reach + 1)))
+    return smoothed
+
+
+def _drawable(record: Mapping[str, Any], name: str) -> bool:
+    pair = (record.get("step"), record.get(name))
+    return all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in pair)
+
+
+def _summary(manifest: Mapping[str, Any]) -> str:
+    """The manifest's plain top-level entries that say most, in one line."""
+    found = [(name, manifest.get(name)) for name in ("guidance", "prior", "steps", "seed")]
+    return " · ".join(f"{name} {value}" for name, value in found if isinstance(value, str | int | float))
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(files("distill.export").joinpath("report.html").read_text("utf-8"))
+
+
+def _manifest(path: Path) -> Mapping[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"Expected JSON in {path}, got an error at line {error.lineno}; remove it.") from error
+    if not isinstance(manifest, dict):
+        raise ValueError(f"Expected a JSON object in {path}, got a {type(manifest).__name__}; remove it.")
+    return manifest
+
+
+def _metrics(path: Path) -> list[Mapping[str, Any]]:
+    """Read one JSON object per line; a last line that a kill cut short is left out."""
+    lines = (_text(path) or "").splitlines()
+    records: list[Mapping[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"Expected JSON in line {number} of {path}; remove the line.") from error
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text("utf-8") if path.exists() else None
+
+
+def _base64(path: Path) -> str | None:
+    return base64.b64encode(path.read_bytes()).decode() if path.exists() else None

@@ -1,0 +1,150 @@
+"""Colours for a mesh: at its vertices, or as a texture over an unwrapping."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+import xatlas
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from distill.export.mesh import Floats, Ints, Mesh, Query, evaluate
+
+#: How far around the surface a ray is followed, in scene units, and in how many steps.
+_OUTSIDE, _INSIDE, _STEPS = 0.02, 0.08, 8
+
+
+def colour_vertices(mesh: Mesh, query: Query, *, device: torch.device | str = "cpu") -> Mesh:
+    """Give the mesh's vertices the field's colours, sRGB as the prior sees them."""
+    return replace(mesh, colours=surface_albedo(query, mesh.vertices, mesh.normals, device=device))
+
+
+def bake_texture(
+    mesh: Mesh, query: Query, *, size: int = 512, device: torch.device | str = "cpu"
+) -> Mesh:
+    """Unwrap a mesh and paint the field's albedo onto its texture, up to and past the charts' edges.
+
+    Renders are compared with sRGB pictures, so the albedo is sRGB already and is stored unchanged.
+
+    Args:
+        mesh: at most some 20,000 faces; unwrapping slows down steeply beyond.
+        query: the field, called on points on ``device``.
+        size: of the square texture, in texels, at least 64.
+        device: where ``query`` wants its points.
+
+    Returns:
+        The mesh with ``uv`` and ``texture``, its vertices doubled along the charts' seams.
+
+    Raises:
+        ValueError: ``size`` is too small.
+    """
+    if size < 64:
+        raise ValueError(f"Expected a texture size of at least 64 texels, got {size}; the default is 512.")
+    mesh = unwrap(mesh, size)
+    assert mesh.uv is not None
+    texel, face, weight = rasterise(mesh.uv, mesh.faces, size)
+    corners = mesh.faces[face]
+    points = np.einsum("nc,nck->nk", weight, mesh.vertices[corners])
+    normals = np.einsum("nc,nck->nk", weight, mesh.normals[corners])
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-8)
+    texture = np.zeros((size * size, 3), np.float32)
+    texture[texel] = surface_albedo(query, points, normals, device=device)
+    empty = np.ones(size * size, bool)
+    empty[texel] = False
+    rows, columns = ndimage.distance_transform_edt(
+        empty.reshape(size, size), return_distances=False, return_indices=True
+    )
+    filled = texture.reshape(size, size, 3)[rows, columns]
+    return replace(mesh, texture=np.round(filled * 255).astype(np.uint8))
+
+
+def surface_albedo(
+    query: Query, points: Floats, normals: Floats, *, device: torch.device | str = "cpu"
+) -> Floats:
+    """Albedo where a ray against the normal stops: volume rendering over a short stretch of it.
+
+    A soft field has no colour just at its surface; what renders show lies a little beneath.
+
+    Args:
+        query: the field.
+        points: on the surface, shape ``[n, 3]``.
+        normals: outward and unit, shape ``[n, 3]``.
+        device: where ``query`` wants its points.
+
+    Returns:
+        Albedo in [0, 1], shape ``[n, 3]``.
+    """
+    step = (_OUTSIDE + _INSIDE) / _STEPS
+    colour = np.zeros_like(points, np.float32)
+    total = np.zeros((len(points), 1), np.float32)
+    clear = np.ones((len(points), 1), np.float32)
+    for index in range(_STEPS):
+        offset = _OUTSIDE - (index + 0.5) * step
+        density, albedo = evaluate(query, (points + offset * normals).astype(np.float32), device=device)
+        passed = np.exp(-np.maximum(density[:, None], 0) * step)
+        # The small addition lets what is thin all the way through have its mean colour.
+        weight = clear * (1 - passed) + 1e-6
+        colour += weight * albedo
+        total += weight
+        clear *= passed
+    return np.clip(np.nan_to_num(colour / total), 0, 1)
+
+
+def unwrap(mesh: Mesh, size: int) -> Mesh:
+    """Cut a mesh into charts and pack them into the unit square, two texels apart or more."""
+    atlas = xatlas.Atlas()
+    atlas.add_mesh(mesh.vertices, mesh.faces.astype(np.uint32), mesh.normals)
+    packing = xatlas.PackOptions()
+    packing.resolution, packing.padding = size, 2
+    atlas.generate(pack_options=packing)
+    origin, faces, uv = atlas[0]
+    return replace(
+        mesh,
+        vertices=mesh.vertices[origin],
+        normals=mesh.normals[origin],
+        colours=None if mesh.colours is None else mesh.colours[origin],
+        faces=faces.astype(np.int64),
+        uv=uv.astype(np.float32),
+    )
+
+
+def rasterise(uv: Floats, faces: Ints, size: int) -> tuple[Ints, Ints, Floats]:
+    """Find the texels whose centres lie in a triangle.
+
+    Args:
+        uv: in [0, 1], (0, 0) at the lower left, shape ``[v, 2]``.
+        faces: shape ``[f, 3]``.
+        size: of the square texture, in texels.
+
+    Returns:
+        The texels (``row * size + column``, row 0 at the top), each at most once, ``[n]``; the faces that
+        cover them, ``[n]``; and the barycentric weights of the faces' corners, ``[n, 3]``.
+    """
+    # Pixel coordinates in which a texel's centre is a whole number.
+    xy = np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1).astype(np.float64) * size - 0.5
+    corner = xy[faces]
+    low = np.clip(np.ceil(corner.min(1)), 0, size - 1).astype(np.int64)
+    high = np.clip(np.floor(corner.max(1)), 0, size - 1).astype(np.int64)
+    span = np.maximum(high - low + 1, 0)
+    face, nth = _enumerate(span[:, 0] * span[:, 1])
+    x = low[face, 0] + nth % np.maximum(span[face, 0], 1)
+    y = low[face, 1] + nth // np.maximum(span[face, 0], 1)
+    edge_b, edge_c = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
+    area = edge_b[:, 0] * edge_c[:, 1] - edge_b[:, 1] * edge_c[:, 0]
+    area = np.where(np.abs(area) < 1e-12, np.inf, area)[face]
+    offset = np.stack([x, y], axis=1) - corner[face, 0]
+    b = (offset[:, 0] * edge_c[face, 1] - offset[:, 1] * edge_c[face, 0]) / area
+    c = (edge_b[face, 0] * offset[:, 1] - edge_b[face, 1] * offset[:, 0]) / area
+    weight = np.stack([1 - b - c, b, c], axis=1)
+    inside = (weight >= -1e-9).all(1) & np.isfinite(area)
+    texel, first = np.unique((y * size + x)[inside], return_index=True)
+    return texel, face[inside][first], weight[inside][first].astype(np.float32)
+
+
+def _enumerate(counts: Ints) -> tuple[Ints, NDArray[np.int64]]:
+    """``[2, 0, 3]`` gives owners ``[0, 0, 2, 2, 2]`` and places ``[0, 1, 0, 1, 2]``."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    start = np.cumsum(counts) - counts
+    return owner, np.arange(len(owner)) - start[owner]

@@ -1,0 +1,217 @@
+// A small viewer for one GLB: texture or vertex colours under a soft light, orbit by mouse, touch or keys.
+"use strict";
+
+const VERTEX_SHADER = `#version 300 es
+uniform mat4 u_camera;
+in vec3 a_position; in vec3 a_normal; in vec2 a_uv; in vec4 a_colour;
+out vec3 v_normal; out vec2 v_uv; out vec3 v_colour;
+void main() {
+  v_normal = a_normal; v_uv = a_uv; v_colour = a_colour.rgb;
+  gl_Position = u_camera * vec4(a_position, 1.0);
+}`;
+
+// The light comes from above left of the camera and turns with it; the colours already hold most shading.
+const FRAGMENT_SHADER = `#version 300 es
+precision highp float;
+uniform sampler2D u_texture; uniform bool u_textured, u_clay; uniform vec3 u_right, u_up, u_back;
+in vec3 v_normal; in vec2 v_uv; in vec3 v_colour;
+out vec4 colour;
+void main() {
+  vec3 n = normalize(v_normal);
+  vec3 key = normalize(-0.5 * u_right + 0.8 * u_up + 0.9 * u_back);
+  vec3 srgb = u_textured ? texture(u_texture, v_uv).rgb : pow(v_colour, vec3(1.0 / 2.2));
+  float soft = 0.5 + 0.5 * dot(n, key);
+  float light = u_clay ? 0.2 + 0.85 * soft * soft : 0.7 + 0.32 * soft;
+  colour = vec4(min((u_clay ? vec3(0.75, 0.73, 0.70) : srgb) * light, 1.0), 1.0);
+}`;
+
+// Component types and counts of glTF accessors.
+const ARRAYS = { 5120: Int8Array, 5121: Uint8Array, 5122: Int16Array, 5123: Uint16Array, 5125: Uint32Array,
+  5126: Float32Array };
+const COUNTS = { SCALAR: 1, VEC2: 2, VEC3: 3, VEC4: 4 };
+
+function parseGlb(buffer) {
+  const words = new DataView(buffer);
+  if (words.getUint32(0, true) !== 0x46546c67) throw new Error("not a GLB file");
+  const jsonLength = words.getUint32(12, true);
+  const json = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 20, jsonLength)));
+  const start = 28 + jsonLength; // past the header of the binary chunk
+  const slice = (view, extra = 0) => start + (view.byteOffset || 0) + extra;
+  const accessor = (index) => {
+    if (index === undefined) return null;
+    const a = json.accessors[index];
+    const size = COUNTS[a.type];
+    const offset = slice(json.bufferViews[a.bufferView], a.byteOffset || 0);
+    const bytes = ARRAYS[a.componentType].BYTES_PER_ELEMENT;
+    const data = new ARRAYS[a.componentType](buffer.slice(offset, offset + a.count * size * bytes));
+    return { data, size, type: a.componentType, normalized: Boolean(a.normalized) };
+  };
+  const primitive = json.meshes[0].primitives[0];
+  const { POSITION, NORMAL, TEXCOORD_0, COLOR_0 } = primitive.attributes;
+  const image = json.images && json.bufferViews[json.images[0].bufferView];
+  return {
+    position: accessor(POSITION), normal: accessor(NORMAL), uv: accessor(TEXCOORD_0),
+    colour: accessor(COLOR_0), indices: accessor(primitive.indices),
+    image: image && new Blob([new Uint8Array(buffer, slice(image), image.byteLength)]),
+  };
+}
+
+function makeProgram(gl) {
+  const program = gl.createProgram();
+  for (const [type, source] of [[gl.VERTEX_SHADER, VERTEX_SHADER], [gl.FRAGMENT_SHADER, FRAGMENT_SHADER]]) {
+    const shader = gl.createShader(type);
+    gl.shaderSource(shader, source);
+    gl.compileShader(shader);
+    gl.attachShader(program, shader);
+  }
+  gl.linkProgram(program);
+  if (!gl.getProgramParameter(program, gl.LINK_STATUS)) throw new Error(gl.getProgramInfoLog(program));
+  return program;
+}
+
+function uploadMesh(gl, program, model) {
+  const attributes = { a_position: model.position, a_normal: model.normal, a_uv: model.uv, a_colour: model.colour };
+  for (const [name, source] of Object.entries(attributes)) {
+    const place = gl.getAttribLocation(program, name);
+    if (place < 0) continue;
+    if (!source) { gl.vertexAttrib4f(place, 0.8, 0.8, 0.8, 1); continue; }
+    gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
+    gl.bufferData(gl.ARRAY_BUFFER, source.data, gl.STATIC_DRAW);
+    gl.enableVertexAttribArray(place);
+    gl.vertexAttribPointer(place, source.size, source.type, source.normalized, 0, 0);
+  }
+  gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
+  gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, model.indices.data, gl.STATIC_DRAW);
+}
+
+async function uploadTexture(gl, blob) {
+  const picture = await createImageBitmap(blob, { colorSpaceConversion: "none" });
+  gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
+  gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, picture);
+  // No mipmaps: at small sizes they would mix colours of charts that lie apart on the mesh.
+  gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.LINEAR);
+  gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_WRAP_S, gl.CLAMP_TO_EDGE);
+  gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_WRAP_T, gl.CLAMP_TO_EDGE);
+}
+
+// Centre of the bounding box and radius of the sphere around it.
+function bounds(positions) {
+  const low = [Infinity, Infinity, Infinity], high = [-Infinity, -Infinity, -Infinity];
+  positions.forEach((value, i) => {
+    low[i % 3] = Math.min(low[i % 3], value); high[i % 3] = Math.max(high[i % 3], value);
+  });
+  return { centre: low.map((value, i) => (value + high[i]) / 2),
+    radius: Math.hypot(...low.map((value, i) => high[i] - value)) / 2 || 1 };
+}
+
+// A camera on a sphere around the centre, y up, that looks at +z's side at yaw 0; column-major matrices.
+function camera(state, { centre, radius }, aspect) {
+  const [cy, sy] = [Math.cos(state.yaw), Math.sin(state.yaw)];
+  const [cp, sp] = [Math.cos(state.pitch), Math.sin(state.pitch)];
+  const right = [cy, 0, -sy], up = [-sy * sp, cp, -cy * sp], back = [sy * cp, sp, cy * cp];
+  const distance = state.zoom * 2.7 * radius * Math.max(1, 1 / aspect);
+  const dot = (a) => a[0] * centre[0] + a[1] * centre[1] + a[2] * centre[2];
+  const focal = 1 / Math.tan(Math.PI / 9);
+  const near = Math.max(distance - 1.1 * radius, 0.01 * radius), far = distance + 1.1 * radius;
+  const a = (far + near) / (near - far), b = (2 * far * near) / (near - far);
+  const depth = -dot(back) - distance;
+  const matrix = [];
+  for (let i = 0; i < 3; i++) matrix.push((focal / aspect) * right[i], focal * up[i], a * back[i], -back[i]);
+  matrix.push((-focal / aspect) * dot(right), -focal * dot(up), a * depth + b, -depth);
+  return { matrix, right, up, back };
+}
+
+function listen(canvas, state) {
+  const pointers = new Map();
+  const spread = () => { const [p, q] = [...pointers.values()]; return Math.hypot(p.x - q.x, p.y - q.y); };
+  const turn = (dx, dy) => {
+    state.spin = false;
+    state.yaw -= dx * 0.01;
+    state.pitch = Math.min(1.5, Math.max(-1.5, state.pitch + dy * 0.01));
+  };
+  const zoom = (factor) => { state.zoom = Math.min(3, Math.max(0.35, state.zoom * factor)); };
+  canvas.addEventListener("pointerdown", (event) => {
+    canvas.setPointerCapture(event.pointerId);
+    pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    const last = pointers.get(event.pointerId);
+    if (!last) return;
+    const now = { x: event.clientX, y: event.clientY };
+    const before = pointers.size === 2 && spread();
+    pointers.set(event.pointerId, now);
+    if (pointers.size === 1) turn(now.x - last.x, now.y - last.y);
+    if (pointers.size === 2) zoom(before / Math.max(spread(), 1));
+  });
+  for (const name of ["pointerup", "pointercancel"])
+    canvas.addEventListener(name, (event) => pointers.delete(event.pointerId));
+  canvas.addEventListener("wheel", (event) => {
+    event.preventDefault();
+    zoom(Math.exp(event.deltaY * 0.001));
+  }, { passive: false });
+  canvas.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: [-10, 0], ArrowRight: [10, 0], ArrowUp: [0, 10], ArrowDown: [0, -10] }[event.key];
+    if (step) turn(...step);
+    else if (event.key === "+" || event.key === "-") zoom(event.key === "+" ? 0.9 : 1.1);
+    else return;
+    event.preventDefault();
+  });
+}
+
+async function view(canvas, buffer, state) {
+  const gl = canvas.getContext("webgl2", { antialias: true, alpha: true });
+  if (!gl) throw new Error("this browser has no WebGL 2");
+  const model = parseGlb(buffer);
+  const program = makeProgram(gl);
+  const uniform = (name) => gl.getUniformLocation(program, name);
+  uploadMesh(gl, program, model);
+  if (model.image) await uploadTexture(gl, model.image);
+  const box = bounds(model.position.data);
+  listen(canvas, state);
+  gl.useProgram(program);
+  gl.enable(gl.DEPTH_TEST);
+  gl.uniform1i(uniform("u_textured"), model.image ? 1 : 0);
+  let last = performance.now();
+  const draw = (now) => {
+    if (state.spin) state.yaw += Math.min(now - last, 100) * 0.0004;
+    last = now;
+    const ratio = Math.min(window.devicePixelRatio || 1, 2);
+    canvas.width = Math.round(canvas.clientWidth * ratio);
+    canvas.height = Math.round(canvas.clientHeight * ratio);
+    gl.viewport(0, 0, canvas.width, canvas.height);
+    gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
+    const eye = camera(state, box, canvas.width / canvas.height);
+    gl.uniformMatrix4fv(uniform("u_camera"), false, eye.matrix);
+    for (const axis of ["right", "up", "back"]) gl.uniform3fv(uniform("u_" + axis), eye[axis]);
+    gl.uniform1i(uniform("u_clay"), state.clay ? 1 : 0);
+    gl.drawElements(gl.TRIANGLES, model.indices.data.length, model.indices.type, 0);
+    requestAnimationFrame(draw);
+  };
+  requestAnimationFrame(draw);
+}
+
+function start() {
+  const canvas = document.getElementById("viewer");
+  if (!canvas) return;
+  const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const state = { yaw: 0.5, pitch: 0.25, zoom: 1, spin: !still, clay: false };
+  const text = atob(document.getElementById("glb").textContent.trim());
+  const bytes = Uint8Array.from(text, (letter) => letter.charCodeAt(0));
+  document.getElementById("clay").addEventListener("click", (event) => {
+    state.clay = !state.clay;
+    event.target.setAttribute("aria-pressed", String(state.clay));
+  });
+  document.getElementById("spin").addEventListener("click", () => { state.spin = !state.spin; });
+  document.getElementById("save").addEventListener("click", () => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([bytes], { type: "model/gltf-binary" }));
+    link.download = "mesh.glb";
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
+  view(canvas, bytes.buffer, state).catch((error) => {
+    document.getElementById("viewer-error").textContent = "The 3D view is not available: " + error.message;
+  });
+}
+
+start();

@@ -1,0 +1,189 @@
+"""The optimiser loop: render, ask the prior, step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.contracts import CameraSampler, Condition, Guidance, Prior, Render, Renderer, Scene, TimestepSampler
+from distill.samplers.cameras import Cameras
+from distill.samplers.schedules import Ramp
+
+
+class Diverged(RuntimeError):
+    """Too many steps in a row had gradients that are not finite."""
+
+
+@dataclass
+class State:
+    """Everything that changes during a run, and so everything a checkpoint holds.
+
+    Attributes:
+        scene: what is optimised.
+        optimiser: its optimiser; each parameter group keeps its peak rate under ``peak_lr``.
+        generator: the run's only source of randomness, on the CPU.
+        step: steps done.
+        skipped: steps skipped for gradients that are not finite.
+        average: exponential moving average of the parameters, None where it is off.
+    """
+
+    scene: Any
+    optimiser: torch.optim.Optimizer
+    generator: torch.Generator
+    step: int = 0
+    skipped: int = 0
+    average: list[Tensor] | None = None
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.scene.parameter_groups().values() for p in group]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "scene": dict(self.scene.state_dict()),
+            "optimiser": self.optimiser.state_dict(),
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "skipped": self.skipped,
+            "average": self.average,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.scene.load_state_dict(saved["scene"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.generator.set_state(saved["generator"].cpu())
+        self.step, self.skipped, self.average = saved["step"], saved["skipped"], saved["average"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the loop runs; every weight and size may move over training.
+
+    Attributes:
+        iterations: steps in all.
+        batch: pictures per step.
+        size: height and width rendered, pixels; rounded to multiples of 8.
+        penalties: weights of the renderer's regularisers.
+        clip_norm: largest gradient norm over all parameters, 0 for none.
+        final_lr: factor on every learning rate at the end, reached along a cosine.
+        ema: decay of the parameters' moving average, 0 for none.
+        max_bad_steps: skipped steps in a row after which the run stops.
+    """
+
+    iterations: int
+    batch: int = 4
+    size: Ramp = field(default_factory=lambda: Ramp(64))
+    penalties: Mapping[str, Ramp] = field(default_factory=dict)
+    clip_norm: float = 0.0
+    final_lr: float = 1.0
+    ema: float = 0.0
+    max_bad_steps: int = 20
+
+
+def make_optimiser(
+    scene: Scene, rates: Mapping[str, float], betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-15
+) -> torch.optim.Optimizer:
+    """Adam with one group per kind of parameter.
+
+    Raises:
+        ValueError: a kind of parameter has no rate.
+    """
+    groups = []
+    for name, parameters in scene.parameter_groups().items():
+        if name not in rates:
+            raise ValueError(f"no learning rate for the scene's {name!r} parameters; rates: {', '.join(rates)}")
+        if parameters:
+            groups.append({"params": parameters, "lr": rates[name], "peak_lr": rates[name]})
+    return torch.optim.Adam(groups, betas=betas, eps=eps)
+
+
+def train(
+    state: State,
+    prior: Prior,
+    guidance: Guidance,
+    condition: Callable[[Cameras], Condition],
+    render: Renderer,
+    cameras: CameraSampler,
+    timesteps: TimestepSampler,
+    settings: Settings,
+    on_step: Callable[[State, dict[str, float], Render], bool | None] = lambda *_: None,
+) -> State:
+    """Shape a scene until the prior is content with its pictures.
+
+    Args:
+        state: where to start; advanced in place.
+        prior: the frozen diffusion model.
+        guidance: the loss, e.g. ``distill.guidance.sds`` with its options bound.
+        condition: embeddings for a batch of cameras.
+        render: takes the pictures.
+        cameras: draws where from.
+        timesteps: draws at which noise levels.
+        settings: iterations, sizes, weights.
+        on_step: called after each step with the state, the step's metrics and its pictures; returning True
+            stops the run there.
+
+    Raises:
+        Diverged: ``settings.max_bad_steps`` steps in a row had gradients that are not finite.
+    """
+    g, bad = state.generator, 0
+    while state.step < settings.iterations:
+        progress = state.step / settings.iterations
+        state.scene.update(state.step, progress, g)
+        views = cameras(progress, settings.batch, g).to(prior.device)
+        size = 8 * round(settings.size(progress) / 8)
+        picture = render(state.scene, views, size, size, generator=g)
+        x = prior.encode(picture.rgb.movedim(-1, 1))
+        t = timesteps(progress, settings.batch, g).to(prior.device)
+        noise = torch.randn(x.shape, generator=g).to(x)
+        with torch.no_grad():
+            grad = guidance(prior, x.detach(), condition(views), t, noise)
+
+        weighted = [settings.penalties[name](progress) * value for name, value in picture.penalties.items()]
+        state.optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward([x, *weighted], [grad / settings.batch, *[None] * len(weighted)])
+        norm = nn.utils.clip_grad_norm_(state.parameters(), settings.clip_norm or math.inf)
+        metrics = _measure(state.step, t, grad, norm, picture)
+        if math.isfinite(metrics["grad_norm"]):
+            bad = 0
+            _step(state, settings, progress)
+        else:
+            bad += 1
+            state.skipped += 1
+            if bad >= settings.max_bad_steps:
+                raise Diverged(
+                    f"gradients were not finite in {bad} steps in a row, the last of them step {state.step}; "
+                    "lower the learning rates (optimiser.encoding, optimiser.mlp) or guidance.scale, then resume=true"
+                )
+        state.step += 1
+        if on_step(state, metrics, picture):
+            break
+    return state
+
+
+def _step(state: State, settings: Settings, progress: float) -> None:
+    factor = settings.final_lr + (1 - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    for group in state.optimiser.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    state.optimiser.step()
+    if settings.ema:
+        parameters = [p.detach() for p in state.parameters()]
+        if state.average is None:
+            state.average = [p.clone() for p in parameters]
+        torch._foreach_lerp_(state.average, parameters, 1 - settings.ema)
+
+
+def _measure(step: int, t: Tensor, grad: Tensor, norm: Tensor, picture: Render) -> dict[str, float]:
+    values = {
+        "t": t.float().mean(),
+        "guidance_rms": grad.square().mean().sqrt(),
+        "grad_norm": norm,
+        "opacity": picture.opacity.mean(),
+        **picture.penalties,
+    }
+    # One transfer for all of them: each .item() would wait for the device.
+    numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()
+    return {"step": step, **dict(zip(values, numbers, strict=True))}

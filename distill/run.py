@@ -1,0 +1,272 @@
+"""From a configuration to an asset."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from distill import loop, prompts
+from distill.asset import Asset
+from distill.checkpoint import load_checkpoint, sha256, write_atomic
+from distill.config import as_overrides, compose_config
+from distill.contracts import Prior, Renderer, View
+from distill.folders import claim, is_finished
+from distill.journal import Interrupted, Journal, stop_signals
+from distill.priors.load import folder_of, load_prior
+from distill.samplers.schedules import Ramp
+
+log = logging.getLogger(__name__)
+
+
+def generate(prompt: str, *, output_dir: str | Path | None = None, prior: Any = "embedded", **options: Any) -> Asset:
+    """Make a 3D asset from a prompt.
+
+    Args:
+        prompt: what to make.
+        output_dir: where its files go; by default a new folder under ``outputs``.
+        prior: ``embedded``, a folder in the diffusers layout, or a loaded prior.
+        **options: as on the command line, e.g. ``iterations=600, guidance="sds", **{"guidance.scale": 10}``.
+
+    Raises:
+        ValueError: an option or the prompt is wrong, in one line.
+    """
+    named = isinstance(prior, (str, Path))
+    overrides = {"prompt": prompt, "prior": str(prior) if named else "embedded", **options}
+    if output_dir is not None:
+        overrides["output_dir"] = str(output_dir)
+    config = compose_config(as_overrides(overrides))
+    return run(config, None if named else prior)
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one.
+
+    Raises:
+        ValueError: the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={name} needs an NVIDIA driver and a CUDA build of torch, and none is usable here; use device=cpu or device=auto")
+    return torch.device(name)
+
+
+def check_prompt(config: DictConfig) -> None:
+    """Refuse what the embedded prior cannot draw, before anything is loaded."""
+    if config.prior == "embedded":
+        from distill.embedded import world
+
+        world.parse(config.prompt)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A run's parts, made from its configuration."""
+
+    scene: Any
+    render: Renderer
+    view: View
+    state: loop.State
+    settings: loop.Settings
+    guidance: Any
+    timesteps: Any
+    cameras: Any
+
+
+def build(config: DictConfig, prior: Prior) -> Parts:
+    """Instantiate the parts a configuration names."""
+    from distill.renderers.image import ImageScene, render_image
+    from distill.renderers.volume import render
+
+    generator = torch.Generator().manual_seed(config.seed)
+    scene = instantiate(config.scene, _convert_="all")(seed=generator).to(prior.device)
+    penalties = {
+        name: Ramp(**ramp) for name, ramp in config.penalties.items() if ramp.start != 0 or (ramp.end or 0) != 0
+    }
+    take: Any = render_image
+    training = render_image
+    if not isinstance(scene, ImageScene):
+        take = render
+        training = partial(render, shading=config.render.shading, penalties=tuple(penalties))
+
+    @torch.no_grad()
+    def view(cameras: Any, height: int, width: int) -> Any:
+        return take(scene, cameras.to(prior.device), height, width)
+
+    optimiser = config.optimiser
+    rates = {name: optimiser[name] for name in ("encoding", "mlp", "background", "image")}
+    state = loop.State(scene, loop.make_optimiser(scene, rates, tuple(optimiser.betas), optimiser.eps), generator)
+    settings = loop.Settings(
+        iterations=config.iterations,
+        batch=config.render.batch,
+        size=Ramp(**config.render.size),
+        penalties=penalties,
+        clip_norm=optimiser.clip_norm,
+        final_lr=optimiser.final_lr,
+        ema=optimiser.ema,
+        max_bad_steps=optimiser.max_bad_steps,
+    )
+    return Parts(
+        scene,
+        training,
+        view,
+        state,
+        settings,
+        instantiate(config.guidance, _convert_="all"),
+        instantiate(config.timesteps, _convert_="all")(prior),
+        instantiate(config.cameras, _convert_="all")(),
+    )
+
+
+def run(config: DictConfig, prior: Prior | None = None) -> Asset:
+    """Train, export and describe one asset, or go on with one; ``prior`` saves loading it again.
+
+    Raises:
+        ValueError: something in the configuration is wrong, in one line.
+        Interrupted: a signal asked the run to stop; a checkpoint holds where it was.
+        Diverged: too many steps in a row were not finite.
+    """
+    started = time.perf_counter()
+    device = pick_device(config.device)
+    if prior is None:
+        check_prompt(config)
+        folder_of(config.prior)
+    folder = claim(config)
+    prior = prior or load_prior(config.prior, device)
+    parts = build(config, prior)
+    saved = load_checkpoint(folder / "checkpoints", prior.device) if config.resume else None
+    if saved:
+        parts.state.load_state_dict(saved)
+        log.info("resuming %s at step %d", folder, parts.state.step)
+    loaded = time.perf_counter()
+
+    train(config, folder, prior, parts)
+    trained = time.perf_counter()
+    manifest: dict[str, Any] = describe(config, prior)
+    manifest["skipped_steps"] = parts.state.skipped
+    manifest["seconds"] = {"load": loaded - started, "train": trained - loaded}
+    if config.export.enabled and hasattr(parts.scene, "query"):
+        from distill.export.asset import export_asset
+
+        options = {key: value for key, value in config.export.items() if key != "enabled"}
+        manifest["export"] = export_asset(parts.scene.query, parts.view, folder, device=prior.device, **options)
+    manifest["seconds"]["export"] = time.perf_counter() - trained
+    finish(folder, manifest)
+    log.info("%.0f s in all; results in %s", time.perf_counter() - started, folder)
+    return Asset(config.prompt, folder, parts.scene, parts.view, manifest)
+
+
+def train(config: DictConfig, folder: Path, prior: Prior, parts: Parts) -> None:
+    """Run the loop with its journal; saves a last checkpoint."""
+    condition = prompts.conditioner(
+        prior, config.prompt, config.negative_prompt, prompts.view_words(config.view_words, config.prior)
+    )
+    state = parts.state
+    with stop_signals() as stop:
+        journal = Journal(folder, config.log, config.iterations, state.step, parts.view, stop)
+        try:
+            loop.train(
+                state,
+                prior,
+                parts.guidance,
+                condition,
+                parts.render,
+                parts.cameras,
+                parts.timesteps,
+                parts.settings,
+                journal,
+            )
+            if state.step == config.iterations:
+                journal.checkpoint(state)
+        finally:
+            journal.close()
+    if state.step < config.iterations:
+        raise Interrupted(f"stopped at step {state.step} of {config.iterations}; go on with resume=true; results so far in {folder}")
+    if state.average is not None:
+        with torch.no_grad():
+            for parameter, average in zip(state.parameters(), state.average, strict=True):
+                parameter.copy_(average)
+
+
+def describe(config: DictConfig, prior: Prior) -> dict[str, Any]:
+    """What made an asset: enough to make it again."""
+    packages = ("distill3d", "torch", "diffusers", "transformers", "nerfacc", "warp-lang", "trimesh", "xatlas")
+    folder = folder_of(config.prior)
+    device = torch.cuda.get_device_name(prior.device) if prior.device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "prompt": config.prompt,
+        "seed": config.seed,
+        "iterations": config.iterations,
+        "prior": {
+            "name": config.prior,
+            "sha256": {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob("*.safetensors"))},
+        },
+        "device": f"{prior.device.type} ({device})",
+        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}},
+    }
+
+
+def finish(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest, then the report, which marks the run as finished."""
+    from distill.export.report import write_report
+
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in ("manifest.json", "report.html")]
+    manifest["files"] = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
+    write_atomic(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_report(folder)
+
+
+def run_prompts(config: DictConfig) -> dict[str, str]:
+    """Make one asset per line of ``config.prompts``, loading the prior once.
+
+    Finished ones are skipped, unfinished ones resumed, and a failure does not stop the rest.
+
+    Returns:
+        Prompt to ``finished``, ``skipped``, or the error.
+
+    Raises:
+        ValueError: the file cannot be read or has no prompts.
+    """
+    path = Path(config.prompts).expanduser()
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"prompts must be a text file with one prompt per line, but {path} cannot be read: {error}") from error
+    wanted = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+    if not wanted:
+        raise ValueError(f"prompts must be a text file with one prompt per line, but {path} has none")
+    root = Path(config.output_dir or "outputs").expanduser()
+    prior = load_prior(config.prior, pick_device(config.device))
+    return {prompt: _run_one(config, prompt, root, prior) for prompt in wanted}
+
+
+def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior) -> str:
+    one = config.copy()
+    changes: Mapping[str, Any] = {"prompt": prompt.replace("${", r"\${"), "prompts": None, "output_dir": None, "resume": True}
+    one = OmegaConf.merge(one, OmegaConf.create(dict(changes)))
+    assert isinstance(one, DictConfig)
+    try:
+        check_prompt(one)
+        folder = claim(one, root)
+        if is_finished(folder):
+            log.info("%s: finished before, in %s", prompt, folder)
+            return "skipped"
+        one.output_dir = str(folder)
+        run(one, prior)
+    except (ValueError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        log.error("%s: %s", prompt, reason)
+        return reason
+    return "finished"

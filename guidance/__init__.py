@@ -1,0 +1,31 @@
+"""Guidance losses, one file each; a file's name is the loss's name.
+
+A loss is a function ``name(prior, x, cond, t, noise, *, option=default, ...) -> gradient``. Its keyword-only
+parameters are its options on the command line. Dropping a file in this folder adds a loss; so does
+``register(function)`` from a script.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+if __name__ == "guidance":
+    raise ImportError("this folder is distill.guidance; write 'from distill import guidance' instead")
+
+_registered: dict[str, Callable[..., Any]] = {}
+
+
+def register(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function of one's own available as ``guidance=<its name>``; usable as a decorator."""
+    _registered[loss.__name__] = loss
+    return loss
+
+
+def available() -> dict[str, Callable[..., Any]]:
+    """Every loss by name, sorted."""
+    files = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
+    found = {name: getattr(importlib.import_module(f"{__name__}.{name}"), name) for name in files}
+    return dict(sorted({**found, **_registered}.items()))

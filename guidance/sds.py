@@ -1,0 +1,49 @@
+"""Score distillation sampling."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distill.contracts import Condition, Prior
+from distill.guidance._terms import add_noise, classifier_free_guidance, predict, weight
+
+
+def sds(
+    prior: Prior,
+    x: Tensor,
+    cond: Condition,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    scale: float = 100.0,
+    weighting: str = "sigma_squared",
+) -> Tensor:
+    r"""Pull a picture to where the prior denoises its noised copy.
+
+    .. math:: g = w(t) [\hat\epsilon_s(x_t; c, t) - \epsilon]        (Eq. 3)
+
+    Args:
+        prior: the frozen diffusion model.
+        x: clean picture in the prior's space, shape ``[batch, channel, height, width]``.
+        cond: the prompt's and the empty prompt's embeddings.
+        t: integer timesteps, shape ``[batch]``.
+        noise: standard normal, same shape as ``x``.
+        scale: classifier-free guidance scale, dimensionless; 1 is purely conditional.
+        weighting: ``sigma_squared`` (1 - abar), ``uniform`` or ``fantasia3d``.
+
+    Returns:
+        dL/dx, same shape as ``x``, detached, not averaged over the batch.
+
+    Raises:
+        ValueError: ``t`` is outside the prior's range, or ``weighting`` is unknown.
+
+    Source: Poole et al. 2022, arXiv:2209.14988, Eq. 3. Differs: the paper writes the guided prediction as
+    ``(1 + s) e_c - s e_u``, which is this one at scale ``s + 1``.
+    """
+    x_t = add_noise(prior, x, t, noise)
+    if scale == 1:
+        (guided,) = predict(prior, x_t, t, cond.text)
+    else:
+        text, uncond = predict(prior, x_t, t, cond.text, cond.uncond)
+        guided = classifier_free_guidance(uncond, text, scale)
+    return (weight(prior, t, weighting) * (guided - noise)).detach()

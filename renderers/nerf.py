@@ -1,0 +1,210 @@
+"""A neural radiance field on a hash grid, with its occupancy and background."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.renderers.hashgrid import choose_backend, encode, hash_layout
+from distill.renderers.occupancy import occupancy_grid, update_occupancy
+
+BACKGROUNDS = ("white", "grey", "random", "learned")
+
+
+class _TruncatedExp(torch.autograd.Function):
+    """exp, bounded above, whose gradient does not vanish where it is bounded."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.clamp(max=15).exp()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return grad * y
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softplus": nn.functional.softplus,
+    "exp": _TruncatedExp.apply,
+    "relu": torch.relu,
+}
+
+
+def _mlp(sizes: Sequence[int], generator: torch.Generator) -> nn.Sequential:
+    """Linear layers with ReLU between, drawn from the generator (He et al. 2015, uniform), biases 0."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        # Skipping torch's own initialisation leaves its global generator alone.
+        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)
+        bound = math.sqrt(6 / fan_in) if layers or len(sizes) > 2 else math.sqrt(3 / fan_in)
+        nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers[:-1])
+
+
+class HashGridScene(nn.Module):
+    r"""Density and albedo in the cube [-1, 1]^3: a hash grid, then a small network.
+
+    .. math:: \sigma(x) = a(f(x) + s (1 - |x| / r)), \quad rgb(x) = \mathrm{sigmoid}(g(x))
+
+    Args:
+        levels: of the hash grid, coarse to fine.
+        features: numbers per grid entry: 1, 2, 4 or 8.
+        log2_table_size: binary logarithm of a level's largest size.
+        base_resolution: of the coarsest level, vertices along the cube's edge.
+        finest_resolution: of the finest level.
+        hidden_width: of the network.
+        hidden_layers: of the network.
+        blob_scale: s, the density before activation that is added at the centre.
+        blob_radius: r, where the blob crosses 0, scene units.
+        density_activation: a: ``softplus``, ``exp`` or ``relu``.
+        background: ``white``; ``grey`` or ``random`` (a random grey or colour for each training picture, white
+            when looking); ``learned`` (a small network on the ray's direction); or an RGB triple in [0, 1].
+        march_steps: steps along the cube's diagonal, which fixes the step's length.
+        occupancy_resolution: cells along an axis.
+        occupancy_threshold: opacity of one step below which a cell is skipped.
+        occupancy_every: training steps between updates of the occupancy.
+        progressive_levels: ``(start, until)``: begin with ``start`` levels, and add the rest one by one up to
+            progress ``until``; None has all from the start.
+        backend: of the encoding, see ``hashgrid.encode``.
+        seed: of the initial parameters, or a generator to draw them from.
+
+    Raises:
+        ValueError: an option is outside its range.
+
+    Source: Mueller et al. 2022, arXiv:2201.05989; the density blob is Poole et al. 2022, arXiv:2209.14988,
+    App. A.2, written as Lin et al. 2022 (arXiv:2211.10440) do, inside the activation.
+    """
+
+    active_levels: Tensor
+
+    def __init__(
+        self,
+        *,
+        levels: int = 12,
+        features: int = 2,
+        log2_table_size: int = 15,
+        base_resolution: int = 8,
+        finest_resolution: int = 128,
+        hidden_width: int = 32,
+        hidden_layers: int = 1,
+        blob_scale: float = 10.0,
+        blob_radius: float = 0.5,
+        density_activation: str = "softplus",
+        background: str | Sequence[float] = "white",
+        march_steps: int = 64,
+        occupancy_resolution: int = 32,
+        occupancy_threshold: float = 0.01,
+        occupancy_every: int = 16,
+        progressive_levels: tuple[int, float] | None = None,
+        backend: str = "auto",
+        seed: int | torch.Generator = 0,
+    ) -> None:
+        super().__init__()
+        _check(density_activation, background, progressive_levels, levels)
+        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        self.layout = hash_layout(levels, features, log2_table_size, base_resolution, finest_resolution)
+        self.grid = nn.Parameter(
+            torch.empty(self.layout.num_params).uniform_(-1e-4, 1e-4, generator=generator)
+        )
+        choose_backend(backend, self.grid)
+        self.mlp = _mlp([self.layout.width, *[hidden_width] * hidden_layers, 4], generator)
+        self.background = background if isinstance(background, str) else tuple(background)
+        self.background_mlp = _mlp([15, 16, 3], generator) if background == "learned" else None
+        self.blob_scale, self.blob_radius = blob_scale, blob_radius
+        self.density_activation = ACTIVATIONS[density_activation]
+        self.step_size = 2 * math.sqrt(3) / march_steps
+        self.occupancy_threshold, self.occupancy_every = occupancy_threshold, occupancy_every
+        self.progressive_levels = progressive_levels
+        self.backend = backend
+        start = levels if progressive_levels is None else progressive_levels[0]
+        self.register_buffer("active_levels", torch.tensor(start))
+        self.occupancy = occupancy_grid(occupancy_resolution)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by kind: ``encoding``, ``mlp``, and ``background`` where it is learnt."""
+        groups = {"encoding": [self.grid], "mlp": list(self.mlp.parameters())}
+        if self.background_mlp is not None:
+            groups["background"] = list(self.background_mlp.parameters())
+        return groups
+
+    def update(self, step: int, progress: float, generator: torch.Generator) -> None:
+        """Open the levels that are due and, every so many steps, look again at which cells are occupied.
+
+        Args:
+            step: of training, from 0.
+            progress: of training, in [0, 1).
+            generator: drawn from on the steps that look at the cells.
+        """
+        if self.progressive_levels is not None:
+            start, until = self.progressive_levels
+            total = len(self.layout.levels)
+            self.active_levels.fill_(min(total, start + int((total + 1 - start) * progress / until)))
+        if step % self.occupancy_every == 0:
+            update_occupancy(
+                self.occupancy, self.density, self.step_size, generator, self.occupancy_threshold
+            )
+
+    def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Density per scene unit (``[n]``) and albedo in [0, 1] (``[n, 3]``) at points ``[n, 3]`` in [-1, 1]^3."""
+        raw, colour = self._network(points).split([1, 3], dim=1)
+        return self._density(points, raw), torch.sigmoid(colour)
+
+    def density(self, points: Tensor) -> Tensor:
+        """Density alone, shape ``[n]``."""
+        return self._density(points, self._network(points)[:, :1])
+
+    def _network(self, points: Tensor) -> Tensor:
+        unit = torch.add(0.5, points, alpha=0.5)
+        features = encode(unit, self.grid, self.layout, self.backend, int(self.active_levels))
+        return self.mlp(features)
+
+    def _density(self, points: Tensor, raw: Tensor) -> Tensor:
+        blob = self.blob_scale - (self.blob_scale / self.blob_radius) * points.norm(dim=1)
+        return self.density_activation(raw[:, 0] + blob)
+
+    def backdrop(self, directions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Colour behind the scene, shape ``[batch, height, width, 3]`` or broadcasting to it.
+
+        Args:
+            directions: of the rays, shape ``[batch, height, width, 3]``.
+            generator: draws one colour per picture where the background is random; None is for looking.
+        """
+        if self.background_mlp is not None:
+            waves = [f(k * directions) for k in (1, 2) for f in (torch.sin, torch.cos)]
+            return torch.sigmoid(self.background_mlp(torch.cat([directions, *waves], dim=-1)))
+        if isinstance(self.background, tuple):
+            return directions.new_tensor(self.background).expand(len(directions), 1, 1, 3)
+        if self.background == "white" or generator is None:
+            return directions.new_ones(len(directions), 1, 1, 3)
+        channels = 1 if self.background == "grey" else 3
+        colour = torch.rand(len(directions), 1, 1, channels, generator=generator, device=generator.device)
+        return colour.to(directions).expand(-1, 1, 1, 3)
+
+
+def _check(
+    activation: str,
+    background: str | Sequence[float],
+    progressive: tuple[int, float] | None,
+    levels: int,
+) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"expected density_activation in {', '.join(ACTIVATIONS)}; got {activation!r}")
+    named = isinstance(background, str) and background in BACKGROUNDS
+    triple = not isinstance(background, str) and len(background) == 3 and all(0 <= c <= 1 for c in background)
+    if not named and not triple:
+        raise ValueError(
+            f"expected background in {', '.join(BACKGROUNDS)} or three numbers in [0, 1]; got {background!r}"
+        )
+    if progressive is not None and not (1 <= progressive[0] <= levels and 0 < progressive[1] <= 1):
+        raise ValueError(
+            f"expected progressive_levels (start in 1..{levels}, until in (0, 1]); got {progressive!r}"
+        )

@@ -1,0 +1,239 @@
+"""Volume rendering of a field: marching, shading, compositing, and the penalties only it can compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from distill.contracts import Render
+from distill.renderers.march import Samples, composite, march
+from distill.samplers.cameras import Cameras
+
+SHADINGS = ("albedo", "lambertian", "textureless")
+PENALTIES = ("sparsity", "opaqueness", "orientation", "smoothness")
+#: Of the light that falls on a surface, the share that comes from everywhere.
+_AMBIENT = 0.1
+_TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
+#: Half the edge of a cell of the default grid's finest level, scene units.
+_NORMAL_STEP = 0.008
+
+
+@dataclass(frozen=True)
+class _Options:
+    normals: bool
+    shading: str
+    penalties: tuple[str, ...]
+    marcher: str
+    generator: torch.Generator | None
+
+    @property
+    def wants_normals(self) -> bool:
+        return (
+            self.normals
+            or self.shading != "albedo"
+            or bool({"orientation", "smoothness"} & {*self.penalties})
+        )
+
+
+@dataclass(frozen=True)
+class _Rays:
+    origins: Tensor
+    directions: Tensor
+    jitter: Tensor
+    light: Tensor
+
+    def part(self, begin: int, end: int) -> _Rays:
+        return _Rays(*(value[begin:end] for value in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """Sums along rays: colour, distance and, if wanted, normal; penalties summed over rays."""
+
+    sums: Tensor
+    opacity: Tensor
+    penalties: dict[str, Tensor]
+
+
+def render(
+    scene: Any,
+    cameras: Cameras,
+    height: int,
+    width: int,
+    *,
+    generator: torch.Generator | None = None,
+    normals: bool = False,
+    shading: str = "albedo",
+    penalties: Sequence[str] = (),
+    marcher: str = "auto",
+    chunk_rays: int = 16384,
+) -> Render:
+    """Take pictures of a ``HashGridScene``.
+
+    Args:
+        scene: its parameters' device is where it is rendered.
+        cameras: one picture each.
+        height: pixels.
+        width: pixels.
+        generator: for training: jitters the samples, draws random backgrounds and lights. Without, the
+            samples are in the middle of their steps and the light is at the camera.
+        normals: whether to render them; they cost four more densities a sample.
+        shading: ``albedo``; ``lambertian``, lit; or ``textureless``, lit and white.
+        penalties: which to compute: ``sparsity``, ``opaqueness``, ``orientation``, ``smoothness``.
+        marcher: see ``march``.
+        chunk_rays: rays at a time, which bounds memory when looking.
+
+    Returns:
+        Pictures with the named penalties, each a scalar.
+
+    Raises:
+        ValueError: an option is not known, or a size is below 1.
+    """
+    _check(height, width, shading, penalties, chunk_rays)
+    device = scene.grid.device
+    cameras = cameras.to(device)
+    origins, directions = cameras.rays(height, width)
+    backdrop = scene.backdrop(directions, generator)
+    light = _light(cameras, shading, generator)[:, None, None].expand_as(directions).reshape(-1, 3)
+    jitter = _uniform(origins[..., 0].numel(), generator, device)
+    options = _Options(normals, shading, tuple(penalties), marcher, generator)
+    rays = _Rays(origins.view(-1, 3), directions.view(-1, 3), jitter, light)
+    traced = [_trace(scene, rays.part(i, i + chunk_rays), options) for i in range(0, len(jitter), chunk_rays)]
+    sums, opacity = (torch.cat(parts) for parts in zip(*((t.sums, t.opacity) for t in traced), strict=True))
+    found = {name: sum(t.penalties[name] for t in traced) / len(jitter) for name in traced[0].penalties}
+    return _assemble(sums, opacity, backdrop, (len(cameras), height, width), options, found)
+
+
+def _check(height: int, width: int, shading: str, penalties: Sequence[str], chunk_rays: int) -> None:
+    if min(height, width, chunk_rays) < 1:
+        raise ValueError(f"expected sizes of at least 1, got {height} x {width} in chunks of {chunk_rays}")
+    if shading not in SHADINGS:
+        raise ValueError(f"expected shading in {', '.join(SHADINGS)}; got {shading!r}")
+    if unknown := [name for name in penalties if name not in PENALTIES]:
+        raise ValueError(f"expected penalties in {', '.join(PENALTIES)}; got {', '.join(unknown)}")
+
+
+def _uniform(n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    if generator is None:
+        return torch.full((n,), 0.5, device=device)
+    return torch.rand(n, generator=generator, device=generator.device).to(device)
+
+
+def _light(cameras: Cameras, shading: str, generator: torch.Generator | None) -> Tensor:
+    """Unit direction towards the light of each picture, ``[batch, 3]``: the camera's, jittered in training.
+
+    Source: Poole et al. 2022, arXiv:2209.14988, App. A.2. Differs: the light is far away, so that its
+    direction is one for the whole picture.
+    """
+    towards = normalize(cameras.c2w[:, :3, 3], dim=-1)
+    if generator is None or shading == "albedo":
+        return towards
+    noise = torch.randn(towards.shape, generator=generator, device=generator.device).to(towards)
+    return normalize(towards + 0.5 * noise, dim=-1)
+
+
+def _trace(scene: Any, rays: _Rays, options: _Options) -> _Traced:
+    """March, query, shade and composite some rays."""
+    samples = march(
+        rays.origins, rays.directions, rays.jitter, scene.occupancy, scene.step_size, options.marcher
+    )
+    density, colour = scene.query(samples.points)
+    normals = finite_difference_normals(scene, samples.points) if options.wants_normals else None
+    if normals is not None and options.shading != "albedo":
+        colour = _shade(colour, normals, rays.light[samples.ray], options.shading)
+    seen = [colour, samples.distance[:, None], *([] if normals is None else [normals])]
+    sums, opacity, weights = composite(density, torch.cat(seen, dim=1), samples, options.marcher)
+    if normals is None:
+        return _Traced(sums, opacity, {})
+    penalties = _sample_penalties(scene, rays, samples, normals, weights.detach(), options)
+    return _Traced(sums, opacity, penalties)
+
+
+def finite_difference_normals(scene: Any, points: Tensor, step: float = _NORMAL_STEP) -> Tensor:
+    """Outward unit normals, shape ``[n, 3]``: minus the density's gradient, from the corners of a tetrahedron.
+
+    Four densities rather than six, and no second derivative of the encoding; 0 where the density is flat.
+
+    Args:
+        scene: has ``density``.
+        points: shape ``[n, 3]``.
+        step: from the point to a corner along each axis, scene units.
+    """
+    corners = points.new_tensor(_TETRAHEDRON)
+    around = (points + step * corners[:, None]).view(-1, 3)
+    density = scene.density(around).view(4, -1)
+    return normalize(-(density.T @ corners), dim=-1, eps=1e-6)
+
+
+def _shade(albedo: Tensor, normals: Tensor, light: Tensor, shading: str) -> Tensor:
+    """Lambert's law with ambient light: albedo * (ambient + diffuse * max(0, n . l))."""
+    lit = _AMBIENT + (1 - _AMBIENT) * (normals * light).sum(-1, keepdim=True).clamp(min=0)
+    return lit.expand_as(albedo) if shading == "textureless" else albedo * lit
+
+
+def _sample_penalties(
+    scene: Any, rays: _Rays, samples: Samples, normals: Tensor, weights: Tensor, options: _Options
+) -> dict[str, Tensor]:
+    """Penalties on samples, weighted by how visible they are (the weights detached), summed over rays.
+
+    ``orientation``: w max(0, n . d)^2, d the ray's direction: normals that face away from the camera
+    (Verbin et al. 2022, arXiv:2112.03907, Eq. 11; the weights are detached as Poole et al. 2022 do).
+    ``smoothness``: w |n(x) - n(x + e)|^2, e normal with a standard deviation of 0.02 scene units
+    (after Zhang et al. 2021, arXiv:2106.01970, Sec. 3.2). Without a generator e is (0.02, 0.02, 0.02).
+    """
+    found = {}
+    if "orientation" in options.penalties:
+        away = (normals * rays.directions[samples.ray]).sum(-1).clamp(min=0)
+        found["orientation"] = (weights * away.square()).sum()
+    if "smoothness" in options.penalties:
+        near = finite_difference_normals(scene, samples.points + _nudge(samples.points, options.generator))
+        found["smoothness"] = (weights * (normals - near).square().sum(-1)).sum()
+    return found
+
+
+def _nudge(points: Tensor, generator: torch.Generator | None, scale: float = 0.02) -> Tensor:
+    if generator is None:
+        return torch.full_like(points, scale)
+    return scale * torch.randn(points.shape, generator=generator, device=generator.device).to(points)
+
+
+def opacity_penalties(opacity: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """Penalties on finished opacities, averaged over rays; those of ``names`` that are such.
+
+    ``sparsity``: sqrt(o^2 + 0.01), so that empty space stays empty (Poole et al. 2022, arXiv:2209.14988,
+    App. A.2). ``opaqueness``: the binary entropy in nats, so that rays hit or miss (after Lombardi et al.
+    2019, arXiv:1906.07751).
+
+    Args:
+        opacity: in [0, 1], any shape.
+        names: of penalties; others are passed over.
+    """
+    found = {}
+    if "sparsity" in names:
+        found["sparsity"] = (opacity.square() + 0.01).sqrt().mean()
+    if "opaqueness" in names:
+        inside = opacity.clamp(1e-5, 1 - 1e-5)
+        found["opaqueness"] = torch.nn.functional.binary_cross_entropy(inside, inside)
+    return found
+
+
+def _assemble(
+    sums: Tensor,
+    opacity: Tensor,
+    backdrop: Tensor,
+    shape: tuple[int, int, int],
+    options: _Options,
+    penalties: dict[str, Tensor],
+) -> Render:
+    """Put rays back into pictures, over the background."""
+    sums, opacity = sums.view(*shape, -1), opacity.view(*shape, 1)
+    rgb = sums[..., :3] + (1 - opacity) * backdrop
+    # Not the sum itself: that would read as near wherever a picture is half transparent.
+    depth = sums[..., 3:4] / opacity.clamp(min=1e-6)
+    normal = normalize(sums[..., 4:7], dim=-1, eps=1e-6) if options.wants_normals else None
+    return Render(rgb, opacity, depth, normal, {**penalties, **opacity_penalties(opacity, options.penalties)})

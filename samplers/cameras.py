@@ -1,0 +1,140 @@
+"""Cameras: where a view is taken from, and the rays it casts.
+
+World frame: right-handed, z up, an object's front towards +x. Azimuth 0 looks at the front; it grows
+counter-clockwise seen from above, so azimuth 90 sees the object's own left side (+y).
+Camera frame (OpenGL): x right, y up, looking along -z.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """A batch of pinhole cameras that look at a point near the origin.
+
+    Attributes:
+        c2w: camera-to-world matrices, shape ``[batch, 4, 4]``.
+        fov_y_deg: vertical field of view in degrees, shape ``[batch]``.
+        azimuth_deg: in degrees, [-180, 180), shape ``[batch]``.
+        elevation_deg: in degrees above the horizon, shape ``[batch]``.
+        distance: from the origin, in scene units, shape ``[batch]``.
+    """
+
+    c2w: Tensor
+    fov_y_deg: Tensor
+    azimuth_deg: Tensor
+    elevation_deg: Tensor
+    distance: Tensor
+
+    def __len__(self) -> int:
+        return len(self.c2w)
+
+    def to(self, device: torch.device | str) -> Cameras:
+        return Cameras(*(value.to(device) for value in vars(self).values()))
+
+    def rays(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Cast one ray through the centre of every pixel.
+
+        Returns:
+            Origins and unit directions in world space, each of shape ``[batch, height, width, 3]``.
+        """
+        like = {"device": self.c2w.device, "dtype": self.c2w.dtype}
+        half = torch.tan(torch.deg2rad(self.fov_y_deg) / 2)[:, None, None]
+        y = (1 - (torch.arange(height, **like) + 0.5) * 2 / height)[None, :, None] * half
+        x = ((torch.arange(width, **like) + 0.5) * 2 / width - 1)[None, None, :] * half * (width / height)
+        x, y = torch.broadcast_tensors(x, y)
+        local = torch.stack([x, y, -torch.ones_like(x)], dim=-1)
+        directions = torch.einsum("bij,bhwj->bhwi", self.c2w[:, :3, :3], local)
+        directions = torch.nn.functional.normalize(directions, dim=-1)
+        origins = self.c2w[:, None, None, :3, 3].expand_as(directions)
+        return origins.contiguous(), directions
+
+
+def orbit(
+    azimuth_deg: Tensor,
+    elevation_deg: Tensor,
+    distance: Tensor | float,
+    fov_y_deg: Tensor | float,
+    look_at: Tensor | None = None,
+) -> Cameras:
+    """Place cameras on a sphere around the origin, upright.
+
+    Args:
+        azimuth_deg: degrees, 0 at the object's front, shape ``[batch]``.
+        elevation_deg: degrees above the horizon, shape ``[batch]``.
+        distance: scene units, a number or shape ``[batch]``.
+        fov_y_deg: vertical field of view in degrees, a number or shape ``[batch]``.
+        look_at: points the cameras face, shape ``[batch, 3]``; the origin by default.
+    """
+    azimuth = torch.deg2rad(azimuth_deg)
+    elevation = torch.deg2rad(elevation_deg)
+    distance = torch.as_tensor(distance, dtype=azimuth.dtype, device=azimuth.device).expand_as(azimuth)
+    fov = torch.as_tensor(fov_y_deg, dtype=azimuth.dtype, device=azimuth.device).expand_as(azimuth)
+    outward = torch.stack(
+        [
+            torch.cos(elevation) * torch.cos(azimuth),
+            torch.cos(elevation) * torch.sin(azimuth),
+            torch.sin(elevation),
+        ],
+        dim=-1,
+    )
+    position = outward * distance[:, None]
+    backward = outward if look_at is None else torch.nn.functional.normalize(position - look_at, dim=-1)
+    # From the azimuth rather than from a cross product with z, which vanishes straight overhead.
+    right = torch.stack([-torch.sin(azimuth), torch.cos(azimuth), torch.zeros_like(azimuth)], dim=-1)
+    right = torch.nn.functional.normalize(right - (right * backward).sum(-1, keepdim=True) * backward, dim=-1)
+    up = torch.linalg.cross(backward, right)
+    c2w = torch.eye(4, dtype=azimuth.dtype, device=azimuth.device).repeat(len(azimuth), 1, 1)
+    c2w[:, :3, :4] = torch.stack([right, up, backward, position], dim=-1)
+    wrapped = torch.remainder(azimuth_deg + 180, 360) - 180
+    return Cameras(c2w, fov, wrapped, elevation_deg, distance)
+
+
+def turntable(
+    views: int, elevation_deg: float = 15.0, distance: float = 3.2, fov_y_deg: float = 40.0
+) -> Cameras:
+    """Evenly spaced cameras at one height, starting at the front."""
+    azimuth = torch.arange(views, dtype=torch.float32) * (360 / views)
+    return orbit(azimuth, torch.full_like(azimuth, elevation_deg), distance, fov_y_deg)
+
+
+def ranges(
+    distance: tuple[float, float] = (3.0, 3.4),
+    elevation_deg: tuple[float, float] = (0.0, 45.0),
+    azimuth_deg: tuple[float, float] = (-180.0, 180.0),
+    fov_y_deg: tuple[float, float] = (40.0, 40.0),
+    look_at_jitter: float = 0.0,
+) -> Callable[[float, int, torch.Generator], Cameras]:
+    """Draw cameras uniformly from ranges, the azimuth stratified over the batch.
+
+    Stratified: element i of n draws from the i-th of n equal parts of the azimuth range, the whole comb
+    shifted at random, so that each batch sees all sides and each azimuth is equally likely.
+
+    Args:
+        distance: from the origin, scene units.
+        elevation_deg: degrees above the horizon.
+        azimuth_deg: degrees, 0 at the front.
+        fov_y_deg: vertical field of view, degrees.
+        look_at_jitter: the cameras face a point within this distance of the origin along each axis.
+
+    Returns:
+        A camera sampler ``(progress, batch, generator) -> Cameras``.
+    """
+
+    def sample(progress: float, batch: int, generator: torch.Generator) -> Cameras:
+        def uniform(low: float, high: float) -> Tensor:
+            return low + (high - low) * torch.rand(batch, generator=generator)
+
+        comb = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+        comb = torch.remainder(comb + torch.rand(1, generator=generator), 1.0)
+        azimuth = azimuth_deg[0] + (azimuth_deg[1] - azimuth_deg[0]) * comb
+        look_at = look_at_jitter * (2 * torch.rand(batch, 3, generator=generator) - 1)
+        return orbit(azimuth, uniform(*elevation_deg), uniform(*distance), uniform(*fov_y_deg), look_at)
+
+    return sample

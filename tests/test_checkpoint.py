@@ -1,0 +1,75 @@
+"""Checkpoints: what goes in comes out, damage is found, and the good one before is used."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.checkpoint import load_checkpoint, save_checkpoint
+
+STATE = {
+    "scene": {"grid": torch.arange(6.0).view(2, 3), "flag": torch.tensor(True)},
+    "optimiser": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "betas": [0.9, 0.99], "params": [0]}]},
+    "generator": torch.Generator().manual_seed(1).get_state(),
+    "step": 3,
+    "average": None,
+}
+
+
+def test_round_trip_keeps_values_types_and_integer_keys(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 3, STATE)
+    back = load_checkpoint(tmp_path)
+    assert back is not None
+    assert torch.equal(back["scene"]["grid"], STATE["scene"]["grid"])  # type: ignore[index]
+    assert back["scene"]["flag"].dtype == torch.bool
+    assert list(back["optimiser"]["state"]) == [0]
+    assert back["optimiser"]["param_groups"] == STATE["optimiser"]["param_groups"]  # type: ignore[index]
+    assert torch.equal(back["generator"], STATE["generator"])  # type: ignore[arg-type]
+    assert (back["step"], back["average"]) == (3, None)
+
+
+def test_only_the_newest_are_kept_and_no_partial_folder_stays(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, STATE, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-000002", "step-000003"]
+    assert (tmp_path / "latest").read_text() == "step-000003\n"
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_checkpoint(tmp_path, 1, {"step": 1, "x": torch.zeros(100)})
+    newest = save_checkpoint(tmp_path, 2, {"step": 2, "x": torch.ones(100)}) / "tensors.safetensors"
+    data = bytearray(newest.read_bytes())
+    if damage == "flip":
+        data[-5] ^= 1
+        newest.write_bytes(data)
+    elif damage == "truncate":
+        newest.write_bytes(data[:-50])
+    else:
+        newest.unlink()
+    with caplog.at_level(logging.WARNING):
+        back = load_checkpoint(tmp_path)
+    assert back is not None and back["step"] == 1
+    assert "step-000002" in caplog.text
+
+
+def test_when_all_are_damaged_it_says_so(tmp_path: Path) -> None:
+    (save_checkpoint(tmp_path, 1, STATE) / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match="none of the 1 checkpoints"):
+        load_checkpoint(tmp_path)
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert load_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_files_follow_the_umask(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, STATE)
+    fresh = tmp_path / "fresh"
+    fresh.touch()
+    assert (path / "tensors.safetensors").stat().st_mode == fresh.stat().st_mode

@@ -1,0 +1,474 @@
+"""From a field to files: geometry against closed forms, colours at known points, files read back."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import struct
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+from torch import Tensor
+
+from distill.contracts import Render, View
+from distill.export.asset import export_asset
+from distill.export.files import replacing, save_mesh
+from distill.export.mesh import Mesh, Query, extract_mesh, smooth, vertex_normals
+from distill.export.pictures import to_uint8, write_contact_sheet, write_turntable
+from distill.export.texture import bake_texture, rasterise, surface_albedo, unwrap
+from distill.samplers.cameras import Cameras
+
+TESTS = Path(__file__).parent
+RED, BLUE = (0.9, 0.1, 0.2), (0.2, 0.1, 0.9)
+
+
+def red_front(points: Tensor) -> Tensor:
+    """Red where x > 0, blue behind."""
+    return torch.where(points[:, :1] > 0, torch.tensor([RED]), torch.tensor([BLUE]))
+
+
+def sphere(radius: float, sharpness: float = 20.0, centre: tuple[float, float, float] = (0, 0, 0)) -> Query:
+    """A density that is 4 at the radius and grows inwards by e each ``1 / sharpness``."""
+
+    def query(points: Tensor) -> tuple[Tensor, Tensor]:
+        distance = (points - torch.tensor(centre)).norm(dim=-1)
+        return 4 * torch.exp(sharpness * (radius - distance)), red_front(points)
+
+    return query
+
+
+def sphere_view(radius: float) -> View:
+    """A hard, white sphere in closed form: a ray hits when it passes within the radius."""
+
+    def view(cameras: Cameras, height: int, width: int) -> Render:
+        origins, directions = cameras.rays(height, width)
+        nearest = torch.linalg.cross(origins, directions).norm(dim=-1, keepdim=True)
+        hit = (nearest < radius).float()
+        return Render(hit.expand(*hit.shape[:-1], 3), hit, hit)
+
+    return view
+
+
+def azimuth_view(cameras: Cameras, height: int, width: int) -> Render:
+    """Uniform pictures whose red tells the azimuth: (azimuth + 180) / 360."""
+    grey = ((cameras.azimuth_deg + 180) / 360)[:, None, None, None].expand(-1, height, width, 1)
+    return Render(torch.cat([grey, 0 * grey, 1 - grey], dim=-1), torch.ones_like(grey), torch.ones_like(grey))
+
+
+def solid(mesh: Mesh) -> trimesh.Trimesh:
+    return trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+
+
+@pytest.fixture(scope="module")
+def ball() -> Mesh:
+    return extract_mesh(sphere(0.6), sphere_view(0.6), resolution=96, faces=6000)
+
+
+@pytest.fixture(scope="module")
+def painted(ball: Mesh) -> Mesh:
+    return bake_texture(ball, sphere(0.6), size=256)
+
+
+# --- mesh ---------------------------------------------------------------------------------------
+
+
+def test_sphere_has_the_volume_and_area_of_the_closed_form(ball: Mesh) -> None:
+    exact = extract_mesh(sphere(0.6), sphere_view(0.6), resolution=96, faces=6000, iso=4.0)
+    assert solid(exact).volume == pytest.approx(4 / 3 * math.pi * 0.6**3, rel=0.01)
+    assert solid(exact).area == pytest.approx(4 * math.pi * 0.6**2, rel=0.01)
+
+
+def test_sphere_is_closed_wound_outwards_and_of_one_piece(ball: Mesh) -> None:
+    mesh = solid(ball)
+    assert mesh.is_watertight and mesh.is_winding_consistent and mesh.volume > 0
+    assert mesh.euler_number == 2
+
+
+def test_normals_are_unit_and_radial(ball: Mesh) -> None:
+    radial = ball.vertices / np.linalg.norm(ball.vertices, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.linalg.norm(ball.normals, axis=1), 1, atol=1e-5)
+    assert ((ball.normals * radial).sum(1) > 0.98).all()
+
+
+def test_torus_keeps_its_hole() -> None:
+    def torus(points: Tensor) -> tuple[Tensor, Tensor]:
+        across = points[:, :2].norm(dim=-1) - 0.55
+        tube = torch.stack([across, points[:, 2]], dim=-1).norm(dim=-1)
+        return 4 * torch.exp(30 * (0.2 - tube)), red_front(points)
+
+    mesh = solid(extract_mesh(torus, sphere_view(0.7), resolution=96, faces=5000, iso=4.0))
+    assert mesh.is_watertight and mesh.euler_number == 0
+    assert mesh.volume == pytest.approx(2 * math.pi**2 * 0.55 * 0.2**2, rel=0.02)
+
+
+@pytest.mark.parametrize("shown", [0.45, 0.6])
+def test_automatic_iso_recovers_the_radius_that_the_renders_show(shown: float) -> None:
+    mesh = extract_mesh(sphere(0.55, sharpness=10), sphere_view(shown), resolution=64)
+    assert np.linalg.norm(mesh.vertices, axis=1).mean() == pytest.approx(shown, abs=0.006)
+    assert mesh.iso_level == pytest.approx(4 * math.exp(10 * (0.55 - shown)), rel=0.06)
+    assert mesh.silhouette_iou > 0.97
+
+
+def test_silhouette_iou_is_the_ratio_of_the_discs_for_a_sphere_too_large() -> None:
+    def disc(radius: float) -> float:  # squared radius of a sphere's outline at focal length 1
+        return radius**2 / (3.2**2 - radius**2)
+
+    mesh = extract_mesh(sphere(0.7), sphere_view(0.5), resolution=64, iso=4.0)
+    assert mesh.silhouette_iou == pytest.approx(disc(0.5) / disc(0.7), abs=0.02)
+
+
+def test_floaters_are_dropped_unless_kept() -> None:
+    large, small = sphere(0.4), sphere(0.1, centre=(0.8, 0, 0))
+
+    def both(points: Tensor) -> tuple[Tensor, Tensor]:
+        return large(points)[0] + small(points)[0], red_front(points)
+
+    def extract(largest: bool) -> trimesh.Trimesh:
+        return solid(
+            extract_mesh(both, sphere_view(0.4), resolution=64, iso=4.0, largest_component=largest)
+        )
+
+    assert extract(True).bounds[1, 0] < 0.5 and extract(True).euler_number == 2
+    assert extract(False).bounds[1, 0] > 0.85 and extract(False).euler_number == 4
+
+
+def test_an_object_cut_by_the_cube_is_closed_there() -> None:
+    def half_space(points: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.where(points[:, 2] < 0, 50.0, 0.0), red_front(points)
+
+    mesh = solid(extract_mesh(half_space, sphere_view(1), resolution=64, iso=1.0, smoothing=0))
+    voxel = 2 / 63  # the sides lie half a voxel outside the cube, the top midway between its nodes
+    assert mesh.is_watertight
+    assert mesh.volume == pytest.approx((2 + voxel) ** 2 * (1 + voxel / 2), rel=0.003)
+
+
+def test_nan_and_infinite_densities_leave_a_finite_mesh() -> None:
+    good = sphere(0.5)
+
+    def bad(points: Tensor) -> tuple[Tensor, Tensor]:
+        density, albedo = good(points)
+        density = torch.where(points.norm(dim=-1) < 0.2, torch.inf, density)
+        return torch.where(points[:, 0] > 0.9, torch.nan, density), albedo
+
+    mesh = extract_mesh(bad, sphere_view(0.5), resolution=48)
+    assert np.isfinite(mesh.vertices).all() and np.isfinite(mesh.normals).all()
+    assert solid(mesh).is_watertight
+
+
+def test_decimation_keeps_to_its_budget_and_the_mesh_closed() -> None:
+    def bumpy(points: Tensor) -> tuple[Tensor, Tensor]:
+        bumps = 0.05 * torch.sin(12 * points).prod(dim=-1)
+        return 4 * torch.exp(20 * (0.6 - points.norm(dim=-1) + bumps)), red_front(points)
+
+    mesh = extract_mesh(bumpy, sphere_view(0.6), resolution=96, faces=3000, iso=4.0)
+    assert 2500 < len(mesh.faces) <= 3000 and solid(mesh).is_watertight
+    assert set(np.unique(mesh.faces)) == set(range(len(mesh.vertices)))
+
+
+def test_smoothing_calms_voxel_steps_without_shrinking() -> None:
+    def steps(points: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.where(points.norm(dim=-1) < 0.6, 50.0, 0.0), red_front(points)
+
+    rough = extract_mesh(steps, sphere_view(0.6), resolution=48, iso=5.0, smoothing=0)
+    calm = replace(rough, vertices=smooth(rough.vertices, rough.faces, 5))
+    spread = [np.linalg.norm(mesh.vertices, axis=1).std() for mesh in (rough, calm)]
+    assert spread[1] < 0.7 * spread[0]
+    assert solid(calm).volume == pytest.approx(solid(rough).volume, rel=0.01)
+
+
+def test_chunks_do_not_change_the_mesh() -> None:
+    meshes = [
+        extract_mesh(sphere(0.5), sphere_view(0.5), resolution=24, chunk=chunk) for chunk in (1000, 10**6)
+    ]
+    np.testing.assert_array_equal(meshes[0].vertices, meshes[1].vertices)
+
+
+def test_empty_scenes_say_so_in_one_line_with_a_remedy() -> None:
+    def nothing(points: Tensor) -> tuple[Tensor, Tensor]:
+        return 0 * points[:, 0], points.abs()
+
+    for view, iso in ((sphere_view(0.0), None), (sphere_view(0.5), None), (sphere_view(0.5), 1.0)):
+        with pytest.raises(ValueError, match="empty scene.*train longer") as caught:
+            extract_mesh(nothing, view, resolution=16, iso=iso)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"resolution": 4}, {"faces": 2}, {"iso": -1.0}, {"iso": math.nan}])
+def test_bad_mesh_options_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="defaults are"):
+        extract_mesh(sphere(0.5), sphere_view(0.5), **options)  # type: ignore[arg-type]
+
+
+# --- texture ------------------------------------------------------------------------------------
+
+
+def test_rasterising_one_triangle_finds_the_texels_counted_by_hand() -> None:
+    # Corners (0, 0), (1, 0), (0, 1) of a 4 x 4 texture: the lower left half, the diagonal's centres included.
+    uv = np.array([[0, 0], [1, 0], [0, 1]], np.float32)
+    texel, face, weight = rasterise(uv, np.array([[0, 1, 2]]), 4)
+    assert sorted(texel) == [0, 4, 5, 8, 9, 10, 12, 13, 14, 15] and (face == 0).all()
+    np.testing.assert_allclose(weight[list(texel).index(12)], [0.75, 0.125, 0.125], atol=1e-6)
+
+
+def test_rasterised_weights_give_back_the_texels_centres(painted: Mesh) -> None:
+    assert painted.uv is not None
+    texel, face, weight = rasterise(painted.uv, painted.faces, 256)
+    found = np.einsum("nc,nck->nk", weight, painted.uv[painted.faces[face]])
+    centre = np.stack([(texel % 256 + 0.5) / 256, 1 - (texel // 256 + 0.5) / 256], axis=1)
+    np.testing.assert_allclose(found, centre, atol=1e-5)
+    assert (weight > -1e-6).all() and len(np.unique(texel)) == len(texel)
+
+
+def test_charts_lie_in_the_unit_square_and_do_not_overlap(ball: Mesh) -> None:
+    mesh = unwrap(ball, 256)
+    assert mesh.uv is not None and mesh.uv.min() >= 0 and mesh.uv.max() <= 1
+    a, b, c = (mesh.uv[mesh.faces[:, corner]] for corner in range(3))
+    area = np.abs(np.cross(b - a, c - a)).sum() / 2
+    texel, _, _ = rasterise(mesh.uv, mesh.faces, 1024)
+    assert len(texel) / 1024**2 == pytest.approx(area, rel=0.01)  # overlaps would cover less than the area
+    assert area > 0.5
+
+
+def test_unwrapping_moves_nothing(ball: Mesh) -> None:
+    mesh = unwrap(ball, 256)
+    np.testing.assert_array_equal(mesh.vertices[mesh.faces], ball.vertices[ball.faces])
+
+
+def test_texture_has_the_field_s_colours_up_to_the_seams(painted: Mesh) -> None:
+    assert painted.uv is not None and painted.texture is not None
+    place = np.clip(np.stack([1 - painted.uv[:, 1], painted.uv[:, 0]], 1) * 256, 0, 255).astype(int)
+    found = painted.texture[place[:, 0], place[:, 1]] / 255
+    front, back = painted.vertices[:, 0] > 0.03, painted.vertices[:, 0] < -0.03
+    np.testing.assert_allclose(found[front], np.broadcast_to(RED, (front.sum(), 3)), atol=1 / 255)
+    np.testing.assert_allclose(found[back], np.broadcast_to(BLUE, (back.sum(), 3)), atol=1 / 255)
+
+
+def test_gutters_hold_only_colours_of_the_object(painted: Mesh) -> None:
+    assert painted.texture is not None
+    red, green, blue = np.moveaxis(painted.texture / 255, -1, 0)
+    # Mixtures of the two at most: black between the charts would bleed in along the seams.
+    np.testing.assert_allclose(red + blue, RED[0] + RED[2], atol=1.1 / 255)
+    np.testing.assert_allclose(green, RED[1], atol=0.6 / 255)
+
+
+def test_surface_albedo_is_the_volume_rendering_of_layers() -> None:
+    def layers(points: Tensor) -> tuple[Tensor, Tensor]:  # red down to z = -0.005, blue beneath
+        return torch.full_like(points[:, 0], 12.0), red_front(points[:, [2, 0, 1]] + 0.005)
+
+    points = np.zeros((1, 3), np.float32)
+    found = surface_albedo(layers, points, np.array([[0, 0, 1]], np.float32))
+    # The ray runs from 0.02 above to 0.08 beneath: 0.025 of red, then 0.075 of blue.
+    red = (1 - math.exp(-12 * 0.025)) / (1 - math.exp(-12 * 0.1))
+    expected = red * np.array(RED) + (1 - red) * np.array(BLUE)
+    np.testing.assert_allclose(found[0], expected, atol=1e-4)
+
+
+def test_too_small_a_texture_is_refused(ball: Mesh) -> None:
+    with pytest.raises(ValueError, match="at least 64 texels, got 32"):
+        bake_texture(ball, sphere(0.6), size=32)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def marker(colours: np.ndarray | None = None) -> Mesh:
+    """A tetrahedron whose tips lie on the axes: front +x, left +y, top +z."""
+    vertices = np.array([[0, 0, 0], [0.5, 0, 0], [0, 0.6, 0], [0, 0, 0.7]], np.float32)
+    faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
+    return Mesh(vertices, faces, vertex_normals(vertices, faces), colours=colours)
+
+
+def read_glb(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The two chunks of a GLB file: its JSON and its binary data."""
+    content = path.read_bytes()
+    end = 20 + struct.unpack("<I", content[12:16])[0]
+    return json.loads(content[20:end]), content[end + 8 :]
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply"])
+def test_front_becomes_z_top_becomes_y_and_orientation_stays(tmp_path: Path, suffix: str) -> None:
+    save_mesh(marker(), tmp_path / f"m{suffix}")
+    mesh = trimesh.load_mesh(tmp_path / f"m{suffix}", process=False)
+    np.testing.assert_allclose(mesh.bounds[1], [0.6, 0.7, 0.5], atol=1e-6)  # left, top, front
+    assert mesh.volume == pytest.approx(0.5 * 0.6 * 0.7 / 6, rel=1e-5)
+    save_mesh(marker(), tmp_path / f"z{suffix}", up="z")
+    mesh = trimesh.load_mesh(tmp_path / f"z{suffix}", process=False)
+    np.testing.assert_allclose(mesh.bounds[1], [0.5, 0.6, 0.7], atol=1e-6)
+
+
+def test_bump_on_the_front_of_a_ball_ends_at_positive_z(tmp_path: Path) -> None:
+    ball, bump = sphere(0.4), sphere(0.15, centre=(0.45, 0, 0))
+
+    def nosed(points: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.maximum(ball(points)[0], bump(points)[0]), red_front(points)
+
+    save_mesh(
+        extract_mesh(nosed, sphere_view(0.4), resolution=48, iso=4.0, smoothing=0), tmp_path / "nose.glb"
+    )
+    low, high = trimesh.load_mesh(tmp_path / "nose.glb", process=False).bounds
+    assert high[2] == pytest.approx(0.6, abs=0.02)
+    np.testing.assert_allclose([-low[0], high[0], -low[1], high[1], -low[2]], 0.4, atol=0.02)
+
+
+def test_glb_colours_are_linear_and_ply_colours_are_srgb(tmp_path: Path) -> None:
+    grey = np.full((4, 3), 0.5, np.float32)
+    for suffix, expected in ((".glb", 0.2140), (".ply", 0.5)):  # sRGB 0.5 is linear 0.2140
+        save_mesh(marker(grey), tmp_path / f"m{suffix}")
+        mesh = trimesh.load_mesh(tmp_path / f"m{suffix}", process=False)
+        found = np.asarray(mesh.visual.vertex_colors)[:, :3] / 255
+        np.testing.assert_allclose(found, expected, atol=0.5 / 255 + 1e-4)
+
+
+def test_glb_holds_normals_texture_and_a_matt_material(tmp_path: Path, painted: Mesh) -> None:
+    save_mesh(painted, tmp_path / "m.glb")
+    content, data = read_glb(tmp_path / "m.glb")
+    (material,) = content["materials"]
+    surface = material["pbrMetallicRoughness"]
+    assert surface["metallicFactor"] == 0 and surface["roughnessFactor"] == pytest.approx(0.9)
+    assert "baseColorTexture" in surface
+    attributes = content["meshes"][0]["primitives"][0]["attributes"]
+    assert set(attributes) == {"POSITION", "NORMAL", "TEXCOORD_0"}
+    loaded = trimesh.load_mesh(tmp_path / "m.glb", process=False)
+    np.testing.assert_array_equal(np.asarray(loaded.visual.material.baseColorTexture), painted.texture)
+    np.testing.assert_allclose(loaded.visual.uv, painted.uv, atol=1e-6)
+    place = content["bufferViews"][content["accessors"][attributes["NORMAL"]]["bufferView"]]
+    normals = np.frombuffer(data, np.float32, painted.normals.size, place.get("byteOffset", 0))
+    np.testing.assert_allclose(normals.reshape(-1, 3), painted.normals[:, [1, 2, 0]], atol=1e-6)
+
+
+def test_obj_reloads_with_equal_vertices_and_an_undarkened_texture(tmp_path: Path, painted: Mesh) -> None:
+    save_mesh(painted, tmp_path / "cat.obj")
+    loaded = trimesh.load_mesh(tmp_path / "cat.obj", process=False, maintain_order=True)
+    assert len(loaded.vertices) == len(painted.vertices) and len(loaded.faces) == len(painted.faces)
+    np.testing.assert_allclose(loaded.vertices, painted.vertices[:, [1, 2, 0]], atol=1e-5)
+    np.testing.assert_allclose(loaded.visual.uv, painted.uv, atol=1e-5)
+    material = (tmp_path / "cat.mtl").read_text().splitlines()
+    assert "Kd 1 1 1" in material and "map_Kd cat.png" in material
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "cat.png")), painted.texture)
+
+
+def test_obj_without_texture_carries_the_vertices_colours(tmp_path: Path) -> None:
+    colours = np.eye(4, 3, dtype=np.float32)
+    save_mesh(marker(colours), tmp_path / "m.obj")
+    rows = [line.split() for line in (tmp_path / "m.obj").read_text().splitlines()]
+    vertices = np.array([row[1:] for row in rows if row[0] == "v"], float)
+    np.testing.assert_array_equal(vertices[:, 3:], colours)
+    assert not (tmp_path / "m.mtl").exists()
+
+
+@pytest.mark.parametrize("name", ["mesh.stl", "mesh", "mesh.glb.zip"])
+def test_unknown_suffix_lists_the_known_ones(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"\.glb, \.obj, \.ply, got .*{name}") as caught:
+        save_mesh(marker(), tmp_path / name)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_unknown_up_is_refused_and_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'y' or 'z', got 'x'"):
+        save_mesh(marker(), tmp_path / "m.glb", up="x")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "mesh.glb"
+    path.write_text("old")
+    with pytest.raises(OSError, match="disk full"), replacing(path) as part:
+        part.write_text("half")
+        raise OSError("disk full")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["mesh.glb"]
+
+
+@pytest.mark.parametrize("kind", ["plain", "coloured", "textured"])
+def test_glb_passes_the_khronos_validator(tmp_path: Path, painted: Mesh, kind: str) -> None:
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    environment = os.environ | {"NODE_PATH": os.environ.get("NODE_PATH", str(TESTS / "node_modules"))}
+    found = subprocess.run(["node", "-e", "require.resolve('gltf-validator')"], env=environment, cwd=TESTS)
+    if found.returncode:
+        pytest.skip("gltf-validator is not installed; npm install --prefix tests")
+    mesh = {"plain": marker(), "coloured": marker(np.eye(4, 3, dtype=np.float32)), "textured": painted}[kind]
+    save_mesh(mesh, tmp_path / "m.glb")
+    command = ["node", str(TESTS / "validate_gltf.js"), str(tmp_path / "m.glb")]
+    report = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
+    assert (report["numErrors"], report["numWarnings"]) == (0, 0), report["messages"]
+
+
+# --- pictures -----------------------------------------------------------------------------------
+
+
+def test_bytes_round_to_nearest_clip_and_hold_no_nan() -> None:
+    values = torch.tensor([0.0, 1.0, 0.2, 1.7, -0.1, math.nan, 0.4999])
+    assert to_uint8(values).tolist() == [0, 255, 51, 255, 0, 0, 127]
+
+
+def test_turntable_has_the_frames_size_rate_and_colours_asked_for(tmp_path: Path) -> None:
+    write_turntable(azimuth_view, tmp_path / "t.mp4", frames=12, size=48, fps=24)
+    reader = imageio_ffmpeg.read_frames(str(tmp_path / "t.mp4"))
+    about = next(reader)
+    frames = [np.frombuffer(frame, np.uint8).reshape(48, 48, 3) for frame in reader]
+    assert about["size"] == (48, 48) and about["fps"] == 24 and about["pix_fmt"].startswith("yuv420p")
+    assert len(frames) == 12 and os.listdir(tmp_path) == ["t.mp4"]
+    red = np.array([frame[..., 0].mean() for frame in frames]) / 255
+    np.testing.assert_allclose(red, (np.arange(12) / 12 + 0.5) % 1, atol=0.06)
+
+
+@pytest.mark.parametrize("options", [{"size": 50}, {"size": 0}, {"frames": 0}, {"fps": 0}])
+def test_bad_video_options_are_refused(tmp_path: Path, options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="multiple of 16"):
+        write_turntable(azimuth_view, tmp_path / "t.mp4", **options)  # type: ignore[arg-type]
+
+
+def test_contact_sheet_runs_from_the_front_around_in_two_rows_with_white_gaps(tmp_path: Path) -> None:
+    write_contact_sheet(azimuth_view, tmp_path / "c.png", size=32, gap=4)
+    sheet = np.asarray(Image.open(tmp_path / "c.png"))
+    assert sheet.shape == (68, 140, 3)
+    centres = [sheet[16 + 36 * (i // 4), 16 + 36 * (i % 4), 0] / 255 for i in range(8)]
+    np.testing.assert_allclose(centres, (np.arange(8) / 8 + 0.5) % 1, atol=1 / 255)
+    assert (sheet[32:36] == 255).all() and (sheet[:, 32:36] == 255).all()
+
+
+# --- everything ---------------------------------------------------------------------------------
+
+
+def test_export_writes_every_file_and_says_what_it_did(tmp_path: Path) -> None:
+    def export() -> dict[str, Any]:
+        return export_asset(
+            sphere(0.5),
+            sphere_view(0.5),
+            tmp_path / "new" / "asset",
+            resolution=48,
+            faces=1000,
+            texture_size=64,
+            frames=4,
+            picture_size=32,
+        )
+
+    told = export()
+    names = {"contact.png", "turntable.mp4", "mesh.glb", "mesh.obj", "mesh.mtl", "mesh.png", "mesh.ply"}
+    assert set(os.listdir(tmp_path / "new" / "asset")) == names
+    assert set(told["seconds"]) == {"contact", "turntable", "mesh", "texture", "files"}
+    assert told["iso_level"] == pytest.approx(4, rel=0.25) and told["silhouette_iou"] > 0.95
+    ply = trimesh.load_mesh(tmp_path / "new" / "asset" / "mesh.ply", process=False)
+    assert ply.is_watertight and len(ply.faces) == told["faces"] <= 1000
+    glb = (tmp_path / "new" / "asset" / "mesh.glb").read_bytes()
+    export()
+    assert (tmp_path / "new" / "asset" / "mesh.glb").read_bytes() == glb  # the same again, byte for byte
+
+
+def test_an_empty_scene_still_leaves_its_pictures(tmp_path: Path) -> None:
+    def nothing(points: Tensor) -> tuple[Tensor, Tensor]:
+        return 0 * points[:, 0], points.abs()
+
+    with pytest.raises(ValueError, match="empty scene"):
+        export_asset(nothing, sphere_view(0.0), tmp_path, resolution=16, frames=2, picture_size=32)
+    assert set(os.listdir(tmp_path)) == {"contact.png", "turntable.mp4"}

@@ -1,0 +1,134 @@
+"""The shipped judge: what it weighs, what it sees, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from distill.embedded import raycast, shapes, world
+from distill.embedded.judge import SHIPPED, Judge, load_judge, r_precision, save_judge, world_vocabulary
+from distill.samplers.cameras import orbit
+
+COLOURS = list(world.COLOURS)
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return load_judge()
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """Two unseen siblings of each kind from four directions, each in a colour of its own, and their pairs."""
+    rng = np.random.default_rng(987_654_321)
+    images, pairs = [], []
+    for index in range(2 * len(world.KINDS)):
+        kind = world.KINDS[index % len(world.KINDS)]
+        azimuth = torch.tensor(rng.uniform(-180, 180, 4), dtype=torch.float32)
+        elevation = torch.tensor(rng.uniform(-5, 50, 4), dtype=torch.float32)
+        parts = shapes.build(kind, lambda value: value * rng.uniform(0.94, 1.06))
+        layers = raycast.render(parts, orbit(azimuth, elevation, 3.2, 40.0), 64)
+        colour = COLOURS[(index + index // 16) % 8]
+        picture = raycast.over(layers.rgba(world.COLOURS[colour]), 1.0)
+        images.append(torch.from_numpy(picture).permute(0, 3, 1, 2))
+        pairs += [(colour, kind)] * 4
+    return torch.cat(images), pairs
+
+
+def share_right(judge, images, pairs):
+    best = judge.rank(images, world.all_captions())[:, 0].tolist()
+    named = [world.parse(world.all_captions()[index]) for index in best]
+    return np.mean([name == pair for name, pair in zip(named, pairs, strict=True)])
+
+
+def test_the_shipped_files_are_small():
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) <= 4 * 2**20
+    assert {path.name for path in SHIPPED.iterdir()} == {"config.json", "judge.safetensors"}
+
+
+def test_fresh_true_renders_are_judged_right(judge, fresh):
+    assert share_right(judge, *fresh) >= 0.95
+
+
+def test_blurred_noisy_greyed_renders_are_judged_right(judge, fresh):
+    images, pairs = fresh
+    small = interpolate(images, (40, 40), mode="bilinear", antialias=True)
+    soft = interpolate(small, (64, 64), mode="bilinear")
+    noise = 0.04 * torch.randn(soft.shape, generator=torch.Generator().manual_seed(0))
+    assert share_right(judge, (0.9 * soft + noise).clamp(0, 1), pairs) >= 0.9
+
+
+def test_features_are_unit_vectors_and_larger_pictures_are_shrunk(judge, fresh):
+    images = fresh[0][:8]
+    text = judge.text_features(["a red mug", "a photo of an orange house, front slightly left view"])
+    assert text.shape == (2, 128)
+    doubled = images.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    small, large = judge.image_features(images), judge.image_features(doubled)
+    assert all(torch.allclose(x.norm(dim=1), torch.ones(len(x)), atol=1e-5) for x in (text, small, large))
+    # Its antialiased resize spreads over neighbouring pixels, hence not 1 exactly.
+    assert (small * large).sum(1).min() > 0.95
+
+
+def test_a_longer_neighbour_does_not_change_a_captions_features(judge):
+    alone = judge.text_features(["red mug"])
+    beside = judge.text_features(["red mug", "a photo of a red mug, left slightly back view"])[:1]
+    assert torch.allclose(alone, beside, atol=1e-6)
+
+
+def test_phrasings_of_one_pair_lie_closer_than_other_pairs(judge):
+    for colour, kind in (("red", "mug"), ("blue", "house"), ("yellow", "duck")):
+        forms = range(len(world.TEMPLATES))
+        own = judge.text_features([world.caption(colour, kind, None, form) for form in forms])
+        others = [text for text in world.all_captions() if world.parse(text) != (colour, kind)]
+        assert (own @ own.T).min() > (own @ judge.text_features(others).T).max()
+
+
+def test_r_precision_is_the_share_of_pictures_that_show_the_prompt(judge, fresh):
+    images, pairs = fresh
+    first, second = images[:4], next(images[i : i + 4] for i in range(4, 128, 4) if pairs[i][1] == "house")
+    colour, kind = pairs[0]
+    precision = r_precision(judge, first, f"a photo of a {colour} {kind}")
+    assert precision == 1.0  # a sphere from anywhere
+    assert r_precision(judge, torch.cat([first, second]), f"{colour} {kind}") == 0.5
+    assert r_precision(judge, second, f"{colour} {kind}") == 0.0
+
+
+def test_rank_orders_all_captions(judge, fresh):
+    order = judge.rank(fresh[0][:3], world.all_captions())
+    assert order.shape == (3, 128)
+    assert torch.equal(order.sort(dim=1).values, torch.arange(128).expand(3, 128))
+
+
+def test_unknown_words_are_named(judge):
+    with pytest.raises(ValueError, match="'hamburger'") as caught:
+        judge.text_features(["a red hamburger"])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="'hamburger'"):
+        r_precision(judge, torch.ones(1, 3, 64, 64), "a red hamburger")
+
+
+def test_an_empty_caption_is_refused(judge):
+    with pytest.raises(ValueError, match="empty caption"):
+        judge.text_features(["a red mug", ""])
+
+
+def test_a_missing_judge_is_said_plainly(tmp_path):
+    with pytest.raises(ValueError, match="no judge in"):
+        load_judge(folder=tmp_path)
+
+
+def test_a_judge_survives_saving_up_to_half_precision(tmp_path):
+    torch.manual_seed(0)
+    judge = Judge(world_vocabulary()).eval()
+    save_judge(judge, tmp_path)
+    again = load_judge(folder=tmp_path)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(judge.image_features(images), again.image_features(images), atol=5e-3)
+    assert torch.allclose(judge.text_features(["red mug"]), again.text_features(["red mug"]), atol=5e-3)
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_the_shipped_vocabulary_is_the_worlds(judge):
+    assert judge.vocabulary == world_vocabulary()

@@ -1,0 +1,120 @@
+"""The loop: convergence, exact resumption, and gradients that are not finite."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from distill import loop, prompts
+from distill.contracts import Condition, Prior, Render
+from distill.guidance.sds import sds
+from distill.priors.exact import GaussianPrior
+from distill.renderers.image import ImageScene, render_image
+from distill.samplers.cameras import ranges
+from distill.samplers.schedules import Ramp
+from distill.samplers.timesteps import uniform
+
+TARGET = torch.linspace(0.1, 0.9, 3 * 8 * 8).view(3, 8, 8)
+PRIOR = GaussianPrior({"mug": TARGET, "": torch.zeros_like(TARGET)})
+
+
+def start(seed: int = 0) -> loop.State:
+    g = torch.Generator().manual_seed(seed)
+    scene = ImageScene(8, 8, seed=g)
+    return loop.State(scene, loop.make_optimiser(scene, {"image": 0.02}), g)
+
+
+def go(state: loop.State, iterations: int = 300, guidance=partial(sds, scale=1.0), stop_at: int = -1, **settings):  # type: ignore[no-untyped-def]
+    return loop.train(
+        state,
+        PRIOR,
+        guidance,
+        prompts.conditioner(PRIOR, "mug"),
+        render_image,
+        ranges(),
+        uniform(PRIOR),
+        loop.Settings(iterations, batch=2, size=Ramp(8), **settings),
+        on_step=lambda now, metrics, picture: now.step == stop_at,
+    )
+
+
+def test_a_dirac_prior_pulls_a_picture_onto_its_mean() -> None:
+    state = go(start(), final_lr=0.01)
+    assert isinstance(state.scene, ImageScene)
+    error = (state.scene.image[0].movedim(-1, 0) - TARGET).abs().max().item()
+    assert error < 0.01
+
+
+def test_a_saved_and_loaded_state_ends_bitwise_where_the_unbroken_one_does() -> None:
+    whole = go(start(), 40, ema=0.9, final_lr=0.1)
+    half = go(start(), 40, stop_at=17, ema=0.9, final_lr=0.1)
+    assert half.step == 17
+    resumed = start(seed=99)
+    resumed.load_state_dict(half.state_dict())
+    resumed = go(resumed, 40, ema=0.9, final_lr=0.1)
+    assert torch.equal(resumed.scene.image, whole.scene.image)
+    assert whole.average is not None and resumed.average is not None
+    assert torch.equal(resumed.average[0], whole.average[0])
+
+
+def test_the_moving_average_follows_its_recurrence() -> None:
+    seen: list[torch.Tensor] = []
+    state = start()
+    loop.train(
+        state, PRIOR, partial(sds, scale=1.0), prompts.conditioner(PRIOR, "mug"), render_image, ranges(), uniform(PRIOR),
+        loop.Settings(3, batch=1, size=Ramp(8), ema=0.9),
+        on_step=lambda now, metrics, picture: seen.append(now.scene.image.detach().clone()),
+    )  # fmt: skip
+    expected = 0.9 * (0.9 * seen[0] + 0.1 * seen[1]) + 0.1 * seen[2]
+    assert state.average is not None
+    torch.testing.assert_close(state.average[0], expected)
+
+
+def broken(prior: Prior, x: torch.Tensor, cond: Condition, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(x, torch.nan)
+
+
+def test_steps_that_are_not_finite_change_nothing_and_stop_the_run_after_a_while() -> None:
+    state = start()
+    before = state.scene.image.detach().clone()
+    with pytest.raises(loop.Diverged, match="not finite in 5 steps in a row"):
+        go(state, guidance=broken, max_bad_steps=5)
+    assert torch.equal(state.scene.image, before)
+    assert (state.skipped, state.step) == (5, 4)
+
+
+def test_a_single_bad_step_is_skipped_and_counted() -> None:
+    def sometimes(prior, x, cond, t, noise):  # type: ignore[no-untyped-def]
+        grad = sds(prior, x, cond, t, noise, scale=1.0)
+        return grad * torch.nan if bool(t[0] % 7 == 0) else grad
+
+    state = go(start(), 60, guidance=sometimes, max_bad_steps=10)
+    assert 0 < state.skipped < 30
+    assert state.step == 60
+    assert torch.isfinite(state.scene.image).all()
+
+
+def test_penalties_enter_the_gradient_with_their_weight() -> None:
+    def penalised(scene, cameras, height, width, *, generator=None):  # type: ignore[no-untyped-def]
+        picture = render_image(scene, cameras, height, width)
+        return Render(picture.rgb, picture.opacity, picture.depth, penalties={"sparsity": picture.rgb.sum()})
+
+    def nothing(prior, x, cond, t, noise):  # type: ignore[no-untyped-def]
+        return torch.zeros_like(x)
+
+    state = start()
+    norms: list[float] = []
+    loop.train(
+        state, PRIOR, nothing, prompts.conditioner(PRIOR, "mug"), penalised, ranges(), uniform(PRIOR),
+        loop.Settings(2, batch=1, size=Ramp(8), penalties={"sparsity": Ramp(3.0, 5.0, 0.0, 0.5)}),
+        on_step=lambda now, metrics, picture: norms.append(metrics["grad_norm"]),
+    )  # fmt: skip
+    # The gradient is the weight at each of 192 pixels values: weight * sqrt(192).
+    assert norms == pytest.approx([3 * 192**0.5, 5 * 192**0.5])
+
+
+def test_a_kind_of_parameter_without_a_rate_is_named() -> None:
+    with pytest.raises(ValueError, match="no learning rate for the scene's 'image'"):
+        loop.make_optimiser(ImageScene(4, 4), {"mlp": 0.1})

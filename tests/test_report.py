@@ -1,0 +1,226 @@
+"""The report page: self-contained, escaped, and its viewer reads what the exporter writes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distill.export.files import write_glb
+from distill.export.mesh import Mesh, vertex_normals
+from distill.export.report import curves, flatten, write_report
+
+PROMPT = 'a <script>alert("hi")</script> cat & <b>dog</b>'
+
+
+class Page(HTMLParser):
+    """The elements of a page: attributes by tag, and the text of scripts, title and headings."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self._open = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._open = tag
+        self.texts.setdefault(tag, []).append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self.texts[self._open][-1] += data
+
+    def tags(self) -> set[str]:
+        return {tag for tag, _ in self.elements}
+
+
+def tetrahedron(colours: bool = True) -> Mesh:
+    vertices = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], np.float32) / 2
+    faces = np.array([[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2]])
+    tint = np.eye(4, 3, dtype=np.float32) if colours else None
+    return Mesh(vertices, faces, vertex_normals(vertices, faces), colours=tint)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_glb(tetrahedron(), tmp_path / "mesh.glb")
+    (tmp_path / "turntable.mp4").write_bytes(b"not really a video")
+    (tmp_path / "contact.png").write_bytes(b"nor a picture")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "sds": 2.0}\n{"step": 10, "sds": 1.0}\n')
+    (tmp_path / "config.yaml").write_text("scale: 20 # <not a tag>\n")
+    (tmp_path / "manifest.json").write_text(json.dumps({"prompt": PROMPT, "mesh": {"faces": 4}}))
+    return tmp_path
+
+
+def test_prompt_is_shown_as_text_and_never_as_markup(folder: Path) -> None:
+    text = write_report(folder).read_text()
+    page = Page(text)
+    assert page.texts["h1"] == [PROMPT] and page.texts["title"] == [PROMPT]
+    assert "<script>alert" not in text and "b" not in page.tags()
+    assert page.texts["pre"] == ["scale: 20 # <not a tag>\n"]
+
+
+def test_page_loads_nothing_from_elsewhere(folder: Path) -> None:
+    text = write_report(folder).read_text()
+    assert "http://" not in text and "https://" not in text and "@import" not in text
+    links = [
+        value
+        for _, attributes in Page(text).elements
+        for name, value in attributes.items()
+        if name in ("src", "href", "data", "poster", "action")
+    ]
+    assert len(links) == 2 and all((link or "").startswith("data:") for link in links)
+
+
+def test_policy_admits_the_viewer_by_the_hash_of_what_the_page_holds(folder: Path) -> None:
+    page = Page(write_report(folder).read_text())
+    glb, script = page.texts["script"]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = next(a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None and f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
+    assert base64.b64decode(glb) == (folder / "mesh.glb").read_bytes()
+
+
+def test_video_is_embedded_byte_for_byte(folder: Path) -> None:
+    page = Page(write_report(folder).read_text())
+    source = next(attributes["src"] for tag, attributes in page.elements if tag == "video")
+    assert base64.b64decode((source or "").split(",")[1]) == b"not really a video"
+
+
+def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
+    run = tmp_path / "a-red-cat"
+    run.mkdir()
+    page = Page(write_report(run).read_text())
+    assert not page.tags() & {"canvas", "video", "img", "svg", "table", "pre", "script"}
+    assert page.texts["h1"] == ["a-red-cat"]
+
+
+def test_title_can_be_given_and_rewriting_gives_the_same_page(folder: Path) -> None:
+    first = write_report(folder, title="mine").read_bytes()
+    assert write_report(folder, title="mine").read_bytes() == first
+    assert b"<h1>mine</h1>" in first
+    assert not list(folder.glob(".*"))
+
+
+def test_curve_maps_steps_to_the_width_and_values_to_the_height() -> None:
+    (curve,) = curves([{"step": 10, "a": 3.0}, {"step": 20, "a": 2.0}, {"step": 30, "a": 1.0}])
+    assert curve["raw"] == "0.0,0.0 150.0,50.0 300.0,100.0 300.0,100.0"
+    assert (curve["low"], curve["high"], curve["last"]) == ("1", "3", "1")
+
+
+def test_curve_skips_what_is_not_a_finite_number() -> None:
+    records = [
+        {"step": 0, "a": 1.0, "note": "x", "flag": True},
+        {"step": 1, "a": math.nan, "note": "y", "flag": False},
+        {"step": 2, "a": math.inf},
+        {"step": 3, "a": 3.0, "once": 1.0},
+    ]
+    (curve,) = curves(records)
+    assert curve["name"] == "a" and (curve["low"], curve["high"]) == ("1", "3")
+
+
+def test_long_curve_is_thinned_but_keeps_its_last_point() -> None:
+    (curve,) = curves([{"step": step, "a": float(step)} for step in range(5001)])
+    points = curve["raw"].split()
+    assert len(points) <= 302 and points[-1] == "300.0,0.0"
+
+
+def test_running_mean_of_a_line_is_the_line_and_of_noise_is_calmer() -> None:
+    (line,) = curves([{"step": step, "a": 2.0 * step} for step in range(101)])
+    assert line["mean"] == line["raw"]
+    (noise,) = curves([{"step": step, "a": float((-1) ** step)} for step in range(200)])
+    heights = [float(point.split(",")[1]) for point in noise["mean"].split()[10:-11]]
+    assert max(abs(height - 50) for height in heights) < 50 / 21 + 0.1
+
+
+def test_constant_curve_is_a_level_line() -> None:
+    (curve,) = curves([{"step": step, "a": 0.01} for step in range(3)])
+    assert curve["raw"] == "0,50 300,50"
+
+
+def test_flatten_joins_names_with_dots() -> None:
+    tree = {"a": {"b": 1, "c": {"d": "x"}}, "e": [1, 2], "f": None}
+    assert flatten(tree) == [("a.b", "1"), ("a.c.d", "x"), ("e", "[1, 2]"), ("f", "null")]
+
+
+def test_a_cut_last_line_of_metrics_is_left_out_but_one_in_the_middle_is_an_error(folder: Path) -> None:
+    good = '{"step": 0, "a": 1}\n{"step": 1, "a": 2}\n'
+    (folder / "metrics.jsonl").write_text(good + '{"step": 2, "a"')
+    assert "svg" in Page(write_report(folder).read_text()).tags()
+    (folder / "metrics.jsonl").write_text('{"step"\n' + good)
+    with pytest.raises(ValueError, match="line 1 of .*remove the line") as caught:
+        write_report(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_bad_manifest_is_named(folder: Path, content: str) -> None:
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"manifest\.json.*remove it"):
+        write_report(folder)
+
+
+def test_a_folder_that_is_none_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a folder"):
+        write_report(tmp_path / "nowhere")
+
+
+def in_viewer(expression: str, *arguments: str) -> dict[str, list[float]]:
+    """Evaluate an expression where the viewer's functions are defined; ``args`` are the arguments."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    source = files("distill.export").joinpath("viewer.js").read_text()
+    program = (
+        "const document = { getElementById: () => null }, args = process.argv.slice(1);\n"
+        f"{source}\nconsole.log(JSON.stringify({expression}));"
+    )
+    command = ["node", "-e", program, "--", *arguments]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def test_viewer_reads_what_the_exporter_writes(folder: Path) -> None:
+    model = in_viewer(
+        "(({ position, normal, colour, indices }) => ({ position: [...position.data], "
+        "normal: [...normal.data], colour: [...colour.data], indices: [...indices.data] }))"
+        "(parseGlb(new Uint8Array(require('fs').readFileSync(args[0])).buffer))",
+        str(folder / "mesh.glb"),
+    )
+    mesh = tetrahedron()
+    np.testing.assert_allclose(model["position"], mesh.vertices[:, [1, 2, 0]].ravel())
+    np.testing.assert_allclose(model["normal"], mesh.normals[:, [1, 2, 0]].ravel(), atol=1e-6)
+    assert model["indices"] == mesh.faces.ravel().tolist()
+    assert mesh.colours is not None
+    np.testing.assert_allclose(np.reshape(model["colour"], (4, 4))[:, :3], mesh.colours * 255)
+
+
+def test_viewer_camera_is_a_look_at_projection() -> None:
+    yaw, pitch, aspect, centre = 0.7, 0.3, 1.5, np.array([0.1, -0.2, 0.3])
+    state = json.dumps({"yaw": yaw, "pitch": pitch, "zoom": 1})
+    box = json.dumps({"centre": centre.tolist(), "radius": 0.8})
+    found = in_viewer(f"camera({state}, {box}, {aspect})")
+    matrix = np.reshape(found["matrix"], (4, 4)).T
+    back = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
+    eye = centre + 2.7 * 0.8 * back
+    right = np.cross([0, 1, 0], back) / np.linalg.norm(np.cross([0, 1, 0], back))
+    up = np.cross(back, right)
+    for point in np.random.default_rng(0).uniform(-0.5, 0.5, (20, 3)):
+        clip = matrix @ np.append(point, 1)
+        ahead = (eye - point) @ back
+        expected = np.array([(point - eye) @ right / aspect, (point - eye) @ up]) / ahead / np.tan(np.pi / 9)
+        np.testing.assert_allclose(clip[:2] / clip[3], expected, rtol=1e-9, atol=1e-12)
+        assert clip[3] == pytest.approx(ahead) and abs(clip[2] / clip[3]) < 1
