@@ -21,7 +21,7 @@ check: $(READY)  ## lint, format and types
 	rm -rf build/typing
 	$(BIN)/pip install --quiet --no-deps --target build/typing .
 	MYPYPATH=build/typing $(BIN)/mypy --explicit-package-bases build/typing/distill
-	$(BIN)/mypy examples
+	MYPYPATH=build/typing:examples/embedded $(BIN)/mypy --explicit-package-bases examples/*.py examples/benchmarks/*.py examples/embedded/*.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from distill._version import __version__
 
 if TYPE_CHECKING:
-    from distill import contracts, embedded, export, guidance, loop, priors, renderers, samplers
     from distill.asset import Asset
     from distill.priors.load import load_prior
     from distill.run import generate

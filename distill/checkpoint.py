@@ -129,5 +129,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
             return unflatten(json.loads((checkpoint / "state.json").read_text()), tensors)
         log.warning("checkpoint %s is unreadable (%s); trying the one before", checkpoint, damage)
     if found:
-        raise ValueError(f"none of the {len(found)} checkpoints in {folder} is readable; start anew with another output_dir=")
+        raise ValueError(
+            f"none of the {len(found)} checkpoints in {folder} is readable; start anew with another output_dir="
+        )
     return None

@@ -31,7 +31,20 @@ Exit codes: 0 done, 1 a run failed, 2 wrong input, 130 interrupted (go on with r
 """
 
 _OPTION = re.compile(r"[+~]{0,2}([A-Za-z_][\w/@:]*)(\.[\w.]+)?(=|$)")
-_VALUE_FLAGS = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--info", "-i", "--cfg", "-c")
+_VALUE_FLAGS = (
+    "--config-dir",
+    "-cd",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+    "--package",
+    "-p",
+    "--info",
+    "-i",
+    "--cfg",
+    "-c",
+)
 
 
 def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -53,11 +66,15 @@ def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
             prompts += waiting
         elif text in _VALUE_FLAGS:
             options += [text, *([value] if (value := next(waiting, None)) is not None else [])]
-        elif text.startswith("-") and not re.search(r"\s", text):
-            options.append(text)
-        elif (found := _OPTION.match(text)) and (found[1].split("@")[0] in KEYS) and (found[3] or text[0] == "~"):
-            options.append(text)
-        elif text.startswith("+") and found:
+        elif (
+            (text.startswith("-") and not re.search(r"\s", text))
+            or (
+                (found := _OPTION.match(text))
+                and (found[1].split("@")[0] in KEYS)
+                and (found[3] or text[0] == "~")
+            )
+            or (text.startswith("+") and found)
+        ):
             options.append(text)
         else:
             prompts.append(text)
@@ -66,7 +83,9 @@ def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
         slips = [text for text in prompts if re.match(r"[A-Za-z_][\w.]*=", text)]
         if slips and len(prompts) - len(slips) == 1:
             return next(text for text in prompts if text not in slips), options + slips
-        raise ValueError(f"expected one prompt, got {len(prompts)} ({', '.join(map(repr, prompts[:3]))}); put the prompt in quotes")
+        raise ValueError(
+            f"expected one prompt, got {len(prompts)} ({', '.join(map(repr, prompts[:3]))}); put the prompt in quotes"
+        )
     return (prompts[0] if prompts else None), options
 
 
@@ -145,7 +164,10 @@ def _start(arguments: Sequence[str]) -> int:
     if "--options" in options:
         from omegaconf import OmegaConf
 
-        print(OmegaConf.to_yaml(settings.compose_config([*overrides, *([] if prompt else ["prompt=example"])])), end="")
+        print(
+            OmegaConf.to_yaml(settings.compose_config([*overrides, *([] if prompt else ["prompt=example"])])),
+            end="",
+        )
         return 0
     if not flags and not any(text.startswith("hydra") for text in overrides):
         return _job(settings.compose_config(overrides))

@@ -120,9 +120,13 @@ def options_of(target: Callable[..., Any]) -> type:
     signature = inspect.signature(target)
     # Where randomness comes from is the run's business, not an option of a part.
     given = ("seed", "generator")
-    parameters = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in given]
+    parameters = [
+        p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in given
+    ]
     if not parameters:
-        parameters = [p for p in signature.parameters.values() if p.default is not p.empty and p.name not in given]
+        parameters = [
+            p for p in signature.parameters.values() if p.default is not p.empty and p.name not in given
+        ]
     source = target.__init__ if inspect.isclass(target) else target
     hints = typing.get_type_hints(source)
     fields: list[Any] = [
@@ -144,7 +148,9 @@ def _config_field(hint: Any, default: Any) -> tuple[Any, Any]:
         element = type(items[0]) if items and len({type(item) for item in items}) == 1 else Any
         return list[element], field(default_factory=lambda: list(items))  # type: ignore[valid-type]
     plain = (int, float, str, bool)
-    allowed = hint in plain or (set(typing.get_args(hint)) - {type(None)} <= set(plain) and len(typing.get_args(hint)) == 2)
+    allowed = hint in plain or (
+        set(typing.get_args(hint)) - {type(None)} <= set(plain) and len(typing.get_args(hint)) == 2
+    )
     return (hint if allowed else Any), field(default=default)
 
 
@@ -240,7 +246,9 @@ def explain(error: BaseException) -> str:
         choices = plugins().get(group, {})
         known = f"; there are {', '.join(choices)}" if choices else ""
         return f"unknown {group} {name!r}{known}"
-    if found := re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text):
+    if found := re.search(r"Could not override '([^']+)'", text) or re.search(
+        r"Key '([^']+)' (?:is )?not in", text
+    ):
         name = found[1]
         options = [*known_options(), *_plugin_options()]
         close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
@@ -249,7 +257,9 @@ def explain(error: BaseException) -> str:
     if found := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", str(cause), re.DOTALL):
         key = getattr(cause, "full_key", None) or "an option"
         return f"{key} must be of type {found[2].lower()}, got {found[1]!r}"
-    lines = [line.strip() for line in f"{text}\n{cause if cause is not error else ''}".splitlines() if line.strip()]
+    lines = [
+        line.strip() for line in f"{text}\n{cause if cause is not error else ''}".splitlines() if line.strip()
+    ]
     return f"could not read the options: {'; '.join(lines[:2])}; quote values as the shell and Hydra need"
 
 
@@ -283,4 +293,6 @@ def check(config: DictConfig) -> None:
 
 
 #: First words of every option that the command line knows, groups included.
-KEYS = frozenset({item.name for item in dataclasses.fields(Config)} | {"preset", "tuned", "experiment", "hydra"})
+KEYS = frozenset(
+    {item.name for item in dataclasses.fields(Config)} | {"preset", "tuned", "experiment", "hydra"}
+)

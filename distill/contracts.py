@@ -55,9 +55,16 @@ class Render:
 class Prior(Protocol):
     """A frozen diffusion model. How it predicts (noise, v, flow) stays inside."""
 
-    device: torch.device
-    image_size: int
-    num_timesteps: int
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels that it was trained on."""
+        ...
+
+    @property
+    def num_timesteps(self) -> int: ...
 
     def embed(self, prompts: list[str]) -> Embedding:
         """Encode prompts; done once per run."""
@@ -126,7 +133,13 @@ class Renderer(Protocol):
     """Takes pictures of a scene."""
 
     def __call__(
-        self, scene: Any, cameras: Cameras, height: int, width: int, *, generator: torch.Generator | None = None
+        self,
+        scene: Any,
+        cameras: Cameras,
+        height: int,
+        width: int,
+        *,
+        generator: torch.Generator | None = None,
     ) -> Render:
         """Render; with a generator for training (jittered samples, random background), without for looking."""
         ...

@@ -54,7 +54,9 @@ def claim(config: DictConfig, root: Path = Path("outputs")) -> Path:
         ValueError: the folder holds another run, or cannot be written.
     """
     try:
-        folder = _named(Path(config.output_dir).expanduser(), config) if config.output_dir else _free(root, config)
+        folder = (
+            _named(Path(config.output_dir).expanduser(), config) if config.output_dir else _free(root, config)
+        )
         with (folder / ".writable").open("w"):
             pass
         (folder / ".writable").unlink()
@@ -74,9 +76,13 @@ def _named(folder: Path, config: DictConfig) -> Path:
     if not any(folder.iterdir()):
         return folder
     if not same_run(folder, config):
-        raise ValueError(f"{folder} holds something else than this run; choose another output_dir= or empty it")
+        raise ValueError(
+            f"{folder} holds something else than this run; choose another output_dir= or empty it"
+        )
     if not config.resume:
-        raise ValueError(f"{folder} already holds this run; add resume=true to go on with it, or choose another output_dir=")
+        raise ValueError(
+            f"{folder} already holds this run; add resume=true to go on with it, or choose another output_dir="
+        )
     return folder
 
 

@@ -61,7 +61,9 @@ def keep_lines_before(path: Path, step: int) -> None:
 class Journal:
     """Called after each step. Writes ``metrics.jsonl``, TensorBoard events, previews and checkpoints."""
 
-    def __init__(self, folder: Path, options: Any, iterations: int, start: int, view: View, stop: threading.Event) -> None:
+    def __init__(
+        self, folder: Path, options: Any, iterations: int, start: int, view: View, stop: threading.Event
+    ) -> None:
         self.folder, self.options, self.view, self.stop = folder, options, view, stop
         keep_lines_before(folder / "metrics.jsonl", start)
         self.lines = (folder / "metrics.jsonl").open("a", buffering=1)

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.contracts import CameraSampler, Condition, Guidance, Prior, Render, Renderer, Scene, TimestepSampler
+from distill.contracts import (
+    CameraSampler,
+    Condition,
+    Guidance,
+    Prior,
+    Render,
+    Renderer,
+    Scene,
+    TimestepSampler,
+)
 from distill.samplers.cameras import Cameras
 from distill.samplers.schedules import Ramp
 
@@ -95,7 +104,9 @@ def make_optimiser(
     groups = []
     for name, parameters in scene.parameter_groups().items():
         if name not in rates:
-            raise ValueError(f"no learning rate for the scene's {name!r} parameters; rates: {', '.join(rates)}")
+            raise ValueError(
+                f"no learning rate for the scene's {name!r} parameters; rates: {', '.join(rates)}"
+            )
         if parameters:
             groups.append({"params": parameters, "lr": rates[name], "peak_lr": rates[name]})
     return torch.optim.Adam(groups, betas=betas, eps=eps)

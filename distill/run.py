@@ -30,7 +30,9 @@ from distill.samplers.schedules import Ramp
 log = logging.getLogger(__name__)
 
 
-def generate(prompt: str, *, output_dir: str | Path | None = None, prior: Any = "embedded", **options: Any) -> Asset:
+def generate(
+    prompt: str, *, output_dir: str | Path | None = None, prior: Any = "embedded", **options: Any
+) -> Asset:
     """Make a 3D asset from a prompt.
 
     Args:
@@ -59,7 +61,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={name} needs an NVIDIA driver and a CUDA build of torch, and none is usable here; use device=cpu or device=auto")
+        raise ValueError(
+            f"device={name} needs an NVIDIA driver and a CUDA build of torch, and none is usable here; use device=cpu or device=auto"
+        )
     return torch.device(name)
 
 
@@ -93,7 +97,9 @@ def build(config: DictConfig, prior: Prior) -> Parts:
     generator = torch.Generator().manual_seed(config.seed)
     scene = instantiate(config.scene, _convert_="all")(seed=generator).to(prior.device)
     penalties = {
-        name: Ramp(**ramp) for name, ramp in config.penalties.items() if ramp.start != 0 or (ramp.end or 0) != 0
+        name: Ramp(**ramp)
+        for name, ramp in config.penalties.items()
+        if ramp.start != 0 or (ramp.end or 0) != 0
     }
     take: Any = render_image
     training = render_image
@@ -107,7 +113,9 @@ def build(config: DictConfig, prior: Prior) -> Parts:
 
     optimiser = config.optimiser
     rates = {name: optimiser[name] for name in ("encoding", "mlp", "background", "image")}
-    state = loop.State(scene, loop.make_optimiser(scene, rates, tuple(optimiser.betas), optimiser.eps), generator)
+    state = loop.State(
+        scene, loop.make_optimiser(scene, rates, tuple(optimiser.betas), optimiser.eps), generator
+    )
     settings = loop.Settings(
         iterations=config.iterations,
         batch=config.render.batch,
@@ -144,24 +152,26 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
         check_prompt(config)
         folder_of(config.prior)
     folder = claim(config)
-    prior = prior or load_prior(config.prior, device)
-    parts = build(config, prior)
-    saved = load_checkpoint(folder / "checkpoints", prior.device) if config.resume else None
+    model: Prior = prior or load_prior(config.prior, device)
+    parts = build(config, model)
+    saved = load_checkpoint(folder / "checkpoints", model.device) if config.resume else None
     if saved:
         parts.state.load_state_dict(saved)
         log.info("resuming %s at step %d", folder, parts.state.step)
     loaded = time.perf_counter()
 
-    train(config, folder, prior, parts)
+    train(config, folder, model, parts)
     trained = time.perf_counter()
-    manifest: dict[str, Any] = describe(config, prior)
+    manifest: dict[str, Any] = describe(config, model)
     manifest["skipped_steps"] = parts.state.skipped
     manifest["seconds"] = {"load": loaded - started, "train": trained - loaded}
     if config.export.enabled and hasattr(parts.scene, "query"):
         from distill.export.asset import export_asset
 
         options = {key: value for key, value in config.export.items() if key != "enabled"}
-        manifest["export"] = export_asset(parts.scene.query, parts.view, folder, device=prior.device, **options)
+        manifest["export"] = export_asset(
+            parts.scene.query, parts.view, folder, device=model.device, **options
+        )
     manifest["seconds"]["export"] = time.perf_counter() - trained
     finish(folder, manifest)
     log.info("%.0f s in all; results in %s", time.perf_counter() - started, folder)
@@ -193,7 +203,9 @@ def train(config: DictConfig, folder: Path, prior: Prior, parts: Parts) -> None:
         finally:
             journal.close()
     if state.step < config.iterations:
-        raise Interrupted(f"stopped at step {state.step} of {config.iterations}; go on with resume=true; results so far in {folder}")
+        raise Interrupted(
+            f"stopped at step {state.step} of {config.iterations}; go on with resume=true; results so far in {folder}"
+        )
     if state.average is not None:
         with torch.no_grad():
             for parameter, average in zip(state.parameters(), state.average, strict=True):
@@ -202,19 +214,36 @@ def train(config: DictConfig, folder: Path, prior: Prior, parts: Parts) -> None:
 
 def describe(config: DictConfig, prior: Prior) -> dict[str, Any]:
     """What made an asset: enough to make it again."""
-    packages = ("distill3d", "torch", "diffusers", "transformers", "nerfacc", "warp-lang", "trimesh", "xatlas")
+    packages = (
+        "distill3d",
+        "torch",
+        "diffusers",
+        "transformers",
+        "nerfacc",
+        "warp-lang",
+        "trimesh",
+        "xatlas",
+    )
     folder = folder_of(config.prior)
-    device = torch.cuda.get_device_name(prior.device) if prior.device.type == "cuda" else platform.processor() or platform.machine()
+    device = (
+        torch.cuda.get_device_name(prior.device)
+        if prior.device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
     return {
         "prompt": config.prompt,
         "seed": config.seed,
         "iterations": config.iterations,
+        "guidance": str(config.guidance._target_).rpartition(".")[2],
         "prior": {
             "name": config.prior,
             "sha256": {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob("*.safetensors"))},
         },
         "device": f"{prior.device.type} ({device})",
-        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
     }
 
 
@@ -222,7 +251,9 @@ def finish(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest, then the report, which marks the run as finished."""
     from distill.export.report import write_report
 
-    files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in ("manifest.json", "report.html")]
+    files = [
+        p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in ("manifest.json", "report.html")
+    ]
     manifest["files"] = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     write_atomic(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     write_report(folder)
@@ -243,7 +274,9 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"prompts must be a text file with one prompt per line, but {path} cannot be read: {error}") from error
+        raise ValueError(
+            f"prompts must be a text file with one prompt per line, but {path} cannot be read: {error}"
+        ) from error
     wanted = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if not wanted:
         raise ValueError(f"prompts must be a text file with one prompt per line, but {path} has none")
@@ -253,9 +286,13 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
 
 
 def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior) -> str:
-    one = config.copy()
-    changes: Mapping[str, Any] = {"prompt": prompt.replace("${", r"\${"), "prompts": None, "output_dir": None, "resume": True}
-    one = OmegaConf.merge(one, OmegaConf.create(dict(changes)))
+    changes: Mapping[str, Any] = {
+        "prompt": prompt.replace("${", r"\${"),
+        "prompts": None,
+        "output_dir": None,
+        "resume": True,
+    }
+    one = OmegaConf.merge(config, OmegaConf.create(dict(changes)))
     assert isinstance(one, DictConfig)
     try:
         check_prompt(one)

@@ -15,6 +15,8 @@ from typing import Any
 if __name__ == "guidance":
     raise ImportError("this folder is distill.guidance; write 'from distill import guidance' instead")
 
+#: Files here that are no loss.
+_SHARED = frozenset({"terms"})
 _registered: dict[str, Callable[..., Any]] = {}
 
 
@@ -26,6 +28,6 @@ def register(loss: Callable[..., Any]) -> Callable[..., Any]:
 
 def available() -> dict[str, Callable[..., Any]]:
     """Every loss by name, sorted."""
-    files = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
+    files = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED]
     found = {name: getattr(importlib.import_module(f"{__name__}.{name}"), name) for name in files}
     return dict(sorted({**found, **_registered}.items()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill.contracts import Condition, Prior
-from distill.guidance._terms import add_noise, classifier_free_guidance, predict, weight
+from distill.guidance.terms import add_noise, classifier_free_guidance, predict, weight
 
 
 def sds(

@@ -19,7 +19,6 @@ import torch
 import warp as wp
 from torch import Tensor
 
-
 _loading = Lock()
 _loaded: set[tuple[Any, str]] = set()
 
@@ -43,7 +42,7 @@ def _start() -> None:
     if hasattr(wp.config, "log_level"):
         wp.config.log_level = max(wp.config.log_level, 40)  # errors only
     else:  # before Warp 1.19
-        wp.config.quiet = True
+        wp.config.quiet = True  # type: ignore[attr-defined]
     # Without CUDA the native part complains on each start, whatever the log level.
     with nullcontext() if torch.cuda.is_available() else _no_stderr():
         wp.init()
@@ -65,6 +64,10 @@ def load(kernel: Any, device: torch.device) -> None:
 @lru_cache(maxsize=1)
 def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="distill-warp")
+
+
+# A forked child has the pool but not its threads.
+os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def workers(device: torch.device) -> int:

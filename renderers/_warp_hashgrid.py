@@ -1,4 +1,5 @@
-# mypy: disable-error-code="valid-type, misc, no-any-return, no-untyped-def"
+# mypy: ignore-errors
+# Kernels are typed by Warp, whose types Python checkers do not follow.
 """The hash grid as fused Warp kernels: one source for CPU and CUDA, the backward pass written by hand.
 
 Points go in blocks, and each block through the levels in turn: a block's outputs stay in the cache, and a
@@ -60,10 +61,44 @@ def entry(level: GridLevel, x: wp.uint32, y: wp.uint32, z: wp.uint32) -> wp.int3
     return wp.int32((level.offset + index) & wp.uint32(0x7FFFFFFF))
 
 
+@wp.struct
+class Cell:
+    fraction: wp.vec3
+    x: wp.uint32
+    y: wp.uint32
+    z: wp.uint32
+
+
+@wp.func
+def locate(level: GridLevel, point: wp.vec3) -> Cell:
+    position = wp.vec3(unit(point[0]), unit(point[1]), unit(point[2])) * level.scale
+    x = position[0] + 0.5
+    y = position[1] + 0.5
+    z = position[2] + 0.5
+    # Truncation is floor, since positions are positive.
+    i = wp.int32(x)
+    j = wp.int32(y)
+    k = wp.int32(z)
+    cell = Cell()
+    cell.fraction = wp.vec3(x - wp.float32(i), y - wp.float32(j), z - wp.float32(k))
+    cell.x = wp.uint32(i)
+    cell.y = wp.uint32(j) * level.y_stride
+    cell.z = wp.uint32(k) * level.z_stride
+    return cell
+
+
 @lru_cache(maxsize=4)
-def _kernels(features: int) -> tuple[Any, Any]:
-    """Forward and backward kernels for entries of this many numbers."""
+def _forward_kernel(features: int) -> Any:
+    """Interpolate entries of this many numbers."""
     vector = wp.types.vector(length=features, dtype=wp.float32)
+
+    @wp.func
+    def edge(
+        level: GridLevel, entries: wp.array(dtype=vector), cell: Cell, y: wp.uint32, z: wp.uint32
+    ) -> vector:
+        low = entries[entry(level, cell.x, y, z)]
+        high = entries[entry(level, cell.x + wp.uint32(1), y, z)]
+        return low * (1.0 - cell.fraction[0]) + high * cell.fraction[0]
 
     @wp.kernel(enable_backward=False, module="unique")
     def forward(
@@ -78,31 +113,53 @@ def _kernels(features: int) -> tuple[Any, Any]:
         level = levels[k]
         begin = (first + b) * block
         end = wp.min(begin + block, points.shape[0])
-        one = wp.uint32(1)
         for i in range(begin, end):
-            p = points[i]
-            px = unit(p[0]) * level.scale + 0.5
-            py = unit(p[1]) * level.scale + 0.5
-            pz = unit(p[2]) * level.scale + 0.5
-            # Truncation is floor, since positions are positive.
-            cx = wp.uint32(wp.int32(px))
-            cy = wp.uint32(wp.int32(py))
-            cz = wp.uint32(wp.int32(pz))
-            fx = px - wp.float32(wp.int32(px))
-            fy = py - wp.float32(wp.int32(py))
-            fz = pz - wp.float32(wp.int32(pz))
-            x1 = cx + one
-            y0 = cy * level.y_stride
-            y1 = y0 + level.y_stride
-            z0 = cz * level.z_stride
-            z1 = z0 + level.z_stride
-            a00 = entries[entry(level, cx, y0, z0)] * (1.0 - fx) + entries[entry(level, x1, y0, z0)] * fx
-            a10 = entries[entry(level, cx, y1, z0)] * (1.0 - fx) + entries[entry(level, x1, y1, z0)] * fx
-            a01 = entries[entry(level, cx, y0, z1)] * (1.0 - fx) + entries[entry(level, x1, y0, z1)] * fx
-            a11 = entries[entry(level, cx, y1, z1)] * (1.0 - fx) + entries[entry(level, x1, y1, z1)] * fx
-            a0 = a00 * (1.0 - fy) + a10 * fy
-            a1 = a01 * (1.0 - fy) + a11 * fy
-            out[i, k] = a0 * (1.0 - fz) + a1 * fz
+            c = locate(level, points[i])
+            y = c.fraction[1]
+            z = c.fraction[2]
+            a00 = edge(level, entries, c, c.y, c.z)
+            a10 = edge(level, entries, c, c.y + level.y_stride, c.z)
+            a01 = edge(level, entries, c, c.y, c.z + level.z_stride)
+            a11 = edge(level, entries, c, c.y + level.y_stride, c.z + level.z_stride)
+            a0 = a00 * (1.0 - y) + a10 * y
+            a1 = a01 * (1.0 - y) + a11 * y
+            out[i, k] = a0 * (1.0 - z) + a1 * z
+
+    return forward
+
+
+def _slope(features: int) -> Any:
+    """The interpolation's derivative by position, for entries of this many numbers."""
+    vector = wp.types.vector(length=features, dtype=wp.float32)
+
+    @wp.func
+    def slope(g: vector, level: GridLevel, c: Cell, entries: wp.array(dtype=vector)) -> wp.vec3:
+        # The gradient, in grid units, of the interpolation of dot(g, entry).
+        total = wp.vec3()
+        for corner in range(8):
+            dx = wp.uint32(corner % 2)
+            dy = wp.uint32((corner / 2) % 2)
+            dz = wp.uint32(corner / 4)
+            index = entry(level, c.x + dx, c.y + dy * level.y_stride, c.z + dz * level.z_stride)
+            value = wp.dot(g, entries[index])
+            sx = 2.0 * wp.float32(dx) - 1.0
+            sy = 2.0 * wp.float32(dy) - 1.0
+            sz = 2.0 * wp.float32(dz) - 1.0
+            wx = 1.0 - wp.float32(dx) + sx * c.fraction[0]
+            wy = 1.0 - wp.float32(dy) + sy * c.fraction[1]
+            wz = 1.0 - wp.float32(dz) + sz * c.fraction[2]
+            total += wp.vec3(sx * wy * wz, wx * sy * wz, wx * wy * sz) * value
+        return total
+
+    return slope
+
+
+@lru_cache(maxsize=4)
+def _backward_kernel(features: int) -> Any:
+    """The forward kernel's adjoint, to the entries and, if wanted, to the points."""
+    vector = wp.types.vector(length=features, dtype=wp.float32)
+
+    slope = _slope(features)
 
     @wp.kernel(enable_backward=False, module="unique")
     def backward(
@@ -122,60 +179,25 @@ def _kernels(features: int) -> tuple[Any, Any]:
         level = levels[k]
         begin = b * block
         end = wp.min(begin + block, points.shape[0])
-        one = wp.uint32(1)
         for i in range(begin, end):
             p = points[i]
+            c = locate(level, p)
             g = grad_out[i, k]
-            px = unit(p[0]) * level.scale + 0.5
-            py = unit(p[1]) * level.scale + 0.5
-            pz = unit(p[2]) * level.scale + 0.5
-            cx = wp.uint32(wp.int32(px))
-            cy = wp.uint32(wp.int32(py))
-            cz = wp.uint32(wp.int32(pz))
-            fx = px - wp.float32(wp.int32(px))
-            fy = py - wp.float32(wp.int32(py))
-            fz = pz - wp.float32(wp.int32(pz))
-            x1 = cx + one
-            y0 = cy * level.y_stride
-            y1 = y0 + level.y_stride
-            z0 = cz * level.z_stride
-            z1 = z0 + level.z_stride
-            i000 = entry(level, cx, y0, z0)
-            i100 = entry(level, x1, y0, z0)
-            i010 = entry(level, cx, y1, z0)
-            i110 = entry(level, x1, y1, z0)
-            i001 = entry(level, cx, y0, z1)
-            i101 = entry(level, x1, y0, z1)
-            i011 = entry(level, cx, y1, z1)
-            i111 = entry(level, x1, y1, z1)
-            g00 = g * ((1.0 - fy) * (1.0 - fz))
-            g10 = g * (fy * (1.0 - fz))
-            g01 = g * ((1.0 - fy) * fz)
-            g11 = g * (fy * fz)
-            wp.atomic_add(grad_entries, i000, g00 * (1.0 - fx))
-            wp.atomic_add(grad_entries, i100, g00 * fx)
-            wp.atomic_add(grad_entries, i010, g10 * (1.0 - fx))
-            wp.atomic_add(grad_entries, i110, g10 * fx)
-            wp.atomic_add(grad_entries, i001, g01 * (1.0 - fx))
-            wp.atomic_add(grad_entries, i101, g01 * fx)
-            wp.atomic_add(grad_entries, i011, g11 * (1.0 - fx))
-            wp.atomic_add(grad_entries, i111, g11 * fx)
+            for edge in range(4):
+                dy = wp.uint32(edge % 2)
+                dz = wp.uint32(edge / 2)
+                y = c.y + dy * level.y_stride
+                z = c.z + dz * level.z_stride
+                wy = wp.where(edge % 2 == 1, c.fraction[1], 1.0 - c.fraction[1])
+                wz = wp.where(edge / 2 == 1, c.fraction[2], 1.0 - c.fraction[2])
+                part = g * (wy * wz)
+                wp.atomic_add(grad_entries, entry(level, c.x, y, z), part * (1.0 - c.fraction[0]))
+                wp.atomic_add(grad_entries, entry(level, c.x + wp.uint32(1), y, z), part * c.fraction[0])
             if want_points == 1:
-                d000 = wp.dot(g, entries[i000])
-                d100 = wp.dot(g, entries[i100])
-                d010 = wp.dot(g, entries[i010])
-                d110 = wp.dot(g, entries[i110])
-                d001 = wp.dot(g, entries[i001])
-                d101 = wp.dot(g, entries[i101])
-                d011 = wp.dot(g, entries[i011])
-                d111 = wp.dot(g, entries[i111])
-                gx = wp.lerp(wp.lerp(d100 - d000, d110 - d010, fy), wp.lerp(d101 - d001, d111 - d011, fy), fz)
-                gy = wp.lerp(wp.lerp(d010 - d000, d110 - d100, fx), wp.lerp(d011 - d001, d111 - d101, fx), fz)
-                gz = wp.lerp(wp.lerp(d001 - d000, d101 - d100, fx), wp.lerp(d011 - d010, d111 - d110, fx), fy)
-                grad = wp.vec3(gx * inside(p[0]), gy * inside(p[1]), gz * inside(p[2])) * level.scale
-                wp.atomic_add(grad_points, i, grad)
+                mask = wp.vec3(inside(p[0]), inside(p[1]), inside(p[2])) * level.scale
+                wp.atomic_add(grad_points, i, wp.cw_mul(slope(g, level, c, entries), mask))
 
-    return forward, backward
+    return backward
 
 
 @lru_cache(maxsize=8)
@@ -201,7 +223,7 @@ class _Encode(torch.autograd.Function):
         ctx.save_for_backward(points, params)
         ctx.layout, ctx.active = layout, active
         if n and active:
-            kernel, _ = _kernels(layout.features)
+            kernel = _forward_kernel(layout.features)
             block = _BLOCK if device.type == "cpu" else 1
             inputs = [*_arrays(points, params, layout), block, _rows(out, layout)]
             _warp.launch(kernel, -(-n // block), inputs, device, inner=active)
@@ -218,7 +240,7 @@ class _Encode(torch.autograd.Function):
         # One copy a thread, since every level adds to every point.
         grad_points = torch.zeros(slices, n if want_points else 1, 3, device=device)
         if n and active:
-            _, kernel = _kernels(layout.features)
+            kernel = _backward_kernel(layout.features)
             _warp.load(kernel, device)
             block = _BLOCK if device.type == "cpu" else 1
             arrays = [*_arrays(points, params, layout), block, _rows(grad_out.contiguous(), layout)]

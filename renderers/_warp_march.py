@@ -1,4 +1,5 @@
-# mypy: disable-error-code="valid-type, misc, no-any-return, no-untyped-def"
+# mypy: ignore-errors
+# Kernels are typed by Warp, whose types Python checkers do not follow.
 """Marching and compositing, one ray at a time, as Warp kernels for CPU and CUDA."""
 
 from typing import Any
@@ -129,7 +130,8 @@ def scatter(
     end = wp.int32(ends[r])
     begin = end - counts[r]
     depth = wp.float32(0.0)
-    # With q_i = dL/dw_i:  dL/d(density_i step) = q_i T_{i+1} - sum_{j>i} q_j w_j, so q first, then back to front.
+    # With q_i = dL/dw_i:  dL/d(density_i step) = q_i T_{i+1} - sum_{j>i} q_j w_j, so first q, then
+    # back to front.
     for i in range(begin, end):
         q = grad_opacity[r] + grad_weights[i]
         for c in range(channels):

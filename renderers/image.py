@@ -30,7 +30,6 @@ class ImageScene(nn.Module):
         self,
         height: int = 64,
         width: int = 64,
-        *,
         channels: int = 3,
         batch: int = 1,
         init: str = "noise",

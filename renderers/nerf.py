@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def _mlp(sizes: Sequence[int], generator: torch.Generator) -> nn.Sequential:
     """Linear layers with ReLU between, drawn from the generator (He et al. 2015, uniform), biases 0."""
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for fan_in, fan_out in pairwise(sizes):
         # Skipping torch's own initialisation leaves its global generator alone.
         linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)
         bound = math.sqrt(6 / fan_in) if layers or len(sizes) > 2 else math.sqrt(3 / fan_in)
@@ -66,8 +67,9 @@ class HashGridScene(nn.Module):
         blob_scale: s, the density before activation that is added at the centre.
         blob_radius: r, where the blob crosses 0, scene units.
         density_activation: a: ``softplus``, ``exp`` or ``relu``.
-        background: ``white``; ``grey`` or ``random`` (a random grey or colour for each training picture, white
-            when looking); ``learned`` (a small network on the ray's direction); or an RGB triple in [0, 1].
+        background: ``white``; ``grey`` or ``random`` (a random grey or colour for each training picture,
+            white when looking); ``learned`` (a small network on the ray's direction); or an RGB triple in
+            [0, 1].
         march_steps: steps along the cube's diagonal, which fixes the step's length.
         occupancy_resolution: cells along an axis.
         occupancy_threshold: opacity of one step below which a cell is skipped.
@@ -154,7 +156,7 @@ class HashGridScene(nn.Module):
             )
 
     def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Density per scene unit (``[n]``) and albedo in [0, 1] (``[n, 3]``) at points ``[n, 3]`` in [-1, 1]^3."""
+        """Density per scene unit, ``[n]``, and albedo in [0, 1], ``[n, 3]``, at points ``[n, 3]``."""
         raw, colour = self._network(points).split([1, 3], dim=1)
         return self._density(points, raw), torch.sigmoid(colour)
 

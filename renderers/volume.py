@@ -73,10 +73,10 @@ def render(
     marcher: str = "auto",
     chunk_rays: int = 16384,
 ) -> Render:
-    """Take pictures of a ``HashGridScene``.
+    """Take pictures of a ``HashGridScene``, or of any module with the same methods.
 
     Args:
-        scene: its parameters' device is where it is rendered.
+        scene: rendered where its parameters are.
         cameras: one picture each.
         height: pixels.
         width: pixels.
@@ -95,7 +95,7 @@ def render(
         ValueError: an option is not known, or a size is below 1.
     """
     _check(height, width, shading, penalties, chunk_rays)
-    device = scene.grid.device
+    device = next(scene.parameters()).device
     cameras = cameras.to(device)
     origins, directions = cameras.rays(height, width)
     backdrop = scene.backdrop(directions, generator)
@@ -105,7 +105,8 @@ def render(
     rays = _Rays(origins.view(-1, 3), directions.view(-1, 3), jitter, light)
     traced = [_trace(scene, rays.part(i, i + chunk_rays), options) for i in range(0, len(jitter), chunk_rays)]
     sums, opacity = (torch.cat(parts) for parts in zip(*((t.sums, t.opacity) for t in traced), strict=True))
-    found = {name: sum(t.penalties[name] for t in traced) / len(jitter) for name in traced[0].penalties}
+    names = traced[0].penalties
+    found = {name: torch.stack([t.penalties[name] for t in traced]).sum() / len(jitter) for name in names}
     return _assemble(sums, opacity, backdrop, (len(cameras), height, width), options, found)
 
 
@@ -155,14 +156,17 @@ def _trace(scene: Any, rays: _Rays, options: _Options) -> _Traced:
 
 
 def finite_difference_normals(scene: Any, points: Tensor, step: float = _NORMAL_STEP) -> Tensor:
-    """Outward unit normals, shape ``[n, 3]``: minus the density's gradient, from the corners of a tetrahedron.
+    """Outward unit normals: minus the density's gradient, from the corners of a tetrahedron around them.
 
-    Four densities rather than six, and no second derivative of the encoding; 0 where the density is flat.
+    Four densities rather than six, and no second derivative of the encoding.
 
     Args:
         scene: has ``density``.
         points: shape ``[n, 3]``.
         step: from the point to a corner along each axis, scene units.
+
+    Returns:
+        Shape ``[n, 3]``; 0 where the density is flat.
     """
     corners = points.new_tensor(_TETRAHEDRON)
     around = (points + step * corners[:, None]).view(-1, 3)

@@ -44,10 +44,14 @@ class Cameras:
         Returns:
             Origins and unit directions in world space, each of shape ``[batch, height, width, 3]``.
         """
-        like = {"device": self.c2w.device, "dtype": self.c2w.dtype}
+        device, dtype = self.c2w.device, self.c2w.dtype
         half = torch.tan(torch.deg2rad(self.fov_y_deg) / 2)[:, None, None]
-        y = (1 - (torch.arange(height, **like) + 0.5) * 2 / height)[None, :, None] * half
-        x = ((torch.arange(width, **like) + 0.5) * 2 / width - 1)[None, None, :] * half * (width / height)
+        y = (1 - (torch.arange(height, device=device, dtype=dtype) + 0.5) * 2 / height)[None, :, None] * half
+        x = (
+            ((torch.arange(width, device=device, dtype=dtype) + 0.5) * 2 / width - 1)[None, None, :]
+            * half
+            * (width / height)
+        )
         x, y = torch.broadcast_tensors(x, y)
         local = torch.stack([x, y, -torch.ones_like(x)], dim=-1)
         directions = torch.einsum("bij,bhwj->bhwi", self.c2w[:, :3, :3], local)

@@ -17,7 +17,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
 
 
-def write_tiny_prior(folder: Path, *, latent: bool, prediction: str = "epsilon", channels: int | None = None) -> Path:
+def write_tiny_prior(
+    folder: Path, *, latent: bool, prediction: str = "epsilon", channels: int | None = None
+) -> Path:
     """Save a prior of real classes with random weights: latent (with VAE) or in pixel space."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -47,10 +49,15 @@ def write_tiny_prior(folder: Path, *, latent: bool, prediction: str = "epsilon",
         CLIPTextConfig(vocab_size=len(vocab), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
                        max_position_embeddings=12, bos_token_id=54, eos_token_id=55, pad_token_id=55)
     ).save_pretrained(folder / "text_encoder")  # fmt: skip
-    DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction).save_pretrained(
-        folder / "scheduler"
-    )
-    names = {"unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer", "scheduler": "DDIMScheduler"}
+    DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction
+    ).save_pretrained(folder / "scheduler")
+    names = {
+        "unet": "UNet2DConditionModel",
+        "text_encoder": "CLIPTextModel",
+        "tokenizer": "CLIPTokenizer",
+        "scheduler": "DDIMScheduler",
+    }
     (folder / "model_index.json").write_text(json.dumps(names))
     return folder
 
@@ -62,4 +69,6 @@ def latent_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pixel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_prior(tmp_path_factory.mktemp("pixel"), latent=False, prediction="v_prediction", channels=12)
+    return write_tiny_prior(
+        tmp_path_factory.mktemp("pixel"), latent=False, prediction="v_prediction", channels=12
+    )

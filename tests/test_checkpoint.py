@@ -12,7 +12,10 @@ from distill.checkpoint import load_checkpoint, save_checkpoint
 
 STATE = {
     "scene": {"grid": torch.arange(6.0).view(2, 3), "flag": torch.tensor(True)},
-    "optimiser": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "betas": [0.9, 0.99], "params": [0]}]},
+    "optimiser": {
+        "state": {0: {"step": torch.tensor(3.0)}},
+        "param_groups": [{"lr": 0.1, "betas": [0.9, 0.99], "params": [0]}],
+    },
     "generator": torch.Generator().manual_seed(1).get_state(),
     "step": 3,
     "average": None,

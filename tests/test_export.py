@@ -134,9 +134,7 @@ def test_floaters_are_dropped_unless_kept() -> None:
         return large(points)[0] + small(points)[0], red_front(points)
 
     def extract(largest: bool) -> trimesh.Trimesh:
-        return solid(
-            extract_mesh(both, sphere_view(0.4), resolution=64, iso=4.0, largest_component=largest)
-        )
+        return solid(extract_mesh(both, sphere_view(0.4), resolution=64, iso=4.0, largest_component=largest))
 
     assert extract(True).bounds[1, 0] < 0.5 and extract(True).euler_number == 2
     assert extract(False).bounds[1, 0] > 0.85 and extract(False).euler_number == 4
@@ -175,6 +173,20 @@ def test_decimation_keeps_to_its_budget_and_the_mesh_closed() -> None:
     assert set(np.unique(mesh.faces)) == set(range(len(mesh.vertices)))
 
 
+def test_even_a_ragged_surface_stays_without_holes_when_decimated() -> None:
+    grid = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def ragged(points: Tensor) -> tuple[Tensor, Tensor]:
+        places = points.reshape(1, -1, 1, 1, 3)
+        noise = torch.nn.functional.grid_sample(grid, places, align_corners=True).reshape(-1)
+        return torch.exp(10 * (0.6 - points.norm(dim=-1)) + 4 * noise), red_front(points)
+
+    faces = extract_mesh(ragged, sphere_view(0.6), resolution=64, faces=3000, iso=2.0).faces
+    edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
+    _, count = np.unique(edges, axis=0, return_counts=True)
+    assert (count % 2 == 0).all() and (count == 2).mean() > 0.99
+
+
 def test_smoothing_calms_voxel_steps_without_shrinking() -> None:
     def steps(points: Tensor) -> tuple[Tensor, Tensor]:
         return torch.where(points.norm(dim=-1) < 0.6, 50.0, 0.0), red_front(points)
@@ -198,7 +210,7 @@ def test_empty_scenes_say_so_in_one_line_with_a_remedy() -> None:
         return 0 * points[:, 0], points.abs()
 
     for view, iso in ((sphere_view(0.0), None), (sphere_view(0.5), None), (sphere_view(0.5), 1.0)):
-        with pytest.raises(ValueError, match="empty scene.*train longer") as caught:
+        with pytest.raises(ValueError, match=r"empty scene.*train longer") as caught:
             extract_mesh(nothing, view, resolution=16, iso=iso)
         assert "\n" not in str(caught.value)
 
@@ -227,6 +239,17 @@ def test_rasterised_weights_give_back_the_texels_centres(painted: Mesh) -> None:
     centre = np.stack([(texel % 256 + 0.5) / 256, 1 - (texel // 256 + 0.5) / 256], axis=1)
     np.testing.assert_allclose(found, centre, atol=1e-5)
     assert (weight > -1e-6).all() and len(np.unique(texel)) == len(texel)
+
+
+def test_reach_adds_the_texels_around_a_triangle_with_the_weights_of_its_rim() -> None:
+    uv = np.array([[0.25, 0.25], [0.75, 0.25], [0.25, 0.75]], np.float32)  # corners of texels of 8 x 8
+    texel, _, weight = rasterise(uv, np.array([[0, 1, 2]]), 8, reach=0.6)
+    inside, _, _ = rasterise(uv, np.array([[0, 1, 2]]), 8)
+    assert set(inside) < set(texel) and (weight >= 0).all()
+    found = {int(key): value for key, value in zip(texel, weight, strict=True)}
+    # Row 4's texel left of the upright edge is half a texel away, beside a point 3/8 of the way up.
+    np.testing.assert_allclose(found[4 * 8 + 1], [1 - 0.375, 0, 0.375], atol=0.1)
+    assert 4 * 8 + 0 not in found
 
 
 def test_charts_lie_in_the_unit_square_and_do_not_overlap(ball: Mesh) -> None:
@@ -271,6 +294,16 @@ def test_surface_albedo_is_the_volume_rendering_of_layers() -> None:
     red = (1 - math.exp(-12 * 0.025)) / (1 - math.exp(-12 * 0.1))
     expected = red * np.array(RED) + (1 - red) * np.array(BLUE)
     np.testing.assert_allclose(found[0], expected, atol=1e-4)
+
+
+def test_colours_are_never_asked_for_outside_the_cube() -> None:
+    def bounded(points: Tensor) -> tuple[Tensor, Tensor]:
+        assert points.abs().max() <= 1
+        return torch.full_like(points[:, 0], 5.0), red_front(points)
+
+    points = np.array([[1.01, 0, 0], [-1, 0.5, 0]], np.float32)
+    found = surface_albedo(bounded, points, np.array([[1, 0, 0], [-1, 0, 0]], np.float32))
+    np.testing.assert_allclose(found, [RED, BLUE], atol=1e-6)
 
 
 def test_too_small_a_texture_is_refused(ball: Mesh) -> None:
@@ -325,11 +358,13 @@ def test_glb_colours_are_linear_and_ply_colours_are_srgb(tmp_path: Path) -> None
     for suffix, expected in ((".glb", 0.2140), (".ply", 0.5)):  # sRGB 0.5 is linear 0.2140
         save_mesh(marker(grey), tmp_path / f"m{suffix}")
         mesh = trimesh.load_mesh(tmp_path / f"m{suffix}", process=False)
-        found = np.asarray(mesh.visual.vertex_colors)[:, :3] / 255
+        visual: Any = mesh.visual
+        found = np.asarray(visual.vertex_colors)[:, :3] / 255
         np.testing.assert_allclose(found, expected, atol=0.5 / 255 + 1e-4)
 
 
 def test_glb_holds_normals_texture_and_a_matt_material(tmp_path: Path, painted: Mesh) -> None:
+    assert painted.uv is not None
     save_mesh(painted, tmp_path / "m.glb")
     content, data = read_glb(tmp_path / "m.glb")
     (material,) = content["materials"]
@@ -338,7 +373,7 @@ def test_glb_holds_normals_texture_and_a_matt_material(tmp_path: Path, painted: 
     assert "baseColorTexture" in surface
     attributes = content["meshes"][0]["primitives"][0]["attributes"]
     assert set(attributes) == {"POSITION", "NORMAL", "TEXCOORD_0"}
-    loaded = trimesh.load_mesh(tmp_path / "m.glb", process=False)
+    loaded: Any = trimesh.load_mesh(tmp_path / "m.glb", process=False)
     np.testing.assert_array_equal(np.asarray(loaded.visual.material.baseColorTexture), painted.texture)
     np.testing.assert_allclose(loaded.visual.uv, painted.uv, atol=1e-6)
     place = content["bufferViews"][content["accessors"][attributes["NORMAL"]]["bufferView"]]
@@ -347,8 +382,9 @@ def test_glb_holds_normals_texture_and_a_matt_material(tmp_path: Path, painted: 
 
 
 def test_obj_reloads_with_equal_vertices_and_an_undarkened_texture(tmp_path: Path, painted: Mesh) -> None:
+    assert painted.uv is not None
     save_mesh(painted, tmp_path / "cat.obj")
-    loaded = trimesh.load_mesh(tmp_path / "cat.obj", process=False, maintain_order=True)
+    loaded: Any = trimesh.load_mesh(tmp_path / "cat.obj", process=False, maintain_order=True)
     assert len(loaded.vertices) == len(painted.vertices) and len(loaded.faces) == len(painted.faces)
     np.testing.assert_allclose(loaded.vertices, painted.vertices[:, [1, 2, 0]], atol=1e-5)
     np.testing.assert_allclose(loaded.visual.uv, painted.uv, atol=1e-5)
@@ -400,7 +436,8 @@ def test_glb_passes_the_khronos_validator(tmp_path: Path, painted: Mesh, kind: s
     save_mesh(mesh, tmp_path / "m.glb")
     command = ["node", str(TESTS / "validate_gltf.js"), str(tmp_path / "m.glb")]
     report = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
-    assert (report["numErrors"], report["numWarnings"]) == (0, 0), report["messages"]
+    assert report["messages"] == [], report["messages"]
+    assert (report["numErrors"], report["numWarnings"]) == (0, 0)
 
 
 # --- pictures -----------------------------------------------------------------------------------
@@ -422,10 +459,21 @@ def test_turntable_has_the_frames_size_rate_and_colours_asked_for(tmp_path: Path
     np.testing.assert_allclose(red, (np.arange(12) / 12 + 0.5) % 1, atol=0.06)
 
 
+def test_a_view_that_fails_leaves_no_video(tmp_path: Path) -> None:
+    def failing(cameras: Cameras, height: int, width: int) -> Render:
+        if cameras.azimuth_deg[0] > 0:
+            raise RuntimeError("out of memory")
+        return azimuth_view(cameras, height, width)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        write_turntable(failing, tmp_path / "t.mp4", frames=4, size=32)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("options", [{"size": 50}, {"size": 0}, {"frames": 0}, {"fps": 0}])
 def test_bad_video_options_are_refused(tmp_path: Path, options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="multiple of 16"):
-        write_turntable(azimuth_view, tmp_path / "t.mp4", **options)  # type: ignore[arg-type]
+        write_turntable(azimuth_view, tmp_path / "t.mp4", **options)
 
 
 def test_contact_sheet_runs_from_the_front_around_in_two_rows_with_white_gaps(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from distill.contracts import Condition
 from distill.guidance.sds import sds
-from distill.guidance._terms import WEIGHTINGS, classifier_free_guidance
+from distill.guidance.terms import WEIGHTINGS, classifier_free_guidance
 from distill.priors.exact import GaussianPrior, cosine, scaled_linear
 
 SCHEDULES = [pytest.param(scaled_linear(), id="scaled_linear"), pytest.param(cosine(), id="cosine")]
@@ -73,7 +73,9 @@ def test_samples_of_the_prior_feel_no_pull_on_average() -> None:
     prior = GaussianPrior({"mug": torch.full((1, 1, 1), 0.3, dtype=torch.float64)}, 0.7)
     cond = Condition(prior.embed(["mug"] * draws), prior.embed(["mug"] * draws))
     x = 0.3 + 0.7 * randn(1, draws, 1, 1, 1)
-    grad = sds(prior, x, cond, torch.full((draws,), 300), randn(2, draws, 1, 1, 1), scale=1.0, weighting="uniform")
+    grad = sds(
+        prior, x, cond, torch.full((draws,), 300), randn(2, draws, 1, 1, 1), scale=1.0, weighting="uniform"
+    )
     assert abs(grad.mean().item()) < 4 * grad.std().item() / draws**0.5
 
 

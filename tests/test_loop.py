@@ -20,13 +20,16 @@ TARGET = torch.linspace(0.1, 0.9, 3 * 8 * 8).view(3, 8, 8)
 PRIOR = GaussianPrior({"mug": TARGET, "": torch.zeros_like(TARGET)})
 
 
+PULL = partial(sds, scale=1.0)
+
+
 def start(seed: int = 0) -> loop.State:
     g = torch.Generator().manual_seed(seed)
     scene = ImageScene(8, 8, seed=g)
     return loop.State(scene, loop.make_optimiser(scene, {"image": 0.02}), g)
 
 
-def go(state: loop.State, iterations: int = 300, guidance=partial(sds, scale=1.0), stop_at: int = -1, **settings):  # type: ignore[no-untyped-def]
+def go(state: loop.State, iterations: int = 300, guidance=PULL, stop_at: int = -1, **settings):  # type: ignore[no-untyped-def]
     return loop.train(
         state,
         PRIOR,
@@ -72,7 +75,9 @@ def test_the_moving_average_follows_its_recurrence() -> None:
     torch.testing.assert_close(state.average[0], expected)
 
 
-def broken(prior: Prior, x: torch.Tensor, cond: Condition, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+def broken(
+    prior: Prior, x: torch.Tensor, cond: Condition, t: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
     return torch.full_like(x, torch.nan)
 
 

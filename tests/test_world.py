@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +36,15 @@ def test_one_pair_in_eight_is_held_out_each_kind_once_and_each_colour_twice():
     assert len(out) * 8 == len(PAIRS) == 128
     assert sorted(kind for _, kind in out) == sorted(world.KINDS)
     assert all(sum(colour == c for c, _ in out) == 2 for colour in world.COLOURS)
+
+
+def test_the_quality_benchmark_asks_for_each_kind_once_each_colour_twice_and_four_new_pairs():
+    path = Path(__file__).parents[1] / "examples/benchmarks/quality.py"
+    prompts = runpy.run_path(str(path), run_name="quality")["PROMPTS"]
+    pairs = [world.parse(prompt) for prompt in prompts]
+    assert tuple(kind for _, kind in pairs) == world.KINDS
+    assert sorted(colour for colour, _ in pairs) == sorted([*world.COLOURS] * 2)
+    assert sum(world.held_out(*pair) for pair in pairs) == 4
 
 
 def test_every_caption_parses_back_to_its_pair():

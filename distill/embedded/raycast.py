@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import trimesh
 from numpy.typing import NDArray
 from trimesh.ray.ray_pyembree import RayMeshIntersector
 
-from distill.embedded.shapes import Part
+from distill.embedded.shapes import Part, joined
 from distill.samplers.cameras import Cameras
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 # A key light from above left of the front and a weaker one from behind, fixed in the world.
 _LIGHTS = ((0.30, (0.55, 0.35, 0.75)), (0.12, (-0.6, -0.5, 0.4)))
@@ -37,13 +37,13 @@ class Layers:
 
     def rgba(self, colour: tuple[float, float, float]) -> Array:
         """Premultiplied RGBA with the prompt's colour filled in, shape ``[views, h, w, 4]``."""
-        rgb = self.painted + self.tint[..., None] * np.float32(colour)
+        rgb = self.painted + self.tint[..., None] * np.asarray(colour, np.float32)
         return np.concatenate([rgb, self.alpha[..., None]], axis=-1)
 
 
 def over(rgba: Array, background: float | Array) -> Array:
     """Composite premultiplied RGBA over a grey level or an RGB colour."""
-    return rgba[..., :3] + (1 - rgba[..., 3:]) * np.float32(background)
+    return rgba[..., :3] + (1 - rgba[..., 3:]) * np.asarray(background, np.float32)
 
 
 def shade(normals: Array) -> Array:
@@ -64,7 +64,7 @@ def render(parts: list[Part], cameras: Cameras, size: int = 64, samples: int = 3
         size: height and width in pixels.
         samples: rays per pixel along each axis.
     """
-    whole = trimesh.util.concatenate([part.mesh for part in parts])
+    whole = joined(parts)
     own = np.concatenate([np.full(len(p.mesh.faces), p.paint is not None) for p in parts])
     paint = np.concatenate([np.tile(p.paint or (0, 0, 0), (len(p.mesh.faces), 1)) for p in parts])
     normals = whole.face_normals
@@ -89,4 +89,4 @@ def render(parts: list[Part], cameras: Cameras, size: int = 64, samples: int = 3
         pictures.append(layers.reshape(size, samples, size, samples, 6).mean((1, 3)))
     stacked = np.stack(pictures).astype(np.float32)
     alpha = stacked[..., 4]
-    return Layers(stacked[..., :3], stacked[..., 3], alpha, stacked[..., 5] / np.maximum(alpha, 1e-6))
+    return Layers(stacked[..., :3], stacked[..., 3], alpha, stacked[..., 5] / alpha.clip(1e-6))

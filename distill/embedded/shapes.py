@@ -35,6 +35,13 @@ class Part:
     paint: Colour | None = None
 
 
+def joined(parts: list[Part]) -> trimesh.Trimesh:
+    """All parts as one mesh, in their order."""
+    whole = trimesh.util.concatenate([part.mesh for part in parts])
+    assert isinstance(whole, trimesh.Trimesh)
+    return whole
+
+
 def _move(mesh: trimesh.Trimesh, x: float = 0, y: float = 0, z: float = 0) -> trimesh.Trimesh:
     return mesh.apply_translation([x, y, z])
 

@@ -69,7 +69,7 @@ OVERHEAD_DEG = 60.0
 TEMPLATES = ("{article} {colour} {kind}", "{colour} {kind}", "a photo of {article} {colour} {kind}",
              "{kind_article} {kind} that is {colour}")  # fmt: skip
 
-_FILLER = frozenset("a an the photo of that is view".split())
+_FILLER = frozenset(["a", "an", "the", "photo", "of", "that", "is", "view"])
 
 
 def held_out(colour: str, kind: str) -> bool:
@@ -136,5 +136,7 @@ def mesh(prompt: str) -> trimesh.Trimesh:
     for part in parts:
         paint = COLOURS[colour] if part.paint is None else part.paint
         rgba = np.round(255 * np.array([*paint, 1.0])).astype(np.uint8)
-        part.mesh.visual = trimesh.visual.ColorVisuals(part.mesh, face_colors=np.tile(rgba, (len(part.mesh.faces), 1)))
-    return trimesh.util.concatenate([part.mesh for part in parts])
+        part.mesh.visual = trimesh.visual.ColorVisuals(
+            part.mesh, face_colors=np.tile(rgba, (len(part.mesh.faces), 1))
+        )
+    return shapes.joined(parts)

@@ -1,0 +1,1 @@
+"""What a finished scene leaves behind: meshes, pictures, a report page."""

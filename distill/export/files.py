@@ -7,11 +7,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import trimesh
+from numpy.typing import NDArray
 from PIL import Image
+from trimesh.exchange.gltf import export_glb
+from trimesh.exchange.ply import export_ply
 from trimesh.visual import ColorVisuals, TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
@@ -39,18 +42,19 @@ def save_mesh(mesh: Mesh, path: Path | str, *, up: Up = "y") -> None:
 
 
 def write_glb(mesh: Mesh, path: Path, *, up: Up = "y") -> None:
-    """Write binary glTF 2.0: normals, and texture or else vertex colours, on a rough, non-metallic material."""
+    """Write binary glTF 2.0: normals, texture or else vertex colours, and a rough, non-metallic material."""
     material = PBRMaterial(name="surface", metallicFactor=0.0, roughnessFactor=0.9)
     visual: TextureVisuals | ColorVisuals | None = None
     if mesh.texture is not None:
         material.baseColorTexture = Image.fromarray(mesh.texture)
         visual = TextureVisuals(uv=mesh.uv, material=material)
     elif mesh.colours is not None:
-        # The factors of a texture are sRGB in glTF, the vertices' colours are linear.
+        # In glTF a texture's values are sRGB, the vertices' colours linear.
         visual = ColorVisuals(vertex_colors=_bytes(srgb_to_linear(mesh.colours)))
-    scene = trimesh.Scene({"object": _as_trimesh(mesh, up, visual)})
+    scene = trimesh.Scene()
+    scene.add_geometry(_as_trimesh(mesh, up, visual), node_name="object", geom_name="object")
     with replacing(path) as part:
-        part.write_bytes(scene.export(file_type="glb", include_normals=True))
+        part.write_bytes(export_glb(scene, include_normals=True, tree_postprocessor=_complete))
 
 
 def write_obj(mesh: Mesh, path: Path, *, up: Up = "y") -> None:
@@ -83,7 +87,7 @@ def write_obj(mesh: Mesh, path: Path, *, up: Up = "y") -> None:
 def write_ply(mesh: Mesh, path: Path, *, up: Up = "y") -> None:
     """Write binary PLY with normals and the vertices' colours, sRGB."""
     visual = None if mesh.colours is None else ColorVisuals(vertex_colors=_bytes(mesh.colours))
-    content = _as_trimesh(mesh, up, visual).export(file_type="ply", vertex_normal=True)
+    content = export_ply(_as_trimesh(mesh, up, visual), vertex_normal=True)
     with replacing(path) as part:
         part.write_bytes(content)
 
@@ -94,7 +98,7 @@ WRITERS: dict[str, Callable[..., None]] = {".glb": write_glb, ".obj": write_obj,
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a name beside ``path`` to write to, which then takes its place; on failure ``path`` is as before."""
+    """Give a name beside ``path`` to write to, which then takes its place; on failure nothing changes."""
     part = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         yield part
@@ -125,7 +129,16 @@ def _as_trimesh(mesh: Mesh, up: Up, visual: TextureVisuals | ColorVisuals | None
     )
 
 
-def _bytes(colours: Floats) -> np.ndarray:
+def _complete(tree: dict[str, Any]) -> None:
+    """Say in glTF's JSON what each buffer is for (34962 vertices, 34963 indices) and who wrote it."""
+    tree["asset"]["generator"] = "distill"
+    for primitive in (p for mesh in tree["meshes"] for p in mesh["primitives"]):
+        for accessor in primitive["attributes"].values():
+            tree["bufferViews"][tree["accessors"][accessor]["bufferView"]]["target"] = 34962
+        tree["bufferViews"][tree["accessors"][primitive["indices"]]["bufferView"]]["target"] = 34963
+
+
+def _bytes(colours: Floats) -> NDArray[np.uint8]:
     return np.round(np.clip(colours, 0, 1) * 255).astype(np.uint8)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -64,10 +65,10 @@ def write_turntable(
             ffmpeg_log_level="error",
             output_params=["-movflags", "+faststart"],
         )
-        video.send(None)
-        for picture in _pictures(view, turntable(frames, elevation_deg), size):
-            video.send(picture)
-        video.close()
+        with closing(video):
+            video.send(None)
+            for picture in _pictures(view, turntable(frames, elevation_deg), size):
+                video.send(picture)
 
 
 def write_contact_sheet(

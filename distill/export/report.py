@@ -114,14 +114,13 @@ def _curve(name: str, values: list[tuple[float, float]]) -> dict[str, str]:
 
 
 def _running_mean(values: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Mean over a window about each step, a tenth of the curve wide; narrower towards the ends."""
+    """Mean over a window about each step, a tenth of the curve wide, cut off at the curve's ends."""
     sums = [0.0, *accumulate(value for _, value in values)]
     half = len(values) // 20
     smoothed = []
     for index, (step, _) in enumerate(values):
-        reach = min(half, index, len(values) - 1 - index)
-        window = sums[index + reach + 1] - sums[index - reach]
-        smoothed.append((step, window / (2 * reach + 1)))
+        start, end = max(index - half, 0), min(index + half + 1, len(values))
+        smoothed.append((step, (sums[end] - sums[start]) / (end - start)))
     return smoothed
 
 
@@ -132,8 +131,9 @@ def _drawable(record: Mapping[str, Any], name: str) -> bool:
 
 def _summary(manifest: Mapping[str, Any]) -> str:
     """The manifest's plain top-level entries that say most, in one line."""
-    found = [(name, manifest.get(name)) for name in ("guidance", "prior", "steps", "seed")]
-    return " · ".join(f"{name} {value}" for name, value in found if isinstance(value, str | int | float))
+    found = [(name, manifest.get(name)) for name in ("guidance", "prior", "iterations", "seed", "device")]
+    named = [(name, value.get("name") if isinstance(value, Mapping) else value) for name, value in found]
+    return " \N{MIDDLE DOT} ".join(f"{name} {value}" for name, value in named if value is not None)
 
 
 def _template() -> jinja2.Template:
@@ -147,7 +147,7 @@ def _manifest(path: Path) -> Mapping[str, Any]:
     try:
         manifest = json.loads(path.read_text("utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"Expected JSON in {path}, got an error at line {error.lineno}; remove it.") from error
+        raise ValueError(f"Expected JSON in {path}, not so at line {error.lineno}; remove it.") from error
     if not isinstance(manifest, dict):
         raise ValueError(f"Expected a JSON object in {path}, got a {type(manifest).__name__}; remove it.")
     return manifest

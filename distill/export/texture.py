@@ -15,15 +15,16 @@ from distill.export.mesh import Floats, Ints, Mesh, Query, evaluate
 #: How far around the surface a ray is followed, in scene units, and in how many steps.
 _OUTSIDE, _INSIDE, _STEPS = 0.02, 0.08, 8
 
+#: How far around the charts their own colours go on, in texels: as far as bilinear filtering looks.
+_GUTTER = 1.5
+
 
 def colour_vertices(mesh: Mesh, query: Query, *, device: torch.device | str = "cpu") -> Mesh:
     """Give the mesh's vertices the field's colours, sRGB as the prior sees them."""
     return replace(mesh, colours=surface_albedo(query, mesh.vertices, mesh.normals, device=device))
 
 
-def bake_texture(
-    mesh: Mesh, query: Query, *, size: int = 512, device: torch.device | str = "cpu"
-) -> Mesh:
+def bake_texture(mesh: Mesh, query: Query, *, size: int = 512, device: torch.device | str = "cpu") -> Mesh:
     """Unwrap a mesh and paint the field's albedo onto its texture, up to and past the charts' edges.
 
     Renders are compared with sRGB pictures, so the albedo is sRGB already and is stored unchanged.
@@ -44,7 +45,7 @@ def bake_texture(
         raise ValueError(f"Expected a texture size of at least 64 texels, got {size}; the default is 512.")
     mesh = unwrap(mesh, size)
     assert mesh.uv is not None
-    texel, face, weight = rasterise(mesh.uv, mesh.faces, size)
+    texel, face, weight = rasterise(mesh.uv, mesh.faces, size, reach=_GUTTER)
     corners = mesh.faces[face]
     points = np.einsum("nc,nck->nk", weight, mesh.vertices[corners])
     normals = np.einsum("nc,nck->nk", weight, mesh.normals[corners])
@@ -82,7 +83,9 @@ def surface_albedo(
     clear = np.ones((len(points), 1), np.float32)
     for index in range(_STEPS):
         offset = _OUTSIDE - (index + 0.5) * step
-        density, albedo = evaluate(query, (points + offset * normals).astype(np.float32), device=device)
+        # A field need not be defined outside the cube.
+        along = np.clip(points + offset * normals, -1, 1).astype(np.float32)
+        density, albedo = evaluate(query, along, device=device)
         passed = np.exp(-np.maximum(density[:, None], 0) * step)
         # The small addition lets what is thin all the way through have its mean colour.
         weight = clear * (1 - passed) + 1e-6
@@ -93,11 +96,11 @@ def surface_albedo(
 
 
 def unwrap(mesh: Mesh, size: int) -> Mesh:
-    """Cut a mesh into charts and pack them into the unit square, two texels apart or more."""
+    """Cut a mesh into charts and pack them into the unit square, some two gutters apart."""
     atlas = xatlas.Atlas()
     atlas.add_mesh(mesh.vertices, mesh.faces.astype(np.uint32), mesh.normals)
     packing = xatlas.PackOptions()
-    packing.resolution, packing.padding = size, 2
+    packing.resolution, packing.padding = size, 4
     atlas.generate(pack_options=packing)
     origin, faces, uv = atlas[0]
     return replace(
@@ -110,37 +113,46 @@ def unwrap(mesh: Mesh, size: int) -> Mesh:
     )
 
 
-def rasterise(uv: Floats, faces: Ints, size: int) -> tuple[Ints, Ints, Floats]:
-    """Find the texels whose centres lie in a triangle.
+def rasterise(uv: Floats, faces: Ints, size: int, reach: float = 0.0) -> tuple[Ints, Ints, Floats]:
+    """Find the texels whose centres lie in a triangle, or near one.
 
     Args:
         uv: in [0, 1], (0, 0) at the lower left, shape ``[v, 2]``.
         faces: shape ``[f, 3]``.
         size: of the square texture, in texels.
+        reach: how far outside a triangle a centre may lie, in texels.
 
     Returns:
-        The texels (``row * size + column``, row 0 at the top), each at most once, ``[n]``; the faces that
-        cover them, ``[n]``; and the barycentric weights of the faces' corners, ``[n, 3]``.
+        The texels (``row * size + column``, row 0 at the top), each at most once, ``[n]``; the faces nearest
+        to them, ``[n]``; and the barycentric weights of a point of the face there, ``[n, 3]``.
     """
     # Pixel coordinates in which a texel's centre is a whole number.
-    xy = np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1).astype(np.float64) * size - 0.5
-    corner = xy[faces]
-    low = np.clip(np.ceil(corner.min(1)), 0, size - 1).astype(np.int64)
-    high = np.clip(np.floor(corner.max(1)), 0, size - 1).astype(np.int64)
+    corner = (np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1).astype(np.float64) * size - 0.5)[faces]
+    low = np.clip(np.ceil(corner.min(1) - reach), 0, size).astype(np.int64)
+    high = np.clip(np.floor(corner.max(1) + reach), -1, size - 1).astype(np.int64)
     span = np.maximum(high - low + 1, 0)
     face, nth = _enumerate(span[:, 0] * span[:, 1])
-    x = low[face, 0] + nth % np.maximum(span[face, 0], 1)
-    y = low[face, 1] + nth // np.maximum(span[face, 0], 1)
+    texel = low[face] + np.stack([nth % span[face, 0], nth // span[face, 0]], axis=1)
+    weight = np.maximum(_barycentric(corner, face, texel), 0)
+    weight /= weight.sum(1, keepdims=True)
+    distance = np.linalg.norm(np.einsum("nc,nck->nk", weight, corner[face]) - texel, axis=1)
+    near = np.flatnonzero(distance <= reach + 1e-6)
+    near = near[np.argsort(distance[near], kind="stable")]
+    flat, first = np.unique((texel[:, 1] * size + texel[:, 0])[near], return_index=True)
+    chosen = near[first]
+    return flat, face[chosen], weight[chosen].astype(np.float32)
+
+
+def _barycentric(corner: NDArray[np.float64], face: Ints, point: Ints) -> NDArray[np.float64]:
+    """Weights of the corners at points in the plane, negative outside; the middle of a face of no area."""
     edge_b, edge_c = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
     area = edge_b[:, 0] * edge_c[:, 1] - edge_b[:, 1] * edge_c[:, 0]
-    area = np.where(np.abs(area) < 1e-12, np.inf, area)[face]
-    offset = np.stack([x, y], axis=1) - corner[face, 0]
-    b = (offset[:, 0] * edge_c[face, 1] - offset[:, 1] * edge_c[face, 0]) / area
-    c = (edge_b[face, 0] * offset[:, 1] - edge_b[face, 1] * offset[:, 0]) / area
-    weight = np.stack([1 - b - c, b, c], axis=1)
-    inside = (weight >= -1e-9).all(1) & np.isfinite(area)
-    texel, first = np.unique((y * size + x)[inside], return_index=True)
-    return texel, face[inside][first], weight[inside][first].astype(np.float32)
+    flat = np.abs(area) < 1e-12
+    offset = point - corner[face, 0]
+    edge_b, edge_c, area = edge_b[face], edge_c[face], np.where(flat, 1, area)[face]
+    b = (offset[:, 0] * edge_c[:, 1] - offset[:, 1] * edge_c[:, 0]) / area
+    c = (edge_b[:, 0] * offset[:, 1] - edge_b[:, 1] * offset[:, 0]) / area
+    return np.where(flat[face, None], 1 / 3, np.stack([1 - b - c, b, c], axis=1))
 
 
 def _enumerate(counts: Ints) -> tuple[Ints, NDArray[np.int64]]:

@@ -58,7 +58,9 @@ class GaussianPrior:
         """Look up the prompts' means; a view's words after the last comma are ignored where unknown."""
         found = [self.means.get(text, self.means.get(text.rpartition(",")[0])) for text in prompts]
         if any(mean is None for mean in found):
-            raise ValueError(f"this exact prior knows the prompts {', '.join(map(repr, self.means))}, got {prompts}")
+            raise ValueError(
+                f"this exact prior knows the prompts {', '.join(map(repr, self.means))}, got {prompts}"
+            )
         return {"mean": torch.stack([mean for mean in found if mean is not None])}
 
     def encode(self, image: Tensor) -> Tensor:

@@ -50,25 +50,37 @@ class UNetPrior:
 
         options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
         try:
-            unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, **options)
+            unet = UNet2DConditionModel.from_pretrained(
+                folder, subfolder="unet", torch_dtype=dtype, **options
+            )
             vae = None
             if (folder / "vae").is_dir():
                 vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **options)
-            text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32, **options)
+            text_encoder = CLIPTextModel.from_pretrained(
+                folder, subfolder="text_encoder", dtype=torch.float32, **options
+            )
             tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
             scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"could not load the prior in {folder} (safetensors in the diffusers layout): {reason}") from error
+            raise ValueError(
+                f"could not load the prior in {folder} (safetensors in the diffusers layout): {reason}"
+            ) from error
         prediction = scheduler.config.prediction_type
         if prediction not in ("epsilon", "v_prediction", "sample"):
-            raise ValueError(f"the prior in {folder} predicts {prediction!r}; epsilon, v_prediction and sample are supported")
+            raise ValueError(
+                f"the prior in {folder} predicts {prediction!r}; epsilon, v_prediction and sample are supported"
+            )
         for module in (unet, vae, text_encoder):
             if module is not None:
                 module.to(device).eval().requires_grad_(False)
         if device.type == "cpu":
             unet.to(memory_format=torch.channels_last)
-        patch = math.isqrt(unet.config.in_channels // 3) if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+        patch = (
+            math.isqrt(unet.config.in_channels // 3)
+            if vae is None
+            else 2 ** (len(vae.config.block_out_channels) - 1)
+        )
         size = unet.config.sample_size * patch
         abar = scheduler.alphas_cumprod.to(device=device, dtype=torch.float32)
         return cls(unet, vae, tokenizer, text_encoder, abar, prediction, size, device, dtype)

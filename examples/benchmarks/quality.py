@@ -1,8 +1,8 @@
 """Measure whole assets: sixteen prompts of the embedded world, each kind once, each colour twice.
 
 Four of the pairs the prior has never seen. For every asset: the judge's R-precision at 1 over eight views,
-the silhouettes' IoU with the true shape at the best azimuth, and the seconds it took. Interrupt and rerun to
-go on; delete an asset's folder to measure it again.
+the silhouettes' IoU with the true shape at the best azimuth, and the seconds from prompt to files, loading
+included. Interrupt and rerun to go on; an asset that was interrupted halfway is finished but not timed.
     python quality.py --output ~/quality --prompts 16 --set steps=1500
 """
 
@@ -30,7 +30,7 @@ PROMPTS = (
     "a blue sphere",
     "a red cube",
     "a green cylinder",
-    "a purple cone",
+    "a pink cone",
     "a pink torus",
     "a brown mug",
     "a brown table",
@@ -42,32 +42,38 @@ PROMPTS = (
     "a purple car",
     "a yellow duck",
     "a green robot",
-    "a pink teapot",
+    "a purple teapot",
 )
 VIEWS, ELEVATION_DEG, SIZE = 8, 15.0, 128
 Made = dict[str, Any]
 
 
 def measure(view: View, prompt: str) -> Made:
-    """R-precision at 1 over eight views, and the silhouettes' IoU at the best azimuth."""
+    """R-precision at 1 over eight views, of the true shape too, and the IoU at the best azimuth."""
     _, kind = world.parse(prompt)
     pictures = view(turntable(VIEWS, ELEVATION_DEG), SIZE, SIZE).rgb.detach().cpu().permute(0, 3, 1, 2)
     iou, offset = best_azimuth_iou(view, true_silhouettes(kind, size=SIZE), VIEWS, ELEVATION_DEG)
-    precision = r_precision(load_judge(), pictures, prompt)
-    return {"r_precision": precision, "iou": iou, "azimuth_offset_deg": offset}
+    truth = true_pictures(prompt, VIEWS).permute(0, 3, 1, 2)
+    judge = load_judge()
+    return {
+        "r_precision": r_precision(judge, pictures, prompt),
+        "true_r_precision": r_precision(judge, truth, prompt),
+        "iou": iou,
+        "azimuth_offset_deg": offset,
+    }
 
 
-def true_front(prompt: str) -> Tensor:
-    """The true object's front in [0, 1], ``[1, size, size, 3]``."""
+def true_pictures(prompt: str, views: int) -> Tensor:
+    """The true object over white from evenly spaced sides, the front first, ``[views, size, size, 3]``."""
     colour, kind = world.parse(prompt)
-    layers = raycast.render(shapes.build(kind), turntable(1, ELEVATION_DEG), SIZE)
+    layers = raycast.render(shapes.build(kind), turntable(views, ELEVATION_DEG), SIZE, samples=2)
     return torch.from_numpy(raycast.over(layers.rgba(world.COLOURS[colour]), 1.0))
 
 
 def save_strip(view: View, prompt: str, path: Path) -> None:
     """Save the true front and four sides of the asset next to each other."""
     sides = view(turntable(4, ELEVATION_DEG), SIZE, SIZE).rgb.detach().cpu()
-    strip = torch.cat(list(torch.cat([true_front(prompt), sides])), dim=1)
+    strip = torch.cat(list(torch.cat([true_pictures(prompt, 1), sides])), dim=1)
     Image.fromarray((strip.clamp(0, 1) * 255).round().byte().numpy()).save(path)
 
 
@@ -81,10 +87,11 @@ def make(prompt: str, folder: Path, overrides: dict[str, Any], generate: Callabl
                 f"{folder} was made with {made['overrides']}, not {overrides}; choose another --output"
             )
         return made
-    folder.mkdir(parents=True, exist_ok=True)
+    resumed = (folder / "asset").exists()
     start = time.perf_counter()
-    asset = generate(prompt, output_dir=str(folder), **({"seed": 0} | overrides))
-    seconds = time.perf_counter() - start
+    asset = generate(prompt, output_dir=str(folder / "asset"), resume=resumed, **({"seed": 0} | overrides))
+    seconds = None if resumed else time.perf_counter() - start
+    folder.mkdir(parents=True, exist_ok=True)
     save_strip(asset.view, prompt, folder / "strip.png")
     held_out = world.held_out(*world.parse(prompt))
     made = {"prompt": prompt, "held_out": held_out, "seconds": seconds, "overrides": overrides}
@@ -94,28 +101,32 @@ def make(prompt: str, folder: Path, overrides: dict[str, Any], generate: Callabl
 
 
 def mean(rows: list[Made], key: str) -> float:
-    return sum(row[key] for row in rows) / len(rows) if rows else float("nan")
+    values = [row[key] for row in rows if row[key] is not None]
+    return sum(values) / len(values) if values else float("nan")
 
 
 def table(rows: list[Made]) -> str:
     """Markdown: a line for each asset, then means over the trained, the held-out and all pairs."""
-    lines = ["| prompt | pair | R-precision@1 | IoU | turned by | seconds |", "|---|---|---|---|---|---|"]
+    titles = ("prompt", "pair", "R-precision@1", "of the true shape", "IoU", "turned by", "seconds")
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in rows:
         pair = "held out" if row["held_out"] else "trained"
         lines.append(
-            f"| {row['prompt']} | {pair} | {row['r_precision']:.3f} | {row['iou']:.3f} "
-            f"| {row['azimuth_offset_deg']:g}° | {row['seconds']:.0f} |"
+            f"| {row['prompt']} | {pair} | {row['r_precision']:.3f} | {row['true_r_precision']:.3f} "
+            f"| {row['iou']:.3f} | {row['azimuth_offset_deg']:g}° | {mean([row], 'seconds'):.0f} |"
         )
     for name, wanted in (("trained", (False,)), ("held out", (True,)), ("all", (False, True))):
         part = [row for row in rows if row["held_out"] in wanted]
-        figures = f"{mean(part, 'r_precision'):.3f} | {mean(part, 'iou'):.3f} | | {mean(part, 'seconds'):.0f}"
-        lines.append(f"| **mean of {len(part)}** | {name} | {figures} |")
+        if part:
+            shares = f"{mean(part, 'r_precision'):.3f} | {mean(part, 'true_r_precision'):.3f}"
+            figures = f"{mean(part, 'iou'):.3f} | | {mean(part, 'seconds'):.0f}"
+            lines.append(f"| **mean of {len(part)}** | {name} | {shares} | {figures} |")
     return "\n".join(lines)
 
 
 def draw_sheet(rows: list[Made], strips: list[Path], path: Path) -> None:
     """Two columns of assets, each with its prompt, the true front, then four sides and the figures."""
-    label, bar, gap, column = 150, 34, 6, 5 * SIZE
+    label, bar, gap, column = 172, 34, 6, 5 * SIZE
     width, deep = label + column, SIZE + gap
     half = -(-len(rows) // 2)
     sheet = Image.new("RGB", (2 * width + gap, bar + deep * half), "white")

@@ -105,12 +105,8 @@ class Pictures:
         bare = torch.rand(n, generator=self.generator) < without_view
         template = torch.randint(len(world.TEMPLATES), (n,), generator=self.generator)
         return [
-            world.caption(
-                names[c], world.KINDS[k], None if plain else world.VIEWS[v], template=int(form)
-            )
-            for c, k, v, plain, form in zip(
-                batch.colour, batch.kind, batch.view, bare, template, strict=True
-            )
+            world.caption(names[c], world.KINDS[k], None if plain else world.VIEWS[v], template=int(form))
+            for c, k, v, plain, form in zip(batch.colour, batch.kind, batch.view, bare, template, strict=True)
         ]
 
 

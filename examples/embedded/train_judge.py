@@ -109,8 +109,8 @@ def draw(pictures: dataset.Pictures, batch: int, g: torch.Generator) -> tuple[Te
     index = torch.multinomial(own, TOGETHER, replacement=True, generator=g).flatten()
     kind, view = pictures.kind[index], pictures.view[index]
     colour = torch.randint(len(world.COLOURS), (pairs,), generator=g).repeat_interleave(TOGETHER)
-    told = torch.rand(batch, generator=g) < WITH_VIEW
-    template = torch.randint(len(world.TEMPLATES), (batch,), generator=g)
+    told = torch.rand(len(index), generator=g) < WITH_VIEW
+    template = torch.randint(len(world.TEMPLATES), (len(index),), generator=g)
     names = list(world.COLOURS)
     captions = [
         world.caption(names[c], world.KINDS[k], world.VIEWS[v] if tell else None, form)

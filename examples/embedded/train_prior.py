@@ -17,7 +17,6 @@ from pathlib import Path
 import dataset
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -102,21 +101,29 @@ def make_scheduler() -> DDIMScheduler:
 
 
 def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    return tokenizer(captions, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
+    return tokenizer(
+        captions, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
+    ).input_ids
 
 
-def train_text_encoder(tokenizer: CLIPTokenizer, pictures: dataset.Pictures, steps: int = 600) -> CLIPTextModel:
+def train_text_encoder(
+    tokenizer: CLIPTokenizer, pictures: dataset.Pictures, steps: int = 600
+) -> CLIPTextModel:
     """Teach the encoder to keep colour, kind and view linearly readable from its last token."""
     encoder = make_text_encoder(tokenizer)
-    heads = nn.ModuleList([nn.Linear(WIDTH, n) for n in (len(world.COLOURS), len(world.KINDS), len(world.VIEWS))])
+    heads = nn.ModuleList(
+        [nn.Linear(WIDTH, n) for n in (len(world.COLOURS), len(world.KINDS), len(world.VIEWS))]
+    )
     optimiser = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
     progress = tqdm(range(steps), "text encoder")
     for _ in progress:
         batch = pictures.draw(128)
-        hidden = encoder(tokens(tokenizer, pictures.captions(batch, without_view=0.0))).last_hidden_state[:, -1]
+        captions = pictures.captions(batch, without_view=0.0)
+        hidden = encoder(tokens(tokenizer, captions)).last_hidden_state[:, -1]
         targets = (batch.colour, batch.kind, batch.view)
-        loss = sum(nn.functional.cross_entropy(head(hidden), y) for head, y in zip(heads, targets, strict=True))
+        named = zip(heads, targets, strict=True)
+        loss = torch.stack([nn.functional.cross_entropy(head(hidden), y) for head, y in named]).sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -134,7 +141,9 @@ def learning_rate(done: float, peak: float) -> float:
     return peak * min(done / 0.01, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1))))
 
 
-def write_folder(folder: Path, unet_state: dict[str, Tensor], encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+def write_folder(
+    folder: Path, unet_state: dict[str, Tensor], encoder: CLIPTextModel, tokenizer: CLIPTokenizer
+) -> None:
     """Write the diffusers folder layout in fp16 safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     unet = make_unet()
@@ -161,15 +170,21 @@ def save_state(path: Path, state: dict[str, object]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures and training state")
     parser.add_argument("--images", type=int, default=1_000_000, help="pictures to train on, in all")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--peak-lr", type=float, default=1e-3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="about 15%% faster after a minute of compiling")
+    parser.add_argument(
+        "--compile", action="store_true", help="about 15%% faster after a minute of compiling"
+    )
     parser.add_argument("--save-minutes", type=float, default=4)
-    parser.add_argument("--output", type=Path, default=SHIPPED, help="the prior's folder, rewritten at each save")
+    parser.add_argument(
+        "--output", type=Path, default=SHIPPED, help="the prior's folder, rewritten at each save"
+    )
     options = parser.parse_args()
     device = torch.device(options.device)
     dataset.build(options.work / "pictures", shapes_per_kind=64, seed=0)

@@ -1,0 +1,208 @@
+"""The configuration: any prompt survives, and every slip is one line with the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from distill import folders
+from distill.cli import split_prompt
+from distill.config import as_overrides, compose_config, options_of, quote
+
+PROMPTS = [
+    "a red mug",
+    "a mug, red, with a 'handle' and \"steam\"",
+    "f(x) = [a, {b}] & c! 100%",
+    "1984",
+    "null",
+    "${oc.env:HOME} and \\${x} \\\\${y}",
+    "back\\slash \\",
+    "tasse à café — 赤いマグ 🫖",
+    "x" * 500,
+    "two\nlines",
+]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_hard_prompts_arrive_unchanged(prompt: str) -> None:
+    assert compose_config([f"prompt={quote(prompt)}"]).prompt == prompt
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(alphabet="ab ,'\"()[]{}=%!&$\\:~+-#é\t", min_size=1, max_size=12).filter(str.strip))
+def test_any_prompt_arrives_unchanged(prompt: str) -> None:
+    assert compose_config([f"prompt={quote(prompt)}"]).prompt == prompt
+
+
+def error_of(*overrides: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        compose_config(["prompt='a red mug'", *overrides])
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_unknown_option_suggests_the_nearest() -> None:
+    assert "unknown option 'iteratons'; did you mean 'iterations'" in error_of("iteratons=5")
+
+
+def test_unknown_option_of_a_loss_suggests_the_nearest() -> None:
+    assert "did you mean 'guidance.scale'" in error_of("guidance.scael=5")
+
+
+def test_wrong_type_names_the_option_and_the_type() -> None:
+    assert error_of("iterations=many") == "iterations must be of type integer, got 'many'"
+
+
+def test_wrong_type_inside_a_group_names_the_option() -> None:
+    assert "guidance.scale must be of type float, got 'big'" in error_of("guidance.scale=big")
+
+
+def test_unknown_guidance_lists_the_known_ones() -> None:
+    assert error_of("guidance=dsd") == "unknown guidance 'dsd'; there are sds"
+
+
+@pytest.mark.parametrize("name", ["iterations", "render.batch", "render.size.start"])
+def test_zero_where_there_must_be_some_is_refused(name: str) -> None:
+    assert f"{name} must be at least 1, got 0" in error_of(f"{name}=0")
+
+
+def test_unknown_device_is_refused() -> None:
+    assert "device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'" in error_of("device=gpu")
+
+
+@pytest.mark.parametrize("prompt", ["", "   "])
+def test_empty_prompt_is_refused(prompt: str) -> None:
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        compose_config([f"prompt={quote(prompt)}"])
+
+
+def test_a_loss_s_signature_is_its_configuration() -> None:
+    def loss(
+        prior,
+        x,
+        cond,
+        t,
+        noise,
+        *,
+        scale: float = 2.0,
+        mode: str = "a",
+        window: tuple[float, float] = (0.0, 1.0),
+    ):  # type: ignore[no-untyped-def]
+        return None
+
+    config = OmegaConf.structured(options_of(loss))
+    assert {key: config[key] for key in ("scale", "mode", "window")} == {
+        "scale": 2.0,
+        "mode": "a",
+        "window": [0.0, 1.0],
+    }
+    with pytest.raises(Exception, match="scale"):
+        config.scale = "not a number"
+
+
+def test_the_preset_follows_the_prior() -> None:
+    assert compose_config(["prompt=x", "prior=somewhere"]).iterations == 10_000
+    assert (
+        compose_config(["prompt=x"]).iterations == compose_config(["prompt=x", "preset=embedded"]).iterations
+    )
+    assert compose_config(["prompt=x", "prior=somewhere"]).guidance.scale == 100.0
+
+
+def test_python_keywords_become_the_same_configuration() -> None:
+    options = {
+        "prompt": "a, b",
+        "iterations": 7,
+        "guidance": "sds",
+        "guidance.scale": 3.5,
+        "output_dir": None,
+        "resume": True,
+    }
+    config = compose_config(as_overrides(options))
+    assert (config.prompt, config.iterations, config.guidance.scale, config.output_dir, config.resume) == (
+        "a, b",
+        7,
+        3.5,
+        None,
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prompt", "options"),
+    [
+        (["a red mug"], "a red mug", []),
+        (["a red mug", "seed=1", "-m"], "a red mug", ["seed=1", "-m"]),
+        (["seed=1", "x = y, (z)"], "x = y, (z)", ["seed=1"]),
+        (["E=mc2"], "E=mc2", []),
+        (["--", "seed=1"], "seed=1", []),
+        (["iteratons=5", "a mug"], "a mug", ["iteratons=5"]),
+        (
+            ["--config-dir", "mine", "a mug", "+experiment=x"],
+            "a mug",
+            ["--config-dir", "mine", "+experiment=x"],
+        ),
+        (["prompts=list.txt"], None, ["prompts=list.txt"]),
+    ],
+)
+def test_the_prompt_is_told_from_the_options(
+    arguments: list[str], prompt: str | None, options: list[str]
+) -> None:
+    assert split_prompt(arguments) == (prompt, options)
+
+
+def test_two_prompts_are_refused() -> None:
+    with pytest.raises(ValueError, match="put the prompt in quotes"):
+        split_prompt(["a", "red", "mug"])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "start"),
+    [
+        ("A Red Mug!", "a-red-mug-"),
+        ("tasse à café", "tasse-a-cafe-"),
+        ("赤いマグ", "prompt-"),
+        ("x" * 500, "x" * 60 + "-"),
+        ("../../etc", "etc-"),
+    ],
+)
+def test_folder_names_are_short_plain_and_unique(prompt: str, start: str) -> None:
+    name = folders.folder_name(prompt)
+    assert name.startswith(start)
+    assert len(name) == len(start) + 8
+    assert name.isascii() and "/" not in name
+    assert folders.folder_name(prompt + " ") != name
+
+
+def config(tmp_path: Path, *more: str) -> DictConfig:
+    return compose_config(["prompt='a red mug'", *more])
+
+
+def test_a_second_run_gets_a_folder_of_its_own_and_resume_finds_the_right_one(tmp_path: Path) -> None:
+    first = folders.claim(config(tmp_path), tmp_path)
+    second = folders.claim(config(tmp_path, "seed=1"), tmp_path)
+    assert second.name == f"{first.name}-2"
+    assert folders.claim(config(tmp_path, "seed=1", "resume=true"), tmp_path) == second
+    assert folders.claim(config(tmp_path, "resume=true"), tmp_path) == first
+
+
+def test_another_run_s_folder_is_left_alone(tmp_path: Path) -> None:
+    where = f"output_dir={quote(str(tmp_path / 'mine'))}"
+    folder = folders.claim(config(tmp_path, where))
+    before = (folder / "config.yaml").read_text()
+    with pytest.raises(ValueError, match="resume=true to go on"):
+        folders.claim(config(tmp_path, where))
+    for resume in ("true", "false"):
+        with pytest.raises(ValueError, match="something else than this run"):
+            folders.claim(config(tmp_path, where, "seed=5", f"resume={resume}"))
+    assert (folder / "config.yaml").read_text() == before
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="choose a writable folder"):
+        folders.claim(config(tmp_path, f"output_dir={quote(str(tmp_path / 'file' / 'x'))}"))

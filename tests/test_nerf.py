@@ -1,0 +1,484 @@
+"""Volume rendering: closed forms, an independent compositor, and properties of scenes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import nerfacc
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distill.contracts import Render
+from distill.renderers import HashGridScene, render
+from distill.renderers.march import Samples, composite, march
+from distill.renderers.occupancy import occupancy_grid, update_occupancy
+from distill.renderers.volume import finite_difference_normals, opacity_penalties
+from distill.samplers.cameras import Cameras, orbit
+
+CPU = torch.device("cpu")
+
+
+class Analytic(nn.Module):
+    """A scene given by formulas; what ``render`` asks of a scene and nothing else."""
+
+    def __init__(self, density: Callable[[Tensor], Tensor], steps: int = 64, albedo: float = 0.25) -> None:
+        super().__init__()
+        self.parameter = nn.Parameter(torch.zeros(1))
+        self.density = density
+        self.albedo = albedo
+        self.step_size = 2 * math.sqrt(3) / steps
+        self.occupancy = occupancy_grid(32)
+
+    def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        return self.density(points), torch.full_like(points, self.albedo)
+
+    def backdrop(self, directions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.ones_like(directions)
+
+
+def _ball(
+    sigma: float, radius: float, centre: tuple[float, float, float] = (0, 0, 0)
+) -> Callable[[Tensor], Tensor]:
+    return lambda x: sigma * ((x - torch.tensor(centre)).norm(dim=1) < radius).float()
+
+
+def _front(azimuth: float = 0.0, elevation: float = 0.0, distance: float = 3.2, fov: float = 40.0) -> Cameras:
+    return orbit(torch.tensor([azimuth]), torch.tensor([elevation]), distance, fov)
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _scene(**options: Any) -> HashGridScene:
+    return HashGridScene(**{"levels": 4, "finest_resolution": 32, "log2_table_size": 12, **options})
+
+
+def _packed(counts: list[int], step: float) -> Samples:
+    ray = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    distance = torch.arange(len(ray)) * step
+    return Samples(ray, distance, torch.zeros(len(ray), 3), torch.tensor(counts, dtype=torch.int32), step)
+
+
+# Compositing
+
+
+def test_composite_has_the_numbers_worked_out_by_hand() -> None:
+    # Half of the light is stopped at each sample: density * step = ln 2.
+    samples = _packed([2, 0, 1], step=0.5)
+    density = torch.full((3,), math.log(2) / 0.5)
+    sums, opacity, weights = composite(density, torch.tensor([[8.0], [4.0], [6.0]]), samples)
+    torch.testing.assert_close(weights, torch.tensor([0.5, 0.25, 0.5]))
+    torch.testing.assert_close(opacity, torch.tensor([0.75, 0.0, 0.5]))
+    torch.testing.assert_close(sums, torch.tensor([[5.0], [0.0], [3.0]]))
+
+
+def test_composite_agrees_with_nerfacc_in_values_and_gradients() -> None:
+    rays, n, step = 37, 11, 0.07
+    g = _generator()
+    density = (20 * torch.rand(rays, n, generator=g)).requires_grad_()
+    values = torch.rand(rays, n, 5, generator=g).requires_grad_()
+    starts = torch.arange(n).expand(rays, n) * step
+    weights, _, _ = nerfacc.render_weight_from_density(starts, starts + step, density)
+    dense = [nerfacc.accumulate_along_rays(weights, values), weights.sum(1), weights.flatten()]
+    samples = _packed([n] * rays, step)
+    packed = composite(density.flatten(), values.view(-1, 5), samples)
+    for a, b in zip(packed, dense, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    upstream = [torch.randn(x.shape, generator=g) for x in packed]
+    ours, theirs = (torch.autograd.grad(list(x), [density, values], upstream) for x in (packed, dense))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_composite_of_nothing_is_nothing() -> None:
+    density = torch.zeros(0, requires_grad=True)
+    sums, opacity, _ = composite(density, torch.zeros(0, 4), _packed([0, 0], 0.1))
+    assert sums.shape == (2, 4)
+    assert not opacity.any()
+    (sums.sum() + opacity.sum()).backward()
+
+
+# Marching
+
+
+def test_samples_lie_on_their_rays_inside_the_cube_one_step_apart() -> None:
+    origins, directions = (x.view(-1, 3) for x in _front(30, 20).rays(12, 12))
+    jitter = torch.rand(144, generator=_generator())
+    samples = march(origins, directions, jitter, occupancy_grid(8), 0.1)
+    on_ray = origins[samples.ray] + samples.distance[:, None] * directions[samples.ray]
+    torch.testing.assert_close(samples.points, on_ray, atol=1e-5, rtol=0)
+    assert samples.points.abs().max() <= 1 + 1e-5
+    assert torch.equal(torch.bincount(samples.ray, minlength=144), samples.counts.long())
+    same_ray = samples.ray[1:] == samples.ray[:-1]
+    torch.testing.assert_close(samples.distance.diff()[same_ray], torch.full((int(same_ray.sum()),), 0.1))
+
+
+def test_a_ray_along_an_axis_has_the_samples_counted_by_hand() -> None:
+    # From x = 3 towards -x it enters at t = 2 and leaves at 4: eight steps of a quarter.
+    samples = march(
+        torch.tensor([[3.0, 0, 0]]),
+        torch.tensor([[-1.0, 0, 0]]),
+        torch.tensor([0.5]),
+        occupancy_grid(4),
+        0.25,
+    )
+    torch.testing.assert_close(samples.distance, 2.125 + 0.25 * torch.arange(8))
+
+
+def test_a_camera_inside_the_cube_sees_only_ahead() -> None:
+    samples = march(
+        torch.zeros(1, 3), torch.tensor([[0.0, 0, 1]]), torch.tensor([0.5]), occupancy_grid(4), 0.25
+    )
+    torch.testing.assert_close(samples.points[:, 2], 0.125 + 0.25 * torch.arange(4))
+
+
+def test_only_occupied_cells_are_sampled_and_none_of_theirs_is_missed() -> None:
+    grid = occupancy_grid(8)
+    everywhere = occupancy_grid(8)
+    grid.binaries[0] = torch.rand(8, 8, 8, generator=_generator()) < 0.1
+    origins, directions = (x.view(-1, 3) for x in _front(70, -10).rays(16, 16))
+    jitter = torch.rand(256, generator=_generator(1))
+    some, all_ = (march(origins, directions, jitter, g, 0.06) for g in (grid, everywhere))
+    cell = ((all_.points + 1) * 4).long().clamp(0, 7)
+    kept = grid.binaries[0][tuple(cell.T)]
+    assert 0 < len(some.ray) < len(all_.ray)
+    assert torch.equal(some.points, all_.points[kept])
+    assert torch.equal(some.ray, all_.ray[kept])
+
+
+def test_rays_that_miss_the_cube_have_no_samples() -> None:
+    samples = march(
+        torch.tensor([[3.0, 3, 3]]), torch.tensor([[1.0, 0, 0]]), torch.tensor([0.5]), occupancy_grid(4), 0.1
+    )
+    assert len(samples.ray) == 0
+    assert samples.counts.tolist() == [0]
+
+
+# Pictures
+
+
+def test_opacity_of_a_homogeneous_ball_is_the_closed_form() -> None:
+    sigma, radius, size = 1.5, 0.7, 24
+    picture = render(Analytic(_ball(sigma, radius), steps=2000), _front(), size, size)
+    origins, directions = _front().rays(size, size)
+    nearest = (origins - (origins * directions).sum(-1, keepdim=True) * directions).norm(dim=-1)
+    chord = 2 * (radius**2 - nearest**2).clamp(min=0).sqrt()
+    expected = 1 - torch.exp(-sigma * chord)
+    torch.testing.assert_close(picture.opacity[..., 0], expected, atol=3e-3, rtol=0)
+    # Colour 0.25 over white.
+    torch.testing.assert_close(picture.rgb[..., 0], 1 - 0.75 * expected, atol=3e-3, rtol=0)
+
+
+def test_depth_of_a_dense_ball_is_the_distance_to_its_surface() -> None:
+    picture = render(Analytic(_ball(500.0, 0.5), steps=2000), _front(), 33, 33)
+    assert picture.depth[0, 16, 16, 0] == pytest.approx(3.2 - 0.5, abs=5e-3)
+    assert picture.depth[0, 0, 0, 0] == 0
+
+
+def test_a_ball_on_the_objects_left_appears_on_the_right_from_the_front() -> None:
+    scene = Analytic(_ball(200.0, 0.2, (0, 0.6, 0)))
+    columns = render(scene, _front(0), 32, 32).opacity[0, :, :, 0].sum(0)
+    assert columns[16:].sum() > 20
+    assert columns[:16].sum() == 0
+    assert render(scene, _front(180), 32, 32).opacity[0, :, 16:].sum() == 0
+
+
+def test_a_ball_above_appears_in_the_upper_half() -> None:
+    opacity = render(Analytic(_ball(200.0, 0.2, (0, 0, 0.6))), _front(45), 32, 32).opacity[0]
+    assert opacity[:16].sum() > 20
+    assert opacity[16:].sum() == 0
+
+
+def test_normals_of_a_soft_ball_point_outwards() -> None:
+    picture = render(
+        Analytic(lambda x: 60 * torch.sigmoid(30 * (0.6 - x.norm(dim=1)))), _front(), 33, 33, normals=True
+    )
+    assert picture.normal is not None
+    centre = picture.normal[0, 16, 16]
+    torch.testing.assert_close(centre, torch.tensor([1.0, 0, 0]), atol=0.02, rtol=0)
+    length = picture.normal.norm(dim=-1)
+    hit = picture.opacity[..., 0] > 0.01
+    torch.testing.assert_close(length[hit], torch.ones(int(hit.sum())), atol=1e-4, rtol=0)
+    assert not length[picture.opacity[..., 0] == 0].any()
+
+
+def test_finite_difference_normals_are_exact_for_a_linear_density() -> None:
+    class Slope:
+        @staticmethod
+        def density(x: Tensor) -> Tensor:
+            return x @ torch.tensor([1.0, -2.0, 2.0])
+
+    points = torch.rand(10, 3, generator=_generator())
+    expected = torch.tensor([-1.0, 2.0, -2.0]) / 3
+    torch.testing.assert_close(
+        finite_difference_normals(Slope, points), expected.expand(10, 3), atol=1e-3, rtol=0
+    )
+
+
+def test_light_at_the_camera_makes_the_middle_bright_and_the_rim_dark() -> None:
+    scene = Analytic(lambda x: 300 * torch.sigmoid(60 * (0.6 - x.norm(dim=1))), steps=256, albedo=0.5)
+    lit = render(scene, _front(), 65, 65, shading="lambertian").rgb[0, 32, :, 0]
+    bare = render(scene, _front(), 65, 65, shading="textureless").rgb[0, 32, :, 0]
+    assert lit[32] == pytest.approx(0.5, abs=0.02)
+    assert bare[32] == pytest.approx(1.0, abs=0.02)
+    rim = int((render(scene, _front(), 65, 65).opacity[0, 32, :, 0] > 0.99).nonzero()[0])
+    assert lit[rim] < 0.3
+
+
+def test_chunks_do_not_change_a_picture() -> None:
+    scene = _scene(background="learned")
+    whole, pieces = (render(scene, _front(20), 20, 20, normals=True, chunk_rays=n) for n in (10_000, 37))
+    assert torch.equal(whole.rgb, pieces.rgb)
+    assert torch.equal(whole.depth, pieces.depth)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shading": "toon"},
+        {"penalties": ("beauty",)},
+        {"marcher": "nerfacc"},
+        {"marcher": "fast"},
+        {"chunk_rays": 0},
+    ],
+)
+def test_unknown_options_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expect"):
+        render(_scene(), _front(), 4, 4, **options)
+
+
+# Scenes
+
+
+def test_gradients_reach_every_parameter_and_match_finite_differences() -> None:
+    scene = _scene(background="learned", blob_scale=3.0)
+    with torch.no_grad():
+        scene.grid.mul_(1000)
+    camera = _front(25, 15)
+
+    def loss() -> Tensor:
+        picture = render(scene, camera, 12, 12)
+        return (picture.rgb * torch.linspace(0, 1, 12)[:, None]).sum() + picture.depth.mean()
+
+    loss().backward()
+    for name, parameter in scene.named_parameters():
+        assert parameter.grad is not None, name
+        at = int(parameter.grad.abs().argmax())
+        slope = float(parameter.grad.flatten()[at])
+        with torch.no_grad():
+            flat = parameter.view(-1)
+            flat[at] += 1e-2
+            up = float(loss())
+            flat[at] -= 2e-2
+            down = float(loss())
+            flat[at] += 1e-2
+        assert (up - down) / 2e-2 == pytest.approx(slope, rel=0.03, abs=2e-3), name
+
+
+def test_the_same_seed_makes_the_same_scene_and_leaves_the_global_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    a, b, c = _scene(seed=3), _scene(seed=_generator(3)), _scene(seed=4)
+    scene_update_generator = _generator()
+    a.update(0, 0.0, scene_update_generator)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    assert not torch.equal(a.grid, c.grid)
+    assert a.grid.abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("background", ["white", "grey", "random", "learned"])
+def test_the_same_generator_makes_the_same_training_picture(background: str) -> None:
+    scene = _scene(background=background)
+    options: dict[str, Any] = {"shading": "lambertian", "penalties": ("orientation", "smoothness")}
+    pictures = [render(scene, _front(), 16, 16, generator=_generator(s), **options) for s in (1, 1, 2)]
+    assert torch.equal(pictures[0].rgb, pictures[1].rgb)
+    assert torch.equal(pictures[0].penalties["smoothness"], pictures[1].penalties["smoothness"])
+    assert not torch.equal(pictures[0].rgb, pictures[2].rgb)
+
+
+def test_backgrounds_are_what_they_are_called() -> None:
+    directions = torch.nn.functional.normalize(torch.randn(3, 4, 5, 3, generator=_generator()), dim=-1)
+    grey = _scene(background="grey").backdrop(directions, _generator())
+    colour = _scene(background="random").backdrop(directions, _generator())
+    assert grey.shape == colour.shape == (3, 1, 1, 3)
+    assert torch.equal(grey[..., 0], grey[..., 2])
+    assert not torch.equal(colour[..., 0], colour[..., 2])
+    assert (grey[0] != grey[1]).all()
+    assert (_scene(background="grey").backdrop(directions) == 1).all()
+    assert torch.equal(
+        _scene(background=[0.1, 0.2, 0.3]).backdrop(directions)[2, 0, 0], torch.tensor([0.1, 0.2, 0.3])
+    )
+    learned = _scene(background="learned").backdrop(directions)
+    assert learned.shape == directions.shape
+    assert learned.std() > 0.01
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"background": "blue"},
+        {"background": (0.1, 0.2)},
+        {"background": (0, 0, 300)},
+        {"density_activation": "sine"},
+        {"progressive_levels": (0, 0.5)},
+        {"backend": "numpy"},
+        {"backend": "tinycudann"},
+        {"occupancy_resolution": 1},
+    ],
+)
+def test_a_scene_refuses_bad_options(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expect"):
+        _scene(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("softplus", math.log1p(math.exp(2.0))), ("exp", math.exp(2.0)), ("relu", 2.0)],
+)
+def test_the_blob_alone_is_the_density_where_the_network_says_nothing(name: str, expected: float) -> None:
+    scene = _scene(density_activation=name, blob_scale=4.0, blob_radius=0.5)
+    with torch.no_grad():
+        scene.grid.zero_()
+    density, albedo = scene.query(torch.tensor([[0.0, 0.25, 0.0]]))  # 4 (1 - 0.25 / 0.5) = 2
+    assert density.item() == pytest.approx(expected, rel=1e-5)
+    assert torch.equal(albedo, torch.full((1, 3), 0.5))
+    torch.testing.assert_close(scene.density(torch.tensor([[0.0, 0.25, 0.0]])), density)
+
+
+def test_exponential_density_is_bounded_but_its_gradient_does_not_vanish() -> None:
+    scene = _scene(density_activation="exp", blob_scale=60.0)
+    density = scene.density(torch.zeros(1, 3))
+    assert density.item() == pytest.approx(math.exp(15), rel=1e-5)
+    density.backward()
+    assert scene.mlp[-1].bias.grad[0] == pytest.approx(math.exp(15), rel=1e-5)
+
+
+def test_levels_open_one_by_one() -> None:
+    scene = _scene(levels=4, progressive_levels=(1, 0.5))
+    seen = []
+    for step, progress in enumerate((0.0, 0.13, 0.26, 0.38, 0.5, 0.9)):
+        scene.update(step, progress, _generator())
+        seen.append(int(scene.active_levels))
+    assert seen == [1, 2, 3, 4, 4, 4]
+
+
+def test_parameter_groups_hold_every_parameter_once() -> None:
+    scene = _scene(background="learned")
+    groups = scene.parameter_groups()
+    assert set(groups) == {"encoding", "mlp", "background"}
+    grouped = [id(p) for group in groups.values() for p in group]
+    assert sorted(grouped) == sorted(id(p) for p in scene.parameters())
+    assert set(_scene().parameter_groups()) == {"encoding", "mlp"}
+
+
+@pytest.mark.parametrize(("threshold", "most"), [(1e-2, 0.05), (1e-5, 1e-4)])
+def test_skipping_empty_cells_hardly_changes_the_picture(threshold: float, most: float) -> None:
+    scene = _scene(blob_scale=20.0, occupancy_threshold=threshold)
+    with torch.no_grad():
+        full = render(scene, _front(40, 10), 32, 32)
+        scene.update(0, 0.0, _generator())
+        skipped = render(scene, _front(40, 10), 32, 32)
+    assert 0.02 < scene.occupancy.binaries.float().mean() < 0.5
+    difference = (full.rgb - skipped.rgb).abs()
+    assert difference.max() < most
+    assert difference.mean() < most / 20
+
+
+def test_occupancy_finds_the_ball_and_forgets_it_once_gone() -> None:
+    grid = occupancy_grid(16)
+    update_occupancy(grid, _ball(50.0, 0.5), 0.05, _generator())
+    share = float(grid.binaries.float().mean())
+    assert share == pytest.approx(4 / 3 * math.pi * 0.5**3 / 8, rel=0.25)
+    for _ in range(40):
+        update_occupancy(grid, _ball(50.0, 0.2), 0.05, _generator())
+    assert float(grid.binaries.float().mean()) < 0.3 * share
+
+
+def test_an_empty_scene_stays_learnable() -> None:
+    grid = occupancy_grid(8)
+    update_occupancy(grid, lambda x: torch.zeros(len(x)), 0.05, _generator())
+    assert grid.binaries.all()
+
+
+def test_a_state_dict_restores_pictures_and_updates_bitwise() -> None:
+    options: dict[str, Any] = {"progressive_levels": (2, 0.8), "background": "learned"}
+    scene, copy = _scene(**options), _scene(**options, seed=9)
+    g = _generator()
+    optimiser = torch.optim.Adam(scene.parameters(), 1e-2)
+    for step in (0, 16, 32):
+        scene.update(step, step / 64, g)
+        render(scene, _front(), 8, 8, generator=g).rgb.mean().backward()
+        optimiser.step()
+    copy.load_state_dict(scene.state_dict())
+    pictures: list[Render] = []
+    for each in (scene, copy):
+        each.update(48, 0.75, _generator(5))
+        pictures.append(render(each, _front(10), 16, 16, generator=_generator(6)))
+    assert torch.equal(scene.occupancy.binaries, copy.occupancy.binaries)
+    assert torch.equal(pictures[0].rgb, pictures[1].rgb)
+    assert torch.equal(pictures[0].depth, pictures[1].depth)
+
+
+# Penalties
+
+
+def test_opacity_penalties_have_the_numbers_worked_out_by_hand() -> None:
+    found = opacity_penalties(torch.tensor([0.0, 0.5]), ("sparsity", "opaqueness", "orientation"))
+    assert set(found) == {"sparsity", "opaqueness"}
+    assert float(found["sparsity"]) == pytest.approx((0.1 + math.sqrt(0.26)) / 2, rel=1e-5)
+    assert float(found["opaqueness"]) == pytest.approx(math.log(2) / 2, abs=1e-3)
+
+
+def test_opaqueness_pushes_opacity_away_from_one_half() -> None:
+    opacity = torch.tensor([0.3, 0.7], requires_grad=True)
+    opacity_penalties(opacity, ("opaqueness",))["opaqueness"].backward()
+    # d/do of the entropy is log((1 - o) / o), halved by the mean.
+    torch.testing.assert_close(opacity.grad, torch.tensor([math.log(7 / 3), math.log(3 / 7)]) / 2)
+
+
+def test_orientation_counts_only_normals_that_face_away() -> None:
+    # Density grows towards the camera at +x: the outward normals point to -x, along the rays.
+    away = Analytic(lambda x: 2 * (x[:, 0] + 2))
+    towards = Analytic(lambda x: 2 * (2 - x[:, 0]))
+    narrow = _front(fov=1.0)
+    bad, good = (render(s, narrow, 3, 3, penalties=("orientation",)) for s in (away, towards))
+    assert float(bad.penalties["orientation"]) == pytest.approx(float(bad.opacity.mean()), rel=1e-2)
+    assert float(good.penalties["orientation"]) == 0
+
+
+def test_smoothness_is_zero_on_a_slope_and_positive_on_a_ripple() -> None:
+    flat = Analytic(lambda x: 2 * (2 - x[:, 0]))
+    ripple = Analytic(lambda x: 3 + torch.sin(40 * x).sum(1))
+    values = [
+        float(
+            render(s, _front(), 6, 6, generator=_generator(), penalties=("smoothness",)).penalties[
+                "smoothness"
+            ]
+        )
+        for s in (flat, ripple)
+    ]
+    assert values[0] < 1e-4
+    assert values[1] > 0.05
+
+
+def test_penalties_are_computed_only_when_asked_for() -> None:
+    assert not render(_scene(), _front(), 4, 4).penalties
+    every = ("sparsity", "opaqueness", "orientation", "smoothness")
+    found = render(_scene(), _front(), 4, 4, penalties=every).penalties
+    assert set(found) == set(every)
+    assert all(value.ndim == 0 and value.requires_grad for value in found.values())
+
+
+@pytest.mark.gpu
+def test_cuda_marchers_agree_with_each_other_and_with_the_cpu() -> None:
+    scene = _scene(blob_scale=20.0)
+    camera = _front(40, 10)
+    expected = render(scene, camera, 32, 32)
+    scene.cuda()
+    for marcher in ("warp", "nerfacc"):
+        picture = render(scene, camera, 32, 32, marcher=marcher)
+        assert (picture.rgb.cpu() - expected.rgb).abs().max() < 0.02

@@ -1,0 +1,221 @@
+"""The main job: from a command to files, interrupted, resumed, many at once, and with wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from safetensors.torch import load_file
+
+import distill
+from distill.cli import main
+
+QUICK = [
+    "iterations=6",
+    "render.batch=2",
+    "render.size.start=32",
+    "log.checkpoint_every=2",
+    "log.preview_every=3",
+    "export.resolution=32",
+    "export.faces=500",
+    "export.texture_size=64",
+    "export.frames=4",
+    "export.picture_size=32",
+]
+OPTIONS = dict(text.split("=") for text in QUICK)
+
+
+def command(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail with exit code 2 and exactly one line of error."""
+    capsys.readouterr()
+    assert command(*arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("distill: error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(sorted((folder / "checkpoints").glob("step-*"))[-1] / "tensors.safetensors")
+
+
+def test_a_prompt_becomes_an_asset_with_every_file(tmp_path: Path) -> None:
+    assert command("a red mug", *QUICK) == 0
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert folder.name.startswith("a-red-mug-")
+    expected = "mesh.glb mesh.obj mesh.mtl mesh.ply turntable.mp4 contact.png report.html config.yaml manifest.json metrics.jsonl"
+    assert {*expected.split(), "checkpoints", "previews"} <= {path.name for path in folder.iterdir()}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["prompt"], manifest["seed"]) == ("a red mug", 0)
+    assert manifest["prior"]["sha256"]["unet/diffusion_pytorch_model.safetensors"]
+    assert manifest["files"]["mesh.glb"]["bytes"] == (folder / "mesh.glb").stat().st_size
+    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == list(
+        range(6)
+    )
+    mesh = trimesh.load_mesh(folder / "mesh.glb", process=False)
+    assert np.isfinite(mesh.vertices).all() and len(mesh.faces) > 50
+
+
+def test_python_makes_the_same_asset_as_the_command_line_and_saves_it(tmp_path: Path) -> None:
+    assert command("a red mug", *QUICK, "output_dir=line", "export.enabled=false") == 0
+    asset = distill.generate("a red mug", output_dir="script", **OPTIONS, **{"export.enabled": False})
+    line, script = final_tensors(tmp_path / "line"), final_tensors(asset.folder)
+    assert all(torch.equal(line[name], script[name]) for name in line)
+    assert asset.save(tmp_path / "mug.glb").stat().st_size > 1000
+    with pytest.raises(ValueError, match="glb"):
+        asset.save(tmp_path / "mug.fbx")
+
+
+def test_another_seed_makes_another_asset() -> None:
+    assets = [
+        distill.generate("a red mug", seed=seed, **OPTIONS, **{"export.enabled": False}) for seed in (0, 1)
+    ]
+    first, second = (final_tensors(asset.folder) for asset in assets)
+    assert not torch.equal(first["state.scene.grid"], second["state.scene.grid"])
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, how: signal.Signals) -> None:
+    long = [*QUICK[1:], "iterations=24", "export.enabled=false"]
+    arguments = [sys.executable, "-m", "distill", "a red mug", *long, "output_dir=broken"]
+    running = subprocess.Popen(
+        arguments, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("broken/checkpoints/step-*")) and time.monotonic() < deadline:
+        assert running.poll() is None, running.communicate()[1]
+        time.sleep(0.05)
+    running.send_signal(how)
+    said = running.communicate(timeout=240)[1]
+    if how is signal.SIGKILL:
+        assert running.returncode == -signal.SIGKILL
+    else:
+        assert running.returncode == 130
+        assert "go on with resume=true" in said
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*arguments, "resume=true"], check=True, env=environment, capture_output=True)
+    subprocess.run([*arguments[:-1], "output_dir=whole"], check=True, env=environment, capture_output=True)
+    broken, whole = final_tensors(tmp_path / "broken"), final_tensors(tmp_path / "whole")
+    assert broken.keys() == whole.keys()
+    assert all(torch.equal(broken[name], whole[name]) for name in whole)
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "broken/metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == list(range(24))
+
+
+def test_a_list_of_prompts_goes_on_after_a_failure_and_skips_what_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.txt").write_text("a red mug\n\n# a remark\na purple zebra\na blue cube\n")
+    assert command("prompts=list.txt", *QUICK) == 1
+    assert "2 finished, 0 skipped, 1 failed" in capsys.readouterr().out
+    assert len(list((tmp_path / "outputs").iterdir())) == 2
+    (tmp_path / "list.txt").write_text("a red mug\na blue cube\n")
+    assert command("prompts=list.txt", *QUICK) == 0
+    assert "0 finished, 2 skipped, 0 failed" in capsys.readouterr().out
+
+
+def test_a_sweep_runs_every_job_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    arguments = [
+        sys.executable,
+        "-m",
+        "distill",
+        "a red mug, (shiny)".replace(", (shiny)", ""),
+        "-m",
+        "seed=0,1",
+        *QUICK,
+        "export.enabled=false",
+    ]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    runs = [path for path in (tmp_path / "outputs").iterdir() if path.name.startswith("a-red-mug")]
+    assert sorted(json.loads((run / "manifest.json").read_text())["seed"] for run in runs) == [0, 1]
+
+
+def test_an_experiment_of_one_s_own_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/quick.yaml").write_text(
+        "# @package _global_\niterations: 3\nexport:\n  enabled: false\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "distill", "a red mug", "--config-dir", "mine", "+experiment=quick", "render.batch=1"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (folder,) = (path for path in (tmp_path / "outputs").iterdir() if path.name != "sweeps")
+    assert json.loads((folder / "manifest.json").read_text())["iterations"] == 3
+
+
+WRONG = [
+    (["a red mug", "iteratons=5"], "did you mean 'iterations'"),
+    (["a red mug", "iterations=many"], "iterations must be of type integer"),
+    (["a red mug", "guidance=dsd"], "there are sds"),
+    (["a red mug", "guidance.weighting=x", *QUICK], "sigma_squared, uniform, fantasia3d"),
+    ([""], "the prompt is empty"),
+    (["a red mug", "iterations=0"], "at least 1, got 0"),
+    (["a purple zebra"], "does not know 'zebra'"),
+    (["a red mug", "prior=nowhere"], "no model_index.json"),
+    (["prompts=missing.txt"], "cannot be read"),
+    (["a red mug", "output_dir=file/x"], "choose a writable folder"),
+    (["a", "b"], "put the prompt in quotes"),
+    (["a red mug", "timesteps.t_min=0.9", "timesteps.t_max=0.1"], "0 <= t_min <= t_max <= 1"),
+    (["a red mug", "scene.backend=magic"], "backend"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), WRONG, ids=[said for _, said in WRONG])
+def test_wrong_input_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert said in error_of(capsys, *arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_asking_for_cuda_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "use device=cpu or device=auto" in error_of(capsys, "a red mug", "device=cuda")
+
+
+def test_a_run_never_writes_over_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("a red mug", *QUICK, "output_dir=mine", "export.enabled=false") == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()}
+    assert "resume=true to go on" in error_of(
+        capsys, "a red mug", *QUICK, "output_dir=mine", "export.enabled=false"
+    )
+    assert "something else than this run" in error_of(capsys, "a blue cube", *QUICK, "output_dir=mine")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()}
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    quick = [*QUICK, "output_dir=mine", "export.enabled=false"]
+    assert command("a red mug", *quick) == 0
+    expected = final_tensors(tmp_path / "mine")
+    newest = sorted((tmp_path / "mine/checkpoints").glob("step-*"))[-1] / "tensors.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-7])
+    assert command("a red mug", *quick, "resume=true") == 0
+    assert "step-000006" in caplog.text and "trying the one before" in caplog.text
+    again = final_tensors(tmp_path / "mine")
+    assert all(torch.equal(expected[name], again[name]) for name in expected)
