@@ -13,7 +13,7 @@ demo: $(READY)  ## set up, then make a 3D asset from a prompt
 test: $(READY)  ## set up, then run all tests
 	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix tests; \
 	 else echo "npm is not here: the Khronos glTF validator's test will be skipped"; fi
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: $(READY)  ## lint, format and types
 	$(BIN)/ruff check .

@@ -180,9 +180,10 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
 
 def train(config: DictConfig, folder: Path, prior: Prior, parts: Parts) -> None:
     """Run the loop with its journal; saves a last checkpoint."""
-    condition = prompts.conditioner(
-        prior, config.prompt, config.negative_prompt, prompts.view_words(config.view_words, config.prior)
-    )
+    flat = not hasattr(parts.scene, "query")
+    style = "none" if flat and config.view_words == "auto" else config.view_words
+    words = prompts.view_words(style, config.prior)
+    condition = prompts.conditioner(prior, config.prompt, config.negative_prompt, words)
     state = parts.state
     with stop_signals() as stop:
         journal = Journal(folder, config.log, config.iterations, state.step, parts.view, stop)

@@ -189,6 +189,8 @@ class HashGridScene(nn.Module):
             return directions.new_ones(len(directions), 1, 1, 3)
         channels = 1 if self.background == "grey" else 3
         colour = torch.rand(len(directions), 1, 1, channels, generator=generator, device=generator.device)
+        if self.background == "grey":
+            colour = 0.5 + 0.5 * colour
         return colour.to(directions).expand(-1, 1, 1, 3)
 
 

@@ -47,8 +47,10 @@ class UNetPrior:
         """Load from a folder in the diffusers layout; safetensors only, nothing is fetched."""
         from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers.utils import logging
 
-        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+        logging.disable_progress_bar()
+        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
         try:
             unet = UNet2DConditionModel.from_pretrained(
                 folder, subfolder="unet", torch_dtype=dtype, **options

@@ -3,8 +3,9 @@
 It sees every pair of colour and kind, those held out from the prior too, in pictures of shapes of its own
 that are blurred, moved, recoloured and made noisy as the renders of an optimised scene can be.
 
-Run from this folder; interrupt and rerun to go on:
-    python train_judge.py --work ~/judge --images 160000
+Run from this folder; interrupt and rerun to go on. The shipped weights saw 160,000 pictures, then went on to
+240,000:
+    python train_judge.py --work ~/judge --images 240000
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures and training state")
-    parser.add_argument("--images", type=int, default=160_000, help="pictures to train on, in all")
+    parser.add_argument("--images", type=int, default=240_000, help="pictures to train on, in all")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--peak-lr", type=float, default=2e-3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
