@@ -3,7 +3,7 @@
 Four of the pairs the prior has never seen. For every asset: the judge's R-precision at 1 over eight views,
 the silhouettes' IoU with the true shape at the best azimuth, and the seconds from prompt to files, loading
 included. Interrupt and rerun to go on; an asset that was interrupted halfway is finished but not timed.
-    python quality.py --output ~/quality --prompts 16 --set steps=1500
+    python quality.py --output ~/quality --prompts 16 --set iterations=800
 """
 
 from __future__ import annotations
