@@ -50,7 +50,11 @@ class UNetPrior:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
+        options: dict[str, Any] = {
+            "use_safetensors": True,
+            "local_files_only": True,
+            "low_cpu_mem_usage": False,
+        }
         try:
             unet = UNet2DConditionModel.from_pretrained(
                 folder, subfolder="unet", torch_dtype=dtype, **options
