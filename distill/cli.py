@@ -105,7 +105,7 @@ def _job(config: object) -> int:
 
     from distill.journal import Interrupted
     from distill.loop import Diverged
-    from distill.run import run, run_prompts
+    from distill.run import ExportFailed, run, run_prompts
 
     assert isinstance(config, DictConfig)
     try:
@@ -119,7 +119,7 @@ def _job(config: object) -> int:
     except ValueError as error:
         _fail(error)
         return 2
-    except (Diverged, OSError) as error:
+    except (Diverged, ExportFailed, OSError) as error:
         _fail(error)
         return 1
     failed = {prompt: why for prompt, why in results.items() if why not in ("finished", "skipped")}
@@ -170,7 +170,7 @@ def _start(arguments: Sequence[str]) -> int:
         )
         return 0
     if not flags and not any(text.startswith("hydra") for text in overrides):
-        return _job(settings.compose_config(overrides))
+        return _job(settings.compose_config([settings.quote_text(text) for text in overrides]))
     return _through_hydra(options)
 
 

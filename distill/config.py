@@ -185,6 +185,13 @@ def quote(text: str) -> str:
     return QuotedString(text=escaped, quote=Quote.single).with_quotes()
 
 
+def quote_text(override: str) -> str:
+    """Quote a value that is plain text whatever it holds: a path, a negative prompt."""
+    key, _, value = override.partition("=")
+    plain = key in ("output_dir", "prior", "prompts", "negative_prompt") and value != "null"
+    return f"{key}={quote(value)}" if plain and value[:1] not in ("'", '"') else override
+
+
 def as_overrides(options: Mapping[str, Any]) -> list[str]:
     """Turn Python keywords into command-line options; strings are quoted, so any value is literal."""
     groups = ("guidance", "timesteps", "cameras", "scene", "preset", "tuned", "experiment")

@@ -52,6 +52,10 @@ def generate(
     return run(config, None if named else prior)
 
 
+class ExportFailed(RuntimeError):
+    """The scene is trained and saved, but no mesh can be made of it."""
+
+
 def pick_device(name: str) -> torch.device:
     """``auto`` is CUDA where there is one.
 
@@ -145,6 +149,7 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
         ValueError: something in the configuration is wrong, in one line.
         Interrupted: a signal asked the run to stop; a checkpoint holds where it was.
         Diverged: too many steps in a row were not finite.
+        ExportFailed: the scene has no surface.
     """
     started = time.perf_counter()
     device = pick_device(config.device)
@@ -166,12 +171,7 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
     manifest["skipped_steps"] = parts.state.skipped
     manifest["seconds"] = {"load": loaded - started, "train": trained - loaded}
     if config.export.enabled and hasattr(parts.scene, "query"):
-        from distill.export.asset import export_asset
-
-        options = {key: value for key, value in config.export.items() if key != "enabled"}
-        manifest["export"] = export_asset(
-            parts.scene.query, parts.view, folder, device=model.device, **options
-        )
+        manifest["export"] = export(config, folder, parts, model.device)
     manifest["seconds"]["export"] = time.perf_counter() - trained
     finish(folder, manifest)
     log.info("%.0f s in all; results in %s", time.perf_counter() - started, folder)
@@ -211,6 +211,17 @@ def train(config: DictConfig, folder: Path, prior: Prior, parts: Parts) -> None:
         with torch.no_grad():
             for parameter, average in zip(state.parameters(), state.average, strict=True):
                 parameter.copy_(average)
+
+
+def export(config: DictConfig, folder: Path, parts: Parts, device: torch.device) -> dict[str, Any]:
+    """Write the meshes and pictures; see ``distill.export.asset.export_asset``."""
+    from distill.export.asset import export_asset
+
+    options = {key: value for key, value in config.export.items() if key != "enabled"}
+    try:
+        return export_asset(parts.scene.query, parts.view, folder, device=device, **options)
+    except ValueError as error:
+        raise ExportFailed(f"{error} (the trained scene is kept: {folder / 'checkpoints'})") from error
 
 
 def describe(config: DictConfig, prior: Prior) -> dict[str, Any]:

@@ -124,6 +124,34 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, how: signal
     assert steps == list(range(24))
 
 
+def test_a_scene_without_a_surface_keeps_its_checkpoint_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = ["scene.blob_scale=-50", "scene.blob_radius=1000", "iterations=2", "output_dir=empty"]
+    assert command("a red mug", *QUICK, *nothing) == 1
+    assert "the trained scene is kept" in capsys.readouterr().err
+    assert list((tmp_path / "empty/checkpoints").glob("step-*"))
+    assert not (tmp_path / "empty/report.html").exists()
+
+
+def test_a_latent_prior_from_a_folder_runs_the_same_job(tmp_path: Path, latent_folder: Path) -> None:
+    options = [
+        *QUICK,
+        "export.enabled=false",
+        "negative_prompt=ugly, (blurry)",
+        "output_dir=a folder, of (mine)",
+    ]
+    assert command("a cat", f"prior={latent_folder}", *options, "iterations=2") == 0
+    manifest = json.loads((tmp_path / "a folder, of (mine)" / "manifest.json").read_text())
+    assert manifest["prior"]["name"] == str(latent_folder)
+    assert "vae/diffusion_pytorch_model.safetensors" in manifest["prior"]["sha256"]
+
+
+def test_a_picture_can_be_the_scene(tmp_path: Path) -> None:
+    assert command("a red mug", "scene=image", *QUICK, "output_dir=flat") == 0
+    assert (tmp_path / "flat/report.html").exists()
+
+
 def test_a_list_of_prompts_goes_on_after_a_failure_and_skips_what_is_finished(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
