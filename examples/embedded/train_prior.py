@@ -17,6 +17,7 @@ from pathlib import Path
 import dataset
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -26,6 +27,7 @@ from distill.embedded import world
 WIDTH = 128
 TOKENS = 20
 PATCH = 4
+THUMBNAIL = 16
 SHIPPED = Path(__file__).resolve().parents[2] / "distill/embedded/prior"
 
 
@@ -107,28 +109,34 @@ def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 
 def train_text_encoder(
-    tokenizer: CLIPTokenizer, pictures: dataset.Pictures, steps: int = 600
+    tokenizer: CLIPTokenizer, pictures: dataset.Pictures, steps: int = 2000
 ) -> CLIPTextModel:
-    """Teach the encoder to keep colour, kind and view linearly readable from its last token."""
+    """Align the encoder with pictures: its last token must tell, through one linear layer, the thumbnail.
+
+    Words alone (which colour, kind, view) are not enough: what a view looks like depends on the kind, and a
+    UNet that must find that out by itself learns colours and kinds first and hardly ever views.
+    """
     encoder = make_text_encoder(tokenizer)
-    heads = nn.ModuleList(
-        [nn.Linear(WIDTH, n) for n in (len(world.COLOURS), len(world.KINDS), len(world.VIEWS))]
-    )
-    optimiser = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], lr=2e-3, weight_decay=0.01)
+    classes = (len(world.COLOURS), len(world.KINDS), len(world.VIEWS))
+    heads = nn.ModuleList([nn.Linear(WIDTH, n) for n in classes])
+    draw = nn.Linear(WIDTH, 3 * THUMBNAIL**2)
+    parameters = [*encoder.parameters(), *heads.parameters(), *draw.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
     progress = tqdm(range(steps), "text encoder")
     for _ in progress:
-        batch = pictures.draw(128)
+        batch = pictures.draw(128, darkest=1.0)
         captions = pictures.captions(batch, without_view=0.0)
         hidden = encoder(tokens(tokenizer, captions)).last_hidden_state[:, -1]
-        targets = (batch.colour, batch.kind, batch.view)
-        named = zip(heads, targets, strict=True)
-        loss = torch.stack([nn.functional.cross_entropy(head(hidden), y) for head, y in named]).sum()
+        thumbnails = nn.functional.adaptive_avg_pool2d(batch.images, THUMBNAIL)
+        picture = nn.functional.mse_loss(draw(hidden), thumbnails.flatten(1))
+        named = zip(heads, (batch.colour, batch.kind, batch.view), strict=True)
+        words = torch.stack([nn.functional.cross_entropy(head(hidden), y) for head, y in named]).sum()
         optimiser.zero_grad()
-        loss.backward()
+        (20 * picture + 0.1 * words).backward()
         optimiser.step()
         schedule.step()
-        progress.set_postfix(loss=f"{loss.item():.4f}")
+        progress.set_postfix(picture=f"{picture.item():.4f}", words=f"{words.item():.4f}")
     return encoder.eval().requires_grad_(False)
 
 
@@ -181,6 +189,7 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="about 15%% faster after a minute of compiling"
     )
+    parser.add_argument("--start", type=Path, help="a prior's folder whose UNet to start from")
     parser.add_argument("--save-minutes", type=float, default=4)
     parser.add_argument(
         "--output", type=Path, default=SHIPPED, help="the prior's folder, rewritten at each save"
@@ -194,6 +203,8 @@ def main() -> None:
     tokenizer = make_tokenizer()
     unet = make_unet().to(device=device, memory_format=torch.channels_last)
     print(f"UNet: {sum(p.numel() for p in unet.parameters()) / 1e6:.2f}M parameters")
+    if options.start:
+        unet.load_state_dict(load_file(options.start / "unet" / "diffusion_pytorch_model.safetensors"))
     optimiser = torch.optim.AdamW(unet.parameters(), lr=1e-4, betas=(0.9, 0.99), weight_decay=0.01)
     ema = [p.detach().clone() for p in unet.parameters()]
     seen, history = 0, []
@@ -252,9 +263,9 @@ def main() -> None:
         with torch.no_grad():
             cond = encoder(tokens(tokenizer, captions).to(device)).last_hidden_state
         x = patchify(batch.images.to(device))
-        # Stratified over the batch: the same law as uniform draws, with less variance.
+        # Stratified over the batch, for less variance, and leaning to noisy timesteps, where shapes are decided.
         u = (torch.arange(options.batch) + torch.rand(options.batch, generator=generator)) / options.batch
-        t = (u * 1000).long().clamp(max=999).to(device)
+        t = (u**0.7 * 1000).long().clamp(max=999).to(device)
         noise = torch.randn(x.shape, generator=generator).to(device)
         alpha, sigma = abar[t].sqrt()[:, None, None, None], (1 - abar[t]).sqrt()[:, None, None, None]
         with torch.autocast(device.type, torch.bfloat16):
