@@ -7,12 +7,14 @@ Run from this folder; interrupt and rerun to go on:
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import os
-import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dataset
 import torch
@@ -23,6 +25,7 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from distill.embedded import world
+from distill.journal import stop_signals
 
 WIDTH = 128
 TOKENS = 20
@@ -73,15 +76,16 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 def make_unet() -> UNet2DConditionModel:
     """Works on 4x4 patches (pixel unshuffle), 48 channels of 16x16: a quarter of the cost of 64x64.
 
-    The text enters twice, as in DeepFloyd IF: pooled into the time embedding, and by cross-attention.
+    The text enters twice, as in DeepFloyd IF: pooled into the time embedding, and by cross-attention. It goes
+    down to 4x4, where the padding tells every cell where it is: a layout can follow from the text alone.
     """
     return UNet2DConditionModel(
         sample_size=dataset.SIZE // PATCH,
         in_channels=3 * PATCH**2,
         out_channels=3 * PATCH**2,
-        block_out_channels=(128, 160),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(112, 128, 144),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
         cross_attention_dim=WIDTH,
         attention_head_dim=4,
@@ -108,35 +112,64 @@ def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     ).input_ids
 
 
+def picture_coordinates(pictures: dataset.Pictures, components: int = 72) -> Tensor:
+    """Where the mean picture of each kind and view lies among those of its kind, ``[kinds, views, components]``.
+
+    Principal components of thumbnails about each kind's mean, half whitened: by the fourth root of their
+    variance, so that what moves few pixels still counts.
+    """
+    kinds, views = len(world.KINDS), len(world.VIEWS)
+    index = pictures.kind * views + pictures.view
+    thumbnails = torch.zeros(kinds * views, 5 * THUMBNAIL**2)
+    for start in range(0, len(index), 1024):
+        part = pictures.layers[start : start + 1024].permute(0, 3, 1, 2).float() / 255
+        small = nn.functional.adaptive_avg_pool2d(part, THUMBNAIL).flatten(1)
+        thumbnails.index_add_(0, index[start : start + 1024], small)
+    thumbnails /= torch.bincount(index, minlength=kinds * views)[:, None]
+    about = thumbnails.view(kinds, views, -1)
+    about = (about - about.mean(1, keepdim=True)).flatten(0, 1)
+    left, strength, _ = torch.linalg.svd(about, full_matrices=False)
+    return (left * strength.sqrt())[:, :components].view(kinds, views, components)
+
+
 def train_text_encoder(
     tokenizer: CLIPTokenizer, pictures: dataset.Pictures, steps: int = 2000
 ) -> CLIPTextModel:
-    """Align the encoder with pictures: its last token must tell, through one linear layer, the thumbnail.
+    """Align the encoder with pictures: the last token's features become coordinates of what is described.
 
-    Words alone (which colour, kind, view) are not enough: what a view looks like depends on the kind, and a
-    UNet that must find that out by itself learns colours and kinds first and hardly ever views.
+    The first are the colour, then the kind, each one-hot, then ``picture_coordinates`` (their mean, 0, for a
+    caption without a view), scaled to half of the variance. Features that only name the words are not enough:
+    what a view looks like depends on the kind, and a UNet left to find that out learns colours and kinds
+    first and all but ignores the view.
     """
+    colours, kinds, views = len(world.COLOURS), len(world.KINDS), len(world.VIEWS)
+    places = picture_coordinates(pictures)
+    places = 7.0 * places / places.square().sum(-1).mean().sqrt()
+    names, size = list(world.COLOURS), colours + kinds + places.shape[-1]
     encoder = make_text_encoder(tokenizer)
-    classes = (len(world.COLOURS), len(world.KINDS), len(world.VIEWS))
-    heads = nn.ModuleList([nn.Linear(WIDTH, n) for n in classes])
-    draw = nn.Linear(WIDTH, 3 * THUMBNAIL**2)
-    parameters = [*encoder.parameters(), *heads.parameters(), *draw.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(encoder.parameters(), lr=2e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
     progress = tqdm(range(steps), "text encoder")
     for _ in progress:
-        batch = pictures.draw(128, darkest=1.0)
-        captions = pictures.captions(batch, without_view=0.0)
-        hidden = encoder(tokens(tokenizer, captions)).last_hidden_state[:, -1]
-        thumbnails = nn.functional.adaptive_avg_pool2d(batch.images, THUMBNAIL)
-        picture = nn.functional.mse_loss(draw(hidden), thumbnails.flatten(1))
-        named = zip(heads, (batch.colour, batch.kind, batch.view), strict=True)
-        words = torch.stack([nn.functional.cross_entropy(head(hidden), y) for head, y in named]).sum()
+        colour, kind, view, form = (
+            torch.randint(n, (192,)) for n in (colours, kinds, views + 1, len(world.TEMPLATES))
+        )
+        rows = zip(colour.tolist(), kind.tolist(), view.tolist(), form.tolist(), strict=True)
+        captions = [
+            world.caption(names[c], world.KINDS[k], world.VIEWS[v] if v < views else None, f)
+            for c, k, v, f in rows
+        ]
+        place = torch.where((view < views)[:, None], places[kind, view.clamp(max=views - 1)], 0.0)
+        target = torch.cat(
+            [5 * nn.functional.one_hot(colour, colours), 5 * nn.functional.one_hot(kind, kinds), place], dim=1
+        )
+        hidden = encoder(tokens(tokenizer, captions)).last_hidden_state[:, -1, :size]
+        loss = (hidden - target).square().sum(1).mean()
         optimiser.zero_grad()
-        (20 * picture + 0.1 * words).backward()
+        loss.backward()
         optimiser.step()
         schedule.step()
-        progress.set_postfix(picture=f"{picture.item():.4f}", words=f"{words.item():.4f}")
+        progress.set_postfix(loss=f"{loss.item():.3f}", of=f"{target.square().sum(1).mean().item():.1f}")
     return encoder.eval().requires_grad_(False)
 
 
@@ -157,8 +190,7 @@ def write_folder(
     unet = make_unet()
     unet.load_state_dict(unet_state)
     unet.half().save_pretrained(folder / "unet")
-    encoder.half().save_pretrained(folder / "text_encoder")
-    encoder.float()
+    copy.deepcopy(encoder).half().save_pretrained(folder / "text_encoder")
     tokenizer.save_pretrained(folder / "tokenizer")
     make_scheduler().save_pretrained(folder / "scheduler")
     index = {
@@ -171,127 +203,147 @@ def write_folder(
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def save_state(path: Path, state: dict[str, object]) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+@dataclass
+class Run:
+    """Everything that changes while the UNet trains."""
+
+    unet: UNet2DConditionModel
+    encoder: CLIPTextModel
+    optimiser: torch.optim.Optimizer
+    ema: list[Tensor]
+    generator: torch.Generator
+    seen: int = 0
+    loss: float = 0.0
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The moving average under the parameters' names."""
+        names = [name for name, _ in self.unet.named_parameters()]
+        return {name: value.cpu().clone() for name, value in zip(names, self.ema, strict=True)}
+
+    def save(self, path: Path) -> None:
+        state = {
+            "unet": self.unet.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "ema": self.ema,
+            "seen": self.seen,
+            "loss": self.loss,
+            "generator": self.generator.get_state(),
+            "text_encoder": self.encoder.state_dict(),
+        }
+        temporary = path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+
+    def load(self, path: Path, device: torch.device) -> None:
+        state = torch.load(path, map_location=device, weights_only=True)
+        self.unet.load_state_dict(state["unet"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.encoder.load_state_dict(state["text_encoder"])
+        self.ema, self.seen = [value.detach() for value in state["ema"]], state["seen"]
+        self.loss = state.get("loss", 0.0)
+        self.generator.set_state(state["generator"].cpu())
 
 
-def main() -> None:
+def start(options: argparse.Namespace, tokenizer: CLIPTokenizer, pictures: dataset.Pictures) -> Run:
+    """Go on from the work folder's state, else from ``--start``, else from nothing."""
+    device = torch.device(options.device)
+    unet, saved = make_unet(), options.work / "prior.pt"
+    if options.start:
+        unet.load_state_dict(load_file(options.start / "unet" / "diffusion_pytorch_model.safetensors"))
+    if saved.exists() or options.start:
+        encoder = make_text_encoder(tokenizer)
+    else:
+        encoder = train_text_encoder(tokenizer, pictures)
+    if options.start:
+        encoder.load_state_dict(CLIPTextModel.from_pretrained(options.start / "text_encoder").state_dict())
+    unet.to(device=device, memory_format=torch.channels_last)
+    encoder.eval().requires_grad_(False).to(device)
+    optimiser = torch.optim.AdamW(unet.parameters(), lr=1e-4, betas=(0.9, 0.99), weight_decay=0.01)
+    ema = [parameter.detach().clone() for parameter in unet.parameters()]
+    run = Run(unet, encoder, optimiser, ema, pictures.generator)
+    if saved.exists():
+        run.load(saved, device)
+        print(f"going on at {run.seen} images")
+    return run
+
+
+def train_step(
+    run: Run, model: Any, pictures: dataset.Pictures, tokenizer: CLIPTokenizer, abar: Tensor, n: int
+) -> None:
+    """One step on ``n`` pictures: v-prediction's squared error, unweighted."""
+    device, g = abar.device, run.generator
+    batch = pictures.draw(n)
+    dropped = torch.rand(n, generator=g) < 0.1
+    captions = ["" if d else text for d, text in zip(dropped, pictures.captions(batch), strict=True)]
+    with torch.no_grad():
+        cond = run.encoder(tokens(tokenizer, captions).to(device)).last_hidden_state
+    x = patchify(batch.images.to(device))
+    # Stratified over the batch, for less variance, and leaning to noisy timesteps, where shapes are decided.
+    u = (torch.arange(n) + torch.rand(n, generator=g)) / n
+    t = (u**0.7 * 1000).long().clamp(max=999).to(device)
+    noise = torch.randn(x.shape, generator=g).to(device)
+    alpha, sigma = abar[t].sqrt()[:, None, None, None], (1 - abar[t]).sqrt()[:, None, None, None]
+    with torch.autocast(device.type, torch.bfloat16):
+        v = model(alpha * x + sigma * noise, t, cond).sample
+    loss = (v.float() - (alpha * noise - sigma * x)).square().mean()
+    run.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(run.unet.parameters(), 1.0)
+    run.optimiser.step()
+    run.seen += n
+    steps = run.seen / n
+    with torch.no_grad():
+        decay = min(0.999, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(run.ema, list(run.unet.parameters()), 1 - decay)
+    run.loss = 0.99 * run.loss + 0.01 * loss.item() if run.loss else loss.item()
+
+
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures and training state")
     parser.add_argument("--images", type=int, default=1_000_000, help="pictures to train on, in all")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--peak-lr", type=float, default=1e-3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--compile", action="store_true", help="about 15%% faster after a minute of compiling"
-    )
-    parser.add_argument("--start", type=Path, help="a prior's folder whose UNet to start from")
+    parser.add_argument("--compile", action="store_true", help="15%% faster after a minute of compiling")
+    parser.add_argument("--start", type=Path, help="a prior's folder to go on from, with a new optimiser")
     parser.add_argument("--save-minutes", type=float, default=4)
-    parser.add_argument(
-        "--output", type=Path, default=SHIPPED, help="the prior's folder, rewritten at each save"
-    )
-    options = parser.parse_args()
-    device = torch.device(options.device)
-    dataset.build(options.work / "pictures", shapes_per_kind=64, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    pictures = dataset.Pictures(options.work / "pictures", generator)
-    tokenizer = make_tokenizer()
-    unet = make_unet().to(device=device, memory_format=torch.channels_last)
-    print(f"UNet: {sum(p.numel() for p in unet.parameters()) / 1e6:.2f}M parameters")
-    if options.start:
-        unet.load_state_dict(load_file(options.start / "unet" / "diffusion_pytorch_model.safetensors"))
-    optimiser = torch.optim.AdamW(unet.parameters(), lr=1e-4, betas=(0.9, 0.99), weight_decay=0.01)
-    ema = [p.detach().clone() for p in unet.parameters()]
-    seen, history = 0, []
+    parser.add_argument("--output", type=Path, default=SHIPPED, help="prior's folder, rewritten at each save")
+    return parser.parse_args()
 
-    state_path = options.work / "prior.pt"
-    if state_path.exists():
-        state = torch.load(state_path, map_location=device, weights_only=True)
-        unet.load_state_dict(state["unet"])
-        optimiser.load_state_dict(state["optimiser"])
-        ema, seen, history = [p.detach() for p in state["ema"]], state["seen"], state["history"]
-        generator.set_state(state["generator"].cpu())
-        torch.set_rng_state(state["torch_rng"].cpu())
-        encoder = make_text_encoder(tokenizer)
-        encoder.load_state_dict(state["text_encoder"])
-        encoder.eval().requires_grad_(False)
-        print(f"resuming at {seen} images")
-    else:
-        encoder = train_text_encoder(tokenizer, pictures)
-    encoder.to(device)
+
+def main() -> None:
+    options = parse_options()
+    dataset.build(options.work / "pictures", shapes_per_kind=64, seed=0)
+    torch.manual_seed(0)
+    pictures = dataset.Pictures(options.work / "pictures", torch.Generator().manual_seed(0))
+    tokenizer = make_tokenizer()
+    run = start(options, tokenizer, pictures)
+    print(f"UNet: {sum(p.numel() for p in run.unet.parameters()) / 1e6:.2f}M parameters")
 
     def save() -> None:
-        state = {
-            "unet": unet.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "ema": ema,
-            "seen": seen,
-            "history": history,
-            "generator": generator.get_state(),
-            "torch_rng": torch.get_rng_state(),
-            "text_encoder": encoder.state_dict(),
-        }
-        save_state(state_path, state)
-        names = [name for name, _ in unet.named_parameters()]
-        averaged = {name: value.cpu().clone() for name, value in zip(names, ema, strict=True)}
-        write_folder(options.output, averaged, encoder.cpu(), tokenizer)
-        encoder.to(device)
+        run.save(options.work / "prior.pt")
+        write_folder(options.output, run.averaged(), run.encoder, tokenizer)
 
-    stop = False
-
-    def request_stop(*_: object) -> None:
-        nonlocal stop
-        stop = True
-
-    signal.signal(signal.SIGINT, request_stop)
-    signal.signal(signal.SIGTERM, request_stop)
-
-    abar = make_scheduler().alphas_cumprod.to(device)
-    model = torch.compile(unet) if options.compile else unet
-    progress = tqdm(total=options.images, initial=seen, unit="img", mininterval=10)
-    saved, running = time.time(), 0.0
-    while seen < options.images and not stop:
-        batch = pictures.draw(options.batch)
-        captions = pictures.captions(batch)
-        dropped = torch.rand(options.batch, generator=generator) < 0.1
-        captions = ["" if drop else text for drop, text in zip(dropped, captions, strict=True)]
-        with torch.no_grad():
-            cond = encoder(tokens(tokenizer, captions).to(device)).last_hidden_state
-        x = patchify(batch.images.to(device))
-        # Stratified over the batch, for less variance, and leaning to noisy timesteps, where shapes are decided.
-        u = (torch.arange(options.batch) + torch.rand(options.batch, generator=generator)) / options.batch
-        t = (u**0.7 * 1000).long().clamp(max=999).to(device)
-        noise = torch.randn(x.shape, generator=generator).to(device)
-        alpha, sigma = abar[t].sqrt()[:, None, None, None], (1 - abar[t]).sqrt()[:, None, None, None]
-        with torch.autocast(device.type, torch.bfloat16):
-            v = model(alpha * x + sigma * noise, t, cond).sample
-        loss = (v.float() - (alpha * noise - sigma * x)).square().mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(seen / options.images, options.peak_lr)
-        optimiser.step()
-        seen += options.batch
-        steps = seen / options.batch
-        decay = min(0.999, (1 + steps) / (10 + steps))
-        with torch.no_grad():
-            torch._foreach_lerp_(ema, list(unet.parameters()), 1 - decay)
-        running = 0.99 * running + 0.01 * loss.item() if running else loss.item()
-        progress.update(options.batch)
-        progress.set_postfix(loss=f"{running:.4f}", refresh=False)
-        if time.time() - saved > 60 * options.save_minutes:
-            history.append([seen, running])
-            save()
-            saved = time.time()
+    abar = make_scheduler().alphas_cumprod.to(options.device)
+    model = torch.compile(run.unet) if options.compile else run.unet
+    progress = tqdm(total=options.images, initial=run.seen, unit="img", mininterval=10)
+    saved = time.time()
+    with stop_signals() as stop:
+        while run.seen < options.images and not stop.is_set():
+            for group in run.optimiser.param_groups:
+                group["lr"] = learning_rate(run.seen / options.images, options.peak_lr)
+            train_step(run, model, pictures, tokenizer, abar, options.batch)
+            progress.update(options.batch)
+            progress.set_postfix(loss=f"{run.loss:.4f}", refresh=False)
+            if time.time() - saved > 60 * options.save_minutes:
+                save()
+                saved = time.time()
     save()
     progress.close()
-    print(f"{seen} images, loss {running:.4f}; state in {state_path}, prior in {options.output}")
+    print(f"{run.seen} images, loss {run.loss:.4f}; state in {options.work}, prior in {options.output}")
 
 
 if __name__ == "__main__":
