@@ -75,7 +75,7 @@ def main() -> None:
         x = prior.encode(picture.rgb.movedim(-1, 1))
         noise = torch.randn(x.shape, generator=g).to(device)
         cond = condition(views)
-        grad = clock("prior and loss", lambda: sds(prior, x.detach(), cond, t, noise, scale=10.0))
+        grad = clock("prior and loss", lambda: sds(prior, x.detach(), cond, t, noise, scale=2.0))
         clock("backward", lambda: x.backward(grad / batch))
         clock("optimiser", optimiser.step)
         optimiser.zero_grad(set_to_none=True)
