@@ -45,7 +45,7 @@ def share_right(judge, images, pairs):
 
 def test_the_shipped_files_are_small():
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) <= 4 * 2**20
-    assert {path.name for path in SHIPPED.iterdir()} == {"config.json", "judge.safetensors"}
+    assert {path.name for path in SHIPPED.iterdir()} == {"README.md", "config.json", "judge.safetensors"}
 
 
 def test_fresh_true_renders_are_judged_right(judge, fresh):
