@@ -15,18 +15,21 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
+from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 
 @dataclass
 class Ramp:
-    """A number that moves linearly from ``start`` to ``end`` between two fractions of training."""
+    """A number that moves linearly from ``start`` to ``end`` between two fractions of training, or two steps."""
 
     start: float = 0.0
     end: float | None = None
-    from_fraction: float = 0.0
-    to_fraction: float = 1.0
+    from_fraction: float | None = None
+    to_fraction: float | None = None
+    from_step: int | None = None
+    to_step: int | None = None
 
 
 @dataclass
@@ -97,6 +100,7 @@ class Config:
     prompt: str = ""
     prompts: str | None = None
     negative_prompt: str = ""
+    source_prompt: str = ""
     view_words: str = "auto"
     iterations: int = 400
     seed: int = 0
@@ -115,8 +119,11 @@ class Config:
     scene: Any = None
 
 
-def options_of(target: Callable[..., Any]) -> type:
-    """A dataclass of a callable's options: its keyword-only parameters, or all where every one has a default."""
+def options_of(target: Callable[..., Any], schedules: bool = False) -> type:
+    """A dataclass of a callable's options: its keyword-only parameters, or all where every one has a default.
+
+    With ``schedules``, numbers accept a schedule too: their type is checked by ``schedule``, not by Hydra.
+    """
     signature = inspect.signature(target)
     # Where randomness comes from is the run's business, not an option of a part.
     given = ("seed", "generator")
@@ -134,7 +141,10 @@ def options_of(target: Callable[..., Any]) -> type:
         ("_partial_", bool, field(default=True)),
     ]
     for parameter in parameters:
-        fields.append((parameter.name, *_config_field(hints.get(parameter.name, Any), parameter.default)))
+        kind, default = _config_field(hints.get(parameter.name, Any), parameter.default)
+        if kind is float and schedules:
+            kind, default = Any, field(default=parameter.default, metadata={"number": True})
+        fields.append((parameter.name, kind, default))
     return dataclasses.make_dataclass(f"{target.__name__}_options", fields)
 
 
@@ -152,6 +162,65 @@ def _config_field(hint: Any, default: Any) -> tuple[Any, Any]:
         set(typing.get_args(hint)) - {type(None)} <= set(plain) and len(typing.get_args(hint)) == 2
     )
     return (hint if allowed else Any), field(default=default)
+
+
+#: Groups whose every number may be a schedule.
+SCHEDULED = ("guidance", "timesteps")
+
+
+def schedule(name: str, value: Any, iterations: int) -> Any:
+    """A number as it is, or what a ``Ramp`` says as ``distill.samplers.schedules.Ramp``.
+
+    Args:
+        name: of the option, for errors.
+        value: a number, or a mapping with the fields of ``Ramp``.
+        iterations: of the run, to turn steps into fractions.
+
+    Raises:
+        ValueError: the value is neither, or mixes fractions with steps.
+    """
+    from distill.samplers import schedules
+
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    fields = [item.name for item in dataclasses.fields(Ramp)]
+    said = f"{name} must be a number or a schedule such as {{start:1,end:0,from_fraction:0,to_fraction:1}}"
+    if not isinstance(value, Mapping) or "start" not in value:
+        raise ValueError(f"{said}, got {value!r}")
+    if unknown := [key for key in value if key not in fields]:
+        raise ValueError(f"{said}, got the field {unknown[0]!r}; the fields are {', '.join(fields)}")
+    given = {key: number for key, number in value.items() if number is not None}
+    if wrong := [number for number in given.values() if not isinstance(number, (int, float))]:
+        raise ValueError(f"{said}, got {wrong[0]!r} in it")
+    for end, missing in (("from", 0.0), ("to", 1.0)):
+        step = given.pop(f"{end}_step", None)
+        if step is not None and f"{end}_fraction" in given:
+            raise ValueError(f"{name} has both {end}_fraction and {end}_step; give one of them")
+        given.setdefault(f"{end}_fraction", missing if step is None else min(step / iterations, 1.0))
+    try:
+        return schedules.Ramp(**given)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def schedules_in(config: DictConfig, group: str) -> dict[str, Any]:
+    """The schedules among a group's options, by option."""
+    target = get_method(config[group]._target_)
+    options = OmegaConf.to_container(config[group])
+    assert isinstance(options, dict)
+    return {
+        name: made
+        for name in numbers(target)
+        if name in options
+        and not isinstance(
+            made := schedule(f"{group}.{name}", options[name], config.iterations), (int, float)
+        )
+    }
+
+
+def numbers(target: Callable[..., Any]) -> list[str]:
+    """Names of a callable's options that are numbers."""
+    return [item.name for item in dataclasses.fields(options_of(target, True)) if item.metadata.get("number")]
 
 
 def plugins() -> dict[str, dict[str, Callable[..., Any]]]:
@@ -175,7 +244,7 @@ def register() -> None:
     store.store(name="schema", node=Config)
     for group, choices in plugins().items():
         for name, target in choices.items():
-            store.store(group=group, name=name, node=options_of(target))
+            store.store(group=group, name=name, node=options_of(target, schedules=group in SCHEDULED))
 
 
 def quote(text: str) -> str:
@@ -188,7 +257,7 @@ def quote(text: str) -> str:
 def quote_text(override: str) -> str:
     """Quote a value that is plain text whatever it holds: a path, a negative prompt."""
     key, _, value = override.partition("=")
-    plain = key in ("output_dir", "prior", "prompts", "negative_prompt") and value != "null"
+    plain = key in ("output_dir", "prior", "prompts", "negative_prompt", "source_prompt") and value != "null"
     return f"{key}={quote(value)}" if plain and value[:1] not in ("'", '"') else override
 
 
@@ -203,6 +272,8 @@ def as_overrides(options: Mapping[str, Any]) -> list[str]:
             return f"{key}=null"
         if isinstance(value, (list, tuple)):
             return f"{key}=[{','.join(map(str, value))}]"
+        if isinstance(value, Mapping):
+            return f"{key}={{{','.join(f'{name}:{number}' for name, number in value.items())}}}"
         return f"{key}={value}"
 
     return [write(key, value) for key, value in options.items()]
@@ -291,6 +362,8 @@ def check(config: DictConfig) -> None:
         value = OmegaConf.select(config, name)
         if value <= 0:
             raise ValueError(f"{name} must be at least 1, got {value}; leave it out for the default")
+    for group in SCHEDULED:
+        schedules_in(config, group)
     if config.prompt and config.prompts:
         raise ValueError("give a prompt or prompts=FILE, not both")
     if not config.prompt.strip() and config.prompts is None:

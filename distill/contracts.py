@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +18,28 @@ Embedding = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Condition:
-    """What the pictures of one step should show.
+    """What the pictures of one step should show, and where in training the step is.
 
     Attributes:
         text: the prompts' embedding.
         uncond: the empty prompt's embedding, for classifier-free guidance.
         negative: a negative prompt's embedding, where one is given.
+        source: the embedding of a prompt that describes what is edited, where one is given.
+        source_x: pictures of what is edited, in the prior's space, where they are given.
         cameras: where the pictures were taken from.
+        progress: fraction of training done, in [0, 1).
+        uniform: a random number in [0, 1) per picture, shape ``[batch]``, for losses that draw a second
+            timestep.
     """
 
     text: Embedding
     uncond: Embedding
     negative: Embedding | None = None
+    source: Embedding | None = None
+    source_x: Tensor | None = None
     cameras: Cameras | None = None
+    progress: float = 0.0
+    uniform: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,19 @@ class Guidance(Protocol):
     """A loss: the gradient dL/dx that a prior gives a clean picture. Deterministic: t and noise are drawn outside."""
 
     def __call__(self, prior: Prior, x: Tensor, cond: Condition, t: Tensor, noise: Tensor, /) -> Tensor: ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A guidance with parameters of its own, trained beside the scene and saved with it."""
+
+    def learn(self, prior: Prior, x: Tensor, cond: Condition, generator: torch.Generator, /) -> float:
+        """Train on the pictures of a step; returns the loss, for the log."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, saved: dict[str, Any], /) -> Any: ...
 
 
 class TimestepSampler(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from distill.contracts import (
     CameraSampler,
     Condition,
     Guidance,
+    Learner,
     Prior,
     Render,
     Renderer,
@@ -39,6 +40,7 @@ class State:
         step: steps done.
         skipped: steps skipped for gradients that are not finite.
         average: exponential moving average of the parameters, None where it is off.
+        learner: the guidance, if it has parameters of its own, else None.
     """
 
     scene: Any
@@ -47,6 +49,7 @@ class State:
     step: int = 0
     skipped: int = 0
     average: list[Tensor] | None = None
+    learner: Learner | None = None
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for group in self.scene.parameter_groups().values() for p in group]
@@ -59,6 +62,7 @@ class State:
             "step": self.step,
             "skipped": self.skipped,
             "average": self.average,
+            "learner": self.learner.state_dict() if self.learner else None,
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -66,6 +70,12 @@ class State:
         self.optimiser.load_state_dict(saved["optimiser"])
         self.generator.set_state(saved["generator"].cpu())
         self.step, self.skipped, self.average = saved["step"], saved["skipped"], saved["average"]
+        if self.learner:
+            if saved.get("learner") is None:
+                raise ValueError(
+                    "the checkpoint is of a guidance without parameters; resume with the same guidance="
+                )
+            self.learner.load_state_dict(saved["learner"])
 
 
 @dataclass(frozen=True)
@@ -150,14 +160,18 @@ def train(
         x = prior.encode(picture.rgb.movedim(-1, 1))
         t = timesteps(progress, settings.batch, g).to(prior.device)
         noise = torch.randn(x.shape, generator=g).to(x)
+        uniform = torch.rand(settings.batch, generator=g).to(prior.device)
+        cond = replace(condition(views), progress=progress, uniform=uniform)
         with torch.no_grad():
-            grad = guidance(prior, x.detach(), condition(views), t, noise)
+            grad = guidance(prior, x.detach(), cond, t, noise)
 
         weighted = [settings.penalties[name](progress) * value for name, value in picture.penalties.items()]
         state.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward([x, *weighted], [grad / settings.batch, *[None] * len(weighted)])
         norm = nn.utils.clip_grad_norm_(state.parameters(), settings.clip_norm or math.inf)
         metrics = _measure(state.step, t, grad, norm, picture)
+        if state.learner:
+            metrics["learner_loss"] = state.learner.learn(prior, x.detach(), cond, g)
         if math.isfinite(metrics["grad_norm"]):
             bad = 0
             _step(state, settings, progress)

@@ -49,12 +49,30 @@ def view_words(style: str, prior_name: str) -> ViewWords | None:
 
 
 def conditioner(
-    prior: Prior, prompt: str, negative_prompt: str = "", views: ViewWords | None = None
+    prior: Prior,
+    prompt: str,
+    negative_prompt: str = "",
+    views: ViewWords | None = None,
+    source_prompt: str = "",
 ) -> Callable[[Cameras], Condition]:
-    """Embed a prompt once for every view; returns what picks the embeddings for a batch of cameras."""
+    """Embed a prompt once for every view; returns what picks the embeddings for a batch of cameras.
+
+    Args:
+        prior: embeds.
+        prompt: what to make.
+        negative_prompt: what to stay away from, the same for every view; empty for none.
+        views: words added to the prompt and to the source prompt.
+        source_prompt: what is there before an edit; empty for none.
+    """
     words = views.words if views else ()
-    prompts = [f"{prompt}, {word}" for word in words] or [prompt]
-    table = prior.embed([*prompts, "", negative_prompt])
+
+    def every_view(text: str) -> list[str]:
+        return [f"{text}, {word}" for word in words] or [text]
+
+    views_count = max(len(words), 1)
+    sources = every_view(source_prompt) if source_prompt else []
+    table = prior.embed([*every_view(prompt), *sources, "", negative_prompt])
+    empty = views_count + len(sources)
 
     def rows(index: list[int]) -> Embedding:
         return {name: value[index] for name, value in table.items()}
@@ -65,7 +83,12 @@ def conditioner(
         if views:
             angles = zip(cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist(), strict=True)
             index = [words.index(views.name(azimuth, elevation)) for azimuth, elevation in angles]
-        negative = rows([len(prompts) + 1] * batch) if negative_prompt else None
-        return Condition(rows(index), rows([len(prompts)] * batch), negative, cameras)
+        return Condition(
+            rows(index),
+            rows([empty] * batch),
+            negative=rows([empty + 1] * batch) if negative_prompt else None,
+            source=rows([views_count + i for i in index]) if source_prompt else None,
+            cameras=cameras,
+        )
 
     return condition

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import json
 import logging
 import platform
@@ -20,12 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from distill import loop, prompts
 from distill.asset import Asset
 from distill.checkpoint import load_checkpoint, sha256, write_atomic
-from distill.config import as_overrides, compose_config
-from distill.contracts import Prior, Renderer, View
+from distill.config import as_overrides, compose_config, schedule, schedules_in
+from distill.contracts import Guidance, Learner, Prior, Renderer, View
 from distill.folders import claim, is_finished
 from distill.journal import Interrupted, Journal, stop_signals
 from distill.priors.load import folder_of, load_prior
-from distill.samplers.schedules import Ramp
+from distill.samplers.schedules import scheduled, scheduled_sampler
 
 log = logging.getLogger(__name__)
 
@@ -100,10 +101,14 @@ def build(config: DictConfig, prior: Prior) -> Parts:
 
     generator = torch.Generator().manual_seed(config.seed)
     scene = instantiate(config.scene, _convert_="all")(seed=generator).to(prior.device)
+
+    def ramp(name: str) -> Any:
+        return schedule(name, OmegaConf.select(config, name), config.iterations)
+
     penalties = {
-        name: Ramp(**ramp)
-        for name, ramp in config.penalties.items()
-        if ramp.start != 0 or (ramp.end or 0) != 0
+        name: ramp(f"penalties.{name}")
+        for name, weight in config.penalties.items()
+        if weight.start != 0 or (weight.end or 0) != 0
     }
     take: Any = render_image
     training = render_image
@@ -117,13 +122,17 @@ def build(config: DictConfig, prior: Prior) -> Parts:
 
     optimiser = config.optimiser
     rates = {name: optimiser[name] for name in ("encoding", "mlp", "background", "image")}
+    guidance = make_guidance(config, prior, generator)
     state = loop.State(
-        scene, loop.make_optimiser(scene, rates, tuple(optimiser.betas), optimiser.eps), generator
+        scene,
+        loop.make_optimiser(scene, rates, tuple(optimiser.betas), optimiser.eps),
+        generator,
+        learner=guidance if isinstance(guidance, Learner) else None,
     )
     settings = loop.Settings(
         iterations=config.iterations,
         batch=config.render.batch,
-        size=Ramp(**config.render.size),
+        size=ramp("render.size"),
         penalties=penalties,
         clip_norm=optimiser.clip_norm,
         final_lr=optimiser.final_lr,
@@ -136,10 +145,23 @@ def build(config: DictConfig, prior: Prior) -> Parts:
         view,
         state,
         settings,
-        instantiate(config.guidance, _convert_="all"),
-        instantiate(config.timesteps, _convert_="all")(prior),
+        guidance,
+        scheduled_sampler(
+            instantiate(config.timesteps, _convert_="all"),
+            prior=prior,
+            **schedules_in(config, "timesteps"),
+        ),
         instantiate(config.cameras, _convert_="all")(),
     )
+
+
+def make_guidance(config: DictConfig, prior: Prior, generator: torch.Generator) -> Guidance:
+    """Bind a loss's options; one with parameters of its own is made for the prior."""
+    loss, moving = instantiate(config.guidance, _convert_="all"), schedules_in(config, "guidance")
+    if inspect.isclass(loss.func):
+        made: Guidance = loss(prior, generator, **moving)
+        return made
+    return scheduled(loss, **moving)
 
 
 def run(config: DictConfig, prior: Prior | None = None) -> Asset:
@@ -183,7 +205,7 @@ def train(config: DictConfig, folder: Path, prior: Prior, parts: Parts) -> None:
     flat = not hasattr(parts.scene, "query")
     style = "none" if flat and config.view_words == "auto" else config.view_words
     words = prompts.view_words(style, config.prior)
-    condition = prompts.conditioner(prior, config.prompt, config.negative_prompt, words)
+    condition = prompts.conditioner(prior, config.prompt, config.negative_prompt, words, config.source_prompt)
     state = parts.state
     with stop_signals() as stop:
         journal = Journal(folder, config.log, config.iterations, state.step, parts.view, stop)
@@ -246,7 +268,7 @@ def describe(config: DictConfig, prior: Prior) -> dict[str, Any]:
         "prompt": config.prompt,
         "seed": config.seed,
         "iterations": config.iterations,
-        "guidance": str(config.guidance._target_).rpartition(".")[2],
+        "guidance": str(config.guidance._target_).rpartition(".")[2].lower(),
         "prior": {
             "name": config.prior,
             "sha256": {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob("*.safetensors"))},

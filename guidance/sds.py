@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill.contracts import Condition, Prior
-from distill.guidance.terms import add_noise, classifier_free_guidance, predict, weight
+from distill.guidance.terms import add_noise, predict_guided, weight
 
 
 def sds(
@@ -41,9 +41,5 @@ def sds(
     ``(1 + s) e_c - s e_u``, which is this one at scale ``s + 1``.
     """
     x_t = add_noise(prior, x, t, noise)
-    if scale == 1:
-        (guided,) = predict(prior, x_t, t, cond.text)
-    else:
-        text, uncond = predict(prior, x_t, t, cond.text, cond.uncond)
-        guided = classifier_free_guidance(uncond, text, scale)
+    guided = predict_guided(prior, x_t, t, cond, scale)
     return (weight(prior, t, weighting) * (guided - noise)).detach()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distill.contracts import Guidance
 
 
 @dataclass(frozen=True)
 class Ramp:
     """A number that goes linearly from ``start`` to ``end`` between two fractions of training.
+
+    Equal fractions make a step.
 
     Attributes:
         start: value up to ``from_fraction``.
@@ -29,9 +36,34 @@ class Ramp:
             )
 
     def __call__(self, progress: float) -> float:
-        if self.end is None or progress <= self.from_fraction:
+        if self.end is None or progress < self.from_fraction:
             return self.start
         if progress >= self.to_fraction:
             return self.end
         part = (progress - self.from_fraction) / (self.to_fraction - self.from_fraction)
         return self.start + (self.end - self.start) * part
+
+
+def at(options: Mapping[str, Any], progress: float) -> dict[str, Any]:
+    """The options' values at a point in training: schedules evaluated, the rest as they are."""
+    return {name: value(progress) if isinstance(value, Ramp) else value for name, value in options.items()}
+
+
+def scheduled(loss: Callable[..., Any], **options: Any) -> Guidance:
+    """Bind a loss's options, of which any number may be a ``Ramp``: ``scheduled(sds, scale=Ramp(100, 7.5))``."""
+
+    def guidance(prior: Any, x: Any, cond: Any, t: Any, noise: Any) -> Any:
+        return loss(prior, x, cond, t, noise, **at(options, cond.progress))
+
+    return guidance
+
+
+def scheduled_sampler(make: Callable[..., Any], **options: Any) -> Any:
+    """Make a timestep sampler of options of which any number may be a ``Ramp``."""
+    if not any(isinstance(value, Ramp) for value in options.values()):
+        return make(**options)
+
+    def sample(progress: float, batch: int, generator: Any) -> Any:
+        return make(**at(options, progress))(progress, batch, generator)
+
+    return sample

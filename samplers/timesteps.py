@@ -1,10 +1,12 @@
 """Timestep samplers: which noise levels a loss sees, and when.
 
 Each takes the prior and its options and returns ``(progress, batch, generator) -> t``, integers of shape
-``[batch]``. Ranges are fractions of the prior's timesteps.
+``[batch]``. Ranges are fractions of the prior's timesteps T.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +14,19 @@ from torch import Tensor
 from distill.contracts import Prior, TimestepSampler
 from distill.samplers.schedules import Ramp
 
-__all__ = ["annealed", "uniform"]
+__all__ = ["annealed", "dreamtime", "dreamtime_v1", "listed", "square_root", "truncated_normal", "uniform"]
+
+
+def bounds(prior: Prior, t_min: float, t_max: float) -> tuple[int, int]:
+    """A range of timesteps as integers, both ends included.
+
+    Raises:
+        ValueError: the range is empty or leaves [0, 1].
+    """
+    if not 0 <= t_min <= t_max <= 1:
+        raise ValueError(f"timesteps need 0 <= t_min <= t_max <= 1 throughout, got {t_min} and {t_max}")
+    last = prior.num_timesteps - 1
+    return min(round(t_min * prior.num_timesteps), last), min(round(t_max * prior.num_timesteps), last)
 
 
 def uniform(prior: Prior, *, t_min: float = 0.02, t_max: float = 0.98) -> TimestepSampler:
@@ -36,7 +50,7 @@ def annealed(
     from_fraction: float = 0.0,
     to_fraction: float = 1.0,
 ) -> TimestepSampler:
-    """Draw uniformly from a range whose two ends move linearly over training.
+    """Draw uniformly from a range whose two ends move linearly over training, or in one step.
 
     Args:
         prior: gives the number of timesteps T.
@@ -45,21 +59,150 @@ def annealed(
         t_max: highest timestep at the start, fraction of T, included.
         t_max_end: highest timestep at the end.
         from_fraction: fraction of training at which the range begins to move.
-        to_fraction: fraction of training at which it stops.
+        to_fraction: fraction of training at which it stops; equal to ``from_fraction``, it moves in one step
+            (ProlificDreamer, arXiv:2305.16213).
 
     Raises:
         ValueError: a range is empty or leaves [0, 1].
     """
-    for low, high in ((t_min, t_max), (t_min_end, t_max_end)):
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"timesteps need 0 <= t_min <= t_max <= 1 throughout, got {low} and {high}")
+    bounds(prior, t_min, t_max)
+    bounds(prior, t_min_end, t_max_end)
     lowest = Ramp(t_min, t_min_end, from_fraction, to_fraction)
     highest = Ramp(t_max, t_max_end, from_fraction, to_fraction)
-    steps = prior.num_timesteps
 
     def sample(progress: float, batch: int, generator: torch.Generator) -> Tensor:
-        low = min(round(lowest(progress) * steps), steps - 1)
-        high = min(round(highest(progress) * steps), steps - 1)
-        return torch.randint(low, max(high, low) + 1, (batch,), generator=generator)
+        low, high = bounds(prior, lowest(progress), highest(progress))
+        return torch.randint(low, high + 1, (batch,), generator=generator)
+
+    return sample
+
+
+def dreamtime(
+    prior: Prior, *, t_min: float = 0.02, t_max: float = 0.98, centre: float = 0.5, width: float = 0.125
+) -> TimestepSampler:
+    r"""Go down through the timesteps, slowest where pictures take shape: TP-SDS's schedule.
+
+    .. math:: t(i) = \arg\min_t \Big| \sum_{u=t}^{t_{max}} W(u) - i/N \Big|, \quad
+        W(t) \propto \sqrt{(1 - \bar\alpha_t) / \bar\alpha_t} \; e^{-(t - m)^2 / 2 s^2}
+
+    One timestep for the whole batch; W schedules t only, a loss's own weight stays separate.
+
+    Args:
+        prior: gives the noise levels.
+        t_min: lowest timestep, fraction of T.
+        t_max: highest timestep, fraction of T.
+        centre: m, fraction of T.
+        width: s, fraction of T.
+
+    Source: Huang et al. 2023 (DreamTime), arXiv:2306.12422, the version published at ICLR 2024.
+    """
+    t = torch.arange(prior.num_timesteps, device=prior.device)
+    alpha, sigma = prior.alpha(t).flatten().double().cpu(), prior.sigma(t).flatten().double().cpu()
+    away = t.double().cpu() / prior.num_timesteps - centre
+    return _descending(prior, sigma / alpha * torch.exp(-(away**2) / (2 * width**2)), t_min, t_max)
+
+
+def dreamtime_v1(
+    prior: Prior,
+    *,
+    t_min: float = 0.02,
+    t_max: float = 0.98,
+    upper: float = 0.8,
+    upper_width: float = 0.3,
+    lower: float = 0.5,
+    lower_width: float = 0.1,
+) -> TimestepSampler:
+    """Go down through the timesteps as ``dreamtime`` does, under its first version's weights.
+
+    The weight is 1 between ``lower`` and ``upper`` and falls off as a Gaussian on either side.
+
+    Args:
+        prior: gives the number of timesteps T.
+        t_min: lowest timestep, fraction of T.
+        t_max: highest timestep, fraction of T.
+        upper: m1, fraction of T.
+        upper_width: s1, standard deviation above it, fraction of T.
+        lower: m2, fraction of T.
+        lower_width: s2, standard deviation below it, fraction of T.
+
+    Source: Huang et al. 2023 (DreamTime), arXiv:2306.12422v1.
+    """
+    t = torch.arange(prior.num_timesteps, dtype=torch.float64) / prior.num_timesteps
+    above, below = (t - upper).clamp(min=0) / upper_width, (lower - t).clamp(min=0) / lower_width
+    return _descending(prior, torch.exp(-(above**2 + below**2) / 2), t_min, t_max)
+
+
+def _descending(prior: Prior, weight: Tensor, t_min: float, t_max: float) -> TimestepSampler:
+    low, high = bounds(prior, t_min, t_max)
+    tail = weight[low : high + 1].flip(0).cumsum(0)
+    tail = tail / tail[-1]
+
+    def sample(progress: float, batch: int, generator: torch.Generator) -> Tensor:
+        # argmin takes the first of equals, the highest timestep: t never increases.
+        return torch.full((batch,), high - int((tail - progress).abs().argmin()))
+
+    return sample
+
+
+def square_root(prior: Prior, *, t_min: float = 0.02, t_max: float = 0.98) -> TimestepSampler:
+    """Go down from ``t_max`` to ``t_min`` with the square root of progress (HiFA, arXiv:2305.18766).
+
+    Args:
+        prior: gives the number of timesteps T.
+        t_min: lowest timestep, fraction of T.
+        t_max: highest timestep, fraction of T.
+    """
+    low, high = bounds(prior, t_min, t_max)
+
+    def sample(progress: float, batch: int, generator: torch.Generator) -> Tensor:
+        return torch.full((batch,), round(high - (high - low) * progress**0.5))
+
+    return sample
+
+
+def truncated_normal(
+    prior: Prior, *, mean: float = 0.5, std: float = 0.2, t_min: float = 0.0, t_max: float = 1.0
+) -> TimestepSampler:
+    """Draw from a normal distribution cut to a range, one timestep per picture.
+
+    Args:
+        prior: gives the number of timesteps T.
+        mean: of the normal, fraction of T.
+        std: of the normal, fraction of T.
+        t_min: lowest timestep, fraction of T.
+        t_max: highest timestep, fraction of T.
+
+    Raises:
+        ValueError: ``std`` is not positive, or the range is empty.
+    """
+    low, high = bounds(prior, t_min, t_max)
+    if std <= 0:
+        raise ValueError(f"std must be positive, got {std}")
+    t = torch.arange(low, high + 1, dtype=torch.float64) / prior.num_timesteps
+    exponent = -((t - mean) ** 2) / (2 * std**2)
+    weight = torch.exp(exponent - exponent.max())  # a mean far outside the range must not vanish
+
+    def sample(progress: float, batch: int, generator: torch.Generator) -> Tensor:
+        return low + torch.multinomial(weight, batch, replacement=True, generator=generator)
+
+    return sample
+
+
+def listed(prior: Prior, *, timesteps: Sequence[float] = (0.98, 0.75, 0.5, 0.25)) -> TimestepSampler:
+    """Go through a list, each entry for an equal share of training.
+
+    Args:
+        prior: gives the number of timesteps T.
+        timesteps: fractions of T, in the order they are used.
+
+    Raises:
+        ValueError: the list is empty or an entry leaves [0, 1].
+    """
+    if not timesteps:
+        raise ValueError("timesteps.timesteps needs at least one entry, got an empty list")
+    steps = [bounds(prior, value, value)[0] for value in timesteps]
+
+    def sample(progress: float, batch: int, generator: torch.Generator) -> Tensor:
+        return torch.full((batch,), steps[min(int(progress * len(steps)), len(steps) - 1)])
 
     return sample

@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill import folders
 from distill.cli import split_prompt
-from distill.config import as_overrides, compose_config, options_of, quote
+from distill.config import as_overrides, compose_config, options_of, quote, schedule, schedules_in
+from distill.samplers.schedules import Ramp
 
 PROMPTS = [
     "a red mug",
@@ -59,11 +60,16 @@ def test_wrong_type_names_the_option_and_the_type() -> None:
 
 
 def test_wrong_type_inside_a_group_names_the_option() -> None:
-    assert "guidance.scale must be of type float, got 'big'" in error_of("guidance.scale=big")
+    assert error_of("guidance.scale=big").startswith(
+        "guidance.scale must be a number or a schedule such as {"
+    )
+    assert error_of("guidance.scale=big").endswith("got 'big'")
+    assert "scene.levels must be of type integer, got 'many'" in error_of("scene.levels=many")
 
 
 def test_unknown_guidance_lists_the_known_ones() -> None:
-    assert error_of("guidance=dsd") == "unknown guidance 'dsd'; there are sds"
+    names = "asd, bridge, csd, dds, ism, nfsd, sdi, sds, vsd"
+    assert error_of("guidance=dsd") == f"unknown guidance 'dsd'; there are {names}"
 
 
 @pytest.mark.parametrize("name", ["iterations", "render.batch", "render.size.start"])
@@ -206,3 +212,43 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="choose a writable folder"):
         folders.claim(config(tmp_path, f"output_dir={quote(str(tmp_path / 'file' / 'x'))}"))
+
+
+def test_any_number_of_a_loss_or_sampler_may_be_a_schedule_in_fractions_or_steps() -> None:
+    chosen = [
+        "prompt=x",
+        "iterations=400",
+        "guidance.scale={start:100,end:7.5,from_step:100,to_step:300}",
+        "timesteps.t_max={start:0.98,end:0.5,to_fraction:0.5}",
+        "guidance.weighting=uniform",
+    ]
+    config = compose_config(chosen)
+    assert schedules_in(config, "guidance") == {"scale": Ramp(100, 7.5, 0.25, 0.75)}
+    assert schedules_in(config, "timesteps") == {"t_max": Ramp(0.98, 0.5, 0.0, 0.5)}
+    assert schedules_in(compose_config(["prompt=x", "guidance.scale=3"]), "guidance") == {}
+    python = as_overrides({"guidance.scale": {"start": 1, "end": 2.5}})
+    assert schedules_in(compose_config(["prompt=x", *python]), "guidance") == {"scale": Ramp(1, 2.5)}
+    assert schedule("render.size", {"start": 32, "end": 64, "to_step": 10}, 20) == Ramp(32, 64, 0.0, 0.5)
+    # Past the end of a shortened run, the schedule ends with it.
+    assert schedule("scale", {"start": 1, "end": 0, "to_step": 500}, 100) == Ramp(1, 0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("{start:1,stop:2}", "got the field 'stop'; the fields are start, end, from_fraction"),
+        ("{end:2}", "got {'end': 2}"),
+        ("{start:1,end:much}", "got 'much' in it"),
+        ("{start:1,to_step:3,to_fraction:0.5}", "has both to_fraction and to_step"),
+        (
+            "{start:1,from_fraction:0.8,to_fraction:0.2}",
+            "guidance.scale: a schedule needs 0 <= from_fraction",
+        ),
+        ("[1,2]", "got [1, 2]"),
+        ("true", "got True"),
+    ],
+)
+def test_wrong_schedules_get_one_line(value: str, said: str) -> None:
+    message = error_of(f"guidance.scale={value}")
+    assert said in message
+    assert "\n" not in message

@@ -8,16 +8,16 @@ import torch
 from distill.contracts import Condition
 from distill.guidance.sds import sds
 from distill.guidance.terms import WEIGHTINGS, classifier_free_guidance
-from distill.priors.exact import GaussianPrior, cosine, scaled_linear
+from distill.priors.exact import ExactPrior, cosine, gaussian, scaled_linear
 
 SCHEDULES = [pytest.param(scaled_linear(), id="scaled_linear"), pytest.param(cosine(), id="cosine")]
 SHAPE = (2, 3, 4, 4)
 
 
-def prior_and_condition(abar: torch.Tensor, std: float) -> tuple[GaussianPrior, Condition, torch.Tensor]:
+def prior_and_condition(abar: torch.Tensor, std: float) -> tuple[ExactPrior, Condition, torch.Tensor]:
     g = torch.Generator().manual_seed(3)
     means = {name: torch.randn(SHAPE[1:], generator=g, dtype=torch.float64) for name in ("mug", "")}
-    prior = GaussianPrior(means, std, abar)
+    prior = gaussian(means, std, abar)
     batch = SHAPE[0]
     return prior, Condition(prior.embed(["mug"] * batch), prior.embed([""] * batch)), means["mug"]
 
@@ -43,7 +43,7 @@ def test_gaussian_prior_mean_and_spread_over_noise(abar: torch.Tensor) -> None:
     std, draws = 0.7, 40_000
     prior, _, _ = prior_and_condition(abar, std)
     mean = torch.full((1, 1, 1), 0.3, dtype=torch.float64)
-    prior = GaussianPrior({"mug": mean}, std, abar)
+    prior = gaussian({"mug": mean}, std, abar)
     cond = Condition(prior.embed(["mug"] * draws), prior.embed(["mug"] * draws))
     x, t = torch.full((draws, 1, 1, 1), 1.1, dtype=torch.float64), torch.full((draws,), 400)
     grad = sds(prior, x, cond, t, randn(5, draws, 1, 1, 1), scale=1.0)
@@ -70,7 +70,7 @@ def test_scale_adds_the_classifier_score(abar: torch.Tensor) -> None:
 
 def test_samples_of_the_prior_feel_no_pull_on_average() -> None:
     draws = 40_000
-    prior = GaussianPrior({"mug": torch.full((1, 1, 1), 0.3, dtype=torch.float64)}, 0.7)
+    prior = gaussian({"mug": torch.full((1, 1, 1), 0.3, dtype=torch.float64)}, 0.7)
     cond = Condition(prior.embed(["mug"] * draws), prior.embed(["mug"] * draws))
     x = 0.3 + 0.7 * randn(1, draws, 1, 1, 1)
     grad = sds(
@@ -83,7 +83,7 @@ def test_batch_elements_do_not_mix() -> None:
     prior, cond, _ = prior_and_condition(scaled_linear(), std=0.5)
     x, noise, t = randn(0, *SHAPE), randn(1, *SHAPE), torch.tensor([50, 600])
     whole = sds(prior, x, cond, t, noise)
-    second = Condition({"mean": cond.text["mean"][1:]}, {"mean": cond.uncond["mean"][1:]})
+    second = Condition({"prompt": cond.text["prompt"][1:]}, {"prompt": cond.uncond["prompt"][1:]})
     torch.testing.assert_close(whole[1:], sds(prior, x[1:], second, t[1:], noise[1:]))
 
 

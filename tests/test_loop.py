@@ -10,14 +10,14 @@ import torch
 from distill import loop, prompts
 from distill.contracts import Condition, Prior, Render
 from distill.guidance.sds import sds
-from distill.priors.exact import GaussianPrior
+from distill.priors.exact import dirac
 from distill.renderers.image import ImageScene, render_image
 from distill.samplers.cameras import ranges
 from distill.samplers.schedules import Ramp
 from distill.samplers.timesteps import uniform
 
 TARGET = torch.linspace(0.1, 0.9, 3 * 8 * 8).view(3, 8, 8)
-PRIOR = GaussianPrior({"mug": TARGET, "": torch.zeros_like(TARGET)})
+PRIOR = dirac({"mug": TARGET, "": torch.zeros_like(TARGET)})
 
 
 PULL = partial(sds, scale=1.0)

@@ -198,7 +198,7 @@ def test_an_experiment_of_one_s_own_is_found(tmp_path: Path, capsys: pytest.Capt
 WRONG = [
     (["a red mug", "iteratons=5"], "did you mean 'iterations'"),
     (["a red mug", "iterations=many"], "iterations must be of type integer"),
-    (["a red mug", "guidance=dsd"], "there are sds"),
+    (["a red mug", "guidance=dsd"], "there are asd, bridge, csd"),
     (["a red mug", "guidance.weighting=x", *QUICK], "sigma_squared, uniform, fantasia3d"),
     ([""], "the prompt is empty"),
     (["a red mug", "iterations=0"], "at least 1, got 0"),

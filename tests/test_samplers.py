@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from distill.priors.exact import GaussianPrior
-from distill.samplers.schedules import Ramp
-from distill.samplers.timesteps import annealed, uniform
+from distill.contracts import Condition
+from distill.priors.exact import cosine, dirac, scaled_linear
+from distill.samplers import timesteps
+from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
+from distill.samplers.timesteps import (
+    annealed,
+    dreamtime,
+    dreamtime_v1,
+    listed,
+    square_root,
+    truncated_normal,
+    uniform,
+)
 
-PRIOR = GaussianPrior({"": torch.zeros(1, 1, 1)})
+PRIOR = dirac({"": torch.zeros(1, 1, 1)})
 
 
 def test_uniform_covers_its_range_ends_included_evenly() -> None:
@@ -57,3 +69,122 @@ def test_ramp_holds_moves_and_holds() -> None:
 def test_ramp_refuses_reversed_fractions() -> None:
     with pytest.raises(ValueError, match=r"got 0\.8 and 0\.2"):
         Ramp(0, 1, 0.8, 0.2)
+
+
+def descent(sampler: Any, n: int, first: int = 1) -> list[int]:
+    g = torch.Generator()
+    return [int(sampler(i / n, 1, g)) for i in range(first, n + 1)]
+
+
+def test_dreamtime_on_stable_diffusion_matches_the_published_schedule() -> None:
+    """Computed elsewhere for N = 10,000 on [20, 980]: start, last but one, end, and at 10, 50, 90% of progress."""
+    first, second = (descent(make(PRIOR), 10_000) for make in (dreamtime_v1, dreamtime))
+    assert [first[i] for i in (0, 999, 4999, 8999, 9998, 9999)] == [980, 914, 673, 429, 151, 20]
+    assert [second[i] for i in (0, 999, 4999, 8999, 9998, 9999)] == [975, 720, 556, 394, 101, 20]
+
+
+@pytest.mark.parametrize("make", [dreamtime, dreamtime_v1])
+@pytest.mark.parametrize("abar", [scaled_linear(), cosine()], ids=["scaled_linear", "cosine"])
+def test_dreamtime_never_increases_and_spends_iterations_as_its_weights_say(
+    make: Any, abar: torch.Tensor
+) -> None:
+    """Oracle 18: the share of iterations at or above t is the weights' normalised tail, to within 1/N."""
+    n = 5_000
+    drawn = torch.tensor(descent(make(dirac({"": torch.zeros(1, 1, 1)}, abar)), n, first=0))
+    assert (drawn.diff() <= 0).all()
+    t = torch.arange(20, 981).double()
+    if make is dreamtime:
+        weight = ((1 - abar[20:981]) / abar[20:981]).sqrt() * torch.exp(-((t - 500) ** 2) / (2 * 125**2))
+    else:
+        above, below = (
+            torch.exp(-((t - 800) ** 2) / (2 * 300**2)),
+            torch.exp(-((t - 500) ** 2) / (2 * 100**2)),
+        )
+        weight = torch.where(t > 800, above, torch.where(t < 500, below, 1.0))
+    share = weight / weight.sum()
+    counted = torch.bincount(drawn, minlength=981)[20:981] / n
+    # Each timestep owns the stretch of progress nearest to its tail: half of its own weight, half of the next's.
+    owned = (share + torch.cat([share[:1] * 0, share[:-1]])) / 2
+    inner = slice(1, -1)
+    assert (counted - owned)[inner].abs().max() <= 1.0 / n + 1e-12
+
+
+def test_uniform_weights_descend_linearly() -> None:
+    """Oracle 19: |t(i) - (t_max + 1 - (i / N) n)| <= 1, n = t_max - t_min + 1."""
+    drawn = descent(timesteps._descending(PRIOR, torch.ones(1000), 0.02, 0.98), 3_000)
+    for i, t in enumerate(drawn, start=1):
+        assert abs(t - (981 - i / 3_000 * 961)) <= 1
+
+
+def test_square_root_by_hand() -> None:
+    draw = square_root(PRIOR, t_min=0.0, t_max=0.9)
+    assert [int(draw(p, 1, torch.Generator())) for p in (0.0, 0.25, 0.49, 0.81)] == [900, 450, 270, 90]
+
+
+def test_truncated_normal_has_the_moments_of_one() -> None:
+    t = (
+        truncated_normal(PRIOR, mean=0.3, std=0.2)(0.0, 100_000, torch.Generator().manual_seed(0)).double()
+        / 1000
+    )
+    assert t.min() >= 0
+    assert t.max() <= 0.999
+    # Normal(0.3, 0.2) on [0, 1]: mean and standard deviation by the textbook formulas.
+    normal = torch.distributions.Normal(0.0, 1.0)
+    low, high = torch.tensor(-1.5), torch.tensor(3.5)
+    z = normal.cdf(high) - normal.cdf(low)
+    density_low, density_high = normal.log_prob(low).exp(), normal.log_prob(high).exp()
+    ratio = (density_low - density_high) / z
+    mean = 0.3 + 0.2 * ratio
+    std = 0.2 * (1 + (low * density_low - high * density_high) / z - ratio**2).sqrt()
+    assert t.mean().item() == pytest.approx(mean.item(), abs=2e-3)
+    assert t.std().item() == pytest.approx(std.item(), abs=2e-3)
+    far = truncated_normal(PRIOR, mean=30.0, std=0.01, t_max=0.5)(0.0, 100, torch.Generator())
+    assert far.min() == 500
+    with pytest.raises(ValueError, match="std must be positive, got 0"):
+        truncated_normal(PRIOR, std=0)
+
+
+def test_a_list_is_gone_through_in_equal_shares() -> None:
+    draw = listed(PRIOR, timesteps=[0.9, 0.5, 0.2])
+    assert [int(draw(p, 1, torch.Generator())) for p in (0, 0.33, 0.34, 0.66, 0.67, 0.99)] == [
+        900,
+        900,
+        500,
+        500,
+        200,
+        200,
+    ]
+    with pytest.raises(ValueError, match="at least one entry"):
+        listed(PRIOR, timesteps=[])
+    with pytest.raises(ValueError, match=r"got 1\.2"):
+        listed(PRIOR, timesteps=[1.2])
+
+
+def test_equal_fractions_step() -> None:
+    draw = annealed(PRIOR, t_max_end=0.5, from_fraction=0.4, to_fraction=0.4)
+    highest = [int(draw(p, 20_000, torch.Generator().manual_seed(0)).max()) for p in (0.0, 0.39, 0.4, 1.0)]
+    assert highest == [980, 980, 500, 500]
+
+
+def test_every_sampler_gives_integers_inside_the_prior_for_the_whole_batch() -> None:
+    for name in timesteps.__all__:
+        draw = getattr(timesteps, name)(PRIOR)
+        for progress in (0.0, 0.37, 0.999):
+            t = draw(progress, 5, torch.Generator().manual_seed(0))
+            assert t.shape == (5,), name
+            assert t.dtype == torch.int64, name
+            assert 0 <= t.min() <= t.max() <= 999, name
+
+
+def test_scheduled_options_follow_progress() -> None:
+    seen = []
+
+    def loss(*_: Any, scale: float, weighting: str) -> None:
+        seen.append((scale, weighting))
+
+    bound: Any = scheduled(loss, scale=Ramp(100.0, 10.0, 0.0, 0.5), weighting="uniform")
+    for progress in (0.0, 0.25, 0.9):
+        bound(None, None, Condition({}, {}, progress=progress), None, None)
+    assert seen == [(100.0, "uniform"), (55.0, "uniform"), (10.0, "uniform")]
+    draw = scheduled_sampler(uniform, prior=PRIOR, t_max=Ramp(0.98, 0.5))
+    assert int(draw(0.5, 50_000, torch.Generator().manual_seed(0)).max()) == 740

@@ -1,11 +1,16 @@
-"""Priors whose best prediction is known in closed form, to test losses against."""
+"""Priors whose best prediction is known in closed form, to test losses against.
+
+``dirac``, ``gaussian``, ``mixture`` and ``empirical`` make them; all are mixtures of isotropic Gaussians, one
+mixture per prompt. They compute in the precision of what they are given, float64 included.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.contracts import Embedding
 
@@ -25,22 +30,37 @@ def cosine(steps: int = 1000, largest_beta: float = 0.999) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GaussianPrior:
-    r"""The exact noise prediction of pictures distributed as :math:`N(\mu, s^2 I)`.
-
-    .. math:: \epsilon^*(x_t) = \sigma_t (x_t - \alpha_t \mu) / (\alpha_t^2 s^2 + \sigma_t^2)
-
-    The mean comes with the embedding, under ``mean``, so that prompts can differ.
+class Components:
+    """A mixture of isotropic Gaussians over pictures; a standard deviation of 0 is a Dirac.
 
     Attributes:
-        means: mean picture per prompt, each of shape ``[channel, height, width]``.
-        std: standard deviation s, one number; 0 is a Dirac.
-        abar: cumulative signal level per timestep, shape ``[num_timesteps]``.
+        means: shape ``[components, channel, height, width]``.
+        stds: standard deviations, shape ``[components]``.
+        weights: positive, of any sum, shape ``[components]``.
     """
 
-    means: dict[str, Tensor]
-    std: float = 0.0
+    means: Tensor
+    stds: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class ExactPrior:
+    r"""The exact noise prediction of pictures distributed as a mixture, one for each prompt.
+
+    .. math:: \epsilon^*(x_t) = \sigma_t \sum_k \gamma_k (x_t - \alpha_t \mu_k) / v_k, \quad
+        v_k = \alpha_t^2 s_k^2 + \sigma_t^2
+    .. math:: \gamma = \mathrm{softmax}(\log \pi_k - (D/2) \log v_k - |x_t - \alpha_t \mu_k|^2 / 2 v_k)
+
+    Attributes:
+        prompts: the mixture of every prompt it knows, the empty prompt among them for guidance.
+        abar: cumulative signal level per timestep, shape ``[num_timesteps]``.
+        signed: pictures in [0, 1] are mapped to [-1, 1], as diffusion models do; otherwise taken as they are.
+    """
+
+    prompts: Mapping[str, Components]
     abar: Tensor = field(default_factory=scaled_linear)
+    signed: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -52,19 +72,31 @@ class GaussianPrior:
 
     @property
     def image_size(self) -> int:
-        return next(iter(self.means.values())).shape[-1]
+        return next(iter(self.prompts.values())).means.shape[-1]
 
     def embed(self, prompts: list[str]) -> Embedding:
-        """Look up the prompts' means; a view's words after the last comma are ignored where unknown."""
-        found = [self.means.get(text, self.means.get(text.rpartition(",")[0])) for text in prompts]
-        if any(mean is None for mean in found):
-            raise ValueError(
-                f"this exact prior knows the prompts {', '.join(map(repr, self.means))}, got {prompts}"
-            )
-        return {"mean": torch.stack([mean for mean in found if mean is not None])}
+        """Look up prompts, numbers under ``prompt``; a view's words after the last comma are left out if unknown.
+
+        Raises:
+            ValueError: a prompt is not known.
+        """
+        known = list(self.prompts)
+        found = [text if text in self.prompts else text.rpartition(",")[0] for text in prompts]
+        for text, name in zip(prompts, found, strict=True):
+            if name not in self.prompts or (text and not name):
+                shown = ", ".join(map(repr, known[:8])) + (", ..." if len(known) > 8 else "")
+                raise ValueError(f"this exact prior knows the prompts {shown}; got {text!r}")
+        return {"prompt": torch.tensor([known.index(name) for name in found], device=self.device)}
 
     def encode(self, image: Tensor) -> Tensor:
-        return image
+        """Map pictures in [0, 1] to the prior's space, resized to ``image_size``."""
+        if image.shape[-1] != self.image_size:
+            image = nn.functional.interpolate(image, (self.image_size,) * 2, mode="bilinear", antialias=True)
+        return image * 2 - 1 if self.signed else image
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Map back to pictures in [0, 1], clipped."""
+        return (x / 2 + 0.5 if self.signed else x).clamp(0, 1)
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.abar[t].sqrt()[:, None, None, None]
@@ -74,5 +106,86 @@ class GaussianPrior:
 
     @torch.no_grad()
     def predict_noise(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
-        alpha, sigma = self.alpha(t).to(x_t), self.sigma(t).to(x_t)
-        return sigma * (x_t - alpha * cond["mean"].to(x_t)) / (alpha**2 * self.std**2 + sigma**2)
+        """Predict the noise in ``x_t``, same shape and precision."""
+        mixtures, noise = list(self.prompts.values()), torch.empty_like(x_t)
+        for prompt in cond["prompt"].unique().tolist():
+            rows = cond["prompt"] == prompt
+            noise[rows] = self._predict(mixtures[prompt], x_t[rows], t[rows])
+        return noise
+
+    def _predict(self, mixture: Components, x_t: Tensor, t: Tensor) -> Tensor:
+        x, means = x_t.flatten(1), mixture.means.to(x_t).flatten(1)
+        alpha, sigma = self.alpha(t).to(x).flatten(1), self.sigma(t).to(x).flatten(1)
+        variance = alpha**2 * mixture.stds.to(x) ** 2 + sigma**2
+        distance = _squared(x, alpha, means)
+        share = (
+            mixture.weights.to(x).log() - x.shape[1] / 2 * variance.log() - distance / (2 * variance)
+        ).softmax(1) / variance
+        return (sigma * (x * share.sum(1, keepdim=True) - alpha * (share @ means))).view_as(x_t)
+
+
+def _squared(x: Tensor, alpha: Tensor, means: Tensor) -> Tensor:
+    """Squared distances of ``x`` to ``alpha * means``, ``[batch, components]``."""
+    return alpha**2 * means.square().sum(1) - 2 * alpha * (x @ means.T) + x.square().sum(1, keepdim=True)
+
+
+def gaussian(means: Mapping[str, Tensor], std: float = 1.0, abar: Tensor | None = None) -> ExactPrior:
+    """One Gaussian per prompt.
+
+    Args:
+        means: mean picture per prompt, each of shape ``[channel, height, width]``.
+        std: standard deviation, the same for all; 0 is a Dirac.
+        abar: cumulative signal level per timestep; Stable Diffusion's by default.
+    """
+    return mixture({prompt: mean[None] for prompt, mean in means.items()}, std, abar)
+
+
+def dirac(means: Mapping[str, Tensor], abar: Tensor | None = None) -> ExactPrior:
+    """One picture per prompt and no other."""
+    return gaussian(means, 0.0, abar)
+
+
+def mixture(
+    means: Mapping[str, Tensor],
+    std: float = 1.0,
+    abar: Tensor | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> ExactPrior:
+    """Several Gaussians per prompt.
+
+    Args:
+        means: per prompt, shape ``[components, channel, height, width]``.
+        std: standard deviation, the same for all.
+        abar: cumulative signal level per timestep; Stable Diffusion's by default.
+        weights: per prompt, positive, of any sum, shape ``[components]``; equal by default.
+    """
+    prompts = {
+        prompt: Components(
+            centres,
+            torch.full((len(centres),), std, dtype=torch.float64),
+            (weights or {}).get(prompt, torch.ones(len(centres), dtype=torch.float64)),
+        )
+        for prompt, centres in means.items()
+    }
+    return ExactPrior(prompts, scaled_linear() if abar is None else abar)
+
+
+def empirical(images: Tensor, captions: Sequence[str], abar: Tensor | None = None) -> ExactPrior:
+    """The optimal denoiser of a set of pictures, what a network trained on them could at best learn.
+
+    Args:
+        images: in [0, 1], shape ``[n, channel, height, width]``.
+        captions: of each picture; the empty prompt stands for all of them.
+        abar: cumulative signal level per timestep; Stable Diffusion's by default.
+
+    Raises:
+        ValueError: there is not one caption per picture.
+    """
+    if len(images) != len(captions) or not captions:
+        raise ValueError(f"expected one caption per picture, got {len(captions)} for {len(images)}")
+    rows: dict[str, list[int]] = {}
+    for index, caption in enumerate(captions):
+        rows.setdefault(caption, []).append(index)
+    groups = {caption: images[index] * 2 - 1 for caption, index in rows.items()}
+    table = mixture({"": images * 2 - 1, **groups}, 0.0, abar)
+    return ExactPrior(table.prompts, table.abar, signed=True)

@@ -139,9 +139,18 @@ class UNetPrior:
     def sigma(self, t: Tensor) -> Tensor:
         return (1 - self.abar[t]).sqrt()[:, None, None, None]
 
+    @property
+    def network(self) -> Any:
+        """The module that predicts, for adapters."""
+        return self.unet
+
     @torch.no_grad()
     def predict_noise(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
         """Predict the noise in ``x_t``, float32, same shape."""
+        return self.forward(x_t, t, cond)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
+        """``predict_noise`` with gradient, for what is trained inside the network."""
         sample = x_t.to(self.dtype)
         if self.device.type == "cpu":
             sample = sample.contiguous(memory_format=torch.channels_last)

@@ -269,7 +269,9 @@ def start(options: argparse.Namespace, tokenizer: CLIPTokenizer, pictures: datas
         encoder.load_state_dict(CLIPTextModel.from_pretrained(options.start / "text_encoder").state_dict())
     unet.to(device=device, memory_format=torch.channels_last)
     encoder.eval().requires_grad_(False).to(device)
-    optimiser = torch.optim.AdamW(unet.parameters(), lr=1e-4, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimiser = torch.optim.AdamW(
+        unet.parameters(), lr=1e-4, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
     ema = [parameter.detach().clone() for parameter in unet.parameters()]
     run = Run(unet, encoder, optimiser, ema, pictures.generator)
     if saved.exists():

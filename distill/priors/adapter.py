@@ -1,0 +1,153 @@
+"""A trainable copy of a prior that costs a few percent of its memory: LoRA layers and a camera embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.contracts import Embedding
+from distill.samplers.cameras import Cameras
+
+NAME = "student"
+
+
+class Student(nn.Module):
+    """A prior's network with low-rank layers of its own, switched on only while the student is asked.
+
+    Everything else that uses the prior sees it unchanged: there is one model in memory.
+
+    Args:
+        prior: has a ``network`` of diffusers, and ``forward``, which predicts with gradient.
+        rank: of the low-rank layers.
+        alpha: their outputs are scaled by ``alpha / rank``.
+        targets: endings of the names of the linear layers that get one.
+        cameras: also learn from where a picture was taken, added to the time embedding.
+        generator: of the initial weights.
+
+    Raises:
+        ValueError: the prior has no network, or none of ``targets`` is in it.
+
+    Source: Hu et al. 2021, arXiv:2106.09685; Wang et al. 2023 (ProlificDreamer), arXiv:2305.16213.
+    """
+
+    def __init__(
+        self,
+        prior: Any,
+        *,
+        rank: int,
+        alpha: float,
+        targets: Sequence[str],
+        cameras: bool,
+        generator: torch.Generator,
+    ) -> None:
+        from peft import LoraConfig
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        super().__init__()
+        network = getattr(prior, "network", None)
+        if network is None or not hasattr(network, "add_adapter"):
+            raise ValueError(
+                "vsd adds LoRA layers to a prior's network, and this prior has none; use a diffusers prior, "
+                "or guidance=asd, which needs no training"
+            )
+        if rank < 1:
+            raise ValueError(f"guidance.rank must be at least 1, got {rank}")
+        ends = tuple(f".{target}" for target in targets)
+        if not any(name.endswith(ends) for name, _ in network.named_modules()):
+            raise ValueError(
+                f"vsd found no layer named {', '.join(targets)} in the prior's network to add LoRA to; "
+                "name its attention layers with guidance.targets"
+            )
+        if NAME in getattr(network, "peft_config", {}):
+            network.delete_adapters(NAME)
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets)
+        )
+        with _seeded(generator):
+            network.add_adapter(config, adapter_name=NAME)
+            # Not a submodule: the frozen network is the prior's to keep.
+            self._prior, self._network = [prior], [network]
+            self.layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+            for parameter in self.low_rank():
+                parameter.data = parameter.data.float()
+            width = network.time_embedding.linear_2.out_features if cameras else 0
+            self.camera = camera_embedding(width, prior.device) if cameras else None
+        self._shift: Tensor | None = None
+        if cameras:
+            network.time_embedding.register_forward_hook(self._add_camera)
+        self._switch(False)
+
+    def low_rank(self) -> list[nn.Parameter]:
+        """The LoRA layers' weights."""
+        return [p for name, p in self._network[0].named_parameters() if f".{NAME}." in name]
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Everything that is learnt."""
+        return [*self.low_rank(), *self.parameters()]
+
+    def predict_noise(
+        self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None, keep: Tensor | None = None
+    ) -> Tensor:
+        """Predict the noise in ``x_t``; ``keep``, shape ``[batch]``, is 0 where the camera is to be unknown."""
+        if self.camera is not None and cameras is not None:
+            shift = self.camera(cameras.c2w.flatten(1).float())
+            self._shift = shift if keep is None else shift * keep[:, None]
+        self._switch(True)
+        try:
+            return self._prior[0].forward(x_t, t, cond)
+        finally:
+            self._switch(False)
+            self._shift = None
+
+    def save(self, folder: Path) -> None:
+        """Write the LoRA as safetensors that ``unet.load_lora_adapter`` of diffusers reads."""
+        self._network[0].save_lora_adapter(folder, adapter_name=NAME)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {
+            "camera": super().state_dict(*args, **kwargs),
+            "low_rank": [parameter.detach() for parameter in self.low_rank()],
+        }
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        saved, own = state_dict["low_rank"], self.low_rank()
+        if [list(p.shape) for p in saved] != [list(p.shape) for p in own]:
+            raise ValueError(
+                "the checkpoint's LoRA layers do not fit this prior; resume with the same prior=, "
+                "guidance.rank and guidance.targets"
+            )
+        with torch.no_grad():
+            for parameter, value in zip(own, saved, strict=True):
+                parameter.copy_(value)
+        return super().load_state_dict(state_dict["camera"], *args, **kwargs)
+
+    def _switch(self, on: bool) -> None:
+        for layer in self.layers:
+            layer.enable_adapters(on)
+        # peft takes the gradient away with the adapter; it is wanted again at the optimiser's step.
+        for parameter in self.low_rank():
+            parameter.requires_grad_(True)
+
+    def _add_camera(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output if self._shift is None else output + self._shift.to(output.dtype)
+
+
+def camera_embedding(width: int, device: torch.device) -> nn.Sequential:
+    """Camera-to-world matrix, 16 numbers, to the time embedding's width; starts at zero."""
+    last = nn.Linear(width, width)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(16, width), nn.SiLU(), last).to(device)
+
+
+@contextmanager
+def _seeded(generator: torch.Generator) -> Iterator[None]:
+    """Draw initial weights from a generator; layers take theirs from torch's global one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        yield

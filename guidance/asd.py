@@ -1,0 +1,73 @@
+"""Asynchronous score distillation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distill.contracts import Condition, Prior
+from distill.guidance.terms import add_noise, classifier_free_guidance, predict_each, weight
+
+
+def asd(
+    prior: Prior,
+    x: Tensor,
+    cond: Condition,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    scale: float = 7.5,
+    eta: float = 0.1,
+    t_min: float = 0.02,
+    random_shift: bool = True,
+    weighting: str = "sigma_squared",
+) -> Tensor:
+    r"""Take the frozen prior at a later timestep for the score of what is rendered.
+
+    .. math:: g = w(t) [\hat\epsilon_s(x_t; c, t) - \epsilon_c(x_{t'}; t')], \quad t' = t + \Delta
+    .. math:: \Delta = \lfloor U \min(\eta (t - t_{min}), T - 1 - t) \rfloor, \quad U \sim U(0, 1)
+
+    The noise is the same at both timesteps, and the second prediction carries no classifier-free guidance.
+    All predictions are one batched call.
+
+    Args:
+        prior: the frozen diffusion model.
+        x: clean picture in the prior's space, shape ``[batch, channel, height, width]``.
+        cond: the prompt's and the empty prompt's embeddings, and ``uniform`` for a random shift.
+        t: integer timesteps, shape ``[batch]``.
+        noise: standard normal, same shape as ``x``.
+        scale: classifier-free guidance scale of the first prediction, dimensionless.
+        eta: largest shift as a share of ``t - t_min``; 0 is none, which leaves ``scale - 1`` times CSD.
+        t_min: lowest timestep that is drawn, as a fraction of T; give it the sampler's schedule.
+        random_shift: draw the shift; otherwise it is the largest.
+        weighting: of t: ``sigma_squared`` (1 - abar), ``uniform`` or ``fantasia3d``.
+
+    Returns:
+        dL/dx, same shape as ``x``, detached, not averaged over the batch.
+
+    Raises:
+        ValueError: ``t`` is outside the prior's range, ``eta`` is negative, ``weighting`` is unknown, or a
+            random shift has no ``cond.uniform``.
+
+    Source: Ma et al. 2024 (ScaleDreamer), arXiv:2407.02040.
+    """
+    x_t = add_noise(prior, x, t, noise)
+    later = shifted(prior, t, cond.uniform if random_shift else torch.ones(len(t)), eta, t_min)
+    shared = [(x_t, t, cond.text), (add_noise(prior, x, later, noise), later, cond.text)]
+    if scale == 1:
+        guided, rendered = predict_each(prior, *shared)
+    else:
+        text, rendered, uncond = predict_each(prior, *shared, (x_t, t, cond.uncond))
+        guided = classifier_free_guidance(uncond, text, scale)
+    return (weight(prior, t, weighting) * (guided - rendered)).detach()
+
+
+def shifted(prior: Prior, t: Tensor, uniform: Tensor | None, eta: float, t_min: float) -> Tensor:
+    """The later timestep t', shape ``[batch]``."""
+    if uniform is None:
+        raise ValueError("asd draws its shift from cond.uniform, which is None; give torch.rand(batch)")
+    if eta < 0:
+        raise ValueError(f"asd shifts forward only: eta must be at least 0, got {eta:g}")
+    last = prior.num_timesteps - 1
+    furthest = (eta * (t - round(t_min * prior.num_timesteps))).clamp(min=0).minimum(last - t)
+    return (t + (uniform.to(t.device) * furthest).floor().long()).clamp(1, last)

@@ -1,0 +1,46 @@
+"""Score distillation as a bridge between two described distributions, for editing and refinement."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distill.contracts import Condition, Prior
+from distill.guidance.terms import add_noise, predict, require, weight
+
+
+def bridge(
+    prior: Prior,
+    x: Tensor,
+    cond: Condition,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    scale: float = 7.5,
+    weighting: str = "sigma_squared",
+) -> Tensor:
+    r"""Move from what the source prompt describes towards what the prompt describes.
+
+    .. math:: g = w(t) s [\epsilon_c(x_t, t) - \epsilon_{\tilde c}(x_t, t)]
+
+    Args:
+        prior: the frozen diffusion model.
+        x: clean picture in the prior's space, shape ``[batch, channel, height, width]``.
+        cond: the prompt's and the source prompt's embeddings; the source prompt says what the picture is now,
+            flaws included.
+        t: integer timesteps, shape ``[batch]``.
+        noise: standard normal, same shape as ``x``.
+        scale: s, dimensionless.
+        weighting: ``sigma_squared`` (1 - abar), ``uniform`` or ``fantasia3d``.
+
+    Returns:
+        dL/dx, same shape as ``x``, detached, not averaged over the batch.
+
+    Raises:
+        ValueError: the source prompt is missing, ``t`` is outside the prior's range, or ``weighting`` is unknown.
+
+    Source: McAllister et al. 2024, arXiv:2406.09417.
+    """
+    source = require(cond.source, "bridge", "source_prompt")
+    x_t = add_noise(prior, x, t, noise)
+    target, origin = predict(prior, x_t, t, cond.text, source)
+    return (weight(prior, t, weighting) * scale * (target - origin)).detach()

@@ -1,0 +1,68 @@
+"""Classifier score distillation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distill.contracts import Condition, Prior
+from distill.guidance.terms import add_noise, predict, require, weight
+
+
+def csd(
+    prior: Prior,
+    x: Tensor,
+    cond: Condition,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    positive: float = 1.0,
+    negative: float = 0.0,
+    null: float = -1.0,
+    random: float = 0.0,
+    weighting: str = "sigma_squared",
+    normalise: bool = False,
+) -> Tensor:
+    r"""Follow only what the prompt adds to the empty prompt: an implicit classifier's score.
+
+    .. math:: g = w(t) [c_+ \epsilon_c + c_- \epsilon_n + c_0 \epsilon_u + c_z \epsilon], \quad \sum c = 0
+
+    Args:
+        prior: the frozen diffusion model.
+        x: clean picture in the prior's space, shape ``[batch, channel, height, width]``.
+        cond: embeddings; the negative prompt's is needed where ``negative`` is not 0.
+        t: integer timesteps, shape ``[batch]``.
+        noise: standard normal, same shape as ``x``.
+        positive: coefficient of the prediction under the prompt, dimensionless.
+        negative: coefficient of the prediction under the negative prompt; usually below 0.
+        null: coefficient of the prediction under the empty prompt.
+        random: coefficient of the noise that was added; -1 with ``positive`` 1 is SDS at scale 1.
+        weighting: ``sigma_squared`` (1 - abar), ``uniform`` or ``fantasia3d``.
+        normalise: divide by the L2 norm over the whole batch.
+
+    Returns:
+        dL/dx, same shape as ``x``, detached, not averaged over the batch.
+
+    Raises:
+        ValueError: the coefficients do not sum to 0, a negative prompt is missing, ``t`` is outside the
+            prior's range, or ``weighting`` is unknown.
+
+    Source: Yu et al. 2023, arXiv:2310.19415. Differs: the authors write the empty prompt's
+    coefficient as the rest of the others; here all four are given, so that each can follow its own schedule.
+    """
+    total = positive + negative + null + random
+    if abs(total) > 1e-6:
+        raise ValueError(
+            f"csd's coefficients positive, negative, null and random must sum to 0, got {positive:g} + "
+            f"{negative:g} + {null:g} + {random:g} = {total:g}"
+        )
+    x_t = add_noise(prior, x, t, noise)
+    terms = [(positive, cond.text), (null, cond.uncond)]
+    if negative:
+        terms.append((negative, require(cond.negative, "csd with a negative coefficient", "negative_prompt")))
+    terms = [(factor, embedding) for factor, embedding in terms if factor]
+    grad = random * noise
+    if terms:
+        for (factor, _), predicted in zip(terms, predict(prior, x_t, t, *(e for _, e in terms)), strict=True):
+            grad = grad + factor * predicted
+    grad = weight(prior, t, weighting) * grad
+    return (grad / grad.norm().clamp(min=1e-12) if normalise else grad).detach()

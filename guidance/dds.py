@@ -1,0 +1,49 @@
+"""Delta denoising score, for editing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+
+from distill.contracts import Condition, Prior
+from distill.guidance.terms import add_noise, predict_guided, require, weight
+
+
+def dds(
+    prior: Prior,
+    x: Tensor,
+    cond: Condition,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    scale: float = 7.5,
+    weighting: str = "sigma_squared",
+) -> Tensor:
+    r"""Move by what changes between the source's prompt and the target's; what SDS adds to both cancels.
+
+    .. math:: g = w(t) [\hat\epsilon_s(x_t; c, t) - \hat\epsilon_s(\tilde x_t; \tilde c, t)]
+
+    Args:
+        prior: the frozen diffusion model.
+        x: clean picture in the prior's space, shape ``[batch, channel, height, width]``.
+        cond: embeddings, the source prompt's too; ``source_x`` is the source's picture, ``x`` itself where
+            it is None.
+        t: integer timesteps, shape ``[batch]``.
+        noise: standard normal, same shape as ``x``, added to both pictures.
+        scale: classifier-free guidance scale of both predictions, dimensionless.
+        weighting: ``sigma_squared`` (1 - abar), ``uniform`` or ``fantasia3d``.
+
+    Returns:
+        dL/dx, same shape as ``x``, detached, not averaged over the batch.
+
+    Raises:
+        ValueError: the source prompt is missing, ``t`` is outside the prior's range, or ``weighting`` is unknown.
+
+    Source: Hertz et al. 2023, arXiv:2304.07090.
+    """
+    source = dataclasses.replace(cond, text=require(cond.source, "dds", "source_prompt"))
+    source_x = x if cond.source_x is None else cond.source_x
+    target = predict_guided(prior, add_noise(prior, x, t, noise), t, cond, scale)
+    origin = predict_guided(prior, add_noise(prior, source_x, t, noise), t, source, scale)
+    return (weight(prior, t, weighting) * (target - origin)).detach()

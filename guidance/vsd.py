@@ -1,0 +1,142 @@
+"""Variational score distillation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.contracts import Condition, Prior
+from distill.guidance.terms import add_noise, predict_guided, weight
+from distill.samplers.schedules import at
+
+
+def variational_score(
+    prior: Prior,
+    x: Tensor,
+    cond: Condition,
+    t: Tensor,
+    noise: Tensor,
+    rendered: Callable[[Tensor], Tensor],
+    *,
+    scale: float,
+    weighting: str,
+) -> Tensor:
+    """VSD's gradient for any prediction ``rendered(x_t)`` of the noise under what is rendered."""
+    x_t = add_noise(prior, x, t, noise)
+    guided = predict_guided(prior, x_t, t, cond, scale)
+    with torch.no_grad():
+        own = rendered(x_t)
+    return (weight(prior, t, weighting) * (guided - own)).detach()
+
+
+class VSD:
+    r"""Compare the prior with a copy of itself that learns, meanwhile, what is rendered.
+
+    .. math:: g = w(t) [\hat\epsilon_s(x_t; c, t) - \epsilon_\phi(x_t; c, t, y)]
+    .. math:: \min_\phi E \|\epsilon_\phi(x_t; c, t, y) - \epsilon\|^2, \quad t \sim U[0, T)
+
+    The copy is the prior with LoRA layers and an embedding of the camera y; see ``distill.priors.adapter``.
+    Calling it changes nothing; ``learn`` trains the copy.
+
+    Args:
+        prior: the frozen diffusion model, a diffusers network inside.
+        generator: of the initial weights.
+        scale: classifier-free guidance scale of the frozen prior, dimensionless; the copy has none.
+        weighting: ``sigma_squared`` (1 - abar), ``uniform`` or ``fantasia3d``.
+        rank: of the LoRA layers.
+        alpha: LoRA's outputs are scaled by ``alpha / rank``.
+        targets: endings of the names of the layers that get one.
+        cameras: give the copy the camera.
+        camera_dropout: probability that the copy learns without it.
+        learning_rate: of the copy, peak.
+        warmup: updates over which its rate rises linearly.
+        updates: of the copy per step.
+        prediction: the copy's error is measured in ``epsilon`` or in ``v_prediction``, which is
+            ``1 / abar`` times as large and weighs noisy timesteps more.
+
+    Returns:
+        Called with ``prior, x, cond, t, noise``: dL/dx, same shape as ``x``, shape ``[batch, channel, height,
+        width]``, detached, not averaged over the batch.
+
+    Raises:
+        ValueError: the prior cannot take LoRA layers, or an option is not known.
+
+    Source: Wang et al. 2023 (ProlificDreamer), arXiv:2305.16213. Differs: the camera embedding starts at
+    zero, so that the copy begins as the prior itself.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        generator: torch.Generator,
+        *,
+        scale: float = 7.5,
+        weighting: str = "sigma_squared",
+        rank: int = 4,
+        alpha: float = 4.0,
+        targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0"),
+        cameras: bool = True,
+        camera_dropout: float = 0.1,
+        learning_rate: float = 1e-4,
+        warmup: int = 500,
+        updates: int = 1,
+        prediction: str = "epsilon",
+    ) -> None:
+        from distill.priors.adapter import Student
+
+        if prediction not in ("epsilon", "v_prediction"):
+            raise ValueError(f"guidance.prediction must be epsilon or v_prediction, got {prediction!r}")
+        self.scale, self.weighting, self.prediction = scale, weighting, prediction
+        self.updates, self.warmup, self.done = updates, warmup, 0
+        self.training = {"learning_rate": learning_rate, "camera_dropout": camera_dropout}
+        self.student = Student(
+            prior, rank=rank, alpha=alpha, targets=targets, cameras=cameras, generator=generator
+        )
+        self.optimiser = torch.optim.AdamW(self.student.trainable(), lr=1e-4)
+
+    def __call__(self, prior: Prior, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
+        def rendered(x_t: Tensor) -> Tensor:
+            return self.student.predict_noise(x_t, t, cond.text, cond.cameras)
+
+        options = at({"scale": self.scale, "weighting": self.weighting}, cond.progress)
+        return variational_score(prior, x, cond, t, noise, rendered, **options)
+
+    def learn(self, prior: Prior, x: Tensor, cond: Condition, generator: torch.Generator) -> float:
+        """Train the copy on what is rendered now; returns its mean squared error."""
+        error, now = 0.0, at(self.training, cond.progress)
+        for _ in range(self.updates):
+            t = torch.randint(prior.num_timesteps, (len(x),), generator=generator).to(x.device)
+            noise = torch.randn(x.shape, generator=generator).to(x)
+            keep = (torch.rand(len(x), generator=generator) >= now["camera_dropout"]).to(x)
+            x_t = add_noise(prior, x.detach(), t, noise)
+            with torch.enable_grad():
+                predicted = self.student.predict_noise(x_t, t, cond.text, cond.cameras, keep)
+                squared = (predicted - noise).square()
+                if self.prediction == "v_prediction":
+                    squared = squared / prior.alpha(t) ** 2
+                loss = squared.mean()
+                self.optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+            self.done += 1
+            for group in self.optimiser.param_groups:
+                group["lr"] = now["learning_rate"] * min(1.0, self.done / max(self.warmup, 1))
+            error = loss.item()
+            if math.isfinite(error):
+                self.optimiser.step()
+        return error
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "student": self.student.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "done": self.done,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.student.load_state_dict(saved["student"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.done = saved["done"]

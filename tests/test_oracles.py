@@ -1,0 +1,368 @@
+"""Losses against what mathematics says must hold, on exact priors and two noise schedules.
+
+Notation: a, s are alpha and sigma at t; v = a^2 s_p^2 + s^2 and f = a s / v for a Gaussian prior of standard
+deviation s_p. Under it the noise prediction is s (x_t - a mu) / v.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.contracts import Condition
+from distill.guidance.asd import asd, shifted
+from distill.guidance.bridge import bridge
+from distill.guidance.csd import csd
+from distill.guidance.dds import dds
+from distill.guidance.ism import ism
+from distill.guidance.nfsd import nfsd
+from distill.guidance.sdi import sdi
+from distill.guidance.sds import sds
+from distill.loop import Settings, State, make_optimiser, train
+from distill.priors.exact import ExactPrior, cosine, dirac, gaussian, mixture, scaled_linear
+from distill.prompts import conditioner
+from distill.renderers.image import ImageScene, render_image
+from distill.samplers import timesteps
+from distill.samplers.cameras import ranges
+from distill.samplers.schedules import Ramp, scheduled
+
+ABARS = {"scaled_linear": scaled_linear(), "cosine": cosine()}
+SHAPE = (2, 3, 4, 4)
+T = torch.tensor([150, 700])
+close = partial(torch.testing.assert_close, rtol=1e-7, atol=1e-9)
+
+
+@pytest.fixture(params=ABARS)
+def abar(request: pytest.FixtureRequest) -> Tensor:
+    return ABARS[request.param]
+
+
+def randn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def make_prior(abar: Tensor, std: float) -> ExactPrior:
+    return gaussian(
+        {name: randn(i, *SHAPE[1:]) for i, name in enumerate(("mug", "", "ugly", "cup"))}, std, abar
+    )
+
+
+def condition(prior: ExactPrior, batch: int = SHAPE[0], **changes: Any) -> Condition:
+    text, uncond, negative, source = (prior.embed([name] * batch) for name in ("mug", "", "ugly", "cup"))
+    uniform = torch.rand(batch, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    return replace(Condition(text, uncond, negative, source, uniform=uniform), **changes)
+
+
+def scales(abar: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return abar[t].sqrt()[:, None, None, None], (1 - abar[t]).sqrt()[:, None, None, None]
+
+
+X, NOISE = randn(20, *SHAPE), randn(21, *SHAPE)
+MUG, EMPTY, UGLY, CUP = (randn(i, *SHAPE[1:]) for i in range(4))
+
+
+def many(value: float, draws: int) -> Tensor:
+    return torch.full((draws, 1, 1, 1), value, dtype=torch.float64)
+
+
+def test_noise_error_is_the_clean_pictures_error(abar: Tensor) -> None:
+    """Oracle 4: e - eps = (a / s)(x - x0_hat), for any prediction."""
+    prior = mixture({"mug": randn(0, 5, *SHAPE[1:]), "": randn(1, 2, *SHAPE[1:])}, 0.4, abar)
+    cond = Condition(prior.embed(["mug"] * 2), prior.embed([""] * 2))
+    a, s = scales(abar, T)
+    x_t = a * X + s * NOISE
+    clean = (x_t - s * prior.predict_noise(x_t, T, cond.text)) / a
+    close(sds(prior, X, cond, T, NOISE, scale=1.0, weighting="uniform"), a / s * (X - clean))
+
+
+def test_mixtures_mean_gradient_is_the_slope_of_the_smoothed_likelihood(abar: Tensor) -> None:
+    """Oracle 5: E g = d/dx [-w (s / a) E log p_t(a x + s eps)], by central differences on shared noise."""
+    centres, std, weights = (
+        torch.tensor([-1.0, 0.4, 1.5]).double(),
+        0.3,
+        torch.tensor([1.0, 2.0, 0.5]).double(),
+    )
+    prior = mixture({"mug": centres[:, None, None, None]}, std, abar, {"mug": weights})
+    draws, t, x, step = 4_000, 300, 0.7, 1e-4
+    cond = Condition(prior.embed(["mug"] * draws), prior.embed(["mug"] * draws))
+    noise = randn(3, draws, 1, 1, 1)
+    a, s = abar[t].sqrt(), (1 - abar[t]).sqrt()
+
+    def energy(value: float) -> Tensor:
+        x_t = a * value + s * noise.flatten()
+        spread = (a**2 * std**2 + s**2).sqrt()
+        density = torch.distributions.Normal(a * centres, spread).log_prob(x_t[:, None])
+        return -(s / a) * (density + (weights / weights.sum()).log()).logsumexp(1).mean()
+
+    slope = (energy(x + step) - energy(x - step)) / (2 * step)
+    times = torch.full((draws,), t)
+    predicted = sds(prior, many(x, draws), cond, times, noise, scale=1.0, weighting="uniform") + noise
+    assert predicted.mean().item() == pytest.approx(slope.item(), rel=1e-6)
+
+
+def test_sds_is_classifier_score_plus_what_remains(abar: Tensor) -> None:
+    """Oracle 7: SDS_s = w (e_c - eps) + (s - 1) CSD = w (e_u - eps) + s CSD."""
+    prior = make_prior(abar, 0.5)
+    cond = condition(prior)
+    score = csd(prior, X, cond, T, NOISE)
+    generator = sds(prior, X, cond, T, NOISE, scale=1.0)
+    unconditional = sds(prior, X, cond, T, NOISE, scale=0.0)
+    for scale in (0.0, 1.0, 7.5, 100.0):
+        guided = sds(prior, X, cond, T, NOISE, scale=scale)
+        close(guided, generator + (scale - 1) * score)
+        close(guided, unconditional + scale * score)
+
+
+def test_csd_between_equal_gaussians_is_their_means_difference(abar: Tensor) -> None:
+    """Oracle 8: w f (mu_u - mu_c), whatever x and eps."""
+    std = 0.6
+    prior = make_prior(abar, std)
+    a, s = scales(abar, T)
+    expected = s**2 * (a * s / (a**2 * std**2 + s**2)) * (EMPTY - MUG)
+    for seed in (1, 2):
+        close(
+            csd(prior, randn(seed, *SHAPE), condition(prior), T, randn(seed + 5, *SHAPE)),
+            expected.expand(SHAPE),
+        )
+
+
+def test_csd_with_four_coefficients_by_hand(abar: Tensor) -> None:
+    """Its definition, each prediction taken alone."""
+    prior = make_prior(abar, 0.6)
+    cond = condition(prior)
+    a, s = scales(abar, T)
+    x_t = a * X + s * NOISE
+    parts = [prior.predict_noise(x_t, T, e) for e in (cond.text, cond.negative, cond.uncond)]  # type: ignore[arg-type]
+    expected = s**2 * (1.5 * parts[0] - 0.7 * parts[1] - 0.5 * parts[2] - 0.3 * NOISE)
+    close(csd(prior, X, cond, T, NOISE, positive=1.5, negative=-0.7, null=-0.5, random=-0.3), expected)
+    close(
+        csd(prior, X, cond, T, NOISE, positive=1.0, null=0.0, random=-1.0),
+        sds(prior, X, cond, T, NOISE, scale=1.0),
+    )
+    normal = csd(prior, X, cond, T, NOISE, normalise=True)
+    assert normal.norm().item() == pytest.approx(1.0)
+    close(normal * csd(prior, X, cond, T, NOISE).norm(), csd(prior, X, cond, T, NOISE))
+
+
+class Shifted:
+    """A prior whose every prediction is off by a constant."""
+
+    def __init__(self, prior: ExactPrior, by: float) -> None:
+        self.prior, self.by = prior, by
+        self.num_timesteps, self.alpha, self.sigma = prior.num_timesteps, prior.alpha, prior.sigma
+
+    def predict_noise(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
+        return self.prior.predict_noise(x_t, t, cond) + self.by
+
+
+def test_csd_is_blind_to_a_constant_in_every_prediction(abar: Tensor) -> None:
+    """Oracle 9, at every point of the published first stage: the coefficients sum to 0 throughout."""
+    prior = make_prior(abar, 0.5)
+    loss = scheduled(csd, null=Ramp(-1, 0, 0, 0.5), negative=Ramp(0, -1, 0, 0.5))
+    for progress in (0.0, 0.2, 0.5, 0.9):
+        cond = condition(prior, progress=progress)
+        off: Any = Shifted(prior, 3.0)
+        close(loss(off, X, cond, T, NOISE), loss(prior, X, cond, T, NOISE))
+    with pytest.raises(ValueError, match=r"must sum to 0, got 1 \+ 0 \+ -0.5 \+ 0 = 0.5"):
+        csd(prior, X, condition(prior), T, NOISE, null=-0.5)
+
+
+def test_asd_is_a_prediction_gap_plus_classifier_score(abar: Tensor) -> None:
+    """Oracle 13: w [e_c(t) - e_c(t')] + (s - 1) CSD; without a shift the first term is exactly 0."""
+    prior = make_prior(abar, 0.5)
+    cond = condition(prior)
+    score = csd(prior, X, cond, T, NOISE)
+    close(asd(prior, X, cond, T, NOISE, eta=0.0), 6.5 * score)
+    gap = asd(prior, X, cond, T, NOISE, scale=1.0)
+    assert gap.abs().max() > 1e-3
+    close(asd(prior, X, cond, T, NOISE, scale=7.5), gap + 6.5 * score)
+
+
+def test_asd_on_a_gaussian(abar: Tensor) -> None:
+    """Oracle 14: E g = w {[f(t) - f(t')](x - mu_c) + (s - 1) f(t)(mu_u - mu_c)}, std w |s^2/v - s'^2/v'|."""
+    std, t, later, draws, x = 0.7, 300, 360, 40_000, 1.1
+    prior = gaussian({"mug": many(0.3, 1)[0], "": many(-0.2, 1)[0]}, std, abar)
+    cond = Condition(prior.embed(["mug"] * draws), prior.embed([""] * draws))
+
+    def terms(step: int) -> tuple[float, float]:
+        a2 = abar[step].item()
+        v = a2 * std**2 + 1 - a2
+        return (a2 * (1 - a2)) ** 0.5 / v, (1 - a2) / v
+
+    (f, ratio), (f_later, ratio_later), w = terms(t), terms(later), 1 - abar[t].item()
+    # A fixed shift of 0.2 (t - 0) is 60.
+    grad = asd(
+        prior, many(x, draws), cond, torch.full((draws,), t), randn(5, draws, 1, 1, 1),
+        scale=7.5, eta=0.2, t_min=0.0, random_shift=False,
+    )  # fmt: skip
+    spread = w * abs(ratio - ratio_later)
+    expected = w * ((f - f_later) * (x - 0.3) + 6.5 * f * (-0.2 - 0.3))
+    assert grad.std().item() == pytest.approx(spread, rel=0.02)
+    assert grad.mean().item() == pytest.approx(expected, abs=4 * spread / draws**0.5)
+
+
+@pytest.mark.parametrize(("t", "attracts"), [(150, False), (240, False), (265, True), (700, True)])
+def test_asd_without_guidance_repels_below_the_crossing_and_attracts_above(t: int, attracts: bool) -> None:
+    """Oracle 15: s_p = 0.7 on Stable Diffusion's schedule crosses at t = 252."""
+    prior = gaussian({"mug": many(0.0, 1)[0]}, 0.7)
+    draws = 2
+    cond = Condition(prior.embed(["mug"] * draws), prior.embed(["mug"] * draws))
+    noise = torch.cat([many(1.0, 1), many(-1.0, 1)])  # averages the noise away exactly
+    options: dict[str, Any] = {"scale": 1.0, "eta": 5 / t, "t_min": 0.0, "random_shift": False}
+    grad = asd(prior, many(1.0, draws), cond, torch.full((draws,), t), noise, **options)
+    assert (grad.mean().item() > 0) == attracts
+
+
+def test_asd_on_a_dirac_grows_with_the_shift(abar: Tensor) -> None:
+    """Oracle 16: w (sqrt SNR_t - sqrt SNR_t')(x - mu) for every noise."""
+    prior = make_prior(abar, 0.0)
+    cond = condition(prior)
+    a, s = scales(abar, T)
+    sizes = []
+    for eta in (0.05, 0.1, 0.3):
+        later = T + (eta * T).floor().long()
+        b, r = scales(abar, later)
+        grad = asd(prior, X, cond, T, NOISE, scale=1.0, eta=eta, t_min=0.0, random_shift=False)
+        close(grad, s**2 * (a / s - b / r) * (X - MUG))
+        sizes.append(grad.norm().item())
+    assert sizes == sorted(sizes)
+    assert sizes[0] > 0
+
+
+def test_asds_shift_law() -> None:
+    """Oracle 17: t = 100, eta = 0.1, t_min = 20: at most 7, none with probability 1/8, evenly; capped at T - 1."""
+    prior = dirac({"": torch.zeros(1, 1, 1)})
+    draws = 80_000
+    uniform = torch.rand(draws, generator=torch.Generator().manual_seed(0))
+    shift = shifted(prior, torch.full((draws,), 100), uniform, 0.1, 0.02) - 100
+    counts = torch.bincount(shift)
+    assert len(counts) == 8
+    # Binomial standard deviation sqrt(80,000 / 8 * 7 / 8) = 94.
+    assert (counts - draws / 8).abs().max() < 5 * 94
+    near_end = shifted(prior, torch.full((draws,), 997), uniform, 0.1, 0.02)
+    assert (near_end.min().item(), near_end.max().item()) == (997, 998)
+    assert shifted(prior, torch.tensor([999, 0, 10]), torch.tensor([0.9] * 3), 0.1, 0.02).tolist() == [
+        999,
+        1,
+        10,
+    ]
+    with pytest.raises(ValueError, match=r"at least 0, got -0\.1"):
+        shifted(prior, torch.tensor([5]), torch.ones(1), -0.1, 0.0)
+
+
+def test_frozen_prior_gets_no_gradient_and_the_picture_exactly_the_loss() -> None:
+    """Oracle 21, on a network with parameters, through a renderer's chain rule."""
+    x = X.clone().requires_grad_()
+    prior = make_prior(scaled_linear(), 0.5)
+    grad = sds(prior, (2 * x).detach(), condition(prior), T, NOISE)
+    (2 * x).backward(grad)
+    assert x.grad is not None
+    assert torch.equal(x.grad, 2 * grad)
+
+
+def test_ism_of_a_dirac_is_nothing(abar: Tensor) -> None:
+    """Oracle 22: at scale 1 both predictions agree along the trajectory, when prompt and empty prompt do."""
+    prior = dirac({"mug": MUG, "": MUG}, abar)
+    cond = Condition(prior.embed(["mug"] * 2), prior.embed([""] * 2))
+    grad = ism(prior, X, cond, T, NOISE, scale=1.0)
+    torch.testing.assert_close(grad, torch.zeros_like(grad), rtol=0, atol=1e-9)
+
+
+def test_ism_of_a_gaussian_follows_its_trajectory(abar: Tensor) -> None:
+    """A Gaussian's DDIM steps are affine maps; done here with numbers, one coordinate at a time."""
+    std, t, mean, x = 0.5, 400, 0.3, 1.2
+    prior = gaussian({"mug": many(mean, 1)[0], "": many(-0.4, 1)[0]}, std, abar)
+    cond = Condition(prior.embed(["mug"]), prior.embed([""]))
+
+    def noise_of(value: float, step: int, centre: float) -> float:
+        a, s = abar[step].item() ** 0.5, (1 - abar[step].item()) ** 0.5
+        return s * (value - a * centre) / (a**2 * std**2 + s**2)
+
+    def move(value: float, step: int, to: int) -> float:
+        a, s = abar[step].item() ** 0.5, (1 - abar[step].item()) ** 0.5
+        e = noise_of(value, step, -0.4)
+        return abar[to].item() ** 0.5 * (value - s * e) / a + (1 - abar[to].item()) ** 0.5 * e
+
+    x_s = move(move(x, 0, 160), 160, 320)
+    x_t = move(x_s, 320, t)
+    own, empty = noise_of(x_t, t, mean), noise_of(x_t, t, -0.4)
+    ratio = ((1 - abar[t]) / abar[t]).sqrt().item()
+    expected = ratio * (empty + 7.5 * (own - empty) - noise_of(x_s, 320, -0.4))
+    grad = ism(prior, many(x, 1), cond, torch.tensor([t]), many(0, 1), interval=0.08, inversion_steps=2)
+    assert grad.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_sdi_of_a_dirac_pulls_straight_to_it(abar: Tensor) -> None:
+    """Oracle 23: x - mu, whatever noise the inversion finds."""
+    prior = dirac({"mug": MUG, "": MUG}, abar)
+    cond = Condition(prior.embed(["mug"] * 2), prior.embed([""] * 2))
+    for steps in (1, 10):
+        close(sdi(prior, X, cond, T, NOISE, inversion_steps=steps), X - MUG)
+
+
+def test_dds_needs_a_difference(abar: Tensor) -> None:
+    """Oracle 24: nothing where source and target agree; with one picture, s (e_c - e_source)."""
+    prior = make_prior(abar, 0.5)
+    cond = condition(prior)
+    same = replace(cond, source=cond.text, source_x=X)
+    assert dds(prior, X, same, T, NOISE).abs().max() == 0
+    close(dds(prior, X, cond, T, NOISE, scale=7.5), bridge(prior, X, cond, T, NOISE, scale=7.5))
+    a, s = scales(abar, T)
+    other = randn(31, *SHAPE)
+    f = a * s / (a**2 * 0.25 + s**2)
+    # Shared noise cancels in e_c(x_t) - e_source(other_t): f (x - other) and the means remain.
+    expected = s**2 * f * (X - other + 7.5 * (CUP - MUG))
+    close(dds(prior, X, replace(cond, source_x=other), T, NOISE, scale=7.5), expected)
+
+
+def test_bridge_between_equal_gaussians(abar: Tensor) -> None:
+    prior = make_prior(abar, 0.6)
+    a, s = scales(abar, T)
+    expected = s**2 * 3.0 * (a * s / (a**2 * 0.36 + s**2)) * (CUP - MUG)
+    close(bridge(prior, X, condition(prior), T, NOISE, scale=3.0), expected.expand(SHAPE))
+
+
+def test_nfsd_with_the_empty_prompt_as_negative_is_csd_above_the_threshold(abar: Tensor) -> None:
+    """Oracle 25: exactly s CSD for t >= 200; below it the unconditional prediction is added."""
+    prior = make_prior(abar, 0.5)
+    cond = condition(prior)
+    same = replace(cond, negative=cond.uncond)
+    t = torch.tensor([200, 900])
+    close(nfsd(prior, X, same, t, NOISE, scale=7.5), 7.5 * csd(prior, X, cond, t, NOISE))
+    t = torch.tensor([199, 20])
+    a, s = scales(abar, t)
+    uncond = prior.predict_noise(a * X + s * NOISE, t, cond.uncond)
+    close(nfsd(prior, X, same, t, NOISE, scale=7.5), 7.5 * csd(prior, X, cond, t, NOISE) + s**2 * uncond)
+    t = torch.tensor([300, 600])
+    a, s = scales(abar, t)
+    domain = s**2 * (a * s / (a**2 * 0.25 + s**2)) * (UGLY - EMPTY)
+    close(nfsd(prior, X, cond, t, NOISE), 7.5 * csd(prior, X, cond, t, NOISE) + domain)
+
+
+PULLS: dict[str, Any] = {
+    "sds": partial(sds, scale=1.0),
+    "asd": partial(asd, scale=1.0),
+    "sdi": sdi,
+    "csd": partial(csd, null=0.0, random=-1.0),
+}
+
+
+@pytest.mark.parametrize("name", PULLS)
+@pytest.mark.parametrize("sampler", ["uniform", "dreamtime", "dreamtime_v1", "square_root", "annealed"])
+def test_a_dirac_prior_through_the_real_loop_is_reached(name: str, sampler: str) -> None:
+    """Oracle 26: a 2-D picture converges to mu."""
+    target = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(4))
+    prior = dirac({"mug": target, "": target}, scaled_linear().float())
+    scene = ImageScene(8, 8, seed=1)
+    state = State(scene, make_optimiser(scene, {"image": 0.02}), torch.Generator().manual_seed(0))
+    settings = Settings(400, batch=2, size=Ramp(8), final_lr=0.02)
+    train(
+        state, prior, PULLS[name], conditioner(prior, "mug"), render_image, ranges(),
+        getattr(timesteps, sampler)(prior), settings,
+    )  # fmt: skip
+    torch.testing.assert_close(scene.image[0].movedim(-1, 0), target, rtol=0, atol=5e-3)
