@@ -17,7 +17,7 @@ def csd(
     *,
     positive: float = 1.0,
     negative: float = 0.0,
-    null: float = -1.0,
+    empty: float = -1.0,
     random: float = 0.0,
     weighting: str = "sigma_squared",
     normalise: bool = False,
@@ -34,7 +34,7 @@ def csd(
         noise: standard normal, same shape as ``x``.
         positive: coefficient of the prediction under the prompt, dimensionless.
         negative: coefficient of the prediction under the negative prompt; usually below 0.
-        null: coefficient of the prediction under the empty prompt.
+        empty: coefficient of the prediction under the empty prompt.
         random: coefficient of the noise that was added; -1 with ``positive`` 1 is SDS at scale 1.
         weighting: ``sigma_squared`` (1 - abar), ``uniform`` or ``fantasia3d``.
         normalise: divide by the L2 norm over the whole batch.
@@ -49,14 +49,14 @@ def csd(
     Source: Yu et al. 2023, arXiv:2310.19415. Differs: the authors write the empty prompt's
     coefficient as the rest of the others; here all four are given, so that each can follow its own schedule.
     """
-    total = positive + negative + null + random
+    total = positive + negative + empty + random
     if abs(total) > 1e-6:
         raise ValueError(
-            f"csd's coefficients positive, negative, null and random must sum to 0, got {positive:g} + "
-            f"{negative:g} + {null:g} + {random:g} = {total:g}"
+            f"csd's coefficients positive, negative, empty and random must sum to 0, got {positive:g} + "
+            f"{negative:g} + {empty:g} + {random:g} = {total:g}"
         )
     x_t = add_noise(prior, x, t, noise)
-    terms = [(positive, cond.text), (null, cond.uncond)]
+    terms = [(positive, cond.text), (empty, cond.uncond)]
     if negative:
         terms.append((negative, require(cond.negative, "csd with a negative coefficient", "negative_prompt")))
     terms = [(factor, embedding) for factor, embedding in terms if factor]

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
+import distill
 from distill import folders
 from distill.cli import split_prompt
 from distill.config import as_overrides, compose_config, options_of, quote, schedule, schedules_in
-from distill.samplers.schedules import Ramp
+from distill.samplers.schedules import Ramp, at
 
 PROMPTS = [
     "a red mug",
@@ -252,3 +253,44 @@ def test_wrong_schedules_get_one_line(value: str, said: str) -> None:
     message = error_of(f"guidance.scale={value}")
     assert said in message
     assert "\n" not in message
+
+
+EXPERIMENTS = {
+    "dreamfusion": ("sds", "uniform"),
+    "dreamtime": ("sds", "dreamtime"),
+    "tp_sds": ("sds", "dreamtime"),
+    "hifa": ("sds", "square_root"),
+    "csd": ("csd", "annealed"),
+    "csd_refine": ("csd", "uniform"),
+    "prolificdreamer": ("vsd", "annealed"),
+    "scaledreamer": ("asd", "annealed"),
+    "lucid": ("ism", "uniform"),
+    "sdi": ("sdi", "annealed"),
+    "nfsd": ("nfsd", "uniform"),
+}
+
+
+def test_every_experiment_is_listed() -> None:
+    folder = Path(distill.__file__).parent / "conf" / "experiment"
+    assert {path.stem for path in folder.glob("*.yaml")} == set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("preset", ["embedded", "none"])
+def test_an_experiment_chooses_its_loss_and_timesteps_and_leaves_the_budget(name: str, preset: str) -> None:
+    config = compose_config(["prompt=x", f"experiment={name}", f"preset={preset}"])
+    chosen = tuple(config[part]._target_.rpartition(".")[2].lower() for part in ("guidance", "timesteps"))
+    assert chosen == EXPERIMENTS[name]
+    assert config.iterations == {"embedded": 400, "none": 10_000}[preset]
+    if chosen[0] == "csd":
+        for progress in (0.0, 0.2, 0.5, 0.8, 1.0):
+            options = at({**config.guidance, **schedules_in(config, "guidance")}, progress)
+            assert sum(options[c] for c in ("positive", "negative", "empty", "random")) == pytest.approx(0.0)
+
+
+def test_the_csd_experiment_is_the_published_first_stage() -> None:
+    config = compose_config(["prompt=x", "experiment=csd", "preset=none"])
+    moving = schedules_in(config, "guidance")
+    negative = [moving["negative"](p) for p in (0.0, 0.25, 0.5, 1.0)]
+    assert negative == [0.0, -0.5, -1.0, -1.0]
+    assert config.guidance.weighting == "uniform"

@@ -139,9 +139,9 @@ def test_csd_with_four_coefficients_by_hand(abar: Tensor) -> None:
     x_t = a * X + s * NOISE
     parts = [prior.predict_noise(x_t, T, e) for e in (cond.text, cond.negative, cond.uncond)]  # type: ignore[arg-type]
     expected = s**2 * (1.5 * parts[0] - 0.7 * parts[1] - 0.5 * parts[2] - 0.3 * NOISE)
-    close(csd(prior, X, cond, T, NOISE, positive=1.5, negative=-0.7, null=-0.5, random=-0.3), expected)
+    close(csd(prior, X, cond, T, NOISE, positive=1.5, negative=-0.7, empty=-0.5, random=-0.3), expected)
     close(
-        csd(prior, X, cond, T, NOISE, positive=1.0, null=0.0, random=-1.0),
+        csd(prior, X, cond, T, NOISE, positive=1.0, empty=0.0, random=-1.0),
         sds(prior, X, cond, T, NOISE, scale=1.0),
     )
     normal = csd(prior, X, cond, T, NOISE, normalise=True)
@@ -163,13 +163,13 @@ class Shifted:
 def test_csd_is_blind_to_a_constant_in_every_prediction(abar: Tensor) -> None:
     """Oracle 9, at every point of the published first stage: the coefficients sum to 0 throughout."""
     prior = make_prior(abar, 0.5)
-    loss = scheduled(csd, null=Ramp(-1, 0, 0, 0.5), negative=Ramp(0, -1, 0, 0.5))
+    loss = scheduled(csd, empty=Ramp(-1, 0, 0, 0.5), negative=Ramp(0, -1, 0, 0.5))
     for progress in (0.0, 0.2, 0.5, 0.9):
         cond = condition(prior, progress=progress)
         off: Any = Shifted(prior, 3.0)
         close(loss(off, X, cond, T, NOISE), loss(prior, X, cond, T, NOISE))
     with pytest.raises(ValueError, match=r"must sum to 0, got 1 \+ 0 \+ -0.5 \+ 0 = 0.5"):
-        csd(prior, X, condition(prior), T, NOISE, null=-0.5)
+        csd(prior, X, condition(prior), T, NOISE, empty=-0.5)
 
 
 def test_asd_is_a_prediction_gap_plus_classifier_score(abar: Tensor) -> None:
@@ -348,7 +348,7 @@ PULLS: dict[str, Any] = {
     "sds": partial(sds, scale=1.0),
     "asd": partial(asd, scale=1.0),
     "sdi": sdi,
-    "csd": partial(csd, null=0.0, random=-1.0),
+    "csd": partial(csd, empty=0.0, random=-1.0),
 }
 
 
