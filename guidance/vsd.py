@@ -77,7 +77,7 @@ class VSD:
         scale: float = 7.5,
         weighting: str = "sigma_squared",
         rank: int = 4,
-        alpha: float = 4.0,
+        alpha: int = 4,
         targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0"),
         cameras: bool = True,
         camera_dropout: float = 0.1,

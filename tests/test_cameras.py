@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,21 +11,21 @@ import torch
 from distill.samplers.cameras import orbit, ranges, turntable
 
 
-def grid_of_cameras():
+def grid_of_cameras() -> Any:
     azimuth, elevation = torch.meshgrid(
         torch.arange(-180.0, 180, 30), torch.arange(-90.0, 91, 30), indexing="ij"
     )
     return orbit(azimuth.flatten(), elevation.flatten(), 3.2, 40.0)
 
 
-def test_rotations_are_orthonormal_and_right_handed():
+def test_rotations_are_orthonormal_and_right_handed() -> None:
     rotation = grid_of_cameras().c2w[:, :3, :3]
     identity = torch.eye(3).expand_as(rotation)
     assert torch.allclose(rotation.transpose(1, 2) @ rotation, identity, atol=1e-5)
     assert torch.allclose(torch.linalg.det(rotation), torch.ones(len(rotation)), atol=1e-5)
 
 
-def test_azimuth_zero_stands_on_plus_x_and_looks_down_minus_x():
+def test_azimuth_zero_stands_on_plus_x_and_looks_down_minus_x() -> None:
     camera = orbit(torch.tensor([0.0]), torch.tensor([0.0]), 3.0, 40.0)
     expected = torch.tensor([[0.0, 0, 1, 3], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
     # Columns: right +y, up +z, backward +x, position.
@@ -40,12 +41,12 @@ def test_azimuth_zero_stands_on_plus_x_and_looks_down_minus_x():
         (-90, 45, (0, -math.sqrt(2), math.sqrt(2))),
     ],
 )
-def test_positions_match_spherical_coordinates(azimuth, elevation, expected):
+def test_positions_match_spherical_coordinates(azimuth: Any, elevation: Any, expected: Any) -> None:
     camera = orbit(torch.tensor([float(azimuth)]), torch.tensor([float(elevation)]), 2.0, 40.0)
     assert torch.allclose(camera.c2w[0, :3, 3], torch.tensor(expected, dtype=torch.float32), atol=1e-5)
 
 
-def test_plus_y_projects_to_the_right_and_plus_z_to_the_top_from_the_front():
+def test_plus_y_projects_to_the_right_and_plus_z_to_the_top_from_the_front() -> None:
     origins, directions = turntable(1, elevation_deg=0).rays(5, 5)
     y_right, y_left = directions[0, 2, 4, 1], directions[0, 2, 0, 1]
     assert y_right > 0.1 and y_right == pytest.approx(-y_left.item(), abs=1e-6)
@@ -54,14 +55,14 @@ def test_plus_y_projects_to_the_right_and_plus_z_to_the_top_from_the_front():
 
 
 @pytest.mark.parametrize("size", [1, 33])
-def test_central_ray_passes_through_the_origin(size):
+def test_central_ray_passes_through_the_origin(size: Any) -> None:
     cameras = grid_of_cameras()
     origins, directions = cameras.rays(size, size)
     middle = directions[:, size // 2, size // 2]
     assert torch.allclose(origins[:, 0, 0] + 3.2 * middle, torch.zeros(len(cameras), 3), atol=1e-5)
 
 
-def test_corner_pixels_span_the_field_of_view():
+def test_corner_pixels_span_the_field_of_view() -> None:
     height, width, fov = 8, 16, 50.0
     _, directions = orbit(torch.zeros(1), torch.zeros(1), 3.0, fov).rays(height, width)
     half = math.tan(math.radians(fov / 2))
@@ -72,14 +73,14 @@ def test_corner_pixels_span_the_field_of_view():
     assert torch.allclose(directions.norm(dim=-1), torch.ones(1, height, width), atol=1e-6)
 
 
-def test_straight_overhead_is_finite_and_keeps_the_azimuth():
+def test_straight_overhead_is_finite_and_keeps_the_azimuth() -> None:
     camera = orbit(torch.tensor([90.0]), torch.tensor([90.0]), 3.0, 40.0)
     assert torch.isfinite(camera.c2w).all()
     assert torch.allclose(camera.c2w[0, :3, 0], torch.tensor([-1.0, 0, 0]), atol=1e-5)
     assert torch.allclose(camera.c2w[0, :3, 2], torch.tensor([0.0, 0, 1]), atol=1e-5)
 
 
-def test_look_at_points_the_axis_at_the_target():
+def test_look_at_points_the_axis_at_the_target() -> None:
     target = torch.tensor([[0.2, -0.1, 0.3]])
     camera = orbit(torch.tensor([40.0]), torch.tensor([20.0]), 3.0, 40.0, look_at=target)
     toward = torch.nn.functional.normalize(target[0] - camera.c2w[0, :3, 3], dim=0)
@@ -87,30 +88,30 @@ def test_look_at_points_the_axis_at_the_target():
     assert abs(camera.c2w[0, :3, 0] @ camera.c2w[0, :3, 2]) < 1e-6
 
 
-def test_stored_azimuth_is_wrapped():
+def test_stored_azimuth_is_wrapped() -> None:
     cameras = orbit(torch.tensor([180.0, 190.0, 360.0, -540.0]), torch.zeros(4), 3.0, 40.0)
     assert cameras.azimuth_deg.tolist() == [-180.0, -170.0, 0.0, -180.0]
 
 
-def test_turntable_is_even_and_starts_at_the_front():
+def test_turntable_is_even_and_starts_at_the_front() -> None:
     assert turntable(8).azimuth_deg.tolist() == [0, 45, 90, 135, -180, -135, -90, -45]
 
 
-def test_drawn_cameras_repeat_under_one_seed():
+def test_drawn_cameras_repeat_under_one_seed() -> None:
     draw = ranges(look_at_jitter=0.1)
     first, second, other = (draw(0.0, 4, torch.Generator().manual_seed(s)) for s in (3, 3, 4))
     assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(second).values(), strict=True))
     assert not torch.equal(first.c2w, other.c2w)
 
 
-def test_each_batch_has_one_azimuth_in_every_stratum_up_to_one_shift():
+def test_each_batch_has_one_azimuth_in_every_stratum_up_to_one_shift() -> None:
     cameras = ranges()(0.0, 8, torch.Generator().manual_seed(0))
     azimuth = cameras.azimuth_deg.sort().values
     gaps = torch.cat([azimuth.diff(), azimuth[:1] + 360 - azimuth[-1:]])
     assert len(cameras) == 8 and gaps.max() < 90  # neighbours in adjoining strata of 45 degrees
 
 
-def test_drawn_azimuth_and_elevation_are_uniform():
+def test_drawn_azimuth_and_elevation_are_uniform() -> None:
     draw, g = ranges(elevation_deg=(-5.0, 50.0)), torch.Generator().manual_seed(0)
     batches = [draw(0.0, 8, g) for _ in range(1000)]
     for name, low, high in (("azimuth_deg", -180, 180), ("elevation_deg", -5, 50), ("distance", 3.0, 3.4)):
@@ -122,14 +123,14 @@ def test_drawn_azimuth_and_elevation_are_uniform():
     assert all(torch.equal(batch.fov_y_deg, torch.full((8,), 40.0)) for batch in batches)
 
 
-def test_first_element_of_a_batch_sees_all_sides():
+def test_first_element_of_a_batch_sees_all_sides() -> None:
     draw, g = ranges(), torch.Generator().manual_seed(1)
     first = torch.stack([draw(0.0, 4, g).azimuth_deg[0] for _ in range(400)])
     counts = torch.histc(first, 4, -180, 180)
     assert counts.min() > 60  # 100 expected, standard deviation 9
 
 
-def test_jittered_target_stays_within_its_box():
+def test_jittered_target_stays_within_its_box() -> None:
     cameras = ranges(look_at_jitter=0.2)(0.0, 256, torch.Generator().manual_seed(0))
     backward, position = cameras.c2w[:, :3, 2], cameras.c2w[:, :3, 3]
     nearest = position - (position * backward).sum(1, keepdim=True) * backward  # of the axis to the origin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -90,16 +91,16 @@ def test_empty_prompt_is_refused(prompt: str) -> None:
 
 def test_a_loss_s_signature_is_its_configuration() -> None:
     def loss(
-        prior,
-        x,
-        cond,
-        t,
-        noise,
+        prior: Any,
+        x: Any,
+        cond: Any,
+        t: Any,
+        noise: Any,
         *,
         scale: float = 2.0,
         mode: str = "a",
         window: tuple[float, float] = (0.0, 1.0),
-    ):  # type: ignore[no-untyped-def]
+    ) -> Any:
         return None
 
     config = OmegaConf.structured(options_of(loss))

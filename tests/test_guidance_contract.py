@@ -86,7 +86,10 @@ def case_of(pixel_folder: Path) -> Callable[..., Case]:
                 loss, exact_prior(dtype), *(randn(seed, BATCH, 2, 4, 4, dtype=dtype) for seed in (10, 11))
             )
         prior = load_prior(pixel_folder, dtype=inside or torch.float32)
-        bound = loss(prior, torch.Generator().manual_seed(0)) if inspect.isclass(loss) else loss
+        bound = loss
+        if inspect.isclass(loss):
+            make_learner: Any = loss
+            bound = make_learner(prior, torch.Generator().manual_seed(0))
         return Case(bound, prior, *(randn(seed, BATCH, 12, 8, 8, dtype=torch.float32) for seed in (10, 11)))
 
     return make

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,12 +17,12 @@ COLOURS = list(world.COLOURS)
 
 
 @pytest.fixture(scope="module")
-def judge():
+def judge() -> Any:
     return load_judge()
 
 
 @pytest.fixture(scope="module")
-def fresh():
+def fresh() -> Any:
     """Two unseen siblings of each kind from four directions, each in a colour of its own, and their pairs."""
     rng = np.random.default_rng(987_654_321)
     images, pairs = [], []
@@ -37,22 +39,22 @@ def fresh():
     return torch.cat(images), pairs
 
 
-def share_right(judge, images, pairs):
+def share_right(judge: Any, images: Any, pairs: Any) -> Any:
     best = judge.rank(images, world.all_captions())[:, 0].tolist()
     named = [world.parse(world.all_captions()[index]) for index in best]
     return np.mean([name == pair for name, pair in zip(named, pairs, strict=True)])
 
 
-def test_the_shipped_files_are_small():
+def test_the_shipped_files_are_small() -> None:
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) <= 4 * 2**20
     assert {path.name for path in SHIPPED.iterdir()} == {"README.md", "config.json", "judge.safetensors"}
 
 
-def test_fresh_true_renders_are_judged_right(judge, fresh):
+def test_fresh_true_renders_are_judged_right(judge: Any, fresh: Any) -> None:
     assert share_right(judge, *fresh) >= 0.95
 
 
-def test_blurred_noisy_greyed_renders_are_judged_right(judge, fresh):
+def test_blurred_noisy_greyed_renders_are_judged_right(judge: Any, fresh: Any) -> None:
     images, pairs = fresh
     small = interpolate(images, (40, 40), mode="bilinear", antialias=True)
     soft = interpolate(small, (64, 64), mode="bilinear")
@@ -60,7 +62,7 @@ def test_blurred_noisy_greyed_renders_are_judged_right(judge, fresh):
     assert share_right(judge, (0.9 * soft + noise).clamp(0, 1), pairs) >= 0.9
 
 
-def test_features_are_unit_vectors_and_larger_pictures_are_shrunk(judge, fresh):
+def test_features_are_unit_vectors_and_larger_pictures_are_shrunk(judge: Any, fresh: Any) -> None:
     images = fresh[0][:8]
     text = judge.text_features(["a red mug", "a photo of an orange house, front slightly left view"])
     assert text.shape == (2, 128)
@@ -71,13 +73,13 @@ def test_features_are_unit_vectors_and_larger_pictures_are_shrunk(judge, fresh):
     assert (small * large).sum(1).min() > 0.95
 
 
-def test_a_longer_neighbour_does_not_change_a_captions_features(judge):
+def test_a_longer_neighbour_does_not_change_a_captions_features(judge: Any) -> None:
     alone = judge.text_features(["red mug"])
     beside = judge.text_features(["red mug", "a photo of a red mug, left slightly back view"])[:1]
     assert torch.allclose(alone, beside, atol=1e-6)
 
 
-def test_phrasings_of_one_pair_lie_closer_than_other_pairs(judge):
+def test_phrasings_of_one_pair_lie_closer_than_other_pairs(judge: Any) -> None:
     for colour, kind in (("red", "mug"), ("blue", "house"), ("yellow", "duck")):
         forms = range(len(world.TEMPLATES))
         own = judge.text_features([world.caption(colour, kind, None, form) for form in forms])
@@ -85,7 +87,7 @@ def test_phrasings_of_one_pair_lie_closer_than_other_pairs(judge):
         assert (own @ own.T).min() > (own @ judge.text_features(others).T).max()
 
 
-def test_r_precision_is_the_share_of_pictures_that_show_the_prompt(judge, fresh):
+def test_r_precision_is_the_share_of_pictures_that_show_the_prompt(judge: Any, fresh: Any) -> None:
     images, pairs = fresh
     first, second = images[:4], next(images[i : i + 4] for i in range(4, 128, 4) if pairs[i][1] == "house")
     colour, kind = pairs[0]
@@ -95,13 +97,13 @@ def test_r_precision_is_the_share_of_pictures_that_show_the_prompt(judge, fresh)
     assert r_precision(judge, second, f"{colour} {kind}") == 0.0
 
 
-def test_rank_orders_all_captions(judge, fresh):
+def test_rank_orders_all_captions(judge: Any, fresh: Any) -> None:
     order = judge.rank(fresh[0][:3], world.all_captions())
     assert order.shape == (3, 128)
     assert torch.equal(order.sort(dim=1).values, torch.arange(128).expand(3, 128))
 
 
-def test_unknown_words_are_named(judge):
+def test_unknown_words_are_named(judge: Any) -> None:
     with pytest.raises(ValueError, match="'hamburger'") as caught:
         judge.text_features(["a red hamburger"])
     assert "\n" not in str(caught.value)
@@ -109,17 +111,17 @@ def test_unknown_words_are_named(judge):
         r_precision(judge, torch.ones(1, 3, 64, 64), "a red hamburger")
 
 
-def test_an_empty_caption_is_refused(judge):
+def test_an_empty_caption_is_refused(judge: Any) -> None:
     with pytest.raises(ValueError, match="empty caption"):
         judge.text_features(["a red mug", ""])
 
 
-def test_a_missing_judge_is_said_plainly(tmp_path):
+def test_a_missing_judge_is_said_plainly(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match="no judge in"):
         load_judge(folder=tmp_path)
 
 
-def test_a_judge_survives_saving_up_to_half_precision(tmp_path):
+def test_a_judge_survives_saving_up_to_half_precision(tmp_path: Any) -> None:
     torch.manual_seed(0)
     judge = Judge(world_vocabulary()).eval()
     save_judge(judge, tmp_path)
@@ -130,5 +132,5 @@ def test_a_judge_survives_saving_up_to_half_precision(tmp_path):
     assert not any(parameter.requires_grad for parameter in again.parameters())
 
 
-def test_the_shipped_vocabulary_is_the_worlds(judge):
+def test_the_shipped_vocabulary_is_the_worlds(judge: Any) -> None:
     assert judge.vocabulary == world_vocabulary()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,9 @@ def start(seed: int = 0) -> loop.State:
     return loop.State(scene, loop.make_optimiser(scene, {"image": 0.02}), g)
 
 
-def go(state: loop.State, iterations: int = 300, guidance=PULL, stop_at: int = -1, **settings):  # type: ignore[no-untyped-def]
+def go(
+    state: loop.State, iterations: int = 300, guidance: Any = PULL, stop_at: int = -1, **settings: Any
+) -> Any:
     return loop.train(
         state,
         PRIOR,
@@ -91,7 +94,7 @@ def test_steps_that_are_not_finite_change_nothing_and_stop_the_run_after_a_while
 
 
 def test_a_single_bad_step_is_skipped_and_counted() -> None:
-    def sometimes(prior, x, cond, t, noise):  # type: ignore[no-untyped-def]
+    def sometimes(prior: Any, x: Any, cond: Any, t: Any, noise: Any) -> Any:
         grad = sds(prior, x, cond, t, noise, scale=1.0)
         return grad * torch.nan if bool(t[0] % 7 == 0) else grad
 
@@ -102,11 +105,11 @@ def test_a_single_bad_step_is_skipped_and_counted() -> None:
 
 
 def test_penalties_enter_the_gradient_with_their_weight() -> None:
-    def penalised(scene, cameras, height, width, *, generator=None):  # type: ignore[no-untyped-def]
+    def penalised(scene: Any, cameras: Any, height: Any, width: Any, *, generator: Any = None) -> Any:
         picture = render_image(scene, cameras, height, width)
         return Render(picture.rgb, picture.opacity, picture.depth, penalties={"sparsity": picture.rgb.sum()})
 
-    def nothing(prior, x, cond, t, noise):  # type: ignore[no-untyped-def]
+    def nothing(prior: Any, x: Any, cond: Any, t: Any, noise: Any) -> Any:
         return torch.zeros_like(x)
 
     state = start()

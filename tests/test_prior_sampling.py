@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -21,50 +22,50 @@ class GaussianPrior:
     num_timesteps: int = 1000
     visited: list[int] = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.abar = torch.cos(torch.linspace(0.02, 1.55, self.num_timesteps, dtype=torch.float64)) ** 2
 
-    def embed(self, prompts):
+    def embed(self, prompts: Any) -> Any:
         return {"mean": torch.tensor([self.mean if text else -self.mean for text in prompts])}
 
-    def encode(self, image):
+    def encode(self, image: Any) -> Any:
         return image
 
-    def alpha(self, t):
+    def alpha(self, t: Any) -> Any:
         return self.abar[t].sqrt()[:, None, None, None]
 
-    def sigma(self, t):
+    def sigma(self, t: Any) -> Any:
         return (1 - self.abar[t]).sqrt()[:, None, None, None]
 
-    def predict_noise(self, x_t, t, cond):
+    def predict_noise(self, x_t: Any, t: Any, cond: Any) -> Any:
         self.visited.append(int(t[0]))
         alpha, sigma, mean = self.alpha(t), self.sigma(t), cond["mean"][:, None, None, None]
         return sigma * (x_t - alpha * mean) / (alpha**2 * self.spread**2 + sigma**2)
 
 
-def seeded(seed=0):
+def seeded(seed: Any = 0) -> Any:
     return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 30])
-def test_a_single_point_is_drawn_exactly_in_any_number_of_steps(steps):
+def test_a_single_point_is_drawn_exactly_in_any_number_of_steps(steps: Any) -> None:
     x = sample(GaussianPrior(), ["a", "b"], generator=seeded(), steps=steps, scale=1.0)
     assert x.shape == (2, 3, 4, 4)
     assert torch.allclose(x, torch.full_like(x, 0.3), atol=1e-6)
 
 
-def test_guidance_extrapolates_from_the_empty_prompt():
+def test_guidance_extrapolates_from_the_empty_prompt() -> None:
     x = sample(GaussianPrior(), ["a"], generator=seeded(), steps=5, scale=3.0)
     # With points for both, the clean prediction is u + s (c - u) = -0.3 + 3 * 0.6.
     assert torch.allclose(x, torch.full_like(x, 1.5), atol=1e-6)
 
 
-def test_clipping_bounds_the_sample():
+def test_clipping_bounds_the_sample() -> None:
     x = sample(GaussianPrior(), ["a"], generator=seeded(), steps=5, scale=3.0, clip=1.0)
     assert torch.equal(x, torch.ones_like(x))
 
 
-def test_many_steps_follow_the_probability_flow_of_a_gaussian():
+def test_many_steps_follow_the_probability_flow_of_a_gaussian() -> None:
     prior = GaussianPrior(spread=0.5)
     start = torch.randn(1, 3, 4, 4, generator=seeded(7)).double()
     alpha, sigma = prior.abar[-1].sqrt(), (1 - prior.abar[-1]).sqrt()
@@ -74,19 +75,19 @@ def test_many_steps_follow_the_probability_flow_of_a_gaussian():
     assert torch.allclose(x.double(), 0.3 + 0.5 * score, atol=5e-3)
 
 
-def test_timesteps_start_at_the_last_and_are_evenly_spaced():
+def test_timesteps_start_at_the_last_and_are_evenly_spaced() -> None:
     prior = GaussianPrior()
     sample(prior, ["a"], generator=seeded(), steps=4)
     assert prior.visited == [999, 749, 499, 249]
 
 
-def test_a_seed_fixes_the_sample():
+def test_a_seed_fixes_the_sample() -> None:
     prior = GaussianPrior(spread=0.5)
     first, second, other = (sample(prior, ["a"], generator=seeded(s), steps=3) for s in (1, 1, 2))
     assert torch.equal(first, second) and not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("steps", [0, 1001])
-def test_an_impossible_number_of_steps_is_refused(steps):
+def test_an_impossible_number_of_steps_is_refused(steps: Any) -> None:
     with pytest.raises(ValueError, match=f"between 1 and 1000, got {steps}"):
         sample(GaussianPrior(), ["a"], generator=seeded(), steps=steps)

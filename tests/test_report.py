@@ -11,6 +11,7 @@ import subprocess
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ class Page(HTMLParser):
 
 
 def tetrahedron(colours: bool = True) -> Mesh:
-    vertices = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], np.float32) / 2
+    vertices = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], np.float32) * np.float32(0.5)
     faces = np.array([[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2]])
     tint = np.eye(4, 3, dtype=np.float32) if colours else None
     return Mesh(vertices, faces, vertex_normals(vertices, faces), colours=tint)
@@ -124,7 +125,7 @@ def test_curve_maps_steps_to_the_width_and_values_to_the_height() -> None:
 
 
 def test_curve_skips_what_is_not_a_finite_number() -> None:
-    records = [
+    records: list[dict[str, Any]] = [
         {"step": 0, "a": 1.0, "note": "x", "flag": True},
         {"step": 1, "a": math.nan, "note": "y", "flag": False},
         {"step": 2, "a": math.inf},

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ QUICK = [
     "export.frames=4",
     "export.picture_size=32",
 ]
-OPTIONS = dict(text.split("=") for text in QUICK)
+OPTIONS: dict[str, Any] = dict(text.split("=") for text in QUICK)
 
 
 def command(*arguments: str) -> int:
@@ -88,7 +89,7 @@ def test_python_makes_the_same_asset_as_the_command_line_and_saves_it(tmp_path: 
 
 def test_another_seed_makes_another_asset() -> None:
     assets = [
-        distill.generate("a red mug", seed=seed, **OPTIONS, **{"export.enabled": False}) for seed in (0, 1)
+        distill.generate("a red mug", seed=seed, **{**OPTIONS, "export.enabled": False}) for seed in (0, 1)
     ]
     first, second = (final_tensors(asset.folder) for asset in assets)
     assert not torch.equal(first["state.scene.grid"], second["state.scene.grid"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import runpy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,28 +18,28 @@ from distill.samplers.cameras import orbit, turntable
 PAIRS = [(colour, kind) for kind in world.KINDS for colour in world.COLOURS]
 
 
-def camera(azimuth=0.0, elevation=0.0, distance=3.2, fov=40.0):
+def camera(azimuth: Any = 0.0, elevation: Any = 0.0, distance: Any = 3.2, fov: Any = 40.0) -> Any:
     return orbit(torch.tensor([float(azimuth)]), torch.tensor([float(elevation)]), distance, fov)
 
 
-def part_centres(kind, paint):
+def part_centres(kind: Any, paint: Any) -> Any:
     return [p.mesh.vertices.mean(0) for p in shapes.build(kind) if p.paint == paint]
 
 
-def test_words_and_builders_name_the_same_kinds():
+def test_words_and_builders_name_the_same_kinds() -> None:
     assert len(world.KINDS) >= 16 and tuple(shapes.KINDS) == world.KINDS
     assert len(set(world.COLOURS.values())) == len(world.COLOURS) == 8
     assert set(shapes.ORIENTED) < set(world.KINDS)
 
 
-def test_one_pair_in_eight_is_held_out_each_kind_once_and_each_colour_twice():
+def test_one_pair_in_eight_is_held_out_each_kind_once_and_each_colour_twice() -> None:
     out = [(colour, kind) for colour, kind in PAIRS if world.held_out(colour, kind)]
     assert len(out) * 8 == len(PAIRS) == 128
     assert sorted(kind for _, kind in out) == sorted(world.KINDS)
     assert all(sum(colour == c for c, _ in out) == 2 for colour in world.COLOURS)
 
 
-def test_the_quality_benchmark_asks_for_each_kind_once_each_colour_twice_and_four_new_pairs():
+def test_the_quality_benchmark_asks_for_each_kind_once_each_colour_twice_and_four_new_pairs() -> None:
     path = Path(__file__).parents[1] / "examples/benchmarks/quality.py"
     prompts = runpy.run_path(str(path), run_name="quality")["PROMPTS"]
     pairs = [world.parse(prompt) for prompt in prompts]
@@ -47,7 +48,7 @@ def test_the_quality_benchmark_asks_for_each_kind_once_each_colour_twice_and_fou
     assert sum(world.held_out(*pair) for pair in pairs) == 4
 
 
-def test_every_caption_parses_back_to_its_pair():
+def test_every_caption_parses_back_to_its_pair() -> None:
     captions = {
         world.caption(colour, kind, view, template): (colour, kind)
         for colour, kind in PAIRS
@@ -58,24 +59,24 @@ def test_every_caption_parses_back_to_its_pair():
     assert all(world.parse(text) == pair for text, pair in captions.items())
 
 
-def test_articles_agree_with_the_next_word():
+def test_articles_agree_with_the_next_word() -> None:
     assert world.caption("orange", "mug") == "an orange mug"
     assert world.caption("red", "mug", "back view") == "a red mug, back view"
     assert world.caption("orange", "mug", template=3) == "a mug that is orange"
 
 
-def test_parse_ignores_case_and_filler_words():
+def test_parse_ignores_case_and_filler_words() -> None:
     assert world.parse("A Photo of the RED  mug.") == ("red", "mug")
 
 
-def test_an_unknown_word_is_named_with_the_words_that_are_known():
+def test_an_unknown_word_is_named_with_the_words_that_are_known() -> None:
     with pytest.raises(ValueError, match=r"'hamburger'.*red, orange.*sphere, cube") as caught:
         world.parse("a red hamburger")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "a mug", "a red", "a red blue mug", "a red mug chair", "a"])
-def test_missing_or_ambiguous_words_are_refused(text):
+def test_missing_or_ambiguous_words_are_refused(text: Any) -> None:
     with pytest.raises(ValueError, match="one colour and one kind"):
         world.parse(text)
 
@@ -101,11 +102,11 @@ def test_missing_or_ambiguous_words_are_refused(text):
         (-180, 90, "overhead view"),
     ],
 )
-def test_view_words_follow_the_azimuth(azimuth, elevation, view):
+def test_view_words_follow_the_azimuth(azimuth: Any, elevation: Any, view: Any) -> None:
     assert world.view_of(azimuth, elevation) == view
 
 
-def test_mirrored_azimuths_have_mirrored_words():
+def test_mirrored_azimuths_have_mirrored_words() -> None:
     swap = str.maketrans({"<": "right", ">": "left"})
     for azimuth in np.arange(0, 360, 22.5):
         mirrored = world.view_of(azimuth, 0).replace("left", "<").replace("right", ">").translate(swap)
@@ -113,26 +114,26 @@ def test_mirrored_azimuths_have_mirrored_words():
 
 
 @pytest.mark.parametrize("kind", world.KINDS)
-def test_objects_fit_the_unit_sphere_and_stand_centred(kind):
+def test_objects_fit_the_unit_sphere_and_stand_centred(kind: Any) -> None:
     vertices = np.concatenate([part.mesh.vertices for part in shapes.build(kind)])
     assert np.linalg.norm(vertices, axis=1).max() == pytest.approx(0.95, abs=1e-6)
     assert np.abs(vertices.max(0) + vertices.min(0)).max() < 1e-6
 
 
 @pytest.mark.parametrize("kind", world.KINDS)
-def test_parts_are_closed_with_normals_outwards(kind):
+def test_parts_are_closed_with_normals_outwards(kind: Any) -> None:
     for part in shapes.build(kind):
         assert part.mesh.is_watertight and part.mesh.volume > 0
 
 
-def test_siblings_differ_and_the_canonical_object_repeats():
+def test_siblings_differ_and_the_canonical_object_repeats() -> None:
     rng = np.random.default_rng(0)
     plain, again = (shapes.build("mug")[0].mesh.vertices for _ in range(2))
     sibling = shapes.build("mug", lambda value: value * rng.uniform(0.94, 1.06))[0].mesh.vertices
     assert np.array_equal(plain, again) and np.abs(plain - sibling).max() > 1e-3
 
 
-def test_fronts_are_at_plus_x():
+def test_fronts_are_at_plus_x() -> None:
     for kind, paint in (("snowman", "CARROT"), ("duck", "CARROT"), ("car", "LIGHT"), ("house", "WOOD"),
                         ("rocket", "GLASS"), ("robot", "LIGHT")):  # fmt: skip
         centres = part_centres(kind, getattr(shapes, paint))
@@ -143,14 +144,14 @@ def test_fronts_are_at_plus_x():
     assert spout[0] > 0.3 > -0.3 > handle[0]
 
 
-def test_up_is_plus_z():
+def test_up_is_plus_z() -> None:
     assert max(z for _, _, z in part_centres("snowman", shapes.DARK)) > 0.5  # the hat
     assert all(z < -0.1 for _, _, z in part_centres("car", shapes.DARK))
     table = [part.mesh.vertices.mean(0)[2] for part in shapes.build("table")]
     assert table[0] > 0.2 > max(table[1:])
 
 
-def test_the_mugs_handle_is_on_its_own_right_hand():
+def test_the_mugs_handle_is_on_its_own_right_hand() -> None:
     _, handle = shapes.build("mug")
     assert handle.mesh.vertices.mean(0)[1] < -0.3
     heights = raycast.render(shapes.build("mug"), camera(), 48).alpha[0].sum(0)
@@ -160,7 +161,7 @@ def test_the_mugs_handle_is_on_its_own_right_hand():
 
 
 @pytest.mark.parametrize("kind", shapes.ORIENTED)
-def test_front_and_back_pictures_of_oriented_kinds_differ(kind):
+def test_front_and_back_pictures_of_oriented_kinds_differ(kind: Any) -> None:
     cameras = orbit(torch.tensor([0.0, 180.0]), torch.full((2,), 15.0), 3.2, 40.0)
     layers = raycast.render(shapes.build(kind), cameras, 48)
     front, back = raycast.over(layers.rgba(world.COLOURS["red"]), 1.0)
@@ -168,7 +169,7 @@ def test_front_and_back_pictures_of_oriented_kinds_differ(kind):
     assert (np.abs(front - back).max(-1) > 0.1).sum() > 0.02 * covered
 
 
-def test_a_spheres_silhouette_has_the_area_of_its_perspective_projection():
+def test_a_spheres_silhouette_has_the_area_of_its_perspective_projection() -> None:
     radius, distance, fov = 0.95, 3.2, 40.0
     alpha = raycast.render(shapes.build("sphere"), camera(distance=distance, fov=fov), 128).alpha[0]
     # The cone that touches the sphere cuts the picture plane, whose half height is tan(fov / 2), in a disc.
@@ -176,13 +177,13 @@ def test_a_spheres_silhouette_has_the_area_of_its_perspective_projection():
     assert alpha.mean() == pytest.approx(math.pi * radius_in_plane**2 / 4, rel=0.01)
 
 
-def test_a_spheres_depth_at_the_centre_is_the_distance_less_the_radius():
+def test_a_spheres_depth_at_the_centre_is_the_distance_less_the_radius() -> None:
     depth = raycast.render(shapes.build("sphere"), camera(elevation=20), 65).depth[0]
     assert depth[32, 32] == pytest.approx(3.2 - 0.95, rel=0.005)
     assert depth[0, 0] == 0
 
 
-def test_layers_are_in_range_and_empty_where_nothing_is_hit():
+def test_layers_are_in_range_and_empty_where_nothing_is_hit() -> None:
     layers = raycast.render(shapes.build("rocket"), turntable(4), 48)
     assert layers.alpha.shape == (4, 48, 48) and layers.alpha.min() == 0 and layers.alpha.max() == 1
     assert ((layers.painted >= 0) & (layers.painted <= layers.alpha[..., None] + 1e-6)).all()
@@ -190,29 +191,34 @@ def test_layers_are_in_range_and_empty_where_nothing_is_hit():
     assert not layers.painted[layers.alpha == 0].any() and not layers.depth[layers.alpha == 0].any()
 
 
-def test_the_prompts_colour_goes_to_the_unpainted_parts_only():
+def test_the_prompts_colour_goes_to_the_unpainted_parts_only() -> None:
     layers = raycast.render(shapes.build("house"), camera(elevation=15), 48)
     red, blue = layers.rgba((1, 0, 0)), layers.rgba((0, 0, 1))
     assert np.allclose(red[..., 0] - blue[..., 0], layers.tint, atol=1e-6)
     assert np.array_equal(red[..., 1], layers.painted[..., 1]) and layers.tint.max() > 0.5
 
 
-def test_compositing_fills_what_is_not_covered():
+def test_compositing_fills_what_is_not_covered() -> None:
     rgba = np.array([[0.2, 0.1, 0.0, 0.25], [0, 0, 0, 0], [0.3, 0.4, 0.5, 1]], dtype=np.float32)
     assert np.allclose(raycast.over(rgba, 0.8), [[0.8, 0.7, 0.6], [0.8, 0.8, 0.8], [0.3, 0.4, 0.5]])
     assert np.allclose(raycast.over(rgba, np.array([1.0, 0, 0]))[1], [1, 0, 0])
 
 
-def test_shading_is_brightest_from_above_and_never_black():
+def test_shading_is_brightest_from_above_and_never_black() -> None:
     normals = np.array([[0, 0, 1], [0, 0, -1], [1, 0, 0], [-1, 0, 0]], dtype=np.float64)
     top, bottom, front, back = raycast.shade(normals)
     assert 0.5 <= bottom < back < front < top <= 1.0
     assert bottom == pytest.approx(0.5)  # the ambient term alone
 
 
-def test_the_true_mesh_carries_the_prompts_colour():
+def test_the_true_mesh_carries_the_prompts_colour() -> None:
     mesh = world.mesh("a photo of a red mug")
     assert isinstance(mesh, trimesh.Trimesh) and np.abs(mesh.vertices).max() <= 0.95 + 1e-6
-    assert (mesh.visual.face_colors == [219, 26, 26, 255]).all()  # round(255 * (0.86, 0.10, 0.10))
-    snowman = world.mesh("blue snowman").visual.face_colors
-    assert {tuple(c) for c in snowman} == {(33, 76, 217, 255), (250, 133, 26, 255), (36, 36, 41, 255)}
+    visual: Any = mesh.visual
+    assert (visual.face_colors == [219, 26, 26, 255]).all()  # round(255 * (0.86, 0.10, 0.10))
+    visual = world.mesh("blue snowman").visual
+    assert {tuple(c) for c in visual.face_colors} == {
+        (33, 76, 217, 255),
+        (250, 133, 26, 255),
+        (36, 36, 41, 255),
+    }

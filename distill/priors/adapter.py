@@ -16,7 +16,7 @@ from distill.samplers.cameras import Cameras
 NAME = "student"
 
 
-class Student(nn.Module):
+class Student:
     """A prior's network with low-rank layers of its own, switched on only while the student is asked.
 
     Everything else that uses the prior sees it unchanged: there is one model in memory.
@@ -24,7 +24,7 @@ class Student(nn.Module):
     Args:
         prior: has a ``network`` of diffusers, and ``forward``, which predicts with gradient.
         rank: of the low-rank layers.
-        alpha: their outputs are scaled by ``alpha / rank``.
+        alpha: their outputs are scaled by ``alpha / rank``; a whole number.
         targets: endings of the names of the linear layers that get one.
         cameras: also learn from where a picture was taken, added to the time embedding.
         generator: of the initial weights.
@@ -40,7 +40,7 @@ class Student(nn.Module):
         prior: Any,
         *,
         rank: int,
-        alpha: float,
+        alpha: int,
         targets: Sequence[str],
         cameras: bool,
         generator: torch.Generator,
@@ -48,7 +48,6 @@ class Student(nn.Module):
         from peft import LoraConfig
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        super().__init__()
         network = getattr(prior, "network", None)
         if network is None or not hasattr(network, "add_adapter"):
             raise ValueError(
@@ -70,8 +69,7 @@ class Student(nn.Module):
         )
         with _seeded(generator):
             network.add_adapter(config, adapter_name=NAME)
-            # Not a submodule: the frozen network is the prior's to keep.
-            self._prior, self._network = [prior], [network]
+            self.prior, self.network = prior, network
             self.layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
             for parameter in self.low_rank():
                 parameter.data = parameter.data.float()
@@ -84,11 +82,11 @@ class Student(nn.Module):
 
     def low_rank(self) -> list[nn.Parameter]:
         """The LoRA layers' weights."""
-        return [p for name, p in self._network[0].named_parameters() if f".{NAME}." in name]
+        return [p for name, p in self.network.named_parameters() if f".{NAME}." in name]
 
     def trainable(self) -> list[nn.Parameter]:
         """Everything that is learnt."""
-        return [*self.low_rank(), *self.parameters()]
+        return [*self.low_rank(), *(self.camera.parameters() if self.camera else [])]
 
     def predict_noise(
         self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None, keep: Tensor | None = None
@@ -99,32 +97,33 @@ class Student(nn.Module):
             self._shift = shift if keep is None else shift * keep[:, None]
         self._switch(True)
         try:
-            return self._prior[0].forward(x_t, t, cond)
+            return self.prior.forward(x_t, t, cond)
         finally:
             self._switch(False)
             self._shift = None
 
     def save(self, folder: Path) -> None:
         """Write the LoRA as safetensors that ``unet.load_lora_adapter`` of diffusers reads."""
-        self._network[0].save_lora_adapter(folder, adapter_name=NAME)
+        self.network.save_lora_adapter(folder, adapter_name=NAME)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
-            "camera": super().state_dict(*args, **kwargs),
+            "camera": dict(self.camera.state_dict()) if self.camera else {},
             "low_rank": [parameter.detach() for parameter in self.low_rank()],
         }
 
-    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        saved, own = state_dict["low_rank"], self.low_rank()
-        if [list(p.shape) for p in saved] != [list(p.shape) for p in own]:
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        own = self.low_rank()
+        if [list(p.shape) for p in saved["low_rank"]] != [list(p.shape) for p in own]:
             raise ValueError(
                 "the checkpoint's LoRA layers do not fit this prior; resume with the same prior=, "
                 "guidance.rank and guidance.targets"
             )
         with torch.no_grad():
-            for parameter, value in zip(own, saved, strict=True):
+            for parameter, value in zip(own, saved["low_rank"], strict=True):
                 parameter.copy_(value)
-        return super().load_state_dict(state_dict["camera"], *args, **kwargs)
+        if self.camera:
+            self.camera.load_state_dict(saved["camera"])
 
     def _switch(self, on: bool) -> None:
         for layer in self.layers:
