@@ -155,7 +155,8 @@ def _config_field(hint: Any, default: Any) -> tuple[Any, Any]:
         return str, field(default=default)
     if isinstance(default, (list, tuple)):
         items = list(default)
-        element = type(items[0]) if items and len({type(item) for item in items}) == 1 else Any
+        kinds = {type(item) for item in items}
+        element = kinds.pop() if len(kinds) == 1 and kinds <= {int, float, str, bool} else Any
         return list[element], field(default_factory=lambda: list(items))  # type: ignore[valid-type]
     plain = (int, float, str, bool)
     allowed = hint in plain or (
@@ -168,13 +169,13 @@ def _config_field(hint: Any, default: Any) -> tuple[Any, Any]:
 SCHEDULED = ("guidance", "timesteps")
 
 
-def schedule(name: str, value: Any, iterations: int) -> Any:
+def schedule(name: str, value: Any, iterations: int | None) -> Any:
     """A number as it is, or what a ``Ramp`` says as ``distill.samplers.schedules.Ramp``.
 
     Args:
         name: of the option, for errors.
         value: a number, or a mapping with the fields of ``Ramp``.
-        iterations: of the run, to turn steps into fractions.
+        iterations: of the run, to turn steps into fractions; None where only fractions are allowed.
 
     Raises:
         ValueError: the value is neither, or mixes fractions with steps.
@@ -196,7 +197,9 @@ def schedule(name: str, value: Any, iterations: int) -> Any:
         step = given.pop(f"{end}_step", None)
         if step is not None and f"{end}_fraction" in given:
             raise ValueError(f"{name} has both {end}_fraction and {end}_step; give one of them")
-        given.setdefault(f"{end}_fraction", missing if step is None else min(step / iterations, 1.0))
+        if step is not None and iterations is None:
+            raise ValueError(f"{name} is given in steps; here only from_fraction and to_fraction are known")
+        given.setdefault(f"{end}_fraction", missing if step is None else min(step / (iterations or 1), 1.0))
     try:
         return schedules.Ramp(**given)
     except ValueError as error:

@@ -156,9 +156,9 @@ def build(config: DictConfig, prior: Prior) -> Parts:
 
 
 def make_guidance(config: DictConfig, prior: Prior, generator: torch.Generator) -> Guidance:
-    """Bind a loss's options; one with parameters of its own is made for the prior."""
+    """Bind a loss's options; one that takes a generator is made for the prior first."""
     loss, moving = instantiate(config.guidance, _convert_="all"), schedules_in(config, "guidance")
-    if inspect.isclass(loss.func):
+    if "generator" in inspect.signature(loss.func).parameters:
         made: Guidance = loss(prior, generator, **moving)
         return made
     return scheduled(loss, **moving)

@@ -1,9 +1,9 @@
 """Guidance losses, one file each; a file's name is the loss's name.
 
 A loss is a function ``name(prior, x, cond, t, noise, *, option=default, ...) -> gradient``. Its keyword-only
-parameters are its options on the command line. A loss with parameters of its own is a class, named in capitals,
-made with ``(prior, generator, *, option=default, ...)``, called in the same way and trained by ``learn``; see
-``vsd.py``. Dropping a file in this folder adds a loss; so does ``register`` from a script.
+parameters are its options on the command line. A loss that must be set up for its
+prior takes ``(prior, generator, *, option=default, ...)`` instead and gives what is called in that way: ``mix``, and
+``vsd``, a class (named in capitals) that also has ``learn`` for its own parameters. Dropping a file in this folder adds a loss; so does ``register`` from a script.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from distill.priors.exact import Components, ExactPrior, scaled_linear
 from distill.samplers.cameras import Cameras, turntable
 
 LOSSES = [pytest.param(loss, id=name) for name, loss in guidance.available().items()]
-LEARNERS = [param for param in LOSSES if inspect.isclass(param.values[0])]
+LEARNERS = [loss for loss in guidance.available().values() if inspect.isclass(loss)]
 BATCH = 3
 T = torch.tensor([120, 430, 700])
 
@@ -81,16 +82,14 @@ def case_of(pixel_folder: Path) -> Callable[..., Case]:
     """Losses that train need a network, in float32; the others are checked on an exact prior."""
 
     def make(loss: Any, dtype: torch.dtype = torch.float64, inside: torch.dtype | None = None) -> Case:
-        if not inspect.isclass(loss) and inside is None:
-            return Case(
-                loss, exact_prior(dtype), *(randn(seed, BATCH, 2, 4, 4, dtype=dtype) for seed in (10, 11))
-            )
-        prior = load_prior(pixel_folder, dtype=inside or torch.float32)
-        bound = loss
-        if inspect.isclass(loss):
-            make_learner: Any = loss
-            bound = make_learner(prior, torch.Generator().manual_seed(0))
-        return Case(bound, prior, *(randn(seed, BATCH, 12, 8, 8, dtype=torch.float32) for seed in (10, 11)))
+        on_network = loss in LEARNERS or inside is not None
+        prior: Any = (
+            load_prior(pixel_folder, dtype=inside or torch.float32) if on_network else exact_prior(dtype)
+        )
+        shape, dtype = ((BATCH, 12, 8, 8), torch.float32) if on_network else ((BATCH, 2, 4, 4), dtype)
+        takes_generator = "generator" in inspect.signature(loss).parameters
+        bound = loss(prior, torch.Generator().manual_seed(0)) if takes_generator else loss
+        return Case(bound, prior, randn(10, *shape, dtype=dtype), randn(11, *shape, dtype=dtype))
 
     return make
 
@@ -171,7 +170,7 @@ def test_half_precision_inside_the_prior_changes_little(loss: Any, case_of: Any)
     assert (half - full).norm() < 0.2 * full.norm()
 
 
-@pytest.mark.parametrize("loss", LEARNERS)
+@pytest.mark.parametrize("loss", LEARNERS, ids=lambda loss: loss.__name__.lower())
 def test_a_learners_state_goes_through_a_checkpoint_unchanged(
     loss: Any, case_of: Any, tmp_path: Path
 ) -> None:
@@ -191,7 +190,7 @@ def test_a_learners_state_goes_through_a_checkpoint_unchanged(
     assert torch.equal(second(), first())
 
 
-@pytest.mark.parametrize("loss", LEARNERS)
+@pytest.mark.parametrize("loss", LEARNERS, ids=lambda loss: loss.__name__.lower())
 def test_a_learner_learns(loss: Any, case_of: Any) -> None:
     """On the same timesteps and noises, a trained one errs less than a fresh one."""
     fresh, trained = case_of(loss), case_of(loss)
@@ -223,10 +222,10 @@ def test_every_option_has_a_default_and_goes_through_the_configuration_unchanged
     assert inspect.Parameter.empty not in options.values()
 
     def composed(*overrides: str) -> Any:
-        chosen = [f"guidance={name}", "preset=none", *overrides]
+        chosen = [f"guidance={name}", "tuned/guidance=nothing", *overrides]
         return OmegaConf.to_container(compose_config(["prompt=a red mug", *chosen]).guidance)
 
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+    plain = json.loads(json.dumps(options))  # tuples become lists
     assert {key: composed()[key] for key in options} == plain
     changed = {key: value + 1 for key, value in options.items() if type(value) in (int, float)}
     overrides = as_overrides({f"guidance.{key}": value for key, value in changed.items()})

@@ -94,9 +94,13 @@ class ExactPrior:
             image = nn.functional.interpolate(image, (self.image_size,) * 2, mode="bilinear", antialias=True)
         return image * 2 - 1 if self.signed else image
 
+    def to_image(self, x: Tensor) -> Tensor:
+        """Undo ``encode`` but for the resizing, without clipping."""
+        return x / 2 + 0.5 if self.signed else x
+
     def decode(self, x: Tensor) -> Tensor:
         """Map back to pictures in [0, 1], clipped."""
-        return (x / 2 + 0.5 if self.signed else x).clamp(0, 1)
+        return self.to_image(x).clamp(0, 1)
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.abar[t].sqrt()[:, None, None, None]

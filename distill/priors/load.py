@@ -57,4 +57,4 @@ def load_prior(
         raise ValueError(
             f"a prior needs unet, text_encoder, tokenizer and scheduler, but {folder} lacks {', '.join(missing)}"
         )
-    return UNetPrior.from_folder(folder, device, dtype or default_dtype(device))
+    return UNetPrior.from_folder(folder, device, dtype or default_dtype(device), str(name))

@@ -30,6 +30,7 @@ class UNetPrior:
         image_size: height and width in pixels that the network was trained on.
         device: where everything lies.
         dtype: what the network computes in.
+        name: what it was asked for by.
     """
 
     unet: Any
@@ -41,9 +42,10 @@ class UNetPrior:
     image_size: int
     device: torch.device
     dtype: torch.dtype
+    name: str = ""
 
     @classmethod
-    def from_folder(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> UNetPrior:
+    def from_folder(cls, folder: Path, device: torch.device, dtype: torch.dtype, name: str = "") -> UNetPrior:
         """Load from a folder in the diffusers layout; safetensors only, nothing is fetched."""
         from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
@@ -89,7 +91,7 @@ class UNetPrior:
         )
         size = unet.config.sample_size * patch
         abar = scheduler.alphas_cumprod.to(device=device, dtype=torch.float32)
-        return cls(unet, vae, tokenizer, text_encoder, abar, prediction, size, device, dtype)
+        return cls(unet, vae, tokenizer, text_encoder, abar, prediction, size, device, dtype, name)
 
     @property
     def num_timesteps(self) -> int:
@@ -123,15 +125,19 @@ class UNetPrior:
         latent = self.vae.encode(image.to(self.dtype)).latent_dist.mode().float()
         return (latent - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
 
-    @torch.no_grad()
-    def decode(self, x: Tensor) -> Tensor:
-        """Map back to pictures in [0, 1], clipped."""
+    def to_image(self, x: Tensor) -> Tensor:
+        """Undo ``encode``, differentiably and without clipping; only a pixel-space prior undoes it exactly."""
         if self.vae is None:
             image = nn.functional.pixel_shuffle(x, self.patch)
         else:
             latent = x / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
             image = self.vae.decode(latent.to(self.dtype)).sample.float()
-        return (image / 2 + 0.5).clamp(0, 1)
+        return image / 2 + 0.5
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        """Map back to pictures in [0, 1], clipped."""
+        return self.to_image(x).clamp(0, 1)
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.abar[t].sqrt()[:, None, None, None]

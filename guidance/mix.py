@@ -1,0 +1,171 @@
+"""Several losses at once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.contracts import Condition, Guidance, Learner, Prior
+from distill.samplers.cameras import Cameras
+from distill.samplers.schedules import Ramp, scheduled
+
+#: A term's keys beside its loss's options.
+OWN = ("loss", "weight", "prompt", "prior")
+
+
+def mix(
+    prior: Prior,
+    generator: torch.Generator,
+    *,
+    terms: Sequence[Mapping[str, Any]] = ({"loss": "sds"}, {"loss": "csd"}),
+) -> Guidance:
+    r"""Add up weighted losses, each with its own prompt and prior if it wants.
+
+    .. math:: g = \sum_i w_i(\mathrm{progress}) \, g_i
+
+    A term with a prior of its own sees the picture that ``x`` stands for, encoded anew, at the same fraction
+    of its timesteps; its gradient comes back through that encoding.
+
+    Args:
+        prior: the frozen diffusion model of the terms that name none.
+        generator: of what terms draw when they are made.
+        terms: mappings with ``loss``, a name, and optionally ``weight`` (a number or a schedule in fractions;
+            1), ``prompt``, ``prior`` (as for ``distill.load_prior``, or a loaded one) and the loss's options.
+
+    Returns:
+        What is called with ``prior, x, cond, t, noise`` and gives dL/dx, same shape as ``x``, shape ``[batch,
+        channel, height, width]``, detached, not averaged over the batch.
+
+    Raises:
+        ValueError: a term has no or an unknown loss, or an option that its loss does not have.
+
+    Source: sums as in Magic3D and HiFA, Lin et al. 2022, arXiv:2211.10440, and Zhu et al. 2023, arXiv:2305.18766.
+    """
+    if not terms:
+        raise ValueError("guidance.terms needs at least one term, for example [{loss: sds, weight: 1}]")
+    made = [make_term(prior, generator, number, dict(term)) for number, term in enumerate(terms)]
+    if any(isinstance(term.loss, Learner) for term in made):
+        return LearningMixture(made)
+    return Mixture(made)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss, its weight, and the prior and prompt it has to itself."""
+
+    loss: Guidance
+    weight: Callable[[float], float]
+    prior: Any = None
+    condition: Callable[[Cameras], Condition] | None = None
+
+    def given(self, prior: Prior, x: Tensor, cond: Condition) -> tuple[Any, Tensor, Condition]:
+        """The prior, picture and condition as this term has them."""
+        if self.condition is not None:
+            if cond.cameras is None:
+                raise ValueError("a term with its own prompt or prior needs cond.cameras, which is None")
+            own = self.condition(cond.cameras)
+            cond = replace(own, progress=cond.progress, uniform=cond.uniform)
+        if self.prior is None:
+            return prior, x, cond
+        source: Any = prior
+        return self.prior, self.prior.encode(source.to_image(x)), cond
+
+    def __call__(self, prior: Prior, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
+        weight = self.weight(cond.progress)
+        if self.prior is None:
+            model, _, own = self.given(prior, x, cond)
+            return weight * self.loss(model, x, own, t, noise)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            model, z, own = self.given(prior, leaf, cond)
+        level = t * (model.num_timesteps - 1) // (prior.num_timesteps - 1)
+        grad = self.loss(model, z.detach(), own, level, resampled(noise, z))
+        (back,) = torch.autograd.grad(z, leaf, grad)
+        return weight * back
+
+
+class Mixture:
+    """The sum of terms."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self.terms = terms
+
+    def __call__(self, prior: Prior, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
+        return torch.stack([term(prior, x, cond, t, noise) for term in self.terms]).sum(0).detach()
+
+
+class LearningMixture(Mixture):
+    """A mixture of which some terms have parameters of their own."""
+
+    def learners(self) -> list[tuple[Term, Learner]]:
+        return [(term, term.loss) for term in self.terms if isinstance(term.loss, Learner)]
+
+    def learn(self, prior: Prior, x: Tensor, cond: Condition, generator: torch.Generator) -> float:
+        with torch.no_grad():
+            given = [(learner, term.given(prior, x, cond)) for term, learner in self.learners()]
+        return sum(learner.learn(*parts, generator) for learner, parts in given)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(i): learner.state_dict() for i, (_, learner) in enumerate(self.learners())}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        for i, (_, learner) in enumerate(self.learners()):
+            learner.load_state_dict(saved[str(i)])
+
+
+def resampled(noise: Tensor, like: Tensor) -> Tensor:
+    """Noise of another shape that follows from the given one, so that a loss stays deterministic."""
+    if noise.shape == like.shape:
+        return noise
+    seed = int(noise.flatten()[:64].double().mul(1e6).long().abs().sum()) % 2**31
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
+
+
+def make_term(prior: Prior, generator: torch.Generator, number: int, term: dict[str, Any]) -> Term:
+    """Bind one term of a configuration."""
+    from distill import prompts
+    from distill.config import options_of, schedule
+    from distill.guidance import available
+    from distill.priors import load_prior
+
+    name, losses = term.get("loss"), available()
+    if name not in losses:
+        raise ValueError(f"guidance.terms[{number}] needs a loss, one of {', '.join(losses)}; got {name!r}")
+    options = {key: value for key, value in term.items() if key not in OWN}
+    known = [key for key in options_of(losses[name]).__dataclass_fields__ if not key.startswith("_")]
+    if unknown := [key for key in options if key not in known]:
+        raise ValueError(
+            f"guidance.terms[{number}]: {name} has no option {unknown[0]!r}; it has {', '.join(known)}, and a "
+            f"term has {', '.join(OWN)}"
+        )
+    where = f"guidance.terms[{number}]"
+    bound = {
+        key: schedule(f"{where}.{key}", value, None) if isinstance(value, Mapping) else value
+        for key, value in options.items()
+    }
+    weight = schedule(f"{where}.weight", term.get("weight", 1.0), None)
+    own = term.get("prior")
+    if isinstance(own, str):
+        own = load_prior(own, prior.device)
+    model, condition = own or prior, None
+    if own is not None or "prompt" in term:
+        if not term.get("prompt"):
+            raise ValueError(f'{where} has its own prior, which needs its own prompt; add prompt: "..."')
+        words = prompts.view_words("auto", getattr(model, "name", ""))
+        condition = prompts.conditioner(model, term["prompt"], views=words)
+    maker = losses[name]
+    made = "generator" in inspect.signature(maker).parameters
+    loss = maker(model, generator, **bound) if made else scheduled(maker, **bound)
+    return Term(
+        loss, weight if isinstance(weight, Ramp) else partial(_constant, float(weight)), own, condition
+    )
+
+
+def _constant(value: float, progress: float) -> float:
+    return value
