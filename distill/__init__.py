@@ -12,12 +12,14 @@ from distill._version import __version__
 
 if TYPE_CHECKING:
     from distill.asset import Asset
+    from distill.comparison.run import compare
     from distill.priors.load import load_prior
     from distill.run import generate
 
 __all__ = [
     "Asset",
     "__version__",
+    "compare",
     "contracts",
     "embedded",
     "export",
@@ -30,7 +32,12 @@ __all__ = [
     "samplers",
 ]
 
-_HOMES = {"Asset": "distill.asset", "generate": "distill.run", "load_prior": "distill.priors.load"}
+_HOMES = {
+    "Asset": "distill.asset",
+    "compare": "distill.comparison.run",
+    "generate": "distill.run",
+    "load_prior": "distill.priors.load",
+}
 
 
 def __getattr__(name: str) -> Any:

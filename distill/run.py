@@ -8,7 +8,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,11 @@ from distill import loop, prompts
 from distill.asset import Asset
 from distill.checkpoint import load_checkpoint, sha256, write_atomic
 from distill.config import as_overrides, compose_config, schedule, schedules_in
-from distill.contracts import Guidance, Learner, Prior, Renderer, View
+from distill.contracts import Condition, Guidance, Learner, Prior, Renderer, View
 from distill.folders import claim, is_finished
 from distill.journal import Interrupted, Journal, stop_signals
 from distill.priors.load import folder_of, load_prior
+from distill.samplers.cameras import Cameras
 from distill.samplers.schedules import scheduled, scheduled_sampler
 
 log = logging.getLogger(__name__)
@@ -200,13 +201,17 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
     return Asset(config.prompt, folder, parts.scene, parts.view, manifest)
 
 
-def train(config: DictConfig, folder: Path, prior: Prior, parts: Parts) -> None:
-    """Run the loop with its journal; saves a last checkpoint."""
-    flat = not hasattr(parts.scene, "query")
+def make_condition(config: DictConfig, prior: Prior, scene: Any) -> Callable[[Cameras], Condition]:
+    """Embed a configuration's prompts, with view words where the scene has sides."""
+    flat = not hasattr(scene, "query")
     style = "none" if flat and config.view_words == "auto" else config.view_words
     words = prompts.view_words(style, config.prior)
-    condition = prompts.conditioner(prior, config.prompt, config.negative_prompt, words, config.source_prompt)
-    state = parts.state
+    return prompts.conditioner(prior, config.prompt, config.negative_prompt, words, config.source_prompt)
+
+
+def train(config: DictConfig, folder: Path, prior: Prior, parts: Parts) -> None:
+    """Run the loop with its journal; saves a last checkpoint."""
+    condition, state = make_condition(config, prior, parts.scene), parts.state
     with stop_signals() as stop:
         journal = Journal(folder, config.log, config.iterations, state.step, parts.view, stop)
         try:

@@ -1,0 +1,220 @@
+"""The comparison's files: two tables, a grid of pictures, and one page that holds them all."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from distill.checkpoint import write_atomic
+
+Record = Mapping[str, Any]
+
+#: Figures of the table: name, title, and how to read them from a cell.
+FIGURES: tuple[tuple[str, str], ...] = (
+    ("r_precision", "R-precision@1"),
+    ("similarity", "similarity"),
+    ("iou", "silhouette IoU"),
+    ("chamfer", "chamfer"),
+    ("colour_error", "colour error"),
+    ("saturation", "saturation"),
+    ("true_saturation", "true saturation"),
+    ("janus", "Janus rate"),
+)
+COLOURS = ("#4269d0", "#ef7d22", "#3ca951", "#b5446e", "#8561c5", "#8c6d46", "#2a9d9d", "#777777", "#c2a300")
+
+
+def write_report(root: Path, records: Sequence[Record]) -> Path:
+    """Write ``results.csv``, ``curves.csv``, ``grid.png`` and ``report.html``; returns the last."""
+    import jinja2
+
+    methods = list(dict.fromkeys(record["method"] for record in records))
+    write_atomic(root / "results.csv", as_csv([row(record) for record in records]))
+    points = [
+        {**{key: record[key] for key in ("method", "prompt", "seed")}, **point}
+        for record in records
+        for point in record["points"]
+    ]
+    write_atomic(root / "curves.csv", as_csv(points))
+    draw_grid(root, records)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(files("distill.comparison").joinpath("report.html").read_text("utf-8"))
+    page = template.render(
+        titles=[title for _, title in FIGURES],
+        table=[(name, summary(of(records, name), root)) for name in methods],
+        charts=[
+            chart(records, methods, by, value)
+            for value in ("r_precision", "similarity")
+            for by in ("step", "seconds")
+        ],
+        profiles=[gradient_chart(records, methods, value) for value in ("norm", "variance")],
+        grid=base64.b64encode((root / "grid.png").read_bytes()).decode(),
+        colours=dict(zip(methods, colours(methods), strict=True)),
+        cells=len(records),
+        failures=[record for record in records if record["error"]],
+    )
+    write_atomic(root / "report.html", page)
+    return root / "report.html"
+
+
+def of(records: Sequence[Record], method: str) -> list[Record]:
+    return [record for record in records if record["method"] == method]
+
+
+def row(record: Record) -> dict[str, Any]:
+    """One cell as a line of the table."""
+    kept = ("method", "prompt", "seed", "seconds", "calls", "skipped", "error")
+    return {**{key: record.get(key) for key in kept}, **record.get("final", {})}
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for line in rows for name in line))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def spread(values: Sequence[float | None]) -> tuple[float, float] | None:
+    """Mean and standard error of what there is."""
+    found = [value for value in values if value is not None]
+    if not found:
+        return None
+    error = statistics.stdev(found) / len(found) ** 0.5 if len(found) > 1 else 0.0
+    return statistics.fmean(found), error
+
+
+def summary(records: Sequence[Record], root: Path) -> list[str]:
+    """A method's line: the mean over its cells with its standard error, then time, calls, diversity, failures."""
+
+    def text(values: Sequence[float | None], digits: int = 3) -> str:
+        found = spread(values)
+        return "-" if found is None else f"{found[0]:.{digits}f} \N{PLUS-MINUS SIGN} {found[1]:.{digits}f}"
+
+    line = [text([record.get("final", {}).get(name) for record in records]) for name, _ in FIGURES]
+    line.append(text([diversity_of(group, root) for group in by_prompt(records)]))
+    line.append(text([record.get("seconds") for record in records], 1))
+    line.append(text([record.get("calls") for record in records], 0))
+    return [*line, str(sum(bool(record["error"]) for record in records))]
+
+
+def by_prompt(records: Sequence[Record]) -> list[list[Record]]:
+    ordered = sorted(records, key=lambda record: record["prompt"])
+    return [list(group) for _, group in groupby(ordered, key=lambda record: record["prompt"])]
+
+
+def diversity_of(records: Sequence[Record], root: Path) -> float | None:
+    """Between the seeds of one prompt, from the pictures that the cells kept."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from distill.comparison.figures import SIZE, diversity
+    from distill.comparison.run import Cell
+    from distill.embedded.judge import load_judge
+
+    paths = [Cell(r["method"], r["prompt"], r["seed"]).folder(root) / "views.png" for r in records]
+    strips = [torch.from_numpy(np.array(Image.open(path))).float() / 255 for path in paths if path.exists()]
+    sets = [torch.stack(strip.split(SIZE, dim=1)).movedim(-1, 1) for strip in strips]
+    return diversity(load_judge(), sets)
+
+
+def colours(methods: Sequence[str]) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(len(methods))]
+
+
+def chart(records: Sequence[Record], methods: Sequence[str], by: str, value: str) -> dict[str, Any]:
+    """Mean and standard error over cells, point by point; time is the cells' mean at that point."""
+    series = []
+    for name in methods:
+        columns = list(
+            zip(*(record["points"] for record in of(records, name) if not record["error"]), strict=False)
+        )
+        line = [
+            (
+                statistics.fmean(point[by] for point in column),
+                *(spread([p[value] for p in column]) or (0.0, 0.0)),
+            )
+            for column in columns
+        ]
+        series.append((name, line))
+    return draw(f"{value.replace('_', '-')} over {by}s".replace("ss", "s"), series, float)
+
+
+def gradient_chart(records: Sequence[Record], methods: Sequence[str], value: str) -> dict[str, Any]:
+    """The gradient's norm or variance over t, on a logarithmic scale."""
+    import math
+
+    series = []
+    for name in methods:
+        columns = zip(
+            *(record["gradient"] for record in of(records, name) if "gradient" in record), strict=False
+        )
+        line = []
+        for column in columns:
+            found = [math.log10(point[value]) for point in column if point[value] > 0]
+            if found:
+                line.append((column[0]["t"], *(spread(found) or (0.0, 0.0))))
+        series.append((name, line))
+    return draw(f"log10 of the gradient's {value} over t", series, float)
+
+
+def draw(
+    title: str, series: Sequence[tuple[str, list[Any]]], number: Callable[[Any], float]
+) -> dict[str, Any]:
+    """SVG points on a canvas of 300 x 160: a line and a band for each series, and the axes' ends."""
+    across = [point[0] for _, line in series for point in line]
+    heights = [point[1] + side * point[2] for _, line in series for point in line for side in (-1, 1)]
+    if not across:
+        return {"title": title, "series": [], "x": (0, 1), "y": (0, 1)}
+    left, right, low, high = min(across), max(across), min(heights), max(heights)
+
+    def place(x: float, y: float) -> str:
+        wide, tall = (right - left) or 1.0, (high - low) or 1.0
+        return f"{300 * (x - left) / wide:.1f},{160 * (high - y) / tall:.1f}"
+
+    lines = []
+    for name, line in series:
+        upper = [place(x, y + e) for x, y, e in line]
+        lower = [place(x, y - e) for x, y, e in line]
+        lines.append((name, " ".join(place(x, y) for x, y, _ in line), " ".join(upper + lower[::-1])))
+    return {
+        "title": title,
+        "series": lines,
+        "x": (number(left), number(right)),
+        "y": (number(low), number(high)),
+    }
+
+
+def draw_grid(root: Path, records: Sequence[Record]) -> None:
+    """Four sides of the first seed's asset: a row for each prompt, a column for each method."""
+    from PIL import Image, ImageDraw
+
+    from distill.comparison.figures import SIZE
+    from distill.comparison.run import Cell
+
+    prompts = list(dict.fromkeys(record["prompt"] for record in records))
+    methods = list(dict.fromkeys(record["method"] for record in records))
+    seed, label, bar, gap = records[0]["seed"], 150, 24, 8
+    wide, tall = 4 * SIZE + gap, SIZE + gap
+    sheet = Image.new("RGB", (label + wide * len(methods), bar + tall * len(prompts)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, method in enumerate(methods):
+        pen.text((label + wide * column + 2 * SIZE, bar // 2), method, "black", anchor="mm", font_size=14)
+    for line, prompt in enumerate(prompts):
+        pen.text((8, bar + tall * line + SIZE // 2), prompt, "black", anchor="lm", font_size=14)
+        for column, method in enumerate(methods):
+            path = Cell(method, prompt, seed).folder(root) / "views.png"
+            if path.exists():
+                strip = Image.open(path)
+                for side in range(4):
+                    picture = strip.crop((2 * side * SIZE, 0, (2 * side + 1) * SIZE, SIZE))
+                    sheet.paste(picture, (label + wide * column + side * SIZE, bar + tall * line))
+    sheet.save(root / "grid.png")
