@@ -1,5 +1,6 @@
 """What a training step costs, part by part, over the diffusion model's forward pass alone; all in one run.
 
+The step is the main job's, with its default settings, in the thick of training.
 python examples/benchmarks/step.py
 """
 
@@ -13,16 +14,12 @@ from typing import Any
 
 import torch
 
-from distill.guidance.sds import sds
+from distill.config import compose_config
 from distill.guidance.terms import predict
 from distill.priors import load_prior
-from distill.prompts import conditioner, view_words
 from distill.renderers.hashgrid import encode
 from distill.renderers.march import composite, march
-from distill.renderers.nerf import HashGridScene
-from distill.renderers.volume import render
-from distill.samplers.cameras import ranges
-from distill.samplers.timesteps import annealed
+from distill.run import build, make_condition
 
 
 class Clock:
@@ -62,20 +59,21 @@ def main() -> None:
     clock = Clock(device)
     g = torch.Generator().manual_seed(0)
     prior = load_prior("embedded", device)
-    condition = conditioner(prior, options.prompt, views=view_words("auto", "embedded"))
-    scene = HashGridScene(seed=g).to(device)
-    optimiser = torch.optim.Adam(scene.parameters(), lr=0.01, betas=(0.9, 0.99), eps=1e-15)
-    cameras, timesteps = ranges(), annealed(prior)
+    config = compose_config([f"prompt={options.prompt}", f"device={options.device}"])
+    parts = build(config, prior)
+    scene, optimiser = parts.scene, parts.state.optimiser
+    condition = make_condition(config, prior, scene)
 
     def step(number: int) -> None:
-        views = cameras(0.5, batch, g).to(device)
-        t = timesteps(0.5, batch, g).to(device)
-        clock("occupancy", lambda: scene.update(number, 0.5, g))
-        picture = clock("render", lambda: render(scene, views, 64, 64, generator=g))
+        progress = number / config.iterations
+        views = parts.cameras(progress, batch, g).to(device)
+        t = parts.timesteps(progress, batch, g).to(device)
+        clock("occupancy", lambda: scene.update(number, progress, g))
+        picture = clock("render", lambda: parts.render(scene, views, 64, 64, generator=g))
         x = prior.encode(picture.rgb.movedim(-1, 1))
         noise = torch.randn(x.shape, generator=g).to(device)
         cond = condition(views)
-        grad = clock("prior and loss", lambda: sds(prior, x.detach(), cond, t, noise, scale=2.0))
+        grad = clock("prior and loss", lambda: parts.guidance(prior, x.detach(), cond, t, noise))
         clock("backward", lambda: x.backward(grad / batch))
         clock("optimiser", optimiser.step)
         optimiser.zero_grad(set_to_none=True)
