@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -138,7 +138,7 @@ def make_term(prior: Prior, generator: torch.Generator, number: int, term: dict[
     if name not in losses:
         raise ValueError(f"guidance.terms[{number}] needs a loss, one of {', '.join(losses)}; got {name!r}")
     options = {key: value for key, value in term.items() if key not in OWN}
-    known = [key for key in options_of(losses[name]).__dataclass_fields__ if not key.startswith("_")]
+    known = [item.name for item in fields(options_of(losses[name])) if not item.name.startswith("_")]
     if unknown := [key for key in options if key not in known]:
         raise ValueError(
             f"guidance.terms[{number}]: {name} has no option {unknown[0]!r}; it has {', '.join(known)}, and a "

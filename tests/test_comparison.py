@@ -111,7 +111,7 @@ def test_tables_keep_every_column() -> None:
 
 
 def test_a_comparison_counts_calls_resumes_and_writes_its_files(tmp_path: Path) -> None:
-    methods = {
+    methods: dict[str, dict[str, Any]] = {
         "sds": {"guidance": "sds"},
         "asd": {"guidance": "asd"},
         "text only": {"guidance": "sds", "guidance.scale": 1},
@@ -142,7 +142,10 @@ def test_a_comparison_counts_calls_resumes_and_writes_its_files(tmp_path: Path) 
 
 
 def test_equal_calls_give_dearer_losses_fewer_steps(tmp_path: Path) -> None:
-    methods = {"text only": {"guidance": "sds", "guidance.scale": 1}, "asd": {"guidance": "asd"}}
+    methods: dict[str, dict[str, Any]] = {
+        "text only": {"guidance": "sds", "guidance.scale": 1},
+        "asd": {"guidance": "asd"},
+    }
     options = {**QUICK, "iterations": 6, "budget": "calls"}
     distill.compare(methods, ["a red car"], [0], output_dir=tmp_path, **options)
     records = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("cell.json"))]
