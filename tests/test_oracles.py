@@ -305,6 +305,29 @@ def test_sdi_of_a_dirac_pulls_straight_to_it(abar: Tensor) -> None:
         close(sdi(prior, X, cond, T, NOISE, inversion_steps=steps), X - MUG)
 
 
+def test_sdi_of_a_gaussian_inverts_with_its_own_scale(abar: Tensor) -> None:
+    """Two affine steps with numbers: guided by -7.5 on the way up, by 7.5 at t."""
+    std, t, x = 0.5, 400, 1.2
+    prior = gaussian({"mug": many(0.3, 1)[0], "": many(-0.4, 1)[0]}, std, abar)
+    cond = Condition(prior.embed(["mug"]), prior.embed([""]))
+
+    def guided(value: float, step: int, scale: float) -> float:
+        a, s = abar[step].item() ** 0.5, (1 - abar[step].item()) ** 0.5
+        text, empty = (s * (value - a * mean) / (a**2 * std**2 + s**2) for mean in (0.3, -0.4))
+        return empty + scale * (text - empty)
+
+    def clean(value: float, step: int, noise: float) -> float:
+        return (value - (1 - abar[step].item()) ** 0.5 * noise) / abar[step].item() ** 0.5
+
+    value = x
+    for step, to in ((0, 200), (200, 400)):
+        noise = guided(value, step, -7.5)
+        value = abar[to].item() ** 0.5 * clean(value, step, noise) + (1 - abar[to].item()) ** 0.5 * noise
+    expected = x - clean(value, t, guided(value, t, 7.5))
+    grad = sdi(prior, many(x, 1), cond, torch.tensor([t]), many(0, 1), inversion_steps=2)
+    assert grad.item() == pytest.approx(expected, rel=1e-9)
+
+
 def test_dds_needs_a_difference(abar: Tensor) -> None:
     """Oracle 24: nothing where source and target agree; with one picture, s (e_c - e_source)."""
     prior = make_prior(abar, 0.5)
