@@ -34,7 +34,7 @@ from distill.samplers.schedules import Ramp, scheduled
 ABARS = {"scaled_linear": scaled_linear(), "cosine": cosine()}
 SHAPE = (2, 3, 4, 4)
 T = torch.tensor([150, 700])
-close = partial(torch.testing.assert_close, rtol=1e-7, atol=1e-9)
+assert_close = partial(torch.testing.assert_close, rtol=1e-7, atol=1e-9)
 
 
 @pytest.fixture(params=ABARS)
@@ -77,7 +77,7 @@ def test_noise_error_is_the_clean_pictures_error(abar: Tensor) -> None:
     a, s = scales(abar, T)
     x_t = a * X + s * NOISE
     clean = (x_t - s * prior.predict_noise(x_t, T, cond.text)) / a
-    close(sds(prior, X, cond, T, NOISE, scale=1.0, weighting="uniform"), a / s * (X - clean))
+    assert_close(sds(prior, X, cond, T, NOISE, scale=1.0, weighting="uniform"), a / s * (X - clean))
 
 
 def test_mixtures_mean_gradient_is_the_slope_of_the_smoothed_likelihood(abar: Tensor) -> None:
@@ -114,8 +114,8 @@ def test_sds_is_classifier_score_plus_what_remains(abar: Tensor) -> None:
     unconditional = sds(prior, X, cond, T, NOISE, scale=0.0)
     for scale in (0.0, 1.0, 7.5, 100.0):
         guided = sds(prior, X, cond, T, NOISE, scale=scale)
-        close(guided, generator + (scale - 1) * score)
-        close(guided, unconditional + scale * score)
+        assert_close(guided, generator + (scale - 1) * score)
+        assert_close(guided, unconditional + scale * score)
 
 
 def test_csd_between_equal_gaussians_is_their_means_difference(abar: Tensor) -> None:
@@ -125,7 +125,7 @@ def test_csd_between_equal_gaussians_is_their_means_difference(abar: Tensor) -> 
     a, s = scales(abar, T)
     expected = s**2 * (a * s / (a**2 * std**2 + s**2)) * (EMPTY - MUG)
     for seed in (1, 2):
-        close(
+        assert_close(
             csd(prior, randn(seed, *SHAPE), condition(prior), T, randn(seed + 5, *SHAPE)),
             expected.expand(SHAPE),
         )
@@ -139,14 +139,16 @@ def test_csd_with_four_coefficients_by_hand(abar: Tensor) -> None:
     x_t = a * X + s * NOISE
     parts = [prior.predict_noise(x_t, T, e) for e in (cond.text, cond.negative, cond.uncond)]  # type: ignore[arg-type]
     expected = s**2 * (1.5 * parts[0] - 0.7 * parts[1] - 0.5 * parts[2] - 0.3 * NOISE)
-    close(csd(prior, X, cond, T, NOISE, positive=1.5, negative=-0.7, empty=-0.5, random=-0.3), expected)
-    close(
+    assert_close(
+        csd(prior, X, cond, T, NOISE, positive=1.5, negative=-0.7, empty=-0.5, random=-0.3), expected
+    )
+    assert_close(
         csd(prior, X, cond, T, NOISE, positive=1.0, empty=0.0, random=-1.0),
         sds(prior, X, cond, T, NOISE, scale=1.0),
     )
     normal = csd(prior, X, cond, T, NOISE, normalise=True)
     assert normal.norm().item() == pytest.approx(1.0)
-    close(normal * csd(prior, X, cond, T, NOISE).norm(), csd(prior, X, cond, T, NOISE))
+    assert_close(normal * csd(prior, X, cond, T, NOISE).norm(), csd(prior, X, cond, T, NOISE))
 
 
 class Shifted:
@@ -167,7 +169,7 @@ def test_csd_is_blind_to_a_constant_in_every_prediction(abar: Tensor) -> None:
     for progress in (0.0, 0.2, 0.5, 0.9):
         cond = condition(prior, progress=progress)
         off: Any = Shifted(prior, 3.0)
-        close(loss(off, X, cond, T, NOISE), loss(prior, X, cond, T, NOISE))
+        assert_close(loss(off, X, cond, T, NOISE), loss(prior, X, cond, T, NOISE))
     with pytest.raises(ValueError, match=r"must sum to 0, got 1 \+ 0 \+ -0.5 \+ 0 = 0.5"):
         csd(prior, X, condition(prior), T, NOISE, empty=-0.5)
 
@@ -177,10 +179,10 @@ def test_asd_is_a_prediction_gap_plus_classifier_score(abar: Tensor) -> None:
     prior = make_prior(abar, 0.5)
     cond = condition(prior)
     score = csd(prior, X, cond, T, NOISE)
-    close(asd(prior, X, cond, T, NOISE, eta=0.0), 6.5 * score)
+    assert_close(asd(prior, X, cond, T, NOISE, eta=0.0), 6.5 * score)
     gap = asd(prior, X, cond, T, NOISE, scale=1.0)
     assert gap.abs().max() > 1e-3
-    close(asd(prior, X, cond, T, NOISE, scale=7.5), gap + 6.5 * score)
+    assert_close(asd(prior, X, cond, T, NOISE, scale=7.5), gap + 6.5 * score)
 
 
 def test_asd_on_a_gaussian(abar: Tensor) -> None:
@@ -228,7 +230,7 @@ def test_asd_on_a_dirac_grows_with_the_shift(abar: Tensor) -> None:
         later = T + (eta * T).floor().long()
         b, r = scales(abar, later)
         grad = asd(prior, X, cond, T, NOISE, scale=1.0, eta=eta, t_min=0.0, random_shift=False)
-        close(grad, s**2 * (a / s - b / r) * (X - MUG))
+        assert_close(grad, s**2 * (a / s - b / r) * (X - MUG))
         sizes.append(grad.norm().item())
     assert sizes == sorted(sizes)
     assert sizes[0] > 0
@@ -302,7 +304,7 @@ def test_sdi_of_a_dirac_pulls_straight_to_it(abar: Tensor) -> None:
     prior = dirac({"mug": MUG, "": MUG}, abar)
     cond = Condition(prior.embed(["mug"] * 2), prior.embed([""] * 2))
     for steps in (1, 10):
-        close(sdi(prior, X, cond, T, NOISE, inversion_steps=steps), X - MUG)
+        assert_close(sdi(prior, X, cond, T, NOISE, inversion_steps=steps), X - MUG)
 
 
 def test_sdi_of_a_gaussian_inverts_with_its_own_scale(abar: Tensor) -> None:
@@ -334,20 +336,20 @@ def test_dds_needs_a_difference(abar: Tensor) -> None:
     cond = condition(prior)
     same = replace(cond, source=cond.text, source_x=X)
     assert dds(prior, X, same, T, NOISE).abs().max() == 0
-    close(dds(prior, X, cond, T, NOISE, scale=7.5), bridge(prior, X, cond, T, NOISE, scale=7.5))
+    assert_close(dds(prior, X, cond, T, NOISE, scale=7.5), bridge(prior, X, cond, T, NOISE, scale=7.5))
     a, s = scales(abar, T)
     other = randn(31, *SHAPE)
     f = a * s / (a**2 * 0.25 + s**2)
     # Shared noise cancels in e_c(x_t) - e_source(other_t): f (x - other) and the means remain.
     expected = s**2 * f * (X - other + 7.5 * (CUP - MUG))
-    close(dds(prior, X, replace(cond, source_x=other), T, NOISE, scale=7.5), expected)
+    assert_close(dds(prior, X, replace(cond, source_x=other), T, NOISE, scale=7.5), expected)
 
 
 def test_bridge_between_equal_gaussians(abar: Tensor) -> None:
     prior = make_prior(abar, 0.6)
     a, s = scales(abar, T)
     expected = s**2 * 3.0 * (a * s / (a**2 * 0.36 + s**2)) * (CUP - MUG)
-    close(bridge(prior, X, condition(prior), T, NOISE, scale=3.0), expected.expand(SHAPE))
+    assert_close(bridge(prior, X, condition(prior), T, NOISE, scale=3.0), expected.expand(SHAPE))
 
 
 def test_nfsd_with_the_empty_prompt_as_negative_is_csd_above_the_threshold(abar: Tensor) -> None:
@@ -356,15 +358,17 @@ def test_nfsd_with_the_empty_prompt_as_negative_is_csd_above_the_threshold(abar:
     cond = condition(prior)
     same = replace(cond, negative=cond.uncond)
     t = torch.tensor([200, 900])
-    close(nfsd(prior, X, same, t, NOISE, scale=7.5), 7.5 * csd(prior, X, cond, t, NOISE))
+    assert_close(nfsd(prior, X, same, t, NOISE, scale=7.5), 7.5 * csd(prior, X, cond, t, NOISE))
     t = torch.tensor([199, 20])
     a, s = scales(abar, t)
     uncond = prior.predict_noise(a * X + s * NOISE, t, cond.uncond)
-    close(nfsd(prior, X, same, t, NOISE, scale=7.5), 7.5 * csd(prior, X, cond, t, NOISE) + s**2 * uncond)
+    assert_close(
+        nfsd(prior, X, same, t, NOISE, scale=7.5), 7.5 * csd(prior, X, cond, t, NOISE) + s**2 * uncond
+    )
     t = torch.tensor([300, 600])
     a, s = scales(abar, t)
     domain = s**2 * (a * s / (a**2 * 0.25 + s**2)) * (UGLY - EMPTY)
-    close(nfsd(prior, X, cond, t, NOISE), 7.5 * csd(prior, X, cond, t, NOISE) + domain)
+    assert_close(nfsd(prior, X, cond, t, NOISE), 7.5 * csd(prior, X, cond, t, NOISE) + domain)
 
 
 PULLS: dict[str, Any] = {
