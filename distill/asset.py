@@ -23,6 +23,7 @@ class Asset:
         scene: the trained scene.
         view: takes pictures of it: ``asset.view(cameras, height, width)``.
         manifest: what made it, as in ``manifest.json``.
+        particles: the assets of a run with several, whose own scene is then the first one's; else empty.
     """
 
     prompt: str
@@ -30,6 +31,7 @@ class Asset:
     scene: Any
     view: View
     manifest: dict[str, Any]
+    particles: tuple[Asset, ...] = ()
 
     @cached_property
     def mesh(self) -> Mesh:

@@ -19,8 +19,8 @@ Make a 3D asset from a prompt.
   distill -- "seed=1 is my prompt"            a prompt that looks like an option
 
 Common options (name=value):
-  iterations, seed, output_dir, prior, device, guidance, guidance.scale, timesteps, timesteps.t_max,
-  render.size.start, render.batch, optimiser.encoding, export.resolution, preset, experiment
+  iterations, seed, particles, output_dir, prior, device, guidance, guidance.scale, timesteps, timesteps.t_max,
+  render.size, render.batch, optimiser.encoding, export.resolution, preset, experiment
 
   --options           every option with its value, for what else is on the line
   --config-dir DIR    a folder with configuration files of your own

@@ -9,6 +9,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -21,33 +22,21 @@ from omegaconf.errors import OmegaConfBaseException
 
 
 @dataclass
-class Ramp:
-    """A number that moves linearly from ``start`` to ``end`` between two fractions of training, or two steps."""
-
-    start: float = 0.0
-    end: float | None = None
-    from_fraction: float | None = None
-    to_fraction: float | None = None
-    from_step: int | None = None
-    to_step: int | None = None
-
-
-@dataclass
 class Penalties:
-    """Weights of the renderer's regularisers; a weight of 0 is not computed."""
+    """Weights of the renderer's regularisers, numbers or schedules; a weight of 0 is not computed."""
 
-    sparsity: Ramp = field(default_factory=Ramp)
-    opaqueness: Ramp = field(default_factory=Ramp)
-    orientation: Ramp = field(default_factory=Ramp)
-    smoothness: Ramp = field(default_factory=Ramp)
+    sparsity: Any = 0.0
+    opaqueness: Any = 0.0
+    orientation: Any = 0.0
+    smoothness: Any = 0.0
 
 
 @dataclass
 class Rendering:
-    """Pictures per step, their side in pixels, and how surfaces are lit."""
+    """Pictures per step, their side in pixels (a number or a schedule), and how surfaces are lit."""
 
     batch: int = 4
-    size: Ramp = field(default_factory=lambda: Ramp(64.0))
+    size: Any = 64
     shading: str = "albedo"
 
 
@@ -103,6 +92,7 @@ class Config:
     source_prompt: str = ""
     view_words: str = "auto"
     iterations: int = 400
+    particles: int = 1
     seed: int = 0
     device: str = "auto"
     prior: str = "embedded"
@@ -141,9 +131,13 @@ def options_of(target: Callable[..., Any], schedules: bool = False) -> type:
         ("_partial_", bool, field(default=True)),
     ]
     for parameter in parameters:
-        kind, default = _config_field(hints.get(parameter.name, Any), parameter.default)
-        if kind is float and schedules:
-            kind, default = Any, field(default=parameter.default, metadata={"number": True})
+        hint = hints.get(parameter.name, Any)
+        kind, default = _config_field(hint, parameter.default)
+        if schedules and kind is float:
+            kind, default = Any, field(default=parameter.default, metadata={"numbers": 1})
+        elif schedules and hint == tuple[float, float]:
+            kind = Any
+            default = field(default_factory=partial(list, parameter.default), metadata={"numbers": 2})
         fields.append((parameter.name, kind, default))
     return dataclasses.make_dataclass(f"{target.__name__}_options", fields)
 
@@ -166,7 +160,9 @@ def _config_field(hint: Any, default: Any) -> tuple[Any, Any]:
 
 
 #: Groups whose every number may be a schedule.
-SCHEDULED = ("guidance", "timesteps")
+SCHEDULED = ("guidance", "timesteps", "cameras")
+#: What a schedule's mapping may hold.
+SCHEDULE_FIELDS = ("start", "end", "from_fraction", "to_fraction", "from_step", "to_step")
 
 
 def schedule(name: str, value: Any, iterations: int | None) -> Any:
@@ -184,12 +180,11 @@ def schedule(name: str, value: Any, iterations: int | None) -> Any:
 
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
-    fields = [item.name for item in dataclasses.fields(Ramp)]
     said = f"{name} must be a number or a schedule such as {{start:1,end:0,from_fraction:0,to_fraction:1}}"
     if not isinstance(value, Mapping) or "start" not in value:
         raise ValueError(f"{said}, got {value!r}")
-    if unknown := [key for key in value if key not in fields]:
-        raise ValueError(f"{said}, got the field {unknown[0]!r}; the fields are {', '.join(fields)}")
+    if unknown := [key for key in value if key not in SCHEDULE_FIELDS]:
+        raise ValueError(f"{said}, got the field {unknown[0]!r}; the fields are {', '.join(SCHEDULE_FIELDS)}")
     given = {key: number for key, number in value.items() if number is not None}
     if wrong := [number for number in given.values() if not isinstance(number, (int, float))]:
         raise ValueError(f"{said}, got {wrong[0]!r} in it")
@@ -207,23 +202,34 @@ def schedule(name: str, value: Any, iterations: int | None) -> Any:
 
 
 def schedules_in(config: DictConfig, group: str) -> dict[str, Any]:
-    """The schedules among a group's options, by option."""
+    """The schedules among a group's options, by option; in a range, either end may be one.
+
+    Raises:
+        ValueError: what should be a number, a range or a schedule is none.
+    """
     target = get_method(config[group]._target_)
     options = OmegaConf.to_container(config[group])
     assert isinstance(options, dict)
-    return {
-        name: made
-        for name in numbers(target)
-        if name in options
-        and not isinstance(
-            made := schedule(f"{group}.{name}", options[name], config.iterations), (int, float)
-        )
-    }
+    found: dict[str, Any] = {}
+    for name, ends in numbers(target).items():
+        if name not in options:
+            continue
+        where, value = f"{group}.{name}", options[name]
+        if ends == 1:
+            made = schedule(where, value, config.iterations)
+        elif isinstance(value, list) and len(value) == ends:
+            made = tuple(schedule(f"{where}[{i}]", end, config.iterations) for i, end in enumerate(value))
+        else:
+            raise ValueError(f"{where} must be a list of {ends} numbers or schedules, got {value!r}")
+        if any(not isinstance(end, (int, float)) for end in (made if ends > 1 else (made,))):
+            found[name] = made
+    return found
 
 
-def numbers(target: Callable[..., Any]) -> list[str]:
-    """Names of a callable's options that are numbers."""
-    return [item.name for item in dataclasses.fields(options_of(target, True)) if item.metadata.get("number")]
+def numbers(target: Callable[..., Any]) -> dict[str, int]:
+    """A callable's options that are numbers, or ranges of them: how many numbers each has."""
+    fields = dataclasses.fields(options_of(target, True))
+    return {item.name: item.metadata["numbers"] for item in fields if "numbers" in item.metadata}
 
 
 def plugins() -> dict[str, dict[str, Callable[..., Any]]]:
@@ -268,16 +274,17 @@ def as_overrides(options: Mapping[str, Any]) -> list[str]:
     """Turn Python keywords into command-line options; strings are quoted, so any value is literal."""
     groups = ("guidance", "timesteps", "cameras", "scene", "preset", "tuned", "experiment")
 
-    def write(key: str, value: Any) -> str:
+    def literal(value: Any) -> str:
         if isinstance(value, str):
-            return f"{key}={value}" if key in groups else f"{key}={quote(value)}"
-        if value is None:
-            return f"{key}=null"
+            return quote(value)
         if isinstance(value, (list, tuple)):
-            return f"{key}=[{','.join(map(str, value))}]"
+            return f"[{','.join(map(literal, value))}]"
         if isinstance(value, Mapping):
-            return f"{key}={{{','.join(f'{name}:{number}' for name, number in value.items())}}}"
-        return f"{key}={value}"
+            return f"{{{','.join(f'{name}:{literal(item)}' for name, item in value.items())}}}"
+        return "null" if value is None else str(value)
+
+    def write(key: str, value: Any) -> str:
+        return f"{key}={value if key in groups and isinstance(value, str) else literal(value)}"
 
     return [write(key, value) for key, value in options.items()]
 
@@ -360,13 +367,27 @@ def check(config: DictConfig) -> None:
     Raises:
         ValueError: a value is out of range.
     """
-    positive = ("iterations", "render.batch", "render.size.start", "export.resolution", "export.faces")
+    positive = (
+        "iterations",
+        "particles",
+        "render.batch",
+        "export.resolution",
+        "export.faces",
+    )
     for name in positive:
         value = OmegaConf.select(config, name)
         if value <= 0:
             raise ValueError(f"{name} must be at least 1, got {value}; leave it out for the default")
     for group in SCHEDULED:
         schedules_in(config, group)
+    for name in config.penalties:
+        schedule(f"penalties.{name}", config.penalties[name], config.iterations)
+    size = schedule("render.size", config.render.size, config.iterations)
+    for end in (size,) if isinstance(size, (int, float)) else (size.start, size(1.0)):
+        if end < 8:
+            raise ValueError(
+                f"render.size must be at least 8 pixels, got {end:g}; leave it out for the default"
+            )
     if config.prompt and config.prompts:
         raise ValueError("give a prompt or prompts=FILE, not both")
     if not config.prompt.strip() and config.prompts is None:

@@ -28,6 +28,7 @@ class Condition:
         source_x: pictures of what is edited, in the prior's space, where they are given.
         cameras: where the pictures were taken from.
         progress: fraction of training done, in [0, 1).
+        plain: the prompt's embedding without view words, where the prompt has them.
         uniform: a random number in [0, 1) per picture, shape ``[batch]``, for losses that draw a second
             timestep.
     """
@@ -39,6 +40,7 @@ class Condition:
     source_x: Tensor | None = None
     cameras: Cameras | None = None
     progress: float = 0.0
+    plain: Embedding | None = None
     uniform: Tensor | None = None
 
 

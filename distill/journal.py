@@ -8,11 +8,12 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from distill.checkpoint import save_checkpoint, write_atomic
@@ -62,9 +63,15 @@ class Journal:
     """Called after each step. Writes ``metrics.jsonl``, TensorBoard events, previews and checkpoints."""
 
     def __init__(
-        self, folder: Path, options: Any, iterations: int, start: int, view: View, stop: threading.Event
+        self,
+        folder: Path,
+        options: Any,
+        iterations: int,
+        start: int,
+        views: Sequence[View],
+        stop: threading.Event,
     ) -> None:
-        self.folder, self.options, self.view, self.stop = folder, options, view, stop
+        self.folder, self.options, self.views, self.stop = folder, options, views, stop
         keep_lines_before(folder / "metrics.jsonl", start)
         self.lines = (folder / "metrics.jsonl").open("a", buffering=1)
         self.board = None
@@ -101,14 +108,14 @@ class Journal:
         return every > 0 and step % every == 0
 
     def preview(self, step: int) -> None:
-        """Write four sides of the scene as one picture."""
+        """Write four sides of each scene, a row each, as one picture."""
         import imageio.v3 as imageio
 
         folder = self.folder / "previews"
         folder.mkdir(exist_ok=True)
-        rgb = self.view(turntable(4), 64, 64).rgb.detach().cpu().clamp(0, 1)
-        strip = (rgb.movedim(0, 1).flatten(1, 2) * 255).round().byte().numpy()
-        imageio.imwrite(folder / f"step-{step:06d}.png", strip)
+        rows = [view(turntable(4), 64, 64).rgb.detach().cpu().clamp(0, 1) for view in self.views]
+        sheet = torch.cat([rgb.movedim(0, 1).flatten(1, 2) for rgb in rows])
+        imageio.imwrite(folder / f"step-{step:06d}.png", (sheet * 255).round().byte().numpy())
 
     def checkpoint(self, state: State) -> Path:
         return save_checkpoint(

@@ -71,7 +71,7 @@ def conditioner(
 
     views_count = max(len(words), 1)
     sources = every_view(source_prompt) if source_prompt else []
-    table = prior.embed([*every_view(prompt), *sources, "", negative_prompt])
+    table = prior.embed([*every_view(prompt), *sources, "", negative_prompt, prompt])
     empty = views_count + len(sources)
 
     def rows(index: list[int]) -> Embedding:
@@ -89,6 +89,7 @@ def conditioner(
             negative=rows([empty + 1] * batch) if negative_prompt else None,
             source=rows([views_count + i for i in index]) if source_prompt else None,
             cameras=cameras,
+            plain=rows([empty + 2] * batch),
         )
 
     return condition

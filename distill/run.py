@@ -8,7 +8,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from distill.folders import claim, is_finished
 from distill.journal import Interrupted, Journal, stop_signals
 from distill.priors.load import folder_of, load_prior
 from distill.samplers.cameras import Cameras
-from distill.samplers.schedules import scheduled, scheduled_sampler
+from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
 
 log = logging.getLogger(__name__)
 
@@ -83,11 +83,11 @@ def check_prompt(config: DictConfig) -> None:
 
 @dataclass(frozen=True)
 class Parts:
-    """A run's parts, made from its configuration."""
+    """A run's parts, made from its configuration: as many scenes, each with its view, as there are particles."""
 
-    scene: Any
+    scenes: Sequence[Any]
+    views: Sequence[View]
     render: Renderer
-    view: View
     state: loop.State
     settings: loop.Settings
     guidance: Any
@@ -98,28 +98,31 @@ class Parts:
 def build(config: DictConfig, prior: Prior) -> Parts:
     """Instantiate the parts a configuration names."""
     from distill.renderers.image import ImageScene, render_image
+    from distill.renderers.particles import Particles, render_drawn
     from distill.renderers.volume import render
 
     generator = torch.Generator().manual_seed(config.seed)
-    scene = instantiate(config.scene, _convert_="all")(seed=generator).to(prior.device)
+    make_scene = instantiate(config.scene, _convert_="all")
+    scenes = [make_scene(seed=generator).to(prior.device) for _ in range(config.particles)]
 
-    def ramp(name: str) -> Any:
-        return schedule(name, OmegaConf.select(config, name), config.iterations)
+    def ramp(name: str) -> Ramp:
+        made = schedule(name, OmegaConf.select(config, name), config.iterations)
+        return made if isinstance(made, Ramp) else Ramp(made)
 
-    penalties = {
-        name: ramp(f"penalties.{name}")
-        for name, weight in config.penalties.items()
-        if weight.start != 0 or (weight.end or 0) != 0
-    }
+    weights = {name: ramp(f"penalties.{name}") for name in config.penalties}
+    penalties = {name: weight for name, weight in weights.items() if weight.start or weight.end}
     take: Any = render_image
-    training = render_image
-    if not isinstance(scene, ImageScene):
+    training: Renderer = render_image
+    if not isinstance(scenes[0], ImageScene):
         take = render
         training = partial(render, shading=config.render.shading, penalties=tuple(penalties))
+    scene = scenes[0]
+    if len(scenes) > 1:
+        scene, training = Particles(scenes).to(prior.device), render_drawn(training)
 
     @torch.no_grad()
-    def view(cameras: Any, height: int, width: int) -> Any:
-        return take(scene, cameras.to(prior.device), height, width)
+    def view(of: Any, cameras: Any, height: int, width: int) -> Any:
+        return take(of, cameras.to(prior.device), height, width)
 
     optimiser = config.optimiser
     rates = {name: optimiser[name] for name in ("encoding", "mlp", "background", "image")}
@@ -141,9 +144,9 @@ def build(config: DictConfig, prior: Prior) -> Parts:
         max_bad_steps=optimiser.max_bad_steps,
     )
     return Parts(
-        scene,
+        scenes,
+        [partial(view, each) for each in scenes],
         training,
-        view,
         state,
         settings,
         guidance,
@@ -152,7 +155,7 @@ def build(config: DictConfig, prior: Prior) -> Parts:
             prior=prior,
             **schedules_in(config, "timesteps"),
         ),
-        instantiate(config.cameras, _convert_="all")(),
+        scheduled_sampler(instantiate(config.cameras, _convert_="all"), **schedules_in(config, "cameras")),
     )
 
 
@@ -193,12 +196,49 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
     manifest: dict[str, Any] = describe(config, model)
     manifest["skipped_steps"] = parts.state.skipped
     manifest["seconds"] = {"load": loaded - started, "train": trained - loaded}
-    if config.export.enabled and hasattr(parts.scene, "query"):
-        manifest["export"] = export(config, folder, parts, model.device)
-    manifest["seconds"]["export"] = time.perf_counter() - trained
-    finish(folder, manifest)
+    if len(parts.scenes) == 1:
+        asset = describe_and_export(config, folder, parts.scenes[0], parts.views[0], manifest, model.device)
+    else:
+        asset = export_particles(config, folder, parts, manifest, model.device)
     log.info("%.0f s in all; results in %s", time.perf_counter() - started, folder)
-    return Asset(config.prompt, folder, parts.scene, parts.view, manifest)
+    return asset
+
+
+def describe_and_export(
+    config: DictConfig, folder: Path, scene: Any, view: View, manifest: dict[str, Any], device: torch.device
+) -> Asset:
+    """Write one scene's files, its manifest and its report."""
+    started = time.perf_counter()
+    if config.export.enabled and hasattr(scene, "query"):
+        manifest["export"] = export(config, folder, scene, view, device)
+    manifest["seconds"]["export"] = time.perf_counter() - started
+    finish(folder, manifest)
+    return Asset(config.prompt, folder, scene, view, manifest)
+
+
+def export_particles(
+    config: DictConfig, folder: Path, parts: Parts, manifest: dict[str, Any], device: torch.device
+) -> Asset:
+    """Write every particle's files to a folder of its own, ``particle-1`` and so on, then the run's report.
+
+    Raises:
+        ExportFailed: scenes have no surface; the others' files are written all the same.
+    """
+    particles, failures = [], []
+    for number, (scene, view) in enumerate(zip(parts.scenes, parts.views, strict=True), start=1):
+        own = folder / f"particle-{number}"
+        own.mkdir(exist_ok=True)
+        mine = {**manifest, "particle": number, "seconds": dict(manifest["seconds"])}
+        try:
+            particles.append(describe_and_export(config, own, scene, view, mine, device))
+        except ExportFailed as error:
+            failures.append(f"particle {number}: {error}")
+    if failures:
+        raise ExportFailed("; ".join(failures))
+    manifest["particles"] = [asset.folder.name for asset in particles]
+    manifest["seconds"]["export"] = sum(asset.manifest["seconds"]["export"] for asset in particles)
+    finish(folder, manifest)
+    return Asset(config.prompt, folder, parts.scenes[0], parts.views[0], manifest, tuple(particles))
 
 
 def make_condition(config: DictConfig, prior: Prior, scene: Any) -> Callable[[Cameras], Condition]:
@@ -211,9 +251,9 @@ def make_condition(config: DictConfig, prior: Prior, scene: Any) -> Callable[[Ca
 
 def train(config: DictConfig, folder: Path, prior: Prior, parts: Parts) -> None:
     """Run the loop with its journal; saves a last checkpoint."""
-    condition, state = make_condition(config, prior, parts.scene), parts.state
+    condition, state = make_condition(config, prior, parts.scenes[0]), parts.state
     with stop_signals() as stop:
-        journal = Journal(folder, config.log, config.iterations, state.step, parts.view, stop)
+        journal = Journal(folder, config.log, config.iterations, state.step, parts.views, stop)
         try:
             loop.train(
                 state,
@@ -230,6 +270,8 @@ def train(config: DictConfig, folder: Path, prior: Prior, parts: Parts) -> None:
                 journal.checkpoint(state)
         finally:
             journal.close()
+    if hasattr(parts.guidance, "save"):
+        parts.guidance.save(folder)
     if state.step < config.iterations:
         raise Interrupted(
             f"stopped at step {state.step} of {config.iterations}; go on with resume=true; results so far in {folder}"
@@ -240,15 +282,15 @@ def train(config: DictConfig, folder: Path, prior: Prior, parts: Parts) -> None:
                 parameter.copy_(average)
 
 
-def export(config: DictConfig, folder: Path, parts: Parts, device: torch.device) -> dict[str, Any]:
+def export(config: DictConfig, folder: Path, scene: Any, view: View, device: torch.device) -> dict[str, Any]:
     """Write the meshes and pictures; see ``distill.export.asset.export_asset``."""
     from distill.export.asset import export_asset
 
     options = {key: value for key, value in config.export.items() if key != "enabled"}
     try:
-        return export_asset(parts.scene.query, parts.view, folder, device=device, **options)
+        return export_asset(scene.query, view, folder, device=device, **options)
     except ValueError as error:
-        raise ExportFailed(f"{error} (the trained scene is kept: {folder / 'checkpoints'})") from error
+        raise ExportFailed(f"{error} (the trained scene is kept among the checkpoints)") from error
 
 
 def describe(config: DictConfig, prior: Prior) -> dict[str, Any]:

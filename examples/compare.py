@@ -1,17 +1,22 @@
 """Compare losses on the embedded prior: the same prompts, seeds and budget, measured against the truth.
 
-Interrupt and rerun to go on.
+Interrupt and rerun to go on; run one command for each --part on as many cores to share the work. --claims adds what
+the papers' claims are tested with, and --exact takes the exact prior of each prompt in place of the network (without
+VSD, which trains one).
     python compare.py --output ~/comparison --methods sds csd asd --prompts 4 --seeds 2
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import logging
 from pathlib import Path
+from typing import Any
 
 import distill
-from distill.comparison.run import METHODS, PROMPTS
+from distill.comparison.run import METHODS, PROMPTS, VARIANTS
+from distill.embedded.exact import exact_prior
 
 
 def main() -> None:
@@ -19,21 +24,32 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("comparison"))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    every = {**METHODS, **VARIANTS}
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(every))
+    parser.add_argument("--claims", action="store_true", help="all methods and variants, claims judged")
+    parser.add_argument("--exact", action="store_true", help="on each prompt's exact prior")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="only the first so many")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--budget", default="steps", choices=("steps", "calls"))
+    parser.add_argument("--part", default="1/1", help="k/n: the k-th of n shares of the work")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    chosen = every if options.claims else options.methods
+    number, _, parts = options.part.partition("/")
+    exact: dict[str, Any] = {"prior": exact_prior, "scene.background": "white"} if options.exact else {}
     report = distill.compare(
-        {name: METHODS[name] for name in options.methods},
+        {name: every[name] for name in chosen if not (options.exact and "vsd" in name)},
         PROMPTS[: options.prompts],
         range(options.seeds),
         output_dir=options.output,
         iterations=options.iterations,
         budget=options.budget,
+        part=(int(number), int(parts or 1)),
+        **exact,
     )
+    for claim in csv.DictReader((options.output / "claims.csv").open()):
+        print(f"{claim['verdict']}: {claim['claim']}: {claim['numbers']}")
     print(report)
 
 

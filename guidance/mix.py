@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -110,6 +111,12 @@ class LearningMixture(Mixture):
         with torch.no_grad():
             given = [(learner, term.given(prior, x, cond)) for term, learner in self.learners()]
         return sum(learner.learn(*parts, generator) for learner, parts in given)
+
+    def save(self, folder: Path) -> None:
+        """Write what each learner saves to a folder of its own, ``term-0`` and so on."""
+        for number, term in enumerate(self.terms):
+            if hasattr(term.loss, "save"):
+                term.loss.save(folder / f"term-{number}")
 
     def state_dict(self) -> dict[str, Any]:
         return {str(i): learner.state_dict() for i, (_, learner) in enumerate(self.learners())}

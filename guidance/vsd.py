@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distill.contracts import Condition, Prior
+from distill.contracts import Condition, Embedding, Prior
 from distill.guidance.terms import add_noise, predict_guided, weight
 from distill.samplers.schedules import at
 
@@ -51,10 +52,12 @@ class VSD:
         alpha: LoRA's outputs are scaled by ``alpha / rank``.
         targets: endings of the names of the layers that get one.
         cameras: give the copy the camera.
+        view_text: give the copy the prompt with its view's words, as the prior has it; otherwise the bare prompt.
         camera_dropout: probability that the copy learns without it.
         learning_rate: of the copy, peak.
         warmup: updates over which its rate rises linearly.
         updates: of the copy per step.
+        lora: a file or folder that ``save`` wrote, to start from; empty for a fresh copy. The camera starts anew.
         prediction: the copy's error is measured in ``epsilon`` or in ``v_prediction``, which is
             ``1 / abar`` times as large and weighs noisy timesteps more.
 
@@ -63,7 +66,7 @@ class VSD:
         width]``, detached, not averaged over the batch.
 
     Raises:
-        ValueError: the prior cannot take LoRA layers, or an option is not known.
+        ValueError: the prior cannot take LoRA layers, ``lora`` is another network's, or an option is not known.
 
     Source: Wang et al. 2023 (ProlificDreamer), arXiv:2305.16213. Differs: the camera embedding starts at
     zero, so that the copy begins as the prior itself.
@@ -80,10 +83,12 @@ class VSD:
         alpha: int = 4,
         targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0"),
         cameras: bool = True,
+        view_text: bool = True,
         camera_dropout: float = 0.1,
         learning_rate: float = 1e-4,
         warmup: int = 500,
         updates: int = 1,
+        lora: str = "",
         prediction: str = "epsilon",
     ) -> None:
         from distill.priors.adapter import Student
@@ -91,16 +96,18 @@ class VSD:
         if prediction not in ("epsilon", "v_prediction"):
             raise ValueError(f"guidance.prediction must be epsilon or v_prediction, got {prediction!r}")
         self.scale, self.weighting, self.prediction = scale, weighting, prediction
-        self.updates, self.warmup, self.done = updates, warmup, 0
+        self.updates, self.warmup, self.done, self.view_text = updates, warmup, 0, view_text
         self.training = {"learning_rate": learning_rate, "camera_dropout": camera_dropout}
         self.student = Student(
             prior, rank=rank, alpha=alpha, targets=targets, cameras=cameras, generator=generator
         )
+        if lora:
+            self.student.load(Path(lora).expanduser())
         self.optimiser = torch.optim.AdamW(self.student.trainable(), lr=1e-4)
 
     def __call__(self, prior: Prior, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
         def rendered(x_t: Tensor) -> Tensor:
-            return self.student.predict_noise(x_t, t, cond.text, cond.cameras)
+            return self.student.predict_noise(x_t, t, self.text(cond), cond.cameras)
 
         options = at({"scale": self.scale, "weighting": self.weighting}, cond.progress)
         return variational_score(prior, x, cond, t, noise, rendered, **options)
@@ -114,7 +121,7 @@ class VSD:
             keep = (torch.rand(len(x), generator=generator) >= now["camera_dropout"]).to(x)
             x_t = add_noise(prior, x.detach(), t, noise)
             with torch.enable_grad():
-                predicted = self.student.predict_noise(x_t, t, cond.text, cond.cameras, keep)
+                predicted = self.student.predict_noise(x_t, t, self.text(cond), cond.cameras, keep)
                 squared = (predicted - noise).square()
                 if self.prediction == "v_prediction":
                     squared = squared / prior.alpha(t) ** 2
@@ -128,6 +135,20 @@ class VSD:
             if math.isfinite(error):
                 self.optimiser.step()
         return error
+
+    def text(self, cond: Condition) -> Embedding:
+        """What the copy is told of the prompt."""
+        if self.view_text:
+            return cond.text
+        if cond.plain is None:
+            raise ValueError(
+                "vsd with view_text=false needs cond.plain, the prompt without view words; it is None"
+            )
+        return cond.plain
+
+    def save(self, folder: Path) -> None:
+        """Write the LoRA to ``folder``, as safetensors that ``load_lora_adapter`` of diffusers reads."""
+        self.student.save(folder)
 
     def state_dict(self) -> dict[str, Any]:
         return {

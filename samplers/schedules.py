@@ -45,8 +45,14 @@ class Ramp:
 
 
 def at(options: Mapping[str, Any], progress: float) -> dict[str, Any]:
-    """The options' values at a point in training: schedules evaluated, the rest as they are."""
-    return {name: value(progress) if isinstance(value, Ramp) else value for name, value in options.items()}
+    """The options' values at a point in training: schedules, also in pairs, evaluated, the rest as they are."""
+
+    def now(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(now(item) for item in value)
+        return value(progress) if isinstance(value, Ramp) else value
+
+    return {name: now(value) for name, value in options.items()}
 
 
 def scheduled(loss: Callable[..., Any], **options: Any) -> Guidance:
@@ -59,8 +65,8 @@ def scheduled(loss: Callable[..., Any], **options: Any) -> Guidance:
 
 
 def scheduled_sampler(make: Callable[..., Any], **options: Any) -> Any:
-    """Make a timestep sampler of options of which any number may be a ``Ramp``."""
-    if not any(isinstance(value, Ramp) for value in options.values()):
+    """Make a sampler of timesteps or cameras from options of which any number may be a ``Ramp``."""
+    if at(options, 0.0) == options:
         return make(**options)
 
     def sample(progress: float, batch: int, generator: Any) -> Any:

@@ -50,7 +50,7 @@ def annealed(
     from_fraction: float = 0.0,
     to_fraction: float = 1.0,
 ) -> TimestepSampler:
-    """Draw uniformly from a range whose two ends move linearly over training, or in one step.
+    """Draw uniformly from a range whose two ends fall linearly over training, or in one step.
 
     Args:
         prior: gives the number of timesteps T.
@@ -63,10 +63,15 @@ def annealed(
             (ProlificDreamer, arXiv:2305.16213).
 
     Raises:
-        ValueError: a range is empty or leaves [0, 1].
+        ValueError: a range is empty or leaves [0, 1], or an end rises.
     """
     bounds(prior, t_min, t_max)
     bounds(prior, t_min_end, t_max_end)
+    if t_min_end > t_min or t_max_end > t_max:
+        raise ValueError(
+            f"annealed timesteps only fall, but t_min goes from {t_min:g} to {t_min_end:g} and t_max from {t_max:g} to "
+            f"{t_max_end:g}; lower t_min_end or t_max_end, or give timesteps=uniform a schedule"
+        )
     lowest = Ramp(t_min, t_min_end, from_fraction, to_fraction)
     highest = Ramp(t_max, t_max_end, from_fraction, to_fraction)
 

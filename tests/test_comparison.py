@@ -22,7 +22,7 @@ from distill.priors.exact import gaussian
 QUICK: dict[str, Any] = {
     "iterations": 4,
     "measure_every": 2,
-    "render.size": {"start": 16},
+    "render.size": 16,
     "scene.log2_table_size": 12,
     "scene.levels": 4,
 }

@@ -74,7 +74,7 @@ def test_unknown_guidance_lists_the_known_ones() -> None:
     assert error_of("guidance=dsd") == f"unknown guidance 'dsd'; there are {names}"
 
 
-@pytest.mark.parametrize("name", ["iterations", "render.batch", "render.size.start"])
+@pytest.mark.parametrize("name", ["iterations", "particles", "render.batch"])
 def test_zero_where_there_must_be_some_is_refused(name: str) -> None:
     assert f"{name} must be at least 1, got 0" in error_of(f"{name}=0")
 

@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,25 @@ def test_half_precision_inside_the_prior_changes_little(loss: Any, case_of: Any)
     assert half.dtype == torch.float32
     # bfloat16 keeps 8 bits, 0.4%; a loss that is the small difference of two predictions loses most of them.
     assert (half - full).norm() < 0.2 * full.norm()
+
+
+PLAIN = [loss for loss in LOSSES if "generator" not in inspect.signature(loss.values[0]).parameters]
+
+
+@pytest.mark.parametrize("loss", PLAIN)
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample", "flow"])
+def test_what_a_network_predicts_does_not_matter(loss: Any, prediction: str, case_of: Any) -> None:
+    """A loss sees noise predictions and ratios of signal to noise, so all that holds for epsilon holds for these."""
+    case = case_of(loss)
+    if "weighting" in inspect.signature(loss).parameters:
+        case.loss = partial(loss, weighting="uniform")  # the others weigh by the scales themselves
+    # Losses that follow a trajectory begin it with the picture itself: at its first level there must be no noise.
+    abar = case.prior.abar.clone()
+    abar[0] = 1 - 1e-12
+    case.prior = replace(case.prior, abar=abar)
+    expected = case()
+    case.prior = replace(case.prior, prediction=prediction)
+    torch.testing.assert_close(case(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", LEARNERS, ids=lambda loss: loss.__name__.lower())

@@ -11,6 +11,7 @@ from conftest import write_tiny_prior
 
 from distill.priors import load_prior
 from distill.priors.exact import cosine, scaled_linear
+from distill.priors.predictions import from_noise, to_noise
 from distill.priors.unet import UNetPrior
 
 
@@ -69,6 +70,30 @@ def test_predictions_agree_with_the_scheduler_of_diffusers(tmp_path: Path, predi
         clean = scheduler.step(output, step, x_t).pred_original_sample
         noise = (x_t - prior.alpha(t) * clean) / prior.sigma(t)
         torch.testing.assert_close(prior.predict_noise(x_t, t, cond), noise, rtol=1e-4, atol=1e-4)
+
+
+def test_flow_is_the_direction_that_diffusers_integrates() -> None:
+    """One Euler step of diffusers' flow-matching scheduler from sigma to 0 must land on the clean picture."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(1)
+    time = scheduler.timesteps[:1]
+    clean, noise = randn(1, 3, 4, 4, seed=1), randn(1, 3, 4, 4, seed=2)
+    level = torch.tensor(0.3)
+    x_t = (1 - level) * clean + level * noise
+    velocity = from_noise("flow", noise, x_t, 1 - level, level)
+    torch.testing.assert_close(to_noise("flow", velocity, x_t, 1 - level, level), noise)
+    start = scheduler.scale_noise(clean, time, noise)
+    torch.testing.assert_close(
+        scheduler.step(velocity, time[0], start).prev_sample, clean, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_an_unknown_prediction_is_refused() -> None:
+    for convert in (to_noise, from_noise):
+        with pytest.raises(ValueError, match="one of epsilon, v_prediction, sample, flow, got 'score'"):
+            convert("score", *torch.ones(4, 1))
 
 
 def test_noise_levels_are_the_scheduler_s(latent: UNetPrior) -> None:

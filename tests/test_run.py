@@ -23,7 +23,7 @@ from distill.cli import main
 QUICK = [
     "iterations=6",
     "render.batch=2",
-    "render.size.start=32",
+    "render.size=32",
     "log.checkpoint_every=2",
     "log.preview_every=3",
     "export.resolution=32",

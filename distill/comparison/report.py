@@ -5,16 +5,17 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from distill.checkpoint import write_atomic
+from PIL import Image, ImageDraw
 
-Record = Mapping[str, Any]
+from distill.checkpoint import write_atomic
+from distill.comparison.records import Record, by_prompt, of, views_of
 
 #: Figures of the table: name, title, and how to read them from a cell.
 FIGURES: tuple[tuple[str, str], ...] = (
@@ -31,8 +32,11 @@ COLOURS = ("#4269d0", "#ef7d22", "#3ca951", "#b5446e", "#8561c5", "#8c6d46", "#2
 
 
 def write_report(root: Path, records: Sequence[Record]) -> Path:
-    """Write ``results.csv``, ``curves.csv``, ``grid.png`` and ``report.html``; returns the last."""
+    """Write ``results.csv``, ``curves.csv``, ``claims.csv``, ``grid.png`` and ``report.html``; returns the last."""
     import jinja2
+
+    from distill.comparison.claims import judge_claims
+    from distill.embedded.judge import load_judge
 
     methods = list(dict.fromkeys(record["method"] for record in records))
     write_atomic(root / "results.csv", as_csv([row(record) for record in records]))
@@ -43,28 +47,32 @@ def write_report(root: Path, records: Sequence[Record]) -> Path:
     ]
     write_atomic(root / "curves.csv", as_csv(points))
     draw_grid(root, records)
+    memory = json.loads((root / "memory.json").read_text()) if (root / "memory.json").exists() else {}
+    claims = judge_claims(records, root, load_judge(), memory)
+    lines = [
+        {"claim": claim.text, "verdict": claim.verdict, "numbers": "; ".join(map(str, claim.numbers))}
+        for claim in claims
+    ]
+    write_atomic(root / "claims.csv", as_csv(lines))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(files("distill.comparison").joinpath("report.html").read_text("utf-8"))
     page = template.render(
         titles=[title for _, title in FIGURES],
-        table=[(name, summary(of(records, name), root)) for name in methods],
+        table=[(name, summary(of(records, name), root, memory.get(name))) for name in methods],
         charts=[
             chart(records, methods, by, value)
             for value in ("r_precision", "similarity")
-            for by in ("step", "seconds")
+            for by in ("step", "seconds", "calls")
         ],
         profiles=[gradient_chart(records, methods, value) for value in ("norm", "variance")],
         grid=base64.b64encode((root / "grid.png").read_bytes()).decode(),
         colours=dict(zip(methods, colours(methods), strict=True)),
         cells=len(records),
+        claims=lines,
         failures=[record for record in records if record["error"]],
     )
     write_atomic(root / "report.html", page)
     return root / "report.html"
-
-
-def of(records: Sequence[Record], method: str) -> list[Record]:
-    return [record for record in records if record["method"] == method]
 
 
 def row(record: Record) -> dict[str, Any]:
@@ -91,8 +99,8 @@ def spread(values: Sequence[float | None]) -> tuple[float, float] | None:
     return statistics.fmean(found), error
 
 
-def summary(records: Sequence[Record], root: Path) -> list[str]:
-    """A method's line: the mean over its cells with its standard error, then time, calls, diversity, failures."""
+def summary(records: Sequence[Record], root: Path, memory: Mapping[str, float] | None) -> list[str]:
+    """A method's line: means over its cells with standard errors, then diversity, costs and failures."""
 
     def text(values: Sequence[float | None], digits: int = 3) -> str:
         found = spread(values)
@@ -102,27 +110,16 @@ def summary(records: Sequence[Record], root: Path) -> list[str]:
     line.append(text([diversity_of(group, root) for group in by_prompt(records)]))
     line.append(text([record.get("seconds") for record in records], 1))
     line.append(text([record.get("calls") for record in records], 0))
+    line.append(f"{memory['peak_mib']:.0f} ({memory['training_mib']:.0f})" if memory else "-")
     return [*line, str(sum(bool(record["error"]) for record in records))]
-
-
-def by_prompt(records: Sequence[Record]) -> list[list[Record]]:
-    ordered = sorted(records, key=lambda record: record["prompt"])
-    return [list(group) for _, group in groupby(ordered, key=lambda record: record["prompt"])]
 
 
 def diversity_of(records: Sequence[Record], root: Path) -> float | None:
     """Between the seeds of one prompt, from the pictures that the cells kept."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    from distill.comparison.figures import SIZE, diversity
-    from distill.comparison.run import Cell
+    from distill.comparison.figures import diversity
     from distill.embedded.judge import load_judge
 
-    paths = [Cell(r["method"], r["prompt"], r["seed"]).folder(root) / "views.png" for r in records]
-    strips = [torch.from_numpy(np.array(Image.open(path))).float() / 255 for path in paths if path.exists()]
-    sets = [torch.stack(strip.split(SIZE, dim=1)).movedim(-1, 1) for strip in strips]
+    sets = [views_of(record, root)[-1] for record in records if record["points"]]
     return diversity(load_judge(), sets)
 
 
@@ -145,7 +142,8 @@ def chart(records: Sequence[Record], methods: Sequence[str], by: str, value: str
             for column in columns
         ]
         series.append((name, line))
-    return draw(f"{value.replace('_', '-')} over {by}s".replace("ss", "s"), series, float)
+    over = {"step": "steps", "seconds": "seconds", "calls": "network calls"}[by]
+    return draw(f"{value.replace('_', '-')} over {over}", series, float)
 
 
 def gradient_chart(records: Sequence[Record], methods: Sequence[str], value: str) -> dict[str, Any]:
@@ -195,13 +193,11 @@ def draw(
 
 def draw_grid(root: Path, records: Sequence[Record]) -> None:
     """Four sides of the first seed's asset: a row for each prompt, a column for each method."""
-    from PIL import Image, ImageDraw
-
     from distill.comparison.figures import SIZE
-    from distill.comparison.run import Cell
 
     prompts = list(dict.fromkeys(record["prompt"] for record in records))
     methods = list(dict.fromkeys(record["method"] for record in records))
+    found = {(record["method"], record["prompt"], record["seed"]): record for record in records}
     seed, label, bar, gap = records[0]["seed"], 150, 24, 8
     wide, tall = 4 * SIZE + gap, SIZE + gap
     sheet = Image.new("RGB", (label + wide * len(methods), bar + tall * len(prompts)), "white")
@@ -211,10 +207,10 @@ def draw_grid(root: Path, records: Sequence[Record]) -> None:
     for line, prompt in enumerate(prompts):
         pen.text((8, bar + tall * line + SIZE // 2), prompt, "black", anchor="lm", font_size=14)
         for column, method in enumerate(methods):
-            path = Cell(method, prompt, seed).folder(root) / "views.png"
-            if path.exists():
-                strip = Image.open(path)
-                for side in range(4):
-                    picture = strip.crop((2 * side * SIZE, 0, (2 * side + 1) * SIZE, SIZE))
-                    sheet.paste(picture, (label + wide * column + side * SIZE, bar + tall * line))
+            cell = found.get((method, prompt, seed))
+            if cell and cell["points"]:
+                for side, picture in enumerate(views_of(cell, root)[-1, ::2]):
+                    pixels = (picture.movedim(0, -1) * 255).round().byte().numpy()
+                    place = (label + wide * column + side * SIZE, bar + tall * line)
+                    sheet.paste(Image.fromarray(pixels), place)
     sheet.save(root / "grid.png")

@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,37 @@ import torch
 from torch import Tensor
 
 from distill.checkpoint import write_atomic
+from distill.comparison.memory import peak_memory
+from distill.comparison.records import Cell
 from distill.config import as_overrides, compose_config
 from distill.contracts import Embedding, Prior, Render
 from distill.embedded.judge import Judge, load_judge
-from distill.folders import folder_name
 from distill.journal import Interrupted, stop_signals
 from distill.loop import Diverged, State
 from distill.loop import train as train_scene
 
 log = logging.getLogger(__name__)
 
-#: Every method with its options, as ``distill.generate`` takes them.
+#: Every method with its options, as ``distill.generate`` takes them. All draw timesteps uniformly, so that the
+#: losses alone differ, but for those named ``tp_``, with DreamTime's, and ``sdi``, whose fall is part of it.
 METHODS: dict[str, dict[str, Any]] = {
-    "sds": {"guidance": "sds"},
+    "sds": {"guidance": "sds", "timesteps": "uniform"},
     "tp_sds": {"guidance": "sds", "timesteps": "dreamtime"},
-    "csd": {"guidance": "csd"},
-    "asd": {"experiment": "scaledreamer"},
-    "vsd": {"guidance": "vsd"},
+    "csd": {"guidance": "csd", "timesteps": "uniform"},
+    "asd": {"guidance": "asd", "timesteps": "uniform"},
+    "vsd": {"guidance": "vsd", "timesteps": "uniform"},
     "sdi": {"experiment": "sdi"},
+}
+#: What the papers' claims are tested with, beside ``METHODS``; see ``distill.comparison.claims``.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "tp_csd": {"guidance": "csd", "timesteps": "dreamtime"},
+    "tp_asd": {"guidance": "asd", "timesteps": "dreamtime"},
+    "tp_vsd": {"guidance": "vsd", "timesteps": "dreamtime"},
+    "sds_7.5": {"guidance": "sds", "timesteps": "uniform", "guidance.scale": 7.5},
+    "sds_100": {"guidance": "sds", "timesteps": "uniform", "guidance.scale": 100},
+    "asd_fixed": {"guidance": "asd", "timesteps": "uniform", "guidance.random_shift": False},
+    "asd_eta_0": {"guidance": "asd", "timesteps": "uniform", "guidance.eta": 0},
+    "asd_eta_1": {"guidance": "asd", "timesteps": "uniform", "guidance.eta": 1},
 }
 PROMPTS = (
     "a blue chair",
@@ -43,18 +55,6 @@ PROMPTS = (
     "a brown mushroom",
     "a pink teapot",
 )
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One asset of a comparison."""
-
-    method: str
-    prompt: str
-    seed: int
-
-    def folder(self, root: Path) -> Path:
-        return root / "cells" / self.method / f"{folder_name(self.prompt)}-{self.seed}"
 
 
 class Counted:
@@ -87,20 +87,23 @@ def compare(
     iterations: int = 400,
     budget: str = "steps",
     measure_every: int = 50,
+    part: tuple[int, int] = (1, 1),
     **options: Any,
 ) -> Path:
-    """Make and measure every cell, then write the report; rerun to go on where it stopped.
+    """Make and measure every cell, then write the report on what is there; rerun to go on where it stopped.
 
     Args:
         methods: options of ``distill.generate`` by a name of one's choice; ``METHODS`` by default.
         prompts: of the embedded world.
         seeds: of each.
         output_dir: where cells, ``results.csv``, ``curves.csv``, ``grid.png`` and ``report.html`` go.
-        prior: a loaded prior shared by all cells; the embedded one by default.
+        prior: a loaded prior shared by all cells, or a function that makes one for a prompt, such as
+            ``distill.embedded.exact.exact_prior``; the embedded one by default.
         iterations: of each cell, or with ``budget="calls"`` of the first method's: the others get as many
             as make the same number of network evaluations.
         budget: ``steps`` or ``calls``.
         measure_every: steps between two points of the curves; measuring does not count as time.
+        part: ``(k, n)`` makes only the k-th of n shares of the cells, for n processes with one folder.
         **options: for all cells.
 
     Returns:
@@ -115,29 +118,49 @@ def compare(
 
     if budget not in ("steps", "calls"):
         raise ValueError(f"budget must be steps or calls, got {budget!r}")
+    number, parts = part
+    if not 1 <= number <= parts:
+        raise ValueError(f"part must be (k, n) with 1 <= k <= n, got {part}")
     chosen = {name: dict(wanted) for name, wanted in (methods or METHODS).items()}
-    root, model, judge = Path(output_dir), Counted(prior or load_prior()), load_judge()
+    root, judge = Path(output_dir), load_judge()
+    shared = None if callable(prior) else Counted(prior or load_prior())
     cells = [Cell(name, prompt, seed) for prompt in prompts for seed in seeds for name in chosen]
     settings = {name: {"iterations": iterations, **options, **wanted} for name, wanted in chosen.items()}
     if budget == "calls":
-        costs = {name: calls_per_step(settings[name], prompts[0], model) for name in chosen}
+        trial = shared or Counted(prior(prompts[0]))
+        costs = {name: calls_per_step(settings[name], prompts[0], trial) for name in chosen}
         first = next(iter(costs.values()))
         for name, cost in costs.items():
             settings[name]["iterations"] = max(1, round(iterations * first / cost))
+    mine = cells[number - 1 :: parts]
     with stop_signals() as stop:
-        for number, cell in enumerate(cells, start=1):
+        for done, cell in enumerate(mine):
             folder, wanted = cell.folder(root), settings[cell.method]
             if finished(folder, wanted):
                 continue
+            model = shared or Counted(prior(cell.prompt))
             record = run_cell(cell, wanted, model, judge, folder, measure_every, stop)
             if stop.is_set():
-                raise Interrupted(f"stopped after {number - 1} of {len(cells)} cells; run again to go on")
+                raise Interrupted(f"stopped after {done} of {len(mine)} cells; run again to go on")
             write_atomic(folder / "cell.json", json.dumps(record) + "\n")
             said = (
                 record["error"] or f"R {record['final']['r_precision']:.2f}, IoU {record['final']['iou']:.2f}"
             )
-            log.info("%d of %d: %s, %s, seed %d: %s", number, len(cells), *vars(cell).values(), said)
-    return write_report(root, [json.loads((cell.folder(root) / "cell.json").read_text()) for cell in cells])
+            log.info("%d of %d: %s, %s, seed %d: %s", done + 1, len(mine), *vars(cell).values(), said)
+    if prior is None and number == 1:
+        measure_memory(root, settings, prompts[0])
+    records = [cell.folder(root) / "cell.json" for cell in cells]
+    return write_report(root, [json.loads(path.read_text()) for path in records if path.exists()])
+
+
+def measure_memory(root: Path, settings: Mapping[str, Mapping[str, Any]], prompt: str) -> None:
+    """Write ``memory.json``: each method's peak, measured once."""
+    path = root / "memory.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for name, wanted in settings.items():
+        if name not in known:
+            known[name] = peak_memory(wanted, prompt)
+            write_atomic(path, json.dumps(known, indent=2) + "\n")
 
 
 def finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
@@ -159,18 +182,22 @@ def compose(wanted: Mapping[str, Any], prompt: str, seed: int) -> Any:
     return compose_config(as_overrides({"prompt": prompt, "seed": seed, **wanted}))
 
 
-def calls_per_step(wanted: Mapping[str, Any], prompt: str, prior: Counted) -> int:
-    """Pictures that the prior's network is asked about in one step."""
+def few_steps(config: Any, prior: Any, steps: int) -> None:
+    """Train a scene that is then forgotten, to see what it costs."""
     from distill.run import build, make_condition
 
-    config = compose(wanted, prompt, 0)
     parts = build(config, prior)
-    condition, before = make_condition(config, prior, parts.scene), prior.calls
-    once = parts.settings
+    condition = make_condition(config, prior, parts.scenes[0])
     train_scene(
-        parts.state, prior, parts.guidance, condition, parts.render, parts.cameras, parts.timesteps, once,
-        lambda *_: True,
+        parts.state, prior, parts.guidance, condition, parts.render, parts.cameras, parts.timesteps,
+        parts.settings, lambda state, *_: state.step >= steps,
     )  # fmt: skip
+
+
+def calls_per_step(wanted: Mapping[str, Any], prompt: str, prior: Counted) -> int:
+    """Pictures that the prior's network is asked about in one step."""
+    before = prior.calls
+    few_steps(compose(wanted, prompt, 0), prior, 1)
     return prior.calls - before
 
 
@@ -185,16 +212,19 @@ def run_cell(
 
     config = compose(wanted, cell.prompt, cell.seed)
     parts = build(config, prior)
-    condition, before = make_condition(config, prior, parts.scene), prior.calls
+    condition, before = make_condition(config, prior, parts.scenes[0]), prior.calls
     points: list[dict[str, float]] = []
+    rows: list[Tensor] = []
     clock = {"seconds": 0.0, "since": time.perf_counter()}
 
     def on_step(state: State, metrics: dict[str, float], picture: Render) -> bool:
         clock["seconds"] += time.perf_counter() - clock["since"]
         if state.step % every == 0 or state.step == config.iterations:
-            seen, _ = figures.pictures_of(parts.view)
+            seen, _ = figures.pictures_of(parts.views[0])
             scores = figures.judge_scores(judge, seen, cell.prompt)
-            points.append({"step": state.step, "seconds": clock["seconds"], **scores})
+            spent = {"seconds": clock["seconds"], "calls": prior.calls - before}
+            points.append({"step": state.step, **spent, **scores})
+            rows.append(seen.permute(2, 0, 3, 1).flatten(1, 2))
         clock["since"] = time.perf_counter()
         return bool(stop.is_set())
 
@@ -209,12 +239,11 @@ def run_cell(
     if stop.is_set():
         return record
     record |= {"seconds": clock["seconds"], "calls": prior.calls - before, "skipped": parts.state.skipped}
-    record["final"] = figures.measure(parts.view, parts.scene.query, cell.prompt, judge, prior.device)
+    record["final"] = figures.measure(parts.views[0], parts.scenes[0].query, cell.prompt, judge, prior.device)
     record["gradient"] = profile(config, parts, prior, condition)
     folder.mkdir(parents=True, exist_ok=True)
-    seen, _ = figures.pictures_of(parts.view)
-    strip = (seen.permute(2, 0, 3, 1).flatten(1, 2) * 255).round().byte().numpy()
-    Image.fromarray(strip).save(folder / "views.png")
+    # A row for every point of the curves, the finished asset last.
+    Image.fromarray((torch.cat(rows) * 255).round().byte().numpy()).save(folder / "views.png")
     return record
 
 
@@ -226,6 +255,6 @@ def profile(config: Any, parts: Any, prior: Prior, condition: Any) -> list[dict[
     from distill.samplers.cameras import turntable
 
     cameras = turntable(4)
-    x = prior.encode(parts.view(cameras, 64, 64).rgb.movedim(-1, 1))
+    x = prior.encode(parts.views[0](cameras, 64, 64).rgb.movedim(-1, 1))
     cond = replace(condition(cameras.to(prior.device)), progress=0.99, uniform=torch.full((4,), 0.5))
     return gradient_profile(parts.guidance, prior, x, cond, torch.Generator().manual_seed(config.seed))

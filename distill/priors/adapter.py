@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.contracts import Embedding
@@ -105,6 +107,36 @@ class Student:
     def save(self, folder: Path) -> None:
         """Write the LoRA as safetensors that ``unet.load_lora_adapter`` of diffusers reads."""
         self.network.save_lora_adapter(folder, adapter_name=NAME)
+
+    def load(self, path: Path) -> None:
+        """Take the LoRA's weights from a safetensors file, or from the one that ``save`` wrote to a folder.
+
+        Raises:
+            ValueError: it cannot be read, or is of another network, rank or set of layers.
+        """
+        file = path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
+        try:
+            saved = load_file(file, device=str(self.prior.device))
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"guidance.lora must be a LoRA in a safetensors file, but {file} cannot be read: {error}"
+            ) from error
+        own = {
+            name.replace(f".{NAME}.", "."): p
+            for name, p in self.network.named_parameters()
+            if f".{NAME}." in name
+        }
+        saved = {name.removeprefix("unet.").removeprefix("transformer."): p for name, p in saved.items()}
+        misfits = [name for name in own if name not in saved or saved[name].shape != own[name].shape]
+        if misfits or len(saved) != len(own):
+            raise ValueError(
+                f"{file} is a LoRA of another prior, rank or set of layers: {len(misfits)} of the "
+                f"{len(own)} tensors wanted here do not fit ({len(saved)} are in it); give the prior it was trained "
+                "on, with its guidance.rank and guidance.targets"
+            )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(saved[name])
 
     def state_dict(self) -> dict[str, Any]:
         return {

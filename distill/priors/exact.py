@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.contracts import Embedding
+from distill.priors.predictions import from_noise, to_noise
 
 
 def scaled_linear(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
@@ -56,11 +57,14 @@ class ExactPrior:
         prompts: the mixture of every prompt it knows, the empty prompt among them for guidance.
         abar: cumulative signal level per timestep, shape ``[num_timesteps]``.
         signed: pictures in [0, 1] are mapped to [-1, 1], as diffusion models do; otherwise taken as they are.
+        prediction: as what a network would give it, one of ``distill.priors.predictions.KINDS``. With ``flow``
+            the scales add up to 1, at the same ratio of signal to noise.
     """
 
     prompts: Mapping[str, Components]
     abar: Tensor = field(default_factory=scaled_linear)
     signed: bool = False
+    prediction: str = "epsilon"
 
     @property
     def device(self) -> torch.device:
@@ -102,11 +106,16 @@ class ExactPrior:
         """Map back to pictures in [0, 1], clipped."""
         return self.to_image(x).clamp(0, 1)
 
+    def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self.abar[t].sqrt(), (1 - self.abar[t]).sqrt()
+        whole = alpha + sigma if self.prediction == "flow" else torch.ones_like(alpha)
+        return (alpha / whole)[:, None, None, None], (sigma / whole)[:, None, None, None]
+
     def alpha(self, t: Tensor) -> Tensor:
-        return self.abar[t].sqrt()[:, None, None, None]
+        return self._scales(t)[0]
 
     def sigma(self, t: Tensor) -> Tensor:
-        return (1 - self.abar[t]).sqrt()[:, None, None, None]
+        return self._scales(t)[1]
 
     @torch.no_grad()
     def predict_noise(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
@@ -115,7 +124,10 @@ class ExactPrior:
         for prompt in cond["prompt"].unique().tolist():
             rows = cond["prompt"] == prompt
             noise[rows] = self._predict(mixtures[prompt], x_t[rows], t[rows])
-        return noise
+        if self.prediction == "epsilon":
+            return noise
+        scales = [scale.to(x_t) for scale in self._scales(t)]
+        return to_noise(self.prediction, from_noise(self.prediction, noise, x_t, *scales), x_t, *scales)
 
     def _predict(self, mixture: Components, x_t: Tensor, t: Tensor) -> Tensor:
         x, means = x_t.flatten(1), mixture.means.to(x_t).flatten(1)
@@ -179,7 +191,8 @@ def empirical(images: Tensor, captions: Sequence[str], abar: Tensor | None = Non
 
     Args:
         images: in [0, 1], shape ``[n, channel, height, width]``.
-        captions: of each picture; the empty prompt stands for all of them.
+        captions: of each picture. The empty prompt stands for all pictures, and what comes before a
+            caption's last comma for all that share it, so ``a mug`` for ``a mug, from behind`` and the rest.
         abar: cumulative signal level per timestep; Stable Diffusion's by default.
 
     Raises:
@@ -190,6 +203,10 @@ def empirical(images: Tensor, captions: Sequence[str], abar: Tensor | None = Non
     rows: dict[str, list[int]] = {}
     for index, caption in enumerate(captions):
         rows.setdefault(caption, []).append(index)
+    whole: dict[str, list[int]] = {}
+    for index, caption in enumerate(captions):
+        whole.setdefault(caption.rpartition(",")[0], []).append(index)
+    rows = {**{text: index for text, index in whole.items() if text}, **rows}
     groups = {caption: images[index] * 2 - 1 for caption, index in rows.items()}
     table = mixture({"": images * 2 - 1, **groups}, 0.0, abar)
     return ExactPrior(table.prompts, table.abar, signed=True)

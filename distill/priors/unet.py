@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.contracts import Embedding
+from distill.priors.predictions import to_noise
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,4 @@ class UNetPrior:
         embedding = {name: value.to(self.dtype) for name, value in cond.items()}
         output = self.unet(sample, t, **embedding).sample.float()
         output = output[:, : x_t.shape[1]]  # networks with a learnt variance append it
-        alpha, sigma = self.alpha(t), self.sigma(t)
-        if self.prediction == "v_prediction":
-            return alpha * output + sigma * x_t
-        if self.prediction == "sample":
-            return (x_t - alpha * output) / sigma
-        return output
+        return to_noise(self.prediction, output, x_t, self.alpha(t), self.sigma(t))

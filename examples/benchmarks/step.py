@@ -61,7 +61,7 @@ def main() -> None:
     prior = load_prior("embedded", device)
     config = compose_config([f"prompt={options.prompt}", f"device={options.device}"])
     parts = build(config, prior)
-    scene, optimiser = parts.scene, parts.state.optimiser
+    scene, optimiser = parts.scenes[0], parts.state.optimiser
     condition = make_condition(config, prior, scene)
 
     def step(number: int) -> None:

@@ -1,0 +1,282 @@
+"""The papers' claims, each put to the test on a comparison's figures.
+
+A number stands with the interval in which it falls for 90% of resamplings of the prompts (Efron's percentile
+bootstrap, each prompt with all its seeds). A claim that the number is above a threshold holds where the whole
+interval is, does not where none of it is, and is not decidable otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from distill.comparison.figures import diversity
+from distill.comparison.records import Record, by_prompt, of, views_of
+from distill.embedded.judge import Judge
+
+#: What a number is computed from: the prompts drawn, as indices.
+Statistic = Callable[[Sequence[int]], float]
+
+#: Similarities this close count as equal: the judge's cosine between two kinds of object is about ten times that.
+MARGIN = 0.03
+
+
+@dataclass(frozen=True)
+class Number:
+    """A figure, and where it lies for 90% of resamplings of the prompts."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim with its verdict: ``holds``, ``does not hold`` or ``not decidable``."""
+
+    text: str
+    verdict: str
+    numbers: list[Number] = field(default_factory=list)
+
+
+def bootstrap(name: str, statistic: Statistic, prompts: int, draws: int = 1000) -> Number:
+    """A statistic of all prompts and its 5th and 95th percentile over resampled ones."""
+    generator = np.random.default_rng(0)
+    values = sorted(
+        statistic(generator.integers(prompts, size=prompts).tolist()) if prompts > 1 else statistic([0])
+        for _ in range(draws if prompts > 1 else 1)
+    )
+    # No interpolation: a curve that is never reached counts as infinitely late.
+    return Number(
+        name,
+        statistic(range(prompts)),
+        values[math.floor(0.05 * (len(values) - 1))],
+        values[math.ceil(0.95 * (len(values) - 1))],
+    )
+
+
+def above(number: Number, threshold: float = 0.0) -> str:
+    """Verdict on a number's being above a threshold."""
+    if number.low > threshold:
+        return "holds"
+    return "does not hold" if number.high <= threshold else "not decidable"
+
+
+def below(number: Number, threshold: float) -> str:
+    """Verdict on a number's being below a threshold."""
+    if number.high < threshold:
+        return "holds"
+    return "does not hold" if number.low >= threshold else "not decidable"
+
+
+def all_of(*verdicts: str) -> str:
+    """Verdict on several things together."""
+    if "does not hold" in verdicts:
+        return "does not hold"
+    return "not decidable" if "not decidable" in verdicts else "holds"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison's records, prompt by prompt: every method's cells of each, in one order."""
+
+    prompts: dict[str, list[list[Record]]]
+    root: Path
+
+    def final(self, method: str, name: str, index: int) -> float:
+        """Mean of a figure over the seeds of a prompt."""
+        return statistics.fmean(cell["final"][name] for cell in self.prompts[method][index])
+
+    def mean(self, method: str, name: str) -> Statistic:
+        values = [self.final(method, name, index) for index in range(len(self.prompts[method]))]
+        return lambda drawn: statistics.fmean(values[index] for index in drawn)
+
+    def difference(self, better: str, worse: str, name: str = "similarity") -> Number:
+        """How much larger a figure is for one method than for another."""
+        first, second = self.mean(better, name), self.mean(worse, name)
+        title = f"{name.replace('_', '-')} of {better} less that of {worse}"
+        return self.number(title, lambda drawn: first(drawn) - second(drawn))
+
+    def number(self, name: str, statistic: Statistic) -> Number:
+        return bootstrap(name, statistic, len(next(iter(self.prompts.values()))))
+
+    def curve(self, method: str, drawn: Sequence[int]) -> list[tuple[float, float]]:
+        """Fraction of training and mean similarity, point by point."""
+        cells = [cell for index in drawn for cell in self.prompts[method][index]]
+        columns = list(zip(*(cell["points"] for cell in cells), strict=True))
+        last = columns[-1][0]["step"]
+        return [
+            (points[0]["step"] / last, statistics.fmean(p["similarity"] for p in points))
+            for points in columns
+        ]
+
+
+def reached(curve: Sequence[tuple[float, float]], goal: float) -> float:
+    """Where a curve, straight between its points, first comes up to a goal; infinite if it never does."""
+    before: tuple[float, float] | None = None
+    for x, y in curve:
+        if y >= goal:
+            if before is None:
+                return x
+            return before[0] + (x - before[0]) * (goal - before[1]) / (y - before[1])
+        before = (x, y)
+    return math.inf
+
+
+def speed(data: Comparison, paced: str, plain: str) -> Number:
+    """Fraction of training at which one method comes up to what another has at the end."""
+
+    def fraction(drawn: Sequence[int]) -> float:
+        return reached(data.curve(paced, drawn), data.curve(plain, drawn)[-1][1])
+
+    return data.number(f"fraction of iterations at which {paced} reaches the end of {plain}", fraction)
+
+
+def spread_at_equal_quality(data: Comparison, paced: str, plain: str, judge: Judge) -> Number:
+    """How much farther apart one method's seeds are than another's, where both are equally like the prompt.
+
+    For each prompt: at the first point at which each comes up to the lower of the two final similarities.
+    """
+    gains = []
+    for index in range(len(data.prompts[paced])):
+        curves = {name: data.curve(name, [index]) for name in (paced, plain)}
+        goal = min(curve[-1][1] for curve in curves.values())
+        distances = {}
+        for name, curve in curves.items():
+            point = next(number for number, (_, y) in enumerate(curve) if y >= goal)
+            sets: list[Tensor] = [views_of(cell, data.root)[point] for cell in data.prompts[name][index]]
+            distances[name] = diversity(judge, sets) or 0.0
+        gains.append(distances[paced] - distances[plain])
+    title = f"distance between seeds of {paced} less that of {plain}, at equal similarity"
+    return data.number(title, lambda drawn: statistics.fmean(gains[index] for index in drawn))
+
+
+def excess(data: Comparison, method: str) -> Number:
+    """How much more saturated a method's assets are than the truth."""
+    own, true = data.mean(method, "saturation"), data.mean(method, "true_saturation")
+    return data.number(f"saturation of {method} above the truth's", lambda drawn: own(drawn) - true(drawn))
+
+
+def ratio(data: Comparison, first: str, second: str) -> Number:
+    """Training seconds of one method over another's."""
+
+    def seconds(method: str, drawn: Sequence[int]) -> float:
+        return sum(cell["seconds"] for index in drawn for cell in data.prompts[method][index])
+
+    return data.number(
+        f"seconds of {first} over those of {second}",
+        lambda drawn: seconds(first, drawn) / seconds(second, drawn),
+    )
+
+
+def judge_claims(
+    records: Sequence[Record], root: Path, judge: Judge, memory: Mapping[str, Mapping[str, float]]
+) -> list[Claim]:
+    """Every claim that the comparison's methods allow to test, in the papers' order.
+
+    Args:
+        records: of all cells; prompts that a method lacks or failed at are left out for all.
+        root: where the cells' pictures are.
+        judge: measures distances between pictures.
+        memory: by method, as of ``distill.comparison.memory.peak_memory``; may be empty.
+    """
+    whole = [record for record in records if not record["error"] and "final" in record]
+    methods = {record["method"] for record in records}
+    seeds = {name: len({r["seed"] for r in of(records, name)}) for name in methods}
+    shared = set.intersection(
+        *(
+            {group[0]["prompt"] for group in by_prompt(of(whole, name)) if len(group) == seeds[name]}
+            for name in methods
+        )
+    )
+    if not shared:
+        return []
+    data = Comparison(
+        {name: by_prompt([r for r in of(whole, name) if r["prompt"] in shared]) for name in methods}, root
+    )
+    tests = [
+        *(
+            ({name, f"tp_{name}"}, test, (data, name, *extra))
+            for name in ("sds", "csd", "asd", "vsd")
+            for test, extra in ((_dreamtime_speed, ()), (_dreamtime_spread, (judge,)))
+        ),
+        ({"csd", "sds_100"}, _csd_alone, (data,)),
+        ({"sds_7.5", "csd", "asd"}, _small_scale, (data,)),
+        ({"sds_100", "asd", "vsd"}, _saturation, (data,)),
+        ({"asd", "vsd"}, _asd_against_vsd, (data, memory)),
+        ({"asd", "asd_fixed", "asd_eta_0"}, _random_shift, (data,)),
+        ({"asd", "asd_eta_1", "sds_7.5"}, _large_eta, (data,)),
+    ]
+    return [test(*arguments) for needed, test, arguments in tests if needed <= methods]
+
+
+def _dreamtime_speed(data: Comparison, name: str) -> Claim:
+    found = speed(data, f"tp_{name}", name)
+    return Claim(
+        f"DreamTime's timesteps bring {name} to its final score in fewer iterations",
+        below(found, 1.0),
+        [found],
+    )
+
+
+def _dreamtime_spread(data: Comparison, name: str, judge: Judge) -> Claim:
+    found = spread_at_equal_quality(data, f"tp_{name}", name, judge)
+    return Claim(f"DreamTime's timesteps give {name} more diverse assets across seeds", above(found), [found])
+
+
+def _csd_alone(data: Comparison) -> Claim:
+    found = data.difference("csd", "sds_100")
+    return Claim(
+        f"CSD alone carries SDS at scale 100: without the generator's term it is within {MARGIN} of it or better",
+        above(found, -MARGIN),
+        [found],
+    )
+
+
+def _small_scale(data: Comparison) -> Claim:
+    gains = [data.difference(name, "sds_7.5", "r_precision") for name in ("csd", "asd")]
+    return Claim(
+        "SDS at scale 7.5 fails where CSD and ASD do not", all_of(*(above(gain) for gain in gains)), gains
+    )
+
+
+def _saturation(data: Comparison) -> Claim:
+    most = excess(data, "sds_100")
+    lower = [data.difference("sds_100", name, "saturation") for name in ("asd", "vsd")]
+    verdicts = [above(most), *(above(number) for number in lower)]
+    return Claim("SDS at scale 100 oversaturates; ASD and VSD do less", all_of(*verdicts), [most, *lower])
+
+
+def _asd_against_vsd(data: Comparison, memory: Mapping[str, Mapping[str, float]]) -> Claim:
+    score, seconds = data.difference("asd", "vsd"), ratio(data, "asd", "vsd")
+    numbers, verdicts = [score, seconds], [above(score, -MARGIN), below(seconds, 1.0)]
+    if {"asd", "vsd"} <= set(memory):
+        for key, title in (("peak_mib", "peak memory"), ("training_mib", "memory that training adds")):
+            share = memory["asd"][key] / max(memory["vsd"][key], 1e-9)
+            numbers.append(Number(f"{title} of asd over that of vsd", share, share, share))
+        verdicts.append(below(numbers[-1], 1.0))
+    return Claim(
+        f"ASD matches VSD (within {MARGIN}) or beats it at less time and memory", all_of(*verdicts), numbers
+    )
+
+
+def _random_shift(data: Comparison) -> Claim:
+    gains = [data.difference("asd", name) for name in ("asd_fixed", "asd_eta_0")]
+    return Claim(
+        "ASD's random shift beats a fixed shift and none", all_of(*(above(gain) for gain in gains)), gains
+    )
+
+
+def _large_eta(data: Comparison) -> Claim:
+    gains = [data.difference("asd", "asd_eta_1"), data.difference("asd_eta_1", "sds_7.5")]
+    return Claim("Too large an eta degrades ASD (towards SDS)", above(gains[0]), gains)
