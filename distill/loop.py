@@ -179,14 +179,26 @@ def train(
             bad += 1
             state.skipped += 1
             if bad >= settings.max_bad_steps:
-                raise Diverged(
-                    f"gradients were not finite in {bad} steps in a row, the last of them step {state.step}; "
-                    "lower the learning rates (optimiser.encoding, optimiser.mlp) or guidance.scale, then resume=true"
-                )
+                raise Diverged(_why(metrics, bad, state.step))
         state.step += 1
         if on_step(state, metrics, picture):
             break
     return state
+
+
+def _why(metrics: Mapping[str, float], bad: int, step: int) -> str:
+    """What was not finite, and the remedy."""
+    if math.isfinite(metrics["guidance_rms"]):
+        what = "the scene's gradient"
+        remedy = (
+            "lower the learning rates (optimiser.encoding, optimiser.mlp) or guidance.scale, then resume=true"
+        )
+    else:
+        what = "what the prior and the loss gave"
+        remedy = (
+            "load the prior in float32 (distill.load_prior with dtype=torch.float32), or check its weights"
+        )
+    return f"{what} was not finite in {bad} steps in a row, the last of them step {step}; {remedy}"
 
 
 def _step(state: State, settings: Settings, progress: float) -> None:

@@ -11,7 +11,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 if __name__ == "guidance":
     raise ImportError("this folder is distill.guidance; write 'from distill import guidance' instead")
@@ -25,6 +28,18 @@ def register(loss: Callable[..., Any]) -> Callable[..., Any]:
     """Make a loss of one's own available as ``guidance=<its name in lower case>``; usable as a decorator."""
     _registered[loss.__name__.lower()] = loss
     return loss
+
+
+def register_weighting(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Make a weighting of one's own available to every loss as ``weighting=<its name>``; usable as a decorator.
+
+    Args:
+        function: of alpha and sigma, each of shape ``[batch, 1, 1, 1]``; gives w(t), the same shape.
+    """
+    from distill.guidance.terms import WEIGHTINGS
+
+    WEIGHTINGS[function.__name__] = function
+    return function
 
 
 def available() -> dict[str, Callable[..., Any]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,12 @@ import torch
 
 import distill
 from distill.comparison import figures
+from distill.comparison.claims import Number, above, all_of, below, bootstrap, judge_claims, reached
+from distill.comparison.memory import peak_memory
+from distill.comparison.records import Cell
 from distill.comparison.report import as_csv, chart, spread
 from distill.contracts import Condition
+from distill.embedded.exact import exact_prior
 from distill.embedded.judge import load_judge
 from distill.guidance.csd import csd
 from distill.guidance.sds import sds
@@ -117,9 +123,15 @@ def test_a_comparison_counts_calls_resumes_and_writes_its_files(tmp_path: Path) 
         "text only": {"guidance": "sds", "guidance.scale": 1},
     }
 
-    def go() -> Path:
-        return distill.compare(methods, ["a red car"], [0, 1], output_dir=tmp_path, **QUICK)
+    prior = distill.load_prior("embedded")
 
+    def go(part: tuple[int, int] = (1, 1)) -> Path:
+        return distill.compare(
+            methods, ["a red car"], [0, 1], output_dir=tmp_path, prior=prior, part=part, **QUICK
+        )
+
+    go((2, 2))
+    assert len(list(tmp_path.rglob("cell.json"))) == 3
     report = go()
     lines = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
     assert [(line["method"], line["seed"]) for line in lines] == [(m, s) for s in "01" for m in methods]
@@ -146,11 +158,137 @@ def test_equal_calls_give_dearer_losses_fewer_steps(tmp_path: Path) -> None:
         "text only": {"guidance": "sds", "guidance.scale": 1},
         "asd": {"guidance": "asd"},
     }
-    options = {**QUICK, "iterations": 6, "budget": "calls"}
+    options = {**QUICK, "iterations": 6, "budget": "calls", "prior": exact_prior}
     distill.compare(methods, ["a red car"], [0], output_dir=tmp_path, **options)
     records = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("cell.json"))]
     found = {record["method"]: (record["options"]["iterations"], record["calls"]) for record in records}
     assert found == {"text only": (6, 24), "asd": (2, 24)}
+
+
+def test_memory_is_measured_in_a_process_of_its_own() -> None:
+    found = peak_memory(
+        {"guidance": "sds", **{k: v for k, v in QUICK.items() if k != "measure_every"}}, "a red car"
+    )
+    # Torch alone takes more than 100 MiB, and the whole machine is not filled.
+    assert 100 < found["peak_mib"] < 20_000
+    assert 0 <= found["training_mib"] < found["peak_mib"]
+    with pytest.raises(RuntimeError, match=r"could not measure memory: .*no_such"):
+        peak_memory({"guidance": "no_such"}, "a red car")
+
+
+def test_a_prompts_exact_prior_knows_its_views_and_gives_back_its_pictures() -> None:
+    prior = exact_prior("a red car", pictures=40)
+    whole, side = prior.prompts["a red car"], prior.prompts["a red car, left view"]
+    assert len(whole.means) == len(prior.prompts[""].means) == 40
+    assert 0 < len(side.means) < 40
+    # At little noise, the denoised picture is the one that was noised.
+    x, t = side.means[:1], torch.tensor([20])
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    x_t = prior.alpha(t).to(x) * x + prior.sigma(t).to(x) * noise
+    predicted = prior.predict_noise(x_t, t, prior.embed(["a red car, left view"]))
+    torch.testing.assert_close(predicted, noise, rtol=1e-3, atol=1e-3)
+
+
+def test_verdicts_by_hand() -> None:
+    assert above(Number("", 1.0, 0.1, 2.0)) == "holds"
+    assert above(Number("", 1.0, -0.1, 2.0)) == "not decidable"
+    assert above(Number("", -1.0, -2.0, 0.0)) == "does not hold"
+    assert below(Number("", 0.5, 0.4, 0.9), 1.0) == "holds"
+    assert below(Number("", 0.5, 0.4, 1.1), 1.0) == "not decidable"
+    assert below(Number("", 2.0, 1.0, math.inf), 1.0) == "does not hold"
+    assert all_of("holds", "holds") == "holds"
+    assert all_of("holds", "not decidable") == "not decidable"
+    assert all_of("not decidable", "does not hold") == "does not hold"
+
+
+def test_where_a_curve_reaches_a_goal() -> None:
+    curve = [(0.25, 0.2), (0.5, 0.6), (0.75, 0.5), (1.0, 0.8)]
+    assert reached(curve, 0.1) == 0.25
+    assert reached(curve, 0.4) == pytest.approx(0.375)
+    assert reached(curve, 0.7) == pytest.approx(0.75 + 0.25 * 2 / 3)
+    assert reached(curve, 0.9) == math.inf
+
+
+def test_the_bootstrap_has_the_spread_of_a_mean() -> None:
+    values = torch.randn(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
+    found = bootstrap("mean", lambda drawn: statistics.fmean(values[i] for i in drawn), 60, draws=4000)
+    assert found.value == pytest.approx(statistics.fmean(values))
+    # 90% of a normal mean lies within 1.645 standard errors.
+    half = 1.645 * statistics.pstdev(values) / 60**0.5
+    assert found.low == pytest.approx(found.value - half, abs=0.03)
+    assert found.high == pytest.approx(found.value + half, abs=0.03)
+
+
+def invented(method: str, prompt: str, seed: int, similarity: float, **figures: float) -> dict[str, Any]:
+    points = [{"step": step, "similarity": similarity * step / 100} for step in (50, 100)]
+    final = {"similarity": similarity, "r_precision": similarity, "saturation": 0.5, "true_saturation": 0.5}
+    return {
+        "method": method, "prompt": prompt, "seed": seed, "error": None, "points": points, "seconds": 10.0,
+        "final": {**final, **figures},
+    }  # fmt: skip
+
+
+def test_claims_on_figures_made_by_hand(tmp_path: Path) -> None:
+    scores = {"csd": 0.6, "asd": 0.6, "vsd": 0.5, "sds_100": 0.62, "sds_7.5": 0.2, "asd_eta_1": 0.65}
+    scores |= {"asd_fixed": 0.6, "asd_eta_0": 0.5}
+    records = [
+        invented(name, prompt, seed, score + tiny, saturation=0.9 if name == "sds_100" else 0.5)
+        for name, score in scores.items()
+        for prompt, tiny in (("a", 0.0), ("b", 0.01), ("c", -0.01))
+        for seed in (0, 1)
+    ]
+    for record in records:
+        if record["method"] == "asd":
+            record["seconds"] = 5.0
+    memory = {
+        "asd": {"peak_mib": 90.0, "training_mib": 9.0},
+        "vsd": {"peak_mib": 100.0, "training_mib": 30.0},
+    }
+    judge: Any = None
+    found = {claim.text.split(":")[0]: claim for claim in judge_claims(records, tmp_path, judge, memory)}
+    verdicts = {text.split()[0]: claim.verdict for text, claim in found.items()}
+    assert [claim.verdict for claim in found.values()] == ["holds"] * 4 + ["does not hold"] * 2
+    assert set(verdicts) == {"CSD", "SDS", "ASD", "ASD's", "Too"}
+    against_vsd = next(claim for text, claim in found.items() if text.startswith("ASD matches"))
+    assert [round(number.value, 3) for number in against_vsd.numbers] == [0.1, 0.5, 0.9, 0.3]
+    # The shift beats none, but ties with the fixed one: a tie is no win.
+    shift = next(claim for text, claim in found.items() if text.startswith("ASD's"))
+    assert [round(number.value, 3) for number in shift.numbers] == [0.0, 0.1]
+    # One failed cell takes its prompt away from all methods, not the test.
+    records[0]["error"] = "diverged"
+    again = judge_claims(records, tmp_path, judge, memory)
+    assert [claim.verdict for claim in again] == [claim.verdict for claim in found.values()]
+
+
+def test_dreamtimes_claims_on_curves_made_by_hand(tmp_path: Path) -> None:
+    from PIL import Image
+
+    class Brightness:
+        """Sees how bright a picture is: black and white have nothing in common."""
+
+        def image_features(self, pictures: torch.Tensor) -> torch.Tensor:
+            bright = pictures.mean((1, 2, 3))
+            return torch.stack([bright, (1 - bright**2).clamp(min=0).sqrt()], dim=1)
+
+    records = []
+    for name, similarity, levels in (("csd", 0.4, (0, 0)), ("tp_csd", 0.8, (0, 255))):
+        for prompt in ("a", "b"):
+            for seed in (0, 1):
+                record = invented(name, prompt, seed, similarity)
+                records.append(record)
+                folder = Cell(name, prompt, seed).folder(tmp_path)
+                folder.mkdir(parents=True)
+                Image.new("RGB", (128, 128), (levels[seed],) * 3).save(folder / "views.png")
+    judge: Any = Brightness()
+    faster, wider = judge_claims(records, tmp_path, judge, {})
+    assert (faster.verdict, faster.numbers[0].value) == ("holds", 0.5)
+    assert wider.verdict == "holds"
+    assert wider.numbers[0].value == pytest.approx(1.0, abs=1e-3)
+
+
+def test_parts_outside_the_whole_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"part must be \(k, n\) with 1 <= k <= n, got \(3, 2\)"):
+        distill.compare({}, output_dir=tmp_path, part=(3, 2))
 
 
 def test_an_unknown_budget_is_refused(tmp_path: Path) -> None:

@@ -256,6 +256,48 @@ def test_wrong_schedules_get_one_line(value: str, said: str) -> None:
     assert "\n" not in message
 
 
+def test_ranges_sizes_and_penalties_may_be_schedules_too() -> None:
+    config = compose_config(
+        [
+            "prompt=x",
+            "iterations=100",
+            "cameras.elevation_deg=[{start:0,end:20,to_step:50},45]",
+            "cameras.look_at_jitter={start:0.1,end:0}",
+            "render.size={start:32,end:64}",
+            "penalties.sparsity={start:1,end:0}",
+        ]
+    )
+    moving = {"elevation_deg": (Ramp(0, 20, 0.0, 0.5), 45), "look_at_jitter": Ramp(0.1, 0)}
+    assert schedules_in(config, "cameras") == moving
+    python = as_overrides(
+        {"cameras.elevation_deg": [{"start": 0, "end": 20, "to_step": 50}, 45], "iterations": 100}
+    )
+    again = schedules_in(compose_config(["prompt=x", *python]), "cameras")
+    assert again == {"elevation_deg": moving["elevation_deg"]}
+    plain = compose_config(["prompt=x", "render.size=48", "penalties.opaqueness=0.1"])
+    assert (plain.render.size, plain.penalties.opaqueness) == (48, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (
+            "cameras.elevation_deg=[0]",
+            "cameras.elevation_deg must be a list of 2 numbers or schedules, got [0]",
+        ),
+        ("cameras.distance=[{start:3,stop:4},4]", "cameras.distance[0] must be a number or a schedule"),
+        ("render.size=4", "render.size must be at least 8 pixels, got 4"),
+        ("render.size={start:64,end:0}", "render.size must be at least 8 pixels, got 0"),
+        ("penalties.sparsity=much", "penalties.sparsity must be a number or a schedule"),
+        ("particles=0", "particles must be at least 1, got 0"),
+    ],
+)
+def test_wrong_ranges_sizes_and_penalties_get_one_line(option: str, said: str) -> None:
+    message = error_of(option)
+    assert said in message
+    assert "\n" not in message
+
+
 EXPERIMENTS = {
     "dreamfusion": ("sds", "uniform"),
     "dreamtime": ("sds", "dreamtime"),

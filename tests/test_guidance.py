@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from distill import guidance
 from distill.contracts import Condition
+from distill.guidance.csd import csd
 from distill.guidance.sds import sds
 from distill.guidance.terms import WEIGHTINGS, classifier_free_guidance
 from distill.priors.exact import ExactPrior, cosine, gaussian, scaled_linear
@@ -114,3 +116,18 @@ def test_unknown_weighting_lists_the_known_ones() -> None:
     prior, cond, _ = prior_and_condition(scaled_linear(), std=0.5)
     with pytest.raises(ValueError, match=r"sigma_squared, uniform, fantasia3d, got 'sigma'"):
         sds(prior, randn(0, *SHAPE), cond, torch.tensor([1, 2]), randn(1, *SHAPE), weighting="sigma")
+
+
+def test_a_weighting_of_one_s_own_works_with_a_loss_that_never_heard_of_it() -> None:
+    @guidance.register_weighting
+    def snr(alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return (alpha / sigma) ** 2
+
+    try:
+        prior, cond, _ = prior_and_condition(scaled_linear(), std=0.5)
+        t, x, noise = torch.tensor([150, 700]), randn(0, *SHAPE), randn(1, *SHAPE)
+        ratio = (prior.abar[t] / (1 - prior.abar[t]))[:, None, None, None]
+        expected = ratio * csd(prior, x, cond, t, noise, weighting="uniform")
+        torch.testing.assert_close(csd(prior, x, cond, t, noise, weighting="snr"), expected)
+    finally:
+        del WEIGHTINGS["snr"]

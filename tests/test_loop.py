@@ -93,6 +93,29 @@ def test_steps_that_are_not_finite_change_nothing_and_stop_the_run_after_a_while
     assert (state.skipped, state.step) == (5, 4)
 
 
+def test_a_prior_that_gives_nan_is_named() -> None:
+    with pytest.raises(loop.Diverged, match=r"what the prior and the loss gave was not finite .* in float32"):
+        go(start(), guidance=broken, max_bad_steps=2)
+
+    def broken_penalty(scene: Any, cameras: Any, height: Any, width: Any, *, generator: Any = None) -> Any:
+        picture = render_image(scene, cameras, height, width)
+        # The root's slope at zero is infinite.
+        return Render(
+            picture.rgb,
+            picture.opacity,
+            picture.depth,
+            penalties={"sparsity": (0 * picture.rgb).sum().sqrt()},
+        )
+
+    with pytest.raises(
+        loop.Diverged, match=r"the scene's gradient was not finite .* lower the learning rates"
+    ):
+        loop.train(
+            start(), PRIOR, PULL, prompts.conditioner(PRIOR, "mug"), broken_penalty, ranges(), uniform(PRIOR),
+            loop.Settings(9, batch=1, size=Ramp(8), penalties={"sparsity": Ramp(1.0)}, max_bad_steps=2),
+        )  # fmt: skip
+
+
 def test_a_single_bad_step_is_skipped_and_counted() -> None:
     def sometimes(prior: Any, x: Any, cond: Any, t: Any, noise: Any) -> Any:
         grad = sds(prior, x, cond, t, noise, scale=1.0)

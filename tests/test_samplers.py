@@ -11,7 +11,7 @@ import torch
 
 from distill.contracts import Condition
 from distill.priors.exact import cosine, dirac, scaled_linear
-from distill.samplers import timesteps
+from distill.samplers import cameras, timesteps
 from distill.samplers.plot import plot, quantiles
 from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
 from distill.samplers.timesteps import (
@@ -207,3 +207,21 @@ def test_plot_shows_each_samplers_middle_and_range(tmp_path: Path) -> None:
     assert "a<b" in [node.text for node in tree.iter() if node.tag.endswith("text")]
     with pytest.raises(ValueError, match=r"ends in \.svg, got .*t\.png"):
         plot({"uniform": uniform(PRIOR)}, tmp_path / "t.png")
+
+
+@pytest.mark.parametrize("rising", [{"t_max": 0.4, "t_max_end": 0.5}, {"t_min": 0.1, "t_min_end": 0.2}])
+def test_annealed_timesteps_only_fall(rising: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"annealed timesteps only fall, .* lower t_min_end or t_max_end"):
+        timesteps.annealed(dirac({"": torch.zeros(1, 1, 1)}), **rising)
+
+
+def test_the_ends_of_a_camera_range_may_move() -> None:
+    sample = scheduled_sampler(
+        cameras.ranges, elevation_deg=(Ramp(0.0, 40.0), Ramp(10.0, 50.0)), distance=(Ramp(2.0, 4.0), 4.0)
+    )
+    for progress, low, near in ((0.0, 0.0, 2.0), (0.5, 20.0, 3.0), (1.0, 40.0, 4.0)):
+        seen = sample(progress, 2000, torch.Generator().manual_seed(0))
+        assert low <= seen.elevation_deg.min() < low + 0.1
+        assert low + 9.9 < seen.elevation_deg.max() <= low + 10
+        assert near <= seen.distance.min() < near + 0.1
+        assert seen.distance.max() <= 4.0

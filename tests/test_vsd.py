@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,48 @@ def test_saved_lora_loads_in_diffusers(pixel_folder: Path, tmp_path: Path) -> No
         ours = loss.student.predict_noise(x, T, cond.text, None)
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
     assert not torch.equal(ours, prior.predict_noise(x, T, cond.text))
+
+
+def test_a_copy_goes_on_from_a_saved_lora(pixel_folder: Path, tmp_path: Path) -> None:
+    prior, loss, cond = setting(pixel_folder, cameras=False, learning_rate=1e-2, warmup=0)
+    x = randn(0, *SHAPE)
+    for _ in range(3):
+        loss.learn(prior, x, cond, torch.Generator().manual_seed(0))
+    trained = loss(prior, x, cond, T, randn(1, *SHAPE))
+    loss.save(tmp_path / "lora")
+    for path in (tmp_path / "lora", tmp_path / "lora" / "pytorch_lora_weights.safetensors"):
+        prior, again, cond = setting(pixel_folder, cameras=False, lora=str(path))
+        assert torch.equal(again(prior, x, cond, T, randn(1, *SHAPE)), trained)
+
+
+def test_a_lora_that_does_not_fit_is_refused(pixel_folder: Path, tmp_path: Path) -> None:
+    prior = load_prior(pixel_folder, dtype=torch.float32)
+    VSD(prior, torch.Generator(), rank=2).save(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"LoRA of another prior, rank or set of layers: (\d+) of the \1 tensors"
+    ):
+        VSD(prior, torch.Generator(), rank=4, lora=str(tmp_path))
+    with pytest.raises(ValueError, match="another prior, rank or set of layers"):
+        VSD(prior, torch.Generator(), rank=2, targets=["to_q"], lora=str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"must be a LoRA in a safetensors file, but .*nowhere cannot be read"
+    ):
+        VSD(prior, torch.Generator(), lora=str(tmp_path / "nowhere"))
+
+
+def test_the_copy_may_be_told_the_bare_prompt(pixel_folder: Path) -> None:
+    prior, loss, cond = setting(pixel_folder, view_text=False)
+    x, noise = randn(0, *SHAPE), randn(1, *SHAPE)
+    with pytest.raises(ValueError, match=r"vsd with view_text=false needs cond\.plain"):
+        loss(prior, x, cond, T, noise)
+    bare = prior.embed(["a thing", "a thing"])
+    # An untrained copy is the prior itself: told another text, it leaves the difference of the two predictions.
+    x_t = prior.alpha(T) * x + prior.sigma(T) * noise
+    guided = sds(prior, x, cond, T, noise, scale=7.5, weighting="uniform") + noise
+    expected = prior.sigma(T) ** 2 * (guided - prior.predict_noise(x_t, T, bare))
+    torch.testing.assert_close(
+        loss(prior, x, replace(cond, plain=bare), T, noise), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_warm_up_and_updates_per_step(pixel_folder: Path) -> None:

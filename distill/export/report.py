@@ -50,6 +50,7 @@ def write_report(folder: Path | str, *, title: str | None = None) -> Path:
         video=_base64(folder / "turntable.mp4"),
         contact=_base64(folder / "contact.png"),
         curves=curves(_metrics(folder / "metrics.jsonl")),
+        particles=manifest.get("particles", []),
         manifest=flatten(manifest),
         config=_text(folder / "config.yaml"),
         script=Markup(script),
