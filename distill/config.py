@@ -97,6 +97,7 @@ class Config:
     device: str = "auto"
     prior: str = "embedded"
     output_dir: str | None = None
+    init: str | None = None
     resume: bool = False
     render: Rendering = field(default_factory=Rendering)
     penalties: Penalties = field(default_factory=Penalties)
@@ -266,7 +267,10 @@ def quote(text: str) -> str:
 def quote_text(override: str) -> str:
     """Quote a value that is plain text whatever it holds: a path, a negative prompt."""
     key, _, value = override.partition("=")
-    plain = key in ("output_dir", "prior", "prompts", "negative_prompt", "source_prompt") and value != "null"
+    plain = (
+        key in ("output_dir", "init", "prior", "prompts", "negative_prompt", "source_prompt")
+        and value != "null"
+    )
     return f"{key}={quote(value)}" if plain and value[:1] not in ("'", '"') else override
 
 

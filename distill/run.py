@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import inspect
 import json
@@ -9,7 +10,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,10 @@ def check_prompt(config: DictConfig) -> None:
 
 @dataclass(frozen=True)
 class Parts:
-    """A run's parts, made from its configuration: as many scenes, each with its view, as there are particles."""
+    """A run's parts, made from its configuration: as many scenes, each with its view, as there are particles.
+
+    ``source`` takes pictures of what an edit starts from.
+    """
 
     scenes: Sequence[Any]
     views: Sequence[View]
@@ -93,6 +97,7 @@ class Parts:
     guidance: Any
     timesteps: Any
     cameras: Any
+    source: View | None = None
 
 
 def build(config: DictConfig, prior: Prior) -> Parts:
@@ -104,6 +109,9 @@ def build(config: DictConfig, prior: Prior) -> Parts:
     generator = torch.Generator().manual_seed(config.seed)
     make_scene = instantiate(config.scene, _convert_="all")
     scenes = [make_scene(seed=generator).to(prior.device) for _ in range(config.particles)]
+    if config.init:
+        for each in scenes:
+            start_from(Path(config.init).expanduser(), each)
 
     def ramp(name: str) -> Ramp:
         made = schedule(name, OmegaConf.select(config, name), config.iterations)
@@ -124,6 +132,8 @@ def build(config: DictConfig, prior: Prior) -> Parts:
     def view(of: Any, cameras: Any, height: int, width: int) -> Any:
         return take(of, cameras.to(prior.device), height, width)
 
+    editing = config.init and config.source_prompt
+    source = partial(view, copy.deepcopy(scenes[0])) if editing else None
     optimiser = config.optimiser
     rates = {name: optimiser[name] for name in ("encoding", "mlp", "background", "image")}
     guidance = make_guidance(config, prior, generator)
@@ -156,7 +166,30 @@ def build(config: DictConfig, prior: Prior) -> Parts:
             **schedules_in(config, "timesteps"),
         ),
         scheduled_sampler(instantiate(config.cameras, _convert_="all"), **schedules_in(config, "cameras")),
+        source,
     )
+
+
+def start_from(folder: Path, scene: Any) -> None:
+    """Give a scene the parameters of an earlier run's.
+
+    Raises:
+        ValueError: there is no such run, or its scene has other settings.
+    """
+    saved = load_checkpoint(folder / "checkpoints", next(scene.parameters()).device)
+    if saved is None:
+        raise ValueError(f"init must be the folder of an earlier run, and {folder} has no checkpoints")
+    try:
+        scene.load_state_dict(saved["scene"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"init={folder} holds a scene of other settings; give this run the same scene= and scene.* options"
+        ) from error
+    if saved["average"] is not None:
+        parameters = [p for group in scene.parameter_groups().values() for p in group]
+        with torch.no_grad():
+            for parameter, average in zip(parameters, saved["average"], strict=True):
+                parameter.copy_(average)
 
 
 def make_guidance(config: DictConfig, prior: Prior, generator: torch.Generator) -> Guidance:
@@ -241,17 +274,26 @@ def export_particles(
     return Asset(config.prompt, folder, parts.scenes[0], parts.views[0], manifest, tuple(particles))
 
 
-def make_condition(config: DictConfig, prior: Prior, scene: Any) -> Callable[[Cameras], Condition]:
-    """Embed a configuration's prompts, with view words where the scene has sides."""
-    flat = not hasattr(scene, "query")
+def make_condition(config: DictConfig, prior: Prior, parts: Parts) -> Callable[[Cameras], Condition]:
+    """Embed a configuration's prompts, with view words where the scene has sides; an edit sees its source too."""
+    flat = not hasattr(parts.scenes[0], "query")
     style = "none" if flat and config.view_words == "auto" else config.view_words
     words = prompts.view_words(style, config.prior)
-    return prompts.conditioner(prior, config.prompt, config.negative_prompt, words, config.source_prompt)
+    condition = prompts.conditioner(prior, config.prompt, config.negative_prompt, words, config.source_prompt)
+    source = parts.source
+    if source is None:
+        return condition
+
+    def with_source(cameras: Cameras) -> Condition:
+        seen = source(cameras, prior.image_size, prior.image_size).rgb.movedim(-1, 1)
+        return replace(condition(cameras), source_x=prior.encode(seen))
+
+    return with_source
 
 
 def train(config: DictConfig, folder: Path, prior: Prior, parts: Parts) -> None:
     """Run the loop with its journal; saves a last checkpoint."""
-    condition, state = make_condition(config, prior, parts.scenes[0]), parts.state
+    condition, state = make_condition(config, prior, parts), parts.state
     with stop_signals() as stop:
         journal = Journal(folder, config.log, config.iterations, state.step, parts.views, stop)
         try:

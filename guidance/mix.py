@@ -44,13 +44,19 @@ def mix(
         channel, height, width]``, detached, not averaged over the batch.
 
     Raises:
-        ValueError: a term has no or an unknown loss, or an option that its loss does not have.
+        ValueError: a term has no or an unknown loss, or an option that its loss does not have; or two terms
+            would train inside one prior.
 
     Source: sums as in Magic3D and HiFA, Lin et al. 2022, arXiv:2211.10440, and Zhu et al. 2023, arXiv:2305.18766.
     """
     if not terms:
         raise ValueError("guidance.terms needs at least one term, for example [{loss: sds, weight: 1}]")
     made = [make_term(prior, generator, number, dict(term)) for number, term in enumerate(terms)]
+    taught = [id(term.prior or prior) for term in made if isinstance(term.loss, Learner)]
+    if len(set(taught)) < len(taught):
+        raise ValueError(
+            "guidance.terms has two losses that train a copy inside one prior; give one of them a prior of its own"
+        )
     if any(isinstance(term.loss, Learner) for term in made):
         return LearningMixture(made)
     return Mixture(made)

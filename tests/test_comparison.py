@@ -15,7 +15,7 @@ import torch
 import distill
 from distill.comparison import figures
 from distill.comparison.claims import Number, above, all_of, below, bootstrap, judge_claims, reached
-from distill.comparison.memory import peak_memory
+from distill.comparison.cost import measure_cost
 from distill.comparison.records import Cell
 from distill.comparison.report import as_csv, chart, spread
 from distill.contracts import Condition
@@ -165,15 +165,16 @@ def test_equal_calls_give_dearer_losses_fewer_steps(tmp_path: Path) -> None:
     assert found == {"text only": (6, 24), "asd": (2, 24)}
 
 
-def test_memory_is_measured_in_a_process_of_its_own() -> None:
-    found = peak_memory(
+def test_cost_is_measured_in_a_process_of_its_own() -> None:
+    found = measure_cost(
         {"guidance": "sds", **{k: v for k, v in QUICK.items() if k != "measure_every"}}, "a red car"
     )
     # Torch alone takes more than 100 MiB, and the whole machine is not filled.
     assert 100 < found["peak_mib"] < 20_000
     assert 0 <= found["training_mib"] < found["peak_mib"]
-    with pytest.raises(RuntimeError, match=r"could not measure memory: .*no_such"):
-        peak_memory({"guidance": "no_such"}, "a red car")
+    assert found["step_ms"] > 0
+    with pytest.raises(RuntimeError, match=r"could not measure the cost: .*no_such"):
+        measure_cost({"guidance": "no_such"}, "a red car")
 
 
 def test_a_prompts_exact_prior_knows_its_views_and_gives_back_its_pictures() -> None:
@@ -223,7 +224,7 @@ def invented(method: str, prompt: str, seed: int, similarity: float, **figures: 
     points = [{"step": step, "similarity": similarity * step / 100} for step in (50, 100)]
     final = {"similarity": similarity, "r_precision": similarity, "saturation": 0.5, "true_saturation": 0.5}
     return {
-        "method": method, "prompt": prompt, "seed": seed, "error": None, "points": points, "seconds": 10.0,
+        "method": method, "prompt": prompt, "seed": seed, "error": None, "points": points,
         "final": {**final, **figures},
     }  # fmt: skip
 
@@ -237,15 +238,12 @@ def test_claims_on_figures_made_by_hand(tmp_path: Path) -> None:
         for prompt, tiny in (("a", 0.0), ("b", 0.01), ("c", -0.01))
         for seed in (0, 1)
     ]
-    for record in records:
-        if record["method"] == "asd":
-            record["seconds"] = 5.0
-    memory = {
-        "asd": {"peak_mib": 90.0, "training_mib": 9.0},
-        "vsd": {"peak_mib": 100.0, "training_mib": 30.0},
+    costs = {
+        "asd": {"step_ms": 50.0, "peak_mib": 90.0, "training_mib": 9.0},
+        "vsd": {"step_ms": 100.0, "peak_mib": 100.0, "training_mib": 30.0},
     }
     judge: Any = None
-    found = {claim.text.split(":")[0]: claim for claim in judge_claims(records, tmp_path, judge, memory)}
+    found = {claim.text.split(":")[0]: claim for claim in judge_claims(records, tmp_path, judge, costs)}
     verdicts = {text.split()[0]: claim.verdict for text, claim in found.items()}
     assert [claim.verdict for claim in found.values()] == ["holds"] * 4 + ["does not hold"] * 2
     assert set(verdicts) == {"CSD", "SDS", "ASD", "ASD's", "Too"}
@@ -256,7 +254,7 @@ def test_claims_on_figures_made_by_hand(tmp_path: Path) -> None:
     assert [round(number.value, 3) for number in shift.numbers] == [0.0, 0.1]
     # One failed cell takes its prompt away from all methods, not the test.
     records[0]["error"] = "diverged"
-    again = judge_claims(records, tmp_path, judge, memory)
+    again = judge_claims(records, tmp_path, judge, costs)
     assert [claim.verdict for claim in again] == [claim.verdict for claim in found.values()]
 
 

@@ -117,6 +117,18 @@ def test_a_mixture_with_vsd_trains_and_saves_it(pixel_folder: Path) -> None:
     torch.testing.assert_close(other(prior, x, condition(prior), T, noise), trained)
 
 
+def test_two_copies_inside_one_prior_are_refused(pixel_folder: Path) -> None:
+    prior = load_prior(pixel_folder, dtype=torch.float32)
+    with pytest.raises(
+        ValueError, match="train a copy inside one prior; give one of them a prior of its own"
+    ):
+        made(prior, {"loss": "vsd"}, {"loss": "vsd", "scale": 1})
+    other = load_prior(pixel_folder, dtype=torch.float32)
+    assert isinstance(
+        made(prior, {"loss": "vsd"}, {"loss": "vsd", "prior": other, "prompt": "a cup"}), Learner
+    )
+
+
 def test_from_the_command_line() -> None:
     terms = "[{loss:sds,scale:1},{loss:csd,weight:{start:6.5,end:0}}]"
     config = compose_config(["prompt=x", "guidance=mix", f"guidance.terms={terms}"])

@@ -32,7 +32,7 @@ QUICK = [
     "export.frames=4",
     "export.picture_size=32",
 ]
-OPTIONS: dict[str, Any] = dict(text.split("=") for text in QUICK)
+OPTIONS: dict[str, Any] = {name: int(value) for name, value in (text.split("=") for text in QUICK)}
 
 
 def command(*arguments: str) -> int:
@@ -151,6 +151,31 @@ def test_a_latent_prior_from_a_folder_runs_the_same_job(tmp_path: Path, latent_f
 def test_a_picture_can_be_the_scene(tmp_path: Path) -> None:
     assert command("a red mug", "scene=image", *QUICK, "output_dir=flat") == 0
     assert (tmp_path / "flat/report.html").exists()
+
+
+def test_an_edit_starts_from_an_earlier_run_and_sees_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from distill.config import as_overrides, compose_config
+    from distill.run import build, make_condition
+    from distill.samplers.cameras import turntable
+
+    first = distill.generate("a red mug", output_dir=tmp_path / "first", **OPTIONS)
+    prior = distill.load_prior("embedded")
+    edit = {"init": str(tmp_path / "first"), "guidance": "dds", "source_prompt": "a red mug"}
+    config = compose_config(as_overrides({"prompt": "a blue mug", **edit, **OPTIONS}))
+    parts = build(config, prior)
+    for name, value in first.scene.state_dict().items():
+        assert torch.equal(parts.scenes[0].state_dict()[name], value)
+    before = parts.views[0](turntable(2), 64, 64).rgb.clone()
+    with torch.no_grad():
+        parts.scenes[0].grid.add_(0.5)
+    cond = make_condition(config, prior, parts)(turntable(2))
+    assert cond.source_x is not None
+    torch.testing.assert_close(cond.source_x, prior.encode(before.movedim(-1, 1)))
+    assert command("a blue mug", *(f"{key}={value}" for key, value in edit.items()), *QUICK) == 0
+    assert "init=" in error_of(capsys, "a blue mug", *QUICK, f"init={tmp_path / 'first'}", "scene.levels=3")
+    assert "has no checkpoints" in error_of(capsys, "a blue mug", *QUICK, "init=nowhere")
 
 
 def test_a_list_of_prompts_goes_on_after_a_failure_and_skips_what_is_finished(

@@ -47,8 +47,8 @@ def write_report(root: Path, records: Sequence[Record]) -> Path:
     ]
     write_atomic(root / "curves.csv", as_csv(points))
     draw_grid(root, records)
-    memory = json.loads((root / "memory.json").read_text()) if (root / "memory.json").exists() else {}
-    claims = judge_claims(records, root, load_judge(), memory)
+    costs = json.loads((root / "costs.json").read_text()) if (root / "costs.json").exists() else {}
+    claims = judge_claims(records, root, load_judge(), costs)
     lines = [
         {"claim": claim.text, "verdict": claim.verdict, "numbers": "; ".join(map(str, claim.numbers))}
         for claim in claims
@@ -58,7 +58,7 @@ def write_report(root: Path, records: Sequence[Record]) -> Path:
     template = environment.from_string(files("distill.comparison").joinpath("report.html").read_text("utf-8"))
     page = template.render(
         titles=[title for _, title in FIGURES],
-        table=[(name, summary(of(records, name), root, memory.get(name))) for name in methods],
+        table=[(name, summary(of(records, name), root, costs.get(name))) for name in methods],
         charts=[
             chart(records, methods, by, value)
             for value in ("r_precision", "similarity")
@@ -99,7 +99,7 @@ def spread(values: Sequence[float | None]) -> tuple[float, float] | None:
     return statistics.fmean(found), error
 
 
-def summary(records: Sequence[Record], root: Path, memory: Mapping[str, float] | None) -> list[str]:
+def summary(records: Sequence[Record], root: Path, cost: Mapping[str, float] | None) -> list[str]:
     """A method's line: means over its cells with standard errors, then diversity, costs and failures."""
 
     def text(values: Sequence[float | None], digits: int = 3) -> str:
@@ -110,7 +110,7 @@ def summary(records: Sequence[Record], root: Path, memory: Mapping[str, float] |
     line.append(text([diversity_of(group, root) for group in by_prompt(records)]))
     line.append(text([record.get("seconds") for record in records], 1))
     line.append(text([record.get("calls") for record in records], 0))
-    line.append(f"{memory['peak_mib']:.0f} ({memory['training_mib']:.0f})" if memory else "-")
+    line += [f"{cost[key]:.0f}" if cost else "-" for key in ("step_ms", "peak_mib")]
     return [*line, str(sum(bool(record["error"]) for record in records))]
 
 

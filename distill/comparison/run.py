@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distill.checkpoint import write_atomic
-from distill.comparison.memory import peak_memory
+from distill.comparison.cost import measure_cost
 from distill.comparison.records import Cell
 from distill.config import as_overrides, compose_config
 from distill.contracts import Embedding, Prior, Render
@@ -147,19 +147,20 @@ def compare(
                 record["error"] or f"R {record['final']['r_precision']:.2f}, IoU {record['final']['iou']:.2f}"
             )
             log.info("%d of %d: %s, %s, seed %d: %s", done + 1, len(mine), *vars(cell).values(), said)
-    if prior is None and number == 1:
-        measure_memory(root, settings, prompts[0])
-    records = [cell.folder(root) / "cell.json" for cell in cells]
-    return write_report(root, [json.loads(path.read_text()) for path in records if path.exists()])
+    paths = [cell.folder(root) / "cell.json" for cell in cells]
+    found = [path for path in paths if path.exists()]
+    if prior is None and len(found) == len(paths):
+        measure_costs(root, settings, prompts[0])
+    return write_report(root, [json.loads(path.read_text()) for path in found])
 
 
-def measure_memory(root: Path, settings: Mapping[str, Mapping[str, Any]], prompt: str) -> None:
-    """Write ``memory.json``: each method's peak, measured once."""
-    path = root / "memory.json"
+def measure_costs(root: Path, settings: Mapping[str, Mapping[str, Any]], prompt: str) -> None:
+    """Write ``costs.json``: what a step of each method costs, measured one after the other."""
+    path = root / "costs.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     for name, wanted in settings.items():
         if name not in known:
-            known[name] = peak_memory(wanted, prompt)
+            known[name] = measure_cost(wanted, prompt)
             write_atomic(path, json.dumps(known, indent=2) + "\n")
 
 
@@ -182,15 +183,19 @@ def compose(wanted: Mapping[str, Any], prompt: str, seed: int) -> Any:
     return compose_config(as_overrides({"prompt": prompt, "seed": seed, **wanted}))
 
 
-def few_steps(config: Any, prior: Any, steps: int) -> None:
-    """Train a scene that is then forgotten, to see what it costs."""
+def few_steps(config: Any, prior: Any, steps: int, after: Callable[[], None] = lambda: None) -> None:
+    """Train a scene that is then forgotten, to see what it costs; ``after`` is called after each step."""
     from distill.run import build, make_condition
 
+    def on_step(state: State, metrics: dict[str, float], picture: Render) -> bool:
+        after()
+        return state.step >= steps
+
     parts = build(config, prior)
-    condition = make_condition(config, prior, parts.scenes[0])
+    condition = make_condition(config, prior, parts)
     train_scene(
         parts.state, prior, parts.guidance, condition, parts.render, parts.cameras, parts.timesteps,
-        parts.settings, lambda state, *_: state.step >= steps,
+        parts.settings, on_step,
     )  # fmt: skip
 
 
@@ -212,7 +217,7 @@ def run_cell(
 
     config = compose(wanted, cell.prompt, cell.seed)
     parts = build(config, prior)
-    condition, before = make_condition(config, prior, parts.scenes[0]), prior.calls
+    condition, before = make_condition(config, prior, parts), prior.calls
     points: list[dict[str, float]] = []
     rows: list[Tensor] = []
     clock = {"seconds": 0.0, "since": time.perf_counter()}

@@ -62,7 +62,7 @@ def main() -> None:
     config = compose_config([f"prompt={options.prompt}", f"device={options.device}"])
     parts = build(config, prior)
     scene, optimiser = parts.scenes[0], parts.state.optimiser
-    condition = make_condition(config, prior, scene)
+    condition = make_condition(config, prior, parts)
 
     def step(number: int) -> None:
         progress = number / config.iterations
