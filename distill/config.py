@@ -267,10 +267,8 @@ def quote(text: str) -> str:
 def quote_text(override: str) -> str:
     """Quote a value that is plain text whatever it holds: a path, a negative prompt."""
     key, _, value = override.partition("=")
-    plain = (
-        key in ("output_dir", "init", "prior", "prompts", "negative_prompt", "source_prompt")
-        and value != "null"
-    )
+    texts = ("output_dir", "init", "prior", "prompts", "negative_prompt", "source_prompt")
+    plain = key in texts and value != "null"
     return f"{key}={quote(value)}" if plain and value[:1] not in ("'", '"') else override
 
 
@@ -371,13 +369,7 @@ def check(config: DictConfig) -> None:
     Raises:
         ValueError: a value is out of range.
     """
-    positive = (
-        "iterations",
-        "particles",
-        "render.batch",
-        "export.resolution",
-        "export.faces",
-    )
+    positive = ("iterations", "particles", "render.batch", "export.resolution", "export.faces")
     for name in positive:
         value = OmegaConf.select(config, name)
         if value <= 0:

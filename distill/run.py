@@ -178,7 +178,9 @@ def start_from(folder: Path, scene: Any) -> None:
     """
     saved = load_checkpoint(folder / "checkpoints", next(scene.parameters()).device)
     if saved is None:
-        raise ValueError(f"init must be the folder of an earlier run, and {folder} has no checkpoints")
+        raise ValueError(
+            f"init must be the folder of an earlier run, and the checkpoints of {folder} are empty"
+        )
     try:
         scene.load_state_dict(saved["scene"])
     except RuntimeError as error:
@@ -215,6 +217,8 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
     if prior is None:
         check_prompt(config)
         folder_of(config.prior)
+    if config.init and not (Path(config.init).expanduser() / "checkpoints").is_dir():
+        raise ValueError(f"init must be the folder of an earlier run, and {config.init} has no checkpoints")
     folder = claim(config)
     model: Prior = prior or load_prior(config.prior, device)
     parts = build(config, model)

@@ -23,7 +23,8 @@ from distill.embedded.judge import Judge
 #: What a number is computed from: the prompts drawn, as indices.
 Statistic = Callable[[Sequence[int]], float]
 
-#: Similarities this close count as equal: the judge's cosine between two kinds of object is about ten times that.
+#: Similarities this close count as equal: the judge's cosine of a true shape with its own caption is 0.84, and 0.26
+#: lower with the caption of the next kind or colour.
 MARGIN = 0.03
 
 

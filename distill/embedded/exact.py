@@ -27,7 +27,7 @@ def exact_prior(prompt: str, pictures: int = 1500, seed: int = 0) -> ExactPrior:
     import torch
 
     from distill.embedded import raycast, shapes, world
-    from distill.priors.exact import empirical
+    from distill.priors.exact import empirical, scaled_linear
     from distill.samplers.cameras import ranges
 
     colour, kind = world.parse(prompt)
@@ -35,4 +35,5 @@ def exact_prior(prompt: str, pictures: int = 1500, seed: int = 0) -> ExactPrior:
     layers = raycast.render(shapes.build(kind), cameras, samples=2)
     rgb = torch.from_numpy(raycast.over(layers.rgba(world.COLOURS[colour]), 1.0)).movedim(-1, 1).float()
     angles = zip(cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist(), strict=True)
-    return empirical(rgb, [f"{prompt}, {world.view_of(azimuth, elevation)}" for azimuth, elevation in angles])
+    captions = [f"{prompt}, {world.view_of(azimuth, elevation)}" for azimuth, elevation in angles]
+    return empirical(rgb, captions, scaled_linear().float())
