@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import distill
-from distill.comparison.run import METHODS, PROMPTS, VARIANTS
+from distill.comparison.run import METHODS, MORE_PROMPTS, PROMPTS, VARIANTS
 from distill.embedded.exact import exact_prior
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(every))
     parser.add_argument("--claims", action="store_true", help="all methods and variants, claims judged")
     parser.add_argument("--exact", action="store_true", help="on each prompt's exact prior")
-    parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="only the first so many")
+    parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="the first so many, at most 16")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--budget", default="steps", choices=("steps", "calls"))
@@ -40,7 +40,7 @@ def main() -> None:
     exact: dict[str, Any] = {"prior": exact_prior, "scene.background": "white"} if options.exact else {}
     report = distill.compare(
         {name: every[name] for name in chosen if not (options.exact and "vsd" in name)},
-        PROMPTS[: options.prompts],
+        (*PROMPTS, *MORE_PROMPTS)[: options.prompts],
         range(options.seeds),
         output_dir=options.output,
         iterations=options.iterations,

@@ -17,7 +17,7 @@ from distill.comparison import figures
 from distill.comparison.claims import Number, above, all_of, below, bootstrap, judge_claims, reached
 from distill.comparison.cost import measure_cost
 from distill.comparison.records import Cell
-from distill.comparison.report import as_csv, chart, spread
+from distill.comparison.report import as_csv, at_calls, chart, spread
 from distill.contracts import Condition
 from distill.embedded.exact import exact_prior
 from distill.embedded.judge import load_judge
@@ -200,6 +200,13 @@ def test_verdicts_by_hand() -> None:
     assert all_of("holds", "holds") == "holds"
     assert all_of("holds", "not decidable") == "not decidable"
     assert all_of("not decidable", "does not hold") == "does not hold"
+
+
+def test_similarity_at_equal_calls() -> None:
+    points = [{"calls": 100, "similarity": 0.2}, {"calls": 200, "similarity": 0.6}]
+    assert at_calls({"points": points}, 150) == pytest.approx(0.4)
+    assert at_calls({"points": points}, 900) == 0.6
+    assert at_calls({"points": []}, 150) is None
 
 
 def test_where_a_curve_reaches_a_goal() -> None:

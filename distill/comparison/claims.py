@@ -52,18 +52,14 @@ class Claim:
 
 def bootstrap(name: str, statistic: Statistic, prompts: int, draws: int = 1000) -> Number:
     """A statistic of all prompts and its 5th and 95th percentile over resampled ones."""
+    value = statistic(range(prompts))
+    if prompts < 2:
+        return Number(name, value, -math.inf, math.inf)  # one prompt says nothing of others
     generator = np.random.default_rng(0)
-    values = sorted(
-        statistic(generator.integers(prompts, size=prompts).tolist()) if prompts > 1 else statistic([0])
-        for _ in range(draws if prompts > 1 else 1)
-    )
+    values = sorted(statistic(generator.integers(prompts, size=prompts).tolist()) for _ in range(draws))
     # No interpolation: a curve that is never reached counts as infinitely late.
-    return Number(
-        name,
-        statistic(range(prompts)),
-        values[math.floor(0.05 * (len(values) - 1))],
-        values[math.ceil(0.95 * (len(values) - 1))],
-    )
+    low, high = math.floor(0.05 * (draws - 1)), math.ceil(0.95 * (draws - 1))
+    return Number(name, value, values[low], values[high])
 
 
 def above(number: Number, threshold: float = 0.0) -> str:
@@ -198,6 +194,7 @@ def judge_claims(
             ({name, f"tp_{name}"}, test, (data, name, *extra))
             for name in ("sds", "csd", "asd", "vsd")
             for test, extra in ((_dreamtime_speed, ()), (_dreamtime_spread, (judge,)))
+            if test is _dreamtime_speed or min(seeds.get(name, 0), seeds.get(f"tp_{name}", 0)) > 1
         ),
         ({"csd", "sds_100"}, _csd_alone, (data,)),
         ({"sds_7.5", "csd", "asd"}, _small_scale, (data,)),

@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from distill.checkpoint import write_atomic
@@ -56,9 +57,11 @@ def write_report(root: Path, records: Sequence[Record]) -> Path:
     write_atomic(root / "claims.csv", as_csv(lines))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(files("distill.comparison").joinpath("report.html").read_text("utf-8"))
+    # What the thriftiest method spends in all: there, every method has had the same number of network calls.
+    limit = min((record["calls"] for record in records if "calls" in record), default=0)
     page = template.render(
         titles=[title for _, title in FIGURES],
-        table=[(name, summary(of(records, name), root, costs.get(name))) for name in methods],
+        table=[(name, summary(of(records, name), root, costs.get(name), limit)) for name in methods],
         charts=[
             chart(records, methods, by, value)
             for value in ("r_precision", "similarity")
@@ -68,6 +71,7 @@ def write_report(root: Path, records: Sequence[Record]) -> Path:
         grid=base64.b64encode((root / "grid.png").read_bytes()).decode(),
         colours=dict(zip(methods, colours(methods), strict=True)),
         cells=len(records),
+        limit=limit,
         claims=lines,
         failures=[record for record in records if record["error"]],
     )
@@ -99,7 +103,17 @@ def spread(values: Sequence[float | None]) -> tuple[float, float] | None:
     return statistics.fmean(found), error
 
 
-def summary(records: Sequence[Record], root: Path, cost: Mapping[str, float] | None) -> list[str]:
+def at_calls(record: Record, limit: float) -> float | None:
+    """A cell's similarity when it had asked the network for so many pictures, straight between its points."""
+    points = [point for point in record["points"] if "calls" in point]
+    if not points:
+        return None
+    return float(np.interp(limit, [p["calls"] for p in points], [p["similarity"] for p in points]))
+
+
+def summary(
+    records: Sequence[Record], root: Path, cost: Mapping[str, float] | None, limit: float
+) -> list[str]:
     """A method's line: means over its cells with standard errors, then diversity, costs and failures."""
 
     def text(values: Sequence[float | None], digits: int = 3) -> str:
@@ -107,6 +121,7 @@ def summary(records: Sequence[Record], root: Path, cost: Mapping[str, float] | N
         return "-" if found is None else f"{found[0]:.{digits}f} \N{PLUS-MINUS SIGN} {found[1]:.{digits}f}"
 
     line = [text([record.get("final", {}).get(name) for record in records]) for name, _ in FIGURES]
+    line.append(text([at_calls(record, limit) for record in records]))
     line.append(text([diversity_of(group, root) for group in by_prompt(records)]))
     line.append(text([record.get("seconds") for record in records], 1))
     line.append(text([record.get("calls") for record in records], 0))

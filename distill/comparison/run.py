@@ -55,6 +55,17 @@ PROMPTS = (
     "a brown mushroom",
     "a pink teapot",
 )
+#: The kinds that are left, for a machine with the time for them.
+MORE_PROMPTS = (
+    "a green sphere",
+    "a pink cube",
+    "a red cylinder",
+    "a brown cone",
+    "a blue torus",
+    "a yellow table",
+    "a green snowman",
+    "an orange robot",
+)
 
 
 class Counted:
