@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from distill.checkpoint import write_atomic
+from distill.comparison.figures import SIZE
 from distill.comparison.records import Record, by_prompt, of, views_of
 
 #: Figures of the table: name, title, and how to read them from a cell.
@@ -207,21 +208,19 @@ def draw(
 
 
 def draw_grid(root: Path, records: Sequence[Record]) -> None:
-    """Four sides of the first seed's asset: a row for each prompt, a column for each method."""
-    from distill.comparison.figures import SIZE
-
+    """Four sides of the first seed's asset: a row for each method, a column for each prompt."""
     prompts = list(dict.fromkeys(record["prompt"] for record in records))
     methods = list(dict.fromkeys(record["method"] for record in records))
     found = {(record["method"], record["prompt"], record["seed"]): record for record in records}
-    seed, label, bar, gap = records[0]["seed"], 150, 24, 8
+    seed, label, bar, gap = min(record["seed"] for record in records), 100, 24, 8
     wide, tall = 4 * SIZE + gap, SIZE + gap
-    sheet = Image.new("RGB", (label + wide * len(methods), bar + tall * len(prompts)), "white")
+    sheet = Image.new("RGB", (label + wide * len(prompts), bar + tall * len(methods)), "white")
     pen = ImageDraw.Draw(sheet)
-    for column, method in enumerate(methods):
-        pen.text((label + wide * column + 2 * SIZE, bar // 2), method, "black", anchor="mm", font_size=14)
-    for line, prompt in enumerate(prompts):
-        pen.text((8, bar + tall * line + SIZE // 2), prompt, "black", anchor="lm", font_size=14)
-        for column, method in enumerate(methods):
+    for column, prompt in enumerate(prompts):
+        pen.text((label + wide * column + 2 * SIZE, bar // 2), prompt, "black", anchor="mm", font_size=14)
+    for line, method in enumerate(methods):
+        pen.text((8, bar + tall * line + SIZE // 2), method, "black", anchor="lm", font_size=14)
+        for column, prompt in enumerate(prompts):
             cell = found.get((method, prompt, seed))
             if cell and cell["points"]:
                 for side, picture in enumerate(views_of(cell, root)[-1, ::2]):
