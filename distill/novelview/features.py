@@ -1,0 +1,157 @@
+"""What image encoders see: one token for the whole picture, and maps from several depths."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of a batch of pictures.
+
+    Attributes:
+        token: of the whole picture: the class token after the last norm (DINOv2), or the projected embedding
+            (CLIP); shape ``[batch, width]``.
+        maps: patch tokens of the chosen layers side by side, shape ``[batch, patches, layers * width]``.
+    """
+
+    token: Tensor
+    maps: Tensor
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen image encoder of transformers with its preprocessing.
+
+    Attributes:
+        model: ``Dinov2Model``, ``Dinov2WithRegistersModel`` or ``CLIPVisionModelWithProjection``.
+        layers: indices into its hidden states, of which 0 is the patch embedding's.
+        mean: of each channel.
+        std: of each channel.
+        id: says which weights these are: the folder's name and a hash of its files.
+    """
+
+    model: Any
+    layers: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    id: str
+
+    @property
+    def size(self) -> int:
+        """Height and width of the pictures it takes, pixels."""
+        return int(self.model.config.image_size)
+
+    @property
+    def token_width(self) -> int:
+        config = self.model.config
+        return int(getattr(config, "projection_dim", None) or config.hidden_size)
+
+    @property
+    def map_width(self) -> int:
+        return int(self.model.config.hidden_size) * len(self.layers)
+
+    @property
+    def grid(self) -> int:
+        """Patches along each side."""
+        return self.size // int(self.model.config.patch_size)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches': the class token and the registers."""
+        return 1 + int(getattr(self.model.config, "num_register_tokens", 0) or 0)
+
+    def preprocess(self, rgb: Tensor) -> Tensor:
+        """Resize whole pictures in [0, 1], never cropped, and normalise them."""
+        if rgb.shape[-2:] != (self.size, self.size):
+            rgb = nn.functional.interpolate(
+                rgb, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False
+            ).clamp(0, 1)
+        mean, std = (rgb.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (rgb - mean) / std
+
+    @torch.no_grad()
+    def __call__(self, rgb: Tensor) -> Features:
+        """Encode pictures in [0, 1], shape ``[batch, 3, height, width]``."""
+        pixels = self.preprocess(rgb).to(next(self.model.parameters()).dtype)
+        out = self.model(pixel_values=pixels, output_hidden_states=True)
+        norm = getattr(self.model, "layernorm", None)  # DINOv2's; each layer is seen through it
+        states = [out.hidden_states[layer] for layer in self.layers]
+        maps = torch.cat([(norm(s) if norm else s)[:, self.prefix :] for s in states], dim=-1)
+        token = out.image_embeds if hasattr(out, "image_embeds") else out.last_hidden_state[:, 0]
+        return Features(token.float(), maps.float())
+
+
+def spread_layers(depth: int, count: int = 4) -> tuple[int, ...]:
+    """Evenly spaced layers, shallow to deep, the last included: 24 and 4 give 6, 12, 18, 24."""
+    return tuple(round(depth * (i + 1) / count) for i in range(count))
+
+
+def load_encoder(
+    folder: str | Path,
+    *,
+    layers: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Encoder:
+    """Load a DINOv2 (with or without registers) or CLIP vision model from a folder of transformers.
+
+    Args:
+        folder: with ``config.json`` and safetensors; nothing is fetched.
+        layers: of the maps; by default four, evenly spaced.
+        device: where it lies.
+        dtype: what it computes in.
+
+    Raises:
+        ValueError: the folder holds no such model, or a layer is not there.
+    """
+    import transformers
+
+    folder = Path(folder)
+    kinds = {
+        "dinov2": ("Dinov2Model", IMAGENET),
+        "dinov2_with_registers": ("Dinov2WithRegistersModel", IMAGENET),
+        "clip_vision_model": ("CLIPVisionModelWithProjection", CLIP),
+        "clip": ("CLIPVisionModelWithProjection", CLIP),
+    }
+    try:
+        kind = json.loads((folder / "config.json").read_text())["model_type"]
+        name, (mean, std) = kinds[kind]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"expected an image encoder ({', '.join(kinds)}) of transformers in {folder}, got {error!r}"
+        ) from error
+    processor = folder / "preprocessor_config.json"
+    if processor.exists():
+        said = json.loads(processor.read_text())
+        mean, std = tuple(said.get("image_mean", mean)), tuple(said.get("image_std", std))
+    try:
+        model = getattr(transformers, name).from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"could not load the encoder in {folder}: {str(error).splitlines()[0]}") from error
+    depth = model.config.num_hidden_layers
+    chosen = tuple(layers) if layers is not None else spread_layers(depth)
+    if wrong := [layer for layer in chosen if not 0 <= layer <= depth]:
+        raise ValueError(f"the encoder in {folder} has layers 0 to {depth}, got {wrong[0]}")
+    model.to(device).eval().requires_grad_(False)
+    return Encoder(model, chosen, mean, std, f"{folder.name}-{_digest(folder)}")
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
