@@ -88,9 +88,10 @@ class Encoder:
         out = self.model(pixel_values=pixels, output_hidden_states=True)
         norm = getattr(self.model, "layernorm", None)  # DINOv2's; each layer is seen through it
         states = [out.hidden_states[layer] for layer in self.layers]
-        maps = torch.cat([(norm(s) if norm else s)[:, self.prefix :] for s in states], dim=-1)
+        maps = [(norm(s) if norm else s)[:, self.prefix :] for s in states]
         token = out.image_embeds if hasattr(out, "image_embeds") else out.last_hidden_state[:, 0]
-        return Features(token.float(), maps.float())
+        none = token.new_zeros(len(token), self.grid**2, 0)
+        return Features(token.float(), torch.cat([none, *maps], dim=-1).float())
 
 
 def spread_layers(depth: int, count: int = 4) -> tuple[int, ...]:
@@ -109,7 +110,7 @@ def load_encoder(
 
     Args:
         folder: with ``config.json`` and safetensors; nothing is fetched.
-        layers: of the maps; by default four, evenly spaced.
+        layers: of the maps; by default four, evenly spaced; an empty list for no maps.
         device: where it lies.
         dtype: what it computes in.
 
