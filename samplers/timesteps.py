@@ -168,7 +168,9 @@ def square_root(prior: Prior, *, t_min: float = 0.02, t_max: float = 0.98) -> Ti
 def truncated_normal(
     prior: Prior, *, mean: float = 0.5, std: float = 0.2, t_min: float = 0.0, t_max: float = 1.0
 ) -> TimestepSampler:
-    """Draw from a normal distribution cut to a range, one timestep per picture.
+    r"""Draw from a normal distribution cut to a range, one timestep per picture.
+
+    .. math:: p(k) \propto \Phi((k + 1 - m) / s) - \Phi((k - m) / s)
 
     Args:
         prior: gives the number of timesteps T.
@@ -179,18 +181,31 @@ def truncated_normal(
 
     Raises:
         ValueError: ``std`` is not positive, or the range is empty.
+
+    Source: Jiang et al. 2023 (Efficient-3DiM), arXiv:2310.03015: a real number is drawn, cut, and rounded down.
     """
     low, high = bounds(prior, t_min, t_max)
     if std <= 0:
         raise ValueError(f"std must be positive, got {std}")
-    t = torch.arange(low, high + 1, dtype=torch.float64) / prior.num_timesteps
-    exponent = -((t - mean) ** 2) / (2 * std**2)
-    weight = torch.exp(exponent - exponent.max())  # a mean far outside the range must not vanish
+    weight = normal_cells(
+        torch.arange(low, high + 1) / prior.num_timesteps, 1 / prior.num_timesteps, mean, std
+    )
 
     def sample(progress: float, batch: int, generator: torch.Generator) -> Tensor:
         return low + torch.multinomial(weight, batch, replacement=True, generator=generator)
 
     return sample
+
+
+def normal_cells(start: Tensor, width: float, mean: float, std: float) -> Tensor:
+    """Probability of each cell ``[start, start + width)`` under a normal, scaled so that the largest is 1."""
+    below, above = (start.double() - mean) / std, (start.double() + width - mean) / std
+    # In the upper tail both are 1 to rounding; mirrored, they are as exact as in the lower one.
+    tail = below > 0
+    below, above = torch.where(tail, -above, below), torch.where(tail, -below, above)
+    highest = torch.special.log_ndtr(above)
+    exponent = highest + torch.log1p(-torch.exp(torch.special.log_ndtr(below) - highest))
+    return torch.exp(exponent - exponent.max())  # a mean far outside must not vanish
 
 
 def listed(prior: Prior, *, timesteps: Sequence[float] = (0.98, 0.75, 0.5, 0.25)) -> TimestepSampler:
