@@ -43,6 +43,8 @@ class Asset:
         from distill.export.mesh import extract_mesh
         from distill.export.texture import bake_texture
 
+        if not hasattr(self.scene, "query"):
+            raise ValueError("a picture has no mesh; make a scene that fills space (leave out scene=image)")
         device = next(self.scene.parameters()).device
         bare = extract_mesh(self.scene.query, self.view, faces=10_000, device=device)
         return bake_texture(bare, self.scene.query, device=device)

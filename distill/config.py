@@ -134,7 +134,7 @@ def options_of(target: Callable[..., Any], schedules: bool = False) -> type:
     for parameter in parameters:
         hint = hints.get(parameter.name, Any)
         kind, default = _config_field(hint, parameter.default)
-        if schedules and kind is float:
+        if schedules and hint in (float, float | None):
             kind, default = Any, field(default=parameter.default, metadata={"numbers": 1})
         elif schedules and hint == tuple[float, float]:
             kind = Any
@@ -189,6 +189,8 @@ def schedule(name: str, value: Any, iterations: int | None) -> Any:
     given = {key: number for key, number in value.items() if number is not None}
     if wrong := [number for number in given.values() if not isinstance(number, (int, float))]:
         raise ValueError(f"{said}, got {wrong[0]!r} in it")
+    if "start" not in given:
+        raise ValueError(f"{said}, got no start")
     for end, missing in (("from", 0.0), ("to", 1.0)):
         step = given.pop(f"{end}_step", None)
         if step is not None and f"{end}_fraction" in given:
@@ -213,7 +215,7 @@ def schedules_in(config: DictConfig, group: str) -> dict[str, Any]:
     assert isinstance(options, dict)
     found: dict[str, Any] = {}
     for name, ends in numbers(target).items():
-        if name not in options:
+        if options.get(name) is None:
             continue
         where, value = f"{group}.{name}", options[name]
         if ends == 1:

@@ -190,9 +190,7 @@ def _why(metrics: Mapping[str, float], bad: int, step: int) -> str:
     """What was not finite, and the remedy."""
     if math.isfinite(metrics["guidance_rms"]):
         what = "the scene's gradient"
-        remedy = (
-            "lower the learning rates (optimiser.encoding, optimiser.mlp) or guidance.scale, then resume=true"
-        )
+        remedy = "start again with lower learning rates (optimiser.encoding, optimiser.mlp) or guidance.scale"
     else:
         what = "what the prior and the loss gave"
         remedy = (

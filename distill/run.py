@@ -48,15 +48,26 @@ def generate(
         ValueError: an option or the prompt is wrong, in one line.
     """
     named = isinstance(prior, (str, Path))
-    overrides = {"prompt": prompt, "prior": str(prior) if named else "embedded", **options}
+    name = str(prior) if named else getattr(prior, "name", "") or UNNAMED
+    overrides = {"prompt": prompt, "prior": name, **options}
     if output_dir is not None:
         overrides["output_dir"] = str(output_dir)
     config = compose_config(as_overrides(overrides))
     return run(config, None if named else prior)
 
 
+#: What a configuration calls a prior that was given as an object without a name.
+UNNAMED = "given"
+
+
 class ExportFailed(RuntimeError):
     """The scene is trained and saved, but no mesh can be made of it."""
+
+
+#: Options of a scene that say how it is looked at, not what it is.
+LOOKS = frozenset(
+    {"background", "march_steps", "occupancy_resolution", "occupancy_threshold", "occupancy_every", "backend"}
+)
 
 
 def pick_device(name: str) -> torch.device:
@@ -70,6 +81,10 @@ def pick_device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"device={name} needs an NVIDIA driver and a CUDA build of torch, and none is usable here; use device=cpu or device=auto"
+        )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(
+            "device=mps needs a Mac with Apple silicon, and this is none; use device=cpu or device=auto"
         )
     return torch.device(name)
 
@@ -109,9 +124,12 @@ def build(config: DictConfig, prior: Prior) -> Parts:
     generator = torch.Generator().manual_seed(config.seed)
     make_scene = instantiate(config.scene, _convert_="all")
     scenes = [make_scene(seed=generator).to(prior.device) for _ in range(config.particles)]
-    if config.init:
-        for each in scenes:
-            start_from(Path(config.init).expanduser(), each)
+    editing = bool(config.init and config.source_prompt)
+    for each in scenes if config.init else []:
+        start_from(Path(config.init).expanduser(), each, config)
+        if editing and getattr(each, "background", "white") in ("grey", "random"):
+            # What is edited and its source must differ in the object alone.
+            each.background = "white"
 
     def ramp(name: str) -> Ramp:
         made = schedule(name, OmegaConf.select(config, name), config.iterations)
@@ -132,7 +150,6 @@ def build(config: DictConfig, prior: Prior) -> Parts:
     def view(of: Any, cameras: Any, height: int, width: int) -> Any:
         return take(of, cameras.to(prior.device), height, width)
 
-    editing = config.init and config.source_prompt
     source = partial(view, copy.deepcopy(scenes[0])) if editing else None
     optimiser = config.optimiser
     rates = {name: optimiser[name] for name in ("encoding", "mlp", "background", "image")}
@@ -170,12 +187,25 @@ def build(config: DictConfig, prior: Prior) -> Parts:
     )
 
 
-def start_from(folder: Path, scene: Any) -> None:
+def start_from(folder: Path, scene: Any, config: DictConfig) -> None:
     """Give a scene the parameters of an earlier run's.
 
     Raises:
-        ValueError: there is no such run, or its scene has other settings.
+        ValueError: there is no such run, its scene has other settings, or it has several scenes.
     """
+    path = folder / "config.yaml"
+    earlier: Any = OmegaConf.load(path) if path.exists() else None
+    if earlier is not None:
+        if earlier.get("particles", 1) > 1:
+            raise ValueError(
+                f"init={folder} has {earlier.particles} scenes; only a run with particles=1 can be gone on from"
+            )
+        for name, value in config.scene.items():
+            if name not in LOOKS and earlier.scene.get(name) != value:
+                raise ValueError(
+                    f"init={folder} holds a scene with {name} {earlier.scene.get(name)}, not {value}; give this run "
+                    "the same scene= and scene.* options"
+                )
     saved = load_checkpoint(folder / "checkpoints", next(scene.parameters()).device)
     if saved is None:
         raise ValueError(
@@ -197,10 +227,21 @@ def start_from(folder: Path, scene: Any) -> None:
 def make_guidance(config: DictConfig, prior: Prior, generator: torch.Generator) -> Guidance:
     """Bind a loss's options; one that takes a generator is made for the prior first."""
     loss, moving = instantiate(config.guidance, _convert_="all"), schedules_in(config, "guidance")
+    if config.guidance.get("t_min", 0.0) is None:
+        moving["t_min"] = lowest_timestep(config)
     if "generator" in inspect.signature(loss.func).parameters:
         made: Guidance = loss(prior, generator, **moving)
         return made
     return scheduled(loss, **moving)
+
+
+def lowest_timestep(config: DictConfig) -> Any:
+    """The lowest timestep that a configuration's sampler draws, fraction of all: a number or a schedule."""
+    options = config.timesteps
+    start = options.get("t_min", 0.02)
+    if "t_min_end" not in options:
+        return schedule("timesteps.t_min", start, config.iterations)
+    return Ramp(start, options.t_min_end, options.from_fraction, options.to_fraction)
 
 
 def run(config: DictConfig, prior: Prior | None = None) -> Asset:
@@ -219,16 +260,17 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
         folder_of(config.prior)
     if config.init and not (Path(config.init).expanduser() / "checkpoints").is_dir():
         raise ValueError(f"init must be the folder of an earlier run, and {config.init} has no checkpoints")
-    folder = claim(config)
     model: Prior = prior or load_prior(config.prior, device)
     parts = build(config, model)
+    condition = make_condition(config, model, parts)
+    folder = claim(config)
     saved = load_checkpoint(folder / "checkpoints", model.device) if config.resume else None
     if saved:
         parts.state.load_state_dict(saved)
         log.info("resuming %s at step %d", folder, parts.state.step)
     loaded = time.perf_counter()
 
-    train(config, folder, model, parts)
+    train(config, folder, model, parts, condition)
     trained = time.perf_counter()
     manifest: dict[str, Any] = describe(config, model)
     manifest["skipped_steps"] = parts.state.skipped
@@ -295,9 +337,11 @@ def make_condition(config: DictConfig, prior: Prior, parts: Parts) -> Callable[[
     return with_source
 
 
-def train(config: DictConfig, folder: Path, prior: Prior, parts: Parts) -> None:
+def train(
+    config: DictConfig, folder: Path, prior: Prior, parts: Parts, condition: Callable[[Cameras], Condition]
+) -> None:
     """Run the loop with its journal; saves a last checkpoint."""
-    condition, state = make_condition(config, prior, parts), parts.state
+    state = parts.state
     with stop_signals() as stop:
         journal = Journal(folder, config.log, config.iterations, state.step, parts.views, stop)
         try:
@@ -351,7 +395,7 @@ def describe(config: DictConfig, prior: Prior) -> dict[str, Any]:
         "trimesh",
         "xatlas",
     )
-    folder = folder_of(config.prior)
+    weights = [] if config.prior == UNNAMED else sorted(folder_of(config.prior).rglob("*.safetensors"))
     device = (
         torch.cuda.get_device_name(prior.device)
         if prior.device.type == "cuda"
@@ -364,7 +408,7 @@ def describe(config: DictConfig, prior: Prior) -> dict[str, Any]:
         "guidance": str(config.guidance._target_).rpartition(".")[2].lower(),
         "prior": {
             "name": config.prior,
-            "sha256": {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob("*.safetensors"))},
+            "sha256": {str(p.relative_to(folder_of(config.prior))): sha256(p) for p in weights},
         },
         "device": f"{prior.device.type} ({device})",
         "versions": {
@@ -378,10 +422,11 @@ def finish(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest, then the report, which marks the run as finished."""
     from distill.export.report import write_report
 
-    files = [
-        p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in ("manifest.json", "report.html")
-    ]
-    manifest["files"] = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
+    made = [*folder.iterdir(), *folder.glob("term-*/*")]
+    files = [p for p in sorted(made) if p.is_file() and p.name not in ("manifest.json", "report.html")]
+    manifest["files"] = {
+        str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files
+    }
     write_atomic(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     write_report(folder)
 

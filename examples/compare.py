@@ -11,12 +11,15 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import distill
 from distill.comparison.run import METHODS, MORE_PROMPTS, PROMPTS, VARIANTS
 from distill.embedded.exact import exact_prior
+from distill.journal import Interrupted
 
 
 def main() -> None:
@@ -36,7 +39,11 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     chosen = every if options.claims else options.methods
-    number, _, parts = options.part.partition("/")
+    found = re.fullmatch(r"(\d+)/(\d+)", options.part)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        parser.error(f"--part must be k/n with 1 <= k <= n, got {options.part}")
+    if min(options.prompts, options.seeds, options.iterations) < 1:
+        parser.error("--prompts, --seeds and --iterations must be at least 1")
     exact: dict[str, Any] = {"prior": exact_prior, "scene.background": "white"} if options.exact else {}
     report = distill.compare(
         {name: every[name] for name in chosen if not (options.exact and "vsd" in name)},
@@ -45,7 +52,7 @@ def main() -> None:
         output_dir=options.output,
         iterations=options.iterations,
         budget=options.budget,
-        part=(int(number), int(parts or 1)),
+        part=(int(found[1]), int(found[2])),
         **exact,
     )
     for claim in csv.DictReader((options.output / "claims.csv").open()):
@@ -54,4 +61,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(130)
+    except ValueError as error:
+        sys.exit(f"error: {error}")

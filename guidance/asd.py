@@ -18,7 +18,7 @@ def asd(
     *,
     scale: float = 7.5,
     eta: float = 0.1,
-    t_min: float = 0.02,
+    t_min: float | None = None,
     random_shift: bool = True,
     weighting: str = "sigma_squared",
 ) -> Tensor:
@@ -38,7 +38,8 @@ def asd(
         noise: standard normal, same shape as ``x``.
         scale: classifier-free guidance scale of the first prediction, dimensionless.
         eta: largest shift as a share of ``t - t_min``; 0 is none, which leaves ``scale - 1`` times CSD.
-        t_min: lowest timestep that is drawn, as a fraction of T; give it the sampler's schedule.
+        t_min: lowest timestep that is drawn, as a fraction of T; None is 0.02, or in a configuration what the
+            sampler's is.
         random_shift: draw the shift; otherwise it is the largest.
         weighting: of t: ``sigma_squared`` (1 - abar), ``uniform`` or ``fantasia3d``.
 
@@ -52,7 +53,9 @@ def asd(
     Source: Ma et al. 2024 (ScaleDreamer), arXiv:2407.02040.
     """
     x_t = add_noise(prior, x, t, noise)
-    later = shifted(prior, t, cond.uniform if random_shift else torch.ones(len(t)), eta, t_min)
+    later = shifted(
+        prior, t, cond.uniform if random_shift else torch.ones(len(t)), eta, 0.02 if t_min is None else t_min
+    )
     shared = [(x_t, t, cond.text), (add_noise(prior, x, later, noise), later, cond.text)]
     if scale == 1:
         guided, rendered = predict_each(prior, *shared)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from distill.contracts import Condition, Guidance, Learner, Prior
@@ -25,6 +27,7 @@ def mix(
     generator: torch.Generator,
     *,
     terms: Sequence[Mapping[str, Any]] = ({"loss": "sds"}, {"loss": "csd"}),
+    view_words: str = "auto",
 ) -> Guidance:
     r"""Add up weighted losses, each with its own prompt and prior if it wants.
 
@@ -39,6 +42,8 @@ def mix(
         terms: mappings with ``loss``, a name, and optionally ``weight`` (a number or a schedule in fractions;
             1), ``prompt``, ``prior`` (as for ``distill.load_prior``, or a loaded one) and the loss's options.
 
+        view_words: added to terms' own prompts: ``auto`` by the prior, or as of ``distill.prompts.view_words``.
+
     Returns:
         What is called with ``prior, x, cond, t, noise`` and gives dL/dx, same shape as ``x``, shape ``[batch,
         channel, height, width]``, detached, not averaged over the batch.
@@ -51,7 +56,7 @@ def mix(
     """
     if not terms:
         raise ValueError("guidance.terms needs at least one term, for example [{loss: sds, weight: 1}]")
-    made = [make_term(prior, generator, number, dict(term)) for number, term in enumerate(terms)]
+    made = [make_term(prior, generator, number, term, view_words) for number, term in enumerate(terms)]
     taught = [id(term.prior or prior) for term in made if isinstance(term.loss, Learner)]
     if len(set(taught)) < len(taught):
         raise ValueError(
@@ -76,8 +81,10 @@ class Term:
         if self.condition is not None:
             if cond.cameras is None:
                 raise ValueError("a term with its own prompt or prior needs cond.cameras, which is None")
-            own = self.condition(cond.cameras)
-            cond = replace(own, progress=cond.progress, uniform=cond.uniform)
+            own, shared = self.condition(cond.cameras), {}
+            if self.prior is None:  # another prior would not know these embeddings
+                shared = {"negative": cond.negative, "source": cond.source, "source_x": cond.source_x}
+            cond = replace(own, progress=cond.progress, uniform=cond.uniform, **shared)
         if self.prior is None:
             return prior, x, cond
         source: Any = prior
@@ -140,28 +147,42 @@ def resampled(noise: Tensor, like: Tensor) -> Tensor:
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
 
 
-def make_term(prior: Prior, generator: torch.Generator, number: int, term: dict[str, Any]) -> Term:
+def make_term(
+    prior: Prior, generator: torch.Generator, number: int, term: Mapping[str, Any], view_words: str
+) -> Term:
     """Bind one term of a configuration."""
     from distill import prompts
-    from distill.config import options_of, schedule
+    from distill.config import numbers, options_of, schedule
     from distill.guidance import available
     from distill.priors import load_prior
 
+    if not isinstance(term, Mapping):
+        raise ValueError(
+            f"guidance.terms[{number}] must be a mapping such as {{loss: sds, weight: 1}}, got {term!r}"
+        )
     name, losses = term.get("loss"), available()
     if name not in losses:
         raise ValueError(f"guidance.terms[{number}] needs a loss, one of {', '.join(losses)}; got {name!r}")
     options = {key: value for key, value in term.items() if key not in OWN}
-    known = [item.name for item in fields(options_of(losses[name])) if not item.name.startswith("_")]
+    structure = options_of(losses[name], schedules=True)
+    known = [item.name for item in fields(structure) if not item.name.startswith("_")]
     if unknown := [key for key in options if key not in known]:
         raise ValueError(
             f"guidance.terms[{number}]: {name} has no option {unknown[0]!r}; it has {', '.join(known)}, and a "
             f"term has {', '.join(OWN)}"
         )
     where = f"guidance.terms[{number}]"
+    numeric = numbers(losses[name])
     bound = {
-        key: schedule(f"{where}.{key}", value, None) if isinstance(value, Mapping) else value
+        key: schedule(f"{where}.{key}", value, None) if numeric.get(key) == 1 and value is not None else value
         for key, value in options.items()
     }
+    try:
+        OmegaConf.merge(
+            OmegaConf.structured(structure), {k: v for k, v in options.items() if k not in numeric}
+        )
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error
     weight = schedule(f"{where}.weight", term.get("weight", 1.0), None)
     own = term.get("prior")
     if isinstance(own, str):
@@ -170,7 +191,7 @@ def make_term(prior: Prior, generator: torch.Generator, number: int, term: dict[
     if own is not None or "prompt" in term:
         if not term.get("prompt"):
             raise ValueError(f'{where} has its own prior, which needs its own prompt; add prompt: "..."')
-        words = prompts.view_words("auto", getattr(model, "name", ""))
+        words = prompts.view_words(view_words, getattr(model, "name", ""))
         condition = prompts.conditioner(model, term["prompt"], views=words)
     maker = losses[name]
     made = "generator" in inspect.signature(maker).parameters

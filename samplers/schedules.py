@@ -69,7 +69,17 @@ def scheduled_sampler(make: Callable[..., Any], **options: Any) -> Any:
     if at(options, 0.0) == options:
         return make(**options)
 
+    for point in turns(options):
+        make(**at(options, point))  # what is wrong anywhere is said before training
+
     def sample(progress: float, batch: int, generator: Any) -> Any:
         return make(**at(options, progress))(progress, batch, generator)
 
     return sample
+
+
+def turns(options: Mapping[str, Any]) -> list[float]:
+    """Where schedules begin and end: between these points, all of them are straight lines."""
+    flat = [end for value in options.values() for end in (value if isinstance(value, tuple) else (value,))]
+    ramps = [value for value in flat if isinstance(value, Ramp)]
+    return sorted({0.0, 1.0, *(end for ramp in ramps for end in (ramp.from_fraction, ramp.to_fraction))})

@@ -139,6 +139,12 @@ def dreamtime_v1(
 
 def _descending(prior: Prior, weight: Tensor, t_min: float, t_max: float) -> TimestepSampler:
     low, high = bounds(prior, t_min, t_max)
+    whole = weight[low : high + 1].sum()
+    if not (torch.isfinite(whole) and whole > 0):
+        raise ValueError(
+            "dreamtime's weights vanish between t_min and t_max; give it widths above 0, and a centre in that range"
+        )
+    low, high = bounds(prior, t_min, t_max)
     tail = weight[low : high + 1].flip(0).cumsum(0)
     tail = tail / tail[-1]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +15,10 @@ import distill
 from distill import folders
 from distill.cli import split_prompt
 from distill.config import as_overrides, compose_config, options_of, quote, schedule, schedules_in
+from distill.contracts import Condition
+from distill.guidance.asd import asd
+from distill.priors.exact import gaussian
+from distill.run import lowest_timestep, make_guidance
 from distill.samplers.schedules import Ramp, at
 
 PROMPTS = [
@@ -240,6 +245,7 @@ def test_any_number_of_a_loss_or_sampler_may_be_a_schedule_in_fractions_or_steps
     [
         ("{start:1,stop:2}", "got the field 'stop'; the fields are start, end, from_fraction"),
         ("{end:2}", "got {'end': 2}"),
+        ("{start:null,end:2}", "got no start"),
         ("{start:1,end:much}", "got 'much' in it"),
         ("{start:1,to_step:3,to_fraction:0.5}", "has both to_fraction and to_step"),
         (
@@ -331,8 +337,31 @@ def test_an_experiment_chooses_its_loss_and_timesteps_and_leaves_the_budget(name
             assert sum(options[c] for c in ("positive", "negative", "empty", "random")) == pytest.approx(0.0)
 
 
-def test_the_csd_experiment_is_the_published_first_stage() -> None:
-    config = compose_config(["prompt=x", "experiment=csd", "preset=none"])
+def test_asds_shift_follows_the_samplers_lowest_timestep() -> None:
+    def lowest(*options: str) -> Any:
+        return lowest_timestep(compose_config(["prompt=x", "guidance=asd", "iterations=100", *options]))
+
+    assert lowest() == Ramp(0.1, 0.1, 0.0, 1.0)
+    assert lowest("experiment=scaledreamer", "preset=none") == Ramp(0.5, 0.02, 0.0, 1.0)
+    assert lowest("timesteps=uniform", "timesteps.t_min=0.3") == 0.3
+    moving = "timesteps.t_min={start:0.5,end:0.1,to_step:50}"
+    assert lowest("timesteps=uniform", moving) == Ramp(0.5, 0.1, 0.0, 0.5)
+    # A loss made from a configuration shifts as one that is told the same.
+    prior = gaussian({"mug": torch.zeros(1, 4, 4), "": torch.ones(1, 4, 4)}, 0.5)
+    config = compose_config(
+        ["prompt=x", "guidance=asd", "timesteps=uniform", "timesteps.t_min=0.3", "guidance.eta=0.5"]
+    )
+    cond = Condition(prior.embed(["mug"]), prior.embed([""]), uniform=torch.tensor([0.9]))
+    x, t, noise = torch.full((1, 1, 4, 4), 0.2), torch.tensor([700]), torch.full((1, 1, 4, 4), 0.7)
+    found = make_guidance(config, prior, torch.Generator())(prior, x, cond, t, noise)
+    scale = config.guidance.scale
+    torch.testing.assert_close(found, asd(prior, x, cond, t, noise, scale=scale, eta=0.5, t_min=0.3))
+    assert not torch.allclose(found, asd(prior, x, cond, t, noise, scale=scale, eta=0.5))
+
+
+@pytest.mark.parametrize("preset", ["none", "embedded"])
+def test_the_csd_experiment_is_the_published_first_stage(preset: str) -> None:
+    config = compose_config(["prompt=x", "experiment=csd", f"preset={preset}"])
     moving = schedules_in(config, "guidance")
     negative = [moving["negative"](p) for p in (0.0, 0.25, 0.5, 1.0)]
     assert negative == [0.0, -0.5, -1.0, -1.0]

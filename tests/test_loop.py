@@ -108,7 +108,7 @@ def test_a_prior_that_gives_nan_is_named() -> None:
         )
 
     with pytest.raises(
-        loop.Diverged, match=r"the scene's gradient was not finite .* lower the learning rates"
+        loop.Diverged, match=r"the scene's gradient was not finite .* with lower learning rates"
     ):
         loop.train(
             start(), PRIOR, PULL, prompts.conditioner(PRIOR, "mug"), broken_penalty, ranges(), uniform(PRIOR),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from distill.config import compose_config
 from distill.contracts import Condition, Learner
 from distill.guidance.csd import csd
 from distill.guidance.mix import mix
+from distill.guidance.nfsd import nfsd
 from distill.guidance.sds import sds
 from distill.priors import load_prior
 from distill.priors.exact import ExactPrior, cosine, gaussian
@@ -99,7 +101,7 @@ def test_a_prior_of_another_size_gets_resized_pictures_and_noise_that_follows_fr
     assert not torch.equal(first, loss(prior, X, condition(prior), T, NOISE + 0.01))
 
 
-def test_a_mixture_with_vsd_trains_and_saves_it(pixel_folder: Path) -> None:
+def test_a_mixture_with_vsd_trains_and_saves_it(pixel_folder: Path, tmp_path: Path) -> None:
     prior = load_prior(pixel_folder, dtype=torch.float32)
     x, noise = randn(0, 2, 12, 8, 8).float(), randn(1, 2, 12, 8, 8).float()
     terms: tuple[dict[str, Any], ...] = ({"loss": "sds"}, {"loss": "vsd", "learning_rate": 1e-2, "warmup": 0})
@@ -111,6 +113,9 @@ def test_a_mixture_with_vsd_trains_and_saves_it(pixel_folder: Path) -> None:
     assert loss.learn(prior, x, condition(prior), torch.Generator().manual_seed(0)) > 0
     trained = loss(prior, x, condition(prior), T, noise)
     assert not torch.equal(fresh, trained)
+    loss.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["term-1"]
+    assert (tmp_path / "term-1" / "pytorch_lora_weights.safetensors").exists()
     saved = copy.deepcopy(loss.state_dict())
     other = made(prior, *terms)
     other.load_state_dict(saved)
@@ -127,6 +132,14 @@ def test_two_copies_inside_one_prior_are_refused(pixel_folder: Path) -> None:
     assert isinstance(
         made(prior, {"loss": "vsd"}, {"loss": "vsd", "prior": other, "prompt": "a cup"}), Learner
     )
+
+
+def test_a_term_with_its_own_prompt_keeps_the_other_prompts() -> None:
+    prior = gaussian({name: randn(i, 3, 4, 4) for i, name in enumerate(("mug", "", "cup", "ugly"))}, 0.5)
+    loss = made(prior, {"loss": "nfsd", "prompt": "cup"})
+    cond = replace(condition(prior), negative=prior.embed(["ugly"] * 2))
+    expected = nfsd(prior, X, replace(cond, text=prior.embed(["cup"] * 2)), T, NOISE)
+    torch.testing.assert_close(loss(prior, X, cond, T, NOISE), expected)
 
 
 def test_from_the_command_line() -> None:
@@ -151,6 +164,9 @@ def test_from_the_command_line() -> None:
         ([{"loss": "sds", "weight": "much"}], r"terms\[0\]\.weight must be a number or a schedule"),
         ([{"loss": "sds", "scale": {"start": 1, "end": 2, "to_step": 3}}], "given in steps; here only"),
         ([{"loss": "sds", "prior": "embedded"}], "which needs its own prompt"),
+        ([{"loss": "sds", "scale": "big"}], r"terms\[0\]\.scale must be a number or a schedule"),
+        ([{"loss": "ism", "inversion_steps": {"start": 4, "end": 2}}], r"terms\[0\]: "),
+        (["sds", "csd"], r"terms\[0\] must be a mapping such as \{loss: sds, weight: 1\}, got 'sds'"),
     ],
 )
 def test_wrong_terms_get_one_line(terms: list[dict[str, Any]], said: str) -> None:

@@ -257,16 +257,6 @@ def test_asds_shift_law() -> None:
         shifted(prior, torch.tensor([5]), torch.ones(1), -0.1, 0.0)
 
 
-def test_frozen_prior_gets_no_gradient_and_the_picture_exactly_the_loss() -> None:
-    """Oracle 21, on a network with parameters, through a renderer's chain rule."""
-    x = X.clone().requires_grad_()
-    prior = make_prior(scaled_linear(), 0.5)
-    grad = sds(prior, (2 * x).detach(), condition(prior), T, NOISE)
-    (2 * x).backward(grad)
-    assert x.grad is not None
-    assert torch.equal(x.grad, 2 * grad)
-
-
 def test_ism_of_a_dirac_is_nothing(abar: Tensor) -> None:
     """Oracle 22: at scale 1 both predictions agree along the trajectory, when prompt and empty prompt do."""
     prior = dirac({"mug": MUG, "": MUG}, abar)

@@ -245,6 +245,17 @@ def test_plot_shows_each_samplers_middle_and_range(tmp_path: Path) -> None:
         plot({"uniform": uniform(PRIOR)}, tmp_path / "t.png")
 
 
+@pytest.mark.parametrize("options", [{"width": 0.0}, {"centre": 50.0}, {"width": float("nan")}])
+def test_dreamtime_without_weight_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="dreamtime's weights vanish between t_min and t_max"):
+        dreamtime(PRIOR, **options)
+
+
+def test_a_moving_sampler_is_checked_over_the_whole_of_training() -> None:
+    with pytest.raises(ValueError, match=r"0 <= t_min <= t_max <= 1 throughout"):
+        scheduled_sampler(uniform, prior=PRIOR, t_min=0.02, t_max=Ramp(0.98, 0.01, 0.2, 0.9))
+
+
 @pytest.mark.parametrize("rising", [{"t_max": 0.4, "t_max_end": 0.5}, {"t_min": 0.1, "t_min_end": 0.2}])
 def test_annealed_timesteps_only_fall(rising: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"annealed timesteps only fall, .* lower t_min_end or t_max_end"):

@@ -218,6 +218,15 @@ def test_a_lora_that_does_not_fit_is_refused(pixel_folder: Path, tmp_path: Path)
         VSD(prior, torch.Generator(), lora=str(tmp_path / "nowhere"))
 
 
+def test_a_lora_of_another_alpha_is_refused(pixel_folder: Path, tmp_path: Path) -> None:
+    prior = load_prior(pixel_folder, dtype=torch.float32)
+    VSD(prior, torch.Generator(), rank=2).save(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"trained with guidance\.alpha=4, and this run has 8; give the same"
+    ):
+        VSD(prior, torch.Generator(), rank=2, alpha=8, lora=str(tmp_path))
+
+
 def test_the_copy_may_be_told_the_bare_prompt(pixel_folder: Path) -> None:
     prior, loss, cond = setting(pixel_folder, view_text=False)
     x, noise = randn(0, *SHAPE), randn(1, *SHAPE)
@@ -233,6 +242,14 @@ def test_the_copy_may_be_told_the_bare_prompt(pixel_folder: Path) -> None:
     )
 
 
+def test_a_new_copy_takes_the_place_of_the_old_one(pixel_folder: Path) -> None:
+    prior, _, _ = setting(pixel_folder)
+    for seed in (1, 2):
+        VSD(prior, torch.Generator().manual_seed(seed))
+    assert len(prior.unet.time_embedding._forward_hooks) == 1
+    assert list(prior.unet.peft_config) == ["student"]
+
+
 def test_warm_up_and_updates_per_step(pixel_folder: Path) -> None:
     prior, loss, cond = setting(pixel_folder, learning_rate=1e-3, warmup=8, updates=3)
     loss.learn(prior, randn(0, *SHAPE), cond, torch.Generator().manual_seed(0))
@@ -246,8 +263,9 @@ def test_wrong_priors_and_options_get_one_line(pixel_folder: Path) -> None:
         VSD(dirac({"": torch.zeros(1, 1, 1)}), g)
     assert "\n" not in str(told.value)
     prior = load_prior(pixel_folder, dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"no layer named to_nothing .* guidance\.targets"):
-        VSD(prior, g, targets=["to_nothing"])
+    for targets in (["to_nothing"], ["to_q", "to_nothing"]):
+        with pytest.raises(ValueError, match=r"no layer named to_nothing .* guidance\.targets"):
+            VSD(prior, g, targets=targets)
     with pytest.raises(ValueError, match=r"guidance\.rank must be at least 1, got 0"):
         VSD(prior, g, rank=0)
     with pytest.raises(ValueError, match=r"epsilon or v_prediction, got 'x0'"):

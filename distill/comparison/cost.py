@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 STEPS, WARM = 14, 4
@@ -36,6 +37,11 @@ def measure_cost(wanted: Mapping[str, Any], prompt: str) -> dict[str, float]:
 
 def _resident_mib() -> float:
     """The process's largest resident size so far."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss, which a child inherits from its parent.
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
     import resource
 
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -19,7 +19,7 @@ from distill.checkpoint import write_atomic
 from distill.comparison.figures import SIZE
 from distill.comparison.records import Record, by_prompt, of, views_of
 
-#: Figures of the table: name, title, and how to read them from a cell.
+#: Figures of the table: name and title.
 FIGURES: tuple[tuple[str, str], ...] = (
     ("r_precision", "R-precision@1"),
     ("similarity", "similarity"),
@@ -30,7 +30,8 @@ FIGURES: tuple[tuple[str, str], ...] = (
     ("true_saturation", "true saturation"),
     ("janus", "Janus rate"),
 )
-COLOURS = ("#4269d0", "#ef7d22", "#3ca951", "#b5446e", "#8561c5", "#8c6d46", "#2a9d9d", "#777777", "#c2a300")
+COLOURS = ("#4269d0", "#ef7d22", "#3ca951", "#b5446e", "#8561c5", "#8c6d46", "#2a9d9d", "#777777", "#c2a300",
+           "#e377c2", "#003f5c", "#a1c935", "#f28e8e", "#5b3a1e", "#6fb7f2", "#1b1b1b")  # fmt: skip
 
 
 def write_report(root: Path, records: Sequence[Record]) -> Path:
@@ -59,7 +60,7 @@ def write_report(root: Path, records: Sequence[Record]) -> Path:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(files("distill.comparison").joinpath("report.html").read_text("utf-8"))
     # What the thriftiest method spends in all: there, every method has had the same number of network calls.
-    limit = min((record["calls"] for record in records if "calls" in record), default=0)
+    limit = min((record["calls"] for record in records if not record["error"]), default=0)
     page = template.render(
         titles=[title for _, title in FIGURES],
         table=[(name, summary(of(records, name), root, costs.get(name), limit)) for name in methods],
@@ -96,7 +97,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def spread(values: Sequence[float | None]) -> tuple[float, float] | None:
-    """Mean and standard error of what there is."""
+    """Mean and standard error of what there is, taken for independent."""
     found = [value for value in values if value is not None]
     if not found:
         return None
@@ -106,8 +107,8 @@ def spread(values: Sequence[float | None]) -> tuple[float, float] | None:
 
 def at_calls(record: Record, limit: float) -> float | None:
     """A cell's similarity when it had asked the network for so many pictures, straight between its points."""
-    points = [point for point in record["points"] if "calls" in point]
-    if not points:
+    points = record["points"]
+    if not points or limit < points[0]["calls"]:
         return None
     return float(np.interp(limit, [p["calls"] for p in points], [p["similarity"] for p in points]))
 
@@ -115,17 +116,24 @@ def at_calls(record: Record, limit: float) -> float | None:
 def summary(
     records: Sequence[Record], root: Path, cost: Mapping[str, float] | None, limit: float
 ) -> list[str]:
-    """A method's line: means over its cells with standard errors, then diversity, costs and failures."""
+    """A method's line: means over its prompts with standard errors, then diversity, costs and failures."""
 
     def text(values: Sequence[float | None], digits: int = 3) -> str:
         found = spread(values)
         return "-" if found is None else f"{found[0]:.{digits}f} \N{PLUS-MINUS SIGN} {found[1]:.{digits}f}"
 
-    line = [text([record.get("final", {}).get(name) for record in records]) for name, _ in FIGURES]
-    line.append(text([at_calls(record, limit) for record in records]))
-    line.append(text([diversity_of(group, root) for group in by_prompt(records)]))
-    line.append(text([record.get("seconds") for record in records], 1))
-    line.append(text([record.get("calls") for record in records], 0))
+    whole = by_prompt([record for record in records if not record["error"]])
+
+    def per_prompt(figure: Callable[[Record], float | None]) -> list[float | None]:
+        # Seeds of one prompt are alike, so a prompt is one observation.
+        means = [spread([figure(record) for record in group]) for group in whole]
+        return [found[0] if found else None for found in means]
+
+    line = [text(per_prompt(lambda r, name=name: r["final"][name])) for name, _ in FIGURES]  # type: ignore[misc]
+    line.append(text(per_prompt(lambda record: at_calls(record, limit))))
+    line.append(text([diversity_of(group, root) for group in whole]))
+    line.append(text(per_prompt(lambda record: record["seconds"]), 1))
+    line.append(text(per_prompt(lambda record: record["calls"]), 0))
     line += [f"{cost[key]:.0f}" if cost else "-" for key in ("step_ms", "peak_mib")]
     return [*line, str(sum(bool(record["error"]) for record in records))]
 

@@ -107,7 +107,8 @@ def compare(
         methods: options of ``distill.generate`` by a name of one's choice; ``METHODS`` by default.
         prompts: of the embedded world.
         seeds: of each.
-        output_dir: where cells, ``results.csv``, ``curves.csv``, ``grid.png`` and ``report.html`` go.
+        output_dir: where cells, ``results.csv``, ``curves.csv``, ``claims.csv``, ``costs.json``, ``grid.png`` and
+            ``report.html`` go.
         prior: a loaded prior shared by all cells, or a function that makes one for a prompt, such as
             ``distill.embedded.exact.exact_prior``; the embedded one by default.
         iterations: of each cell, or with ``budget="calls"`` of the first method's: the others get as many
@@ -126,15 +127,20 @@ def compare(
     """
     from distill.comparison.report import write_report
     from distill.priors import load_prior
+    from distill.run import pick_device
 
     if budget not in ("steps", "calls"):
         raise ValueError(f"budget must be steps or calls, got {budget!r}")
     number, parts = part
     if not 1 <= number <= parts:
         raise ValueError(f"part must be (k, n) with 1 <= k <= n, got {part}")
+    if not prompts or not seeds:
+        raise ValueError("a comparison needs at least one prompt and one seed")
     chosen = {name: dict(wanted) for name, wanted in (methods or METHODS).items()}
     root, judge = Path(output_dir), load_judge()
-    shared = None if callable(prior) else Counted(prior or load_prior())
+    device = pick_device(str(options.get("device", "auto")))
+    shared = None if callable(prior) else Counted(prior or load_prior(device=device))
+    made_with = {"prior": prior_name(prior), "measure_every": measure_every}
     cells = [Cell(name, prompt, seed) for prompt in prompts for seed in seeds for name in chosen]
     settings = {name: {"iterations": iterations, **options, **wanted} for name, wanted in chosen.items()}
     if budget == "calls":
@@ -147,10 +153,10 @@ def compare(
     with stop_signals() as stop:
         for done, cell in enumerate(mine):
             folder, wanted = cell.folder(root), settings[cell.method]
-            if finished(folder, wanted):
+            if finished(folder, {"options": wanted, **made_with}):
                 continue
             model = shared or Counted(prior(cell.prompt))
-            record = run_cell(cell, wanted, model, judge, folder, measure_every, stop)
+            record = {**run_cell(cell, wanted, model, judge, folder, measure_every, stop), **made_with}
             if stop.is_set():
                 raise Interrupted(f"stopped after {done} of {len(mine)} cells; run again to go on")
             write_atomic(folder / "cell.json", json.dumps(record) + "\n")
@@ -170,13 +176,25 @@ def measure_costs(root: Path, settings: Mapping[str, Mapping[str, Any]], prompt:
     path = root / "costs.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     for name, wanted in settings.items():
-        if name not in known:
+        if name in known:
+            continue
+        try:
             known[name] = measure_cost(wanted, prompt)
-            write_atomic(path, json.dumps(known, indent=2) + "\n")
+        except RuntimeError as error:  # a loss that a script registered is not known to another process
+            log.warning("%s: %s", name, error)
+            continue
+        write_atomic(path, json.dumps(known, indent=2) + "\n")
+
+
+def prior_name(prior: Any) -> str:
+    """What a comparison's cells remember of their prior."""
+    return str(
+        getattr(prior, "name", "") or getattr(prior, "__name__", "") or ("embedded" if prior is None else "")
+    )
 
 
 def finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether a cell was finished with these options.
+    """Whether a cell was finished with these options, this prior and as many points.
 
     Raises:
         ValueError: it was finished with others.
@@ -184,9 +202,12 @@ def finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
     path = folder / "cell.json"
     if not path.exists():
         return False
-    made = json.loads(path.read_text())["options"]
-    if made != json.loads(json.dumps(wanted)):
-        raise ValueError(f"{folder} was made with {made}, not {dict(wanted)}; choose another output_dir")
+    made = json.loads(path.read_text())
+    for name, value in json.loads(json.dumps(wanted)).items():
+        if made.get(name, value) != value:
+            raise ValueError(
+                f"{folder} was made with {name} {made[name]}, not {value}; choose another output_dir"
+            )
     return True
 
 
@@ -194,27 +215,32 @@ def compose(wanted: Mapping[str, Any], prompt: str, seed: int) -> Any:
     return compose_config(as_overrides({"prompt": prompt, "seed": seed, **wanted}))
 
 
-def few_steps(config: Any, prior: Any, steps: int, after: Callable[[], None] = lambda: None) -> None:
+def few_steps(
+    config: Any, prior: Any, steps: int, after: Callable[[], None] = lambda: None, start: int = 0
+) -> None:
     """Train a scene that is then forgotten, to see what it costs; ``after`` is called after each step."""
     from distill.run import build, make_condition
 
     def on_step(state: State, metrics: dict[str, float], picture: Render) -> bool:
         after()
-        return state.step >= steps
+        return state.step >= start + steps
 
     parts = build(config, prior)
     condition = make_condition(config, prior, parts)
+    parts.state.step = start
     train_scene(
         parts.state, prior, parts.guidance, condition, parts.render, parts.cameras, parts.timesteps,
         parts.settings, on_step,
     )  # fmt: skip
 
 
-def calls_per_step(wanted: Mapping[str, Any], prompt: str, prior: Counted) -> int:
-    """Pictures that the prior's network is asked about in one step."""
-    before = prior.calls
-    few_steps(compose(wanted, prompt, 0), prior, 1)
-    return prior.calls - before
+def calls_per_step(wanted: Mapping[str, Any], prompt: str, prior: Counted) -> float:
+    """Pictures that the prior's network is asked about in a step: the mean of the first, middle and last one."""
+    config, before = compose(wanted, prompt, 0), prior.calls
+    starts = (0, config.iterations // 2, config.iterations - 1)
+    for start in starts:
+        few_steps(config, prior, 1, start=start)
+    return (prior.calls - before) / len(starts)
 
 
 def run_cell(
@@ -228,6 +254,8 @@ def run_cell(
 
     config = compose(wanted, cell.prompt, cell.seed)
     parts = build(config, prior)
+    if not hasattr(parts.scenes[0], "query"):
+        raise ValueError("a comparison measures shapes, which a picture has not; leave out scene=image")
     condition, before = make_condition(config, prior, parts), prior.calls
     points: list[dict[str, float]] = []
     rows: list[Tensor] = []
@@ -259,7 +287,8 @@ def run_cell(
     record["gradient"] = profile(config, parts, prior, condition)
     folder.mkdir(parents=True, exist_ok=True)
     # A row for every point of the curves, the finished asset last.
-    Image.fromarray((torch.cat(rows) * 255).round().byte().numpy()).save(folder / "views.png")
+    if rows:
+        Image.fromarray((torch.cat(rows) * 255).round().byte().numpy()).save(folder / "views.png")
     return record
 
 

@@ -46,7 +46,7 @@ def draw_indices(number: int, objects: int, views: int, seed: int) -> tuple[int,
     """
     epoch, place = divmod(number, objects)
     order = _order(objects, seed, epoch)
-    g = torch.Generator().manual_seed(_mixed(seed, number, 1))
+    g = torch.Generator().manual_seed(mixed(seed, number, 1))
     first = int(torch.randint(views, (1,), generator=g))
     second = int(torch.randint(views - 1, (1,), generator=g))
     return int(order[place]), first, second + (second >= first)
@@ -54,10 +54,10 @@ def draw_indices(number: int, objects: int, views: int, seed: int) -> tuple[int,
 
 @lru_cache(maxsize=2)
 def _order(objects: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(objects, generator=torch.Generator().manual_seed(_mixed(seed, epoch, 0)))
+    return torch.randperm(objects, generator=torch.Generator().manual_seed(mixed(seed, epoch, 0)))
 
 
-def _mixed(*numbers: int) -> int:
+def mixed(*numbers: int) -> int:
     """One seed of several numbers."""
     digest = hashlib.sha256(repr(numbers).encode()).digest()
     return int.from_bytes(digest[:8], "little") % 2**63

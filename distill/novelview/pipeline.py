@@ -76,7 +76,7 @@ class NovelViewPipeline:
         """Height and width of the pictures, pixels."""
         return int(self.model.unet.config.sample_size) * self.patch
 
-    def _fitted(self, rgb: Tensor) -> Tensor:
+    def fitted(self, rgb: Tensor) -> Tensor:
         if rgb.shape[-2:] != (self.size, self.size):
             rgb = nn.functional.interpolate(rgb, (self.size, self.size), mode="bilinear", antialias=True)
         return rgb * 2 - 1
@@ -88,7 +88,7 @@ class NovelViewPipeline:
             rgb: pictures.
             generator: draws from the VAE's distribution, as in training; None takes its mode.
         """
-        image = self._fitted(rgb)
+        image = self.fitted(rgb)
         if self.vae is None:
             return nn.functional.pixel_unshuffle(image, self.patch)
         spread = self.vae.encode(image.to(self.vae.dtype)).latent_dist
@@ -112,7 +112,7 @@ class NovelViewPipeline:
         if self.vae is None:
             latent = self.encode(batch)
         else:
-            latent = self.vae.encode(self._fitted(batch).to(self.vae.dtype)).latent_dist.mode().float()
+            latent = self.vae.encode(self.fitted(batch).to(self.vae.dtype)).latent_dist.mode().float()
         return Given(latent, self.encoder(batch))
 
     @torch.no_grad()

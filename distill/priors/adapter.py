@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -16,6 +17,8 @@ from distill.contracts import Embedding
 from distill.samplers.cameras import Cameras
 
 NAME = "student"
+#: Where a network keeps the handle of its student's hook, so that the next student can remove it.
+HOOK = "_student_hook"
 
 
 class Student:
@@ -58,14 +61,17 @@ class Student:
             )
         if rank < 1:
             raise ValueError(f"guidance.rank must be at least 1, got {rank}")
-        ends = tuple(f".{target}" for target in targets)
-        if not any(name.endswith(ends) for name, _ in network.named_modules()):
+        names = [name for name, _ in network.named_modules()]
+        missing = [target for target in targets if not any(name.endswith(f".{target}") for name in names)]
+        if missing or not targets:
             raise ValueError(
-                f"vsd found no layer named {', '.join(targets)} in the prior's network to add LoRA to; "
+                f"vsd found no layer named {', '.join(missing)} in the prior's network to add LoRA to; "
                 "name its attention layers with guidance.targets"
             )
         if NAME in getattr(network, "peft_config", {}):
             network.delete_adapters(NAME)
+        if old := getattr(network, HOOK, None):
+            old.remove()
         config = LoraConfig(
             r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets)
         )
@@ -79,7 +85,7 @@ class Student:
             self.camera = camera_embedding(width, prior.device) if cameras else None
         self._shift: Tensor | None = None
         if cameras:
-            network.time_embedding.register_forward_hook(self._add_camera)
+            setattr(network, HOOK, network.time_embedding.register_forward_hook(self._add_camera))
         self._switch(False)
 
     def low_rank(self) -> list[nn.Parameter]:
@@ -117,6 +123,8 @@ class Student:
         file = path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
         try:
             saved = load_file(file, device=str(self.prior.device))
+            with safe_open(file, "pt") as opened:
+                said = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
         except (OSError, SafetensorError) as error:
             raise ValueError(
                 f"guidance.lora must be a LoRA in a safetensors file, but {file} cannot be read: {error}"
@@ -133,6 +141,11 @@ class Student:
                 f"{file} is a LoRA of another prior, rank or set of layers: {len(misfits)} of the "
                 f"{len(own)} tensors wanted here do not fit ({len(saved)} are in it); give the prior it was trained "
                 "on, with its guidance.rank and guidance.targets"
+            )
+        alpha = self.network.peft_config[NAME].lora_alpha
+        if said.get("lora_alpha", alpha) != alpha:
+            raise ValueError(
+                f"{file} was trained with guidance.alpha={said['lora_alpha']}, and this run has {alpha}; give the same"
             )
         with torch.no_grad():
             for name, parameter in own.items():
