@@ -258,7 +258,7 @@ def test_claims_on_figures_made_by_hand(tmp_path: Path) -> None:
     assert [claim.verdict for claim in found.values()] == ["holds"] * 4 + ["does not hold"] * 2
     assert set(verdicts) == {"CSD", "SDS", "ASD", "ASD's", "Too"}
     against_vsd = next(claim for text, claim in found.items() if text.startswith("ASD matches"))
-    assert [round(number.value, 3) for number in against_vsd.numbers] == [0.1, 0.5, 0.9, 0.3]
+    assert [round(number.value, 3) for number in against_vsd.numbers] == [0.1, 0.5, 0.9]
     # The shift beats none, but ties with the fixed one: a tie is no win.
     shift = next(claim for text, claim in found.items() if text.startswith("ASD's"))
     assert [round(number.value, 3) for number in shift.numbers] == [0.0, 0.1]
@@ -309,11 +309,12 @@ def test_dreamtimes_claims_on_curves_made_by_hand(tmp_path: Path) -> None:
     assert wider.numbers[0].value == pytest.approx(1.0, abs=1e-3)
 
 
-def test_a_cell_that_diverges_is_part_of_the_record(tmp_path: Path) -> None:
-    @distill.guidance.register
-    def broken(prior: Any, x: torch.Tensor, cond: Any, t: Any, noise: Any, *, scale: float = 1.0) -> Any:
-        return x * float("nan")
+def broken(prior: Any, x: torch.Tensor, cond: Any, t: Any, noise: Any, *, scale: float = 1.0) -> Any:
+    return x * float("nan")
 
+
+def test_a_cell_that_diverges_is_part_of_the_record(tmp_path: Path) -> None:
+    distill.guidance.register(broken)
     prior = distill.load_prior("embedded")
     options = {**QUICK, "iterations": 6, "measure_every": 6, "optimiser.max_bad_steps": 2, "prior": prior}
     methods = {"broken": {"guidance": "broken"}, "sds": {"guidance": "sds"}}
