@@ -119,6 +119,7 @@ def load_encoder(
     """
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     folder = Path(folder)
     kinds = {
         "dinov2": ("Dinov2Model", IMAGENET),

@@ -342,9 +342,10 @@ def train(config: TrainConfig) -> Path:
     trackers = None if config.tracker == "none" else config.tracker
     folder = Path(config.output_dir).expanduser()
     accelerator = Accelerator(mixed_precision=config.precision, log_with=trackers, project_dir=str(folder))
-    sampler_check = make_sampler(config, 1000)
-    assert sampler_check is not None
-    claim(folder, config)
+    make_sampler(config, 1000)  # a wrong name is said before anything is made
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            claim(folder, config)
     set_seed(config.seed)
     encoder = load_encoder(Path(config.encoder).expanduser(), layers=config.layers, device=accelerator.device)
     views, held_out = open_views(config).split(config.held_out)
