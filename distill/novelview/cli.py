@@ -1,0 +1,87 @@
+"""``distill-views``: renders for novel-view models."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``distill-views``."""
+    parser = argparse.ArgumentParser(prog="distill-views", description="Renders for novel-view models.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    render = commands.add_parser("render", help="pictures and cameras of meshes, in Zero-1-to-3's layout")
+    render.add_argument(
+        "inputs", nargs="*", type=Path, help="mesh files (GLB, OBJ, PLY, ...) or folders of them"
+    )
+    render.add_argument("output", type=Path)
+    render.add_argument(
+        "--world", type=int, metavar="N", help="N objects of each pair of the embedded world instead"
+    )
+    render.add_argument("--views", type=int, default=12)
+    render.add_argument("--size", type=int, default=256)
+    render.add_argument("--distance", type=float, nargs=2, default=(1.5, 2.2), metavar=("NEAR", "FAR"))
+    render.add_argument("--elevation", type=float, nargs=2, default=(-90.0, 90.0), metavar=("LOW", "HIGH"))
+    render.add_argument("--fov", type=float, default=49.13, help="vertical, degrees")
+    render.add_argument("--up", choices=("y", "z"), default="y", help="the meshes' upward axis")
+    render.add_argument("--seed", type=int, default=0)
+    render.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    pack = commands.add_parser("pack", help="a folder of renders as tar shards")
+    pack.add_argument("folder", type=Path)
+    pack.add_argument("output", type=Path)
+    pack.add_argument("--objects", type=int, default=1000, help="in each shard")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        sys.exit(_render(options) if options.command == "render" else _pack(options))
+    except (ValueError, OSError) as error:
+        print(f"distill-views: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _render(options: argparse.Namespace) -> int:
+    from distill.embedded import world
+    from distill.novelview import render
+
+    protocol = render.Protocol(
+        views=options.views, size=options.size, distance=tuple(options.distance), fov_y_deg=options.fov,
+        elevation_deg=tuple(options.elevation), seed=options.seed, up=options.up,
+    )  # fmt: skip
+    if min(options.views, options.size) < 1 or min(options.distance) <= 0.9:
+        raise ValueError(
+            "--views and --size must be at least 1, and --distance more than 0.9, outside the object"
+        )
+    jobs = {}
+    if options.world:
+        if options.inputs:
+            raise ValueError("give meshes or --world, not both")
+        names = [f"{c}-{k}-{i:04d}" for i in range(options.world) for k in world.KINDS for c in world.COLOURS]
+        jobs = {name: partial(render.from_world, name, options.seed) for name in names}
+    else:
+        for path in render.find_meshes(options.inputs):
+            jobs[render.name_of(path, jobs)] = partial(render.load_surface, path, options.up)
+    wrong = render.render_all(jobs, options.output, protocol, workers=options.workers)
+    print(f"{len(jobs) - len(wrong)} objects in {options.output}, {len(wrong)} left out")
+    return 1 if wrong else 0
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from distill.novelview.views import from_folder, write_shard
+
+    count = len(list(next(p for p in options.folder.iterdir() if p.is_dir()).glob("*.png")))
+    first = next(options.folder.glob("*/000.png"))
+    from PIL import Image
+
+    size = Image.open(first).width
+    views = from_folder(options.folder, count=count, size=size)
+    options.output.mkdir(parents=True, exist_ok=True)
+    groups = [views.uids[start : start + options.objects] for start in range(0, len(views), options.objects)]
+    for number, uids in enumerate(groups):
+        write_shard(options.output / f"{number:05d}.tar", options.folder, uids, count)
+    print(f"{len(views)} objects in {len(groups)} shards in {options.output}, {len(views.skipped)} left out")
+    return 1 if views.skipped else 0

@@ -1,0 +1,206 @@
+"""Renders of a user's meshes: silhouettes, sides and textures by hand, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+
+from distill.embedded import world
+from distill.novelview.cli import main
+from distill.novelview.render import Protocol, Surface, draw_cameras, from_world, load_surface, picture
+from distill.novelview.views import from_folder, from_shards
+from distill.samplers.cameras import orbit
+
+
+def seen(surface: Surface, azimuth: float, elevation: float = 0.0, size: int = 32) -> np.ndarray:
+    camera = orbit(torch.tensor([azimuth]), torch.tensor([elevation]), 2.0, 49.13)
+    return picture(surface, camera, size, 2).astype(float) / 255
+
+
+def painted_box(folder: Path) -> Path:
+    """A box whose faces have colours of their own: +x red, -x green, +y blue, -y yellow, +z white, -z black."""
+    box = trimesh.creation.box(extents=(3, 3, 3))
+    colours = {
+        0: (255, 0, 0),
+        1: (0, 255, 0),
+        2: (0, 0, 255),
+        3: (255, 255, 0),
+        4: (255, 255, 255),
+        5: (0, 0, 0),
+    }
+    box.unmerge_vertices()
+    axis = np.abs(box.face_normals).argmax(1)
+    side = 2 * axis + (box.face_normals[np.arange(12), axis] < 0)
+    by_face = np.array([(*colours[int(s)], 255) for s in side], np.uint8)
+    box.visual = trimesh.visual.ColorVisuals(box, vertex_colors=np.repeat(by_face, 3, axis=0))
+    box.export(folder / "box.glb")
+    return folder / "box.glb"
+
+
+def test_a_spheres_silhouette_has_its_area() -> None:
+    sphere = trimesh.creation.icosphere(subdivisions=4, radius=7.0)
+    sphere.apply_scale(1 / sphere.extents.max())
+    surface = Surface(sphere, lambda faces, barycentric: np.ones((len(faces), 3)))
+    alpha = seen(surface, 30.0, 20.0, size=64)[..., 3].mean()
+    # The cone that touches a sphere of radius 1/2 at distance 2, cut by the picture's plane.
+    radius = math.tan(math.asin(0.25)) / math.tan(math.radians(49.13 / 2))
+    assert alpha == pytest.approx(math.pi * radius**2 / 4, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "elevation", "colour"),
+    [
+        (0.0, 0.0, (1, 1, 1)),  # glTF's front, +z, is seen from azimuth 0
+        (180.0, 0.0, (0, 0, 0)),
+        (90.0, 0.0, (1, 0, 0)),  # glTF's +x is the object's own left
+        (-90.0, 0.0, (0, 1, 0)),
+        (0.0, 89.0, (0, 0, 1)),  # +y is up
+        (0.0, -89.0, (1, 1, 0)),
+    ],
+)
+def test_sides_lie_where_gltf_says(
+    tmp_path: Path, azimuth: float, elevation: float, colour: tuple[int, int, int]
+) -> None:
+    centre = seen(load_surface(painted_box(tmp_path)), azimuth, elevation)[16, 16, :3]
+    brightest = centre.max()
+    expected = np.array(colour) * brightest
+    np.testing.assert_allclose(centre, expected, atol=0.03)
+    assert (brightest > 0.3) == (sum(colour) > 0)
+
+
+def test_a_mesh_is_centred_and_its_longest_side_is_one(tmp_path: Path) -> None:
+    box = trimesh.creation.box(extents=(2, 8, 4))
+    box.apply_translation([5, 6, 7])
+    box.export(tmp_path / "box.ply")
+    surface = load_surface(tmp_path / "box.ply", up="z")
+    np.testing.assert_allclose(surface.mesh.bounds, [[-0.125, -0.5, -0.25], [0.125, 0.5, 0.25]], atol=1e-9)
+    turned = load_surface(tmp_path / "box.ply", up="y")
+    np.testing.assert_allclose(turned.mesh.extents, [0.5, 0.25, 1.0], atol=1e-9)
+
+
+def test_a_texture_is_where_it_was_painted(tmp_path: Path) -> None:
+    """A square facing the front with a texture of four quarters."""
+    corners = np.array([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]])
+    uv = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
+    image = Image.fromarray(
+        np.kron(
+            np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]]), np.ones((8, 8, 1))
+        ).astype(np.uint8)
+    )
+    material = trimesh.visual.material.PBRMaterial(baseColorTexture=image)
+    square = trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], process=False)
+    square.visual = trimesh.visual.TextureVisuals(uv, material=material)
+    square.export(tmp_path / "square.glb")
+    front = seen(load_surface(tmp_path / "square.glb"), 0.0)[..., :3]
+    for row, column, colour in (
+        (11, 11, (1, 0, 0)),
+        (11, 20, (0, 1, 0)),
+        (20, 11, (0, 0, 1)),
+        (20, 20, (1, 1, 1)),
+    ):
+        found = front[row, column] / front[row, column].max()
+        np.testing.assert_allclose(found, colour, atol=0.05)
+    # Its single face is lit from behind too.
+    assert seen(load_surface(tmp_path / "square.glb"), 180.0)[16, 16, 3] == 1
+
+
+def test_cameras_are_even_over_the_sphere_and_an_objects_own() -> None:
+    protocol = Protocol(views=20_000)
+    cameras = draw_cameras(protocol, "chair")
+    assert 1.5 <= cameras.distance.min() < 1.51
+    assert 2.19 < cameras.distance.max() <= 2.2
+    heights = torch.sin(torch.deg2rad(cameras.elevation_deg))
+    # Uniform on [-1, 1]: mean 0, standard deviation 1 / sqrt(3).
+    assert heights.mean().item() == pytest.approx(0.0, abs=0.02)
+    assert heights.std().item() == pytest.approx(3**-0.5, abs=0.01)
+    few = Protocol(views=3)
+    assert torch.equal(draw_cameras(few, "chair").c2w, draw_cameras(few, "chair").c2w)
+    assert not torch.equal(draw_cameras(few, "chair").c2w, draw_cameras(few, "table").c2w)
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_a_folder_of_meshes_becomes_views_and_a_bad_one_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a").mkdir()
+    painted_box(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    trimesh.creation.icosphere().export(tmp_path / "b" / "box.obj")
+    (tmp_path / "b" / "junk.obj").write_text("hello")
+    out = tmp_path / "out"
+    options = ["--views", "3", "--size", "16", "--workers", "2"]
+    assert run("render", str(tmp_path / "a"), str(tmp_path / "b"), str(out), *options) == 1
+    assert "2 objects in" in capsys.readouterr().out
+    assert "junk is left out" in caplog.text
+    assert json.loads((out / "valid_paths.json").read_text()) == ["box", "box-2"]
+    views = from_folder(out, count=3, size=16)
+    for uid in ("box", "box-2"):
+        cameras = draw_cameras(Protocol(views=3, size=16), uid)
+        rgb, position = views.read(uid, 1)
+        assert 0 < (rgb.amin(0) < 1).float().mean() < 1
+        torch.testing.assert_close(position, cameras.c2w[1, :3, 3], rtol=1e-5, atol=1e-5)
+    before = (out / "box" / "000.png").stat().st_mtime_ns
+    assert run("render", str(tmp_path / "a"), str(out), *options) == 0
+    assert (out / "box" / "000.png").stat().st_mtime_ns == before
+    assert run("pack", str(out), str(tmp_path / "shards"), "--objects", "1") == 0
+    shards = from_shards(sorted((tmp_path / "shards").iterdir()), count=3, size=16)
+    assert torch.equal(shards.read("box-2", 2)[0], views.read("box-2", 2)[0])
+
+
+def test_objects_of_the_embedded_world_are_themselves(tmp_path: Path) -> None:
+    colour, kind = "red", "sphere"
+    one, again, other = (from_world(f"{colour}-{kind}-{i:04d}", 0) for i in (1, 1, 2))
+    assert np.array_equal(one.mesh.vertices, again.mesh.vertices)
+    assert one.mesh.extents.max() == pytest.approx(1.0)
+    rgba = seen(one, 0.0)
+    found = rgba[16, 16, :3] / rgba[16, 16, 0]
+    paint = np.array(world.COLOURS[colour])
+    np.testing.assert_allclose(found, paint / paint[0], atol=0.12)
+    assert not np.array_equal(seen(one, 0.0), seen(other, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere", "out"], "nowhere is not there"),
+        (["empty", "out"], "no mesh (.glb"),
+        (["empty", "out", "--distance", "0.5", "1"], "--distance more than 0.9"),
+        (["empty", "out", "--world", "1"], "give meshes or --world, not both"),
+    ],
+)
+def test_wrong_input_gets_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert run("render", *arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def test_renders_by_another_protocol_are_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    painted_box(tmp_path)
+    options = ["render", str(tmp_path / "box.glb"), str(tmp_path / "out"), "--views", "2", "--workers", "1"]
+    assert run(*options, "--size", "16") == 0
+    assert run(*options, "--size", "24") == 2
+    assert "holds renders with size 16, not 24" in capsys.readouterr().err
