@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,10 +36,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pack.add_argument("folder", type=Path)
     pack.add_argument("output", type=Path)
     pack.add_argument("--objects", type=int, default=1000, help="in each shard")
+    evaluate = commands.add_parser("evaluate", help="a model's views against true ones")
+    evaluate.add_argument("model", type=Path)
+    evaluate.add_argument("renders", type=Path)
+    evaluate.add_argument("output", type=Path)
+    evaluate.add_argument("--pairs", type=Path, help="JSON list of pairs; written where it is not there yet")
+    evaluate.add_argument("--per-object", type=int, default=2, help="pairs of each object of a new list")
+    evaluate.add_argument("--views", type=int, default=12, help="pictures of each object")
+    evaluate.add_argument("--steps", type=int, default=50)
+    evaluate.add_argument("--scale", type=float, default=3.0)
+    evaluate.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        sys.exit(_render(options) if options.command == "render" else _pack(options))
+        sys.exit({"render": _render, "pack": _pack, "evaluate": _evaluate}[options.command](options))
     except (ValueError, OSError) as error:
         print(f"distill-views: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -68,6 +79,31 @@ def _render(options: argparse.Namespace) -> int:
     wrong = render.render_all(jobs, options.output, protocol, workers=options.workers)
     print(f"{len(jobs) - len(wrong)} objects in {options.output}, {len(wrong)} left out")
     return 1 if wrong else 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from distill.novelview import evaluate
+    from distill.novelview.pipeline import NovelViewPipeline
+    from distill.novelview.views import from_folder
+
+    pipeline = NovelViewPipeline.load(options.model)
+    views = from_folder(options.renders, count=options.views, size=pipeline.size)
+    path = options.pairs or options.output / "pairs.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        evaluate.write_pairs(path, evaluate.choose_pairs(views, options.per_object, options.seed))
+    pairs = evaluate.read_pairs(path, views)
+    draw = partial(_draw, pipeline, options.steps, options.scale)
+    about = {"model": str(options.model), "steps": options.steps, "scale": options.scale, "pairs": str(path)}
+    summary = evaluate.evaluate(draw, views, pairs, options.output, seed=options.seed, about=about)
+    for name, (mean, low, high) in summary["figures"].items():
+        print(f"{name:>16} {mean:9.4f}  [{low:.4f}, {high:.4f}]")
+    print(f"{summary['pairs']} pairs of {summary['objects']} objects; results in {options.output}")
+    return 0
+
+
+def _draw(pipeline: Any, steps: int, scale: float, rgb: Any, pose: Any, generator: Any) -> Any:
+    return pipeline(rgb, pose, generator=generator, steps=steps, scale=scale)
 
 
 def _pack(options: argparse.Namespace) -> int:
