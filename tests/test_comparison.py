@@ -196,6 +196,8 @@ def test_verdicts_by_hand() -> None:
     assert above(Number("", 1.0, 0.1, 2.0)) == "holds"
     assert above(Number("", 1.0, -0.1, 2.0)) == "not decidable"
     assert above(Number("", -1.0, -2.0, 0.0)) == "does not hold"
+    assert above(Number("", 0.0, -0.01, 0.01), matters=0.02) == "does not hold"
+    assert above(Number("", 0.01, 0.005, 0.015), matters=0.02) == "holds"
     assert below(Number("", 0.5, 0.4, 0.9), 1.0) == "holds"
     assert below(Number("", 0.5, 0.4, 1.1), 1.0) == "not decidable"
     assert below(Number("", 2.0, 1.0, math.inf), 1.0) == "does not hold"

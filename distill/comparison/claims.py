@@ -2,7 +2,7 @@
 
 A number stands with the interval in which it falls for 90% of resamplings of the prompts (Efron's percentile
 bootstrap, each prompt with all its seeds). A claim that the number is above a threshold holds where the whole
-interval is, does not where none of it is, and is not decidable otherwise.
+interval is, does not where none of it is or by less than what matters, and is not decidable otherwise.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ Statistic = Callable[[Sequence[int]], float]
 #: Similarities this close count as equal: the judge's cosine of a true shape with its own caption is 0.84, and 0.26
 #: lower with the caption of the next kind or colour.
 MARGIN = 0.03
+#: A difference of saturation that nobody sees.
+PALER = 0.02
 #: By how much a ratio of two measured costs may be off.
 NOISE = 0.05
 
@@ -65,11 +67,11 @@ def bootstrap(name: str, statistic: Statistic, prompts: int, draws: int = 1000) 
     return Number(name, value, values[low], values[high])
 
 
-def above(number: Number, threshold: float = 0.0) -> str:
-    """Verdict on a number's being above a threshold."""
+def above(number: Number, threshold: float = 0.0, matters: float = 0.0) -> str:
+    """Verdict on a number's being above a threshold; by less than what ``matters``, it may as well not be."""
     if number.low > threshold:
         return "holds"
-    return "does not hold" if number.high <= threshold else "not decidable"
+    return "does not hold" if number.high <= threshold + matters else "not decidable"
 
 
 def below(number: Number, threshold: float) -> str:
@@ -268,7 +270,7 @@ def _small_scale(data: Comparison) -> Claim:
 def _saturation(data: Comparison) -> Claim:
     most = excess(data, "sds_100")
     lower = [data.difference("sds_100", name, "saturation") for name in ("asd", "vsd")]
-    verdicts = [above(most), *(above(number) for number in lower)]
+    verdicts = [above(most), *(above(number, matters=PALER) for number in lower)]
     return Claim("SDS at scale 100 oversaturates; ASD and VSD do less", all_of(*verdicts), [most, *lower])
 
 
@@ -292,10 +294,12 @@ def _asd_against_vsd(data: Comparison, costs: Mapping[str, Mapping[str, float]])
 def _random_shift(data: Comparison) -> Claim:
     gains = [data.difference("asd", name) for name in ("asd_fixed", "asd_eta_0")]
     return Claim(
-        "ASD's random shift beats a fixed shift and none", all_of(*(above(gain) for gain in gains)), gains
+        "ASD's random shift beats a fixed shift and none",
+        all_of(*(above(gain, matters=MARGIN) for gain in gains)),
+        gains,
     )
 
 
 def _large_eta(data: Comparison) -> Claim:
     gains = [data.difference("asd", "asd_eta_1"), data.difference("asd_eta_1", "sds_7.5")]
-    return Claim("Too large an eta degrades ASD (towards SDS)", above(gains[0]), gains)
+    return Claim("Too large an eta degrades ASD (towards SDS)", above(gains[0], matters=MARGIN), gains)
