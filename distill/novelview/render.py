@@ -211,7 +211,10 @@ def render_object(make: Callable[[], Surface], uid: str, out: Path, protocol: Pr
 
 
 def from_world(uid: str, seed: int) -> Surface:
-    """An object of the embedded world, of a shape and shade of its own: ``red-mug-0003``."""
+    """An object of the embedded world, of a shape and shade of its own: ``red-mug-0003``.
+
+    It keeps the world's size, its farthest point 0.95 from the centre, as the scenes that are made of it have.
+    """
     from distill.embedded import shapes, world
 
     colour, kind, number = uid.split("-")
@@ -221,10 +224,7 @@ def from_world(uid: str, seed: int) -> Surface:
     colours = np.concatenate(
         [np.tile(paint if p.paint is None else p.paint, (len(p.mesh.faces), 1)) for p in parts]
     )
-    whole = shapes.joined(parts)
-    whole.apply_translation(-whole.bounds.mean(0))
-    whole.apply_scale(1 / whole.extents.max())
-    return Surface(whole, lambda faces, barycentric: colours[faces])
+    return Surface(shapes.joined(parts), lambda faces, barycentric: colours[faces])
 
 
 def render_all(
