@@ -62,7 +62,7 @@ SEARCH: dict[str, list[dict[str, Any]]] = {
 SHARED: dict[str, dict[str, Any]] = {"nfsd": {"negative_prompt": "unrealistic, blurry, low quality, ugly"}}
 
 
-def search(loss: str, root: Path, iterations: int) -> list[dict[str, Any]]:
+def search(loss: str, prior: Any, root: Path, iterations: int) -> list[dict[str, Any]]:
     """One line per setting, the best first."""
     methods = {
         " ".join(f"{key}={value}" for key, value in setting.items()) or "defaults": {
@@ -79,6 +79,7 @@ def search(loss: str, root: Path, iterations: int) -> list[dict[str, Any]]:
         PROMPTS,
         (0,),
         output_dir=root / loss,
+        prior=prior,
         iterations=iterations,
         measure_every=iterations,
         **untuned,
@@ -112,8 +113,9 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=200)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    prior = distill.load_prior()
     for loss in options.losses:
-        lines = search(loss, options.output, options.iterations)
+        lines = search(loss, prior, options.output, options.iterations)
         write_atomic(options.output / f"{loss}.csv", as_csv(lines))
         for line in lines:
             print(
