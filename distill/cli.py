@@ -16,10 +16,11 @@ Make a 3D asset from a prompt.
   distill "a red mug" resume=true             go on with an interrupted run
   distill prompts=FILE                        one asset per line of a file
   distill "a red mug" -m seed=0,1,2           sweep
+  distill "a blue mug" init=RUN guidance=dds source_prompt="a red mug"   edit a finished run
   distill -- "seed=1 is my prompt"            a prompt that looks like an option
 
 Common options (name=value):
-  iterations, seed, particles, output_dir, prior, device, guidance, guidance.scale, timesteps, timesteps.t_max,
+  iterations, seed, particles, init, output_dir, prior, device, guidance, guidance.scale, timesteps, timesteps.t_max,
   render.size, render.batch, optimiser.encoding, export.resolution, preset, experiment
 
   --options           every option with its value, for what else is on the line
