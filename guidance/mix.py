@@ -81,10 +81,10 @@ class Term:
         if self.condition is not None:
             if cond.cameras is None:
                 raise ValueError("a term with its own prompt or prior needs cond.cameras, which is None")
-            own, shared = self.condition(cond.cameras), {}
+            own = replace(self.condition(cond.cameras), progress=cond.progress, uniform=cond.uniform)
             if self.prior is None:  # another prior would not know these embeddings
-                shared = {"negative": cond.negative, "source": cond.source, "source_x": cond.source_x}
-            cond = replace(own, progress=cond.progress, uniform=cond.uniform, **shared)
+                own = replace(own, negative=cond.negative, source=cond.source, source_x=cond.source_x)
+            cond = own
         if self.prior is None:
             return prior, x, cond
         source: Any = prior

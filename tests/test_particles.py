@@ -107,8 +107,8 @@ def test_a_run_of_several_leaves_an_asset_for_each_and_the_lora(tmp_path: Path) 
         files = {path.name for path in one.folder.iterdir()}
         assert {"mesh.glb", "mesh.obj", "mesh.ply", "contact.png", "turntable.mp4", "report.html"} <= files
         assert json.loads((one.folder / "manifest.json").read_text())["particle"] == number
-    one, other = (load_first(asset, number) for number in (0, 1))
-    assert not torch.equal(one, other)
+    grids = [load_first(asset, number) for number in (0, 1)]
+    assert not torch.equal(*grids)
     top = json.loads((asset.folder / "manifest.json").read_text())
     assert top["particles"] == ["particle-1", "particle-2"]
     assert "pytorch_lora_weights.safetensors" in top["files"]

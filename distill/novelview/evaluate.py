@@ -184,7 +184,7 @@ def evaluate(
         by_object.setdefault(pair.uid, []).append(figures)
         if number < rows:
             shown.append(torch.cat([given.condition, given.target, drawn], dim=2))
-    lines = [
+    lines: list[dict[str, Any]] = [
         {
             "uid": uid,
             "pairs": len(found),

@@ -189,6 +189,7 @@ def widen(unet: Any) -> Any:
     new.weight.zero_()
     new.weight[:, : old.in_channels] = old.weight
     if old.bias is not None:
+        assert new.bias is not None
         new.bias.copy_(old.bias)
     unet.conv_in = new
     # Without this the saved folder could not be loaded again.

@@ -100,7 +100,7 @@ def load_surface(path: Path, up: str = "y") -> Surface:
         ValueError: it cannot be read, or has no surface.
     """
     try:
-        loaded = trimesh.load(path, force="scene")
+        loaded: Any = trimesh.load(path, force="scene")
         meshes = [
             g for g in loaded.dump(concatenate=False) if isinstance(g, trimesh.Trimesh) and len(g.faces)
         ]
@@ -141,7 +141,7 @@ def _offsets(meshes: Sequence[trimesh.Trimesh]) -> NDArray[np.integer[Any]]:
 
 def _colour_of(mesh: trimesh.Trimesh) -> Callable[[NDArray[np.integer[Any]], Array], Array]:
     """A mesh's texture times its base colour, or its vertex or face colours, sRGB in [0, 1]."""
-    visual = mesh.visual
+    visual: Any = mesh.visual
     if isinstance(visual, trimesh.visual.TextureVisuals):
         material: Any = visual.material
         image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)

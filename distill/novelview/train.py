@@ -126,17 +126,17 @@ FREE = frozenset(
 
 def open_views(config: TrainConfig) -> Views:
     """The pictures that a configuration names."""
-    options = {"count": config.views, "size": config.size}
+    count, size = config.views, config.size
     if config.data.endswith(".tar"):
         paths = [Path(path) for path in sorted(glob.glob(config.data))]
         if not paths:
             raise ValueError(f"data={config.data} matches no shard")
-        return from_shards(paths, **options)
+        return from_shards(paths, count=count, size=size)
     if not config.data:
         raise ValueError(
             "data= is needed: a folder of renders, or a pattern of shards such as 'shards/*.tar'"
         )
-    return from_folder(Path(config.data).expanduser(), **options)
+    return from_folder(Path(config.data).expanduser(), count=count, size=size)
 
 
 def open_pipeline(config: TrainConfig, encoder: Encoder) -> NovelViewPipeline:
@@ -363,8 +363,9 @@ def train(config: TrainConfig) -> Path:
         log.info("resuming %s at update %d", folder, state.update)
     # The schedule is stepped here, once per update: a prepared one would step once per process.
     model, prepared = accelerator.prepare(pipeline.model, optimiser)
-    batches = DataLoader(
-        Samples(Pairs(views, config.seed, 2**62), cache),
+    samples: Any = Samples(Pairs(views, config.seed, 2**62), cache)
+    batches: DataLoader[Any] = DataLoader(
+        samples,
         batch_sampler=numbers_of(config, state.update, accelerator.process_index, accelerator.num_processes),
         num_workers=config.workers,
         collate_fn=collate,
