@@ -235,8 +235,8 @@ def test_wrong_options_get_one_line(
     good += ["precision=no", "workers=0", f"output_dir={tmp_path / 'x'}"]
     assert "Could not override 'iteratons'" in said(capsys, "iteratons=3")
     assert "recipe" in said(capsys, "recipe=none_such")
-    assert "timesteps must be truncated_normal or uniform, got 'cosine'" in said(
-        capsys, *good, "timesteps=cosine"
+    assert "timestep_sampling must be truncated_normal or uniform, got 'cosine'" in said(
+        capsys, *good, "timestep_sampling=cosine"
     )
     assert "data= is needed" in said(capsys, *good, "data=''", f"output_dir={tmp_path / 'a'}")
     assert "matches no shard" in said(capsys, *good, "data=none/*.tar", f"output_dir={tmp_path / 'b'}")

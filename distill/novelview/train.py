@@ -52,7 +52,7 @@ class TrainConfig:
         views: pictures of each object.
         size: their height and width, pixels.
         held_out: share of the objects, the last ones, that are validated on.
-        timesteps: ``truncated_normal`` or ``uniform``.
+        timestep_sampling: ``truncated_normal`` or ``uniform``.
         mean: of the timesteps' normal, fraction of all.
         std: of the timesteps' normal, fraction of all.
         dropout: probability of each way to drop the condition.
@@ -90,7 +90,7 @@ class TrainConfig:
     views: int = 12
     size: int = 256
     held_out: float = 0.01
-    timesteps: str = "truncated_normal"
+    timestep_sampling: str = "truncated_normal"
     mean: float = 1.0
     std: float = 0.2
     dropout: float = 0.05
@@ -271,11 +271,13 @@ def make_sampler(config: TrainConfig, num_timesteps: int) -> Any:
     from types import SimpleNamespace
 
     whole: Any = SimpleNamespace(num_timesteps=num_timesteps)
-    if config.timesteps == "uniform":
+    if config.timestep_sampling == "uniform":
         return timesteps.uniform(whole, t_min=0.0, t_max=1.0)
-    if config.timesteps == "truncated_normal":
+    if config.timestep_sampling == "truncated_normal":
         return timesteps.truncated_normal(whole, mean=config.mean, std=config.std)
-    raise ValueError(f"timesteps must be truncated_normal or uniform, got {config.timesteps!r}")
+    raise ValueError(
+        f"timestep_sampling must be truncated_normal or uniform, got {config.timestep_sampling!r}"
+    )
 
 
 def make_optimiser(model: Any, config: TrainConfig) -> tuple[torch.optim.Optimizer, Any]:

@@ -1,0 +1,1 @@
+"""Recipes of novel-view trainings."""
