@@ -38,7 +38,7 @@ def main(prompt: str, path: Path, iterations: int = 400, batch: int = 4) -> None
         x = prior.encode(render(scene, views, 64, 64, generator=generator).rgb.movedim(-1, 1))
         t = timesteps(progress, batch, generator)
         noise = torch.randn(x.shape, generator=generator)
-        grad = sds(prior, x.detach(), condition(views), t, noise, scale=4.0)
+        grad = sds(prior, x.detach(), condition(views), t, noise, scale=2.0)
         optimiser.zero_grad()
         x.backward(grad / batch)
         optimiser.step()

@@ -25,10 +25,11 @@ from distill.loop import train as train_scene
 log = logging.getLogger(__name__)
 
 #: Every method with its options, as ``distill.generate`` takes them. All draw timesteps uniformly, so that the
-#: losses alone differ, but for those named ``tp_``, with DreamTime's, and ``sdi``, whose fall is part of it.
+#: losses alone differ, but for those named ``tp_``, with DreamTime's, and ``sdi``, whose fall is part of it. SDS
+#: has the scale that the search in docs/tuning.md found for runs as short as these.
 METHODS: dict[str, dict[str, Any]] = {
-    "sds": {"guidance": "sds", "timesteps": "uniform"},
-    "tp_sds": {"guidance": "sds", "timesteps": "dreamtime"},
+    "sds": {"guidance": "sds", "guidance.scale": 4, "timesteps": "uniform"},
+    "tp_sds": {"guidance": "sds", "guidance.scale": 4, "timesteps": "dreamtime"},
     "csd": {"guidance": "csd", "timesteps": "uniform"},
     "asd": {"guidance": "asd", "timesteps": "uniform"},
     "vsd": {"guidance": "vsd", "timesteps": "uniform"},
