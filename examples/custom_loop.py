@@ -48,4 +48,6 @@ def main(prompt: str, path: Path, iterations: int = 400, batch: int = 4) -> None
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit('usage: python custom_loop.py "a blue chair" chair.glb')
     main(sys.argv[1], Path(sys.argv[2]))
