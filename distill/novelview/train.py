@@ -13,8 +13,8 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -305,7 +305,6 @@ class Progress:
     schedule: Any
     average: Any = None
     update: int = 0
-    history: list[float] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -496,20 +495,18 @@ def claim(folder: Path, config: TrainConfig) -> None:
     write_atomic(path, json.dumps(said, indent=2) + "\n")
 
 
-class _averaged:  # noqa: N801 - a context manager, used as one
+@contextmanager
+def _averaged(state: Progress) -> Iterator[None]:
     """The averaged weights, for as long as the context lasts."""
-
-    def __init__(self, state: Progress) -> None:
-        self.state = state
-
-    def __enter__(self) -> None:
-        if self.state.average:
-            self.state.average.store(self.state.model.parameters())
-            self.state.average.copy_to(self.state.model.parameters())
-
-    def __exit__(self, *_: Any) -> None:
-        if self.state.average:
-            self.state.average.restore(self.state.model.parameters())
+    if state.average is None:
+        yield
+        return
+    state.average.store(state.model.parameters())
+    state.average.copy_to(state.model.parameters())
+    try:
+        yield
+    finally:
+        state.average.restore(state.model.parameters())
 
 
 def validation_pairs(config: TrainConfig, views: Views) -> list[Pair]:
