@@ -23,12 +23,39 @@ from omegaconf.errors import OmegaConfBaseException
 
 @dataclass
 class Penalties:
-    """Weights of the renderer's regularisers, numbers or schedules; a weight of 0 is not computed."""
+    """Weights of the renderer's regularisers and of the distances to an input picture, numbers or schedules.
+
+    A weight of 0 is not computed.
+    """
 
     sparsity: Any = 0.0
     opaqueness: Any = 0.0
     orientation: Any = 0.0
     smoothness: Any = 0.0
+
+    reference_rgb: Any = 0.0
+    reference_mask: Any = 0.0
+    reference_depth: Any = 0.0
+    reference_normal: Any = 0.0
+
+
+@dataclass
+class Reference:
+    """How the picture of ``image`` was taken, and how its object is cut out; see ``distill.novelview.picture``.
+
+    Without an elevation, it is estimated. ``depth`` and ``normal`` name pictures as large as the image: nearness, bright
+    for near, and normals in the camera's frame, (n + 1) / 2.
+    """
+
+    elevation_deg: float | None = None
+    azimuth_deg: float = 0.0
+    distance: float = 3.2
+    fov_y_deg: float = 40.0
+    background: str = "auto"
+    recentre: bool = True
+    fill: float = 0.75
+    depth: str | None = None
+    normal: str | None = None
 
 
 @dataclass
@@ -90,6 +117,8 @@ class Config:
     prompts: str | None = None
     negative_prompt: str = ""
     source_prompt: str = ""
+    image: str | None = None
+    novel_view: str = "embedded"
     view_words: str = "auto"
     iterations: int = 400
     particles: int = 1
@@ -102,6 +131,7 @@ class Config:
     render: Rendering = field(default_factory=Rendering)
     penalties: Penalties = field(default_factory=Penalties)
     optimiser: Optimiser = field(default_factory=Optimiser)
+    reference: Reference = field(default_factory=Reference)
     log: Logging = field(default_factory=Logging)
     export: Export = field(default_factory=Export)
     guidance: Any = None
@@ -269,7 +299,10 @@ def quote(text: str) -> str:
 def quote_text(override: str) -> str:
     """Quote a value that is plain text whatever it holds: a path, a negative prompt."""
     key, _, value = override.partition("=")
-    texts = ("output_dir", "init", "prior", "prompts", "negative_prompt", "source_prompt")
+    texts = (
+        "output_dir", "init", "prior", "prompts", "negative_prompt", "source_prompt", "image", "novel_view",
+        "reference.depth", "reference.normal",
+    )  # fmt: skip
     plain = key in texts and value != "null"
     return f"{key}={quote(value)}" if plain and value[:1] not in ("'", '"') else override
 
@@ -294,11 +327,14 @@ def as_overrides(options: Mapping[str, Any]) -> list[str]:
 
 
 def with_preset(overrides: Sequence[str]) -> list[str]:
-    """Choose the preset that fits the prior where none is named: the embedded prior's, or none."""
+    """Choose the preset that fits where none is named: a picture's, the embedded prior's, or none."""
     keys = {text.partition("=")[0].lstrip("+"): text.partition("=")[2].strip("'\"") for text in overrides}
     fixed = [re.sub(r"^\+experiment=", "experiment=", text) for text in overrides]
-    if "preset" not in keys and keys.get("prior", "embedded") != "embedded":
-        fixed.append("preset=none")
+    if "preset" not in keys:
+        if keys.get("image", "null") not in ("null", ""):
+            fixed.append("preset=image")
+        elif keys.get("prior", "embedded") != "embedded":
+            fixed.append("preset=none")
     return fixed
 
 
@@ -388,10 +424,40 @@ def check(config: DictConfig) -> None:
             )
     if config.prompt and config.prompts:
         raise ValueError("give a prompt or prompts=FILE, not both")
-    if not config.prompt.strip() and config.prompts is None:
-        raise ValueError('the prompt is empty; say what to make, for example: distill "a red mug"')
+    if not config.prompt.strip() and config.prompts is None and not config.image:
+        raise ValueError(
+            'the prompt is empty; say what to make, for example: distill "a red mug", or give a picture: image=FILE'
+        )
+    if config.image:
+        check_image(config)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
         raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {config.device!r}")
+
+
+def check_image(config: DictConfig) -> None:
+    """Check what a picture does not go with.
+
+    Raises:
+        ValueError: an option is out of range, or cannot be used with a picture.
+    """
+    said = config.reference
+    if config.prompts is not None or config.particles > 1:
+        raise ValueError("image= makes one asset; leave out prompts= and particles=")
+    if config.scene.get("background", "white") != "white":
+        raise ValueError(
+            f"image= shows its object over white, so scene.background must be white, got {config.scene.background}"
+        )
+    for name, low, high in (
+        ("elevation_deg", -89, 89),
+        ("distance", 1, 100),
+        ("fov_y_deg", 1, 150),
+        ("fill", 0.1, 1),
+    ):
+        value = said[name]
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"reference.{name} must lie in [{low}, {high}], got {value}")
+    if not config.prompt.strip() and config.guidance._target_.rpartition(".")[2] in ("mix", "vsd", "VSD"):
+        raise ValueError("this guidance mixes a picture with text; add a prompt")
 
 
 #: First words of every option that the command line knows, groups included.

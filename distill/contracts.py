@@ -29,6 +29,7 @@ class Condition:
         cameras: where the pictures were taken from.
         progress: fraction of training done, in [0, 1).
         plain: the prompt's embedding without view words, where the prompt has them.
+        seen: a novel-view model that has looked at the input picture, where one is given.
         uniform: a random number in [0, 1) per picture, shape ``[batch]``, for losses that draw a second
             timestep.
     """
@@ -42,6 +43,7 @@ class Condition:
     progress: float = 0.0
     plain: Embedding | None = None
     uniform: Tensor | None = None
+    seen: Any = None
 
 
 @dataclass(frozen=True)

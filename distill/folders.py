@@ -88,7 +88,7 @@ def _named(folder: Path, config: DictConfig) -> Path:
 
 def _free(root: Path, config: DictConfig) -> Path:
     root.mkdir(parents=True, exist_ok=True)
-    base = folder_name(config.prompt)
+    base = folder_name(config.prompt or Path(config.image or "").stem)
     for number in count(1):
         folder = root / (base if number == 1 else f"{base}-{number}")
         if config.resume and same_run(folder, config):

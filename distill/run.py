@@ -26,6 +26,7 @@ from distill.config import as_overrides, compose_config, schedule, schedules_in
 from distill.contracts import Condition, Guidance, Learner, Prior, Renderer, View
 from distill.folders import claim, is_finished
 from distill.journal import Interrupted, Journal, stop_signals
+from distill.novelview.seen import Seen, look_at, write_beside
 from distill.priors.load import folder_of, load_prior
 from distill.samplers.cameras import Cameras
 from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
@@ -91,7 +92,7 @@ def pick_device(name: str) -> torch.device:
 
 def check_prompt(config: DictConfig) -> None:
     """Refuse what the embedded prior cannot draw, before anything is loaded."""
-    if config.prior == "embedded":
+    if config.prior == "embedded" and config.prompt:
         from distill.embedded import world
 
         world.parse(config.prompt)
@@ -101,7 +102,7 @@ def check_prompt(config: DictConfig) -> None:
 class Parts:
     """A run's parts, made from its configuration: as many scenes, each with its view, as there are particles.
 
-    ``source`` takes pictures of what an edit starts from.
+    ``source`` takes pictures of what an edit starts from; ``seen`` is the input picture, if there is one.
     """
 
     scenes: Sequence[Any]
@@ -113,9 +114,10 @@ class Parts:
     timesteps: Any
     cameras: Any
     source: View | None = None
+    seen: Seen | None = None
 
 
-def build(config: DictConfig, prior: Prior) -> Parts:
+def build(config: DictConfig, prior: Prior, seen: Seen | None = None) -> Parts:
     """Instantiate the parts a configuration names."""
     from distill.renderers.image import ImageScene, render_image
     from distill.renderers.particles import Particles, render_drawn
@@ -142,6 +144,15 @@ def build(config: DictConfig, prior: Prior) -> Parts:
     if not isinstance(scenes[0], ImageScene):
         take = render
         training = partial(render, shading=config.render.shading, penalties=tuple(penalties))
+    if seen is not None:
+        from distill.renderers import reference
+
+        near = [name for name in penalties if name in reference.PENALTIES]
+        training = partial(
+            render, shading=config.render.shading, penalties=tuple(n for n in penalties if n not in near)
+        )
+        look = partial(render, normals="reference_normal" in near)
+        training = reference.beside(training, look, seen.reference, near) if near else training
     scene = scenes[0]
     if len(scenes) > 1:
         scene, training = Particles(scenes).to(prior.device), render_drawn(training)
@@ -184,6 +195,7 @@ def build(config: DictConfig, prior: Prior) -> Parts:
         ),
         scheduled_sampler(instantiate(config.cameras, _convert_="all"), **schedules_in(config, "cameras")),
         source,
+        seen,
     )
 
 
@@ -257,11 +269,16 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
     device = pick_device(config.device)
     if prior is None:
         check_prompt(config)
-        folder_of(config.prior)
+        if config.prompt:
+            folder_of(config.prior)
     if config.init and not (Path(config.init).expanduser() / "checkpoints").is_dir():
         raise ValueError(f"init must be the folder of an earlier run, and {config.init} has no checkpoints")
-    model: Prior = prior or load_prior(config.prior, device)
-    parts = build(config, model)
+    seen = look_at(config, device) if config.image else None
+    if seen and not config.prompt:
+        model: Prior = seen.prior
+    else:
+        model = prior or load_prior(config.prior, device)
+    parts = build(config, model, seen)
     condition = make_condition(config, model, parts)
     folder = claim(config)
     saved = load_checkpoint(folder / "checkpoints", model.device) if config.resume else None
@@ -273,6 +290,9 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
     train(config, folder, model, parts, condition)
     trained = time.perf_counter()
     manifest: dict[str, Any] = describe(config, model)
+    if seen:
+        manifest["picture"] = seen.describe()
+        write_beside(seen, parts.views[0], folder / "reference.png", config.export.picture_size)
     manifest["skipped_steps"] = parts.state.skipped
     manifest["seconds"] = {"load": loaded - started, "train": trained - loaded}
     if len(parts.scenes) == 1:
@@ -322,10 +342,16 @@ def export_particles(
 
 def make_condition(config: DictConfig, prior: Prior, parts: Parts) -> Callable[[Cameras], Condition]:
     """Embed a configuration's prompts, with view words where the scene has sides; an edit sees its source too."""
+    seen = parts.seen
+    if seen and not config.prompt:
+        told = seen.prior
+        return lambda cameras: replace(told.condition(cameras), seen=told)
     flat = not hasattr(parts.scenes[0], "query")
     style = "none" if flat and config.view_words == "auto" else config.view_words
     words = prompts.view_words(style, config.prior)
     condition = prompts.conditioner(prior, config.prompt, config.negative_prompt, words, config.source_prompt)
+    if seen:
+        return lambda cameras: replace(condition(cameras), seen=seen.prior)
     source = parts.source
     if source is None:
         return condition
@@ -395,7 +421,10 @@ def describe(config: DictConfig, prior: Prior) -> dict[str, Any]:
         "trimesh",
         "xatlas",
     )
-    weights = [] if config.prior == UNNAMED else sorted(folder_of(config.prior).rglob("*.safetensors"))
+    told = bool(config.prompt)
+    weights = (
+        sorted(folder_of(config.prior).rglob("*.safetensors")) if told and config.prior != UNNAMED else []
+    )
     device = (
         torch.cuda.get_device_name(prior.device)
         if prior.device.type == "cuda"
@@ -407,7 +436,7 @@ def describe(config: DictConfig, prior: Prior) -> dict[str, Any]:
         "iterations": config.iterations,
         "guidance": str(config.guidance._target_).rpartition(".")[2].lower(),
         "prior": {
-            "name": config.prior,
+            "name": config.prior if told else config.novel_view,
             "sha256": {str(p.relative_to(folder_of(config.prior))): sha256(p) for p in weights},
         },
         "device": f"{prior.device.type} ({device})",

@@ -68,6 +68,7 @@ class Case:
             cameras=Cameras(*(value[rows] for value in vars(cameras).values())),
             progress=0.3,
             uniform=torch.tensor([0.1, 0.5, 0.9])[rows],
+            seen=self.prior,
         )
 
     def __call__(self, rows: slice = slice(None), **changes: Any) -> Tensor:
@@ -185,6 +186,8 @@ def test_what_a_network_predicts_does_not_matter(loss: Any, prediction: str, cas
     case = case_of(loss)
     if "weighting" in inspect.signature(loss).parameters:
         case.loss = partial(loss, weighting="uniform")  # the others weigh by the scales themselves
+    elif "through" in inspect.signature(loss).parameters:
+        case.loss = partial(loss, options={"weighting": "uniform"})
     # Losses that follow a trajectory begin it with the picture itself: at its first level there must be no noise.
     abar = case.prior.abar.clone()
     abar[0] = 1 - 1e-12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,11 @@ VIEWS = Views([str(number) for number in range(4)], 6, painted)
 def perfect(shift: int) -> object:
     """Draws the true view, ``shift`` views too far round."""
 
-    def draw(rgb: Tensor, pose: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(rgb: Tensor, pose: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        assert len(rgb) == len(pose) == len(generators)
+        return torch.stack([one(*both) for both in zip(rgb, pose[:, None], strict=True)])
+
+    def one(rgb: Tensor, pose: Tensor) -> Tensor:
         for uid in VIEWS.uids:
             for start in range(6):
                 seen, here = painted(uid, start)
@@ -50,7 +55,7 @@ def perfect(shift: int) -> object:
                     for end in range(6):
                         there = painted(uid, end)[1]
                         if torch.allclose(relative(here[None], there[None]), pose, atol=1e-4):
-                            return painted(uid, (end + shift) % 6)[0][None]
+                            return painted(uid, (end + shift) % 6)[0]
         raise AssertionError("not a view of these objects")
 
     return draw

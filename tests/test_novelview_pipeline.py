@@ -82,6 +82,19 @@ def test_batches_and_other_samplers(tmp_path: Path) -> None:
     assert torch.isfinite(draw(other)).all()
 
 
+def test_pictures_of_their_own_are_drawn_as_one_by_one(tmp_path: Path) -> None:
+    pipeline = make(tmp_path, latent=False)
+    pictures = torch.stack([RGB, RGB.flip(2), 1 - RGB])
+
+    def noise(number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(number)
+
+    together = pipeline(pictures, POSE, generator=[noise(i) for i in range(3)], steps=3, batch=2)
+    for i in range(3):
+        alone = pipeline(pictures[i], POSE[i : i + 1], generator=[noise(i)], steps=3)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-3, atol=1e-4)
+
+
 def test_the_noise_it_predicts_is_the_schedulers(tmp_path: Path) -> None:
     pipeline = make(tmp_path, latent=False, prediction="v_prediction")
     given, x_t, t = pipeline.look(RGB), randn(3, 3, 3, 16, 16), torch.tensor([20, 500, 900])

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
@@ -126,6 +128,42 @@ class Judge(nn.Module):
         images = images.to(self.log_scale.device)
         similarity = self.image_features(images) @ self.text_features(captions).T
         return similarity.argsort(dim=1, descending=True)
+
+
+class ImageTower(nn.Module):
+    """The judge's eye with the interface of transformers' vision models: the CLIP-like encoder of the embedded world.
+
+    Hidden states are brought to a grid of 8 x 8 patches, behind one token that stands for their mean.
+    """
+
+    def __init__(self, judge: Judge) -> None:
+        super().__init__()
+        self.judge = judge
+        stages = [48, 48, 96, 192, 192]
+        self.config = SimpleNamespace(
+            image_size=SIZE,
+            patch_size=SIZE // 8,
+            projection_dim=WIDTH,
+            hidden_sizes=stages,
+            num_hidden_layers=4,
+        )
+
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool = True) -> Any:
+        """Pictures ``4 rgb - 2`` to ``image_embeds`` ``[batch, 128]`` and ``hidden_states`` ``[batch, 65, stage]``."""
+        x, states = pixel_values, []
+        for layer in self.judge.image_tower:
+            x = layer(x)
+            if isinstance(layer, nn.Sequential | _Residual):
+                states.append(x)
+        # The first of each pair that halves the picture is no stage of its own, but for the stem.
+        stages = [states[i] for i in (0, 1, 3, 5, 6)]
+        grids = [interpolate(stage, (8, 8), mode="area").flatten(2).movedim(1, 2) for stage in stages]
+        joined = tuple(torch.cat([grid.mean(1, keepdim=True), grid], dim=1) for grid in grids)
+        return SimpleNamespace(image_embeds=x, hidden_states=joined)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the whole judge."""
+        save_judge(self.judge, Path(folder))
 
 
 def r_precision(judge: Judge, images: Tensor, prompt: str) -> float:

@@ -71,7 +71,10 @@ def _render(options: argparse.Namespace) -> int:
     if options.world:
         if options.inputs:
             raise ValueError("give meshes or --world, not both")
-        names = [f"{c}-{k}-{i:04d}" for i in range(options.world) for k in world.KINDS for c in world.COLOURS]
+        pairs = [(c, k) for k in world.KINDS for c in world.COLOURS]
+        # Those that the world holds out come last, where a training looks for what to validate on.
+        pairs.sort(key=lambda pair: world.held_out(*pair))
+        names = [f"{c}-{k}-{i:04d}" for c, k in pairs for i in range(options.world)]
         jobs = {name: partial(render.from_world, name, options.seed) for name in names}
     else:
         for path in render.find_meshes(options.inputs):

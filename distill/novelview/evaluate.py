@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distill.checkpoint import write_atomic
-from distill.novelview.pairs import draw_indices, mixed, read_pair
+from distill.novelview.pairs import Pair, draw_indices, mixed, read_pair
 from distill.novelview.pose import relative, spherical
 from distill.novelview.views import Views
 
-#: Draws views: condition ``[3, h, w]``, poses ``[n, 4]`` and a generator, to ``[n, 3, h, w]``, all in [0, 1].
-Draw = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+#: Draws views: conditions ``[n, 3, h, w]``, poses ``[n, 4]`` and a generator for each, to ``[n, 3, h, w]``, in [0, 1].
+Draw = Callable[[Tensor, Tensor, Sequence[torch.Generator]], Tensor]
+#: Views drawn at a time.
+BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -175,10 +177,8 @@ def evaluate(
     name, distance = perceptual()
     by_object: dict[str, list[dict[str, float]]] = {}
     shown = []
-    for number, pair in enumerate(tqdm(pairs, desc="evaluating", disable=not progress)):
-        given = read_pair(views, pair.uid, pair.condition, pair.target)
-        g = torch.Generator().manual_seed(mixed(seed, number, 4))
-        drawn = draw(given.condition, given.pose[None], g)[0].cpu()
+    for number, given, drawn in drawn_pairs(draw, views, pairs, seed, progress=progress):
+        pair = pairs[number]
         figures = compare(drawn, given.target) | {name: distance(drawn, given.target)}
         figures |= turned_as_asked(drawn, views, pair.uid, pair.target)
         by_object.setdefault(pair.uid, []).append(figures)
@@ -207,6 +207,22 @@ def evaluate(
     return summary
 
 
+def drawn_pairs(
+    draw: Draw, views: Views, pairs: Sequence[FixedPair], seed: int = 0, *, progress: bool = False
+) -> Iterator[tuple[int, Pair, Tensor]]:
+    """Draw every pair's target: its number, what it shows, and the drawn view ``[3, h, w]``."""
+    bar = tqdm(total=len(pairs), desc="drawing views", disable=not progress)
+    for start in range(0, len(pairs), BATCH):
+        numbers = range(start, min(start + BATCH, len(pairs)))
+        given = [read_pair(views, p.uid, p.condition, p.target) for p in pairs[start : numbers.stop]]
+        noise = [torch.Generator().manual_seed(mixed(seed, number, 4)) for number in numbers]
+        conditions = torch.stack([pair.condition for pair in given])
+        drawn = draw(conditions, torch.stack([pair.pose for pair in given]), noise).cpu()
+        bar.update(len(given))
+        yield from zip(numbers, given, drawn, strict=True)
+    bar.close()
+
+
 def flipped_share(draw: Draw, views: Views, uids: Sequence[str], seed: int = 0) -> float:
     """Share of objects whose own view, asked for again from the view itself, comes out turned by half a turn or so.
 
@@ -216,6 +232,6 @@ def flipped_share(draw: Draw, views: Views, uids: Sequence[str], seed: int = 0) 
     for number, uid in enumerate(uids):
         rgb, position = views.read(uid, 0)
         g = torch.Generator().manual_seed(mixed(seed, number, 5))
-        drawn = draw(rgb, relative(position[None], position[None]), g)[0].cpu()
+        drawn = draw(rgb[None], relative(position[None], position[None]), [g])[0].cpu()
         flips.append(turned_as_asked(drawn, views, uid, 0)["pose_error_deg"] > 90)
     return statistics.fmean(flips)

@@ -35,7 +35,8 @@ class Encoder:
     """A frozen image encoder of transformers with its preprocessing.
 
     Attributes:
-        model: ``Dinov2Model``, ``Dinov2WithRegistersModel`` or ``CLIPVisionModelWithProjection``.
+        model: ``Dinov2Model``, ``Dinov2WithRegistersModel``, ``CLIPVisionModelWithProjection`` or the embedded
+            judge's ``ImageTower``.
         layers: indices into its hidden states, of which 0 is the patch embedding's.
         mean: of each channel.
         std: of each channel.
@@ -60,7 +61,11 @@ class Encoder:
 
     @property
     def map_width(self) -> int:
-        return int(self.model.config.hidden_size) * len(self.layers)
+        config = self.model.config
+        widths = getattr(config, "hidden_sizes", None) or [config.hidden_size] * (
+            config.num_hidden_layers + 1
+        )
+        return sum(int(widths[layer]) for layer in self.layers)
 
     @property
     def grid(self) -> int:
@@ -127,6 +132,12 @@ def load_encoder(
         "clip_vision_model": ("CLIPVisionModelWithProjection", CLIP),
         "clip": ("CLIPVisionModelWithProjection", CLIP),
     }
+    model: Any
+    if (folder / "judge.safetensors").exists():
+        from distill.embedded.judge import ImageTower, load_judge
+
+        model, mean, std = ImageTower(load_judge(folder=folder)).to(dtype), (0.5,) * 3, (0.25,) * 3
+        return _encoder(model, folder, layers, mean, std, device)
     try:
         kind = json.loads((folder / "config.json").read_text())["model_type"]
         name, (mean, std) = kinds[kind]
@@ -144,6 +155,17 @@ def load_encoder(
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"could not load the encoder in {folder}: {str(error).splitlines()[0]}") from error
+    return _encoder(model, folder, layers, mean, std, device)
+
+
+def _encoder(
+    model: Any,
+    folder: Path,
+    layers: Sequence[int] | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device | str,
+) -> Encoder:
     depth = model.config.num_hidden_layers
     chosen = tuple(layers) if layers is not None else spread_layers(depth)
     if wrong := [layer for layer in chosen if not 0 <= layer <= depth]:

@@ -48,7 +48,7 @@ class Amalgamation(nn.Module):
         width: of the maps side by side.
         grid: patches along each side.
         channels: of each down block.
-        sizes: height and width of each down block's output, before it is halved.
+        sizes: height and width of each down block's output where the maps are added, see ``where_added``.
 
     Source: Jiang et al. 2023 (Efficient-3DiM), arXiv:2310.03015. Differs: the paper does not say how maps are
     normalised, projected and resized; see the shapes below.
@@ -128,11 +128,12 @@ class NovelView(nn.Module):
         if keep_latent is not None:
             latent = latent * keep_latent[:, None, None, None].to(latent)
         added = self._added(features.maps, keep_latent)
-        joined = torch.cat([x_t, latent.to(x_t)], dim=1)
+        dtype = next(self.unet.parameters()).dtype
+        joined = torch.cat([x_t, latent.to(x_t)], dim=1).to(dtype)
         result: Tensor = self.unet(
-            joined, t, encoder_hidden_states=token.to(x_t.dtype), down_intrablock_additional_residuals=added
+            joined, t, encoder_hidden_states=token.to(dtype), down_intrablock_additional_residuals=added
         ).sample
-        return result
+        return result.to(x_t.dtype)
 
     def _added(self, maps: Tensor, keep: Tensor | None) -> list[Tensor] | None:
         if self.amalgamation is None:
@@ -168,10 +169,18 @@ def build(unet: Any, *, token_width: int, map_width: int = 0, grid: int = 0, nor
     token = PoseToken(token_width, cross if isinstance(cross, int) else cross[0], norm=norm)
     amalgamation = None
     if map_width:
-        channels = config.block_out_channels
-        sizes = [config.sample_size >> i for i in range(len(channels))]
-        amalgamation = Amalgamation(map_width, grid, channels, sizes)
+        amalgamation = Amalgamation(map_width, grid, config.block_out_channels, where_added(config))
     return NovelView(unet, token, amalgamation)
+
+
+def where_added(config: Any) -> list[int]:
+    """Height and width at which diffusers adds maps to each down block.
+
+    In blocks with cross-attention before they halve, in others after; the last block halves nothing.
+    """
+    kinds = config.down_block_types
+    halved = ["CrossAttn" not in kind and i < len(kinds) - 1 for i, kind in enumerate(kinds)]
+    return [config.sample_size >> (i + after) for i, after in enumerate(halved)]
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,22 +23,31 @@ PUBLISHED = {"cc_projection": "projection", "clip_camera_projection": "proj"}
 
 @dataclass(frozen=True)
 class Given:
-    """A condition picture, encoded once for any number of views.
+    """Condition pictures, encoded once: one for any number of views, or one for each.
 
     Attributes:
-        latent: in the model's space, shape ``[1, channel, height, width]``.
-        features: of the encoder, a batch of one.
+        latent: in the model's space, shape ``[pictures, channel, height, width]``.
+        features: of the encoder, as many.
     """
 
     latent: Tensor
     features: Features
 
     def repeated(self, count: int) -> tuple[Tensor, Features]:
-        """For a batch of views of the one picture."""
-        features = Features(
-            *(value.expand(count, *value.shape[1:]) for value in vars(self.features).values())
-        )
-        return self.latent.expand(count, -1, -1, -1), features
+        """For a batch of views, a multiple of the number of pictures; all of them in turn."""
+        times = count // len(self.latent)
+
+        def again(value: Tensor) -> Tensor:
+            return value.repeat(times, *[1] * (value.ndim - 1))
+
+        return again(self.latent), Features(again(self.features.token), again(self.features.maps))
+
+    def part(self, start: int, end: int) -> Given:
+        """The pictures of some of the views; all of them where there is only one."""
+        if len(self.latent) == 1:
+            return self
+        token, maps = self.features.token[start:end], self.features.maps[start:end]
+        return Given(self.latent[start:end], Features(token, maps))
 
 
 @dataclass(frozen=True)
@@ -107,8 +116,11 @@ class NovelViewPipeline:
 
     @torch.no_grad()
     def look(self, rgb: Tensor) -> Given:
-        """Encode the condition picture in [0, 1], shape ``[3, h, w]``; its latent is not scaled (Zero-1-to-3)."""
-        batch = rgb[None].to(self.device)
+        """Encode condition pictures in [0, 1], ``[3, h, w]`` or ``[pictures, 3, h, w]``; their latents are not scaled.
+
+        So has Zero-1-to-3 it.
+        """
+        batch = (rgb if rgb.ndim == 4 else rgb[None]).to(self.device)
         if self.vae is None:
             latent = self.encode(batch)
         else:
@@ -148,7 +160,7 @@ class NovelViewPipeline:
         rgb: Tensor,
         pose: Tensor,
         *,
-        generator: torch.Generator,
+        generator: torch.Generator | Sequence[torch.Generator],
         steps: int = 50,
         scale: float = 3.0,
         batch: int = 16,
@@ -157,9 +169,9 @@ class NovelViewPipeline:
         """Draw views of the object in a picture.
 
         Args:
-            rgb: the condition, in [0, 1], over white, shape ``[3, h, w]``.
+            rgb: the condition, in [0, 1], over white, shape ``[3, h, w]``, or one for each view, ``[views, 3, h, w]``.
             pose: of each view relative to it, shape ``[views, 4]``.
-            generator: of the initial noise, on the CPU.
+            generator: of the initial noise, on the CPU; or one for each view, whose draw then depends on no other.
             steps: of the scheduler.
             scale: of classifier-free guidance; 1 is purely conditional.
             batch: views at a time.
@@ -172,17 +184,23 @@ class NovelViewPipeline:
 
         given, channels = self.look(rgb), int(self.model.unet.config.out_channels)
         side = int(self.model.unet.config.sample_size)
-        noise = torch.randn(len(pose), channels, side, side, generator=generator).to(self.device)
+        shape = (channels, side, side)
+        if isinstance(generator, torch.Generator):
+            noise = torch.randn(len(pose), *shape, generator=generator)
+        else:
+            noise = torch.stack([torch.randn(shape, generator=g) for g in generator])
         views = []
         bar = tqdm(total=-(-len(pose) // batch) * steps, desc="drawing views", disable=not progress)
-        for x, part in zip(noise.split(batch), pose.to(self.device).split(batch), strict=True):
+        for start in range(0, len(pose), batch):
+            x, part = (value[start : start + batch].to(self.device) for value in (noise, pose))
+            shown = given.part(start, start + batch)
             # Schedulers keep a state of their own while they step.
             scheduler = type(self.scheduler).from_config(self.scheduler.config)
             scheduler.set_timesteps(steps)
             x = x * scheduler.init_noise_sigma
             for t in scheduler.timesteps:
                 times = torch.full((len(x),), int(t), device=self.device)
-                output = self._predict(scheduler.scale_model_input(x, t), times, given, part, scale)
+                output = self._predict(scheduler.scale_model_input(x, t), times, shown, part, scale)
                 x = scheduler.step(output, t, x).prev_sample
                 bar.update()
             views.append(self.decode(x))

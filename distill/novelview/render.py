@@ -256,7 +256,9 @@ def render_all(
                     wrong[sent[future]] = said
     for uid, said in wrong.items():
         log.warning("%s is left out: %s", uid, said)
-    there = [path.name for path in sorted(out.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    found = {path.name for path in out.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    # In the order they were asked for, because a training holds out the last; then what was there before.
+    there = [*(uid for uid in jobs if uid in found), *sorted(found - jobs.keys())]
     write_atomic(out / "valid_paths.json", json.dumps(there, indent=0) + "\n")
     return wrong
 

@@ -74,6 +74,7 @@ class TrainConfig:
         log_every: updates.
         validate_every: updates, 0 for never.
         validation_pairs: how many.
+        validation_samples: of them drawn on a sheet, 0 for none.
         checkpoint_every: updates.
         keep_checkpoints: the newest.
         tracker: ``tensorboard``, ``wandb`` or ``none``.
@@ -112,6 +113,7 @@ class TrainConfig:
     log_every: int = 10
     validate_every: int = 1000
     validation_pairs: int = 64
+    validation_samples: int = 8
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     tracker: str = "tensorboard"
@@ -120,7 +122,16 @@ class TrainConfig:
 
 #: What may change between a training and its resumption.
 FREE = frozenset(
-    {"output_dir", "resume", "workers", "log_every", "checkpoint_every", "keep_checkpoints", "tracker"}
+    {
+        "output_dir",
+        "resume",
+        "workers",
+        "log_every",
+        "validation_samples",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "tracker",
+    }
 )
 
 
@@ -289,7 +300,7 @@ def make_optimiser(model: Any, config: TrainConfig) -> tuple[torch.optim.Optimiz
         {"params": list(model.unet.parameters()), "lr": config.learning_rate},
         {"params": conditioning, "lr": config.learning_rate * config.token_rate},
     ]
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=config.weight_decay)
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=config.weight_decay, fused=True)
     schedule = get_cosine_with_min_lr_schedule_with_warmup(
         optimiser, config.warmup, config.iterations, min_lr_rate=config.final_rate / config.learning_rate
     )
@@ -544,28 +555,38 @@ def validate(
     config: TrainConfig, folder: Path, state: Progress, pipeline: NovelViewPipeline, views: Views
 ) -> None:
     """Write the validation loss of the averaged weights, and a sheet: input, truth, sample."""
-    from PIL import Image
-
     pairs = validation_pairs(config, views)
     pipeline.model.eval()
     with _averaged(state):
         loss = validation_loss(config, pipeline, pairs)
-        rows = []
-        for number, pair in enumerate(pairs[:8]):
-            g = torch.Generator().manual_seed(mixed(config.seed, number, 3))
-            drawn = pipeline(pair.condition, pair.pose[None], generator=g, steps=20)[0].cpu()
-            shown = [
-                nn.functional.interpolate(p[None], drawn.shape[-2:])[0] for p in (pair.condition, pair.target)
-            ]
-            rows.append(torch.cat([*shown, drawn], dim=2))
+        if config.validation_samples:
+            (folder / "samples").mkdir(exist_ok=True)
+            path = folder / "samples" / f"update-{state.update:07d}.png"
+            draw_sheet(config, pipeline, pairs[: config.validation_samples], path)
     pipeline.model.train()
-    sheet = (torch.cat(rows, dim=1).movedim(0, -1).clamp(0, 1) * 255).round().byte().numpy()
-    (folder / "samples").mkdir(exist_ok=True)
-    Image.fromarray(sheet).save(folder / "samples" / f"update-{state.update:07d}.png")
     with (folder / "validation.jsonl").open("a") as file:
         file.write(json.dumps({"step": state.update, "loss": loss}) + "\n")
     if not math.isfinite(loss):
         log.warning("the validation loss is not finite at update %d", state.update)
+
+
+def draw_sheet(config: TrainConfig, pipeline: NovelViewPipeline, pairs: Sequence[Pair], path: Path) -> None:
+    """Write a picture with a row for each pair: input, truth, sample."""
+    from PIL import Image
+
+    conditions, poses = (torch.stack([getattr(p, name) for p in pairs]) for name in ("condition", "pose"))
+    noise = [torch.Generator().manual_seed(mixed(config.seed, number, 3)) for number in range(len(pairs))]
+    drawn = pipeline(conditions, poses, generator=noise, steps=20).cpu()
+    size = drawn.shape[-2:]
+    rows = [
+        torch.cat(
+            [*(nn.functional.interpolate(p[None], size)[0] for p in (pair.condition, pair.target)), view],
+            dim=2,
+        )
+        for pair, view in zip(pairs, drawn, strict=True)
+    ]
+    sheet = (torch.cat(rows, dim=1).movedim(0, -1).clamp(0, 1) * 255).round().byte().numpy()
+    Image.fromarray(sheet).save(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

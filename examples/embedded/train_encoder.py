@@ -4,7 +4,7 @@ The architecture is DINOv2's (transformers' ``Dinov2Model``), small; the loss is
 arXiv:2104.14294, Eq. 1 and 3 with centring). No picture is mirrored: left and right are what a novel view is about.
 How good it is, is read from its nearest neighbours: do they show the same kind, colour and side?
 
-    distill-views render --world 8 renders --size 64 --fov 40 --distance 3.0 3.4 --elevation 0 45
+    distill-views render --world 10 renders --size 64 --fov 40 --distance 3.0 3.4 --elevation -10 60
     python train_encoder.py --renders renders --work ~/encoder
 
 Interrupt and rerun to go on.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,7 +29,7 @@ from distill.novelview.features import IMAGENET
 from distill.novelview.pose import spherical
 from distill.novelview.views import Views, from_folder
 
-WIDTH, DEPTH, HEADS, PATCH, SIZE, SMALL = 128, 6, 4, 8, 64, 32
+WIDTH, DEPTH, HEADS, MLP_RATIO, PATCH, SIZE, SMALL = 96, 4, 4, 2, 8, 64, 32
 PROTOTYPES, STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, CENTRE_MOMENTUM = 1024, 0.1, 0.04, 0.9
 #: How many crops of each size, and the share of the picture's side that they show.
 LARGE_CROPS, LARGE_SHARE = 2, (0.7, 1.0)
@@ -44,8 +43,8 @@ class Network(nn.Module):
         super().__init__()
         self.encoder = Dinov2Model(
             Dinov2Config(
-                hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, patch_size=PATCH,
-                image_size=SIZE, layer_norm_eps=1e-6,
+                hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, mlp_ratio=MLP_RATIO,
+                patch_size=PATCH, image_size=SIZE, layer_norm_eps=1e-6,
             )
         )  # fmt: skip
         self.head = nn.Sequential(nn.Linear(WIDTH, 512), nn.GELU(), nn.Linear(512, 64))
@@ -71,7 +70,10 @@ def dino_loss(students: list[Tensor], teachers: list[Tensor], centre: Tensor) ->
 
 
 def crop(images: Tensor, share: tuple[float, float], size: int, g: torch.Generator) -> Tensor:
-    """A square part of each picture at a place of its own, resized, its brightness and contrast a little changed."""
+    """A square part of each picture at a place of its own, resized, in colours and a brightness of its own.
+
+    Were the colours kept, crops would be told apart by them alone, and neither kind nor side would be learnt.
+    """
     n = len(images)
     scale = share[0] + (share[1] - share[0]) * torch.rand(n, generator=g)
     shift = (1 - scale)[:, None] * (2 * torch.rand(n, 2, generator=g) - 1)
@@ -79,8 +81,18 @@ def crop(images: Tensor, share: tuple[float, float], size: int, g: torch.Generat
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale, scale, shift
     grid = nn.functional.affine_grid(theta, [n, 3, size, size], align_corners=False)
     seen = nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    seen = recolour(seen, 2 * math.pi * torch.rand(n, generator=g), 1.2 * torch.rand(n, generator=g))
     gain = 0.8 + 0.4 * torch.rand(n, 1, 1, 1, generator=g)
     return (seen * gain + 0.1 * (torch.rand(n, 1, 1, 1, generator=g) - 0.5)).clamp(0, 1)
+
+
+def recolour(images: Tensor, hue: Tensor, saturation: Tensor) -> Tensor:
+    """Turn each picture's colours about the axis of greys by ``hue``, radians, and stretch them away from it."""
+    grey = torch.full((3, 3), 1 / 3)
+    across = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    cos, sin, stretch = (value[:, None, None] for value in (hue.cos(), hue.sin(), saturation))
+    turn = grey + stretch * (cos * (torch.eye(3) - grey) + sin * across)
+    return torch.einsum("nij,njhw->nihw", turn, images)
 
 
 def normalised(images: Tensor) -> Tensor:
@@ -138,11 +150,8 @@ def main() -> None:
     options = parser.parse_args()
 
     views = from_folder(options.renders, count=options.views, size=SIZE, check=False)
-    # Names are in order of colour: every tenth object is held out, not the last tenth.
-    train, held_out = (
-        replace(views, uids=[u for i, u in enumerate(views.uids) if (i % 10 == 9) == held])
-        for held in (False, True)
-    )
+    # The world's held-out pairs of colour and kind come last.
+    train, held_out = views.split(1 / 8)
     known, answers = load_pictures(train)
     asked, truth = load_pictures(held_out)
     torch.manual_seed(options.seed)

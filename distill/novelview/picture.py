@@ -1,0 +1,201 @@
+"""From a user's picture to an object over white: read it, cut the object out, put it in the middle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+#: How pictures are cut out.
+BACKGROUNDS = ("auto", "keep", "rembg")
+#: Largest side that is worked on, pixels.
+LARGEST = 1024
+#: How far from the background's colour is still background, of 255.
+TOLERANCE = 16
+#: Share of the border that may be something else than the background: the object may touch it.
+BORDER_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """An object over white.
+
+    Attributes:
+        rgb: in [0, 1], shape ``[3, size, size]``.
+        mask: its coverage in [0, 1], shape ``[1, size, size]``.
+    """
+
+    rgb: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A square part of a picture, which may reach beyond it: its left and top edge, and its side, pixels."""
+
+    left: float
+    top: float
+    side: float
+
+
+def cut_out(
+    path: str | Path, size: int, *, background: str = "auto", recentre: bool = True, fill: float = 0.75
+) -> tuple[Cutout, Frame]:
+    """Read a picture of one object.
+
+    Args:
+        path: of any common format; an alpha channel tells what the object is, else its background is removed.
+        size: height and width of the result, pixels.
+        background: ``auto`` removes a plain background where there is no alpha channel; ``keep`` takes the whole
+            picture for the object; ``rembg`` has the package of that name find the object.
+        recentre: put the object in the middle and scale its longer side to ``fill`` of the picture; else the whole
+            picture is used, made square.
+        fill: share of the picture's side.
+
+    Returns:
+        The object, and the part of the picture that it was taken from, for maps that belong to it.
+
+    Raises:
+        ValueError: it is no picture, or has no object that can be told from its background; in one line.
+    """
+    image = read_rgba(Path(path))
+    alpha = np.asarray(image.getchannel("A"))
+    if background not in BACKGROUNDS:
+        raise ValueError(f"reference.background must be one of {', '.join(BACKGROUNDS)}, got {background!r}")
+    if background == "rembg":
+        image = _by_rembg(image)
+    elif background == "auto" and alpha.min() == 255:
+        mask = plain_background(np.asarray(image.convert("RGB")), str(path))
+        image.putalpha(Image.fromarray(mask))
+    frame = frame_of(np.asarray(image.getchannel("A")), str(path), fill if recentre else None)
+    rgba = torch.from_numpy(np.asarray(placed(image, frame, size), np.float32) / 255).movedim(-1, 0)
+    rgb, mask = rgba[:3], rgba[3:]
+    return Cutout(rgb * mask + (1 - mask), mask.clone()), frame
+
+
+def read_rgba(path: Path, largest: int = LARGEST) -> Image.Image:
+    """Open any common picture, upright, 8 bits a channel, its longer side at most ``largest`` pixels.
+
+    Raises:
+        ValueError: it is not there, or no picture.
+    """
+    if not path.is_file():
+        raise ValueError(f"image must be a picture file, and {path} is not there")
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):  # 16 bits of grey, which a plain conversion would clip
+                grey = np.asarray(image, np.float64) / 65535
+                image = Image.fromarray((grey.clip(0, 1) * 255).round().astype(np.uint8))
+            image = image.convert("RGBA")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"image must be a picture (PNG, JPEG, WebP, ...), and {path} cannot be read: {error}"
+        ) from error
+    if max(image.size) > largest:
+        image.thumbnail((largest, largest), Image.Resampling.BOX)
+    return image
+
+
+def plain_background(rgb: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+    """Coverage of what differs from a picture's plain background, 0 or 255, shape ``[h, w]``.
+
+    The background is what looks like the border and hangs together with it; parts that it does not reach, such as the
+    hole of a handle, count where they have its very colour.
+
+    Raises:
+        ValueError: the border is not of one colour, or nothing differs from it.
+    """
+    from scipy import ndimage
+
+    border = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]]).astype(int)
+    colour = np.median(border, axis=0)
+    off = np.abs(border - colour).max(-1)
+    if (off > TOLERANCE).mean() > BORDER_SHARE:
+        raise ValueError(
+            f"the background of {name} is not plain, so the object cannot be cut out; give a picture with an alpha "
+            "channel, or use reference.background=rembg (pip install 'distill3d[rembg]')"
+        )
+    away = np.abs(rgb.astype(int) - colour).max(-1)
+    noise = 2 + np.percentile(off[off <= TOLERANCE], 95)
+    parts, count = ndimage.label(away <= TOLERANCE)
+    outside = np.zeros(count + 1, bool)
+    outside[np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))] = True
+    own = ndimage.maximum(away, parts, np.arange(count + 1))
+    empty = outside | (np.asarray(own) <= noise)
+    empty[0] = False  # what differs
+    mask = np.where(empty[parts], 0, 255).astype(np.uint8)
+    if not mask.any():
+        raise ValueError(
+            f"nothing in {name} stands out from its background; give a picture with an alpha channel"
+        )
+    return mask
+
+
+def frame_of(alpha: NDArray[np.uint8], name: str, fill: float | None) -> Frame:
+    """The square about an object whose longer side is ``fill`` of it; None for the whole picture, made square.
+
+    Raises:
+        ValueError: there is no object, or it is smaller than eight pixels.
+    """
+    rows, columns = (np.flatnonzero((alpha > 127).any(axis)) for axis in (1, 0))
+    if not len(rows):
+        raise ValueError(f"{name} is fully transparent; give a picture that shows an object")
+    height, width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
+    if max(height, width) < 8:
+        raise ValueError(
+            f"the object in {name} is {width} x {height} pixels; give a picture where it has at least 8"
+        )
+    if fill is None:
+        tall, wide = alpha.shape
+        side = max(tall, wide)
+        return Frame((wide - side) / 2, (tall - side) / 2, side)
+    side = max(height, width) / fill
+    middle = (columns[0] + width / 2, rows[0] + height / 2)
+    return Frame(middle[0] - side / 2, middle[1] - side / 2, side)
+
+
+def placed(image: Image.Image, frame: Frame, size: int) -> Image.Image:
+    """A frame of a picture, resized; beyond the picture it is transparent or black."""
+    left, top = round(frame.left), round(frame.top)
+    side = max(round(frame.side), 1)
+    part = image.crop((left, top, left + side, top + side))
+    return part.resize((size, size), Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC)
+
+
+def read_map(path: str | Path, frame: Frame, size: int, of: tuple[int, int]) -> Tensor:
+    """A map that belongs to a picture, such as its depth, cut as it was: in [0, 1], shape ``[3, size, size]``.
+
+    Args:
+        path: a picture of the same shape.
+        frame: of the picture.
+        size: height and width of the result, pixels.
+        of: the picture's own width and height.
+
+    Raises:
+        ValueError: it is no picture, or of another shape.
+    """
+    image = read_rgba(Path(path)).convert("RGB")
+    if image.size != of:
+        raise ValueError(
+            f"{path} must be as large as the image, {of[0]} x {of[1]}, got {image.size[0]} x {image.size[1]}"
+        )
+    return torch.from_numpy(np.asarray(placed(image, frame, size), np.float32) / 255).movedim(-1, 0)
+
+
+def _by_rembg(image: Image.Image) -> Image.Image:
+    try:
+        import rembg
+    except ImportError as error:
+        raise ValueError(
+            "reference.background=rembg needs the package rembg; pip install 'distill3d[rembg]'"
+        ) from error
+    found: Any = rembg.remove(image.convert("RGB"))
+    return found.convert("RGBA")

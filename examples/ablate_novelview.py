@@ -1,0 +1,145 @@
+"""Which part of Efficient-3DiM does what: its Table 1, Fig. 6 and Fig. 7 in kind, on the embedded world.
+
+Every cell is a training from the embedded prior, on the same pairs, measured on pairs of colour and kind that none has
+seen. Interrupt and rerun to go on; run one command for each --part on as many cores to share the work.
+
+    distill-views render --world 10 renders --size 64 --fov 40 --distance 3.0 3.4 --elevation -10 60
+    python embedded/train_encoder.py --renders renders --work encoder
+    python ablate_novelview.py --renders renders --encoder encoder/encoder --output ablation
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from distill.checkpoint import write_atomic
+from distill.embedded.judge import SHIPPED as JUDGE
+from distill.journal import Interrupted
+from distill.novelview.evaluate import choose_pairs, evaluate
+from distill.novelview.pipeline import NovelViewPipeline
+from distill.novelview.train import TrainConfig, open_views, train
+from distill.priors.load import folder_of
+
+#: Table 1: timesteps, encoder, amalgamation. The judge's image tower stands for CLIP.
+ROWS: dict[str, dict[str, Any]] = {
+    "uniform + CLIP": {"timestep_sampling": "uniform", "encoder": "clip", "amalgamation": False},
+    "Gaussian + CLIP": {"encoder": "clip", "amalgamation": False},
+    "Gaussian + DINO": {"encoder": "dino", "amalgamation": False},
+    "Gaussian + CLIP + amalgamation": {"encoder": "clip"},
+    "Gaussian + DINO + amalgamation": {"encoder": "dino"},
+}
+#: Fig. 6: the timesteps' mean and standard deviation, thousandths of all timesteps; short runs of row two.
+LAWS = [
+    (1000, 200),
+    (700, 200),
+    (500, 200),
+    (300, 200),
+    (0, 200),
+    (1000, 100),
+    (1000, 300),
+    (1000, 400),
+    (1000, 500),
+]
+
+
+def cells(options: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, Any], int]]:
+    """Name, seed, what is special, and updates of every training."""
+    for seed in range(options.seeds):
+        for name, special in ROWS.items():
+            yield name, seed, special, options.updates
+        for mean, std in LAWS:
+            law = {"mean": mean / 1000, "std": std / 1000, "encoder": "clip", "amalgamation": False}
+            yield f"mean {mean}, std {std}", seed, law, options.short
+
+
+def config_of(
+    options: argparse.Namespace, seed: int, special: dict[str, Any], updates: int, folder: Path
+) -> TrainConfig:
+    """The embedded recipe with what is special to a cell."""
+    ConfigStore.instance().store(name="novelview_schema", node=TrainConfig)
+    with initialize_config_module("distill.conf.novelview", version_base="1.3"):
+        recipe = OmegaConf.to_container(compose("train", overrides=["recipe=embedded"]))
+    encoders = {"clip": str(JUDGE), "dino": str(options.encoder)}
+    said = dict(special, encoder=encoders[special["encoder"]])
+    every = {
+        "data": str(options.renders), "init": str(folder_of("embedded")), "output_dir": str(folder), "seed": seed,
+        "iterations": updates, "warmup": 50, "validate_every": updates // 10, "validation_pairs": 256,
+        "validation_samples": 0, "checkpoint_every": updates // 5, "keep_checkpoints": 1, "tracker": "none",
+        "resume": True,
+    }  # fmt: skip
+    return TrainConfig(**(recipe | every | said))
+
+
+def run_cell(
+    options: argparse.Namespace, name: str, seed: int, special: dict[str, Any], updates: int
+) -> None:
+    """Train and measure, unless that was done before."""
+    folder = options.output / "cells" / f"{re.sub('[^a-zA-Z0-9]+', '-', name).lower()}-{seed}"
+    if (folder / "record.json").exists():
+        return
+    config = config_of(options, seed, special, updates, folder)
+    pipeline = NovelViewPipeline.load(train(config))
+    _, held_out = open_views(config).split(config.held_out)
+    pairs = choose_pairs(held_out, 1)[:: options.thin]
+    draw = partial(draw_views, pipeline)
+    summary = evaluate(draw, held_out, pairs, folder / "evaluation", progress=False)
+    curve = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+    record = {
+        "name": name, "seed": seed, "updates": updates, "batch": config.batch,
+        "figures": {key: value[0] for key, value in summary["figures"].items()},
+        "validation": [[point["step"], point["loss"]] for point in curve],
+    }  # fmt: skip
+    write_atomic(folder / "record.json", json.dumps(record, indent=1) + "\n")
+    shutil.rmtree(folder / "checkpoints")
+    shutil.rmtree(folder / "model")
+
+
+def draw_views(pipeline: NovelViewPipeline, rgb: Any, pose: Any, generator: torch.Generator) -> Any:
+    return pipeline(rgb, pose, generator=generator, steps=20)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--renders", type=Path, required=True)
+    parser.add_argument("--encoder", type=Path, required=True, help="of train_encoder.py")
+    parser.add_argument("--output", type=Path, default=Path("ablation"))
+    parser.add_argument("--updates", type=int, default=750, help="of a row of Table 1")
+    parser.add_argument("--short", type=int, default=250, help="updates of a law of Fig. 6")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--thin", type=int, default=2, help="measure on every n-th held-out object")
+    parser.add_argument("--part", default="1/1", help="k/n: the k-th of n shares of the work")
+    parser.add_argument("--only", default="", help="cells whose name holds this text")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    share, shares = map(int, options.part.split("/"))
+    wanted = [cell for cell in cells(options) if options.only in cell[0]]
+    for number, cell in enumerate(wanted):
+        if number % shares == share - 1:
+            print(f"{number + 1} of {len(wanted)}: {cell[0]}, seed {cell[1]}", flush=True)
+            run_cell(options, *cell)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(130)
+    except ValueError as error:
+        sys.exit(f"error: {error}")

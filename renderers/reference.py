@@ -1,0 +1,111 @@
+"""The view that an input picture shows, rendered beside every step's, and how far it is off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from distill.contracts import Render, Renderer
+from distill.samplers.cameras import Cameras
+
+PENALTIES = ("reference_rgb", "reference_mask", "reference_depth", "reference_normal")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An input picture and the camera that took it; channels first, square.
+
+    Attributes:
+        camera: a batch of one.
+        rgb: over white, in [0, 1], shape ``[3, size, size]``.
+        mask: coverage in [0, 1], shape ``[1, size, size]``.
+        depth: any measure that grows towards the camera, shape ``[1, size, size]``, or None.
+        normal: unit, in the camera's frame (x right, y up, z towards the camera), ``[3, size, size]``, or None.
+    """
+
+    camera: Cameras
+    rgb: Tensor
+    mask: Tensor
+    depth: Tensor | None = None
+    normal: Tensor | None = None
+
+    def resized(self, size: int) -> Reference:
+        """The same at another size; the camera stays."""
+        maps = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        if size == self.rgb.shape[-1]:
+            return self
+        mode = "area" if size < self.rgb.shape[-1] else "bilinear"
+        return replace(
+            self, **{name: interpolate(v[None], (size, size), mode=mode)[0] for name, v in maps.items()}
+        )
+
+
+def distances(seen: Render, reference: Reference, names: Sequence[str] = PENALTIES) -> dict[str, Tensor]:
+    """How far a render is from the reference, scalars by name; those of ``names``.
+
+    ``reference_rgb`` and ``reference_mask`` are mean squared errors of colour over white and of opacity;
+    ``reference_depth`` is one minus the correlation of nearness inside the mask, so that neither scale nor shift
+    matters; ``reference_normal`` is one minus the mean cosine inside the mask.
+
+    Args:
+        seen: over white, a batch of one.
+        reference: of the same size.
+        names: which.
+
+    Raises:
+        ValueError: a map is asked for that the reference or the render lacks.
+    """
+    inside = (reference.mask[0] > 0.5) & (seen.opacity[0, ..., 0].detach() > 0.5)
+    found: dict[str, Tensor] = {}
+    for name in names:
+        if name == "reference_rgb":
+            found[name] = (seen.rgb[0] - reference.rgb.movedim(0, -1)).square().mean()
+        elif name == "reference_mask":
+            found[name] = (seen.opacity[0] - reference.mask.movedim(0, -1)).square().mean()
+        elif name == "reference_depth":
+            if reference.depth is None:
+                raise ValueError("penalties.reference_depth needs reference.depth=FILE")
+            found[name] = 1 - correlation(-seen.depth[0, ..., 0][inside], reference.depth[0][inside])
+        else:
+            if reference.normal is None:
+                raise ValueError("penalties.reference_normal needs reference.normal=FILE")
+            if seen.normal is None:
+                raise ValueError("the reference's view was rendered without normals")
+            world = torch.einsum("ij,jhw->hwi", reference.camera.c2w[0, :3, :3], reference.normal)
+            cosine = (seen.normal[0] * world).sum(-1)[inside]
+            found[name] = 1 - cosine.mean() if len(cosine) else seen.opacity.sum() * 0 + 1
+    return found
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's, of two lists of numbers; 0 where there are fewer than two or either is constant."""
+    if len(a) < 2:
+        return a.sum() * 0
+    a, b = a - a.mean(), b - b.mean()
+    return (a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-8)
+
+
+def beside(training: Renderer, look: Any, reference: Reference, names: Sequence[str]) -> Renderer:
+    """A renderer that also takes the reference's view and gives its distances as penalties.
+
+    Args:
+        training: takes a step's pictures.
+        look: takes the reference's; called as ``look(scene, camera, height, width, generator=...)``.
+        reference: the input.
+        names: of its penalties.
+    """
+
+    def take(
+        scene: Any, cameras: Cameras, height: int, width: int, *, generator: torch.Generator | None = None
+    ) -> Render:
+        picture = training(scene, cameras, height, width, generator=generator)
+        seen = look(scene, reference.camera, height, width, generator=generator)
+        off = distances(seen, reference.resized(height), names)
+        return replace(picture, penalties={**picture.penalties, **off})
+
+    return take
