@@ -26,7 +26,7 @@ from distill.config import as_overrides, compose_config, schedule, schedules_in
 from distill.contracts import Condition, Guidance, Learner, Prior, Renderer, View
 from distill.folders import claim, is_finished
 from distill.journal import Interrupted, Journal, stop_signals
-from distill.novelview.seen import Seen, look_at, write_beside
+from distill.novelview.seen import Seen, folder_of_model, look_at, write_beside
 from distill.priors.load import folder_of, load_prior
 from distill.samplers.cameras import Cameras
 from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
@@ -421,10 +421,10 @@ def describe(config: DictConfig, prior: Prior) -> dict[str, Any]:
         "trimesh",
         "xatlas",
     )
-    told = bool(config.prompt)
-    weights = (
-        sorted(folder_of(config.prior).rglob("*.safetensors")) if told and config.prior != UNNAMED else []
-    )
+    if config.image and not config.prompt:
+        name, root = config.novel_view, folder_of_model(config.novel_view)
+    else:
+        name, root = config.prior, None if config.prior == UNNAMED else folder_of(config.prior)
     device = (
         torch.cuda.get_device_name(prior.device)
         if prior.device.type == "cuda"
@@ -436,8 +436,10 @@ def describe(config: DictConfig, prior: Prior) -> dict[str, Any]:
         "iterations": config.iterations,
         "guidance": str(config.guidance._target_).rpartition(".")[2].lower(),
         "prior": {
-            "name": config.prior if told else config.novel_view,
-            "sha256": {str(p.relative_to(folder_of(config.prior))): sha256(p) for p in weights},
+            "name": name,
+            "sha256": {str(p.relative_to(root)): sha256(p) for p in sorted(root.rglob("*.safetensors"))}
+            if root
+            else {},
         },
         "device": f"{prior.device.type} ({device})",
         "versions": {

@@ -50,6 +50,7 @@ class Seen:
             "file": self.path.name,
             "sha256": sha256(self.path),
             "novel_view": self.prior.name,
+            "encoder": self.prior.pipeline.encoder.id,
             "elevation_deg": round(camera.elevation_deg.item(), 2),
             "elevation": "estimated" if self.estimate else "given",
         }

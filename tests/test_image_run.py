@@ -1,0 +1,126 @@
+"""Image to 3D: from a picture to files, its elevation given or found, with text, and with wrong input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_novelview_pipeline import make
+from test_run import QUICK, command, error_of
+
+import distill
+from distill.config import compose_config
+from distill.run import look_at
+
+PICTURE = ["image=p.png", "novel_view=model", *QUICK]
+GIVEN = [*PICTURE, "reference.elevation_deg=20"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "parts", latent=False).save(tmp_path / "model")
+    picture = np.full((48, 48, 3), 255, np.uint8)
+    picture[12:36, 16:40] = (200, 40, 30)
+    Image.fromarray(picture).save(tmp_path / "p.png")
+
+
+def test_a_picture_becomes_an_asset_with_the_reference_beside_the_render(tmp_path: Path) -> None:
+    assert command(*GIVEN, "output_dir=out") == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"mesh.glb", "contact.png", "turntable.mp4", "report.html", "reference.png"} <= names
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["picture"]["file"] == "p.png"
+    assert manifest["picture"]["elevation_deg"] == 20
+    assert manifest["picture"]["elevation"] == "given"
+    assert manifest["prior"]["name"] == "model"
+    assert "unet/diffusion_pytorch_model.safetensors" in manifest["prior"]["sha256"]
+    beside = np.asarray(Image.open(tmp_path / "out" / "reference.png"))
+    assert beside.shape == (32, 64, 3)
+    assert beside[16, 16, 0] > 180 > 80 > beside[16, 16, 2]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert {"reference_rgb", "reference_mask"} <= lines[0].keys()
+    assert "The picture" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_without_an_elevation_it_is_estimated_and_told(tmp_path: Path) -> None:
+    assert command(*PICTURE, "export.enabled=false") == 0
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert folder.name.startswith("p-")
+    picture = json.loads((folder / "manifest.json").read_text())["picture"]
+    assert picture["elevation"] == "estimated"
+    fits = picture["elevation_fits"]
+    best = max(fits, key=lambda angle: fits[angle])
+    assert abs(picture["elevation_deg"] - float(best)) <= 5
+
+
+def test_text_may_be_added_and_other_losses_taken(tmp_path: Path) -> None:
+    terms = "guidance.terms=[{loss:sds,scale:2,weight:0.5},{loss:novel_view,through:csd}]"
+    assert command("a red mug", *GIVEN, "guidance=mix", terms, "export.enabled=false") == 0
+    for loss in ("csd", "asd", "ism"):
+        assert command(*GIVEN, f"guidance={loss}", "export.enabled=false", f"output_dir={loss}") == 0
+    asset = distill.generate(
+        "", image="p.png", novel_view="model", iterations=2, output_dir="mine",
+        **{"reference.elevation_deg": 20, "export.enabled": False},
+    )  # fmt: skip
+    assert asset.manifest["picture"]["elevation_deg"] == 20
+
+
+def test_an_interrupted_run_from_a_picture_goes_on(tmp_path: Path) -> None:
+    from test_run import final_tensors
+
+    assert command(*GIVEN, "output_dir=whole", "export.enabled=false") == 0
+    assert command(*GIVEN, "output_dir=again", "export.enabled=false") == 0
+    for path in (tmp_path / "again" / "checkpoints").glob("step-*6"):
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    for name in ("manifest.json", "report.html"):
+        (tmp_path / "again" / name).unlink()
+    assert command(*GIVEN, "output_dir=again", "export.enabled=false", "resume=true") == 0
+    whole, again = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "again")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_maps_are_read_with_their_picture(tmp_path: Path) -> None:
+    grey = np.zeros((48, 48), np.uint8)
+    grey[12:36, 16:40] = np.linspace(50, 250, 24).astype(np.uint8)
+    Image.fromarray(grey).save(tmp_path / "depth.png")
+    Image.fromarray(np.full((48, 48, 3), (128, 128, 255), np.uint8)).save(tmp_path / "normal.png")
+    maps = ["reference.depth=depth.png", "reference.normal=normal.png"]
+    config = compose_config([*GIVEN, *maps])
+    seen = look_at(config, torch.device("cpu"))
+    assert seen.reference.depth is not None
+    assert seen.reference.normal is not None
+    middle = seen.reference.depth[0, 8]
+    assert middle[3] < middle[12]
+    # Towards the camera, of unit length: 128 stands for just above 0.
+    torch.testing.assert_close(
+        seen.reference.normal[:, 8, 8], torch.tensor([0.0039, 0.0039, 1.0]), atol=1e-3, rtol=0
+    )
+    weights = ["penalties.reference_depth=10", "penalties.reference_normal=10"]
+    assert command(*GIVEN, *maps, *weights, "export.enabled=false", "output_dir=out") == 0
+
+
+WRONG = [
+    (["image=none.png", "novel_view=model"], "none.png is not there"),
+    (["image=p.png", "novel_view=nowhere"], "a folder of a novel-view model, got 'nowhere'"),
+    ([*GIVEN, "reference.fill=0"], "reference.fill must lie in [0.1, 1], got 0"),
+    ([*PICTURE, "reference.elevation_deg=95"], "reference.elevation_deg must lie in [-89, 89], got 95"),
+    ([*GIVEN, "scene.background=grey"], "scene.background must be white, got grey"),
+    ([*GIVEN, "guidance=mix"], "mixes a picture with text; add a prompt"),
+    ([*GIVEN, "guidance.through=vsd"], "got 'vsd'"),
+    ([*GIVEN, "penalties.reference_depth=1"], "needs reference.depth=FILE"),
+    ([*GIVEN, "reference.depth=model/unet/config.json", "penalties.reference_depth=1"], "cannot be read"),
+    ([*GIVEN, "particles=2"], "leave out prompts= and particles="),
+    (["a red mug", "guidance=novel_view", *QUICK], "needs a picture; add image=FILE"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), WRONG, ids=[said for _, said in WRONG])
+def test_wrong_input_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    assert said in error_of(capsys, *arguments)

@@ -1,0 +1,158 @@
+"""Pictures from users: every odd file is either read rightly or refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distill.novelview.picture import cut_out, frame_of, plain_background, read_map, read_rgba
+
+RED, GREEN = (220, 30, 30), (30, 160, 40)
+
+
+def scene(size: int = 64, background: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
+    """A red ring, 24 pixels wide and 16 high, whose hole shows the background, left of the middle."""
+    picture = np.full((size, size, 3), background, np.uint8)
+    picture[20:36, 8:32] = RED
+    picture[26:30, 16:24] = background
+    return picture
+
+
+def test_a_plain_background_is_removed_and_so_is_the_hole() -> None:
+    for background in ((255, 255, 255), (90, 120, 200)):
+        mask = plain_background(scene(background=background), "p.png")
+        assert mask.sum() / 255 == 24 * 16 - 8 * 4
+        assert mask[28, 20] == 0
+        assert mask[22, 10] == 255
+
+
+def test_noise_and_a_part_of_nearly_the_background_inside_stay_apart() -> None:
+    """A white shirt button is not a hole: it is not quite the background's colour."""
+    noisy = scene(background=(200, 200, 200)).astype(int)
+    noisy += np.random.default_rng(0).integers(-2, 3, noisy.shape)
+    noisy[26:30, 16:24] = 212
+    mask = plain_background(noisy.clip(0, 255).astype(np.uint8), "p.png")
+    assert mask[28, 20] == 255
+    assert mask[0, 0] == 0
+
+
+def test_the_object_is_centred_and_scaled(tmp_path: Path) -> None:
+    Image.fromarray(scene()).save(tmp_path / "p.png")
+    found, frame = cut_out(tmp_path / "p.png", 64, fill=0.75)
+    assert (frame.left, frame.top, frame.side) == (20 - 16, 28 - 16, 32)
+    rows, columns = (torch.where((found.mask[0] > 0.5).any(axis))[0] for axis in (1, 0))
+    assert (int(columns[0]), int(columns[-1]) + 1) == (8, 56)  # three quarters of 64, in the middle
+    assert (int(rows[0]), int(rows[-1]) + 1) == (16, 48)
+    torch.testing.assert_close(found.rgb[:, 20, 12], torch.tensor(RED) / 255)
+    torch.testing.assert_close(found.rgb[:, 2, 2], torch.ones(3))
+
+
+def test_left_where_it_is_a_picture_is_only_made_square(tmp_path: Path) -> None:
+    Image.fromarray(scene()[:40]).save(tmp_path / "p.png")
+    found, frame = cut_out(tmp_path / "p.png", 64, recentre=False)
+    assert (frame.left, frame.top, frame.side) == (0, -12, 64)
+    assert found.mask[0, 12 + 22, 10] == 1
+    assert found.mask[0, :12].sum() == 0
+
+
+def test_an_alpha_channel_is_believed(tmp_path: Path) -> None:
+    rgba = np.zeros((32, 32, 4), np.uint8)
+    rgba[8:24, 8:24] = (*RED, 255)
+    rgba[8:24, 24:26] = (*GREEN, 128)
+    Image.fromarray(rgba).save(tmp_path / "p.png")
+    found, _ = cut_out(tmp_path / "p.png", 32, recentre=False)
+    torch.testing.assert_close(found.mask[0, 10, 24], torch.tensor(128 / 255))
+    over_white = torch.tensor(GREEN) / 255 * (128 / 255) + (1 - 128 / 255)
+    torch.testing.assert_close(found.rgb[:, 10, 24], over_white)
+
+
+def test_rotated_by_exif_means_upright(tmp_path: Path) -> None:
+    picture = Image.fromarray(scene())
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it 90 degrees clockwise
+    picture.save(tmp_path / "p.jpg", exif=exif, quality=100, subsampling=0)
+    turned = np.asarray(read_rgba(tmp_path / "p.jpg").convert("RGB")).astype(int)
+    assert np.abs(turned - np.rot90(scene(), -1)).mean() < 4
+
+
+def test_sixteen_bits_cmyk_palettes_and_large_ones_are_read(tmp_path: Path) -> None:
+    grey = np.full((40, 40), 65535, np.uint16)
+    grey[10:30, 10:30] = 20000
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    found, _ = cut_out(tmp_path / "deep.png", 40, recentre=False)
+    torch.testing.assert_close(found.rgb[:, 20, 20], torch.full((3,), round(255 * 20000 / 65535) / 255))
+    assert found.mask.sum() == 400
+    Image.fromarray(scene()).convert("CMYK").save(tmp_path / "ink.jpg", quality=100)
+    found, _ = cut_out(tmp_path / "ink.jpg", 64)
+    assert found.rgb[0, 20, 12] > 0.7 > 0.3 > found.rgb[1, 20, 12]
+    Image.fromarray(scene()).convert("P").save(tmp_path / "few.gif")
+    assert cut_out(tmp_path / "few.gif", 64)[0].mask.mean() > 0.2
+    Image.fromarray(scene()).resize((8000, 8000), Image.Resampling.NEAREST).save(tmp_path / "large.png")
+    found, frame = cut_out(tmp_path / "large.png", 64)
+    assert frame.side == pytest.approx(512, abs=2)  # worked on at 1024 pixels
+    torch.testing.assert_close(found.rgb[:, 20, 12], torch.tensor(RED) / 255)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("missing.png", "is not there"),
+        ("text.png", "cannot be read"),
+        ("cut.png", "cannot be read"),
+        ("clear.png", "is fully transparent"),
+        ("dot.png", "nothing in .* stands out from its background"),
+        ("speck.png", "is 3 x 3 pixels; give a picture where it has at least 8"),
+        ("busy.png", "is not plain"),
+        ("blank.png", "nothing in .* stands out"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    Image.fromarray(scene()).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:120])
+    Image.new("RGBA", (64, 64), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("RGB", (1, 1), RED).save(tmp_path / "dot.png")
+    speck = np.full((64, 64, 3), 255, np.uint8)
+    speck[30:33, 30:33] = RED
+    Image.fromarray(speck).save(tmp_path / "speck.png")
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3))
+    Image.fromarray(noise.astype(np.uint8)).save(tmp_path / "busy.png")
+    Image.new("RGB", (64, 64), (200, 200, 200)).save(tmp_path / "blank.png")
+    with pytest.raises(ValueError, match=said) as caught:
+        cut_out(tmp_path / name, 64)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_package_and_an_unknown_way_are_said(tmp_path: Path) -> None:
+    Image.fromarray(scene()).save(tmp_path / "p.png")
+    with pytest.raises(ValueError, match="one of auto, keep, rembg, got 'magic'"):
+        cut_out(tmp_path / "p.png", 64, background="magic")
+    try:
+        import rembg  # noqa: F401
+    except ImportError:
+        with pytest.raises(ValueError, match=r"pip install 'distill3d\[rembg\]'"):
+            cut_out(tmp_path / "p.png", 64, background="rembg")
+    assert cut_out(tmp_path / "p.png", 64, background="keep")[0].mask.min() == 0  # around the square frame
+
+
+def test_maps_are_cut_as_their_picture_was(tmp_path: Path) -> None:
+    Image.fromarray(scene()).save(tmp_path / "p.png")
+    ramp = np.tile(np.arange(64, dtype=np.uint8)[None] * 4, (64, 1))
+    Image.fromarray(ramp).save(tmp_path / "depth.png")
+    _, frame = cut_out(tmp_path / "p.png", 32, fill=0.75)
+    depth = read_map(tmp_path / "depth.png", frame, 32, (64, 64))[0]
+    torch.testing.assert_close(depth[5], torch.arange(4, 36) * 4 / 255)
+    Image.new("L", (32, 32)).save(tmp_path / "small.png")
+    with pytest.raises(ValueError, match="must be as large as the image, 64 x 64, got 32 x 32"):
+        read_map(tmp_path / "small.png", frame, 32, (64, 64))
+
+
+def test_a_frame_by_hand() -> None:
+    alpha = np.zeros((20, 30), np.uint8)
+    alpha[4:12, 10:26] = 255
+    frame = frame_of(alpha, "p.png", 0.5)
+    assert (frame.left, frame.top, frame.side) == (18 - 16, 8 - 16, 32)

@@ -1,0 +1,173 @@
+"""The view of an input picture: its distances by hand, as penalties, under every loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_novelview_model import randn
+from test_novelview_pipeline import RGB, make
+
+from distill.contracts import Condition, Render
+from distill.guidance.csd import csd
+from distill.guidance.novel_view import novel_view
+from distill.guidance.sds import sds
+from distill.novelview.elevation import CANDIDATES, _peak, agreement, project, silhouettes
+from distill.novelview.prior import NovelViewPrior
+from distill.priors.exact import Components, ExactPrior, scaled_linear
+from distill.renderers.reference import Reference, beside, correlation, distances
+from distill.samplers.cameras import orbit, turntable
+
+CAMERA = orbit(torch.tensor([30.0]), torch.tensor([20.0]), 3.2, 40.0)
+T = torch.tensor([200, 600])
+
+
+def seen(**changes: Any) -> Render:
+    ramp = torch.arange(16.0).view(1, 4, 4, 1)
+    plain = Render(
+        torch.full((1, 4, 4, 3), 0.5), torch.ones(1, 4, 4, 1), 3 - ramp / 16, torch.zeros(1, 4, 4, 3)
+    )
+    return replace(plain, **changes)
+
+
+def reference(**changes: Any) -> Reference:
+    return replace(Reference(CAMERA, torch.full((3, 4, 4), 0.7), torch.full((1, 4, 4), 1.0)), **changes)
+
+
+def test_colour_and_mask_by_hand() -> None:
+    half = torch.ones(1, 4, 4)
+    half[:, :2] = 0
+    found = distances(seen(), reference(mask=half), ("reference_rgb", "reference_mask"))
+    assert found["reference_rgb"].item() == pytest.approx(0.04)
+    assert found["reference_mask"].item() == pytest.approx(0.5)
+
+
+def test_depth_knows_neither_scale_nor_shift_but_the_direction() -> None:
+    nearness = torch.arange(16.0).view(1, 4, 4)
+    for map_, expected in ((5 * nearness - 3, 0.0), (-nearness, 2.0), (torch.ones(1, 4, 4), 1.0)):
+        found = distances(seen(), reference(depth=map_), ("reference_depth",))["reference_depth"]
+        assert found.item() == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ValueError, match="needs reference.depth=FILE"):
+        distances(seen(), reference(), ("reference_depth",))
+
+
+def test_correlation_by_hand() -> None:
+    assert correlation(torch.tensor([1.0, 2, 3]), torch.tensor([2.0, 1, 4])).item() == pytest.approx(
+        2 / math.sqrt(2 * 14 / 3)
+    )
+    assert correlation(torch.tensor([1.0]), torch.tensor([2.0])).item() == 0
+
+
+def test_normals_are_compared_in_the_world() -> None:
+    """A surface that faces the camera has the camera's backward axis as its normal."""
+    outward = CAMERA.c2w[0, :3, 2]
+    facing = torch.tensor([0.0, 0, 1]).view(3, 1, 1).expand(3, 4, 4)
+    render = seen(normal=outward.expand(1, 4, 4, 3))
+    found = distances(render, reference(normal=facing), ("reference_normal",))
+    assert found["reference_normal"].item() == pytest.approx(0, abs=1e-6)
+    found = distances(render, reference(normal=-facing), ("reference_normal",))
+    assert found["reference_normal"].item() == pytest.approx(2, abs=1e-6)
+    with pytest.raises(ValueError, match="without normals"):
+        distances(seen(normal=None), reference(normal=facing), ("reference_normal",))
+
+
+def test_the_references_view_is_rendered_beside_and_its_gradient_flows() -> None:
+    colour = torch.full((), 0.5, requires_grad=True)
+    asked = []
+
+    def take(scene: Any, cameras: Any, height: int, width: int, **_: Any) -> Render:
+        asked.append((len(cameras), height))
+        shape = (len(cameras), height, width)
+        return Render(
+            colour.expand(*shape, 3), torch.ones(*shape, 1), torch.ones(*shape, 1), penalties={"own": colour}
+        )
+
+    render = beside(take, take, reference(), ("reference_rgb",))
+    found = render(None, turntable(3), 8, 8)
+    assert asked == [(3, 8), (1, 8)]
+    assert found.penalties.keys() == {"own", "reference_rgb"}
+    found.penalties["reference_rgb"].backward()
+    assert colour.grad is not None
+    assert colour.grad.item() == pytest.approx(2 * (0.5 - 0.7), abs=1e-5)
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> tuple[NovelViewPrior, Condition]:
+    pipeline = make(tmp_path, latent=False)
+    prior = NovelViewPrior.of(pipeline, RGB, orbit(torch.tensor([0.0]), torch.tensor([15.0]), 3.2, 40.0))
+    return prior, replace(prior.condition(turntable(2)), seen=prior)
+
+
+def test_without_a_prompt_it_is_the_loss_itself(told: Any) -> None:
+    prior, cond = told
+    x, noise = randn(1, 2, 3, 16, 16), randn(2, 2, 3, 16, 16)
+    torch.testing.assert_close(
+        novel_view(prior, x, cond, T, noise, scale=2.5), sds(prior, x, cond, T, noise, scale=2.5)
+    )
+    torch.testing.assert_close(
+        novel_view(prior, x, cond, T, noise, through="csd"), csd(prior, x, cond, T, noise)
+    )
+
+
+def test_beside_a_text_prior_it_sees_the_same_pictures(told: Any) -> None:
+    """The text prior's space is another, twice as large; its pictures and the gradient's way back are the same."""
+    model, own = told
+    text = ExactPrior(
+        {"": Components(torch.zeros(1, 3, 16, 16), torch.ones(1), torch.ones(1))}, scaled_linear()
+    )
+
+    class Doubled:
+        num_timesteps = text.num_timesteps
+
+        def to_image(self, z: torch.Tensor) -> torch.Tensor:
+            return model.to_image(z / 2)
+
+    x, noise = 0.5 * randn(1, 2, 3, 16, 16).clamp(-1, 1), randn(2, 2, 3, 16, 16)
+    cond = Condition({}, {}, cameras=own.cameras, seen=model)
+    doubled: Any = Doubled()
+    found = novel_view(doubled, 2 * x, cond, T, noise)
+    torch.testing.assert_close(found, novel_view(model, x, own, T, noise) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_what_it_cannot_do_is_said(told: Any) -> None:
+    prior, cond = told
+    x, noise = randn(1, 2, 3, 16, 16), randn(2, 2, 3, 16, 16)
+    with pytest.raises(ValueError, match="needs a picture; add image=FILE"):
+        novel_view(prior, x, replace(cond, seen=None), T, noise)
+    with pytest.raises(ValueError, match="got 'vsd'"):
+        novel_view(prior, x, cond, T, noise, through="vsd")
+
+
+def test_points_appear_where_rays_go() -> None:
+    cameras = orbit(torch.tensor([30.0, 200.0]), torch.tensor([10.0, 50.0]), 3.2, 40.0)
+    origins, directions = cameras.rays(9, 9)
+    points = origins[0, 2, 6] + 3 * directions[0, 2, 6]
+    spot = project(points[None], cameras)[0, 0]
+    torch.testing.assert_close(spot, torch.tensor([(6.5 * 2 / 9) - 1, (2.5 * 2 / 9) - 1]))
+
+
+@pytest.mark.parametrize("kind", ["car", "chair", "mug"])
+def test_true_views_agree_best_at_their_own_height(kind: str) -> None:
+    """Silhouettes by ray casting of true shapes, from a side that is none of the shape's own."""
+    from distill.embedded import raycast, shapes
+
+    azimuth = torch.arange(8) * 45.0
+    for elevation in (0.0, 20.0, 40.0):
+        taken = orbit(azimuth + 30, torch.full((8,), elevation), 3.2, 40.0)
+        layers = raycast.render(shapes.build(kind), taken, 64, samples=2)
+        masks = silhouettes(torch.from_numpy(raycast.over(layers.rgba((0.9, 0.1, 0.1)), 1.0)).movedim(-1, 1))
+        fits = {
+            float(angle): agreement(masks, orbit(azimuth, torch.full((8,), float(angle)), 3.2, 40.0))
+            for angle in CANDIDATES
+        }
+        assert _peak(fits) == pytest.approx(elevation, abs=5)
+
+
+def test_the_top_of_a_parabola_by_hand() -> None:
+    fits = {angle: 1 - ((angle - 12.0) / 100) ** 2 for angle in (0.0, 10.0, 20.0)}
+    assert _peak(fits) == pytest.approx(12.0)
+    assert _peak({0.0: 2.0, 10.0: 1.0}) == 0.0
