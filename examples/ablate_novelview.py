@@ -42,7 +42,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "Gaussian + CLIP + amalgamation": {"encoder": "clip"},
     "Gaussian + DINO + amalgamation": {"encoder": "dino"},
 }
-#: Fig. 6: the timesteps' mean and standard deviation, thousandths of all timesteps; short runs of row two.
+#: Fig. 6: the timesteps' mean and standard deviation, thousandths of all timesteps; short runs of the last row.
 LAWS = [
     (1000, 200),
     (700, 200),
@@ -62,7 +62,7 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, Any
         for name, special in ROWS.items():
             yield name, seed, special, options.updates
         for mean, std in LAWS:
-            law = {"mean": mean / 1000, "std": std / 1000, "encoder": "clip", "amalgamation": False}
+            law = {"mean": mean / 1000, "std": std / 1000, "encoder": "dino"}
             yield f"mean {mean}, std {std}", seed, law, options.short
 
 
@@ -77,8 +77,8 @@ def config_of(
     said = dict(special, encoder=encoders[special["encoder"]])
     every = {
         "data": str(options.renders), "init": str(folder_of("embedded")), "output_dir": str(folder), "seed": seed,
-        "iterations": updates, "warmup": 50, "validate_every": updates // 10, "validation_pairs": 256,
-        "validation_samples": 0, "checkpoint_every": updates // 5, "keep_checkpoints": 1, "tracker": "none",
+        "iterations": updates, "validate_every": updates // 10, "validation_pairs": 256,
+        "validation_samples": 64, "checkpoint_every": updates // 5, "keep_checkpoints": 1, "tracker": "none",
         "resume": True,
     }  # fmt: skip
     return TrainConfig(**(recipe | every | said))
@@ -101,7 +101,7 @@ def run_cell(
     record = {
         "name": name, "seed": seed, "updates": updates, "batch": config.batch,
         "figures": {key: value[0] for key, value in summary["figures"].items()},
-        "validation": [[point["step"], point["loss"]] for point in curve],
+        "validation": curve,
     }  # fmt: skip
     write_atomic(folder / "record.json", json.dumps(record, indent=1) + "\n")
     shutil.rmtree(folder / "checkpoints")
@@ -119,8 +119,8 @@ def main() -> None:
     parser.add_argument("--renders", type=Path, required=True)
     parser.add_argument("--encoder", type=Path, required=True, help="of train_encoder.py")
     parser.add_argument("--output", type=Path, default=Path("ablation"))
-    parser.add_argument("--updates", type=int, default=750, help="of a row of Table 1")
-    parser.add_argument("--short", type=int, default=250, help="updates of a law of Fig. 6")
+    parser.add_argument("--updates", type=int, default=5000, help="of a row of Table 1")
+    parser.add_argument("--short", type=int, default=1000, help="updates of a law of Fig. 6")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--thin", type=int, default=2, help="measure on every n-th held-out object")
     parser.add_argument("--part", default="1/1", help="k/n: the k-th of n shares of the work")

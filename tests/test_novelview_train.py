@@ -264,5 +264,5 @@ def test_recipes_compose(recipe: str) -> None:
     with initialize_config_module("distill.conf.novelview", version_base="1.3"):
         made = OmegaConf.to_object(compose("train", overrides=[f"recipe={recipe}"]))
     assert isinstance(made, TrainConfig)
-    samples = {"paper": 48 * 4, "single-gpu": 48 * 4 * 8, "embedded": 32}[recipe]
+    samples = {"paper": 48 * 4, "single-gpu": 48 * 4 * 8, "embedded": 16}[recipe]
     assert made.batch * made.accumulate == samples

@@ -51,7 +51,7 @@ def test_depth_knows_neither_scale_nor_shift_but_the_direction() -> None:
     for map_, expected in ((5 * nearness - 3, 0.0), (-nearness, 2.0), (torch.ones(1, 4, 4), 1.0)):
         found = distances(seen(), reference(depth=map_), ("reference_depth",))["reference_depth"]
         assert found.item() == pytest.approx(expected, abs=1e-5)
-    with pytest.raises(ValueError, match="needs reference.depth=FILE"):
+    with pytest.raises(ValueError, match=r"needs reference\.depth=FILE"):
         distances(seen(), reference(), ("reference_depth",))
 
 

@@ -35,7 +35,7 @@ def measure_cost(wanted: Mapping[str, Any], prompt: str) -> dict[str, float]:
     return measured
 
 
-def _resident_mib() -> float:
+def resident_mib() -> float:
     """The process's largest resident size so far."""
     status = Path("/proc/self/status")
     if status.exists():
@@ -61,7 +61,7 @@ def main() -> None:
     cuda = prior.device.type == "cuda"
 
     def size() -> float:
-        return torch.cuda.max_memory_allocated(prior.device) / 2**20 if cuda else _resident_mib()
+        return torch.cuda.max_memory_allocated(prior.device) / 2**20 if cuda else resident_mib()
 
     loaded, ends = size(), []
 

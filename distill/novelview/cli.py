@@ -46,10 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     evaluate.add_argument("--steps", type=int, default=50)
     evaluate.add_argument("--scale", type=float, default=3.0)
     evaluate.add_argument("--seed", type=int, default=0)
+    features = commands.add_parser("features", help="what an encoder sees, drawn")
+    features.add_argument("encoder", type=Path, help="its folder")
+    features.add_argument("pictures", nargs="+", type=Path, help="of objects; matches are drawn for the first two")
+    features.add_argument("output", type=Path, help="a picture to write")
+    features.add_argument("--layers", type=int, nargs="+", help="by default four, evenly spaced")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        sys.exit({"render": _render, "pack": _pack, "evaluate": _evaluate}[options.command](options))
+        run = {"render": _render, "pack": _pack, "evaluate": _evaluate, "features": _features}
+        sys.exit(run[options.command](options))
     except (ValueError, OSError) as error:
         print(f"distill-views: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -124,3 +130,17 @@ def _pack(options: argparse.Namespace) -> int:
         write_shard(options.output / f"{number:05d}.tar", options.folder, uids, count)
     print(f"{len(views)} objects in {len(groups)} shards in {options.output}, {len(views.skipped)} left out")
     return 1 if views.skipped else 0
+
+
+def _features(options: argparse.Namespace) -> int:
+    import torch
+
+    from distill.novelview.features import load_encoder
+    from distill.novelview.inspect import draw_features
+    from distill.novelview.picture import cut_out
+
+    encoder = load_encoder(options.encoder, layers=options.layers)
+    pictures = [cut_out(path, encoder.size, recentre=False)[0].rgb for path in options.pictures]
+    drawn = draw_features(encoder, torch.stack(pictures), options.output)
+    print(f"{len(pictures)} pictures, {len(encoder.layers)} layers, {drawn} matches in {options.output}")
+    return 0

@@ -59,13 +59,15 @@ class Encoder:
         config = self.model.config
         return int(getattr(config, "projection_dim", None) or config.hidden_size)
 
+    def width_of(self, layer: int) -> int:
+        """Channels of a layer's hidden states; those of the judge differ."""
+        config = self.model.config
+        widths = getattr(config, "hidden_sizes", None)
+        return int(widths[layer] if widths else config.hidden_size)
+
     @property
     def map_width(self) -> int:
-        config = self.model.config
-        widths = getattr(config, "hidden_sizes", None) or [config.hidden_size] * (
-            config.num_hidden_layers + 1
-        )
-        return sum(int(widths[layer]) for layer in self.layers)
+        return sum(map(self.width_of, self.layers))
 
     @property
     def grid(self) -> int:

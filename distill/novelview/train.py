@@ -74,7 +74,7 @@ class TrainConfig:
         log_every: updates.
         validate_every: updates, 0 for never.
         validation_pairs: how many.
-        validation_samples: of them drawn on a sheet, 0 for none.
+        validation_samples: of them drawn and measured, the first on a sheet; 0 for none.
         checkpoint_every: updates.
         keep_checkpoints: the newest.
         tracker: ``tensorboard``, ``wandb`` or ``none``.
@@ -558,35 +558,37 @@ def validate(
     pairs = validation_pairs(config, views)
     pipeline.model.eval()
     with _averaged(state):
-        loss = validation_loss(config, pipeline, pairs)
+        line = {"step": state.update, "loss": validation_loss(config, pipeline, pairs)}
         if config.validation_samples:
             (folder / "samples").mkdir(exist_ok=True)
             path = folder / "samples" / f"update-{state.update:07d}.png"
-            draw_sheet(config, pipeline, pairs[: config.validation_samples], path)
+            line |= measure_samples(config, pipeline, pairs[: config.validation_samples], path)
     pipeline.model.train()
     with (folder / "validation.jsonl").open("a") as file:
-        file.write(json.dumps({"step": state.update, "loss": loss}) + "\n")
-    if not math.isfinite(loss):
+        file.write(json.dumps(line) + "\n")
+    if not math.isfinite(line["loss"]):
         log.warning("the validation loss is not finite at update %d", state.update)
 
 
-def draw_sheet(config: TrainConfig, pipeline: NovelViewPipeline, pairs: Sequence[Pair], path: Path) -> None:
-    """Write a picture with a row for each pair: input, truth, sample."""
+def measure_samples(
+    config: TrainConfig, pipeline: NovelViewPipeline, pairs: Sequence[Pair], path: Path, rows: int = 8
+) -> dict[str, float]:
+    """Draw pairs' targets, with few steps, and say how far off they are; the first go on a sheet: input, truth, sample."""
     from PIL import Image
 
-    conditions, poses = (torch.stack([getattr(p, name) for p in pairs]) for name in ("condition", "pose"))
+    from distill.novelview.evaluate import perceptual
+
+    conditions, targets, poses = (
+        torch.stack([getattr(pair, name) for pair in pairs]) for name in ("condition", "target", "pose")
+    )
     noise = [torch.Generator().manual_seed(mixed(config.seed, number, 3)) for number in range(len(pairs))]
-    drawn = pipeline(conditions, poses, generator=noise, steps=20).cpu()
-    size = drawn.shape[-2:]
-    rows = [
-        torch.cat(
-            [*(nn.functional.interpolate(p[None], size)[0] for p in (pair.condition, pair.target)), view],
-            dim=2,
-        )
-        for pair, view in zip(pairs, drawn, strict=True)
-    ]
-    sheet = (torch.cat(rows, dim=1).movedim(0, -1).clamp(0, 1) * 255).round().byte().numpy()
-    Image.fromarray(sheet).save(path)
+    drawn = pipeline(conditions, poses, generator=noise, steps=10, scale=2.0).cpu()
+    conditions, targets = (nn.functional.interpolate(rgb, drawn.shape[-2:]) for rgb in (conditions, targets))
+    sheet = torch.cat([part[:rows].movedim(1, 0).flatten(1, 2) for part in (conditions, targets, drawn)], dim=2)
+    Image.fromarray((sheet.movedim(0, -1).clamp(0, 1) * 255).round().byte().numpy()).save(path)
+    name, distance = perceptual()
+    each = [distance(*both) for both in zip(drawn, targets, strict=True)]
+    return {"sample_mse": (drawn - targets).square().mean().item(), f"sample_{name}": sum(each) / len(each)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,172 @@
+"""Measure image to 3D: twelve objects of the embedded world that no model has seen, each from one picture.
+
+Their pairs of colour and kind are held out and their shapes are siblings of their own. From eight other sides: the
+silhouettes' IoU and the PSNR against the true object, where it truly is, not where it fits best; whether the asset is
+turned by half a turn; seconds and peak memory. Beside it the same object from its prompt alone, with --text, whose shape
+and turn the words leave open: its best turn is measured too. Interrupt and rerun to go on.
+    python image_to_3d.py --output ~/image_to_3d --text --set iterations=300
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from quality import mean, parse_value
+from torch import Tensor
+
+import distill
+from distill.comparison.cost import resident_mib
+from distill.contracts import View
+from distill.embedded import shapes, world
+from distill.metrics import silhouette_iou
+from distill.novelview.render import Surface, from_world, picture
+from distill.samplers.cameras import Cameras, orbit, turntable
+
+KINDS = world.KINDS[1:2] + world.KINDS[5:]
+VIEWS, SIZE, ELEVATION_DEG = 8, 128, 15.0
+AZIMUTH_DEG, HEIGHT_DEG, DISTANCE, FOV_Y_DEG = 30.0, 20.0, 3.2, 40.0
+Made = dict[str, Any]
+
+
+def photograph(surface: Surface, cameras: Cameras, size: int) -> Tensor:
+    """RGBA in [0, 1] from each camera, shape ``[views, 4, size, size]``."""
+    ones = [Cameras(*(value[i : i + 1] for value in vars(cameras).values())) for i in range(len(cameras))]
+    pictures = [torch.from_numpy(picture(surface, one, size, 2)) for one in ones]
+    return torch.stack(pictures).movedim(-1, 1).float() / 255
+
+
+def measure(view: View, surface: Surface) -> Made:
+    """Against the truth, as it stands and turned: the IoU, the PSNR and whether half a turn fits better."""
+    truth = photograph(surface, turntable(VIEWS, ELEVATION_DEG), SIZE)
+    rgb, inside = truth[:, :3] * truth[:, 3:] + 1 - truth[:, 3:], truth[:, 3] > 0.5
+    seen = view(turntable(VIEWS, ELEVATION_DEG), SIZE, SIZE)
+    drawn = seen.rgb.detach().cpu().movedim(-1, 1).clamp(0, 1)
+    solid = seen.opacity.detach().cpu()[..., 0] > 0.5
+    ious = [silhouette_iou(solid, inside.roll(-turn, 0)).mean().item() for turn in range(VIEWS)]
+    errors = [(drawn - rgb.roll(-turn, 0)).square().mean((1, 2, 3)) for turn in range(VIEWS)]
+    psnrs = [(-10 * error.clamp(min=1e-10).log10()).mean().item() for error in errors]
+    best = max(range(VIEWS), key=lambda turn: psnrs[turn])
+    return {
+        "iou": ious[0],
+        "psnr": psnrs[0],
+        "flipped": psnrs[VIEWS // 2] > psnrs[0],
+        "best_iou": max(ious),
+        "best_psnr": psnrs[best],
+        "best_turn_deg": best * 360 / VIEWS,
+    }
+
+
+def save_strip(view: View, surface: Surface, path: Path) -> None:
+    """The input, then four true sides over the asset's."""
+    cameras = turntable(4, ELEVATION_DEG)
+    taken = photograph(surface, the_camera(), SIZE)
+    truth = photograph(surface, cameras, SIZE)
+    over = [part[:, :3] * part[:, 3:] + 1 - part[:, 3:] for part in (taken, truth)]
+    drawn = view(cameras, SIZE, SIZE).rgb.detach().cpu().movedim(-1, 1)
+    rows = [torch.cat([over[0], over[1]]), torch.cat([torch.ones_like(over[0]), drawn])]
+    strip = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+    Image.fromarray((strip.movedim(0, -1).clamp(0, 1) * 255).round().byte().numpy()).save(path)
+
+
+def the_camera() -> Cameras:
+    return orbit(torch.tensor([AZIMUTH_DEG]), torch.tensor([HEIGHT_DEG]), DISTANCE, FOV_Y_DEG)
+
+
+def make(kind: str, way: str, root: Path, overrides: dict[str, Any]) -> Made:
+    """Make and measure one asset, or read what an earlier run measured."""
+    colour = next(name for name in world.COLOURS if world.held_out(name, kind))
+    folder = root / f"{colour}-{kind}-{way}"
+    result = folder / "result.json"
+    if result.exists():
+        made: Made = json.loads(result.read_text())
+        if made["overrides"] != overrides:
+            raise ValueError(f"{folder} was made with {made['overrides']}, not {overrides}; choose another --output")
+        return made
+    surface = from_world(f"{colour}-{kind}-0100", 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    resumed = (folder / "asset").exists()
+    options: dict[str, Any] = {"seed": 0, "output_dir": str(folder / "asset"), "resume": resumed}
+    if way == "image":
+        rgba = (photograph(surface, the_camera(), 256)[0].movedim(0, -1) * 255).round().byte().numpy()
+        Image.fromarray(rgba).save(folder / "input.png")
+        options |= {"image": str(folder / "input.png"), "reference.azimuth_deg": AZIMUTH_DEG, "reference.recentre": False}
+        prompt, options = "", options | overrides
+    else:
+        prompt = world.caption(colour, kind)
+    start = time.perf_counter()
+    asset = distill.generate(prompt, **options)
+    seconds = None if resumed else time.perf_counter() - start
+    save_strip(asset.view, surface, folder / "strip.png")
+    made = {"kind": kind, "colour": colour, "way": way, "oriented": kind in shapes.ORIENTED, "overrides": overrides}
+    made |= {"seconds": seconds, "peak_mib": resident_mib(), **measure(asset.view, surface)}
+    if way == "image":
+        made["elevation_deg"] = asset.manifest["picture"]["elevation_deg"]
+    result.write_text(json.dumps(made, indent=1) + "\n")
+    return made
+
+
+def table(rows: list[Made]) -> str:
+    """Markdown: a line for each asset, then means."""
+    titles = ("object", "from", "IoU", "PSNR, dB", "half a turn off", "IoU, best turn", "elevation", "seconds")
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for row in rows:
+        flipped = ("yes" if row["flipped"] else "no") if row["oriented"] else ""
+        height = f"{row['elevation_deg']:.0f}°" if "elevation_deg" in row else ""
+        lines.append(
+            f"| {row['colour']} {row['kind']} | {row['way']} | {row['iou']:.3f} | {row['psnr']:.1f} | {flipped} "
+            f"| {row['best_iou']:.3f} | {height} | {mean([row], 'seconds'):.0f} |"
+        )
+    for way in dict.fromkeys(row["way"] for row in rows):
+        part = [row for row in rows if row["way"] == way]
+        flips = sum(row["flipped"] for row in part if row["oriented"])
+        worst = max((row["seconds"] or math.nan) for row in part)
+        lines.append(
+            f"| **mean of {len(part)}** | {way} | {mean(part, 'iou'):.3f} | {mean(part, 'psnr'):.1f} | {flips} "
+            f"| {mean(part, 'best_iou'):.3f} | | {mean(part, 'seconds'):.0f}, at most {worst:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("image_to_3d"))
+    parser.add_argument("--objects", type=int, default=len(KINDS), help="only the first so many")
+    parser.add_argument("--text", action="store_true", help="also from the prompt alone")
+    parser.add_argument(
+        "--set", type=parse_value, nargs="*", default=[], metavar="KEY=VALUE", dest="overrides"
+    )
+    options = parser.parse_args()
+    rows, strips = [], []
+    for way in ("image", "text") if options.text else ("image",):
+        for kind in KINDS[: options.objects]:
+            made = make(kind, way, options.output, dict(options.overrides))
+            rows.append(made)
+            strips.append(options.output / f"{made['colour']}-{kind}-{way}" / "strip.png")
+            print(f"{kind} from {way}: IoU {made['iou']:.3f}, PSNR {made['psnr']:.1f} dB", flush=True)
+            # Rewritten after each asset, so that an interrupted run still leaves its figures.
+            (options.output / "results.md").write_text(table(rows) + "\n")
+            draw_sheet(strips, options.output / "sheet.png")
+    print(table(rows))
+
+
+def draw_sheet(strips: list[Path], path: Path) -> None:
+    pictures = [Image.open(strip) for strip in strips]
+    width, height = pictures[0].size
+    columns = min(3, len(pictures))
+    sheet = Image.new("RGB", (columns * (width + 8), -(-len(pictures) // columns) * (height + 8)), "white")
+    for number, one in enumerate(pictures):
+        sheet.paste(one, (number % columns * (width + 8), number // columns * (height + 8)))
+    sheet.save(path)
+
+
+if __name__ == "__main__":
+    main()
