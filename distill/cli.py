@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 HELP = """\
-Make a 3D asset from a prompt.
+Make a 3D asset from a prompt or a picture.
 
   distill "a red mug"                         one asset, into outputs/<prompt>/
   distill "a red mug" iterations=600 seed=1   with options
@@ -17,11 +17,14 @@ Make a 3D asset from a prompt.
   distill prompts=FILE                        one asset per line of a file
   distill "a red mug" -m seed=0,1,2           sweep
   distill "a blue mug" init=RUN guidance=dds source_prompt="a red mug"   edit a finished run
+  distill image=mug.png                       from one picture, RGBA or on a plain background
+  distill "a red mug" image=mug.png           from a picture and words
   distill -- "seed=1 is my prompt"            a prompt that looks like an option
 
 Common options (name=value):
-  iterations, seed, particles, init, output_dir, prior, device, guidance, guidance.scale, timesteps, timesteps.t_max,
-  render.size, render.batch, optimiser.encoding, export.resolution, preset, experiment
+  iterations, seed, particles, init, image, reference.elevation_deg, output_dir, prior, device, guidance,
+  guidance.scale, timesteps, timesteps.t_max, render.size, render.batch, optimiser.encoding, export.resolution,
+  preset, experiment
 
   --options           every option with its value, for what else is on the line
   --config-dir DIR    a folder with configuration files of your own

@@ -333,6 +333,8 @@ def with_preset(overrides: Sequence[str]) -> list[str]:
     if "preset" not in keys:
         if keys.get("image", "null") not in ("null", ""):
             fixed.append("preset=image")
+            if keys.get("prompt") and "guidance" not in keys:
+                fixed.append("guidance=mix")  # words beside the picture are meant to count
         elif keys.get("prior", "embedded") != "embedded":
             fixed.append("preset=none")
     return fixed

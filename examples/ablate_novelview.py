@@ -11,6 +11,7 @@ seen. Interrupt and rerun to go on; run one command for each --part on as many c
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import logging
 import re
@@ -27,33 +28,13 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from distill.checkpoint import write_atomic
+from distill.comparison.ablation import LAWS, ROWS, law_name, write_report
 from distill.embedded.judge import SHIPPED as JUDGE
 from distill.journal import Interrupted
 from distill.novelview.evaluate import choose_pairs, evaluate
 from distill.novelview.pipeline import NovelViewPipeline
 from distill.novelview.train import TrainConfig, open_views, train
 from distill.priors.load import folder_of
-
-#: Table 1: timesteps, encoder, amalgamation. The judge's image tower stands for CLIP.
-ROWS: dict[str, dict[str, Any]] = {
-    "uniform + CLIP": {"timestep_sampling": "uniform", "encoder": "clip", "amalgamation": False},
-    "Gaussian + CLIP": {"encoder": "clip", "amalgamation": False},
-    "Gaussian + DINO": {"encoder": "dino", "amalgamation": False},
-    "Gaussian + CLIP + amalgamation": {"encoder": "clip"},
-    "Gaussian + DINO + amalgamation": {"encoder": "dino"},
-}
-#: Fig. 6: the timesteps' mean and standard deviation, thousandths of all timesteps; short runs of the last row.
-LAWS = [
-    (1000, 200),
-    (700, 200),
-    (500, 200),
-    (300, 200),
-    (0, 200),
-    (1000, 100),
-    (1000, 300),
-    (1000, 400),
-    (1000, 500),
-]
 
 
 def cells(options: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, Any], int]]:
@@ -63,7 +44,7 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, Any
             yield name, seed, special, options.updates
         for mean, std in LAWS:
             law = {"mean": mean / 1000, "std": std / 1000, "encoder": "dino"}
-            yield f"mean {mean}, std {std}", seed, law, options.short
+            yield law_name(mean, std), seed, law, options.short
 
 
 def config_of(
@@ -99,8 +80,7 @@ def run_cell(
     summary = evaluate(draw, held_out, pairs, folder / "evaluation", progress=False)
     curve = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
     record = {
-        "name": name, "seed": seed, "updates": updates, "batch": config.batch,
-        "figures": {key: value[0] for key, value in summary["figures"].items()},
+        "name": name, "seed": seed, "updates": updates, "batch": config.batch, "figures": summary["figures"],
         "validation": curve,
     }  # fmt: skip
     write_atomic(folder / "record.json", json.dumps(record, indent=1) + "\n")
@@ -127,12 +107,19 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cells whose name holds this text")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    share, shares = map(int, options.part.split("/"))
+    found = re.fullmatch(r"(\d+)/(\d+)", options.part)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        parser.error(f"--part must be k/n with 1 <= k <= n, got {options.part}")
+    share, shares = int(found[1]), int(found[2])
     wanted = [cell for cell in cells(options) if options.only in cell[0]]
     for number, cell in enumerate(wanted):
         if number % shares == share - 1:
             print(f"{number + 1} of {len(wanted)}: {cell[0]}, seed {cell[1]}", flush=True)
             run_cell(options, *cell)
+    report = write_report(options.output)
+    for claim in csv.DictReader((options.output / "claims.csv").open()):
+        print(f"{claim['verdict']}: {claim['claim']}: {claim['numbers']}")
+    print(report)
 
 
 if __name__ == "__main__":

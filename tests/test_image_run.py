@@ -59,8 +59,11 @@ def test_without_an_elevation_it_is_estimated_and_told(tmp_path: Path) -> None:
 
 
 def test_text_may_be_added_and_other_losses_taken(tmp_path: Path) -> None:
+    assert command("a red mug", *GIVEN, "export.enabled=false") == 0
     terms = "guidance.terms=[{loss:sds,scale:2,weight:0.5},{loss:novel_view,through:csd}]"
     assert command("a red mug", *GIVEN, "guidance=mix", terms, "export.enabled=false") == 0
+    config = compose_config(["prompt='a red mug'", *GIVEN])
+    assert [term.loss for term in config.guidance.terms] == ["novel_view", "sds"]
     for loss in ("csd", "asd", "ism"):
         assert command(*GIVEN, f"guidance={loss}", "export.enabled=false", f"output_dir={loss}") == 0
     asset = distill.generate(

@@ -53,7 +53,9 @@ def test_the_sheet_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         Image.fromarray(picture).save(tmp_path / f"{number}.png")
     pictures = [str(tmp_path / f"{number}.png") for number in range(2)]
     with pytest.raises(SystemExit) as caught:
-        main(["features", str(tmp_path / "dinov2"), *pictures, str(tmp_path / "out.png"), "--layers", "2", "4"])
+        main(
+            ["features", str(tmp_path / "dinov2"), *pictures, str(tmp_path / "out.png"), "--layers", "2", "4"]
+        )
     assert caught.value.code == 0
     assert "2 pictures, 2 layers" in capsys.readouterr().out
     assert Image.open(tmp_path / "out.png").size == (3 * 192, 3 * 192)

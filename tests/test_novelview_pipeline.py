@@ -116,6 +116,17 @@ def test_a_saved_pipeline_draws_the_same(tmp_path: Path, latent: bool, kind: str
     assert not list((tmp_path / "saved").rglob("*.bin"))
 
 
+def test_saved_in_half_precision_it_is_half_as_large_and_nearly_the_same(tmp_path: Path) -> None:
+    pipeline = make(tmp_path, latent=False)
+    whole, half = pipeline.save(tmp_path / "whole"), pipeline.save(tmp_path / "half", torch.float16)
+    sizes = [sum(path.stat().st_size for path in folder.rglob("*.safetensors")) for folder in (whole, half)]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert next(pipeline.model.parameters()).dtype == torch.float32
+    again = NovelViewPipeline.load(half)
+    for one, other in zip(again.model.parameters(), pipeline.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("place", "name"), [("cc_projection", "projection"), ("clip_camera_projection", "proj")]
 )

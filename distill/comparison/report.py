@@ -8,7 +8,6 @@ import io
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,6 @@ COLOURS = ("#4269d0", "#ef7d22", "#3ca951", "#b5446e", "#8561c5", "#8c6d46", "#2
 
 def write_report(root: Path, records: Sequence[Record]) -> Path:
     """Write ``results.csv``, ``curves.csv``, ``claims.csv``, ``grid.png`` and ``report.html``; returns the last."""
-    import jinja2
-
     from distill.comparison.claims import judge_claims
     from distill.embedded.judge import load_judge
 
@@ -57,8 +54,7 @@ def write_report(root: Path, records: Sequence[Record]) -> Path:
         for claim in claims
     ]
     write_atomic(root / "claims.csv", as_csv(lines))
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(files("distill.comparison").joinpath("report.html").read_text("utf-8"))
+    template = template_of("report.html")
     # What the thriftiest method spends in all: there, every method has had the same number of network calls.
     limit = min((record["calls"] for record in records if not record["error"]), default=0)
     page = template.render(
@@ -79,6 +75,16 @@ def write_report(root: Path, records: Sequence[Record]) -> Path:
     )
     write_atomic(root / "report.html", page)
     return root / "report.html"
+
+
+def template_of(name: str) -> Any:
+    """A page's template, of those that lie beside this file."""
+    import jinja2
+
+    loader = jinja2.PackageLoader("distill.comparison", "")
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
+        name
+    )
 
 
 def row(record: Record) -> dict[str, Any]:

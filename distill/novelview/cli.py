@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     evaluate.add_argument("--seed", type=int, default=0)
     features = commands.add_parser("features", help="what an encoder sees, drawn")
     features.add_argument("encoder", type=Path, help="its folder")
-    features.add_argument("pictures", nargs="+", type=Path, help="of objects; matches are drawn for the first two")
+    features.add_argument(
+        "pictures", nargs="+", type=Path, help="of objects; matches are drawn for the first two"
+    )
     features.add_argument("output", type=Path, help="a picture to write")
     features.add_argument("--layers", type=int, nargs="+", help="by default four, evenly spaced")
     options = parser.parse_args(arguments)
@@ -144,3 +146,7 @@ def _features(options: argparse.Namespace) -> int:
     drawn = draw_features(encoder, torch.stack(pictures), options.output)
     print(f"{len(pictures)} pictures, {len(encoder.layers)} layers, {drawn} matches in {options.output}")
     return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -165,7 +165,7 @@ def evaluate(
         pairs: which to draw.
         out: of ``objects.csv``, ``summary.json`` and ``sheet.png``.
         seed: of the noise.
-        rows: pairs on the sheet: input, truth, sample.
+        rows: pairs on the sheet, evenly spread: input, truth, sample.
         progress: show a bar.
         about: what is evaluated, kept in the summary.
 
@@ -182,7 +182,7 @@ def evaluate(
         figures = compare(drawn, given.target) | {name: distance(drawn, given.target)}
         figures |= turned_as_asked(drawn, views, pair.uid, pair.target)
         by_object.setdefault(pair.uid, []).append(figures)
-        if number < rows:
+        if number * rows // len(pairs) > (number - 1) * rows // len(pairs):
             shown.append(torch.cat([given.condition, given.target, drawn], dim=2))
     lines: list[dict[str, Any]] = [
         {

@@ -86,7 +86,9 @@ def draw_features(encoder: Encoder, rgb: Tensor, path: Path, *, size: int = 192,
         Image.fromarray(rows).save(path)
         return 0
     cell = size / encoder.grid
-    shown = interpolate(1 - rgb[:1].amin(1, keepdim=True), (encoder.grid, encoder.grid), mode="area").flatten()
+    shown = interpolate(
+        1 - rgb[:1].amin(1, keepdim=True), (encoder.grid, encoder.grid), mode="area"
+    ).flatten()
     found = mutual_matches(layers[-1][0], layers[-1][1], shown > 0.2)[:matches]
     sheet = Image.new("RGB", (max(rows.shape[1], 2 * size), rows.shape[0] + size), "white")
     sheet.paste(Image.fromarray(rows), (0, 0))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +208,19 @@ class NovelViewPipeline:
         bar.close()
         return torch.cat(views)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write a folder in the diffusers layout, with ``conditioning`` beside ``unet``."""
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+        """Write a folder in the diffusers layout, with ``conditioning`` beside ``unet``.
+
+        Args:
+            folder: made if need be; its files are replaced.
+            dtype: of the weights, for example ``torch.float16``; by default as they are.
+        """
+        if dtype is not None:
+            model, encoder = copy.deepcopy(self.model).to(dtype), copy.deepcopy(self.encoder.model).to(dtype)
+            vae = self.vae and copy.deepcopy(self.vae).to(dtype)
+            return replace(self, model=model, encoder=replace(self.encoder, model=encoder), vae=vae).save(
+                folder
+            )
         folder = Path(folder)
         self.model.unet.save_pretrained(folder / "unet")
         self.scheduler.save_pretrained(folder / "scheduler")

@@ -584,7 +584,9 @@ def measure_samples(
     noise = [torch.Generator().manual_seed(mixed(config.seed, number, 3)) for number in range(len(pairs))]
     drawn = pipeline(conditions, poses, generator=noise, steps=10, scale=2.0).cpu()
     conditions, targets = (nn.functional.interpolate(rgb, drawn.shape[-2:]) for rgb in (conditions, targets))
-    sheet = torch.cat([part[:rows].movedim(1, 0).flatten(1, 2) for part in (conditions, targets, drawn)], dim=2)
+    sheet = torch.cat(
+        [part[:rows].movedim(1, 0).flatten(1, 2) for part in (conditions, targets, drawn)], dim=2
+    )
     Image.fromarray((sheet.movedim(0, -1).clamp(0, 1) * 255).round().byte().numpy()).save(path)
     name, distance = perceptual()
     each = [distance(*both) for both in zip(drawn, targets, strict=True)]

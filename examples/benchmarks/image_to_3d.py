@@ -87,7 +87,9 @@ def make(kind: str, way: str, root: Path, overrides: dict[str, Any]) -> Made:
     if result.exists():
         made: Made = json.loads(result.read_text())
         if made["overrides"] != overrides:
-            raise ValueError(f"{folder} was made with {made['overrides']}, not {overrides}; choose another --output")
+            raise ValueError(
+                f"{folder} was made with {made['overrides']}, not {overrides}; choose another --output"
+            )
         return made
     surface = from_world(f"{colour}-{kind}-0100", 1)
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,11 @@ def make(kind: str, way: str, root: Path, overrides: dict[str, Any]) -> Made:
     if way == "image":
         rgba = (photograph(surface, the_camera(), 256)[0].movedim(0, -1) * 255).round().byte().numpy()
         Image.fromarray(rgba).save(folder / "input.png")
-        options |= {"image": str(folder / "input.png"), "reference.azimuth_deg": AZIMUTH_DEG, "reference.recentre": False}
+        options |= {
+            "image": str(folder / "input.png"),
+            "reference.azimuth_deg": AZIMUTH_DEG,
+            "reference.recentre": False,
+        }
         prompt, options = "", options | overrides
     else:
         prompt = world.caption(colour, kind)
@@ -104,7 +110,13 @@ def make(kind: str, way: str, root: Path, overrides: dict[str, Any]) -> Made:
     asset = distill.generate(prompt, **options)
     seconds = None if resumed else time.perf_counter() - start
     save_strip(asset.view, surface, folder / "strip.png")
-    made = {"kind": kind, "colour": colour, "way": way, "oriented": kind in shapes.ORIENTED, "overrides": overrides}
+    made = {
+        "kind": kind,
+        "colour": colour,
+        "way": way,
+        "oriented": kind in shapes.ORIENTED,
+        "overrides": overrides,
+    }
     made |= {"seconds": seconds, "peak_mib": resident_mib(), **measure(asset.view, surface)}
     if way == "image":
         made["elevation_deg"] = asset.manifest["picture"]["elevation_deg"]
@@ -114,7 +126,16 @@ def make(kind: str, way: str, root: Path, overrides: dict[str, Any]) -> Made:
 
 def table(rows: list[Made]) -> str:
     """Markdown: a line for each asset, then means."""
-    titles = ("object", "from", "IoU", "PSNR, dB", "half a turn off", "IoU, best turn", "elevation", "seconds")
+    titles = (
+        "object",
+        "from",
+        "IoU",
+        "PSNR, dB",
+        "half a turn off",
+        "IoU, best turn",
+        "elevation",
+        "seconds",
+    )
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in rows:
         flipped = ("yes" if row["flipped"] else "no") if row["oriented"] else ""
