@@ -126,7 +126,7 @@ class Ablation:
         return all_of(*verdicts), gains
 
 
-def judge_claims(data: Ablation, costs: Mapping[str, float]) -> list[Claim]:
+def judge_claims(data: Ablation, costs: Mapping[str, Any]) -> list[Claim]:
     """The paper's claims that the trainings can test.
 
     Args:
@@ -168,7 +168,7 @@ def judge_claims(data: Ablation, costs: Mapping[str, float]) -> list[Claim]:
     return claims
 
 
-def speed(data: Ablation, costs: Mapping[str, float]) -> Claim:
+def speed(data: Ablation, costs: Mapping[str, Any]) -> Claim:
     """In how much less time the full recipe comes to the baseline's final perceptual distance."""
     ratio = costs["plain"] / costs["cached"] if costs else 1.0
     gains = []
@@ -191,7 +191,7 @@ def speed(data: Ablation, costs: Mapping[str, float]) -> Claim:
     )
 
 
-def thrift(costs: Mapping[str, float]) -> Claim:
+def thrift(costs: Mapping[str, Any]) -> Claim:
     """What mixed precision and caching save of an update's time."""
     mixed, cached = (1 - costs[name] / costs["plain"] for name in ("mixed", "cached"))
     numbers = [
