@@ -14,7 +14,15 @@ from PIL import Image
 
 from distill.embedded import world
 from distill.novelview.cli import main
-from distill.novelview.render import Protocol, Surface, draw_cameras, from_world, load_surface, picture
+from distill.novelview.render import (
+    Protocol,
+    Surface,
+    draw_cameras,
+    draw_lights,
+    from_world,
+    load_surface,
+    picture,
+)
 from distill.novelview.views import from_folder, from_shards
 from distill.samplers.cameras import orbit
 
@@ -123,6 +131,21 @@ def test_cameras_are_even_over_the_sphere_and_an_objects_own() -> None:
     few = Protocol(views=3)
     assert torch.equal(draw_cameras(few, "chair").c2w, draw_cameras(few, "chair").c2w)
     assert not torch.equal(draw_cameras(few, "chair").c2w, draw_cameras(few, "table").c2w)
+
+
+def test_turned_lights_are_the_lights_of_a_turned_world() -> None:
+    """Turning the lights one way is turning object and camera the other way: a sphere shows it."""
+    sphere = trimesh.creation.icosphere(subdivisions=4, radius=0.5)
+    surface = Surface(sphere, lambda faces, barycentric: np.ones((len(faces), 3)))
+    here = orbit(torch.tensor([0.0]), torch.tensor([10.0]), 2.0, 49.13)
+    there = orbit(torch.tensor([-70.0]), torch.tensor([10.0]), 2.0, 49.13)
+    turned, plain = (picture(surface, *given).astype(int) for given in ((here, 32, 2, 70.0), (there, 32, 2)))
+    assert np.abs(turned - plain).mean() < 1.5
+    assert np.abs(picture(surface, here, 32, 2).astype(int) - turned).mean() > 3
+    drawn = [draw_lights(Protocol(lights_deg=40.0), f"object-{i}") for i in range(400)]
+    assert max(map(abs, drawn)) <= 40
+    assert np.mean(drawn) == pytest.approx(0, abs=4)
+    assert draw_lights(Protocol(), "object-1") == 0
 
 
 def run(*arguments: str) -> int:

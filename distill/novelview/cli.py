@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     render.add_argument("--distance", type=float, nargs=2, default=(1.5, 2.2), metavar=("NEAR", "FAR"))
     render.add_argument("--elevation", type=float, nargs=2, default=(-90.0, 90.0), metavar=("LOW", "HIGH"))
     render.add_argument("--fov", type=float, default=49.13, help="vertical, degrees")
+    render.add_argument(
+        "--lights", type=float, default=0.0, help="turned by up to so many degrees, per object"
+    )
     render.add_argument("--up", choices=("y", "z"), default="y", help="the meshes' upward axis")
     render.add_argument("--seed", type=int, default=0)
     render.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -70,6 +73,7 @@ def _render(options: argparse.Namespace) -> int:
     protocol = render.Protocol(
         views=options.views, size=options.size, distance=tuple(options.distance), fov_y_deg=options.fov,
         elevation_deg=tuple(options.elevation), seed=options.seed, up=options.up,
+        lights_deg=options.lights,
     )  # fmt: skip
     if min(options.views, options.size) < 1 or min(options.distance) <= 0.9:
         raise ValueError(

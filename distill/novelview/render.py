@@ -54,6 +54,7 @@ class Protocol:
         samples: rays per pixel along each axis.
         seed: of the cameras; each object has its own, by its name.
         up: ``y`` or ``z``, the meshes' upward axis.
+        lights_deg: each object's lights are turned about the vertical axis by up to so much, to either side.
     """
 
     views: int = 12
@@ -64,12 +65,23 @@ class Protocol:
     samples: int = 2
     seed: int = 0
     up: str = "y"
+    lights_deg: float = 0.0
+
+
+def _generator(protocol: Protocol, uid: str, *more: int) -> torch.Generator:
+    number = int.from_bytes(uid.encode()[-8:].rjust(8, b"\0"), "little")
+    return torch.Generator().manual_seed(mixed(protocol.seed, number, len(uid), *more))
+
+
+def draw_lights(protocol: Protocol, uid: str) -> float:
+    """By how many degrees an object's lights are turned, the same at every call."""
+    drawn = torch.rand(1, generator=_generator(protocol, uid, 1)).item()
+    return protocol.lights_deg * (2 * drawn - 1)
 
 
 def draw_cameras(protocol: Protocol, uid: str) -> Cameras:
     """An object's cameras, the same at every call."""
-    number = int.from_bytes(uid.encode()[-8:].rjust(8, b"\0"), "little")
-    g = torch.Generator().manual_seed(mixed(protocol.seed, number, len(uid)))
+    g = _generator(protocol, uid)
 
     def between(low: float, high: float) -> torch.Tensor:
         return low + (high - low) * torch.rand(protocol.views, generator=g)
@@ -166,8 +178,10 @@ def _colour_of(mesh: trimesh.Trimesh) -> Callable[[NDArray[np.integer[Any]], Arr
     return lambda faces, barycentric: (by_vertex[mesh.faces[faces]] * barycentric[..., None]).sum(1)
 
 
-def picture(surface: Surface, camera: Cameras, size: int, samples: int) -> NDArray[np.uint8]:
-    """One camera's picture, straight-alpha RGBA, shape ``[size, size, 4]``."""
+def picture(
+    surface: Surface, camera: Cameras, size: int, samples: int, lights_deg: float = 0.0
+) -> NDArray[np.uint8]:
+    """One camera's picture, straight-alpha RGBA, shape ``[size, size, 4]``; the lights turned about z."""
     fine = size * samples
     origins, directions = (rays[0].double().numpy().reshape(-1, 3) for rays in camera.rays(fine, fine))
     intersector = RayMeshIntersector(surface.mesh)
@@ -179,7 +193,9 @@ def picture(surface: Surface, camera: Cameras, size: int, samples: int) -> NDArr
     depth = ((triangles[:, 0] - o) * normals).sum(-1) / np.where(np.abs(across) < 1e-9, -1e-9, across)
     barycentric = trimesh.triangles.points_to_barycentric(triangles, o + depth[:, None] * d, method="cross")
     # Thin parts are often modelled with one face: both of its sides are lit as seen.
-    lit = shade(np.where(across[:, None] > 0, -normals, normals))
+    facing = np.where(across[:, None] > 0, -normals, normals)
+    turn = trimesh.transformations.rotation_matrix(-math.radians(lights_deg), [0, 0, 1])[:3, :3]
+    lit = shade(facing @ turn.T)
     rgba = np.zeros((len(face), 4))
     rgba[hit, :3] = surface.colour(face[hit], barycentric.clip(0, 1)) * lit[:, None]
     rgba[hit, 3] = 1
@@ -196,11 +212,11 @@ def render_object(make: Callable[[], Surface], uid: str, out: Path, protocol: Pr
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        surface, cameras = make(), draw_cameras(protocol, uid)
+        surface, cameras, lights = make(), draw_cameras(protocol, uid), draw_lights(protocol, uid)
         matrices = world_to_camera(cameras).double().numpy()
         for index in range(protocol.views):
             one = Cameras(*(value[index : index + 1] for value in vars(cameras).values()))
-            rgba = picture(surface, one, protocol.size, protocol.samples)
+            rgba = picture(surface, one, protocol.size, protocol.samples, lights)
             Image.fromarray(rgba).save(temporary / f"{index:03d}.png")
             np.save(temporary / f"{index:03d}.npy", matrices[index])
     except ValueError as error:

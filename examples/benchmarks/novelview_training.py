@@ -24,7 +24,15 @@ from distill.novelview.cache import build_cache
 from distill.novelview.features import load_encoder
 from distill.novelview.pairs import Pairs
 from distill.novelview.seen import EMBEDDED
-from distill.novelview.train import Samples, TrainConfig, collate, loss_of, make_optimiser, make_sampler, open_pipeline
+from distill.novelview.train import (
+    Samples,
+    TrainConfig,
+    collate,
+    loss_of,
+    make_optimiser,
+    make_sampler,
+    open_pipeline,
+)
 from distill.novelview.views import Views
 from distill.priors.load import folder_of
 
@@ -48,7 +56,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for costs.json")
     options = parser.parse_args()
     device = torch.device(options.device)
-    config = TrainConfig(init=str(options.init), encoder=str(options.encoder), size=options.size, batch=options.batch)
+    config = TrainConfig(
+        init=str(options.init), encoder=str(options.encoder), size=options.size, batch=options.batch
+    )
     encoder = load_encoder(options.encoder, device=device)
     pipeline = open_pipeline(config, encoder)
     pipeline.model.to(device)
@@ -84,10 +94,16 @@ def main() -> None:
                 if number >= 2:  # the first ones set things up
                     taken[name].append(1000 * (clock(device) - begin))
     costs = {name: statistics.median(values) for name, values in taken.items()}
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    where = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     print(f"{where}; {options.batch} pairs of {options.size} x {options.size} pixels an update")
     for name, cost in costs.items():
-        print(f"{name:>8} {cost:8.1f} ms  {1 - cost / costs['plain']:6.1%} saved  {1000 * options.batch / cost:6.1f} pairs/s")
+        print(
+            f"{name:>8} {cost:8.1f} ms  {1 - cost / costs['plain']:6.1%} saved  {1000 * options.batch / cost:6.1f} pairs/s"
+        )
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
         write_atomic(options.output / "costs.json", json.dumps({**costs, "hardware": where}, indent=1) + "\n")
