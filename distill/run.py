@@ -421,6 +421,7 @@ def describe(config: DictConfig, prior: Prior) -> dict[str, Any]:
         "trimesh",
         "xatlas",
     )
+    root: Path | None
     if config.image and not config.prompt:
         name, root = config.novel_view, folder_of_model(config.novel_view)
     else:

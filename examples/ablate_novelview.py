@@ -53,7 +53,7 @@ def config_of(
     """The embedded recipe with what is special to a cell."""
     ConfigStore.instance().store(name="novelview_schema", node=TrainConfig)
     with initialize_config_module("distill.conf.novelview", version_base="1.3"):
-        recipe = OmegaConf.to_container(compose("train", overrides=["recipe=embedded"]))
+        recipe: Any = OmegaConf.to_container(compose("train", overrides=["recipe=embedded"]))
     encoders = {"clip": str(JUDGE), "dino": str(options.encoder)}
     said = dict(special, encoder=encoders[special["encoder"]])
     every = {

@@ -36,13 +36,15 @@ class Reference:
 
     def resized(self, size: int) -> Reference:
         """The same at another size; the camera stays."""
-        maps = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         if size == self.rgb.shape[-1]:
             return self
         mode = "area" if size < self.rgb.shape[-1] else "bilinear"
-        return replace(
-            self, **{name: interpolate(v[None], (size, size), mode=mode)[0] for name, v in maps.items()}
-        )
+
+        def at_size(value: Tensor) -> Tensor:
+            return interpolate(value[None], (size, size), mode=mode)[0]
+
+        depth, normal = (None if value is None else at_size(value) for value in (self.depth, self.normal))
+        return Reference(self.camera, at_size(self.rgb), at_size(self.mask), depth, normal)
 
 
 def distances(seen: Render, reference: Reference, names: Sequence[str] = PENALTIES) -> dict[str, Tensor]:

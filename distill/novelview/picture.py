@@ -71,8 +71,8 @@ def cut_out(
     if background == "rembg":
         image = _by_rembg(image)
     elif background == "auto" and alpha.min() == 255:
-        mask = plain_background(np.asarray(image.convert("RGB")), str(path))
-        image.putalpha(Image.fromarray(mask))
+        kept = plain_background(np.asarray(image.convert("RGB")), str(path))
+        image.putalpha(Image.fromarray(kept))
     frame = frame_of(np.asarray(image.getchannel("A")), str(path), fill if recentre else None)
     rgba = torch.from_numpy(np.asarray(placed(image, frame, size), np.float32) / 255).movedim(-1, 0)
     rgb, mask = rgba[:3], rgba[3:]
