@@ -168,8 +168,9 @@ def _start(arguments: Sequence[str]) -> int:
     if "--options" in options:
         from omegaconf import OmegaConf
 
+        given = prompt or any(text.startswith("image=") for text in overrides)
         print(
-            OmegaConf.to_yaml(settings.compose_config([*overrides, *([] if prompt else ["prompt=example"])])),
+            OmegaConf.to_yaml(settings.compose_config([*overrides, *([] if given else ["prompt=example"])])),
             end="",
         )
         return 0

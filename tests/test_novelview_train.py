@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from distill.novelview.features import load_encoder
-from distill.novelview.pairs import Pairs
+from distill.novelview.pairs import Pairs, mixed
 from distill.novelview.pipeline import NovelViewPipeline
 from distill.novelview.train import (
     Samples,
@@ -29,10 +29,12 @@ from distill.novelview.train import (
     main,
     make_optimiser,
     make_sampler,
+    measure_samples,
     numbers_of,
     open_pipeline,
     open_views,
     train,
+    validation_pairs,
 )
 
 
@@ -93,6 +95,49 @@ def test_a_training_leaves_a_model_its_losses_and_a_sheet(
     moved = [name for name, value in weights(folder).items() if not torch.equal(value, begun[name])]
     # Everything learns, the maps' projection at last too, which starts at zero.
     assert {"amalgamation.projection.weight", "token.projection.weight", "unet.conv_in.weight"} <= set(moved)
+
+
+def test_tensorboard_gets_what_the_files_have(config: TrainConfig) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(changed(config, tracker="tensorboard", validate_every=2))
+    folder = Path(config.output_dir)
+    (events,) = {
+        path.parent for path in folder.rglob("events.out.tfevents.*") if path.parent.name == "novelview"
+    }
+    board = EventAccumulator(str(events)).Reload()
+    assert [event.step for event in board.Scalars("loss")] == [1, 2, 3, 4]
+    assert [event.value for event in board.Scalars("loss")] == pytest.approx(losses(folder))
+    validation = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+    assert [event.value for event in board.Scalars("validation/loss")] == pytest.approx(
+        [line["loss"] for line in validation]
+    )
+
+
+def test_a_tracker_that_cannot_be_used_is_said_before_anything_is_made(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="tensorboard, wandb or none, got 'paper'"):
+        train(changed(config, tracker="paper"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs the package wandb; pip install wandb"):
+        train(changed(config, tracker="wandb"))
+    assert not Path(config.output_dir).exists()
+
+
+def test_samples_are_measured_against_the_truth(config: TrainConfig, tmp_path: Path) -> None:
+    pipeline = open_pipeline(config, load_encoder(config.encoder))
+    pairs = validation_pairs(config, open_views(config).split(0.4)[1])
+    found = measure_samples(config, pipeline, pairs, tmp_path / "sheet.png")
+    noise = [torch.Generator().manual_seed(mixed(config.seed, number, 3)) for number in range(len(pairs))]
+    errors = [
+        (pipeline(p.condition, p.pose[None], generator=[g], steps=10, scale=2.0)[0] - p.target)
+        .square()
+        .mean()
+        for p, g in zip(pairs, noise, strict=True)
+    ]
+    assert found["sample_mse"] == pytest.approx(torch.stack(errors).mean().item(), rel=1e-3)
+    assert found["sample_judge_distance"] > 0
 
 
 def test_a_resumed_training_ends_at_the_same_bits(config: TrainConfig, tmp_path: Path) -> None:

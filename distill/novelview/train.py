@@ -7,6 +7,7 @@ that a resumed training, or one on another number of processes, goes on as the f
 from __future__ import annotations
 
 import glob
+import importlib.util
 import json
 import logging
 import math
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +352,7 @@ def train(config: TrainConfig) -> Path:
     from accelerate.utils import set_seed
     from diffusers.training_utils import EMAModel
 
+    check_tracker(config.tracker)
     trackers = None if config.tracker == "none" else config.tracker
     folder = Path(config.output_dir).expanduser()
     accelerator = Accelerator(mixed_precision=config.precision, log_with=trackers, project_dir=str(folder))
@@ -384,6 +386,12 @@ def train(config: TrainConfig) -> Path:
         persistent_workers=False,
     )
     sampler = make_sampler(config, pipeline.scheduler.config.num_train_timesteps)
+    if trackers:
+        shown = {
+            name: value if isinstance(value, (int, float, str)) else str(value)
+            for name, value in asdict(config).items()
+        }
+        accelerator.init_trackers("novelview", shown)
     with stop_signals() as stop:
         _loop(
             config,
@@ -398,6 +406,7 @@ def train(config: TrainConfig) -> Path:
             held_out,
             stop,
         )
+    accelerator.end_training()
     if state.update < config.iterations:
         raise Interrupted(
             f"stopped at update {state.update} of {config.iterations}; go on with resume=true: {folder}"
@@ -427,7 +436,8 @@ def _loop(
         config.batch * config.accumulate * accelerator.num_processes,
     )
     if main:
-        keep_lines_before(folder / "metrics.jsonl", state.update + 1)
+        for name in ("metrics.jsonl", "validation.jsonl"):
+            keep_lines_before(folder / name, state.update + 1)
     bar = tqdm(
         total=config.iterations, initial=state.update, desc="training", unit="update", disable=not main
     )
@@ -463,10 +473,12 @@ def _loop(
             if main:
                 with (folder / "metrics.jsonl").open("a") as file:
                     file.write(json.dumps(line) + "\n")
+                accelerator.log({name: value for name, value in line.items() if name != "step"}, state.update)
                 bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
         due = config.validate_every and state.update % config.validate_every == 0
         if main and (due or state.update == config.iterations):
-            validate(config, folder, state, pipeline, held_out)
+            found = validate(config, folder, state, pipeline, held_out)
+            accelerator.log({f"validation/{name}": value for name, value in found.items()}, state.update)
             since = time.perf_counter()
         stopping = bool(
             accelerator.reduce(torch.tensor(float(stop.is_set()), device=accelerator.device)).item()
@@ -480,14 +492,24 @@ def _loop(
     bar.close()
 
 
+def check_tracker(name: str) -> None:
+    """Refuse a tracker that is unknown or not installed.
+
+    Raises:
+        ValueError: in one line.
+    """
+    if name not in ("tensorboard", "wandb", "none"):
+        raise ValueError(f"tracker must be tensorboard, wandb or none, got {name!r}")
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise ValueError(f"tracker={name} needs the package {name}; pip install {name}, or use tracker=none")
+
+
 def claim(folder: Path, config: TrainConfig) -> None:
     """Create the folder, or find it again with ``resume``; writes ``config.json``.
 
     Raises:
         ValueError: it holds another training, or this one without ``resume``.
     """
-    from dataclasses import asdict
-
     path, said = folder / "config.json", asdict(config)
     if path.exists():
         before = json.loads(path.read_text())
@@ -534,8 +556,6 @@ def validation_loss(
     config: TrainConfig, pipeline: NovelViewPipeline, pairs: Sequence[Pair], batch: int = 16
 ) -> float:
     """Mean loss of fixed pairs with fixed noise at timesteps spread evenly, nothing dropped: equal for all recipes."""
-    from dataclasses import replace
-
     steps = pipeline.scheduler.config.num_train_timesteps
     even = replace(config, dropout=0.0, seed=config.seed + 1)
     total = 0.0
@@ -553,21 +573,22 @@ def validation_loss(
 
 def validate(
     config: TrainConfig, folder: Path, state: Progress, pipeline: NovelViewPipeline, views: Views
-) -> None:
-    """Write the validation loss of the averaged weights, and a sheet: input, truth, sample."""
+) -> dict[str, float]:
+    """Measure the averaged weights, write it down with a sheet of samples, and return it."""
     pairs = validation_pairs(config, views)
     pipeline.model.eval()
     with _averaged(state):
-        line = {"step": state.update, "loss": validation_loss(config, pipeline, pairs)}
+        found = {"loss": validation_loss(config, pipeline, pairs)}
         if config.validation_samples:
             (folder / "samples").mkdir(exist_ok=True)
             path = folder / "samples" / f"update-{state.update:07d}.png"
-            line |= measure_samples(config, pipeline, pairs[: config.validation_samples], path)
+            found |= measure_samples(config, pipeline, pairs[: config.validation_samples], path)
     pipeline.model.train()
     with (folder / "validation.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    if not math.isfinite(line["loss"]):
+        file.write(json.dumps({"step": state.update, **found}) + "\n")
+    if not math.isfinite(found["loss"]):
         log.warning("the validation loss is not finite at update %d", state.update)
+    return found
 
 
 def measure_samples(
