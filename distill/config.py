@@ -445,6 +445,8 @@ def check_image(config: DictConfig) -> None:
     said = config.reference
     if config.prompts is not None or config.particles > 1:
         raise ValueError("image= makes one asset; leave out prompts= and particles=")
+    if config.scene._target_.endswith("ImageScene"):
+        raise ValueError("image= shapes a scene that fills space; leave out scene=image")
     if config.scene.get("background", "white") != "white":
         raise ValueError(
             f"image= shows its object over white, so scene.background must be white, got {config.scene.background}"

@@ -115,6 +115,7 @@ WRONG = [
     ([*GIVEN, "reference.fill=0"], "reference.fill must lie in [0.1, 1], got 0"),
     ([*PICTURE, "reference.elevation_deg=95"], "reference.elevation_deg must lie in [-89, 89], got 95"),
     ([*GIVEN, "scene.background=grey"], "scene.background must be white, got grey"),
+    ([*GIVEN, "scene=image"], "leave out scene=image"),
     ([*GIVEN, "guidance=mix"], "mixes a picture with text; add a prompt"),
     ([*GIVEN, "guidance.through=vsd"], "got 'vsd'"),
     ([*GIVEN, "penalties.reference_depth=1"], "needs reference.depth=FILE"),
