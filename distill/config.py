@@ -332,7 +332,8 @@ def with_preset(overrides: Sequence[str]) -> list[str]:
     fixed = [re.sub(r"^\+experiment=", "experiment=", text) for text in overrides]
     if "preset" not in keys:
         if keys.get("image", "null") not in ("null", ""):
-            fixed.append("preset=image")
+            own = keys.get("novel_view", "embedded") == "embedded"
+            fixed.append("preset=embedded_image" if own else "preset=image")
             if keys.get("prompt") and "guidance" not in keys:
                 fixed.append("guidance=mix")  # words beside the picture are meant to count
         elif keys.get("prior", "embedded") != "embedded":
