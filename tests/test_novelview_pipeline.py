@@ -114,6 +114,9 @@ def test_a_saved_pipeline_draws_the_same(tmp_path: Path, latent: bool, kind: str
     again = NovelViewPipeline.load(pipeline.save(tmp_path / "saved"))
     assert torch.equal(draw(again), draw(pipeline))
     assert not list((tmp_path / "saved").rglob("*.bin"))
+    # Saved once more, it does not tell where it lay.
+    again.save(tmp_path / "elsewhere")
+    assert not any(str(tmp_path) in path.read_text() for path in (tmp_path / "elsewhere").rglob("*.json"))
 
 
 def test_saved_in_half_precision_it_is_half_as_large_and_nearly_the_same(tmp_path: Path) -> None:

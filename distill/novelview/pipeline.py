@@ -229,6 +229,10 @@ class NovelViewPipeline:
         (folder / "image_encoder" / "preprocessor_config.json").write_text(json.dumps(processor))
         if self.vae is not None:
             self.vae.save_pretrained(folder / "vae")
+        for path in folder.glob("*/*config.json"):  # diffusers writes where a part was loaded from
+            said = json.loads(path.read_text())
+            if said.pop("_name_or_path", None) is not None:
+                path.write_text(json.dumps(said, indent=2) + "\n")
         conditioning, maps = folder / "conditioning", self.model.amalgamation
         conditioning.mkdir(exist_ok=True)
         said = {
