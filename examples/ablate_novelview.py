@@ -3,7 +3,7 @@
 Every cell is a training from the embedded prior, on the same pairs, measured on pairs of colour and kind that none has
 seen. Interrupt and rerun to go on; run one command for each --part on as many cores to share the work.
 
-    distill-views render --world 10 renders --size 64 --fov 40 --distance 3.0 3.4 --elevation -10 60
+    distill-views render --world 10 renders --size 64 --fov 40 40 --distance 3.0 3.4 --elevation -10 60
     python embedded/train_encoder.py --renders renders --work encoder
     python ablate_novelview.py --renders renders --encoder encoder/encoder --output ablation
 """

@@ -19,9 +19,11 @@ from distill.novelview.render import (
     Surface,
     draw_cameras,
     draw_lights,
+    draw_scale,
     from_world,
     load_surface,
     picture,
+    render_object,
 )
 from distill.novelview.views import from_folder, from_shards
 from distill.samplers.cameras import orbit
@@ -148,6 +150,47 @@ def test_turned_lights_are_the_lights_of_a_turned_world() -> None:
     assert draw_lights(Protocol(), "object-1") == 0
 
 
+def test_an_object_has_one_size_and_one_field_of_view_of_its_own(tmp_path: Path) -> None:
+    """A sphere of radius R at distance d fills the angle asin(R / d) to each side of the axis."""
+    sphere = trimesh.creation.icosphere(subdivisions=4, radius=0.5)
+    protocol = Protocol(views=2, size=96, fov_y_deg=(30.0, 70.0), scale=(0.5, 0.9))
+
+    def make() -> Surface:
+        return Surface(sphere.copy(), lambda faces, barycentric: np.ones((len(faces), 3)))
+
+    seen_sizes, seen_fovs = set(), set()
+    for uid in ("a", "b", "c"):
+        assert render_object(make, uid, tmp_path, protocol) is None
+        cameras, scale = draw_cameras(protocol, uid), draw_scale(protocol, uid)
+        fov = cameras.fov_y_deg.unique().item()  # one for all views
+        assert 30 <= fov <= 70
+        assert 0.5 <= scale <= 0.9
+        seen_sizes.add(scale)
+        seen_fovs.add(fov)
+        for index, distance in enumerate(cameras.distance.tolist()):
+            alpha = np.asarray(Image.open(tmp_path / uid / f"{index:03d}.png"))[..., 3] / 255
+            angle = math.asin(0.5 * scale / distance)
+            radius = 48 * math.tan(angle) / math.tan(math.radians(fov / 2))
+            assert alpha.sum() == pytest.approx(math.pi * radius**2, rel=0.02)
+    assert len(seen_sizes) == len(seen_fovs) == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--fov", "0", "40"], "--fov must be within 0 and 180"),
+        (["--scale", "0", "1"], "--scale above 0"),
+        (["--scale", "1", "2"], "0.9 times the largest --scale"),
+    ],
+)
+def test_impossible_cameras_are_refused(
+    wrong: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("render", "--world", "1", str(tmp_path / "out"), *wrong) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def run(*arguments: str) -> int:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -200,7 +243,7 @@ def test_objects_of_the_embedded_world_are_themselves(tmp_path: Path) -> None:
     [
         (["nowhere", "out"], "nowhere is not there"),
         (["empty", "out"], "no mesh (.glb"),
-        (["empty", "out", "--distance", "0.5", "1"], "--distance more than 0.9"),
+        (["empty", "out", "--distance", "0.5", "1"], "--distance must be more than 0.9"),
         (["empty", "out", "--world", "1"], "give meshes or --world, not both"),
     ],
 )

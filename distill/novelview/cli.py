@@ -28,7 +28,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     render.add_argument("--size", type=int, default=256)
     render.add_argument("--distance", type=float, nargs=2, default=(1.5, 2.2), metavar=("NEAR", "FAR"))
     render.add_argument("--elevation", type=float, nargs=2, default=(-90.0, 90.0), metavar=("LOW", "HIGH"))
-    render.add_argument("--fov", type=float, default=49.13, help="vertical, degrees")
+    render.add_argument(
+        "--fov",
+        type=float,
+        nargs=2,
+        default=(49.13, 49.13),
+        metavar=("LOW", "HIGH"),
+        help="vertical, degrees",
+    )
+    render.add_argument(
+        "--scale",
+        type=float,
+        nargs=2,
+        default=(1.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="of an object's size",
+    )
     render.add_argument(
         "--lights", type=float, default=0.0, help="turned by up to so many degrees, per object"
     )
@@ -71,13 +86,19 @@ def _render(options: argparse.Namespace) -> int:
     from distill.novelview import render
 
     protocol = render.Protocol(
-        views=options.views, size=options.size, distance=tuple(options.distance), fov_y_deg=options.fov,
-        elevation_deg=tuple(options.elevation), seed=options.seed, up=options.up,
-        lights_deg=options.lights,
+        views=options.views, size=options.size, distance=tuple(options.distance),
+        fov_y_deg=tuple(options.fov), elevation_deg=tuple(options.elevation), scale=tuple(options.scale),
+        seed=options.seed, up=options.up, lights_deg=options.lights,
     )  # fmt: skip
-    if min(options.views, options.size) < 1 or min(options.distance) <= 0.9:
+    if min(options.views, options.size) < 1:
+        raise ValueError(f"--views and --size must be at least 1, got {options.views} and {options.size}")
+    if not (min(options.fov) > 0 and max(options.fov) < 180 and min(options.scale) > 0):
         raise ValueError(
-            "--views and --size must be at least 1, and --distance more than 0.9, outside the object"
+            f"--fov must be within 0 and 180 and --scale above 0, got {options.fov}, {options.scale}"
+        )
+    if min(options.distance) <= 0.9 * max(options.scale):
+        raise ValueError(
+            f"--distance must be more than 0.9 times the largest --scale, outside the object, got {min(options.distance)}"
         )
     jobs = {}
     if options.world:

@@ -50,7 +50,8 @@ class Protocol:
         size: their height and width, pixels.
         distance: range of the cameras' distances; the object's longest side is 1.
         elevation_deg: range of the cameras' elevations, drawn evenly over the sphere between them.
-        fov_y_deg: vertical field of view, degrees.
+        fov_y_deg: range of the vertical field of view, degrees; one for each object.
+        scale: range that an object's size is multiplied by; one for each object.
         samples: rays per pixel along each axis.
         seed: of the cameras; each object has its own, by its name.
         up: ``y`` or ``z``, the meshes' upward axis.
@@ -61,7 +62,8 @@ class Protocol:
     size: int = 256
     distance: tuple[float, float] = (1.5, 2.2)
     elevation_deg: tuple[float, float] = (-90.0, 90.0)
-    fov_y_deg: float = 49.13
+    fov_y_deg: tuple[float, float] = (49.13, 49.13)
+    scale: tuple[float, float] = (1.0, 1.0)
     samples: int = 2
     seed: int = 0
     up: str = "y"
@@ -73,23 +75,31 @@ def _generator(protocol: Protocol, uid: str, *more: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed(protocol.seed, number, len(uid), *more))
 
 
+def _between(low: float, high: float, count: int, g: torch.Generator) -> torch.Tensor:
+    return low + (high - low) * torch.rand(count, generator=g)
+
+
 def draw_lights(protocol: Protocol, uid: str) -> float:
     """By how many degrees an object's lights are turned, the same at every call."""
-    drawn = torch.rand(1, generator=_generator(protocol, uid, 1)).item()
-    return protocol.lights_deg * (2 * drawn - 1)
+    ends = (-protocol.lights_deg, protocol.lights_deg)
+    return _between(*ends, 1, _generator(protocol, uid, 1)).item()
+
+
+def draw_scale(protocol: Protocol, uid: str) -> float:
+    """What an object's size is multiplied by, the same at every call."""
+    return _between(*protocol.scale, 1, _generator(protocol, uid, 2)).item()
 
 
 def draw_cameras(protocol: Protocol, uid: str) -> Cameras:
     """An object's cameras, the same at every call."""
-    g = _generator(protocol, uid)
-
-    def between(low: float, high: float) -> torch.Tensor:
-        return low + (high - low) * torch.rand(protocol.views, generator=g)
-
-    azimuth = between(-180.0, 180.0)
+    g, count = _generator(protocol, uid), protocol.views
+    azimuth = _between(-180.0, 180.0, count, g)
     # Even over the sphere: the height, not the angle, is uniform.
-    heights = between(*(math.sin(math.radians(end)) for end in protocol.elevation_deg))
-    return orbit(azimuth, torch.rad2deg(torch.asin(heights)), between(*protocol.distance), protocol.fov_y_deg)
+    low, high = (math.sin(math.radians(end)) for end in protocol.elevation_deg)
+    elevation = torch.rad2deg(torch.asin(_between(low, high, count, g)))
+    distance = _between(*protocol.distance, count, g)
+    fov = _between(*protocol.fov_y_deg, 1, _generator(protocol, uid, 3)).item()
+    return orbit(azimuth, elevation, distance, fov)
 
 
 @dataclass(frozen=True)
@@ -213,6 +223,7 @@ def render_object(make: Callable[[], Surface], uid: str, out: Path, protocol: Pr
     temporary.mkdir(parents=True)
     try:
         surface, cameras, lights = make(), draw_cameras(protocol, uid), draw_lights(protocol, uid)
+        surface.mesh.apply_scale(draw_scale(protocol, uid))
         matrices = world_to_camera(cameras).double().numpy()
         for index in range(protocol.views):
             one = Cameras(*(value[index : index + 1] for value in vars(cameras).values()))

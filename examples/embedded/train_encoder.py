@@ -4,7 +4,7 @@ The architecture is DINOv2's (transformers' ``Dinov2Model``), small; the loss is
 arXiv:2104.14294, Eq. 1 and 3 with centring). No picture is mirrored: left and right are what a novel view is about.
 How good it is, is read from its nearest neighbours: do they show the same kind, colour and side?
 
-    distill-views render --world 10 renders --size 64 --fov 40 --distance 3.0 3.4 --elevation -10 60
+    distill-views render --world 10 renders --size 64 --fov 40 40 --distance 3.0 3.4 --elevation -10 60
     python train_encoder.py --renders renders --work ~/encoder
 
 Interrupt and rerun to go on.

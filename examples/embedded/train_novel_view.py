@@ -22,7 +22,7 @@ from distill.priors.load import folder_of
 HERE = Path(__file__).resolve().parent
 SHIPPED = HERE.parents[1] / "distill/embedded/novel_view"
 #: Cameras like those that the scenes are made from.
-CAMERAS = ["--size", "64", "--fov", "40", "--distance", "3.0", "3.4", "--elevation", "-10", "60"]
+CAMERAS = ["--size", "64", "--fov", "40", "40", "--distance", "3.0", "3.4", "--elevation", "-10", "60"]
 
 
 def run(*command: str) -> None:
