@@ -29,6 +29,7 @@ from omegaconf import OmegaConf
 
 from distill.checkpoint import write_atomic
 from distill.comparison.ablation import LAWS, ROWS, law_name, write_report
+from distill.comparison.shares import share
 from distill.embedded.judge import SHIPPED as JUDGE
 from distill.journal import Interrupted
 from distill.novelview.evaluate import choose_pairs, evaluate
@@ -58,7 +59,7 @@ def config_of(
     said = dict(special, encoder=encoders[special["encoder"]])
     every = {
         "data": str(options.renders), "init": str(folder_of("embedded")), "output_dir": str(folder), "seed": seed,
-        "iterations": updates, "validate_every": updates // 10, "validation_pairs": 256,
+        "iterations": updates, "validate_every": updates // 6, "validation_pairs": 256,
         "validation_samples": 64, "checkpoint_every": updates // 5, "keep_checkpoints": 1, "tracker": "none",
         "resume": True,
     }  # fmt: skip
@@ -99,21 +100,18 @@ def main() -> None:
     parser.add_argument("--renders", type=Path, required=True)
     parser.add_argument("--encoder", type=Path, required=True, help="of train_encoder.py")
     parser.add_argument("--output", type=Path, default=Path("ablation"))
-    parser.add_argument("--updates", type=int, default=5000, help="of a row of Table 1")
-    parser.add_argument("--short", type=int, default=1000, help="updates of a law of Fig. 6")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--updates", type=int, default=1200, help="of a row of Table 1")
+    parser.add_argument("--short", type=int, default=500, help="updates of a law of Fig. 6")
+    parser.add_argument("--seeds", type=int, default=2, help="trainings of each row")
     parser.add_argument("--thin", type=int, default=2, help="measure on every n-th held-out object")
-    parser.add_argument("--part", default="1/1", help="k/n: the k-th of n shares of the work")
+    parser.add_argument("--part", type=share, default=(1, 1), help="k/n: the k-th of n shares of the work")
     parser.add_argument("--only", default="", help="cells whose name holds this text")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    found = re.fullmatch(r"(\d+)/(\d+)", options.part)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        parser.error(f"--part must be k/n with 1 <= k <= n, got {options.part}")
-    share, shares = int(found[1]), int(found[2])
+    first, shares = options.part
     wanted = [cell for cell in cells(options) if options.only in cell[0]]
     for number, cell in enumerate(wanted):
-        if number % shares == share - 1:
+        if number % shares == first - 1:
             print(f"{number + 1} of {len(wanted)}: {cell[0]}, seed {cell[1]}", flush=True)
             run_cell(options, *cell)
     report = write_report(options.output)

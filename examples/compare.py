@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import distill
 from distill.comparison.run import METHODS, MORE_PROMPTS, PROMPTS, VARIANTS
+from distill.comparison.shares import share
 from distill.embedded.exact import exact_prior
 from distill.journal import Interrupted
 
@@ -35,13 +35,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--budget", default="steps", choices=("steps", "calls"))
-    parser.add_argument("--part", default="1/1", help="k/n: the k-th of n shares of the work")
+    parser.add_argument("--part", type=share, default=(1, 1), help="k/n: the k-th of n shares of the work")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     chosen = every if options.claims else options.methods
-    found = re.fullmatch(r"(\d+)/(\d+)", options.part)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        parser.error(f"--part must be k/n with 1 <= k <= n, got {options.part}")
     if min(options.prompts, options.seeds, options.iterations) < 1:
         parser.error("--prompts, --seeds and --iterations must be at least 1")
     exact: dict[str, Any] = {"prior": exact_prior, "scene.background": "white"} if options.exact else {}
@@ -52,7 +49,7 @@ def main() -> None:
         output_dir=options.output,
         iterations=options.iterations,
         budget=options.budget,
-        part=(int(found[1]), int(found[2])),
+        part=options.part,
         **exact,
     )
     for claim in csv.DictReader((options.output / "claims.csv").open()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import math
@@ -18,6 +19,7 @@ from distill.comparison.claims import Number, above, all_of, below, bootstrap, j
 from distill.comparison.cost import measure_cost
 from distill.comparison.records import Cell
 from distill.comparison.report import as_csv, at_calls, chart, spread
+from distill.comparison.shares import share
 from distill.contracts import Condition
 from distill.embedded.exact import exact_prior
 from distill.embedded.judge import load_judge
@@ -341,6 +343,13 @@ def test_cells_of_another_prior_or_rhythm_are_not_taken_for_these(tmp_path: Path
         )
     with pytest.raises(ValueError, match="was made with prior embedded, not exact_prior"):
         distill.compare(methods, ["a red car"], [0], output_dir=tmp_path, prior=exact_prior, **QUICK)
+
+
+@pytest.mark.parametrize("wrong", ["0/2", "3/2", "2", "a/b", "1/2/3"])
+def test_a_share_is_read_or_refused(wrong: str) -> None:
+    assert share("2/3") == (2, 3)
+    with pytest.raises(argparse.ArgumentTypeError, match="must be k/n with 1 <= k <= n, got "):
+        share(wrong)
 
 
 def test_parts_outside_the_whole_are_refused(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -137,6 +139,25 @@ def test_a_missing_package_and_an_unknown_way_are_said(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"pip install 'distill3d\[rembg\]'"):
             cut_out(tmp_path / "p.png", 64, background="rembg")
     assert cut_out(tmp_path / "p.png", 64, background="keep")[0].mask.min() == 0  # around the square frame
+
+
+def test_a_busy_background_is_left_to_rembg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its network is not at hand: what stands in for it returns the cut-out picture, as the package's ``remove`` does."""
+    given = []
+
+    def remove(image: Image.Image) -> Image.Image:
+        given.append(image.mode)
+        mask = Image.new("L", image.size)
+        mask.paste(255, (8, 16, 40, 32))
+        return Image.merge("RGBA", (*image.split(), mask))
+
+    monkeypatch.setitem(sys.modules, "rembg", SimpleNamespace(remove=remove))
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3))
+    Image.fromarray(noise.astype(np.uint8)).save(tmp_path / "busy.png")
+    mask = cut_out(tmp_path / "busy.png", 64, background="rembg", recentre=False)[0].mask
+    assert given == ["RGB"]
+    assert mask[0, 16:32, 8:40].min() > 0.9
+    assert mask.sum() == pytest.approx(16 * 32, rel=0.1)
 
 
 def test_maps_are_cut_as_their_picture_was(tmp_path: Path) -> None:
