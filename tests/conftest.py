@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -52,14 +53,22 @@ def write_tiny_prior(
     DDIMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction
     ).save_pretrained(folder / "scheduler")
-    names = {
-        "unet": "UNet2DConditionModel",
-        "text_encoder": "CLIPTextModel",
-        "tokenizer": "CLIPTokenizer",
-        "scheduler": "DDIMScheduler",
+    index = {
+        "_class_name": "DiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        **({"vae": ["diffusers", "AutoencoderKL"]} if latent else {}),
     }
-    (folder / "model_index.json").write_text(json.dumps(names))
+    (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests embed stays out of the user's cache."""
+    os.environ["DISTILL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

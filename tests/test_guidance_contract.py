@@ -153,7 +153,7 @@ def test_backward_delivers_exactly_the_gradient_of_an_equivalent_loss(loss: Any,
 @pytest.mark.parametrize("loss", LOSSES)
 def test_nothing_flows_into_a_priors_parameters(loss: Any, case_of: Any) -> None:
     case = case_of(loss, inside=torch.float32)
-    frozen = [p for name, p in case.prior.unet.named_parameters() if "lora" not in name]
+    frozen = [p for name, p in case.prior.network.named_parameters() if "lora" not in name]
     before = [p.clone() for p in frozen]
     x = case.x.clone().requires_grad_()
     x.backward(case(x=x))

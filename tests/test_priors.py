@@ -10,9 +10,9 @@ import torch
 from conftest import write_tiny_prior
 
 from distill.priors import load_prior
+from distill.priors.diffusion import DiffusionPrior
 from distill.priors.exact import cosine, scaled_linear
 from distill.priors.predictions import from_noise, to_noise
-from distill.priors.unet import UNetPrior
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -20,27 +20,27 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def latent(latent_folder: Path) -> UNetPrior:
+def latent(latent_folder: Path) -> DiffusionPrior:
     return load_prior(latent_folder, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
-def pixel(pixel_folder: Path) -> UNetPrior:
+def pixel(pixel_folder: Path) -> DiffusionPrior:
     return load_prior(pixel_folder, dtype=torch.float32)
 
 
-def test_latent_pictures_pass_the_vae_as_in_diffusers(latent: UNetPrior) -> None:
+def test_latent_pictures_pass_the_vae_as_in_diffusers(latent: DiffusionPrior) -> None:
     image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     expected = latent.vae.encode(image * 2 - 1).latent_dist.mode() * latent.vae.config.scaling_factor
     assert latent.image_size == 16
     torch.testing.assert_close(latent.encode(image), expected)
 
 
-def test_pictures_of_another_size_are_resized(latent: UNetPrior) -> None:
+def test_pictures_of_another_size_are_resized(latent: DiffusionPrior) -> None:
     assert latent.encode(torch.rand(1, 3, 40, 24)).shape == (1, 4, 8, 8)
 
 
-def test_patches_keep_every_pixel(pixel: UNetPrior) -> None:
+def test_patches_keep_every_pixel(pixel: DiffusionPrior) -> None:
     image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     x = pixel.encode(image)
     assert x.shape == (2, 12, 8, 8)
@@ -49,7 +49,7 @@ def test_patches_keep_every_pixel(pixel: UNetPrior) -> None:
     torch.testing.assert_close(pixel.decode(x), image)
 
 
-def test_encode_is_differentiable(latent: UNetPrior, pixel: UNetPrior) -> None:
+def test_encode_is_differentiable(latent: DiffusionPrior, pixel: DiffusionPrior) -> None:
     for prior in (latent, pixel):
         image = torch.rand(1, 3, 16, 16).requires_grad_()
         prior.encode(image).sum().backward()
@@ -65,7 +65,7 @@ def test_predictions_agree_with_the_scheduler_of_diffusers(tmp_path: Path, predi
     cond = prior.embed(["a mug"])
     for step in (10, 500, 990):
         x_t, t = randn(1, 4, 8, 8, seed=step), torch.tensor([step])
-        output = prior.unet(x_t, t, **cond).sample
+        output = prior.network(x_t, t, **cond).sample
         scheduler.set_timesteps(1000)
         clean = scheduler.step(output, step, x_t).pred_original_sample
         noise = (x_t - prior.alpha(t) * clean) / prior.sigma(t)
@@ -96,7 +96,7 @@ def test_an_unknown_prediction_is_refused() -> None:
             convert("score", *torch.ones(4, 1))
 
 
-def test_noise_levels_are_the_scheduler_s(latent: UNetPrior) -> None:
+def test_noise_levels_are_the_scheduler_s(latent: DiffusionPrior) -> None:
     t = torch.arange(1000)
     torch.testing.assert_close(latent.alpha(t).flatten().double() ** 2, scaled_linear(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(latent.alpha(t) ** 2 + latent.sigma(t) ** 2, torch.ones(1000, 1, 1, 1))
@@ -109,14 +109,14 @@ def test_cosine_schedule_is_diffusers_own() -> None:
     torch.testing.assert_close(cosine().float(), theirs, rtol=1e-4, atol=1e-7)
 
 
-def test_nothing_flows_into_the_prior(latent: UNetPrior) -> None:
+def test_nothing_flows_into_the_prior(latent: DiffusionPrior) -> None:
     x = randn(1, 4, 8, 8).requires_grad_()
     noise = latent.predict_noise(x, torch.tensor([5]), latent.embed(["a mug"]))
     assert not noise.requires_grad
-    assert not any(p.requires_grad for p in latent.unet.parameters())
+    assert not any(p.requires_grad for p in latent.network.parameters())
 
 
-def test_prompts_change_the_prediction_and_batching_does_not(latent: UNetPrior) -> None:
+def test_prompts_change_the_prediction_and_batching_does_not(latent: DiffusionPrior) -> None:
     x, t = randn(2, 4, 8, 8), torch.tensor([300, 700])
     both = latent.predict_noise(x, t, latent.embed(["a mug", "a cat"]))
     alone = latent.predict_noise(x[1:], t[1:], latent.embed(["a cat"]))
@@ -125,7 +125,7 @@ def test_prompts_change_the_prediction_and_batching_does_not(latent: UNetPrior) 
     assert not torch.allclose(alone, other)
 
 
-def test_bfloat16_stays_near_float32(latent_folder: Path, latent: UNetPrior) -> None:
+def test_bfloat16_stays_near_float32(latent_folder: Path, latent: DiffusionPrior) -> None:
     half = load_prior(latent_folder, dtype=torch.bfloat16)
     x, t = randn(2, 4, 8, 8), torch.tensor([300, 700])
     exact = latent.predict_noise(x, t, latent.embed(["a mug"] * 2))
@@ -154,6 +154,9 @@ def test_a_folder_of_another_family_is_refused_with_what_it_lacks(
 ) -> None:
     folder = tmp_path / "other"
     shutil.copytree(latent_folder, folder)
-    (folder / "model_index.json").write_text('{"transformer": ["diffusers", "PixArtTransformer2DModel"]}')
-    with pytest.raises(ValueError, match="lacks unet, text_encoder, tokenizer, scheduler"):
+    (folder / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
+    with pytest.raises(ValueError, match="is a KandinskyPipeline; known kinds are StableDiffusion, "):
+        load_prior(folder)
+    (folder / "model_index.json").write_text('{"_class_name": "PixArtAlphaPipeline", "vae": []}')
+    with pytest.raises(ValueError, match="lacks transformer, scheduler, tokenizer, text_encoder"):
         load_prior(folder)

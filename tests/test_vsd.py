@@ -246,8 +246,8 @@ def test_a_new_copy_takes_the_place_of_the_old_one(pixel_folder: Path) -> None:
     prior, _, _ = setting(pixel_folder)
     for seed in (1, 2):
         VSD(prior, torch.Generator().manual_seed(seed))
-    assert len(prior.unet.time_embedding._forward_hooks) == 1
-    assert list(prior.unet.peft_config) == ["student"]
+    assert len(prior.network.time_embedding._forward_hooks) == 1
+    assert list(prior.network.peft_config) == ["student"]
 
 
 def test_warm_up_and_updates_per_step(pixel_folder: Path) -> None:

@@ -27,7 +27,7 @@ class Student:
     Everything else that uses the prior sees it unchanged: there is one model in memory.
 
     Args:
-        prior: has a ``network`` of diffusers, and ``forward``, which predicts with gradient.
+        prior: has a ``network`` of diffusers, its ``family``, and ``forward``, which predicts with gradient.
         rank: of the low-rank layers.
         alpha: their outputs are scaled by ``alpha / rank``; a whole number.
         targets: endings of the names of the linear layers that get one.
@@ -35,7 +35,7 @@ class Student:
         generator: of the initial weights.
 
     Raises:
-        ValueError: the prior has no network, or none of ``targets`` is in it.
+        ValueError: the prior has no network that takes adapters, or none of ``targets`` is in it.
 
     Source: Hu et al. 2021, arXiv:2106.09685; Wang et al. 2023 (ProlificDreamer), arXiv:2305.16213.
     """
@@ -56,8 +56,8 @@ class Student:
         network = getattr(prior, "network", None)
         if network is None or not hasattr(network, "add_adapter"):
             raise ValueError(
-                "vsd adds LoRA layers to a prior's network, and this prior has none; use a diffusers prior, "
-                "or guidance=asd, which needs no training"
+                f"vsd adds LoRA layers to a prior's network, and this prior's, {type(network).__name__}, takes none in "
+                "diffusers; use another prior, or guidance=asd, which needs no training"
             )
         if rank < 1:
             raise ValueError(f"guidance.rank must be at least 1, got {rank}")
@@ -81,11 +81,12 @@ class Student:
             self.layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
             for parameter in self.low_rank():
                 parameter.data = parameter.data.float()
-            width = network.time_embedding.linear_2.out_features if cameras else 0
+            clock = network.get_submodule(prior.family.clock) if cameras else None
+            width = clock.linear_2.out_features if clock else 0
             self.camera = camera_embedding(width, prior.device) if cameras else None
         self._shift: Tensor | None = None
-        if cameras:
-            setattr(network, HOOK, network.time_embedding.register_forward_hook(self._add_camera))
+        if clock is not None:
+            setattr(network, HOOK, clock.register_forward_hook(self._add_camera))
         self._switch(False)
 
     def low_rank(self) -> list[nn.Parameter]:
@@ -111,7 +112,7 @@ class Student:
             self._shift = None
 
     def save(self, folder: Path) -> None:
-        """Write the LoRA as safetensors that ``unet.load_lora_adapter`` of diffusers reads."""
+        """Write the LoRA as safetensors that ``load_lora_adapter`` of diffusers reads."""
         self.network.save_lora_adapter(folder, adapter_name=NAME)
 
     def load(self, path: Path) -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
-from distill.priors.unet import UNetPrior
+from distill.priors.diffusion import DiffusionPrior
+from distill.priors.families import FAMILIES, Family
+from distill.priors.families.unet import PLAIN
+from distill.priors.schedule import read_schedule
+from distill.priors.text import TextEncoders, identity_of
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "prior"
+#: Parts of pipelines that no prior needs.
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
 
 
 def folder_of(name: str | Path) -> Path:
@@ -36,25 +45,142 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def family_of(folder: Path) -> tuple[Family, dict[str, Any]]:
+    """What kind of pipeline a folder holds, and its index.
+
+    Raises:
+        ValueError: the kind is unknown, or parts of it are missing.
+    """
+    index = json.loads((folder / "model_index.json").read_text())
+    name = index.get("_class_name", "DiffusionPipeline")
+    if name not in FAMILIES:
+        known = ", ".join(
+            known.removesuffix("Pipeline") for known in FAMILIES if known != "DiffusionPipeline"
+        )
+        raise ValueError(f"the prior in {folder} is a {name}; known kinds are {known}")
+    family = FAMILIES[name]
+    missing = [
+        part for part in (family.component, "scheduler", "tokenizer", "text_encoder") if part not in index
+    ]
+    if missing:
+        raise ValueError(
+            f"a prior of this kind needs {family.component}, scheduler, tokenizer and text_encoder, but {folder} lacks "
+            f"{', '.join(missing)}"
+        )
+    return family, index
+
+
 def load_prior(
-    name: str | Path = "embedded", device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> UNetPrior:
+    name: str | Path = "embedded",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    image_size: int | None = None,
+) -> DiffusionPrior:
     """Load a frozen prior.
 
     Args:
         name: ``embedded``, or a local folder in the diffusers layout, safetensors only.
         device: where it runs.
         dtype: what its network computes in; by default what the device is fast at.
+        image_size: height and width in pixels that it is shown; by default what it was trained on.
 
     Raises:
         ValueError: there is no such prior, or its folder is not one this library can use.
     """
     device = torch.device(device)
+    dtype = dtype or default_dtype(device)
     folder = folder_of(name)
-    index = json.loads((folder / "model_index.json").read_text())
-    missing = [part for part in ("unet", "text_encoder", "tokenizer", "scheduler") if part not in index]
-    if missing:
-        raise ValueError(
-            f"a prior needs unet, text_encoder, tokenizer and scheduler, but {folder} lacks {', '.join(missing)}"
+    family, index = family_of(folder)
+    try:
+        network = _component(folder, family.component, family.network, dtype)
+        vae = (
+            _component(folder, "vae", index["vae"][1], _vae_dtype(folder, dtype)) if "vae" in index else None
         )
-    return UNetPrior.from_folder(folder, device, dtype or default_dtype(device), str(name))
+        scheduler = _scheduler(folder, index)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"could not load the prior in {folder} (safetensors in the diffusers layout): {reason}"
+        ) from error
+    for module in (network, vae):
+        if module is not None:
+            module.to(device).eval().requires_grad_(False)
+    if family.component == "unet":
+        network.to(memory_format=torch.channels_last)
+    scale = shrink(vae, network)
+    size = image_size or int(network.config.get("sample_size") or 128) * scale
+    folded = 2 * scale if family.component == "transformer" else scale
+    if size % folded:
+        raise ValueError(f"image_size must be a multiple of {folded} for this prior, got {size}")
+    schedule = read_schedule(scheduler, (size // folded) ** 2).to(device)
+    own = family is PLAIN
+    precision = torch.float32 if own or device.type == "cpu" else dtype
+    text = TextEncoders(
+        partial(_load_plain_text if own else _load_text, folder, index, device, precision),
+        family.embed,
+        None if own else identity_of(folder, str(precision)),
+    )
+    return DiffusionPrior(network, vae, text, family, schedule, size, device, dtype, str(name))
+
+
+def shrink(vae: Any, network: Any) -> int:
+    """How many pixels along each side one place of the network's input stands for."""
+    if vae is None:
+        return int((network.config.in_channels // 3) ** 0.5)
+    widths = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
+    return int(2 ** (len(widths) - 1))
+
+
+def _component(folder: Path, part: str, kind: str, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    return getattr(diffusers, kind).from_pretrained(
+        folder,
+        subfolder=part,
+        torch_dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        low_cpu_mem_usage=False,
+    )
+
+
+def _vae_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
+    """Some VAEs overflow in float16, and say so."""
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    return torch.float32 if dtype == torch.float16 and config.get("force_upcast") else dtype
+
+
+def _scheduler(folder: Path, index: dict[str, Any]) -> Any:
+    import diffusers
+
+    kind = index["scheduler"]
+    return getattr(diffusers, kind[1] if isinstance(kind, list) else kind).from_pretrained(
+        folder, subfolder="scheduler", local_files_only=True
+    )
+
+
+def _load_plain_text(folder: Path, index: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
+    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    encoder: Any = CLIPTextModel.from_pretrained(
+        folder, subfolder="text_encoder", dtype=dtype, use_safetensors=True, local_files_only=True
+    )
+    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
+    return SimpleNamespace(text_encoder=encoder.to(device).eval().requires_grad_(False), tokenizer=tokenizer)
+
+
+def _load_text(folder: Path, index: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
+    """The pipeline with its text encoders alone."""
+    import diffusers
+
+    without: dict[str, Any] = {
+        name: None for name in (*UNUSED, "unet", "transformer", "vae") if name in index
+    }
+    if "requires_safety_checker" in index:
+        without["requires_safety_checker"] = False
+    pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(
+        folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **without
+    )
+    return pipeline.to(device)

@@ -23,8 +23,8 @@ from distill.embedded import world
 from distill.embedded.judge import Judge, load_judge
 from distill.embedded.shapes import ORIENTED
 from distill.priors import load_prior
+from distill.priors.diffusion import DiffusionPrior
 from distill.priors.sampling import sample
-from distill.priors.unet import UNetPrior
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,12 @@ def requests(per_pair: int) -> list[tuple[str, str, int]]:
 
 
 def pictures_of(
-    prior: UNetPrior, asked: list[tuple[str, str, int]], steps: int, scale: float, seed: int, batch: int = 32
+    prior: DiffusionPrior,
+    asked: list[tuple[str, str, int]],
+    steps: int,
+    scale: float,
+    seed: int,
+    batch: int = 32,
 ) -> Tensor:
     """Sample one picture in [0, 1] for each request, ``[requests, 3, height, width]``."""
     g = torch.Generator().manual_seed(seed)

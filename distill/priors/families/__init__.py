@@ -1,0 +1,26 @@
+"""What is special to each kind of pipeline: a short file each, listed here by the name of its diffusers class."""
+
+from __future__ import annotations
+
+from distill.priors.families.family import Family
+from distill.priors.families.flux import FLUX
+from distill.priors.families.pixart import PIXART
+from distill.priors.families.sana import SANA
+from distill.priors.families.sd3 import SD3
+from distill.priors.families.unet import DEEPFLOYD, PLAIN, STABLE_DIFFUSION, STABLE_DIFFUSION_XL
+
+#: By ``_class_name`` in ``model_index.json``.
+FAMILIES: dict[str, Family] = {
+    "DiffusionPipeline": PLAIN,
+    "StableDiffusionPipeline": STABLE_DIFFUSION,
+    "LatentConsistencyModelPipeline": STABLE_DIFFUSION,
+    "StableDiffusionXLPipeline": STABLE_DIFFUSION_XL,
+    "IFPipeline": DEEPFLOYD,
+    "PixArtAlphaPipeline": PIXART,
+    "PixArtSigmaPipeline": PIXART,
+    "StableDiffusion3Pipeline": SD3,
+    "FluxPipeline": FLUX,
+    "SanaPipeline": SANA,
+}
+
+__all__ = ["FAMILIES", "Family"]

@@ -1,0 +1,44 @@
+"""PixArt-alpha and -sigma: a transformer that predicts noise.
+
+Source: Chen et al. 2023, arXiv:2310.00426; Chen et al. 2024, arXiv:2403.04692.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.contracts import Embedding
+from distill.priors.families.family import Family, default_options
+
+
+def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """T5's states, ``[batch, tokens, width]``, and which tokens count, ``[batch, tokens]``."""
+    states, mask, _, _ = pipeline.encode_prompt(
+        list(prompts),
+        do_classifier_free_guidance=False,
+        device=pipeline.text_encoder.device,
+        **default_options(pipeline),
+    )
+    return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+
+
+def predict(network: Any, x_t: Tensor, time: Tensor, cond: Embedding) -> Tensor:
+    """The noise, then a variance; larger models are told the picture's size and aspect."""
+    added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+    if network.use_additional_conditions:
+        height, width = (8 * side for side in x_t.shape[-2:])
+        added = {
+            "resolution": torch.tensor([[height, width]]).to(x_t).expand(len(x_t), 2),
+            "aspect_ratio": torch.tensor([[height / width]]).to(x_t).expand(len(x_t), 1),
+        }
+    result: Tensor = network(x_t, timestep=time, added_cond_kwargs=added, **cond).sample
+    return result
+
+
+PIXART = Family(
+    "PixArtTransformer2DModel", "transformer", embed, predict, "adaln_single.emb.timestep_embedder"
+)

@@ -1,0 +1,39 @@
+"""Sana: a linear transformer trained by flow matching, on the latents of a deep autoencoder.
+
+Source: Xie et al. 2024, arXiv:2410.10629.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.contracts import Embedding
+from distill.priors.families.family import Family, default_options
+
+
+def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Gemma's states and which tokens count; a prompt is put after the model's instruction, no prompt after none."""
+    options = default_options(pipeline)
+    states, masks = zip(*(_one(pipeline, text, options) for text in prompts), strict=True)
+    return {"encoder_hidden_states": torch.cat(states), "encoder_attention_mask": torch.cat(masks)}
+
+
+def _one(pipeline: Any, text: str, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    told = options if text else {**options, "complex_human_instruction": None}
+    states, mask, _, _ = pipeline.encode_prompt(
+        [text], do_classifier_free_guidance=False, device=pipeline.text_encoder.device, **told
+    )
+    return states, mask
+
+
+def predict(network: Any, x_t: Tensor, time: Tensor, cond: Embedding) -> Tensor:
+    """The velocity, eps - x."""
+    result: Tensor = network(x_t, timestep=time * network.config.timestep_scale, **cond).sample
+    return result
+
+
+SANA = Family("SanaTransformer2DModel", "transformer", embed, predict, "time_embed.emb.timestep_embedder")

@@ -1,0 +1,73 @@
+"""UNets: Stable Diffusion 1 and 2, XL, DeepFloyd IF, and folders of a UNet with a CLIP text encoder alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.contracts import Embedding
+from distill.priors.families.family import Family, default_options
+
+
+def embed_plain(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """The last hidden states of a CLIP text encoder, ``[batch, tokens, width]``."""
+    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
+    tokens = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    return {"encoder_hidden_states": encoder(tokens.input_ids.to(encoder.device)).last_hidden_state}
+
+
+def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Stable Diffusion and DeepFloyd IF."""
+    options = default_options(pipeline)
+    found, _ = pipeline.encode_prompt(
+        list(prompts),
+        device=pipeline.text_encoder.device,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=False,
+        **options,
+    )
+    return {"encoder_hidden_states": found}
+
+
+def embed_xl(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Two text encoders' states and the pooled one; without a prompt both are 0 where the model was trained so."""
+    states, _, pooled, _ = pipeline.encode_prompt(
+        list(prompts),
+        device=pipeline.text_encoder_2.device,
+        do_classifier_free_guidance=False,
+        **default_options(pipeline),
+    )
+    if pipeline.config.force_zeros_for_empty_prompt:
+        told = torch.tensor([bool(text) for text in prompts], device=states.device)
+        states, pooled = states * told[:, None, None], pooled * told[:, None]
+    return {"encoder_hidden_states": states, "text_embeds": pooled}
+
+
+def predict(network: Any, x_t: Tensor, time: Tensor, cond: Embedding) -> Tensor:
+    """Call a UNet that is told nothing but text."""
+    result: Tensor = network(x_t, time, **cond).sample
+    return result
+
+
+def predict_xl(network: Any, x_t: Tensor, time: Tensor, cond: Embedding) -> Tensor:
+    """A UNet that is told a picture's size, too: whole, uncropped, of the size it has."""
+    height, width = (8 * side for side in x_t.shape[-2:])
+    told = torch.tensor([height, width, 0, 0, height, width]).to(cond["text_embeds"])
+    added = {"text_embeds": cond["text_embeds"], "time_ids": told.expand(len(x_t), 6)}
+    result: Tensor = network(x_t, time, cond["encoder_hidden_states"], added_cond_kwargs=added).sample
+    return result
+
+
+PLAIN = Family("UNet2DConditionModel", "unet", embed_plain, predict, "time_embedding")
+STABLE_DIFFUSION = Family("UNet2DConditionModel", "unet", embed, predict, "time_embedding")
+STABLE_DIFFUSION_XL = Family("UNet2DConditionModel", "unet", embed_xl, predict_xl, "time_embedding")
+DEEPFLOYD = Family("UNet2DConditionModel", "unet", embed, predict, "time_embedding")
