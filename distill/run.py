@@ -27,7 +27,8 @@ from distill.contracts import Condition, Guidance, Learner, Prior, Renderer, Vie
 from distill.folders import claim, is_finished
 from distill.journal import Interrupted, Journal, stop_signals
 from distill.novelview.seen import Seen, folder_of_model, look_at, write_beside
-from distill.priors.load import folder_of, load_prior
+from distill.priors.load import load_prior
+from distill.priors.source import Source, find
 from distill.samplers.cameras import Cameras
 from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
 
@@ -270,7 +271,7 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
     if prior is None:
         check_prompt(config)
         if config.prompt:
-            folder_of(config.prior)
+            find(config.prior)
     if config.init and not (Path(config.init).expanduser() / "checkpoints").is_dir():
         raise ValueError(f"init must be the folder of an earlier run, and {config.init} has no checkpoints")
     seen = look_at(config, device) if config.image else None
@@ -421,11 +422,9 @@ def describe(config: DictConfig, prior: Prior) -> dict[str, Any]:
         "trimesh",
         "xatlas",
     )
-    root: Path | None
+    source: Source | None = getattr(prior, "source", None)
     if config.image and not config.prompt:
-        name, root = config.novel_view, folder_of_model(config.novel_view)
-    else:
-        name, root = config.prior, None if config.prior == UNNAMED else folder_of(config.prior)
+        source = Source(folder_of_model(config.novel_view), config.novel_view)
     device = (
         torch.cuda.get_device_name(prior.device)
         if prior.device.type == "cuda"
@@ -436,18 +435,20 @@ def describe(config: DictConfig, prior: Prior) -> dict[str, Any]:
         "seed": config.seed,
         "iterations": config.iterations,
         "guidance": str(config.guidance._target_).rpartition(".")[2].lower(),
-        "prior": {
-            "name": name,
-            "sha256": {str(p.relative_to(root)): sha256(p) for p in sorted(root.rglob("*.safetensors"))}
-            if root
-            else {},
-        },
+        "prior": describe_source(source) if source else {"name": config.prior, "sha256": {}},
         "device": f"{prior.device.type} ({device})",
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in packages},
         },
     }
+
+
+def describe_source(source: Source) -> dict[str, Any]:
+    """Where a model is from: its commit on the hub, or the sums of its files."""
+    said = {name: value for name, value in vars(source).items() if value and name != "folder"}
+    root, files = source.folder, () if source.revision else source.folder.rglob("*.safetensors")
+    return {**said, "sha256": {str(path.relative_to(root)): sha256(path) for path in sorted(files)}}
 
 
 def finish(folder: Path, manifest: dict[str, Any]) -> None:

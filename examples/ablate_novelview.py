@@ -35,7 +35,7 @@ from distill.journal import Interrupted
 from distill.novelview.evaluate import choose_pairs, evaluate
 from distill.novelview.pipeline import NovelViewPipeline
 from distill.novelview.train import TrainConfig, open_views, train
-from distill.priors.load import folder_of
+from distill.priors.source import EMBEDDED
 
 
 def cells(options: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, Any], int]]:
@@ -58,7 +58,7 @@ def config_of(
     encoders = {"clip": str(JUDGE), "dino": str(options.encoder)}
     said = dict(special, encoder=encoders[special["encoder"]])
     every = {
-        "data": str(options.renders), "init": str(folder_of("embedded")), "output_dir": str(folder), "seed": seed,
+        "data": str(options.renders), "init": str(EMBEDDED), "output_dir": str(folder), "seed": seed,
         "iterations": updates, "validate_every": updates // 6, "validation_pairs": 256,
         "validation_samples": 64, "checkpoint_every": updates // 5, "keep_checkpoints": 1, "tracker": "none",
         "resume": True,

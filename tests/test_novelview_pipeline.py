@@ -13,7 +13,7 @@ from test_novelview_model import make_unet, randn, write_encoder
 from torch import Tensor
 from torch.nn.functional import pixel_unshuffle
 
-from distill.novelview.convert import convert
+from distill.convert import convert
 from distill.novelview.features import load_encoder
 from distill.novelview.model import build, widen
 from distill.novelview.pipeline import NovelViewPipeline

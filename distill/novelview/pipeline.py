@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distill.novelview.features import Encoder, Features, load_encoder
 from distill.novelview.model import NovelView, build
 from distill.novelview.pose import FOURTH
+from distill.priors.load import precision
 from distill.priors.predictions import to_noise
 
 #: Published folders: where the token's projection lies, and under which name.
@@ -276,7 +277,7 @@ class NovelViewPipeline:
         said, tensors = _conditioning(folder)
         if fourth is not None and fourth not in FOURTH:
             raise ValueError(f"fourth must be one of {', '.join(FOURTH)}, got {fourth!r}")
-        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "torch_dtype": dtype}
+        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, **precision(dtype)}
         try:
             unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **options)
             vae = None
@@ -328,7 +329,7 @@ def _conditioning(folder: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"could not read the conditioning in {folder}; only safetensors are read, so convert an older file with "
-            f"distill.novelview.convert first ({type(error).__name__}: {error})"
+            f"distill.convert first ({type(error).__name__}: {error})"
         ) from error
     places = ", ".join(["conditioning", *PUBLISHED])
     raise ValueError(f"expected a novel-view model in {folder}, which has none of the folders {places}")

@@ -14,6 +14,7 @@ from distill.contracts import Embedding
 from distill.priors.families import Family
 from distill.priors.predictions import to_noise
 from distill.priors.schedule import Schedule
+from distill.priors.source import Source
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class DiffusionPrior:
         image_size: height and width in pixels that pictures are resized to.
         device: where the network lies.
         dtype: what it computes in.
-        name: what it was asked for by.
+        source: where it is from.
     """
 
     network: Any
@@ -43,7 +44,12 @@ class DiffusionPrior:
     image_size: int
     device: torch.device
     dtype: torch.dtype
-    name: str = ""
+    source: Source
+
+    @property
+    def name(self) -> str:
+        """What it was asked for by."""
+        return self.source.name
 
     @property
     def num_timesteps(self) -> int:

@@ -10,30 +10,13 @@ from typing import Any
 
 import torch
 
+from distill.convert import pickled
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.families import FAMILIES, Family
 from distill.priors.families.unet import PLAIN
 from distill.priors.schedule import read_schedule
+from distill.priors.source import UNUSED, find, variant_of
 from distill.priors.text import TextEncoders, identity_of
-
-EMBEDDED = Path(__file__).parents[1] / "embedded" / "prior"
-#: Parts of pipelines that no prior needs.
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
-
-
-def folder_of(name: str | Path) -> Path:
-    """The folder of a prior: ``embedded``, or a local folder in the diffusers layout.
-
-    Raises:
-        ValueError: there is no such prior.
-    """
-    folder = EMBEDDED if str(name) == "embedded" else Path(name).expanduser()
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(
-            f"prior must be 'embedded' or a folder in the diffusers layout, but {str(name)!r} has no "
-            "model_index.json; save a pipeline there with pipeline.save_pretrained(folder)"
-        )
-    return folder
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -43,6 +26,14 @@ def default_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
     return torch.float32
+
+
+def precision(dtype: torch.dtype) -> dict[str, Any]:
+    """What ``from_pretrained`` of diffusers wants to be told; it was renamed in version 0.40."""
+    from importlib.metadata import version
+
+    major, minor = (int(part) for part in version("diffusers").split(".")[:2])
+    return {"dtype" if (major, minor) >= (0, 40) else "torch_dtype": dtype}
 
 
 def family_of(folder: Path) -> tuple[Family, dict[str, Any]]:
@@ -79,7 +70,8 @@ def load_prior(
     """Load a frozen prior.
 
     Args:
-        name: ``embedded``, or a local folder in the diffusers layout, safetensors only.
+        name: ``embedded``, a local folder in the diffusers layout, a name that ``distill priors`` lists, or
+            ``owner/repository@revision`` on the hub; safetensors only.
         device: where it runs.
         dtype: what its network computes in; by default what the device is fast at.
         image_size: height and width in pixels that it is shown; by default what it was trained on.
@@ -89,7 +81,8 @@ def load_prior(
     """
     device = torch.device(device)
     dtype = dtype or default_dtype(device)
-    folder = folder_of(name)
+    source = find(name)
+    folder = source.folder
     family, index = family_of(folder)
     try:
         network = _component(folder, family.component, family.network, dtype)
@@ -98,6 +91,11 @@ def load_prior(
         )
         scheduler = _scheduler(folder, index)
     except (OSError, ValueError) as error:
+        if old := pickled(folder):
+            raise ValueError(
+                f"the prior in {folder} has pickled weights ({old[0].relative_to(folder)}), and only safetensors are read; "
+                f"convert them: python -m distill.convert {folder}"
+            ) from error
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"could not load the prior in {folder} (safetensors in the diffusers layout): {reason}"
@@ -120,7 +118,7 @@ def load_prior(
         family.embed,
         None if own else identity_of(folder, str(precision)),
     )
-    return DiffusionPrior(network, vae, text, family, schedule, size, device, dtype, str(name))
+    return DiffusionPrior(network, vae, text, family, schedule, size, device, dtype, source)
 
 
 def shrink(vae: Any, network: Any) -> int:
@@ -137,10 +135,10 @@ def _component(folder: Path, part: str, kind: str, dtype: torch.dtype) -> Any:
     return getattr(diffusers, kind).from_pretrained(
         folder,
         subfolder=part,
-        torch_dtype=dtype,
+        variant=variant_of(folder / part),
         use_safetensors=True,
         local_files_only=True,
-        low_cpu_mem_usage=False,
+        **precision(dtype),
     )
 
 
@@ -180,7 +178,9 @@ def _load_text(folder: Path, index: dict[str, Any], device: torch.device, dtype:
     }
     if "requires_safety_checker" in index:
         without["requires_safety_checker"] = False
+    encoders = [variant_of(folder / part) for part in index if part.startswith("text_encoder")]
+    without["variant"] = next(filter(None, encoders), None)
     pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(
-        folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **without
+        folder, use_safetensors=True, local_files_only=True, **precision(dtype), **without
     )
     return pipeline.to(device)

@@ -34,7 +34,7 @@ from distill.novelview.train import (
     open_pipeline,
 )
 from distill.novelview.views import Views
-from distill.priors.load import folder_of
+from distill.priors.source import EMBEDDED as PRIOR
 
 
 def pictures(size: int, uid: str, index: int) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--init", type=Path, default=folder_of("embedded"))
+    parser.add_argument("--init", type=Path, default=PRIOR)
     parser.add_argument("--encoder", type=Path, default=EMBEDDED / "image_encoder")
     parser.add_argument("--size", type=int, default=64, help="of the pictures, pixels")
     parser.add_argument("--batch", type=int, default=16)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from distill.novelview.pipeline import NovelViewPipeline
-from distill.priors.load import folder_of
+from distill.priors.source import EMBEDDED
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = HERE.parents[1] / "distill/embedded/novel_view"
@@ -59,7 +59,7 @@ def main() -> None:
     if not (encoder / "encoder").is_dir():
         steps = ["--steps", str(options.encoder_steps)]
         run(str(HERE / "train_encoder.py"), "--renders", str(renders), "--work", str(encoder), *steps)
-    first = train(work, "first", folder_of("embedded"), f"iterations={options.updates}")
+    first = train(work, "first", EMBEDDED, f"iterations={options.updates}")
     rates = ["learning_rate=3e-4", "final_rate=1e-5", "std=0.5"]
     last = train(work, "last", first, f"iterations={options.last_updates}", *rates)
     NovelViewPipeline.load(last).save(options.output, torch.float16)

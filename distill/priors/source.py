@@ -1,0 +1,162 @@
+"""Where a prior's files are: shipped, in a local folder, or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.priors.table import MODELS
+
+EMBEDDED = Path(__file__).parents[1] / "embedded" / "prior"
+#: Parts of pipelines that no prior needs.
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermarker", "prior", "super_res")
+#: How names of weights in half precision differ: model.fp16.safetensors, model.fp16-00001-of-00002.safetensors.
+HALF = r"\.(fp16|bf16)[.-]"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A prior's folder and what is known of where it is from.
+
+    Attributes:
+        folder: in the diffusers layout.
+        name: what it was asked for by.
+        repository: on the hub, empty for a local folder.
+        revision: the commit, empty for a local folder.
+        licence: as its card or the table says, empty where unknown.
+    """
+
+    folder: Path
+    name: str
+    repository: str = ""
+    revision: str = ""
+    licence: str = ""
+
+
+def find(name: str | Path) -> Source:
+    """The folder of a prior, fetched from the hub where it is not there yet.
+
+    Args:
+        name: ``embedded``, a local folder, a name of ``distill priors``, or ``owner/repository[@revision]``.
+
+    Raises:
+        ValueError: there is no such prior, or it cannot be fetched, in one line with the remedy.
+    """
+    text = str(name)
+    if text == "embedded":
+        return Source(EMBEDDED, text, licence="apache-2.0")
+    folder = Path(text).expanduser()
+    if (folder / "model_index.json").is_file():
+        return Source(folder, text, licence=licence_of(folder))
+    if text in MODELS:
+        model = MODELS[text]
+        return fetch(text, model.repository, model.revision, model.licence)
+    if _REPOSITORY.fullmatch(text) and not folder.exists():
+        repository, _, revision = text.partition("@")
+        return fetch(text, repository, revision)
+    raise ValueError(
+        f"prior must be 'embedded', a name that 'distill priors' lists, a hub id such as owner/repository@revision, or a "
+        f"folder in the diffusers layout, but {text!r} has no model_index.json"
+    )
+
+
+def licence_of(folder: Path) -> str:
+    """The licence that a model's card names, or nothing."""
+    card = folder / "README.md"
+    found = (
+        re.match(r"---\n(.*?)\n---", card.read_text(errors="replace"), re.DOTALL) if card.is_file() else None
+    )
+    line = re.search(r"^license: *(\S+)", found[1], re.MULTILINE) if found else None
+    return line[1].strip("'\"") if line else ""
+
+
+def fetch(name: str, repository: str, revision: str = "", licence: str = "") -> Source:
+    """A repository's folder in the hub's cache, what is missing downloaded: safetensors and settings alone.
+
+    Raises:
+        ValueError: it is gated, gone, or out of reach, or has no safetensors; in one line with the remedy.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    at: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
+    try:
+        index = Path(hub.hf_hub_download(**at, filename="model_index.json", local_files_only=offline()))
+        if not offline():
+            wanted = patterns(json.loads(index.read_text()), hub.list_repo_files(**at))
+            hub.snapshot_download(**at, allow_patterns=wanted)
+    except errors.GatedRepoError as error:
+        raise ValueError(
+            f"prior {name} is gated: accept its terms at https://huggingface.co/{repository}, then 'hf auth login' or set "
+            "HF_TOKEN"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(
+            f"prior {name} has no revision {revision}; give another after the @, or none"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        mirrors = MODELS[name].mirrors if name in MODELS else ()
+        known = f"; mirrors: {', '.join(mirrors)}" if mirrors else ""
+        raise ValueError(
+            f"there is no {repository} on the hub: removed, renamed, private, or misspelt{known}"
+        ) from error
+    except errors.RemoteEntryNotFoundError as error:
+        raise ValueError(
+            f"{repository} has no model_index.json, so it is no pipeline of diffusers"
+        ) from error
+    except ValueError:
+        raise
+    except Exception as error:  # what a network fails with differs between versions of the hub's client
+        way = "HF_HUB_OFFLINE is set" if offline() else f"the hub is out of reach ({type(error).__name__})"
+        raise ValueError(
+            f"prior {name} is not in the hub's cache, and {way}; fetch it once where there is a network with 'hf download "
+            f"{repository}', or give a local folder"
+        ) from error
+    return Source(index.parent, name, repository, index.parent.name, licence or licence_of(index.parent))
+
+
+def offline() -> bool:
+    """Whether the user forbids the network."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
+def patterns(index: dict[str, Any], files: list[str]) -> list[str]:
+    """Which files of a repository a prior needs.
+
+    Of weights, those in safetensors, and in half precision where they come in several.
+
+    Raises:
+        ValueError: a part has no safetensors.
+    """
+    parts = [
+        part for part, kind in index.items() if isinstance(kind, list) and kind[0] and part not in UNUSED
+    ]
+    wanted = [name for name in ("model_index.json", "README.md") if name in files]
+    for part in parts:
+        own = [name for name in files if name.startswith(f"{part}/")]
+        wanted += [
+            name for name in own if name.endswith((".json", ".txt", ".model")) and ".index." not in name
+        ]
+        weights = [name for name in own if name.endswith((".safetensors", ".safetensors.index.json"))]
+        half = [name for name in weights if re.search(HALF, name)]
+        if not weights and any(name.endswith((".bin", ".ckpt", ".pt")) for name in own):
+            raise ValueError(
+                f"{part} has pickled weights alone; download the repository and convert it: python -m distill.convert "
+                "FOLDER"
+            )
+        wanted += half or weights
+    return wanted
+
+
+def variant_of(folder: Path) -> str | None:
+    """``fp16`` or ``bf16`` where a part's weights come in that alone."""
+    names = [path.name for path in folder.glob("*.safetensors*")]
+    if not names or any(re.fullmatch(r"\w+?(-\d+-of-\d+)?\.safetensors", name) for name in names):
+        return None
+    found = re.search(HALF, " ".join(names))
+    return found[1] if found else None

@@ -1,0 +1,220 @@
+"""Where priors come from: folders, the hub (a small one of our own, over HTTP), and every way not to be there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from tiny_pipelines import make
+
+from distill.priors.source import find, licence_of, patterns, variant_of
+
+COMMIT = "1234567890abcdef1234567890abcdef12345678"
+
+
+@dataclass
+class Hub:
+    """What the hub says of repositories: their files, or the error code that it gives."""
+
+    repositories: dict[str, Path | str]
+    asked: list[str] = field(default_factory=list)
+    url: str = ""
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    good = tmp_path_factory.mktemp("good")
+    make("stable_diffusion").save_pretrained(good)
+    (good / "README.md").write_text("---\nlicense: openrail\ntags: [a]\n---\nA model.\n")
+    (good / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"junk")
+    (good / "whole.ckpt").write_bytes(b"junk")
+    pickled = tmp_path_factory.mktemp("pickled")
+    (pickled / "unet").mkdir()
+    (pickled / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"junk")
+    (pickled / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DConditionModel"]}')
+    known = Hub(
+        {
+            "us/good": good, "us/pickled": pickled, "us/gated": "GatedRepo", "us/none": "RepoNotFound",
+            "us/empty": "EntryNotFound",
+        }
+    )  # fmt: skip
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0].strip("/")
+            known.asked.append(path)
+            parts = path.removeprefix("api/models/").split("/")
+            there = known.repositories.get("/".join(parts[:2]), "RepoNotFound")
+            if "revision" in parts[2:3] + parts[3:4] or path.startswith("api/"):
+                return self.say_of(there, parts)
+            if isinstance(there, str):
+                return self.fail(there)
+            if parts[3] not in ("main", COMMIT):
+                return self.fail("RevisionNotFound")
+            file = there.joinpath(*parts[4:])
+            return self.give(file.read_bytes()) if file.is_file() else self.fail("EntryNotFound")
+
+        def say_of(self, there: Path | str, parts: list[str]) -> None:
+            if isinstance(there, str) and there != "EntryNotFound":
+                return self.fail(there)
+            if parts[2:3] == ["revision"] and parts[3] not in ("main", COMMIT):
+                return self.fail("RevisionNotFound")
+            names = [] if isinstance(there, str) else [p for p in there.rglob("*") if p.is_file()]
+            files = [{"rfilename": str(p.relative_to(there))} for p in names]
+            if "tree" in parts:
+                tree = [
+                    {
+                        "type": "file",
+                        "path": str(p.relative_to(there)),
+                        "size": p.stat().st_size,
+                        "oid": "0" * 40,
+                    }
+                    for p in names
+                ]
+                return self.give(json.dumps(tree).encode(), "application/json")
+            about = {
+                "id": "/".join(parts[:2]),
+                "sha": COMMIT,
+                "siblings": files,
+                "tags": [],
+                "private": False,
+            }
+            self.give(json.dumps(about).encode(), "application/json")
+
+        def give(self, content: bytes, kind: str = "application/octet-stream") -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def fail(self, code: str) -> None:
+            self.send_response(403 if code == "GatedRepo" else 404)
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    known.url = f"http://127.0.0.1:{server.server_address[1]}"
+    yield known
+    server.shutdown()
+
+
+def ask(name: str, home: Path, url: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Find a prior in a process of its own: the hub's client reads its settings once."""
+    code = (
+        "import sys, json; from distill.priors.source import find\n"
+        "try: print(json.dumps({k: str(v) for k, v in vars(find(sys.argv[1])).items()}))\n"
+        "except ValueError as error: sys.exit(f'error: {error}')"
+    )
+    settings = {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_ETAG_TIMEOUT": "5",
+        **more,
+    }
+    said = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | settings
+    return subprocess.run(
+        [sys.executable, "-c", code, name], capture_output=True, text=True, env=said, timeout=100
+    )
+
+
+def test_a_repository_is_fetched_once_and_found_again_offline(hub: Hub, tmp_path: Path) -> None:
+    first = ask("us/good", tmp_path, hub.url)
+    assert first.returncode == 0, first.stderr
+    found = json.loads(first.stdout)
+    folder = Path(found["folder"])
+    assert found["revision"] == COMMIT and found["licence"] == "openrail" and found["repository"] == "us/good"
+    names = {path.name for path in folder.rglob("*")}
+    assert "diffusion_pytorch_model.safetensors" in names
+    assert not any(name.endswith((".bin", ".ckpt")) for name in names)
+    asked = len(hub.asked)
+    again = ask("us/good", tmp_path, hub.url, HF_HUB_OFFLINE="1")
+    assert json.loads(again.stdout) == found
+    assert len(hub.asked) == asked
+    pinned = ask(f"us/good@{COMMIT}", tmp_path, hub.url)
+    assert json.loads(pinned.stdout)["revision"] == COMMIT
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("us/gated", "prior us/gated is gated: accept its terms at https://huggingface.co/us/gated"),
+        ("us/none", "there is no us/none on the hub: removed, renamed, private, or misspelt"),
+        ("us/empty", "us/empty has no model_index.json"),
+        ("us/good@0000000000000000000000000000000000000000", "has no revision 00000"),
+        (
+            "us/pickled",
+            "unet has pickled weights alone; download the repository and convert it: python -m distill.convert",
+        ),
+    ],
+)
+def test_each_way_not_to_be_there_has_its_remedy(hub: Hub, tmp_path: Path, name: str, said: str) -> None:
+    asked = ask(name, tmp_path, hub.url)
+    assert asked.returncode == 1
+    assert said in asked.stderr
+    assert len(asked.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [({}, "the hub is out of reach"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set")],
+)
+def test_no_network_is_said(tmp_path: Path, more: dict[str, str], said: str) -> None:
+    asked = ask("us/good", tmp_path, "http://127.0.0.1:9", **more)
+    assert asked.returncode == 1
+    assert said in asked.stderr
+    assert "hf download us/good" in asked.stderr.strip().splitlines()[-1]  # the client tells of its retries before
+
+
+def test_a_local_folder_says_its_licence(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    assert find(tmp_path).licence == ""
+    (tmp_path / "README.md").write_text("---\nlanguage: en\nlicense: 'mit'\n---\nlicense: other\n")
+    assert find(tmp_path).licence == licence_of(tmp_path) == "mit"
+    with pytest.raises(
+        ValueError, match="a name that 'distill priors' lists, a hub id such as owner/repository@revision"
+    ):
+        find(tmp_path / "nowhere")
+
+
+def test_half_precision_is_taken_where_there_is_a_choice(tmp_path: Path) -> None:
+    files = [
+        "model_index.json", "README.md", "big.safetensors", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.fp16.bin", "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors", "safety_checker/model.safetensors", "tokenizer/merges.txt",
+        "tokenizer/vocab.json", "unet_onnx/model.onnx",
+    ]  # fmt: skip
+    index = {
+        "_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"], "safety_checker": ["a", "b"], "tokenizer": ["transformers", "CLIPTokenizer"],
+        "image_encoder": [None, None],
+    }  # fmt: skip
+    assert sorted(patterns(index, files)) == [
+        "README.md", "model_index.json", "tokenizer/merges.txt", "tokenizer/vocab.json", "unet/config.json",
+        "unet/diffusion_pytorch_model.fp16.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
+    ]  # fmt: skip
+    (tmp_path / "model.fp16-00001-of-00002.safetensors").touch()
+    assert variant_of(tmp_path) == "fp16"
+    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    assert variant_of(tmp_path) is None
