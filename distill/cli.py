@@ -20,6 +20,7 @@ Make a 3D asset from a prompt or a picture.
   distill image=mug.png                       from one picture, RGBA or on a plain background
   distill "a red mug" image=mug.png           from a picture and words
   distill -- "seed=1 is my prompt"            a prompt that looks like an option
+  distill priors                              models that prior= knows by name
 
 Common options (name=value):
   iterations, seed, particles, init, image, reference.elevation_deg, output_dir, prior, device, guidance,
@@ -144,6 +145,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from distill import __version__
 
         print(__version__)
+        sys.exit(0)
+    if arguments == ["priors"]:
+        from distill.priors.table import describe
+
+        print(describe())
         sys.exit(0)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "trimesh", "imageio_ffmpeg", "diffusers", "transformers"):

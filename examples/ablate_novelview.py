@@ -28,7 +28,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from distill.checkpoint import write_atomic
-from distill.comparison.ablation import LAWS, ROWS, law_name, write_report
+from distill.comparison.ablation import FLAT, LAWS, ROWS, law_name, write_report
 from distill.comparison.shares import share
 from distill.embedded.judge import SHIPPED as JUDGE
 from distill.journal import Interrupted
@@ -46,6 +46,7 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, Any
         for mean, std in LAWS:
             law = {"mean": mean / 1000, "std": std / 1000, "encoder": "dino"}
             yield law_name(mean, std), seed, law, options.short
+        yield FLAT, seed, {"encoder": "dino", "flat": True}, options.short
 
 
 def config_of(
@@ -57,6 +58,8 @@ def config_of(
         recipe: Any = OmegaConf.to_container(compose("train", overrides=["recipe=embedded"]))
     encoders = {"clip": str(JUDGE), "dino": str(options.encoder)}
     said = dict(special, encoder=encoders[special["encoder"]])
+    if said.pop("flat", False):
+        said["final_rate"] = recipe["learning_rate"]
     every = {
         "data": str(options.renders), "init": str(EMBEDDED), "output_dir": str(folder), "seed": seed,
         "iterations": updates, "validate_every": updates // 6, "validation_pairs": 256,

@@ -12,6 +12,7 @@ from PIL import Image
 
 from distill.comparison.ablation import (
     BASELINE,
+    FLAT,
     FULL,
     LAWS,
     ROWS,
@@ -124,6 +125,17 @@ def test_laws_are_judged_against_the_papers(tmp_path: Path) -> None:
     found = verdicts(tmp_path)
     assert found["A mean of 1000 is the best at a standard deviation of 200"] == "does not hold"
     assert found["A standard deviation of 200 is better than 100 at a mean of 1000"] == "holds"
+
+
+def test_what_the_falling_rate_gains_by_hand(tmp_path: Path) -> None:
+    write_cell(tmp_path, law_name(1000, 200), 0, 0.1, [0.6, 0.4, 0.2])
+    write_cell(tmp_path, FLAT, 0, 0.1, [0.6, 0.5, 0.5])
+    assert "A falling rate reaches a constant one's final distance sooner" in verdicts(tmp_path)
+    lines = {line["claim"]: line for line in csv.DictReader((tmp_path / "claims.csv").open())}
+    (line,) = (line for claim, line in lines.items() if claim.startswith("A falling rate"))
+    assert line["verdict"] == "holds"
+    # It is at .5 after 150 updates, and the constant one ends there after 300.
+    assert "2 [2, 2]" in line["numbers"]
 
 
 def test_nothing_finished_is_said(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,7 +17,10 @@ from pathlib import Path
 import pytest
 from tiny_pipelines import make
 
+from distill.cli import main
+from distill.priors.families import FAMILIES
 from distill.priors.source import find, licence_of, patterns, variant_of
+from distill.priors.table import MODELS
 
 COMMIT = "1234567890abcdef1234567890abcdef12345678"
 
@@ -184,7 +188,9 @@ def test_no_network_is_said(tmp_path: Path, more: dict[str, str], said: str) -> 
     asked = ask("us/good", tmp_path, "http://127.0.0.1:9", **more)
     assert asked.returncode == 1
     assert said in asked.stderr
-    assert "hf download us/good" in asked.stderr.strip().splitlines()[-1]  # the client tells of its retries before
+    assert (
+        "hf download us/good" in asked.stderr.strip().splitlines()[-1]
+    )  # the client tells of its retries before
 
 
 def test_a_local_folder_says_its_licence(tmp_path: Path) -> None:
@@ -196,6 +202,23 @@ def test_a_local_folder_says_its_licence(tmp_path: Path) -> None:
         ValueError, match="a name that 'distill priors' lists, a hub id such as owner/repository@revision"
     ):
         find(tmp_path / "nowhere")
+
+
+def test_the_table_of_known_models_is_consistent(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, model in MODELS.items():
+        assert re.fullmatch(r"[a-z0-9.-]+", name)
+        assert model.pipeline in FAMILIES
+        for repository in (model.repository, *model.mirrors):
+            assert re.fullmatch(r"[\w.-]+/[\w.-]+", repository)
+        assert re.fullmatch(r"([0-9a-f]{40})?", model.revision)
+        assert model.licence and model.millions > 0 and model.scale >= 1
+        assert model.image_size % 64 == 0
+        assert (model.image_size == 64) == (model.pipeline == "IFPipeline")
+    with pytest.raises(SystemExit) as stopped:
+        main(["priors"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown and model.repository in shown for name, model in MODELS.items())
 
 
 def test_half_precision_is_taken_where_there_is_a_choice(tmp_path: Path) -> None:
