@@ -59,6 +59,34 @@ class Reference:
 
 
 @dataclass
+class Views:
+    """How a camera's side is told in words, see ``distill.prompts``.
+
+    ``front``, ``side``, ``back`` and ``overhead`` are whole prompts instead of the prompt with the view's word; ``file``
+    is a YAML file with any of them.
+    """
+
+    front: str | None = None
+    side: str | None = None
+    back: str | None = None
+    overhead: str | None = None
+    file: str | None = None
+    front_deg: float = 45.0
+    overhead_deg: float = 60.0
+
+
+@dataclass
+class PerpNeg:
+    """Stay away from the views that a camera does not see; each curve is a, b, c of a exp(-b r) + c."""
+
+    enabled: bool = False
+    front_from_side: list[float] = field(default_factory=lambda: [4.0, 0.5, -2.426])
+    side_from_front: list[float] = field(default_factory=lambda: [4.0, 0.5, -2.426])
+    side_from_back: list[float] = field(default_factory=lambda: [1.0, 0.5, -0.606])
+    front_from_back: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.967])
+
+
+@dataclass
 class Rendering:
     """Pictures per step, their side in pixels (a number or a schedule), and how surfaces are lit."""
 
@@ -120,6 +148,9 @@ class Config:
     image: str | None = None
     novel_view: str = "embedded"
     view_words: str = "auto"
+    views: Views = field(default_factory=Views)
+    perp_neg: PerpNeg = field(default_factory=PerpNeg)
+    unconditional: str = "auto"
     iterations: int = 400
     particles: int = 1
     seed: int = 0
@@ -301,7 +332,7 @@ def quote_text(override: str) -> str:
     key, _, value = override.partition("=")
     texts = (
         "output_dir", "init", "prior", "prompts", "negative_prompt", "source_prompt", "image", "novel_view",
-        "reference.depth", "reference.normal",
+        "reference.depth", "reference.normal", "views.front", "views.side", "views.back", "views.overhead", "views.file",
     )  # fmt: skip
     plain = key in texts and value != "null"
     return f"{key}={quote(value)}" if plain and value[:1] not in ("'", '"') else override
@@ -424,6 +455,11 @@ def check(config: DictConfig) -> None:
         if end < 8:
             raise ValueError(
                 f"render.size must be at least 8 pixels, got {end:g}; leave it out for the default"
+            )
+    for name in ("front_deg", "overhead_deg"):
+        if not 0 < config.views[name] <= 90:
+            raise ValueError(
+                f"views.{name} must be above 0 and at most 90 degrees, got {config.views[name]:g}"
             )
     if config.prompt and config.prompts:
         raise ValueError("give a prompt or prompts=FILE, not both")

@@ -28,6 +28,7 @@ from distill.folders import claim, is_finished
 from distill.journal import Interrupted, Journal, stop_signals
 from distill.novelview.seen import Seen, folder_of_model, look_at, write_beside
 from distill.priors.load import load_prior
+from distill.priors.perp_neg import Curves, PerpNegPrior
 from distill.priors.source import Source, find
 from distill.samplers.cameras import Cameras
 from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
@@ -279,6 +280,8 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
         model: Prior = seen.prior
     else:
         model = prior or load_prior(config.prior, device)
+    if config.perp_neg.enabled:
+        model = PerpNegPrior(model, model.embed([""]))
     parts = build(config, model, seen)
     condition = make_condition(config, model, parts)
     folder = claim(config)
@@ -349,8 +352,23 @@ def make_condition(config: DictConfig, prior: Prior, parts: Parts) -> Callable[[
         return lambda cameras: replace(told.condition(cameras), seen=told)
     flat = not hasattr(parts.scenes[0], "query")
     style = "none" if flat and config.view_words == "auto" else config.view_words
-    words = prompts.view_words(style, config.prior)
-    condition = prompts.conditioner(prior, config.prompt, config.negative_prompt, words, config.source_prompt)
+    views = config.views
+    words = prompts.view_words(
+        style,
+        config.prior,
+        front_deg=views.front_deg,
+        overhead_deg=views.overhead_deg,
+        own=prompts.own_prompts(views),
+    )
+    condition = prompts.conditioner(
+        prior,
+        config.prompt,
+        config.negative_prompt,
+        words,
+        config.source_prompt,
+        unconditional=config.unconditional,
+        away=curves(config) if config.perp_neg.enabled else None,
+    )
     if seen:
         return lambda cameras: replace(condition(cameras), seen=seen.prior)
     source = parts.source
@@ -362,6 +380,21 @@ def make_condition(config: DictConfig, prior: Prior, parts: Parts) -> Callable[[
         return replace(condition(cameras), source_x=prior.encode(seen))
 
     return with_source
+
+
+def curves(config: DictConfig) -> Curves:
+    """Perp-Neg's weights.
+
+    Raises:
+        ValueError: a curve does not have three numbers.
+    """
+    options = {name: tuple(value) for name, value in config.perp_neg.items() if name != "enabled"}
+    for name, value in options.items():
+        if len(value) != 3:
+            raise ValueError(
+                f"perp_neg.{name} must be three numbers a, b, c of a exp(-b r) + c, got {list(value)}"
+            )
+    return Curves(**options)
 
 
 def train(

@@ -55,3 +55,12 @@ def test_an_asset_with_every_loss(prior: DiffusionPrior, loss: str, tmp_path: Pa
     assert asset.manifest["prior"]["name"] == str(prior.source.folder)
     assert (tmp_path / "run" / "mesh.glb").stat().st_size > 0
     assert asset.manifest["skipped_steps"] == 0
+
+
+@pytest.mark.parametrize("loss", ["sds", "csd", "vsd", "ism"])
+def test_perp_neg_works_under_any_loss(prior: DiffusionPrior, loss: str, tmp_path: Path) -> None:
+    if loss == "vsd" and prior.family.network == "PixArtTransformer2DModel":
+        return
+    told = {"guidance": loss, **QUICK, "export.enabled": False, "perp_neg.enabled": True, "render.batch": 3}
+    asset = distill.generate("a red mug", prior=prior, output_dir=tmp_path / "run", **told)
+    assert asset.manifest["skipped_steps"] == 0
