@@ -21,6 +21,7 @@ Make a 3D asset from a prompt or a picture.
   distill "a red mug" image=mug.png           from a picture and words
   distill -- "seed=1 is my prompt"            a prompt that looks like an option
   distill priors                              models that prior= knows by name
+  distill doctor prior=sd-2.1-base guidance=vsd   can it run here, and what will it cost? (--json)
 
 Common options (name=value):
   iterations, seed, particles, init, image, reference.elevation_deg, output_dir, prior, device, guidance,
@@ -166,6 +167,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _start(arguments: Sequence[str]) -> int:
     from distill import config as settings
 
+    if arguments[0] == "doctor":
+        from distill.doctor import doctor
+
+        overrides = [settings.quote_text(text) for text in arguments[1:] if text != "--json"]
+        given = any(text.startswith(("prompt=", "image=")) for text in overrides)
+        chosen = settings.compose_config([*overrides, *([] if given else ["prompt=example"])])
+        return doctor(chosen, as_json="--json" in arguments)
     prompt, options = split_prompt(arguments)
     if prompt is not None:
         options.append(f"prompt={settings.quote(prompt)}")

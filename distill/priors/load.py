@@ -89,7 +89,7 @@ def load_prior(
         vae = (
             _component(folder, "vae", index["vae"][1], _vae_dtype(folder, dtype)) if "vae" in index else None
         )
-        scheduler = _scheduler(folder, index)
+        scheduler = read_scheduler(folder, index)
     except (OSError, ValueError) as error:
         if old := pickled(folder):
             raise ValueError(
@@ -105,12 +105,8 @@ def load_prior(
             module.to(device).eval().requires_grad_(False)
     if family.component == "unet":
         network.to(memory_format=torch.channels_last)
-    scale = shrink(vae, network)
-    size = image_size or int(network.config.get("sample_size") or 128) * scale
-    folded = 2 * scale if family.component == "transformer" else scale
-    if size % folded:
-        raise ValueError(f"image_size must be a multiple of {folded} for this prior, got {size}")
-    schedule = read_schedule(scheduler, (size // folded) ** 2).to(device)
+    size, patches = image_size_of(vae, network, image_size)
+    schedule = read_schedule(scheduler, patches).to(device)
     own = family is PLAIN
     precision = torch.float32 if own or device.type == "cpu" else dtype
     text = TextEncoders(
@@ -119,6 +115,20 @@ def load_prior(
         None if own else identity_of(folder, str(precision)),
     )
     return DiffusionPrior(network, vae, text, family, schedule, size, device, dtype, source)
+
+
+def image_size_of(vae: Any, network: Any, wanted: int | None) -> tuple[int, int]:
+    """Side of the pictures that a prior is shown, pixels, and how many patches its network makes of one.
+
+    Raises:
+        ValueError: the side that is wanted does not fit.
+    """
+    scale = shrink(vae, network)
+    size = wanted or int(network.config.get("sample_size") or 128) * scale
+    folded = scale if "UNet" in type(network).__name__ else 2 * scale
+    if size % folded:
+        raise ValueError(f"image_size must be a multiple of {folded} for this prior, got {size}")
+    return size, (size // folded) ** 2
 
 
 def shrink(vae: Any, network: Any) -> int:
@@ -148,7 +158,8 @@ def _vae_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 and config.get("force_upcast") else dtype
 
 
-def _scheduler(folder: Path, index: dict[str, Any]) -> Any:
+def read_scheduler(folder: Path, index: dict[str, Any]) -> Any:
+    """The scheduler that a folder names."""
     import diffusers
 
     kind = index["scheduler"]

@@ -23,6 +23,7 @@ class Family:
             empty prompt is what the pipeline takes for none.
         predict: ``(network, x_t, time, embedding) -> output``; what is beyond the channels of ``x_t`` is cut off.
         clock: the module in the network that embeds the time, with a layer ``linear_2``; adapters add a camera there.
+        blank: ``network -> named tensors`` of one prompt, zeros, of the shapes that the published models are told.
     """
 
     network: str
@@ -30,6 +31,7 @@ class Family:
     embed: Callable[[Any, Sequence[str]], dict[str, Tensor]]
     predict: Callable[[Any, Tensor, Tensor, Embedding], Tensor]
     clock: str
+    blank: Callable[[Any], dict[str, Tensor]]
 
 
 def default_options(pipeline: Any) -> dict[str, Any]:

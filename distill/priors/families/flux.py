@@ -47,4 +47,16 @@ def predict(network: Any, x_t: Tensor, time: Tensor, cond: Embedding) -> Tensor:
     return nn.functional.pixel_shuffle(output.mT.unflatten(2, (rows, columns)), 2)
 
 
-FLUX = Family("FluxTransformer2DModel", "transformer", embed, predict, "time_text_embed.timestep_embedder")
+def blank(network: Any) -> dict[str, Tensor]:
+    """512 tokens of T5's."""
+    config = network.config
+    return {
+        "encoder_hidden_states": torch.zeros(1, 512, config.joint_attention_dim),
+        "pooled_projections": torch.zeros(1, config.pooled_projection_dim),
+        "guidance": torch.zeros(1),
+    }
+
+
+FLUX = Family(
+    "FluxTransformer2DModel", "transformer", embed, predict, "time_text_embed.timestep_embedder", blank
+)

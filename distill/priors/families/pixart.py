@@ -39,6 +39,12 @@ def predict(network: Any, x_t: Tensor, time: Tensor, cond: Embedding) -> Tensor:
     return result
 
 
+def blank(network: Any) -> dict[str, Tensor]:
+    """120 tokens; sigma has 300."""
+    width = network.config.caption_channels
+    return {"encoder_hidden_states": torch.zeros(1, 120, width), "encoder_attention_mask": torch.ones(1, 120)}
+
+
 PIXART = Family(
-    "PixArtTransformer2DModel", "transformer", embed, predict, "adaln_single.emb.timestep_embedder"
+    "PixArtTransformer2DModel", "transformer", embed, predict, "adaln_single.emb.timestep_embedder", blank
 )

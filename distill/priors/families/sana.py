@@ -36,4 +36,12 @@ def predict(network: Any, x_t: Tensor, time: Tensor, cond: Embedding) -> Tensor:
     return result
 
 
-SANA = Family("SanaTransformer2DModel", "transformer", embed, predict, "time_embed.emb.timestep_embedder")
+def blank(network: Any) -> dict[str, Tensor]:
+    """300 tokens of Gemma's."""
+    width = network.config.caption_channels
+    return {"encoder_hidden_states": torch.zeros(1, 300, width), "encoder_attention_mask": torch.ones(1, 300)}
+
+
+SANA = Family(
+    "SanaTransformer2DModel", "transformer", embed, predict, "time_embed.emb.timestep_embedder", blank
+)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distill.contracts import Embedding
@@ -33,4 +34,15 @@ def predict(network: Any, x_t: Tensor, time: Tensor, cond: Embedding) -> Tensor:
     return result
 
 
-SD3 = Family("SD3Transformer2DModel", "transformer", embed, predict, "time_text_embed.timestep_embedder")
+def blank(network: Any) -> dict[str, Tensor]:
+    """77 tokens of CLIP's and 256 of T5's."""
+    config = network.config
+    return {
+        "encoder_hidden_states": torch.zeros(1, 77 + 256, config.joint_attention_dim),
+        "pooled_projections": torch.zeros(1, config.pooled_projection_dim),
+    }
+
+
+SD3 = Family(
+    "SD3Transformer2DModel", "transformer", embed, predict, "time_text_embed.timestep_embedder", blank
+)

@@ -67,7 +67,18 @@ def predict_xl(network: Any, x_t: Tensor, time: Tensor, cond: Embedding) -> Tens
     return result
 
 
-PLAIN = Family("UNet2DConditionModel", "unet", embed_plain, predict, "time_embedding")
-STABLE_DIFFUSION = Family("UNet2DConditionModel", "unet", embed, predict, "time_embedding")
-STABLE_DIFFUSION_XL = Family("UNet2DConditionModel", "unet", embed_xl, predict_xl, "time_embedding")
-DEEPFLOYD = Family("UNet2DConditionModel", "unet", embed, predict, "time_embedding")
+def blank(network: Any) -> dict[str, Tensor]:
+    """77 tokens, as CLIP and IF's T5 give."""
+    config = network.config
+    return {"encoder_hidden_states": torch.zeros(1, 77, config.encoder_hid_dim or config.cross_attention_dim)}
+
+
+def blank_xl(network: Any) -> dict[str, Tensor]:
+    pooled = network.config.projection_class_embeddings_input_dim - 6 * network.config.addition_time_embed_dim
+    return {**blank(network), "text_embeds": torch.zeros(1, pooled)}
+
+
+PLAIN = Family("UNet2DConditionModel", "unet", embed_plain, predict, "time_embedding", blank)
+STABLE_DIFFUSION = Family("UNet2DConditionModel", "unet", embed, predict, "time_embedding", blank)
+STABLE_DIFFUSION_XL = Family("UNet2DConditionModel", "unet", embed_xl, predict_xl, "time_embedding", blank_xl)
+DEEPFLOYD = Family("UNet2DConditionModel", "unet", embed, predict, "time_embedding", blank)

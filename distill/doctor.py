@@ -1,0 +1,275 @@
+"""``distill doctor``: can this machine run what was chosen, and what will it cost?"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig
+
+from distill.priors.source import Source, find, offline
+from distill.priors.table import MODELS
+
+#: Free space that a run may take, bytes.
+ROOM = 2e9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: of it.
+        verdict: ``ok``; ``note``, nothing that this run needs; or ``wrong``, with the remedy in ``said``.
+        said: in one line.
+    """
+
+    name: str
+    verdict: str
+    said: str
+
+
+def doctor(config: DictConfig, *, as_json: bool = False) -> int:
+    """Look at everything that a configuration needs, print it, and return the exit code: 0 if it can run."""
+    findings = list(examine(config))
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        width = max(len(finding.name) for finding in findings)
+        for finding in findings:
+            print(f"{finding.verdict:>5}  {finding.name:{width}}  {finding.said}")
+    return 1 if any(finding.verdict == "wrong" for finding in findings) else 0
+
+
+def examine(config: DictConfig) -> Iterator[Finding]:
+    """All findings, in order."""
+    yield Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    device = None
+    for finding in devices(config.device):
+        yield finding
+    try:
+        from distill.run import pick_device
+
+        device = pick_device(config.device)
+        yield Finding("device", "ok", f"{device} for device={config.device}")
+    except ValueError as error:
+        yield Finding("device", "wrong", str(error))
+    yield from backends(device, str(config.scene.get("backend", "auto")))
+    yield from places(config)
+    yield ffmpeg()
+    source = None
+    for finding, found in the_prior(config.prior):
+        source = found or source
+        yield finding
+    for kind in dict.fromkeys(("cpu", device.type if device else "cpu")):
+        yield smoke(torch.device(kind))
+    if source is not None and device is not None:
+        yield from costs(config, source, device)
+
+
+def devices(wanted: str) -> Iterator[Finding]:
+    """CUDA and its driver."""
+    driver = Path("/proc/driver/nvidia/version")
+    line = driver.read_text().splitlines()[0] if driver.is_file() else ""
+    if not torch.cuda.is_available():
+        build = (
+            f"torch is built for CUDA {torch.version.cuda}"
+            if torch.version.cuda
+            else "torch is a build for the CPU"
+        )
+        there = f"a driver is there ({line})" if line else "no NVIDIA driver"
+        yield Finding("cuda", "note", f"not usable: {build}, {there}")
+        return
+    for number in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(number)
+        arch = f"sm_{about.major}{about.minor}"
+        known = torch.cuda.get_arch_list()
+        fits = arch in known or any(name.startswith("compute_") for name in known)
+        said = f"{about.name}, {about.total_memory / 1e9:.0f} GB, {arch}, CUDA {torch.version.cuda}; {line}"
+        needed = "wrong" if wanted != "cpu" else "note"
+        yield Finding(
+            f"cuda:{number}",
+            "ok" if fits else needed,
+            said if fits else f"{said}; this torch has only {known}",
+        )
+
+
+def backends(device: torch.device | None, chosen: str) -> Iterator[Finding]:
+    """What encodes, marches and attends."""
+    on_gpu = device is not None and device.type == "cuda"
+    try:
+        import warp
+
+        yield Finding("warp", "ok", f"{warp.__version__}: hash grid and ray marching")
+    except ImportError as error:
+        yield Finding("warp", "wrong", f"not importable ({error}); pip install warp-lang")
+    there = importlib.util.find_spec("tinycudann") is not None
+    usable = there and on_gpu
+    why = (
+        "usable"
+        if usable
+        else "installed, but it needs CUDA"
+        if there
+        else "not installed; optional, needs CUDA and a build"
+    )
+    yield Finding("tinycudann", "ok" if usable else "wrong" if chosen == "tinycudann" else "note", why)
+    version = importlib.metadata.version("nerfacc")
+    yield Finding(
+        "nerfacc",
+        "ok",
+        f"{version}: {'marching on CUDA' if on_gpu else 'compositing; its marching needs CUDA'}",
+    )
+    yield Finding("attention", "ok", "torch's scaled_dot_product_attention; xformers is not needed")
+
+
+def places(config: DictConfig) -> Iterator[Finding]:
+    """Room on disk, where results and models go."""
+    from huggingface_hub import constants
+
+    from distill.priors.text import cache_folder
+
+    for name, folder in (
+        ("results", Path(config.output_dir or "outputs")),
+        ("embeddings", cache_folder()),
+        ("hub cache", Path(constants.HF_HUB_CACHE)),
+    ):
+        there = next(
+            path
+            for path in (folder.expanduser().absolute(), *folder.expanduser().absolute().parents)
+            if path.exists()
+        )
+        free = shutil.disk_usage(there).free
+        short = free < ROOM and name == "results"
+        said = f"{folder}: {free / 1e9:.0f} GB free"
+        yield Finding(
+            name,
+            "wrong" if short else "ok",
+            f"{said}; a run wants 2 GB, choose another output_dir=" if short else said,
+        )
+
+
+def ffmpeg() -> Finding:
+    """What writes videos."""
+    try:
+        import imageio_ffmpeg
+
+        return Finding("ffmpeg", "ok", str(imageio_ffmpeg.get_ffmpeg_version()))
+    except (ImportError, RuntimeError) as error:
+        return Finding("ffmpeg", "wrong", f"{error}; pip install imageio-ffmpeg")
+
+
+def the_prior(name: str) -> Iterator[tuple[Finding, Source | None]]:
+    """Whether the chosen prior is there or can be fetched, and which known ones are."""
+    from huggingface_hub import get_token, try_to_load_from_cache
+
+    cached = [
+        known
+        for known, model in MODELS.items()
+        if isinstance(
+            try_to_load_from_cache(model.repository, "model_index.json", revision=model.revision or None), str
+        )
+    ]
+    yield (
+        Finding("cached models", "note", ", ".join(cached) or "none of those that 'distill priors' lists"),
+        None,
+    )
+    gated = name in MODELS and MODELS[name].gated
+    said = "there" if get_token() else "none; gated models need one: hf auth login"
+    yield Finding("hub token", "ok" if get_token() else "wrong" if gated else "note", said), None
+    yield (
+        Finding(
+            "hub", "note", "HF_HUB_OFFLINE is set" if offline() else "reached only where a model is missing"
+        ),
+        None,
+    )
+    try:
+        source = find(name)
+        licence = source.licence or "of unknown licence"
+        yield Finding("prior", "ok", f"{name}: {source.folder}, {licence}"), source
+    except ValueError as error:
+        yield Finding("prior", "wrong", str(error)), None
+
+
+def smoke(device: torch.device) -> Finding:
+    """A step of the embedded prior's on a device."""
+    from distill.config import compose_config
+    from distill.guidance.sds import sds
+    from distill.loop import train
+    from distill.priors.load import load_prior
+    from distill.prompts import conditioner
+    from distill.run import build
+
+    try:
+        started = time.perf_counter()
+        prior = load_prior("embedded", device)
+        options = [
+            "prompt=a red mug",
+            "iterations=1",
+            "render.size=16",
+            "render.batch=1",
+            f"device={device.type}",
+        ]
+        parts = build(compose_config(options), prior)
+        train(
+            parts.state, prior, sds, conditioner(prior, "a red mug"), parts.render, parts.cameras, parts.timesteps,
+            parts.settings,
+        )  # fmt: skip
+        return Finding(f"step on {device.type}", "ok", f"{time.perf_counter() - started:.1f} s with loading")
+    except Exception as error:  # whatever does not work here is what this is to find
+        return Finding(
+            f"step on {device.type}", "wrong", f"{type(error).__name__}: {' '.join(str(error).split())}"
+        )
+
+
+def costs(config: DictConfig, source: Source, device: torch.device) -> Iterator[Finding]:
+    """Memory and time of a step, from the networks' configurations alone."""
+    from distill.config import schedules_in
+    from distill.priors.forecast import calls_of, forecast, shadow, speed_of
+    from distill.priors.load import default_dtype
+    from distill.samplers.schedules import scheduled
+
+    dtype, batch = default_dtype(device), int(config.render.batch)
+    target = get_method(config.guidance._target_)
+    rank, rows = 0, [2 * batch] * len(config.guidance.get("terms") or [1])
+    if "rank" in config.guidance:
+        rank, rows = int(config.guidance.rank), [2 * batch, batch]
+    elif "generator" not in inspect.signature(target).parameters:
+        made = instantiate(config.guidance, _convert_="all")
+        rows = calls_of(scheduled(made, **schedules_in(config, "guidance")), batch)
+    found = forecast(shadow(source, dtype), rows, batch, rank=rank)
+    said = (
+        f"{found.peak / 1e9:.2f} GB: weights {found.weights / 1e9:.2f}, VAE's way back {found.encoding / 1e9:.2f}, network's "
+        f"call {max(found.prediction, found.learning) / 1e9:.2f}; the scene and the driver come on top"
+    )
+    room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory()
+    short = bool(room) and found.peak > 0.9 * room
+    remedy = f"; there are {room / 1e9:.0f} GB: try render.batch=1, or a smaller prior" if short else ""
+    yield Finding("memory", "wrong" if short else "ok", said + remedy)
+    speed = speed_of(device, dtype)
+    seconds = found.operations / speed
+    yield Finding(
+        "time",
+        "note",
+        f"at least {seconds:.2g} s a step, {seconds * config.iterations / 60:.2g} min for {config.iterations} steps "
+        f"({found.operations / 1e9:.0f} billion operations at {speed / 1e12:.2f} trillion a second); rendering comes on top",
+    )
+
+
+def memory() -> int:
+    """The machine's memory, bytes; 0 where it does not say."""
+    import os
+
+    names: Callable[[str], int] | None = getattr(os, "sysconf", None)
+    return names("SC_PAGE_SIZE") * names("SC_PHYS_PAGES") if names and sys.platform.startswith("linux") else 0

@@ -1,0 +1,188 @@
+"""What a step will cost, against hand counts, real networks and the published sizes; and the doctor who asks for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_pipelines import MAKERS, make
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill.cli import main
+from distill.guidance import available
+from distill.priors import load_prior
+from distill.priors.forecast import LiveBytes, calls_of, forecast, shadow
+from distill.priors.source import find
+
+
+def test_live_bytes_by_hand() -> None:
+    with LiveBytes() as live:
+        a = torch.zeros(1000)
+        b = a + 1
+        assert (live.alive, live.peak) == (8000, 8000)
+        view = a[:10]
+        del a
+        assert live.alive == 8000  # the view keeps it
+        del view
+        assert live.alive == 4000
+        b.add_(1)
+        c = torch.cat([b, b])
+        del b, c
+    assert (live.alive, live.peak) == (0, 12000)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_shadow_counts_what_the_real_network_does(name: str, tmp_path: Path) -> None:
+    make(name).save_pretrained(tmp_path)
+    size = {"deepfloyd": 8, "sana": 32}.get(name, 64)
+    real, counted = (
+        load_prior(tmp_path, dtype=torch.float32, image_size=size),
+        shadow(find(tmp_path), torch.float16, size),
+    )
+    told, blank = real.embed(["a mug"]), counted.embed([""])
+    assert told.keys() == blank.keys()
+    assert all(told[key].shape[2:] == blank[key].shape[2:] for key in told)
+    found = forecast(counted, [2, 1], 1)
+    modules = [module for module in (real.network, real.vae) if module is not None]
+    assert found.weights == 2 * sum(p.numel() for module in modules for p in module.parameters())
+    x = real.encode(torch.zeros(3, 3, size, size))
+    cond = {key: torch.ones(3, *value.shape[1:]) for key, value in blank.items()}
+    # The counter knows nothing of the fused attention that a CPU would take.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        real.predict(x, torch.tensor([1, 2, 3]), cond)
+    assert found.network == counter.get_total_flops()
+    assert found.prediction > 0
+    assert (found.encoding > 0) == (real.vae is not None or name == "deepfloyd")
+    assert found.learning == 0
+    learnt = forecast(counted, [2, 1], 1, rank=4)
+    assert learnt.learning > forecast(counted, [1], 1).prediction  # a picture's way back beside its way there
+    assert learnt.network > found.network
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "rows"),
+    [
+        ("sds", {}, [8]),
+        ("sds", {"scale": 1.0}, [4]),
+        ("csd", {}, [8]),
+        ("csd", {"positive": 1.0, "negative": -0.5, "empty": -0.5}, [12]),
+        ("asd", {}, [12]),
+        ("nfsd", {}, [12]),
+    ],
+)
+def test_calls_of_losses(loss: str, options: dict[str, Any], rows: list[int]) -> None:
+    from functools import partial
+
+    assert calls_of(partial(available()[loss], **options), 4) == rows
+
+
+def published(folder: Path) -> Path:
+    """Stable Diffusion 1.5's configurations, without weights."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+    with torch.device("meta"):
+        UNet2DConditionModel(
+            sample_size=64,
+            cross_attention_dim=768,
+            attention_head_dim=8,
+            block_out_channels=(320, 640, 1280, 1280),
+        ).save_config(folder / "unet")
+        AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        ).save_config(folder / "vae")  # fmt: skip
+    DDIMScheduler(beta_schedule="scaled_linear").save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"], "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+    }  # fmt: skip
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_stable_diffusion_at_512_pixels_fits_the_cards_it_should(tmp_path: Path) -> None:
+    prior = shadow(find(published(tmp_path)), torch.float16)
+    assert prior.image_size == 512
+    assert sum(p.numel() for p in prior.network.parameters()) == 859_520_964  # as published
+    assert sum(p.numel() for p in prior.vae.parameters()) == 83_653_863
+    sds = forecast(prior, [2], 1)
+    # 0.40 trillion multiply-adds of the UNet for a picture is the figure that is commonly given.
+    assert sds.network / 2 == pytest.approx(2 * 0.40e12, rel=0.02)
+    assert sds.weights == 2 * (859_520_964 + 83_653_863)
+    assert sds.peak < 12e9
+    assert forecast(prior, [2, 1], 1, rank=16).peak < 16e9
+
+
+def examined(*options: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, tuple[str, str]]]:
+    with pytest.raises(SystemExit) as stopped:
+        main(["doctor", *options, "--json"])
+    assert isinstance(stopped.value.code, int)
+    said = json.loads(capsys.readouterr().out)
+    return stopped.value.code, {line["name"]: (line["verdict"], line["said"]) for line in said}
+
+
+def test_the_doctor_finds_nothing_wrong_with_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = examined("device=cpu", capsys=capsys)
+    assert code == 0
+    assert not [name for name, (verdict, _) in said.items() if verdict == "wrong"]
+    for name in (
+        "python",
+        "torch",
+        "device",
+        "warp",
+        "results",
+        "ffmpeg",
+        "prior",
+        "step on cpu",
+        "memory",
+        "time",
+    ):
+        assert said[name][0] in ("ok", "note")
+    with pytest.raises(SystemExit) as stopped:
+        main(["doctor", "device=cpu"])
+    assert stopped.value.code == 0
+    assert "   ok  python" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "said"),
+    [
+        (["prior=/nowhere/at/all"], "prior", "prior must be 'embedded', a name that 'distill priors' lists"),
+        (["prior=flux.1-dev"], "hub token", "gated models need one"),
+        (["scene.backend=tinycudann"], "tinycudann", "not installed"),
+        pytest.param(
+            ["device=cuda"], "device", "needs an NVIDIA driver",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here"),
+        ),
+    ],
+)  # fmt: skip
+def test_the_doctor_says_what_is_wrong(
+    options: list[str],
+    name: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    code, found = examined(*options, capsys=capsys)
+    assert code == 1
+    assert found[name][0] == "wrong"
+    assert said in found[name][1]
+
+
+def test_the_doctor_forecasts_any_loss_and_resolution(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = published(tmp_path)
+    one, vsd = (
+        examined(f"prior={folder}", "render.batch=1", f"guidance={loss}", "device=cpu", capsys=capsys)[1]
+        for loss in ("sds", "vsd")
+    )
+    assert "weights 1.89" in one["memory"][1]
+    assert float(vsd["memory"][1].split()[0]) > float(one["memory"][1].split()[0])
