@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import json
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -56,6 +58,16 @@ class Reference:
     fill: float = 0.75
     depth: str | None = None
     normal: str | None = None
+
+
+@dataclass
+class PriorOptions:
+    """How a prior is loaded, see ``distill.load_prior``; ``dtype`` is ``auto``, ``float32``, ``bfloat16`` or ``float16``."""
+
+    image_size: int | None = None
+    dtype: str = "auto"
+    checkpointing: bool = False
+    compile: bool = False
 
 
 @dataclass
@@ -156,6 +168,7 @@ class Config:
     seed: int = 0
     device: str = "auto"
     prior: str = "embedded"
+    prior_options: PriorOptions = field(default_factory=PriorOptions)
     output_dir: str | None = None
     init: str | None = None
     resume: bool = False
@@ -221,6 +234,8 @@ def _config_field(hint: Any, default: Any) -> tuple[Any, Any]:
     return (hint if allowed else Any), field(default=default)
 
 
+#: What a prior may compute in.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 #: Groups whose every number may be a schedule.
 SCHEDULED = ("guidance", "timesteps", "cameras")
 #: What a schedule's mapping may hold.
@@ -367,9 +382,22 @@ def with_preset(overrides: Sequence[str]) -> list[str]:
             fixed.append("preset=embedded_image" if own else "preset=image")
             if keys.get("prompt") and "guidance" not in keys:
                 fixed.append("guidance=mix")  # words beside the picture are meant to count
-        elif keys.get("prior", "embedded") != "embedded":
-            fixed.append("preset=none")
+        elif (prior := keys.get("prior", "embedded")) != "embedded":
+            fixed.append("preset=pixel" if pipeline_of(prior) == "IFPipeline" else "preset=none")
     return fixed
+
+
+def pipeline_of(prior: str) -> str:
+    """The pipeline's class of a prior in the table or in a local folder, empty where neither says it."""
+    from distill.priors.table import MODELS
+
+    if prior in MODELS:
+        return MODELS[prior].pipeline
+    try:
+        index = json.loads((Path(prior).expanduser() / "model_index.json").read_text())
+        return str(index.get("_class_name", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -456,6 +484,10 @@ def check(config: DictConfig) -> None:
             raise ValueError(
                 f"render.size must be at least 8 pixels, got {end:g}; leave it out for the default"
             )
+    if config.prior_options.dtype not in DTYPES:
+        raise ValueError(
+            f"prior_options.dtype must be one of {', '.join(DTYPES)}, got {config.prior_options.dtype!r}"
+        )
     for name in ("front_deg", "overhead_deg"):
         if not 0 < config.views[name] <= 90:
             raise ValueError(

@@ -240,7 +240,8 @@ def costs(config: DictConfig, source: Source, device: torch.device) -> Iterator[
     from distill.priors.load import default_dtype
     from distill.samplers.schedules import scheduled
 
-    dtype, batch = default_dtype(device), int(config.render.batch)
+    options, batch = config.prior_options, int(config.render.batch)
+    dtype = default_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
     target = get_method(config.guidance._target_)
     rank, rows = 0, [2 * batch] * len(config.guidance.get("terms") or [1])
     if "rank" in config.guidance:
@@ -248,7 +249,8 @@ def costs(config: DictConfig, source: Source, device: torch.device) -> Iterator[
     elif "generator" not in inspect.signature(target).parameters:
         made = instantiate(config.guidance, _convert_="all")
         rows = calls_of(scheduled(made, **schedules_in(config, "guidance")), batch)
-    found = forecast(shadow(source, dtype), rows, batch, rank=rank)
+    prior = shadow(source, dtype, options.image_size, checkpointing=options.checkpointing)
+    found = forecast(prior, rows, batch, rank=rank)
     said = (
         f"{found.peak / 1e9:.2f} GB: weights {found.weights / 1e9:.2f}, VAE's way back {found.encoding / 1e9:.2f}, network's "
         f"call {max(found.prediction, found.learning) / 1e9:.2f}; the scene and the driver come on top"

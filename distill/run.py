@@ -27,6 +27,7 @@ from distill.contracts import Condition, Guidance, Learner, Prior, Renderer, Vie
 from distill.folders import claim, is_finished
 from distill.journal import Interrupted, Journal, stop_signals
 from distill.novelview.seen import Seen, folder_of_model, look_at, write_beside
+from distill.priors.diffusion import DiffusionPrior
 from distill.priors.load import load_prior
 from distill.priors.perp_neg import Curves, PerpNegPrior
 from distill.priors.source import Source, find
@@ -90,6 +91,17 @@ def pick_device(name: str) -> torch.device:
             "device=mps needs a Mac with Apple silicon, and this is none; use device=cpu or device=auto"
         )
     return torch.device(name)
+
+
+def open_prior(config: DictConfig, device: torch.device) -> DiffusionPrior:
+    """Load the prior that a configuration names, with its ``prior_options``.
+
+    Raises:
+        ValueError: there is no such prior, or it does not fit the options.
+    """
+    options = dict(config.prior_options)
+    name = options.pop("dtype")
+    return load_prior(config.prior, device, None if name == "auto" else getattr(torch, name), **options)
 
 
 def check_prompt(config: DictConfig) -> None:
@@ -279,7 +291,7 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
     if seen and not config.prompt:
         model: Prior = seen.prior
     else:
-        model = prior or load_prior(config.prior, device)
+        model = prior or open_prior(config, device)
     if config.perp_neg.enabled:
         model = PerpNegPrior(model, model.embed([""]))
     parts = build(config, model, seen)
@@ -519,7 +531,7 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
     if not wanted:
         raise ValueError(f"prompts must be a text file with one prompt per line, but {path} has none")
     root = Path(config.output_dir or "outputs").expanduser()
-    prior = load_prior(config.prior, pick_device(config.device))
+    prior = open_prior(config, pick_device(config.device))
     return {prompt: _run_one(config, prompt, root, prior) for prompt in wanted}
 
 

@@ -118,6 +118,22 @@ def test_a_loss_s_signature_is_its_configuration() -> None:
         config.scale = "not a number"
 
 
+def test_each_family_has_its_settings(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "IFPipeline"}')
+    for prior, scale in (
+        ("if-xl", 20.0),
+        (str(tmp_path), 20.0),
+        ("sd-2.1-base", 100.0),
+        ("owner/other", 100.0),
+    ):
+        config = compose_config(["prompt=x", f"prior={prior}"])
+        assert config.guidance.scale == scale
+        assert config.iterations == 10_000
+    assert compose_config(["prompt=x", "prior=if-xl", "guidance.scale=7"]).guidance.scale == 7
+    with pytest.raises(ValueError, match=r"prior_options.dtype must be one of auto, float32, .* got 'int8'"):
+        compose_config(["prompt=x", "prior_options.dtype=int8"])
+
+
 def test_the_preset_follows_the_prior() -> None:
     assert compose_config(["prompt=x", "prior=somewhere"]).iterations == 10_000
     assert (

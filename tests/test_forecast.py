@@ -116,6 +116,10 @@ def test_stable_diffusion_at_512_pixels_fits_the_cards_it_should(tmp_path: Path)
     assert sds.weights == 2 * (859_520_964 + 83_653_863)
     assert sds.peak < 12e9
     assert forecast(prior, [2, 1], 1, rank=16).peak < 16e9
+    thrifty = forecast(shadow(find(tmp_path), torch.float16, checkpointing=True), [2], 1)
+    assert thrifty.encoding < sds.encoding
+    assert thrifty.operations > sds.operations
+    assert forecast(shadow(find(tmp_path), torch.float16, 256), [2], 1).peak < sds.peak
 
 
 def examined(*options: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, tuple[str, str]]]:

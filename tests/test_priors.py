@@ -56,6 +56,25 @@ def test_encode_is_differentiable(latent: DiffusionPrior, pixel: DiffusionPrior)
         assert image.grad is not None and image.grad.abs().sum() > 0
 
 
+def test_a_checkpointed_vae_gives_the_same_gradient(latent_folder: Path, latent: DiffusionPrior) -> None:
+    thrifty = load_prior(latent_folder, dtype=torch.float32, checkpointing=True)
+    image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for prior in (latent, thrifty):
+        given = image.clone().requires_grad_()
+        x = prior.encode(given)
+        x.backward(randn(*x.shape))
+        gradients.append(given.grad)
+    torch.testing.assert_close(*gradients)
+    assert gradients[0] is not None and gradients[0].abs().sum() > 0
+
+
+def test_a_size_of_ones_own_must_fit(latent_folder: Path) -> None:
+    assert load_prior(latent_folder, image_size=32).encode(torch.rand(1, 3, 8, 8)).shape == (1, 4, 16, 16)
+    with pytest.raises(ValueError, match="image_size must be a multiple of 2 for this prior, got 33"):
+        load_prior(latent_folder, image_size=33)
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_predictions_agree_with_the_scheduler_of_diffusers(tmp_path: Path, prediction: str) -> None:
     from diffusers import DDIMScheduler

@@ -118,8 +118,10 @@ class Forecast:
         return self.weights + self.encoding + max(self.prediction, self.learning)
 
 
-def shadow(source: Source, dtype: torch.dtype, image_size: int | None = None) -> DiffusionPrior:
-    """A prior without weights, on the meta device.
+def shadow(
+    source: Source, dtype: torch.dtype, image_size: int | None = None, *, checkpointing: bool = False
+) -> DiffusionPrior:
+    """A prior without weights, on the meta device; options as of ``load_prior``.
 
     Raises:
         ValueError: its folder is not one this library can use.
@@ -139,6 +141,8 @@ def shadow(source: Source, dtype: torch.dtype, image_size: int | None = None) ->
 
     network = empty(family.component, family.network)
     vae = empty("vae", index["vae"][1]) if "vae" in index else None
+    if checkpointing and vae is not None:
+        vae.enable_gradient_checkpointing()
     size, patches = image_size_of(vae, network, image_size)
     schedule = read_schedule(read_scheduler(folder, index), patches).to(torch.device("meta"))
 

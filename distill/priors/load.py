@@ -66,6 +66,9 @@ def load_prior(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     image_size: int | None = None,
+    *,
+    checkpointing: bool = False,
+    compile: bool = False,
 ) -> DiffusionPrior:
     """Load a frozen prior.
 
@@ -75,6 +78,8 @@ def load_prior(
         device: where it runs.
         dtype: what its network computes in; by default what the device is fast at.
         image_size: height and width in pixels that it is shown; by default what it was trained on.
+        checkpointing: the VAE computes its activations again on the way back, for less memory and more time.
+        compile: compile the network with ``torch.compile``; slow to start.
 
     Raises:
         ValueError: there is no such prior, or its folder is not one this library can use.
@@ -105,6 +110,10 @@ def load_prior(
             module.to(device).eval().requires_grad_(False)
     if family.component == "unet":
         network.to(memory_format=torch.channels_last)
+    if checkpointing and vae is not None:
+        vae.enable_gradient_checkpointing()
+    if compile:
+        network.compile()
     size, patches = image_size_of(vae, network, image_size)
     schedule = read_schedule(scheduler, patches).to(device)
     own = family is PLAIN
