@@ -37,6 +37,9 @@ from distill.novelview.pipeline import NovelViewPipeline
 from distill.novelview.train import TrainConfig, open_views, train
 from distill.priors.source import EMBEDDED
 
+#: What short trainings have beside their timesteps.
+SHORT = {"encoder": "dino", "warmup": 50}
+
 
 def cells(options: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, Any], int]]:
     """Name, seed, what is special, and updates of every training."""
@@ -44,9 +47,9 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, Any
         for name, special in ROWS.items():
             yield name, seed, special, options.updates
         for mean, std in LAWS:
-            law = {"mean": mean / 1000, "std": std / 1000, "encoder": "dino"}
+            law = {"mean": mean / 1000, "std": std / 1000, **SHORT}
             yield law_name(mean, std), seed, law, options.short
-        yield FLAT, seed, {"encoder": "dino", "flat": True}, options.short
+        yield FLAT, seed, {"flat": True, **SHORT}, options.short
 
 
 def config_of(
@@ -62,7 +65,7 @@ def config_of(
         said["final_rate"] = recipe["learning_rate"]
     every = {
         "data": str(options.renders), "init": str(EMBEDDED), "output_dir": str(folder), "seed": seed,
-        "iterations": updates, "validate_every": updates // 6, "validation_pairs": 256,
+        "iterations": updates, "validate_every": updates // (6 if updates > options.short else 3), "validation_pairs": 256,
         "validation_samples": 64, "checkpoint_every": updates // 5, "keep_checkpoints": 1, "tracker": "none",
         "resume": True,
     }  # fmt: skip
@@ -104,7 +107,7 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, required=True, help="of train_encoder.py")
     parser.add_argument("--output", type=Path, default=Path("ablation"))
     parser.add_argument("--updates", type=int, default=1200, help="of a row of Table 1")
-    parser.add_argument("--short", type=int, default=500, help="updates of a law of Fig. 6")
+    parser.add_argument("--short", type=int, default=300, help="updates of a law of Fig. 6")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each row")
     parser.add_argument("--thin", type=int, default=2, help="measure on every n-th held-out object")
     parser.add_argument("--part", type=share, default=(1, 1), help="k/n: the k-th of n shares of the work")
