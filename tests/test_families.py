@@ -50,7 +50,7 @@ class Case:
             seen.append((output.clone(), t.clone(), scaled.clone()))
             return step(output, t, sample, *rest, **options)
 
-        guided = {"guidance_scale": scale}
+        guided: dict[str, Any] = {"guidance_scale": scale}
         if "flux" in self.name:
             guided = {"true_cfg_scale": scale, "negative_prompt": "" if scale > 1 else None}
         generator = torch.Generator().manual_seed(1)
@@ -197,6 +197,7 @@ def test_a_student_of_any_family_learns_and_is_read_by_diffusers(case: Case, tmp
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+    assert student.camera is not None
     assert all(p.grad is not None for p in student.camera.parameters())
     torch.testing.assert_close(prior.predict_noise(x_t, t, cond), before)
     with torch.no_grad():

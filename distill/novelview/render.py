@@ -277,8 +277,9 @@ def render_all(
         wrong = {uid: said for uid, said in bar(done) if said}
     else:
         # Threads of one process would fight with those of the others.
-        one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), **one_thread) as pool:
+        with ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
             sent = {pool.submit(render_object, make, uid, out, protocol): uid for uid, make in jobs.items()}
             for future in bar(as_completed(sent)):
                 if said := future.result():

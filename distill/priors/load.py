@@ -117,11 +117,11 @@ def load_prior(
     size, patches = image_size_of(vae, network, image_size)
     schedule = read_schedule(scheduler, patches).to(device)
     own = family is PLAIN
-    precision = torch.float32 if own or device.type == "cpu" else dtype
+    text_dtype = torch.float32 if own or device.type == "cpu" else dtype
     text = TextEncoders(
-        partial(_load_plain_text if own else _load_text, folder, index, device, precision),
+        partial(_load_plain_text if own else _load_text, folder, index, device, text_dtype),
         family.embed,
-        None if own else identity_of(folder, str(precision)),
+        None if own else identity_of(folder, str(text_dtype)),
     )
     return DiffusionPrior(network, vae, text, family, schedule, size, device, dtype, source)
 

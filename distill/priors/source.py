@@ -136,7 +136,7 @@ def patterns(index: dict[str, Any], files: list[str]) -> list[str]:
     parts = [
         part for part, kind in index.items() if isinstance(kind, list) and kind[0] and part not in UNUSED
     ]
-    wanted = [name for name in ("model_index.json", "README.md") if name in files]
+    wanted: list[str] = [name for name in ("model_index.json", "README.md") if name in files]
     for part in parts:
         own = [name for name in files if name.startswith(f"{part}/")]
         wanted += [
