@@ -78,6 +78,18 @@ def changed(config: TrainConfig, **options: Any) -> TrainConfig:
     return replace(config, **options)
 
 
+def test_a_training_goes_on_from_a_novel_view_model_with_its_conditioning(config: TrainConfig) -> None:
+    model = train(config)
+    learnt = NovelViewPipeline.load(model).model.state_dict()
+    again = changed(config, init=str(model), seed=7)
+    begun = open_pipeline(again, load_encoder(Path(config.encoder))).model.state_dict()
+    assert begun.keys() == learnt.keys()
+    assert all(torch.equal(begun[name], learnt[name]) for name in learnt)
+    assert learnt["amalgamation.projection.weight"].any()
+    with pytest.raises(ValueError, match="is of another encoder or amalgamation; give the same encoder="):
+        open_pipeline(changed(again, norm=False), load_encoder(Path(config.encoder)))
+
+
 @pytest.mark.parametrize("latent", [False, True])
 def test_a_training_leaves_a_model_its_losses_and_a_sheet(
     config: TrainConfig, tmp_path: Path, latent: bool

@@ -274,7 +274,7 @@ class NovelViewPipeline:
         from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
         folder = Path(folder)
-        said, tensors = _conditioning(folder)
+        said, tensors = read_conditioning(folder)
         if fourth is not None and fourth not in FOURTH:
             raise ValueError(f"fourth must be one of {', '.join(FOURTH)}, got {fourth!r}")
         options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, **precision(dtype)}
@@ -293,14 +293,7 @@ class NovelViewPipeline:
         maps = {"map_width": encoder.map_width, "grid": encoder.grid} if said["amalgamation"] else {}
         model = build(unet, token_width=encoder.token_width, norm=said["norm"], **maps)
         try:
-            for name, part in (("token", model.token), ("amalgamation", model.amalgamation)):
-                if part is not None:
-                    own = {
-                        key.removeprefix(f"{name}."): v
-                        for key, v in tensors.items()
-                        if key.startswith(f"{name}.")
-                    }
-                    part.load_state_dict(own)
+            take_conditioning(model, tensors)
         except RuntimeError as error:
             raise ValueError(
                 f"the conditioning in {folder} does not fit its encoder and UNet: {' '.join(str(error).split())[:200]}"
@@ -311,7 +304,21 @@ class NovelViewPipeline:
         return cls(model, encoder, scheduler, vae, fourth or said["fourth"])
 
 
-def _conditioning(folder: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+def take_conditioning(model: NovelView, tensors: Mapping[str, Tensor]) -> None:
+    """Give a model the conditioning's weights.
+
+    Raises:
+        RuntimeError: they do not fit.
+    """
+    for name, part in (("token", model.token), ("amalgamation", model.amalgamation)):
+        if part is not None:
+            own = {
+                key.removeprefix(f"{name}."): v for key, v in tensors.items() if key.startswith(f"{name}.")
+            }
+            part.load_state_dict(own)
+
+
+def read_conditioning(folder: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
     """What a folder says of its conditioning, and its weights under our names."""
     from safetensors import SafetensorError
 

@@ -30,7 +30,12 @@ from distill.novelview.cache import FeatureCache, build_cache
 from distill.novelview.features import Encoder, Features, load_encoder
 from distill.novelview.model import build, draw_dropout, widen
 from distill.novelview.pairs import Pair, Pairs, draw_indices, mixed, read_pair
-from distill.novelview.pipeline import NovelViewPipeline
+from distill.novelview.pipeline import (
+    PUBLISHED,
+    NovelViewPipeline,
+    read_conditioning,
+    take_conditioning,
+)
 from distill.novelview.views import Views, from_folder, from_shards
 from distill.priors.predictions import from_noise
 from distill.samplers import timesteps
@@ -171,6 +176,14 @@ def open_pipeline(config: TrainConfig, encoder: Encoder) -> NovelViewPipeline:
     maps = {"map_width": encoder.map_width, "grid": encoder.grid} if config.amalgamation else {}
     torch.manual_seed(config.seed)
     model = build(unet, token_width=encoder.token_width, norm=config.norm, **maps)
+    if any((folder / place).is_dir() for place in ("conditioning", *PUBLISHED)):
+        try:
+            take_conditioning(model, read_conditioning(folder)[1])
+        except RuntimeError as error:
+            raise ValueError(
+                f"the conditioning in init={folder} is of another encoder or amalgamation; give the same encoder=, layers=, "
+                "norm= and amalgamation=, or a text-to-image folder to begin from"
+            ) from error
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if vae is not None:

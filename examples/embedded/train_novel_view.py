@@ -2,9 +2,9 @@
 
     python train_novel_view.py --work ~/novel_view
 
-About two and a half hours on two CPU cores: renders, the image encoder, then the model from the embedded prior with
-Efficient-3DiM's recipe. A last, shorter part widens the timesteps' spread, for the recipe leaves the finest noise levels
-all but untrained, and a small network forgets them.
+Several hours on two CPU cores: renders, the image encoder, then the model from the embedded prior with Efficient-3DiM's
+recipe. A last, shorter part widens the timesteps' spread, for the recipe leaves the finest noise levels all but untrained,
+and a small network forgets them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,23 @@ from distill.priors.source import EMBEDDED
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = HERE.parents[1] / "distill/embedded/novel_view"
-#: Cameras like those that the scenes are made from.
-CAMERAS = ["--size", "64", "--fov", "40", "40", "--distance", "3.0", "3.4", "--elevation", "-10", "60"]
+#: Cameras like those that the scenes are made from, and objects of many sizes, as pictures from users show them.
+CAMERAS = [
+    "--size",
+    "64",
+    "--fov",
+    "40",
+    "40",
+    "--distance",
+    "3.0",
+    "3.4",
+    "--elevation",
+    "-10",
+    "60",
+    "--scale",
+    "0.8",
+    "1.15",
+]
 
 
 def run(*command: str) -> None:
@@ -49,8 +64,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--objects", type=int, default=10, help="of each pair of colour and kind")
     parser.add_argument("--encoder-steps", type=int, default=3000)
-    parser.add_argument("--updates", type=int, default=12000)
-    parser.add_argument("--last-updates", type=int, default=3000)
+    parser.add_argument("--updates", type=int, default=24000)
+    parser.add_argument("--last-updates", type=int, default=1250)
     parser.add_argument("--output", type=Path, default=SHIPPED, help="folder of the model, in half precision")
     options = parser.parse_args()
     work: Path = options.work.expanduser()
