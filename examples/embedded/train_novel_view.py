@@ -2,8 +2,8 @@
 
     python train_novel_view.py --work ~/novel_view
 
-Several hours on two CPU cores: renders, the image encoder, then the model from the embedded prior with Efficient-3DiM's
-recipe. A last, shorter part widens the timesteps' spread, for the recipe leaves the finest noise levels all but untrained,
+About two and a half hours on two CPU cores: renders, the image encoder, then the model from the embedded prior with
+Efficient-3DiM's recipe. A last, shorter part widens the timesteps' spread, for the recipe leaves the finest noise levels all but untrained,
 and a small network forgets them.
 """
 
@@ -21,7 +21,7 @@ from distill.priors.source import EMBEDDED
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = HERE.parents[1] / "distill/embedded/novel_view"
-#: Cameras like those that the scenes are made from, and objects of many sizes, as pictures from users show them.
+#: Cameras like those that the scenes are made from.
 CAMERAS = [
     "--size",
     "64",
@@ -64,8 +64,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--objects", type=int, default=10, help="of each pair of colour and kind")
     parser.add_argument("--encoder-steps", type=int, default=3000)
-    parser.add_argument("--updates", type=int, default=24000)
-    parser.add_argument("--last-updates", type=int, default=1250)
+    parser.add_argument("--updates", type=int, default=12000)
+    parser.add_argument("--last-updates", type=int, default=800)
     parser.add_argument("--output", type=Path, default=SHIPPED, help="folder of the model, in half precision")
     options = parser.parse_args()
     work: Path = options.work.expanduser()
@@ -75,7 +75,7 @@ def main() -> None:
         steps = ["--steps", str(options.encoder_steps)]
         run(str(HERE / "train_encoder.py"), "--renders", str(renders), "--work", str(encoder), *steps)
     first = train(work, "first", EMBEDDED, f"iterations={options.updates}")
-    rates = ["learning_rate=3e-4", "final_rate=1e-5", "std=0.5"]
+    rates = ["learning_rate=2e-4", "final_rate=1e-5", "std=0.4", "warmup=50"]
     last = train(work, "last", first, f"iterations={options.last_updates}", *rates)
     NovelViewPipeline.load(last).save(options.output, torch.float16)
     size = sum(path.stat().st_size for path in options.output.rglob("*") if path.is_file())
