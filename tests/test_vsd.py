@@ -259,7 +259,7 @@ def test_warm_up_and_updates_per_step(pixel_folder: Path) -> None:
 
 def test_wrong_priors_and_options_get_one_line(pixel_folder: Path) -> None:
     g = torch.Generator()
-    with pytest.raises(ValueError, match="this prior has none; use a diffusers prior") as told:
+    with pytest.raises(ValueError, match="this prior has none; use a diffusers prior that does") as told:
         VSD(dirac({"": torch.zeros(1, 1, 1)}), g)
     assert "\n" not in str(told.value)
     prior = load_prior(pixel_folder, dtype=torch.float32)

@@ -55,9 +55,12 @@ class Student:
 
         network = getattr(prior, "network", None)
         if network is None or not hasattr(network, "add_adapter"):
+            none = "this prior has none"
+            if network is not None:
+                none = f"this prior's, {type(network).__name__}, takes none in diffusers"
             raise ValueError(
-                f"vsd adds LoRA layers to a prior's network, and this prior's, {type(network).__name__}, takes none in "
-                "diffusers; use another prior, or guidance=asd, which needs no training"
+                f"vsd adds LoRA layers to a prior's network, and {none}; use a diffusers prior that does, or guidance=asd, "
+                "which needs no training"
             )
         if rank < 1:
             raise ValueError(f"guidance.rank must be at least 1, got {rank}")
