@@ -110,7 +110,7 @@ def _job(config: object) -> int:
     from omegaconf import DictConfig
 
     from distill.journal import Interrupted
-    from distill.loop import Diverged
+    from distill.loop import Diverged, OutOfMemory
     from distill.run import ExportFailed, run, run_prompts
 
     assert isinstance(config, DictConfig)
@@ -125,7 +125,7 @@ def _job(config: object) -> int:
     except ValueError as error:
         _fail(error)
         return 2
-    except (Diverged, ExportFailed, OSError) as error:
+    except (Diverged, OutOfMemory, ExportFailed, OSError) as error:
         _fail(error)
         return 1
     failed = {prompt: why for prompt, why in results.items() if why not in ("finished", "skipped")}

@@ -100,11 +100,25 @@ class PerpNeg:
 
 @dataclass
 class Rendering:
-    """Pictures per step, their side in pixels (a number or a schedule), and how surfaces are lit."""
+    """Pictures per step, their side in pixels (a number or a schedule), how surfaces are lit, and what memory it takes.
+
+    Attributes:
+        at_once: of the batch, how many views are in memory at a time; their gradients add up. None for all.
+        recompute: render again on the way back, ``chunk_rays`` rays at a time, rather than keep every sample.
+        patch: side of a random window that alone is rendered in full, pixels, amid a picture of ``coarse`` pixels
+            resized; None renders all of it.
+        latent_until: fraction of the run in which normals and opacity stand for the prior's latent.
+    """
 
     batch: int = 4
     size: Any = 64
     shading: str = "albedo"
+    at_once: int | None = None
+    chunk_rays: int = 16384
+    recompute: bool = False
+    patch: int | None = None
+    coarse: int = 64
+    latent_until: float = 0.0
 
 
 @dataclass
@@ -169,6 +183,7 @@ class Config:
     device: str = "auto"
     prior: str = "embedded"
     prior_options: PriorOptions = field(default_factory=PriorOptions)
+    max_vram: str | None = None
     output_dir: str | None = None
     init: str | None = None
     resume: bool = False
@@ -469,11 +484,20 @@ def check(config: DictConfig) -> None:
     Raises:
         ValueError: a value is out of range.
     """
-    positive = ("iterations", "particles", "render.batch", "export.resolution", "export.faces")
+    positive = (
+        "iterations", "particles", "render.batch", "render.at_once", "render.chunk_rays", "export.resolution",
+        "export.faces",
+    )  # fmt: skip
     for name in positive:
         value = OmegaConf.select(config, name)
-        if value <= 0:
+        if value is not None and value <= 0:
             raise ValueError(f"{name} must be at least 1, got {value}; leave it out for the default")
+    if not 0 <= config.render.latent_until <= 1:
+        raise ValueError(
+            f"render.latent_until is a fraction of the run, in [0, 1], got {config.render.latent_until:g}"
+        )
+    if config.max_vram is not None:
+        bytes_of(config.max_vram)
     for group in SCHEDULED:
         schedules_in(config, group)
     for name in config.penalties:
@@ -505,6 +529,19 @@ def check(config: DictConfig) -> None:
         raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {config.device!r}")
 
 
+def bytes_of(text: str) -> float:
+    """Read a size such as ``12GB`` or ``11.5 GiB``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    units = {"MB": 1e6, "GB": 1e9, "MIB": 2**20, "GIB": 2**30}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG]i?B)", text.strip(), re.IGNORECASE)
+    if not found:
+        raise ValueError(f"max_vram must be a size such as 12GB, got {text!r}")
+    return float(found[1]) * units[found[2].upper()]
+
+
 def check_image(config: DictConfig) -> None:
     """Check what a picture does not go with.
 
@@ -514,6 +551,11 @@ def check_image(config: DictConfig) -> None:
     said = config.reference
     if config.prompts is not None or config.particles > 1:
         raise ValueError("image= makes one asset; leave out prompts= and particles=")
+    if config.max_vram is not None and not config.prompt.strip():
+        raise ValueError(
+            "max_vram= forecasts priors of text, not novel-view models; leave it out, and choose render.at_once= and "
+            "render.recompute="
+        )
     if config.scene._target_.endswith("ImageScene"):
         raise ValueError("image= shapes a scene that fills space; leave out scene=image")
     if config.scene.get("background", "white") != "white":

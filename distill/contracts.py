@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -45,6 +45,37 @@ class Condition:
     uniform: Tensor | None = None
     seen: Any = None
 
+    def part(self, begin: int, end: int) -> Condition:
+        """Of the pictures from ``begin`` up to but not including ``end``."""
+
+        def rows(embedding: Embedding | None) -> Any:
+            return embedding and {name: value[begin:end] for name, value in embedding.items()}
+
+        return replace(
+            self,
+            **{name: rows(getattr(self, name)) for name in ("text", "uncond", "negative", "source", "plain")},
+            source_x=None if self.source_x is None else self.source_x[begin:end],
+            cameras=self.cameras and self.cameras.part(begin, end),
+            uniform=None if self.uniform is None else self.uniform[begin:end],
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[Condition]) -> Condition:
+        """Undo ``part``."""
+
+        def rows(name: str) -> Any:
+            first, *_ = values = [getattr(part, name) for part in parts]
+            if first is None:
+                return None
+            if isinstance(first, Tensor):
+                return torch.cat(values)
+            return {key: torch.cat([value[key] for value in values]) for key in first}
+
+        tensors = ("text", "uncond", "negative", "source", "source_x", "plain", "uniform")
+        cameras = Cameras.joined([part.cameras for part in parts if part.cameras])
+        found = {name: rows(name) for name in tensors}
+        return replace(parts[0], **found, cameras=cameras if parts[0].cameras else None)
+
 
 @dataclass(frozen=True)
 class Render:
@@ -63,6 +94,29 @@ class Render:
     depth: Tensor
     normal: Tensor | None = None
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def detached(self) -> Render:
+        """The same without gradient."""
+        tensors = {name: getattr(self, name) for name in ("rgb", "opacity", "depth", "normal")}
+        penalties = {name: value.detach() for name, value in self.penalties.items()}
+        return Render(
+            **{name: value if value is None else value.detach() for name, value in tensors.items()},
+            penalties=penalties,
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[Render]) -> Render:
+        """Several batches as one; the penalties are means over pictures."""
+        count = sum(len(part.rgb) for part in parts)
+        tensors = {}
+        for name in ("rgb", "opacity", "depth", "normal"):
+            values = [getattr(part, name) for part in parts]
+            tensors[name] = None if values[0] is None else torch.cat(values)
+        penalties = {
+            name: sum(part.penalties[name] * len(part.rgb) for part in parts) / count
+            for name in parts[0].penalties
+        }
+        return Render(**tensors, penalties=penalties)
 
 
 class Prior(Protocol):
@@ -110,8 +164,16 @@ class Guidance(Protocol):
 class Learner(Protocol):
     """A guidance with parameters of its own, trained beside the scene and saved with it."""
 
-    def learn(self, prior: Prior, x: Tensor, cond: Condition, generator: torch.Generator, /) -> float:
-        """Train on the pictures of a step; returns the loss, for the log."""
+    def learn(
+        self,
+        prior: Prior,
+        x: Tensor,
+        cond: Condition,
+        generator: torch.Generator,
+        at_once: int | None = None,
+        /,
+    ) -> float:
+        """Train on the pictures of a step, ``at_once`` of them in memory at a time; returns the loss, for the log."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -166,6 +228,7 @@ class Renderer(Protocol):
         width: int,
         *,
         generator: torch.Generator | None = None,
+        normals: bool = False,
     ) -> Render:
         """Render; with a generator for training (jittered samples, random background), without for looking."""
         ...

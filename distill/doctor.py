@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import inspect
 import json
 import platform
 import shutil
@@ -15,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig
 
 from distill.priors.source import Source, find, offline
@@ -125,12 +123,15 @@ def backends(device: torch.device | None, chosen: str) -> Iterator[Finding]:
         else "not installed; optional, needs CUDA and a build"
     )
     yield Finding("tinycudann", "ok" if usable else "wrong" if chosen == "tinycudann" else "note", why)
-    version = importlib.metadata.version("nerfacc")
-    yield Finding(
-        "nerfacc",
-        "ok",
-        f"{version}: {'marching on CUDA' if on_gpu else 'compositing; its marching needs CUDA'}",
-    )
+    from distill.renderers.march import nerfacc_compiled
+
+    marching = "its marching needs CUDA"
+    if on_gpu:
+        compiled = nerfacc_compiled()
+        marching = (
+            "marching on CUDA" if compiled else "its kernels need nvcc and a C++ compiler; Warp marches"
+        )
+    yield Finding("nerfacc", "ok", f"{importlib.metadata.version('nerfacc')}: occupancy; {marching}")
     yield Finding("attention", "ok", "torch's scaled_dot_product_attention; xformers is not needed")
 
 
@@ -234,32 +235,42 @@ def smoke(device: torch.device) -> Finding:
 
 
 def costs(config: DictConfig, source: Source, device: torch.device) -> Iterator[Finding]:
-    """Memory and time of a step, from the networks' configurations alone."""
-    from distill.config import schedules_in
-    from distill.priors.forecast import calls_of, forecast, shadow, speed_of
+    """Memory and time of a step, from the networks' configurations and a small rendering."""
+    from distill.budget import SHARE, cost, fit
+    from distill.priors.forecast import speed_of
     from distill.priors.load import default_dtype
-    from distill.samplers.schedules import scheduled
 
-    options, batch = config.prior_options, int(config.render.batch)
-    dtype = default_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
-    target = get_method(config.guidance._target_)
-    rank, rows = 0, [2 * batch] * len(config.guidance.get("terms") or [1])
-    if "rank" in config.guidance:
-        rank, rows = int(config.guidance.rank), [2 * batch, batch]
-    elif "generator" not in inspect.signature(target).parameters:
-        made = instantiate(config.guidance, _convert_="all")
-        rows = calls_of(scheduled(made, **schedules_in(config, "guidance")), batch)
-    prior = shadow(source, dtype, options.image_size, checkpointing=options.checkpointing)
-    found = forecast(prior, rows, batch, rank=rank)
+    if config.max_vram:
+        try:
+            fit(config, source, device)
+        except ValueError as error:
+            yield Finding("max_vram", "wrong", str(error))
+            return
+        chosen = config.render
+        yield Finding(
+            "max_vram", "ok",
+            f"{config.max_vram}: render.at_once={chosen.at_once or chosen.batch}, render.recompute={chosen.recompute}, "
+            f"prior_options.checkpointing={config.prior_options.checkpointing}",
+        )  # fmt: skip
+    found = cost(config, source, device)
+    prior = found.prior
     said = (
-        f"{found.peak / 1e9:.2f} GB: weights {found.weights / 1e9:.2f}, VAE's way back {found.encoding / 1e9:.2f}, network's "
-        f"call {max(found.prediction, found.learning) / 1e9:.2f}; the scene and the driver come on top"
+        f"{found.peak / 1e9:.2f} GB: weights {prior.weights / 1e9:.2f}, VAE's way back {prior.encoding / 1e9:.2f}, network's "
+        f"call {max(prior.prediction, prior.learning) / 1e9:.2f}, rendering at most {found.rendering / 1e9:.2f}, scene "
+        f"{found.scene / 1e9:.2f}; the driver comes on top"
     )
     room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory()
-    short = bool(room) and found.peak > 0.9 * room
-    remedy = f"; there are {room / 1e9:.0f} GB: try render.batch=1, or a smaller prior" if short else ""
+    short = bool(room) and found.peak > SHARE * room
+    remedy = (
+        f"; there are {room / 1e9:.0f} GB: try max_vram={room / 1e9:.0f}GB, or a smaller prior"
+        if short
+        else ""
+    )
     yield Finding("memory", "wrong" if short else "ok", said + remedy)
-    speed = speed_of(device, dtype)
+    options = config.prior_options
+    speed = speed_of(
+        device, default_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
+    )
     seconds = found.operations / speed
     yield Finding(
         "time",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,9 +25,15 @@ from distill.contracts import (
 from distill.samplers.cameras import Cameras
 from distill.samplers.schedules import Ramp
 
+log = logging.getLogger(__name__)
+
 
 class Diverged(RuntimeError):
     """Too many steps in a row had gradients that are not finite."""
+
+
+class OutOfMemory(RuntimeError):
+    """A step did not fit the device's memory, and neither did a smaller one."""
 
 
 @dataclass
@@ -85,6 +92,9 @@ class Settings:
     Attributes:
         iterations: steps in all.
         batch: pictures per step.
+        at_once: of these, how many are rendered and shown to the prior at a time, their gradients added up; None for
+            all of them.
+        latent_until: fraction of training up to which the prior is shown normals and opacity as if they were its latent.
         size: height and width rendered, pixels; rounded to multiples of 8.
         penalties: weights of the renderer's regularisers.
         clip_norm: largest gradient norm over all parameters, 0 for none.
@@ -95,6 +105,8 @@ class Settings:
 
     iterations: int
     batch: int = 4
+    at_once: int | None = None
+    latent_until: float = 0.0
     size: Ramp = field(default_factory=lambda: Ramp(64))
     penalties: Mapping[str, Ramp] = field(default_factory=dict)
     clip_norm: float = 0.0
@@ -132,6 +144,7 @@ def train(
     timesteps: TimestepSampler,
     settings: Settings,
     on_step: Callable[[State, dict[str, float], Render], bool | None] = lambda *_: None,
+    smaller: Renderer | None = None,
 ) -> State:
     """Shape a scene until the prior is content with its pictures.
 
@@ -146,32 +159,41 @@ def train(
         settings: iterations, sizes, weights.
         on_step: called after each step with the state, the step's metrics and its pictures; returning True
             stops the run there.
+        smaller: takes the same pictures with less memory; used, with half as many views at a time, from a step on that
+            does not fit the device's.
 
     Raises:
         Diverged: ``settings.max_bad_steps`` steps in a row had gradients that are not finite.
+        OutOfMemory: a step does not fit, not even so.
     """
-    g, bad = state.generator, 0
+    g, bad, at_once = state.generator, 0, settings.at_once or settings.batch
     while state.step < settings.iterations:
         progress = state.step / settings.iterations
         state.scene.update(state.step, progress, g)
         views = cameras(progress, settings.batch, g).to(prior.device)
-        size = 8 * round(settings.size(progress) / 8)
-        picture = render(state.scene, views, size, size, generator=g)
-        x = prior.encode(picture.rgb.movedim(-1, 1))
-        t = timesteps(progress, settings.batch, g).to(prior.device)
-        noise = torch.randn(x.shape, generator=g).to(x)
-        uniform = torch.rand(settings.batch, generator=g).to(prior.device)
-        cond = replace(condition(views), progress=progress, uniform=uniform)
-        with torch.no_grad():
-            grad = guidance(prior, x.detach(), cond, t, noise)
+        draws, seen = g.get_state(), None
+        while seen is None:
+            try:
+                state.optimiser.zero_grad(set_to_none=True)
+                parts = [see(state, prior, guidance, condition, render, timesteps, settings, some)
+                         for some in views.split(at_once)]  # fmt: skip
+                seen = joined(parts)
+                learnt = state.learner and state.learner.learn(prior, seen.x, seen.cond, g, at_once)
+            except torch.OutOfMemoryError as error:
+                if smaller is None:
+                    raise OutOfMemory(_too_large(state.step, at_once)) from error
+            if seen is None and smaller:  # not in the handler, which keeps the failed step's tensors alive
+                at_once, render, smaller = max(1, at_once // 2), smaller, None
+                log.warning(
+                    "step %d did not fit the memory; from here on %d views at a time", state.step, at_once
+                )
+                g.set_state(draws)
+                torch.cuda.empty_cache()
 
-        weighted = [settings.penalties[name](progress) * value for name, value in picture.penalties.items()]
-        state.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward([x, *weighted], [grad / settings.batch, *[None] * len(weighted)])
         norm = nn.utils.clip_grad_norm_(state.parameters(), settings.clip_norm or math.inf)
-        metrics = _measure(state.step, t, grad, norm, picture)
-        if state.learner:
-            metrics["learner_loss"] = state.learner.learn(prior, x.detach(), cond, g)
+        metrics = _measure(state.step, seen, norm)
+        if learnt is not None:
+            metrics["learner_loss"] = learnt
         if math.isfinite(metrics["grad_norm"]):
             bad = 0
             _step(state, settings, progress)
@@ -181,9 +203,87 @@ def train(
             if bad >= settings.max_bad_steps:
                 raise Diverged(_why(metrics, bad, state.step))
         state.step += 1
-        if on_step(state, metrics, picture):
+        if on_step(state, metrics, seen.picture):
             break
     return state
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a step saw of some views: the prior's input, without gradient, and what came of it."""
+
+    x: Tensor
+    t: Tensor
+    cond: Condition
+    grad: Tensor
+    picture: Render
+
+
+def see(
+    state: State,
+    prior: Prior,
+    guidance: Guidance,
+    condition: Callable[[Cameras], Condition],
+    render: Renderer,
+    timesteps: TimestepSampler,
+    settings: Settings,
+    views: Cameras,
+) -> Seen:
+    """Render some of a step's views, ask the prior, and add their share of the step's gradient to the scene's."""
+    g, progress, count = state.generator, state.step / settings.iterations, len(views)
+    size = 8 * round(settings.size(progress) / 8)
+    if progress < settings.latent_until:
+        picture = render(state.scene, views, size, size, generator=g, normals=True)
+        x = as_latent(picture, prior)
+    else:
+        picture = render(state.scene, views, size, size, generator=g)
+        x = prior.encode(picture.rgb.movedim(-1, 1))
+    t = timesteps(progress, count, g).to(prior.device)
+    noise = torch.randn(x.shape, generator=g).to(x)
+    uniform = torch.rand(count, generator=g).to(prior.device)
+    cond = replace(condition(views), progress=progress, uniform=uniform)
+    with torch.no_grad():
+        grad = guidance(prior, x.detach(), cond, t, noise)
+
+    share = count / settings.batch
+    weighted = [
+        share * settings.penalties[name](progress) * value for name, value in picture.penalties.items()
+    ]
+    torch.autograd.backward([x, *weighted], [grad / settings.batch, *[None] * len(weighted)])
+    return Seen(x.detach(), t, cond, grad, picture.detached())
+
+
+def joined(parts: Sequence[Seen]) -> Seen:
+    """What a step saw of all its views."""
+    if len(parts) == 1:
+        return parts[0]
+    tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("x", "t", "grad")}
+    return Seen(
+        **tensors,
+        cond=Condition.joined([part.cond for part in parts]),
+        picture=Render.joined([part.picture for part in parts]),
+    )
+
+
+def as_latent(picture: Render, prior: Any) -> Tensor:
+    """Normals and opacity as the four channels of a latent, in [-1, 1], shape ``[batch, 4, side, side]``.
+
+    What a latent looks like is near enough to them for a prior to shape a scene's first, coarse form, and no VAE is asked.
+
+    Source: Chen et al. 2023 (Fantasia3D), arXiv:2303.13873, Sec. 3.2.
+    """
+    assert picture.normal is not None
+    x = torch.cat([picture.normal * picture.opacity, 2 * picture.opacity - 1], dim=-1).movedim(-1, 1)
+    return nn.functional.interpolate(x, (prior.latent_size,) * 2, mode="bilinear", antialias=True)
+
+
+def _too_large(step: int, at_once: int) -> str:
+    """What did not fit, and the remedies."""
+    return (
+        f"step {step} did not fit the device's memory, not even with {at_once} views at a time; resume with a smaller "
+        "render.size or prior_options.image_size, prior_options.checkpointing=true, render.patch=64, a smaller prior, or "
+        "max_vram=, which chooses"
+    )
 
 
 def _why(metrics: Mapping[str, float], bad: int, step: int) -> str:
@@ -211,13 +311,13 @@ def _step(state: State, settings: Settings, progress: float) -> None:
         torch._foreach_lerp_(state.average, parameters, 1 - settings.ema)
 
 
-def _measure(step: int, t: Tensor, grad: Tensor, norm: Tensor, picture: Render) -> dict[str, float]:
+def _measure(step: int, seen: Seen, norm: Tensor) -> dict[str, float]:
     values = {
-        "t": t.float().mean(),
-        "guidance_rms": grad.square().mean().sqrt(),
+        "t": seen.t.float().mean(),
+        "guidance_rms": seen.grad.square().mean().sqrt(),
         "grad_norm": norm,
-        "opacity": picture.opacity.mean(),
-        **picture.penalties,
+        "opacity": seen.picture.opacity.mean(),
+        **seen.picture.penalties,
     }
     # One transfer for all of them: each .item() would wait for the device.
     numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()

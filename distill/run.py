@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill import loop, prompts
 from distill.asset import Asset
+from distill.budget import fit
 from distill.checkpoint import load_checkpoint, sha256, write_atomic
 from distill.config import as_overrides, compose_config, schedule, schedules_in
 from distill.contracts import Condition, Guidance, Learner, Prior, Renderer, View
@@ -116,12 +117,14 @@ def check_prompt(config: DictConfig) -> None:
 class Parts:
     """A run's parts, made from its configuration: as many scenes, each with its view, as there are particles.
 
-    ``source`` takes pictures of what an edit starts from; ``seen`` is the input picture, if there is one.
+    ``smaller`` renders with less memory, for when it runs out; ``source`` takes pictures of what an edit starts from;
+    ``seen`` is the input picture, if there is one.
     """
 
     scenes: Sequence[Any]
     views: Sequence[View]
     render: Renderer
+    smaller: Renderer
     state: loop.State
     settings: loop.Settings
     guidance: Any
@@ -134,7 +137,7 @@ class Parts:
 def build(config: DictConfig, prior: Prior, seen: Seen | None = None) -> Parts:
     """Instantiate the parts a configuration names."""
     from distill.renderers.image import ImageScene, render_image
-    from distill.renderers.particles import Particles, render_drawn
+    from distill.renderers.particles import Particles
     from distill.renderers.volume import render
 
     generator = torch.Generator().manual_seed(config.seed)
@@ -153,23 +156,17 @@ def build(config: DictConfig, prior: Prior, seen: Seen | None = None) -> Parts:
 
     weights = {name: ramp(f"penalties.{name}") for name in config.penalties}
     penalties = {name: weight for name, weight in weights.items() if weight.start or weight.end}
-    take: Any = render_image
+    flat = isinstance(scenes[0], ImageScene)
+    take: Any = render_image if flat else render
+    if config.render.latent_until:
+        check_latent(prior, flat)
+    chunk = config.render.chunk_rays
     training: Renderer = render_image
-    if not isinstance(scenes[0], ImageScene):
-        take = render
-        training = partial(render, shading=config.render.shading, penalties=tuple(penalties))
-    if seen is not None:
-        from distill.renderers import reference
-
-        near = [name for name in penalties if name in reference.PENALTIES]
-        training = partial(
-            render, shading=config.render.shading, penalties=tuple(n for n in penalties if n not in near)
-        )
-        look = partial(render, normals="reference_normal" in near)
-        training = reference.beside(training, look, seen.reference, near) if near else training
-    scene = scenes[0]
-    if len(scenes) > 1:
-        scene, training = Particles(scenes).to(prior.device), render_drawn(training)
+    smaller: Renderer = render_image
+    if not flat:
+        training = make_renderer(config, penalties, seen, chunk_rays=chunk, recompute=config.render.recompute)
+        smaller = make_renderer(config, penalties, seen, chunk_rays=-(-chunk // 4), recompute=True)
+    scene = scenes[0] if len(scenes) == 1 else Particles(scenes).to(prior.device)
 
     @torch.no_grad()
     def view(of: Any, cameras: Any, height: int, width: int) -> Any:
@@ -188,6 +185,8 @@ def build(config: DictConfig, prior: Prior, seen: Seen | None = None) -> Parts:
     settings = loop.Settings(
         iterations=config.iterations,
         batch=config.render.batch,
+        at_once=config.render.at_once,
+        latent_until=config.render.latent_until,
         size=ramp("render.size"),
         penalties=penalties,
         clip_norm=optimiser.clip_norm,
@@ -199,6 +198,7 @@ def build(config: DictConfig, prior: Prior, seen: Seen | None = None) -> Parts:
         scenes,
         [partial(view, each) for each in scenes],
         training,
+        smaller,
         state,
         settings,
         guidance,
@@ -211,6 +211,41 @@ def build(config: DictConfig, prior: Prior, seen: Seen | None = None) -> Parts:
         source,
         seen,
     )
+
+
+def make_renderer(
+    config: DictConfig, penalties: Mapping[str, Ramp], seen: Seen | None, **options: Any
+) -> Renderer:
+    """The renderer of a training that a configuration asks for: in windows, beside a picture's view, of one particle."""
+    from distill.renderers import reference
+    from distill.renderers.particles import render_drawn
+    from distill.renderers.patch import patched
+    from distill.renderers.volume import render
+
+    near = [name for name in penalties if name in reference.PENALTIES]
+    own = tuple(name for name in penalties if name not in near)
+    made: Renderer = partial(render, shading=config.render.shading, penalties=own, **options)
+    if config.render.patch is not None:
+        made = patched(made, config.render.patch, config.render.coarse)
+    if seen is not None and near:
+        look = partial(render, normals="reference_normal" in near, **options)
+        made = reference.beside(made, look, seen.reference, near)
+    return render_drawn(made) if config.particles > 1 else made
+
+
+def check_latent(prior: Any, flat: bool) -> None:
+    """Refuse what cannot be shown normals and opacity as a latent.
+
+    Raises:
+        ValueError: the prior's latent does not have four channels, or the scene has no normals.
+    """
+    channels = prior.network.config.in_channels if getattr(prior, "vae", None) is not None else 0
+    if flat or channels != 4:
+        found = "a picture, which has no normals" if flat else f"{channels}" if channels else "pixels"
+        raise ValueError(
+            "render.latent_until needs a scene that fills space and a prior whose latent has 4 channels, such as Stable "
+            f"Diffusion's, got {found}; leave it out"
+        )
 
 
 def start_from(folder: Path, scene: Any, config: DictConfig) -> None:
@@ -284,7 +319,9 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
     if prior is None:
         check_prompt(config)
         if config.prompt:
-            find(config.prior)
+            source = find(config.prior)
+            if config.max_vram:
+                fit(config, source, device)
     if config.init and not (Path(config.init).expanduser() / "checkpoints").is_dir():
         raise ValueError(f"init must be the folder of an earlier run, and {config.init} has no checkpoints")
     seen = look_at(config, device) if config.image else None
@@ -427,9 +464,13 @@ def train(
                 parts.timesteps,
                 parts.settings,
                 journal,
+                parts.smaller,
             )
             if state.step == config.iterations:
                 journal.checkpoint(state)
+        except loop.OutOfMemory:
+            journal.checkpoint(state)
+            raise
         finally:
             journal.close()
     if hasattr(parts.guidance, "save"):
@@ -531,7 +572,10 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
     if not wanted:
         raise ValueError(f"prompts must be a text file with one prompt per line, but {path} has none")
     root = Path(config.output_dir or "outputs").expanduser()
-    prior = open_prior(config, pick_device(config.device))
+    device = pick_device(config.device)
+    if config.max_vram:
+        fit(config, find(config.prior), device)
+    prior = open_prior(config, device)
     return {prompt: _run_one(config, prompt, root, prior) for prompt in wanted}
 
 

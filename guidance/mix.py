@@ -120,10 +120,17 @@ class LearningMixture(Mixture):
     def learners(self) -> list[tuple[Term, Learner]]:
         return [(term, term.loss) for term in self.terms if isinstance(term.loss, Learner)]
 
-    def learn(self, prior: Prior, x: Tensor, cond: Condition, generator: torch.Generator) -> float:
+    def learn(
+        self,
+        prior: Prior,
+        x: Tensor,
+        cond: Condition,
+        generator: torch.Generator,
+        at_once: int | None = None,
+    ) -> float:
         with torch.no_grad():
             given = [(learner, term.given(prior, x, cond)) for term, learner in self.learners()]
-        return sum(learner.learn(*parts, generator) for learner, parts in given)
+        return sum(learner.learn(*parts, generator, at_once) for learner, parts in given)
 
     def save(self, folder: Path) -> None:
         """Write what each learner saves to a folder of its own, ``term-0`` and so on."""

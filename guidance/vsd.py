@@ -112,26 +112,40 @@ class VSD:
         options = at({"scale": self.scale, "weighting": self.weighting}, cond.progress)
         return variational_score(prior, x, cond, t, noise, rendered, **options)
 
-    def learn(self, prior: Prior, x: Tensor, cond: Condition, generator: torch.Generator) -> float:
-        """Train the copy on what is rendered now; returns its mean squared error."""
-        error, now = 0.0, at(self.training, cond.progress)
+    def learn(
+        self,
+        prior: Prior,
+        x: Tensor,
+        cond: Condition,
+        generator: torch.Generator,
+        at_once: int | None = None,
+    ) -> float:
+        """Train the copy on what is rendered now, ``at_once`` pictures at a time; returns its mean squared error."""
+        error, now, batch = 0.0, at(self.training, cond.progress), len(x)
         for _ in range(self.updates):
             t = torch.randint(prior.num_timesteps, (len(x),), generator=generator).to(x.device)
             noise = torch.randn(x.shape, generator=generator).to(x)
             keep = (torch.rand(len(x), generator=generator) >= now["camera_dropout"]).to(x)
             x_t = add_noise(prior, x.detach(), t, noise)
-            with torch.enable_grad():
-                predicted = self.student.predict_noise(x_t, t, self.text(cond), cond.cameras, keep)
-                squared = (predicted - noise).square()
-                if self.prediction == "v_prediction":
-                    squared = squared / prior.alpha(t) ** 2
-                loss = squared.mean()
-                self.optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+            self.optimiser.zero_grad(set_to_none=True)
+            losses = []
+            for begin in range(0, batch, at_once or batch):
+                some = slice(begin, begin + (at_once or batch))
+                own = cond.part(some.start, some.stop)
+                with torch.enable_grad():
+                    predicted = self.student.predict_noise(
+                        x_t[some], t[some], self.text(own), own.cameras, keep[some]
+                    )
+                    squared = (predicted - noise[some]).square()
+                    if self.prediction == "v_prediction":
+                        squared = squared / prior.alpha(t[some]) ** 2
+                    loss = squared.mean() * (len(predicted) / batch)
+                    loss.backward()
+                losses.append(loss.detach())
             self.done += 1
             for group in self.optimiser.param_groups:
                 group["lr"] = now["learning_rate"] * min(1.0, self.done / max(self.warmup, 1))
-            error = loss.item()
+            error = torch.stack(losses).sum().item()
             if math.isfinite(error):
                 self.optimiser.step()
         return error

@@ -61,6 +61,7 @@ def render_image(
     width: int,
     *,
     generator: torch.Generator | None = None,
+    normals: bool = False,
 ) -> Render:
     """Show picture i to camera i, starting over where the pictures run out; wherever the camera is.
 
@@ -70,6 +71,7 @@ def render_image(
         height: pixels.
         width: pixels.
         generator: not used.
+        normals: not used; a picture has none.
     """
     count = len(cameras)
     image: Tensor = scene.image

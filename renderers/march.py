@@ -6,6 +6,7 @@ On the CPU both are Warp kernels, since nerfacc's packed functions need CUDA; th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,14 +34,24 @@ class Samples:
     step: float
 
 
+@cache
+def nerfacc_compiled() -> bool:
+    """Whether nerfacc's CUDA kernels can be used; where nvcc and a C++ compiler are, it builds them when first asked."""
+    try:
+        from nerfacc.cuda._backend import _C
+    except Exception:  # whatever a compiler fails with
+        return False
+    return _C is not None
+
+
 def choose_marcher(marcher: str, device: torch.device) -> str:
-    """Resolve ``auto``: nerfacc on CUDA, Warp elsewhere."""
+    """Resolve ``auto``: nerfacc on CUDA where its kernels can be used, else Warp."""
     if marcher not in MARCHERS:
         raise ValueError(f"expected marcher in {', '.join(MARCHERS)}; got {marcher!r}")
     if marcher == "nerfacc" and device.type != "cuda":
         raise ValueError(f"marcher 'nerfacc' expects CUDA, got {device}; use 'warp'")
     if marcher == "auto":
-        return "nerfacc" if device.type == "cuda" else "warp"
+        return "nerfacc" if device.type == "cuda" and nerfacc_compiled() else "warp"
     return marcher
 
 

@@ -59,7 +59,8 @@ def render_drawn(render: Renderer) -> Renderer:
         width: int,
         *,
         generator: torch.Generator | None = None,
+        normals: bool = False,
     ) -> Render:
-        return render(scene.scenes[scene.drawn], cameras, height, width, generator=generator)
+        return render(scene.scenes[scene.drawn], cameras, height, width, generator=generator, normals=normals)
 
     return take

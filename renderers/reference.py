@@ -103,9 +103,15 @@ def beside(training: Renderer, look: Any, reference: Reference, names: Sequence[
     """
 
     def take(
-        scene: Any, cameras: Cameras, height: int, width: int, *, generator: torch.Generator | None = None
+        scene: Any,
+        cameras: Cameras,
+        height: int,
+        width: int,
+        *,
+        generator: torch.Generator | None = None,
+        normals: bool = False,
     ) -> Render:
-        picture = training(scene, cameras, height, width, generator=generator)
+        picture = training(scene, cameras, height, width, generator=generator, normals=normals)
         seen = look(scene, reference.camera, height, width, generator=generator)
         off = distances(seen, reference.resized(height), names)
         return replace(picture, penalties={**picture.penalties, **off})

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.utils.checkpoint import checkpoint
 
 from distill.contracts import Render
 from distill.renderers.march import Samples, composite, march
@@ -72,6 +73,7 @@ def render(
     penalties: Sequence[str] = (),
     marcher: str = "auto",
     chunk_rays: int = 16384,
+    recompute: bool = False,
 ) -> Render:
     """Take pictures of a ``HashGridScene``, or of any module with the same methods.
 
@@ -86,7 +88,9 @@ def render(
         shading: ``albedo``; ``lambertian``, lit; or ``textureless``, lit and white.
         penalties: which to compute: ``sparsity``, ``opaqueness``, ``orientation``, ``smoothness``.
         marcher: see ``march``.
-        chunk_rays: rays at a time, which bounds memory when looking.
+        chunk_rays: rays at a time, which bounds memory when looking, and with ``recompute`` in training, too.
+        recompute: keep nothing of a chunk but its pixels, and trace it again on the way back: the same gradient for
+            the memory of one chunk and the time of one more rendering.
 
     Returns:
         Pictures with the named penalties, each a scalar.
@@ -103,7 +107,8 @@ def render(
     jitter = _uniform(origins[..., 0].numel(), generator, device)
     options = _Options(normals, shading, tuple(penalties), marcher, generator)
     rays = _Rays(origins.view(-1, 3), directions.view(-1, 3), jitter, light)
-    traced = [_trace(scene, rays.part(i, i + chunk_rays), options) for i in range(0, len(jitter), chunk_rays)]
+    trace = _trace_twice if recompute and torch.is_grad_enabled() else _trace
+    traced = [trace(scene, rays.part(i, i + chunk_rays), options) for i in range(0, len(jitter), chunk_rays)]
     sums, opacity = (torch.cat(parts) for parts in zip(*((t.sums, t.opacity) for t in traced), strict=True))
     names = traced[0].penalties
     found = {name: torch.stack([t.penalties[name] for t in traced]).sum() / len(jitter) for name in names}
@@ -153,6 +158,29 @@ def _trace(scene: Any, rays: _Rays, options: _Options) -> _Traced:
         return _Traced(sums, opacity, {})
     penalties = _sample_penalties(scene, rays, samples, normals, weights.detach(), options)
     return _Traced(sums, opacity, penalties)
+
+
+def _trace_twice(scene: Any, rays: _Rays, options: _Options) -> _Traced:
+    """``_trace``, whose intermediate values are thrown away and computed again for the gradient."""
+    generator = options.generator
+    before = generator.get_state() if generator else None
+    again = False
+
+    def traced() -> _Traced:
+        nonlocal again
+        if not again or generator is None:
+            again = True
+            return _trace(scene, rays, options)
+        # What was drawn the first time is drawn again; torch's own checkpoints know only its global generators.
+        now = generator.get_state()
+        generator.set_state(before)
+        try:
+            return _trace(scene, rays, options)
+        finally:  # torch leaves early, once it has what it needs
+            generator.set_state(now)
+
+    found: _Traced = checkpoint(traced, use_reentrant=False, preserve_rng_state=False)
+    return found
 
 
 def finite_difference_normals(scene: Any, points: Tensor, step: float = _NORMAL_STEP) -> Tensor:

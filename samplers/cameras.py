@@ -7,8 +7,8 @@ Camera frame (OpenGL): x right, y up, looking along -z.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,40 @@ class Cameras:
 
     def to(self, device: torch.device | str) -> Cameras:
         return Cameras(*(value.to(device) for value in vars(self).values()))
+
+    def part(self, begin: int, end: int) -> Cameras:
+        """Those from ``begin`` up to but not including ``end``."""
+        return Cameras(*(value[begin:end] for value in vars(self).values()))
+
+    def split(self, size: int) -> list[Cameras]:
+        """Parts of ``size``, the last of what is left."""
+        return [self.part(begin, begin + size) for begin in range(0, len(self), size)]
+
+    @staticmethod
+    def joined(parts: Sequence[Cameras]) -> Cameras:
+        """Undo ``split``."""
+        return Cameras(
+            *(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True))
+        )
+
+    def window(self, left: float, bottom: float, side: float) -> Cameras:
+        """Cameras that see only a square window of each square picture, all else the same.
+
+        Their matrices are sheared, for the window need not be in the middle: they are for casting rays alone.
+
+        Args:
+            left: of the window, from the picture's left edge, as a share of the picture's side.
+            bottom: of the window, from the picture's bottom edge, as a share.
+            side: of the window, as a share.
+        """
+        half = torch.tan(torch.deg2rad(self.fov_y_deg) / 2)
+        zoom = torch.zeros_like(self.c2w)
+        zoom[:, 0, 0] = zoom[:, 1, 1] = side
+        # The camera looks along -z, so a shift of what it sees comes with the opposite sign of z.
+        zoom[:, 0, 2] = -half * (2 * left + side - 1)
+        zoom[:, 1, 2] = -half * (2 * bottom + side - 1)
+        zoom[:, 2, 2] = zoom[:, 3, 3] = 1
+        return replace(self, c2w=self.c2w @ zoom)
 
     def rays(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Cast one ray through the centre of every pixel.

@@ -226,7 +226,7 @@ def render_object(make: Callable[[], Surface], uid: str, out: Path, protocol: Pr
         surface.mesh.apply_scale(draw_scale(protocol, uid))
         matrices = world_to_camera(cameras).double().numpy()
         for index in range(protocol.views):
-            one = Cameras(*(value[index : index + 1] for value in vars(cameras).values()))
+            one = cameras.part(index, index + 1)
             rgba = picture(surface, one, protocol.size, protocol.samples, lights)
             Image.fromarray(rgba).save(temporary / f"{index:03d}.png")
             np.save(temporary / f"{index:03d}.npy", matrices[index])

@@ -17,6 +17,14 @@ from distill.priors.schedule import Schedule
 from distill.priors.source import Source
 
 
+def shrink(vae: Any, network: Any) -> int:
+    """How many pixels along each side one place of the network's input stands for."""
+    if vae is None:
+        return int((network.config.in_channels // 3) ** 0.5)
+    widths = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
+    return int(2 ** (len(widths) - 1))
+
+
 @dataclass(frozen=True)
 class DiffusionPrior:
     """A frozen text-to-image model.
@@ -59,6 +67,11 @@ class DiffusionPrior:
     def patch(self) -> int:
         """Side of the pixel patches a pixel-space network works on; 1 is plain pixels."""
         return math.isqrt(self.network.config.in_channels // 3)
+
+    @property
+    def latent_size(self) -> int:
+        """Height and width of what the network is shown."""
+        return self.image_size // shrink(self.vae, self.network)
 
     def embed(self, prompts: list[str]) -> Embedding:
         """Encode prompts, as the pipeline of diffusers does; the empty one is what it takes for none."""

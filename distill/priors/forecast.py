@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill.contracts import Condition, Embedding
 from distill.priors.diffusion import DiffusionPrior
-from distill.priors.load import family_of, image_size_of, read_scheduler
+from distill.priors.load import checkpoint, family_of, image_size_of, read_scheduler
 from distill.priors.schedule import read_schedule
 from distill.priors.source import Source
 
@@ -142,7 +142,7 @@ def shadow(
     network = empty(family.component, family.network)
     vae = empty("vae", index["vae"][1]) if "vae" in index else None
     if checkpointing and vae is not None:
-        vae.enable_gradient_checkpointing()
+        checkpoint(vae)
     size, patches = image_size_of(vae, network, image_size)
     schedule = read_schedule(read_scheduler(folder, index), patches).to(torch.device("meta"))
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from distill.convert import pickled
-from distill.priors.diffusion import DiffusionPrior
+from distill.priors.diffusion import DiffusionPrior, shrink
 from distill.priors.families import FAMILIES, Family
 from distill.priors.families.unet import PLAIN
 from distill.priors.schedule import read_schedule
@@ -111,7 +111,7 @@ def load_prior(
     if family.component == "unet":
         network.to(memory_format=torch.channels_last)
     if checkpointing and vae is not None:
-        vae.enable_gradient_checkpointing()
+        checkpoint(vae)
     if compile:
         network.compile()
     size, patches = image_size_of(vae, network, image_size)
@@ -126,6 +126,20 @@ def load_prior(
     return DiffusionPrior(network, vae, text, family, schedule, size, device, dtype, source)
 
 
+def checkpoint(vae: Any) -> None:
+    """Let a VAE compute its activations again on the way back.
+
+    Raises:
+        ValueError: its class in diffusers cannot.
+    """
+    if not vae._supports_gradient_checkpointing:
+        raise ValueError(
+            f"prior_options.checkpointing: this prior's VAE, {type(vae).__name__}, cannot compute its activations again; "
+            "leave it out"
+        )
+    vae.enable_gradient_checkpointing()
+
+
 def image_size_of(vae: Any, network: Any, wanted: int | None) -> tuple[int, int]:
     """Side of the pictures that a prior is shown, pixels, and how many patches its network makes of one.
 
@@ -138,14 +152,6 @@ def image_size_of(vae: Any, network: Any, wanted: int | None) -> tuple[int, int]
     if size % folded:
         raise ValueError(f"image_size must be a multiple of {folded} for this prior, got {size}")
     return size, (size // folded) ** 2
-
-
-def shrink(vae: Any, network: Any) -> int:
-    """How many pixels along each side one place of the network's input stands for."""
-    if vae is None:
-        return int((network.config.in_channels // 3) ** 0.5)
-    widths = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
-    return int(2 ** (len(widths) - 1))
 
 
 def _component(folder: Path, part: str, kind: str, dtype: torch.dtype) -> Any:

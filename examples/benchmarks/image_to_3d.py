@@ -37,7 +37,7 @@ Made = dict[str, Any]
 
 def photograph(surface: Surface, cameras: Cameras, size: int) -> Tensor:
     """RGBA in [0, 1] from each camera, shape ``[views, 4, size, size]``."""
-    ones = [Cameras(*(value[i : i + 1] for value in vars(cameras).values())) for i in range(len(cameras))]
+    ones = [cameras.part(i, i + 1) for i in range(len(cameras))]
     pictures = [torch.from_numpy(picture(surface, one, size, 2)) for one in ones]
     return torch.stack(pictures).movedim(-1, 1).float() / 255
 

@@ -1,0 +1,154 @@
+"""What a run's step will take of memory and time, and the options that make it fit."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from distill.config import bytes_of, schedule, schedules_in
+from distill.priors.forecast import Forecast, LiveBytes, calls_of, forecast, shadow
+from distill.priors.load import default_dtype, family_of
+from distill.priors.source import Source
+from distill.samplers.cameras import turntable
+from distill.samplers.schedules import scheduled
+
+log = logging.getLogger(__name__)
+
+#: Of the memory that is given, what a forecast may fill: the driver and the allocator want some, too.
+SHARE = 0.9
+#: Bytes that a rendered pixel keeps whatever is computed again: its ray, its sums, and the picture.
+_PIXEL = 128
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A step's forecast.
+
+    Attributes:
+        prior: of the views that are in memory at a time.
+        scene: bytes of the scene's parameters, their gradients and the optimiser's averages.
+        rendering: bytes that rendering keeps, with every cell of the occupancy full.
+        operations: floating-point operations of a whole step, rendering not counted.
+    """
+
+    prior: Forecast
+    scene: int
+    rendering: int
+    operations: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the same time."""
+        return self.prior.peak + self.scene + self.rendering
+
+
+def cost(config: DictConfig, source: Source, device: torch.device) -> Cost:
+    """Forecast a configuration's step, from the networks' configurations and a small rendering on the CPU.
+
+    Raises:
+        ValueError: the prior's folder is not one this library can use.
+    """
+    options, batch = config.prior_options, int(config.render.batch)
+    at_once = min(config.render.at_once or batch, batch)
+    dtype = default_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
+    prior = shadow(source, dtype, options.image_size, checkpointing=options.checkpointing)
+    rows, rank = calls(config, at_once)
+    found = forecast(prior, rows, at_once, rank=rank)
+    scene, rendering = rendered(config, at_once)
+    return Cost(found, scene, rendering, found.operations * -(-batch // at_once))
+
+
+def calls(config: DictConfig, batch: int) -> tuple[list[int], int]:
+    """Rows of the network in each of a loss's calls for a batch, and the rank of what it trains inside; 0 for nothing."""
+    if "rank" in config.guidance:
+        return [2 * batch, batch], int(config.guidance.rank)
+    if "generator" in inspect.signature(get_method(config.guidance._target_)).parameters:
+        return [2 * batch] * len(config.guidance.get("terms") or [1]), 0
+    made = instantiate(config.guidance, _convert_="all")
+    return calls_of(scheduled(made, **schedules_in(config, "guidance")), batch), 0
+
+
+def rendered(config: DictConfig, views: int) -> tuple[int, int]:
+    """Bytes of a configuration's scene, and those that rendering some views of it keeps."""
+    from distill.renderers.volume import render
+
+    scene: Any = instantiate(config.scene, _convert_="all")(seed=0)
+    parameters = 4 * sum(p.numel() * p.element_size() for p in scene.parameters())
+    if not hasattr(scene, "query"):
+        return parameters, 0
+    options = config.render
+    names = [name for name, weight in config.penalties.items() if weight and not name.startswith("reference")]
+    small, large = 16, 32
+
+    def peak(side: int) -> int:
+        with LiveBytes() as live:
+            seen = render(
+                scene, turntable(1), side, side, generator=torch.Generator().manual_seed(0), shading=options.shading,
+                penalties=names, normals=options.latent_until > 0,
+            )  # fmt: skip
+            (seen.rgb.sum() + sum(seen.penalties.values())).backward()
+            scene.zero_grad(set_to_none=True)
+        return live.peak
+
+    # What does not grow with the picture is the parameters' and counted above.
+    per_ray = (peak(large) - peak(small)) / (large**2 - small**2)
+    size = schedule("render.size", options.size, config.iterations)
+    side = size if isinstance(size, (int, float)) else max(size.start, size(1.0))
+    rays = views * min(side, options.patch or side) ** 2
+    if not options.recompute:
+        return parameters, int(rays * per_ray)
+    return parameters, int(rays * _PIXEL + min(rays, options.chunk_rays) * per_ray)
+
+
+def fit(config: DictConfig, source: Source, device: torch.device) -> None:
+    """Change a configuration so that its step fits ``max_vram`` by the forecast, by what costs least time first.
+
+    Raises:
+        ValueError: nothing makes it fit.
+    """
+    room = bytes_of(config.max_vram)
+    trial, needed = config.copy(), 0
+    for changes in savings(config, source):
+        for name, value in changes.items():
+            OmegaConf.update(trial, name, value)
+        needed = cost(trial, source, device).peak
+        if needed <= SHARE * room:
+            chosen = {name: OmegaConf.select(trial, name) for name in SAVINGS}
+            config.merge_with(trial)
+            said = ", ".join(f"{name}={value}" for name, value in chosen.items() if value)
+            log.info(
+                "max_vram=%s: a step takes %.1f GB by the forecast, with %s",
+                config.max_vram, needed / 1e9, said or "no option changed",
+            )  # fmt: skip
+            return
+    raise ValueError(
+        f"a step takes {needed / 1e9:.1f} GB by the forecast whatever is saved, and a tenth of max_vram={config.max_vram} is "
+        "the driver's; choose a smaller prior_options.image_size, render.size, guidance or prior"
+    )
+
+
+#: What ``fit`` may change.
+SAVINGS = ("render.at_once", "render.recompute", "prior_options.checkpointing")
+
+
+def savings(config: DictConfig, source: Source) -> Iterator[dict[str, Any]]:
+    """Changes that each save memory on top of those before: first as the user has it."""
+    yield {}
+    views = min(config.render.at_once or config.render.batch, config.render.batch)
+    while views > 1:
+        views //= 2
+        yield {"render.at_once": views}
+    yield {"render.recompute": True}
+    import diffusers
+
+    _, index = family_of(source.folder)
+    kind = getattr(diffusers, index["vae"][1]) if "vae" in index else None
+    if getattr(kind, "_supports_gradient_checkpointing", False):
+        yield {"prior_options.checkpointing": True}

@@ -1,0 +1,343 @@
+"""What saves memory changes nothing else: views at a time, rendering twice, windows, a smaller step once memory is out."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_pipelines import make
+from torch import Tensor
+
+import distill
+from distill import loop, prompts
+from distill.budget import cost, fit, savings
+from distill.config import bytes_of, compose_config
+from distill.contracts import Condition, Render
+from distill.guidance.sds import sds
+from distill.guidance.vsd import VSD
+from distill.priors import load_prior
+from distill.priors.exact import dirac
+from distill.priors.forecast import LiveBytes
+from distill.priors.source import find
+from distill.renderers import HashGridScene, render
+from distill.renderers.image import ImageScene, render_image
+from distill.renderers.patch import patched
+from distill.samplers.cameras import Cameras, orbit, ranges, turntable
+from distill.samplers.schedules import Ramp
+from distill.samplers.timesteps import uniform
+
+TARGET = torch.linspace(0.1, 0.9, 3 * 8 * 8).view(3, 8, 8)
+PRIOR = dirac({"mug": TARGET, "": torch.zeros_like(TARGET)})
+
+
+def squares(prior: Any, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
+    """A loss that draws nothing: the gradient of half the sum of squares, weighted by the camera's azimuth."""
+    assert cond.cameras is not None
+    return x * (1 + cond.cameras.azimuth_deg[:, None, None, None] / 360)
+
+
+def one_step(at_once: int | None, take: Any, scene: Any, smaller: Any = None, **settings: Any) -> loop.State:
+    rates = dict.fromkeys(scene.parameter_groups(), 0.0)
+    state = loop.State(scene, loop.make_optimiser(scene, rates), torch.Generator().manual_seed(3))
+    return loop.train(
+        state, PRIOR, squares, prompts.conditioner(PRIOR, "mug"), take, ranges(), uniform(PRIOR),
+        loop.Settings(1, batch=5, size=Ramp(8), at_once=at_once, **settings), smaller=smaller,
+    )  # fmt: skip
+
+
+def gradients(state: loop.State) -> list[Tensor]:
+    return [p.grad for p in state.parameters() if p.grad is not None]
+
+
+def still(
+    scene: Any, cameras: Cameras, height: int, width: int, *, generator: Any = None, **options: Any
+) -> Render:
+    """Rendering without random numbers."""
+    return render(scene, cameras, height, width, penalties=("sparsity", "orientation"), **options)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_views_at_a_time_leave_the_gradient_of_all_at_once(at_once: int) -> None:
+    penalties = {"sparsity": Ramp(2.0), "orientation": Ramp(3.0)}
+    whole = gradients(one_step(None, still, HashGridScene(levels=2), penalties=penalties))
+    parts = gradients(one_step(at_once, still, HashGridScene(levels=2), penalties=penalties))
+    assert len(whole) == len(parts) >= 3
+    for expected, found in zip(whole, parts, strict=True):
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_conditions_cameras_and_pictures_come_apart_and_together() -> None:
+    cameras = turntable(5)
+    rows = {"told": torch.arange(5.0)[:, None]}
+    cond = Condition(rows, rows, cameras=cameras, uniform=torch.arange(5.0), progress=0.3)
+    parts = [cond.part(0, 2), cond.part(2, 4), cond.part(4, 5)]
+    assert [part.text["told"].flatten().tolist() for part in parts] == [[0, 1], [2, 3], [4]]
+    again = Condition.joined(parts)
+    assert again.cameras is not None
+    assert torch.equal(again.text["told"], rows["told"])
+    assert torch.equal(again.cameras.c2w, cameras.c2w)
+    assert torch.equal(again.uniform, cond.uniform)  # type: ignore[arg-type]
+    assert (again.negative, again.progress) == (None, 0.3)
+    scene = HashGridScene(levels=2)
+    whole = render(scene, cameras, 8, 8, penalties=("sparsity",))
+    joined = Render.joined([render(scene, part, 8, 8, penalties=("sparsity",)) for part in cameras.split(2)])
+    torch.testing.assert_close(joined.rgb, whole.rgb)
+    torch.testing.assert_close(joined.penalties["sparsity"], whole.penalties["sparsity"])
+    assert joined.normal is None
+
+
+def test_a_student_learns_the_same_from_views_at_a_time(latent_folder: Path) -> None:
+    learnt = []
+    for at_once in (None, 1, 2):
+        prior = load_prior(latent_folder, dtype=torch.float32)
+        loss = VSD(prior, torch.Generator().manual_seed(0), warmup=0)
+        cond = prompts.conditioner(prior, "a mug")(turntable(3))
+        x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        error = loss.learn(prior, x, cond, torch.Generator().manual_seed(2), at_once)
+        learnt.append((error, [p.grad for p in loss.student.trainable()]))
+    for error, grads in learnt[1:]:
+        assert error == pytest.approx(learnt[0][0], rel=1e-5)
+        for expected, found in zip(learnt[0][1], grads, strict=True):
+            assert (expected is None) == (found is None)
+            if expected is not None and found is not None:
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("shading", ["albedo", "lambertian"])
+def test_rendering_twice_gives_the_same_gradient_for_less_memory(shading: str) -> None:
+    scene = HashGridScene(levels=4, background="random")
+    found = []
+    for recompute in (False, True):
+        g = torch.Generator().manual_seed(5)
+        scene.zero_grad(set_to_none=True)
+        with LiveBytes() as live:
+            seen = render(
+                scene, turntable(2), 24, 24, generator=g, shading=shading, penalties=("smoothness",), chunk_rays=128,
+                recompute=recompute,
+            )  # fmt: skip
+            (seen.rgb.square().sum() + seen.penalties["smoothness"]).backward()
+        grads = [p.grad.clone() for p in scene.parameters() if p.grad is not None]
+        found.append((seen.rgb.detach(), grads, g.get_state(), live.peak))
+    (rgb, grads, state, peak), (again, twice, after, less) = found
+    assert torch.equal(rgb, again)
+    assert torch.equal(state, after)
+    for expected, other in zip(grads, twice, strict=True):
+        torch.testing.assert_close(other, expected, rtol=1e-4, atol=1e-6)
+    assert less < 0.5 * peak
+
+
+def test_a_window_casts_the_rays_of_its_part_of_the_picture() -> None:
+    cameras = orbit(torch.tensor([20.0, 200.0]), torch.tensor([10.0, -30.0]), 3.0, torch.tensor([40.0, 60.0]))
+    origins, directions = cameras.rays(32, 32)
+    top, left, side = 5, 18, 8
+    seen = cameras.window(left / 32, 1 - (top + side) / 32, side / 32)
+    inside, towards = seen.rays(side, side)
+    torch.testing.assert_close(inside, origins[:, top : top + side, left : left + side])
+    torch.testing.assert_close(towards, directions[:, top : top + side, left : left + side])
+
+
+def test_a_patch_is_the_picture_there_and_coarse_elsewhere() -> None:
+    scene = HashGridScene(levels=4, background="random")
+    scene.update(0, 0.0, torch.Generator().manual_seed(0))
+    drawn: list[tuple[Cameras, int]] = []
+
+    def take(scene: Any, cameras: Cameras, height: int, width: int, **options: Any) -> Render:
+        drawn.append((cameras, height))
+        return render(scene, cameras, height, width, **options)
+
+    g = torch.Generator().manual_seed(8)
+    seen = patched(take, 16, 8)(scene, turntable(2), 48, 48, generator=g)
+    assert [height for _, height in drawn] == [8, 16]
+    assert seen.rgb.shape == (2, 48, 48, 3)
+    (carries,) = torch.autograd.grad(seen.rgb.sum(), scene.grid, retain_graph=True)
+    assert carries.abs().max() > 0
+    # Where the window was: the same draws say so again.
+    again = torch.Generator().manual_seed(8)
+    top, left = torch.randint(48 - 16 + 1, (2,), generator=again).tolist()
+    inside = render(scene, drawn[1][0], 16, 16, generator=again)
+    torch.testing.assert_close(seen.rgb[:, top : top + 16, left : left + 16], inside.rgb)
+    # A corner shows the background, of one colour in the window and around it.
+    corners = seen.rgb[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    torch.testing.assert_close(corners, corners[:, :1].expand_as(corners), rtol=0, atol=2e-3)
+    whole = patched(take, 16, 8)(scene, turntable(2), 48, 48)
+    torch.testing.assert_close(whole.rgb, render(scene, turntable(2), 48, 48).rgb)
+
+
+def test_a_step_out_of_memory_is_taken_again_with_half_the_views(caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def take(name: str, most: int, scene: Any, cameras: Cameras, *rest: Any, **options: Any) -> Render:
+        asked.append((name, len(cameras)))
+        if len(cameras) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return render_image(scene, cameras, *rest, **options)
+
+    with caplog.at_level(logging.WARNING):
+        tight = one_step(None, partial(take, "render", 3), ImageScene(8, 8), partial(take, "smaller", 3))
+    assert asked == [("render", 5), ("smaller", 2), ("smaller", 2), ("smaller", 1)]
+    assert "step 0 did not fit the memory; from here on 2 views at a time" in caplog.text
+    roomy = one_step(None, render_image, ImageScene(8, 8))
+    torch.testing.assert_close(gradients(tight), gradients(roomy))
+    asked.clear()
+    with pytest.raises(loop.OutOfMemory, match=r"step 0 .* not even with 2 views at a time; .*max_vram="):
+        one_step(None, partial(take, "render", 1), ImageScene(8, 8), partial(take, "smaller", 1))
+    assert asked == [("render", 5), ("smaller", 2)]
+
+
+def test_a_run_out_of_memory_keeps_a_checkpoint_and_names_the_options(
+    latent_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from distill.cli import main
+    from distill.priors.diffusion import DiffusionPrior
+
+    whole = DiffusionPrior.encode
+    calls = []
+
+    def encode(self: DiffusionPrior, image: Tensor) -> Tensor:
+        calls.append(len(image))
+        if len(calls) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return whole(self, image)
+
+    monkeypatch.setattr(DiffusionPrior, "encode", encode)
+    folder = tmp_path / "run"
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            [
+                "a mug",
+                f"prior={latent_folder}",
+                f"output_dir={folder}",
+                "iterations=9",
+                "render.size=8",
+                "render.batch=2",
+            ]
+        )
+    assert stopped.value.code == 1
+    assert calls == [2, 2, 2, 2, 1]
+    assert "step 3 did not fit the device's memory" in capsys.readouterr().err
+    assert list((folder / "checkpoints").glob("*3*"))
+
+
+def test_normals_and_opacity_as_a_latent() -> None:
+    class Small:
+        latent_size = 2
+
+    normal = torch.tensor([0.6, 0.0, 0.8]).expand(1, 4, 4, 3)
+    opacity = torch.full((1, 4, 4, 1), 0.5)
+    x = loop.as_latent(Render(torch.zeros(1, 4, 4, 3), opacity, opacity, normal), Small())
+    expected = torch.tensor([0.3, 0.0, 0.4, 0.0]).view(1, 4, 1, 1).expand(1, 4, 2, 2)
+    torch.testing.assert_close(x, expected)
+
+
+def test_a_latent_start_asks_no_vae_until_it_is_over(
+    latent_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distill.priors.diffusion import DiffusionPrior
+
+    whole, steps = DiffusionPrior.encode, []
+    monkeypatch.setattr(
+        DiffusionPrior, "encode", lambda self, image: (steps.append(len(image)), whole(self, image))[1]
+    )
+    told: dict[str, Any] = {"iterations": 5, "render.size": 16, "render.batch": 1, "export.enabled": False}
+    asset = distill.generate(
+        "a mug", prior=latent_folder, output_dir=tmp_path / "run", **told, **{"render.latent_until": 0.5}
+    )
+    assert len(steps) == 2  # steps 3 and 4: progress 0.6 and 0.8
+    assert asset.manifest["skipped_steps"] == 0
+    with pytest.raises(ValueError, match=r"needs a scene that fills space and a prior whose latent has 4"):
+        distill.generate("a red mug", output_dir=tmp_path / "no", **told, **{"render.latent_until": 0.5})
+
+
+def test_a_forecast_counts_rendering_by_its_rays(latent_folder: Path) -> None:
+    def rendering(*options: str) -> int:
+        config = compose_config([f"prior={latent_folder}", "prompt=a mug", "render.batch=2", *options])
+        return cost(config, find(latent_folder), torch.device("cpu")).rendering
+
+    small = rendering("render.size=64")
+    assert rendering("render.size=128") == pytest.approx(4 * small, rel=1e-3)
+    assert rendering("render.size=128", "render.at_once=1") == pytest.approx(2 * small, rel=1e-3)
+    assert rendering("render.size={start:16,end:128}") == pytest.approx(4 * small, rel=1e-3)
+    assert rendering("render.size=512", "render.patch=64") == pytest.approx(small, rel=1e-3)
+    again = rendering("render.size=512", "render.recompute=true", "render.chunk_rays=4096")
+    assert again < rendering("render.size=512") / 10
+    # Against a real step with every cell occupied.
+    scene = HashGridScene()
+    with LiveBytes() as live:
+        render(scene, turntable(2), 64, 64, generator=torch.Generator().manual_seed(0)).rgb.sum().backward()
+    assert small == pytest.approx(live.peak, rel=0.1)
+
+
+def test_max_vram_chooses_the_least_that_fits(latent_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def chosen(room: str) -> Any:
+        config = compose_config([*whole, f"max_vram={room}"])
+        fit(config, find(latent_folder), torch.device("cpu"))
+        needed = cost(config, find(latent_folder), torch.device("cpu")).peak
+        assert needed <= 0.9 * bytes_of(room)
+        return config.render.at_once, config.render.recompute, config.prior_options.checkpointing
+
+    whole = [
+        f"prior={latent_folder}",
+        "prompt=a mug",
+        "render.batch=4",
+        "render.size=128",
+        "render.chunk_rays=2048",
+    ]
+    assert chosen("12GB") == (None, False, False)
+    megabytes = cost(compose_config(whole), find(latent_folder), torch.device("cpu")).peak / 1e6
+    with caplog.at_level(logging.INFO):
+        assert chosen(f"{megabytes:.0f}MB") == (2, False, False)
+    assert "GB by the forecast, with render.at_once=2" in caplog.text
+    assert chosen(f"{megabytes / 5:.0f}MB") == (1, True, False)
+    with pytest.raises(ValueError, match=r"by the forecast whatever is saved, .* max_vram=1MB"):
+        chosen("1MB")
+
+
+def test_a_vae_that_cannot_compute_again_is_said_and_left_alone(tmp_path: Path) -> None:
+    make("sana").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"VAE, AutoencoderDC, cannot compute its activations again"):
+        load_prior(tmp_path, checkpointing=True)
+    config = compose_config([f"prior={tmp_path}", "prompt=a mug", "render.batch=2"])
+    changes = list(savings(config, find(tmp_path)))
+    assert changes == [{}, {"render.at_once": 1}, {"render.recompute": True}]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("12GB", 12e9), ("1.5 GiB", 1.5 * 2**30), ("800mb", 8e8), ("2MiB", 2**21)]
+)
+def test_sizes_are_read(text: str, expected: float) -> None:
+    assert bytes_of(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("max_vram=12", "max_vram must be a size such as 12GB, got '12'"),
+        ("max_vram=lots", "max_vram must be a size such as 12GB"),
+        ("render.at_once=0", "render.at_once must be at least 1, got 0"),
+        ("render.latent_until=2", "render.latent_until is a fraction of the run"),
+    ],
+)
+def test_bad_options_are_one_line(option: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        compose_config(["prompt=a mug", option])
+
+
+def test_a_patch_too_small_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"render\.patch and render\.coarse must be at least 8"):
+        distill.generate("a red mug", output_dir=tmp_path / "run", **{"render.patch": 4})
+
+
+def test_sds_still_works_in_parts_on_an_exact_prior() -> None:
+    g = torch.Generator().manual_seed(0)
+    scene = ImageScene(8, 8, seed=g)
+    state = loop.State(scene, loop.make_optimiser(scene, {"image": 0.02}), g)
+    loop.train(
+        state, PRIOR, partial(sds, scale=1.0), prompts.conditioner(PRIOR, "mug"), render_image, ranges(), uniform(PRIOR),
+        loop.Settings(300, batch=2, at_once=1, size=Ramp(8), final_lr=0.01),
+    )  # fmt: skip
+    assert (scene.image[0].movedim(-1, 0) - TARGET).abs().max().item() < 0.01
