@@ -21,7 +21,7 @@ check: $(READY)  ## lint, format and types
 	rm -rf build/typing
 	$(BIN)/pip install --quiet --no-deps --target build/typing .
 	MYPYPATH=build/typing $(BIN)/mypy --explicit-package-bases build/typing/distill
-	MYPYPATH=build/typing:examples/embedded $(BIN)/mypy --explicit-package-bases examples/*.py examples/benchmarks/*.py examples/embedded/*.py
+	MYPYPATH=build/typing:examples/embedded:examples/benchmarks $(BIN)/mypy --explicit-package-bases examples/*.py examples/benchmarks/*.py examples/embedded/*.py
 	MYPYPATH=build/typing:examples/embedded:tests $(BIN)/mypy --explicit-package-bases tests/*.py
 
 format: $(READY)

@@ -63,6 +63,16 @@ def test_a_shadow_counts_what_the_real_network_does(name: str, tmp_path: Path) -
     assert learnt.network > found.network
 
 
+@pytest.mark.parametrize(("name", "tokens"), [("pixart", 120), ("pixart_sigma", 300), ("sana", 300)])
+def test_a_shadow_is_told_as_many_tokens_as_the_pipeline_pads_to(
+    name: str, tokens: int, tmp_path: Path
+) -> None:
+    make(name).save_pretrained(tmp_path)
+    real, counted = load_prior(tmp_path, dtype=torch.float32), shadow(find(tmp_path), torch.float16)
+    for told in (real.embed(["a mug"]), counted.embed(["a mug"])):
+        assert told["encoder_hidden_states"].shape[1] == told["encoder_attention_mask"].shape[1] == tokens
+
+
 @pytest.mark.parametrize(
     ("loss", "options", "rows"),
     [

@@ -153,6 +153,12 @@ def pixart(sample_size: int = 8) -> Any:
     return PixArtAlphaPipeline(t5_tokenizer(), t5(), vae(), network, DPMSolverMultistepScheduler())
 
 
+def pixart_sigma() -> Any:
+    from diffusers import PixArtSigmaPipeline
+
+    return PixArtSigmaPipeline(**pixart().components)
+
+
 def stable_diffusion_3() -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
@@ -212,6 +218,7 @@ MAKERS = {
     "deepfloyd": deepfloyd,
     "pixart": pixart,
     "pixart_sized": lambda: pixart(128),
+    "pixart_sigma": pixart_sigma,
     "stable_diffusion_3": stable_diffusion_3,
     "flux": flux,
     "flux_undistilled": lambda: flux(False),

@@ -1,129 +1,155 @@
-"""What a training step costs, part by part, over the diffusion model's forward pass alone; all in one run.
+"""What a training step costs, part by part, over the diffusion model's own passes; all in one run.
 
-The step is the main job's, with its default settings, in the thick of training.
 python examples/benchmarks/step.py
+is the main job's step with its default settings, in the thick of training. On a prior of real size, its weights random or not:
+
+python examples/benchmarks/random_prior.py /tmp/sd15
+python examples/benchmarks/step.py --prior /tmp/sd15 --dtype bfloat16 --hold --warm-steps 16 \\
+    --guidance sds csd asd vsd --size 64 256 512 --backend all --marcher all --output step.md
+
+Every part waits for the device at both ends, so that outside of a benchmark a step takes no longer.
+
+"network" is timed beside each step, in the same weather: what the loss asks of the network and nothing else, on the step's own
+latents and in calls of as many rows. For losses that learn nothing these are predictions, forward. For VSD they are the prior's
+guided prediction, the copy's prediction, and the copy's forward and backward pass from which it learns; the copy is the same
+network with its low-rank layers on, and what they cost counts as the network's. Two ratios are over it:
+
+step / network: the whole step, with the VAE, which sees every picture at the size that the prior was trained on.
+without VAE / network: less "encode" and "encode back", which no renderer and no loss makes cheaper. The aim, at most 1.25 for
+Stable Diffusion 1.5 with pictures rendered at 64 pixels, is for this one.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
-from typing import Any
+from itertools import product
+from pathlib import Path
 
 import torch
+from measuring import hardware, table
+from omegaconf import DictConfig
+from one_step import PARTS, RENDER, measure
 
-from distill.config import compose_config
-from distill.guidance.terms import predict
-from distill.priors import load_prior
-from distill.renderers.hashgrid import encode
-from distill.renderers.march import composite, march
-from distill.run import build, make_condition
+from distill.config import DTYPES, as_overrides, compose_config
+from distill.renderers.hashgrid import BACKENDS, choose_backend
+from distill.renderers.march import MARCHERS, choose_marcher
+from distill.run import open_prior, pick_device
 
-
-class Clock:
-    """Milliseconds by part; waits for the device at both ends."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.parts = device, dict[str, list[float]]()
-
-    def wait(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def __call__(self, part: str, work: Callable[[], Any]) -> Any:
-        start = self.wait()
-        result = work()
-        self.parts.setdefault(part, []).append((self.wait() - start) * 1000)
-        return result
-
-    def median(self, part: str) -> float:
-        return statistics.median(self.parts[part])
+#: The table's columns after what was chosen.
+COLUMNS = (
+    *(part for part in PARTS if part not in RENDER),
+    "step / network",
+    "without VAE / network",
+    "peak GiB",
+)
 
 
-def main() -> None:
+def usable(device: torch.device, backend: str, marcher: str) -> list[tuple[str, str]]:
+    """Pairs of a hash grid's backend and a marcher; ``all`` is every fast one that runs here.
+
+    Raises:
+        ValueError: one that is asked for cannot run here.
+    """
+    cuda = device.type == "cuda"
+    backends, marchers = [backend], [marcher]
+    if backend == "all":
+        backends = ["warp", "tinycudann"] if cuda and has_tinycudann() else ["warp"]
+    if marcher == "all":
+        marchers = ["warp", "nerfacc"] if cuda else ["warp"]
+    like = torch.empty(0, device=device)
+    return [(choose_backend(b, like), choose_marcher(m, device)) for b, m in product(backends, marchers)]
+
+
+def has_tinycudann() -> bool:
+    """Whether it can be imported, which without a GPU that it was built for it cannot."""
+    try:
+        import tinycudann  # noqa: F401
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--prompt", default="a red mug")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--prior", default="embedded", help="a folder, or a name that `distill priors` lists")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="that the prior computes in")
+    parser.add_argument("--guidance", nargs="+", default=["sds"], metavar="LOSS")
+    parser.add_argument("--size", nargs="+", type=int, default=[64], metavar="PIXELS", help="as rendered")
+    parser.add_argument("--backend", default="auto", choices=("all", *BACKENDS), help="of the hash grid")
+    parser.add_argument("--marcher", default="auto", choices=("all", *MARCHERS))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch", type=int, help="pictures a step; by default as `distill` has it")
+    parser.add_argument(
+        "--hold",
+        action="store_true",
+        help="leave the scene the blob it begins as; random weights dissolve it",
+    )
     parser.add_argument(
         "--warm-steps", type=int, default=150, help="steps before measuring: the scene must be sparse"
     )
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=48, help="a multiple of 16 has its share of occupancy")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="any option of `distill`")
+    parser.add_argument("--output", type=Path, help="write the table there, too; after each row")
     options = parser.parse_args()
-    device, batch = torch.device(options.device), options.batch
-    clock = Clock(device)
-    g = torch.Generator().manual_seed(0)
-    prior = load_prior("embedded", device)
-    config = compose_config([f"prompt={options.prompt}", f"device={options.device}"])
-    parts = build(config, prior)
-    scene, optimiser = parts.scenes[0], parts.state.optimiser
-    condition = make_condition(config, prior, parts)
+    if min(options.steps, *options.size) < 1 or options.warm_steps < 0:
+        parser.error("--steps and --size must be at least 1, and --warm-steps at least 0")
+    if options.output and not options.output.parent.is_dir():
+        parser.error(f"--output must be a file in an existing folder, got {options.output}")
+    return options
 
-    def step(number: int) -> None:
-        progress = number / config.iterations
-        views = parts.cameras(progress, batch, g).to(device)
-        t = parts.timesteps(progress, batch, g).to(device)
-        clock("occupancy", lambda: scene.update(number, progress, g))
-        picture = clock("render", lambda: parts.render(scene, views, 64, 64, generator=g))
-        x = prior.encode(picture.rgb.movedim(-1, 1))
-        noise = torch.randn(x.shape, generator=g).to(device)
-        cond = condition(views)
-        grad = clock("prior and loss", lambda: parts.guidance(prior, x.detach(), cond, t, noise))
-        clock("backward", lambda: x.backward(grad / batch))
-        clock("optimiser", optimiser.step)
-        optimiser.zero_grad(set_to_none=True)
-        # Beside each step, in the same weather: the network alone, and the render's parts again.
-        clock("network alone", lambda: predict(prior, x.detach(), t, cond.text, cond.uncond))
-        inside(views)
 
-    @torch.no_grad()
-    def inside(views: object) -> None:
-        origins, directions = (part.view(-1, 3) for part in views.rays(64, 64))  # type: ignore[attr-defined]
-        jitter = torch.full((len(origins),), 0.5, device=device)
-        samples = clock(
-            "  march", lambda: march(origins, directions, jitter, scene.occupancy, scene.step_size)
-        )
-        unit = samples.points * 0.5 + 0.5
-        features = clock("  encode", lambda: encode(unit, scene.grid, scene.layout))
-        clock("  MLP", lambda: scene.mlp(features))
-        density, colour = scene.query(samples.points)
-        clock("  composite", lambda: composite(density, colour, samples))
-        clock.parts.setdefault("samples", []).append(len(samples.points))
+def cases(options: argparse.Namespace, device: torch.device) -> dict[tuple[str, int, str, str], DictConfig]:
+    """Configurations by loss, pixels, the hash grid's backend and the marcher."""
+    shared = {
+        "prompt": options.prompt,
+        "device": str(device),
+        "prior": options.prior,
+        "prior_options.dtype": options.dtype,
+        **({"optimiser.encoding": 0, "optimiser.mlp": 0, "optimiser.background": 0} if options.hold else {}),
+        **({"render.batch": options.batch} if options.batch else {}),
+    }
+    # VSD comes last, for it leaves its layers in the prior's network.
+    losses = sorted(options.guidance, key="vsd".__eq__)
+    found = {}
+    for loss, size, how in product(losses, options.size, usable(device, options.backend, options.marcher)):
+        own = {"guidance": loss, "render.size": size, "scene.backend": how[0]}
+        found[loss, size, *how] = compose_config([*as_overrides({**shared, **own}), *options.set])
+    return found
 
-    for number in range(options.warm_steps + options.steps):
-        if number == options.warm_steps:
-            clock.parts.clear()
-        step(number)
 
-    whole = sum(clock.median(part) for part in ("render", "prior and loss", "backward", "optimiser"))
-    occupancy = statistics.mean(clock.parts["occupancy"])  # once in 16 steps, so its mean
-    whole += occupancy
-    alone = clock.median("network alone")
-    print(
-        f"{device}, {torch.get_num_threads()} threads, {batch} views of 64x64, {clock.median('samples'):.0f} samples"
+def main() -> None:
+    options = parse()
+    device = pick_device(options.device)
+    wanted = cases(options, device)
+    first = next(iter(wanted.values()))
+    prior = open_prior(first, device)
+    precision = str(prior.dtype).removeprefix("torch.")
+    about = (
+        f"{hardware(device)}; torch {torch.__version__}; prior {Path(prior.name).name} in {precision}, which sees "
+        f"{prior.image_size} pixels; batch {first.render.batch}; milliseconds, medians of {options.steps} steps"
     )
-    for part in (
-        "occupancy",
-        "render",
-        "  march",
-        "  encode",
-        "  MLP",
-        "  composite",
-        "prior and loss",
-        "backward",
-        "optimiser",
-    ):
-        cost = occupancy if part == "occupancy" else clock.median(part)
-        print(f"{part:<16}{cost:8.1f} ms")
-    print(f"{'step':<16}{whole:8.1f} ms")
-    print(f"{'network alone':<16}{alone:8.1f} ms")
-    print(f"a step costs {whole / alone:.2f} times the network's forward pass alone")
+    print(about)
+    rows: list[tuple[str, ...]] = []
+    for (loss, size, backend, marcher), config in wanted.items():
+        found = measure(config, prior, marcher, options.warm_steps, options.steps)
+        print(f"\n{loss}, {size} pixels, {backend} and {marcher}, {found['samples']:.0f} samples")
+        for part in (part for part in PARTS if part in found):
+            indented = f"  {part}" if part in (*RENDER, "encode back") else part
+            print(f"{indented:<16}{found[part]:8.1f} ms")
+        print(f"a step costs {found['step / network']:.2f} times the network's own passes", flush=True)
+        figures = (f"{found[name]:.2f}" if name in found else "" for name in COLUMNS)
+        rows.append((loss, str(size), backend, marcher, *figures))
+        report = f"{about}\n\n{table(('loss', 'pixels', 'hash grid', 'marcher', *COLUMNS), rows)}\n"
+        if options.output:
+            options.output.write_text(report)
+    print(f"\n{report}", end="")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distill.priors.families.family import Family
 from distill.priors.families.flux import FLUX
-from distill.priors.families.pixart import PIXART
+from distill.priors.families.pixart import PIXART_ALPHA, PIXART_SIGMA
 from distill.priors.families.sana import SANA
 from distill.priors.families.sd3 import SD3
 from distill.priors.families.unet import DEEPFLOYD, PLAIN, STABLE_DIFFUSION, STABLE_DIFFUSION_XL
@@ -16,8 +16,8 @@ FAMILIES: dict[str, Family] = {
     "LatentConsistencyModelPipeline": STABLE_DIFFUSION,
     "StableDiffusionXLPipeline": STABLE_DIFFUSION_XL,
     "IFPipeline": DEEPFLOYD,
-    "PixArtAlphaPipeline": PIXART,
-    "PixArtSigmaPipeline": PIXART,
+    "PixArtAlphaPipeline": PIXART_ALPHA,
+    "PixArtSigmaPipeline": PIXART_SIGMA,
     "StableDiffusion3Pipeline": SD3,
     "FluxPipeline": FLUX,
     "SanaPipeline": SANA,

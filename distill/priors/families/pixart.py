@@ -6,6 +6,8 @@ Source: Chen et al. 2023, arXiv:2310.00426; Chen et al. 2024, arXiv:2403.04692.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,12 +41,21 @@ def predict(network: Any, x_t: Tensor, time: Tensor, cond: Embedding) -> Tensor:
     return result
 
 
-def blank(network: Any) -> dict[str, Tensor]:
-    """120 tokens; sigma has 300."""
+def blank(network: Any, tokens: int) -> dict[str, Tensor]:
+    """As many tokens as the pipeline pads its prompts to."""
     width = network.config.caption_channels
-    return {"encoder_hidden_states": torch.zeros(1, 120, width), "encoder_attention_mask": torch.ones(1, 120)}
+    return {
+        "encoder_hidden_states": torch.zeros(1, tokens, width),
+        "encoder_attention_mask": torch.ones(1, tokens),
+    }
 
 
-PIXART = Family(
-    "PixArtTransformer2DModel", "transformer", embed, predict, "adaln_single.emb.timestep_embedder", blank
+PIXART_ALPHA = Family(
+    "PixArtTransformer2DModel",
+    "transformer",
+    embed,
+    predict,
+    "adaln_single.emb.timestep_embedder",
+    partial(blank, tokens=120),
 )
+PIXART_SIGMA = replace(PIXART_ALPHA, blank=partial(blank, tokens=300))

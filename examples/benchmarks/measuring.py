@@ -1,0 +1,62 @@
+"""Time, memory and the hardware's name, for the benchmarks."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from distill.comparison.cost import resident_mib
+
+
+class Clock:
+    """Milliseconds by part; waits for the device at both ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.parts = device, dict[str, list[float]]()
+
+    def wait(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = self.wait()
+        yield
+        self.parts.setdefault(part, []).append((self.wait() - start) * 1000)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Measure the largest memory from now on; where neither CUDA nor Linux can, it stays the process's so far."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_gib(device: torch.device) -> float:
+    """The largest memory since ``reset_peak``: what torch had allocated on CUDA, elsewhere the process's resident size."""
+    mib = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else resident_mib()
+    return mib / 2**10
+
+
+def hardware(device: torch.device) -> str:
+    """What computes, in words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if device.type == "cpu" and about.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {device.type}, {torch.get_num_threads()} threads"
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    rule = ["---"] * len(titles)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (titles, rule, *rows))

@@ -1,0 +1,148 @@
+"""A configuration's training step, timed part by part, and what of it is the network's own."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from measuring import Clock, peak_gib, reset_peak
+from torch import Tensor, nn
+
+from distill.contracts import Condition
+from distill.guidance.terms import predict
+from distill.priors.forecast import calls_of
+from distill.renderers.hashgrid import encode
+from distill.renderers.march import composite, march
+from distill.run import build, make_condition
+
+#: What a render is made of, and the rest of a step, in order.
+RENDER = ("march", "hash grid", "MLP", "composite")
+PARTS = (
+    "occupancy", "render", *RENDER, "encode", "prior and loss", "backward", "encode back", "learner", "optimiser",
+    "step", "network",
+)  # fmt: skip
+
+
+def measure(config: Any, prior: Any, marcher: str, warm_steps: int, steps: int) -> dict[str, float]:
+    """Take steps of a configuration, as ``distill.loop.train`` does but for penalties, and time them.
+
+    Returns:
+        ``PARTS`` by name, medians in milliseconds, without those that the loss has not; ``encode back``, the VAE's share, is
+        in ``backward``. ``step / network``, and ``without VAE / network``, less both of the VAE's. ``samples`` on all rays of a
+        step. ``peak GiB``, the most that a step took, the prior included.
+
+    Raises:
+        ValueError: a gradient is not finite.
+    """
+    parts = build(config, prior)
+    scene, optimiser, learner = parts.scenes[0], parts.state.optimiser, parts.state.learner
+    condition = make_condition(config, prior, parts)
+    render = partial(cast(Any, parts.render), marcher=marcher)
+    batch, size, device, g = config.render.batch, config.render.size, prior.device, parts.state.generator
+    rows = [2 * batch] if learner else calls_of(parts.guidance, batch)
+    clock, samples, peaks = Clock(device), list[int](), list[float]()
+
+    def step(number: int) -> None:
+        progress = number / config.iterations
+        reset_peak(device)
+        with clock("occupancy"):
+            scene.update(number, progress, g)
+        with clock("step"):
+            views = parts.cameras(progress, batch, g).to(device)
+            with clock("render"):
+                picture = render(scene, views, size, size, generator=g)
+            image = picture.rgb.movedim(-1, 1)
+            cut = image.detach().requires_grad_()  # tells the VAE's way back from the renderer's
+            with clock("encode"):
+                x = prior.encode(cut)
+            t = parts.timesteps(progress, batch, g).to(device)
+            noise = torch.randn(x.shape, generator=g).to(x)
+            uniform = torch.rand(batch, generator=g).to(device)
+            cond = replace(condition(views), progress=progress, uniform=uniform)
+            with clock("prior and loss"), torch.no_grad():
+                grad = parts.guidance(prior, x.detach(), cond, t, noise)
+            optimiser.zero_grad(set_to_none=True)
+            with clock("backward"):
+                with clock("encode back"):
+                    x.backward(grad / batch)
+                image.backward(cut.grad)
+            x = x.detach()
+            if learner:
+                with clock("learner"):
+                    learner.learn(prior, x, cond, g)
+            with clock("optimiser"):
+                norm = nn.utils.clip_grad_norm_(parts.state.parameters(), math.inf).item()
+                optimiser.step()
+        if not math.isfinite(norm):
+            raise ValueError(
+                f"expected finite gradients, got one of norm {norm} in step {number}; try --dtype float32"
+            )
+        peaks.append(peak_gib(device))
+        # Beside each step, in the same weather: the network alone, and the render's parts again.
+        with clock("network"):
+            network_alone(prior, learner, rows, x, t, cond)
+        samples.append(inside(clock, scene, views, size, marcher))
+
+    for number in range(warm_steps + steps):
+        if number == warm_steps:
+            for kept in (clock.parts, samples, peaks):
+                kept.clear()
+        step(number)
+
+    found = {part: statistics.median(clock.parts[part]) for part in PARTS if part in clock.parts}
+    found["occupancy"] = statistics.mean(clock.parts["occupancy"])  # once in 16 steps, so its mean
+    found["step"] += found["occupancy"]
+    without = found["step"] - found["encode"] - found["encode back"]
+    return {
+        **found,
+        "step / network": found["step"] / found["network"],
+        "without VAE / network": without / found["network"],
+        "samples": statistics.median(samples),
+        "peak GiB": max(peaks),
+    }
+
+
+def network_alone(
+    prior: Any, learner: Any, rows: Sequence[int], x: Tensor, t: Tensor, cond: Condition
+) -> None:
+    """Ask the network what a step asks of it, and nothing else.
+
+    Args:
+        prior: the frozen diffusion model.
+        learner: VSD, whose copy predicts once and learns; None for losses that learn nothing.
+        rows: of the prior's calls, multiples of the batch.
+        x: latents, shape ``[batch, channel, height, width]``.
+        t: timesteps, shape ``[batch]``.
+        cond: the embeddings.
+    """
+    for count in rows:
+        predict(prior, x, t, *[cond.text] * (count // len(x)))
+    if learner is not None:
+        student = learner.student
+        with torch.no_grad():
+            student.predict_noise(x, t, cond.text, cond.cameras)
+        for _ in range(learner.updates):
+            student.predict_noise(x, t, cond.text, cond.cameras).sum().backward()
+
+
+@torch.no_grad()
+def inside(clock: Clock, scene: Any, views: Any, size: int, marcher: str) -> int:
+    """Time the parts of a render by themselves; returns how many samples there are."""
+    origins, directions = (part.view(-1, 3) for part in views.rays(size, size))
+    jitter = torch.full((len(origins),), 0.5, device=clock.device)
+    with clock("march"):
+        samples = march(origins, directions, jitter, scene.occupancy, scene.step_size, marcher)
+    unit = samples.points * 0.5 + 0.5
+    with clock("hash grid"):
+        features = encode(unit, scene.grid, scene.layout, scene.backend)
+    with clock("MLP"):
+        scene.mlp(features)
+    density, colour = scene.query(samples.points)
+    with clock("composite"):
+        composite(density, colour, samples, marcher)
+    return len(samples.points)
