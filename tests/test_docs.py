@@ -91,7 +91,9 @@ def test_every_page_is_in_the_index() -> None:
 
 def test_every_loss_is_in_the_api_and_costs_what_its_table_says() -> None:
     api = (ROOT / "docs" / "api.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (\w+) \|", (ROOT / "docs" / "choosing.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\w+) \| (\w+) \|", (ROOT / "docs" / "choosing.md").read_text(), re.MULTILINE
+    )
     said = {name: (int(pictures), int(calls)) for name, pictures, calls in rows if pictures.isdigit()}
     known = guidance.available()
     assert said.keys() == known.keys() - {"mix"}
