@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROMPT ?= a red mug
 
-.PHONY: demo test check format setup clean
+.PHONY: demo test check docs format setup clean
 
 demo: $(READY)  ## set up, then make a 3D asset from a prompt
 	$(BIN)/distill "$(PROMPT)"
@@ -23,6 +23,11 @@ check: $(READY)  ## lint, format and types
 	MYPYPATH=build/typing $(BIN)/mypy --explicit-package-bases build/typing/distill
 	MYPYPATH=build/typing:examples/embedded:examples/benchmarks $(BIN)/mypy --explicit-package-bases examples/*.py examples/benchmarks/*.py examples/embedded/*.py
 	MYPYPATH=build/typing:examples/embedded:tests $(BIN)/mypy --explicit-package-bases tests/*.py
+
+docs: $(READY)  ## the pages under docs/, with an API reference, into build/docs; a broken link is an error
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d build/doctrees docs build/docs
+	@echo "open build/docs/index.html"
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
