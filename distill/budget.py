@@ -79,7 +79,9 @@ def rendered(config: DictConfig, views: int) -> tuple[int, int]:
     """Bytes of a configuration's scene, and those that rendering some views of it keeps."""
     from distill.renderers.volume import render
 
-    scene: Any = instantiate(config.scene, _convert_="all")(seed=0)
+    # What encodes on a GPU may not run here.
+    here = {"backend": "auto"} if "backend" in config.scene else {}
+    scene: Any = instantiate(config.scene, _convert_="all", **here)(seed=0)
     parameters = 4 * sum(p.numel() * p.element_size() for p in scene.parameters())
     if not hasattr(scene, "query"):
         return parameters, 0

@@ -388,7 +388,7 @@ def as_overrides(options: Mapping[str, Any]) -> list[str]:
 
 
 def with_preset(overrides: Sequence[str]) -> list[str]:
-    """Choose the preset that fits where none is named: a picture's, the embedded prior's, or none."""
+    """Choose the preset that fits where none is named: a picture's, the embedded prior's, or its family's."""
     keys = {text.partition("=")[0].lstrip("+"): text.partition("=")[2].strip("'\"") for text in overrides}
     fixed = [re.sub(r"^\+experiment=", "experiment=", text) for text in overrides]
     if "preset" not in keys:
@@ -398,8 +398,22 @@ def with_preset(overrides: Sequence[str]) -> list[str]:
             if keys.get("prompt") and "guidance" not in keys:
                 fixed.append("guidance=mix")  # words beside the picture are meant to count
         elif (prior := keys.get("prior", "embedded")) != "embedded":
-            fixed.append("preset=pixel" if pipeline_of(prior) == "IFPipeline" else "preset=none")
+            fixed.append(f"preset={PRESETS.get(pipeline_of(prior), 'none')}")
     return fixed
+
+
+#: Which preset fits a pipeline of diffusers.
+PRESETS = {
+    "StableDiffusionPipeline": "latent",
+    "LatentConsistencyModelPipeline": "latent",
+    "StableDiffusionXLPipeline": "latent",
+    "PixArtAlphaPipeline": "latent",
+    "PixArtSigmaPipeline": "latent",
+    "IFPipeline": "pixel",
+    "StableDiffusion3Pipeline": "flow",
+    "FluxPipeline": "flow",
+    "SanaPipeline": "flow",
+}
 
 
 def pipeline_of(prior: str) -> str:

@@ -14,10 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 import distill
 from distill import folders
 from distill.cli import split_prompt
-from distill.config import as_overrides, compose_config, options_of, quote, schedule, schedules_in
+from distill.config import PRESETS, as_overrides, compose_config, options_of, quote, schedule, schedules_in
 from distill.contracts import Condition
 from distill.guidance.asd import asd
 from distill.priors.exact import gaussian
+from distill.priors.families import FAMILIES
+from distill.priors.table import MODELS
 from distill.run import lowest_timestep, make_guidance
 from distill.samplers.schedules import Ramp, at
 
@@ -140,6 +142,23 @@ def test_the_preset_follows_the_prior() -> None:
         compose_config(["prompt=x"]).iterations == compose_config(["prompt=x", "preset=embedded"]).iterations
     )
     assert compose_config(["prompt=x", "prior=somewhere"]).guidance.scale == 100.0
+
+
+@pytest.mark.parametrize(
+    ("prior", "scale", "vsd"),
+    [("sd-2.1-base", 100.0, 7.5), ("sdxl", 100.0, 7.5), ("pixart-sigma-512", 100.0, 7.5), ("if-xl", 20.0, 7.5),
+     ("sd-3-medium", 7.0, 7.5), ("flux.1-dev", 7.0, 7.5), ("sana-600m-512", 7.0, 7.5)],
+)  # fmt: skip
+def test_each_family_has_its_preset(prior: str, scale: float, vsd: float) -> None:
+    config = compose_config(["prompt=x", f"prior={prior}"])
+    assert (config.guidance.scale, config.iterations, config.render.batch) == (scale, 10_000, 1)
+    assert (config.scene.levels, config.scene.finest_resolution, config.optimiser.mlp) == (16, 1024, 0.001)
+    assert compose_config(["prompt=x", f"prior={prior}", "guidance=vsd"]).guidance.scale == vsd
+    assert compose_config(["prompt=x", f"prior={prior}", "scene=image"]).iterations == 10_000
+
+
+def test_every_pipeline_in_the_table_has_a_preset() -> None:
+    assert {model.pipeline for model in MODELS.values()} <= PRESETS.keys() <= FAMILIES.keys()
 
 
 def test_python_keywords_become_the_same_configuration() -> None:
