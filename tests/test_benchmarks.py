@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,9 +17,11 @@ from tiny_pipelines import make
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.config import compose_config
+from distill.budget import cost, fit
+from distill.config import bytes_of, compose_config
 from distill.priors import load_prior
 from distill.priors.forecast import calls_of
+from distill.priors.source import find
 from distill.run import build, make_condition
 
 FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
@@ -172,3 +175,28 @@ def test_a_table_of_steps_at_the_published_size(scripts: Callable[[str], Any], t
     )  # fmt: skip
     backends = set(scripts("step").usable(torch.device("cuda"), "all", "all"))
     check((tmp_path / "step.md").read_text(), torch.cuda.get_device_name(), (64, 256, 512), backends)
+
+
+@pytest.mark.parametrize(("loss", "room"), [("sds", "12GB"), ("vsd", "16GB")])
+def test_stable_diffusion_at_512_pixels_fits_a_small_gpu_by_the_forecast(
+    loss: str, room: str, scripts: Callable[[str], Any], tmp_path: Path
+) -> None:
+    from diffusers import PNDMScheduler
+
+    random_prior = scripts("random_prior")
+    with torch.device("meta"):
+        random_prior.unet().save_config(tmp_path / "unet")
+        random_prior.vae().save_config(tmp_path / "vae")
+    PNDMScheduler(beta_schedule="scaled_linear").save_pretrained(tmp_path / "scheduler")
+    parts = {name: ["", ""] for name in ("unet", "tokenizer", "text_encoder")}
+    index = {"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"],
+             "scheduler": ["diffusers", "PNDMScheduler"], **parts}  # fmt: skip
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    options = [f"prior={tmp_path}", "prompt=a mug", "render.size=512", "prior_options.dtype=bfloat16"]
+    config = compose_config([*options, f"guidance={loss}", f"max_vram={room}"])
+    fit(config, find(tmp_path), torch.device("cpu"))
+    found = cost(config, find(tmp_path), torch.device("cpu"))
+    # The weights alone are two bytes for each parameter of the UNet and the VAE.
+    assert found.prior.weights == 2 * (859_520_964 + 83_653_863)
+    assert found.prior.weights < found.peak <= 0.9 * bytes_of(room)
+    assert config.render.recompute
