@@ -35,7 +35,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("weight", "(weight(prior, t, weighting)", "(weight(prior, t, 'uniform')"),
         ("timestep of the weight", "weight(prior, t, weighting)", "weight(prior, t - 1, weighting)"),
         ("guidance on the wrong term", "own = rendered(x_t)", "own = scale * rendered(x_t)"),
-        ("unshared noise", "(predicted - noise)", "(predicted - noise.flip(0))"),
+        ("unshared noise", "(predicted - noise[some])", "(predicted - noise[some].flip(0))"),
     ],
     "asd": [
         ("sign", "(guided - rendered)", "(rendered - guided)"),
