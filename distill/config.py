@@ -62,12 +62,16 @@ class Reference:
 
 @dataclass
 class PriorOptions:
-    """How a prior is loaded, see ``distill.load_prior``; ``dtype`` is ``auto``, ``float32``, ``bfloat16`` or ``float16``."""
+    """How a prior is loaded, see ``distill.load_prior``; ``dtype`` is ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+
+    Each of ``loras`` is ``path`` or ``path:weight``.
+    """
 
     image_size: int | None = None
     dtype: str = "auto"
     checkpointing: bool = False
     compile: bool = False
+    loras: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -358,8 +362,8 @@ def as_overrides(options: Mapping[str, Any]) -> list[str]:
     groups = ("guidance", "timesteps", "cameras", "scene", "preset", "tuned", "experiment")
 
     def literal(value: Any) -> str:
-        if isinstance(value, str):
-            return quote(value)
+        if isinstance(value, (str, Path)):
+            return quote(str(value))
         if isinstance(value, (list, tuple)):
             return f"[{','.join(map(literal, value))}]"
         if isinstance(value, Mapping):

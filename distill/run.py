@@ -481,6 +481,7 @@ def describe(config: DictConfig, prior: Prior) -> dict[str, Any]:
         "iterations": config.iterations,
         "guidance": str(config.guidance._target_).rpartition(".")[2].lower(),
         "prior": describe_source(source) if source else {"name": config.prior, "sha256": {}},
+        "loras": [lora.describe() for lora in getattr(prior, "loras", ())],
         "device": f"{prior.device.type} ({device})",
         "versions": {
             "python": platform.python_version(),

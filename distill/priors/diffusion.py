@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distill.contracts import Embedding
 from distill.priors.families import Family
+from distill.priors.lora import Lora
 from distill.priors.predictions import to_noise
 from distill.priors.schedule import Schedule
 from distill.priors.source import Source
@@ -34,6 +35,7 @@ class DiffusionPrior:
         device: where the network lies.
         dtype: what it computes in.
         source: where it is from.
+        loras: the user's LoRA files that its weights hold.
     """
 
     network: Any
@@ -45,6 +47,7 @@ class DiffusionPrior:
     device: torch.device
     dtype: torch.dtype
     source: Source
+    loras: Sequence[Lora] = ()
 
     @property
     def name(self) -> str:

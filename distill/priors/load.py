@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from distill.convert import pickled
+from distill.priors import lora
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.families import FAMILIES, Family
 from distill.priors.families.unet import PLAIN
@@ -69,6 +71,7 @@ def load_prior(
     *,
     checkpointing: bool = False,
     compile: bool = False,
+    loras: Sequence[str | Path] = (),
 ) -> DiffusionPrior:
     """Load a frozen prior.
 
@@ -80,10 +83,13 @@ def load_prior(
         image_size: height and width in pixels that it is shown; by default what it was trained on.
         checkpointing: the VAE computes its activations again on the way back, for less memory and more time.
         compile: compile the network with ``torch.compile``; slow to start.
+        loras: safetensors files whose low-rank updates are added to its weights and its text encoders', each
+            ``path`` or ``path:weight``.
 
     Raises:
-        ValueError: there is no such prior, or its folder is not one this library can use.
+        ValueError: there is no such prior, its folder is not one this library can use, or a LoRA does not fit it.
     """
+    files = [lora.parse(entry) for entry in loras]
     device = torch.device(device)
     dtype = dtype or default_dtype(device)
     source = find(name)
@@ -108,6 +114,11 @@ def load_prior(
     for module in (network, vae):
         if module is not None:
             module.to(device).eval().requires_grad_(False)
+    own = family is PLAIN
+    updates = [lora.read(file, _loader(index, own), family.component, network.config) for file in files]
+    for update in updates:
+        lora.put_on(network, family.component, update)
+    told = [update.without(family.component) for update in updates if update.parts() != {family.component}]
     if family.component == "unet":
         network.to(memory_format=torch.channels_last)
     if checkpointing and vae is not None:
@@ -116,14 +127,15 @@ def load_prior(
         network.compile()
     size, patches = image_size_of(vae, network, image_size)
     schedule = read_schedule(scheduler, patches).to(device)
-    own = family is PLAIN
     text_dtype = torch.float32 if own or device.type == "cpu" else dtype
+    load = partial(_load_plain_text if own else _load_text, folder, index, device, text_dtype)
+    changes = [f"{update.lora.sha256} {update.lora.weight}" for update in told]
     text = TextEncoders(
-        partial(_load_plain_text if own else _load_text, folder, index, device, text_dtype),
+        partial(_updated, load, told),
         family.embed,
-        None if own else identity_of(folder, str(text_dtype)),
+        None if own else identity_of(folder, str(text_dtype), *changes),
     )
-    return DiffusionPrior(network, vae, text, family, schedule, size, device, dtype, source)
+    return DiffusionPrior(network, vae, text, family, schedule, size, device, dtype, source, tuple(files))
 
 
 def image_size_of(vae: Any, network: Any, wanted: int | None) -> tuple[int, int]:
@@ -175,6 +187,22 @@ def read_scheduler(folder: Path, index: dict[str, Any]) -> Any:
     return getattr(diffusers, kind[1] if isinstance(kind, list) else kind).from_pretrained(
         folder, subfolder="scheduler", local_files_only=True
     )
+
+
+def _loader(index: dict[str, Any], plain: bool) -> Any:
+    """The class of diffusers that reads LoRA files for a prior."""
+    import diffusers
+
+    return getattr(diffusers, "StableDiffusionPipeline" if plain else index["_class_name"])
+
+
+def _updated(load: Callable[[], Any], updates: Sequence[lora.Update]) -> Any:
+    """Text encoders with LoRA files in their weights."""
+    pipeline = load()
+    for update in updates:
+        for part in sorted(update.parts()):
+            lora.put_on(getattr(pipeline, part), part, update)
+    return pipeline
 
 
 def _load_plain_text(folder: Path, index: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
