@@ -249,7 +249,13 @@ def costs(config: DictConfig, source: Source, device: torch.device) -> Iterator[
     elif "generator" not in inspect.signature(target).parameters:
         made = instantiate(config.guidance, _convert_="all")
         rows = calls_of(scheduled(made, **schedules_in(config, "guidance")), batch)
-    prior = shadow(source, dtype, options.image_size, checkpointing=options.checkpointing)
+    prior = shadow(
+        source,
+        dtype,
+        options.image_size,
+        checkpointing=options.checkpointing,
+        controlnet=options.controlnet,
+    )
     found = forecast(prior, rows, batch, rank=rank)
     said = (
         f"{found.peak / 1e9:.2f} GB: weights {found.weights / 1e9:.2f}, VAE's way back {found.encoding / 1e9:.2f}, network's "

@@ -132,6 +132,7 @@ def train(
     timesteps: TimestepSampler,
     settings: Settings,
     on_step: Callable[[State, dict[str, float], Render], bool | None] = lambda *_: None,
+    tell: Callable[[Condition, Render], Condition] = lambda cond, _: cond,
 ) -> State:
     """Shape a scene until the prior is content with its pictures.
 
@@ -146,6 +147,7 @@ def train(
         settings: iterations, sizes, weights.
         on_step: called after each step with the state, the step's metrics and its pictures; returning True
             stops the run there.
+        tell: adds to a step's condition what the prior is told of the pictures, see ``distill.control``.
 
     Raises:
         Diverged: ``settings.max_bad_steps`` steps in a row had gradients that are not finite.
@@ -161,7 +163,7 @@ def train(
         t = timesteps(progress, settings.batch, g).to(prior.device)
         noise = torch.randn(x.shape, generator=g).to(x)
         uniform = torch.rand(settings.batch, generator=g).to(prior.device)
-        cond = replace(condition(views), progress=progress, uniform=uniform)
+        cond = replace(tell(condition(views), picture), progress=progress, uniform=uniform)
         with torch.no_grad():
             grad = guidance(prior, x.detach(), cond, t, noise)
 

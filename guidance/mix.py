@@ -15,6 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from distill.contracts import Condition, Guidance, Learner, Prior
+from distill.control import with_control
+from distill.priors.control import CONTROL
 from distill.samplers.cameras import Cameras
 from distill.samplers.schedules import Ramp, scheduled
 
@@ -83,6 +85,8 @@ class Term:
                 raise ValueError("a term with its own prompt or prior needs cond.cameras, which is None")
             own = replace(self.condition(cond.cameras), progress=cond.progress, uniform=cond.uniform)
             if self.prior is None:  # another prior would not know these embeddings
+                if CONTROL in cond.text:
+                    own = with_control(own, cond.text[CONTROL])
                 own = replace(own, negative=cond.negative, source=cond.source, source_x=cond.source_x)
             cond = own
         if self.prior is None:

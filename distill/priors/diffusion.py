@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.contracts import Embedding
+from distill.priors.control import CONTROL, ControlNet
 from distill.priors.families import Family
 from distill.priors.lora import Lora
 from distill.priors.predictions import to_noise
@@ -36,6 +37,7 @@ class DiffusionPrior:
         dtype: what it computes in.
         source: where it is from.
         loras: the user's LoRA files that its weights hold.
+        control: a ControlNet beside the network, or None.
     """
 
     network: Any
@@ -48,6 +50,7 @@ class DiffusionPrior:
     dtype: torch.dtype
     source: Source
     loras: Sequence[Lora] = ()
+    control: ControlNet | None = None
 
     @property
     def name(self) -> str:
@@ -126,5 +129,17 @@ class DiffusionPrior:
         told = {
             name: value.to(self.dtype) if value.is_floating_point() else value for name, value in cond.items()
         }
-        output = self.family.predict(self.network, sample, self.schedule.time[t], told).float()
+        network, picture = self.network, told.pop(CONTROL, None)
+        if (picture is None) != (self.control is None):
+            missing = (
+                "a ControlNet, and the embedding no picture"
+                if self.control
+                else "no ControlNet, and the embedding a picture"
+            )
+            raise ValueError(
+                f"this prior has {missing} for it, under {CONTROL!r}; see distill.control.with_control"
+            )
+        if self.control is not None:
+            network = self.control.beside(network, picture)
+        output = self.family.predict(network, sample, self.schedule.time[t], told).float()
         return output[:, : x_t.shape[1]]  # networks with a learnt variance append it

@@ -13,6 +13,7 @@ import torch
 
 from distill.convert import pickled
 from distill.priors import lora
+from distill.priors.control import load_controlnet
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.families import FAMILIES, Family
 from distill.priors.families.unet import PLAIN
@@ -72,6 +73,8 @@ def load_prior(
     checkpointing: bool = False,
     compile: bool = False,
     loras: Sequence[str | Path] = (),
+    controlnet: str | Path | None = None,
+    control_scale: float = 1.0,
 ) -> DiffusionPrior:
     """Load a frozen prior.
 
@@ -85,9 +88,13 @@ def load_prior(
         compile: compile the network with ``torch.compile``; slow to start.
         loras: safetensors files whose low-rank updates are added to its weights and its text encoders', each
             ``path`` or ``path:weight``.
+        controlnet: a ControlNet beside its network, a folder in the diffusers layout or ``owner/repository@revision``
+            on the hub; embeddings then need the picture, under ``control``, see ``distill.control``.
+        control_scale: what the ControlNet adds to the network's features is multiplied by this.
 
     Raises:
-        ValueError: there is no such prior, its folder is not one this library can use, or a LoRA does not fit it.
+        ValueError: there is no such prior, its folder is not one this library can use, or a LoRA or the ControlNet does
+            not fit it.
     """
     files = [lora.parse(entry) for entry in loras]
     device = torch.device(device)
@@ -121,6 +128,12 @@ def load_prior(
     told = [update.without(family.component) for update in updates if update.parts() != {family.component}]
     if family.component == "unet":
         network.to(memory_format=torch.channels_last)
+    control = None
+    if controlnet:
+        control = load_controlnet(
+            controlnet, control_scale, family, network, shrink(vae, network), **precision(dtype)
+        )
+        control.network.to(device)
     if checkpointing and vae is not None:
         vae.enable_gradient_checkpointing()
     if compile:
@@ -135,7 +148,9 @@ def load_prior(
         family.embed,
         None if own else identity_of(folder, str(text_dtype), *changes),
     )
-    return DiffusionPrior(network, vae, text, family, schedule, size, device, dtype, source, tuple(files))
+    return DiffusionPrior(
+        network, vae, text, family, schedule, size, device, dtype, source, tuple(files), control
+    )
 
 
 def image_size_of(vae: Any, network: Any, wanted: int | None) -> tuple[int, int]:

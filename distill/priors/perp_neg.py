@@ -150,7 +150,12 @@ class PerpNegPrior:
             {name: value.expand(len(rows), *value.shape[1:]) for name, value in self.empty.items()},
             *({name: value[rows, i] for name, value in away.items() if name != WEIGHT} for i in (0, 1)),
         ]
-        joined = {name: torch.cat([value, *(other[name] for other in others)]) for name, value in own.items()}
+        # What does not come from a prompt, such as a ControlNet's picture, is the same for all.
+        shared = {name: value[rows] for name, value in own.items() if name not in self.empty}
+        joined = {
+            name: torch.cat([value, *({**shared, **other}[name] for other in others)])
+            for name, value in own.items()
+        }
         asked = torch.cat([x_t, *[x_t[rows]] * 3]), torch.cat([t, *[t[rows]] * 3])
         noise, *parts = self.prior.predict_noise(*asked, joined).split([len(x_t), *[len(rows)] * 3])
         empty, *negatives = parts

@@ -24,6 +24,7 @@ class Family:
         predict: ``(network, x_t, time, embedding) -> output``; what is beyond the channels of ``x_t`` is cut off.
         clock: the module in the network that embeds the time, with a layer ``linear_2``; adapters add a camera there.
         blank: ``network -> named tensors`` of one prompt, zeros, of the shapes that the published models are told.
+        controls: whether diffusers' ``ControlNetModel`` is made for its network.
     """
 
     network: str
@@ -32,6 +33,7 @@ class Family:
     predict: Callable[[Any, Tensor, Tensor, Embedding], Tensor]
     clock: str
     blank: Callable[[Any], dict[str, Tensor]]
+    controls: bool = False
 
 
 def default_options(pipeline: Any) -> dict[str, Any]:

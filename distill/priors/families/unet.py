@@ -78,7 +78,9 @@ def blank_xl(network: Any) -> dict[str, Tensor]:
     return {**blank(network), "text_embeds": torch.zeros(1, pooled)}
 
 
-PLAIN = Family("UNet2DConditionModel", "unet", embed_plain, predict, "time_embedding", blank)
-STABLE_DIFFUSION = Family("UNet2DConditionModel", "unet", embed, predict, "time_embedding", blank)
-STABLE_DIFFUSION_XL = Family("UNet2DConditionModel", "unet", embed_xl, predict_xl, "time_embedding", blank_xl)
+PLAIN = Family("UNet2DConditionModel", "unet", embed_plain, predict, "time_embedding", blank, True)
+STABLE_DIFFUSION = Family("UNet2DConditionModel", "unet", embed, predict, "time_embedding", blank, True)
+STABLE_DIFFUSION_XL = Family(
+    "UNet2DConditionModel", "unet", embed_xl, predict_xl, "time_embedding", blank_xl, True
+)
 DEEPFLOYD = Family("UNet2DConditionModel", "unet", embed, predict, "time_embedding", blank)
