@@ -76,6 +76,7 @@ class PriorOptions:
     controlnet: str | None = None
     control: str | None = None
     control_scale: float = 1.0
+    prompt_weighting: bool = False
 
 
 @dataclass

@@ -294,7 +294,7 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
     else:
         model = prior or open_prior(config, device)
     if config.perp_neg.enabled:
-        model = PerpNegPrior(model, model.embed([""]))
+        model = PerpNegPrior(model)
     parts = build(config, model, seen)
     condition, tell = make_condition(config, model, parts), make_control(config, model, parts)
     folder = claim(config)

@@ -15,7 +15,7 @@ from distill.convert import pickled
 from distill.priors import lora
 from distill.priors.control import load_controlnet
 from distill.priors.diffusion import DiffusionPrior
-from distill.priors.families import FAMILIES, Family
+from distill.priors.families import FAMILIES, Family, weighted
 from distill.priors.families.unet import PLAIN
 from distill.priors.schedule import read_schedule
 from distill.priors.source import UNUSED, find, variant_of
@@ -75,6 +75,7 @@ def load_prior(
     loras: Sequence[str | Path] = (),
     controlnet: str | Path | None = None,
     control_scale: float = 1.0,
+    prompt_weighting: bool = False,
 ) -> DiffusionPrior:
     """Load a frozen prior.
 
@@ -91,6 +92,7 @@ def load_prior(
         controlnet: a ControlNet beside its network, a folder in the diffusers layout or ``owner/repository@revision``
             on the hub; embeddings then need the picture, under ``control``, see ``distill.control``.
         control_scale: what the ControlNet adds to the network's features is multiplied by this.
+        prompt_weighting: prompts may have weights and be of any length, see ``distill.priors.families.weighted``.
 
     Raises:
         ValueError: there is no such prior, its folder is not one this library can use, or a LoRA or the ControlNet does
@@ -102,6 +104,12 @@ def load_prior(
     source = find(name)
     folder = source.folder
     family, index = family_of(folder)
+    weighting = [f"compel {weighted.version()}"] if prompt_weighting else []
+    if prompt_weighting and family.weighted is None:
+        known = ", ".join(sorted(kind for kind, each in FAMILIES.items() if each.weighted))
+        raise ValueError(
+            f"prior_options.prompt_weighting works with {known}, and not with a {family.network} of another kind"
+        )
     try:
         network = _component(folder, family.component, family.network, dtype)
         vae = (
@@ -145,8 +153,9 @@ def load_prior(
     changes = [f"{update.lora.sha256} {update.lora.weight}" for update in told]
     text = TextEncoders(
         partial(_updated, load, told),
-        family.embed,
-        None if own else identity_of(folder, str(text_dtype), *changes),
+        family.weighted if prompt_weighting and family.weighted else family.embed,
+        None if own else identity_of(folder, str(text_dtype), *changes, *weighting),
+        prompt_weighting,
     )
     return DiffusionPrior(
         network, vae, text, family, schedule, size, device, dtype, source, tuple(files), control

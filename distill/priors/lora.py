@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from distill.checkpoint import sha256
+from distill.priors.quiet import quiet
 
 #: What the layers are called while they are put on.
 NAME = "user"
@@ -195,20 +194,3 @@ def _unfit(lora: Lora, pipeline: Any, reason: object) -> ValueError:
         f"the LoRA {lora.path} does not fit this prior, a {pipeline.__name__}: {first}; give one that was trained on "
         "such a model"
     )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without what diffusers and transformers print of a file that does not fit: it is said in one line."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    before = [(each, each.get_verbosity()) for each in (of_diffusers, of_transformers)]
-    of_transformers.disable_progress_bar()
-    for each, _ in before:
-        each.set_verbosity(50)
-    try:
-        yield
-    finally:
-        for each, level in before:
-            each.set_verbosity(level)

@@ -25,6 +25,8 @@ class Family:
         clock: the module in the network that embeds the time, with a layer ``linear_2``; adapters add a camera there.
         blank: ``network -> named tensors`` of one prompt, zeros, of the shapes that the published models are told.
         controls: whether diffusers' ``ControlNetModel`` is made for its network.
+        weighted: ``embed`` for prompts with weights and of any length, where there is one: a list of states, each as
+            long as its prompt.
     """
 
     network: str
@@ -34,6 +36,7 @@ class Family:
     clock: str
     blank: Callable[[Any], dict[str, Tensor]]
     controls: bool = False
+    weighted: Callable[[Any, Sequence[str]], dict[str, Any]] | None = None
 
 
 def default_options(pipeline: Any) -> dict[str, Any]:
