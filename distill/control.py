@@ -71,7 +71,7 @@ def with_control(cond: Condition, picture: Tensor) -> Condition:
         return None if embedding is None else {**embedding, CONTROL: picture}
 
     text, uncond = {**cond.text, CONTROL: picture}, {**cond.uncond, CONTROL: picture}
-    rest = {name: told(getattr(cond, name)) for name in ("negative", "source", "plain")}
+    rest: dict[str, Any] = {name: told(getattr(cond, name)) for name in ("negative", "source", "plain")}
     return replace(cond, text=text, uncond=uncond, **rest)
 
 

@@ -41,7 +41,7 @@ def low_rank(network: Any, endings: tuple[str, ...], seed: int = 0) -> dict[str,
 
 
 def kohya(prefix: str, matrices: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, (down, up) in matrices.items():
         layer = f"{prefix}_{name.replace('.', '_')}"
         found |= {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up}
@@ -50,7 +50,7 @@ def kohya(prefix: str, matrices: dict[str, tuple[Tensor, Tensor]]) -> dict[str, 
 
 
 def peft(prefix: str, matrices: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, (down, up) in matrices.items():
         found |= {f"{prefix}{name}.lora_A.weight": down, f"{prefix}{name}.lora_B.weight": up}
     return found

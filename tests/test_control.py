@@ -184,7 +184,9 @@ def test_a_picture_is_the_same_for_every_camera(tmp_path: Path) -> None:
     Image.fromarray(rgba.numpy()).save(tmp_path / "lines.png")
     tell = controller(str(tmp_path / "lines.png"), 8, torch.device("cpu"))
     cond = Condition({"told": torch.zeros(3, 1)}, {"told": torch.zeros(3, 1)}, cameras=turntable(3))
-    told = tell(cond, Render(*[torch.zeros(3, 4, 4, n) for n in (3, 1, 1)])).text["control"]
+    told = tell(cond, Render(torch.zeros(3, 4, 4, 3), torch.zeros(3, 4, 4, 1), torch.zeros(3, 4, 4, 1))).text[
+        "control"
+    ]
     expected = (rgba[..., :3] / 255 * (rgba[..., 3:] / 255)).movedim(-1, 0)
     torch.testing.assert_close(told, expected.expand(3, 3, 8, 8))
 
@@ -262,7 +264,13 @@ def test_a_run_from_options_alone(case: Case, tmp_path: Path) -> None:
         "prior_options.control_scale": 0.5,
         "prior_options.image_size": 64,
     }
-    flat = {"iterations": 1, "scene": "image", "log.tensorboard": False, "preset": "none", "render.size": 16}
+    flat: dict[str, Any] = {
+        "iterations": 1,
+        "scene": "image",
+        "log.tensorboard": False,
+        "preset": "none",
+        "render.size": 16,
+    }
     asset = distill.generate(
         "a red mug", prior=case.folder / "prior", output_dir=tmp_path / "run", **flat, **options
     )
@@ -295,7 +303,7 @@ def test_what_does_not_belong_together_is_said(case: Case, tmp_path: Path) -> No
         ValueError, match=r"prior_options.control must be depth, normal, mask or a picture: .* not there"
     ):
         run(case.prior, str(tmp_path / "nowhere.png"))
-    flat = {"prompt": "a mug", "scene": "image", "log.tensorboard": False, "preset": "none"}
+    flat: dict[str, Any] = {"prompt": "a mug", "scene": "image", "log.tensorboard": False, "preset": "none"}
     with pytest.raises(ValueError, match=r"prior_options.control=depth needs a scene that fills space"):
         distill.generate(
             prior=case.prior, output_dir=tmp_path / "run", **flat, **{"prior_options.control": "depth"}

@@ -86,7 +86,7 @@ def test_a_long_prompt_is_its_parts_one_after_another(folder: Path) -> None:
     first, second, cat, empty = load(folder, prompt_weighting=False).embed(
         ["a red mug,", "a big cat", "a cat", ""]
     )[name]
-    close = {"rtol": 1e-5, "atol": 1e-6}
+    close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
     torch.testing.assert_close(long[name][0], torch.cat([first, second]), **close)
     torch.testing.assert_close(long[name][1], torch.cat([cat, empty]), **close)
     torch.testing.assert_close(long[name][2], torch.cat([empty, empty]), **close)

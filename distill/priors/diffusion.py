@@ -130,16 +130,14 @@ class DiffusionPrior:
             name: value.to(self.dtype) if value.is_floating_point() else value for name, value in cond.items()
         }
         network, picture = self.network, told.pop(CONTROL, None)
-        if (picture is None) != (self.control is None):
-            missing = (
-                "a ControlNet, and the embedding no picture"
-                if self.control
-                else "no ControlNet, and the embedding a picture"
+        if self.control is not None and picture is not None:
+            network = self.control.beside(network, picture)
+        elif self.control is not None or picture is not None:
+            has = (
+                "a ControlNet, and the embedding no" if self.control else "no ControlNet, and the embedding a"
             )
             raise ValueError(
-                f"this prior has {missing} for it, under {CONTROL!r}; see distill.control.with_control"
+                f"this prior has {has} picture for it, under {CONTROL!r}; see distill.control.with_control"
             )
-        if self.control is not None:
-            network = self.control.beside(network, picture)
         output = self.family.predict(network, sample, self.schedule.time[t], told).float()
         return output[:, : x_t.shape[1]]  # networks with a learnt variance append it

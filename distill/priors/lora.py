@@ -179,10 +179,10 @@ def fuse(module: Any, weight: float) -> None:
     from diffusers.utils import recurse_remove_peft_layers
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for layer in module.modules():
-        if isinstance(layer, BaseTunerLayer):
-            layer.scale_layer(weight)
-            layer.merge()
+    layers: list[Any] = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    for layer in layers:
+        layer.scale_layer(weight)
+        layer.merge()
     recurse_remove_peft_layers(module)
     del module.peft_config
     module._hf_peft_config_loaded = False
