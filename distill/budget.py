@@ -58,7 +58,9 @@ def cost(config: DictConfig, source: Source, device: torch.device) -> Cost:
     options, batch = config.prior_options, int(config.render.batch)
     at_once = min(config.render.at_once or batch, batch)
     dtype = default_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
-    prior = shadow(source, dtype, options.image_size, checkpointing=options.checkpointing)
+    prior = shadow(
+        source, dtype, options.image_size, checkpointing=options.checkpointing, controlnet=options.controlnet
+    )
     rows, rank = calls(config, at_once)
     found = forecast(prior, rows, at_once, rank=rank)
     scene, rendering = rendered(config, at_once)
@@ -93,7 +95,7 @@ def rendered(config: DictConfig, views: int) -> tuple[int, int]:
         with LiveBytes() as live:
             seen = render(
                 scene, turntable(1), side, side, generator=torch.Generator().manual_seed(0), shading=options.shading,
-                penalties=names, normals=options.latent_until > 0,
+                penalties=names, normals=options.latent_until > 0 or config.prior_options.control == "normal",
             )  # fmt: skip
             (seen.rgb.sum() + sum(seen.penalties.values())).backward()
             scene.zero_grad(set_to_none=True)

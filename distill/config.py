@@ -62,12 +62,21 @@ class Reference:
 
 @dataclass
 class PriorOptions:
-    """How a prior is loaded, see ``distill.load_prior``; ``dtype`` is ``auto``, ``float32``, ``bfloat16`` or ``float16``."""
+    """How a prior is loaded, see ``distill.load_prior``; ``dtype`` is ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+
+    Each of ``loras`` is ``path`` or ``path:weight``. ``control`` is what the ControlNet is shown: ``depth``, ``normal`` or
+    ``mask`` of the scene from each camera, or a picture.
+    """
 
     image_size: int | None = None
     dtype: str = "auto"
     checkpointing: bool = False
     compile: bool = False
+    loras: list[str] = field(default_factory=list)
+    controlnet: str | None = None
+    control: str | None = None
+    control_scale: float = 1.0
+    prompt_weighting: bool = False
 
 
 @dataclass
@@ -363,6 +372,7 @@ def quote_text(override: str) -> str:
     texts = (
         "output_dir", "init", "prior", "prompts", "negative_prompt", "source_prompt", "image", "novel_view",
         "reference.depth", "reference.normal", "views.front", "views.side", "views.back", "views.overhead", "views.file",
+        "prior_options.controlnet", "prior_options.control",
     )  # fmt: skip
     plain = key in texts and value != "null"
     return f"{key}={quote(value)}" if plain and value[:1] not in ("'", '"') else override
@@ -373,8 +383,8 @@ def as_overrides(options: Mapping[str, Any]) -> list[str]:
     groups = ("guidance", "timesteps", "cameras", "scene", "preset", "tuned", "experiment")
 
     def literal(value: Any) -> str:
-        if isinstance(value, str):
-            return quote(value)
+        if isinstance(value, (str, Path)):
+            return quote(str(value))
         if isinstance(value, (list, tuple)):
             return f"[{','.join(map(literal, value))}]"
         if isinstance(value, Mapping):
@@ -525,6 +535,10 @@ def check(config: DictConfig) -> None:
     if config.prior_options.dtype not in DTYPES:
         raise ValueError(
             f"prior_options.dtype must be one of {', '.join(DTYPES)}, got {config.prior_options.dtype!r}"
+        )
+    if config.prior_options.controlnet and not config.prior_options.control:
+        raise ValueError(
+            "prior_options.controlnet needs prior_options.control: depth, normal or mask of the scene, or a picture"
         )
     for name in ("front_deg", "overhead_deg"):
         if not 0 < config.views[name] <= 90:

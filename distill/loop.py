@@ -95,6 +95,7 @@ class Settings:
         at_once: of these, how many are rendered and shown to the prior at a time, their gradients added up; None for
             all of them.
         latent_until: fraction of training up to which the prior is shown normals and opacity as if they were its latent.
+        normals: render normals in every step, for what the prior is told of the pictures.
         size: height and width rendered, pixels; rounded to multiples of 8.
         penalties: weights of the renderer's regularisers.
         clip_norm: largest gradient norm over all parameters, 0 for none.
@@ -107,6 +108,7 @@ class Settings:
     batch: int = 4
     at_once: int | None = None
     latent_until: float = 0.0
+    normals: bool = False
     size: Ramp = field(default_factory=lambda: Ramp(64))
     penalties: Mapping[str, Ramp] = field(default_factory=dict)
     clip_norm: float = 0.0
@@ -145,6 +147,7 @@ def train(
     settings: Settings,
     on_step: Callable[[State, dict[str, float], Render], bool | None] = lambda *_: None,
     smaller: Renderer | None = None,
+    tell: Callable[[Condition, Render], Condition] = lambda cond, _: cond,
 ) -> State:
     """Shape a scene until the prior is content with its pictures.
 
@@ -161,6 +164,7 @@ def train(
             stops the run there.
         smaller: takes the same pictures with less memory; used, with half as many views at a time, from a step on that
             does not fit the device's.
+        tell: adds to a step's condition what the prior is told of the pictures, see ``distill.control``.
 
     Raises:
         Diverged: ``settings.max_bad_steps`` steps in a row had gradients that are not finite.
@@ -175,7 +179,7 @@ def train(
         while seen is None:
             try:
                 state.optimiser.zero_grad(set_to_none=True)
-                parts = [see(state, prior, guidance, condition, render, timesteps, settings, some)
+                parts = [see(state, prior, guidance, condition, render, timesteps, settings, some, tell)
                          for some in views.split(at_once)]  # fmt: skip
                 seen = joined(parts)
                 learnt = state.learner and state.learner.learn(prior, seen.x, seen.cond, g, at_once)
@@ -228,20 +232,19 @@ def see(
     timesteps: TimestepSampler,
     settings: Settings,
     views: Cameras,
+    tell: Callable[[Condition, Render], Condition],
 ) -> Seen:
     """Render some of a step's views, ask the prior, and add their share of the step's gradient to the scene's."""
     g, progress, count = state.generator, state.step / settings.iterations, len(views)
     size = 8 * round(settings.size(progress) / 8)
-    if progress < settings.latent_until:
-        picture = render(state.scene, views, size, size, generator=g, normals=True)
-        x = as_latent(picture, prior)
-    else:
-        picture = render(state.scene, views, size, size, generator=g)
-        x = prior.encode(picture.rgb.movedim(-1, 1))
+    latent = progress < settings.latent_until
+    wanted = {"normals": True} if latent or settings.normals else {}
+    picture = render(state.scene, views, size, size, generator=g, **wanted)
+    x = as_latent(picture, prior) if latent else prior.encode(picture.rgb.movedim(-1, 1))
     t = timesteps(progress, count, g).to(prior.device)
     noise = torch.randn(x.shape, generator=g).to(x)
     uniform = torch.rand(count, generator=g).to(prior.device)
-    cond = replace(condition(views), progress=progress, uniform=uniform)
+    cond = replace(tell(condition(views), picture), progress=progress, uniform=uniform)
     with torch.no_grad():
         grad = guidance(prior, x.detach(), cond, t, noise)
 

@@ -147,8 +147,11 @@ def conditioner(
             if value.is_floating_point():
                 value[empty] = 0
 
+    def rows_of(index: Any) -> Embedding:
+        return {name: value[index] for name, value in table.items()}
+
     def rows(index: list[int]) -> Embedding:
-        found = {name: value[index] for name, value in table.items()}
+        found = rows_of(index)
         return perp_neg.beside(found, perp_neg.none(len(index), found)) if away else found
 
     def mixed(cameras: Cameras) -> Embedding:
@@ -158,8 +161,8 @@ def conditioner(
         for azimuth, elevation in zip(turned, above, strict=True):
             overhead = views is not None and views.name(azimuth, elevation) == FOUR_VIEWS[3]
             shares.append(perp_neg.OVERHEAD if overhead else perp_neg.shares(azimuth, away))
-        front = {name: value[:4] for name, value in table.items()}
-        return perp_neg.embed(front, shares)
+        four, nothing = rows_of(slice(4)), rows_of(slice(empty, empty + 1))
+        return perp_neg.embed(four, nothing, shares)
 
     def condition(cameras: Cameras) -> Condition:
         batch = len(cameras)

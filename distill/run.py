@@ -24,7 +24,8 @@ from distill.asset import Asset
 from distill.budget import fit
 from distill.checkpoint import load_checkpoint, sha256, write_atomic
 from distill.config import as_overrides, compose_config, schedule, schedules_in
-from distill.contracts import Condition, Guidance, Learner, Prior, Renderer, View
+from distill.contracts import Condition, Guidance, Learner, Prior, Render, Renderer, View
+from distill.control import DRAWN, controller
 from distill.folders import claim, is_finished
 from distill.journal import Interrupted, Journal, stop_signals
 from distill.novelview.seen import Seen, folder_of_model, look_at, write_beside
@@ -101,7 +102,7 @@ def open_prior(config: DictConfig, device: torch.device) -> DiffusionPrior:
         ValueError: there is no such prior, or it does not fit the options.
     """
     options = dict(config.prior_options)
-    name = options.pop("dtype")
+    name, _ = options.pop("dtype"), options.pop("control")
     return load_prior(config.prior, device, None if name == "auto" else getattr(torch, name), **options)
 
 
@@ -187,6 +188,7 @@ def build(config: DictConfig, prior: Prior, seen: Seen | None = None) -> Parts:
         batch=config.render.batch,
         at_once=config.render.at_once,
         latent_until=config.render.latent_until,
+        normals=config.prior_options.control == "normal",
         size=ramp("render.size"),
         penalties=penalties,
         clip_norm=optimiser.clip_norm,
@@ -330,9 +332,9 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
     else:
         model = prior or open_prior(config, device)
     if config.perp_neg.enabled:
-        model = PerpNegPrior(model, model.embed([""]))
+        model = PerpNegPrior(model)
     parts = build(config, model, seen)
-    condition = make_condition(config, model, parts)
+    condition, tell = make_condition(config, model, parts), make_control(config, model, parts)
     folder = claim(config)
     saved = load_checkpoint(folder / "checkpoints", model.device) if config.resume else None
     if saved:
@@ -340,7 +342,7 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
         log.info("resuming %s at step %d", folder, parts.state.step)
     loaded = time.perf_counter()
 
-    train(config, folder, model, parts, condition)
+    train(config, folder, model, parts, condition, tell)
     trained = time.perf_counter()
     manifest: dict[str, Any] = describe(config, model)
     if seen:
@@ -431,6 +433,25 @@ def make_condition(config: DictConfig, prior: Prior, parts: Parts) -> Callable[[
     return with_source
 
 
+def make_control(config: DictConfig, prior: Any, parts: Parts) -> Callable[[Condition, Render], Condition]:
+    """What the prior is told of each step's pictures: for its ControlNet, or nothing where it has none.
+
+    Raises:
+        ValueError: there is a ControlNet and nothing to show it, or the reverse.
+    """
+    control = config.prior_options.control
+    if (getattr(prior, "control", None) is None) != (not control):
+        raise ValueError(
+            "prior_options.controlnet and prior_options.control belong together: the one names the ControlNet, the other "
+            "what it is shown, depth, normal or mask of the scene, or a picture"
+        )
+    if control in DRAWN and not hasattr(parts.scenes[0], "query"):
+        raise ValueError(
+            f"prior_options.control={control} needs a scene that fills space, and this one is flat; give a picture"
+        )
+    return controller(control, prior.image_size, prior.device) if control else lambda cond, picture: cond
+
+
 def curves(config: DictConfig) -> Curves:
     """Perp-Neg's weights.
 
@@ -447,7 +468,12 @@ def curves(config: DictConfig) -> Curves:
 
 
 def train(
-    config: DictConfig, folder: Path, prior: Prior, parts: Parts, condition: Callable[[Cameras], Condition]
+    config: DictConfig,
+    folder: Path,
+    prior: Prior,
+    parts: Parts,
+    condition: Callable[[Cameras], Condition],
+    tell: Callable[[Condition, Render], Condition],
 ) -> None:
     """Run the loop with its journal; saves a last checkpoint."""
     state = parts.state
@@ -465,6 +491,7 @@ def train(
                 parts.settings,
                 journal,
                 parts.smaller,
+                tell,
             )
             if state.step == config.iterations:
                 journal.checkpoint(state)
@@ -522,6 +549,8 @@ def describe(config: DictConfig, prior: Prior) -> dict[str, Any]:
         "iterations": config.iterations,
         "guidance": str(config.guidance._target_).rpartition(".")[2].lower(),
         "prior": describe_source(source) if source else {"name": config.prior, "sha256": {}},
+        "loras": [lora.describe() for lora in getattr(prior, "loras", ())],
+        "controlnet": describe_control(config, prior),
         "device": f"{prior.device.type} ({device})",
         "versions": {
             "python": platform.python_version(),
@@ -535,6 +564,15 @@ def describe_source(source: Source) -> dict[str, Any]:
     said = {name: value for name, value in vars(source).items() if value and name != "folder"}
     root, files = source.folder, () if source.revision else source.folder.rglob("*.safetensors")
     return {**said, "sha256": {str(path.relative_to(root)): sha256(path) for path in sorted(files)}}
+
+
+def describe_control(config: DictConfig, prior: Any) -> dict[str, Any] | None:
+    """The prior's ControlNet and what it was shown, or None where it has none."""
+    control = getattr(prior, "control", None)
+    if control is None:
+        return None
+    shown = config.prior_options.control
+    return {**describe_source(control.source), "scale": control.scale, "shown": shown}
 
 
 def finish(folder: Path, manifest: dict[str, Any]) -> None:

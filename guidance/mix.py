@@ -14,7 +14,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from distill.contracts import Condition, Guidance, Learner, Prior
+from distill.contracts import Condition, Embedding, Guidance, Learner, Prior
+from distill.control import with_control
+from distill.priors.control import CONTROL
 from distill.samplers.cameras import Cameras
 from distill.samplers.schedules import Ramp, scheduled
 
@@ -83,6 +85,9 @@ class Term:
                 raise ValueError("a term with its own prompt or prior needs cond.cameras, which is None")
             own = replace(self.condition(cond.cameras), progress=cond.progress, uniform=cond.uniform)
             if self.prior is None:  # another prior would not know these embeddings
+                _check_lengths(own.text, cond.text)
+                if CONTROL in cond.text:
+                    own = with_control(own, cond.text[CONTROL])
                 own = replace(own, negative=cond.negative, source=cond.source, source_x=cond.source_x)
             cond = own
         if self.prior is None:
@@ -102,6 +107,16 @@ class Term:
         grad = self.loss(model, z.detach(), own, level, resampled(noise, z))
         (back,) = torch.autograd.grad(z, leaf, grad)
         return weight * back
+
+
+def _check_lengths(own: Embedding, given: Embedding) -> None:
+    """Weighted prompts may be of several lengths, and are not compared across them."""
+    name = "encoder_hidden_states"
+    if name in own and own[name].shape != given[name].shape:
+        raise ValueError(
+            f"a term's own prompt comes to {own[name].shape[1]} tokens and the run's to {given[name].shape[1]}; make them "
+            "equally many parts of the text encoder's length, or leave out the term's prompt"
+        )
 
 
 class Mixture:

@@ -151,9 +151,8 @@ def noise(seed: int) -> Tensor:
 def test_the_prediction_by_hand_in_a_batch_that_mixes_views() -> None:
     base = Listed(noises=[noise(i) for i in range(8)])
     # Prompts in the order of embedding: front, side, back, overhead, "", "a cat".
-    empty = {"told": torch.eye(8, dtype=torch.float64)[4:5]}
     condition = conditioner(base, "a cat", views=view_words("four", "x"), away=Curves())
-    prior: Any = PerpNegPrior(base, empty)
+    prior: Any = PerpNegPrior(base)
     found = condition(cameras((30, 0), (120, 0), (0, 80)))
     x_t, t = torch.zeros(3, 1, 2, 2, dtype=torch.float64), torch.tensor([1, 2, 3])
     base.calls = 0
@@ -182,7 +181,7 @@ def test_the_prediction_by_hand_in_a_batch_that_mixes_views() -> None:
 def test_a_loss_takes_it_for_the_prompts_prediction() -> None:
     base = Listed(noises=[noise(i) for i in range(8)])
     condition = conditioner(base, "a cat", views=view_words("four", "x"), away=Curves())
-    prior: Any = PerpNegPrior(base, {"told": torch.eye(8, dtype=torch.float64)[4:5]})
+    prior: Any = PerpNegPrior(base)
     cond = condition(cameras((20, 0)))
     x, t, added = torch.zeros(1, 1, 2, 2, dtype=torch.float64), torch.tensor([4]), noise(9)[None]
     given = sds(prior, x, cond, t, added, scale=7.0, weighting="uniform")

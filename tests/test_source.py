@@ -45,9 +45,18 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     (pickled / "unet").mkdir()
     (pickled / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"junk")
     (pickled / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DConditionModel"]}')
+    control = tmp_path_factory.mktemp("control")
+    for file in (
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+        "diffusion_pytorch_model.bin",
+        "extra/a.json",
+    ):
+        (control / file).parent.mkdir(exist_ok=True)
+        (control / file).write_text("{}")
     known = Hub(
         {
-            "us/good": good, "us/pickled": pickled, "us/gated": "GatedRepo", "us/none": "RepoNotFound",
+            "us/control": control, "us/good": good, "us/pickled": pickled, "us/gated": "GatedRepo", "us/none": "RepoNotFound",
             "us/empty": "EntryNotFound",
         }
     )  # fmt: skip
@@ -123,11 +132,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     server.shutdown()
 
 
-def ask(name: str, home: Path, url: str, **more: str) -> subprocess.CompletedProcess[str]:
+def ask(name: str, home: Path, url: str, find: str = "find", **more: str) -> subprocess.CompletedProcess[str]:
     """Find a prior in a process of its own: the hub's client reads its settings once."""
     code = (
-        "import sys, json; from distill.priors.source import find\n"
-        "try: print(json.dumps({k: str(v) for k, v in vars(find(sys.argv[1])).items()}))\n"
+        f"import sys, json; from distill.priors.source import {find}\n"
+        f"try: print(json.dumps({{k: str(v) for k, v in vars({find}(sys.argv[1])).items()}}))\n"
         "except ValueError as error: sys.exit(f'error: {error}')"
     )
     settings = {
@@ -158,6 +167,21 @@ def test_a_repository_is_fetched_once_and_found_again_offline(hub: Hub, tmp_path
     assert len(hub.asked) == asked
     pinned = ask(f"us/good@{COMMIT}", tmp_path, hub.url)
     assert json.loads(pinned.stdout)["revision"] == COMMIT
+
+
+def test_a_controlnet_is_fetched_too(hub: Hub, tmp_path: Path) -> None:
+    asked = ask("us/control", tmp_path, hub.url, "find_controlnet")
+    assert asked.returncode == 0, asked.stderr
+    found = json.loads(asked.stdout)
+    assert found["revision"] == COMMIT
+    names = {path.name for path in Path(found["folder"]).rglob("*") if path.is_file()}
+    assert names == {"config.json", "diffusion_pytorch_model.safetensors"}
+    for name, said in (
+        ("us/empty", "us/empty has no config.json, so it is no ControlNet of diffusers"),
+        ("us/gated", "ControlNet us/gated is gated"),
+    ):
+        asked = ask(name, tmp_path, hub.url, "find_controlnet")
+        assert asked.returncode == 1 and said in asked.stderr
 
 
 @pytest.mark.parametrize(

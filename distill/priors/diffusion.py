@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.contracts import Embedding
+from distill.priors.control import CONTROL, ControlNet
 from distill.priors.families import Family
+from distill.priors.lora import Lora
 from distill.priors.predictions import to_noise
 from distill.priors.schedule import Schedule
 from distill.priors.source import Source
@@ -42,6 +44,8 @@ class DiffusionPrior:
         device: where the network lies.
         dtype: what it computes in.
         source: where it is from.
+        loras: the user's LoRA files that its weights hold.
+        control: a ControlNet beside the network, or None.
     """
 
     network: Any
@@ -53,6 +57,8 @@ class DiffusionPrior:
     device: torch.device
     dtype: torch.dtype
     source: Source
+    loras: Sequence[Lora] = ()
+    control: ControlNet | None = None
 
     @property
     def name(self) -> str:
@@ -136,5 +142,15 @@ class DiffusionPrior:
         told = {
             name: value.to(self.dtype) if value.is_floating_point() else value for name, value in cond.items()
         }
-        output = self.family.predict(self.network, sample, self.schedule.time[t], told).float()
+        network, picture = self.network, told.pop(CONTROL, None)
+        if self.control is not None and picture is not None:
+            network = self.control.beside(network, picture)
+        elif self.control is not None or picture is not None:
+            has = (
+                "a ControlNet, and the embedding no" if self.control else "no ControlNet, and the embedding a"
+            )
+            raise ValueError(
+                f"this prior has {has} picture for it, under {CONTROL!r}; see distill.control.with_control"
+            )
+        output = self.family.predict(network, sample, self.schedule.time[t], told).float()
         return output[:, : x_t.shape[1]]  # networks with a learnt variance append it

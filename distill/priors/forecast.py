@@ -11,6 +11,7 @@ import json
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.contracts import Condition, Embedding
+from distill.priors.control import CONTROL, ControlNet
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.load import checkpoint, family_of, image_size_of, read_scheduler
 from distill.priors.schedule import read_schedule
-from distill.priors.source import Source
+from distill.priors.source import Source, find_controlnet
 
 
 class LiveBytes(TorchDispatchMode):
@@ -97,7 +99,7 @@ class Forecast:
     """What a step of a run costs.
 
     Attributes:
-        weights: bytes of the network and the VAE.
+        weights: bytes of the network, the VAE and the ControlNet.
         encoding: bytes that the VAE keeps of a batch until the gradient has come back.
         prediction: bytes of the largest call of the network, on top.
         learning: bytes that a student inside the network keeps, and its own weights; 0 for losses that learn nothing.
@@ -119,7 +121,12 @@ class Forecast:
 
 
 def shadow(
-    source: Source, dtype: torch.dtype, image_size: int | None = None, *, checkpointing: bool = False
+    source: Source,
+    dtype: torch.dtype,
+    image_size: int | None = None,
+    *,
+    checkpointing: bool = False,
+    controlnet: str | None = None,
 ) -> DiffusionPrior:
     """A prior without weights, on the meta device; options as of ``load_prior``.
 
@@ -131,28 +138,33 @@ def shadow(
     folder = source.folder
     family, index = family_of(folder)
 
-    def empty(part: str, kind: str) -> Any:
-        settings = json.loads((folder / part / "config.json").read_text())
+    def empty(part: Path, kind: str) -> Any:
+        settings = json.loads((part / "config.json").read_text())
         with torch.device("meta"):
             made = getattr(diffusers, kind).from_config(settings).eval().requires_grad_(False)
             return torch.nn.Module.to(
                 made, dtype
             )  # diffusers' own would warn of layers that it keeps in float32
 
-    network = empty(family.component, family.network)
-    vae = empty("vae", index["vae"][1]) if "vae" in index else None
+    network = empty(folder / family.component, family.network)
+    vae = empty(folder / "vae", index["vae"][1]) if "vae" in index else None
     if checkpointing and vae is not None:
         checkpoint(vae)
     size, patches = image_size_of(vae, network, image_size)
     schedule = read_schedule(read_scheduler(folder, index), patches).to(torch.device("meta"))
 
-    def text(prompts: Any) -> Embedding:
-        return {
-            name: value.expand(len(prompts), *value.shape[1:])
-            for name, value in family.blank(network).items()
-        }
+    told, control = family.blank(network), None
+    if controlnet:
+        beside = find_controlnet(controlnet)
+        control = ControlNet(empty(beside.folder, "ControlNetModel"), 1.0, beside)
+        told[CONTROL] = torch.zeros(1, 3, size, size)
 
-    return DiffusionPrior(network, vae, text, family, schedule, size, torch.device("meta"), dtype, source)
+    def text(prompts: Any) -> Embedding:
+        return {name: value.expand(len(prompts), *value.shape[1:]) for name, value in told.items()}
+
+    return DiffusionPrior(
+        network, vae, text, family, schedule, size, torch.device("meta"), dtype, source, control=control
+    )
 
 
 def forecast(prior: DiffusionPrior, rows: list[int], batch: int, *, rank: int = 0) -> Forecast:
@@ -164,7 +176,8 @@ def forecast(prior: DiffusionPrior, rows: list[int], batch: int, *, rank: int = 
         batch: pictures.
         rank: of a student's low-rank layers, 0 for a loss that has none.
     """
-    modules = [module for module in (prior.network, prior.vae) if module is not None]
+    control = prior.control.network if prior.control else None
+    modules = [module for module in (prior.network, prior.vae, control) if module is not None]
     weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
     image = torch.zeros(batch, 3, prior.image_size, prior.image_size, device="meta", requires_grad=True)
     with FlopCounterMode(display=False) as whole, LiveBytes() as live:

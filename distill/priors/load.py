@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,10 @@ from typing import Any
 import torch
 
 from distill.convert import pickled
+from distill.priors import lora
+from distill.priors.control import load_controlnet
 from distill.priors.diffusion import DiffusionPrior, shrink
-from distill.priors.families import FAMILIES, Family
+from distill.priors.families import FAMILIES, Family, weighted
 from distill.priors.families.unet import PLAIN
 from distill.priors.schedule import read_schedule
 from distill.priors.source import UNUSED, find, variant_of
@@ -69,6 +72,10 @@ def load_prior(
     *,
     checkpointing: bool = False,
     compile: bool = False,
+    loras: Sequence[str | Path] = (),
+    controlnet: str | Path | None = None,
+    control_scale: float = 1.0,
+    prompt_weighting: bool = False,
 ) -> DiffusionPrior:
     """Load a frozen prior.
 
@@ -80,15 +87,29 @@ def load_prior(
         image_size: height and width in pixels that it is shown; by default what it was trained on.
         checkpointing: the VAE computes its activations again on the way back, for less memory and more time.
         compile: compile the network with ``torch.compile``; slow to start.
+        loras: safetensors files whose low-rank updates are added to its weights and its text encoders', each
+            ``path`` or ``path:weight``.
+        controlnet: a ControlNet beside its network, a folder in the diffusers layout or ``owner/repository@revision``
+            on the hub; embeddings then need the picture, under ``control``, see ``distill.control``.
+        control_scale: what the ControlNet adds to the network's features is multiplied by this.
+        prompt_weighting: prompts may have weights and be of any length, see ``distill.priors.families.weighted``.
 
     Raises:
-        ValueError: there is no such prior, or its folder is not one this library can use.
+        ValueError: there is no such prior, its folder is not one this library can use, or a LoRA or the ControlNet does
+            not fit it.
     """
+    files = [lora.parse(entry) for entry in loras]
     device = torch.device(device)
     dtype = dtype or default_dtype(device)
     source = find(name)
     folder = source.folder
     family, index = family_of(folder)
+    weighting = [f"compel {weighted.version()}"] if prompt_weighting else []
+    if prompt_weighting and family.weighted is None:
+        known = ", ".join(sorted(kind for kind, each in FAMILIES.items() if each.weighted))
+        raise ValueError(
+            f"prior_options.prompt_weighting works with {known}, and not with a {family.network} of another kind"
+        )
     try:
         network = _component(folder, family.component, family.network, dtype)
         vae = (
@@ -108,22 +129,37 @@ def load_prior(
     for module in (network, vae):
         if module is not None:
             module.to(device).eval().requires_grad_(False)
+    own = family is PLAIN
+    updates = [lora.read(file, _loader(index, own), family.component, network.config) for file in files]
+    for update in updates:
+        lora.put_on(network, family.component, update)
+    told = [update.without(family.component) for update in updates if update.parts() != {family.component}]
     if family.component == "unet":
         network.to(memory_format=torch.channels_last)
+    control = None
+    if controlnet:
+        control = load_controlnet(
+            controlnet, control_scale, family, network, shrink(vae, network), **precision(dtype)
+        )
+        control.network.to(device)
     if checkpointing and vae is not None:
         checkpoint(vae)
     if compile:
         network.compile()
     size, patches = image_size_of(vae, network, image_size)
     schedule = read_schedule(scheduler, patches).to(device)
-    own = family is PLAIN
     text_dtype = torch.float32 if own or device.type == "cpu" else dtype
+    load = partial(_load_plain_text if own else _load_text, folder, index, device, text_dtype)
+    changes = [f"{update.lora.sha256} {update.lora.weight}" for update in told]
     text = TextEncoders(
-        partial(_load_plain_text if own else _load_text, folder, index, device, text_dtype),
-        family.embed,
-        None if own else identity_of(folder, str(text_dtype)),
+        partial(_updated, load, told),
+        family.weighted if prompt_weighting and family.weighted else family.embed,
+        None if own else identity_of(folder, str(text_dtype), *changes, *weighting),
+        prompt_weighting,
     )
-    return DiffusionPrior(network, vae, text, family, schedule, size, device, dtype, source)
+    return DiffusionPrior(
+        network, vae, text, family, schedule, size, device, dtype, source, tuple(files), control
+    )
 
 
 def checkpoint(vae: Any) -> None:
@@ -181,6 +217,22 @@ def read_scheduler(folder: Path, index: dict[str, Any]) -> Any:
     return getattr(diffusers, kind[1] if isinstance(kind, list) else kind).from_pretrained(
         folder, subfolder="scheduler", local_files_only=True
     )
+
+
+def _loader(index: dict[str, Any], plain: bool) -> Any:
+    """The class of diffusers that reads LoRA files for a prior."""
+    import diffusers
+
+    return getattr(diffusers, "StableDiffusionPipeline" if plain else index["_class_name"])
+
+
+def _updated(load: Callable[[], Any], updates: Sequence[lora.Update]) -> Any:
+    """Text encoders with LoRA files in their weights."""
+    pipeline = load()
+    for update in updates:
+        for part in sorted(update.parts()):
+            lora.put_on(getattr(pipeline, part), part, update)
+    return pipeline
 
 
 def _load_plain_text(folder: Path, index: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:

@@ -24,7 +24,7 @@ from distill.contracts import Embedding
 
 #: Views by place, as ``distill.prompts.FOUR_VIEWS``.
 FRONT, SIDE, BACK, OVERHEAD_VIEW = range(4)
-#: What an embedding's extra tensors are called: those of the views to stay away from, and how much.
+#: What an embedding's extra tensors are called: those of the views to stay away from and of no prompt, and how much.
 PREFIX, WEIGHT = "away.", "away"
 
 
@@ -83,11 +83,12 @@ def shares(azimuth_deg: float, curves: Curves) -> Shares:
     return Shares((SIDE, BACK), r, (SIDE, FRONT), weights)
 
 
-def embed(four: Embedding, told: Sequence[Shares]) -> Embedding:
+def embed(four: Embedding, empty: Embedding, told: Sequence[Shares]) -> Embedding:
     """Embeddings for cameras: interpolated between views, with what to stay away from beside.
 
     Args:
         four: of front, side, back and overhead, in this order.
+        empty: of no prompt, one row.
         told: of every camera.
     """
     first, second = ([one.views[i] for one in told] for i in (0, 1))
@@ -101,13 +102,16 @@ def embed(four: Embedding, told: Sequence[Shares]) -> Embedding:
             found[name] = torch.maximum(value[first], value[second])
     weights = torch.tensor([one.weights for one in told])
     others = torch.tensor([one.away for one in told])
-    away = {name: value[others] for name, value in four.items()}
+    away = {
+        name: torch.cat([value[others], empty[name].expand(len(told), 1, *value.shape[1:])], dim=1)
+        for name, value in four.items()
+    }
     return beside(found, {**away, WEIGHT: weights.to(next(iter(four.values())).device)})
 
 
 def none(batch: int, like: Embedding) -> Embedding:
     """What stands beside an embedding that stays away from nothing."""
-    away = {name: value[:, None].expand(-1, 2, *value.shape[1:]) for name, value in like.items()}
+    away = {name: value[:, None].expand(-1, 3, *value.shape[1:]) for name, value in like.items()}
     return {**away, WEIGHT: torch.zeros(batch, 2, device=next(iter(like.values())).device)}
 
 
@@ -129,11 +133,9 @@ class PerpNegPrior:
 
     Attributes:
         prior: predicts.
-        empty: the empty prompt's embedding, of one row.
     """
 
     prior: Any
-    empty: Embedding
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.prior, name)
@@ -146,11 +148,13 @@ class PerpNegPrior:
             found: Tensor = self.prior.predict_noise(x_t, t, own)
             return found
         rows = weights.any(dim=1).nonzero()[:, 0]
-        others = [
-            {name: value.expand(len(rows), *value.shape[1:]) for name, value in self.empty.items()},
-            *({name: value[rows, i] for name, value in away.items() if name != WEIGHT} for i in (0, 1)),
-        ]
-        joined = {name: torch.cat([value, *(other[name] for other in others)]) for name, value in own.items()}
+        # The empty prompt, then the two views; what comes from no prompt, a ControlNet's picture, is the same for all.
+        joined = {
+            name: torch.cat(
+                [value, *(away[name][rows, i] if name in away else value[rows] for i in (2, 0, 1))]
+            )
+            for name, value in own.items()
+        }
         asked = torch.cat([x_t, *[x_t[rows]] * 3]), torch.cat([t, *[t[rows]] * 3])
         noise, *parts = self.prior.predict_noise(*asked, joined).split([len(x_t), *[len(rows)] * 3])
         empty, *negatives = parts

@@ -16,6 +16,8 @@ EMBEDDED = Path(__file__).parents[1] / "embedded" / "prior"
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermarker", "prior", "super_res")
 #: How names of weights in half precision differ: model.fp16.safetensors, model.fp16-00001-of-00002.safetensors.
 HALF = r"\.(fp16|bf16)[.-]"
+#: The file that says what a folder holds.
+INDEX = {"prior": "model_index.json", "ControlNet": "config.json"}
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
@@ -65,6 +67,25 @@ def find(name: str | Path) -> Source:
     )
 
 
+def find_controlnet(name: str | Path) -> Source:
+    """The folder of a ControlNet: a local one in the diffusers layout, or ``owner/repository[@revision]``.
+
+    Raises:
+        ValueError: there is none, or it cannot be fetched, in one line with the remedy.
+    """
+    text = str(name)
+    folder = Path(text).expanduser()
+    if (folder / INDEX["ControlNet"]).is_file():
+        return Source(folder, text, licence=licence_of(folder))
+    if _REPOSITORY.fullmatch(text) and not folder.exists():
+        repository, _, revision = text.partition("@")
+        return fetch(text, repository, revision, kind="ControlNet")
+    raise ValueError(
+        f"prior_options.controlnet must be a folder with a config.json and safetensors, or a hub id such as "
+        f"owner/repository@revision, and {text!r} is neither"
+    )
+
+
 def licence_of(folder: Path) -> str:
     """The licence that a model's card names, or nothing."""
     card = folder / "README.md"
@@ -75,8 +96,10 @@ def licence_of(folder: Path) -> str:
     return line[1].strip("'\"") if line else ""
 
 
-def fetch(name: str, repository: str, revision: str = "", licence: str = "") -> Source:
+def fetch(name: str, repository: str, revision: str = "", licence: str = "", kind: str = "prior") -> Source:
     """A repository's folder in the hub's cache, what is missing downloaded: safetensors and settings alone.
+
+    ``kind`` is a key of ``INDEX``.
 
     Raises:
         ValueError: it is gated, gone, or out of reach, or has no safetensors; in one line with the remedy.
@@ -86,18 +109,20 @@ def fetch(name: str, repository: str, revision: str = "", licence: str = "") -> 
 
     at: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
     try:
-        index = Path(hub.hf_hub_download(**at, filename="model_index.json", local_files_only=offline()))
+        index = Path(hub.hf_hub_download(**at, filename=INDEX[kind], local_files_only=offline()))
         if not offline():
-            wanted = patterns(json.loads(index.read_text()), hub.list_repo_files(**at))
+            files = hub.list_repo_files(**at)
+            whole = kind == "prior"
+            wanted = patterns(json.loads(index.read_text()), files) if whole else needed(kind, "", files)
             hub.snapshot_download(**at, allow_patterns=wanted)
     except errors.GatedRepoError as error:
         raise ValueError(
-            f"prior {name} is gated: accept its terms at https://huggingface.co/{repository}, then 'hf auth login' or set "
+            f"{kind} {name} is gated: accept its terms at https://huggingface.co/{repository}, then 'hf auth login' or set "
             "HF_TOKEN"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ValueError(
-            f"prior {name} has no revision {revision}; give another after the @, or none"
+            f"{kind} {name} has no revision {revision}; give another after the @, or none"
         ) from error
     except errors.RepositoryNotFoundError as error:
         mirrors = MODELS[name].mirrors if name in MODELS else ()
@@ -107,14 +132,14 @@ def fetch(name: str, repository: str, revision: str = "", licence: str = "") -> 
         ) from error
     except errors.RemoteEntryNotFoundError as error:
         raise ValueError(
-            f"{repository} has no model_index.json, so it is no pipeline of diffusers"
+            f"{repository} has no {INDEX[kind]}, so it is no {'pipeline' if kind == 'prior' else kind} of diffusers"
         ) from error
     except ValueError:
         raise
     except Exception as error:  # what a network fails with differs between versions of the hub's client
         way = "HF_HUB_OFFLINE is set" if offline() else f"the hub is out of reach ({type(error).__name__})"
         raise ValueError(
-            f"prior {name} is not in the hub's cache, and {way}; fetch it once where there is a network with 'hf download "
+            f"{kind} {name} is not in the hub's cache, and {way}; fetch it once where there is a network with 'hf download "
             f"{repository}', or give a local folder"
         ) from error
     return Source(index.parent, name, repository, index.parent.name, licence or licence_of(index.parent))
@@ -138,19 +163,25 @@ def patterns(index: dict[str, Any], files: list[str]) -> list[str]:
     ]
     wanted: list[str] = [name for name in ("model_index.json", "README.md") if name in files]
     for part in parts:
-        own = [name for name in files if name.startswith(f"{part}/")]
-        wanted += [
-            name for name in own if name.endswith((".json", ".txt", ".model")) and ".index." not in name
-        ]
-        weights = [name for name in own if name.endswith((".safetensors", ".safetensors.index.json"))]
-        half = [name for name in weights if re.search(HALF, name)]
-        if not weights and any(name.endswith((".bin", ".ckpt", ".pt")) for name in own):
-            raise ValueError(
-                f"{part} has pickled weights alone; download the repository and convert it: python -m distill.convert "
-                "FOLDER"
-            )
-        wanted += half or weights
+        wanted += needed(part, f"{part}/", files)
     return wanted
+
+
+def needed(part: str, folder: str, files: list[str]) -> list[str]:
+    """Which files of one part, straight in a folder of a repository, are needed.
+
+    Raises:
+        ValueError: it has no safetensors.
+    """
+    own = [name for name in files if name.startswith(folder) and "/" not in name.removeprefix(folder)]
+    wanted = [name for name in own if name.endswith((".json", ".txt", ".model")) and ".index." not in name]
+    weights = [name for name in own if name.endswith((".safetensors", ".safetensors.index.json"))]
+    half = [name for name in weights if re.search(HALF, name)]
+    if not weights and any(name.endswith((".bin", ".ckpt", ".pt")) for name in own):
+        raise ValueError(
+            f"{part} has pickled weights alone; download the repository and convert it: python -m distill.convert FOLDER"
+        )
+    return wanted + (half or weights)
 
 
 def variant_of(folder: Path) -> str | None:

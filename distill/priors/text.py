@@ -32,39 +32,66 @@ class TextEncoders:
         embed: ``(pipeline, prompts) -> named tensors``.
         identity: what an embedding follows from but the prompt: model, revision, precision; None keeps the encoders in
             memory and nothing on disk, for small ones.
+        uneven: states may be of several lengths; the shorter are filled up with the empty prompt's, over and over.
     """
 
     load: Callable[[], Any]
     embed: Callable[[Any, Sequence[str]], dict[str, Tensor]]
     identity: str | None = None
+    uneven: bool = False
     _pipeline: Any = field(default=None, repr=False)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Embedding:
         """Embed prompts, on the CPU where they come from the disk."""
+        asked = [*prompts, ""] if self.uneven else list(prompts)
         if self.identity is None:
             self._pipeline = self._pipeline or self.load()
-            return self.embed(self._pipeline, prompts)
+            rows = rows_of(self.embed(self._pipeline, asked), len(asked))
+        else:
+            rows = self._kept(asked)
+        if self.uneven:
+            rows = filled(rows[:-1], rows[-1])
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _kept(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """Each prompt's row from the disk, where the missing ones are put first."""
         folder = cache_folder() / "text"
         unique = list(dict.fromkeys(prompts))
         found = {text: read(folder / f"{self._key(text)}.safetensors") for text in unique}
         missing = [text for text, row in found.items() if row is None]
         if missing:
             pipeline = self.load()
-            made = self.embed(pipeline, missing)
+            made = rows_of(self.embed(pipeline, missing), len(missing))
             del pipeline
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            for i, text in enumerate(missing):
-                row = {name: value[i].cpu().contiguous() for name, value in made.items()}
+            for text, own in zip(missing, made, strict=True):
+                row = {name: value.cpu().contiguous() for name, value in own.items()}
                 folder.mkdir(parents=True, exist_ok=True)
                 write_atomic(folder / f"{self._key(text)}.safetensors", save(row))
                 found[text] = row
         rows: list[Any] = [found[text] for text in prompts]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return rows
 
     def _key(self, text: str) -> str:
         return hashlib.sha256(json.dumps([self.identity, text]).encode()).hexdigest()[:32]
+
+
+def rows_of(made: dict[str, Any], count: int) -> list[dict[str, Tensor]]:
+    """What each of some prompts comes to."""
+    return [{name: value[i] for name, value in made.items()} for i in range(count)]
+
+
+def filled(rows: Sequence[dict[str, Tensor]], empty: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Rows with states of the same length: the empty prompt's are put after the shorter ones'."""
+    name = "encoder_hidden_states"
+    part = len(empty[name])
+    longest = max(len(row[name]) for row in rows)
+    return [
+        {**row, name: torch.cat([row[name], empty[name].repeat((longest - len(row[name])) // part, 1)])}
+        for row in rows
+    ]
 
 
 def read(path: Path) -> dict[str, Tensor] | None:

@@ -24,6 +24,9 @@ class Family:
         predict: ``(network, x_t, time, embedding) -> output``; what is beyond the channels of ``x_t`` is cut off.
         clock: the module in the network that embeds the time, with a layer ``linear_2``; adapters add a camera there.
         blank: ``network -> named tensors`` of one prompt, zeros, of the shapes that the published models are told.
+        controls: whether diffusers' ``ControlNetModel`` is made for its network.
+        weighted: ``embed`` for prompts with weights and of any length, where there is one: a list of states, each as
+            long as its prompt.
     """
 
     network: str
@@ -32,6 +35,8 @@ class Family:
     predict: Callable[[Any, Tensor, Tensor, Embedding], Tensor]
     clock: str
     blank: Callable[[Any], dict[str, Tensor]]
+    controls: bool = False
+    weighted: Callable[[Any, Sequence[str]], dict[str, Any]] | None = None
 
 
 def default_options(pipeline: Any) -> dict[str, Any]:

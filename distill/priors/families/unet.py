@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.contracts import Embedding
+from distill.priors.families import weighted
 from distill.priors.families.family import Family, default_options
 
 
@@ -78,7 +79,13 @@ def blank_xl(network: Any) -> dict[str, Tensor]:
     return {**blank(network), "text_embeds": torch.zeros(1, pooled)}
 
 
-PLAIN = Family("UNet2DConditionModel", "unet", embed_plain, predict, "time_embedding", blank)
-STABLE_DIFFUSION = Family("UNet2DConditionModel", "unet", embed, predict, "time_embedding", blank)
-STABLE_DIFFUSION_XL = Family("UNet2DConditionModel", "unet", embed_xl, predict_xl, "time_embedding", blank_xl)
+PLAIN = Family(
+    "UNet2DConditionModel", "unet", embed_plain, predict, "time_embedding", blank, True, weighted.embed
+)
+STABLE_DIFFUSION = Family(
+    "UNet2DConditionModel", "unet", embed, predict, "time_embedding", blank, True, weighted.embed
+)
+STABLE_DIFFUSION_XL = Family(
+    "UNet2DConditionModel", "unet", embed_xl, predict_xl, "time_embedding", blank_xl, True, weighted.embed_xl
+)
 DEEPFLOYD = Family("UNet2DConditionModel", "unet", embed, predict, "time_embedding", blank)

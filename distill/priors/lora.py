@@ -1,0 +1,196 @@
+"""LoRA files of the user's, put into a prior's weights; read by diffusers, in every layout that its pipelines know."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from distill.checkpoint import sha256
+from distill.priors.quiet import quiet
+
+#: What the layers are called while they are put on.
+NAME = "user"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file, and how much of it is taken.
+
+    Attributes:
+        path: of the safetensors file.
+        weight: its update of the network's weights is multiplied by this.
+        sha256: of the file.
+    """
+
+    path: Path
+    weight: float
+    sha256: str
+
+    def describe(self) -> dict[str, Any]:
+        """For a run's manifest."""
+        return {"name": self.path.name, "weight": self.weight, "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class Update:
+    """What is in a LoRA file, in the names of diffusers: the part of the pipeline first, ``unet.``, ``text_encoder.``.
+
+    Attributes:
+        lora: the file.
+        pipeline: class of diffusers that knows how it is loaded.
+        state: the low-rank matrices.
+        alphas: by layer, where the file has them as tensors.
+        metadata: of the adapter, where the file's head has it.
+    """
+
+    lora: Lora
+    pipeline: Any
+    state: dict[str, Any]
+    alphas: dict[str, Any] | None
+    metadata: dict[str, Any] | None
+
+    def parts(self) -> set[str]:
+        """The parts of the pipeline that it changes."""
+        return {part_of(name) for name in self.state}
+
+    def without(self, part: str) -> Update:
+        """The rest, without one part's tensors."""
+        return replace(self, state={name: x for name, x in self.state.items() if part_of(name) != part})
+
+
+def part_of(name: str) -> str:
+    """The part of a pipeline that a tensor's name begins with."""
+    return name.partition(".")[0]
+
+
+def parse(entry: str | Path) -> Lora:
+    """Read ``path`` or ``path:weight``; the weight is 1 where it is not said.
+
+    Raises:
+        ValueError: there is no such file, it is none of safetensors, or the weight is no number.
+    """
+    path, weight = Path(entry).expanduser(), 1.0
+    head, colon, tail = str(entry).rpartition(":")
+    if colon and _is_number(tail) and not path.exists():
+        path, weight = Path(head).expanduser(), float(tail)
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+        raise ValueError(
+            f"the LoRA {path} is pickled, and only safetensors are read; give it as .safetensors"
+        )
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise ValueError(
+            f"a LoRA is given as a .safetensors file, or as file:weight with a number, and {str(entry)!r} is neither"
+        )
+    return Lora(path, weight, sha256(path))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def read(lora: Lora, pipeline: Any, component: str, config: Any) -> Update:
+    """A file's tensors in the names of diffusers.
+
+    Args:
+        lora: the file.
+        pipeline: class of diffusers that knows the layouts.
+        component: the denoiser's name in the pipeline, which names without a part belong to.
+        config: of the denoiser; some layouts count its blocks.
+
+    Raises:
+        ValueError: the pipeline takes no LoRA, or the file is none for it.
+    """
+    if not hasattr(pipeline, "lora_state_dict"):
+        raise ValueError(
+            f"diffusers puts no LoRA on priors of the kind {pipeline.__name__}; leave out prior_options.loras"
+        )
+    try:
+        with safe_open(lora.path, "pt") as file:
+            names = file.keys()
+            if any("dora_scale" in name for name in names):
+                raise ValueError("it is a DoRA, whose scales diffusers does not read")
+        with quiet():
+            state, *alphas, metadata = pipeline.lora_state_dict(
+                str(lora.path),
+                return_alphas=True,
+                return_lora_metadata=True,
+                unet_config=config,
+                use_safetensors=True,
+                local_files_only=True,
+            )
+    except (SafetensorError, OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise _unfit(lora, pipeline, error) from error
+    known = set(pipeline._lora_loadable_modules)
+    if not known & {part_of(name) for name in state}:  # as save_lora_adapter of a network writes it
+        state = {f"{component}.{name}": value for name, value in state.items()}
+        metadata = metadata and {f"{component}.{name}": value for name, value in metadata.items()}
+    strange = [name for name in state if "lora" not in name or part_of(name) not in known]
+    if strange or not state:
+        raise _unfit(lora, pipeline, f"{len(strange)} of its {len(state)} tensors are no LoRA's")
+    return Update(lora, pipeline, state, alphas[0] if alphas else None, metadata)
+
+
+def put_on(module: Any, part: str, update: Update) -> None:
+    r"""Add a LoRA's update to the weights of one part of a pipeline; nothing of it is left beside them.
+
+    .. math:: W \leftarrow W + w \frac{\alpha}{r} B A
+
+    Args:
+        module: the part.
+        part: its name in the pipeline.
+        update: what a file holds; nothing of it need be this part's.
+
+    Raises:
+        ValueError: the file does not fit.
+    """
+    own = [name for name in update.state if part_of(name) == part]
+    if not own:
+        return
+    if part.startswith("text_encoder"):
+        load = partial(update.pipeline.load_lora_into_text_encoder, text_encoder=module)
+    else:
+        load = module.load_lora_adapter
+    given = {"network_alphas": update.alphas, "metadata": update.metadata, "adapter_name": NAME}
+    try:
+        with quiet():
+            load(update.state, prefix=part, **given)
+    except Exception as error:  # what peft fails with differs between its versions
+        raise _unfit(update.lora, update.pipeline, error) from error
+    loaded = [name for name, _ in module.named_parameters() if f".{NAME}." in name]
+    if len(loaded) != len(own):
+        raise _unfit(
+            update.lora,
+            update.pipeline,
+            f"{len(loaded)} of its {len(own)} tensors have a place in the {part}",
+        )
+    fuse(module, update.lora.weight)
+
+
+def fuse(module: Any, weight: float) -> None:
+    """Add the adapters on a module to its weights, times a weight, and take them off."""
+    from diffusers.utils import recurse_remove_peft_layers
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers: list[Any] = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    for layer in layers:
+        layer.scale_layer(weight)
+        layer.merge()
+    recurse_remove_peft_layers(module)
+    del module.peft_config
+    module._hf_peft_config_loaded = False
+
+
+def _unfit(lora: Lora, pipeline: Any, reason: object) -> ValueError:
+    first = (str(reason).splitlines() or [type(reason).__name__])[0][:200]
+    return ValueError(
+        f"the LoRA {lora.path} does not fit this prior, a {pipeline.__name__}: {first}; give one that was trained on "
+        "such a model"
+    )

@@ -1,0 +1,346 @@
+"""ControlNets against diffusers' own pipelines, and the pictures that they are shown, by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tiny_pipelines import make
+from torch import Tensor
+
+import distill
+from distill import loop
+from distill.config import compose_config
+from distill.contracts import Condition, Render
+from distill.control import controller, draw_depth, draw_mask, draw_normal, with_control
+from distill.priors import load_prior
+from distill.priors.diffusion import DiffusionPrior
+from distill.priors.exact import dirac
+from distill.priors.forecast import forecast, shadow
+from distill.renderers.image import ImageScene
+from distill.samplers.cameras import Cameras, orbit, ranges, turntable
+from distill.samplers.schedules import Ramp
+from distill.samplers.timesteps import uniform
+
+SCALE = 0.7
+PIPELINES = {
+    "stable_diffusion": "StableDiffusionControlNetPipeline",
+    "stable_diffusion_v": "StableDiffusionControlNetPipeline",
+    "stable_diffusion_xl": "StableDiffusionXLControlNetPipeline",
+}
+
+
+def save_controlnet(unet: Any, folder: Path, **settings: Any) -> Any:
+    """A ControlNet for a UNet, random where a fresh one is zero and would add nothing."""
+    from diffusers import ControlNetModel
+
+    torch.manual_seed(7)
+    sizes = {"conditioning_embedding_out_channels": (4, 4, 8, 8), **settings}
+    made = ControlNetModel.from_unet(unet, **sizes).eval().requires_grad_(False)
+    for layer in (*made.controlnet_down_blocks, made.controlnet_mid_block):
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    for layer in made.controlnet_cond_embedding.modules():
+        if hasattr(layer, "weight"):
+            torch.nn.init.kaiming_normal_(layer.weight)
+    made.save_pretrained(folder)
+    return made
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pipeline with a ControlNet, the folders of both, and the prior that was loaded from them."""
+
+    name: str
+    pipeline: Any
+    folder: Path
+    prior: DiffusionPrior
+
+
+@pytest.fixture(scope="module", params=list(PIPELINES))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    import diffusers
+
+    folder, plain = tmp_path_factory.mktemp(request.param), make(request.param)
+    plain.save_pretrained(folder / "prior")
+    controlnet = save_controlnet(plain.unet, folder / "control")
+    more = {} if "xl" in request.param else {"requires_safety_checker": False}
+    pipeline = getattr(diffusers, PIPELINES[request.param])(**plain.components, controlnet=controlnet, **more)
+    pipeline.set_progress_bar_config(disable=True)
+    return Case(request.param, pipeline, folder, load(folder))
+
+
+def load(folder: Path, **options: Any) -> DiffusionPrior:
+    told = {"controlnet": folder / "control", "control_scale": SCALE, **options}
+    return load_prior(folder / "prior", dtype=torch.float32, image_size=64, **told)
+
+
+def picture(seed: int = 3, batch: int = 1) -> Tensor:
+    return torch.rand(batch, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+
+
+def fed(pipeline: Any, scale: float) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """What the pipeline feeds its scheduler: output, timestep, and the noised sample as the network sees it."""
+    seen = []
+    step: Callable[..., Any] = pipeline.scheduler.step
+
+    def recorded(output: Any, t: Any, sample: Any, *rest: Any, **options: Any) -> Any:
+        seen.append((output.clone(), t.clone(), pipeline.scheduler.scale_model_input(sample, t).clone()))
+        return step(output, t, sample, *rest, **options)
+
+    pipeline.scheduler.step = recorded
+    try:
+        pipeline(
+            ["a red mug"], image=picture(), num_inference_steps=3, guidance_scale=scale, output_type="latent",
+            controlnet_conditioning_scale=SCALE, generator=torch.Generator().manual_seed(1),
+        )  # fmt: skip
+    finally:
+        pipeline.scheduler.step = step
+    return seen
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_predictions_are_what_the_pipeline_feeds_its_scheduler(case: Case, scale: float) -> None:
+    prior, embedded = case.prior, case.prior.embed(["a red mug", ""])
+    told, empty = (
+        {**{name: value[i : i + 1] for name, value in embedded.items()}, "control": picture()} for i in (0, 1)
+    )
+    steps = fed(case.pipeline, scale)
+    assert len(steps) >= 2
+    for output, time, x_t in steps:
+        index = (prior.schedule.time - time).abs().argmin()[None]
+        predicted = prior.predict(x_t, index, told)
+        if scale > 1:
+            nothing = prior.predict(x_t, index, empty)
+            predicted = nothing + scale * (predicted - nothing)
+        torch.testing.assert_close(predicted, output, rtol=1e-4, atol=1e-5 * float(output.abs().max()))
+        other = prior.predict(x_t, index, {**told, "control": picture(4)})
+        assert (other - prior.predict(x_t, index, told)).abs().max() > 0.01
+
+
+def test_at_scale_zero_the_prior_is_as_without(case: Case) -> None:
+    silent, plain = load(case.folder, control_scale=0.0), load(case.folder, controlnet=None)
+    x_t, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5)), torch.tensor([100, 900])
+    cond = plain.embed(["a mug", "a cat"])
+    expected = plain.predict_noise(x_t, t, cond)
+    torch.testing.assert_close(silent.predict_noise(x_t, t, {**cond, "control": picture(2, 2)}), expected)
+
+
+def test_it_is_counted_before_it_is_loaded(case: Case) -> None:
+    with_it, without = (
+        forecast(shadow(case.prior.source, torch.float32, 64, controlnet=name), [2], 1)
+        for name in (str(case.folder / "control"), None)
+    )
+    numbers = sum(p.numel() for p in case.pipeline.controlnet.parameters())
+    assert with_it.weights - without.weights == 4 * numbers
+    assert with_it.network > 1.3 * without.network
+
+
+def ahead(distance: float = 3.0, azimuth: float = 90.0) -> Cameras:
+    return orbit(torch.tensor([azimuth]), torch.tensor([0.0]), distance, 40.0)
+
+
+def test_depth_is_inverse_along_the_axis_and_stretched() -> None:
+    """Planes across the axis at 2 and 4, and nothing: 1/2, 1/4 and 0, so 1, 1/2 and 0."""
+    cameras, size = ahead(), 6
+    along = (cameras.rays(size, size)[1] * -cameras.c2w[:, None, None, :3, 2]).sum(-1, keepdim=True)
+    plane = torch.tensor([2.0, 2.0, 4.0, 4.0, 0.0, 0.0]).view(1, 1, size, 1).expand(1, size, size, 1)
+    render = Render(torch.zeros(1, size, size, 3), (plane > 0).float(), plane / along)
+    expected = torch.tensor([1.0, 1.0, 0.5, 0.5, 0.0, 0.0]).expand(1, 3, size, size)
+    torch.testing.assert_close(draw_depth(render, cameras), expected)
+    # Without anything empty, the farthest is 0 nevertheless; half transparent counts half.
+    full = replace(render, depth=torch.full_like(plane, 2.0) / along, opacity=torch.ones_like(plane))
+    full.opacity[..., 3:, :] = 0.5
+    torch.testing.assert_close(draw_depth(full, cameras), (torch.arange(6) < 3).float().expand(1, 3, 6, 6))
+    empty = Render(torch.zeros(1, 2, 2, 3), torch.zeros(1, 2, 2, 1), torch.zeros(1, 2, 2, 1))
+    assert not draw_depth(empty, cameras).any()
+
+
+def test_normals_are_the_cameras_red_to_the_left() -> None:
+    """A camera at azimuth 90 looks from +y: its right is -x, its up +z."""
+    world = torch.tensor([[[[0.0, 1, 0], [-1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0]]]])
+    opacity = torch.tensor([1.0, 1, 1, 1, 0]).view(1, 1, 5, 1)
+    drawn = draw_normal(Render(world, opacity, opacity, world), ahead())[0, :, 0].T
+    expected = [[0.5, 0.5, 1], [0, 0.5, 0.5], [1, 0.5, 0.5], [0.5, 1, 0.5], [0.5, 0.5, 1]]
+    torch.testing.assert_close(drawn, torch.tensor(expected), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="needs a render with normals"):
+        draw_normal(Render(world, opacity, opacity), ahead())
+
+
+def test_the_mask_is_the_opacity() -> None:
+    opacity = torch.rand(2, 4, 5, 1)
+    drawn = draw_mask(Render(opacity, opacity, opacity), turntable(2))
+    assert drawn.shape == (2, 3, 4, 5)
+    assert all(torch.equal(drawn[:, i], opacity[..., 0]) for i in range(3))
+
+
+def test_a_picture_is_the_same_for_every_camera(tmp_path: Path) -> None:
+    rgba = torch.randint(0, 256, (8, 8, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(rgba.numpy()).save(tmp_path / "lines.png")
+    tell = controller(str(tmp_path / "lines.png"), 8, torch.device("cpu"))
+    cond = Condition({"told": torch.zeros(3, 1)}, {"told": torch.zeros(3, 1)}, cameras=turntable(3))
+    told = tell(cond, Render(torch.zeros(3, 4, 4, 3), torch.zeros(3, 4, 4, 1), torch.zeros(3, 4, 4, 1))).text[
+        "control"
+    ]
+    expected = (rgba[..., :3] / 255 * (rgba[..., 3:] / 255)).movedim(-1, 0)
+    torch.testing.assert_close(told, expected.expand(3, 3, 8, 8))
+
+
+def test_the_loop_tells_every_embedding_of_its_own_render() -> None:
+    seen: list[tuple[Condition, Tensor]] = []
+    prior = dirac({"": torch.zeros(3, 8, 8)})
+
+    def render(scene: Any, cameras: Any, height: int, width: int, *, generator: Any = None) -> Render:
+        rgb = scene.image.expand(len(cameras), -1, -1, -1)
+        drawn = torch.rand(len(cameras), height, width, 1, generator=generator) * rgb[..., :1].detach() ** 0
+        return Render(rgb, drawn.requires_grad_(), drawn)
+
+    def condition(cameras: Cameras) -> Condition:
+        row = {"told": torch.zeros(len(cameras), 1)}
+        return Condition(row, row, row, row, cameras=cameras, plain=row)
+
+    def guidance(prior: Any, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
+        seen.append((cond, x))
+        return torch.zeros_like(x)
+
+    shown: list[Render] = []
+    scene, g = ImageScene(8, 8), torch.Generator().manual_seed(0)
+    loop.train(
+        loop.State(scene, loop.make_optimiser(scene, {"image": 0.1}), g), prior, guidance, condition, render, ranges(),
+        uniform(prior), loop.Settings(2, batch=2, size=Ramp(8)), lambda state, metrics, picture: shown.append(picture),
+        controller("mask", 16, torch.device("cpu")),
+    )  # fmt: skip
+    for (cond, _), picture in zip(seen, shown, strict=True):
+        expected = torch.nn.functional.interpolate(
+            picture.opacity.movedim(-1, 1), (16, 16), mode="bilinear", antialias=True
+        )
+        for embedding in (cond.text, cond.uncond, cond.negative, cond.source, cond.plain):
+            assert embedding is not None and not embedding["control"].requires_grad
+            torch.testing.assert_close(embedding["control"], expected.expand(2, 3, 16, 16))
+        assert cond.uniform is not None
+
+
+QUICK: dict[str, Any] = {
+    "iterations": 2, "render.size": 16, "render.batch": 2, "scene.log2_table_size": 10, "scene.levels": 2,
+    "export.enabled": False, "log.tensorboard": False, "log.preview_every": 0, "preset": "none",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance": "sds", "prior_options.control": "normal"},
+        {"guidance": "sds", "perp_neg.enabled": True},
+        {"guidance": "nfsd", "negative_prompt": "ugly", "prior_options.control": "mask"},
+        {"guidance": "vsd", "guidance.view_text": False},
+        {"guidance": "vsd", "perp_neg.enabled": True},
+        {"guidance": "dds", "source_prompt": "a cup"},
+        {"guidance": "mix", "guidance.terms": [{"loss": "csd"}, {"loss": "sds", "prompt": "a cup"}]},
+        {"guidance": "ism", "particles": 2, "prior_options.control": "normal"},
+    ],
+    ids=str,
+)
+def test_a_run_with_a_loss(case: Case, options: dict[str, Any], tmp_path: Path) -> None:
+    if case.name == "stable_diffusion_v":
+        return
+    told = {**QUICK, "prior_options.control": "depth", **options}
+    asset = distill.generate("a red mug", prior=case.prior, output_dir=tmp_path / "run", **told)
+    assert asset.manifest["skipped_steps"] == 0
+    said = asset.manifest["controlnet"]
+    assert said["scale"] == SCALE and said["shown"] == told["prior_options.control"]
+    assert list(said["sha256"]) == ["diffusion_pytorch_model.safetensors"]
+
+
+def test_a_run_from_options_alone(case: Case, tmp_path: Path) -> None:
+    Image.new("RGB", (16, 8), "red").save(tmp_path / "red.png")
+    options = {
+        "prior_options.controlnet": str(case.folder / "control"),
+        "prior_options.control": str(tmp_path / "red.png"),
+        "prior_options.control_scale": 0.5,
+        "prior_options.image_size": 64,
+    }
+    flat: dict[str, Any] = {
+        "iterations": 1,
+        "scene": "image",
+        "log.tensorboard": False,
+        "preset": "none",
+        "render.size": 16,
+    }
+    asset = distill.generate(
+        "a red mug", prior=case.folder / "prior", output_dir=tmp_path / "run", **flat, **options
+    )
+    assert asset.manifest["controlnet"]["scale"] == 0.5
+
+
+def test_what_does_not_belong_together_is_said(case: Case, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"prior_options.controlnet needs prior_options.control: depth"):
+        compose_config(["prompt=a", "prior_options.controlnet=x"])
+    x_t, t, cond = torch.zeros(1, 4, 8, 8), torch.tensor([5]), case.prior.embed(["a"])
+    with pytest.raises(ValueError, match="this prior has a ControlNet, and the embedding no picture for it"):
+        case.prior.predict_noise(x_t, t, cond)
+    plain = load(case.folder, controlnet=None)
+    with pytest.raises(ValueError, match="this prior has no ControlNet, and the embedding a picture for it"):
+        plain.predict_noise(x_t, t, with_control(Condition(cond, cond), picture()).text)
+
+    def run(prior: Any, control: str | None, **options: Any) -> None:
+        told = {**QUICK, "prior_options.control": control, **options}
+        distill.generate("a red mug", prior=prior, output_dir=tmp_path / "run", **told)
+
+    with pytest.raises(
+        ValueError, match=r"prior_options.controlnet and prior_options.control belong together"
+    ):
+        run(plain, "depth")
+    with pytest.raises(
+        ValueError, match=r"prior_options.controlnet and prior_options.control belong together"
+    ):
+        run(case.prior, None)
+    with pytest.raises(
+        ValueError, match=r"prior_options.control must be depth, normal, mask or a picture: .* not there"
+    ):
+        run(case.prior, str(tmp_path / "nowhere.png"))
+    flat: dict[str, Any] = {"prompt": "a mug", "scene": "image", "log.tensorboard": False, "preset": "none"}
+    with pytest.raises(ValueError, match=r"prior_options.control=depth needs a scene that fills space"):
+        distill.generate(
+            prior=case.prior, output_dir=tmp_path / "run", **flat, **{"prior_options.control": "depth"}
+        )
+
+
+def test_a_controlnet_that_does_not_fit_is_refused_in_one_line(case: Case, tmp_path: Path) -> None:
+    from tiny_pipelines import unet
+
+    def refused(controlnet: Any, said: str, **options: Any) -> None:
+        with pytest.raises(ValueError, match=said) as caught:
+            load(case.folder, controlnet=controlnet, **options)
+        assert "\n" not in str(caught.value)
+
+    refused(tmp_path / "nowhere", "must be a folder with a config.json and safetensors, or a hub id")
+    save_controlnet(unet(cross=24), tmp_path / "other")
+    refused(tmp_path / "other", "made for another network than this prior's: its cross_attention_dim is 24")
+    small = {"conditioning_embedding_out_channels": (4, 4)}
+    save_controlnet(case.pipeline.unet, tmp_path / "small", **small)
+    refused(tmp_path / "small", "makes pictures 2 times smaller, and this prior 8 times")
+    (tmp_path / "old").mkdir()
+    settings = json.loads((case.folder / "control" / "config.json").read_text())
+    (tmp_path / "old" / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "old" / "diffusion_pytorch_model.bin").write_bytes(b"")
+    refused(tmp_path / "old", "could not load the ControlNet in .* .safetensors in the diffusers layout.")
+    (tmp_path / "old" / "config.json").write_text(
+        json.dumps({**settings, "_class_name": "FluxControlNetModel"})
+    )
+    refused(tmp_path / "old", "must be a ControlNetModel .* is a FluxControlNetModel")
+    (tmp_path / "old" / "config.json").write_text(json.dumps({**settings, "global_pool_conditions": True}))
+    refused(tmp_path / "old", "is a ControlNetModel that pools it")
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion_3", "deepfloyd"])
+def test_other_families_say_that_they_have_none(name: str, tmp_path: Path) -> None:
+    make(name).save_pretrained(tmp_path / "prior")
+    with pytest.raises(
+        ValueError, match=r"works with .*StableDiffusionPipeline, StableDiffusionXLPipeline, and not with"
+    ):
+        load_prior(tmp_path / "prior", image_size=8 if name == "deepfloyd" else 64, controlnet=tmp_path)
