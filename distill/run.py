@@ -490,8 +490,8 @@ def train(
                 parts.timesteps,
                 parts.settings,
                 journal,
-                parts.smaller,
-                tell,
+                smaller=parts.smaller,
+                tell=tell,
             )
             if state.step == config.iterations:
                 journal.checkpoint(state)

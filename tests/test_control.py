@@ -213,7 +213,7 @@ def test_the_loop_tells_every_embedding_of_its_own_render() -> None:
     loop.train(
         loop.State(scene, loop.make_optimiser(scene, {"image": 0.1}), g), prior, guidance, condition, render, ranges(),
         uniform(prior), loop.Settings(2, batch=2, size=Ramp(8)), lambda state, metrics, picture: shown.append(picture),
-        controller("mask", 16, torch.device("cpu")),
+        tell=controller("mask", 16, torch.device("cpu")),
     )  # fmt: skip
     for (cond, _), picture in zip(seen, shown, strict=True):
         expected = torch.nn.functional.interpolate(

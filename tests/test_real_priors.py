@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_pipelines import make
 
 import distill
 from distill.guidance import available
+from distill.priors import load
 from distill.priors.diffusion import DiffusionPrior
 
 #: One of each family, and the size of the pictures it is shown.
@@ -64,3 +67,17 @@ def test_perp_neg_works_under_any_loss(prior: DiffusionPrior, loss: str, tmp_pat
     told = {"guidance": loss, **QUICK, "export.enabled": False, "perp_neg.enabled": True, "render.batch": 3}
     asset = distill.generate("a red mug", prior=prior, output_dir=tmp_path / "run", **told)
     assert asset.manifest["skipped_steps"] == 0
+
+
+def test_text_encoders_that_do_not_fit_the_device_stay_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("stable_diffusion_xl").save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    encoders = [part for part in tmp_path.glob("text_encoder*/*.safetensors")]
+    needed = sum(value.numel() * 4 for part in encoders for value in load_file(part).values())
+    assert len(encoders) == 2
+    for room, device in ((needed, "meta"), (needed - 1, "cpu")):
+        monkeypatch.setattr(load, "free_bytes", lambda device, room=room: room)
+        pipeline = load._load_text(tmp_path, index, torch.device("meta"), torch.float32)
+        assert {pipeline.text_encoder.device.type, pipeline.text_encoder_2.device.type} == {device}

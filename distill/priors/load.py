@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from distill.priors.families.unet import PLAIN
 from distill.priors.schedule import read_schedule
 from distill.priors.source import UNUSED, find, variant_of
 from distill.priors.text import TextEncoders, identity_of
+
+log = logging.getLogger(__name__)
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -261,4 +264,19 @@ def _load_text(folder: Path, index: dict[str, Any], device: torch.device, dtype:
     pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(
         folder, use_safetensors=True, local_files_only=True, **precision(dtype), **without
     )
+    encoders = [
+        part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part
+    ]
+    needed = sum(p.numel() * p.element_size() for encoder in encoders for p in encoder.parameters())
+    if needed > free_bytes(device):
+        log.info(
+            "the text encoders (%.1f GB) do not fit beside the network; the CPU embeds the prompts",
+            needed / 1e9,
+        )
+        return pipeline
     return pipeline.to(device)
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that can still be had on a device; on the CPU, where the system lends more, without end."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
