@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROMPT ?= a red mug
 
-.PHONY: demo test check docs format setup clean
+.PHONY: demo test compat check docs format setup clean
 
 demo: $(READY)  ## set up, then make a 3D asset from a prompt
 	$(BIN)/distill "$(PROMPT)"
@@ -14,6 +14,9 @@ test: $(READY)  ## set up, then run all tests
 	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix tests; \
 	 else echo "npm is not here: the Khronos glTF validator's test will be skipped"; fi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+compat:  ## the tests that rest on other libraries, on their lowest and newest versions
+	$(PYTHON) tests/compat.py
 
 check: $(READY)  ## lint, format and types
 	$(BIN)/ruff check .
@@ -43,4 +46,4 @@ $(READY): setup.cfg constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-compat build *.egg-info

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_pipelines import clip_tokenizer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,7 +24,7 @@ def write_tiny_prior(
 ) -> Path:
     """Save a prior of real classes with random weights: latent (with VAE) or in pixel space."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(0)
     channels = channels or (4 if latent else 3)
@@ -42,12 +43,9 @@ def write_tiny_prior(
     if latent:
         AutoencoderKL(block_out_channels=(8, 16), norm_num_groups=4, latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 2,
                       up_block_types=("UpDecoderBlock2D",) * 2).save_pretrained(folder / "vae")  # fmt: skip
-    letters = [*"abcdefghijklmnopqrstuvwxyz,", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz,")]
-    vocab = {piece: i for i, piece in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=12)
-    tokenizer.save_pretrained(folder / "tokenizer")
+    clip_tokenizer().save_pretrained(folder / "tokenizer")
     CLIPTextModel(
-        CLIPTextConfig(vocab_size=len(vocab), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        CLIPTextConfig(vocab_size=56, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
                        max_position_embeddings=12, bos_token_id=54, eos_token_id=55, pad_token_id=55)
     ).save_pretrained(folder / "text_encoder")  # fmt: skip
     DDIMScheduler(

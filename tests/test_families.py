@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_pipelines import MAKERS, make
+from tiny_pipelines import MAKERS, make, sentencepiece
 
 from distill.priors import load_prior
 from distill.priors.adapter import Student
@@ -118,6 +120,27 @@ def test_noise_and_scheduler_agree_on_the_clean_picture(case: Case) -> None:
             }
             expected = ways[prior.schedule.prediction]
         torch.testing.assert_close(clean, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["deepfloyd", "pixart"])
+def test_words_are_read_from_sentencepiece_alone(name: str, tmp_path: Path) -> None:
+    """Some are published without the ``tokenizer.json`` that ``save_pretrained`` may write."""
+    for folder in ("saved", "published"):
+        make(name).save_pretrained(tmp_path / folder)
+    tokenizer = tmp_path / "published" / "tokenizer"
+    shutil.rmtree(tokenizer)
+    tokenizer.mkdir()
+    (tokenizer / "spiece.model").write_bytes(sentencepiece())
+    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 77}
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings))
+    saved, published = (
+        load_prior(tmp_path / folder, dtype=torch.float32, image_size=SIZES.get(name, 64)).embed(
+            ["a red mug", ""]
+        )
+        for folder in ("saved", "published")
+    )
+    assert saved.keys() == published.keys()
+    assert all(torch.equal(saved[part], published[part]) for part in saved)
 
 
 LATENT = {

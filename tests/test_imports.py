@@ -1,14 +1,17 @@
-"""What importing costs, and that every module imports."""
+"""What importing costs, that every module imports, and what is said of the versions that it all needs."""
 
 from __future__ import annotations
 
+import configparser
 import importlib
 import importlib.util
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 import distill
 
@@ -51,3 +54,16 @@ def test_the_folders_refuse_their_bare_names(folder: str) -> None:
     assert spec.loader is not None
     with pytest.raises(ImportError, match=rf"distill\.{folder}"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_the_lowest_versions_tested_are_those_that_setup_allows() -> None:
+    root, setup = Path(__file__).parents[1], configparser.ConfigParser()
+    setup.read(root / "setup.cfg")
+    lines = (root / "constraints-lowest.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+    allowed = dict(line.split(">=") for line in setup["options"]["install_requires"].split())
+    assert Version(tested.pop("torch")) >= Version(allowed.pop("torch"))  # one version for both ends
+    assert tested.pop("pytest") in setup["options.extras_require"]["dev"]
+    assert {name: Version(found) for name, found in tested.items()} == {
+        name: Version(bound) for name, bound in allowed.items()
+    }

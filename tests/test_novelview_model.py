@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -86,6 +87,12 @@ def test_wrong_encoders_get_one_line(tmp_path: Path) -> None:
     folder = write_encoder(tmp_path / "good", "dinov2")
     with pytest.raises(ValueError, match="has layers 0 to 4, got 5"):
         load_encoder(folder, layers=[1, 5])
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {f"other.{name}": w for name, w in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(ValueError, match=rf"good lacks {len(weights)} weights \(.*save it again"):
+        load_encoder(folder)
 
 
 def make_unet(channels: int = 3) -> Any:

@@ -74,7 +74,7 @@ def test_text_encoders_that_do_not_fit_the_device_stay_on_the_cpu(
 ) -> None:
     make("stable_diffusion_xl").save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    encoders = [part for part in tmp_path.glob("text_encoder*/*.safetensors")]
+    encoders = list(tmp_path.glob("text_encoder*/*.safetensors"))
     needed = sum(value.numel() * 4 for part in encoders for value in load_file(part).values())
     assert len(encoders) == 2
     for room, device in ((needed, "meta"), (needed - 1, "cpu")):

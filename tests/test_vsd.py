@@ -141,7 +141,8 @@ def test_training_is_a_plain_peft_loop(pixel_folder: Path, prediction: str) -> N
         loss.learn(prior, x, cond, g)
     moved = 0.0
     for mine, theirs in zip(own, loss.student.low_rank(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+        # Adam divides by the gradient's size: where that is nearly 0, rounding decides.
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=rate / 20)
         moved = max(moved, mine.abs().max().item())
     assert moved > steps * rate / 2
 

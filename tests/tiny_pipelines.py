@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import string
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +15,14 @@ LETTERS = [*string.ascii_lowercase, ","]
 
 
 def clip_tokenizer() -> Any:
+    """Read from the two files that it is published as."""
     from transformers import CLIPTokenizer
 
     pieces = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], model_max_length=12)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+        (Path(folder) / "merges.txt").write_text("#version: 0.2\n")
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=12)
 
 
 def clip_config(width: int = 16, projection: int = 16) -> Any:
@@ -38,11 +46,24 @@ def clip_projected(width: int = 16) -> Any:
     return CLIPTextModelWithProjection(clip_config(width, width)).eval()
 
 
+def sentencepiece() -> bytes:
+    """The letters as T5's tokenizer is published, ``spiece.model``."""
+    from sentencepiece import SentencePieceTrainer
+
+    made = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(LETTERS)]), model_writer=made, vocab_size=4 + len(LETTERS), pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, normalization_rule_name="identity", minloglevel=2,
+    )  # fmt: skip
+    return made.getvalue()
+
+
 def t5_tokenizer() -> Any:
     from transformers import T5Tokenizer
 
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0), *((c, -2.0) for c in LETTERS)]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=77)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "spiece.model").write_bytes(sentencepiece())
+        return T5Tokenizer.from_pretrained(folder, extra_ids=0, model_max_length=77)
 
 
 def t5(width: int = 16) -> Any:
@@ -53,11 +74,14 @@ def t5(width: int = 16) -> Any:
 
 
 def gemma_tokenizer() -> Any:
-    from transformers import GemmaTokenizer
+    from tokenizers import Tokenizer, models, normalizers
+    from transformers import GemmaTokenizerFast
 
     letters = string.ascii_letters + string.digits + ",.:'!?-_()[]{}\"/\n"
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *letters]
-    return GemmaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
+    made = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>"))
+    made.normalizer = normalizers.Replace(" ", "▁")
+    return GemmaTokenizerFast(tokenizer_object=made)
 
 
 def gemma(width: int = 16) -> Any:

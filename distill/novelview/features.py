@@ -138,8 +138,8 @@ def load_encoder(
     if (folder / "judge.safetensors").exists():
         from distill.embedded.judge import ImageTower, load_judge
 
-        model, mean, std = ImageTower(load_judge(folder=folder)).to(dtype), (0.5,) * 3, (0.25,) * 3
-        return _encoder(model, folder, layers, mean, std, device)
+        model, mean, std = ImageTower(load_judge(folder=folder)), (0.5,) * 3, (0.25,) * 3
+        return _encoder(model.to(dtype), folder, layers, mean, std, device)
     try:
         kind = json.loads((folder / "config.json").read_text())["model_type"]
         name, (mean, std) = kinds[kind]
@@ -152,12 +152,17 @@ def load_encoder(
         said = json.loads(processor.read_text())
         mean, std = tuple(said.get("image_mean", mean)), tuple(said.get("image_std", std))
     try:
-        model = getattr(transformers, name).from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True
+        model, told = getattr(transformers, name).from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"could not load the encoder in {folder}: {str(error).splitlines()[0]}") from error
-    return _encoder(model, folder, layers, mean, std, device)
+    if missing := sorted(told["missing_keys"]):  # transformers would make them up
+        raise ValueError(
+            f"the encoder in {folder} lacks {len(missing)} weights ({missing[0]}, ...); save it again with transformers "
+            f"{transformers.__version__}, or upgrade it to the version that wrote them"
+        )
+    return _encoder(model.to(dtype), folder, layers, mean, std, device)
 
 
 def _encoder(

@@ -307,7 +307,7 @@ def make_sampler(config: TrainConfig, num_timesteps: int) -> Any:
 
 def make_optimiser(model: Any, config: TrainConfig) -> tuple[torch.optim.Optimizer, Any]:
     """AdamW, the conditioning at its own rate, and the rate's rise and cosine fall."""
-    from transformers import get_cosine_with_min_lr_schedule_with_warmup
+    from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
 
     conditioning = [p for name, p in model.named_parameters() if not name.startswith("unet.")]
     groups = [

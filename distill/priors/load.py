@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from distill.convert import pickled
 from distill.priors import lora
@@ -239,15 +240,16 @@ def _updated(load: Callable[[], Any], updates: Sequence[lora.Update]) -> Any:
 
 
 def _load_plain_text(folder: Path, index: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
-    from transformers import CLIPTextModel, CLIPTokenizer
-    from transformers.utils import logging
+    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
-    logging.disable_progress_bar()
-    encoder: Any = CLIPTextModel.from_pretrained(
-        folder, subfolder="text_encoder", dtype=dtype, use_safetensors=True, local_files_only=True
-    )
-    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
-    return SimpleNamespace(text_encoder=encoder.to(device).eval().requires_grad_(False), tokenizer=tokenizer)
+    encoder: Any = CLIPTextModel(CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder"))
+    weights = load_file(folder / "text_encoder" / "model.safetensors")
+    # Version 5 of transformers dropped a prefix, and what it saves, version 4 would take for another model's.
+    prefix = "text_model." if hasattr(encoder, "text_model") else ""
+    encoder.load_state_dict({prefix + name.removeprefix("text_model."): w for name, w in weights.items()})
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    encoder.to(device, dtype).eval().requires_grad_(False)
+    return SimpleNamespace(text_encoder=encoder, tokenizer=tokenizer)
 
 
 def _load_text(folder: Path, index: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:

@@ -130,19 +130,25 @@ def fetch(name: str, repository: str, revision: str = "", licence: str = "", kin
         raise ValueError(
             f"there is no {repository} on the hub: removed, renamed, private, or misspelt{known}"
         ) from error
-    except errors.RemoteEntryNotFoundError as error:
+    except errors.LocalEntryNotFoundError as error:  # a ValueError, too, in the hub's client below 1.0
+        raise _unreachable(kind, name, repository, error) from error
+    except errors.EntryNotFoundError as error:
         raise ValueError(
             f"{repository} has no {INDEX[kind]}, so it is no {'pipeline' if kind == 'prior' else kind} of diffusers"
         ) from error
     except ValueError:
         raise
     except Exception as error:  # what a network fails with differs between versions of the hub's client
-        way = "HF_HUB_OFFLINE is set" if offline() else f"the hub is out of reach ({type(error).__name__})"
-        raise ValueError(
-            f"{kind} {name} is not in the hub's cache, and {way}; fetch it once where there is a network with 'hf download "
-            f"{repository}', or give a local folder"
-        ) from error
+        raise _unreachable(kind, name, repository, error) from error
     return Source(index.parent, name, repository, index.parent.name, licence or licence_of(index.parent))
+
+
+def _unreachable(kind: str, name: str, repository: str, error: Exception) -> ValueError:
+    way = "HF_HUB_OFFLINE is set" if offline() else f"the hub is out of reach ({type(error).__name__})"
+    return ValueError(
+        f"{kind} {name} is not in the hub's cache, and {way}; fetch it once where there is a network with 'hf download "
+        f"{repository}', or give a local folder"
+    )
 
 
 def offline() -> bool:
