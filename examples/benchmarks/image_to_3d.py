@@ -5,6 +5,9 @@ silhouettes' IoU and the PSNR against the true object, where it truly is, not wh
 turned by half a turn; seconds and peak memory. Beside it the same object from its prompt alone, with --text, whose shape
 and turn the words leave open: its best turn is measured too. Interrupt and rerun to go on.
     python image_to_3d.py --output ~/image_to_3d --text --set iterations=300
+
+The picture is used as it was taken. With reference.recentre=true it is cut out as a user's is by default, and the true object
+is moved and scaled to where that puts it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +27,11 @@ from torch import Tensor
 
 import distill
 from distill.comparison.cost import resident_mib
+from distill.config import as_overrides, compose_config
 from distill.contracts import View
 from distill.embedded import shapes, world
 from distill.metrics import silhouette_iou
+from distill.novelview.picture import frame_of
 from distill.novelview.render import Surface, from_world, picture
 from distill.samplers.cameras import Cameras, orbit, turntable
 
@@ -79,6 +85,24 @@ def the_camera() -> Cameras:
     return orbit(torch.tensor([AZIMUTH_DEG]), torch.tensor([HEIGHT_DEG]), DISTANCE, FOV_Y_DEG)
 
 
+def framed(surface: Surface, rgba: Tensor, fill: float) -> Surface:
+    """The object where the cut-out of its picture puts it: moved across the camera's axis, then scaled.
+
+    Args:
+        surface: as ``the_camera`` took it.
+        rgba: its picture, 8 bits, shape ``[size, size, 4]``.
+        fill: of the cut-out, see ``distill.novelview.picture.frame_of``.
+    """
+    frame, size = frame_of(rgba[..., 3].numpy(), "the picture", fill), len(rgba)
+    seen = 2 * DISTANCE * math.tan(math.radians(FOV_Y_DEG) / 2)  # what the picture spans at the object
+    right, up = the_camera().c2w[0, :3, :2].T.double().numpy()
+    across, down = (start + frame.side / 2 - size / 2 for start in (frame.left, frame.top))
+    mesh = surface.mesh.copy()
+    mesh.apply_translation(-(across * right - down * up) * seen / size)
+    mesh.apply_scale(size / frame.side)
+    return replace(surface, mesh=mesh)
+
+
 def make(kind: str, way: str, root: Path, overrides: dict[str, Any]) -> Made:
     """Make and measure one asset, or read what an earlier run measured."""
     colour = next(name for name in world.COLOURS if world.held_out(name, kind))
@@ -96,14 +120,17 @@ def make(kind: str, way: str, root: Path, overrides: dict[str, Any]) -> Made:
     resumed = (folder / "asset").exists()
     options: dict[str, Any] = {"seed": 0, "output_dir": str(folder / "asset"), "resume": resumed}
     if way == "image":
-        rgba = (photograph(surface, the_camera(), 256)[0].movedim(0, -1) * 255).round().byte().numpy()
-        Image.fromarray(rgba).save(folder / "input.png")
+        rgba = (photograph(surface, the_camera(), 256)[0].movedim(0, -1) * 255).round().byte()
+        Image.fromarray(rgba.numpy()).save(folder / "input.png")
         options |= {
             "image": str(folder / "input.png"),
             "reference.azimuth_deg": AZIMUTH_DEG,
             "reference.recentre": False,
         }
         prompt, options = "", options | overrides
+        if options["reference.recentre"]:
+            config = compose_config(as_overrides({"image": options["image"], **overrides}))
+            surface = framed(surface, rgba, config.reference.fill)
     else:
         prompt = world.caption(colour, kind)
     start = time.perf_counter()
