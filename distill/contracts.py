@@ -97,26 +97,31 @@ class Render:
 
     def detached(self) -> Render:
         """The same without gradient."""
-        tensors = {name: getattr(self, name) for name in ("rgb", "opacity", "depth", "normal")}
-        penalties = {name: value.detach() for name, value in self.penalties.items()}
         return Render(
-            **{name: value if value is None else value.detach() for name, value in tensors.items()},
-            penalties=penalties,
+            self.rgb.detach(),
+            self.opacity.detach(),
+            self.depth.detach(),
+            None if self.normal is None else self.normal.detach(),
+            {name: value.detach() for name, value in self.penalties.items()},
         )
 
     @staticmethod
     def joined(parts: Sequence[Render]) -> Render:
         """Several batches as one; the penalties are means over pictures."""
-        count = sum(len(part.rgb) for part in parts)
-        tensors = {}
-        for name in ("rgb", "opacity", "depth", "normal"):
-            values = [getattr(part, name) for part in parts]
-            tensors[name] = None if values[0] is None else torch.cat(values)
+        counts = torch.tensor([len(part.rgb) for part in parts])
+        shares = (counts / counts.sum()).to(parts[0].rgb)
+        normals = [part.normal for part in parts if part.normal is not None]
         penalties = {
-            name: sum(part.penalties[name] * len(part.rgb) for part in parts) / count
+            name: (shares * torch.stack([part.penalties[name] for part in parts])).sum()
             for name in parts[0].penalties
         }
-        return Render(**tensors, penalties=penalties)
+        return Render(
+            torch.cat([part.rgb for part in parts]),
+            torch.cat([part.opacity for part in parts]),
+            torch.cat([part.depth for part in parts]),
+            torch.cat(normals) if normals else None,
+            penalties,
+        )
 
 
 class Prior(Protocol):

@@ -182,7 +182,7 @@ def train(
                 parts = [see(state, prior, guidance, condition, render, timesteps, settings, some, tell)
                          for some in views.split(at_once)]  # fmt: skip
                 seen = joined(parts)
-                learnt = state.learner and state.learner.learn(prior, seen.x, seen.cond, g, at_once)
+                learnt = state.learner.learn(prior, seen.x, seen.cond, g, at_once) if state.learner else None
             except torch.OutOfMemoryError as error:
                 if smaller is None:
                     raise OutOfMemory(_too_large(state.step, at_once)) from error

@@ -168,7 +168,7 @@ def _trace_twice(scene: Any, rays: _Rays, options: _Options) -> _Traced:
 
     def traced() -> _Traced:
         nonlocal again
-        if not again or generator is None:
+        if not again or generator is None or before is None:
             again = True
             return _trace(scene, rays, options)
         # What was drawn the first time is drawn again; torch's own checkpoints know only its global generators.

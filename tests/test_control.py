@@ -195,7 +195,9 @@ def test_the_loop_tells_every_embedding_of_its_own_render() -> None:
     seen: list[tuple[Condition, Tensor]] = []
     prior = dirac({"": torch.zeros(3, 8, 8)})
 
-    def render(scene: Any, cameras: Any, height: int, width: int, *, generator: Any = None) -> Render:
+    def render(
+        scene: Any, cameras: Any, height: int, width: int, *, generator: Any = None, **options: Any
+    ) -> Render:
         rgb = scene.image.expand(len(cameras), -1, -1, -1)
         drawn = torch.rand(len(cameras), height, width, 1, generator=generator) * rgb[..., :1].detach() ** 0
         return Render(rgb, drawn.requires_grad_(), drawn)

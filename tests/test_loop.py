@@ -97,7 +97,9 @@ def test_a_prior_that_gives_nan_is_named() -> None:
     with pytest.raises(loop.Diverged, match=r"what the prior and the loss gave was not finite .* in float32"):
         go(start(), guidance=broken, max_bad_steps=2)
 
-    def broken_penalty(scene: Any, cameras: Any, height: Any, width: Any, *, generator: Any = None) -> Any:
+    def broken_penalty(
+        scene: Any, cameras: Any, height: Any, width: Any, *, generator: Any = None, **options: Any
+    ) -> Any:
         picture = render_image(scene, cameras, height, width)
         # The root's slope at zero is infinite.
         return Render(
@@ -128,7 +130,9 @@ def test_a_single_bad_step_is_skipped_and_counted() -> None:
 
 
 def test_penalties_enter_the_gradient_with_their_weight() -> None:
-    def penalised(scene: Any, cameras: Any, height: Any, width: Any, *, generator: Any = None) -> Any:
+    def penalised(
+        scene: Any, cameras: Any, height: Any, width: Any, *, generator: Any = None, **options: Any
+    ) -> Any:
         picture = render_image(scene, cameras, height, width)
         return Render(picture.rgb, picture.opacity, picture.depth, penalties={"sparsity": picture.rgb.sum()})
 

@@ -240,9 +240,12 @@ def test_a_latent_start_asks_no_vae_until_it_is_over(
     from distill.priors.diffusion import DiffusionPrior
 
     whole, steps = DiffusionPrior.encode, []
-    monkeypatch.setattr(
-        DiffusionPrior, "encode", lambda self, image: (steps.append(len(image)), whole(self, image))[1]
-    )
+
+    def encode(self: DiffusionPrior, image: Tensor) -> Tensor:
+        steps.append(len(image))
+        return whole(self, image)
+
+    monkeypatch.setattr(DiffusionPrior, "encode", encode)
     told: dict[str, Any] = {"iterations": 5, "render.size": 16, "render.batch": 1, "export.enabled": False}
     asset = distill.generate(
         "a mug", prior=latent_folder, output_dir=tmp_path / "run", **told, **{"render.latent_until": 0.5}

@@ -266,10 +266,8 @@ def _load_text(folder: Path, index: dict[str, Any], device: torch.device, dtype:
     pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(
         folder, use_safetensors=True, local_files_only=True, **precision(dtype), **without
     )
-    encoders = [
-        part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part
-    ]
-    needed = sum(p.numel() * p.element_size() for encoder in encoders for p in encoder.parameters())
+    told = [part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part]
+    needed = sum(p.numel() * p.element_size() for encoder in told for p in encoder.parameters())
     if needed > free_bytes(device):
         log.info(
             "the text encoders (%.1f GB) do not fit beside the network; the CPU embeds the prompts",
