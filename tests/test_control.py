@@ -369,8 +369,19 @@ def test_a_run_with_a_loss(case: Case, options: dict[str, Any], tmp_path: Path) 
 
 @only("stable_diffusion_3.5_large", "flux", "sana")
 @pytest.mark.parametrize("guidance", ["sds", "vsd"])
-def test_a_run_on_a_transformer(case: Case, guidance: str, tmp_path: Path) -> None:
+def test_a_run_on_a_transformer_encodes_what_is_shown_once_a_step(
+    case: Case, guidance: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learns, vae = [], case.prior.vae
+    encode: Callable[..., Any] = vae.encode
+
+    def recorded(images: Tensor) -> Any:
+        learns.append(torch.is_grad_enabled() and images.requires_grad)
+        return encode(images)
+
+    monkeypatch.setattr(vae, "encode", recorded)
     check_run(case, {"guidance": guidance}, tmp_path)
+    assert learns == [True, False] * QUICK["iterations"]
 
 
 def check_run(case: Case, options: dict[str, Any], tmp_path: Path) -> None:

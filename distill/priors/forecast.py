@@ -183,10 +183,10 @@ def forecast(prior: DiffusionPrior, rows: list[int], batch: int, *, rank: int = 
     weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
     image = torch.zeros(batch, 3, prior.image_size, prior.image_size, device="meta", requires_grad=True)
     with FlopCounterMode(display=False) as whole, LiveBytes() as live:
-        if prior.control:
-            prior.show(image.detach())
         x = prior.encode(image)
         kept = live.alive
+        if prior.control:
+            prior.show(image.detach())
         x.backward(torch.zeros_like(x))
         encoding = max(kept, live.peak)
     operations = whole.get_total_flops()
