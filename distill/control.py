@@ -64,24 +64,27 @@ def _grey(values: Tensor) -> Tensor:
     return values.movedim(-1, 1).expand(-1, 3, -1, -1)
 
 
-def with_control(cond: Condition, picture: Tensor) -> Condition:
-    """A condition whose every embedding carries the picture, ``[batch, 3, height, width]``, too."""
+def with_control(cond: Condition, shown: Tensor) -> Condition:
+    """A condition whose every embedding carries what the ControlNet is shown, see ``DiffusionPrior.show``, too."""
 
     def told(embedding: Embedding | None) -> Embedding | None:
-        return None if embedding is None else {**embedding, CONTROL: picture}
+        return None if embedding is None else {**embedding, CONTROL: shown}
 
-    text, uncond = {**cond.text, CONTROL: picture}, {**cond.uncond, CONTROL: picture}
+    text, uncond = {**cond.text, CONTROL: shown}, {**cond.uncond, CONTROL: shown}
     rest: dict[str, Any] = {name: told(getattr(cond, name)) for name in ("negative", "source", "plain")}
     return replace(cond, text=text, uncond=uncond, **rest)
 
 
-def controller(control: str, size: int, device: torch.device) -> Callable[[Condition, Render], Condition]:
+def controller(
+    control: str, size: int, device: torch.device, show: Callable[[Tensor], Tensor]
+) -> Callable[[Condition, Render], Condition]:
     """What tells a condition of a step's render.
 
     Args:
         control: ``depth``, ``normal`` or ``mask``, of the render; or a picture's path.
         size: height and width of the picture that the prior is shown, pixels.
         device: the prior's.
+        show: the prior's, what its ControlNet is shown of pictures.
 
     Raises:
         ValueError: the picture cannot be read.
@@ -94,7 +97,7 @@ def controller(control: str, size: int, device: torch.device) -> Callable[[Condi
         picture = draw(render, cond.cameras)
         if picture.shape[-2:] != (size, size):
             picture = interpolate(picture, (size, size), mode="bilinear", antialias=True)
-        return with_control(cond, picture.clamp(0, 1))
+        return with_control(cond, show(picture.clamp(0, 1)))
 
     return tell
 

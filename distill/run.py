@@ -449,7 +449,9 @@ def make_control(config: DictConfig, prior: Any, parts: Parts) -> Callable[[Cond
         raise ValueError(
             f"prior_options.control={control} needs a scene that fills space, and this one is flat; give a picture"
         )
-    return controller(control, prior.image_size, prior.device) if control else lambda cond, picture: cond
+    if not control:
+        return lambda cond, picture: cond
+    return controller(control, prior.image_size, prior.device, prior.show)
 
 
 def curves(config: DictConfig) -> Curves:

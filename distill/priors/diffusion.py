@@ -95,6 +95,17 @@ class DiffusionPrior:
         mean, scale = self._latent_scale(latent)
         return (latent - mean) * scale
 
+    @torch.no_grad()
+    def show(self, pictures: Tensor) -> Tensor:
+        """What the ControlNet is shown of pictures in [0, 1], ``[batch, 3, image_size, image_size]``: them, or latents.
+
+        Raises:
+            ValueError: there is no ControlNet.
+        """
+        if self.control is None:
+            raise ValueError("this prior has no ControlNet to show a picture to; load it with controlnet=")
+        return self.control.kind.show(self.control.network, self, pictures)
+
     def to_image(self, x: Tensor) -> Tensor:
         """Undo ``encode``, differentiably and without clipping; only a pixel-space prior undoes it exactly."""
         if self.vae is None:
@@ -142,15 +153,15 @@ class DiffusionPrior:
         told = {
             name: value.to(self.dtype) if value.is_floating_point() else value for name, value in cond.items()
         }
-        network, picture = self.network, told.pop(CONTROL, None)
-        if self.control is not None and picture is not None:
-            network = self.control.beside(network, picture)
-        elif self.control is not None or picture is not None:
+        shown, time = told.pop(CONTROL, None), self.schedule.time[t]
+        if self.control is not None and shown is not None:
+            told = self.control.beside(self.network, sample, time, told, shown)
+        elif self.control is not None or shown is not None:
             has = (
                 "a ControlNet, and the embedding no" if self.control else "no ControlNet, and the embedding a"
             )
             raise ValueError(
                 f"this prior has {has} picture for it, under {CONTROL!r}; see distill.control.with_control"
             )
-        output = self.family.predict(network, sample, self.schedule.time[t], told).float()
+        output = self.family.predict(self.network, sample, time, told).float()
         return output[:, : x_t.shape[1]]  # networks with a learnt variance append it

@@ -21,11 +21,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.contracts import Condition, Embedding
-from distill.priors.control import CONTROL, ControlNet
+from distill.priors.control import CONTROL, ControlNet, find_kind
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.load import checkpoint, family_of, image_size_of, read_scheduler
 from distill.priors.schedule import read_schedule
-from distill.priors.source import Source, find_controlnet
+from distill.priors.source import Source
 
 
 class LiveBytes(TorchDispatchMode):
@@ -131,7 +131,7 @@ def shadow(
     """A prior without weights, on the meta device; options as of ``load_prior``.
 
     Raises:
-        ValueError: its folder is not one this library can use.
+        ValueError: its folder is not one this library can use, or the ControlNet is not for it.
     """
     import diffusers
 
@@ -155,16 +155,18 @@ def shadow(
 
     told, control = family.blank(network), None
     if controlnet:
-        beside = find_controlnet(controlnet)
-        control = ControlNet(empty(beside.folder, "ControlNetModel"), 1.0, beside)
-        told[CONTROL] = torch.zeros(1, 3, size, size)
+        beside, kind = find_kind(controlnet, family)
+        control = ControlNet(empty(beside.folder, kind.network), kind, 1.0, beside)
 
     def text(prompts: Any) -> Embedding:
         return {name: value.expand(len(prompts), *value.shape[1:]) for name, value in told.items()}
 
-    return DiffusionPrior(
+    prior = DiffusionPrior(
         network, vae, text, family, schedule, size, torch.device("meta"), dtype, source, control=control
     )
+    if control:
+        told[CONTROL] = prior.show(torch.zeros(1, 3, size, size, device="meta"))
+    return prior
 
 
 def forecast(prior: DiffusionPrior, rows: list[int], batch: int, *, rank: int = 0) -> Forecast:
@@ -183,6 +185,8 @@ def forecast(prior: DiffusionPrior, rows: list[int], batch: int, *, rank: int = 
     with FlopCounterMode(display=False) as whole, LiveBytes() as live:
         x = prior.encode(image)
         kept = live.alive
+        if prior.control:
+            prior.show(image.detach())
         x.backward(torch.zeros_like(x))
         encoding = max(kept, live.peak)
     operations = whole.get_total_flops()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distill.priors.families.family import Family
+from distill.priors.families.family import Control, Family
 from distill.priors.families.flux import FLUX
 from distill.priors.families.pixart import PIXART_ALPHA, PIXART_SIGMA
 from distill.priors.families.sana import SANA
@@ -23,4 +23,4 @@ FAMILIES: dict[str, Family] = {
     "SanaPipeline": SANA,
 }
 
-__all__ = ["FAMILIES", "Family"]
+__all__ = ["FAMILIES", "Control", "Family"]

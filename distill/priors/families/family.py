@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from distill.contracts import Embedding
+
+@dataclass(frozen=True)
+class Control:
+    """How ControlNets are put beside a family's network.
+
+    Attributes:
+        network: their class.
+        show: ``(ControlNet, prior, pictures) -> shown``: what it is shown of pictures in [0, 1],
+            ``[batch, 3, height, width]``; the batch first.
+        add: ``(ControlNet, network, x_t, time, embedding) -> named values`` that the network is told beside the
+            embedding; this one also holds the ControlNet's ``controlnet_cond``, what it is shown, and
+            ``conditioning_scale``.
+        shared: settings that it must have in common with the network.
+        refused: settings that it must not have, and what they make of it.
+    """
+
+    network: str
+    show: Callable[[Any, Any, Tensor], Tensor]
+    add: Callable[[Any, Any, Tensor, Tensor, Mapping[str, Any]], dict[str, Any]]
+    shared: tuple[str, ...]
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -21,10 +41,11 @@ class Family:
         component: the denoiser's name in the folder.
         embed: ``(pipeline, prompts) -> named tensors``, the batch first, with the pipeline's own text encoders; the
             empty prompt is what the pipeline takes for none.
-        predict: ``(network, x_t, time, embedding) -> output``; what is beyond the channels of ``x_t`` is cut off.
+        predict: ``(network, x_t, time, embedding) -> output``, the embedding with what a ControlNet adds; what is beyond
+            the channels of ``x_t`` is cut off.
         clock: the module in the network that embeds the time, with a layer ``linear_2``; adapters add a camera there.
         blank: ``network -> named tensors`` of one prompt, zeros, of the shapes that the published models are told.
-        controls: whether diffusers' ``ControlNetModel`` is made for its network.
+        control: how its ControlNets are called, where diffusers has some.
         weighted: ``embed`` for prompts with weights and of any length, where there is one: a list of states, each as
             long as its prompt.
     """
@@ -32,10 +53,10 @@ class Family:
     network: str
     component: str
     embed: Callable[[Any, Sequence[str]], dict[str, Tensor]]
-    predict: Callable[[Any, Tensor, Tensor, Embedding], Tensor]
+    predict: Callable[[Any, Tensor, Tensor, Mapping[str, Any]], Tensor]
     clock: str
     blank: Callable[[Any], dict[str, Tensor]]
-    controls: bool = False
+    control: Control | None = None
     weighted: Callable[[Any, Sequence[str]], dict[str, Any]] | None = None
 
 

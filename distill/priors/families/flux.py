@@ -6,14 +6,13 @@ Source: Black Forest Labs 2024, github.com/black-forest-labs/flux.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distill.contracts import Embedding
-from distill.priors.families.family import Family, default_options
+from distill.priors.families.family import Control, Family, default_options
 
 
 def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -29,22 +28,50 @@ def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     }
 
 
-def predict(network: Any, x_t: Tensor, time: Tensor, cond: Embedding) -> Tensor:
+def predict(network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
     """The velocity, eps - x, of latents as they are, not folded."""
+    rows = x_t.shape[-2] // 2
+    output = network(**_told(network, x_t, time, cond)).sample
+    return nn.functional.pixel_shuffle(output.mT.unflatten(2, (rows, -1)), 2)
+
+
+def _told(network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
+    """An embedding with all else that the network is called with."""
     rows, columns = (side // 2 for side in x_t.shape[-2:])
     places = torch.zeros(rows, columns, 3).to(x_t)
     places[..., 1] += torch.arange(rows).to(x_t)[:, None]
     places[..., 2] += torch.arange(columns).to(x_t)
-    output = network(
-        hidden_states=nn.functional.pixel_unshuffle(x_t, 2).flatten(2).mT,
-        timestep=time.to(x_t) / 1000,
-        guidance=cond["guidance"].float() if network.config.guidance_embeds else None,
-        pooled_projections=cond["pooled_projections"],
-        encoder_hidden_states=cond["encoder_hidden_states"],
-        txt_ids=torch.zeros(cond["encoder_hidden_states"].shape[1], 3).to(x_t),
-        img_ids=places.flatten(0, 1),
-    ).sample
-    return nn.functional.pixel_shuffle(output.mT.unflatten(2, (rows, columns)), 2)
+    return {
+        **cond,
+        "hidden_states": _folded(x_t),
+        "timestep": time.to(x_t) / 1000,
+        "guidance": cond["guidance"].float() if network.config.guidance_embeds else None,
+        "txt_ids": torch.zeros(cond["encoder_hidden_states"].shape[1], 3).to(x_t),
+        "img_ids": places.flatten(0, 1),
+    }
+
+
+def _folded(latents: Tensor) -> Tensor:
+    return nn.functional.pixel_unshuffle(latents, 2).flatten(2).mT
+
+
+def show(controlnet: Any, prior: Any, pictures: Tensor) -> Tensor:
+    """Their latents, or pictures in [-1, 1] for a ControlNet with layers of its own for them."""
+    latents: Tensor = prior.encode(pictures) if controlnet.input_hint_block is None else pictures * 2 - 1
+    return latents
+
+
+def add(controlnet: Any, network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
+    """What is added after each layer; if it has layers of its own for pictures, they are taken by turns."""
+    whole = controlnet.input_hint_block is not None
+    shown = cond["controlnet_cond"] if whole else _folded(cond["controlnet_cond"])
+    told = {**_told(controlnet, x_t, time, cond), "controlnet_cond": shown}
+    double, single = controlnet(**told, return_dict=False)
+    return {
+        "controlnet_block_samples": double,
+        "controlnet_single_block_samples": single,
+        "controlnet_blocks_repeat": whole,
+    }
 
 
 def blank(network: Any) -> dict[str, Tensor]:
@@ -57,6 +84,25 @@ def blank(network: Any) -> dict[str, Tensor]:
     }
 
 
+CONTROL = Control(
+    "FluxControlNetModel",
+    show,
+    add,
+    (
+        "in_channels",
+        "num_attention_heads",
+        "attention_head_dim",
+        "joint_attention_dim",
+        "pooled_projection_dim",
+    ),
+    {"num_mode": "that is several in one (union)"},
+)
 FLUX = Family(
-    "FluxTransformer2DModel", "transformer", embed, predict, "time_text_embed.timestep_embedder", blank
+    "FluxTransformer2DModel",
+    "transformer",
+    embed,
+    predict,
+    "time_text_embed.timestep_embedder",
+    blank,
+    CONTROL,
 )

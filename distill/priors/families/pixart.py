@@ -5,7 +5,7 @@ Source: Chen et al. 2023, arXiv:2310.00426; Chen et al. 2024, arXiv:2403.04692.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.contracts import Embedding
 from distill.priors.families.family import Family, default_options
 
 
@@ -28,7 +27,7 @@ def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 
 
-def predict(network: Any, x_t: Tensor, time: Tensor, cond: Embedding) -> Tensor:
+def predict(network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
     """The noise, then a variance; larger models are told the picture's size and aspect."""
     added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if network.use_additional_conditions:

@@ -5,14 +5,13 @@ Source: Xie et al. 2024, arXiv:2410.10629.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distill.contracts import Embedding
-from distill.priors.families.family import Family, default_options
+from distill.priors.families.family import Control, Family, default_options
 
 
 def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -30,10 +29,22 @@ def _one(pipeline: Any, text: str, options: dict[str, Any]) -> tuple[Tensor, Ten
     return states, mask
 
 
-def predict(network: Any, x_t: Tensor, time: Tensor, cond: Embedding) -> Tensor:
+def predict(network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
     """The velocity, eps - x."""
     result: Tensor = network(x_t, timestep=time * network.config.timestep_scale, **cond).sample
     return result
+
+
+def show(controlnet: Any, prior: Any, pictures: Tensor) -> Tensor:
+    """Their latents."""
+    latents: Tensor = prior.encode(pictures)
+    return latents
+
+
+def add(controlnet: Any, network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
+    """What is added after each of the first layers but one."""
+    (found,) = controlnet(x_t, timestep=time * network.config.timestep_scale, **cond, return_dict=False)
+    return {"controlnet_block_samples": found}
 
 
 def blank(network: Any) -> dict[str, Tensor]:
@@ -42,6 +53,18 @@ def blank(network: Any) -> dict[str, Tensor]:
     return {"encoder_hidden_states": torch.zeros(1, 300, width), "encoder_attention_mask": torch.ones(1, 300)}
 
 
+CONTROL = Control(
+    "SanaControlNetModel",
+    show,
+    add,
+    ("in_channels", "patch_size", "num_attention_heads", "attention_head_dim", "caption_channels"),
+)
 SANA = Family(
-    "SanaTransformer2DModel", "transformer", embed, predict, "time_embed.emb.timestep_embedder", blank
+    "SanaTransformer2DModel",
+    "transformer",
+    embed,
+    predict,
+    "time_embed.emb.timestep_embedder",
+    blank,
+    CONTROL,
 )

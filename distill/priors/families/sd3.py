@@ -5,14 +5,13 @@ Source: Esser et al. 2024, arXiv:2403.03206.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distill.contracts import Embedding
-from distill.priors.families.family import Family, default_options
+from distill.priors.families.family import Control, Family, default_options
 
 
 def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -28,10 +27,31 @@ def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
 
-def predict(network: Any, x_t: Tensor, time: Tensor, cond: Embedding) -> Tensor:
+def predict(network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
     """The velocity, eps - x."""
     result: Tensor = network(x_t, timestep=time, **cond).sample
     return result
+
+
+def show(controlnet: Any, prior: Any, pictures: Tensor) -> Tensor:
+    """Their latents; not shifted for a ControlNet that is told zeros for the pooled states, as those were trained."""
+    latents: Tensor = prior.encode(pictures)
+    if controlnet.config.force_zeros_for_pooled_projection:
+        latents = latents + prior.vae.config.shift_factor * prior.vae.config.scaling_factor
+    return latents
+
+
+def add(controlnet: Any, network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
+    """What is added after each layer; 3.5 Large's ControlNets take places from the network, and no text."""
+    told = dict(cond)
+    if controlnet.config.force_zeros_for_pooled_projection:
+        told["pooled_projections"] = torch.zeros_like(told["pooled_projections"])
+    if controlnet.config.joint_attention_dim is None:
+        del told["encoder_hidden_states"]
+    if not controlnet.config.use_pos_embed:
+        x_t = network.pos_embed(x_t)
+    (found,) = controlnet(x_t, timestep=time, **told, return_dict=False)
+    return {"block_controlnet_hidden_states": found}
 
 
 def blank(network: Any) -> dict[str, Tensor]:
@@ -43,6 +63,19 @@ def blank(network: Any) -> dict[str, Tensor]:
     }
 
 
+CONTROL = Control(
+    "SD3ControlNetModel",
+    show,
+    add,
+    ("in_channels", "patch_size", "num_attention_heads", "attention_head_dim", "pooled_projection_dim"),
+    {"extra_conditioning_channels": "that wants a mask, too"},
+)
 SD3 = Family(
-    "SD3Transformer2DModel", "transformer", embed, predict, "time_text_embed.timestep_embedder", blank
+    "SD3Transformer2DModel",
+    "transformer",
+    embed,
+    predict,
+    "time_text_embed.timestep_embedder",
+    blank,
+    CONTROL,
 )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distill.contracts import Embedding
 from distill.priors.families import weighted
-from distill.priors.families.family import Family, default_options
+from distill.priors.families.family import Control, Family, default_options
 
 
 def embed_plain(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -53,19 +53,41 @@ def embed_xl(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     return {"encoder_hidden_states": states, "text_embeds": pooled}
 
 
-def predict(network: Any, x_t: Tensor, time: Tensor, cond: Embedding) -> Tensor:
+def predict(network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
     """Call a UNet that is told nothing but text."""
     result: Tensor = network(x_t, time, **cond).sample
     return result
 
 
-def predict_xl(network: Any, x_t: Tensor, time: Tensor, cond: Embedding) -> Tensor:
-    """A UNet that is told a picture's size, too: whole, uncropped, of the size it has."""
+def predict_xl(network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
+    """A UNet that is told a picture's size, too."""
+    return predict(network, x_t, time, _sized(x_t, cond))
+
+
+def _sized(x_t: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
+    """An embedding with a picture's size: whole, uncropped, of the size it has."""
     height, width = (8 * side for side in x_t.shape[-2:])
-    told = torch.tensor([height, width, 0, 0, height, width]).to(cond["text_embeds"])
-    added = {"text_embeds": cond["text_embeds"], "time_ids": told.expand(len(x_t), 6)}
-    result: Tensor = network(x_t, time, cond["encoder_hidden_states"], added_cond_kwargs=added).sample
-    return result
+    rest = dict(cond)
+    pooled = rest.pop("text_embeds")
+    told = torch.tensor([height, width, 0, 0, height, width]).to(pooled)
+    return {**rest, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": told.expand(len(x_t), 6)}}
+
+
+def show(controlnet: Any, prior: Any, pictures: Tensor) -> Tensor:
+    """The pictures themselves; the ControlNet makes them as small as latents."""
+    return pictures
+
+
+def add(controlnet: Any, network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
+    """What is added to the skip connections and to the middle."""
+    down, middle = controlnet(x_t, time, **cond, return_dict=False)
+    return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+
+def add_xl(
+    controlnet: Any, network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]
+) -> dict[str, Any]:
+    return add(controlnet, network, x_t, time, _sized(x_t, cond))
 
 
 def blank(network: Any) -> dict[str, Tensor]:
@@ -79,13 +101,31 @@ def blank_xl(network: Any) -> dict[str, Tensor]:
     return {**blank(network), "text_embeds": torch.zeros(1, pooled)}
 
 
+CONTROL = Control(
+    "ControlNetModel",
+    show,
+    add,
+    (
+        "in_channels",
+        "block_out_channels",
+        "layers_per_block",
+        "cross_attention_dim",
+        "addition_embed_type",
+    ),
+    {"global_pool_conditions": "that pools its picture"},
+)
 PLAIN = Family(
-    "UNet2DConditionModel", "unet", embed_plain, predict, "time_embedding", blank, True, weighted.embed
+    "UNet2DConditionModel", "unet", embed_plain, predict, "time_embedding", blank, CONTROL, weighted.embed
 )
-STABLE_DIFFUSION = Family(
-    "UNet2DConditionModel", "unet", embed, predict, "time_embedding", blank, True, weighted.embed
-)
+STABLE_DIFFUSION = replace(PLAIN, embed=embed)
 STABLE_DIFFUSION_XL = Family(
-    "UNet2DConditionModel", "unet", embed_xl, predict_xl, "time_embedding", blank_xl, True, weighted.embed_xl
+    "UNet2DConditionModel",
+    "unet",
+    embed_xl,
+    predict_xl,
+    "time_embedding",
+    blank_xl,
+    replace(CONTROL, add=add_xl),
+    weighted.embed_xl,
 )
 DEEPFLOYD = Family("UNet2DConditionModel", "unet", embed, predict, "time_embedding", blank)
