@@ -105,9 +105,7 @@ def fetch(name: str, repository: str, revision: str = "", licence: str = "") -> 
         raise ValueError(
             f"there is no {repository} on the hub: removed, renamed, private, or misspelt{known}"
         ) from error
-    except (
-        errors.LocalEntryNotFoundError
-    ) as error:  # a ValueError, too, in versions of the hub's client below 1.0
+    except errors.LocalEntryNotFoundError as error:  # a ValueError, too, in the client's versions below 1.0
         raise _unreachable(name, repository, error) from error
     except errors.EntryNotFoundError as error:
         raise ValueError(
