@@ -43,7 +43,7 @@ def prepare(name: str) -> Path:
 
 def versions(python: Path) -> dict[str, str]:
     listed = subprocess.check_output([python, "-m", "pip", "list", "--format=json"])
-    return {package["name"]: package["version"] for package in json.loads(listed)}
+    return {package["name"].replace("-", "_"): package["version"] for package in json.loads(listed)}
 
 
 def test(python: Path) -> dict[str, str]:

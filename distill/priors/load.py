@@ -242,7 +242,8 @@ def _updated(load: Callable[[], Any], updates: Sequence[lora.Update]) -> Any:
 def _load_plain_text(folder: Path, index: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
     from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
-    encoder: Any = CLIPTextModel(CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder"))
+    with torch.random.fork_rng(devices=[]):  # it draws weights first
+        encoder: Any = CLIPTextModel(CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder"))
     weights = load_file(folder / "text_encoder" / "model.safetensors")
     # Version 5 of transformers dropped a prefix, and what it saves, version 4 would take for another model's.
     prefix = "text_model." if hasattr(encoder, "text_model") else ""
