@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +48,7 @@ def one_step(at_once: int | None, take: Any, scene: Any, smaller: Any = None, **
     state = loop.State(scene, loop.make_optimiser(scene, rates), torch.Generator().manual_seed(3))
     return loop.train(
         state, PRIOR, squares, prompts.conditioner(PRIOR, "mug"), take, ranges(), uniform(PRIOR),
-        loop.Settings(1, batch=5, size=Ramp(8), at_once=at_once, **settings), smaller=smaller,
+        loop.Settings(1, **{"batch": 5, "size": Ramp(8), "at_once": at_once, **settings}), smaller=smaller,
     )  # fmt: skip
 
 
@@ -187,6 +190,55 @@ def test_a_step_out_of_memory_is_taken_again_with_half_the_views(caplog: pytest.
     with pytest.raises(loop.OutOfMemory, match=r"step 0 .* not even with 2 views at a time; .*max_vram="):
         one_step(None, partial(take, "render", 1), ImageScene(8, 8), partial(take, "smaller", 1))
     assert asked == [("render", 5), ("smaller", 2)]
+
+
+@dataclass
+class Student:
+    """A learner that once, in its second call, runs out of memory; keeps how many pictures it was shown, and how many at a time."""
+
+    shown: list[tuple[int, int | None]] = field(default_factory=list)
+
+    def learn(
+        self, prior: Any, x: Tensor, cond: Condition, generator: Any, at_once: int | None = None
+    ) -> float:
+        self.shown.append((len(x), at_once))
+        if len(self.shown) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return float(len(self.shown))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        pass
+
+
+def three_steps(student: Student, smaller: Any) -> tuple[loop.State, list[float]]:
+    scene, losses = ImageScene(8, 8), list[float]()
+    rates = dict.fromkeys(scene.parameter_groups(), 0.0)
+    generator = torch.Generator().manual_seed(3)
+    state = loop.State(scene, loop.make_optimiser(scene, rates), generator, learner=student)
+    with suppress(loop.OutOfMemory):
+        loop.train(
+            state, PRIOR, squares, prompts.conditioner(PRIOR, "mug"), render_image, ranges(), uniform(PRIOR),
+            loop.Settings(3, batch=4, at_once=9, size=Ramp(8)), smaller=smaller,
+            on_step=lambda _, metrics, picture: losses.append(metrics["learner_loss"]),
+        )  # fmt: skip
+    return state, losses
+
+
+def test_a_student_out_of_memory_learns_once_more_with_half_the_views() -> None:
+    student = Student()
+    _, losses = three_steps(student, render_image)
+    assert student.shown == [(4, 4), (4, 4), (4, 2), (4, 2)]
+    assert losses == [1.0, 3.0, 4.0]
+
+
+def test_what_did_not_fit_leaves_the_random_numbers_of_the_step_before() -> None:
+    stopped, losses = three_steps(Student(), None)
+    assert (stopped.step, losses) == (1, [1.0])
+    whole = one_step(None, render_image, ImageScene(8, 8), batch=4)
+    assert torch.equal(stopped.generator.get_state(), whole.generator.get_state())
 
 
 def test_a_run_out_of_memory_keeps_a_checkpoint_and_names_the_options(
