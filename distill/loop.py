@@ -285,9 +285,9 @@ def as_latent(picture: Render, prior: Any) -> Tensor:
 def _too_large(step: int, at_once: int) -> str:
     """What did not fit, and the remedies."""
     return (
-        f"step {step} did not fit the device's memory, not even with {at_once} views at a time; resume with a smaller "
-        "render.size or prior_options.image_size, prior_options.checkpointing=true, render.patch=64, a smaller prior, or "
-        "max_vram=, which chooses"
+        f"step {step} did not fit the device's memory, not even with {at_once} views at a time; go on with resume=true and "
+        "render.at_once=1, render.recompute=true, prior_options.checkpointing=true, or max_vram=, which chooses; or start "
+        "again with a smaller render.size or prior_options.image_size, render.patch=64, or a smaller prior"
     )
 
 

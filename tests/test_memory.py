@@ -258,21 +258,34 @@ def test_a_run_out_of_memory_keeps_a_checkpoint_and_names_the_options(
 
     monkeypatch.setattr(DiffusionPrior, "encode", encode)
     folder = tmp_path / "run"
+    command = [
+        "a mug",
+        f"prior={latent_folder}",
+        f"output_dir={folder}",
+        "iterations=5",
+        "render.size=8",
+        "render.batch=2",
+    ]
     with pytest.raises(SystemExit) as stopped:
-        main(
-            [
-                "a mug",
-                f"prior={latent_folder}",
-                f"output_dir={folder}",
-                "iterations=9",
-                "render.size=8",
-                "render.batch=2",
-            ]
-        )
+        main(command)
     assert stopped.value.code == 1
     assert calls == [2, 2, 2, 2, 1]
     assert "step 3 did not fit the device's memory" in capsys.readouterr().err
     assert list((folder / "checkpoints").glob("*3*"))
+    monkeypatch.undo()
+    monkeypatch.setattr(DiffusionPrior, "encode", whole)
+    advised = [
+        "render.at_once=1",
+        "render.recompute=true",
+        "prior_options.checkpointing=true",
+        "max_vram=12GB",
+    ]
+    with pytest.raises(SystemExit) as finished:
+        main([*command, "resume=true", "export.enabled=false", *advised])
+    assert finished.value.code == 0
+    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == list(
+        range(5)
+    )
 
 
 def test_normals_and_opacity_as_a_latent() -> None:
