@@ -17,7 +17,7 @@ from torch import Tensor
 
 import distill
 from distill import loop, prompts
-from distill.budget import cost, fit, savings
+from distill.budget import calls, cost, fit, savings
 from distill.config import bytes_of, compose_config
 from distill.contracts import Condition, Render
 from distill.guidance.sds import sds
@@ -335,6 +335,29 @@ def test_a_forecast_counts_rendering_by_its_rays(latent_folder: Path) -> None:
     with LiveBytes() as live:
         render(scene, turntable(2), 64, 64, generator=torch.Generator().manual_seed(0)).rgb.sum().backward()
     assert small == pytest.approx(live.peak, rel=0.1)
+
+
+def test_a_forecast_counts_every_particle_and_the_moving_average(latent_folder: Path) -> None:
+    def scene(*options: str) -> int:
+        config = compose_config([f"prior={latent_folder}", "prompt=a mug", *options])
+        return cost(config, find(latent_folder), torch.device("cpu")).scene
+
+    one = scene("optimiser.ema=0")
+    assert scene("optimiser.ema=0", "particles=3") == 3 * one
+    assert scene("optimiser.ema=0.99") == 5 * one // 4
+
+
+@pytest.mark.parametrize(
+    ("loss", "plain", "away"), [("sds", [4], [10]), ("asd", [6], [18]), ("vsd", [4, 2], [10, 2])]
+)
+def test_perp_neg_asks_for_three_rows_more_for_each_under_the_prompt(
+    loss: str, plain: list[int], away: list[int]
+) -> None:
+    for enabled, rows in (("false", plain), ("true", away)):
+        config = compose_config(
+            ["prompt=a mug", f"guidance={loss}", "view_words=four", f"perp_neg.enabled={enabled}"]
+        )
+        assert calls(config, 2)[0] == rows
 
 
 def test_max_vram_chooses_the_least_that_fits(latent_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
