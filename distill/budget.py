@@ -33,7 +33,7 @@ class Cost:
 
     Attributes:
         prior: of the views that are in memory at a time.
-        scene: bytes of the scene's parameters, their gradients and the optimiser's averages.
+        scene: bytes of every particle's parameters, their gradients and averages.
         rendering: bytes that rendering keeps, with every cell of the occupancy full.
         operations: floating-point operations of a whole step, rendering not counted.
     """
@@ -69,12 +69,14 @@ def cost(config: DictConfig, source: Source, device: torch.device) -> Cost:
 
 def calls(config: DictConfig, batch: int) -> tuple[list[int], int]:
     """Rows of the network in each of a loss's calls for a batch, and the rank of what it trains inside; 0 for nothing."""
+    away = bool(config.perp_neg.enabled)
+    guided = (5 if away else 2) * batch
     if "rank" in config.guidance:
-        return [2 * batch, batch], int(config.guidance.rank)
+        return [guided, batch], int(config.guidance.rank)
     if "generator" in inspect.signature(get_method(config.guidance._target_)).parameters:
-        return [2 * batch] * len(config.guidance.get("terms") or [1]), 0
+        return [guided] * len(config.guidance.get("terms") or [1]), 0
     made = instantiate(config.guidance, _convert_="all")
-    return calls_of(scheduled(made, **schedules_in(config, "guidance")), batch), 0
+    return calls_of(scheduled(made, **schedules_in(config, "guidance")), batch, away=away), 0
 
 
 def rendered(config: DictConfig, views: int) -> tuple[int, int]:
@@ -84,7 +86,9 @@ def rendered(config: DictConfig, views: int) -> tuple[int, int]:
     # What encodes on a GPU may not run here.
     here = {"backend": "auto"} if "backend" in config.scene else {}
     scene: Any = instantiate(config.scene, _convert_="all", **here)(seed=0)
-    parameters = 4 * sum(p.numel() * p.element_size() for p in scene.parameters())
+    # Each with its gradient and Adam's two averages, and the run's own where there is one.
+    copies = config.particles * (5 if config.optimiser.ema else 4)
+    parameters = copies * sum(p.numel() * p.element_size() for p in scene.parameters())
     if not hasattr(scene, "query"):
         return parameters, 0
     options = config.render

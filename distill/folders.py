@@ -12,8 +12,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-#: Settings that may change between a run and its resumption.
-_FREE = frozenset({"resume", "output_dir", "prompts", "log", "export", "device"})
+#: Settings that may change between a run and its resumption: where it is computed, in how much memory, what is written.
+_FREE = (
+    "resume", "output_dir", "prompts", "log", "export", "device", "max_vram", "render.at_once", "render.recompute",
+    "render.chunk_rays", "prior_options.checkpointing",
+)  # fmt: skip
 
 
 def folder_name(prompt: str) -> str:
@@ -25,9 +28,12 @@ def folder_name(prompt: str) -> str:
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
     """The part of a configuration that decides a run's result."""
-    plain = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items() if key not in _FREE}
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    for name in _FREE:
+        group, _, key = name.rpartition(".")
+        (plain.get(group, {}) if group else plain).pop(key, None)
+    found: dict[str, Any] = plain
+    return found
 
 
 def same_run(folder: Path, config: DictConfig) -> bool:

@@ -170,9 +170,9 @@ def train(
         Diverged: ``settings.max_bad_steps`` steps in a row had gradients that are not finite.
         OutOfMemory: a step does not fit, not even so.
     """
-    g, bad, at_once = state.generator, 0, settings.at_once or settings.batch
+    g, bad, at_once = state.generator, 0, min(settings.at_once or settings.batch, settings.batch)
     while state.step < settings.iterations:
-        progress = state.step / settings.iterations
+        progress, before = state.step / settings.iterations, g.get_state()
         state.scene.update(state.step, progress, g)
         views = cameras(progress, settings.batch, g).to(prior.device)
         draws, seen = g.get_state(), None
@@ -181,10 +181,14 @@ def train(
                 state.optimiser.zero_grad(set_to_none=True)
                 parts = [see(state, prior, guidance, condition, render, timesteps, settings, some, tell)
                          for some in views.split(at_once)]  # fmt: skip
-                seen = joined(parts)
-                learnt = state.learner.learn(prior, seen.x, seen.cond, g, at_once) if state.learner else None
+                whole = joined(parts)
+                learnt = (
+                    state.learner.learn(prior, whole.x, whole.cond, g, at_once) if state.learner else None
+                )
+                seen = whole
             except torch.OutOfMemoryError as error:
                 if smaller is None:
+                    g.set_state(before)  # a run that is resumed here begins with this step
                     raise OutOfMemory(_too_large(state.step, at_once)) from error
             if seen is None and smaller:  # not in the handler, which keeps the failed step's tensors alive
                 at_once, render, smaller = max(1, at_once // 2), smaller, None
@@ -283,9 +287,9 @@ def as_latent(picture: Render, prior: Any) -> Tensor:
 def _too_large(step: int, at_once: int) -> str:
     """What did not fit, and the remedies."""
     return (
-        f"step {step} did not fit the device's memory, not even with {at_once} views at a time; resume with a smaller "
-        "render.size or prior_options.image_size, prior_options.checkpointing=true, render.patch=64, a smaller prior, or "
-        "max_vram=, which chooses"
+        f"step {step} did not fit the device's memory, not even with {at_once} views at a time; go on with resume=true and "
+        "render.at_once=1, render.recompute=true, prior_options.checkpointing=true, or max_vram=, which chooses; or start "
+        "again with a smaller render.size or prior_options.image_size, render.patch=64, or a smaller prior"
     )
 
 

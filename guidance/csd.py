@@ -37,7 +37,7 @@ def csd(
         empty: coefficient of the prediction under the empty prompt.
         random: coefficient of the noise that was added; -1 with ``positive`` 1 is SDS at scale 1.
         weighting: ``sigma_squared`` (1 - abar), ``uniform`` or ``fantasia3d``.
-        normalise: divide by the L2 norm over the whole batch.
+        normalise: divide by the L2 norm over the whole batch, with ``render.at_once`` over each part of it.
 
     Returns:
         dL/dx, same shape as ``x``, detached, not averaged over the batch.

@@ -160,6 +160,24 @@ def test_backends_are_those_that_can_run_here(scripts: Callable[[str], Any]) -> 
         step.usable(cpu, "auto", "nerfacc")
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        "particles=2",
+        "render.at_once=1",
+        "render.patch=16",
+        "render.latent_until=0.5",
+        "prior_options.control=depth",
+    ],
+)
+def test_what_the_measured_step_does_not_do_is_refused(scripts: Callable[[str], Any], option: str) -> None:
+    config = compose_config(["prompt=a red mug", option])
+    with pytest.raises(
+        ValueError, match=f"steps are measured without {option.partition('=')[0]}=; leave it out"
+    ):
+        scripts("one_step").measure(config, None, "warp", 0, 1)
+
+
 @pytest.mark.gpu
 def test_a_table_of_steps_at_the_published_size(scripts: Callable[[str], Any], tmp_path: Path) -> None:
     run("random_prior.py", tmp_path / "sd15")

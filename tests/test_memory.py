@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from torch import Tensor
 
 import distill
 from distill import loop, prompts
-from distill.budget import cost, fit, savings
+from distill.budget import calls, cost, fit, savings
 from distill.config import bytes_of, compose_config
 from distill.contracts import Condition, Render
 from distill.guidance.sds import sds
@@ -45,7 +48,7 @@ def one_step(at_once: int | None, take: Any, scene: Any, smaller: Any = None, **
     state = loop.State(scene, loop.make_optimiser(scene, rates), torch.Generator().manual_seed(3))
     return loop.train(
         state, PRIOR, squares, prompts.conditioner(PRIOR, "mug"), take, ranges(), uniform(PRIOR),
-        loop.Settings(1, batch=5, size=Ramp(8), at_once=at_once, **settings), smaller=smaller,
+        loop.Settings(1, **{"batch": 5, "size": Ramp(8), "at_once": at_once, **settings}), smaller=smaller,
     )  # fmt: skip
 
 
@@ -189,6 +192,55 @@ def test_a_step_out_of_memory_is_taken_again_with_half_the_views(caplog: pytest.
     assert asked == [("render", 5), ("smaller", 2)]
 
 
+@dataclass
+class Student:
+    """A learner that once, in its second call, runs out of memory; keeps how many pictures it was shown, and how many at a time."""
+
+    shown: list[tuple[int, int | None]] = field(default_factory=list)
+
+    def learn(
+        self, prior: Any, x: Tensor, cond: Condition, generator: Any, at_once: int | None = None
+    ) -> float:
+        self.shown.append((len(x), at_once))
+        if len(self.shown) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return float(len(self.shown))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        pass
+
+
+def three_steps(student: Student, smaller: Any) -> tuple[loop.State, list[float]]:
+    scene, losses = ImageScene(8, 8), list[float]()
+    rates = dict.fromkeys(scene.parameter_groups(), 0.0)
+    generator = torch.Generator().manual_seed(3)
+    state = loop.State(scene, loop.make_optimiser(scene, rates), generator, learner=student)
+    with suppress(loop.OutOfMemory):
+        loop.train(
+            state, PRIOR, squares, prompts.conditioner(PRIOR, "mug"), render_image, ranges(), uniform(PRIOR),
+            loop.Settings(3, batch=4, at_once=9, size=Ramp(8)), smaller=smaller,
+            on_step=lambda _, metrics, picture: losses.append(metrics["learner_loss"]),
+        )  # fmt: skip
+    return state, losses
+
+
+def test_a_student_out_of_memory_learns_once_more_with_half_the_views() -> None:
+    student = Student()
+    _, losses = three_steps(student, render_image)
+    assert student.shown == [(4, 4), (4, 4), (4, 2), (4, 2)]
+    assert losses == [1.0, 3.0, 4.0]
+
+
+def test_what_did_not_fit_leaves_the_random_numbers_of_the_step_before() -> None:
+    stopped, losses = three_steps(Student(), None)
+    assert (stopped.step, losses) == (1, [1.0])
+    whole = one_step(None, render_image, ImageScene(8, 8), batch=4)
+    assert torch.equal(stopped.generator.get_state(), whole.generator.get_state())
+
+
 def test_a_run_out_of_memory_keeps_a_checkpoint_and_names_the_options(
     latent_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,21 +258,34 @@ def test_a_run_out_of_memory_keeps_a_checkpoint_and_names_the_options(
 
     monkeypatch.setattr(DiffusionPrior, "encode", encode)
     folder = tmp_path / "run"
+    command = [
+        "a mug",
+        f"prior={latent_folder}",
+        f"output_dir={folder}",
+        "iterations=5",
+        "render.size=8",
+        "render.batch=2",
+    ]
     with pytest.raises(SystemExit) as stopped:
-        main(
-            [
-                "a mug",
-                f"prior={latent_folder}",
-                f"output_dir={folder}",
-                "iterations=9",
-                "render.size=8",
-                "render.batch=2",
-            ]
-        )
+        main(command)
     assert stopped.value.code == 1
     assert calls == [2, 2, 2, 2, 1]
     assert "step 3 did not fit the device's memory" in capsys.readouterr().err
     assert list((folder / "checkpoints").glob("*3*"))
+    monkeypatch.undo()
+    monkeypatch.setattr(DiffusionPrior, "encode", whole)
+    advised = [
+        "render.at_once=1",
+        "render.recompute=true",
+        "prior_options.checkpointing=true",
+        "max_vram=12GB",
+    ]
+    with pytest.raises(SystemExit) as finished:
+        main([*command, "resume=true", "export.enabled=false", *advised])
+    assert finished.value.code == 0
+    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == list(
+        range(5)
+    )
 
 
 def test_normals_and_opacity_as_a_latent() -> None:
@@ -273,6 +338,29 @@ def test_a_forecast_counts_rendering_by_its_rays(latent_folder: Path) -> None:
     with LiveBytes() as live:
         render(scene, turntable(2), 64, 64, generator=torch.Generator().manual_seed(0)).rgb.sum().backward()
     assert small == pytest.approx(live.peak, rel=0.1)
+
+
+def test_a_forecast_counts_every_particle_and_the_moving_average(latent_folder: Path) -> None:
+    def scene(*options: str) -> int:
+        config = compose_config([f"prior={latent_folder}", "prompt=a mug", *options])
+        return cost(config, find(latent_folder), torch.device("cpu")).scene
+
+    one = scene("optimiser.ema=0")
+    assert scene("optimiser.ema=0", "particles=3") == 3 * one
+    assert scene("optimiser.ema=0.99") == 5 * one // 4
+
+
+@pytest.mark.parametrize(
+    ("loss", "plain", "away"), [("sds", [4], [10]), ("asd", [6], [18]), ("vsd", [4, 2], [10, 2])]
+)
+def test_perp_neg_asks_for_three_rows_more_for_each_under_the_prompt(
+    loss: str, plain: list[int], away: list[int]
+) -> None:
+    for enabled, rows in (("false", plain), ("true", away)):
+        config = compose_config(
+            ["prompt=a mug", f"guidance={loss}", "view_words=four", f"perp_neg.enabled={enabled}"]
+        )
+        assert calls(config, 2)[0] == rows
 
 
 def test_max_vram_chooses_the_least_that_fits(latent_folder: Path, caplog: pytest.LogCaptureFixture) -> None:

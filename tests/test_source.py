@@ -54,6 +54,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     ):
         (control / file).parent.mkdir(exist_ok=True)
         (control / file).write_text("{}")
+    (control / "README.md").write_text("---\nlicense: apache-2.0\n---\nA ControlNet.\n")
     known = Hub(
         {
             "us/control": control, "us/good": good, "us/pickled": pickled, "us/gated": "GatedRepo", "us/none": "RepoNotFound",
@@ -173,9 +174,9 @@ def test_a_controlnet_is_fetched_too(hub: Hub, tmp_path: Path) -> None:
     asked = ask("us/control", tmp_path, hub.url, "find_controlnet")
     assert asked.returncode == 0, asked.stderr
     found = json.loads(asked.stdout)
-    assert found["revision"] == COMMIT
+    assert (found["revision"], found["licence"]) == (COMMIT, "apache-2.0")
     names = {path.name for path in Path(found["folder"]).rglob("*") if path.is_file()}
-    assert names == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert names == {"README.md", "config.json", "diffusion_pytorch_model.safetensors"}
     for name, said in (
         ("us/empty", "us/empty has no config.json, so it is no ControlNet of diffusers"),
         ("us/gated", "ControlNet us/gated is gated"),

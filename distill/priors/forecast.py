@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.contracts import Condition, Embedding
+from distill.priors import perp_neg
 from distill.priors.control import CONTROL, ControlNet, find_kind
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.load import checkpoint, family_of, image_size_of, read_scheduler
@@ -85,12 +86,14 @@ class Counting:
         return torch.zeros_like(x_t)
 
 
-def calls_of(guidance: Callable[..., Tensor], batch: int) -> list[int]:
-    """Rows of the network in each call that a loss makes for a batch."""
+def calls_of(guidance: Callable[..., Tensor], batch: int, *, away: bool = False) -> list[int]:
+    """Rows of the network in each call that a loss makes for a batch, ``away`` with Perp-Neg's in every row under the prompt."""
     prior, x = Counting(), torch.zeros(batch, 3, 2, 2)
     told: Embedding = {"told": torch.zeros(batch, 1)}
-    cond = Condition(told, told, told, told, x, None, 0.5, told, torch.full((batch,), 0.5))
-    guidance(prior, x, cond, torch.full((batch,), 500), torch.ones_like(x))
+    none = perp_neg.beside(told, perp_neg.none(batch, told))
+    text = {**none, perp_neg.WEIGHT: torch.full((batch, 2), float(away))}
+    cond = Condition(text, none, none, none, x, None, 0.5, none, torch.full((batch,), 0.5))
+    guidance(perp_neg.PerpNegPrior(prior), x, cond, torch.full((batch,), 500), torch.ones_like(x))
     return prior.rows
 
 

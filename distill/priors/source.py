@@ -113,7 +113,11 @@ def fetch(name: str, repository: str, revision: str = "", licence: str = "", kin
         if not offline():
             files = hub.list_repo_files(**at)
             whole = kind == "prior"
-            wanted = patterns(json.loads(index.read_text()), files) if whole else needed(kind, "", files)
+            wanted = (
+                patterns(json.loads(index.read_text()), files)
+                if whole
+                else ["README.md", *needed(kind, "", files)]
+            )
             hub.snapshot_download(**at, allow_patterns=wanted)
     except errors.GatedRepoError as error:
         raise ValueError(

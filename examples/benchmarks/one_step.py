@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from measuring import Clock, peak_gib, reset_peak
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from distill.contracts import Condition
@@ -26,6 +27,10 @@ PARTS = (
     "occupancy", "render", *RENDER, "encode", "prior and loss", "backward", "encode back", "learner", "optimiser",
     "step", "network",
 )  # fmt: skip
+#: Options that change a step's course, and what they are where it is measured.
+FIXED = {
+    "particles": 1, "render.at_once": None, "render.patch": None, "render.latent_until": 0.0, "prior_options.control": None
+}  # fmt: skip
 
 
 def measure(config: Any, prior: Any, marcher: str, warm_steps: int, steps: int) -> dict[str, float]:
@@ -37,8 +42,11 @@ def measure(config: Any, prior: Any, marcher: str, warm_steps: int, steps: int) 
         step. ``peak GiB``, the most that a step took, the prior included.
 
     Raises:
-        ValueError: a gradient is not finite.
+        ValueError: a gradient is not finite, or an option changes a step's course.
     """
+    for name, value in FIXED.items():
+        if OmegaConf.select(config, name) != value:
+            raise ValueError(f"steps are measured without {name}=; leave it out")
     parts = build(config, prior)
     scene, optimiser, learner = parts.scenes[0], parts.state.optimiser, parts.state.learner
     condition = make_condition(config, prior, parts)
