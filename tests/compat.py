@@ -20,7 +20,7 @@ INSTALLS = {
     "newest": ["--upgrade", "--upgrade-strategy", "eager"],
 }
 TESTS = [
-    "imports", "source", "priors", "families", "prior_sampling", "forecast", "vsd", "real_priors", "novelview_model",
+    "imports", "source", "priors", "families", "control", "prior_sampling", "forecast", "vsd", "real_priors", "novelview_model",
     "novelview_pipeline", "novelview_prior", "novelview_shipped", "novelview_train", "judge", "metrics", "config", "export",
     "run",
 ]  # fmt: skip
