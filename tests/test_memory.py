@@ -385,6 +385,11 @@ def test_max_vram_chooses_the_least_that_fits(latent_folder: Path, caplog: pytes
         chosen("1MB")
 
 
+def test_max_vram_with_a_loaded_prior_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"max_vram= chooses how a prior is loaded, and this one is loaded"):
+        distill.generate("a red mug", prior=load_prior(), max_vram="12GB")
+
+
 def test_a_vae_that_cannot_compute_again_is_said_and_left_alone(tmp_path: Path) -> None:
     make("sana").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"VAE, AutoencoderDC, cannot compute its activations again"):
