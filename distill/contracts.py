@@ -98,21 +98,20 @@ class Render:
     def detached(self) -> Render:
         """The same without gradient."""
         tensors = {name: getattr(self, name) for name in ("rgb", "opacity", "depth", "normal")}
-        penalties = {name: value.detach() for name, value in self.penalties.items()}
-        return Render(
-            **{name: value if value is None else value.detach() for name, value in tensors.items()},
-            penalties=penalties,
-        )
+        found: dict[str, Any] = {
+            n: value if value is None else value.detach() for n, value in tensors.items()
+        }
+        return Render(**found, penalties={name: value.detach() for name, value in self.penalties.items()})
 
     @staticmethod
     def joined(parts: Sequence[Render]) -> Render:
         """Several batches as one; the penalties are means over pictures."""
         count = sum(len(part.rgb) for part in parts)
-        tensors = {}
+        tensors: dict[str, Any] = {}
         for name in ("rgb", "opacity", "depth", "normal"):
             values = [getattr(part, name) for part in parts]
             tensors[name] = None if values[0] is None else torch.cat(values)
-        penalties = {
+        penalties: dict[str, Any] = {
             name: sum(part.penalties[name] * len(part.rgb) for part in parts) / count
             for name in parts[0].penalties
         }

@@ -218,11 +218,15 @@ def three_steps(student: Student, smaller: Any) -> tuple[loop.State, list[float]
     rates = dict.fromkeys(scene.parameter_groups(), 0.0)
     generator = torch.Generator().manual_seed(3)
     state = loop.State(scene, loop.make_optimiser(scene, rates), generator, learner=student)
+
+    def note(_: loop.State, metrics: dict[str, float], picture: Render) -> None:
+        losses.append(metrics["learner_loss"])
+
     with suppress(loop.OutOfMemory):
         loop.train(
             state, PRIOR, squares, prompts.conditioner(PRIOR, "mug"), render_image, ranges(), uniform(PRIOR),
             loop.Settings(3, batch=4, at_once=9, size=Ramp(8)), smaller=smaller,
-            on_step=lambda _, metrics, picture: losses.append(metrics["learner_loss"]),
+            on_step=note,
         )  # fmt: skip
     return state, losses
 
@@ -304,10 +308,13 @@ def test_a_latent_start_asks_no_vae_until_it_is_over(
 ) -> None:
     from distill.priors.diffusion import DiffusionPrior
 
-    whole, steps = DiffusionPrior.encode, []
-    monkeypatch.setattr(
-        DiffusionPrior, "encode", lambda self, image: (steps.append(len(image)), whole(self, image))[1]
-    )
+    whole, steps = DiffusionPrior.encode, list[int]()
+
+    def encode(self: DiffusionPrior, image: Tensor) -> Tensor:
+        steps.append(len(image))
+        return whole(self, image)
+
+    monkeypatch.setattr(DiffusionPrior, "encode", encode)
     told: dict[str, Any] = {"iterations": 5, "render.size": 16, "render.batch": 1, "export.enabled": False}
     asset = distill.generate(
         "a mug", prior=latent_folder, output_dir=tmp_path / "run", **told, **{"render.latent_until": 0.5}
