@@ -182,9 +182,8 @@ def train(
                 parts = [see(state, prior, guidance, condition, render, timesteps, settings, some, tell)
                          for some in views.split(at_once)]  # fmt: skip
                 whole = joined(parts)
-                learnt = (
-                    state.learner.learn(prior, whole.x, whole.cond, g, at_once) if state.learner else None
-                )
+                learner = state.learner
+                learnt = learner.learn(prior, whole.x, whole.cond, g, at_once) if learner else None
                 seen = whole
             except torch.OutOfMemoryError as error:
                 if smaller is None:

@@ -59,6 +59,11 @@ def generate(
     if output_dir is not None:
         overrides["output_dir"] = str(output_dir)
     config = compose_config(as_overrides(overrides))
+    if config.max_vram is not None and not named:
+        raise ValueError(
+            "max_vram= chooses how a prior is loaded, and this one is loaded; give its name, or leave out max_vram= and choose "
+            "render.at_once= and render.recompute="
+        )
     return run(config, None if named else prior)
 
 

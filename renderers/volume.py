@@ -163,7 +163,7 @@ def _trace(scene: Any, rays: _Rays, options: _Options) -> _Traced:
 def _trace_twice(scene: Any, rays: _Rays, options: _Options) -> _Traced:
     """``_trace``, whose intermediate values are thrown away and computed again for the gradient."""
     generator = options.generator
-    before = generator.get_state() if generator else None
+    before: Any = generator.get_state() if generator else None
     again = False
 
     def traced() -> _Traced:

@@ -218,11 +218,15 @@ def three_steps(student: Student, smaller: Any) -> tuple[loop.State, list[float]
     rates = dict.fromkeys(scene.parameter_groups(), 0.0)
     generator = torch.Generator().manual_seed(3)
     state = loop.State(scene, loop.make_optimiser(scene, rates), generator, learner=student)
+
+    def note(_: loop.State, metrics: dict[str, float], picture: Render) -> None:
+        losses.append(metrics["learner_loss"])
+
     with suppress(loop.OutOfMemory):
         loop.train(
             state, PRIOR, squares, prompts.conditioner(PRIOR, "mug"), render_image, ranges(), uniform(PRIOR),
             loop.Settings(3, batch=4, at_once=9, size=Ramp(8)), smaller=smaller,
-            on_step=lambda _, metrics, picture: losses.append(metrics["learner_loss"]),
+            on_step=note,
         )  # fmt: skip
     return state, losses
 
@@ -304,7 +308,7 @@ def test_a_latent_start_asks_no_vae_until_it_is_over(
 ) -> None:
     from distill.priors.diffusion import DiffusionPrior
 
-    whole, steps = DiffusionPrior.encode, []
+    whole, steps = DiffusionPrior.encode, list[int]()
 
     def encode(self: DiffusionPrior, image: Tensor) -> Tensor:
         steps.append(len(image))
@@ -386,6 +390,11 @@ def test_max_vram_chooses_the_least_that_fits(latent_folder: Path, caplog: pytes
     assert chosen(f"{megabytes / 5:.0f}MB") == (1, True, False)
     with pytest.raises(ValueError, match=r"by the forecast whatever is saved, .* max_vram=1MB"):
         chosen("1MB")
+
+
+def test_max_vram_with_a_loaded_prior_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"max_vram= chooses how a prior is loaded, and this one is loaded"):
+        distill.generate("a red mug", prior=load_prior(), max_vram="12GB")
 
 
 def test_a_vae_that_cannot_compute_again_is_said_and_left_alone(tmp_path: Path) -> None:

@@ -262,8 +262,8 @@ def _load_text(folder: Path, index: dict[str, Any], device: torch.device, dtype:
     }
     if "requires_safety_checker" in index:
         without["requires_safety_checker"] = False
-    encoders = [variant_of(folder / part) for part in index if part.startswith("text_encoder")]
-    without["variant"] = next(filter(None, encoders), None)
+    variants = [variant_of(folder / part) for part in index if part.startswith("text_encoder")]
+    without["variant"] = next(filter(None, variants), None)
     pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(
         folder, use_safetensors=True, local_files_only=True, **precision(dtype), **without
     )
