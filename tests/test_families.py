@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_pipelines import MAKERS, make, sentencepiece
 
 from distill.priors import load_prior
@@ -141,6 +142,23 @@ def test_words_are_read_from_sentencepiece_alone(name: str, tmp_path: Path) -> N
     )
     assert saved.keys() == published.keys()
     assert all(torch.equal(saved[part], published[part]) for part in saved)
+
+
+def test_clip_under_its_newer_names_is_read_or_refused(tmp_path: Path) -> None:
+    pipeline = make("stable_diffusion")
+    pipeline.save_pretrained(tmp_path)
+    expected = load_prior(tmp_path, dtype=torch.float32).embed(["a red mug"])
+    file = tmp_path / "text_encoder" / "model.safetensors"
+    weights = {name.removeprefix("text_model."): value for name, value in load_file(file).items()}
+    save_file(weights, file, {"format": "pt"})
+    prior = load_prior(tmp_path, dtype=torch.float32)
+    if hasattr(pipeline.text_encoder, "text_model"):
+        with pytest.raises(
+            ValueError, match=r"saved by transformers 5.6 or newer, and transformers .* upgrade it"
+        ):
+            prior.embed(["a red mug"])
+    else:
+        assert all(torch.equal(value, expected[name]) for name, value in prior.embed(["a red mug"]).items())
 
 
 LATENT = {

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from distill.convert import pickled
@@ -24,6 +25,9 @@ from distill.priors.source import UNUSED, find, variant_of
 from distill.priors.text import TextEncoders, identity_of
 
 log = logging.getLogger(__name__)
+
+#: What the names of CLIP's weights start with, but where transformers 5.6 or newer saved them; it reads both.
+CLIP_PREFIX = "text_model."
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -245,9 +249,8 @@ def _load_plain_text(folder: Path, index: dict[str, Any], device: torch.device, 
     with torch.random.fork_rng(devices=[]):  # it draws weights first
         encoder: Any = CLIPTextModel(CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder"))
     weights = load_file(folder / "text_encoder" / "model.safetensors")
-    # Version 5 of transformers dropped a prefix, and what it saves, version 4 would take for another model's.
-    prefix = "text_model." if hasattr(encoder, "text_model") else ""
-    encoder.load_state_dict({prefix + name.removeprefix("text_model."): w for name, w in weights.items()})
+    own = CLIP_PREFIX if hasattr(encoder, "text_model") else ""
+    encoder.load_state_dict({own + name.removeprefix(CLIP_PREFIX): w for name, w in weights.items()})
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     encoder.to(device, dtype).eval().requires_grad_(False)
     return SimpleNamespace(text_encoder=encoder, tokenizer=tokenizer)
@@ -267,6 +270,9 @@ def _load_text(folder: Path, index: dict[str, Any], device: torch.device, dtype:
     pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(
         folder, use_safetensors=True, local_files_only=True, **precision(dtype), **without
     )
+    for part in index:
+        if part.startswith("text_encoder") and hasattr(getattr(pipeline, part), "text_model"):
+            _check_names(folder / part)
     told = [part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part]
     needed = sum(p.numel() * p.element_size() for encoder in told for p in encoder.parameters())
     if needed > free_bytes(device):
@@ -281,3 +287,18 @@ def _load_text(folder: Path, index: dict[str, Any], device: torch.device, dtype:
 def free_bytes(device: torch.device) -> float:
     """Memory that can still be had on a device; on the CPU, where the system lends more, without end."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
+
+
+def _check_names(folder: Path) -> None:
+    """Refuse weights without the prefix that this encoder's have: transformers would draw random ones instead."""
+    from transformers import __version__
+
+    names: list[str] = []
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            names += opened.keys()
+    if not any(name.startswith(CLIP_PREFIX) for name in names):
+        raise ValueError(
+            f"the weights in {folder} were saved by transformers 5.6 or newer, and transformers {__version__} cannot read "
+            "them; upgrade it: pip install --upgrade transformers"
+        )
