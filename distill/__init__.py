@@ -12,9 +12,9 @@ from distill._version import __version__
 
 if TYPE_CHECKING:
     from distill.asset import Asset
-    from distill.comparison.run import compare
+    from distill.lab.comparison.run import compare
     from distill.priors.load import load_prior
-    from distill.run import generate
+    from distill.run.execute import generate
 
 __all__ = [
     "Asset",
@@ -34,8 +34,8 @@ __all__ = [
 
 _HOMES = {
     "Asset": "distill.asset",
-    "compare": "distill.comparison.run",
-    "generate": "distill.run",
+    "compare": "distill.lab.comparison.run",
+    "generate": "distill.run.execute",
     "load_prior": "distill.priors.load",
 }
 

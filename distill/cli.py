@@ -62,7 +62,7 @@ def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     Raises:
         ValueError: there are two prompts.
     """
-    from distill.config import KEYS
+    from distill.run.compose import KEYS
 
     prompts: list[str] = []
     options: list[str] = []
@@ -109,9 +109,10 @@ def _job(config: object) -> int:
     """Run one configuration and return the exit code; every foreseeable failure is one line."""
     from omegaconf import DictConfig
 
-    from distill.journal import Interrupted
     from distill.loop import Diverged, OutOfMemory
-    from distill.run import ExportFailed, run, run_prompts
+    from distill.run.batch import run_prompts
+    from distill.run.execute import ExportFailed, run
+    from distill.run.journal import Interrupted
 
     assert isinstance(config, DictConfig)
     try:
@@ -165,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _start(arguments: Sequence[str]) -> int:
-    from distill import config as settings
+    from distill.run import compose as settings
 
     if arguments[0] == "doctor":
         from distill.doctor import doctor
@@ -197,13 +198,14 @@ def _through_hydra(options: list[str]) -> int:
     """Sweeps, extra configuration folders and Hydra's own flags."""
     import hydra
 
-    from distill import config as settings
+    from distill.run import compose as settings
+    from distill.run.checks import check
 
     codes: list[int] = []
 
     @hydra.main(version_base="1.3", config_path="pkg://distill.conf", config_name="config")
     def job(config: object) -> None:
-        settings.check(config)  # type: ignore[arg-type]
+        check(config)  # type: ignore[arg-type]
         codes.append(_job(config))
 
     settings.register()

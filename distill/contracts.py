@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from distill.samplers.cameras import Cameras
+from distill.cameras import Cameras
 
 #: What a prior's text encoders make of a batch of prompts: named tensors, the batch dimension first.
 Embedding = Mapping[str, Tensor]

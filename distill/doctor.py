@@ -58,7 +58,7 @@ def examine(config: DictConfig) -> Iterator[Finding]:
     for finding in devices(config.device):
         yield finding
     try:
-        from distill.run import pick_device
+        from distill.run.assemble import pick_device
 
         device = pick_device(config.device)
         yield Finding("device", "ok", f"{device} for device={config.device}")
@@ -205,12 +205,12 @@ def the_prior(name: str) -> Iterator[tuple[Finding, Source | None]]:
 
 def smoke(device: torch.device) -> Finding:
     """A step of the embedded prior's on a device."""
-    from distill.config import compose_config
+    from distill.conditions.prompts import conditioner
     from distill.guidance.sds import sds
     from distill.loop import train
     from distill.priors.load import load_prior
-    from distill.prompts import conditioner
-    from distill.run import build
+    from distill.run.assemble import build
+    from distill.run.compose import compose_config
 
     try:
         started = time.perf_counter()
@@ -236,9 +236,10 @@ def smoke(device: torch.device) -> Finding:
 
 def costs(config: DictConfig, source: Source, device: torch.device) -> Iterator[Finding]:
     """Memory and time of a step, from the networks' configurations and a small rendering."""
-    from distill.budget import SHARE, cost, fit
-    from distill.priors.forecast import speed_of
+    from distill.forecast.cost import SHARE, cost
+    from distill.forecast.network import speed_of
     from distill.priors.load import default_dtype
+    from distill.run.fit import fit
 
     if config.max_vram:
         try:

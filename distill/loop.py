@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.cameras import Cameras
 from distill.contracts import (
     CameraSampler,
     Condition,
@@ -22,7 +23,6 @@ from distill.contracts import (
     Scene,
     TimestepSampler,
 )
-from distill.samplers.cameras import Cameras
 from distill.samplers.schedules import Ramp
 
 log = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ def train(
             stops the run there.
         smaller: takes the same pictures with less memory; used, with half as many views at a time, from a step on that
             does not fit the device's.
-        tell: adds to a step's condition what the prior is told of the pictures, see ``distill.control``.
+        tell: adds to a step's condition what the prior is told of the pictures, see ``distill.conditions.control``.
 
     Raises:
         Diverged: ``settings.max_bad_steps`` steps in a row had gradients that are not finite.

@@ -27,15 +27,15 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from distill.checkpoint import write_atomic
-from distill.comparison.ablation import FLAT, LAWS, ROWS, law_name, write_report
-from distill.comparison.shares import share
 from distill.embedded.judge import SHIPPED as JUDGE
-from distill.journal import Interrupted
-from distill.novelview.evaluate import choose_pairs, evaluate
-from distill.novelview.pipeline import NovelViewPipeline
-from distill.novelview.train import TrainConfig, open_views, train
+from distill.files.atomic import write_atomic
+from distill.lab.comparison.shares import share
+from distill.lab.novel_view.ablation import FLAT, LAWS, ROWS, law_name, write_report
+from distill.lab.novel_view.evaluate import choose_pairs, evaluate
+from distill.lab.novel_view.train import TrainConfig, open_views, train
+from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.source import EMBEDDED
+from distill.run.journal import Interrupted
 
 #: What short trainings have beside their timesteps.
 SHORT = {"encoder": "dino", "warmup": 50}

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import distill
-from distill.comparison.run import METHODS, MORE_PROMPTS, PROMPTS, VARIANTS
-from distill.comparison.shares import share
 from distill.embedded.exact import exact_prior
-from distill.journal import Interrupted
+from distill.lab.comparison.run import METHODS, MORE_PROMPTS, PROMPTS, VARIANTS
+from distill.lab.comparison.shares import share
+from distill.run.journal import Interrupted
 
 
 def main() -> None:

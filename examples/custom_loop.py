@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from distill.conditions.prompts import conditioner, view_words
 from distill.export.files import save_mesh
 from distill.export.mesh import extract_mesh
 from distill.export.texture import bake_texture
 from distill.guidance.sds import sds
 from distill.priors import load_prior
-from distill.prompts import conditioner, view_words
 from distill.renderers.nerf import HashGridScene
 from distill.renderers.volume import render
 from distill.samplers.cameras import ranges

@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
+from distill.cameras import Cameras
+from distill.conditions.control import with_control
 from distill.contracts import Condition, Embedding, Guidance, Learner, Prior
-from distill.control import with_control
 from distill.priors.control import CONTROL
-from distill.samplers.cameras import Cameras
 from distill.samplers.schedules import Ramp, scheduled
 
 #: A term's keys beside its loss's options.
@@ -44,7 +44,7 @@ def mix(
         terms: mappings with ``loss``, a name, and optionally ``weight`` (a number or a schedule in fractions;
             1), ``prompt``, ``prior`` (as for ``distill.load_prior``, or a loaded one) and the loss's options.
 
-        view_words: added to terms' own prompts: ``auto`` by the prior, or as of ``distill.prompts.view_words``.
+        view_words: added to terms' own prompts: ``auto`` by the prior, or as of ``distill.conditions.prompts.view_words``.
 
     Returns:
         What is called with ``prior, x, cond, t, noise`` and gives dL/dx, same shape as ``x``, shape ``[batch,
@@ -173,9 +173,9 @@ def make_term(
     prior: Prior, generator: torch.Generator, number: int, term: Mapping[str, Any], view_words: str
 ) -> Term:
     """Bind one term of a configuration."""
-    from distill import prompts
-    from distill.config import numbers, options_of, schedule
+    from distill.conditions import prompts
     from distill.guidance import available
+    from distill.options import numbers, options_of, schedule
     from distill.priors import load_prior
 
     if not isinstance(term, Mapping):

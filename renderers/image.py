@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from distill.cameras import Cameras
 from distill.contracts import Render
-from distill.samplers.cameras import Cameras
 
 STARTS = ("noise", "grey")
 

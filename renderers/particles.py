@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.cameras import Cameras
 from distill.contracts import Render, Renderer
-from distill.samplers.cameras import Cameras
 
 
 class Particles(nn.Module):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from distill.cameras import Cameras
 from distill.contracts import Render, Renderer
-from distill.samplers.cameras import Cameras
 
 
 def patched(render: Renderer, patch: int, coarse: int) -> Renderer:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from distill.cameras import Cameras
 from distill.contracts import Render, Renderer
-from distill.samplers.cameras import Cameras
 
 PENALTIES = ("reference_rgb", "reference_mask", "reference_depth", "reference_normal")
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
+from distill.cameras import Cameras
 from distill.contracts import Render
 from distill.renderers.march import Samples, composite, march
-from distill.samplers.cameras import Cameras
 
 SHADINGS = ("albedo", "lambertian", "textureless")
 PENALTIES = ("sparsity", "opaqueness", "orientation", "smoothness")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.comparison.ablation import (
+from distill.lab.novel_view.ablation import (
     BASELINE,
     FLAT,
     FULL,

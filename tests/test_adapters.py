@@ -13,11 +13,11 @@ from tiny_pipelines import make
 from torch import Tensor
 
 import distill
+from distill.cameras import turntable
 from distill.contracts import Condition
 from distill.guidance.vsd import VSD
 from distill.priors import load_prior
 from distill.priors.lora import parse
-from distill.samplers.cameras import turntable
 
 RANK, ALPHA, WEIGHT = 2, 3.0, 0.6
 #: Attention layers of a UNet or a transformer; of a CLIP text encoder.

@@ -17,12 +17,14 @@ from tiny_pipelines import make
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.budget import cost, fit
-from distill.config import bytes_of, compose_config
+from distill.forecast.cost import cost
+from distill.forecast.network import calls_of
 from distill.priors import load_prior
-from distill.priors.forecast import calls_of
 from distill.priors.source import find
-from distill.run import build, make_condition
+from distill.run.assemble import build, make_condition
+from distill.run.checks import bytes_of
+from distill.run.compose import compose_config
+from distill.run.fit import fit
 
 FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
 LOSSES = ("sds", "csd", "asd", "vsd")

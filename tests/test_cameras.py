@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from distill.samplers.cameras import orbit, ranges, turntable
+from distill.cameras import orbit, turntable
+from distill.samplers.cameras import ranges
 
 
 def grid_of_cameras() -> Any:

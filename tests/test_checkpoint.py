@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.checkpoint import load_checkpoint, save_checkpoint
+from distill.files.checkpoint import load_checkpoint, save_checkpoint
 
 STATE = {
     "scene": {"grid": torch.arange(6.0).view(2, 3), "flag": torch.tensor(True)},

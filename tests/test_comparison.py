@@ -14,17 +14,17 @@ import pytest
 import torch
 
 import distill
-from distill.comparison import figures
-from distill.comparison.claims import Number, above, all_of, below, bootstrap, judge_claims, reached
-from distill.comparison.cost import measure_cost
-from distill.comparison.records import Cell
-from distill.comparison.report import as_csv, at_calls, chart, spread
-from distill.comparison.shares import share
 from distill.contracts import Condition
 from distill.embedded.exact import exact_prior
 from distill.embedded.judge import load_judge
 from distill.guidance.csd import csd
 from distill.guidance.sds import sds
+from distill.lab.comparison import figures
+from distill.lab.comparison.claims import Number, above, all_of, below, bootstrap, judge_claims, reached
+from distill.lab.comparison.cost import measure_cost
+from distill.lab.comparison.records import Cell
+from distill.lab.comparison.report import as_csv, at_calls, chart, spread
+from distill.lab.comparison.shares import share
 from distill.priors.exact import gaussian
 
 QUICK: dict[str, Any] = {

@@ -13,9 +13,9 @@ import torch
 from test_real_priors import QUICK
 
 import distill
+from distill.cameras import turntable
 from distill.priors import load_prior
 from distill.priors.adapter import Student
-from distill.samplers.cameras import turntable
 
 T = torch.tensor([200, 800])
 X = torch.randn(2, 12, 8, 8, generator=torch.Generator().manual_seed(0))

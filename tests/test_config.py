@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 import distill
-from distill import folders
 from distill.cli import split_prompt
-from distill.config import PRESETS, as_overrides, compose_config, options_of, quote, schedule, schedules_in
 from distill.contracts import Condition
 from distill.guidance.asd import asd
+from distill.options import options_of, schedule, schedules_in
 from distill.priors.exact import gaussian
 from distill.priors.families import FAMILIES
 from distill.priors.table import MODELS
-from distill.run import lowest_timestep, make_guidance
+from distill.run import folders
+from distill.run.assemble import lowest_timestep, make_guidance
+from distill.run.compose import PRESETS, as_overrides, compose_config, quote
 from distill.samplers.schedules import Ramp, at
 
 PROMPTS = [

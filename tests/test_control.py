@@ -18,15 +18,16 @@ from torch import Tensor
 
 import distill
 from distill import loop
-from distill.config import compose_config
+from distill.cameras import Cameras, orbit, turntable
+from distill.conditions.control import controller, draw_depth, draw_mask, draw_normal, with_control
 from distill.contracts import Condition, Render
-from distill.control import controller, draw_depth, draw_mask, draw_normal, with_control
+from distill.forecast.network import forecast, shadow
 from distill.priors import load_prior
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.exact import dirac
-from distill.priors.forecast import forecast, shadow
 from distill.renderers.image import ImageScene
-from distill.samplers.cameras import Cameras, orbit, ranges, turntable
+from distill.run.compose import compose_config
+from distill.samplers.cameras import ranges
 from distill.samplers.schedules import Ramp
 from distill.samplers.timesteps import uniform
 

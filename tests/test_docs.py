@@ -12,8 +12,8 @@ from hydra.utils import instantiate
 
 from distill import guidance
 from distill.cli import split_prompt
-from distill.config import compose_config, quote, quote_text
-from distill.priors.forecast import calls_of
+from distill.forecast.network import calls_of
+from distill.run.compose import compose_config, quote, quote_text
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -20,13 +20,13 @@ import trimesh
 from PIL import Image
 from torch import Tensor
 
+from distill.cameras import Cameras
 from distill.contracts import Render, View
 from distill.export.asset import export_asset
 from distill.export.files import replacing, save_mesh
 from distill.export.mesh import Mesh, Query, extract_mesh, smooth, vertex_normals
 from distill.export.pictures import to_uint8, write_contact_sheet, write_turntable
 from distill.export.texture import bake_texture, rasterise, surface_albedo, unwrap
-from distill.samplers.cameras import Cameras
 
 TESTS = Path(__file__).parent
 RED, BLUE = (0.9, 0.1, 0.2), (0.2, 0.1, 0.9)

@@ -214,7 +214,7 @@ def test_prompts_matter_and_batching_does_not(case: Case) -> None:
 
 def test_a_student_of_any_family_learns_and_is_read_by_diffusers(case: Case, tmp_path: Path) -> None:
     """VSD's student starts as the prior itself, learns, leaves the prior alone, and its file fits a fresh network."""
-    from distill.samplers.cameras import turntable
+    from distill.cameras import turntable
 
     prior = load_prior(case.folder, dtype=torch.float32, image_size=case.prior.image_size)
     g = torch.Generator().manual_seed(5)

@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.cli import main
+from distill.forecast.network import LiveBytes, calls_of, forecast, shadow
 from distill.guidance import available
 from distill.priors import load_prior
-from distill.priors.forecast import LiveBytes, calls_of, forecast, shadow
 from distill.priors.source import find
 
 

@@ -16,12 +16,12 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from distill import guidance
-from distill.checkpoint import load_checkpoint, save_checkpoint
-from distill.config import as_overrides, compose_config
+from distill.cameras import Cameras, turntable
 from distill.contracts import Condition, Learner
+from distill.files.checkpoint import load_checkpoint, save_checkpoint
 from distill.priors import load_prior
 from distill.priors.exact import Components, ExactPrior, scaled_linear
-from distill.samplers.cameras import Cameras, turntable
+from distill.run.compose import as_overrides, compose_config
 
 LOSSES = [pytest.param(loss, id=name) for name, loss in guidance.available().items()]
 LEARNERS = [loss for loss in guidance.available().values() if inspect.isclass(loss)]

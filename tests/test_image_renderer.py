@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from distill.cameras import turntable
 from distill.renderers import ImageScene, render_image
-from distill.samplers.cameras import turntable
 
 
 def test_the_render_is_the_parameters_themselves() -> None:

@@ -13,8 +13,8 @@ from test_novelview_pipeline import make
 from test_run import QUICK, command, error_of
 
 import distill
-from distill.config import compose_config
-from distill.run import look_at
+from distill.conditions.picture import look_at
+from distill.run.compose import compose_config
 
 PICTURE = ["image=p.png", "novel_view=model", *QUICK]
 GIVEN = [*PICTURE, "reference.elevation_deg=20"]

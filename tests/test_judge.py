@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
+from distill.cameras import orbit
 from distill.embedded import raycast, shapes, world
 from distill.embedded.judge import SHIPPED, Judge, load_judge, r_precision, save_judge, world_vocabulary
-from distill.samplers.cameras import orbit
 
 COLOURS = list(world.COLOURS)
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from distill import loop, prompts
+from distill import loop
+from distill.conditions import prompts
 from distill.contracts import Condition, Prior, Render
 from distill.guidance.sds import sds
 from distill.priors.exact import dirac

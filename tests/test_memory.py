@@ -16,20 +16,24 @@ from tiny_pipelines import make
 from torch import Tensor
 
 import distill
-from distill import loop, prompts
-from distill.budget import calls, cost, fit, savings
-from distill.config import bytes_of, compose_config
+from distill import loop
+from distill.cameras import Cameras, orbit, turntable
+from distill.conditions import prompts
 from distill.contracts import Condition, Render
+from distill.forecast.cost import calls, cost
+from distill.forecast.network import LiveBytes
 from distill.guidance.sds import sds
 from distill.guidance.vsd import VSD
 from distill.priors import load_prior
 from distill.priors.exact import dirac
-from distill.priors.forecast import LiveBytes
 from distill.priors.source import find
 from distill.renderers import HashGridScene, render
 from distill.renderers.image import ImageScene, render_image
 from distill.renderers.patch import patched
-from distill.samplers.cameras import Cameras, orbit, ranges, turntable
+from distill.run.checks import bytes_of
+from distill.run.compose import compose_config
+from distill.run.fit import fit, savings
+from distill.samplers.cameras import ranges
 from distill.samplers.schedules import Ramp
 from distill.samplers.timesteps import uniform
 

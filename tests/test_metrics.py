@@ -9,10 +9,10 @@ import pytest
 import torch
 import trimesh
 
+from distill.cameras import orbit
 from distill.contracts import Render
 from distill.embedded import raycast, shapes
-from distill.metrics import best_azimuth_iou, chamfer, silhouette_iou, true_silhouettes
-from distill.samplers.cameras import orbit
+from distill.lab.metrics import best_azimuth_iou, chamfer, silhouette_iou, true_silhouettes
 
 
 def box(x0: Any, x1: Any, y0: Any, y1: Any, size: Any = 8) -> Any:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.config import compose_config
+from distill.cameras import turntable
 from distill.contracts import Condition, Learner
 from distill.guidance.csd import csd
 from distill.guidance.mix import mix
@@ -19,8 +19,8 @@ from distill.guidance.nfsd import nfsd
 from distill.guidance.sds import sds
 from distill.priors import load_prior
 from distill.priors.exact import ExactPrior, cosine, gaussian
-from distill.run import make_guidance
-from distill.samplers.cameras import turntable
+from distill.run.assemble import make_guidance
+from distill.run.compose import compose_config
 
 T = torch.tensor([150, 700])
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distill.cameras import Cameras, orbit
 from distill.contracts import Render
 from distill.renderers import HashGridScene, render
 from distill.renderers.march import Samples, composite, march
 from distill.renderers.occupancy import occupancy_grid, update_occupancy
 from distill.renderers.volume import finite_difference_normals, opacity_penalties
-from distill.samplers.cameras import Cameras, orbit
 
 CPU = torch.device("cpu")
 

@@ -11,10 +11,10 @@ from PIL import Image
 from test_novelview_data import write_object
 from test_novelview_model import write_encoder
 
-from distill.novelview import cache
-from distill.novelview.cache import build_cache, estimate
-from distill.novelview.features import load_encoder
-from distill.novelview.views import Views, from_folder
+from distill.lab.novel_view import cache
+from distill.lab.novel_view.cache import build_cache, estimate
+from distill.lab.novel_view.views import Views, from_folder
+from distill.priors.novel_view.features import load_encoder
 
 
 @pytest.fixture

@@ -12,10 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.novelview.pairs import Pairs, draw_indices, read_pair
-from distill.novelview.pose import camera_position, relative, relative_cameras, spherical, world_to_camera
-from distill.novelview.views import from_folder, from_shards, write_shard
-from distill.samplers.cameras import Cameras, orbit
+from distill.cameras import Cameras, orbit
+from distill.lab.novel_view.pairs import Pairs, draw_indices, read_pair
+from distill.lab.novel_view.views import from_folder, from_shards, write_shard
+from distill.priors.novel_view.pose import (
+    camera_position,
+    relative,
+    relative_cameras,
+    spherical,
+    world_to_camera,
+)
 
 
 def positions(n: int, seed: int) -> torch.Tensor:

@@ -13,8 +13,8 @@ import torch
 from test_novelview_pipeline import make
 from torch import Tensor
 
-from distill.novelview.cli import main
-from distill.novelview.evaluate import (
+from distill.lab.novel_view.cli import main
+from distill.lab.novel_view.evaluate import (
     FixedPair,
     choose_pairs,
     compare,
@@ -25,8 +25,8 @@ from distill.novelview.evaluate import (
     turned_as_asked,
     write_pairs,
 )
-from distill.novelview.pose import relative
-from distill.novelview.views import Views
+from distill.lab.novel_view.views import Views
+from distill.priors.novel_view.pose import relative
 
 
 def painted(uid: str, index: int) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,9 @@ from test_novelview_model import write_encoder
 from torch.nn.functional import normalize
 
 from distill.embedded.judge import SHIPPED, ImageTower, load_judge
-from distill.novelview.cli import main
-from distill.novelview.features import load_encoder
-from distill.novelview.inspect import layers_of, mutual_matches, principal_components
+from distill.lab.novel_view.cli import main
+from distill.lab.novel_view.inspect import layers_of, mutual_matches, principal_components
+from distill.priors.novel_view.features import load_encoder
 
 
 def test_components_are_the_directions_of_most_variance() -> None:

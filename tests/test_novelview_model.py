@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from distill.novelview.features import Encoder, Features, load_encoder, spread_layers
-from distill.novelview.model import Amalgamation, PoseToken, build, draw_dropout, widen
+from distill.priors.novel_view.features import Encoder, Features, load_encoder, spread_layers
+from distill.priors.novel_view.model import Amalgamation, PoseToken, build, draw_dropout, widen
 
 
 def randn(seed: int, *shape: int) -> Tensor:

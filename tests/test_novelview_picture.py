@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.novelview.picture import cut_out, frame_of, plain_background, read_map, read_rgba
+from distill.conditions.cutout import cut_out, frame_of, plain_background, read_map, read_rgba
 
 RED, GREEN = (220, 30, 30), (30, 160, 40)
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn.functional import pixel_unshuffle
 
 from distill.convert import convert
-from distill.novelview.features import load_encoder
-from distill.novelview.model import build, widen
-from distill.novelview.pipeline import NovelViewPipeline
-from distill.novelview.pose import relative
+from distill.priors.novel_view.features import load_encoder
+from distill.priors.novel_view.model import build, widen
+from distill.priors.novel_view.pipeline import NovelViewPipeline
+from distill.priors.novel_view.pose import relative
 
 RGB = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
 POSE = relative(

@@ -9,14 +9,15 @@ import torch
 from test_novelview_model import randn
 from test_novelview_pipeline import RGB, make
 
+from distill.cameras import orbit, turntable
 from distill.guidance.asd import asd
 from distill.guidance.csd import csd
 from distill.guidance.sds import sds
 from distill.loop import Settings, State, make_optimiser, train
-from distill.novelview.pose import relative_cameras
-from distill.novelview.prior import NovelViewPrior
+from distill.priors.novel_view.pose import relative_cameras
+from distill.priors.novel_view.prior import NovelViewPrior
 from distill.renderers.image import ImageScene, render_image
-from distill.samplers.cameras import orbit, ranges, turntable
+from distill.samplers.cameras import ranges
 from distill.samplers.schedules import Ramp, scheduled
 from distill.samplers.timesteps import uniform
 

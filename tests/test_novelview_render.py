@@ -12,9 +12,10 @@ import torch
 import trimesh
 from PIL import Image
 
+from distill.cameras import orbit
 from distill.embedded import world
-from distill.novelview.cli import main
-from distill.novelview.render import (
+from distill.lab.novel_view.cli import main
+from distill.lab.novel_view.render import (
     Protocol,
     Surface,
     draw_cameras,
@@ -25,8 +26,7 @@ from distill.novelview.render import (
     picture,
     render_object,
 )
-from distill.novelview.views import from_folder, from_shards
-from distill.samplers.cameras import orbit
+from distill.lab.novel_view.views import from_folder, from_shards
 
 
 def seen(surface: Surface, azimuth: float, elevation: float = 0.0, size: int = 32) -> np.ndarray:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.cameras import Cameras, orbit
+from distill.conditions.picture import EMBEDDED
 from distill.embedded import world
-from distill.novelview.pipeline import NovelViewPipeline
-from distill.novelview.pose import relative_cameras
-from distill.novelview.render import from_world, picture
-from distill.novelview.seen import EMBEDDED
-from distill.samplers.cameras import Cameras, orbit
+from distill.lab.novel_view.render import from_world, picture
+from distill.priors.novel_view.pipeline import NovelViewPipeline
+from distill.priors.novel_view.pose import relative_cameras
 
 pytestmark = pytest.mark.weights
 KINDS = ("chair", "car", "robot", "teapot", "house", "duck", "mug", "rocket")

@@ -18,10 +18,8 @@ from test_novelview_model import make_unet, write_encoder
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from distill.novelview.features import load_encoder
-from distill.novelview.pairs import Pairs, mixed
-from distill.novelview.pipeline import NovelViewPipeline
-from distill.novelview.train import (
+from distill.lab.novel_view.pairs import Pairs, mixed
+from distill.lab.novel_view.train import (
     Samples,
     TrainConfig,
     collate,
@@ -36,6 +34,8 @@ from distill.novelview.train import (
     train,
     validation_pairs,
 )
+from distill.priors.novel_view.features import load_encoder
+from distill.priors.novel_view.pipeline import NovelViewPipeline
 
 
 def write_start(folder: Path, *, latent: bool) -> Path:
@@ -264,7 +264,10 @@ def test_two_processes_train_as_one_with_the_same_samples(config: TrainConfig, t
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "-m", "distill.novelview.train", *words], capture_output=True, text=True, env=environment
+        [*command, "-m", "distill.lab.novel_view.train", *words],
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.conditions.prompts import conditioner
 from distill.contracts import Condition
 from distill.guidance.asd import asd, shifted
 from distill.guidance.bridge import bridge
@@ -25,7 +26,6 @@ from distill.guidance.sdi import sdi
 from distill.guidance.sds import sds
 from distill.loop import Settings, State, make_optimiser, train
 from distill.priors.exact import ExactPrior, cosine, dirac, gaussian, mixture, scaled_linear
-from distill.prompts import conditioner
 from distill.renderers.image import ImageScene, render_image
 from distill.samplers import timesteps
 from distill.samplers.cameras import ranges

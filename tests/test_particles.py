@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import distill
+from distill.cameras import Cameras
+from distill.conditions.prompts import conditioner
 from distill.contracts import Render
 from distill.loop import Settings, State, make_optimiser, train
 from distill.priors.exact import dirac
-from distill.prompts import conditioner
 from distill.renderers.image import ImageScene, render_image
 from distill.renderers.particles import Particles, render_drawn
-from distill.samplers.cameras import Cameras, ranges
+from distill.samplers.cameras import ranges
 from distill.samplers.schedules import scheduled
 from distill.samplers.timesteps import uniform
 

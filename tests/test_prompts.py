@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.config import Views, compose_config
+from distill.cameras import Cameras, orbit
+from distill.conditions.perp_neg import Curves, PerpNegPrior, shares
+from distill.conditions.prompts import conditioner, four_views, own_prompts, view_words
 from distill.contracts import Embedding
 from distill.guidance.sds import sds
-from distill.priors.perp_neg import Curves, PerpNegPrior, shares
-from distill.prompts import conditioner, four_views, own_prompts, view_words
-from distill.samplers.cameras import Cameras, orbit
+from distill.run.compose import compose_config
+from distill.run.schema import Views
 
 
 @dataclass

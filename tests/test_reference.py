@@ -12,15 +12,15 @@ import torch
 from test_novelview_model import randn
 from test_novelview_pipeline import RGB, make
 
+from distill.cameras import orbit, turntable
 from distill.contracts import Condition, Render
 from distill.guidance.csd import csd
 from distill.guidance.novel_view import novel_view
 from distill.guidance.sds import sds
-from distill.novelview.elevation import CANDIDATES, _peak, agreement, project, silhouettes
-from distill.novelview.prior import NovelViewPrior
 from distill.priors.exact import Components, ExactPrior, scaled_linear
+from distill.priors.novel_view.elevation import CANDIDATES, _peak, agreement, project, silhouettes
+from distill.priors.novel_view.prior import NovelViewPrior
 from distill.renderers.reference import Reference, beside, correlation, distances
-from distill.samplers.cameras import orbit, turntable
 
 CAMERA = orbit(torch.tensor([30.0]), torch.tensor([20.0]), 3.2, 40.0)
 T = torch.tensor([200, 600])

@@ -156,9 +156,9 @@ def test_a_picture_can_be_the_scene(tmp_path: Path) -> None:
 def test_an_edit_starts_from_an_earlier_run_and_sees_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from distill.config import as_overrides, compose_config
-    from distill.run import build, make_condition
-    from distill.samplers.cameras import turntable
+    from distill.cameras import turntable
+    from distill.run.assemble import build, make_condition
+    from distill.run.compose import as_overrides, compose_config
 
     first = distill.generate("a red mug", output_dir=tmp_path / "first", **OPTIONS)
     prior = distill.load_prior("embedded")

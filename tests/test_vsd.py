@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.cameras import turntable
 from distill.contracts import Condition
 from distill.guidance.csd import csd
 from distill.guidance.sds import sds
 from distill.guidance.vsd import VSD, variational_score
 from distill.priors import load_prior
 from distill.priors.exact import ExactPrior, cosine, dirac, gaussian, scaled_linear
-from distill.samplers.cameras import turntable
 
 SHAPE = (2, 12, 8, 8)
 T = torch.tensor([150, 700])

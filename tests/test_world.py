@@ -12,8 +12,8 @@ import pytest
 import torch
 import trimesh
 
+from distill.cameras import orbit, turntable
 from distill.embedded import raycast, shapes, world
-from distill.samplers.cameras import orbit, turntable
 
 PAIRS = [(colour, kind) for kind in world.KINDS for colour in world.COLOURS]
 

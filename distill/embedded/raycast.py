@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from trimesh.ray.ray_pyembree import RayMeshIntersector
 
+from distill.cameras import Cameras
 from distill.embedded.shapes import Part, joined
-from distill.samplers.cameras import Cameras
 
 Array = NDArray[np.floating[Any]]
 

@@ -18,8 +18,8 @@ from skimage.measure import marching_cubes
 from torch import Tensor
 from trimesh.ray.ray_pyembree import RayMeshIntersector
 
+from distill.cameras import Cameras, orbit
 from distill.contracts import View
-from distill.samplers.cameras import Cameras, orbit
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

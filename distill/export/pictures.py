@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from distill.cameras import Cameras, turntable
 from distill.contracts import View
 from distill.export.files import replacing
-from distill.samplers.cameras import Cameras, turntable
 
 Picture = NDArray[np.uint8]
 

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from distill.cameras import Cameras
 from distill.contracts import Embedding
-from distill.samplers.cameras import Cameras
 
 NAME = "student"
 #: Where a network keeps the handle of its student's hook, so that the next student can remove it.

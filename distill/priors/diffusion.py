@@ -161,7 +161,7 @@ class DiffusionPrior:
                 "a ControlNet, and the embedding no" if self.control else "no ControlNet, and the embedding a"
             )
             raise ValueError(
-                f"this prior has {has} picture for it, under {CONTROL!r}; see distill.control.with_control"
+                f"this prior has {has} picture for it, under {CONTROL!r}; see distill.conditions.control.with_control"
             )
         output = self.family.predict(self.network, sample, time, told).float()
         return output[:, : x_t.shape[1]]  # networks with a learnt variance append it

@@ -98,7 +98,7 @@ def load_prior(
         loras: safetensors files whose low-rank updates are added to its weights and its text encoders', each
             ``path`` or ``path:weight``.
         controlnet: a ControlNet beside its network, a folder in the diffusers layout or ``owner/repository@revision``
-            on the hub; embeddings then need the picture, under ``control``, see ``distill.control``.
+            on the hub; embeddings then need the picture, under ``control``, see ``distill.conditions.control``.
         control_scale: what the ControlNet adds to the network's features is multiplied by this.
         prompt_weighting: prompts may have weights and be of any length, see ``distill.priors.families.weighted``.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from distill.checkpoint import sha256
+from distill.files.atomic import sha256
 from distill.priors.quiet import quiet
 
 #: What the layers are called while they are put on.

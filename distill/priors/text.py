@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from distill.checkpoint import write_atomic
 from distill.contracts import Embedding
+from distill.files.atomic import write_atomic
 
 
 def cache_folder() -> Path:

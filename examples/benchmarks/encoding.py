@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from distill.cameras import turntable
 from distill.renderers import HashGridScene, encode, hash_layout, render
-from distill.samplers.cameras import turntable
 
 
 def seconds(action: Callable[[], object], device: torch.device) -> float:

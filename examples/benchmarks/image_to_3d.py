@@ -26,14 +26,14 @@ from quality import mean, parse_value
 from torch import Tensor
 
 import distill
-from distill.comparison.cost import resident_mib
-from distill.config import as_overrides, compose_config
+from distill.cameras import Cameras, orbit, turntable
+from distill.conditions.cutout import frame_of
 from distill.contracts import View
 from distill.embedded import shapes, world
-from distill.metrics import silhouette_iou
-from distill.novelview.picture import frame_of
-from distill.novelview.render import Surface, from_world, picture
-from distill.samplers.cameras import Cameras, orbit, turntable
+from distill.lab.comparison.cost import resident_mib
+from distill.lab.metrics import silhouette_iou
+from distill.lab.novel_view.render import Surface, from_world, picture
+from distill.run.compose import as_overrides, compose_config
 
 KINDS = world.KINDS[1:2] + world.KINDS[5:]
 VIEWS, SIZE, ELEVATION_DEG = 8, 128, 15.0
@@ -91,7 +91,7 @@ def framed(surface: Surface, rgba: Tensor, fill: float) -> Surface:
     Args:
         surface: as ``the_camera`` took it.
         rgba: its picture, 8 bits, shape ``[size, size, 4]``.
-        fill: of the cut-out, see ``distill.novelview.picture.frame_of``.
+        fill: of the cut-out, see ``distill.conditions.cutout.frame_of``.
     """
     frame, size = frame_of(rgba[..., 3].numpy(), "the picture", fill), len(rgba)
     seen = 2 * DISTANCE * math.tan(math.radians(FOV_Y_DEG) / 2)  # what the picture spans at the object

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from distill.comparison.cost import resident_mib
+from distill.lab.comparison.cost import resident_mib
 
 
 class Clock:

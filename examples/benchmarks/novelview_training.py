@@ -19,12 +19,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distill.checkpoint import write_atomic
-from distill.novelview.cache import build_cache
-from distill.novelview.features import load_encoder
-from distill.novelview.pairs import Pairs
-from distill.novelview.seen import EMBEDDED
-from distill.novelview.train import (
+from distill.conditions.picture import EMBEDDED
+from distill.files.atomic import write_atomic
+from distill.lab.novel_view.cache import build_cache
+from distill.lab.novel_view.pairs import Pairs
+from distill.lab.novel_view.train import (
     Samples,
     TrainConfig,
     collate,
@@ -33,7 +32,8 @@ from distill.novelview.train import (
     make_sampler,
     open_pipeline,
 )
-from distill.novelview.views import Views
+from distill.lab.novel_view.views import Views
+from distill.priors.novel_view.features import load_encoder
 from distill.priors.source import EMBEDDED as PRIOR
 
 

@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from distill.contracts import Condition
+from distill.forecast.network import calls_of
 from distill.guidance.terms import predict
-from distill.priors.forecast import calls_of
 from distill.renderers.hashgrid import encode
 from distill.renderers.march import composite, march
-from distill.run import build, make_condition
+from distill.run.assemble import build, make_condition
 
 #: What a render is made of, and the rest of a step, in order.
 RENDER = ("march", "hash grid", "MLP", "composite")

@@ -20,11 +20,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import distill
+from distill.cameras import turntable
 from distill.contracts import View
 from distill.embedded import raycast, shapes, world
 from distill.embedded.judge import load_judge, r_precision
-from distill.metrics import best_azimuth_iou, true_silhouettes
-from distill.samplers.cameras import turntable
+from distill.lab.metrics import best_azimuth_iou, true_silhouettes
 
 PROMPTS = (
     "a blue sphere",

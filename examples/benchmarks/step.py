@@ -30,10 +30,11 @@ from measuring import hardware, table
 from omegaconf import DictConfig
 from one_step import PARTS, RENDER, measure
 
-from distill.config import DTYPES, as_overrides, compose_config
 from distill.renderers.hashgrid import BACKENDS, choose_backend
 from distill.renderers.march import MARCHERS, choose_marcher
-from distill.run import open_prior, pick_device
+from distill.run.assemble import open_prior, pick_device
+from distill.run.checks import DTYPES
+from distill.run.compose import as_overrides, compose_config
 
 #: The table's columns after what was chosen.
 COLUMNS = (

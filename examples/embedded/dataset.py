@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from distill.cameras import orbit
 from distill.embedded import raycast, shapes, world
-from distill.samplers.cameras import orbit
 
 SIZE = 64
 VIEWS_PER_SHAPE = 24

@@ -23,11 +23,11 @@ from torch.nn.functional import log_softmax, normalize, softmax
 from tqdm import tqdm
 from transformers import Dinov2Config, Dinov2Model
 
-from distill.checkpoint import load_checkpoint, save_checkpoint
 from distill.embedded import world
-from distill.novelview.features import IMAGENET
-from distill.novelview.pose import spherical
-from distill.novelview.views import Views, from_folder
+from distill.files.checkpoint import load_checkpoint, save_checkpoint
+from distill.lab.novel_view.views import Views, from_folder
+from distill.priors.novel_view.features import IMAGENET
+from distill.priors.novel_view.pose import spherical
 
 WIDTH, DEPTH, HEADS, MLP_RATIO, PATCH, SIZE, SMALL = 96, 4, 4, 2, 8, 64, 32
 PROTOTYPES, STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, CENTRE_MOMENTUM = 1024, 0.1, 0.04, 0.9

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from distill.novelview.pipeline import NovelViewPipeline
+from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.source import EMBEDDED
 
 HERE = Path(__file__).resolve().parent
@@ -51,7 +51,7 @@ def train(work: Path, name: str, start: Path, *options: str) -> Path:
     folder = work / name
     if not (folder / "model" / "conditioning").is_dir():
         run(
-            "-m", "distill.novelview.train", "recipe=embedded", f"data={work / 'renders'}", f"init={start}",
+            "-m", "distill.lab.novel_view.train", "recipe=embedded", f"data={work / 'renders'}", f"init={start}",
             f"encoder={work / 'encoder' / 'encoder'}", f"output_dir={folder}", "resume=true", *options,
         )  # fmt: skip
     return folder / "model"
@@ -70,7 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     work: Path = options.work.expanduser()
     renders, encoder = work / "renders", work / "encoder"
-    run("-m", "distill.novelview.cli", "render", "--world", str(options.objects), str(renders), *CAMERAS)
+    run("-m", "distill.lab.novel_view.cli", "render", "--world", str(options.objects), str(renders), *CAMERAS)
     if not (encoder / "encoder").is_dir():
         steps = ["--steps", str(options.encoder_steps)]
         run(str(HERE / "train_encoder.py"), "--renders", str(renders), "--work", str(encoder), *steps)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from distill.embedded import world
-from distill.journal import stop_signals
+from distill.run.journal import stop_signals
 
 WIDTH = 128
 TOKENS = 20

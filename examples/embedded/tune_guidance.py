@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import distill
-from distill.checkpoint import write_atomic
-from distill.comparison.report import as_csv
+from distill.files.atomic import write_atomic
+from distill.lab.comparison.report import as_csv
 
 PROMPTS = ("a blue robot", "a red table", "a purple snowman")
 SEARCH: dict[str, list[dict[str, Any]]] = {

@@ -1,0 +1,137 @@
+"""Cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """A batch of pinhole cameras that look at a point near the origin.
+
+    Attributes:
+        c2w: camera-to-world matrices, shape ``[batch, 4, 4]``.
+        fov_y_deg: vertical field of view in degrees, shape ``[batch]``.
+        azimuth_deg: in degrees, [-180, 180), shape ``[batch]``.
+        elevation_deg: in degrees above the horizon, shape ``[batch]``.
+        distance: from the origin, in scene units, shape ``[batch]``.
+    """
+
+    c2w: Tensor
+    fov_y_deg: Tensor
+    azimuth_deg: Tensor
+    elevation_deg: Tensor
+    distance: Tensor
+
+    def __len__(self) -> int:
+        return len(self.c2w)
+
+    def to(self, device: torch.device | str) -> Cameras:
+        return Cameras(*(value.to(device) for value in vars(self).values()))
+
+    def part(self, begin: int, end: int) -> Cameras:
+        """Those from ``begin`` up to but not including ``end``."""
+        return Cameras(*(value[begin:end] for value in vars(self).values()))
+
+    def split(self, size: int) -> list[Cameras]:
+        """Parts of ``size``, the last of what is left."""
+        return [self.part(begin, begin + size) for begin in range(0, len(self), size)]
+
+    @staticmethod
+    def joined(parts: Sequence[Cameras]) -> Cameras:
+        """Undo ``split``."""
+        return Cameras(
+            *(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True))
+        )
+
+    def window(self, left: float, bottom: float, side: float) -> Cameras:
+        """Cameras that see only a square window of each square picture, all else the same.
+
+        Their matrices are sheared, for the window need not be in the middle: they are for casting rays alone.
+
+        Args:
+            left: of the window, from the picture's left edge, as a share of the picture's side.
+            bottom: of the window, from the picture's bottom edge, as a share.
+            side: of the window, as a share.
+        """
+        half = torch.tan(torch.deg2rad(self.fov_y_deg) / 2)
+        zoom = torch.zeros_like(self.c2w)
+        zoom[:, 0, 0] = zoom[:, 1, 1] = side
+        # The camera looks along -z, so a shift of what it sees comes with the opposite sign of z.
+        zoom[:, 0, 2] = -half * (2 * left + side - 1)
+        zoom[:, 1, 2] = -half * (2 * bottom + side - 1)
+        zoom[:, 2, 2] = zoom[:, 3, 3] = 1
+        return replace(self, c2w=self.c2w @ zoom)
+
+    def rays(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Cast one ray through the centre of every pixel.
+
+        Returns:
+            Origins and unit directions in world space, each of shape ``[batch, height, width, 3]``.
+        """
+        device, dtype = self.c2w.device, self.c2w.dtype
+        half = torch.tan(torch.deg2rad(self.fov_y_deg) / 2)[:, None, None]
+        y = (1 - (torch.arange(height, device=device, dtype=dtype) + 0.5) * 2 / height)[None, :, None] * half
+        x = (
+            ((torch.arange(width, device=device, dtype=dtype) + 0.5) * 2 / width - 1)[None, None, :]
+            * half
+            * (width / height)
+        )
+        x, y = torch.broadcast_tensors(x, y)
+        local = torch.stack([x, y, -torch.ones_like(x)], dim=-1)
+        directions = torch.einsum("bij,bhwj->bhwi", self.c2w[:, :3, :3], local)
+        directions = torch.nn.functional.normalize(directions, dim=-1)
+        origins = self.c2w[:, None, None, :3, 3].expand_as(directions)
+        return origins.contiguous(), directions
+
+
+def orbit(
+    azimuth_deg: Tensor,
+    elevation_deg: Tensor,
+    distance: Tensor | float,
+    fov_y_deg: Tensor | float,
+    look_at: Tensor | None = None,
+) -> Cameras:
+    """Place cameras on a sphere around the origin, upright.
+
+    Args:
+        azimuth_deg: degrees, 0 at the object's front, shape ``[batch]``.
+        elevation_deg: degrees above the horizon, shape ``[batch]``.
+        distance: scene units, a number or shape ``[batch]``.
+        fov_y_deg: vertical field of view in degrees, a number or shape ``[batch]``.
+        look_at: points the cameras face, shape ``[batch, 3]``; the origin by default.
+    """
+    azimuth = torch.deg2rad(azimuth_deg)
+    elevation = torch.deg2rad(elevation_deg)
+    distance = torch.as_tensor(distance, dtype=azimuth.dtype, device=azimuth.device).expand_as(azimuth)
+    fov = torch.as_tensor(fov_y_deg, dtype=azimuth.dtype, device=azimuth.device).expand_as(azimuth)
+    outward = torch.stack(
+        [
+            torch.cos(elevation) * torch.cos(azimuth),
+            torch.cos(elevation) * torch.sin(azimuth),
+            torch.sin(elevation),
+        ],
+        dim=-1,
+    )
+    position = outward * distance[:, None]
+    backward = outward if look_at is None else torch.nn.functional.normalize(position - look_at, dim=-1)
+    # From the azimuth rather than from a cross product with z, which vanishes straight overhead.
+    right = torch.stack([-torch.sin(azimuth), torch.cos(azimuth), torch.zeros_like(azimuth)], dim=-1)
+    right = torch.nn.functional.normalize(right - (right * backward).sum(-1, keepdim=True) * backward, dim=-1)
+    up = torch.linalg.cross(backward, right)
+    c2w = torch.eye(4, dtype=azimuth.dtype, device=azimuth.device).repeat(len(azimuth), 1, 1)
+    c2w[:, :3, :4] = torch.stack([right, up, backward, position], dim=-1)
+    wrapped = torch.remainder(azimuth_deg + 180, 360) - 180
+    return Cameras(c2w, fov, wrapped, elevation_deg, distance)
+
+
+def turntable(
+    views: int, elevation_deg: float = 15.0, distance: float = 3.2, fov_y_deg: float = 40.0
+) -> Cameras:
+    """Evenly spaced cameras at one height, starting at the front."""
+    azimuth = torch.arange(views, dtype=torch.float32) * (360 / views)
+    return orbit(azimuth, torch.full_like(azimuth, elevation_deg), distance, fov_y_deg)

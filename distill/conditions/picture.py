@@ -1,0 +1,124 @@
+"""The input picture of a run: read, placed before its camera, looked at by the novel-view model."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from distill.cameras import orbit
+from distill.conditions.cutout import cut_out, read_map, read_rgba
+from distill.contracts import View
+from distill.export.pictures import to_uint8
+from distill.files.atomic import sha256
+from distill.priors.novel_view.elevation import Estimate, estimate_elevation
+from distill.priors.novel_view.pipeline import NovelViewPipeline
+from distill.priors.novel_view.prior import NovelViewPrior
+from distill.renderers.reference import Reference
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = Path(__file__).parents[1] / "embedded" / "novel_view"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An input picture.
+
+    Attributes:
+        path: of its file.
+        reference: what it shows and its camera.
+        prior: the novel-view model that looked at it.
+        estimate: of its elevation, where none was given.
+    """
+
+    path: Path
+    reference: Reference
+    prior: NovelViewPrior
+    estimate: Estimate | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """For a manifest."""
+        camera = self.reference.camera
+        said: dict[str, Any] = {
+            "file": self.path.name,
+            "sha256": sha256(self.path),
+            "novel_view": self.prior.name,
+            "encoder": self.prior.pipeline.encoder.id,
+            "elevation_deg": round(camera.elevation_deg.item(), 2),
+            "elevation": "estimated" if self.estimate else "given",
+        }
+        if self.estimate:
+            said["elevation_fits"] = {
+                f"{angle:g}": round(fit, 4) for angle, fit in self.estimate.fits.items()
+            }
+        return said
+
+
+def folder_of_model(name: str) -> Path:
+    """The folder of a novel-view model: ``embedded``, or a local one.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    folder = EMBEDDED if name == "embedded" else Path(name).expanduser()
+    if not (folder / "unet").is_dir():
+        raise ValueError(f"novel_view must be 'embedded' or a folder of a novel-view model, got {name!r}")
+    return folder
+
+
+def look_at(config: DictConfig, device: torch.device) -> Seen:
+    """Read a configuration's picture, estimate its elevation where none is given, and show it to the model.
+
+    Raises:
+        ValueError: the picture, a map of it, or the model cannot be used, in one line.
+    """
+    from distill.priors.load import default_dtype
+
+    said, path = config.reference, Path(config.image).expanduser()
+    folder = folder_of_model(config.novel_view)
+    read_rgba(path)  # what is wrong with the picture is said before the model is loaded
+    pipeline = NovelViewPipeline.load(folder, device=device, dtype=default_dtype(device))
+    size = pipeline.size
+    found, frame = cut_out(path, size, background=said.background, recentre=said.recentre, fill=said.fill)
+    elevation, estimate = said.elevation_deg, None
+    if elevation is None:
+        g = torch.Generator().manual_seed(config.seed)
+        log.info("estimating the picture's elevation (reference.elevation_deg=DEGREES saves this)")
+        estimate = estimate_elevation(
+            pipeline, found.rgb, generator=g, distance=said.distance, fov_y_deg=said.fov_y_deg
+        )
+        elevation = estimate.elevation_deg
+        log.info("the picture's elevation is about %.0f degrees", elevation)
+    camera = orbit(
+        torch.tensor([float(said.azimuth_deg)]),
+        torch.tensor([float(elevation)]),
+        said.distance,
+        said.fov_y_deg,
+    ).to(device)
+    of = read_rgba(path).size
+    depth = read_map(said.depth, frame, size, of)[:1].to(device) if said.depth else None
+    normal = read_map(said.normal, frame, size, of).to(device) if said.normal else None
+    if normal is not None:
+        normal = torch.nn.functional.normalize(normal * 2 - 1, dim=0)
+    reference = Reference(camera, found.rgb.to(device), found.mask.to(device), depth, normal)
+    prior = NovelViewPrior.of(pipeline, reference.rgb, camera, config.novel_view)
+    return Seen(path, reference, prior, estimate)
+
+
+def write_beside(seen: Seen, view: View, path: Path, size: int) -> None:
+    """Write the picture as it was used and the render from its camera side by side."""
+    from distill.export.files import replacing
+
+    reference = seen.reference.resized(size)
+    with torch.no_grad():
+        drawn = view(seen.reference.camera, size, size).rgb[0]
+    both = [to_uint8(reference.rgb.movedim(0, -1)), to_uint8(drawn)]
+    with replacing(path) as part:
+        Image.fromarray(np.concatenate(both, axis=1)).save(part)

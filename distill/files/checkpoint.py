@@ -1,0 +1,120 @@
+"""Checkpoints that are whole or not there: tensors as safetensors, the rest as JSON, a checksum of each."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from distill.files.atomic import sha256, write_atomic
+
+log = logging.getLogger(__name__)
+
+
+def flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """Move the tensors of a nested value into ``tensors``; returns the rest as JSON-ready values."""
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().cpu().contiguous().clone()
+        return {"tensor": path}
+    if isinstance(value, dict):
+        return {"items": [[key, flatten(item, f"{path}.{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {"list": [flatten(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]}
+    return {"value": value}
+
+
+def unflatten(value: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+    """Undo ``flatten``; tuples come back as lists."""
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "items":
+        return {key: unflatten(item, tensors) for key, item in content}
+    if kind == "list":
+        return [unflatten(item, tensors) for item in content]
+    return content
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
+    """Write ``folder/step-NNNNNN`` beside the earlier ones, then drop all but the newest ``keep``.
+
+    A crash at any moment leaves the earlier checkpoints as they were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{step:06d}"
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    tensors: dict[str, Tensor] = {}
+    rest = flatten(state, "state", tensors)
+    save_file(tensors, temporary / "tensors.safetensors")
+    (temporary / "state.json").write_text(json.dumps(rest))
+    umask = os.umask(0)
+    os.umask(umask)
+    sums = {}
+    for file in sorted(temporary.iterdir()):
+        file.chmod(0o666 & ~umask)
+        sums[file.name] = sha256(file)
+    (temporary / "sha256.json").write_text(json.dumps(sums, indent=2))
+    for file in temporary.iterdir():
+        _sync(file)
+    _sync(temporary)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    _sync(folder)
+    write_atomic(folder / "latest", final.name + "\n")
+    for old in _steps(folder)[keep:]:
+        shutil.rmtree(old)
+    return final
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
+
+
+def _damage(checkpoint: Path) -> str | None:
+    try:
+        sums = json.loads((checkpoint / "sha256.json").read_text())
+        bad = [name for name, expected in sums.items() if sha256(checkpoint / name) != expected]
+    except (OSError, ValueError) as error:
+        return str(error)
+    return f"{', '.join(bad)} changed since it was written" if bad else None
+
+
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """Read the newest undamaged checkpoint; each damaged one is named in a warning.
+
+    Returns:
+        The state as saved, or None where there is no checkpoint at all.
+
+    Raises:
+        ValueError: there are checkpoints and every one is damaged.
+    """
+    found = _steps(folder)
+    for checkpoint in found:
+        damage = _damage(checkpoint)
+        if damage is None:
+            tensors = load_file(checkpoint / "tensors.safetensors", device=str(device))
+            return unflatten(json.loads((checkpoint / "state.json").read_text()), tensors)
+        log.warning("checkpoint %s is unreadable (%s); trying the one before", checkpoint, damage)
+    if found:
+        raise ValueError(
+            f"none of the {len(found)} checkpoints in {folder} is readable; start anew with another output_dir="
+        )
+    return None

@@ -1,0 +1,117 @@
+"""What a run's step will take of memory and time, and the options that make it fit."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig
+
+from distill.cameras import turntable
+from distill.forecast.network import Forecast, LiveBytes, calls_of, forecast, shadow
+from distill.options import schedule, schedules_in
+from distill.priors.load import default_dtype
+from distill.priors.source import Source
+from distill.samplers.schedules import scheduled
+
+log = logging.getLogger(__name__)
+
+
+#: Of the memory that is given, what a forecast may fill: the driver and the allocator want some, too.
+SHARE = 0.9
+
+
+#: Bytes that a rendered pixel keeps whatever is computed again: its ray, its sums, and the picture.
+_PIXEL = 128
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A step's forecast.
+
+    Attributes:
+        prior: of the views that are in memory at a time.
+        scene: bytes of every particle's parameters, their gradients and averages.
+        rendering: bytes that rendering keeps, with every cell of the occupancy full.
+        operations: floating-point operations of a whole step, rendering not counted.
+    """
+
+    prior: Forecast
+    scene: int
+    rendering: int
+    operations: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the same time."""
+        return self.prior.peak + self.scene + self.rendering
+
+
+def cost(config: DictConfig, source: Source, device: torch.device) -> Cost:
+    """Forecast a configuration's step, from the networks' configurations and a small rendering on the CPU.
+
+    Raises:
+        ValueError: the prior's folder is not one this library can use.
+    """
+    options, batch = config.prior_options, int(config.render.batch)
+    at_once = min(config.render.at_once or batch, batch)
+    dtype = default_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
+    prior = shadow(
+        source, dtype, options.image_size, checkpointing=options.checkpointing, controlnet=options.controlnet
+    )
+    rows, rank = calls(config, at_once)
+    found = forecast(prior, rows, at_once, rank=rank)
+    scene, rendering = rendered(config, at_once)
+    return Cost(found, scene, rendering, found.operations * -(-batch // at_once))
+
+
+def calls(config: DictConfig, batch: int) -> tuple[list[int], int]:
+    """Rows of the network in each of a loss's calls for a batch, and the rank of what it trains inside; 0 for nothing."""
+    away = bool(config.perp_neg.enabled)
+    guided = (5 if away else 2) * batch
+    if "rank" in config.guidance:
+        return [guided, batch], int(config.guidance.rank)
+    if "generator" in inspect.signature(get_method(config.guidance._target_)).parameters:
+        return [guided] * len(config.guidance.get("terms") or [1]), 0
+    made = instantiate(config.guidance, _convert_="all")
+    return calls_of(scheduled(made, **schedules_in(config, "guidance")), batch, away=away), 0
+
+
+def rendered(config: DictConfig, views: int) -> tuple[int, int]:
+    """Bytes of a configuration's scene, and those that rendering some views of it keeps."""
+    from distill.renderers.volume import render
+
+    # What encodes on a GPU may not run here.
+    here = {"backend": "auto"} if "backend" in config.scene else {}
+    scene: Any = instantiate(config.scene, _convert_="all", **here)(seed=0)
+    # Each with its gradient and Adam's two averages, and the run's own where there is one.
+    copies = config.particles * (5 if config.optimiser.ema else 4)
+    parameters = copies * sum(p.numel() * p.element_size() for p in scene.parameters())
+    if not hasattr(scene, "query"):
+        return parameters, 0
+    options = config.render
+    names = [name for name, weight in config.penalties.items() if weight and not name.startswith("reference")]
+    small, large = 16, 32
+
+    def peak(side: int) -> int:
+        with LiveBytes() as live:
+            seen = render(
+                scene, turntable(1), side, side, generator=torch.Generator().manual_seed(0), shading=options.shading,
+                penalties=names, normals=options.latent_until > 0 or config.prior_options.control == "normal",
+            )  # fmt: skip
+            (seen.rgb.sum() + sum(seen.penalties.values())).backward()
+            scene.zero_grad(set_to_none=True)
+        return live.peak
+
+    # What does not grow with the picture is the parameters' and counted above.
+    per_ray = (peak(large) - peak(small)) / (large**2 - small**2)
+    size = schedule("render.size", options.size, config.iterations)
+    side = size if isinstance(size, (int, float)) else max(size.start, size(1.0))
+    rays = views * min(side, options.patch or side) ** 2
+    if not options.recompute:
+        return parameters, int(rays * per_ray)
+    return parameters, int(rays * _PIXEL + min(rays, options.chunk_rays) * per_ray)

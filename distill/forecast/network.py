@@ -1,0 +1,245 @@
+"""What a step will cost, before any weights are loaded: memory and arithmetic, from the networks' configurations alone.
+
+Networks are built without storage (torch's meta device) and called as a step calls them, while the bytes that live at the
+same time and the arithmetic are counted. Attention is counted as if it kept its weights, which fused kernels do not, so that
+memory is rather too much; what a driver, a caching allocator or a convolution's workspace takes on top is not in it.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill.conditions import perp_neg
+from distill.contracts import Condition, Embedding
+from distill.priors.control import CONTROL, ControlNet, find_kind
+from distill.priors.diffusion import DiffusionPrior
+from distill.priors.load import checkpoint, family_of, image_size_of, read_scheduler
+from distill.priors.schedule import read_schedule
+from distill.priors.source import Source
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors made while it is on: those alive, and the most that ever were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {
+            id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+        }
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                if id(storage) not in given and id(storage) not in self._known:
+                    self._made(storage)
+        return result
+
+    def _made(self, storage: Any) -> None:
+        size, key = storage.nbytes(), id(storage)
+        self._known.add(key)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+
+        def gone() -> None:
+            self._known.discard(key)
+            self.alive -= size
+
+        weakref.finalize(storage, gone)
+
+
+@dataclass
+class Counting:
+    """A prior that only counts: how many rows a loss asks for in each call."""
+
+    rows: list[int] = field(default_factory=list)
+    learnt: list[int] = field(default_factory=list)
+    device = torch.device("cpu")
+    num_timesteps = 1000
+    image_size = 2
+
+    def encode(self, image: Tensor) -> Tensor:
+        return image
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.full((len(t), 1, 1, 1), 0.6)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.full((len(t), 1, 1, 1), 0.8)
+
+    def predict_noise(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
+        self.rows.append(len(x_t))
+        return torch.zeros_like(x_t)
+
+
+def calls_of(guidance: Callable[..., Tensor], batch: int, *, away: bool = False) -> list[int]:
+    """Rows of the network in each call that a loss makes for a batch, ``away`` with Perp-Neg's in every row under the prompt."""
+    prior, x = Counting(), torch.zeros(batch, 3, 2, 2)
+    told: Embedding = {"told": torch.zeros(batch, 1)}
+    none = perp_neg.beside(told, perp_neg.none(batch, told))
+    text = {**none, perp_neg.WEIGHT: torch.full((batch, 2), float(away))}
+    cond = Condition(text, none, none, none, x, None, 0.5, none, torch.full((batch,), 0.5))
+    guidance(perp_neg.PerpNegPrior(prior), x, cond, torch.full((batch,), 500), torch.ones_like(x))
+    return prior.rows
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a step of a run costs.
+
+    Attributes:
+        weights: bytes of the network, the VAE and the ControlNet.
+        encoding: bytes that the VAE keeps of a batch until the gradient has come back.
+        prediction: bytes of the largest call of the network, on top.
+        learning: bytes that a student inside the network keeps, and its own weights; 0 for losses that learn nothing.
+        operations: floating-point operations.
+        network: of these, the network's own.
+    """
+
+    weights: int
+    encoding: int
+    prediction: int
+    learning: int
+    operations: int
+    network: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the same time, the scene and its rendering not counted."""
+        return self.weights + self.encoding + max(self.prediction, self.learning)
+
+
+def shadow(
+    source: Source,
+    dtype: torch.dtype,
+    image_size: int | None = None,
+    *,
+    checkpointing: bool = False,
+    controlnet: str | None = None,
+) -> DiffusionPrior:
+    """A prior without weights, on the meta device; options as of ``load_prior``.
+
+    Raises:
+        ValueError: its folder is not one this library can use, or the ControlNet is not for it.
+    """
+    import diffusers
+
+    folder = source.folder
+    family, index = family_of(folder)
+
+    def empty(part: Path, kind: str) -> Any:
+        settings = json.loads((part / "config.json").read_text())
+        with torch.device("meta"):
+            made = getattr(diffusers, kind).from_config(settings).eval().requires_grad_(False)
+            return torch.nn.Module.to(
+                made, dtype
+            )  # diffusers' own would warn of layers that it keeps in float32
+
+    network = empty(folder / family.component, family.network)
+    vae = empty(folder / "vae", index["vae"][1]) if "vae" in index else None
+    if checkpointing and vae is not None:
+        checkpoint(vae)
+    size, patches = image_size_of(vae, network, image_size)
+    schedule = read_schedule(read_scheduler(folder, index), patches).to(torch.device("meta"))
+
+    told, control = family.blank(network), None
+    if controlnet:
+        beside, kind = find_kind(controlnet, family)
+        control = ControlNet(empty(beside.folder, kind.network), kind, 1.0, beside)
+
+    def text(prompts: Any) -> Embedding:
+        return {name: value.expand(len(prompts), *value.shape[1:]) for name, value in told.items()}
+
+    prior = DiffusionPrior(
+        network, vae, text, family, schedule, size, torch.device("meta"), dtype, source, control=control
+    )
+    if control:
+        told[CONTROL] = prior.show(torch.zeros(1, 3, size, size, device="meta"))
+    return prior
+
+
+def forecast(prior: DiffusionPrior, rows: list[int], batch: int, *, rank: int = 0) -> Forecast:
+    """Count a step of a shadow prior.
+
+    Args:
+        prior: of ``shadow``.
+        rows: of the network in each call, see ``calls_of``.
+        batch: pictures.
+        rank: of a student's low-rank layers, 0 for a loss that has none.
+    """
+    control = prior.control.network if prior.control else None
+    modules = [module for module in (prior.network, prior.vae, control) if module is not None]
+    weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+    image = torch.zeros(batch, 3, prior.image_size, prior.image_size, device="meta", requires_grad=True)
+    with FlopCounterMode(display=False) as whole, LiveBytes() as live:
+        x = prior.encode(image)
+        kept = live.alive
+        if prior.control:
+            prior.show(image.detach())
+        x.backward(torch.zeros_like(x))
+        encoding = max(kept, live.peak)
+    operations = whole.get_total_flops()
+    largest, network = 0, 0
+    for count in rows:
+        counted, bytes_now = _call(prior, x.detach(), count, learns=False)
+        largest, network = max(largest, bytes_now), network + counted
+    learning = 0
+    if rank:
+        counted, learning = _call(prior, x.detach(), batch, learns=True)
+        network += counted + _call(prior, x.detach(), batch, learns=False)[0]
+        # Its weights, their gradients and Adam's two averages, in float32.
+        learning += 16 * _low_rank(prior, rank)
+    return Forecast(weights, encoding, largest, learning, operations + network, network)
+
+
+def _call(prior: DiffusionPrior, x: Tensor, rows: int, learns: bool) -> tuple[int, int]:
+    """Operations and bytes of a call of the network, with the way back where something in it learns."""
+    x_t = torch.zeros(rows, *x.shape[1:], device="meta", requires_grad=learns)
+    cond = {name: value.to("meta") for name, value in prior.embed([""] * rows).items()}
+    t = torch.zeros(rows, dtype=torch.long, device="meta")
+    with torch.set_grad_enabled(learns), FlopCounterMode(display=False) as counter, LiveBytes() as live:
+        found = prior.predict(x_t, t, cond)
+        if learns:
+            found.backward(torch.zeros_like(found))
+    return counter.get_total_flops(), live.peak
+
+
+def _low_rank(prior: DiffusionPrior, rank: int) -> int:
+    """Parameters of low-rank layers on every attention's projections."""
+    endings = ("to_q", "to_k", "to_v", "to_out.0")
+    layers = [module for name, module in prior.network.named_modules() if name.endswith(endings)]
+    return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+
+
+def speed_of(device: torch.device, dtype: torch.dtype, size: int = 2048, seconds: float = 0.5) -> float:
+    """Floating-point operations per second of large matrix products, measured."""
+    import time
+
+    size = size if device.type == "cuda" else size // 2
+    a = torch.ones(size, size, device=device, dtype=dtype)
+
+    def wait() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    a @ a
+    start, count = wait(), 0
+    while wait() - start < seconds:
+        a @ a
+        count += 1
+    return 2 * size**3 * count / (wait() - start)

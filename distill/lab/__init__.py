@@ -1,0 +1,1 @@
+"""The laboratory: comparisons, training and evaluation of novel-view models, metrics. Nothing else imports it."""

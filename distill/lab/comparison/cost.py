@@ -1,0 +1,80 @@
+"""What a step of a loss costs: some steps in a process of their own, whose peak nothing else has raised.
+
+python -m distill.lab.comparison.cost '{"guidance": "asd"}' "a red mug"
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+STEPS, WARM = 14, 4
+
+
+def measure_cost(wanted: Mapping[str, Any], prompt: str) -> dict[str, float]:
+    """Measure a method in a new process; nothing else should run beside it.
+
+    Returns:
+        ``step_ms``, the median of ten steps after four; ``peak_mib``, the process's largest resident size; and
+        ``training_mib``, by how much the steps raised it. On CUDA both sizes are what torch had allocated there.
+
+    Raises:
+        RuntimeError: the process failed; says why.
+    """
+    command = [sys.executable, "-m", __name__, json.dumps(dict(wanted)), prompt]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"could not measure the cost: {done.stderr.strip().splitlines()[-1]}")
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measured
+
+
+def resident_mib() -> float:
+    """The process's largest resident size so far."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss, which a child inherits from its parent.
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    import resource
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size / 2**20 if sys.platform == "darwin" else size / 2**10
+
+
+def main() -> None:
+    import torch
+
+    from distill.lab.comparison.run import compose, few_steps
+    from distill.priors import load_prior
+    from distill.run.assemble import pick_device
+
+    wanted, prompt = json.loads(sys.argv[1]), sys.argv[2]
+    config = compose({**wanted, "iterations": max(STEPS, wanted.get("iterations", STEPS))}, prompt, 0)
+    prior = load_prior("embedded", pick_device(config.device))
+    cuda = prior.device.type == "cuda"
+
+    def size() -> float:
+        return torch.cuda.max_memory_allocated(prior.device) / 2**20 if cuda else resident_mib()
+
+    loaded, ends = size(), []
+
+    def on_step() -> None:
+        if cuda:
+            torch.cuda.synchronize(prior.device)
+        ends.append(time.perf_counter())
+
+    few_steps(config, prior, STEPS, on_step)
+    steps = [1000 * (later - before) for before, later in zip(ends[WARM - 1 :], ends[WARM:], strict=False)]
+    found = {"step_ms": statistics.median(steps), "peak_mib": size(), "training_mib": size() - loaded}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

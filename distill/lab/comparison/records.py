@@ -1,0 +1,50 @@
+"""What a comparison keeps of each of its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from distill.lab.comparison.figures import SIZE
+from distill.run.folders import folder_name
+
+#: A finished cell, as in its ``cell.json``.
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One asset of a comparison."""
+
+    method: str
+    prompt: str
+    seed: int
+
+    def folder(self, root: Path) -> Path:
+        return root / "cells" / self.method / f"{folder_name(self.prompt)}-{self.seed}"
+
+
+def of(records: Sequence[Record], method: str) -> list[Record]:
+    """The records of one method."""
+    return [record for record in records if record["method"] == method]
+
+
+def by_prompt(records: Sequence[Record]) -> list[list[Record]]:
+    """The records of each prompt, prompts and seeds in order."""
+    ordered = sorted(records, key=lambda record: (record["prompt"], record["seed"]))
+    return [list(group) for _, group in groupby(ordered, key=lambda record: record["prompt"])]
+
+
+def views_of(record: Record, root: Path) -> Tensor:
+    """The pictures that a cell kept at every point of its curves, shape ``[points, views, 3, size, size]``."""
+    path = Cell(record["method"], record["prompt"], record["seed"]).folder(root) / "views.png"
+    rows = torch.from_numpy(np.array(Image.open(path))).float() / 255
+    return torch.stack([torch.stack(row.split(SIZE, dim=1)) for row in rows.split(SIZE)]).movedim(-1, 2)

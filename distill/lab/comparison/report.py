@@ -1,0 +1,244 @@
+"""The comparison's files: two tables, a grid of pictures, and one page that holds them all."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from distill.files.atomic import write_atomic
+from distill.lab.comparison.figures import SIZE
+from distill.lab.comparison.records import Record, by_prompt, of, views_of
+
+#: Figures of the table: name and title.
+FIGURES: tuple[tuple[str, str], ...] = (
+    ("r_precision", "R-precision@1"),
+    ("similarity", "similarity"),
+    ("iou", "silhouette IoU"),
+    ("chamfer", "chamfer"),
+    ("colour_error", "colour error"),
+    ("saturation", "saturation"),
+    ("true_saturation", "true saturation"),
+    ("janus", "Janus rate"),
+)
+COLOURS = ("#4269d0", "#ef7d22", "#3ca951", "#b5446e", "#8561c5", "#8c6d46", "#2a9d9d", "#777777", "#c2a300",
+           "#e377c2", "#003f5c", "#a1c935", "#f28e8e", "#5b3a1e", "#6fb7f2", "#1b1b1b")  # fmt: skip
+
+
+def write_report(root: Path, records: Sequence[Record]) -> Path:
+    """Write ``results.csv``, ``curves.csv``, ``claims.csv``, ``grid.png`` and ``report.html``; returns the last."""
+    from distill.embedded.judge import load_judge
+    from distill.lab.comparison.claims import judge_claims
+
+    methods = list(dict.fromkeys(record["method"] for record in records))
+    write_atomic(root / "results.csv", as_csv([row(record) for record in records]))
+    points = [
+        {**{key: record[key] for key in ("method", "prompt", "seed")}, **point}
+        for record in records
+        for point in record["points"]
+    ]
+    write_atomic(root / "curves.csv", as_csv(points))
+    draw_grid(root, records)
+    costs = json.loads((root / "costs.json").read_text()) if (root / "costs.json").exists() else {}
+    claims = judge_claims(records, root, load_judge(), costs)
+    lines = [
+        {"claim": claim.text, "verdict": claim.verdict, "numbers": "; ".join(map(str, claim.numbers))}
+        for claim in claims
+    ]
+    write_atomic(root / "claims.csv", as_csv(lines))
+    template = template_of("report.html")
+    # What the thriftiest method spends in all: there, every method has had the same number of network calls.
+    limit = min((record["calls"] for record in records if not record["error"]), default=0)
+    page = template.render(
+        titles=[title for _, title in FIGURES],
+        table=[(name, summary(of(records, name), root, costs.get(name), limit)) for name in methods],
+        charts=[
+            chart(records, methods, by, value)
+            for value in ("r_precision", "similarity")
+            for by in ("step", "seconds", "calls")
+        ],
+        profiles=[gradient_chart(records, methods, value) for value in ("norm", "variance")],
+        grid=base64.b64encode((root / "grid.png").read_bytes()).decode(),
+        colours=dict(zip(methods, colours(methods), strict=True)),
+        cells=len(records),
+        limit=limit,
+        claims=lines,
+        failures=[record for record in records if record["error"]],
+    )
+    write_atomic(root / "report.html", page)
+    return root / "report.html"
+
+
+def template_of(name: str) -> Any:
+    """A page's template, of those that lie beside this file."""
+    import jinja2
+
+    loader = jinja2.PackageLoader("distill.lab.comparison", "")
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
+        name
+    )
+
+
+def row(record: Record) -> dict[str, Any]:
+    """One cell as a line of the table."""
+    kept = ("method", "prompt", "seed", "seconds", "calls", "skipped", "error")
+    return {**{key: record.get(key) for key in kept}, **record.get("final", {})}
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for line in rows for name in line))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def spread(values: Sequence[float | None]) -> tuple[float, float] | None:
+    """Mean and standard error of what there is, taken for independent."""
+    found = [value for value in values if value is not None]
+    if not found:
+        return None
+    error = statistics.stdev(found) / len(found) ** 0.5 if len(found) > 1 else 0.0
+    return statistics.fmean(found), error
+
+
+def at_calls(record: Record, limit: float) -> float | None:
+    """A cell's similarity when it had asked the network for so many pictures, straight between its points."""
+    points = record["points"]
+    if not points or limit < points[0]["calls"]:
+        return None
+    return float(np.interp(limit, [p["calls"] for p in points], [p["similarity"] for p in points]))
+
+
+def summary(
+    records: Sequence[Record], root: Path, cost: Mapping[str, float] | None, limit: float
+) -> list[str]:
+    """A method's line: means over its prompts with standard errors, then diversity, costs and failures."""
+
+    def text(values: Sequence[float | None], digits: int = 3) -> str:
+        found = spread(values)
+        return "-" if found is None else f"{found[0]:.{digits}f} \N{PLUS-MINUS SIGN} {found[1]:.{digits}f}"
+
+    whole = by_prompt([record for record in records if not record["error"]])
+
+    def per_prompt(figure: Callable[[Record], float | None]) -> list[float | None]:
+        # Seeds of one prompt are alike, so a prompt is one observation.
+        means = [spread([figure(record) for record in group]) for group in whole]
+        return [found[0] if found else None for found in means]
+
+    line = [text(per_prompt(lambda r, name=name: r["final"][name])) for name, _ in FIGURES]  # type: ignore[misc]
+    line.append(text(per_prompt(lambda record: at_calls(record, limit))))
+    line.append(text([diversity_of(group, root) for group in whole]))
+    line.append(text(per_prompt(lambda record: record["seconds"]), 1))
+    line.append(text(per_prompt(lambda record: record["calls"]), 0))
+    line += [f"{cost[key]:.0f}" if cost else "-" for key in ("step_ms", "peak_mib")]
+    return [*line, str(sum(bool(record["error"]) for record in records))]
+
+
+def diversity_of(records: Sequence[Record], root: Path) -> float | None:
+    """Between the seeds of one prompt, from the pictures that the cells kept."""
+    from distill.embedded.judge import load_judge
+    from distill.lab.comparison.figures import diversity
+
+    sets = [views_of(record, root)[-1] for record in records if record["points"]]
+    return diversity(load_judge(), sets)
+
+
+def colours(methods: Sequence[str]) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(len(methods))]
+
+
+def chart(records: Sequence[Record], methods: Sequence[str], by: str, value: str) -> dict[str, Any]:
+    """Mean and standard error over cells, point by point; time is the cells' mean at that point."""
+    series = []
+    for name in methods:
+        columns = list(
+            zip(*(record["points"] for record in of(records, name) if not record["error"]), strict=False)
+        )
+        line = [
+            (
+                statistics.fmean(point[by] for point in column),
+                *(spread([p[value] for p in column]) or (0.0, 0.0)),
+            )
+            for column in columns
+        ]
+        series.append((name, line))
+    over = {"step": "steps", "seconds": "seconds", "calls": "network calls"}[by]
+    return draw(f"{value.replace('_', '-')} over {over}", series, float)
+
+
+def gradient_chart(records: Sequence[Record], methods: Sequence[str], value: str) -> dict[str, Any]:
+    """The gradient's norm or variance over t, on a logarithmic scale."""
+    import math
+
+    series = []
+    for name in methods:
+        columns = zip(
+            *(record["gradient"] for record in of(records, name) if "gradient" in record), strict=False
+        )
+        line = []
+        for column in columns:
+            found = [math.log10(point[value]) for point in column if point[value] > 0]
+            if found:
+                line.append((column[0]["t"], *(spread(found) or (0.0, 0.0))))
+        series.append((name, line))
+    return draw(f"log10 of the gradient's {value} over t", series, float)
+
+
+def draw(
+    title: str, series: Sequence[tuple[str, list[Any]]], number: Callable[[Any], float]
+) -> dict[str, Any]:
+    """SVG points on a canvas of 300 x 160: a line and a band for each series, and the axes' ends."""
+    across = [point[0] for _, line in series for point in line]
+    heights = [point[1] + side * point[2] for _, line in series for point in line for side in (-1, 1)]
+    if not across:
+        return {"title": title, "series": [], "x": (0, 1), "y": (0, 1)}
+    left, right, low, high = min(across), max(across), min(heights), max(heights)
+
+    def place(x: float, y: float) -> str:
+        wide, tall = (right - left) or 1.0, (high - low) or 1.0
+        return f"{300 * (x - left) / wide:.1f},{160 * (high - y) / tall:.1f}"
+
+    lines = []
+    for name, line in series:
+        upper = [place(x, y + e) for x, y, e in line]
+        lower = [place(x, y - e) for x, y, e in line]
+        lines.append((name, " ".join(place(x, y) for x, y, _ in line), " ".join(upper + lower[::-1])))
+    return {
+        "title": title,
+        "series": lines,
+        "x": (number(left), number(right)),
+        "y": (number(low), number(high)),
+    }
+
+
+def draw_grid(root: Path, records: Sequence[Record]) -> None:
+    """Four sides of the first seed's asset: a row for each method, a column for each prompt."""
+    prompts = list(dict.fromkeys(record["prompt"] for record in records))
+    methods = list(dict.fromkeys(record["method"] for record in records))
+    found = {(record["method"], record["prompt"], record["seed"]): record for record in records}
+    seed, label, bar, gap = min(record["seed"] for record in records), 100, 24, 8
+    wide, tall = 4 * SIZE + gap, SIZE + gap
+    sheet = Image.new("RGB", (label + wide * len(prompts), bar + tall * len(methods)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, prompt in enumerate(prompts):
+        pen.text((label + wide * column + 2 * SIZE, bar // 2), prompt, "black", anchor="mm", font_size=14)
+    for line, method in enumerate(methods):
+        pen.text((8, bar + tall * line + SIZE // 2), method, "black", anchor="lm", font_size=14)
+        for column, prompt in enumerate(prompts):
+            cell = found.get((method, prompt, seed))
+            if cell and cell["points"]:
+                for side, picture in enumerate(views_of(cell, root)[-1, ::2]):
+                    pixels = (picture.movedim(0, -1) * 255).round().byte().numpy()
+                    place = (label + wide * column + side * SIZE, bar + tall * line)
+                    sheet.paste(Image.fromarray(pixels), place)
+    sheet.save(root / "grid.png")

@@ -1,0 +1,306 @@
+"""Running a comparison: one cell per method, prompt and seed, each kept as it is finished."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.contracts import Embedding, Prior, Render
+from distill.embedded.judge import Judge, load_judge
+from distill.files.atomic import write_atomic
+from distill.lab.comparison.cost import measure_cost
+from distill.lab.comparison.records import Cell
+from distill.loop import Diverged, State
+from distill.loop import train as train_scene
+from distill.run.compose import as_overrides, compose_config
+from distill.run.journal import Interrupted, stop_signals
+
+log = logging.getLogger(__name__)
+
+#: Every method with its options, as ``distill.generate`` takes them. All draw timesteps uniformly, so that the
+#: losses alone differ, but for those named ``tp_``, with DreamTime's, and ``sdi``, whose fall is part of it. SDS
+#: has the scale that the search in docs/tuning.md found for runs as short as these.
+METHODS: dict[str, dict[str, Any]] = {
+    "sds": {"guidance": "sds", "guidance.scale": 4, "timesteps": "uniform"},
+    "tp_sds": {"guidance": "sds", "guidance.scale": 4, "timesteps": "dreamtime"},
+    "csd": {"guidance": "csd", "timesteps": "uniform"},
+    "asd": {"guidance": "asd", "timesteps": "uniform"},
+    "vsd": {"guidance": "vsd", "timesteps": "uniform"},
+    "sdi": {"experiment": "sdi"},
+}
+#: What the papers' claims are tested with, beside ``METHODS``; see ``distill.lab.comparison.claims``.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "tp_csd": {"guidance": "csd", "timesteps": "dreamtime"},
+    "tp_asd": {"guidance": "asd", "timesteps": "dreamtime"},
+    "tp_vsd": {"guidance": "vsd", "timesteps": "dreamtime"},
+    "sds_7.5": {"guidance": "sds", "timesteps": "uniform", "guidance.scale": 7.5},
+    "sds_100": {"guidance": "sds", "timesteps": "uniform", "guidance.scale": 100},
+    "asd_fixed": {"guidance": "asd", "timesteps": "uniform", "guidance.random_shift": False},
+    "asd_eta_0": {"guidance": "asd", "timesteps": "uniform", "guidance.eta": 0},
+    "asd_eta_1": {"guidance": "asd", "timesteps": "uniform", "guidance.eta": 1},
+}
+PROMPTS = (
+    "a blue chair",
+    "a green mug",
+    "an orange house",
+    "a red rocket",
+    "a purple duck",
+    "a yellow car",
+    "a brown mushroom",
+    "a pink teapot",
+)
+#: The kinds that are left, for a machine with the time for them.
+MORE_PROMPTS = (
+    "a green sphere",
+    "a pink cube",
+    "a red cylinder",
+    "a brown cone",
+    "a blue torus",
+    "a yellow table",
+    "a green snowman",
+    "an orange robot",
+)
+
+
+class Counted:
+    """A prior that counts the pictures its network is asked about."""
+
+    def __init__(self, prior: Any) -> None:
+        self.prior, self.calls = prior, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.prior, name)
+
+    def predict_noise(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
+        self.calls += len(x_t)
+        result: Tensor = self.prior.predict_noise(x_t, t, cond)
+        return result
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
+        self.calls += len(x_t)
+        result: Tensor = self.prior.forward(x_t, t, cond)
+        return result
+
+
+def compare(
+    methods: Mapping[str, Mapping[str, Any]] | None = None,
+    prompts: Sequence[str] = PROMPTS,
+    seeds: Sequence[int] = (0, 1),
+    *,
+    output_dir: str | Path,
+    prior: Any = None,
+    iterations: int = 400,
+    budget: str = "steps",
+    measure_every: int = 50,
+    part: tuple[int, int] = (1, 1),
+    **options: Any,
+) -> Path:
+    """Make and measure every cell, then write the report on what is there; rerun to go on where it stopped.
+
+    Args:
+        methods: options of ``distill.generate`` by a name of one's choice; ``METHODS`` by default.
+        prompts: of the embedded world.
+        seeds: of each.
+        output_dir: where cells, ``results.csv``, ``curves.csv``, ``claims.csv``, ``costs.json``, ``grid.png`` and
+            ``report.html`` go.
+        prior: a loaded prior shared by all cells, or a function that makes one for a prompt, such as
+            ``distill.embedded.exact.exact_prior``; the embedded one by default.
+        iterations: of each cell, or with ``budget="calls"`` of the first method's: the others get as many
+            as make the same number of network evaluations.
+        budget: ``steps`` or ``calls``.
+        measure_every: steps between two points of the curves; measuring does not count as time.
+        part: ``(k, n)`` makes only the k-th of n shares of the cells, for n processes with one folder.
+        **options: for all cells.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        ValueError: an option is wrong, in one line.
+        Interrupted: a signal asked to stop; what is finished is kept.
+    """
+    from distill.lab.comparison.report import write_report
+    from distill.priors import load_prior
+    from distill.run.assemble import pick_device
+
+    if budget not in ("steps", "calls"):
+        raise ValueError(f"budget must be steps or calls, got {budget!r}")
+    number, parts = part
+    if not 1 <= number <= parts:
+        raise ValueError(f"part must be (k, n) with 1 <= k <= n, got {part}")
+    if not prompts or not seeds:
+        raise ValueError("a comparison needs at least one prompt and one seed")
+    chosen = {name: dict(wanted) for name, wanted in (methods or METHODS).items()}
+    root, judge = Path(output_dir), load_judge()
+    device = pick_device(str(options.get("device", "auto")))
+    shared = None if callable(prior) else Counted(prior or load_prior(device=device))
+    made_with = {"prior": prior_name(prior), "measure_every": measure_every}
+    cells = [Cell(name, prompt, seed) for prompt in prompts for seed in seeds for name in chosen]
+    settings = {name: {"iterations": iterations, **options, **wanted} for name, wanted in chosen.items()}
+    if budget == "calls":
+        trial = shared or Counted(prior(prompts[0]))
+        costs = {name: calls_per_step(settings[name], prompts[0], trial) for name in chosen}
+        first = next(iter(costs.values()))
+        for name, cost in costs.items():
+            settings[name]["iterations"] = max(1, round(iterations * first / cost))
+    mine = cells[number - 1 :: parts]
+    with stop_signals() as stop:
+        for done, cell in enumerate(mine):
+            folder, wanted = cell.folder(root), settings[cell.method]
+            if finished(folder, {"options": wanted, **made_with}):
+                continue
+            model = shared or Counted(prior(cell.prompt))
+            record = {**run_cell(cell, wanted, model, judge, folder, measure_every, stop), **made_with}
+            if stop.is_set():
+                raise Interrupted(f"stopped after {done} of {len(mine)} cells; run again to go on")
+            write_atomic(folder / "cell.json", json.dumps(record) + "\n")
+            said = (
+                record["error"] or f"R {record['final']['r_precision']:.2f}, IoU {record['final']['iou']:.2f}"
+            )
+            log.info("%d of %d: %s, %s, seed %d: %s", done + 1, len(mine), *vars(cell).values(), said)
+    paths = [cell.folder(root) / "cell.json" for cell in cells]
+    found = [path for path in paths if path.exists()]
+    if prior is None and len(found) == len(paths):
+        measure_costs(root, settings, prompts[0])
+    return write_report(root, [json.loads(path.read_text()) for path in found])
+
+
+def measure_costs(root: Path, settings: Mapping[str, Mapping[str, Any]], prompt: str) -> None:
+    """Write ``costs.json``: what a step of each method costs, measured one after the other."""
+    path = root / "costs.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for name, wanted in settings.items():
+        if name in known:
+            continue
+        try:
+            known[name] = measure_cost(wanted, prompt)
+        except RuntimeError as error:  # a loss that a script registered is not known to another process
+            log.warning("%s: %s", name, error)
+            continue
+        write_atomic(path, json.dumps(known, indent=2) + "\n")
+
+
+def prior_name(prior: Any) -> str:
+    """What a comparison's cells remember of their prior."""
+    return str(
+        getattr(prior, "name", "") or getattr(prior, "__name__", "") or ("embedded" if prior is None else "")
+    )
+
+
+def finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether a cell was finished with these options, this prior and as many points.
+
+    Raises:
+        ValueError: it was finished with others.
+    """
+    path = folder / "cell.json"
+    if not path.exists():
+        return False
+    made = json.loads(path.read_text())
+    for name, value in json.loads(json.dumps(wanted)).items():
+        if made.get(name, value) != value:
+            raise ValueError(
+                f"{folder} was made with {name} {made[name]}, not {value}; choose another output_dir"
+            )
+    return True
+
+
+def compose(wanted: Mapping[str, Any], prompt: str, seed: int) -> Any:
+    return compose_config(as_overrides({"prompt": prompt, "seed": seed, **wanted}))
+
+
+def few_steps(
+    config: Any, prior: Any, steps: int, after: Callable[[], None] = lambda: None, start: int = 0
+) -> None:
+    """Train a scene that is then forgotten, to see what it costs; ``after`` is called after each step."""
+    from distill.run.assemble import build, make_condition
+
+    def on_step(state: State, metrics: dict[str, float], picture: Render) -> bool:
+        after()
+        return state.step >= start + steps
+
+    parts = build(config, prior)
+    condition = make_condition(config, prior, parts)
+    parts.state.step = start
+    train_scene(
+        parts.state, prior, parts.guidance, condition, parts.render, parts.cameras, parts.timesteps,
+        parts.settings, on_step,
+    )  # fmt: skip
+
+
+def calls_per_step(wanted: Mapping[str, Any], prompt: str, prior: Counted) -> float:
+    """Pictures that the prior's network is asked about in a step: the mean of the first, middle and last one."""
+    config, before = compose(wanted, prompt, 0), prior.calls
+    starts = (0, config.iterations // 2, config.iterations - 1)
+    for start in starts:
+        few_steps(config, prior, 1, start=start)
+    return (prior.calls - before) / len(starts)
+
+
+def run_cell(
+    cell: Cell, wanted: Mapping[str, Any], prior: Counted, judge: Judge, folder: Path, every: int, stop: Any
+) -> dict[str, Any]:
+    """Train and measure one asset; a failure is part of the record."""
+    from PIL import Image
+
+    from distill.lab.comparison import figures
+    from distill.run.assemble import build, make_condition
+
+    config = compose(wanted, cell.prompt, cell.seed)
+    parts = build(config, prior)
+    if not hasattr(parts.scenes[0], "query"):
+        raise ValueError("a comparison measures shapes, which a picture has not; leave out scene=image")
+    condition, before = make_condition(config, prior, parts), prior.calls
+    points: list[dict[str, float]] = []
+    rows: list[Tensor] = []
+    clock = {"seconds": 0.0, "since": time.perf_counter()}
+
+    def on_step(state: State, metrics: dict[str, float], picture: Render) -> bool:
+        clock["seconds"] += time.perf_counter() - clock["since"]
+        if state.step % every == 0 or state.step == config.iterations:
+            seen, _ = figures.pictures_of(parts.views[0])
+            scores = figures.judge_scores(judge, seen, cell.prompt)
+            spent = {"seconds": clock["seconds"], "calls": prior.calls - before}
+            points.append({"step": state.step, **spent, **scores})
+            rows.append(seen.permute(2, 0, 3, 1).flatten(1, 2))
+        clock["since"] = time.perf_counter()
+        return bool(stop.is_set())
+
+    record: dict[str, Any] = {**vars(cell), "options": dict(wanted), "points": points, "error": None}
+    try:
+        train_scene(
+            parts.state, prior, parts.guidance, condition, parts.render, parts.cameras, parts.timesteps,
+            parts.settings, on_step,
+        )  # fmt: skip
+    except Diverged as error:
+        record["error"] = str(error).splitlines()[0]
+    if stop.is_set():
+        return record
+    record |= {"seconds": clock["seconds"], "calls": prior.calls - before, "skipped": parts.state.skipped}
+    record["final"] = figures.measure(parts.views[0], parts.scenes[0].query, cell.prompt, judge, prior.device)
+    record["gradient"] = profile(config, parts, prior, condition)
+    folder.mkdir(parents=True, exist_ok=True)
+    # A row for every point of the curves, the finished asset last.
+    if rows:
+        Image.fromarray((torch.cat(rows) * 255).round().byte().numpy()).save(folder / "views.png")
+    return record
+
+
+def profile(config: Any, parts: Any, prior: Prior, condition: Any) -> list[dict[str, float]]:
+    """How large and how noisy the loss's gradient is on the finished asset's own pictures."""
+    from dataclasses import replace
+
+    from distill.cameras import turntable
+    from distill.lab.comparison.figures import gradient_profile
+
+    cameras = turntable(4)
+    x = prior.encode(parts.views[0](cameras, 64, 64).rgb.movedim(-1, 1))
+    cond = replace(condition(cameras.to(prior.device)), progress=0.99, uniform=torch.full((4,), 0.5))
+    return gradient_profile(parts.guidance, prior, x, cond, torch.Generator().manual_seed(config.seed))

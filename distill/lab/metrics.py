@@ -1,0 +1,104 @@
+"""How close a made asset comes to a true shape: silhouettes and surfaces."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from distill.cameras import turntable
+from distill.contracts import View
+
+if TYPE_CHECKING:
+    import trimesh
+
+
+def silhouette_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of silhouettes; 1 where both are empty.
+
+    Args:
+        a: true inside, shape ``[..., height, width]``.
+        b: the same shape.
+
+    Returns:
+        In [0, 1], shape ``[...]``.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if a.shape != b.shape:
+        raise ValueError(
+            f"expected two silhouettes of one shape, got {tuple(a.shape)} and {tuple(b.shape)}; resize one"
+        )
+    a, b = a.bool(), b.bool()
+    union = (a | b).sum((-2, -1))
+    return torch.where(union == 0, 1.0, (a & b).sum((-2, -1)) / union.clamp(min=1))
+
+
+def true_silhouettes(kind: str, azimuths: int = 16, size: int = 96, elevation_deg: float = 15.0) -> Tensor:
+    """Silhouettes of a kind of the embedded world from evenly spaced azimuths, the front first.
+
+    Returns:
+        True inside, shape ``[azimuths, size, size]``, from the cameras of ``turntable``.
+    """
+    from distill.embedded import raycast, shapes
+
+    layers = raycast.render(shapes.build(kind), turntable(azimuths, elevation_deg), size, samples=2)
+    return torch.from_numpy(layers.alpha > 0.5)
+
+
+def best_azimuth_iou(
+    view: View, truth: Tensor, views: int = 8, elevation_deg: float = 15.0
+) -> tuple[float, float]:
+    """Compare an asset's silhouettes with the true ones, at the turn about z that fits best.
+
+    Text fixes no azimuth, so one offset common to all views is free; each view is not matched alone.
+
+    Args:
+        view: takes pictures of the asset.
+        truth: silhouettes from evenly spaced azimuths at ``elevation_deg``, ``[azimuths, height, width]``,
+            as from ``true_silhouettes``; there are as many candidate offsets as azimuths.
+        views: cameras around the asset.
+        elevation_deg: of the cameras, degrees.
+
+    Returns:
+        The mean IoU over the views, and the offset in degrees: the asset seen from azimuth 0 looks like the
+        truth seen from that azimuth.
+
+    Raises:
+        ValueError: the number of azimuths is not a multiple of ``views``.
+    """
+    azimuths, height, width = truth.shape
+    if azimuths % views:
+        raise ValueError(
+            f"expected a multiple of {views} true silhouettes, got {azimuths}; render {2 * views}"
+        )
+    seen = view(turntable(views, elevation_deg), height, width).opacity[..., 0].cpu() > 0.5
+    comb = torch.arange(views) * (azimuths // views)
+    scores = torch.stack(
+        [silhouette_iou(seen, truth[(comb + shift) % azimuths]).mean() for shift in range(azimuths)]
+    )
+    best = int(scores.argmax())
+    return scores[best].item(), best * 360 / azimuths
+
+
+def chamfer(mesh_a: trimesh.Trimesh, mesh_b: trimesh.Trimesh, n: int = 10_000, seed: int = 0) -> float:
+    """Symmetric Chamfer distance: the mean distance to the other surface's nearest sample, in scene units.
+
+    Both directions are averaged and distances are not squared. Equal surfaces give the samples'
+    spacing, about ``0.5 sqrt(area / n)``, rather than 0.
+
+    Args:
+        mesh_a: a surface.
+        mesh_b: another.
+        n: points drawn uniformly from each surface.
+        seed: of the draw.
+    """
+    import trimesh
+    from scipy.spatial import cKDTree
+
+    a, _ = trimesh.sample.sample_surface(mesh_a, n, seed=seed)
+    b, _ = trimesh.sample.sample_surface(mesh_b, n, seed=seed + 1)
+    there, back = cKDTree(b).query(a)[0], cKDTree(a).query(b)[0]
+    return float(there.mean() + back.mean()) / 2

@@ -1,0 +1,1 @@
+"""Rendering data for novel-view models, training and evaluating them."""

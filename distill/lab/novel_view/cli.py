@@ -1,0 +1,177 @@
+"""``distill-views``: renders for novel-view models."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``distill-views``."""
+    parser = argparse.ArgumentParser(prog="distill-views", description="Renders for novel-view models.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    render = commands.add_parser("render", help="pictures and cameras of meshes, in Zero-1-to-3's layout")
+    render.add_argument(
+        "inputs", nargs="*", type=Path, help="mesh files (GLB, OBJ, PLY, ...) or folders of them"
+    )
+    render.add_argument("output", type=Path)
+    render.add_argument(
+        "--world", type=int, metavar="N", help="N objects of each pair of the embedded world instead"
+    )
+    render.add_argument("--views", type=int, default=12)
+    render.add_argument("--size", type=int, default=256)
+    render.add_argument("--distance", type=float, nargs=2, default=(1.5, 2.2), metavar=("NEAR", "FAR"))
+    render.add_argument("--elevation", type=float, nargs=2, default=(-90.0, 90.0), metavar=("LOW", "HIGH"))
+    render.add_argument(
+        "--fov",
+        type=float,
+        nargs=2,
+        default=(49.13, 49.13),
+        metavar=("LOW", "HIGH"),
+        help="vertical, degrees",
+    )
+    render.add_argument(
+        "--scale",
+        type=float,
+        nargs=2,
+        default=(1.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="of an object's size",
+    )
+    render.add_argument(
+        "--lights", type=float, default=0.0, help="turned by up to so many degrees, per object"
+    )
+    render.add_argument("--up", choices=("y", "z"), default="y", help="the meshes' upward axis")
+    render.add_argument("--seed", type=int, default=0)
+    render.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    pack = commands.add_parser("pack", help="a folder of renders as tar shards")
+    pack.add_argument("folder", type=Path)
+    pack.add_argument("output", type=Path)
+    pack.add_argument("--objects", type=int, default=1000, help="in each shard")
+    evaluate = commands.add_parser("evaluate", help="a model's views against true ones")
+    evaluate.add_argument("model", type=Path)
+    evaluate.add_argument("renders", type=Path)
+    evaluate.add_argument("output", type=Path)
+    evaluate.add_argument("--pairs", type=Path, help="JSON list of pairs; written where it is not there yet")
+    evaluate.add_argument("--per-object", type=int, default=2, help="pairs of each object of a new list")
+    evaluate.add_argument("--views", type=int, default=12, help="pictures of each object")
+    evaluate.add_argument("--steps", type=int, default=50)
+    evaluate.add_argument("--scale", type=float, default=3.0)
+    evaluate.add_argument("--seed", type=int, default=0)
+    features = commands.add_parser("features", help="what an encoder sees, drawn")
+    features.add_argument("encoder", type=Path, help="its folder")
+    features.add_argument(
+        "pictures", nargs="+", type=Path, help="of objects; matches are drawn for the first two"
+    )
+    features.add_argument("output", type=Path, help="a picture to write")
+    features.add_argument("--layers", type=int, nargs="+", help="by default four, evenly spaced")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        run = {"render": _render, "pack": _pack, "evaluate": _evaluate, "features": _features}
+        sys.exit(run[options.command](options))
+    except (ValueError, OSError) as error:
+        print(f"distill-views: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _render(options: argparse.Namespace) -> int:
+    from distill.embedded import world
+    from distill.lab.novel_view import render
+
+    protocol = render.Protocol(
+        views=options.views, size=options.size, distance=tuple(options.distance),
+        fov_y_deg=tuple(options.fov), elevation_deg=tuple(options.elevation), scale=tuple(options.scale),
+        seed=options.seed, up=options.up, lights_deg=options.lights,
+    )  # fmt: skip
+    if min(options.views, options.size) < 1:
+        raise ValueError(f"--views and --size must be at least 1, got {options.views} and {options.size}")
+    if not (min(options.fov) > 0 and max(options.fov) < 180 and min(options.scale) > 0):
+        raise ValueError(
+            f"--fov must be within 0 and 180 and --scale above 0, got {options.fov}, {options.scale}"
+        )
+    if min(options.distance) <= 0.9 * max(options.scale):
+        raise ValueError(
+            f"--distance must be more than 0.9 times the largest --scale, outside the object, got {min(options.distance)}"
+        )
+    jobs = {}
+    if options.world:
+        if options.inputs:
+            raise ValueError("give meshes or --world, not both")
+        pairs = [(c, k) for k in world.KINDS for c in world.COLOURS]
+        # Those that the world holds out come last, where a training looks for what to validate on.
+        pairs.sort(key=lambda pair: world.held_out(*pair))
+        names = [f"{c}-{k}-{i:04d}" for c, k in pairs for i in range(options.world)]
+        jobs = {name: partial(render.from_world, name, options.seed) for name in names}
+    else:
+        for path in render.find_meshes(options.inputs):
+            jobs[render.name_of(path, jobs)] = partial(render.load_surface, path, options.up)
+    wrong = render.render_all(jobs, options.output, protocol, workers=options.workers)
+    print(f"{len(jobs) - len(wrong)} objects in {options.output}, {len(wrong)} left out")
+    return 1 if wrong else 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from distill.lab.novel_view import evaluate
+    from distill.lab.novel_view.views import from_folder
+    from distill.priors.novel_view.pipeline import NovelViewPipeline
+
+    pipeline = NovelViewPipeline.load(options.model)
+    views = from_folder(options.renders, count=options.views, size=pipeline.size)
+    path = options.pairs or options.output / "pairs.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        evaluate.write_pairs(path, evaluate.choose_pairs(views, options.per_object, options.seed))
+    pairs = evaluate.read_pairs(path, views)
+    draw = partial(_draw, pipeline, options.steps, options.scale)
+    about = {"model": str(options.model), "steps": options.steps, "scale": options.scale, "pairs": str(path)}
+    summary = evaluate.evaluate(draw, views, pairs, options.output, seed=options.seed, about=about)
+    for name, (mean, low, high) in summary["figures"].items():
+        print(f"{name:>16} {mean:9.4f}  [{low:.4f}, {high:.4f}]")
+    print(f"{summary['pairs']} pairs of {summary['objects']} objects; results in {options.output}")
+    return 0
+
+
+def _draw(pipeline: Any, steps: int, scale: float, rgb: Any, pose: Any, generator: Any) -> Any:
+    return pipeline(rgb, pose, generator=generator, steps=steps, scale=scale)
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from distill.lab.novel_view.views import from_folder, write_shard
+
+    count = len(list(next(p for p in options.folder.iterdir() if p.is_dir()).glob("*.png")))
+    first = next(options.folder.glob("*/000.png"))
+    from PIL import Image
+
+    size = Image.open(first).width
+    views = from_folder(options.folder, count=count, size=size)
+    options.output.mkdir(parents=True, exist_ok=True)
+    groups = [views.uids[start : start + options.objects] for start in range(0, len(views), options.objects)]
+    for number, uids in enumerate(groups):
+        write_shard(options.output / f"{number:05d}.tar", options.folder, uids, count)
+    print(f"{len(views)} objects in {len(groups)} shards in {options.output}, {len(views.skipped)} left out")
+    return 1 if views.skipped else 0
+
+
+def _features(options: argparse.Namespace) -> int:
+    import torch
+
+    from distill.conditions.cutout import cut_out
+    from distill.lab.novel_view.inspect import draw_features
+    from distill.priors.novel_view.features import load_encoder
+
+    encoder = load_encoder(options.encoder, layers=options.layers)
+    pictures = [cut_out(path, encoder.size, recentre=False)[0].rgb for path in options.pictures]
+    drawn = draw_features(encoder, torch.stack(pictures), options.output)
+    print(f"{len(pictures)} pictures, {len(encoder.layers)} layers, {drawn} matches in {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

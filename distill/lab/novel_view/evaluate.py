@@ -1,0 +1,237 @@
+"""How good drawn views are: against the true ones, on fixed pairs, object by object."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from distill.files.atomic import write_atomic
+from distill.lab.novel_view.pairs import Pair, draw_indices, mixed, read_pair
+from distill.lab.novel_view.views import Views
+from distill.priors.novel_view.pose import relative, spherical
+
+#: Draws views: conditions ``[n, 3, h, w]``, poses ``[n, 4]`` and a generator for each, to ``[n, 3, h, w]``, in [0, 1].
+Draw = Callable[[Tensor, Tensor, Sequence[torch.Generator]], Tensor]
+#: Views drawn at a time.
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class FixedPair:
+    """A pair of views by name, as in a list on disk."""
+
+    uid: str
+    condition: int
+    target: int
+
+
+def choose_pairs(views: Views, per_object: int, seed: int = 0) -> list[FixedPair]:
+    """Pairs of every object, the same at every call; the view that is given is never the one that is wanted."""
+    chosen = []
+    for place, uid in enumerate(views.uids):
+        for number in range(per_object):
+            _, condition, target = draw_indices(number, 1, views.count, mixed(seed, place) % 2**31)
+            chosen.append(FixedPair(uid, condition, target))
+    return chosen
+
+
+def write_pairs(path: Path, pairs: Sequence[FixedPair]) -> None:
+    """Write a list that ``read_pairs`` reads."""
+    write_atomic(path, json.dumps([vars(pair) for pair in pairs], indent=1) + "\n")
+
+
+def read_pairs(path: Path, views: Views) -> list[FixedPair]:
+    """Read a list of pairs.
+
+    Raises:
+        ValueError: it is no such list, or names objects or views that are not there.
+    """
+    try:
+        pairs = [FixedPair(**entry) for entry in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} must be a JSON list of uid, condition and target, and cannot be read: {error}"
+        ) from error
+    known = set(views.uids)
+    for pair in pairs:
+        if pair.uid not in known or not {pair.condition, pair.target} <= set(range(views.count)):
+            raise ValueError(
+                f"{path} names {pair.uid}, views {pair.condition} and {pair.target}, which are not there"
+            )
+        if pair.condition == pair.target:
+            raise ValueError(
+                f"{path} asks for view {pair.target} of {pair.uid}, which is the one that is given"
+            )
+    return pairs
+
+
+def compare(drawn: Tensor, truth: Tensor) -> dict[str, float]:
+    """Figures of one picture, both in [0, 1], shape ``[3, h, w]``.
+
+    Returns:
+        ``mse`` on [0, 1]; ``mse_signed`` on [-1, 1], four times that; ``psnr`` in dB; ``ssim``.
+    """
+    from skimage.metrics import structural_similarity
+
+    mse = (drawn - truth).square().mean().item()
+    one, other = (value.movedim(0, -1).double().numpy() for value in (drawn, truth))
+    side = min(7, one.shape[0] - (one.shape[0] + 1) % 2)
+    return {
+        "mse": mse,
+        "mse_signed": 4 * mse,
+        "psnr": 10 * math.log10(1 / max(mse, 1e-10)),
+        "ssim": float(structural_similarity(one, other, channel_axis=2, data_range=1.0, win_size=side)),
+    }
+
+
+def perceptual() -> tuple[str, Callable[[Tensor, Tensor], float]]:
+    """A perceptual distance and its name: LPIPS where the package and its weights are there, else the judge's.
+
+    The judge's is one minus the cosine of its features, which know the embedded world alone; it is no LPIPS.
+    """
+    try:
+        import lpips
+
+        network = lpips.LPIPS(net="vgg", verbose=False).eval()
+    except Exception:  # the package is missing, or its backbone cannot be fetched: in many ways
+        from distill.embedded.judge import load_judge
+
+        judge = load_judge()
+
+        def by_judge(drawn: Tensor, truth: Tensor) -> float:
+            pictures = torch.stack([drawn, truth])
+            if pictures.shape[-1] != 64:
+                pictures = nn.functional.interpolate(pictures, (64, 64), mode="bilinear", antialias=True)
+            with torch.no_grad():
+                one, other = judge.image_features(pictures.clamp(0, 1))
+            return 1 - float((one * other).sum())
+
+        return "judge_distance", by_judge
+
+    def by_lpips(drawn: Tensor, truth: Tensor) -> float:
+        with torch.no_grad():
+            return float(network(drawn[None] * 2 - 1, truth[None] * 2 - 1))
+
+    return "lpips_vgg", by_lpips
+
+
+def turned_as_asked(drawn: Tensor, views: Views, uid: str, target: int) -> dict[str, float]:
+    """Whether a picture is most like the true view that was asked for, among all of the object's.
+
+    Returns:
+        ``pose_right``, 1 or 0, and ``pose_error_deg``, by how much the most similar view's azimuth is off.
+    """
+    truth = [views.read(uid, index) for index in range(views.count)]
+    nearest = min(range(views.count), key=lambda index: (drawn - truth[index][0]).square().mean().item())
+    azimuths = [spherical(position[None])[1].item() for _, position in truth]
+    away = math.degrees(abs(math.remainder(azimuths[nearest] - azimuths[target], 2 * math.pi)))
+    return {"pose_right": float(nearest == target), "pose_error_deg": away}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean, and the ends of its 95% interval taken for normal."""
+    mean = statistics.fmean(values)
+    half = 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.inf
+    return mean, mean - half, mean + half
+
+
+def evaluate(
+    draw: Draw,
+    views: Views,
+    pairs: Sequence[FixedPair],
+    out: Path,
+    *,
+    seed: int = 0,
+    rows: int = 12,
+    progress: bool = True,
+    about: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Draw every pair's target and measure it.
+
+    Args:
+        draw: makes views.
+        views: true ones.
+        pairs: which to draw.
+        out: of ``objects.csv``, ``summary.json`` and ``sheet.png``.
+        seed: of the noise.
+        rows: pairs on the sheet, evenly spread: input, truth, sample.
+        progress: show a bar.
+        about: what is evaluated, kept in the summary.
+
+    Returns:
+        The summary: for each figure its mean over objects and its 95% interval.
+    """
+    from distill.lab.comparison.report import as_csv
+
+    name, distance = perceptual()
+    by_object: dict[str, list[dict[str, float]]] = {}
+    shown = []
+    for number, given, drawn in drawn_pairs(draw, views, pairs, seed, progress=progress):
+        pair = pairs[number]
+        figures = compare(drawn, given.target) | {name: distance(drawn, given.target)}
+        figures |= turned_as_asked(drawn, views, pair.uid, pair.target)
+        by_object.setdefault(pair.uid, []).append(figures)
+        if number * rows // len(pairs) > (number - 1) * rows // len(pairs):
+            shown.append(torch.cat([given.condition, given.target, drawn], dim=2))
+    lines: list[dict[str, Any]] = [
+        {
+            "uid": uid,
+            "pairs": len(found),
+            **{key: statistics.fmean(f[key] for f in found) for key in found[0]},
+        }
+        for uid, found in by_object.items()
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "objects.csv", as_csv(lines))
+    sheet = (torch.cat(shown, dim=1).movedim(0, -1).clamp(0, 1) * 255).round().byte().numpy()
+    Image.fromarray(np.ascontiguousarray(sheet)).save(out / "sheet.png")
+    figures_of = [key for key in lines[0] if key not in ("uid", "pairs")]
+    summary: dict[str, Any] = {
+        "about": about or {},
+        "objects": len(lines),
+        "pairs": len(pairs),
+        "figures": {key: interval([line[key] for line in lines]) for key in figures_of},
+    }
+    write_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def drawn_pairs(
+    draw: Draw, views: Views, pairs: Sequence[FixedPair], seed: int = 0, *, progress: bool = False
+) -> Iterator[tuple[int, Pair, Tensor]]:
+    """Draw every pair's target: its number, what it shows, and the drawn view ``[3, h, w]``."""
+    bar = tqdm(total=len(pairs), desc="drawing views", disable=not progress)
+    for start in range(0, len(pairs), BATCH):
+        numbers = range(start, min(start + BATCH, len(pairs)))
+        given = [read_pair(views, p.uid, p.condition, p.target) for p in pairs[start : numbers.stop]]
+        noise = [torch.Generator().manual_seed(mixed(seed, number, 4)) for number in numbers]
+        conditions = torch.stack([pair.condition for pair in given])
+        drawn = draw(conditions, torch.stack([pair.pose for pair in given]), noise).cpu()
+        bar.update(len(given))
+        yield from zip(numbers, given, drawn, strict=True)
+    bar.close()
+
+
+def flipped_share(draw: Draw, views: Views, uids: Sequence[str], seed: int = 0) -> float:
+    """Share of objects whose own view, asked for again from the view itself, comes out turned by half a turn or so.
+
+    The pose is none at all, so the true answer is the input; a model that cannot tell front from back fails here.
+    """
+    flips = []
+    for number, uid in enumerate(uids):
+        rgb, position = views.read(uid, 0)
+        g = torch.Generator().manual_seed(mixed(seed, number, 5))
+        drawn = draw(rgb[None], relative(position[None], position[None]), [g])[0].cpu()
+        flips.append(turned_as_asked(drawn, views, uid, 0)["pose_error_deg"] > 90)
+    return statistics.fmean(flips)

@@ -1,0 +1,1 @@
+"""Novel-view models: an image-conditioned prior and its parts."""

@@ -1,0 +1,135 @@
+"""From how high a picture was taken: the height at which the model's own views of it fit one solid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from distill.cameras import Cameras, orbit
+from distill.priors.novel_view.pipeline import NovelViewPipeline
+from distill.priors.novel_view.pose import relative_cameras
+
+CANDIDATES = tuple(range(-10, 65, 5))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An elevation and how well each candidate fits.
+
+    Attributes:
+        elevation_deg: of the best candidate, degrees, refined between its neighbours.
+        fits: mean IoU of the views' silhouettes and those of the solid that they allow, by candidate.
+    """
+
+    elevation_deg: float
+    fits: dict[float, float]
+
+
+def estimate_elevation(
+    pipeline: NovelViewPipeline,
+    rgb: Tensor,
+    *,
+    generator: torch.Generator,
+    distance: float = 3.2,
+    fov_y_deg: float = 40.0,
+    views: int = 8,
+    steps: int = 20,
+    scale: float = 2.0,
+    candidates: Sequence[float] = CANDIDATES,
+) -> Estimate:
+    """Draw the object from all around at its own height, and find the height at which the views agree.
+
+    A novel-view model is told turns, not heights, so it can draw views all around without knowing how high it is. How
+    these views fit together depends on the height: seen from above, what is in front turns one way and what is behind
+    the other. For each candidate the silhouettes are carved into a solid; the candidate whose solid fills them best is
+    taken.
+
+    Args:
+        pipeline: draws.
+        rgb: the picture over white, in [0, 1], shape ``[3, h, w]``.
+        generator: of the drawing.
+        distance: of the camera, scene units.
+        fov_y_deg: vertical field of view, degrees.
+        views: around the object, the picture itself among them.
+        steps: of the sampler.
+        scale: of classifier-free guidance.
+        candidates: elevations, degrees, in order.
+
+    Source: ours; render and compare, as in One-2-3-45 (Liu et al. 2023, arXiv:2306.16928, Sec. 3.2), with silhouettes
+    in place of matched points.
+    """
+    azimuth = torch.arange(views) * (360.0 / views)
+    flat = orbit(azimuth, torch.zeros(views), distance, fov_y_deg)
+    first = Cameras(*(value[:1] for value in vars(flat).values()))
+    drawn = pipeline(
+        rgb, relative_cameras(first, flat)[1:], generator=generator, steps=steps, scale=scale
+    ).cpu()
+    given = torch.nn.functional.interpolate(
+        rgb[None].cpu(), drawn.shape[-2:], mode="bilinear", antialias=True
+    )
+    masks = silhouettes(torch.cat([given, drawn]))
+    fits = {}
+    for elevation in candidates:
+        cameras = orbit(azimuth, torch.full((views,), float(elevation)), distance, fov_y_deg)
+        fits[float(elevation)] = agreement(masks, cameras)
+    return Estimate(_peak(fits), fits)
+
+
+def silhouettes(rgb: Tensor) -> Tensor:
+    """What is not white, as 0 or 1, shape ``[views, 3, h, w]`` to ``[views, 1, h, w]``."""
+    return ((1 - rgb).amax(1, keepdim=True) > 0.12).float()
+
+
+def agreement(masks: Tensor, cameras: Cameras, resolution: int = 48) -> float:
+    """Mean IoU of silhouettes and those of the largest solid that none of them forbids.
+
+    Args:
+        masks: 0 or 1, shape ``[views, 1, size, size]``.
+        cameras: of each.
+        resolution: of the solid's grid, nodes along each side of [-1, 1].
+    """
+    ends = torch.linspace(-1, 1, resolution)
+    points = torch.stack(torch.meshgrid(ends, ends, ends, indexing="ij"), dim=-1).view(-1, 3)
+    spots = project(points, cameras)
+    inside = grid_sample(masks, spots[:, None], mode="bilinear", align_corners=False)[:, 0, 0]
+    # One silhouette may be wrong somewhere: a point needs all but one of them.
+    kept = (inside > 0.5).sum(0) >= len(masks) - 1
+    return sum(_overlap(mask[0], spot[kept]) for mask, spot in zip(masks, spots, strict=True)) / len(masks)
+
+
+def project(points: Tensor, cameras: Cameras) -> Tensor:
+    """Where points ``[n, 3]`` appear: x right and y down in [-1, 1], shape ``[views, n, 2]``."""
+    rotation, position = cameras.c2w[:, :3, :3], cameras.c2w[:, :3, 3]
+    local = torch.einsum("bnj,bjk->bnk", points[None] - position[:, None], rotation)
+    half = torch.tan(torch.deg2rad(cameras.fov_y_deg) / 2)[:, None, None]
+    flat = local[..., :2] / (-local[..., 2:] * half)
+    return flat * flat.new_tensor([1.0, -1.0])
+
+
+def _overlap(mask: Tensor, spots: Tensor) -> float:
+    """IoU of a silhouette and of splatted points, which cover a pixel and its neighbours."""
+    size = mask.shape[-1]
+    drawn = torch.zeros(size, size)
+    cells = ((spots + 1) / 2 * size).long().clamp(0, size - 1)
+    drawn[cells[:, 1], cells[:, 0]] = 1
+    # The grid's nodes are further apart than pixels: close the gaps between them.
+    grown = torch.nn.functional.max_pool2d(drawn[None, None], 3, 1, 1)
+    closed = -torch.nn.functional.max_pool2d(-grown, 3, 1, 1)[0, 0]
+    both, either = (closed * mask).sum(), torch.maximum(closed, mask).sum()
+    return float(both / either.clamp(min=1))
+
+
+def _peak(fits: dict[float, float]) -> float:
+    """The best candidate, moved to the top of the parabola through it and its neighbours."""
+    angles = sorted(fits)
+    best = max(range(len(angles)), key=lambda i: fits[angles[i]])
+    if not 0 < best < len(angles) - 1:
+        return angles[best]
+    low, mid, high = (fits[angles[best + i]] for i in (-1, 0, 1))
+    bend = low - 2 * mid + high
+    shift = 0.5 * (low - high) / bend if bend < 0 else 0.0
+    return angles[best] + shift * (angles[best + 1] - angles[best])

@@ -1,0 +1,216 @@
+"""A UNet that draws an object from another side, told by one picture and a pose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.priors.novel_view.features import Features
+
+#: Probability of each of the three ways to drop the condition: the token, the latent, both (p of Zero-1-to-3).
+DROPOUT = 0.05
+
+
+class PoseToken(nn.Module):
+    """The picture's token and the pose as the one token that the UNet attends to.
+
+    Args:
+        width: of the image token.
+        out: of the UNet's cross-attention.
+        norm: normalise the image token first (Efficient-3DiM); Zero-1-to-3 does not.
+
+    Source: Liu et al. 2023 (Zero-1-to-3), arXiv:2303.11328: starts as the image token itself where widths agree.
+    """
+
+    def __init__(self, width: int, out: int, *, norm: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
+        self.projection = nn.Linear(width + 4, out)
+        with torch.no_grad():
+            if width == out:
+                self.projection.weight[:, :width] = torch.eye(out)
+            self.projection.bias.zero_()
+
+    def forward(self, token: Tensor, pose: Tensor) -> Tensor:
+        """Shapes ``[batch, width]`` and ``[batch, 4]`` to ``[batch, 1, out]``."""
+        joined = torch.cat([self.norm(token), pose.to(token)], dim=-1)
+        result: Tensor = self.projection(joined)
+        return result[:, None]
+
+
+class Amalgamation(nn.Module):
+    """Maps from several depths of an encoder, added to the UNet's down blocks; starts as nothing.
+
+    Args:
+        width: of the maps side by side.
+        grid: patches along each side.
+        channels: of each down block.
+        sizes: height and width of each down block's output where the maps are added, see ``where_added``.
+
+    Source: Jiang et al. 2023 (Efficient-3DiM), arXiv:2310.03015. Differs: the paper does not say how maps are
+    normalised, projected and resized; see the shapes below.
+    """
+
+    def __init__(self, width: int, grid: int, channels: Sequence[int], sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.grid, self.channels, self.sizes = grid, tuple(channels), tuple(sizes)
+        self.norm = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, sum(channels))
+        nn.init.zeros_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(self, maps: Tensor) -> list[Tensor]:
+        """Shape ``[batch, patches, width]`` to one ``[batch, channels, size, size]`` for each down block.
+
+        Raises:
+            ValueError: there are not ``grid * grid`` patches.
+        """
+        if maps.shape[1] != self.grid**2:
+            raise ValueError(
+                f"expected maps of {self.grid} x {self.grid} patches, got {maps.shape[1]} patches"
+            )
+        drawn = self.projection(self.norm(maps)).movedim(1, 2).unflatten(2, (self.grid, self.grid))
+        parts = drawn.split(self.channels, dim=1)
+        return [_resized(part, size) for part, size in zip(parts, self.sizes, strict=True)]
+
+
+def _resized(maps: Tensor, size: int) -> Tensor:
+    if size == maps.shape[-1]:
+        return maps
+    if size > maps.shape[-1]:
+        return nn.functional.interpolate(maps, (size, size), mode="bilinear", align_corners=False)
+    return nn.functional.interpolate(maps, (size, size), mode="area")
+
+
+class NovelView(nn.Module):
+    """The UNet with what conditions it, in one module, as one optimiser and one checkpoint want it.
+
+    Args:
+        unet: of diffusers, with twice the latent's channels: the noised target beside the condition.
+        token: makes the token.
+        amalgamation: makes what is added to the down blocks, or None.
+    """
+
+    def __init__(self, unet: Any, token: PoseToken, amalgamation: Amalgamation | None = None) -> None:
+        super().__init__()
+        self.unet, self.token, self.amalgamation = unet, token, amalgamation
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        latent: Tensor,
+        features: Features,
+        pose: Tensor,
+        keep_token: Tensor | None = None,
+        keep_latent: Tensor | None = None,
+    ) -> Tensor:
+        """Predict, in the UNet's own kind of prediction.
+
+        Args:
+            x_t: noised target, shape ``[batch, channel, height, width]``.
+            t: timesteps, shape ``[batch]``.
+            latent: the condition in the same space, same shape.
+            features: of the condition.
+            pose: of the target relative to it, shape ``[batch, 4]``.
+            keep_token: 0 where the token is dropped, shape ``[batch]``; after its projection, as at sampling.
+            keep_latent: 0 where the latent and the maps are dropped, shape ``[batch]``.
+
+        Returns:
+            Same shape as ``x_t``.
+        """
+        token = self.token(features.token, pose)
+        if keep_token is not None:
+            token = token * keep_token[:, None, None].to(token)
+        if keep_latent is not None:
+            latent = latent * keep_latent[:, None, None, None].to(latent)
+        added = self._added(features.maps, keep_latent)
+        dtype = next(self.unet.parameters()).dtype
+        joined = torch.cat([x_t, latent.to(x_t)], dim=1).to(dtype)
+        result: Tensor = self.unet(
+            joined, t, encoder_hidden_states=token.to(dtype), down_intrablock_additional_residuals=added
+        ).sample
+        return result.to(x_t.dtype)
+
+    def _added(self, maps: Tensor, keep: Tensor | None) -> list[Tensor] | None:
+        if self.amalgamation is None:
+            return None
+        added = self.amalgamation(maps)
+        if keep is not None:
+            added = [part * keep[:, None, None, None].to(part) for part in added]
+        dtype = next(self.unet.parameters()).dtype
+        # A new list at each call: the UNet takes from it, and a tuple it cannot.
+        return [part.to(dtype) for part in added]
+
+
+def build(unet: Any, *, token_width: int, map_width: int = 0, grid: int = 0, norm: bool = True) -> NovelView:
+    """Put conditioning on a UNet; ``map_width`` 0 leaves the amalgamation out (Zero-1-to-3).
+
+    Args:
+        unet: of diffusers, its input already widened (``widen``).
+        token_width: of the encoder's token.
+        map_width: of the encoder's maps side by side.
+        grid: of the maps, patches along each side.
+        norm: normalise the token.
+
+    Raises:
+        ValueError: the UNet's input is not twice its output.
+    """
+    config = unet.config
+    if config.in_channels != 2 * config.out_channels:
+        raise ValueError(
+            f"expected a UNet with {2 * config.out_channels} input channels (the target beside the condition), got "
+            f"{config.in_channels}; widen it first"
+        )
+    cross = config.cross_attention_dim
+    token = PoseToken(token_width, cross if isinstance(cross, int) else cross[0], norm=norm)
+    amalgamation = None
+    if map_width:
+        amalgamation = Amalgamation(map_width, grid, config.block_out_channels, where_added(config))
+    return NovelView(unet, token, amalgamation)
+
+
+def where_added(config: Any) -> list[int]:
+    """Height and width at which diffusers adds maps to each down block.
+
+    In blocks with cross-attention before they halve, in others after; the last block halves nothing.
+    """
+    kinds = config.down_block_types
+    halved = ["CrossAttn" not in kind and i < len(kinds) - 1 for i, kind in enumerate(kinds)]
+    return [config.sample_size >> (i + after) for i, after in enumerate(halved)]
+
+
+@torch.no_grad()
+def widen(unet: Any) -> Any:
+    """Give a text-to-image UNet's input as many channels again; the new ones start at 0, so nothing changes yet."""
+    old = unet.conv_in
+    new = nn.Conv2d(
+        2 * old.in_channels,
+        old.out_channels,
+        old.kernel_size,
+        old.stride,
+        old.padding,
+        bias=old.bias is not None,
+    ).to(old.weight)
+    new.weight.zero_()
+    new.weight[:, : old.in_channels] = old.weight
+    if old.bias is not None:
+        assert new.bias is not None
+        new.bias.copy_(old.bias)
+    unet.conv_in = new
+    # Without this the saved folder could not be loaded again.
+    unet.register_to_config(in_channels=new.in_channels)
+    return unet
+
+
+def draw_dropout(batch: int, generator: torch.Generator, share: float = DROPOUT) -> tuple[Tensor, Tensor]:
+    """Which samples keep their token and their latent, each of shape ``[batch]``.
+
+    One number u in [0, 1) decides both, as in Zero-1-to-3: the token goes where u < 2 p, the latent where
+    p <= u < 3 p; so each way of dropping, the token alone, both, the latent alone, has probability p.
+    """
+    u = torch.rand(batch, generator=generator)
+    return u >= 2 * share, (u < share) | (u >= 3 * share)

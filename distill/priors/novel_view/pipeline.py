@@ -1,0 +1,342 @@
+"""From one picture and poses to views: loading, saving, sampling."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from distill.priors.load import precision
+from distill.priors.novel_view.features import Encoder, Features, load_encoder
+from distill.priors.novel_view.model import NovelView, build
+from distill.priors.novel_view.pose import FOURTH
+from distill.priors.predictions import to_noise
+
+#: Published folders: where the token's projection lies, and under which name.
+PUBLISHED = {"cc_projection": "projection", "clip_camera_projection": "proj"}
+
+
+@dataclass(frozen=True)
+class Given:
+    """Condition pictures, encoded once: one for any number of views, or one for each.
+
+    Attributes:
+        latent: in the model's space, shape ``[pictures, channel, height, width]``.
+        features: of the encoder, as many.
+    """
+
+    latent: Tensor
+    features: Features
+
+    def repeated(self, count: int) -> tuple[Tensor, Features]:
+        """For a batch of views, a multiple of the number of pictures; all of them in turn."""
+        times = count // len(self.latent)
+
+        def again(value: Tensor) -> Tensor:
+            return value.repeat(times, *[1] * (value.ndim - 1))
+
+        return again(self.latent), Features(again(self.features.token), again(self.features.maps))
+
+    def part(self, start: int, end: int) -> Given:
+        """The pictures of some of the views; all of them where there is only one."""
+        if len(self.latent) == 1:
+            return self
+        token, maps = self.features.token[start:end], self.features.maps[start:end]
+        return Given(self.latent[start:end], Features(token, maps))
+
+
+@dataclass(frozen=True)
+class NovelViewPipeline:
+    """A novel-view model with its encoder, its noise schedule and its VAE, if it works on latents.
+
+    Attributes:
+        model: the network.
+        encoder: of the condition picture.
+        scheduler: of diffusers; any that steps.
+        vae: picture to latent, or None for pixels in [-1, 1], folded into patches where the network takes more
+            than three channels.
+        fourth: the pose's fourth number, see ``distill.priors.novel_view.pose``.
+    """
+
+    model: NovelView
+    encoder: Encoder
+    scheduler: Any
+    vae: Any = None
+    fourth: str = "distance"
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def patch(self) -> int:
+        """Pixels of the picture along one side of one of the network's."""
+        if self.vae is not None:
+            return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return int((self.model.unet.config.out_channels // 3) ** 0.5)
+
+    @property
+    def size(self) -> int:
+        """Height and width of the pictures, pixels."""
+        return int(self.model.unet.config.sample_size) * self.patch
+
+    def fitted(self, rgb: Tensor) -> Tensor:
+        if rgb.shape[-2:] != (self.size, self.size):
+            rgb = nn.functional.interpolate(rgb, (self.size, self.size), mode="bilinear", antialias=True)
+        return rgb * 2 - 1
+
+    def encode(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """What is noised: pictures in [0, 1], ``[batch, 3, h, w]``, to the model's space.
+
+        Args:
+            rgb: pictures.
+            generator: draws from the VAE's distribution, as in training; None takes its mode.
+        """
+        image = self.fitted(rgb)
+        if self.vae is None:
+            return nn.functional.pixel_unshuffle(image, self.patch)
+        spread = self.vae.encode(image.to(self.vae.dtype)).latent_dist
+        latent = spread.mode() if generator is None else spread.sample(generator)
+        result: Tensor = latent.float() * self.vae.config.scaling_factor
+        return result
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Undo ``encode``, clipped to [0, 1]."""
+        if self.vae is None:
+            image = nn.functional.pixel_shuffle(x, self.patch)
+        else:
+            latent = x / self.vae.config.scaling_factor
+            image = self.vae.decode(latent.to(self.vae.dtype)).sample.float()
+        return (image / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def look(self, rgb: Tensor) -> Given:
+        """Encode condition pictures in [0, 1], ``[3, h, w]`` or ``[pictures, 3, h, w]``; their latents are not scaled.
+
+        So has Zero-1-to-3 it.
+        """
+        batch = (rgb if rgb.ndim == 4 else rgb[None]).to(self.device)
+        if self.vae is None:
+            latent = self.encode(batch)
+        else:
+            latent = self.vae.encode(self.fitted(batch).to(self.vae.dtype)).latent_dist.mode().float()
+        return Given(latent, self.encoder(batch))
+
+    @torch.no_grad()
+    def predict_noise(self, x_t: Tensor, t: Tensor, given: Given, pose: Tensor, scale: float = 1.0) -> Tensor:
+        """The noise in ``x_t`` with classifier-free guidance, in one batched call.
+
+        Args:
+            x_t: noised views, shape ``[batch, channel, height, width]``.
+            t: timesteps, shape ``[batch]``.
+            given: the condition picture.
+            pose: of each view, shape ``[batch, 4]``.
+            scale: 1 is purely conditional.
+        """
+        guided = self._predict(x_t, t, given, pose, scale)
+        abar = self.scheduler.alphas_cumprod.to(x_t)[t][:, None, None, None]
+        return to_noise(self.scheduler.config.prediction_type, guided, x_t, abar.sqrt(), (1 - abar).sqrt())
+
+    def _predict(self, x_t: Tensor, t: Tensor, given: Given, pose: Tensor, scale: float) -> Tensor:
+        count = len(x_t)
+        if scale == 1:
+            return self.model(x_t, t, *given.repeated(count), pose).float()
+        latent, features = given.repeated(2 * count)
+        keep = torch.arange(2 * count, device=x_t.device) < count
+        joined = self.model(
+            torch.cat([x_t, x_t]), torch.cat([t, t]), latent, features, torch.cat([pose, pose]), keep, keep
+        )
+        cond, uncond = joined.float().chunk(2)
+        return uncond + scale * (cond - uncond)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        rgb: Tensor,
+        pose: Tensor,
+        *,
+        generator: torch.Generator | Sequence[torch.Generator],
+        steps: int = 50,
+        scale: float = 3.0,
+        batch: int = 16,
+        progress: bool = False,
+    ) -> Tensor:
+        """Draw views of the object in a picture.
+
+        Args:
+            rgb: the condition, in [0, 1], over white, shape ``[3, h, w]``, or one for each view, ``[views, 3, h, w]``.
+            pose: of each view relative to it, shape ``[views, 4]``.
+            generator: of the initial noise, on the CPU; or one for each view, whose draw then depends on no other.
+            steps: of the scheduler.
+            scale: of classifier-free guidance; 1 is purely conditional.
+            batch: views at a time.
+            progress: show a bar.
+
+        Returns:
+            In [0, 1], shape ``[views, 3, size, size]``.
+        """
+        from tqdm import tqdm
+
+        given, channels = self.look(rgb), int(self.model.unet.config.out_channels)
+        side = int(self.model.unet.config.sample_size)
+        shape = (channels, side, side)
+        if isinstance(generator, torch.Generator):
+            noise = torch.randn(len(pose), *shape, generator=generator)
+        else:
+            noise = torch.stack([torch.randn(shape, generator=g) for g in generator])
+        views = []
+        bar = tqdm(total=-(-len(pose) // batch) * steps, desc="drawing views", disable=not progress)
+        for start in range(0, len(pose), batch):
+            x, part = (value[start : start + batch].to(self.device) for value in (noise, pose))
+            shown = given.part(start, start + batch)
+            # Schedulers keep a state of their own while they step.
+            scheduler = type(self.scheduler).from_config(self.scheduler.config)
+            scheduler.set_timesteps(steps)
+            x = x * scheduler.init_noise_sigma
+            for t in scheduler.timesteps:
+                times = torch.full((len(x),), int(t), device=self.device)
+                output = self._predict(scheduler.scale_model_input(x, t), times, shown, part, scale)
+                x = scheduler.step(output, t, x).prev_sample
+                bar.update()
+            views.append(self.decode(x))
+        bar.close()
+        return torch.cat(views)
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+        """Write a folder in the diffusers layout, with ``conditioning`` beside ``unet``.
+
+        Args:
+            folder: made if need be; its files are replaced.
+            dtype: of the weights, for example ``torch.float16``; by default as they are.
+        """
+        if dtype is not None:
+            model, encoder = copy.deepcopy(self.model).to(dtype), copy.deepcopy(self.encoder.model).to(dtype)
+            vae = self.vae and copy.deepcopy(self.vae).to(dtype)
+            return replace(self, model=model, encoder=replace(self.encoder, model=encoder), vae=vae).save(
+                folder
+            )
+        folder = Path(folder)
+        self.model.unet.save_pretrained(folder / "unet")
+        self.scheduler.save_pretrained(folder / "scheduler")
+        self.encoder.model.save_pretrained(folder / "image_encoder")
+        processor = {"image_mean": list(self.encoder.mean), "image_std": list(self.encoder.std)}
+        (folder / "image_encoder" / "preprocessor_config.json").write_text(json.dumps(processor))
+        if self.vae is not None:
+            self.vae.save_pretrained(folder / "vae")
+        for path in folder.glob("*/*config.json"):  # diffusers writes where a part was loaded from
+            said = json.loads(path.read_text())
+            if said.pop("_name_or_path", None) is not None:
+                path.write_text(json.dumps(said, indent=2) + "\n")
+        conditioning, maps = folder / "conditioning", self.model.amalgamation
+        conditioning.mkdir(exist_ok=True)
+        said = {
+            "norm": isinstance(self.model.token.norm, nn.LayerNorm),
+            "amalgamation": maps is not None,
+            "layers": list(self.encoder.layers),
+            "fourth": self.fourth,
+        }
+        (conditioning / "config.json").write_text(json.dumps(said, indent=2))
+        tensors = {f"token.{name}": value for name, value in self.model.token.state_dict().items()}
+        if maps is not None:
+            tensors |= {f"amalgamation.{name}": value for name, value in maps.state_dict().items()}
+        save_file(
+            {name: value.contiguous() for name, value in tensors.items()}, conditioning / "model.safetensors"
+        )
+        return folder
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        fourth: str | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> NovelViewPipeline:
+        """Load a folder that ``save`` wrote, or a published Zero-1-to-3 in either known layout.
+
+        Args:
+            folder: in the diffusers layout; safetensors only, nothing is fetched.
+            fourth: the pose's fourth number; ``polar`` for Stable-Zero123, whose folder does not say so.
+            device: where it lies.
+            dtype: what the UNet and the VAE compute in.
+
+        Raises:
+            ValueError: the folder holds no such model, in one line.
+        """
+        from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+        folder = Path(folder)
+        said, tensors = read_conditioning(folder)
+        if fourth is not None and fourth not in FOURTH:
+            raise ValueError(f"fourth must be one of {', '.join(FOURTH)}, got {fourth!r}")
+        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, **precision(dtype)}
+        try:
+            unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **options)
+            vae = None
+            if (folder / "vae").is_dir():
+                vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **options)
+            scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"could not load the novel-view model in {folder} (safetensors in the diffusers layout): {reason}"
+            ) from error
+        encoder = load_encoder(folder / "image_encoder", layers=said["layers"], device=device)
+        maps = {"map_width": encoder.map_width, "grid": encoder.grid} if said["amalgamation"] else {}
+        model = build(unet, token_width=encoder.token_width, norm=said["norm"], **maps)
+        try:
+            take_conditioning(model, tensors)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the conditioning in {folder} does not fit its encoder and UNet: {' '.join(str(error).split())[:200]}"
+            ) from error
+        model.to(device).eval().requires_grad_(False)
+        if vae is not None:
+            vae.to(device).eval().requires_grad_(False)
+        return cls(model, encoder, scheduler, vae, fourth or said["fourth"])
+
+
+def take_conditioning(model: NovelView, tensors: Mapping[str, Tensor]) -> None:
+    """Give a model the conditioning's weights.
+
+    Raises:
+        RuntimeError: they do not fit.
+    """
+    for name, part in (("token", model.token), ("amalgamation", model.amalgamation)):
+        if part is not None:
+            own = {
+                key.removeprefix(f"{name}."): v for key, v in tensors.items() if key.startswith(f"{name}.")
+            }
+            part.load_state_dict(own)
+
+
+def read_conditioning(folder: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    """What a folder says of its conditioning, and its weights under our names."""
+    from safetensors import SafetensorError
+
+    try:
+        if (folder / "conditioning").is_dir():
+            said = json.loads((folder / "conditioning" / "config.json").read_text())
+            return said, load_file(folder / "conditioning" / "model.safetensors")
+        for place, name in PUBLISHED.items():
+            if (folder / place).is_dir():
+                (path,) = (folder / place).glob("*.safetensors")
+                tensors = {
+                    key.replace(f"{name}.", "token.projection.", 1): v for key, v in load_file(path).items()
+                }
+                return {"norm": False, "amalgamation": False, "layers": [], "fourth": "distance"}, tensors
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"could not read the conditioning in {folder}; only safetensors are read, so convert an older file with "
+            f"distill.convert first ({type(error).__name__}: {error})"
+        ) from error
+    places = ", ".join(["conditioning", *PUBLISHED])
+    raise ValueError(f"expected a novel-view model in {folder}, which has none of the folders {places}")

@@ -1,0 +1,70 @@
+"""One asset per line of a file of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from distill.contracts import Prior
+from distill.priors.source import find
+from distill.run.assemble import open_prior, pick_device
+from distill.run.checks import check_prompt
+from distill.run.execute import log, run
+from distill.run.fit import fit
+from distill.run.folders import claim, is_finished
+
+
+def run_prompts(config: DictConfig) -> dict[str, str]:
+    """Make one asset per line of ``config.prompts``, loading the prior once.
+
+    Finished ones are skipped, unfinished ones resumed, and a failure does not stop the rest.
+
+    Returns:
+        Prompt to ``finished``, ``skipped``, or the error.
+
+    Raises:
+        ValueError: the file cannot be read or has no prompts.
+    """
+    path = Path(config.prompts).expanduser()
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"prompts must be a text file with one prompt per line, but {path} cannot be read: {error}"
+        ) from error
+    wanted = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+    if not wanted:
+        raise ValueError(f"prompts must be a text file with one prompt per line, but {path} has none")
+    root = Path(config.output_dir or "outputs").expanduser()
+    device = pick_device(config.device)
+    if config.max_vram:
+        fit(config, find(config.prior), device)
+    prior = open_prior(config, device)
+    return {prompt: _run_one(config, prompt, root, prior) for prompt in wanted}
+
+
+def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior) -> str:
+    changes: Mapping[str, Any] = {
+        "prompt": prompt.replace("${", r"\${"),
+        "prompts": None,
+        "output_dir": None,
+        "resume": True,
+    }
+    one = OmegaConf.merge(config, OmegaConf.create(dict(changes)))
+    assert isinstance(one, DictConfig)
+    try:
+        check_prompt(one)
+        folder = claim(one, root)
+        if is_finished(folder):
+            log.info("%s: finished before, in %s", prompt, folder)
+            return "skipped"
+        one.output_dir = str(folder)
+        run(one, prior)
+    except (ValueError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        log.error("%s: %s", prompt, reason)
+        return reason
+    return "finished"

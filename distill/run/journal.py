@@ -1,0 +1,130 @@
+"""What a run writes while it goes on: metrics, previews, checkpoints, a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from distill.cameras import turntable
+from distill.contracts import Render, View
+from distill.files.atomic import write_atomic
+from distill.files.checkpoint import save_checkpoint
+from distill.loop import State
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and did, at a step's end, with a checkpoint."""
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """Turn SIGINT and SIGTERM into a flag for as long as the context lasts; a second SIGINT is not held back."""
+    stop = threading.Event()
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def keep_lines_before(path: Path, step: int) -> None:
+    """Drop what a resumed run will write again: lines of ``step`` and later, and a torn last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            if json.loads(line)["step"] < step:
+                kept.append(line + "\n")
+    write_atomic(path, "".join(kept))
+
+
+class Journal:
+    """Called after each step. Writes ``metrics.jsonl``, TensorBoard events, previews and checkpoints."""
+
+    def __init__(
+        self,
+        folder: Path,
+        options: Any,
+        iterations: int,
+        start: int,
+        views: Sequence[View],
+        stop: threading.Event,
+    ) -> None:
+        self.folder, self.options, self.views, self.stop = folder, options, views, stop
+        keep_lines_before(folder / "metrics.jsonl", start)
+        self.lines = (folder / "metrics.jsonl").open("a", buffering=1)
+        self.board = None
+        if options.tensorboard:
+            logging.getLogger("tensorboard").setLevel(logging.ERROR)
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        self.bar = tqdm(total=iterations, initial=start, unit="it", desc="distilling", dynamic_ncols=True)
+        self.before = time.perf_counter()
+
+    def __call__(self, state: State, metrics: dict[str, float], picture: Render) -> bool:
+        now = time.perf_counter()
+        metrics = {**metrics, "seconds": round(now - self.before, 4)}
+        self.before = now
+        self.lines.write(json.dumps(metrics) + "\n")
+        if self.board:
+            for name, value in metrics.items():
+                if name != "step":
+                    self.board.add_scalar(name, value, int(metrics["step"]))
+        self.bar.update()
+        if state.step % 10 == 0:
+            shown = {"opacity": f"{metrics['opacity']:.3f}", "skipped": state.skipped}
+            self.bar.set_postfix({name: value for name, value in shown.items() if value}, refresh=False)
+        if self._due(self.options.preview_every, state.step):
+            self.preview(state.step)
+        stop = self.stop.is_set()
+        if stop or self._due(self.options.checkpoint_every, state.step):
+            self.checkpoint(state)
+        return stop
+
+    @staticmethod
+    def _due(every: int, step: int) -> bool:
+        return every > 0 and step % every == 0
+
+    def preview(self, step: int) -> None:
+        """Write four sides of each scene, a row each, as one picture."""
+        import imageio.v3 as imageio
+
+        folder = self.folder / "previews"
+        folder.mkdir(exist_ok=True)
+        rows = [view(turntable(4), 64, 64).rgb.detach().cpu().clamp(0, 1) for view in self.views]
+        sheet = torch.cat([rgb.movedim(0, 1).flatten(1, 2) for rgb in rows])
+        imageio.imwrite(folder / f"step-{step:06d}.png", (sheet * 255).round().byte().numpy())
+
+    def checkpoint(self, state: State) -> Path:
+        return save_checkpoint(
+            self.folder / "checkpoints", state.step, state.state_dict(), self.options.keep_checkpoints
+        )
+
+    def close(self) -> None:
+        self.bar.close()
+        self.lines.close()
+        if self.board:
+            self.board.close()
