@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.contracts import View
+from distill.contracts import Scene, View
 
 if TYPE_CHECKING:
     from distill.export.mesh import Mesh
@@ -28,7 +28,7 @@ class Asset:
 
     prompt: str
     folder: Path
-    scene: Any
+    scene: Scene
     view: View
     manifest: dict[str, Any]
     particles: tuple[Asset, ...] = ()
@@ -43,11 +43,13 @@ class Asset:
         from distill.export.mesh import extract_mesh
         from distill.export.texture import bake_texture
 
-        if not hasattr(self.scene, "query"):
-            raise ValueError("a picture has no mesh; make a scene that fills space (leave out scene=image)")
-        device = next(self.scene.parameters()).device
-        bare = extract_mesh(self.scene.query, self.view, faces=10_000, device=device)
-        return bake_texture(bare, self.scene.query, device=device)
+        field = self.scene.field()
+        if field is None:
+            raise ValueError(
+                "this scene has no surface to make a mesh of; choose one that has, such as scene=hash_grid"
+            )
+        bare = extract_mesh(field, self.view, faces=10_000)
+        return bake_texture(bare, field)
 
     def save(self, path: str | Path) -> Path:
         """Write the mesh as ``.glb``, ``.obj`` or ``.ply``.

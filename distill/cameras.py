@@ -33,9 +33,12 @@ class Cameras:
     def to(self, device: torch.device | str) -> Cameras:
         return Cameras(*(value.to(device) for value in vars(self).values()))
 
+    def __getitem__(self, index: slice | Tensor) -> Cameras:
+        return Cameras(*(value[index] for value in vars(self).values()))
+
     def part(self, begin: int, end: int) -> Cameras:
-        """Those from ``begin`` up to but not including ``end``."""
-        return Cameras(*(value[begin:end] for value in vars(self).values()))
+        """Return those from ``begin`` up to but not including ``end``."""
+        return self[begin:end]
 
     def split(self, size: int) -> list[Cameras]:
         """Parts of ``size``, the last of what is left."""

@@ -1,80 +1,109 @@
-"""The contracts between the parts. Nothing here is inherited from: anything of the right shape fits."""
+"""The contracts between the parts: everything that the loop and a run use of a prior, a scene, a loss or a sampler.
+
+Nothing here is inherited from: anything of the right shape fits.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from distill.cameras import Cameras
 
-#: What a prior's text encoders make of a batch of prompts: named tensors, the batch dimension first.
+#: Named tensors that condition a network, the batch dimension first: what text encoders make of prompts.
 Embedding = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Condition:
-    """What the pictures of one step should show, and where in training the step is.
+class Step:
+    """A point in training.
 
     Attributes:
-        text: the prompts' embedding.
-        uncond: the empty prompt's embedding, for classifier-free guidance.
-        negative: a negative prompt's embedding, where one is given.
-        source: the embedding of a prompt that describes what is edited, where one is given.
-        source_x: pictures of what is edited, in the prior's space, where they are given.
-        cameras: where the pictures were taken from.
+        index: steps done before this one.
         progress: fraction of training done, in [0, 1).
-        plain: the prompt's embedding without view words, where the prompt has them.
-        seen: a novel-view model that has looked at the input picture, where one is given.
-        uniform: a random number in [0, 1) per picture, shape ``[batch]``, for losses that draw a second
-            timestep.
+        uniform: a random number in [0, 1) per picture, shape ``[batch]``, for losses that draw a second timestep; the same
+            for all views that a multi-view prior takes at once.
     """
 
-    text: Embedding
-    uncond: Embedding
-    negative: Embedding | None = None
-    source: Embedding | None = None
-    source_x: Tensor | None = None
-    cameras: Cameras | None = None
+    index: int = 0
     progress: float = 0.0
-    plain: Embedding | None = None
     uniform: Tensor | None = None
-    seen: Any = None
+
+    def part(self, begin: int, end: int) -> Step:
+        """Return the step of the pictures from ``begin`` up to but not including ``end``."""
+        return replace(self, uniform=None if self.uniform is None else self.uniform[begin:end])
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the pictures of one step should show.
+
+    Attributes:
+        prompts: embeddings by role: ``text`` (the prompt) and ``uncond`` (no prompt, for classifier-free guidance); where
+            they are given ``negative``, ``source`` (the prompt of what is edited), ``plain`` (the prompt without view
+            words), and ``away_0`` and ``away_1`` (the views that Perp-Neg pushes away).
+        cameras: where the pictures were taken from.
+        step: where in training the step is.
+        source_x: pictures of what is edited, in the prior's space.
+        away: Perp-Neg's weights of ``away_0`` and ``away_1``, at most 0, shape ``[batch, 2]``.
+    """
+
+    prompts: Mapping[str, Embedding]
+    cameras: Cameras | None = None
+    step: Step = field(default_factory=Step)
+    source_x: Tensor | None = None
+    away: Tensor | None = None
+
+    @property
+    def text(self) -> Embedding:
+        """The prompt's embedding."""
+        return self.prompts["text"]
+
+    @property
+    def uncond(self) -> Embedding:
+        """The empty prompt's embedding."""
+        return self.prompts["uncond"]
 
     def part(self, begin: int, end: int) -> Condition:
-        """Of the pictures from ``begin`` up to but not including ``end``."""
-
-        def rows(embedding: Embedding | None) -> Any:
-            return embedding and {name: value[begin:end] for name, value in embedding.items()}
-
-        return replace(
-            self,
-            **{name: rows(getattr(self, name)) for name in ("text", "uncond", "negative", "source", "plain")},
-            source_x=None if self.source_x is None else self.source_x[begin:end],
-            cameras=self.cameras and self.cameras.part(begin, end),
-            uniform=None if self.uniform is None else self.uniform[begin:end],
+        """Return the condition of the pictures from ``begin`` up to but not including ``end``."""
+        rows = {
+            role: {name: value[begin:end] for name, value in embedding.items()}
+            for role, embedding in self.prompts.items()
+        }
+        return Condition(
+            rows,
+            self.cameras and self.cameras.part(begin, end),
+            self.step.part(begin, end),
+            None if self.source_x is None else self.source_x[begin:end],
+            None if self.away is None else self.away[begin:end],
         )
 
     @staticmethod
     def joined(parts: Sequence[Condition]) -> Condition:
         """Undo ``part``."""
 
-        def rows(name: str) -> Any:
-            first, *_ = values = [getattr(part, name) for part in parts]
-            if first is None:
-                return None
-            if isinstance(first, Tensor):
-                return torch.cat(values)
-            return {key: torch.cat([value[key] for value in values]) for key in first}
+        def cat(values: Sequence[Tensor | None]) -> Tensor | None:
+            given = [value for value in values if value is not None]
+            return torch.cat(given) if given else None
 
-        tensors = ("text", "uncond", "negative", "source", "source_x", "plain", "uniform")
-        cameras = Cameras.joined([part.cameras for part in parts if part.cameras])
-        found = {name: rows(name) for name in tensors}
-        return replace(parts[0], **found, cameras=cameras if parts[0].cameras else None)
+        first = parts[0]
+        prompts = {
+            role: {name: torch.cat([part.prompts[role][name] for part in parts]) for name in embedding}
+            for role, embedding in first.prompts.items()
+        }
+        cameras = [part.cameras for part in parts if part.cameras]
+        return Condition(
+            prompts,
+            Cameras.joined(cameras) if cameras else None,
+            replace(first.step, uniform=cat([part.step.uniform for part in parts])),
+            cat([part.source_x for part in parts]),
+            cat([part.away for part in parts]),
+        )
 
 
 @dataclass(frozen=True)
@@ -128,15 +157,50 @@ class Prior(Protocol):
     """A frozen diffusion model. How it predicts (noise, v, flow) stays inside."""
 
     @property
+    def name(self) -> str:
+        """The name it was loaded by."""
+        ...
+
+    @property
     def device(self) -> torch.device: ...
 
     @property
     def image_size(self) -> int:
-        """Height and width in pixels that it was trained on."""
+        """Height and width in pixels of the pictures that it works on."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of ``encode``'s result."""
+        ...
+
+    @property
+    def latent(self) -> bool:
+        """Whether it works on a VAE's latents rather than on pixels."""
+        ...
+
+    @property
+    def words(self) -> bool:
+        """Whether prompts decide what it draws; False for a model that is conditioned on a picture."""
+        ...
+
+    @property
+    def views(self) -> int:
+        """Pictures of one object that it takes together, in consecutive rows at one timestep; 1 for most."""
         ...
 
     @property
     def num_timesteps(self) -> int: ...
+
+    @property
+    def trainable(self) -> Trainable | None:
+        """The network that VSD adds its LoRA to; None where there is none."""
+        ...
+
+    @property
+    def has_control(self) -> bool:
+        """Whether a ControlNet is loaded beside its network."""
+        ...
 
     def embed(self, prompts: list[str]) -> Embedding:
         """Encode prompts; done once per run."""
@@ -144,6 +208,18 @@ class Prior(Protocol):
 
     def encode(self, image: Tensor) -> Tensor:
         """Map pictures in [0, 1], ``[batch, 3, height, width]``, to the model's space, differentiably."""
+        ...
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Map back to pictures, differentiably and without clipping."""
+        ...
+
+    def show(self, pictures: Tensor) -> Tensor:
+        """Encode pictures in [0, 1] for the ControlNet.
+
+        Raises:
+            ValueError: there is no ControlNet.
+        """
         ...
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -154,8 +230,40 @@ class Prior(Protocol):
         """Noise scale sqrt(1 - abar_t), shape ``[batch, 1, 1, 1]``."""
         ...
 
-    def predict_noise(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
-        """Predict the noise in ``x_t``, same shape, without gradient to the model's parameters."""
+    def predict_noise(
+        self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None
+    ) -> Tensor:
+        """Predict the noise in ``x_t``, same shape, without gradient to the model's parameters.
+
+        Args:
+            x_t: noised pictures in the prior's space, shape ``[batch, ...]``; of a multi-view prior, ``views``
+                consecutive rows show one object.
+            t: timesteps, shape ``[batch]``.
+            cond: the conditioning.
+            cameras: where the pictures were taken from; ignored by most priors.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return where its weights are from, for an asset's manifest."""
+        ...
+
+
+class Trainable(Protocol):
+    """A prior's network, for losses that train adapters inside it."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The denoiser, a module of diffusers that takes adapters."""
+        ...
+
+    @property
+    def clock(self) -> str:
+        """Name of the module in it that embeds the time; it has a layer ``linear_2``."""
+        ...
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None) -> Tensor:
+        """Predict the noise as ``Prior.predict_noise`` does, with gradient to the network's parameters."""
         ...
 
 
@@ -181,9 +289,13 @@ class Learner(Protocol):
         """Train on the pictures of a step, ``at_once`` of them in memory at a time; returns the loss, for the log."""
         ...
 
+    def save(self, folder: Path, /) -> None:
+        """Write what it learnt, in a format that other programs read."""
+        ...
+
     def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, saved: dict[str, Any], /) -> Any: ...
+    def load_state_dict(self, saved: dict[str, Any], /) -> object: ...
 
 
 class TimestepSampler(Protocol):
@@ -198,52 +310,116 @@ class CameraSampler(Protocol):
     def __call__(self, progress: float, batch: int, generator: torch.Generator, /) -> Cameras: ...
 
 
+class Group(NamedTuple):
+    """Parameters of a scene that share a learning rate."""
+
+    parameters: Sequence[nn.Parameter]
+    rate: float
+
+
+#: Density (per scene unit, shape ``[n]``) and albedo in [0, 1] (``[n, 3]``) at points ``[n, 3]`` in the cube [-1, 1]^3.
+Field = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+#: Renders one scene without gradient: cameras, height, width.
+View = Callable[[Cameras, int, int], Render]
+
+
+class Writer(Protocol):
+    """Writes files of one kind."""
+
+    def __call__(self, folder: Path, view: View, options: Mapping[str, Any], /) -> dict[str, Any]:
+        """Write into ``folder``; returns figures for the manifest.
+
+        Args:
+            folder: exists; files of the same names are replaced.
+            view: renders the scene.
+            options: those of ``export``, by name.
+
+        Raises:
+            ValueError: there is nothing to write, for example no surface.
+        """
+        ...
+
+
 class Scene(Protocol):
-    """What is optimised: a module with named groups of parameters, and state that follows training."""
+    """What is optimised: a torch module that renders itself.
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by kind (``encoding``, ``mlp``, ``background``), so that each has its own rate."""
+    ``features`` says what its ``render`` can do, so that what it cannot is refused before training: ``sides`` (it looks
+    different from different sides), ``volume`` (it fills the cube [-1, 1]^3), ``normals``, ``shading``, ``chunks`` (it
+    takes ``chunk_rays`` and ``recompute``), and the names of the penalties that it computes.
+    """
+
+    features: frozenset[str]
+
+    def parameter_groups(self) -> dict[str, Group]:
+        """Return its parameters by kind, each kind with its learning rate."""
         ...
 
-    def update(self, step: int, progress: float, generator: torch.Generator) -> None:
-        """Bring state that is not learnt (occupancy, active levels) up to date before a step."""
+    def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator, /) -> None:
+        """Bring state that is not learnt (occupancy, active levels) up to date before a step.
+
+        A scene that grows or prunes replaces parameters here, in ``optimiser`` too.
+        """
         ...
 
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> Any: ...
-
-
-class Field(Protocol):
-    """A scene that fills space, in the cube [-1, 1]^3: what a mesh is made from."""
-
-    def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Density (per scene unit, shape ``[n]``) and albedo in [0, 1] (``[n, 3]``) at points ``[n, 3]``."""
-        ...
-
-
-class Renderer(Protocol):
-    """Takes pictures of a scene."""
-
-    def __call__(
+    def render(
         self,
-        scene: Any,
         cameras: Cameras,
         height: int,
         width: int,
         *,
         generator: torch.Generator | None = None,
         normals: bool = False,
+        penalties: Sequence[str] = (),
+        **options: Any,
     ) -> Render:
-        """Render; with a generator for training (jittered samples, random background), without for looking."""
+        """Render; with a generator for training (jittered samples, random background), without for viewing.
+
+        Args:
+            cameras: one picture each.
+            height: pixels.
+            width: pixels.
+            generator: of all that is random.
+            normals: whether normals are wanted.
+            penalties: which penalties are wanted, by name.
+            **options: ``shading``, ``chunk_rays`` and ``recompute``, for scenes with those features alone.
+        """
         ...
 
+    def field(self) -> Field | None:
+        """Return the density and colour that a mesh is extracted from; None for scenes without."""
+        ...
 
-#: Takes finished pictures of one scene: cameras, height, width.
-View = Callable[[Cameras, int, int], Render]
+    def assets(self) -> Mapping[str, Writer]:
+        """Return what writes the scene's own files, by name; pictures of it are written for every scene with sides."""
+        ...
+
+    def to(self, device: torch.device, /) -> Any: ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> object: ...
 
 
-class Exporter(Protocol):
-    """Writes a scene to a file."""
+class Renderer(Protocol):
+    """Renders the scene that is trained."""
 
-    def __call__(self, scene: Any, path: Path, /) -> None: ...
+    def __call__(
+        self,
+        cameras: Cameras,
+        height: int,
+        width: int,
+        *,
+        generator: torch.Generator | None = None,
+        normals: bool = False,
+    ) -> Render: ...
+
+
+class Conditioner(Protocol):
+    """Makes the condition of a step's pictures."""
+
+    def __call__(self, cameras: Cameras, step: Step, render: Render | None = None, /) -> Condition:
+        """Return the condition for pictures from ``cameras``; ``render`` is what they show, for a ControlNet."""
+        ...

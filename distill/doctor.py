@@ -16,8 +16,11 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from distill.loop import train
 from distill.priors.source import Source, find, offline
 from distill.priors.table import MODELS
+from distill.run.assemble import assemble, pick_device
+from distill.run.compose import compose_config
 
 #: Free space that a run may take, bytes.
 ROOM = 2e9
@@ -58,8 +61,6 @@ def examine(config: DictConfig) -> Iterator[Finding]:
     for finding in devices(config.device):
         yield finding
     try:
-        from distill.run.assemble import pick_device
-
         device = pick_device(config.device)
         yield Finding("device", "ok", f"{device} for device={config.device}")
     except ValueError as error:
@@ -204,29 +205,17 @@ def the_prior(name: str) -> Iterator[tuple[Finding, Source | None]]:
 
 
 def smoke(device: torch.device) -> Finding:
-    """A step of the embedded prior's on a device."""
-    from distill.conditions.prompts import conditioner
-    from distill.guidance.sds import sds
-    from distill.loop import train
-    from distill.priors.load import load_prior
-    from distill.run.assemble import build
-    from distill.run.compose import compose_config
-
+    """Take a step with the embedded prior on a device."""
+    options = [
+        "prompt=a red mug",
+        "iterations=1",
+        "render.size=16",
+        "render.batch=1",
+        f"device={device.type}",
+    ]
     try:
         started = time.perf_counter()
-        prior = load_prior("embedded", device)
-        options = [
-            "prompt=a red mug",
-            "iterations=1",
-            "render.size=16",
-            "render.batch=1",
-            f"device={device.type}",
-        ]
-        parts = build(compose_config(options), prior)
-        train(
-            parts.state, prior, sds, conditioner(prior, "a red mug"), parts.render, parts.cameras, parts.timesteps,
-            parts.settings,
-        )  # fmt: skip
+        train(assemble(compose_config(options)))
         return Finding(f"step on {device.type}", "ok", f"{time.perf_counter() - started:.1f} s with loading")
     except Exception as error:  # whatever does not work here is what this is to find
         return Finding(

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,21 @@ from distill.cameras import Cameras
 from distill.contracts import (
     CameraSampler,
     Condition,
+    Conditioner,
     Guidance,
     Learner,
     Prior,
     Render,
     Renderer,
     Scene,
+    Step,
     TimestepSampler,
+    View,
 )
 from distill.samplers.schedules import Ramp
+
+if TYPE_CHECKING:
+    from distill.conditions.picture import Picture
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +56,7 @@ class State:
         learner: the guidance, if it has parameters of its own, else None.
     """
 
-    scene: Any
+    scene: Scene
     optimiser: torch.optim.Optimizer
     generator: torch.Generator
     step: int = 0
@@ -59,9 +65,11 @@ class State:
     learner: Learner | None = None
 
     def parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.scene.parameter_groups().values() for p in group]
+        """Return the scene's parameters, group by group."""
+        return [p for group in self.scene.parameter_groups().values() for p in group.parameters]
 
     def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
         return {
             "scene": dict(self.scene.state_dict()),
             "optimiser": self.optimiser.state_dict(),
@@ -73,6 +81,11 @@ class State:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go back to a checkpoint.
+
+        Raises:
+            ValueError: it is of a guidance without parameters, and this one has some.
+        """
         self.scene.load_state_dict(saved["scene"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.generator.set_state(saved["generator"].cpu())
@@ -92,10 +105,10 @@ class Settings:
     Attributes:
         iterations: steps in all.
         batch: pictures per step.
-        at_once: of these, how many are rendered and shown to the prior at a time, their gradients added up; None for
+        at_once: of these, how many are rendered and given to the prior at a time, their gradients added up; None for
             all of them.
-        latent_until: fraction of training up to which the prior is shown normals and opacity as if they were its latent.
-        normals: render normals in every step, for what the prior is told of the pictures.
+        latent_until: fraction of training up to which normals and opacity stand in for the prior's latent.
+        normals: render normals in every step, for a ControlNet.
         size: height and width rendered, pixels; rounded to multiples of 8.
         penalties: weights of the renderer's regularisers.
         clip_norm: largest gradient norm over all parameters, 0 for none.
@@ -117,174 +130,226 @@ class Settings:
     max_bad_steps: int = 20
 
 
-def make_optimiser(
-    scene: Scene, rates: Mapping[str, float], betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-15
-) -> torch.optim.Optimizer:
-    """Adam with one group per kind of parameter.
+@dataclass(frozen=True)
+class Job:
+    """A run's parts, ready for ``train``.
 
-    Raises:
-        ValueError: a kind of parameter has no rate.
-    """
-    groups = []
-    for name, parameters in scene.parameter_groups().items():
-        if name not in rates:
-            raise ValueError(
-                f"no learning rate for the scene's {name!r} parameters; rates: {', '.join(rates)}"
-            )
-        if parameters:
-            groups.append({"params": parameters, "lr": rates[name], "peak_lr": rates[name]})
-    return torch.optim.Adam(groups, betas=betas, eps=eps)
-
-
-def train(
-    state: State,
-    prior: Prior,
-    guidance: Guidance,
-    condition: Callable[[Cameras], Condition],
-    render: Renderer,
-    cameras: CameraSampler,
-    timesteps: TimestepSampler,
-    settings: Settings,
-    on_step: Callable[[State, dict[str, float], Render], bool | None] = lambda *_: None,
-    smaller: Renderer | None = None,
-    tell: Callable[[Condition, Render], Condition] = lambda cond, _: cond,
-) -> State:
-    """Shape a scene until the prior is content with its pictures.
-
-    Args:
+    Attributes:
         state: where to start; advanced in place.
         prior: the frozen diffusion model.
         guidance: the loss, e.g. ``distill.guidance.sds`` with its options bound.
-        condition: embeddings for a batch of cameras.
-        render: takes the pictures.
+        condition: makes the condition of a step's pictures.
+        render: renders the scene for training.
         cameras: draws where from.
         timesteps: draws at which noise levels.
         settings: iterations, sizes, weights.
-        on_step: called after each step with the state, the step's metrics and its pictures; returning True
-            stops the run there.
-        smaller: takes the same pictures with less memory; used, with half as many views at a time, from a step on that
-            does not fit the device's.
-        tell: adds to a step's condition what the prior is told of the pictures, see ``distill.conditions.control``.
+        frugal: renders the same with less memory; used, with half as many views at a time, from a step on that does not
+            fit the device's memory. None for never.
+        scenes: the scenes that are trained: one, or the particles.
+        views: render each of them for viewing.
+        picture: the input picture of a run that has one.
+    """
+
+    state: State
+    prior: Prior
+    guidance: Guidance
+    condition: Conditioner
+    render: Renderer
+    cameras: CameraSampler
+    timesteps: TimestepSampler
+    settings: Settings
+    frugal: Renderer | None = None
+    scenes: Sequence[Scene] = ()
+    views: Sequence[View] = ()
+    picture: Picture | None = None
+
+
+#: Called after each step with the state, the step's metrics and its pictures; returning True stops the run there.
+OnStep = Callable[[State, dict[str, float], Render], bool | None]
+
+
+def make_optimiser(
+    scene: Scene, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-15
+) -> torch.optim.Optimizer:
+    """Make Adam with one group per kind of parameter, each at the scene's own rate."""
+    groups = [
+        {"params": list(parameters), "lr": rate, "peak_lr": rate}
+        for parameters, rate in scene.parameter_groups().values()
+        if parameters
+    ]
+    return torch.optim.Adam(groups, betas=betas, eps=eps)
+
+
+@torch.no_grad()
+def take(scene: Scene, values: Sequence[Tensor]) -> None:
+    """Copy values, for example a moving average, into a scene's parameters, group by group."""
+    parameters = [p for group in scene.parameter_groups().values() for p in group.parameters]
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
+
+
+def train(job: Job, on_step: OnStep = lambda *_: None) -> State:
+    """Optimise the scene with the guidance loss.
+
+    Args:
+        job: the parts; its state is advanced in place.
+        on_step: called after each step.
 
     Raises:
         Diverged: ``settings.max_bad_steps`` steps in a row had gradients that are not finite.
-        OutOfMemory: a step does not fit, not even so.
+        OutOfMemory: a step does not fit, not even with less memory.
     """
-    g, bad, at_once = state.generator, 0, min(settings.at_once or settings.batch, settings.batch)
+    state, settings, bad = job.state, job.settings, 0
+    gradients = retrying(job)
     while state.step < settings.iterations:
-        progress, before = state.step / settings.iterations, g.get_state()
-        state.scene.update(state.step, progress, g)
-        views = cameras(progress, settings.batch, g).to(prior.device)
-        draws, seen = g.get_state(), None
-        while seen is None:
-            try:
-                state.optimiser.zero_grad(set_to_none=True)
-                parts = [see(state, prior, guidance, condition, render, timesteps, settings, some, tell)
-                         for some in views.split(at_once)]  # fmt: skip
-                whole = joined(parts)
-                learner = state.learner
-                learnt = learner.learn(prior, whole.x, whole.cond, g, at_once) if learner else None
-                seen = whole
-            except torch.OutOfMemoryError as error:
-                if smaller is None:
-                    g.set_state(before)  # a run that is resumed here begins with this step
-                    raise OutOfMemory(_too_large(state.step, at_once)) from error
-            if seen is None and smaller:  # not in the handler, which keeps the failed step's tensors alive
-                at_once, render, smaller = max(1, at_once // 2), smaller, None
-                log.warning(
-                    "step %d did not fit the memory; from here on %d views at a time", state.step, at_once
-                )
-                g.set_state(draws)
-                torch.cuda.empty_cache()
-
-        norm = nn.utils.clip_grad_norm_(state.parameters(), settings.clip_norm or math.inf)
-        metrics = _measure(state.step, seen, norm)
-        if learnt is not None:
-            metrics["learner_loss"] = learnt
-        if math.isfinite(metrics["grad_norm"]):
-            bad = 0
-            _step(state, settings, progress)
-        else:
-            bad += 1
-            state.skipped += 1
-            if bad >= settings.max_bad_steps:
-                raise Diverged(_why(metrics, bad, state.step))
-        state.step += 1
-        if on_step(state, metrics, seen.picture):
+        before = state.generator.get_state()
+        try:
+            seen, metrics = step(job, gradients)
+        except OutOfMemory:
+            state.generator.set_state(before)  # a run that is resumed here begins with this step
+            raise
+        bad = 0 if math.isfinite(metrics["grad_norm"]) else bad + 1
+        if bad >= settings.max_bad_steps:
+            raise Diverged(_why(metrics, bad, state.step - 1))
+        if on_step(state, metrics, seen.render):
             break
     return state
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a step saw of some views: the prior's input, without gradient, and what came of it."""
+    """What the prior was given of some views, without gradient, and the gradient that came back."""
 
     x: Tensor
     t: Tensor
     cond: Condition
     grad: Tensor
-    picture: Render
+    render: Render
+    learnt: float | None = None
 
 
-def see(
-    state: State,
-    prior: Prior,
-    guidance: Guidance,
-    condition: Callable[[Cameras], Condition],
-    render: Renderer,
-    timesteps: TimestepSampler,
-    settings: Settings,
-    views: Cameras,
-    tell: Callable[[Condition, Render], Condition],
-) -> Seen:
+class Gradients(Protocol):
+    """Accumulates a step's gradient in the scene's parameters."""
+
+    def __call__(self, job: Job, now: Step, cameras: Cameras, /) -> Seen: ...
+
+
+def step(job: Job, gradients: Gradients | None = None) -> tuple[Seen, dict[str, float]]:
+    """Train for one step: update the scene, render it, ask the prior, move the parameters.
+
+    Args:
+        job: the parts; its state is advanced in place.
+        gradients: ``accumulate`` by default; ``train`` gives one that tries again with less memory.
+
+    Returns:
+        What the prior was given and returned, and the step's metrics.
+    """
+    state, settings, g = job.state, job.settings, job.state.generator
+    now = Step(state.step, state.step / settings.iterations)
+    state.scene.update(now, state.optimiser, g)
+    cameras = job.cameras(now.progress, settings.batch, g).to(job.prior.device)
+    seen = (gradients or accumulate)(job, now, cameras)
+    norm = nn.utils.clip_grad_norm_(state.parameters(), settings.clip_norm or math.inf)
+    metrics = _measure(state.step, seen, norm)
+    if math.isfinite(metrics["grad_norm"]):
+        move(state, settings, now.progress)
+    else:
+        state.skipped += 1
+    state.step += 1
+    return seen, metrics
+
+
+def accumulate(job: Job, now: Step, cameras: Cameras) -> Seen:
+    """Accumulate a step's gradient, ``settings.at_once`` views at a time, and train the guidance if it learns."""
+    state = job.state
+    state.optimiser.zero_grad(set_to_none=True)
+    seen = joined([see(job, now, part) for part in cameras.split(views_at_once(job))])
+    if state.learner:
+        learnt = state.learner.learn(job.prior, seen.x, seen.cond, state.generator, views_at_once(job))
+        seen = replace(seen, learnt=learnt)
+    return seen
+
+
+def see(job: Job, now: Step, cameras: Cameras) -> Seen:
     """Render some of a step's views, ask the prior, and add their share of the step's gradient to the scene's."""
-    g, progress, count = state.generator, state.step / settings.iterations, len(views)
-    size = 8 * round(settings.size(progress) / 8)
-    latent = progress < settings.latent_until
-    wanted = {"normals": True} if latent or settings.normals else {}
-    picture = render(state.scene, views, size, size, generator=g, **wanted)
-    x = as_latent(picture, prior) if latent else prior.encode(picture.rgb.movedim(-1, 1))
-    t = timesteps(progress, count, g).to(prior.device)
+    prior, settings, g, count = job.prior, job.settings, job.state.generator, len(cameras)
+    size = 8 * round(settings.size(now.progress) / 8)
+    latent = now.progress < settings.latent_until
+    render = job.render(cameras, size, size, generator=g, normals=latent or settings.normals)
+    x = as_latent(render, prior) if latent else prior.encode(render.rgb.movedim(-1, 1))
+    objects = count // prior.views
+    t = job.timesteps(now.progress, objects, g).repeat_interleave(prior.views).to(prior.device)
     noise = torch.randn(x.shape, generator=g).to(x)
-    uniform = torch.rand(count, generator=g).to(prior.device)
-    cond = replace(tell(condition(views), picture), progress=progress, uniform=uniform)
+    uniform = torch.rand(objects, generator=g).repeat_interleave(prior.views).to(prior.device)
+    cond = job.condition(cameras, replace(now, uniform=uniform), render)
     with torch.no_grad():
-        grad = guidance(prior, x.detach(), cond, t, noise)
+        grad = job.guidance(prior, x.detach(), cond, t, noise)
 
     share = count / settings.batch
-    weighted = [
-        share * settings.penalties[name](progress) * value for name, value in picture.penalties.items()
-    ]
+    weighted = [share * settings.penalties[k](now.progress) * value for k, value in render.penalties.items()]
     torch.autograd.backward([x, *weighted], [grad / settings.batch, *[None] * len(weighted)])
-    return Seen(x.detach(), t, cond, grad, picture.detached())
+    return Seen(x.detach(), t, cond, grad, render.detached())
+
+
+def views_at_once(job: Job) -> int:
+    """Return how many views are in memory at a time: a multiple of those that the prior takes together."""
+    wanted = min(job.settings.at_once or job.settings.batch, job.settings.batch)
+    return max(wanted // job.prior.views, 1) * job.prior.views
+
+
+def retrying(job: Job) -> Gradients:
+    """Return ``accumulate`` that, from a step on that runs out of memory, renders frugally and half as many views at a time."""
+    smaller: Job | None = None
+
+    def gradients(job: Job, now: Step, cameras: Cameras) -> Seen:
+        nonlocal smaller
+        before = job.state.generator.get_state()
+        try:
+            return accumulate(smaller or job, now, cameras)
+        except torch.OutOfMemoryError as error:
+            if smaller or job.frugal is None:
+                raise OutOfMemory(_too_large(now.index, views_at_once(smaller or job))) from error
+        # Not in the handler, which keeps the failed step's tensors alive.
+        fewer = replace(job.settings, at_once=max(1, views_at_once(job) // 2))
+        smaller = replace(job, settings=fewer, render=job.frugal)
+        log.warning(
+            "step %d did not fit the memory; from here on %d views at a time",
+            now.index,
+            views_at_once(smaller),
+        )
+        job.state.generator.set_state(before)
+        torch.cuda.empty_cache()
+        return gradients(job, now, cameras)
+
+    return gradients
 
 
 def joined(parts: Sequence[Seen]) -> Seen:
-    """What a step saw of all its views."""
+    """Concatenate what a step's parts gave."""
     if len(parts) == 1:
         return parts[0]
     tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("x", "t", "grad")}
     return Seen(
         **tensors,
         cond=Condition.joined([part.cond for part in parts]),
-        picture=Render.joined([part.picture for part in parts]),
+        render=Render.joined([part.render for part in parts]),
     )
 
 
-def as_latent(picture: Render, prior: Any) -> Tensor:
-    """Normals and opacity as the four channels of a latent, in [-1, 1], shape ``[batch, 4, side, side]``.
+def as_latent(render: Render, prior: Prior) -> Tensor:
+    """Stack normals and opacity as the four channels of a latent, in [-1, 1], shape ``[batch, 4, height, width]``.
 
-    What a latent looks like is near enough to them for a prior to shape a scene's first, coarse form, and no VAE is asked.
+    They are close enough to a latent for a prior to shape a scene's first, coarse form without the VAE.
 
     Source: Chen et al. 2023 (Fantasia3D), arXiv:2303.13873, Sec. 3.2.
     """
-    assert picture.normal is not None
-    x = torch.cat([picture.normal * picture.opacity, 2 * picture.opacity - 1], dim=-1).movedim(-1, 1)
-    return nn.functional.interpolate(x, (prior.latent_size,) * 2, mode="bilinear", antialias=True)
+    assert render.normal is not None
+    x = torch.cat([render.normal * render.opacity, 2 * render.opacity - 1], dim=-1).movedim(-1, 1)
+    return nn.functional.interpolate(x, prior.shape[1:], mode="bilinear", antialias=True)
 
 
 def _too_large(step: int, at_once: int) -> str:
-    """What did not fit, and the remedies."""
+    """Say what did not fit, and the remedies."""
     return (
         f"step {step} did not fit the device's memory, not even with {at_once} views at a time; go on with resume=true and "
         "render.at_once=1, render.recompute=true, prior_options.checkpointing=true, or max_vram=, which chooses; or start "
@@ -293,10 +358,10 @@ def _too_large(step: int, at_once: int) -> str:
 
 
 def _why(metrics: Mapping[str, float], bad: int, step: int) -> str:
-    """What was not finite, and the remedy."""
+    """Say what was not finite, and the remedy."""
     if math.isfinite(metrics["guidance_rms"]):
         what = "the scene's gradient"
-        remedy = "start again with lower learning rates (optimiser.encoding, optimiser.mlp) or guidance.scale"
+        remedy = "start again with lower learning rates (scene.encoding_lr, scene.mlp_lr) or guidance.scale"
     else:
         what = "what the prior and the loss gave"
         remedy = (
@@ -305,26 +370,29 @@ def _why(metrics: Mapping[str, float], bad: int, step: int) -> str:
     return f"{what} was not finite in {bad} steps in a row, the last of them step {step}; {remedy}"
 
 
-def _step(state: State, settings: Settings, progress: float) -> None:
+def move(state: State, settings: Settings, progress: float) -> None:
+    """Take the optimiser's step at the rates of this point in training, and update the moving average."""
     factor = settings.final_lr + (1 - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
     for group in state.optimiser.param_groups:
         group["lr"] = group["peak_lr"] * factor
     state.optimiser.step()
     if settings.ema:
         parameters = [p.detach() for p in state.parameters()]
-        if state.average is None:
+        if state.average is None or [p.shape for p in state.average] != [p.shape for p in parameters]:
             state.average = [p.clone() for p in parameters]
         torch._foreach_lerp_(state.average, parameters, 1 - settings.ema)
 
 
 def _measure(step: int, seen: Seen, norm: Tensor) -> dict[str, float]:
+    """Return a step's metrics."""
     values = {
         "t": seen.t.float().mean(),
         "guidance_rms": seen.grad.square().mean().sqrt(),
         "grad_norm": norm,
-        "opacity": seen.picture.opacity.mean(),
-        **seen.picture.penalties,
+        "opacity": seen.render.opacity.mean(),
+        **seen.render.penalties,
     }
     # One transfer for all of them: each .item() would wait for the device.
     numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()
-    return {"step": step, **dict(zip(values, numbers, strict=True))}
+    learnt = {} if seen.learnt is None else {"learner_loss": seen.learnt}
+    return {"step": step, **dict(zip(values, numbers, strict=True)), **learnt}

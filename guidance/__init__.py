@@ -1,9 +1,10 @@
 """Guidance losses, one file each; a file's name is the loss's name.
 
 A loss is a function ``name(prior, x, cond, t, noise, *, option=default, ...) -> gradient``. Its keyword-only
-parameters are its options on the command line. A loss that must be set up for its
-prior takes ``(prior, generator, *, option=default, ...)`` instead and gives what is called in that way: ``mix``, and
-``vsd``, a class (named in capitals) that also has ``learn`` for its own parameters. Dropping a file in this folder adds a loss; so does ``register`` from a script.
+parameters are its options on the command line. A loss that must be set up for its prior is marked ``made_for_prior``: it
+takes ``(prior, generator, priors, *, option=default, ...)``, where ``priors`` has the run's other priors by name, and
+returns what is called with ``(prior, x, cond, t, noise)``; ``mix`` and ``vsd`` are such. Dropping a file in this folder
+adds a loss; so does ``register`` from a script.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,12 +23,26 @@ if __name__ == "guidance":
 #: Files here that are no loss.
 _SHARED = frozenset({"terms"})
 _registered: dict[str, Callable[..., Any]] = {}
+_made: set[Callable[..., Any]] = set()
+
+Make = TypeVar("Make", bound=Callable[..., Any])
 
 
-def register(loss: Callable[..., Any]) -> Callable[..., Any]:
+def register(loss: Make) -> Make:
     """Make a loss of one's own available as ``guidance=<its name in lower case>``; usable as a decorator."""
     _registered[loss.__name__.lower()] = loss
     return loss
+
+
+def made_for_prior(loss: Make) -> Make:
+    """Mark a loss that is set up for its prior first; usable as a decorator."""
+    _made.add(loss)
+    return loss
+
+
+def is_made_for_prior(loss: Callable[..., Any]) -> bool:
+    """Return whether a loss takes ``(prior, generator, priors)`` and returns what is called."""
+    return loss in _made
 
 
 def register_weighting(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -43,10 +58,8 @@ def register_weighting(function: Callable[[Tensor, Tensor], Tensor]) -> Callable
 
 
 def available() -> dict[str, Callable[..., Any]]:
-    """Every loss by name, sorted."""
+    """Return every loss by name, sorted."""
     files = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED]
     modules = {name: importlib.import_module(f"{__name__}.{name}") for name in files}
-    found = {
-        name: getattr(module, name, None) or getattr(module, name.upper()) for name, module in modules.items()
-    }
+    found = {name: getattr(module, name) for name, module in modules.items()}
     return dict(sorted({**found, **_registered}.items()))

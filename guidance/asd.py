@@ -33,7 +33,7 @@ def asd(
     Args:
         prior: the frozen diffusion model.
         x: clean picture in the prior's space, shape ``[batch, channel, height, width]``.
-        cond: the prompt's and the empty prompt's embeddings, and ``uniform`` for a random shift.
+        cond: the prompt's and the empty prompt's embeddings, and ``step.uniform`` for a random shift.
         t: integer timesteps, shape ``[batch]``.
         noise: standard normal, same shape as ``x``.
         scale: classifier-free guidance scale of the first prediction, dimensionless.
@@ -48,19 +48,23 @@ def asd(
 
     Raises:
         ValueError: ``t`` is outside the prior's range, ``eta`` is negative, ``weighting`` is unknown, or a
-            random shift has no ``cond.uniform``.
+            random shift has no ``cond.step.uniform``.
 
     Source: Ma et al. 2024 (ScaleDreamer), arXiv:2407.02040.
     """
     x_t = add_noise(prior, x, t, noise)
     later = shifted(
-        prior, t, cond.uniform if random_shift else torch.ones(len(t)), eta, 0.02 if t_min is None else t_min
+        prior,
+        t,
+        cond.step.uniform if random_shift else torch.ones(len(t)),
+        eta,
+        0.02 if t_min is None else t_min,
     )
-    shared = [(x_t, t, cond.text), (add_noise(prior, x, later, noise), later, cond.text)]
+    both = [(x_t, t, "text"), (add_noise(prior, x, later, noise), later, "text")]
     if scale == 1:
-        guided, rendered = predict_each(prior, *shared)
+        guided, rendered = predict_each(prior, cond, *both)
     else:
-        text, rendered, uncond = predict_each(prior, *shared, (x_t, t, cond.uncond))
+        text, rendered, uncond = predict_each(prior, cond, *both, (x_t, t, "uncond"))
         guided = classifier_free_guidance(uncond, text, scale)
     return (weight(prior, t, weighting) * (guided - rendered)).detach()
 
@@ -68,7 +72,7 @@ def asd(
 def shifted(prior: Prior, t: Tensor, uniform: Tensor | None, eta: float, t_min: float) -> Tensor:
     """The later timestep t', shape ``[batch]``."""
     if uniform is None:
-        raise ValueError("asd draws its shift from cond.uniform, which is None; give torch.rand(batch)")
+        raise ValueError("asd draws its shift from cond.step.uniform, which is None; give torch.rand(batch)")
     if eta < 0:
         raise ValueError(f"asd shifts forward only: eta must be at least 0, got {eta:g}")
     last = prior.num_timesteps - 1

@@ -40,7 +40,7 @@ def bridge(
 
     Source: McAllister et al. 2024, arXiv:2406.09417.
     """
-    source = require(cond.source, "bridge", "source_prompt")
+    require(cond, "source", "bridge")
     x_t = add_noise(prior, x, t, noise)
-    target, origin = predict(prior, x_t, t, cond.text, source)
+    target, origin = predict(prior, x_t, t, cond, "text", "source")
     return (weight(prior, t, weighting) * scale * (target - origin)).detach()

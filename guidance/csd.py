@@ -56,13 +56,16 @@ def csd(
             f"{negative:g} + {empty:g} + {random:g} = {total:g}"
         )
     x_t = add_noise(prior, x, t, noise)
-    terms = [(positive, cond.text), (empty, cond.uncond)]
+    terms = [(positive, "text"), (empty, "uncond")]
     if negative:
-        terms.append((negative, require(cond.negative, "csd with a negative coefficient", "negative_prompt")))
-    terms = [(factor, embedding) for factor, embedding in terms if factor]
+        require(cond, "negative", "csd with a negative coefficient")
+        terms.append((negative, "negative"))
+    terms = [(factor, role) for factor, role in terms if factor]
     grad = random * noise
     if terms:
-        for (factor, _), predicted in zip(terms, predict(prior, x_t, t, *(e for _, e in terms)), strict=True):
+        for (factor, _), predicted in zip(
+            terms, predict(prior, x_t, t, cond, *(role for _, role in terms)), strict=True
+        ):
             grad = grad + factor * predicted
     grad = weight(prior, t, weighting) * grad
     return (grad / grad.norm().clamp(min=1e-12) if normalise else grad).detach()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from torch import Tensor
 
 from distill.contracts import Condition, Prior
@@ -42,8 +40,8 @@ def dds(
 
     Source: Hertz et al. 2023, arXiv:2304.07090.
     """
-    source = dataclasses.replace(cond, text=require(cond.source, "dds", "source_prompt"))
+    require(cond, "source", "dds")
     source_x = x if cond.source_x is None else cond.source_x
     target = predict_guided(prior, add_noise(prior, x, t, noise), t, cond, scale)
-    origin = predict_guided(prior, add_noise(prior, source_x, t, noise), t, source, scale)
+    origin = predict_guided(prior, add_noise(prior, source_x, t, noise), t, cond, scale, "source")
     return (weight(prior, t, weighting) * (target - origin)).detach()

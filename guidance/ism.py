@@ -45,6 +45,6 @@ def ism(
     check_timesteps(prior, t)
     before = (t - round(interval * prior.num_timesteps)).clamp(min=0)
     x_s = ddim_invert(prior, x, before, cond, steps=inversion_steps, scale=0.0)
-    (uncond,) = predict(prior, x_s, before, cond.uncond)
+    (uncond,) = predict(prior, x_s, before, cond, "uncond")
     guided = predict_guided(prior, ddim_step(prior, x_s, uncond, before, t), t, cond, scale)
     return (prior.sigma(t) / prior.alpha(t) * (guided - uncond)).detach()

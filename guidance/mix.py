@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -14,19 +13,26 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from distill.cameras import Cameras
+from distill.conditions import prompts
 from distill.conditions.control import with_control
-from distill.contracts import Condition, Embedding, Guidance, Learner, Prior
+from distill.contracts import Condition, Conditioner, Embedding, Guidance, Learner, Prior
+from distill.guidance import available, is_made_for_prior, made_for_prior
+from distill.options import numbers, options_of, schedule
 from distill.priors.control import CONTROL
+from distill.priors.load import load_prior
 from distill.samplers.schedules import Ramp, scheduled
 
+#: What a term calls the model of the run's input picture.
+NOVEL_VIEW = "novel_view"
 #: A term's keys beside its loss's options.
 OWN = ("loss", "weight", "prompt", "prior")
 
 
+@made_for_prior
 def mix(
     prior: Prior,
     generator: torch.Generator,
+    priors: Mapping[str, Prior] | None = None,
     *,
     terms: Sequence[Mapping[str, Any]] = ({"loss": "sds"}, {"loss": "csd"}),
     view_words: str = "auto",
@@ -41,6 +47,7 @@ def mix(
     Args:
         prior: the frozen diffusion model of the terms that name none.
         generator: of what terms draw when they are made.
+        priors: loaded priors that terms can name, for example ``novel_view``, the model of the input picture.
         terms: mappings with ``loss``, a name, and optionally ``weight`` (a number or a schedule in fractions;
             1), ``prompt``, ``prior`` (as for ``distill.load_prior``, or a loaded one) and the loss's options.
 
@@ -58,7 +65,10 @@ def mix(
     """
     if not terms:
         raise ValueError("guidance.terms needs at least one term, for example [{loss: sds, weight: 1}]")
-    made = [make_term(prior, generator, number, term, view_words) for number, term in enumerate(terms)]
+    made = [
+        make_term(prior, generator, priors or {}, number, term, view_words)
+        for number, term in enumerate(terms)
+    ]
     taught = [id(term.prior or prior) for term in made if isinstance(term.loss, Learner)]
     if len(set(taught)) < len(taught):
         raise ValueError(
@@ -75,28 +85,24 @@ class Term:
 
     loss: Guidance
     weight: Callable[[float], float]
-    prior: Any = None
-    condition: Callable[[Cameras], Condition] | None = None
+    prior: Prior | None = None
+    condition: Conditioner | None = None
 
-    def given(self, prior: Prior, x: Tensor, cond: Condition) -> tuple[Any, Tensor, Condition]:
-        """The prior, picture and condition as this term has them."""
+    def given(self, prior: Prior, x: Tensor, cond: Condition) -> tuple[Prior, Tensor, Condition]:
+        """Return the prior, picture and condition of this term."""
         if self.condition is not None:
             if cond.cameras is None:
                 raise ValueError("a term with its own prompt or prior needs cond.cameras, which is None")
-            own = replace(self.condition(cond.cameras), progress=cond.progress, uniform=cond.uniform)
+            own = self.condition(cond.cameras, cond.step)
             if self.prior is None:  # another prior would not know these embeddings
-                _check_lengths(own.text, cond.text)
-                if CONTROL in cond.text:
-                    own = with_control(own, cond.text[CONTROL])
-                own = replace(own, negative=cond.negative, source=cond.source, source_x=cond.source_x)
+                own = _with_rest(own, cond)
             cond = own
         if self.prior is None:
             return prior, x, cond
-        source: Any = prior
-        return self.prior, self.prior.encode(source.to_image(x)), cond
+        return self.prior, self.prior.encode(prior.to_image(x)), cond
 
     def __call__(self, prior: Prior, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
-        weight = self.weight(cond.progress)
+        weight = self.weight(cond.step.progress)
         if self.prior is None:
             model, _, own = self.given(prior, x, cond)
             return weight * self.loss(model, x, own, t, noise)
@@ -107,6 +113,15 @@ class Term:
         grad = self.loss(model, z.detach(), own, level, resampled(noise, z))
         (back,) = torch.autograd.grad(z, leaf, grad)
         return weight * back
+
+
+def _with_rest(own: Condition, cond: Condition) -> Condition:
+    """Add to the condition of a term's own prompt what it shares with the run's: all prompts but its own, the control."""
+    _check_lengths(own.text, cond.text)
+    if CONTROL in cond.text:
+        own = with_control(own, cond.text[CONTROL])
+    shared = {role: value for role, value in cond.prompts.items() if role in ("negative", "source")}
+    return replace(own, prompts={**own.prompts, **shared}, source_x=cond.source_x)
 
 
 def _check_lengths(own: Embedding, given: Embedding) -> None:
@@ -150,7 +165,7 @@ class LearningMixture(Mixture):
     def save(self, folder: Path) -> None:
         """Write what each learner saves to a folder of its own, ``term-0`` and so on."""
         for number, term in enumerate(self.terms):
-            if hasattr(term.loss, "save"):
+            if isinstance(term.loss, Learner):
                 term.loss.save(folder / f"term-{number}")
 
     def state_dict(self) -> dict[str, Any]:
@@ -170,13 +185,14 @@ def resampled(noise: Tensor, like: Tensor) -> Tensor:
 
 
 def make_term(
-    prior: Prior, generator: torch.Generator, number: int, term: Mapping[str, Any], view_words: str
+    prior: Prior,
+    generator: torch.Generator,
+    priors: Mapping[str, Prior],
+    number: int,
+    term: Mapping[str, Any],
+    view_words: str,
 ) -> Term:
     """Bind one term of a configuration."""
-    from distill.conditions import prompts
-    from distill.guidance import available
-    from distill.options import numbers, options_of, schedule
-    from distill.priors import load_prior
 
     if not isinstance(term, Mapping):
         raise ValueError(
@@ -206,21 +222,54 @@ def make_term(
     except OmegaConfBaseException as error:
         raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error
     weight = schedule(f"{where}.weight", term.get("weight", 1.0), None)
-    own = term.get("prior")
-    if isinstance(own, str):
-        own = load_prior(own, prior.device)
-    model, condition = own or prior, None
-    if own is not None or "prompt" in term:
-        if not term.get("prompt"):
-            raise ValueError(f'{where} has its own prior, which needs its own prompt; add prompt: "..."')
-        words = prompts.view_words(view_words, getattr(model, "name", ""))
-        condition = prompts.conditioner(model, term["prompt"], views=words)
+    own = own_prior(where, term, prior, priors)
+    condition = own_condition(where, term, own, prior, view_words)
+    model = own or prior
     maker = losses[name]
-    made = "generator" in inspect.signature(maker).parameters
-    loss = maker(model, generator, **bound) if made else scheduled(maker, **bound)
+    made = is_made_for_prior(maker)
+    loss = maker(model, generator, priors, **bound) if made else scheduled(maker, **bound)
     return Term(
         loss, weight if isinstance(weight, Ramp) else partial(_constant, float(weight)), own, condition
     )
+
+
+def own_prior(where: str, term: Mapping[str, Any], prior: Prior, priors: Mapping[str, Prior]) -> Prior | None:
+    """Return the prior that a term names, or None where it shares the run's.
+
+    Raises:
+        ValueError: it is the model of an input picture, and there is no picture; or it cannot be loaded.
+    """
+    named = term.get("prior")
+    if not isinstance(named, str):
+        return named
+    if named in priors:
+        return None if priors[named] is prior else priors[named]
+    if named == NOVEL_VIEW:
+        raise ValueError(f"{where} names the model of an input picture, and there is none; add image=FILE")
+    return load_prior(named, prior.device)
+
+
+def own_condition(
+    where: str, term: Mapping[str, Any], own: Prior | None, prior: Prior, view_words: str
+) -> Conditioner | None:
+    """Return what makes a term's own conditions, or None where it shares the run's.
+
+    Raises:
+        ValueError: a prior of its own lacks its prompt, or has one that it does not know.
+    """
+    if own is None and "prompt" not in term:
+        return None
+    model = own or prior
+    if not model.words:
+        if term.get("prompt"):
+            raise ValueError(
+                f"{where}: {NOVEL_VIEW} is conditioned on a picture and takes no prompt; leave prompt out"
+            )
+        return prompts.conditioner(model, prompts.PICTURED)
+    if not term.get("prompt"):
+        raise ValueError(f'{where} has its own prior, which needs its own prompt; add prompt: "..."')
+    words = prompts.view_words(view_words, model.name)
+    return prompts.conditioner(model, term["prompt"], views=words)
 
 
 def _constant(value: float, progress: float) -> float:

@@ -44,8 +44,8 @@ def nfsd(
     Source: Katzir et al. 2023, arXiv:2310.17590, with tau = 200 of 1000.
     """
     x_t = add_noise(prior, x, t, noise)
-    bad = require(cond.negative, "nfsd", "negative_prompt")
-    text, uncond, negative = predict(prior, x_t, t, cond.text, cond.uncond, bad)
+    require(cond, "negative", "nfsd")
+    text, uncond, negative = predict(prior, x_t, t, cond, "text", "uncond", "negative")
     small = (t < threshold * prior.num_timesteps)[:, None, None, None]
     domain = torch.where(small, uncond, uncond - negative)
     return (weight(prior, t, weighting) * (domain + scale * (text - uncond))).detach()

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from distill.contracts import Condition, Embedding, Prior
+from distill.cameras import Cameras
+from distill.conditions import perp_neg
+from distill.contracts import Condition, Prior
 
 
 def classifier_free_guidance(uncond: Tensor, cond: Tensor, scale: float) -> Tensor:
@@ -31,25 +33,53 @@ def add_noise(prior: Prior, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     return prior.alpha(t) * x + prior.sigma(t) * noise
 
 
-def predict_each(prior: Prior, *asked: tuple[Tensor, Tensor, Embedding]) -> tuple[Tensor, ...]:
-    """Predict the noise in several ``(x_t, t, embedding)`` of equal shape in one batched call."""
-    pictures, times, embeddings = zip(*asked, strict=True)
+def predict_each(prior: Prior, cond: Condition, *wanted: tuple[Tensor, Tensor, str]) -> tuple[Tensor, ...]:
+    """Predict the noise in several ``(x_t, t, role)`` of equal shape in one batched call.
+
+    Args:
+        prior: the frozen diffusion model.
+        cond: has the prompts and the cameras.
+        *wanted: noised pictures, their timesteps, and the role in ``cond.prompts`` of the prompt to predict under; with
+            Perp-Neg (``cond.away``), what ``text`` adds is kept perpendicular to the other views.
+
+    Returns:
+        A prediction of the shape of ``x_t`` for each.
+    """
+    calls = [(x_t, t, cond.prompts[role], cond.cameras) for x_t, t, role in wanted]
+    away = perp_neg.rows(cond)
+    for x_t, t, role in wanted:
+        if role == "text" and away is not None:
+            calls += [
+                (x_t[away], t[away], perp_neg.select(embedding, away), cond.cameras and cond.cameras[away])
+                for embedding in perp_neg.embeddings(cond)
+            ]
+    pictures, times, embeddings, cameras = zip(*calls, strict=True)
     joined = {name: torch.cat([embedding[name] for embedding in embeddings]) for name in embeddings[0]}
-    return prior.predict_noise(torch.cat(pictures), torch.cat(times), joined).chunk(len(asked))
+    views = Cameras.joined([view for view in cameras if view]) if cond.cameras else None
+    noise = prior.predict_noise(torch.cat(pictures), torch.cat(times), joined, views)
+    found = noise.split([len(picture) for picture in pictures])
+    predicted, extra = list(found[: len(wanted)]), found[len(wanted) :]
+    for index, (_, _, role) in enumerate(wanted):
+        if role == "text" and away is not None:
+            predicted[index] = perp_neg.combine(predicted[index], extra[:3], cond.away, away)
+            extra = extra[3:]
+    return tuple(predicted)
 
 
-def predict(prior: Prior, x_t: Tensor, t: Tensor, *conds: Embedding) -> tuple[Tensor, ...]:
-    """Predict the noise under several embeddings in one batched call."""
-    return predict_each(prior, *((x_t, t, cond) for cond in conds))
+def predict(prior: Prior, x_t: Tensor, t: Tensor, cond: Condition, *roles: str) -> tuple[Tensor, ...]:
+    """Predict the noise under several of a condition's prompts in one batched call."""
+    return predict_each(prior, cond, *((x_t, t, role) for role in roles))
 
 
-def predict_guided(prior: Prior, x_t: Tensor, t: Tensor, cond: Condition, scale: float) -> Tensor:
-    """Predict the noise with classifier-free guidance; at scale 1 or 0 one half of it is enough."""
+def predict_guided(
+    prior: Prior, x_t: Tensor, t: Tensor, cond: Condition, scale: float, role: str = "text"
+) -> Tensor:
+    """Predict the noise with classifier-free guidance towards a prompt; scales 1 and 0 need one prediction alone."""
     if scale == 1:
-        return predict(prior, x_t, t, cond.text)[0]
+        return predict(prior, x_t, t, cond, role)[0]
     if scale == 0:
-        return predict(prior, x_t, t, cond.uncond)[0]
-    text, uncond = predict(prior, x_t, t, cond.text, cond.uncond)
+        return predict(prior, x_t, t, cond, "uncond")[0]
+    text, uncond = predict(prior, x_t, t, cond, role, "uncond")
     return classifier_free_guidance(uncond, text, scale)
 
 
@@ -84,15 +114,19 @@ def ddim_invert(prior: Prior, x: Tensor, t: Tensor, cond: Condition, *, steps: i
     return x
 
 
-def require(embedding: Embedding | None, loss: str, option: str) -> Embedding:
-    """The embedding of a prompt that a loss cannot do without.
+def require(cond: Condition, role: str, loss: str) -> None:
+    """Refuse a condition without a prompt that a loss cannot do without.
+
+    Args:
+        cond: the condition.
+        role: of the prompt, ``negative`` or ``source``; the option that gives it is ``<role>_prompt``.
+        loss: its name, for the error.
 
     Raises:
-        ValueError: it is missing; says which option gives it.
+        ValueError: the prompt is missing; says which option gives it.
     """
-    if embedding is None:
-        raise ValueError(f'{loss} needs a second prompt, and none is given; add {option}="..."')
-    return embedding
+    if role not in cond.prompts:
+        raise ValueError(f'{loss} needs a second prompt, and none is given; add {role}_prompt="..."')
 
 
 WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

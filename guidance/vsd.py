@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from distill.contracts import Condition, Embedding, Prior
+from distill.guidance import made_for_prior
 from distill.guidance.terms import add_noise, predict_guided, weight
 from distill.samplers.schedules import at
 
@@ -34,6 +35,7 @@ def variational_score(
     return (weight(prior, t, weighting) * (guided - own)).detach()
 
 
+@made_for_prior
 class VSD:
     r"""Compare the prior with a copy of itself that learns, meanwhile, what is rendered.
 
@@ -46,6 +48,7 @@ class VSD:
     Args:
         prior: the frozen diffusion model, a diffusers network inside.
         generator: of the initial weights.
+        priors: not used.
         scale: classifier-free guidance scale of the frozen prior, dimensionless; the copy has none.
         weighting: ``sigma_squared`` (1 - abar), ``uniform`` or ``fantasia3d``.
         rank: of the LoRA layers.
@@ -76,6 +79,7 @@ class VSD:
         self,
         prior: Prior,
         generator: torch.Generator,
+        priors: Mapping[str, Prior] | None = None,
         *,
         scale: float = 7.5,
         weighting: str = "sigma_squared",
@@ -109,7 +113,7 @@ class VSD:
         def rendered(x_t: Tensor) -> Tensor:
             return self.student.predict_noise(x_t, t, self.text(cond), cond.cameras)
 
-        options = at({"scale": self.scale, "weighting": self.weighting}, cond.progress)
+        options = at({"scale": self.scale, "weighting": self.weighting}, cond.step.progress)
         return variational_score(prior, x, cond, t, noise, rendered, **options)
 
     def learn(
@@ -121,7 +125,7 @@ class VSD:
         at_once: int | None = None,
     ) -> float:
         """Train the copy on what is rendered now, ``at_once`` pictures at a time; returns its mean squared error."""
-        error, now, batch = 0.0, at(self.training, cond.progress), len(x)
+        error, now, batch = 0.0, at(self.training, cond.step.progress), len(x)
         for _ in range(self.updates):
             t = torch.randint(prior.num_timesteps, (len(x),), generator=generator).to(x.device)
             noise = torch.randn(x.shape, generator=generator).to(x)
@@ -154,11 +158,11 @@ class VSD:
         """What the copy is told of the prompt."""
         if self.view_text:
             return cond.text
-        if cond.plain is None:
+        if "plain" not in cond.prompts:
             raise ValueError(
-                "vsd with view_text=false needs cond.plain, the prompt without view words; it is None"
+                "vsd with view_text=false needs the prompt without view words, cond.prompts['plain']; it is missing"
             )
-        return cond.plain
+        return cond.prompts["plain"]
 
     def save(self, folder: Path) -> None:
         """Write the LoRA to ``folder``, as safetensors that ``load_lora_adapter`` of diffusers reads."""
@@ -175,3 +179,7 @@ class VSD:
         self.student.load_state_dict(saved["student"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.done = saved["done"]
+
+
+#: The name that ``guidance=vsd`` asks for.
+vsd = VSD

@@ -1,12 +1,15 @@
-"""Scenes and the renderers that take pictures of them.
+"""Scenes, and the functions that render them.
 
+A scene is a torch module that fits ``distill.contracts.Scene``; its options on the command line are its constructor's
+keyword-only parameters, or all that have a default. ``register`` adds one from a script.
 Nothing heavy is imported until a name is used.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 if __name__ == "renderers":
     raise ImportError("this folder is distill.renderers; write 'import distill.renderers' instead")
@@ -15,10 +18,26 @@ _HOMES = {
     "HashGridScene": "nerf",
     "render": "volume",
     "ImageScene": "image",
-    "render_image": "image",
     "encode": "hashgrid",
     "hash_layout": "hashgrid",
 }
+_registered: dict[str, Callable[..., Any]] = {}
+
+Make = TypeVar("Make", bound=Callable[..., Any])
+
+
+def register(scene: Make) -> Make:
+    """Make a scene of one's own available as ``scene=<its name in lower case>``; usable as a decorator."""
+    _registered[scene.__name__.lower()] = scene
+    return scene
+
+
+def available() -> dict[str, Callable[..., Any]]:
+    """Return every scene by name."""
+    from distill.renderers.image import ImageScene
+    from distill.renderers.nerf import HashGridScene
+
+    return {"hash_grid": HashGridScene, "image": ImageScene, **_registered}
 
 
 def __getattr__(name: str) -> Any:
@@ -28,4 +47,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(_HOMES)
+    return sorted([*_HOMES, "available", "register"])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from distill.cameras import Cameras
-from distill.contracts import Render
+from distill.contracts import Group, Render, Step, View, Writer
 
 STARTS = ("noise", "grey")
 
@@ -20,11 +24,14 @@ class ImageScene(nn.Module):
         channels: of each pixel.
         batch: number of pictures.
         init: ``noise``, normal around grey with a standard deviation of 0.2; or ``grey``, 0.5 everywhere.
+        lr: learning rate of the pixels.
         seed: of the noise, or a generator to draw it from.
 
     Raises:
         ValueError: a size is below 1 or ``init`` is not known.
     """
+
+    features: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,
@@ -33,6 +40,7 @@ class ImageScene(nn.Module):
         channels: int = 3,
         batch: int = 1,
         init: str = "noise",
+        lr: float = 0.03,
         seed: int | torch.Generator = 0,
     ) -> None:
         super().__init__()
@@ -45,39 +53,66 @@ class ImageScene(nn.Module):
         if init == "noise":
             image += 0.2 * torch.randn(image.shape, generator=generator)
         self.image = nn.Parameter(image)
+        self.lr = lr
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The pictures, under ``image``."""
-        return {"image": [self.image]}
+    def parameter_groups(self) -> dict[str, Group]:
+        """Return the pictures, under ``image``."""
+        return {"image": Group([self.image], self.lr)}
 
-    def update(self, step: int, progress: float, generator: torch.Generator) -> None:
-        """Nothing changes but by learning."""
+    def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        """Do nothing: all of its state is learnt."""
 
+    def render(
+        self,
+        cameras: Cameras,
+        height: int,
+        width: int,
+        *,
+        generator: torch.Generator | None = None,
+        normals: bool = False,
+        penalties: Sequence[str] = (),
+    ) -> Render:
+        """Show picture i to camera i, starting over where the pictures run out, wherever the camera is.
 
-def render_image(
-    scene: ImageScene,
-    cameras: Cameras,
-    height: int,
-    width: int,
-    *,
-    generator: torch.Generator | None = None,
-    normals: bool = False,
-) -> Render:
-    """Show picture i to camera i, starting over where the pictures run out; wherever the camera is.
+        Args:
+            cameras: only their number counts.
+            height: pixels; pictures of another size are resized (bilinear, anti-aliased).
+            width: pixels.
+            generator: not used: nothing is random.
+            normals: not used; a picture has none.
+            penalties: must be empty; a picture has none.
 
-    Args:
-        scene: its pictures are resized (bilinear, anti-aliased) where their size differs.
-        cameras: only their number counts.
-        height: pixels.
-        width: pixels.
-        generator: not used.
-        normals: not used; a picture has none.
-    """
-    count = len(cameras)
-    image: Tensor = scene.image
-    if image.shape[1:3] != (height, width):
-        image = torch.nn.functional.interpolate(
-            image.movedim(-1, 1), (height, width), mode="bilinear", antialias=True
-        ).movedim(1, -1)
-    rgb = image[torch.arange(count, device=image.device) % len(image)]
-    return Render(rgb, torch.ones_like(rgb[..., :1]), torch.zeros_like(rgb[..., :1]))
+        Raises:
+            ValueError: a penalty is asked for.
+        """
+        if penalties:
+            raise ValueError(f"scene=image computes no penalties, got {', '.join(penalties)}; leave them out")
+        image: Tensor = self.image
+        if image.shape[1:3] != (height, width):
+            image = torch.nn.functional.interpolate(
+                image.movedim(-1, 1), (height, width), mode="bilinear", antialias=True
+            ).movedim(1, -1)
+        rgb = image[torch.arange(len(cameras), device=image.device) % len(image)]
+        return Render(rgb, torch.ones_like(rgb[..., :1]), torch.zeros_like(rgb[..., :1]))
+
+    def field(self) -> None:
+        """Return None: a picture has no surface."""
+
+    def assets(self) -> dict[str, Writer]:
+        """Return the writer of ``image.png``."""
+        return {"image": self._write}
+
+    @torch.no_grad()
+    def _write(self, folder: Path, view: View, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the pictures side by side."""
+        from PIL import Image
+
+        from distill.export.files import replacing
+        from distill.export.pictures import to_uint8
+
+        if self.image.shape[-1] != 3:
+            raise ValueError(f"a picture file needs 3 channels, got {self.image.shape[-1]}")
+        sheet = to_uint8(self.image.movedim(0, 1).flatten(1, 2))
+        with replacing(folder / "image.png") as part:
+            Image.fromarray(sheet).save(part)
+        return {"pictures": len(self.image)}

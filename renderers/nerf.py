@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from distill.cameras import Cameras
+from distill.contracts import Field, Group, Render, Step, Writer
 from distill.renderers.hashgrid import choose_backend, encode, hash_layout
 from distill.renderers.occupancy import occupancy_grid, update_occupancy
+from distill.renderers.volume import PENALTIES, render
 
 BACKGROUNDS = ("white", "grey", "random", "learned")
 
@@ -77,6 +80,9 @@ class HashGridScene(nn.Module):
         progressive_levels: ``(start, until)``: begin with ``start`` levels, and add the rest one by one up to
             progress ``until``; None has all from the start.
         backend: of the encoding, see ``hashgrid.encode``.
+        encoding_lr: learning rate of the hash grid.
+        mlp_lr: learning rate of the network.
+        background_lr: learning rate of a learnt background.
         seed: of the initial parameters, or a generator to draw them from.
 
     Raises:
@@ -86,6 +92,9 @@ class HashGridScene(nn.Module):
     App. A.2, written as Lin et al. 2022 (arXiv:2211.10440) do, inside the activation.
     """
 
+    features: ClassVar[frozenset[str]] = frozenset(
+        {"sides", "volume", "normals", "shading", "chunks", *PENALTIES}
+    )
     active_levels: Tensor
 
     def __init__(
@@ -108,6 +117,9 @@ class HashGridScene(nn.Module):
         occupancy_every: int = 16,
         progressive_levels: tuple[int, float] | None = None,
         backend: str = "auto",
+        encoding_lr: float = 0.01,
+        mlp_lr: float = 0.01,
+        background_lr: float = 0.001,
         seed: int | torch.Generator = 0,
     ) -> None:
         super().__init__()
@@ -127,33 +139,60 @@ class HashGridScene(nn.Module):
         self.occupancy_threshold, self.occupancy_every = occupancy_threshold, occupancy_every
         self.progressive_levels = progressive_levels
         self.backend = backend
+        self.rates = {"encoding": encoding_lr, "mlp": mlp_lr, "background": background_lr}
         start = levels if progressive_levels is None else progressive_levels[0]
         self.register_buffer("active_levels", torch.tensor(start))
         self.occupancy = occupancy_grid(occupancy_resolution)
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by kind: ``encoding``, ``mlp``, and ``background`` where it is learnt."""
-        groups = {"encoding": [self.grid], "mlp": list(self.mlp.parameters())}
+    def parameter_groups(self) -> dict[str, Group]:
+        """Return its parameters by kind: ``encoding``, ``mlp``, and ``background`` where it is learnt."""
+        parameters = {"encoding": [self.grid], "mlp": list(self.mlp.parameters())}
         if self.background_mlp is not None:
-            groups["background"] = list(self.background_mlp.parameters())
-        return groups
+            parameters["background"] = list(self.background_mlp.parameters())
+        return {name: Group(values, self.rates[name]) for name, values in parameters.items()}
 
-    def update(self, step: int, progress: float, generator: torch.Generator) -> None:
-        """Open the levels that are due and, every so many steps, look again at which cells are occupied.
+    def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        """Open the levels that are due and, every so many steps, evaluate which cells are occupied.
 
         Args:
-            step: of training, from 0.
-            progress: of training, in [0, 1).
-            generator: drawn from on the steps that look at the cells.
+            step: of training.
+            optimiser: not used: the number of parameters stays.
+            generator: drawn from on the steps that evaluate the cells.
         """
         if self.progressive_levels is not None:
             start, until = self.progressive_levels
             total = len(self.layout.levels)
-            self.active_levels.fill_(min(total, start + int((total + 1 - start) * progress / until)))
-        if step % self.occupancy_every == 0:
+            self.active_levels.fill_(min(total, start + int((total + 1 - start) * step.progress / until)))
+        if step.index % self.occupancy_every == 0:
             update_occupancy(
                 self.occupancy, self.density, self.step_size, generator, self.occupancy_threshold
             )
+
+    def render(
+        self,
+        cameras: Cameras,
+        height: int,
+        width: int,
+        *,
+        generator: torch.Generator | None = None,
+        normals: bool = False,
+        penalties: Sequence[str] = (),
+        **options: Any,
+    ) -> Render:
+        """Render it; see ``distill.renderers.volume.render``, which has the other options."""
+        return render(
+            self, cameras, height, width, generator=generator, normals=normals, penalties=penalties, **options
+        )
+
+    def field(self) -> Field:
+        """Return ``query`` for points on any device."""
+        return lambda points: self.query(points.to(self.grid.device))
+
+    def assets(self) -> dict[str, Writer]:
+        """Return the writer of mesh files."""
+        from distill.export.asset import mesh_writer
+
+        return {"mesh": mesh_writer(self.field())}
 
     def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Density per scene unit, ``[n]``, and albedo in [0, 1], ``[n, 3]``, at points ``[n, 3]``."""

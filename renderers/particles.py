@@ -1,15 +1,15 @@
-"""Several scenes trained together: what a loss over a distribution of scenes shapes."""
+"""Several scenes trained together, for losses over a distribution of scenes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from distill.cameras import Cameras
-from distill.contracts import Render, Renderer
+from distill.contracts import Field, Group, Render, Scene, Step, Writer
 
 
 class Particles(nn.Module):
@@ -24,43 +24,59 @@ class Particles(nn.Module):
     Source: Wang et al. 2023 (ProlificDreamer), arXiv:2305.16213, Alg. 1.
     """
 
+    features: frozenset[str]
     visits: Tensor
 
-    def __init__(self, scenes: Sequence[Any]) -> None:
+    def __init__(self, scenes: Sequence[Scene]) -> None:
         super().__init__()
         if not scenes:
             raise ValueError("expected at least one scene, got none")
-        self.scenes: Any = nn.ModuleList(scenes)
+        self.scenes = nn.ModuleList(cast(Sequence[nn.Module], scenes))
+        self.features = scenes[0].features
         self.register_buffer("visits", torch.zeros(len(scenes), dtype=torch.long))
         self.drawn = 0
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """All scenes' parameters by kind; those of scenes that are not drawn get no gradient."""
-        groups: dict[str, list[nn.Parameter]] = {}
-        for scene in self.scenes:
-            for name, parameters in scene.parameter_groups().items():
-                groups.setdefault(name, []).extend(parameters)
+    @property
+    def scene(self) -> Scene:
+        """The scene that was drawn last."""
+        return cast(Scene, self.scenes[self.drawn])
+
+    def parameter_groups(self) -> dict[str, Group]:
+        """Return all scenes' parameters by kind; those of scenes that are not drawn get no gradient."""
+        groups: dict[str, Group] = {}
+        for scene in cast(Sequence[Scene], self.scenes):
+            for name, (parameters, rate) in scene.parameter_groups().items():
+                before = groups[name].parameters if name in groups else ()
+                groups[name] = Group([*before, *parameters], rate)
         return groups
 
-    def update(self, step: int, progress: float, generator: torch.Generator) -> None:
-        """Draw the scene of this step and bring it up to date; it counts its own steps."""
+    def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        """Draw the scene of this step and update it; each scene counts its own steps."""
         self.drawn = int(torch.randint(len(self.scenes), (1,), generator=generator))
-        self.scenes[self.drawn].update(int(self.visits[self.drawn]), progress, generator)
+        own = Step(int(self.visits[self.drawn]), step.progress)
+        self.scene.update(own, optimiser, generator)
         self.visits[self.drawn] += 1
 
-
-def render_drawn(render: Renderer) -> Renderer:
-    """Make a renderer of scenes one of ``Particles``: it takes pictures of the scene that was drawn."""
-
-    def take(
-        scene: Particles,
+    def render(
+        self,
         cameras: Cameras,
         height: int,
         width: int,
         *,
         generator: torch.Generator | None = None,
         normals: bool = False,
+        penalties: Sequence[str] = (),
+        **options: Any,
     ) -> Render:
-        return render(scene.scenes[scene.drawn], cameras, height, width, generator=generator, normals=normals)
+        """Render the scene that was drawn."""
+        return self.scene.render(
+            cameras, height, width, generator=generator, normals=normals, penalties=penalties, **options
+        )
 
-    return take
+    def field(self) -> Field | None:
+        """Return the drawn scene's field."""
+        return self.scene.field()
+
+    def assets(self) -> dict[str, Writer]:
+        """Return the drawn scene's writers."""
+        return dict(self.scene.assets())

@@ -34,7 +34,6 @@ def patched(render: Renderer, patch: int, coarse: int) -> Renderer:
         )
 
     def take(
-        scene: Any,
         cameras: Cameras,
         height: int,
         width: int,
@@ -43,15 +42,15 @@ def patched(render: Renderer, patch: int, coarse: int) -> Renderer:
         normals: bool = False,
     ) -> Render:
         if generator is None or height <= patch:
-            return render(scene, cameras, height, width, generator=generator, normals=normals)
+            return render(cameras, height, width, generator=generator, normals=normals)
         top, left = torch.randint(height - patch + 1, (2,), generator=generator).tolist()
         before = generator.get_state()
         with torch.no_grad():
-            around = render(scene, cameras, coarse, coarse, generator=generator, normals=normals)
+            around = render(cameras, coarse, coarse, generator=generator, normals=normals)
         # Both draw the same background and light.
         generator.set_state(before)
         seen = cameras.window(left / width, 1 - (top + patch) / height, patch / height)
-        inside = render(scene, seen, patch, patch, generator=generator, normals=normals)
+        inside = render(seen, patch, patch, generator=generator, normals=normals)
 
         def pasted(name: str) -> Any:
             part, whole = getattr(inside, name), getattr(around, name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,18 +91,17 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-8)
 
 
-def beside(training: Renderer, look: Any, reference: Reference, names: Sequence[str]) -> Renderer:
+def beside(training: Renderer, look: Renderer, reference: Reference, names: Sequence[str]) -> Renderer:
     """A renderer that also takes the reference's view and gives its distances as penalties.
 
     Args:
         training: takes a step's pictures.
-        look: takes the reference's; called as ``look(scene, camera, height, width, generator=...)``.
+        look: takes the reference's; the same as for viewing but with a generator.
         reference: the input.
         names: of its penalties.
     """
 
     def take(
-        scene: Any,
         cameras: Cameras,
         height: int,
         width: int,
@@ -111,8 +109,9 @@ def beside(training: Renderer, look: Any, reference: Reference, names: Sequence[
         generator: torch.Generator | None = None,
         normals: bool = False,
     ) -> Render:
-        picture = training(scene, cameras, height, width, generator=generator, normals=normals)
-        seen = look(scene, reference.camera, height, width, generator=generator)
+        picture = training(cameras, height, width, generator=generator, normals=normals)
+        wants = "reference_normal" in names
+        seen = look(reference.camera, height, width, generator=generator, normals=wants)
         off = distances(seen, reference.resized(height), names)
         return replace(picture, penalties={**picture.penalties, **off})
 

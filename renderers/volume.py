@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
@@ -22,6 +22,21 @@ _AMBIENT = 0.1
 _TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
 #: Half the edge of a cell of the default grid's finest level, scene units.
 _NORMAL_STEP = 0.008
+
+
+class Volume(Protocol):
+    """What ``render`` needs of a scene: a field in the cube [-1, 1]^3, an occupancy grid and a background."""
+
+    occupancy: Any
+    step_size: float
+
+    def query(self, points: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def density(self, points: Tensor) -> Tensor: ...
+
+    def backdrop(self, directions: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,7 @@ class _Traced:
 
 
 def render(
-    scene: Any,
+    scene: Volume,
     cameras: Cameras,
     height: int,
     width: int,
@@ -75,10 +90,10 @@ def render(
     chunk_rays: int = 16384,
     recompute: bool = False,
 ) -> Render:
-    """Take pictures of a ``HashGridScene``, or of any module with the same methods.
+    """Render a scene that fills space.
 
     Args:
-        scene: rendered where its parameters are.
+        scene: a ``HashGridScene`` or any module with the same methods; rendered where its parameters are.
         cameras: one picture each.
         height: pixels.
         width: pixels.
@@ -143,7 +158,7 @@ def _light(cameras: Cameras, shading: str, generator: torch.Generator | None) ->
     return normalize(towards + 0.5 * noise, dim=-1)
 
 
-def _trace(scene: Any, rays: _Rays, options: _Options) -> _Traced:
+def _trace(scene: Volume, rays: _Rays, options: _Options) -> _Traced:
     """March, query, shade and composite some rays."""
     samples = march(
         rays.origins, rays.directions, rays.jitter, scene.occupancy, scene.step_size, options.marcher
@@ -160,7 +175,7 @@ def _trace(scene: Any, rays: _Rays, options: _Options) -> _Traced:
     return _Traced(sums, opacity, penalties)
 
 
-def _trace_twice(scene: Any, rays: _Rays, options: _Options) -> _Traced:
+def _trace_twice(scene: Volume, rays: _Rays, options: _Options) -> _Traced:
     """``_trace``, whose intermediate values are thrown away and computed again for the gradient."""
     generator = options.generator
     before: Any = generator.get_state() if generator else None
@@ -183,7 +198,7 @@ def _trace_twice(scene: Any, rays: _Rays, options: _Options) -> _Traced:
     return found
 
 
-def finite_difference_normals(scene: Any, points: Tensor, step: float = _NORMAL_STEP) -> Tensor:
+def finite_difference_normals(scene: Volume, points: Tensor, step: float = _NORMAL_STEP) -> Tensor:
     """Outward unit normals: minus the density's gradient, from the corners of a tetrahedron around them.
 
     Four densities rather than six, and no second derivative of the encoding.
@@ -209,7 +224,7 @@ def _shade(albedo: Tensor, normals: Tensor, light: Tensor, shading: str) -> Tens
 
 
 def _sample_penalties(
-    scene: Any, rays: _Rays, samples: Samples, normals: Tensor, weights: Tensor, options: _Options
+    scene: Volume, rays: _Rays, samples: Samples, normals: Tensor, weights: Tensor, options: _Options
 ) -> dict[str, Tensor]:
     """Penalties on samples, weighted by how visible they are (the weights detached), summed over rays.
 

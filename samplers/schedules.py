@@ -59,7 +59,7 @@ def scheduled(loss: Callable[..., Any], **options: Any) -> Guidance:
     """Bind a loss's options, of which any number may be a ``Ramp``: ``scheduled(sds, scale=Ramp(100, 7.5))``."""
 
     def guidance(prior: Any, x: Any, cond: Any, t: Any, noise: Any) -> Any:
-        return loss(prior, x, cond, t, noise, **at(options, cond.progress))
+        return loss(prior, x, cond, t, noise, **at(options, cond.step.progress))
 
     return guidance
 

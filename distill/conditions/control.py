@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from distill.cameras import Cameras
-from distill.contracts import Condition, Embedding, Render
+from distill.contracts import Condition, Conditioner, Prior, Render, Step
 from distill.priors.control import CONTROL
 
 #: Makes the pictures, ``[batch, 3, height, width]`` in [0, 1], of a render and the cameras that took it.
@@ -65,41 +65,35 @@ def _grey(values: Tensor) -> Tensor:
 
 
 def with_control(cond: Condition, shown: Tensor) -> Condition:
-    """A condition whose every embedding carries what the ControlNet is shown, see ``DiffusionPrior.show``, too."""
-
-    def told(embedding: Embedding | None) -> Embedding | None:
-        return None if embedding is None else {**embedding, CONTROL: shown}
-
-    text, uncond = {**cond.text, CONTROL: shown}, {**cond.uncond, CONTROL: shown}
-    rest: dict[str, Any] = {name: told(getattr(cond, name)) for name in ("negative", "source", "plain")}
-    return replace(cond, text=text, uncond=uncond, **rest)
+    """Add what the ControlNet is given, see ``Prior.show``, to every embedding of a condition."""
+    prompts = {role: {**embedding, CONTROL: shown} for role, embedding in cond.prompts.items()}
+    return replace(cond, prompts=prompts)
 
 
-def controller(
-    control: str, size: int, device: torch.device, show: Callable[[Tensor], Tensor]
-) -> Callable[[Condition, Render], Condition]:
-    """What tells a condition of a step's render.
+def controlled(condition: Conditioner, prior: Prior, control: str) -> Conditioner:
+    """Add the ControlNet's picture to a condition.
 
     Args:
+        condition: makes the condition without it.
+        prior: has a ControlNet.
         control: ``depth``, ``normal`` or ``mask``, of the render; or a picture's path.
-        size: height and width of the picture that the prior is shown, pixels.
-        device: the prior's.
-        show: the prior's, what its ControlNet is shown of pictures.
 
     Raises:
         ValueError: the picture cannot be read.
     """
-    draw = DRAWN.get(control) or partial(_given, read_picture(Path(control).expanduser()).to(device))
+    size = prior.image_size
+    draw = DRAWN.get(control) or partial(_given, read_picture(Path(control).expanduser()).to(prior.device))
 
     @torch.no_grad()
-    def tell(cond: Condition, render: Render) -> Condition:
-        assert cond.cameras is not None
-        picture = draw(render, cond.cameras)
+    def conditioned(cameras: Cameras, step: Step, render: Render | None = None) -> Condition:
+        if render is None:
+            raise ValueError("a ControlNet is conditioned on a render; give condition(cameras, step, render)")
+        picture = draw(render, cameras)
         if picture.shape[-2:] != (size, size):
             picture = interpolate(picture, (size, size), mode="bilinear", antialias=True)
-        return with_control(cond, show(picture.clamp(0, 1)))
+        return with_control(condition(cameras, step, render), prior.show(picture.clamp(0, 1)))
 
-    return tell
+    return conditioned
 
 
 def _given(picture: Tensor, render: Render, cameras: Cameras) -> Tensor:

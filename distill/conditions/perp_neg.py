@@ -15,17 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from distill.contracts import Embedding
+from distill.contracts import Condition, Embedding
 
 #: Views by place, as ``distill.conditions.prompts.FOUR_VIEWS``.
 FRONT, SIDE, BACK, OVERHEAD_VIEW = range(4)
-#: What an embedding's extra tensors are called: those of the views to stay away from and of no prompt, and how much.
-PREFIX, WEIGHT = "away.", "away"
 
 
 @dataclass(frozen=True)
@@ -83,96 +80,77 @@ def shares(azimuth_deg: float, curves: Curves) -> Shares:
     return Shares((SIDE, BACK), r, (SIDE, FRONT), weights)
 
 
-def embed(four: Embedding, empty: Embedding, told: Sequence[Shares]) -> Embedding:
-    """Embeddings for cameras: interpolated between views, with what to stay away from beside.
+def interpolate(four: Embedding, shares: Sequence[Shares]) -> Embedding:
+    """Interpolate the prompt's embeddings between the two views that each camera lies between.
 
     Args:
-        four: of front, side, back and overhead, in this order.
-        empty: of no prompt, one row.
-        told: of every camera.
+        four: embeddings of front, side, back and overhead, in this order.
+        shares: of every camera.
     """
-    first, second = ([one.views[i] for one in told] for i in (0, 1))
-    share = torch.tensor([one.share for one in told])
+    first, second = ([one.views[i] for one in shares] for i in (0, 1))
+    share = torch.tensor([one.share for one in shares])
     found = {}
     for name, value in four.items():
         if value.is_floating_point():
             mine = share.to(value).view(-1, *[1] * (value.dim() - 1))
             found[name] = mine * value[first] + (1 - mine) * value[second]
-        else:  # which tokens count
+        else:  # attention masks
             found[name] = torch.maximum(value[first], value[second])
-    weights = torch.tensor([one.weights for one in told])
-    others = torch.tensor([one.away for one in told])
-    away = {
-        name: torch.cat([value[others], empty[name].expand(len(told), 1, *value.shape[1:])], dim=1)
-        for name, value in four.items()
-    }
-    return beside(found, {**away, WEIGHT: weights.to(next(iter(four.values())).device)})
+    return found
 
 
-def none(batch: int, like: Embedding) -> Embedding:
-    """What stands beside an embedding that stays away from nothing."""
-    away = {name: value[:, None].expand(-1, 3, *value.shape[1:]) for name, value in like.items()}
-    return {**away, WEIGHT: torch.zeros(batch, 2, device=next(iter(like.values())).device)}
+def away(four: Embedding, shares: Sequence[Shares]) -> tuple[dict[str, Embedding], Tensor]:
+    """Embed the views that each camera's prediction is pushed away from.
 
+    Args:
+        four: embeddings of front, side, back and overhead, in this order.
+        shares: of every camera.
 
-def beside(found: Embedding, away: Embedding) -> Embedding:
-    """An embedding with what to stay away from."""
-    more = {name if name == WEIGHT else f"{PREFIX}{name}": value for name, value in away.items()}
-    return {**found, **more}
-
-
-def split(cond: Embedding) -> tuple[Embedding, Embedding]:
-    """Undo ``beside``: the embedding, and what to stay away from."""
-    away = {name.removeprefix(PREFIX): value for name, value in cond.items() if name.startswith(WEIGHT)}
-    return {name: value for name, value in cond.items() if not name.startswith(WEIGHT)}, away
-
-
-@dataclass(frozen=True)
-class PerpNegPrior:
-    """A prior whose prediction under a prompt stays away from other views; all else is the prior's.
-
-    Attributes:
-        prior: predicts.
+    Returns:
+        The prompts ``away_0`` and ``away_1`` of a condition, and its ``away``.
     """
+    prompts: dict[str, Embedding] = {
+        f"away_{i}": select(four, torch.tensor([one.away[i] for one in shares])) for i in (0, 1)
+    }
+    weights = torch.tensor([one.weights for one in shares])
+    return prompts, weights.to(next(iter(four.values())).device)
 
-    prior: Any
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.prior, name)
+def select(embedding: Embedding, rows: Tensor) -> Embedding:
+    """Take rows of an embedding."""
+    return {name: value[rows] for name, value in embedding.items()}
 
-    def predict_noise(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
-        """Predict the noise in ``x_t``, same shape; one call, with three rows more for each that stays away."""
-        own, away = split(cond)
-        weights = away.get(WEIGHT)
-        if weights is None or not weights.any():
-            found: Tensor = self.prior.predict_noise(x_t, t, own)
-            return found
-        rows = weights.any(dim=1).nonzero()[:, 0]
-        # The empty prompt, then the two views; what comes from no prompt, a ControlNet's picture, is the same for all.
-        joined = {
-            name: torch.cat(
-                [value, *(away[name][rows, i] if name in away else value[rows] for i in (2, 0, 1))]
-            )
-            for name, value in own.items()
-        }
-        asked = torch.cat([x_t, *[x_t[rows]] * 3]), torch.cat([t, *[t[rows]] * 3])
-        noise, *parts = self.prior.predict_noise(*asked, joined).split([len(x_t), *[len(rows)] * 3])
-        empty, *negatives = parts
-        toward = noise[rows] - empty
-        noise = noise.clone()
-        for i, negative in enumerate(negatives):
-            noise[rows] += weights[rows, i].to(noise).view(-1, 1, 1, 1) * perpendicular(
-                negative - empty, toward
-            )
-        return noise
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
-        """The prior's, with gradient: a student learns the plain prompt."""
-        result: Tensor = self.prior.forward(x_t, t, split(cond)[0])
-        return result
+def rows(cond: Condition) -> Tensor | None:
+    """Return the indices of the pictures that Perp-Neg changes, None where there are none."""
+    if cond.away is None or not cond.away.any():
+        return None
+    return cond.away.any(dim=1).nonzero()[:, 0]
+
+
+def embeddings(cond: Condition) -> tuple[Embedding, Embedding, Embedding]:
+    """Return the embeddings that Perp-Neg needs predictions under besides the prompt: no prompt and the two views."""
+    return cond.uncond, cond.prompts["away_0"], cond.prompts["away_1"]
+
+
+def combine(noise: Tensor, others: Sequence[Tensor], weights: Tensor, rows: Tensor) -> Tensor:
+    """Push the prediction under the prompt away from the other views.
+
+    Args:
+        noise: predicted under the prompt, shape ``[batch, ...]``.
+        others: predicted for ``rows`` alone under ``embeddings``, in that order.
+        weights: at most 0, shape ``[batch, 2]``.
+        rows: which of the batch.
+    """
+    empty, *negatives = others
+    toward, noise = noise[rows] - empty, noise.clone()
+    for i, negative in enumerate(negatives):
+        weight = weights[rows, i].to(noise).view(-1, 1, 1, 1)
+        noise[rows] += weight * perpendicular(negative - empty, toward)
+    return noise
 
 
 def perpendicular(part: Tensor, to: Tensor) -> Tensor:
-    """What of ``part`` is perpendicular to ``to``, each of a batch by itself."""
+    """Return the component of ``part`` that is perpendicular to ``to``, for each element of a batch."""
     along = (part * to).flatten(1).sum(1) / to.flatten(1).square().sum(1).clamp(min=1e-12)
     return part - along.view(-1, *[1] * (part.dim() - 1)) * to

@@ -28,7 +28,7 @@ EMBEDDED = Path(__file__).parents[1] / "embedded" / "novel_view"
 
 
 @dataclass(frozen=True)
-class Seen:
+class Picture:
     """An input picture.
 
     Attributes:
@@ -73,7 +73,7 @@ def folder_of_model(name: str) -> Path:
     return folder
 
 
-def look_at(config: DictConfig, device: torch.device) -> Seen:
+def look_at(config: DictConfig, device: torch.device) -> Picture:
     """Read a configuration's picture, estimate its elevation where none is given, and show it to the model.
 
     Raises:
@@ -109,16 +109,16 @@ def look_at(config: DictConfig, device: torch.device) -> Seen:
         normal = torch.nn.functional.normalize(normal * 2 - 1, dim=0)
     reference = Reference(camera, found.rgb.to(device), found.mask.to(device), depth, normal)
     prior = NovelViewPrior.of(pipeline, reference.rgb, camera, config.novel_view)
-    return Seen(path, reference, prior, estimate)
+    return Picture(path, reference, prior, estimate)
 
 
-def write_beside(seen: Seen, view: View, path: Path, size: int) -> None:
+def write_beside(picture: Picture, view: View, path: Path, size: int) -> None:
     """Write the picture as it was used and the render from its camera side by side."""
     from distill.export.files import replacing
 
-    reference = seen.reference.resized(size)
+    reference = picture.reference.resized(size)
     with torch.no_grad():
-        drawn = view(seen.reference.camera, size, size).rgb[0]
+        drawn = view(picture.reference.camera, size, size).rgb[0]
     both = [to_uint8(reference.rgb.movedim(0, -1)), to_uint8(drawn)]
     with replacing(path) as part:
         Image.fromarray(np.concatenate(both, axis=1)).save(part)

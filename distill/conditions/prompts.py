@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from distill.cameras import Cameras
 from distill.conditions import perp_neg
 from distill.conditions.perp_neg import Curves
-from distill.contracts import Condition, Embedding, Prior
+from distill.contracts import Condition, Conditioner, Embedding, Prior, Render, Step, View
 
 #: The views that can have prompts of their own.
 SIDES = ("front", "side", "back", "overhead")
@@ -102,6 +102,10 @@ def own_prompts(options: Any) -> dict[str, str]:
     return found | {side: options[side] for side in SIDES if options[side]}
 
 
+#: What a prior conditioned on a picture is asked for, where the words do not matter.
+PICTURED = "the object in the picture"
+
+
 def conditioner(
     prior: Prior,
     prompt: str,
@@ -111,7 +115,7 @@ def conditioner(
     *,
     unconditional: str = "auto",
     away: Curves | None = None,
-) -> Callable[[Cameras], Condition]:
+) -> Conditioner:
     """Embed a prompt once for every view; returns what picks the embeddings for a batch of cameras.
 
     Args:
@@ -121,10 +125,10 @@ def conditioner(
         views: words added to the prompt and to the source prompt.
         source_prompt: what is there before an edit; empty for none.
         unconditional: ``auto`` is what the prior takes for no prompt; ``null`` is zeros.
-        away: stay away from the other views (Perp-Neg); the prior must be a ``PerpNegPrior``.
+        away: push predictions away from the other views (Perp-Neg).
 
     Raises:
-        ValueError: ``unconditional`` is unknown, or ``away`` is given without four views' words.
+        ValueError: ``unconditional`` is unknown, or ``away`` is given without four views' words or for a multi-view prior.
     """
     if unconditional not in ("auto", "null"):
         raise ValueError(f"unconditional must be auto or null, got {unconditional!r}")
@@ -133,50 +137,87 @@ def conditioner(
         raise ValueError(
             "perp_neg needs view_words=four, for it tells the front, the sides and the back apart"
         )
-
-    def every_view(text: str, own: Mapping[str, str]) -> list[str]:
-        return [own.get(word, f"{text}, {word}") for word in words] or [text]
-
-    views_count = max(len(words), 1)
-    sources = every_view(source_prompt, {}) if source_prompt else []
-    mine = every_view(prompt, views.prompts if views else {})
-    table = prior.embed([*mine, *sources, "", negative_prompt, prompt])
-    empty = views_count + len(sources)
+    if away and prior.views > 1:
+        raise ValueError(
+            f"perp_neg.enabled: {prior.name} is conditioned on cameras and needs none; leave it out"
+        )
+    table = _Table(prior, prompt, negative_prompt, views, source_prompt)
     if unconditional == "null":
-        for value in table.values():
-            if value.is_floating_point():
-                value[empty] = 0
+        table.zero_empty()
 
-    def rows_of(index: Any) -> Embedding:
-        return {name: value[index] for name, value in table.items()}
-
-    def rows(index: list[int]) -> Embedding:
-        found = rows_of(index)
-        return perp_neg.beside(found, perp_neg.none(len(index), found)) if away else found
-
-    def mixed(cameras: Cameras) -> Embedding:
-        assert away is not None
-        turned, above = cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist()
-        shares = []
-        for azimuth, elevation in zip(turned, above, strict=True):
-            overhead = views is not None and views.name(azimuth, elevation) == FOUR_VIEWS[3]
-            shares.append(perp_neg.OVERHEAD if overhead else perp_neg.shares(azimuth, away))
-        four, nothing = rows_of(slice(4)), rows_of(slice(empty, empty + 1))
-        return perp_neg.embed(four, nothing, shares)
-
-    def condition(cameras: Cameras) -> Condition:
-        batch = len(cameras)
-        index = [0] * batch
+    def condition(cameras: Cameras, step: Step, render: Render | None = None) -> Condition:
+        index = [0] * len(cameras)
         if views:
-            angles = zip(cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist(), strict=True)
-            index = [words.index(views.name(azimuth, elevation)) for azimuth, elevation in angles]
+            index = [words.index(views.name(azimuth, elevation)) for azimuth, elevation in _angles(cameras)]
+        prompts = table.pick(index)
+        if not away:
+            return Condition(prompts, cameras, step)
+        assert views is not None
+        shares = []
+        for azimuth, elevation in _angles(cameras):
+            overhead = views.name(azimuth, elevation) == FOUR_VIEWS[3]
+            shares.append(perp_neg.OVERHEAD if overhead else perp_neg.shares(azimuth, away))
+        four = table.rows(slice(4))
+        others, weights = perp_neg.away(four, shares)
         return Condition(
-            mixed(cameras) if away else rows(index),
-            rows([empty] * batch),
-            negative=rows([empty + 1] * batch) if negative_prompt else None,
-            source=rows([views_count + i for i in index]) if source_prompt else None,
-            cameras=cameras,
-            plain=rows([empty + 2] * batch),
+            {**prompts, "text": perp_neg.interpolate(four, shares), **others}, cameras, step, away=weights
         )
 
     return condition
+
+
+def _angles(cameras: Cameras) -> list[tuple[float, float]]:
+    """Azimuth and elevation of each camera, degrees."""
+    return list(zip(cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist(), strict=True))
+
+
+class _Table:
+    """The embeddings of every view of the prompt and of the source prompt, and of the prompts that have no views."""
+
+    def __init__(
+        self, prior: Prior, prompt: str, negative_prompt: str, views: ViewWords | None, source_prompt: str
+    ) -> None:
+        words = views.words if views else ()
+
+        def every_view(text: str, own: Mapping[str, str]) -> list[str]:
+            return [own.get(word, f"{text}, {word}") for word in words] or [text]
+
+        mine = every_view(prompt, views.prompts if views else {})
+        sources = every_view(source_prompt, {}) if source_prompt else []
+        self.table = prior.embed([*mine, *sources, "", negative_prompt, prompt])
+        self.views, self.empty = len(mine), len(mine) + len(sources)
+        self.has_source, self.has_negative = bool(source_prompt), bool(negative_prompt)
+
+    def zero_empty(self) -> None:
+        """Replace the empty prompt's embedding by zeros."""
+        for value in self.table.values():
+            if value.is_floating_point():
+                value[self.empty] = 0
+
+    def rows(self, index: list[int] | slice) -> Embedding:
+        """Return some rows of the table."""
+        return {name: value[index] for name, value in self.table.items()}
+
+    def pick(self, index: list[int]) -> dict[str, Embedding]:
+        """Return the prompts of a condition by role, for the views in ``index``."""
+        batch = len(index)
+        prompts = {
+            "text": self.rows(index),
+            "uncond": self.rows([self.empty] * batch),
+            "plain": self.rows([self.empty + 2] * batch),
+        }
+        if self.has_negative:
+            prompts["negative"] = self.rows([self.empty + 1] * batch)
+        if self.has_source:
+            prompts["source"] = self.rows([self.views + i for i in index])
+        return prompts
+
+
+def with_source(condition: Conditioner, source: View, prior: Prior) -> Conditioner:
+    """Add renders of the scene that an edit starts from to a condition, as ``source_x``."""
+
+    def conditioned(cameras: Cameras, step: Step, render: Render | None = None) -> Condition:
+        rgb = source(cameras, prior.image_size, prior.image_size).rgb.movedim(-1, 1)
+        return replace(condition(cameras, step, render), source_x=prior.encode(rgb))
+
+    return conditioned

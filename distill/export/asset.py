@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from distill.contracts import View
+from distill.contracts import Field, View, Writer
 from distill.export.files import Up, save_mesh
-from distill.export.mesh import Query, extract_mesh
-from distill.export.pictures import write_contact_sheet, write_turntable
+from distill.export.mesh import extract_mesh
+from distill.export.pictures import timed, write_pictures
 from distill.export.texture import bake_texture, colour_vertices
 
 
 def export_asset(
-    query: Query,
+    query: Field,
     view: View,
     folder: Path | str,
     *,
@@ -31,14 +27,13 @@ def export_asset(
     picture_size: int = 192,
     elevation_deg: float = 15.0,
     up: Up = "y",
-    device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """Write contact.png, turntable.mp4, mesh.glb, mesh.obj (with .mtl and .png) and mesh.ply.
 
     The pictures come first: an empty scene still has them when the mesh fails.
 
     Args:
-        query: the scene's density and albedo at points on ``device``.
+        query: the scene's density and albedo at points on the CPU.
         view: takes the pictures.
         folder: created if need be; files of these names are replaced.
         resolution: of the grid that the mesh is made on, nodes per edge.
@@ -50,7 +45,6 @@ def export_asset(
         picture_size: of the video and of the sheet's pictures, in pixels, a multiple of 16.
         elevation_deg: of the pictures' cameras.
         up: "y" or "z", the mesh files' upward axis.
-        device: where ``query`` wants its points.
 
     Returns:
         ``seconds`` by part, ``iso_level``, ``silhouette_iou``, ``vertices`` and ``faces``.
@@ -60,44 +54,44 @@ def export_asset(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    seconds: dict[str, float] = {}
-    with _timed(seconds, "contact"):
-        write_contact_sheet(view, folder / "contact.png", size=picture_size, elevation_deg=elevation_deg)
-    with _timed(seconds, "turntable"):
-        write_turntable(
-            view,
-            folder / "turntable.mp4",
-            frames=frames,
-            size=picture_size,
-            elevation_deg=elevation_deg,
-        )
-    with _timed(seconds, "mesh"):
-        mesh = extract_mesh(
-            query,
-            view,
-            resolution=resolution,
-            faces=faces,
-            iso=iso,
-            largest_component=largest_component,
-            device=device,
-        )
-    with _timed(seconds, "texture"):
-        textured = bake_texture(mesh, query, size=texture_size, device=device)
-    with _timed(seconds, "files"):
-        save_mesh(colour_vertices(mesh, query, device=device), folder / "mesh.ply", up=up)
-        save_mesh(textured, folder / "mesh.obj", up=up)
-        save_mesh(textured, folder / "mesh.glb", up=up)
-    return {
-        "seconds": seconds,
-        "iso_level": mesh.iso_level,
-        "silhouette_iou": mesh.silhouette_iou,
-        "vertices": len(mesh.vertices),
-        "faces": len(mesh.faces),
-    }
+    pictures = {"frames": frames, "picture_size": picture_size, "elevation_deg": elevation_deg}
+    meshes = {
+        "resolution": resolution, "faces": faces, "iso": iso, "largest_component": largest_component,
+        "texture_size": texture_size, "up": up,
+    }  # fmt: skip
+    seconds = write_pictures(folder, view, pictures)
+    figures = mesh_writer(query)(folder, view, meshes)
+    return {**figures, "seconds": seconds | figures["seconds"]}
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[part] = round(time.perf_counter() - start, 3)
+def mesh_writer(query: Field) -> Writer:
+    """Return the writer of mesh.glb, mesh.obj (with .mtl and .png) and mesh.ply.
+
+    It takes the options ``resolution``, ``faces``, ``iso``, ``largest_component``, ``texture_size`` and ``up`` of
+    ``export_asset``, and returns ``seconds`` by part, ``iso_level``, ``silhouette_iou``, ``vertices`` and ``faces``.
+
+    Args:
+        query: the scene's density and albedo at points on the CPU.
+    """
+
+    def write(folder: Path, view: View, options: Mapping[str, Any]) -> dict[str, Any]:
+        seconds: dict[str, float] = {}
+        chosen = {name: options[name] for name in ("resolution", "faces", "iso", "largest_component")}
+        with timed(seconds, "mesh"):
+            mesh = extract_mesh(query, view, **chosen)
+        with timed(seconds, "texture"):
+            textured = bake_texture(mesh, query, size=options["texture_size"])
+        with timed(seconds, "files"):
+            up = options["up"]
+            save_mesh(colour_vertices(mesh, query), folder / "mesh.ply", up=up)
+            save_mesh(textured, folder / "mesh.obj", up=up)
+            save_mesh(textured, folder / "mesh.glb", up=up)
+        return {
+            "seconds": seconds,
+            "iso_level": mesh.iso_level,
+            "silhouette_iou": mesh.silhouette_iou,
+            "vertices": len(mesh.vertices),
+            "faces": len(mesh.faces),
+        }
+
+    return write

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import fast_simplification
@@ -15,17 +14,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import marching_cubes
-from torch import Tensor
 from trimesh.ray.ray_pyembree import RayMeshIntersector
 
 from distill.cameras import Cameras, orbit
-from distill.contracts import View
+from distill.contracts import Field, View
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-
-#: Density (per scene unit, ``[n]``) and albedo (``[n, 3]``) at points ``[n, 3]``.
-Query = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 #: Cameras, and where their pictures show the object, shape ``[views, height, width]``.
 Silhouettes = tuple[Cameras, NDArray[np.bool_]]
@@ -59,7 +54,7 @@ class Mesh:
 
 
 def extract_mesh(
-    query: Query,
+    query: Field,
     view: View,
     *,
     resolution: int = 128,
@@ -107,9 +102,9 @@ def extract_mesh(
 
 
 def evaluate(
-    query: Query, points: Floats, chunk: int = 262_144, device: torch.device | str = "cpu"
+    query: Field, points: Floats, chunk: int = 262_144, device: torch.device | str = "cpu"
 ) -> tuple[Floats, Floats]:
-    """Query a field in chunks: density ``[n]`` and albedo ``[n, 3]`` at points ``[n, 3]``, no gradients."""
+    """Field a field in chunks: density ``[n]`` and albedo ``[n, 3]`` at points ``[n, 3]``, no gradients."""
     density = np.empty(len(points), np.float32)
     albedo = np.empty((len(points), 3), np.float32)
     with torch.no_grad():
@@ -142,7 +137,7 @@ def vertex_normals(vertices: Floats, faces: Ints) -> Floats:
     return np.where(length > 1e-20, summed / np.maximum(length, 1e-20), (0, 0, 1)).astype(np.float32)
 
 
-def _sample_grid(query: Query, resolution: int, chunk: int, device: torch.device | str) -> Floats:
+def _sample_grid(query: Field, resolution: int, chunk: int, device: torch.device | str) -> Floats:
     """Densities at the nodes of a grid over the cube, shape ``[resolution] * 3``, x first."""
     axis = np.linspace(-1, 1, resolution, dtype=np.float32)
     points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)

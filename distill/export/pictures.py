@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -24,6 +26,33 @@ def to_uint8(image: Tensor) -> Picture:
     """Round a picture in [0, 1] to bytes, any shape; values outside are clipped, NaN becomes 0."""
     clean = torch.nan_to_num(image.detach().float(), nan=0.0).clamp(0, 1)
     return (clean * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def write_pictures(folder: Path, view: View, options: Mapping[str, Any]) -> dict[str, float]:
+    """Write contact.png and turntable.mp4 into a folder; returns the seconds that each took.
+
+    Args:
+        folder: exists; files of these names are replaced.
+        view: renders the scene.
+        options: ``frames`` of the turntable, ``picture_size`` in pixels, a multiple of 16, and ``elevation_deg``.
+    """
+    seconds: dict[str, float] = {}
+    size, elevation_deg = options["picture_size"], options["elevation_deg"]
+    with timed(seconds, "contact"):
+        write_contact_sheet(view, folder / "contact.png", size=size, elevation_deg=elevation_deg)
+    with timed(seconds, "turntable"):
+        write_turntable(
+            view, folder / "turntable.mp4", frames=options["frames"], size=size, elevation_deg=elevation_deg
+        )
+    return seconds
+
+
+@contextmanager
+def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    """Record under ``part`` how many seconds the context took."""
+    start = time.perf_counter()
+    yield
+    seconds[part] = round(time.perf_counter() - start, 3)
 
 
 def write_turntable(
@@ -87,6 +116,6 @@ def write_contact_sheet(
 def _pictures(view: View, cameras: Cameras, size: int) -> Iterator[Picture]:
     """Take pictures one at a time: a renderer's memory grows with the batch."""
     for index in range(len(cameras)):
-        one = Cameras(*(value[index : index + 1] for value in vars(cameras).values()))
+        one = cameras.part(index, index + 1)
         with torch.no_grad():
             yield np.ascontiguousarray(to_uint8(view(one, size, size).rgb[0]))

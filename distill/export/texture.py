@@ -10,7 +10,8 @@ import xatlas
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from distill.export.mesh import Floats, Ints, Mesh, Query, evaluate
+from distill.contracts import Field
+from distill.export.mesh import Floats, Ints, Mesh, evaluate
 
 #: How far around the surface a ray is followed, in scene units, and in how many steps.
 _OUTSIDE, _INSIDE, _STEPS = 0.02, 0.08, 8
@@ -19,12 +20,12 @@ _OUTSIDE, _INSIDE, _STEPS = 0.02, 0.08, 8
 _GUTTER = 1.5
 
 
-def colour_vertices(mesh: Mesh, query: Query, *, device: torch.device | str = "cpu") -> Mesh:
+def colour_vertices(mesh: Mesh, query: Field, *, device: torch.device | str = "cpu") -> Mesh:
     """Give the mesh's vertices the field's colours, sRGB as the prior sees them."""
     return replace(mesh, colours=surface_albedo(query, mesh.vertices, mesh.normals, device=device))
 
 
-def bake_texture(mesh: Mesh, query: Query, *, size: int = 512, device: torch.device | str = "cpu") -> Mesh:
+def bake_texture(mesh: Mesh, query: Field, *, size: int = 512, device: torch.device | str = "cpu") -> Mesh:
     """Unwrap a mesh and paint the field's albedo onto its texture, up to and past the charts' edges.
 
     Renders are compared with sRGB pictures, so the albedo is sRGB already and is stored unchanged.
@@ -62,7 +63,7 @@ def bake_texture(mesh: Mesh, query: Query, *, size: int = 512, device: torch.dev
 
 
 def surface_albedo(
-    query: Query, points: Floats, normals: Floats, *, device: torch.device | str = "cpu"
+    query: Field, points: Floats, normals: Floats, *, device: torch.device | str = "cpu"
 ) -> Floats:
     """Albedo where a ray against the normal stops: volume rendering over a short stretch of it.
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig
 
 from distill.cameras import turntable
+from distill.contracts import Scene
 from distill.forecast.network import Forecast, LiveBytes, calls_of, forecast, shadow
+from distill.guidance import is_made_for_prior
 from distill.options import schedule, schedules_in
 from distill.priors.load import default_dtype
 from distill.priors.source import Source
@@ -70,38 +70,38 @@ def cost(config: DictConfig, source: Source, device: torch.device) -> Cost:
 
 
 def calls(config: DictConfig, batch: int) -> tuple[list[int], int]:
-    """Rows of the network in each of a loss's calls for a batch, and the rank of what it trains inside; 0 for nothing."""
+    """Return pictures in each of a loss's calls of the network, and the rank of what it trains inside; 0 for nothing."""
     away = bool(config.perp_neg.enabled)
     guided = (5 if away else 2) * batch
     if "rank" in config.guidance:
         return [guided, batch], int(config.guidance.rank)
-    if "generator" in inspect.signature(get_method(config.guidance._target_)).parameters:
+    if is_made_for_prior(get_method(config.guidance._target_)):
         return [guided] * len(config.guidance.get("terms") or [1]), 0
     made = instantiate(config.guidance, _convert_="all")
     return calls_of(scheduled(made, **schedules_in(config, "guidance")), batch, away=away), 0
 
 
 def rendered(config: DictConfig, views: int) -> tuple[int, int]:
-    """Bytes of a configuration's scene, and those that rendering some views of it keeps."""
-    from distill.renderers.volume import render
-
+    """Return the bytes of a configuration's scene, and those that rendering some views of it keeps."""
     # What encodes on a GPU may not run here.
     here = {"backend": "auto"} if "backend" in config.scene else {}
-    scene: Any = instantiate(config.scene, _convert_="all", **here)(seed=0)
+    scene: Scene = instantiate(config.scene, _convert_="all", **here)(seed=0)
     # Each with its gradient and Adam's two averages, and the run's own where there is one.
     copies = config.particles * (5 if config.optimiser.ema else 4)
-    parameters = copies * sum(p.numel() * p.element_size() for p in scene.parameters())
-    if not hasattr(scene, "query"):
+    groups = scene.parameter_groups().values()
+    parameters = copies * sum(p.numel() * p.element_size() for group in groups for p in group.parameters)
+    if "volume" not in scene.features:
         return parameters, 0
     options = config.render
     names = [name for name, weight in config.penalties.items() if weight and not name.startswith("reference")]
+    extra = {"shading": options.shading} if "shading" in scene.features else {}
     small, large = 16, 32
 
     def peak(side: int) -> int:
         with LiveBytes() as live:
-            seen = render(
-                scene, turntable(1), side, side, generator=torch.Generator().manual_seed(0), shading=options.shading,
-                penalties=names, normals=options.latent_until > 0 or config.prior_options.control == "normal",
+            seen = scene.render(
+                turntable(1), side, side, generator=torch.Generator().manual_seed(0), penalties=names,
+                normals=options.latent_until > 0 or config.prior_options.control == "normal", **extra,
             )  # fmt: skip
             (seen.rgb.sum() + sum(seen.penalties.values())).backward()
             scene.zero_grad(set_to_none=True)

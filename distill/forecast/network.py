@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.conditions import perp_neg
-from distill.contracts import Condition, Embedding
+from distill.cameras import Cameras
+from distill.contracts import Condition, Embedding, Guidance, Step
 from distill.priors.control import CONTROL, ControlNet, find_kind
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.load import checkpoint, family_of, image_size_of, read_scheduler
@@ -64,16 +63,29 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclass
 class Counting:
-    """A prior that only counts: how many rows a loss asks for in each call."""
+    """A prior that only counts how many pictures a loss gives its network in each call."""
 
     rows: list[int] = field(default_factory=list)
-    learnt: list[int] = field(default_factory=list)
+    name = "counting"
     device = torch.device("cpu")
     num_timesteps = 1000
     image_size = 2
+    shape = (3, 2, 2)
+    latent, words, has_control = False, True, False
+    views = 1
+    trainable = None
+
+    def embed(self, prompts: list[str]) -> Embedding:
+        return {"prompt": torch.zeros(len(prompts), 1)}
 
     def encode(self, image: Tensor) -> Tensor:
         return image
+
+    def decode(self, x: Tensor) -> Tensor:
+        return x
+
+    def show(self, pictures: Tensor) -> Tensor:
+        return pictures
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.full((len(t), 1, 1, 1), 0.6)
@@ -81,19 +93,33 @@ class Counting:
     def sigma(self, t: Tensor) -> Tensor:
         return torch.full((len(t), 1, 1, 1), 0.8)
 
-    def predict_noise(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
+    def predict_noise(
+        self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None
+    ) -> Tensor:
         self.rows.append(len(x_t))
         return torch.zeros_like(x_t)
 
+    def describe(self) -> dict[str, Any]:
+        return {}
 
-def calls_of(guidance: Callable[..., Tensor], batch: int, *, away: bool = False) -> list[int]:
-    """Rows of the network in each call that a loss makes for a batch, ``away`` with Perp-Neg's in every row under the prompt."""
+
+def calls_of(guidance: Guidance, batch: int, *, away: bool = False) -> list[int]:
+    """Return how many pictures a loss gives the network in each call for a batch.
+
+    Args:
+        guidance: the loss.
+        batch: pictures.
+        away: count Perp-Neg's further predictions for every picture.
+    """
     prior, x = Counting(), torch.zeros(batch, 3, 2, 2)
-    told: Embedding = {"told": torch.zeros(batch, 1)}
-    none = perp_neg.beside(told, perp_neg.none(batch, told))
-    text = {**none, perp_neg.WEIGHT: torch.full((batch, 2), float(away))}
-    cond = Condition(text, none, none, none, x, None, 0.5, none, torch.full((batch,), 0.5))
-    guidance(perp_neg.PerpNegPrior(prior), x, cond, torch.full((batch,), 500), torch.ones_like(x))
+    roles = ("text", "uncond", "negative", "source", "plain", "away_0", "away_1")
+    cond = Condition(
+        {role: prior.embed([role] * batch) for role in roles},
+        step=Step(progress=0.5, uniform=torch.full((batch,), 0.5)),
+        source_x=x,
+        away=-torch.ones(batch, 2) if away else None,
+    )
+    guidance(prior, x, cond, torch.full((batch,), 500), torch.ones_like(x))
     return prior.rows
 
 

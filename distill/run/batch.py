@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from distill.contracts import Prior
-from distill.priors.source import find
-from distill.run.assemble import open_prior, pick_device
+from distill.run.assemble import check_prior, open_prior, pick_device
 from distill.run.checks import check_prompt
-from distill.run.execute import log, run
-from distill.run.fit import fit
+from distill.run.execute import run
 from distill.run.folders import claim, is_finished
+
+log = logging.getLogger(__name__)
 
 
 def run_prompts(config: DictConfig) -> dict[str, str]:
@@ -40,8 +41,7 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
         raise ValueError(f"prompts must be a text file with one prompt per line, but {path} has none")
     root = Path(config.output_dir or "outputs").expanduser()
     device = pick_device(config.device)
-    if config.max_vram:
-        fit(config, find(config.prior), device)
+    check_prior(config, device)
     prior = open_prior(config, device)
     return {prompt: _run_one(config, prompt, root, prior) for prompt in wanted}
 

@@ -1,37 +1,43 @@
-"""From a configuration to an asset."""
+"""Running a configuration: train, export and describe an asset."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
 from distill import loop
 from distill.asset import Asset
-from distill.cameras import Cameras
-from distill.conditions.perp_neg import PerpNegPrior
-from distill.conditions.picture import look_at, write_beside
-from distill.contracts import Condition, Prior, Render, View
+from distill.conditions.picture import write_beside
+from distill.contracts import Learner, Prior, Scene, View
+from distill.export.pictures import write_pictures
 from distill.files.checkpoint import load_checkpoint
-from distill.priors.source import find
-from distill.run.assemble import Parts, build, make_condition, make_control, open_prior, pick_device
-from distill.run.checks import check_prompt
+from distill.run.assemble import assemble
 from distill.run.compose import as_overrides, compose_config
-from distill.run.fit import fit
 from distill.run.folders import claim
 from distill.run.journal import Interrupted, Journal, stop_signals
 from distill.run.manifest import describe, finish
 
 log = logging.getLogger(__name__)
 
+#: What a configuration calls a prior that was given as an object without a name.
+UNNAMED = "given"
+
+
+class ExportFailed(RuntimeError):
+    """The scene is trained and saved, but no mesh can be made of it."""
+
 
 def generate(
-    prompt: str, *, output_dir: str | Path | None = None, prior: Any = "embedded", **options: Any
+    prompt: str,
+    *,
+    output_dir: str | Path | None = None,
+    prior: str | Path | Prior = "embedded",
+    **options: Any,
 ) -> Asset:
     """Make a 3D asset from a prompt.
 
@@ -44,26 +50,18 @@ def generate(
     Raises:
         ValueError: an option or the prompt is wrong, in one line.
     """
-    named = isinstance(prior, (str, Path))
-    name = str(prior) if named else getattr(prior, "name", "") or UNNAMED
+    loaded = None if isinstance(prior, (str, Path)) else prior
+    name = (loaded.name or UNNAMED) if loaded else str(prior)
     overrides = {"prompt": prompt, "prior": name, **options}
     if output_dir is not None:
         overrides["output_dir"] = str(output_dir)
     config = compose_config(as_overrides(overrides))
-    if config.max_vram is not None and not named:
+    if config.max_vram is not None and loaded:
         raise ValueError(
             "max_vram= chooses how a prior is loaded, and this one is loaded; give its name, or leave out max_vram= and choose "
             "render.at_once= and render.recompute="
         )
-    return run(config, None if named else prior)
-
-
-#: What a configuration calls a prior that was given as an object without a name.
-UNNAMED = "given"
-
-
-class ExportFailed(RuntimeError):
-    """The scene is trained and saved, but no mesh can be made of it."""
+    return run(config, loaded)
 
 
 def run(config: DictConfig, prior: Prior | None = None) -> Asset:
@@ -76,110 +74,37 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
         ExportFailed: the scene has no surface.
     """
     started = time.perf_counter()
-    device = pick_device(config.device)
-    if prior is None:
-        check_prompt(config)
-        if config.prompt:
-            source = find(config.prior)
-            if config.max_vram:
-                fit(config, source, device)
-    if config.init and not (Path(config.init).expanduser() / "checkpoints").is_dir():
-        raise ValueError(f"init must be the folder of an earlier run, and {config.init} has no checkpoints")
-    seen = look_at(config, device) if config.image else None
-    if seen and not config.prompt:
-        model: Prior = seen.prior
-    else:
-        model = prior or open_prior(config, device)
-    if config.perp_neg.enabled:
-        model = PerpNegPrior(model)
-    parts = build(config, model, seen)
-    condition, tell = make_condition(config, model, parts), make_control(config, model, parts)
+    job = assemble(config, prior)
     folder = claim(config)
-    saved = load_checkpoint(folder / "checkpoints", model.device) if config.resume else None
+    saved = load_checkpoint(folder / "checkpoints", job.prior.device) if config.resume else None
     if saved:
-        parts.state.load_state_dict(saved)
-        log.info("resuming %s at step %d", folder, parts.state.step)
+        job.state.load_state_dict(saved)
+        log.info("resuming %s at step %d", folder, job.state.step)
     loaded = time.perf_counter()
-
-    train(config, folder, model, parts, condition, tell)
-    trained = time.perf_counter()
-    manifest: dict[str, Any] = describe(config, model)
-    if seen:
-        manifest["picture"] = seen.describe()
-        write_beside(seen, parts.views[0], folder / "reference.png", config.export.picture_size)
-    manifest["skipped_steps"] = parts.state.skipped
-    manifest["seconds"] = {"load": loaded - started, "train": trained - loaded}
-    if len(parts.scenes) == 1:
-        asset = describe_and_export(config, folder, parts.scenes[0], parts.views[0], manifest, model.device)
+    train(config, folder, job)
+    manifest = describe(config, job)
+    manifest["seconds"] = {"load": loaded - started, "train": time.perf_counter() - loaded}
+    if job.picture:
+        write_beside(job.picture, job.views[0], folder / "reference.png", config.export.picture_size)
+    if len(job.scenes) == 1:
+        asset = describe_and_export(config, folder, job.scenes[0], job.views[0], manifest)
     else:
-        asset = export_particles(config, folder, parts, manifest, model.device)
+        asset = export_particles(config, folder, job, manifest)
     log.info("%.0f s in all; results in %s", time.perf_counter() - started, folder)
     return asset
 
 
-def describe_and_export(
-    config: DictConfig, folder: Path, scene: Any, view: View, manifest: dict[str, Any], device: torch.device
-) -> Asset:
-    """Write one scene's files, its manifest and its report."""
-    started = time.perf_counter()
-    if config.export.enabled and hasattr(scene, "query"):
-        manifest["export"] = export(config, folder, scene, view, device)
-    manifest["seconds"]["export"] = time.perf_counter() - started
-    finish(folder, manifest)
-    return Asset(config.prompt, folder, scene, view, manifest)
-
-
-def export_particles(
-    config: DictConfig, folder: Path, parts: Parts, manifest: dict[str, Any], device: torch.device
-) -> Asset:
-    """Write every particle's files to a folder of its own, ``particle-1`` and so on, then the run's report.
+def train(config: DictConfig, folder: Path, job: loop.Job) -> None:
+    """Run the loop with its journal; saves a last checkpoint and what the guidance learnt.
 
     Raises:
-        ExportFailed: scenes have no surface; the others' files are written all the same.
+        Interrupted: a signal asked the run to stop.
     """
-    particles, failures = [], []
-    for number, (scene, view) in enumerate(zip(parts.scenes, parts.views, strict=True), start=1):
-        own = folder / f"particle-{number}"
-        own.mkdir(exist_ok=True)
-        mine = {**manifest, "particle": number, "seconds": dict(manifest["seconds"])}
-        try:
-            particles.append(describe_and_export(config, own, scene, view, mine, device))
-        except ExportFailed as error:
-            failures.append(f"particle {number}: {error}")
-    if failures:
-        raise ExportFailed("; ".join(failures))
-    manifest["particles"] = [asset.folder.name for asset in particles]
-    manifest["seconds"]["export"] = sum(asset.manifest["seconds"]["export"] for asset in particles)
-    finish(folder, manifest)
-    return Asset(config.prompt, folder, parts.scenes[0], parts.views[0], manifest, tuple(particles))
-
-
-def train(
-    config: DictConfig,
-    folder: Path,
-    prior: Prior,
-    parts: Parts,
-    condition: Callable[[Cameras], Condition],
-    tell: Callable[[Condition, Render], Condition],
-) -> None:
-    """Run the loop with its journal; saves a last checkpoint."""
-    state = parts.state
+    state = job.state
     with stop_signals() as stop:
-        journal = Journal(folder, config.log, config.iterations, state.step, parts.views, stop)
+        journal = Journal(folder, config.log, config.iterations, state.step, job.views, stop)
         try:
-            loop.train(
-                state,
-                prior,
-                parts.guidance,
-                condition,
-                parts.render,
-                parts.cameras,
-                parts.timesteps,
-                parts.settings,
-                journal,
-                smaller=parts.smaller,
-                tell=tell,
-            )
+            loop.train(job, journal)
             if state.step == config.iterations:
                 journal.checkpoint(state)
         except loop.OutOfMemory:
@@ -187,24 +112,65 @@ def train(
             raise
         finally:
             journal.close()
-    if hasattr(parts.guidance, "save"):
-        parts.guidance.save(folder)
+    if isinstance(job.guidance, Learner):
+        job.guidance.save(folder)
     if state.step < config.iterations:
         raise Interrupted(
             f"stopped at step {state.step} of {config.iterations}; go on with resume=true; results so far in {folder}"
         )
     if state.average is not None:
-        with torch.no_grad():
-            for parameter, average in zip(state.parameters(), state.average, strict=True):
-                parameter.copy_(average)
+        loop.take(state.scene, state.average)
 
 
-def export(config: DictConfig, folder: Path, scene: Any, view: View, device: torch.device) -> dict[str, Any]:
-    """Write the meshes and pictures; see ``distill.export.asset.export_asset``."""
-    from distill.export.asset import export_asset
+def describe_and_export(
+    config: DictConfig, folder: Path, scene: Scene, view: View, manifest: dict[str, Any]
+) -> Asset:
+    """Write one scene's files, its manifest and its report."""
+    started = time.perf_counter()
+    if config.export.enabled:
+        manifest["export"] = export(config.export, folder, scene, view)
+    manifest["seconds"]["export"] = time.perf_counter() - started
+    finish(folder, manifest)
+    return Asset(config.prompt, folder, scene, view, manifest)
 
-    options = {key: value for key, value in config.export.items() if key != "enabled"}
+
+def export_particles(config: DictConfig, folder: Path, job: loop.Job, manifest: dict[str, Any]) -> Asset:
+    """Write every particle's files to a folder of its own, ``particle-1`` and so on, then the run's report.
+
+    Raises:
+        ExportFailed: scenes have no surface; the others' files are written all the same.
+    """
+    particles, failures = [], []
+    for number, (scene, view) in enumerate(zip(job.scenes, job.views, strict=True), start=1):
+        own = folder / f"particle-{number}"
+        own.mkdir(exist_ok=True)
+        mine = {**manifest, "particle": number, "seconds": dict(manifest["seconds"])}
+        try:
+            particles.append(describe_and_export(config, own, scene, view, mine))
+        except ExportFailed as error:
+            failures.append(f"particle {number}: {error}")
+    if failures:
+        raise ExportFailed("; ".join(failures))
+    manifest["particles"] = [asset.folder.name for asset in particles]
+    manifest["seconds"]["export"] = sum(asset.manifest["seconds"]["export"] for asset in particles)
+    finish(folder, manifest)
+    return Asset(config.prompt, folder, job.scenes[0], job.views[0], manifest, tuple(particles))
+
+
+def export(options: Mapping[str, Any], folder: Path, scene: Scene, view: View) -> dict[str, Any]:
+    """Write pictures of a scene with sides, then the scene's own files; an empty scene still has pictures.
+
+    Raises:
+        ExportFailed: there is nothing to write, for example no surface.
+    """
+    found: dict[str, Any] = {"seconds": {}}
     try:
-        return export_asset(scene.query, view, folder, device=device, **options)
+        if "sides" in scene.features:
+            found["seconds"] |= write_pictures(folder, view, options)
+        for write in scene.assets().values():
+            figures = write(folder, view, options)
+            found["seconds"] |= figures.pop("seconds", {})
+            found |= figures
     except ValueError as error:
         raise ExportFailed(f"{error} (the trained scene is kept among the checkpoints)") from error
+    return found
