@@ -124,19 +124,69 @@ class Render:
         )
 
 
+class Trainable(Protocol):
+    """The network inside a prior that LoRA layers can be added to."""
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    @property
+    def clock(self) -> str:
+        """Name of the network's module that embeds the timestep; its last layer is ``linear_2``."""
+        ...
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None) -> Tensor:
+        """Predict the noise as ``Prior.predict_noise`` does, with gradient to the network's parameters."""
+        ...
+
+
 class Prior(Protocol):
     """A frozen diffusion model. How it predicts (noise, v, flow) stays inside."""
+
+    @property
+    def name(self) -> str:
+        """The name or path that it was loaded by."""
+        ...
 
     @property
     def device(self) -> torch.device: ...
 
     @property
     def image_size(self) -> int:
-        """Height and width in pixels that it was trained on."""
+        """Height and width in pixels of the pictures that it encodes."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one encoded picture."""
+        ...
+
+    @property
+    def latent(self) -> bool:
+        """Whether it works on a VAE's latents."""
         ...
 
     @property
     def num_timesteps(self) -> int: ...
+
+    @property
+    def views(self) -> int:
+        """Number of pictures of one object that it denoises together: consecutive in a batch, at one timestep."""
+        ...
+
+    @property
+    def trainable(self) -> Trainable | None:
+        """The network that LoRA layers can be added to, or None."""
+        ...
+
+    @property
+    def has_control(self) -> bool:
+        """Whether it has a ControlNet, whose picture each embedding must then carry."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the weights for a manifest, as JSON: ``prior``, ``loras`` and ``controlnet`` (None without one)."""
+        ...
 
     def embed(self, prompts: list[str]) -> Embedding:
         """Encode prompts; done once per run."""
@@ -144,6 +194,18 @@ class Prior(Protocol):
 
     def encode(self, image: Tensor) -> Tensor:
         """Map pictures in [0, 1], ``[batch, 3, height, width]``, to the model's space, differentiably."""
+        ...
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Map ``[batch, *shape]`` back to pictures, ``[batch, 3, image_size, image_size]``, differentiably, unclipped."""
+        ...
+
+    def show(self, pictures: Tensor) -> Tensor:
+        """Prepare pictures in [0, 1], ``[batch, 3, image_size, image_size]``, for the ControlNet.
+
+        Raises:
+            ValueError: there is no ControlNet.
+        """
         ...
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -154,8 +216,13 @@ class Prior(Protocol):
         """Noise scale sqrt(1 - abar_t), shape ``[batch, 1, 1, 1]``."""
         ...
 
-    def predict_noise(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
-        """Predict the noise in ``x_t``, same shape, without gradient to the model's parameters."""
+    def predict_noise(
+        self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None
+    ) -> Tensor:
+        """Predict the noise in ``x_t``, same shape, without gradient to the model's parameters.
+
+        ``cameras``, one for each picture, are needed by priors that are conditioned on them.
+        """
         ...
 
 

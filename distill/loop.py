@@ -280,7 +280,7 @@ def as_latent(picture: Render, prior: Any) -> Tensor:
     """
     assert picture.normal is not None
     x = torch.cat([picture.normal * picture.opacity, 2 * picture.opacity - 1], dim=-1).movedim(-1, 1)
-    return nn.functional.interpolate(x, (prior.latent_size,) * 2, mode="bilinear", antialias=True)
+    return nn.functional.interpolate(x, prior.shape[1:], mode="bilinear", antialias=True)
 
 
 def _too_large(step: int, at_once: int) -> str:

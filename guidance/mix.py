@@ -93,7 +93,7 @@ class Term:
         if self.prior is None:
             return prior, x, cond
         source: Any = prior
-        return self.prior, self.prior.encode(source.to_image(x)), cond
+        return self.prior, self.prior.encode(source.decode(x)), cond
 
     def __call__(self, prior: Prior, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
         weight = self.weight(cond.progress)

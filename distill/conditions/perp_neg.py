@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.cameras import Cameras
 from distill.contracts import Embedding
 
 #: Views by place, as ``distill.conditions.prompts.FOUR_VIEWS``.
@@ -140,12 +141,19 @@ class PerpNegPrior:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.prior, name)
 
-    def predict_noise(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
+    @property
+    def trainable(self) -> PerpNegPrior | None:
+        """Itself, which trains the plain prompt, where the prior is trainable."""
+        return None if self.prior.trainable is None else self
+
+    def predict_noise(
+        self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None
+    ) -> Tensor:
         """Predict the noise in ``x_t``, same shape; one call, with three rows more for each that stays away."""
         own, away = split(cond)
         weights = away.get(WEIGHT)
         if weights is None or not weights.any():
-            found: Tensor = self.prior.predict_noise(x_t, t, own)
+            found: Tensor = self.prior.predict_noise(x_t, t, own, cameras)
             return found
         rows = weights.any(dim=1).nonzero()[:, 0]
         # The empty prompt, then the two views; what comes from no prompt, a ControlNet's picture, is the same for all.
@@ -156,7 +164,11 @@ class PerpNegPrior:
             for name, value in own.items()
         }
         asked = torch.cat([x_t, *[x_t[rows]] * 3]), torch.cat([t, *[t[rows]] * 3])
-        noise, *parts = self.prior.predict_noise(*asked, joined).split([len(x_t), *[len(rows)] * 3])
+        if cameras is not None:
+            places = [rows.to(cameras.c2w.device)] * 3
+            cameras = Cameras(*(torch.cat([v, *(v[i] for i in places)]) for v in vars(cameras).values()))
+        found = self.prior.predict_noise(*asked, joined, cameras)
+        noise, *parts = found.split([len(x_t), *[len(rows)] * 3])
         empty, *negatives = parts
         toward = noise[rows] - empty
         noise = noise.clone()
@@ -166,9 +178,9 @@ class PerpNegPrior:
             )
         return noise
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None) -> Tensor:
         """The prior's, with gradient: a student learns the plain prompt."""
-        result: Tensor = self.prior.forward(x_t, t, split(cond)[0])
+        result: Tensor = self.prior.trainable.forward(x_t, t, split(cond)[0], cameras)
         return result
 
 

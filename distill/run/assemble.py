@@ -190,7 +190,7 @@ def check_latent(prior: Any, flat: bool) -> None:
     Raises:
         ValueError: the prior's latent does not have four channels, or the scene has no normals.
     """
-    channels = prior.network.config.in_channels if getattr(prior, "vae", None) is not None else 0
+    channels = prior.shape[0] if prior.latent else 0
     if flat or channels != 4:
         found = "a picture, which has no normals" if flat else f"{channels}" if channels else "pixels"
         raise ValueError(
