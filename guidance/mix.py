@@ -99,7 +99,7 @@ class Term:
             cond = own
         if self.prior is None:
             return prior, x, cond
-        return self.prior, self.prior.encode(prior.to_image(x)), cond
+        return self.prior, self.prior.encode(prior.decode(x)), cond
 
     def __call__(self, prior: Prior, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
         weight = self.weight(cond.step.progress)

@@ -10,11 +10,7 @@ from torch import Tensor
 from distill.cameras import Cameras
 from distill.conditions import perp_neg
 from distill.contracts import Condition, Prior
-
-
-def classifier_free_guidance(uncond: Tensor, cond: Tensor, scale: float) -> Tensor:
-    """Push a prediction away from the unconditional one; scale 1 is purely conditional (Ho & Salimans 2022)."""
-    return uncond + scale * (cond - uncond)
+from distill.priors.predictions import classifier_free_guidance
 
 
 def check_timesteps(prior: Prior, t: Tensor) -> None:
@@ -147,3 +143,21 @@ def weight(prior: Prior, t: Tensor, weighting: str) -> Tensor:
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
     return WEIGHTINGS[weighting](prior.alpha(t), prior.sigma(t))
+
+
+def through_pixels(prior: Prior, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """Gradient with respect to ``x`` of a scalar loss of its decoded pixels.
+
+    Args:
+        prior: decodes; its parameters get no gradient.
+        x: clean picture in the prior's space, shape ``[batch, channel, height, width]``.
+        loss: maps pictures, in [0, 1] up to overshoot, shape ``[batch, 3, image_size, image_size]``, to a scalar; a
+            sum over pictures, so that the pictures of a batch do not influence each other.
+
+    Returns:
+        Same shape as ``x``, detached.
+    """
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(prior.decode(leaf)), leaf)
+    return gradient

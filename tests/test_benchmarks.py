@@ -185,7 +185,7 @@ def test_a_table_of_steps_at_the_published_size(scripts: Callable[[str], Any], t
     run("random_prior.py", tmp_path / "sd15")
     prior = load_prior(tmp_path / "sd15", "cuda", torch.bfloat16)
     assert sum(p.numel() for p in prior.network.parameters()) == PUBLISHED["unet"]
-    assert sum(p.numel() for p in prior.vae.parameters()) == PUBLISHED["vae"]
+    assert sum(p.numel() for p in prior.space.vae.parameters()) == PUBLISHED["vae"]
     del prior
     torch.cuda.empty_cache()
     run(

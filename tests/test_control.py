@@ -375,7 +375,7 @@ def test_a_run_with_a_loss(case: Case, options: dict[str, Any], tmp_path: Path) 
 def test_a_run_on_a_transformer_encodes_what_is_shown_once_a_step(
     case: Case, guidance: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learns, vae = [], case.prior.vae
+    learns, vae = [], case.prior.space.vae
     encode: Callable[..., Any] = vae.encode
 
     def recorded(images: Tensor) -> Any:

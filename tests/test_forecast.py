@@ -47,7 +47,7 @@ def test_a_shadow_counts_what_the_real_network_does(name: str, tmp_path: Path) -
     assert told.keys() == blank.keys()
     assert all(told[key].shape[2:] == blank[key].shape[2:] for key in told)
     found = forecast(counted, [2, 1], 1)
-    modules = [module for module in (real.network, real.vae) if module is not None]
+    modules = [module for module in (real.network, real.space.vae) if module is not None]
     assert found.weights == 2 * sum(p.numel() for module in modules for p in module.parameters())
     x = real.encode(torch.zeros(3, 3, size, size))
     cond = {key: torch.ones(3, *value.shape[1:]) for key, value in blank.items()}
@@ -56,7 +56,7 @@ def test_a_shadow_counts_what_the_real_network_does(name: str, tmp_path: Path) -
         real.predict(x, torch.tensor([1, 2, 3]), cond)
     assert found.network == counter.get_total_flops()
     assert found.prediction > 0
-    assert (found.encoding > 0) == (real.vae is not None or name == "deepfloyd")
+    assert (found.encoding > 0) == (real.latent or name == "deepfloyd")
     assert found.learning == 0
     learnt = forecast(counted, [2, 1], 1, rank=4)
     assert learnt.learning > forecast(counted, [1], 1).prediction  # a picture's way back beside its way there
@@ -119,7 +119,7 @@ def test_stable_diffusion_at_512_pixels_fits_the_cards_it_should(tmp_path: Path)
     prior = shadow(find(published(tmp_path)), torch.float16)
     assert prior.image_size == 512
     assert sum(p.numel() for p in prior.network.parameters()) == 859_520_964  # as published
-    assert sum(p.numel() for p in prior.vae.parameters()) == 83_653_863
+    assert sum(p.numel() for p in prior.space.vae.parameters()) == 83_653_863
     sds = forecast(prior, [2], 1)
     # 0.40 trillion multiply-adds of the UNet for a picture is the figure that is commonly given.
     assert sds.network / 2 == pytest.approx(2 * 0.40e12, rel=0.02)

@@ -298,7 +298,7 @@ def test_a_run_out_of_memory_keeps_a_checkpoint_and_names_the_options(
 
 def test_normals_and_opacity_as_a_latent() -> None:
     class Small:
-        latent_size = 2
+        shape = (4, 2, 2)
 
     normal = torch.tensor([0.6, 0.0, 0.8]).expand(1, 4, 4, 3)
     opacity = torch.full((1, 4, 4, 1), 0.5)

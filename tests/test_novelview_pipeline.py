@@ -166,8 +166,9 @@ def test_the_condition_latent_is_the_mode_and_not_scaled(tmp_path: Path) -> None
     picture = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(3))
     mode = pipeline.vae.encode(picture[None] * 2 - 1).latent_dist.mode()
     torch.testing.assert_close(pipeline.look(picture).latent, mode)
-    torch.testing.assert_close(pipeline.encode(picture[None]), mode * 0.5)
-    one, other = (pipeline.encode(picture[None], torch.Generator().manual_seed(s)) for s in (0, 1))
+    torch.testing.assert_close(pipeline.space.encode(picture[None]), mode * 0.5)
+    draws = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    one, other = (pipeline.space.encode(picture[None], generator=g) for g in draws)
     assert not torch.allclose(one, other)
 
 
@@ -176,10 +177,10 @@ def test_pixels_are_folded_into_patches(tmp_path: Path) -> None:
     folded = NovelViewPipeline(
         build(widen(make_unet(12)), token_width=16), pipeline.encoder, pipeline.scheduler
     )
-    assert (folded.patch, folded.size) == (2, 32)
+    assert (folded.space.factor, folded.size) == (2, 32)
     picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(folded.encode(picture), pixel_unshuffle(picture * 2 - 1, 2))
-    torch.testing.assert_close(folded.decode(folded.encode(picture)), picture)
+    torch.testing.assert_close(folded.space.encode(picture), pixel_unshuffle(picture * 2 - 1, 2))
+    torch.testing.assert_close(folded.space.decode(folded.space.encode(picture)), picture)
 
 
 def test_wrong_folders_get_one_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from distill.guidance.asd import asd
 from distill.guidance.csd import csd
 from distill.guidance.sds import sds
 from distill.loop import Settings, State, make_optimiser, train
+from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.novel_view.pose import relative_cameras
 from distill.priors.novel_view.prior import NovelViewPrior
 from distill.renderers.image import ImageScene, render_image
@@ -73,6 +75,34 @@ def test_it_drives_the_loop(prior: NovelViewPrior) -> None:
     assert not torch.equal(scene.image, before)
 
 
-def test_words_are_refused(prior: NovelViewPrior) -> None:
-    with pytest.raises(ValueError, match="told cameras, not prompts"):
-        prior.embed(["a mug"])
+def test_an_empty_prompt_drops_the_picture_and_any_other_keeps_it(prior: NovelViewPrior) -> None:
+    assert prior.embed(["a mug", "", "view"])["keep"].tolist() == [1.0, 0.0, 1.0]
+
+
+def test_cameras_give_the_poses_and_are_needed(prior: NovelViewPrior) -> None:
+    x_t, t, cameras = randn(1, 2, 3, 16, 16), torch.tensor([300, 700]), turntable(2)
+    found = prior.predict_noise(x_t, t, prior.embed(["a mug"] * 2), cameras)
+    pose = relative_cameras(REFERENCE, cameras)
+    expected = prior.pipeline.predict_noise(x_t, t, prior.given, pose)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="needs the cameras") as told:
+        prior.predict_noise(x_t, t, prior.embed(["a mug"] * 2))
+    assert "\n" not in str(told.value)
+
+
+def test_its_gradient_comes_back_through_its_pictures(tmp_path: Path) -> None:
+    """Decoding is not clipped: pictures outside [0, 1] have a gradient, too."""
+    prior = NovelViewPrior.of(make(tmp_path, latent=False), RGB, REFERENCE)
+    x = (10 * randn(1, 1, 3, 16, 16)).requires_grad_()
+    prior.decode(x).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, torch.full_like(x, 0.5))
+
+
+def test_a_manifest_has_its_files_sums(tmp_path: Path) -> None:
+    folder = make(tmp_path / "parts", latent=False).save(tmp_path / "model")
+    prior = NovelViewPrior.of(NovelViewPipeline.load(folder), RGB, REFERENCE, "mine")
+    said = prior.describe()
+    assert (said["loras"], said["controlnet"], said["prior"]["name"]) == ([], None, "mine")
+    path = "unet/diffusion_pytorch_model.safetensors"
+    assert said["prior"]["sha256"][path] == hashlib.sha256((folder / path).read_bytes()).hexdigest()

@@ -49,7 +49,7 @@ def denoising_error(shift: int = 0, turn: float = 0.0) -> float:
         given = Cameras(*(v[:1] for v in vars(cameras).values()))
         told = orbit(cameras.azimuth_deg[1:] + turn, cameras.elevation_deg[1:], 3.2, 40.0)
         pose = relative_cameras(given, told).roll(shift, 0)
-        x, t = pipeline.encode(truth[1:]), torch.tensor([960, 970, 980, 990])
+        x, t = pipeline.space.encode(truth[1:]), torch.tensor([960, 970, 980, 990])
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(number))
         abar = pipeline.scheduler.alphas_cumprod[t][:, None, None, None]
         x_t = abar.sqrt() * x + (1 - abar).sqrt() * noise

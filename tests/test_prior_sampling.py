@@ -18,7 +18,7 @@ class GaussianPrior:
     mean: float = 0.3
     spread: float = 0.0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    image_size: int = 4
+    shape: tuple[int, int, int] = (3, 4, 4)
     num_timesteps: int = 1000
     visited: list[int] = field(default_factory=list)
 
@@ -27,9 +27,6 @@ class GaussianPrior:
 
     def embed(self, prompts: Any) -> Any:
         return {"mean": torch.tensor([self.mean if text else -self.mean for text in prompts])}
-
-    def encode(self, image: Any) -> Any:
-        return image
 
     def alpha(self, t: Any) -> Any:
         return self.abar[t].sqrt()[:, None, None, None]

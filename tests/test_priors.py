@@ -31,7 +31,8 @@ def pixel(pixel_folder: Path) -> DiffusionPrior:
 
 def test_latent_pictures_pass_the_vae_as_in_diffusers(latent: DiffusionPrior) -> None:
     image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    expected = latent.vae.encode(image * 2 - 1).latent_dist.mode() * latent.vae.config.scaling_factor
+    vae = latent.space.vae
+    expected = vae.encode(image * 2 - 1).latent_dist.mode() * vae.config.scaling_factor
     assert latent.image_size == 16
     torch.testing.assert_close(latent.encode(image), expected)
 

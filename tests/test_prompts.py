@@ -45,7 +45,9 @@ class Listed:
     def sigma(self, t: Tensor) -> Tensor:
         return torch.full((len(t), 1, 1, 1), 0.6, dtype=torch.float64)
 
-    def predict_noise(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
+    def predict_noise(
+        self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None
+    ) -> Tensor:
         self.calls += 1
         table = torch.stack(self.noises)
         return torch.einsum("bp,pchw->bchw", cond["told"], table[: cond["told"].shape[1]])

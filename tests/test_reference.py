@@ -123,8 +123,8 @@ def test_beside_a_text_prior_it_sees_the_same_pictures(told: Any) -> None:
     class Doubled:
         num_timesteps = text.num_timesteps
 
-        def to_image(self, z: torch.Tensor) -> torch.Tensor:
-            return model.to_image(z / 2)
+        def decode(self, z: torch.Tensor) -> torch.Tensor:
+            return model.decode(z / 2)
 
     x, noise = 0.5 * randn(1, 2, 3, 16, 16).clamp(-1, 1), randn(2, 2, 3, 16, 16)
     cond = Condition({}, {}, cameras=own.cameras, seen=model)

@@ -23,7 +23,7 @@ from distill.cameras import Cameras
 from distill.contracts import Condition, Embedding, Guidance, Step
 from distill.priors.control import CONTROL, ControlNet, find_kind
 from distill.priors.diffusion import DiffusionPrior
-from distill.priors.load import checkpoint, family_of, image_size_of, read_scheduler
+from distill.priors.load import checkpoint, family_of, read_scheduler, space_of
 from distill.priors.schedule import read_schedule
 from distill.priors.source import Source
 
@@ -179,7 +179,7 @@ def shadow(
     vae = empty(folder / "vae", index["vae"][1]) if "vae" in index else None
     if checkpointing and vae is not None:
         checkpoint(vae)
-    size, patches = image_size_of(vae, network, image_size)
+    space, patches = space_of(vae, network, image_size)
     schedule = read_schedule(read_scheduler(folder, index), patches).to(torch.device("meta"))
 
     told, control = family.blank(network), None
@@ -191,10 +191,10 @@ def shadow(
         return {name: value.expand(len(prompts), *value.shape[1:]) for name, value in told.items()}
 
     prior = DiffusionPrior(
-        network, vae, text, family, schedule, size, torch.device("meta"), dtype, source, control=control
+        network, space, text, family, schedule, torch.device("meta"), dtype, source, control=control
     )
     if control:
-        told[CONTROL] = prior.show(torch.zeros(1, 3, size, size, device="meta"))
+        told[CONTROL] = prior.show(torch.zeros(1, 3, prior.image_size, prior.image_size, device="meta"))
     return prior
 
 
@@ -208,7 +208,7 @@ def forecast(prior: DiffusionPrior, rows: list[int], batch: int, *, rank: int = 
         rank: of a student's low-rank layers, 0 for a loss that has none.
     """
     control = prior.control.network if prior.control else None
-    modules = [module for module in (prior.network, prior.vae, control) if module is not None]
+    modules = [module for module in (prior.network, prior.space.vae, control) if module is not None]
     weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
     image = torch.zeros(batch, 3, prior.image_size, prior.image_size, device="meta", requires_grad=True)
     with FlopCounterMode(display=False) as whole, LiveBytes() as live:

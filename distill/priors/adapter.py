@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.cameras import Cameras
-from distill.contracts import Embedding
+from distill.contracts import Embedding, Prior
 
 NAME = "student"
 #: Where a network keeps the handle of its student's hook, so that the next student can remove it.
@@ -27,7 +27,7 @@ class Student:
     Everything else that uses the prior sees it unchanged: there is one model in memory.
 
     Args:
-        prior: has a ``network`` of diffusers, its ``family``, and ``forward``, which predicts with gradient.
+        prior: its ``trainable`` has a network of diffusers that takes adapters.
         rank: of the low-rank layers.
         alpha: their outputs are scaled by ``alpha / rank``; a whole number.
         targets: endings of the names of the linear layers that get one.
@@ -42,7 +42,7 @@ class Student:
 
     def __init__(
         self,
-        prior: Any,
+        prior: Prior,
         *,
         rank: int,
         alpha: int,
@@ -53,10 +53,11 @@ class Student:
         from peft import LoraConfig
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        network = getattr(prior, "network", None)
-        if network is None or not hasattr(network, "add_adapter"):
+        trainable = prior.trainable
+        network: Any = trainable and trainable.network
+        if trainable is None or not hasattr(network, "add_adapter"):
             none = "this prior has none"
-            if network is not None:
+            if trainable is not None:
                 none = f"this prior's, {type(network).__name__}, takes none in diffusers"
             raise ValueError(
                 f"vsd adds LoRA layers to a prior's network, and {none}; use a diffusers prior that does, or guidance=asd, "
@@ -80,11 +81,11 @@ class Student:
         )
         with _seeded(generator):
             network.add_adapter(config, adapter_name=NAME)
-            self.prior, self.network = prior, network
+            self.teacher, self.network, self.device = trainable, network, prior.device
             self.layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
             for parameter in self.low_rank():
                 parameter.data = parameter.data.float()
-            clock = network.get_submodule(prior.family.clock) if cameras else None
+            clock = network.get_submodule(trainable.clock) if cameras else None
             width = clock.linear_2.out_features if clock else 0
             self.camera = camera_embedding(width, prior.device) if cameras else None
         self._shift: Tensor | None = None
@@ -109,7 +110,7 @@ class Student:
             self._shift = shift if keep is None else shift * keep[:, None]
         self._switch(True)
         try:
-            return self.prior.forward(x_t, t, cond)
+            return self.teacher.forward(x_t, t, cond, cameras)
         finally:
             self._switch(False)
             self._shift = None
@@ -126,7 +127,7 @@ class Student:
         """
         file = path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
         try:
-            saved = load_file(file, device=str(self.prior.device))
+            saved = load_file(file, device=str(self.device))
             with safe_open(file, "pt") as opened:
                 said = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
         except (OSError, SafetensorError) as error:

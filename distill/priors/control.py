@@ -37,6 +37,10 @@ class ControlNet:
     scale: float
     source: Source
 
+    def describe(self) -> dict[str, Any]:
+        """Describe it for a manifest: its source and its scale."""
+        return {**self.source.describe(), "scale": self.scale}
+
     def beside(
         self, network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any], shown: Tensor
     ) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def find_kind(name: str | Path, family: Family) -> tuple[Source, Control]:
 
 
 def load_controlnet(
-    name: str | Path, scale: float, family: Family, network: Any, shrink: int, **precision: Any
+    name: str | Path, scale: float, family: Family, network: Any, factor: int, **precision: Any
 ) -> ControlNet:
     """Load a frozen ControlNet, safetensors alone.
 
@@ -81,7 +85,7 @@ def load_controlnet(
         scale: see ``ControlNet``.
         family: of the prior.
         network: the prior's.
-        shrink: pixels along each side that one place of the network's input stands for.
+        factor: spatial downsampling factor from pictures to the prior's input.
         **precision: for ``from_pretrained`` of diffusers.
 
     Raises:
@@ -111,9 +115,9 @@ def load_controlnet(
             f"{_plain(own[other[0]])}, and the prior's {_plain(network.config.get(other[0]))}"
         )
     widths = made.config.get("conditioning_embedding_out_channels")
-    if widths and 2 ** (len(widths) - 1) != shrink:
+    if widths and 2 ** (len(widths) - 1) != factor:
         raise ValueError(
-            f"the ControlNet {name} makes pictures {2 ** (len(widths) - 1)} times smaller, and this prior {shrink} times"
+            f"the ControlNet {name} makes pictures {2 ** (len(widths) - 1)} times smaller, and this prior {factor} times"
         )
     made.eval().requires_grad_(False)
     if family.component == "unet":

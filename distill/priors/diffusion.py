@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from distill.cameras import Cameras
 from distill.contracts import Embedding
 from distill.priors.control import CONTROL, ControlNet
 from distill.priors.families import Family
@@ -17,30 +17,19 @@ from distill.priors.lora import Lora
 from distill.priors.predictions import to_noise
 from distill.priors.schedule import Schedule
 from distill.priors.source import Source
-
-
-def shrink(vae: Any, network: Any) -> int:
-    """How many pixels along each side one place of the network's input stands for."""
-    if vae is None:
-        return int((network.config.in_channels // 3) ** 0.5)
-    widths = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
-    return int(2 ** (len(widths) - 1))
+from distill.priors.space import Space
 
 
 @dataclass(frozen=True)
 class DiffusionPrior:
-    """A frozen text-to-image model.
-
-    With a VAE it works on latents. Without one it works on pixels in [-1, 1], folded into patches (pixel unshuffle)
-    where the network takes 3 p^2 channels.
+    """A frozen text-to-image model of diffusers, in latent or in pixel space.
 
     Attributes:
         network: predicts.
-        vae: picture to latent, or None.
+        space: maps pictures to what the network works on.
         text: prompts to named tensors, the batch first.
         family: how the network is called.
         schedule: signal and noise at each timestep.
-        image_size: height and width in pixels that pictures are resized to.
         device: where the network lies.
         dtype: what it computes in.
         source: where it is from.
@@ -49,55 +38,80 @@ class DiffusionPrior:
     """
 
     network: Any
-    vae: Any
+    space: Space
     text: Callable[[Sequence[str]], Embedding]
     family: Family
     schedule: Schedule
-    image_size: int
     device: torch.device
     dtype: torch.dtype
     source: Source
     loras: Sequence[Lora] = ()
     control: ControlNet | None = None
 
+    views, words = 1, True
+
     @property
     def name(self) -> str:
-        """What it was asked for by."""
+        """The name or path that it was loaded by."""
         return self.source.name
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels that pictures are resized to."""
+        return self.space.image_size
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one encoded picture."""
+        return self.space.shape
+
+    @property
+    def latent(self) -> bool:
+        """Whether it works on a VAE's latents."""
+        return self.space.latent
 
     @property
     def num_timesteps(self) -> int:
         return len(self.schedule)
 
     @property
-    def patch(self) -> int:
-        """Side of the pixel patches a pixel-space network works on; 1 is plain pixels."""
-        return math.isqrt(self.network.config.in_channels // 3)
+    def trainable(self) -> DiffusionPrior:
+        """The prior itself, see ``distill.contracts.Trainable``."""
+        return self
 
     @property
-    def latent_size(self) -> int:
-        """Height and width of what the network is shown."""
-        return self.image_size // shrink(self.vae, self.network)
+    def clock(self) -> str:
+        """Name of the network's module that embeds the timestep."""
+        return self.family.clock
+
+    @property
+    def has_control(self) -> bool:
+        """Whether there is a ControlNet beside the network."""
+        return self.control is not None
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the weights for a manifest: ``prior``, ``loras`` and ``controlnet``."""
+        return {
+            "prior": self.source.describe(),
+            "loras": [lora.describe() for lora in self.loras],
+            "controlnet": self.control.describe() if self.control else None,
+        }
 
     def embed(self, prompts: list[str]) -> Embedding:
         """Encode prompts, as the pipeline of diffusers does; the empty one is what it takes for none."""
         return {name: value.to(self.device) for name, value in self.text(prompts).items()}
 
     def encode(self, image: Tensor) -> Tensor:
-        """Map pictures in [0, 1], ``[batch, 3, h, w]``, to latents or patches, resized to ``image_size``."""
-        if image.shape[-2:] != (self.image_size, self.image_size):
-            image = nn.functional.interpolate(image, (self.image_size,) * 2, mode="bilinear", antialias=True)
-        image = image * 2 - 1
-        if self.vae is None:
-            return nn.functional.pixel_unshuffle(image, self.patch)
-        found = self.vae.encode(image.to(self.vae.dtype))
-        latent = (found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent).float()
-        mean, scale = self._latent_scale(latent)
-        return (latent - mean) * scale
+        """Map pictures in [0, 1], ``[batch, 3, h, w]``, to ``[batch, *shape]``, resized to ``image_size``."""
+        return self.space.encode(image)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Undo ``encode``, differentiably and without clipping; only a pixel-space prior undoes it exactly."""
+        return self.space.decode(x)
 
     @torch.no_grad()
     def show(self, pictures: Tensor) -> Tensor:
-        """What the ControlNet is shown of pictures in [0, 1], ``[batch, 3, image_size, image_size]``: them, or latents.
+        """Prepare pictures in [0, 1], ``[batch, 3, image_size, image_size]``, for the ControlNet: as they are, or encoded.
 
         Raises:
             ValueError: there is no ControlNet.
@@ -106,29 +120,6 @@ class DiffusionPrior:
             raise ValueError("this prior has no ControlNet to show a picture to; load it with controlnet=")
         return self.control.kind.show(self.control.network, self, pictures)
 
-    def to_image(self, x: Tensor) -> Tensor:
-        """Undo ``encode``, differentiably and without clipping; only a pixel-space prior undoes it exactly."""
-        if self.vae is None:
-            image = nn.functional.pixel_shuffle(x, self.patch)
-        else:
-            mean, scale = self._latent_scale(x)
-            image = self.vae.decode((x / scale + mean).to(self.vae.dtype)).sample.float()
-        return image / 2 + 0.5
-
-    def _latent_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What is taken from latents, and what they are then multiplied by; some VAEs say so channel by channel."""
-        config = self.vae.config
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        scale = torch.tensor(config.scaling_factor).to(x)
-        if mean is not None and std is not None:
-            return torch.tensor(mean).to(x).view(-1, 1, 1), scale / torch.tensor(std).to(x).view(-1, 1, 1)
-        return torch.tensor(config.get("shift_factor") or 0.0).to(x), scale
-
-    @torch.no_grad()
-    def decode(self, x: Tensor) -> Tensor:
-        """Map back to pictures in [0, 1], clipped."""
-        return self.to_image(x).clamp(0, 1)
-
     def alpha(self, t: Tensor) -> Tensor:
         return self.schedule.alpha[t][:, None, None, None]
 
@@ -136,12 +127,14 @@ class DiffusionPrior:
         return self.schedule.sigma[t][:, None, None, None]
 
     @torch.no_grad()
-    def predict_noise(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
-        """Predict the noise in ``x_t``, float32, same shape."""
+    def predict_noise(
+        self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None
+    ) -> Tensor:
+        """Predict the noise in ``x_t``, float32, same shape; the cameras are not used."""
         return self.forward(x_t, t, cond)
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
-        """``predict_noise`` with gradient, for what is trained inside the network."""
+    def forward(self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None) -> Tensor:
+        """Predict the noise as ``predict_noise`` does, with gradient to the network's parameters."""
         output = self.predict(x_t, t, cond)
         return to_noise(self.schedule.prediction, output, x_t, self.alpha(t), self.sigma(t))
 

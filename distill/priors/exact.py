@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from distill.cameras import Cameras
 from distill.contracts import Embedding
 from distill.priors.predictions import from_noise, to_noise
+from distill.priors.space import Space
 
 
 def scaled_linear(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
@@ -59,12 +62,16 @@ class ExactPrior:
         signed: pictures in [0, 1] are mapped to [-1, 1], as diffusion models do; otherwise taken as they are.
         prediction: as what a network would give it, one of ``distill.priors.predictions.KINDS``. With ``flow``
             the scales add up to 1, at the same ratio of signal to noise.
+        name: for manifests.
     """
 
     prompts: Mapping[str, Components]
     abar: Tensor = field(default_factory=scaled_linear)
     signed: bool = False
     prediction: str = "epsilon"
+    name: str = "exact"
+
+    views, words, trainable, has_control = 1, True, None, False
 
     @property
     def device(self) -> torch.device:
@@ -75,8 +82,27 @@ class ExactPrior:
         return len(self.abar)
 
     @property
+    def space(self) -> Space:
+        """Maps pictures to what the prior works on: plain pixels."""
+        channels, _, size = next(iter(self.prompts.values())).means.shape[-3:]
+        return Space(size, channels, signed=self.signed)
+
+    @property
     def image_size(self) -> int:
-        return next(iter(self.prompts.values())).means.shape[-1]
+        return self.space.image_size
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one encoded picture."""
+        return self.space.shape
+
+    @property
+    def latent(self) -> bool:
+        return False
+
+    def describe(self) -> dict[str, Any]:
+        """Describe it for a manifest; there are no weights."""
+        return {"prior": {"name": self.name, "sha256": {}}, "loras": [], "controlnet": None}
 
     def embed(self, prompts: list[str]) -> Embedding:
         """Look up prompts, numbers under ``prompt``; a view's words after the last comma are left out if unknown.
@@ -94,17 +120,19 @@ class ExactPrior:
 
     def encode(self, image: Tensor) -> Tensor:
         """Map pictures in [0, 1] to the prior's space, resized to ``image_size``."""
-        if image.shape[-1] != self.image_size:
-            image = nn.functional.interpolate(image, (self.image_size,) * 2, mode="bilinear", antialias=True)
-        return image * 2 - 1 if self.signed else image
-
-    def to_image(self, x: Tensor) -> Tensor:
-        """Undo ``encode`` but for the resizing, without clipping."""
-        return x / 2 + 0.5 if self.signed else x
+        return self.space.encode(image)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Map back to pictures in [0, 1], clipped."""
-        return self.to_image(x).clamp(0, 1)
+        """Undo ``encode`` but for the resizing, without clipping."""
+        return self.space.decode(x)
+
+    def show(self, pictures: Tensor) -> Tensor:
+        """Refuse: there is no ControlNet.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("an exact prior has no ControlNet to show a picture to")
 
     def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = self.abar[t].sqrt(), (1 - self.abar[t]).sqrt()
@@ -118,8 +146,10 @@ class ExactPrior:
         return self._scales(t)[1]
 
     @torch.no_grad()
-    def predict_noise(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
-        """Predict the noise in ``x_t``, same shape and precision."""
+    def predict_noise(
+        self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None
+    ) -> Tensor:
+        """Predict the noise in ``x_t``, same shape and precision; the cameras are not used."""
         mixtures, noise = list(self.prompts.values()), torch.empty_like(x_t)
         for prompt in cond["prompt"].unique().tolist():
             rows = cond["prompt"] == prompt

@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 from distill.convert import pickled
 from distill.priors import lora
 from distill.priors.control import load_controlnet
-from distill.priors.diffusion import DiffusionPrior, shrink
+from distill.priors.diffusion import DiffusionPrior
 from distill.priors.families import FAMILIES, Family, weighted
 from distill.priors.families.unet import PLAIN
 from distill.priors.schedule import read_schedule
 from distill.priors.source import UNUSED, find, variant_of
+from distill.priors.space import Space, downsampling
 from distill.priors.text import TextEncoders, identity_of
 
 log = logging.getLogger(__name__)
@@ -146,15 +147,14 @@ def load_prior(
         network.to(memory_format=torch.channels_last)
     control = None
     if controlnet:
-        control = load_controlnet(
-            controlnet, control_scale, family, network, shrink(vae, network), **precision(dtype)
-        )
+        factor = downsampling(vae, network.config.in_channels)
+        control = load_controlnet(controlnet, control_scale, family, network, factor, **precision(dtype))
         control.network.to(device)
     if checkpointing and vae is not None:
         checkpoint(vae)
     if compile:
         network.compile()
-    size, patches = image_size_of(vae, network, image_size)
+    space, patches = space_of(vae, network, image_size)
     schedule = read_schedule(scheduler, patches).to(device)
     text_dtype = torch.float32 if own or device.type == "cpu" else dtype
     load = partial(_load_plain_text if own else _load_text, folder, index, device, text_dtype)
@@ -166,7 +166,7 @@ def load_prior(
         prompt_weighting,
     )
     return DiffusionPrior(
-        network, vae, text, family, schedule, size, device, dtype, source, tuple(files), control
+        network, space, text, family, schedule, device, dtype, source, tuple(files), control
     )
 
 
@@ -184,18 +184,23 @@ def checkpoint(vae: Any) -> None:
     vae.enable_gradient_checkpointing()
 
 
-def image_size_of(vae: Any, network: Any, wanted: int | None) -> tuple[int, int]:
-    """Side of the pictures that a prior is shown, pixels, and how many patches its network makes of one.
+def space_of(vae: Any, network: Any, image_size: int | None) -> tuple[Space, int]:
+    """The space that a network works in, and the number of patches that it makes of a picture.
+
+    Args:
+        vae: of diffusers, or None.
+        network: of diffusers.
+        image_size: height and width in pixels; None for what the network was trained on.
 
     Raises:
-        ValueError: the side that is wanted does not fit.
+        ValueError: ``image_size`` does not fit the network.
     """
-    scale = shrink(vae, network)
-    size = wanted or int(network.config.get("sample_size") or 128) * scale
-    folded = scale if "UNet" in type(network).__name__ else 2 * scale
+    factor = downsampling(vae, network.config.in_channels)
+    size = image_size or int(network.config.get("sample_size") or 128) * factor
+    folded = factor if "UNet" in type(network).__name__ else 2 * factor
     if size % folded:
         raise ValueError(f"image_size must be a multiple of {folded} for this prior, got {size}")
-    return size, (size // folded) ** 2
+    return Space.of(vae, network.config.in_channels, size), (size // folded) ** 2
 
 
 def _component(folder: Path, part: str, kind: str, dtype: torch.dtype) -> Any:

@@ -1,4 +1,4 @@
-"""What networks predict, and the noise that it implies.
+"""What networks predict, the noise that it implies, and classifier-free guidance of either.
 
 With ``x_t = alpha x + sigma eps``, a network gives ``epsilon``: eps; ``v_prediction``: alpha eps - sigma x
 (Salimans & Ho 2022, arXiv:2202.00512, App. D; alpha^2 + sigma^2 = 1); ``sample``: x; or ``flow``: eps - x
@@ -52,3 +52,18 @@ def from_noise(kind: str, noise: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tens
     if kind not in outputs:
         raise ValueError(f"a prediction must be one of {', '.join(KINDS)}, got {kind!r}")
     return outputs[kind]
+
+
+def classifier_free_guidance(uncond: Tensor, cond: Tensor, scale: float) -> Tensor:
+    """Push a prediction away from the unconditional one; scale 1 is purely conditional.
+
+    Any kind of prediction may be guided, since each is linear in the noise for a given ``x_t``.
+
+    Args:
+        uncond: prediction without the condition, any shape.
+        cond: prediction under the condition, same shape.
+        scale: guidance scale, dimensionless; 0 is unconditional.
+
+    Source: Ho & Salimans 2022, arXiv:2207.12598, whose Eq. 6 has w = ``scale`` - 1.
+    """
+    return uncond + scale * (cond - uncond)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from distill.contracts import Prior
+from distill.priors.predictions import classifier_free_guidance
 
 
 @torch.no_grad()
@@ -31,7 +32,7 @@ def sample(
         clip: the largest magnitude of the predicted clean sample; 1 suits pixels, None latents.
 
     Returns:
-        Clean samples in the prior's own space, ``[len(prompts), channel, height, width]``; a prior's
+        Clean samples in the prior's own space, ``[len(prompts), channel, height, width]``; the prior's
         ``decode`` makes pictures of them.
 
     Raises:
@@ -42,15 +43,14 @@ def sample(
     if not 1 <= steps <= prior.num_timesteps:
         raise ValueError(f"steps must be between 1 and {prior.num_timesteps}, got {steps}")
     n = len(prompts)
-    blank = torch.zeros(1, 3, prior.image_size, prior.image_size, device=prior.device)
-    x = torch.randn(n, *prior.encode(blank).shape[1:], generator=generator).to(prior.device)
+    x = torch.randn(n, *prior.shape, generator=generator).to(prior.device)
     table = prior.embed([*prompts, ""])
     cond = {name: value[[*range(n), *[n] * n]] for name, value in table.items()}
     times = torch.linspace(prior.num_timesteps, 0, steps + 1).round().long() - 1
     for now, after in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
         t = torch.full((n,), now, device=prior.device)
         positive, empty = prior.predict_noise(torch.cat([x, x]), torch.cat([t, t]), cond).chunk(2)
-        noise = empty + scale * (positive - empty)
+        noise = classifier_free_guidance(empty, positive, scale)
         clean = (x - prior.sigma(t) * noise) / prior.alpha(t)
         if clip is not None:
             clean = clean.clamp(-clip, clip)

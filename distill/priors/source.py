@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.files.atomic import sha256
 from distill.priors.table import MODELS
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "prior"
@@ -38,6 +39,15 @@ class Source:
     repository: str = ""
     revision: str = ""
     licence: str = ""
+
+    def describe(self) -> dict[str, Any]:
+        """Describe it for a manifest: with the hub's commit, or the SHA-256 of each local file of weights."""
+        said = {name: value for name, value in vars(self).items() if value and name != "folder"}
+        files = () if self.revision else self.folder.rglob("*.safetensors")
+        return {
+            **said,
+            "sha256": {str(path.relative_to(self.folder)): sha256(path) for path in sorted(files)},
+        }
 
 
 def find(name: str | Path) -> Source:

@@ -57,9 +57,9 @@ def pictures_of(
     made = []
     for start in tqdm(range(0, len(asked), batch), "sampling"):
         prompts = [world.caption(c, k, world.DIRECTIONS[v]) for c, k, v in asked[start : start + batch]]
-        clip = 1.0 if prior.vae is None else None
+        clip = None if prior.latent else 1.0
         x = sample(prior, prompts, generator=g, steps=steps, scale=scale, clip=clip)
-        made.append(prior.decode(x).cpu())
+        made.append(prior.decode(x).clamp(0, 1).cpu())
     return torch.cat(made)
 
 

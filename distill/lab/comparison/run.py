@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.cameras import Cameras
 from distill.contracts import Embedding, Prior, Render
 from distill.embedded.judge import Judge, load_judge
 from distill.files.atomic import write_atomic
@@ -78,14 +79,21 @@ class Counted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.prior, name)
 
-    def predict_noise(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
+    @property
+    def trainable(self) -> Counted | None:
+        """Itself, which counts the calls in training, too, where the prior is trainable."""
+        return None if self.prior.trainable is None else self
+
+    def predict_noise(
+        self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None
+    ) -> Tensor:
         self.calls += len(x_t)
-        result: Tensor = self.prior.predict_noise(x_t, t, cond)
+        result: Tensor = self.prior.predict_noise(x_t, t, cond, cameras)
         return result
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None) -> Tensor:
         self.calls += len(x_t)
-        result: Tensor = self.prior.forward(x_t, t, cond)
+        result: Tensor = self.prior.trainable.forward(x_t, t, cond, cameras)
         return result
 
 

@@ -257,10 +257,9 @@ def loss_of(
     device = next(model.parameters()).device
     draws = [torch.Generator().manual_seed(mixed(config.seed, number, 2)) for number in batch.numbers]
     with torch.no_grad():
-        x = torch.cat(
-            [_encoded(pipeline, rgb.to(device), g) for rgb, g in zip(batch.target, draws, strict=True)]
-        )
-        latent = torch.cat([_condition(pipeline, rgb.to(device)) for rgb in batch.condition])
+        space, pairs = pipeline.space, zip(batch.target, draws, strict=True)
+        x = torch.cat([space.encode(rgb[None].to(device), generator=g) for rgb, g in pairs])
+        latent = torch.cat([space.encode(rgb[None].to(device), scaled=False) for rgb in batch.condition])
         features = batch.features or pipeline.encoder(batch.condition.to(device))
         t = torch.cat([sampler(progress, 1, g) for g in draws]).to(device)
         noise = torch.stack([torch.randn(x.shape[1:], generator=g) for g in draws]).to(x)
@@ -273,23 +272,6 @@ def loss_of(
     told = Features(*(value.to(device) for value in vars(features).values()))
     predicted = model(x_t, t, latent, told, batch.pose.to(device), keep_token, keep_latent)
     return nn.functional.mse_loss(predicted.float(), goal.float())
-
-
-def _encoded(pipeline: NovelViewPipeline, rgb: Tensor, generator: torch.Generator) -> Tensor:
-    """A target in the model's space; a VAE's draw is made on the CPU, where it is the same on every machine."""
-    if pipeline.vae is None:
-        return pipeline.encode(rgb[None])
-    spread = pipeline.vae.encode(pipeline.fitted(rgb[None])).latent_dist
-    noise = torch.randn(spread.mean.shape, generator=generator).to(spread.mean)
-    result: Tensor = (spread.mean + spread.std * noise) * pipeline.vae.config.scaling_factor
-    return result
-
-
-def _condition(pipeline: NovelViewPipeline, rgb: Tensor) -> Tensor:
-    if pipeline.vae is None:
-        return pipeline.encode(rgb[None])
-    result: Tensor = pipeline.vae.encode(pipeline.fitted(rgb[None])).latent_dist.mode()
-    return result
 
 
 def make_sampler(config: TrainConfig, num_timesteps: int) -> Any:

@@ -37,7 +37,8 @@ def show(controlnet: Any, prior: Any, pictures: Tensor) -> Tensor:
     """Their latents; not shifted for a ControlNet that is told zeros for the pooled states, as those were trained."""
     latents: Tensor = prior.encode(pictures)
     if controlnet.config.force_zeros_for_pooled_projection:
-        latents = latents + prior.vae.config.shift_factor * prior.vae.config.scaling_factor
+        config = prior.space.vae.config
+        latents = latents + config.shift_factor * config.scaling_factor
     return latents
 
 

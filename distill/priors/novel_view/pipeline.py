@@ -17,7 +17,8 @@ from distill.priors.load import precision
 from distill.priors.novel_view.features import Encoder, Features, load_encoder
 from distill.priors.novel_view.model import NovelView, build
 from distill.priors.novel_view.pose import FOURTH
-from distill.priors.predictions import to_noise
+from distill.priors.predictions import classifier_free_guidance, to_noise
+from distill.priors.space import Space, downsampling
 
 #: Published folders: where the token's projection lies, and under which name.
 PUBLISHED = {"cc_projection": "projection", "clip_camera_projection": "proj"}
@@ -63,6 +64,7 @@ class NovelViewPipeline:
         vae: picture to latent, or None for pixels in [-1, 1], folded into patches where the network takes more
             than three channels.
         fourth: the pose's fourth number, see ``distill.priors.novel_view.pose``.
+        folder: that it was loaded from, or None.
     """
 
     model: NovelView
@@ -70,64 +72,32 @@ class NovelViewPipeline:
     scheduler: Any
     vae: Any = None
     fourth: str = "distance"
+    folder: Path | None = None
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
     @property
-    def patch(self) -> int:
-        """Pixels of the picture along one side of one of the network's."""
-        if self.vae is not None:
-            return int(2 ** (len(self.vae.config.block_out_channels) - 1))
-        return int((self.model.unet.config.out_channels // 3) ** 0.5)
+    def space(self) -> Space:
+        """Maps pictures to what is noised: latents, or pixels folded into patches."""
+        config = self.model.unet.config
+        factor = downsampling(self.vae, config.out_channels)
+        return Space.of(self.vae, config.out_channels, int(config.sample_size) * factor)
 
     @property
     def size(self) -> int:
         """Height and width of the pictures, pixels."""
-        return int(self.model.unet.config.sample_size) * self.patch
-
-    def fitted(self, rgb: Tensor) -> Tensor:
-        if rgb.shape[-2:] != (self.size, self.size):
-            rgb = nn.functional.interpolate(rgb, (self.size, self.size), mode="bilinear", antialias=True)
-        return rgb * 2 - 1
-
-    def encode(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """What is noised: pictures in [0, 1], ``[batch, 3, h, w]``, to the model's space.
-
-        Args:
-            rgb: pictures.
-            generator: draws from the VAE's distribution, as in training; None takes its mode.
-        """
-        image = self.fitted(rgb)
-        if self.vae is None:
-            return nn.functional.pixel_unshuffle(image, self.patch)
-        spread = self.vae.encode(image.to(self.vae.dtype)).latent_dist
-        latent = spread.mode() if generator is None else spread.sample(generator)
-        result: Tensor = latent.float() * self.vae.config.scaling_factor
-        return result
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Undo ``encode``, clipped to [0, 1]."""
-        if self.vae is None:
-            image = nn.functional.pixel_shuffle(x, self.patch)
-        else:
-            latent = x / self.vae.config.scaling_factor
-            image = self.vae.decode(latent.to(self.vae.dtype)).sample.float()
-        return (image / 2 + 0.5).clamp(0, 1)
+        return self.space.image_size
 
     @torch.no_grad()
     def look(self, rgb: Tensor) -> Given:
-        """Encode condition pictures in [0, 1], ``[3, h, w]`` or ``[pictures, 3, h, w]``; their latents are not scaled.
+        """Encode condition pictures in [0, 1], ``[3, h, w]`` or ``[pictures, 3, h, w]``.
 
-        So has Zero-1-to-3 it.
+        Their latents are not scaled, as in Zero-1-to-3.
         """
         batch = (rgb if rgb.ndim == 4 else rgb[None]).to(self.device)
-        if self.vae is None:
-            latent = self.encode(batch)
-        else:
-            latent = self.vae.encode(self.fitted(batch).to(self.vae.dtype)).latent_dist.mode().float()
-        return Given(latent, self.encoder(batch))
+        return Given(self.space.encode(batch, scaled=False), self.encoder(batch))
 
     @torch.no_grad()
     def predict_noise(self, x_t: Tensor, t: Tensor, given: Given, pose: Tensor, scale: float = 1.0) -> Tensor:
@@ -154,7 +124,7 @@ class NovelViewPipeline:
             torch.cat([x_t, x_t]), torch.cat([t, t]), latent, features, torch.cat([pose, pose]), keep, keep
         )
         cond, uncond = joined.float().chunk(2)
-        return uncond + scale * (cond - uncond)
+        return classifier_free_guidance(uncond, cond, scale)
 
     @torch.no_grad()
     def __call__(
@@ -184,9 +154,7 @@ class NovelViewPipeline:
         """
         from tqdm import tqdm
 
-        given, channels = self.look(rgb), int(self.model.unet.config.out_channels)
-        side = int(self.model.unet.config.sample_size)
-        shape = (channels, side, side)
+        given, shape = self.look(rgb), self.space.shape
         if isinstance(generator, torch.Generator):
             noise = torch.randn(len(pose), *shape, generator=generator)
         else:
@@ -205,7 +173,7 @@ class NovelViewPipeline:
                 output = self._predict(scheduler.scale_model_input(x, t), times, shown, part, scale)
                 x = scheduler.step(output, t, x).prev_sample
                 bar.update()
-            views.append(self.decode(x))
+            views.append(self.space.decode(x).clamp(0, 1))
         bar.close()
         return torch.cat(views)
 
@@ -301,7 +269,7 @@ class NovelViewPipeline:
         model.to(device).eval().requires_grad_(False)
         if vae is not None:
             vae.to(device).eval().requires_grad_(False)
-        return cls(model, encoder, scheduler, vae, fourth or said["fourth"])
+        return cls(model, encoder, scheduler, vae, fourth or said["fourth"], folder)
 
 
 def take_conditioning(model: NovelView, tensors: Mapping[str, Tensor]) -> None:

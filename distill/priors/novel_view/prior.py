@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from distill.cameras import Cameras
-from distill.contracts import Condition, Embedding
+from distill.contracts import Embedding
 from distill.priors.novel_view.pipeline import Given, NovelViewPipeline
 from distill.priors.novel_view.pose import relative_cameras
 from distill.priors.predictions import to_noise
+from distill.priors.source import Source
 
 
 @dataclass(frozen=True)
 class NovelViewPrior:
-    """Follows the contract of ``distill.contracts.Prior``, but is told cameras where others are told prompts.
+    """A prior conditioned on a picture and on each view's camera, whatever the prompt says.
 
     Attributes:
         pipeline: the model.
         given: the input picture, encoded once.
         reference: the camera that took it, a batch of one.
-        name: what it was asked for by.
+        name: the name or path that the model was loaded by.
     """
 
     pipeline: NovelViewPipeline
     given: Given
     reference: Cameras
     name: str = "novel_view"
+
+    views, words, trainable, has_control = 1, False, None, False
 
     @classmethod
     def of(
@@ -46,29 +51,53 @@ class NovelViewPrior:
         return self.pipeline.size
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one encoded picture."""
+        return self.pipeline.space.shape
+
+    @property
+    def latent(self) -> bool:
+        """Whether it works on a VAE's latents."""
+        return self.pipeline.space.latent
+
+    @property
     def num_timesteps(self) -> int:
         return len(self.pipeline.scheduler.alphas_cumprod)
 
-    def embed(self, prompts: list[str]) -> Embedding:
-        """It knows no words.
+    def describe(self) -> dict[str, Any]:
+        """Describe the weights for a manifest: ``prior``, ``loras`` and ``controlnet``."""
+        folder = self.pipeline.folder
+        prior = Source(folder, self.name).describe() if folder else {"name": self.name, "sha256": {}}
+        return {"prior": prior, "loras": [], "controlnet": None}
 
-        Raises:
-            ValueError: always, with the remedy.
+    def embed(self, prompts: Sequence[str]) -> Embedding:
+        """Embed prompts as ``keep``, shape ``[batch]``: 0 drops the picture (the empty prompt), 1 keeps it (any other).
+
+        The words themselves have no effect.
         """
-        raise ValueError("a novel-view prior is told cameras, not prompts; give it condition(cameras)")
+        keep = [float(bool(prompt)) for prompt in prompts]
+        return {"keep": torch.tensor(keep, device=self.device)}
 
-    def condition(self, cameras: Cameras) -> Condition:
-        """What pictures from these cameras should show: the object as it is seen from there."""
-        pose = relative_cameras(self.reference.to(self.device), cameras.to(self.device), self.pipeline.fourth)
-        keep = torch.ones(len(pose), device=self.device)
-        return Condition({"pose": pose, "keep": keep}, {"pose": pose, "keep": 0 * keep}, cameras=cameras)
+    def _pose(self, cameras: Cameras) -> Tensor:
+        """Poses of cameras relative to the picture's, shape ``[batch, 4]``."""
+        reference, device = self.reference.to(self.device), self.device
+        return relative_cameras(reference, cameras.to(device), self.pipeline.fourth)
 
     def encode(self, image: Tensor) -> Tensor:
-        return self.pipeline.encode(image)
+        """Map pictures in [0, 1], ``[batch, 3, h, w]``, to ``[batch, *shape]``."""
+        return self.pipeline.space.encode(image)
 
-    def to_image(self, x: Tensor) -> Tensor:
-        """Undo ``encode``, clipped to [0, 1]."""
-        return self.pipeline.decode(x)
+    def decode(self, x: Tensor) -> Tensor:
+        """Undo ``encode``, differentiably and without clipping."""
+        return self.pipeline.space.decode(x)
+
+    def show(self, pictures: Tensor) -> Tensor:
+        """Refuse: there is no ControlNet.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("a novel-view prior has no ControlNet to show a picture to")
 
     def alpha(self, t: Tensor) -> Tensor:
         return self._abar(t).sqrt()
@@ -80,11 +109,27 @@ class NovelViewPrior:
         return self.pipeline.scheduler.alphas_cumprod.to(t.device)[t][:, None, None, None]
 
     @torch.no_grad()
-    def predict_noise(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
-        """The noise in ``x_t``; the picture is kept from where ``keep`` is 0, for classifier-free guidance."""
+    def predict_noise(
+        self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None
+    ) -> Tensor:
+        """Predict the noise in ``x_t``, same shape; the picture is dropped where ``keep`` is 0.
+
+        Args:
+            x_t: noised views, shape ``[batch, channel, height, width]``.
+            t: integer timesteps, shape ``[batch]``.
+            cond: of ``embed``.
+            cameras: of the views, as many.
+
+        Raises:
+            ValueError: there are no cameras.
+        """
+        if cameras is None:
+            raise ValueError(
+                "a novel-view prior needs the cameras of the pictures it denoises; pass cameras="
+            )
         latent, features = self.given.repeated(len(x_t))
         output = self.pipeline.model(
-            x_t, t, latent, features, cond["pose"], cond["keep"], cond["keep"]
+            x_t, t, latent, features, self._pose(cameras), cond["keep"], cond["keep"]
         ).float()
         kind = self.pipeline.scheduler.config.prediction_type
         return to_noise(kind, output, x_t, self.alpha(t), self.sigma(t))

@@ -1,0 +1,130 @@
+"""The space that a diffusion network works in: pictures to latents or to patches of pixels, and back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def downsampling(vae: Any, in_channels: int) -> int:
+    """Spatial downsampling factor from pictures to what a network works on.
+
+    Args:
+        vae: of diffusers, or None for a network that works on pixels.
+        in_channels: of that network: three times the square of the side of its pixel patches.
+    """
+    if vae is None:
+        return math.isqrt(in_channels // 3)
+    widths = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
+    return int(2 ** (len(widths) - 1))
+
+
+@dataclass(frozen=True)
+class Space:
+    """Maps pictures in [0, 1] to what a network works on, and back.
+
+    With a VAE these are its scaled latents. Without one they are pixels, folded into patches (pixel unshuffle) where
+    ``factor`` is larger than 1.
+
+    Attributes:
+        image_size: height and width in pixels that pictures are resized to.
+        channels: of what the network works on.
+        factor: spatial downsampling factor.
+        vae: of diffusers, or None.
+        signed: whether pictures are mapped to [-1, 1] first, as nearly all models do.
+    """
+
+    image_size: int
+    channels: int
+    factor: int = 1
+    vae: Any = None
+    signed: bool = True
+
+    @classmethod
+    def of(cls, vae: Any, in_channels: int, image_size: int) -> Space:
+        """The space of a network with ``in_channels`` input channels, and of its VAE if it has one."""
+        factor = downsampling(vae, in_channels)
+        channels = 3 * factor**2 if vae is None else int(vae.config.latent_channels)
+        return cls(image_size, channels, factor, vae)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one encoded picture."""
+        side = self.image_size // self.factor
+        return self.channels, side, side
+
+    @property
+    def latent(self) -> bool:
+        """Whether a VAE encodes the pictures."""
+        return self.vae is not None
+
+    def encode(
+        self, image: Tensor, *, generator: torch.Generator | None = None, scaled: bool = True
+    ) -> Tensor:
+        """Encode pictures differentiably; those of another size are resized (bilinear, antialiased).
+
+        Args:
+            image: in [0, 1], shape ``[batch, 3, height, width]``.
+            generator: samples from the VAE's distribution, one normal number per latent value in float32 on the
+                generator's device, so that a seed gives the same sample everywhere; None takes the mode.
+            scaled: False leaves latents as the VAE gives them, neither shifted nor scaled.
+
+        Returns:
+            Shape ``[batch, *self.shape]``; float32 with a VAE.
+        """
+        size = (self.image_size, self.image_size)
+        if image.shape[-2:] != size:
+            image = nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
+        image = image * 2 - 1 if self.signed else image
+        if self.vae is None:
+            return nn.functional.pixel_unshuffle(image, self.factor)
+        latent = _chosen(self.vae.encode(image.to(self.vae.dtype)), generator).float()
+        if not scaled:
+            return latent
+        mean, scale = self._scale(latent)
+        return (latent - mean) * scale
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Undo ``encode`` but for the resizing, differentiably and without clipping.
+
+        A VAE undoes it only approximately.
+
+        Args:
+            x: shape ``[batch, *self.shape]``.
+
+        Returns:
+            Pictures, in [0, 1] up to overshoot, shape ``[batch, 3, image_size, image_size]``.
+        """
+        if self.vae is None:
+            image = nn.functional.pixel_shuffle(x, self.factor)
+        else:
+            mean, scale = self._scale(x)
+            image = self.vae.decode((x / scale + mean).to(self.vae.dtype)).sample.float()
+        return image / 2 + 0.5 if self.signed else image
+
+    def _scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean subtracted from latents and the scale they are then multiplied by; per channel for some VAEs."""
+        config = self.vae.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        scale = torch.tensor(config.scaling_factor).to(x)
+        if mean is not None and std is not None:
+            return torch.tensor(mean).to(x).view(-1, 1, 1), scale / torch.tensor(std).to(x).view(-1, 1, 1)
+        return torch.tensor(config.get("shift_factor") or 0.0).to(x), scale
+
+
+def _chosen(found: Any, generator: torch.Generator | None) -> Tensor:
+    """The mode or a sample of what a VAE's encoder returns; a deterministic encoder has only one latent."""
+    if not hasattr(found, "latent_dist"):
+        latent: Tensor = found.latent
+        return latent
+    spread = found.latent_dist
+    if generator is None:
+        mode: Tensor = spread.mode()
+        return mode
+    noise = torch.randn(spread.mean.shape, generator=generator, device=generator.device)
+    sample: Tensor = spread.mean + spread.std * noise.to(spread.mean)
+    return sample
