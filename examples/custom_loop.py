@@ -12,13 +12,13 @@ import torch
 from tqdm import tqdm
 
 from distill.conditions.prompts import conditioner, view_words
+from distill.contracts import Step
 from distill.export.files import save_mesh
 from distill.export.mesh import extract_mesh
 from distill.export.texture import bake_texture
 from distill.guidance.sds import sds
 from distill.priors import load_prior
 from distill.renderers.nerf import HashGridScene
-from distill.renderers.volume import render
 from distill.samplers.cameras import ranges
 from distill.samplers.timesteps import annealed
 
@@ -33,17 +33,17 @@ def main(prompt: str, path: Path, iterations: int = 400, batch: int = 4) -> None
 
     for step in tqdm(range(iterations)):
         progress = step / iterations
-        scene.update(step, progress, generator)
+        scene.update(Step(step, progress), optimiser, generator)
         views = cameras(progress, batch, generator)
-        x = prior.encode(render(scene, views, 64, 64, generator=generator).rgb.movedim(-1, 1))
+        x = prior.encode(scene.render(views, 64, 64, generator=generator).rgb.movedim(-1, 1))
         t = timesteps(progress, batch, generator)
         noise = torch.randn(x.shape, generator=generator)
-        grad = sds(prior, x.detach(), condition(views), t, noise, scale=2.0)
+        grad = sds(prior, x.detach(), condition(views, Step(step, progress)), t, noise, scale=2.0)
         optimiser.zero_grad()
         x.backward(grad / batch)
         optimiser.step()
 
-    mesh = extract_mesh(scene.query, lambda cameras, height, width: render(scene, cameras, height, width))
+    mesh = extract_mesh(scene.query, scene.render)
     save_mesh(bake_texture(mesh, scene.query), path)
 
 

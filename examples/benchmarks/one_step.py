@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -14,12 +13,12 @@ from measuring import Clock, peak_gib, reset_peak
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from distill.contracts import Condition
+from distill.contracts import Condition, Step
 from distill.forecast.network import calls_of
 from distill.guidance.terms import predict
 from distill.renderers.hashgrid import encode
 from distill.renderers.march import composite, march
-from distill.run.assemble import build, make_condition
+from distill.run.assemble import assemble
 
 #: What a render is made of, and the rest of a step, in order.
 RENDER = ("march", "hash grid", "MLP", "composite")
@@ -47,33 +46,32 @@ def measure(config: Any, prior: Any, marcher: str, warm_steps: int, steps: int) 
     for name, value in FIXED.items():
         if OmegaConf.select(config, name) != value:
             raise ValueError(f"steps are measured without {name}=; leave it out")
-    parts = build(config, prior)
-    scene, optimiser, learner = parts.scenes[0], parts.state.optimiser, parts.state.learner
-    condition = make_condition(config, prior, parts)
-    render = partial(cast(Any, parts.render), marcher=marcher)
-    batch, size, device, g = config.render.batch, config.render.size, prior.device, parts.state.generator
-    rows = [2 * batch] if learner else calls_of(parts.guidance, batch)
+    job = assemble(config, prior)
+    scene, optimiser, learner = job.scenes[0], job.state.optimiser, job.state.learner
+    render = partial(cast(Any, job.render), marcher=marcher)
+    batch, size, device, g = config.render.batch, config.render.size, prior.device, job.state.generator
+    rows = [2 * batch] if learner else calls_of(job.guidance, batch)
     clock, samples, peaks = Clock(device), list[int](), list[float]()
 
     def step(number: int) -> None:
         progress = number / config.iterations
         reset_peak(device)
         with clock("occupancy"):
-            scene.update(number, progress, g)
+            scene.update(Step(number, progress), optimiser, g)
         with clock("step"):
-            views = parts.cameras(progress, batch, g).to(device)
+            views = job.cameras(progress, batch, g).to(device)
             with clock("render"):
-                picture = render(scene, views, size, size, generator=g)
+                picture = render(views, size, size, generator=g)
             image = picture.rgb.movedim(-1, 1)
             cut = image.detach().requires_grad_()  # tells the VAE's way back from the renderer's
             with clock("encode"):
                 x = prior.encode(cut)
-            t = parts.timesteps(progress, batch, g).to(device)
+            t = job.timesteps(progress, batch, g).to(device)
             noise = torch.randn(x.shape, generator=g).to(x)
             uniform = torch.rand(batch, generator=g).to(device)
-            cond = replace(condition(views), progress=progress, uniform=uniform)
+            cond = job.condition(views, Step(number, progress, uniform), picture)
             with clock("prior and loss"), torch.no_grad():
-                grad = parts.guidance(prior, x.detach(), cond, t, noise)
+                grad = job.guidance(prior, x.detach(), cond, t, noise)
             optimiser.zero_grad(set_to_none=True)
             with clock("backward"):
                 with clock("encode back"):
@@ -84,7 +82,7 @@ def measure(config: Any, prior: Any, marcher: str, warm_steps: int, steps: int) 
                 with clock("learner"):
                     learner.learn(prior, x, cond, g)
             with clock("optimiser"):
-                norm = nn.utils.clip_grad_norm_(parts.state.parameters(), math.inf).item()
+                norm = nn.utils.clip_grad_norm_(job.state.parameters(), math.inf).item()
                 optimiser.step()
         if not math.isfinite(norm):
             raise ValueError(
@@ -129,7 +127,7 @@ def network_alone(
         cond: the embeddings.
     """
     for count in rows:
-        predict(prior, x, t, *[cond.text] * (count // len(x)))
+        predict(prior, x, t, cond, *["text"] * (count // len(x)))
     if learner is not None:
         student = learner.student
         with torch.no_grad():

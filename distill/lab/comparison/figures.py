@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distill.cameras import turntable
-from distill.contracts import Condition, Guidance, Prior, View
+from distill.contracts import Condition, Field, Guidance, Prior, View
 from distill.embedded import raycast, shapes, world
 from distill.embedded.judge import Judge, r_precision
 from distill.lab.metrics import best_azimuth_iou, chamfer, true_silhouettes
@@ -82,7 +82,7 @@ def janus(judge: Judge, pictures: Tensor, prompt: str, offset_deg: float) -> flo
     return ((seen <= 1) | (seen == VIEWS - 1)).float().mean().item()
 
 
-def measure(view: View, query: Any, prompt: str, judge: Judge, device: torch.device) -> dict[str, Any]:
+def measure(view: View, field: Field, prompt: str, judge: Judge) -> dict[str, Any]:
     """Everything about one finished asset."""
     from distill.export.mesh import extract_mesh
 
@@ -102,7 +102,7 @@ def measure(view: View, query: Any, prompt: str, judge: Judge, device: torch.dev
         "chamfer": None,
     }
     try:
-        mesh = extract_mesh(query, view, resolution=96, faces=10_000, device=device)
+        mesh = extract_mesh(field, view, resolution=96, faces=10_000)
     except ValueError:
         return figures  # nothing there to make a mesh of
     import trimesh

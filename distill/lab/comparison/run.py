@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
-from distill.cameras import Cameras
-from distill.contracts import Embedding, Prior, Render
+from distill.cameras import turntable
+from distill.contracts import Prior, Render, Step
 from distill.embedded.judge import Judge, load_judge
 from distill.files.atomic import write_atomic
+from distill.lab.comparison import figures
 from distill.lab.comparison.cost import measure_cost
+from distill.lab.comparison.counted import Counted
+from distill.lab.comparison.figures import gradient_profile
 from distill.lab.comparison.records import Cell
-from distill.loop import Diverged, State
-from distill.loop import train as train_scene
+from distill.loop import Diverged, Job, State, train
+from distill.run.assemble import assemble, pick_device
 from distill.run.compose import as_overrides, compose_config
 from distill.run.journal import Interrupted, stop_signals
 
@@ -70,40 +74,13 @@ MORE_PROMPTS = (
 )
 
 
-class Counted:
-    """A prior that counts the pictures its network is asked about."""
-
-    def __init__(self, prior: Any) -> None:
-        self.prior, self.calls = prior, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.prior, name)
-
-    @property
-    def trainable(self) -> Counted | None:
-        """Itself, which counts the calls in training, too, where the prior is trainable."""
-        return None if self.prior.trainable is None else self
-
-    def predict_noise(
-        self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None
-    ) -> Tensor:
-        self.calls += len(x_t)
-        result: Tensor = self.prior.predict_noise(x_t, t, cond, cameras)
-        return result
-
-    def forward(self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None) -> Tensor:
-        self.calls += len(x_t)
-        result: Tensor = self.prior.trainable.forward(x_t, t, cond, cameras)
-        return result
-
-
 def compare(
     methods: Mapping[str, Mapping[str, Any]] | None = None,
     prompts: Sequence[str] = PROMPTS,
     seeds: Sequence[int] = (0, 1),
     *,
     output_dir: str | Path,
-    prior: Any = None,
+    prior: Prior | Callable[[str], Prior] | None = None,
     iterations: int = 400,
     budget: str = "steps",
     measure_every: int = 50,
@@ -136,7 +113,6 @@ def compare(
     """
     from distill.lab.comparison.report import write_report
     from distill.priors import load_prior
-    from distill.run.assemble import pick_device
 
     if budget not in ("steps", "calls"):
         raise ValueError(f"budget must be steps or calls, got {budget!r}")
@@ -195,11 +171,11 @@ def measure_costs(root: Path, settings: Mapping[str, Mapping[str, Any]], prompt:
         write_atomic(path, json.dumps(known, indent=2) + "\n")
 
 
-def prior_name(prior: Any) -> str:
-    """What a comparison's cells remember of their prior."""
-    return str(
-        getattr(prior, "name", "") or getattr(prior, "__name__", "") or ("embedded" if prior is None else "")
-    )
+def prior_name(prior: Prior | Callable[[str], Prior] | None) -> str:
+    """Return what a comparison's cells record of their prior."""
+    if prior is None:
+        return "embedded"
+    return getattr(prior, "__name__", "") if callable(prior) else prior.name
 
 
 def finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
@@ -225,22 +201,17 @@ def compose(wanted: Mapping[str, Any], prompt: str, seed: int) -> Any:
 
 
 def few_steps(
-    config: Any, prior: Any, steps: int, after: Callable[[], None] = lambda: None, start: int = 0
+    config: DictConfig, prior: Prior, steps: int, after: Callable[[], None] = lambda: None, start: int = 0
 ) -> None:
-    """Train a scene that is then forgotten, to see what it costs; ``after`` is called after each step."""
-    from distill.run.assemble import build, make_condition
+    """Train a scene for some steps and forget it, to measure what they cost; ``after`` is called after each step."""
 
-    def on_step(state: State, metrics: dict[str, float], picture: Render) -> bool:
+    def on_step(state: State, metrics: dict[str, float], render: Render) -> bool:
         after()
         return state.step >= start + steps
 
-    parts = build(config, prior)
-    condition = make_condition(config, prior, parts)
-    parts.state.step = start
-    train_scene(
-        parts.state, prior, parts.guidance, condition, parts.render, parts.cameras, parts.timesteps,
-        parts.settings, on_step,
-    )  # fmt: skip
+    job = assemble(config, prior)
+    job.state.step = start
+    train(job, on_step)
 
 
 def calls_per_step(wanted: Mapping[str, Any], prompt: str, prior: Counted) -> float:
@@ -258,14 +229,11 @@ def run_cell(
     """Train and measure one asset; a failure is part of the record."""
     from PIL import Image
 
-    from distill.lab.comparison import figures
-    from distill.run.assemble import build, make_condition
-
     config = compose(wanted, cell.prompt, cell.seed)
-    parts = build(config, prior)
-    if not hasattr(parts.scenes[0], "query"):
-        raise ValueError("a comparison measures shapes, which a picture has not; leave out scene=image")
-    condition, before = make_condition(config, prior, parts), prior.calls
+    job, before = assemble(config, prior), prior.calls
+    field = job.scenes[0].field()
+    if field is None:
+        raise ValueError("a comparison measures shapes, and this scene has none; leave out scene=image")
     points: list[dict[str, float]] = []
     rows: list[Tensor] = []
     clock = {"seconds": 0.0, "since": time.perf_counter()}
@@ -273,7 +241,7 @@ def run_cell(
     def on_step(state: State, metrics: dict[str, float], picture: Render) -> bool:
         clock["seconds"] += time.perf_counter() - clock["since"]
         if state.step % every == 0 or state.step == config.iterations:
-            seen, _ = figures.pictures_of(parts.views[0])
+            seen, _ = figures.pictures_of(job.views[0])
             scores = figures.judge_scores(judge, seen, cell.prompt)
             spent = {"seconds": clock["seconds"], "calls": prior.calls - before}
             points.append({"step": state.step, **spent, **scores})
@@ -283,17 +251,14 @@ def run_cell(
 
     record: dict[str, Any] = {**vars(cell), "options": dict(wanted), "points": points, "error": None}
     try:
-        train_scene(
-            parts.state, prior, parts.guidance, condition, parts.render, parts.cameras, parts.timesteps,
-            parts.settings, on_step,
-        )  # fmt: skip
+        train(job, on_step)
     except Diverged as error:
         record["error"] = str(error).splitlines()[0]
     if stop.is_set():
         return record
-    record |= {"seconds": clock["seconds"], "calls": prior.calls - before, "skipped": parts.state.skipped}
-    record["final"] = figures.measure(parts.views[0], parts.scenes[0].query, cell.prompt, judge, prior.device)
-    record["gradient"] = profile(config, parts, prior, condition)
+    record |= {"seconds": clock["seconds"], "calls": prior.calls - before, "skipped": job.state.skipped}
+    record["final"] = figures.measure(job.views[0], field, cell.prompt, judge)
+    record["gradient"] = profile(job, config.seed)
     folder.mkdir(parents=True, exist_ok=True)
     # A row for every point of the curves, the finished asset last.
     if rows:
@@ -301,14 +266,11 @@ def run_cell(
     return record
 
 
-def profile(config: Any, parts: Any, prior: Prior, condition: Any) -> list[dict[str, float]]:
-    """How large and how noisy the loss's gradient is on the finished asset's own pictures."""
-    from dataclasses import replace
-
-    from distill.cameras import turntable
-    from distill.lab.comparison.figures import gradient_profile
-
-    cameras = turntable(4)
-    x = prior.encode(parts.views[0](cameras, 64, 64).rgb.movedim(-1, 1))
-    cond = replace(condition(cameras.to(prior.device)), progress=0.99, uniform=torch.full((4,), 0.5))
-    return gradient_profile(parts.guidance, prior, x, cond, torch.Generator().manual_seed(config.seed))
+def profile(job: Job, seed: int) -> list[dict[str, float]]:
+    """Measure how large and how noisy the loss's gradient is on the finished asset's own pictures."""
+    prior, cameras = job.prior, turntable(4)
+    render = job.views[0](cameras, 64, 64)
+    x = prior.encode(render.rgb.movedim(-1, 1))
+    step = Step(progress=0.99, uniform=torch.full((4,), 0.5))
+    cond = job.condition(cameras.to(prior.device), step, render)
+    return gradient_profile(job.guidance, prior, x, cond, torch.Generator().manual_seed(seed))
