@@ -83,6 +83,17 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("source from the empty prompt", "t, cond.text, source)", "t, cond.text, cond.uncond)"),
         ("scale", "* scale *", "* (scale - 1) *"),
     ],
+    "hifa": [
+        ("sign", "x - estimate", "estimate - x"),
+        ("weight", "weight(prior, t, weighting) * prior", "prior"),
+        ("weight of the distance", "* prior.alpha(t) / prior.sigma(t)", ""),
+        ("guidance scale", "t, cond, scale)", "t, cond, scale + 1)"),
+        ("unshared noise", "add_noise(prior, x, t, noise)", "add_noise(prior, x, t, noise.flip(0))"),
+        ("pixels' sign", "(image - target)", "(image + target)"),
+        ("half of the squared distance", ".square().sum() / 2", ".square().sum()"),
+        ("weight of the pixels", "+ image_weight * pixels", "+ pixels"),
+        ("clipped target", ".clamp(0, 1)", ""),
+    ],
 }  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def test_wrong_type_inside_a_group_names_the_option() -> None:
 
 
 def test_unknown_guidance_lists_the_known_ones() -> None:
-    names = "asd, bridge, csd, dds, ism, mix, nfsd, novel_view, sdi, sds, vsd"
+    names = "asd, bridge, csd, dds, hifa, ism, mix, nfsd, novel_view, sdi, sds, vsd"
     assert error_of("guidance=dsd") == f"unknown guidance 'dsd'; there are {names}"
 
 
@@ -344,7 +344,7 @@ EXPERIMENTS = {
     "dreamfusion": ("sds", "uniform"),
     "dreamtime": ("sds", "dreamtime"),
     "tp_sds": ("sds", "dreamtime"),
-    "hifa": ("sds", "square_root"),
+    "hifa": ("hifa", "square_root"),
     "csd": ("csd", "annealed"),
     "csd_refine": ("csd", "uniform"),
     "prolificdreamer": ("vsd", "annealed"),

@@ -20,6 +20,7 @@ from distill.guidance.asd import asd, shifted
 from distill.guidance.bridge import bridge
 from distill.guidance.csd import csd
 from distill.guidance.dds import dds
+from distill.guidance.hifa import hifa
 from distill.guidance.ism import ism
 from distill.guidance.nfsd import nfsd
 from distill.guidance.sdi import sdi
@@ -318,6 +319,49 @@ def test_sdi_of_a_gaussian_inverts_with_its_own_scale(abar: Tensor) -> None:
     expected = x - clean(value, t, guided(value, t, 7.5))
     grad = sdi(prior, many(x, 1), cond, torch.tensor([t]), many(0, 1), inversion_steps=2)
     assert grad.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_hifa_of_a_dirac_pulls_to_it_in_both_spaces(abar: Tensor) -> None:
+    """Decoding is x / 2 + 1/2, so the pixels' term is (x / 2 + 1/2 - clipped target) / 2; any noise, any t."""
+    prior = replace(dirac({"mug": 0.9 * MUG.tanh(), "": MUG}, abar), signed=True)
+    cond = Condition(prior.embed(["mug"] * 2), prior.embed([""] * 2))
+    for image_weight in (0.0, 0.1, 2.0):
+        expected = (1 + image_weight / 4) * (X - 0.9 * MUG.tanh())
+        assert_close(hifa(prior, X, cond, T, NOISE, scale=1.0, image_weight=image_weight), expected)
+    far = replace(dirac({"mug": 3 * MUG, "": MUG}, abar), signed=True)
+    pixels = (X / 2 + 0.5 - (1.5 * MUG + 0.5).clamp(0, 1)) / 2
+    expected = X - 3 * MUG + 2 * pixels
+    assert_close(hifa(far, X, cond, T, NOISE, scale=1.0, image_weight=2.0), expected)
+
+
+@pytest.mark.parametrize("weighting", ["constant", "uniform", "sigma_squared", "fantasia3d"])
+def test_hifa_of_a_gaussian_with_guidance(abar: Tensor, weighting: str) -> None:
+    """Unsigned pixels decode to themselves; the estimate is (x_t - s e) / a with e = e_u + scale (e_c - e_u)."""
+    std, scale, image_weight = 0.5, 7.5, 0.3
+    prior = make_prior(abar, std)
+    a, s = scales(abar, T)
+    x_t = a * X + s * NOISE
+    text, empty = (s * (x_t - a * mean) / (a**2 * std**2 + s**2) for mean in (MUG, EMPTY))
+    estimate = (x_t - s * (empty + scale * (text - empty))) / a
+    w = {"constant": 1.0, "uniform": a / s, "sigma_squared": a * s, "fantasia3d": a**2 * s}[weighting]
+    expected = w * (X - estimate + image_weight * (X - estimate.clamp(0, 1)))
+    options = {"scale": scale, "image_weight": image_weight, "weighting": weighting}
+    assert_close(hifa(prior, X, condition(prior), T, NOISE, **options), expected)
+
+
+def test_hifa_without_pixels_is_sds_weighed_by_sigma_over_alpha(abar: Tensor) -> None:
+    prior = make_prior(abar, 0.5)
+    cond = condition(prior)
+    a, s = scales(abar, T)
+    for scale in (1.0, 100.0):
+        expected = s / a * sds(prior, X, cond, T, NOISE, scale=scale, weighting="uniform")
+        assert_close(hifa(prior, X, cond, T, NOISE, scale=scale, image_weight=0.0), expected)
+
+
+def test_hifa_lists_its_weightings(abar: Tensor) -> None:
+    prior = make_prior(abar, 0.5)
+    with pytest.raises(ValueError, match="one of constant, sigma_squared, uniform, fantasia3d, got 'snr'"):
+        hifa(prior, X, condition(prior), T, NOISE, weighting="snr")
 
 
 def test_dds_needs_a_difference(abar: Tensor) -> None:
