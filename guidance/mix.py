@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from omegaconf import OmegaConf
@@ -17,6 +17,7 @@ from torch import Tensor
 from distill.cameras import Cameras
 from distill.conditions.control import with_control
 from distill.contracts import Condition, Embedding, Guidance, Learner, Prior
+from distill.domains import Losses
 from distill.priors.control import CONTROL
 from distill.samplers.schedules import Ramp, scheduled
 
@@ -28,8 +29,8 @@ def mix(
     prior: Prior,
     generator: torch.Generator,
     *,
-    terms: Sequence[Mapping[str, Any]] = ({"loss": "sds"}, {"loss": "csd"}),
-    view_words: str = "auto",
+    terms: Annotated[Sequence[Mapping[str, Any]], Losses()] = ({"loss": "sds"}, {"loss": "csd"}),
+    view_words: Literal["auto", "four", "sixteen", "none"] = "auto",
 ) -> Guidance:
     r"""Add up weighted losses, each with its own prompt and prior if it wants.
 

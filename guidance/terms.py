@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from distill.contracts import Condition, Embedding, Prior
+from distill.domains import OneOf
 
 
 def classifier_free_guidance(uncond: Tensor, cond: Tensor, scale: float) -> Tensor:
@@ -102,6 +104,9 @@ WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # Fantasia3D (Chen et al. 2023): sqrt(abar) (1 - abar).
     "fantasia3d": lambda alpha, sigma: alpha * sigma**2,
 }
+
+#: The name of one of ``WEIGHTINGS``.
+Weighting = Annotated[str, OneOf(lambda: tuple(WEIGHTINGS))]
 
 
 def weight(prior: Prior, t: Tensor, weighting: str) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor, nn
 
 from distill.cameras import Cameras
 from distill.contracts import Render
+from distill.domains import Count, NotNegative
 
 STARTS = ("noise", "grey")
 
@@ -20,22 +23,27 @@ class ImageScene(nn.Module):
         channels: of each pixel.
         batch: number of pictures.
         init: ``noise``, normal around grey with a standard deviation of 0.2; or ``grey``, 0.5 everywhere.
+        lr: learning rate of the pictures, peak.
         seed: of the noise, or a generator to draw it from.
 
     Raises:
         ValueError: a size is below 1 or ``init`` is not known.
     """
 
+    features: ClassVar[frozenset[str]] = frozenset()
+
     def __init__(
         self,
-        height: int = 64,
-        width: int = 64,
-        channels: int = 3,
-        batch: int = 1,
-        init: str = "noise",
+        height: Count = 64,
+        width: Count = 64,
+        channels: Count = 3,
+        batch: Count = 1,
+        init: Literal["noise", "grey"] = "noise",
+        lr: NotNegative = 0.03,
         seed: int | torch.Generator = 0,
     ) -> None:
         super().__init__()
+        self.lr = lr
         if min(height, width, channels, batch) < 1:
             raise ValueError(f"expected sizes of at least 1, got {batch} x {channels} x {height} x {width}")
         if init not in STARTS:

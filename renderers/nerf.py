@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from distill.domains import Count, Fraction, Length, NotNegative, Positive, Range
 from distill.renderers.hashgrid import choose_backend, encode, hash_layout
 from distill.renderers.occupancy import occupancy_grid, update_occupancy
 
@@ -77,6 +78,9 @@ class HashGridScene(nn.Module):
         progressive_levels: ``(start, until)``: begin with ``start`` levels, and add the rest one by one up to
             progress ``until``; None has all from the start.
         backend: of the encoding, see ``hashgrid.encode``.
+        encoding_lr: learning rate of the hash grid, peak.
+        mlp_lr: learning rate of the network, peak.
+        background_lr: learning rate of a learned background, peak.
         seed: of the initial parameters, or a generator to draw them from.
 
     Raises:
@@ -86,28 +90,45 @@ class HashGridScene(nn.Module):
     App. A.2, written as Lin et al. 2022 (arXiv:2211.10440) do, inside the activation.
     """
 
+    features: ClassVar[frozenset[str]] = frozenset(
+        {
+            "sides",
+            "volume",
+            "normals",
+            "shading",
+            "chunks",
+            "sparsity",
+            "opaqueness",
+            "orientation",
+            "smoothness",
+        }
+    )
     active_levels: Tensor
 
     def __init__(
         self,
         *,
-        levels: int = 12,
-        features: int = 2,
-        log2_table_size: int = 15,
-        base_resolution: int = 8,
-        finest_resolution: int = 128,
-        hidden_width: int = 32,
-        hidden_layers: int = 1,
+        levels: Count = 12,
+        features: Literal[1, 2, 4, 8] = 2,
+        log2_table_size: Annotated[int, Range(3, 24)] = 15,
+        base_resolution: Annotated[int, Range(1, 65536)] = 8,
+        finest_resolution: Annotated[int, Range(1, 65536)] = 128,
+        hidden_width: Count = 32,
+        hidden_layers: Annotated[int, Range(0)] = 1,
         blob_scale: float = 10.0,
-        blob_radius: float = 0.5,
-        density_activation: str = "softplus",
-        background: str | Sequence[float] = "white",
-        march_steps: int = 64,
-        occupancy_resolution: int = 32,
-        occupancy_threshold: float = 0.01,
-        occupancy_every: int = 16,
-        progressive_levels: tuple[int, float] | None = None,
-        backend: str = "auto",
+        blob_radius: Positive = 0.5,
+        density_activation: Literal["softplus", "exp", "relu"] = "softplus",
+        background: Literal["white", "grey", "random", "learned"]
+        | Annotated[Sequence[float], Length.exactly(3), Range(0, 1)] = "white",
+        march_steps: Count = 64,
+        occupancy_resolution: Count = 32,
+        occupancy_threshold: Fraction = 0.01,
+        occupancy_every: Count = 16,
+        progressive_levels: tuple[Count, Annotated[float, Range(0, 1, above=True)]] | None = None,
+        backend: Literal["auto", "torch", "warp", "tinycudann"] = "auto",
+        encoding_lr: NotNegative = 0.01,
+        mlp_lr: NotNegative = 0.01,
+        background_lr: NotNegative = 0.001,
         seed: int | torch.Generator = 0,
     ) -> None:
         super().__init__()
@@ -127,6 +148,7 @@ class HashGridScene(nn.Module):
         self.occupancy_threshold, self.occupancy_every = occupancy_threshold, occupancy_every
         self.progressive_levels = progressive_levels
         self.backend = backend
+        self.encoding_lr, self.mlp_lr, self.background_lr = encoding_lr, mlp_lr, background_lr
         start = levels if progressive_levels is None else progressive_levels[0]
         self.register_buffer("active_levels", torch.tensor(start))
         self.occupancy = occupancy_grid(occupancy_resolution)
