@@ -23,19 +23,24 @@ class Range:
         high: largest value, None for none.
         above: ``low`` itself is excluded.
         below: ``high`` itself is excluded.
+        multiple: the value is a multiple of this, None where it need not be.
     """
 
     low: float | None = None
     high: float | None = None
     above: bool = False
     below: bool = False
+    multiple: int | None = None
 
     def holds(self, value: float) -> bool:
         over = self.low is None or (value > self.low if self.above else value >= self.low)
         under = self.high is None or (value < self.high if self.below else value <= self.high)
-        return over and under
+        return over and under and (self.multiple is None or value % self.multiple == 0)
 
     def __str__(self) -> str:
+        return self._bounds() + (f", a multiple of {self.multiple}" if self.multiple else "")
+
+    def _bounds(self) -> str:
         if self.low is not None and self.high is not None:
             return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
         if self.low is not None:
