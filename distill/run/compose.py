@@ -9,10 +9,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
@@ -173,9 +174,16 @@ def compose_config(overrides: Sequence[str], folders: Sequence[str] = ()) -> Dic
         ValueError: an option is unknown or has the wrong type or value, in one line.
     """
     with composing(folders) as search:
-        config = _compose([*with_preset(overrides), *search])
+        config = compose_words([*with_preset(overrides), *search]).config
     check(config)
     return config
+
+
+class Composed(NamedTuple):
+    """A configuration, and the words that it was composed from in the end."""
+
+    config: DictConfig
+    words: Sequence[str]
 
 
 @contextmanager
@@ -192,22 +200,28 @@ def composing(folders: Sequence[str] = ()) -> Iterator[list[str]]:
         )
     listed = ",".join(quote(path.as_uri()) for path in paths)
     register()
-    with initialize_config_module("distill.conf", version_base="1.3"):
-        try:
+    # A job of a sweep runs inside Hydra, which does not start twice.
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("distill.conf", version_base="1.3"):
             yield [f"hydra.searchpath=[{listed}]"] if paths else []
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ValueError(explain(error)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(error)) from error
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
-def _compose(words: Sequence[str]) -> DictConfig:
-    """Compose, and once more where a configuration file has chosen an alias."""
+def compose_words(words: Sequence[str]) -> Composed:
+    """Compose as Hydra does, and once more where a configuration file has chosen an alias; ``composing`` must be open."""
     config = compose("config", overrides=list(words), return_hydra_config=True)
     chosen = str(config.hydra.runtime.choices.guidance)
     if chosen in ALIASES:
-        config = compose("config", overrides=[*words, *_expand(chosen, None)], return_hydra_config=True)
+        words = [*words, *_expand(chosen, None)]
+        config = compose("config", overrides=list(words), return_hydra_config=True)
     with open_dict(config):
         del config["hydra"]
-    return config
+    return Composed(config, words)
 
 
 def known_options(config: Any = Config, prefix: str = "") -> list[str]:
