@@ -25,10 +25,13 @@ Make a 3D asset from a prompt or a picture.
 
 Common options (name=value):
   iterations, seed, particles, init, image, reference.elevation_deg, output_dir, prior, device, guidance,
-  guidance.scale, timesteps, timesteps.t_max, render.size, render.batch, optimiser.encoding, export.resolution,
+  guidance.scale, timesteps, timesteps.t_max, render.size, render.batch, scene.encoding_lr, export.resolution,
   preset, experiment
 
+  guidance=tp_sds     sds with timesteps=dreamtime; other timesteps beside it are refused
   --options           every option with its value, for what else is on the line
+  --why OPTION        an option's value, or a group's, for what else is on the line: the file or the word that sets it, and
+                      what else would have; may be given several times
   --config-dir DIR    a folder with configuration files of your own
   +experiment=NAME    a file of your own in DIR/experiment
   --version, --help
@@ -38,6 +41,7 @@ Exit codes: 0 done, 1 a run failed, 2 wrong input, 130 interrupted (go on with r
 
 _OPTION = re.compile(r"[+~]{0,2}([A-Za-z_][\w/@:]*)(\.[\w.]+)?(=|$)")
 _VALUE_FLAGS = (
+    "--why",
     "--config-dir",
     "-cd",
     "--config-name",
@@ -178,39 +182,77 @@ def _start(arguments: Sequence[str]) -> int:
     prompt, options = split_prompt(arguments)
     if prompt is not None:
         options.append(f"prompt={settings.quote(prompt)}")
-    overrides = [text for text in options if "=" in text and not text.startswith("-")]
-    flags = [text for text in options if text.startswith("-")]
-    if "--options" in options:
+    asked, options = _values_of("--why", options)
+    folders, rest = _values_of("--config-dir", options, "-cd")
+    flags = [text for text in rest if text.startswith("-")]
+    overrides = [settings.quote_text(text) for text in rest if text not in flags]
+    if asked:
+        from distill.run.why import explain_options
+
+        print(explain_options(asked, _with_example(overrides), folders), end="")
+        return 0
+    if "--options" in flags:
         from omegaconf import OmegaConf
 
-        given = prompt or any(text.startswith("image=") for text in overrides)
-        print(
-            OmegaConf.to_yaml(settings.compose_config([*overrides, *([] if given else ["prompt=example"])])),
-            end="",
-        )
+        print(OmegaConf.to_yaml(settings.compose_config(_with_example(overrides), folders)), end="")
         return 0
     if not flags and not any(text.startswith("hydra") for text in overrides):
-        return _job(settings.compose_config([settings.quote_text(text) for text in overrides]))
-    return _through_hydra(options)
+        return _job(settings.compose_config(overrides, folders))
+    return _through_hydra(options, folders)
 
 
-def _through_hydra(options: list[str]) -> int:
-    """Sweeps, extra configuration folders and Hydra's own flags."""
+def _values_of(flag: str, options: Sequence[str], short: str = "") -> tuple[list[str], list[str]]:
+    """The values of a flag, written ``--flag value`` or ``--flag=value``, and what else is on the line.
+
+    Raises:
+        ValueError: the last one has no value.
+    """
+    values: list[str] = []
+    rest: list[str] = []
+    waiting = iter(options)
+    for text in waiting:
+        if text in (flag, short):
+            value = next(waiting, None)
+            if value is None:
+                raise ValueError(f"{flag} needs a value after it")
+            values.append(value)
+        elif text.startswith(f"{flag}="):
+            values.append(text.partition("=")[2])
+        else:
+            rest.append(text)
+    return values, rest
+
+
+def _with_example(overrides: list[str]) -> list[str]:
+    """A command line with a prompt, where it has neither one nor a picture."""
+    given = any(text.startswith(("prompt=", "prompts=", "image=")) for text in overrides)
+    return overrides if given else [*overrides, "prompt=example"]
+
+
+def _through_hydra(options: list[str], folders: Sequence[str]) -> int:
+    """Sweeps and Hydra's own flags; each job is composed anew from its words, as it would be alone."""
     import hydra
+    from hydra.core.hydra_config import HydraConfig
 
     from distill.run import compose as settings
-    from distill.run.checks import check
 
     codes: list[int] = []
+    flags = [text for text in options if "=" not in text or text.startswith("-")]
+    words = [text for text in options if text not in flags]
+    added = settings.implied(words)
 
     @hydra.main(version_base="1.3", config_path="pkg://distill.conf", config_name="config")
     def job(config: object) -> None:
-        check(config)  # type: ignore[arg-type]
-        codes.append(_job(config))
+        given = [word for word in HydraConfig.get().overrides.task if word not in added]
+        aliases = [word for word in words if word.startswith("guidance=") and "," not in word]
+        try:
+            codes.append(_job(settings.compose_config([*given, *aliases], folders)))
+        except ValueError as error:
+            _fail(error)
+            codes.append(2)
 
     settings.register()
-    flags = [text for text in options if "=" not in text or text.startswith("-")]
-    sys.argv = ["distill", *flags, *settings.with_preset([text for text in options if text not in flags])]
+    sys.argv = ["distill", *flags, *settings.with_preset(words)]
     os.environ.setdefault("HYDRA_FULL_ERROR", "0")
     job()
     return max(codes, default=0)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from functools import partial
 from typing import Any
 
 from hydra.utils import get_method
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from distill.domains import Losses, Scheduled, describe, fits
+from distill.samplers.schedules import Ramp
 
 
 def options_of(target: Callable[..., Any], schedules: bool = False) -> type:
@@ -29,8 +33,7 @@ def options_of(target: Callable[..., Any], schedules: bool = False) -> type:
         parameters = [
             p for p in signature.parameters.values() if p.default is not p.empty and p.name not in given
         ]
-    source = target.__init__ if inspect.isclass(target) else target
-    hints = typing.get_type_hints(source)
+    hints = hints_of(target)
     fields: list[Any] = [
         ("_target_", str, field(default=f"{target.__module__}.{target.__qualname__}")),
         ("_partial_", bool, field(default=True)),
@@ -47,11 +50,20 @@ def options_of(target: Callable[..., Any], schedules: bool = False) -> type:
     return dataclasses.make_dataclass(f"{target.__name__}_options", fields)
 
 
+def hints_of(target: Callable[..., Any], rules: bool = False) -> dict[str, Any]:
+    """The types of a callable's parameters; with ``rules``, those of ``distill.domains`` beside them."""
+    source = target.__init__ if inspect.isclass(target) else target
+    return typing.get_type_hints(source, include_extras=rules)
+
+
 def _config_field(hint: Any, default: Any) -> tuple[Any, Any]:
-    """A field that OmegaConf accepts: Literal becomes str, tuples become lists, what it cannot type is Any."""
+    """A field that OmegaConf accepts: Literal becomes str or int, tuples become lists, what it cannot type is Any."""
+    if default is inspect.Parameter.empty:
+        default = MISSING
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
-        return str, field(default=default)
+        kinds = {type(value) for value in typing.get_args(hint)}
+        return (kinds.pop() if len(kinds) == 1 else Any), field(default=default)
     if isinstance(default, (list, tuple)):
         items = list(default)
         kinds = {type(item) for item in items}
@@ -81,20 +93,18 @@ def schedule(name: str, value: Any, iterations: int | None) -> Any:
         iterations: of the run, to turn steps into fractions; None where only fractions are allowed.
 
     Raises:
-        ValueError: the value is neither, or mixes fractions with steps.
+        ValueError: the value is neither, is not finite, or mixes fractions with steps.
     """
-    from distill.samplers import schedules
-
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if fits(value, float):
         return value
-    said = f"{name} must be a number or a schedule such as {{start:1,end:0,from_fraction:0,to_fraction:1}}"
+    said = f"{name} must be a finite number or a schedule such as {{start:1,end:0,from_fraction:0,to_fraction:1}}"
     if not isinstance(value, Mapping) or "start" not in value:
         raise ValueError(f"{said}, got {value!r}")
     if unknown := [key for key in value if key not in SCHEDULE_FIELDS]:
         raise ValueError(f"{said}, got the field {unknown[0]!r}; the fields are {', '.join(SCHEDULE_FIELDS)}")
     given = {key: number for key, number in value.items() if number is not None}
-    if wrong := [number for number in given.values() if not isinstance(number, (int, float))]:
-        raise ValueError(f"{said}, got {wrong[0]!r} in it")
+    if wrong := [(key, number) for key, number in given.items() if not fits(number, float)]:
+        raise ValueError(f"{said}, got {wrong[0][1]!r} in its {wrong[0][0]}")
     if "start" not in given:
         raise ValueError(f"{said}, got no start")
     for end, missing in (("from", 0.0), ("to", 1.0)):
@@ -105,7 +115,7 @@ def schedule(name: str, value: Any, iterations: int | None) -> Any:
             raise ValueError(f"{name} is given in steps; here only from_fraction and to_fraction are known")
         given.setdefault(f"{end}_fraction", missing if step is None else min(step / (iterations or 1), 1.0))
     try:
-        return schedules.Ramp(**given)
+        return Ramp(**given)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
@@ -139,3 +149,125 @@ def numbers(target: Callable[..., Any]) -> dict[str, int]:
     """A callable's options that are numbers, or ranges of them: how many numbers each has."""
     fields = dataclasses.fields(options_of(target, True))
     return {item.name: item.metadata["numbers"] for item in fields if "numbers" in item.metadata}
+
+
+def check_options(
+    target: Callable[..., Any], values: Mapping[str, object], where: str, iterations: int | None
+) -> None:
+    """Check a callable's options against its signature's types and the rules of ``distill.domains`` beside them.
+
+    Args:
+        target: a loss, a sampler or a scene.
+        values: option to plain value.
+        where: the options' group, for errors: ``guidance`` or ``guidance.terms[0]``.
+        iterations: of the run, for schedules in steps; None where only fractions are allowed.
+
+    Raises:
+        ValueError: an option has a value that it may not take.
+    """
+    hints = hints_of(target, rules=True)
+    numeric = numbers(target) if where.startswith(SCHEDULED) else {}
+    for name, value in values.items():
+        if name in hints:
+            check_option(f"{where}.{name}", value, hints[name], iterations, numeric.get(name, 0))
+
+
+def check_option(name: str, value: object, hint: Any, iterations: int | None, scheduled: int = 0) -> None:
+    """Check one value against its type and the rules beside it; a schedule at both of its ends.
+
+    Args:
+        name: of the option, for errors.
+        value: a plain value, no ``DictConfig``.
+        hint: a type, perhaps ``Annotated``.
+        iterations: of the run, for schedules in steps.
+        scheduled: how many numbers the option has that may be schedules: 0, 1, or 2 in a range.
+
+    Raises:
+        ValueError: the value is not of the type, or breaks a rule.
+    """
+    rules = getattr(hint, "__metadata__", ())
+    if Losses() in rules:
+        return check_terms(name, value)
+    scheduled = 1 if Scheduled() in rules else scheduled
+    ends: Sequence[object] = (value,)
+    if scheduled and value is not None and isinstance(value, (list, tuple)) == (scheduled > 1):
+        ends = _ends(name, value, iterations)
+    for end in ends:
+        if not fits(end, hint):
+            moving = " or a schedule of it" if scheduled == 1 else ""
+            raise ValueError(
+                f"{name} must be {describe(hint)}{moving}, got {shown(value)}; leave it out for the default"
+            )
+
+
+def _ends(name: str, value: object, iterations: int | None) -> Sequence[object]:
+    """A schedule's values at its two ends; of a list, two lists."""
+    if isinstance(value, (list, tuple)):
+        pairs = [_ends(f"{name}[{i}]", item, iterations) for i, item in enumerate(value)]
+        return [pair[0] for pair in pairs], [pair[-1] for pair in pairs]
+    made = schedule(name, value, iterations)
+    return (made.start, made(1.0)) if isinstance(made, Ramp) else (made,)
+
+
+def shown(value: object) -> str:
+    """A value as an error repeats it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+#: What a term of ``guidance.terms`` holds beside its loss's options.
+TERM_FIELDS = ("loss", "weight", "prompt", "prior")
+
+
+#: Losses of earlier versions, and aliases, which cannot be a term: what to write instead.
+GONE = {
+    "novel_view": "novel_view is no loss any more but the prior of image=FILE; choose the loss itself, such as guidance=sds, csd, "
+    "asd or ism, and in guidance.terms {loss: sds, scale: 3, prior: novel_view}",
+    "tp_sds": "tp_sds is sds with timesteps=dreamtime, and timesteps belong to the run; write loss: sds",
+}
+
+
+def check_terms(name: str, terms: object) -> None:
+    """Check the losses of a mixture, with their options.
+
+    Raises:
+        ValueError: a term has no or an unknown loss, or an option that its loss does not have or take.
+    """
+    from distill.guidance import available
+
+    if not isinstance(terms, Sequence) or isinstance(terms, str) or not terms:
+        raise ValueError(
+            f"{name} must be a list of losses such as [{{loss: sds, weight: 1}}], got {shown(terms)}"
+        )
+    losses = available()
+    for number, term in enumerate(terms):
+        where = f"{name}[{number}]"
+        if not isinstance(term, Mapping):
+            raise ValueError(f"{where} must be a mapping such as {{loss: sds, weight: 1}}, got {shown(term)}")
+        if term.get("loss") in GONE:
+            raise ValueError(f"{where}: {GONE[term['loss']]}")
+        if term.get("loss") not in losses:
+            raise ValueError(f"{where} needs a loss, one of {', '.join(losses)}; got {term.get('loss')!r}")
+        _check_term(where, term, losses[term["loss"]])
+
+
+def _check_term(where: str, term: Mapping[str, object], loss: Callable[..., Any]) -> None:
+    options = {key: value for key, value in term.items() if key not in TERM_FIELDS}
+    known = [item.name for item in dataclasses.fields(options_of(loss)) if not item.name.startswith("_")]
+    if unknown := [key for key in options if key not in known]:
+        close = difflib.get_close_matches(str(unknown[0]), [*known, *TERM_FIELDS], n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(
+            f"{where}: {term['loss']} has no option {unknown[0]!r}; {hint}it has {', '.join(known)}, and a term has "
+            f"{', '.join(TERM_FIELDS)}"
+        )
+    schedule(f"{where}.weight", term.get("weight", 1.0), None)
+    for name in ("prompt", "prior"):
+        # From Python, a prior may be a loaded one.
+        if name in term and (
+            isinstance(term[name], (bool, int, float, list, dict)) or term[name] in (None, "")
+        ):
+            raise ValueError(
+                f"{where}.{name} must be text, got {shown(term[name])}; leave it out for the run's"
+            )
+    check_options(loss, options, where, None)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from distill.contracts import Condition, Prior
-from distill.guidance.terms import add_noise, classifier_free_guidance, predict_each, weight
+from distill.domains import Fraction, NotNegative
+from distill.guidance.terms import Weighting, add_noise, classifier_free_guidance, predict_each, weight
 
 
 def asd(
@@ -17,10 +18,10 @@ def asd(
     noise: Tensor,
     *,
     scale: float = 7.5,
-    eta: float = 0.1,
-    t_min: float | None = None,
+    eta: NotNegative = 0.1,
+    t_min: Fraction | None = None,
     random_shift: bool = True,
-    weighting: str = "sigma_squared",
+    weighting: Weighting = "sigma_squared",
 ) -> Tensor:
     r"""Take the frozen prior at a later timestep for the score of what is rendered.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill.contracts import Condition, Prior
-from distill.guidance.terms import add_noise, predict, require, weight
+from distill.guidance.terms import Weighting, add_noise, predict, require, weight
 
 
 def bridge(
@@ -16,7 +16,7 @@ def bridge(
     noise: Tensor,
     *,
     scale: float = 7.5,
-    weighting: str = "sigma_squared",
+    weighting: Weighting = "sigma_squared",
 ) -> Tensor:
     r"""Move from what the source prompt describes towards what the prompt describes.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill.contracts import Condition, Prior
-from distill.guidance.terms import add_noise, predict, require, weight
+from distill.guidance.terms import Weighting, add_noise, predict, require, weight
 
 
 def csd(
@@ -19,7 +19,7 @@ def csd(
     negative: float = 0.0,
     empty: float = -1.0,
     random: float = 0.0,
-    weighting: str = "sigma_squared",
+    weighting: Weighting = "sigma_squared",
     normalise: bool = False,
 ) -> Tensor:
     r"""Follow only what the prompt adds to the empty prompt: an implicit classifier's score.

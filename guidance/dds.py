@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill.contracts import Condition, Prior
-from distill.guidance.terms import add_noise, predict_guided, require, weight
+from distill.guidance.terms import Weighting, add_noise, predict_guided, require, weight
 
 
 def dds(
@@ -16,7 +16,7 @@ def dds(
     noise: Tensor,
     *,
     scale: float = 7.5,
-    weighting: str = "sigma_squared",
+    weighting: Weighting = "sigma_squared",
 ) -> Tensor:
     r"""Move by what changes between the source's prompt and the target's; what SDS adds to both cancels.
 

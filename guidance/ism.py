@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill.contracts import Condition, Prior
+from distill.domains import Count, Fraction
 from distill.guidance.terms import check_timesteps, ddim_invert, ddim_step, predict, predict_guided
 
 
@@ -16,8 +17,8 @@ def ism(
     noise: Tensor,
     *,
     scale: float = 7.5,
-    interval: float = 0.08,
-    inversion_steps: int = 4,
+    interval: Fraction = 0.08,
+    inversion_steps: Count = 4,
 ) -> Tensor:
     r"""Compare two neighbouring points of the picture's own deterministic trajectory.
 

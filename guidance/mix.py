@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from omegaconf import OmegaConf
@@ -16,6 +16,7 @@ from torch import Tensor
 from distill.conditions import prompts
 from distill.conditions.control import with_control
 from distill.contracts import Condition, Conditioner, Embedding, Guidance, Learner, Prior
+from distill.domains import Losses
 from distill.guidance import available, is_made_for_prior, made_for_prior
 from distill.options import numbers, options_of, schedule
 from distill.priors.control import CONTROL
@@ -34,8 +35,8 @@ def mix(
     generator: torch.Generator,
     priors: Mapping[str, Prior] | None = None,
     *,
-    terms: Sequence[Mapping[str, Any]] = ({"loss": "sds"}, {"loss": "csd"}),
-    view_words: str = "auto",
+    terms: Annotated[Sequence[Mapping[str, Any]], Losses()] = ({"loss": "sds"}, {"loss": "csd"}),
+    view_words: Literal["auto", "four", "sixteen", "none"] = "auto",
 ) -> Guidance:
     r"""Add up weighted losses, each with its own prompt and prior if it wants.
 

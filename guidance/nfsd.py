@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from distill.contracts import Condition, Prior
-from distill.guidance.terms import add_noise, predict, require, weight
+from distill.domains import Fraction
+from distill.guidance.terms import Weighting, add_noise, predict, require, weight
 
 
 def nfsd(
@@ -17,8 +18,8 @@ def nfsd(
     noise: Tensor,
     *,
     scale: float = 7.5,
-    threshold: float = 0.2,
-    weighting: str = "sigma_squared",
+    threshold: Fraction = 0.2,
+    weighting: Weighting = "sigma_squared",
 ) -> Tensor:
     r"""Follow the prompt and leave the manifold of bad pictures, without the noise that SDS carries.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill.contracts import Condition, Prior
+from distill.domains import Count
 from distill.guidance.terms import ddim_invert, predict_guided
 
 
@@ -17,7 +18,7 @@ def sdi(
     *,
     scale: float = 7.5,
     inversion_scale: float = -7.5,
-    inversion_steps: int = 10,
+    inversion_steps: Count = 10,
 ) -> Tensor:
     r"""Pull a picture to what the prior makes of it, noised with the noise that the prior itself infers.
 

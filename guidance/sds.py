@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill.contracts import Condition, Prior
-from distill.guidance.terms import add_noise, predict_guided, weight
+from distill.guidance.terms import Weighting, add_noise, predict_guided, weight
 
 
 def sds(
@@ -16,7 +16,7 @@ def sds(
     noise: Tensor,
     *,
     scale: float = 100.0,
-    weighting: str = "sigma_squared",
+    weighting: Weighting = "sigma_squared",
 ) -> Tensor:
     r"""Pull a picture to where the prior denoises its noised copy.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from distill.cameras import Cameras
 from distill.conditions import perp_neg
 from distill.contracts import Condition, Prior
+from distill.domains import OneOf
 from distill.priors.predictions import classifier_free_guidance
 
 
@@ -132,6 +134,9 @@ WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # Fantasia3D (Chen et al. 2023): sqrt(abar) (1 - abar).
     "fantasia3d": lambda alpha, sigma: alpha * sigma**2,
 }
+
+#: The name of one of ``WEIGHTINGS``.
+Weighting = Annotated[str, OneOf(lambda: tuple(WEIGHTINGS))]
 
 
 def weight(prior: Prior, t: Tensor, weighting: str) -> Tensor:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from distill.contracts import Condition, Embedding, Prior
+from distill.domains import Count, Fraction, NotNegative, Range
 from distill.guidance import made_for_prior
-from distill.guidance.terms import add_noise, predict_guided, weight
+from distill.guidance.terms import Weighting, add_noise, predict_guided, weight
 from distill.samplers.schedules import at
 
 
@@ -82,18 +83,18 @@ class VSD:
         priors: Mapping[str, Prior] | None = None,
         *,
         scale: float = 7.5,
-        weighting: str = "sigma_squared",
-        rank: int = 4,
-        alpha: int = 4,
+        weighting: Weighting = "sigma_squared",
+        rank: Count = 4,
+        alpha: Count = 4,
         targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0"),
         cameras: bool = True,
         view_text: bool = True,
-        camera_dropout: float = 0.1,
-        learning_rate: float = 1e-4,
-        warmup: int = 500,
-        updates: int = 1,
+        camera_dropout: Fraction = 0.1,
+        learning_rate: NotNegative = 1e-4,
+        warmup: Annotated[int, Range(0)] = 500,
+        updates: Annotated[int, Range(0)] = 1,
         lora: str = "",
-        prediction: str = "epsilon",
+        prediction: Literal["epsilon", "v_prediction"] = "epsilon",
     ) -> None:
         from distill.priors.adapter import Student
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from distill.cameras import Cameras
 from distill.contracts import Group, Render, Step, View, Writer
+from distill.domains import Count, NotNegative
 
 STARTS = ("noise", "grey")
 
@@ -24,7 +25,7 @@ class ImageScene(nn.Module):
         channels: of each pixel.
         batch: number of pictures.
         init: ``noise``, normal around grey with a standard deviation of 0.2; or ``grey``, 0.5 everywhere.
-        lr: learning rate of the pixels.
+        lr: learning rate of the pictures, peak.
         seed: of the noise, or a generator to draw it from.
 
     Raises:
@@ -35,15 +36,16 @@ class ImageScene(nn.Module):
 
     def __init__(
         self,
-        height: int = 64,
-        width: int = 64,
-        channels: int = 3,
-        batch: int = 1,
-        init: str = "noise",
-        lr: float = 0.03,
+        height: Count = 64,
+        width: Count = 64,
+        channels: Count = 3,
+        batch: Count = 1,
+        init: Literal["noise", "grey"] = "noise",
+        lr: NotNegative = 0.03,
         seed: int | torch.Generator = 0,
     ) -> None:
         super().__init__()
+        self.lr = lr
         if min(height, width, channels, batch) < 1:
             raise ValueError(f"expected sizes of at least 1, got {batch} x {channels} x {height} x {width}")
         if init not in STARTS:

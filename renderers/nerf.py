@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from distill.cameras import Cameras
 from distill.contracts import Field, Group, Render, Step, Writer
+from distill.domains import Count, Fraction, Length, NotNegative, Positive, Range
 from distill.renderers.hashgrid import choose_backend, encode, hash_layout
 from distill.renderers.occupancy import occupancy_grid, update_occupancy
-from distill.renderers.volume import PENALTIES, render
+from distill.renderers.volume import render
 
 BACKGROUNDS = ("white", "grey", "random", "learned")
 
@@ -80,9 +81,9 @@ class HashGridScene(nn.Module):
         progressive_levels: ``(start, until)``: begin with ``start`` levels, and add the rest one by one up to
             progress ``until``; None has all from the start.
         backend: of the encoding, see ``hashgrid.encode``.
-        encoding_lr: learning rate of the hash grid.
-        mlp_lr: learning rate of the network.
-        background_lr: learning rate of a learnt background.
+        encoding_lr: learning rate of the hash grid, peak.
+        mlp_lr: learning rate of the network, peak.
+        background_lr: learning rate of a learned background, peak.
         seed: of the initial parameters, or a generator to draw them from.
 
     Raises:
@@ -100,26 +101,27 @@ class HashGridScene(nn.Module):
     def __init__(
         self,
         *,
-        levels: int = 12,
-        features: int = 2,
-        log2_table_size: int = 15,
-        base_resolution: int = 8,
-        finest_resolution: int = 128,
-        hidden_width: int = 32,
-        hidden_layers: int = 1,
+        levels: Count = 12,
+        features: Literal[1, 2, 4, 8] = 2,
+        log2_table_size: Annotated[int, Range(3, 24)] = 15,
+        base_resolution: Annotated[int, Range(1, 65536)] = 8,
+        finest_resolution: Annotated[int, Range(1, 65536)] = 128,
+        hidden_width: Count = 32,
+        hidden_layers: Annotated[int, Range(0)] = 1,
         blob_scale: float = 10.0,
-        blob_radius: float = 0.5,
-        density_activation: str = "softplus",
-        background: str | Sequence[float] = "white",
-        march_steps: int = 64,
-        occupancy_resolution: int = 32,
-        occupancy_threshold: float = 0.01,
-        occupancy_every: int = 16,
-        progressive_levels: tuple[int, float] | None = None,
-        backend: str = "auto",
-        encoding_lr: float = 0.01,
-        mlp_lr: float = 0.01,
-        background_lr: float = 0.001,
+        blob_radius: Positive = 0.5,
+        density_activation: Literal["softplus", "exp", "relu"] = "softplus",
+        background: Literal["white", "grey", "random", "learned"]
+        | Annotated[Sequence[float], Length.exactly(3), Range(0, 1)] = "white",
+        march_steps: Count = 64,
+        occupancy_resolution: Count = 32,
+        occupancy_threshold: Fraction = 0.01,
+        occupancy_every: Count = 16,
+        progressive_levels: tuple[Count, Annotated[float, Range(0, 1, above=True)]] | None = None,
+        backend: Literal["auto", "torch", "warp", "tinycudann"] = "auto",
+        encoding_lr: NotNegative = 0.01,
+        mlp_lr: NotNegative = 0.01,
+        background_lr: NotNegative = 0.001,
         seed: int | torch.Generator = 0,
     ) -> None:
         super().__init__()

@@ -8,19 +8,21 @@ Camera frame (OpenGL): x right, y up, looking along -z.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from distill.cameras import Cameras, orbit
+from distill.domains import NotNegative, Positive, Range
 
 
 def ranges(
-    distance: tuple[float, float] = (3.0, 3.4),
-    elevation_deg: tuple[float, float] = (0.0, 45.0),
+    distance: tuple[Positive, Positive] = (3.0, 3.4),
+    elevation_deg: Annotated[tuple[float, float], Range(-90, 90)] = (0.0, 45.0),
     azimuth_deg: tuple[float, float] = (-180.0, 180.0),
-    fov_y_deg: tuple[float, float] = (40.0, 40.0),
-    look_at_jitter: float = 0.0,
+    fov_y_deg: Annotated[tuple[float, float], Range(0, 180, above=True, below=True)] = (40.0, 40.0),
+    look_at_jitter: NotNegative = 0.0,
 ) -> Callable[[float, int, torch.Generator], Cameras]:
     """Draw cameras uniformly from ranges, the azimuth stratified over the batch.
 

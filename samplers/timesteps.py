@@ -7,11 +7,13 @@ Each takes the prior and its options and returns ``(progress, batch, generator) 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from distill.contracts import Prior, TimestepSampler
+from distill.domains import Fraction, Length, Positive
 from distill.samplers.schedules import Ramp
 
 __all__ = ["annealed", "dreamtime", "dreamtime_v1", "listed", "square_root", "truncated_normal", "uniform"]
@@ -29,7 +31,7 @@ def bounds(prior: Prior, t_min: float, t_max: float) -> tuple[int, int]:
     return min(round(t_min * prior.num_timesteps), last), min(round(t_max * prior.num_timesteps), last)
 
 
-def uniform(prior: Prior, *, t_min: float = 0.02, t_max: float = 0.98) -> TimestepSampler:
+def uniform(prior: Prior, *, t_min: Fraction = 0.02, t_max: Fraction = 0.98) -> TimestepSampler:
     """Draw each timestep uniformly, one per picture (DreamFusion, arXiv:2209.14988, Sec. 3.1).
 
     Args:
@@ -43,12 +45,12 @@ def uniform(prior: Prior, *, t_min: float = 0.02, t_max: float = 0.98) -> Timest
 def annealed(
     prior: Prior,
     *,
-    t_min: float = 0.02,
-    t_min_end: float = 0.02,
-    t_max: float = 0.98,
-    t_max_end: float = 0.5,
-    from_fraction: float = 0.0,
-    to_fraction: float = 1.0,
+    t_min: Fraction = 0.02,
+    t_min_end: Fraction = 0.02,
+    t_max: Fraction = 0.98,
+    t_max_end: Fraction = 0.5,
+    from_fraction: Fraction = 0.0,
+    to_fraction: Fraction = 1.0,
 ) -> TimestepSampler:
     """Draw uniformly from a range whose two ends fall linearly over training, or in one step.
 
@@ -83,7 +85,12 @@ def annealed(
 
 
 def dreamtime(
-    prior: Prior, *, t_min: float = 0.02, t_max: float = 0.98, centre: float = 0.5, width: float = 0.125
+    prior: Prior,
+    *,
+    t_min: Fraction = 0.02,
+    t_max: Fraction = 0.98,
+    centre: float = 0.5,
+    width: Positive = 0.125,
 ) -> TimestepSampler:
     r"""Go down through the timesteps, slowest where pictures take shape: TP-SDS's schedule.
 
@@ -110,12 +117,12 @@ def dreamtime(
 def dreamtime_v1(
     prior: Prior,
     *,
-    t_min: float = 0.02,
-    t_max: float = 0.98,
+    t_min: Fraction = 0.02,
+    t_max: Fraction = 0.98,
     upper: float = 0.8,
-    upper_width: float = 0.3,
+    upper_width: Positive = 0.3,
     lower: float = 0.5,
-    lower_width: float = 0.1,
+    lower_width: Positive = 0.1,
 ) -> TimestepSampler:
     """Go down through the timesteps as ``dreamtime`` does, under its first version's weights.
 
@@ -155,7 +162,7 @@ def _descending(prior: Prior, weight: Tensor, t_min: float, t_max: float) -> Tim
     return sample
 
 
-def square_root(prior: Prior, *, t_min: float = 0.02, t_max: float = 0.98) -> TimestepSampler:
+def square_root(prior: Prior, *, t_min: Fraction = 0.02, t_max: Fraction = 0.98) -> TimestepSampler:
     """Go down from ``t_max`` to ``t_min`` with the square root of progress (HiFA, arXiv:2305.18766).
 
     Args:
@@ -172,7 +179,7 @@ def square_root(prior: Prior, *, t_min: float = 0.02, t_max: float = 0.98) -> Ti
 
 
 def truncated_normal(
-    prior: Prior, *, mean: float = 0.5, std: float = 0.2, t_min: float = 0.0, t_max: float = 1.0
+    prior: Prior, *, mean: float = 0.5, std: Positive = 0.2, t_min: Fraction = 0.0, t_max: Fraction = 1.0
 ) -> TimestepSampler:
     r"""Draw from a normal distribution cut to a range, one timestep per picture.
 
@@ -214,7 +221,9 @@ def normal_cells(start: Tensor, width: float, mean: float, std: float) -> Tensor
     return torch.exp(exponent - exponent.max())  # a mean far outside must not vanish
 
 
-def listed(prior: Prior, *, timesteps: Sequence[float] = (0.98, 0.75, 0.5, 0.25)) -> TimestepSampler:
+def listed(
+    prior: Prior, *, timesteps: Annotated[Sequence[Fraction], Length(1, None)] = (0.98, 0.75, 0.5, 0.25)
+) -> TimestepSampler:
     """Go through a list, each entry for an equal share of training.
 
     Args:

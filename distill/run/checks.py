@@ -2,67 +2,103 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import get_object
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from distill.options import SCHEDULED, schedule, schedules_in
+from distill.options import check_option, check_options, schedule, shown
+from distill.run.schema import Config
+from distill.samplers.schedules import Ramp
 
-#: What a prior may compute in.
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+#: The parts of a run that plug in: each is a callable with options.
+PARTS = ("guidance", "timesteps", "cameras", "scene")
 
 
 def check(config: DictConfig) -> None:
-    """Check values that types cannot.
+    """Check every value against its type and the rules beside it, and what does not go together.
 
     Raises:
-        ValueError: a value is out of range.
+        ValueError: a value is out of range, or does not go with another.
     """
-    positive = (
-        "iterations", "particles", "render.batch", "render.at_once", "render.chunk_rays", "export.resolution",
-        "export.faces",
-    )  # fmt: skip
-    for name in positive:
-        value = OmegaConf.select(config, name)
-        if value is not None and value <= 0:
-            raise ValueError(f"{name} must be at least 1, got {value}; leave it out for the default")
-    if not 0 <= config.render.latent_until <= 1:
+    try:
+        values: Any = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"could not read the options: {str(error).splitlines()[0]}") from error
+    check_schema(values)
+    targets = {name: check_part(name, values[name], values["iterations"]) for name in PARTS}
+    check_words(config)
+    check_scene(values, targets["scene"])
+    if config.image:
+        check_image(config, targets["guidance"])
+
+
+def check_schema(
+    values: Mapping[str, Any], schema: type = Config, prefix: str = "", iterations: int = 0
+) -> None:
+    """Check the options that every run has.
+
+    Raises:
+        ValueError: an option has a value that it may not take.
+    """
+    hints = typing.get_type_hints(schema, include_extras=True)
+    for item in dataclasses.fields(schema):
+        name, hint, value = f"{prefix}{item.name}", hints[item.name], values[item.name]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                raise ValueError(
+                    f"{name} is a group of options, got {shown(value)}; leave it out for the defaults"
+                )
+            check_schema(value, typing.cast(type, hint), f"{name}.", iterations or values["iterations"])
+        elif item.name not in PARTS:
+            check_option(name, value, hint, iterations or values["iterations"])
+
+
+def check_part(group: str, options: Any, iterations: int) -> Callable[..., Any]:
+    """Check a part's options against its signature; returns the part.
+
+    Raises:
+        ValueError: there is no such part, or an option has a value that it may not take.
+    """
+    if not isinstance(options, Mapping) or not isinstance(options.get("_target_"), str):
+        raise ValueError(f"{group} names no part; choose one with {group}=NAME")
+    try:
+        target: Callable[..., Any] = get_object(options["_target_"])
+    except Exception as error:  # whatever its module fails with
         raise ValueError(
-            f"render.latent_until is a fraction of the run, in [0, 1], got {config.render.latent_until:g}"
-        )
+            f"{group}._target_ must be the path of a callable, and {options['_target_']!r} cannot be imported: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    own = {name: value for name, value in options.items() if not name.startswith("_")}
+    if missing := [name for name, value in own.items() if value == MISSING]:
+        raise ValueError(f"{group}.{missing[0]} has no default; give it a value")
+    check_options(target, own, group, iterations)
+    return target
+
+
+def check_words(config: DictConfig) -> None:
+    """Check the options that are texts: prompts, a device, a size.
+
+    Raises:
+        ValueError: one cannot be read, or does not go with another.
+    """
     if config.max_vram is not None:
         bytes_of(config.max_vram)
-    for group in SCHEDULED:
-        schedules_in(config, group)
-    for name in config.penalties:
-        schedule(f"penalties.{name}", config.penalties[name], config.iterations)
-    size = schedule("render.size", config.render.size, config.iterations)
-    for end in (size,) if isinstance(size, (int, float)) else (size.start, size(1.0)):
-        if end < 8:
-            raise ValueError(
-                f"render.size must be at least 8 pixels, got {end:g}; leave it out for the default"
-            )
-    if config.prior_options.dtype not in DTYPES:
-        raise ValueError(
-            f"prior_options.dtype must be one of {', '.join(DTYPES)}, got {config.prior_options.dtype!r}"
-        )
     if config.prior_options.controlnet and not config.prior_options.control:
         raise ValueError(
             "prior_options.controlnet needs prior_options.control: depth, normal or mask of the scene, or a picture"
         )
-    for name in ("front_deg", "overhead_deg"):
-        if not 0 < config.views[name] <= 90:
-            raise ValueError(
-                f"views.{name} must be above 0 and at most 90 degrees, got {config.views[name]:g}"
-            )
     if config.prompt and config.prompts:
         raise ValueError("give a prompt or prompts=FILE, not both")
     if not config.prompt.strip() and config.prompts is None and not config.image:
         raise ValueError(
             'the prompt is empty; say what to make, for example: distill "a red mug", or give a picture: image=FILE'
         )
-    if config.image:
-        check_image(config)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
         raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {config.device!r}")
 
@@ -80,13 +116,96 @@ def bytes_of(text: str) -> float:
     return float(found[1]) * units[found[2].upper()]
 
 
-def check_image(config: DictConfig) -> None:
+#: What each feature of a scene means.
+FEATURES = {
+    "sides": "looks different from different sides",
+    "volume": "fills space",
+    "normals": "has normals",
+    "shading": "can be shaded",
+    "chunks": "is rendered in chunks of rays",
+}
+#: The feature that each option needs of a scene, where it is not at its default.
+NEEDS = {
+    "image": "volume",
+    "view_words": "sides",
+    **{
+        f"views.{name}": "sides"
+        for name in ("front", "side", "back", "overhead", "file", "front_deg", "overhead_deg")
+    },
+    "perp_neg.enabled": "sides",
+    "render.patch": "sides",
+    "render.shading": "shading",
+    "render.recompute": "chunks",
+    "render.chunk_rays": "chunks",
+    "render.latent_until": "normals",
+}
+#: The feature that drawing each of these for a ControlNet needs.
+DRAWING = {"depth": "volume", "normal": "normals", "mask": "volume"}
+
+
+def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:
+    """Check that a scene can do what the options ask of it.
+
+    Args:
+        values: the whole configuration as plain values.
+        scene: the chosen one, with ``features``: names of ``FEATURES``, and of the penalties that it can compute.
+
+    Raises:
+        ValueError: an option needs a feature that the scene does not have, or the scene does not say what it has.
+    """
+    features = getattr(scene, "features", None)
+    name = getattr(scene, "__name__", str(scene))
+    if not isinstance(features, (set, frozenset)):
+        raise ValueError(
+            f"the scene {name} does not say what it can do; give its class the attribute features, a frozenset with any of "
+            f"{', '.join(FEATURES)} and the penalties that it computes; frozenset() for none"
+        )
+    for option, feature, meaning in needed(values):
+        if feature not in features:
+            raise ValueError(f"{option} needs a scene that {meaning}, and {name} does not; leave it out")
+    for penalty, weight in values["penalties"].items():
+        on = moves(f"penalties.{penalty}", weight, values["iterations"])
+        if on and penalty.startswith("reference_") and not values["image"]:
+            raise ValueError(f"penalties.{penalty} compares with a picture; add image=FILE, or leave it out")
+
+
+def needed(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What the options ask of a scene: the option, the feature, and the feature in words."""
+    found = []
+    for option, feature in NEEDS.items():
+        group, _, key = option.rpartition(".")
+        value = values[group][key] if group else values[key]
+        if value not in (default_of(option), "none" if option == "view_words" else None):
+            found.append((f"{option}={value}", feature, FEATURES[feature]))
+    if (control := values["prior_options"]["control"]) in DRAWING:
+        feature = DRAWING[control]
+        found.append((f"prior_options.control={control}", feature, FEATURES[feature]))
+    for name, weight in values["penalties"].items():
+        if not name.startswith("reference_") and moves(f"penalties.{name}", weight, values["iterations"]):
+            found.append((f"penalties.{name}={weight}", name, "computes it"))
+    return found
+
+
+def default_of(option: str) -> object:
+    """The schema's default of an option with a dotted name."""
+    schema: Any = Config()
+    for name in option.split("."):
+        schema = getattr(schema, name)
+    return schema
+
+
+def moves(name: str, weight: object, iterations: int) -> bool:
+    """Whether a weight, a number or a schedule, is ever other than 0."""
+    made = schedule(name, weight, iterations)
+    return bool(made.start or made.end) if isinstance(made, Ramp) else bool(made)
+
+
+def check_image(config: DictConfig, guidance: Callable[..., Any]) -> None:
     """Check what a picture does not go with.
 
     Raises:
-        ValueError: an option is out of range, or cannot be used with a picture.
+        ValueError: an option cannot be used with a picture.
     """
-    said = config.reference
     if config.prompts is not None or config.particles > 1:
         raise ValueError("image= makes one asset; leave out prompts= and particles=")
     if config.max_vram is not None and not config.prompt.strip():
@@ -94,23 +213,28 @@ def check_image(config: DictConfig) -> None:
             "max_vram= forecasts priors of text, not novel-view models; leave it out, and choose render.at_once= and "
             "render.recompute="
         )
-    if config.scene._target_.endswith("ImageScene"):
-        raise ValueError("image= shapes a scene that fills space; leave out scene=image")
     if config.scene.get("background", "white") != "white":
         raise ValueError(
             f"image= shows its object over white, so scene.background must be white, got {config.scene.background}"
         )
-    for name, low, high in (
-        ("elevation_deg", -89, 89),
-        ("distance", 1, 100),
-        ("fov_y_deg", 1, 150),
-        ("fill", 0.1, 1),
-    ):
-        value = said[name]
-        if value is not None and not low <= value <= high:
-            raise ValueError(f"reference.{name} must lie in [{low}, {high}], got {value}")
-    if not config.prompt.strip() and config.guidance._target_.rpartition(".")[2] in ("mix", "vsd", "VSD"):
-        raise ValueError("this guidance mixes a picture with text; add a prompt")
+    for map_ in ("depth", "normal"):
+        weight = moves(
+            f"penalties.reference_{map_}", config.penalties[f"reference_{map_}"], config.iterations
+        )
+        if weight and not config.reference[map_]:
+            raise ValueError(f"penalties.reference_{map_} needs reference.{map_}=FILE")
+    if not config.prompt.strip() and guidance in needing_words():
+        raise ValueError(
+            "this guidance mixes a picture with text, or compares texts; add a prompt, or choose guidance=sds"
+        )
+
+
+def needing_words() -> tuple[Callable[..., Any], ...]:
+    """The losses that a novel-view model, which knows no words, cannot be used with alone."""
+    from distill import guidance
+
+    losses = guidance.available()
+    return tuple(losses[name] for name in ("mix", "vsd", "dds", "bridge", "nfsd"))
 
 
 def check_prompt(config: DictConfig) -> None:

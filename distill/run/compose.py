@@ -6,34 +6,37 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.options import SCHEDULED, options_of
+from distill.options import GONE, SCHEDULED, options_of
 from distill.run.checks import check
 from distill.run.schema import Config
 
 
 def plugins() -> dict[str, dict[str, Callable[..., Any]]]:
     """Every group of the command line and its choices."""
-    from distill import guidance
-    from distill.renderers.image import ImageScene
-    from distill.renderers.nerf import HashGridScene
+    from distill import guidance, renderers
     from distill.samplers import cameras, timesteps
 
+    losses = guidance.available()
     return {
-        "guidance": guidance.available(),
+        "guidance": dict(
+            sorted({**losses, **{name: losses[loss] for name, (loss, _) in ALIASES.items()}}.items())
+        ),
         "timesteps": {name: getattr(timesteps, name) for name in timesteps.__all__},
         "cameras": {"ranges": cameras.ranges},
-        "scene": {"hash_grid": HashGridScene, "image": ImageScene},
+        "scene": renderers.available(),
     }
 
 
@@ -84,33 +87,65 @@ def as_overrides(options: Mapping[str, Any]) -> list[str]:
     return [write(key, value) for key, value in options.items()]
 
 
+#: Names for a loss with a timestep sampler of its own.
+ALIASES = {"tp_sds": ("sds", "dreamtime")}
+
+
 def with_preset(overrides: Sequence[str]) -> list[str]:
-    """Choose the preset that fits where none is named: a picture's, the embedded prior's, or its family's."""
-    keys = {text.partition("=")[0].lstrip("+"): text.partition("=")[2].strip("'\"") for text in overrides}
-    fixed = [re.sub(r"^\+experiment=", "experiment=", text) for text in overrides]
-    if "preset" not in keys:
-        if keys.get("image", "null") not in ("null", ""):
-            own = keys.get("novel_view", "embedded") == "embedded"
-            fixed.append("preset=embedded_image" if own else "preset=image")
-            if keys.get("prompt") and "guidance" not in keys:
-                fixed.append("guidance=mix")  # words beside the picture are meant to count
-        elif (prior := keys.get("prior", "embedded")) != "embedded":
-            fixed.append(f"preset={PRESETS.get(pipeline_of(prior), 'none')}")
-    return fixed
+    """The words of a command line with those that follow from them, see ``implied``."""
+    words = [re.sub(r"^\+(experiment|preset)=", r"\1=", word) for word in overrides]
+    kept = [word for word in words if _split(word)[0] != "guidance" or _split(word)[1] not in ALIASES]
+    return [*kept, *implied(words)]
 
 
-#: Which preset fits a pipeline of diffusers.
-PRESETS = {
-    "StableDiffusionPipeline": "latent",
-    "LatentConsistencyModelPipeline": "latent",
-    "StableDiffusionXLPipeline": "latent",
-    "PixArtAlphaPipeline": "latent",
-    "PixArtSigmaPipeline": "latent",
-    "IFPipeline": "pixel",
-    "StableDiffusion3Pipeline": "flow",
-    "FluxPipeline": "flow",
-    "SanaPipeline": "flow",
-}
+def implied(words: Sequence[str]) -> dict[str, str]:
+    """What follows from a command line that does not say it, each word with its reason.
+
+    The preset fits the picture's model, the embedded prior or the prior's family; a picture with a prompt is guided by both; an
+    alias stands for a loss and its timesteps.
+
+    Raises:
+        ValueError: other timesteps are given beside an alias.
+    """
+    given = dict(_split(word) for word in words)
+    found: dict[str, str] = {}
+    if (alias := given.get("guidance", "")) in ALIASES:
+        found |= _expand(alias, given.get("timesteps"))
+    if "preset" in given:
+        return found
+    if given.get("image", "null") not in ("null", ""):
+        own = given.get("novel_view", "embedded") == "embedded"
+        found["preset=embedded_image" if own else "preset=image"] = "follows from image="
+        if given.get("prompt") and "guidance" not in given:
+            found["guidance=mix"] = "follows from a prompt with image="
+    elif (prior := given.get("prior", "embedded")) != "embedded":
+        found[f"preset={preset_of(prior)}"] = f"follows from prior={prior}"
+    return found
+
+
+def _split(word: str) -> tuple[str, str]:
+    """A word's key without its plus signs, and its value without quotes."""
+    key, _, value = word.partition("=")
+    return key.lstrip("+"), value.strip("'\"")
+
+
+def _expand(alias: str, timesteps: str | None) -> dict[str, str]:
+    loss, own = ALIASES[alias]
+    if timesteps is not None and not timesteps.startswith(own):
+        raise ValueError(
+            f"guidance={alias} is {loss} with timesteps={own}, so it does not go with timesteps={timesteps}; leave one of them "
+            f"out, or write guidance={loss} timesteps={timesteps}"
+        )
+    chosen = {f"guidance={loss}": f"follows from guidance={alias}"}
+    return chosen if timesteps else {**chosen, f"timesteps={own}": f"follows from guidance={alias}"}
+
+
+def preset_of(prior: str) -> str:
+    """The preset of a prior's family, ``none`` where the family is not known."""
+    from distill.priors.families import FAMILIES
+
+    family = FAMILIES.get(pipeline_of(prior))
+    return family.preset if family else "none"
 
 
 def pipeline_of(prior: str) -> str:
@@ -126,20 +161,65 @@ def pipeline_of(prior: str) -> str:
         return ""
 
 
-def compose_config(overrides: Sequence[str]) -> DictConfig:
+def compose_config(overrides: Sequence[str], folders: Sequence[str] = ()) -> DictConfig:
     """Compose and check a configuration.
+
+    Args:
+        overrides: words of the command line, without the prompt.
+        folders: with configuration files of the user's own.
 
     Raises:
         ValueError: an option is unknown or has the wrong type or value, in one line.
     """
-    register()
-    with initialize_config_module("distill.conf", version_base="1.3"):
-        try:
-            config = compose("config", overrides=with_preset(overrides))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ValueError(explain(error)) from error
+    with composing(folders) as search:
+        config = compose_words([*with_preset(overrides), *search]).config
     check(config)
     return config
+
+
+class Composed(NamedTuple):
+    """A configuration, and the words that it was composed from in the end."""
+
+    config: DictConfig
+    words: Sequence[str]
+
+
+@contextmanager
+def composing(folders: Sequence[str] = ()) -> Iterator[list[str]]:
+    """Start Hydra on the library's configuration; gives the words that add folders, and makes its errors one line.
+
+    Raises:
+        ValueError: an option is unknown or has the wrong type, or a folder is not there.
+    """
+    paths = [Path(folder).expanduser().resolve() for folder in folders]
+    if missing := [path for path in paths if not path.is_dir()]:
+        raise ValueError(
+            f"--config-dir must be a folder with configuration files, and {missing[0]} is not there"
+        )
+    listed = ",".join(quote(path.as_uri()) for path in paths)
+    register()
+    # A job of a sweep runs inside Hydra, which does not start twice.
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("distill.conf", version_base="1.3"):
+            yield [f"hydra.searchpath=[{listed}]"] if paths else []
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(error)) from error
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def compose_words(words: Sequence[str]) -> Composed:
+    """Compose as Hydra does, and once more where a configuration file has chosen an alias; ``composing`` must be open."""
+    config = compose("config", overrides=list(words), return_hydra_config=True)
+    chosen = str(config.hydra.runtime.choices.guidance)
+    if chosen in ALIASES:
+        words = [*words, *_expand(chosen, None)]
+        config = compose("config", overrides=list(words), return_hydra_config=True)
+    with open_dict(config):
+        del config["hydra"]
+    return Composed(config, words)
 
 
 def known_options(config: Any = Config, prefix: str = "") -> list[str]:
@@ -153,23 +233,27 @@ def known_options(config: Any = Config, prefix: str = "") -> list[str]:
     return names
 
 
+#: Options of earlier versions, and what to write now.
+MOVED = {
+    "optimiser.encoding": "it is now scene.encoding_lr",
+    "optimiser.mlp": "it is now scene.mlp_lr",
+    "optimiser.background": "it is now scene.background_lr",
+    "optimiser.image": "it is now scene.lr, of scene=image",
+    "guidance.through": "choose the loss itself, for example guidance=csd; with image=, the picture's model is its prior",
+    "guidance.options": "choose the loss itself, for example guidance=csd guidance.weighting=uniform",
+}
+
+
 def explain(error: BaseException) -> str:
     """Say in one line what is wrong with an option, and the remedy."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     text = str(error)
-    if found := re.search(r"Could not find '(\w+)/([^']*)'", text):
-        group, name = found.groups()
-        choices = plugins().get(group, {})
-        known = f"; there are {', '.join(choices)}" if choices else ""
-        return f"unknown {group} {name!r}{known}"
-    if found := re.search(r"Could not override '([^']+)'", text) or re.search(
-        r"Key '([^']+)' (?:is )?not in", text
-    ):
-        name = found[1]
-        options = [*known_options(), *_plugin_options()]
-        close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        return f"unknown option {name!r}; {hint}'distill --help' lists the options"
+    if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
+        return _unknown_choice(found[1], found[2], re.findall(r"^\t(\S+)$", text, re.MULTILINE))
+    full = re.search(r"full_key: (\S+)", f"{text}\n{cause}")
+    named = r"Could not override '([^']+)'", r"Key '([^']+)' (?:is )?not in"
+    if found := next(filter(None, (re.search(pattern, text) for pattern in named)), None):
+        return _unknown_option(full[1] if full else found[1])
     if found := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", str(cause), re.DOTALL):
         key = getattr(cause, "full_key", None) or "an option"
         return f"{key} must be of type {found[2].lower()}, got {found[1]!r}"
@@ -177,6 +261,21 @@ def explain(error: BaseException) -> str:
         line.strip() for line in f"{text}\n{cause if cause is not error else ''}".splitlines() if line.strip()
     ]
     return f"could not read the options: {'; '.join(lines[:2])}; quote values as the shell and Hydra need"
+
+
+def _unknown_choice(group: str, name: str, there: Sequence[str]) -> str:
+    if group == "guidance" and name in GONE:
+        return f"guidance={name}: {GONE[name]}"
+    choices = plugins().get(group, there)
+    return f"unknown {group} {name!r}" + (f"; there are {', '.join(choices)}" if choices else "")
+
+
+def _unknown_option(name: str) -> str:
+    if name in MOVED:
+        return f"there is no option {name!r} any more; {MOVED[name]}"
+    close = difflib.get_close_matches(name, [*known_options(), *_plugin_options()], n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown option {name!r}; {hint}'distill --help' lists the options"
 
 
 def _plugin_options() -> list[str]:

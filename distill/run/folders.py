@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
 import unicodedata
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
+
+from distill.files.atomic import write_atomic
+from distill.options import options_of
+from distill.run.checks import PARTS
+from distill.run.compose import known_options
 
 #: Settings that may change between a run and its resumption: where it is computed, in how much memory, what is written.
 _FREE = (
@@ -37,13 +46,70 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
 
 
 def same_run(folder: Path, config: DictConfig) -> bool:
-    """Whether a folder holds a run with these settings."""
+    """Whether a folder holds a run with these settings.
+
+    Raises:
+        ValueError: it does, as far as can be told, but another version of distill made it; or its settings cannot be read.
+    """
     path = folder / "config.yaml"
     if not path.is_file():
         return False
-    stored = OmegaConf.load(path)
-    assert isinstance(stored, DictConfig)
-    return settings_of(stored) == settings_of(config)
+    try:
+        stored = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}); remove {folder}, or choose another output_dir="
+        ) from error
+    if not isinstance(stored, DictConfig):
+        raise ValueError(f"{path} holds no settings of a run; remove {folder}, or choose another output_dir=")
+    made, wanted = flat(settings_of(stored)), flat(settings_of(config))
+    told = other_version(made, wanted)
+    if told and agree(made, wanted):
+        raise ValueError(
+            f"{folder} was made by another version of distill: its config.yaml has {told}; finish it with that version, or choose "
+            "another output_dir= to start anew"
+        )
+    return made == wanted
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name; schedules and lists stay whole."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict) and (prefix + name) in _GROUPS:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+#: Groups of options, whose names hold a dot.
+_GROUPS = {name.partition(".")[0] for name in known_options() if "." in name} | set(PARTS)
+
+
+def other_version(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What shows that another version of distill wrote stored settings, empty where nothing does."""
+    known = set(known_options())
+    for part in PARTS:
+        target = made.get(f"{part}._target_")
+        try:
+            options = dataclasses.fields(options_of(get_object(str(target))))
+        except Exception:  # a part that is not there any more
+            return f"{part}._target_={target}, which this version does not know"
+        known |= {f"{part}.{item.name}" for item in options}
+    if unknown := [name for name in made if name not in known]:
+        return f"{unknown[0]}, which this version does not know"
+    same = [part for part in PARTS if made[f"{part}._target_"] == wanted[f"{part}._target_"]]
+    expected = [
+        name for name in wanted if name.partition(".")[0] in same or name.partition(".")[0] not in PARTS
+    ]
+    missing = [name for name in expected if name not in made]
+    return f"no {missing[0]}, which this version has" if missing else ""
+
+
+def agree(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether two runs have the same prompt, picture and seed, and so are the same to a user."""
+    return all(made.get(name) == wanted.get(name) for name in ("prompt", "image", "seed", "prior"))
 
 
 def is_finished(folder: Path) -> bool:
@@ -73,7 +139,7 @@ def claim(config: DictConfig, root: Path = Path("outputs")) -> Path:
         ) from error
     path = folder / "config.yaml"
     if not path.exists():
-        OmegaConf.save(config, path)
+        write_atomic(path, OmegaConf.to_yaml(config))
     return folder
 
 

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from distill.domains import Count, Fraction, Length, NotNegative, OneOf, Positive, Range, Scheduled
+
+#: A number or a schedule, at least 0.
+Weight = Annotated[Any, Scheduled(), Range(0)]
+#: An interval in steps; 0 is never.
+Every = Annotated[int, Range(0)]
+#: a, b, c of a exp(-b r) + c.
+Curve = Annotated[list[float], Length.exactly(3)]
+#: Degrees, above 0 and at most 90.
+Angle = Annotated[float, Range(0, 90, above=True)]
 
 
 @dataclass
@@ -13,15 +24,15 @@ class Penalties:
     A weight of 0 is not computed.
     """
 
-    sparsity: Any = 0.0
-    opaqueness: Any = 0.0
-    orientation: Any = 0.0
-    smoothness: Any = 0.0
+    sparsity: Weight = 0.0
+    opaqueness: Weight = 0.0
+    orientation: Weight = 0.0
+    smoothness: Weight = 0.0
 
-    reference_rgb: Any = 0.0
-    reference_mask: Any = 0.0
-    reference_depth: Any = 0.0
-    reference_normal: Any = 0.0
+    reference_rgb: Weight = 0.0
+    reference_mask: Weight = 0.0
+    reference_depth: Weight = 0.0
+    reference_normal: Weight = 0.0
 
 
 @dataclass
@@ -32,13 +43,13 @@ class Reference:
     for near, and normals in the camera's frame, (n + 1) / 2.
     """
 
-    elevation_deg: float | None = None
+    elevation_deg: Annotated[float | None, Range(-89, 89)] = None
     azimuth_deg: float = 0.0
-    distance: float = 3.2
-    fov_y_deg: float = 40.0
-    background: str = "auto"
+    distance: Annotated[float, Range(1, 100)] = 3.2
+    fov_y_deg: Annotated[float, Range(1, 150)] = 40.0
+    background: Annotated[str, OneOf(("auto", "keep", "rembg"))] = "auto"
     recentre: bool = True
-    fill: float = 0.75
+    fill: Annotated[float, Range(0.1, 1)] = 0.75
     depth: str | None = None
     normal: str | None = None
 
@@ -51,14 +62,14 @@ class PriorOptions:
     ``mask`` of the scene from each camera, or a picture.
     """
 
-    image_size: int | None = None
-    dtype: str = "auto"
+    image_size: Annotated[int | None, Range(8)] = None
+    dtype: Annotated[str, OneOf(("auto", "float32", "bfloat16", "float16"))] = "auto"
     checkpointing: bool = False
     compile: bool = False
     loras: list[str] = field(default_factory=list)
     controlnet: str | None = None
     control: str | None = None
-    control_scale: float = 1.0
+    control_scale: NotNegative = 1.0
     prompt_weighting: bool = False
 
 
@@ -75,8 +86,8 @@ class Views:
     back: str | None = None
     overhead: str | None = None
     file: str | None = None
-    front_deg: float = 45.0
-    overhead_deg: float = 60.0
+    front_deg: Angle = 45.0
+    overhead_deg: Angle = 60.0
 
 
 @dataclass
@@ -84,10 +95,10 @@ class PerpNeg:
     """Stay away from the views that a camera does not see; each curve is a, b, c of a exp(-b r) + c."""
 
     enabled: bool = False
-    front_from_side: list[float] = field(default_factory=lambda: [4.0, 0.5, -2.426])
-    side_from_front: list[float] = field(default_factory=lambda: [4.0, 0.5, -2.426])
-    side_from_back: list[float] = field(default_factory=lambda: [1.0, 0.5, -0.606])
-    front_from_back: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.967])
+    front_from_side: Curve = field(default_factory=lambda: [4.0, 0.5, -2.426])
+    side_from_front: Curve = field(default_factory=lambda: [4.0, 0.5, -2.426])
+    side_from_back: Curve = field(default_factory=lambda: [1.0, 0.5, -0.606])
+    front_from_back: Curve = field(default_factory=lambda: [1.0, 0.5, 0.967])
 
 
 @dataclass
@@ -102,40 +113,38 @@ class Rendering:
         latent_until: fraction of the run in which normals and opacity stand for the prior's latent.
     """
 
-    batch: int = 4
-    size: Any = 64
-    shading: str = "albedo"
-    at_once: int | None = None
-    chunk_rays: int = 16384
+    batch: Count = 4
+    size: Annotated[Any, Scheduled(), Range(8)] = 64
+    shading: Annotated[str, OneOf(("albedo", "lambertian", "textureless"))] = "albedo"
+    at_once: Count | None = None
+    chunk_rays: Count = 16384
     recompute: bool = False
-    patch: int | None = None
-    coarse: int = 64
-    latent_until: float = 0.0
+    patch: Count | None = None
+    coarse: Count = 64
+    latent_until: Fraction = 0.0
 
 
 @dataclass
 class Optimiser:
-    """Adam: peak learning rates per kind of parameter, and what surrounds the step."""
+    """Adam, and what surrounds the step; the learning rates are options of the scene."""
 
-    encoding: float = 0.01
-    mlp: float = 0.01
-    background: float = 0.001
-    image: float = 0.03
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
-    eps: float = 1e-15
-    clip_norm: float = 0.0
-    final_lr: float = 1.0
-    ema: float = 0.0
-    max_bad_steps: int = 20
+    betas: Annotated[list[float], Length.exactly(2), Range(0, 1, below=True)] = field(
+        default_factory=lambda: [0.9, 0.99]
+    )
+    eps: Positive = 1e-15
+    clip_norm: NotNegative = 0.0
+    final_lr: NotNegative = 1.0
+    ema: Annotated[float, Range(0, 1, below=True)] = 0.0
+    max_bad_steps: Annotated[int, Range(0)] = 20
 
 
 @dataclass
 class Logging:
     """What is written during a run; intervals in steps, 0 for never."""
 
-    preview_every: int = 100
-    checkpoint_every: int = 100
-    keep_checkpoints: int = 2
+    preview_every: Every = 100
+    checkpoint_every: Every = 100
+    keep_checkpoints: Count = 2
     tensorboard: bool = True
 
 
@@ -144,15 +153,15 @@ class Export:
     """What is made of the finished scene; see ``distill.export.export_asset``."""
 
     enabled: bool = True
-    resolution: int = 128
-    faces: int = 10_000
-    iso: float | None = None
+    resolution: Annotated[int, Range(8)] = 128
+    faces: Annotated[int, Range(4)] = 10_000
+    iso: Positive | None = None
     largest_component: bool = True
-    texture_size: int = 512
-    frames: int = 48
-    picture_size: int = 192
-    elevation_deg: float = 15.0
-    up: str = "y"
+    texture_size: Annotated[int, Range(64)] = 512
+    frames: Count = 48
+    picture_size: Annotated[int, Range(16, multiple=16)] = 192
+    elevation_deg: Annotated[float, Range(-89, 89)] = 15.0
+    up: Annotated[str, OneOf(("y", "z"))] = "y"
 
 
 @dataclass
@@ -165,13 +174,13 @@ class Config:
     source_prompt: str = ""
     image: str | None = None
     novel_view: str = "embedded"
-    view_words: str = "auto"
+    view_words: Annotated[str, OneOf(("auto", "four", "sixteen", "none"))] = "auto"
     views: Views = field(default_factory=Views)
     perp_neg: PerpNeg = field(default_factory=PerpNeg)
-    unconditional: str = "auto"
-    iterations: int = 400
-    particles: int = 1
-    seed: int = 0
+    unconditional: Annotated[str, OneOf(("auto", "null"))] = "auto"
+    iterations: Count = 400
+    particles: Count = 1
+    seed: Annotated[int, Range(0, 2**64 - 1)] = 0
     device: str = "auto"
     prior: str = "embedded"
     prior_options: PriorOptions = field(default_factory=PriorOptions)

@@ -46,6 +46,7 @@ class Family:
         clock: the module in the network that embeds the time, with a layer ``linear_2``; adapters add a camera there.
         blank: ``network -> named tensors`` of one prompt, zeros, of the shapes that the published models are told.
         control: how its ControlNets are called, where diffusers has some.
+        preset: of ``distill/conf/preset``, chosen where none is named.
         weighted: ``embed`` for prompts with weights and of any length, where there is one: a list of states, each as
             long as its prompt.
     """
@@ -58,6 +59,7 @@ class Family:
     blank: Callable[[Any], dict[str, Tensor]]
     control: Control | None = None
     weighted: Callable[[Any, Sequence[str]], dict[str, Any]] | None = None
+    preset: str = "none"
 
 
 def default_options(pipeline: Any) -> dict[str, Any]:

@@ -105,4 +105,5 @@ FLUX = Family(
     "time_text_embed.timestep_embedder",
     blank,
     CONTROL,
+    preset="flow",
 )

@@ -56,5 +56,6 @@ PIXART_ALPHA = Family(
     predict,
     "adaln_single.emb.timestep_embedder",
     partial(blank, tokens=120),
+    preset="latent",
 )
 PIXART_SIGMA = replace(PIXART_ALPHA, blank=partial(blank, tokens=300))

@@ -67,4 +67,5 @@ SANA = Family(
     "time_embed.emb.timestep_embedder",
     blank,
     CONTROL,
+    preset="flow",
 )

@@ -79,4 +79,5 @@ SD3 = Family(
     "time_text_embed.timestep_embedder",
     blank,
     CONTROL,
+    preset="flow",
 )

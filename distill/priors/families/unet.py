@@ -117,7 +117,7 @@ CONTROL = Control(
 PLAIN = Family(
     "UNet2DConditionModel", "unet", embed_plain, predict, "time_embedding", blank, CONTROL, weighted.embed
 )
-STABLE_DIFFUSION = replace(PLAIN, embed=embed)
+STABLE_DIFFUSION = replace(PLAIN, embed=embed, preset="latent")
 STABLE_DIFFUSION_XL = Family(
     "UNet2DConditionModel",
     "unet",
@@ -127,5 +127,6 @@ STABLE_DIFFUSION_XL = Family(
     blank_xl,
     replace(CONTROL, add=add_xl),
     weighted.embed_xl,
+    preset="latent",
 )
-DEEPFLOYD = Family("UNet2DConditionModel", "unet", embed, predict, "time_embedding", blank)
+DEEPFLOYD = Family("UNet2DConditionModel", "unet", embed, predict, "time_embedding", blank, preset="pixel")

@@ -1,0 +1,191 @@
+"""The values that an option may take, written beside its type: ``eta: Annotated[float, Range(0)]``.
+
+A type says what an option is, and ``Literal``, ``OneOf``, ``Range`` and ``Length`` say which of these it may be. ``fits`` and
+``describe`` read such a type; ``distill.run.checks`` applies them to every option before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence as SequenceABC
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, or of each number in a list.
+
+    Attributes:
+        low: smallest value, None for none.
+        high: largest value, None for none.
+        above: ``low`` itself is excluded.
+        below: ``high`` itself is excluded.
+        multiple: the value is a multiple of this, None where it need not be.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    below: bool = False
+    multiple: int | None = None
+
+    def holds(self, value: float) -> bool:
+        over = self.low is None or (value > self.low if self.above else value >= self.low)
+        under = self.high is None or (value < self.high if self.below else value <= self.high)
+        return over and under and (self.multiple is None or value % self.multiple == 0)
+
+    def __str__(self) -> str:
+        return self._bounds() + (f", a multiple of {self.multiple}" if self.multiple else "")
+
+    def _bounds(self) -> str:
+        if self.low is not None and self.high is not None:
+            return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
+        if self.low is not None:
+            return f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
+        return f"below {self.high:g}" if self.below else f"of at most {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Length:
+    """How many entries a list has: at least ``low``, and at most ``high``, None for any number."""
+
+    low: int
+    high: int | None
+
+    @classmethod
+    def exactly(cls, count: int) -> Length:
+        return cls(count, count)
+
+    def holds(self, value: Sequence[object]) -> bool:
+        return len(value) >= self.low and (self.high is None or len(value) <= self.high)
+
+    def __str__(self) -> str:
+        return f"{self.low}" if self.low == self.high else f"at least {self.low}"
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A closed set of values whose list is only known when it is asked for, such as names in a registry.
+
+    In a plug-in's signature, ``Literal`` says the same of a fixed set; a structured configuration does not take ``Literal``.
+    """
+
+    values: Callable[[], Sequence[object]] | Sequence[object]
+
+    def names(self) -> tuple[object, ...]:
+        return tuple(self.values() if callable(self.values) else self.values)
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A number or a schedule, in a field that has the type ``Any``."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """A list of mappings, each with a loss's name, its weight and its options."""
+
+
+Count = Annotated[int, Range(1)]
+Positive = Annotated[float, Range(0, above=True)]
+NotNegative = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+
+
+def fits(value: object, hint: Any, rules: tuple[Any, ...] = ()) -> bool:
+    """Whether a plain value (no ``DictConfig``) has a type and keeps the rules written beside it."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return fits(value, arguments[0], (*arguments[1:], *rules))
+    if origin in (Union, types.UnionType):
+        return any(fits(value, each, rules) for each in arguments)
+    if origin is Literal:
+        return _among(value, arguments)
+    if isinstance(value, (list, tuple)):
+        return _list_fits(value, hint, rules)
+    if hint is None or hint is type(None):
+        return value is None
+    if hint in (int, float) or (hint is Any and Scheduled() in rules):
+        return _number_fits(value, int if hint is int else float, rules)
+    if hint in (str, bool):
+        named = [rule for rule in rules if isinstance(rule, OneOf)]
+        return isinstance(value, hint) and all(_among(value, rule.names()) for rule in named)
+    if origin in (Mapping, dict):
+        return isinstance(value, Mapping)
+    return origin not in (list, tuple, Sequence, SequenceABC)
+
+
+def _among(value: object, values: Sequence[object]) -> bool:
+    return any(value == each and type(value) is type(each) for each in values)
+
+
+def _number_fits(value: object, kind: type, rules: tuple[Any, ...]) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not (whole or (kind is float and isinstance(value, float) and math.isfinite(value))):
+        return False
+    assert isinstance(value, (int, float))
+    chosen = all(_among(value, rule.names()) for rule in rules if isinstance(rule, OneOf))
+    return chosen and all(rule.holds(value) for rule in rules if isinstance(rule, Range))
+
+
+def _list_fits(value: Sequence[object], hint: Any, rules: tuple[Any, ...]) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if not all(rule.holds(value) for rule in rules if isinstance(rule, Length)):
+        return False
+    each = tuple(rule for rule in rules if not isinstance(rule, Length))
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        pairs = zip(value, arguments, strict=False)
+        return len(value) == len(arguments) and all(fits(item, kind, each) for item, kind in pairs)
+    if origin in (tuple, list, Sequence, SequenceABC):
+        return all(fits(item, arguments[0], each) for item in value)
+    return hint is Any and Scheduled() not in rules
+
+
+def describe(hint: Any, rules: tuple[Any, ...] = ()) -> str:
+    """What a type asks for, in words: ``a number in [0, 1]``, ``a list of 3, each ...``, ``x, y or z``."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return describe(arguments[0], (*arguments[1:], *rules))
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(each, rules) for each in arguments)
+    if named := [rule.names() for rule in rules if isinstance(rule, OneOf)]:
+        return listed(named[0])
+    if origin is Literal:
+        return listed(arguments)
+    if origin in (tuple, list, Sequence, SequenceABC):
+        return _describe_list(hint, rules)
+    ranges = [rule for rule in rules if isinstance(rule, Range)]
+    closed = bool(ranges) and ranges[0].low is not None and ranges[0].high is not None
+    words = {
+        int: "an integer",
+        float: "a number" if closed else "a finite number",
+        str: "text",
+        bool: "true or false",
+    }
+    plain = (
+        words[float]
+        if Scheduled() in rules
+        else words.get(hint, "null" if hint is type(None) else "a mapping")
+    )
+    return " ".join([plain, *map(str, ranges)])
+
+
+def _describe_list(hint: Any, rules: tuple[Any, ...]) -> str:
+    arguments = get_args(hint)
+    each = tuple(rule for rule in rules if not isinstance(rule, Length))
+    counts = [f" of {rule}" for rule in rules if isinstance(rule, Length)]
+    if get_origin(hint) is tuple and arguments[-1] is not Ellipsis:
+        kinds = [describe(kind, each) for kind in arguments]
+        if len(set(kinds)) > 1:
+            return f"a list [{', '.join(kinds)}]"
+        counts = [f" of {len(kinds)}"]
+    return f"a list{''.join(counts)}, each {describe(arguments[0], each)}"
+
+
+def listed(names: Sequence[object]) -> str:
+    """Names with commas, the last after ``or``."""
+    words = [str(name) for name in names]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
