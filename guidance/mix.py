@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from distill.conditions import prompts
@@ -18,7 +16,7 @@ from distill.conditions.control import with_control
 from distill.contracts import Condition, Conditioner, Embedding, Guidance, Learner, Prior
 from distill.domains import Losses
 from distill.guidance import available, is_made_for_prior, made_for_prior
-from distill.options import numbers, options_of, schedule
+from distill.options import check_terms, numbers, schedule
 from distill.priors.control import CONTROL
 from distill.priors.load import load_prior
 from distill.samplers.schedules import Ramp, scheduled
@@ -64,8 +62,7 @@ def mix(
 
     Source: sums as in Magic3D and HiFA, Lin et al. 2022, arXiv:2211.10440, and Zhu et al. 2023, arXiv:2305.18766.
     """
-    if not terms:
-        raise ValueError("guidance.terms needs at least one term, for example [{loss: sds, weight: 1}]")
+    check_terms("guidance.terms", terms)
     made = [
         make_term(prior, generator, priors or {}, number, term, view_words)
         for number, term in enumerate(terms)
@@ -194,39 +191,17 @@ def make_term(
     view_words: str,
 ) -> Term:
     """Bind one term of a configuration."""
-
-    if not isinstance(term, Mapping):
-        raise ValueError(
-            f"guidance.terms[{number}] must be a mapping such as {{loss: sds, weight: 1}}, got {term!r}"
-        )
-    name, losses = term.get("loss"), available()
-    if name not in losses:
-        raise ValueError(f"guidance.terms[{number}] needs a loss, one of {', '.join(losses)}; got {name!r}")
-    options = {key: value for key, value in term.items() if key not in OWN}
-    structure = options_of(losses[name], schedules=True)
-    known = [item.name for item in fields(structure) if not item.name.startswith("_")]
-    if unknown := [key for key in options if key not in known]:
-        raise ValueError(
-            f"guidance.terms[{number}]: {name} has no option {unknown[0]!r}; it has {', '.join(known)}, and a "
-            f"term has {', '.join(OWN)}"
-        )
-    where = f"guidance.terms[{number}]"
-    numeric = numbers(losses[name])
+    where, maker = f"guidance.terms[{number}]", available()[term["loss"]]
+    numeric = numbers(maker)
     bound = {
         key: schedule(f"{where}.{key}", value, None) if numeric.get(key) == 1 and value is not None else value
-        for key, value in options.items()
+        for key, value in term.items()
+        if key not in OWN
     }
-    try:
-        OmegaConf.merge(
-            OmegaConf.structured(structure), {k: v for k, v in options.items() if k not in numeric}
-        )
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error
     weight = schedule(f"{where}.weight", term.get("weight", 1.0), None)
     own = own_prior(where, term, prior, priors)
     condition = own_condition(where, term, own, prior, view_words)
     model = own or prior
-    maker = losses[name]
     made = is_made_for_prior(maker)
     loss = maker(model, generator, priors, **bound) if made else scheduled(maker, **bound)
     return Term(

@@ -15,7 +15,7 @@ from distill.contracts import Field, Group, Render, Step, Writer
 from distill.domains import Count, Fraction, Length, NotNegative, Positive, Range
 from distill.renderers.hashgrid import choose_backend, encode, hash_layout
 from distill.renderers.occupancy import occupancy_grid, update_occupancy
-from distill.renderers.volume import render
+from distill.renderers.volume import PENALTIES, render
 
 BACKGROUNDS = ("white", "grey", "random", "learned")
 
