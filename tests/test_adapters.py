@@ -173,7 +173,9 @@ def test_vsd_begins_at_the_changed_prior_and_learns_and_saves_its_own_layers_alo
     file = tmp_path / "style.safetensors"
     save_file(peft("unet.", low_rank(load(sd_folder).network, ATTENTION)), file)
     prior = load(sd_folder, file)
-    cond = Condition(prior.embed(["a mug", "a cup"]), prior.embed(["", ""]), cameras=turntable(2))
+    cond = Condition(
+        {"text": prior.embed(["a mug", "a cup"]), "uncond": prior.embed(["", ""])}, cameras=turntable(2)
+    )
     x, g = noised(prior), torch.Generator().manual_seed(0)
     before, weights = prior.predict_noise(x, T, cond.text), dict(prior.network.named_parameters())
     frozen = {name: value.clone() for name, value in weights.items()}

@@ -84,7 +84,7 @@ def test_diversity_is_zero_for_copies_and_one_for_nothing_in_common() -> None:
 def test_gradient_profile_against_closed_forms() -> None:
     """CSD between equal Gaussians has no variance; SDS on one has (w a^2 s_p^2 / v)^2."""
     prior = gaussian({"mug": torch.zeros(1, 8, 8).double(), "": torch.ones(1, 8, 8).double()}, 0.7)
-    cond = Condition(prior.embed(["mug"]), prior.embed([""]))
+    cond = Condition({"text": prior.embed(["mug"]), "uncond": prior.embed([""])})
     x, g = torch.full((1, 1, 8, 8), 0.5).double(), torch.Generator().manual_seed(0)
     assert all(
         point["variance"] < 1e-20 for point in figures.gradient_profile(csd, prior, x, cond, g, levels=3)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import distill
 from distill.cli import split_prompt
-from distill.contracts import Condition
+from distill.contracts import Condition, Step
 from distill.guidance.asd import asd
 from distill.options import options_of, schedule, schedules_in
 from distill.priors.exact import gaussian
@@ -387,7 +387,9 @@ def test_asds_shift_follows_the_samplers_lowest_timestep() -> None:
     config = compose_config(
         ["prompt=x", "guidance=asd", "timesteps=uniform", "timesteps.t_min=0.3", "guidance.eta=0.5"]
     )
-    cond = Condition(prior.embed(["mug"]), prior.embed([""]), uniform=torch.tensor([0.9]))
+    cond = Condition(
+        {"text": prior.embed(["mug"]), "uncond": prior.embed([""])}, step=Step(uniform=torch.tensor([0.9]))
+    )
     x, t, noise = torch.full((1, 1, 4, 4), 0.2), torch.tensor([700]), torch.full((1, 1, 4, 4), 0.7)
     found = make_guidance(config, prior, torch.Generator())(prior, x, cond, t, noise)
     scale = config.guidance.scale

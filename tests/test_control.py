@@ -301,7 +301,9 @@ def test_a_picture_is_the_same_for_every_camera(tmp_path: Path) -> None:
     rgba = torch.randint(0, 256, (8, 8, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(rgba.numpy()).save(tmp_path / "lines.png")
     tell = controller(str(tmp_path / "lines.png"), 8, torch.device("cpu"), lambda shown: shown)
-    cond = Condition({"told": torch.zeros(3, 1)}, {"told": torch.zeros(3, 1)}, cameras=turntable(3))
+    cond = Condition(
+        {"text": {"told": torch.zeros(3, 1)}, "uncond": {"told": torch.zeros(3, 1)}}, cameras=turntable(3)
+    )
     told = tell(cond, Render(torch.zeros(3, 4, 4, 3), torch.zeros(3, 4, 4, 1), torch.zeros(3, 4, 4, 1))).text[
         "control"
     ]
@@ -322,7 +324,9 @@ def test_the_loop_tells_every_embedding_of_its_own_render() -> None:
 
     def condition(cameras: Cameras) -> Condition:
         row = {"told": torch.zeros(len(cameras), 1)}
-        return Condition(row, row, row, row, cameras=cameras, plain=row)
+        return Condition(
+            {"text": row, "uncond": row, "negative": row, "source": row, "plain": row}, cameras=cameras
+        )
 
     def guidance(prior: Any, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
         seen.append((cond, x))
@@ -342,7 +346,7 @@ def test_the_loop_tells_every_embedding_of_its_own_render() -> None:
         for embedding in (cond.text, cond.uncond, cond.negative, cond.source, cond.plain):
             assert embedding is not None and not embedding["control"].requires_grad
             torch.testing.assert_close(embedding["control"], 2 * expected.expand(2, 3, 16, 16))
-        assert cond.uniform is not None
+        assert cond.step.uniform is not None
 
 
 QUICK: dict[str, Any] = {
@@ -429,7 +433,7 @@ def test_what_does_not_belong_together_is_said(case: Case, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="this prior has no ControlNet to show a picture to"):
         plain.show(picture())
     with pytest.raises(ValueError, match="this prior has no ControlNet, and the embedding a picture for it"):
-        plain.predict_noise(x_t, t, with_control(Condition(cond, cond), picture()).text)
+        plain.predict_noise(x_t, t, with_control(Condition({"text": cond, "uncond": cond}), picture()).text)
 
     def run(prior: Any, control: str | None, **options: Any) -> None:
         told = {**QUICK, "prior_options.control": control, **options}

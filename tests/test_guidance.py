@@ -21,7 +21,11 @@ def prior_and_condition(abar: torch.Tensor, std: float) -> tuple[ExactPrior, Con
     means = {name: torch.randn(SHAPE[1:], generator=g, dtype=torch.float64) for name in ("mug", "")}
     prior = gaussian(means, std, abar)
     batch = SHAPE[0]
-    return prior, Condition(prior.embed(["mug"] * batch), prior.embed([""] * batch)), means["mug"]
+    return (
+        prior,
+        Condition({"text": prior.embed(["mug"] * batch), "uncond": prior.embed([""] * batch)}),
+        means["mug"],
+    )
 
 
 def randn(seed: int, *shape: int) -> torch.Tensor:
@@ -46,7 +50,7 @@ def test_gaussian_prior_mean_and_spread_over_noise(abar: torch.Tensor) -> None:
     prior, _, _ = prior_and_condition(abar, std)
     mean = torch.full((1, 1, 1), 0.3, dtype=torch.float64)
     prior = gaussian({"mug": mean}, std, abar)
-    cond = Condition(prior.embed(["mug"] * draws), prior.embed(["mug"] * draws))
+    cond = Condition({"text": prior.embed(["mug"] * draws), "uncond": prior.embed(["mug"] * draws)})
     x, t = torch.full((draws, 1, 1, 1), 1.1, dtype=torch.float64), torch.full((draws,), 400)
     grad = sds(prior, x, cond, t, randn(5, draws, 1, 1, 1), scale=1.0)
     a2 = abar[400]
@@ -73,7 +77,7 @@ def test_scale_adds_the_classifier_score(abar: torch.Tensor) -> None:
 def test_samples_of_the_prior_feel_no_pull_on_average() -> None:
     draws = 40_000
     prior = gaussian({"mug": torch.full((1, 1, 1), 0.3, dtype=torch.float64)}, 0.7)
-    cond = Condition(prior.embed(["mug"] * draws), prior.embed(["mug"] * draws))
+    cond = Condition({"text": prior.embed(["mug"] * draws), "uncond": prior.embed(["mug"] * draws)})
     x = 0.3 + 0.7 * randn(1, draws, 1, 1, 1)
     grad = sds(
         prior, x, cond, torch.full((draws,), 300), randn(2, draws, 1, 1, 1), scale=1.0, weighting="uniform"
@@ -85,7 +89,9 @@ def test_batch_elements_do_not_mix() -> None:
     prior, cond, _ = prior_and_condition(scaled_linear(), std=0.5)
     x, noise, t = randn(0, *SHAPE), randn(1, *SHAPE), torch.tensor([50, 600])
     whole = sds(prior, x, cond, t, noise)
-    second = Condition({"prompt": cond.text["prompt"][1:]}, {"prompt": cond.uncond["prompt"][1:]})
+    second = Condition(
+        {"text": {"prompt": cond.text["prompt"][1:]}, "uncond": {"prompt": cond.uncond["prompt"][1:]}}
+    )
     torch.testing.assert_close(whole[1:], sds(prior, x[1:], second, t[1:], noise[1:]))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distill import guidance
 from distill.cameras import Cameras, turntable
-from distill.contracts import Condition, Learner
+from distill.contracts import Condition, Learner, Step
 from distill.files.checkpoint import load_checkpoint, save_checkpoint
 from distill.priors import load_prior
 from distill.priors.exact import Components, ExactPrior, scaled_linear
@@ -61,14 +61,14 @@ class Case:
 
         cameras = turntable(BATCH)
         return Condition(
-            embed("a mug"),
-            embed(""),
-            negative=embed("ugly"),
-            source=embed("a cup"),
+            {
+                "text": embed("a mug"),
+                "uncond": embed(""),
+                "negative": embed("ugly"),
+                "source": embed("a cup"),
+            },
             cameras=Cameras(*(value[rows] for value in vars(cameras).values())),
-            progress=0.3,
-            uniform=torch.tensor([0.1, 0.5, 0.9])[rows],
-            seen=self.prior,
+            step=Step(progress=0.3, uniform=torch.tensor([0.1, 0.5, 0.9])[rows]),
         )
 
     def __call__(self, rows: slice = slice(None), **changes: Any) -> Tensor:

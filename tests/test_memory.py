@@ -19,7 +19,7 @@ import distill
 from distill import loop
 from distill.cameras import Cameras, orbit, turntable
 from distill.conditions import prompts
-from distill.contracts import Condition, Render
+from distill.contracts import Condition, Render, Step
 from distill.forecast.cost import calls, cost
 from distill.forecast.network import LiveBytes
 from distill.guidance.sds import sds
@@ -81,14 +81,16 @@ def test_views_at_a_time_leave_the_gradient_of_all_at_once(at_once: int) -> None
 def test_conditions_cameras_and_pictures_come_apart_and_together() -> None:
     cameras = turntable(5)
     rows = {"told": torch.arange(5.0)[:, None]}
-    cond = Condition(rows, rows, cameras=cameras, uniform=torch.arange(5.0), progress=0.3)
+    cond = Condition(
+        {"text": rows, "uncond": rows}, cameras=cameras, step=Step(progress=0.3, uniform=torch.arange(5.0))
+    )
     parts = [cond.part(0, 2), cond.part(2, 4), cond.part(4, 5)]
     assert [part.text["told"].flatten().tolist() for part in parts] == [[0, 1], [2, 3], [4]]
     again = Condition.joined(parts)
     assert again.cameras is not None
     assert torch.equal(again.text["told"], rows["told"])
     assert torch.equal(again.cameras.c2w, cameras.c2w)
-    assert torch.equal(again.uniform, cond.uniform)  # type: ignore[arg-type]
+    assert torch.equal(again.uniform, cond.step.uniform)  # type: ignore[arg-type]
     assert (again.negative, again.progress) == (None, 0.3)
     scene = HashGridScene(levels=2)
     whole = render(scene, cameras, 8, 8, penalties=("sparsity",))

@@ -39,7 +39,8 @@ X, NOISE = randn(20, 2, 3, 4, 4), randn(21, 2, 3, 4, 4)
 
 def condition(prior: Any, progress: float = 0.0) -> Condition:
     texts = prior.embed(["mug"] * 2), prior.embed([""] * 2)
-    return Condition(*texts, cameras=turntable(2), progress=progress, uniform=torch.tensor([0.2, 0.8]))
+    step = Step(progress=progress, uniform=torch.tensor([0.2, 0.8]))
+    return Condition(dict(zip(("text", "uncond"), texts, strict=True)), turntable(2), step)
 
 
 def made(prior: Any, *terms: dict[str, Any]) -> Any:
@@ -77,7 +78,7 @@ def test_a_term_with_its_own_prompt() -> None:
     prior = make_prior()
     cond = condition(prior)
     loss = made(prior, {"loss": "sds", "prompt": "cup", "scale": 1.0})
-    other = Condition(prior.embed(["cup"] * 2), cond.uncond)
+    other = Condition({"text": prior.embed(["cup"] * 2), "uncond": cond.uncond})
     torch.testing.assert_close(loss(prior, X, cond, T, NOISE), sds(prior, X, other, T, NOISE, scale=1.0))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distill.conditions.prompts import conditioner
-from distill.contracts import Condition
+from distill.contracts import Condition, Step
 from distill.guidance.asd import asd, shifted
 from distill.guidance.bridge import bridge
 from distill.guidance.csd import csd
@@ -56,7 +56,13 @@ def make_prior(abar: Tensor, std: float) -> ExactPrior:
 def condition(prior: ExactPrior, batch: int = SHAPE[0], **changes: Any) -> Condition:
     text, uncond, negative, source = (prior.embed([name] * batch) for name in ("mug", "", "ugly", "cup"))
     uniform = torch.rand(batch, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    return replace(Condition(text, uncond, negative, source, uniform=uniform), **changes)
+    return replace(
+        Condition(
+            {"text": text, "uncond": uncond, "negative": negative, "source": source},
+            step=Step(uniform=uniform),
+        ),
+        **changes,
+    )
 
 
 def scales(abar: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +80,7 @@ def many(value: float, draws: int) -> Tensor:
 def test_noise_error_is_the_clean_pictures_error(abar: Tensor) -> None:
     """Oracle 4: e - eps = (a / s)(x - x0_hat), for any prediction."""
     prior = mixture({"mug": randn(0, 5, *SHAPE[1:]), "": randn(1, 2, *SHAPE[1:])}, 0.4, abar)
-    cond = Condition(prior.embed(["mug"] * 2), prior.embed([""] * 2))
+    cond = Condition({"text": prior.embed(["mug"] * 2), "uncond": prior.embed([""] * 2)})
     a, s = scales(abar, T)
     x_t = a * X + s * NOISE
     clean = (x_t - s * prior.predict_noise(x_t, T, cond.text)) / a
@@ -90,7 +96,7 @@ def test_mixtures_mean_gradient_is_the_slope_of_the_smoothed_likelihood(abar: Te
     )
     prior = mixture({"mug": centres[:, None, None, None]}, std, abar, {"mug": weights})
     draws, t, x, step = 4_000, 300, 0.7, 1e-4
-    cond = Condition(prior.embed(["mug"] * draws), prior.embed(["mug"] * draws))
+    cond = Condition({"text": prior.embed(["mug"] * draws), "uncond": prior.embed(["mug"] * draws)})
     noise = randn(3, draws, 1, 1, 1)
     a, s = abar[t].sqrt(), (1 - abar[t]).sqrt()
 
@@ -190,7 +196,7 @@ def test_asd_on_a_gaussian(abar: Tensor) -> None:
     """Oracle 14: E g = w {[f(t) - f(t')](x - mu_c) + (s - 1) f(t)(mu_u - mu_c)}, std w |s^2/v - s'^2/v'|."""
     std, t, later, draws, x = 0.7, 300, 360, 40_000, 1.1
     prior = gaussian({"mug": many(0.3, 1)[0], "": many(-0.2, 1)[0]}, std, abar)
-    cond = Condition(prior.embed(["mug"] * draws), prior.embed([""] * draws))
+    cond = Condition({"text": prior.embed(["mug"] * draws), "uncond": prior.embed([""] * draws)})
 
     def terms(step: int) -> tuple[float, float]:
         a2 = abar[step].item()
@@ -214,7 +220,7 @@ def test_asd_without_guidance_repels_below_the_crossing_and_attracts_above(t: in
     """Oracle 15: s_p = 0.7 on Stable Diffusion's schedule crosses at t = 252."""
     prior = gaussian({"mug": many(0.0, 1)[0]}, 0.7)
     draws = 2
-    cond = Condition(prior.embed(["mug"] * draws), prior.embed(["mug"] * draws))
+    cond = Condition({"text": prior.embed(["mug"] * draws), "uncond": prior.embed(["mug"] * draws)})
     noise = torch.cat([many(1.0, 1), many(-1.0, 1)])  # averages the noise away exactly
     options: dict[str, Any] = {"scale": 1.0, "eta": 5 / t, "t_min": 0.0, "random_shift": False}
     grad = asd(prior, many(1.0, draws), cond, torch.full((draws,), t), noise, **options)
@@ -261,7 +267,7 @@ def test_asds_shift_law() -> None:
 def test_ism_of_a_dirac_is_nothing(abar: Tensor) -> None:
     """Oracle 22: at scale 1 both predictions agree along the trajectory, when prompt and empty prompt do."""
     prior = dirac({"mug": MUG, "": MUG}, abar)
-    cond = Condition(prior.embed(["mug"] * 2), prior.embed([""] * 2))
+    cond = Condition({"text": prior.embed(["mug"] * 2), "uncond": prior.embed([""] * 2)})
     grad = ism(prior, X, cond, T, NOISE, scale=1.0)
     torch.testing.assert_close(grad, torch.zeros_like(grad), rtol=0, atol=1e-9)
 
@@ -270,7 +276,7 @@ def test_ism_of_a_gaussian_follows_its_trajectory(abar: Tensor) -> None:
     """A Gaussian's DDIM steps are affine maps; done here with numbers, one coordinate at a time."""
     std, t, mean, x = 0.5, 400, 0.3, 1.2
     prior = gaussian({"mug": many(mean, 1)[0], "": many(-0.4, 1)[0]}, std, abar)
-    cond = Condition(prior.embed(["mug"]), prior.embed([""]))
+    cond = Condition({"text": prior.embed(["mug"]), "uncond": prior.embed([""])})
 
     def noise_of(value: float, step: int, centre: float) -> float:
         a, s = abar[step].item() ** 0.5, (1 - abar[step].item()) ** 0.5
@@ -293,7 +299,7 @@ def test_ism_of_a_gaussian_follows_its_trajectory(abar: Tensor) -> None:
 def test_sdi_of_a_dirac_pulls_straight_to_it(abar: Tensor) -> None:
     """Oracle 23: x - mu, whatever noise the inversion finds."""
     prior = dirac({"mug": MUG, "": MUG}, abar)
-    cond = Condition(prior.embed(["mug"] * 2), prior.embed([""] * 2))
+    cond = Condition({"text": prior.embed(["mug"] * 2), "uncond": prior.embed([""] * 2)})
     for steps in (1, 10):
         assert_close(sdi(prior, X, cond, T, NOISE, inversion_steps=steps), X - MUG)
 
@@ -302,7 +308,7 @@ def test_sdi_of_a_gaussian_inverts_with_its_own_scale(abar: Tensor) -> None:
     """Two affine steps with numbers: guided by -7.5 on the way up, by 7.5 at t."""
     std, t, x = 0.5, 400, 1.2
     prior = gaussian({"mug": many(0.3, 1)[0], "": many(-0.4, 1)[0]}, std, abar)
-    cond = Condition(prior.embed(["mug"]), prior.embed([""]))
+    cond = Condition({"text": prior.embed(["mug"]), "uncond": prior.embed([""])})
 
     def guided(value: float, step: int, scale: float) -> float:
         a, s = abar[step].item() ** 0.5, (1 - abar[step].item()) ** 0.5
@@ -324,7 +330,7 @@ def test_sdi_of_a_gaussian_inverts_with_its_own_scale(abar: Tensor) -> None:
 def test_hifa_of_a_dirac_pulls_to_it_in_both_spaces(abar: Tensor) -> None:
     """Decoding is x / 2 + 1/2, so the pixels' term is (x / 2 + 1/2 - clipped target) / 2; any noise, any t."""
     prior = replace(dirac({"mug": 0.9 * MUG.tanh(), "": MUG}, abar), signed=True)
-    cond = Condition(prior.embed(["mug"] * 2), prior.embed([""] * 2))
+    cond = Condition({"text": prior.embed(["mug"] * 2), "uncond": prior.embed([""] * 2)})
     for image_weight in (0.0, 0.1, 2.0):
         expected = (1 + image_weight / 4) * (X - 0.9 * MUG.tanh())
         assert_close(hifa(prior, X, cond, T, NOISE, scale=1.0, image_weight=image_weight), expected)

@@ -127,7 +127,7 @@ def test_beside_a_text_prior_it_sees_the_same_pictures(told: Any) -> None:
             return model.decode(z / 2)
 
     x, noise = 0.5 * randn(1, 2, 3, 16, 16).clamp(-1, 1), randn(2, 2, 3, 16, 16)
-    cond = Condition({}, {}, cameras=own.cameras, seen=model)
+    cond = Condition({"text": {}, "uncond": {}}, cameras=own.cameras, seen=model)
     doubled: Any = Doubled()
     found = novel_view(doubled, 2 * x, cond, T, noise)
     torch.testing.assert_close(found, novel_view(model, x, own, T, noise) / 2, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from distill.contracts import Condition
+from distill.contracts import Condition, Step
 from distill.priors.exact import cosine, dirac, scaled_linear
 from distill.samplers import cameras, timesteps
 from distill.samplers.plot import plot, quantiles
@@ -223,7 +223,7 @@ def test_scheduled_options_follow_progress() -> None:
 
     bound: Any = scheduled(loss, scale=Ramp(100.0, 10.0, 0.0, 0.5), weighting="uniform")
     for progress in (0.0, 0.25, 0.9):
-        bound(None, None, Condition({}, {}, progress=progress), None, None)
+        bound(None, None, Condition({"text": {}, "uncond": {}}, step=Step(progress=progress)), None, None)
     assert seen == [(100.0, "uniform"), (55.0, "uniform"), (10.0, "uniform")]
     draw = scheduled_sampler(uniform, prior=PRIOR, t_max=Ramp(0.98, 0.5))
     assert int(draw(0.5, 50_000, torch.Generator().manual_seed(0)).max()) == 740

@@ -118,7 +118,7 @@ def test_hifa_on_latents_is_the_slope_of_its_two_distances(latent_folder: Path) 
     """Autograd through the VAE of diffusers, and central differences along a random direction."""
     prior = load_prior(latent_folder, dtype=torch.float32)
     prior.space.vae.double()
-    cond = Condition(prior.embed(["a mug"] * 2), prior.embed([""] * 2))
+    cond = Condition({"text": prior.embed(["a mug"] * 2), "uncond": prior.embed([""] * 2)})
     x, noise, along = (randn(seed, 2, *prior.shape) for seed in (1, 2, 3))
     x_t = prior.alpha(T) * x + prior.sigma(T) * noise
     estimate = (x_t - prior.sigma(T) * predict_guided(prior, x_t, T, cond, 3.0)) / prior.alpha(T)

@@ -29,7 +29,9 @@ def randn(seed: int, *shape: int) -> Tensor:
 def setting(folder: Path, **options: Any) -> tuple[Any, VSD, Condition]:
     prior = load_prior(folder, dtype=torch.float32)
     loss = VSD(prior, torch.Generator().manual_seed(0), **options)
-    cond = Condition(prior.embed(["a mug", "a cup"]), prior.embed(["", ""]), cameras=turntable(2))
+    cond = Condition(
+        {"text": prior.embed(["a mug", "a cup"]), "uncond": prior.embed(["", ""])}, cameras=turntable(2)
+    )
     return prior, loss, cond
 
 
@@ -51,7 +53,7 @@ def test_copy_that_knows_the_picture_makes_it_sds(abar: Tensor) -> None:
     """Oracle 11: q a Dirac at x gives SDS, sample by sample."""
     x, noise = randn(0, 2, 3, 4, 4).double(), randn(1, 2, 3, 4, 4).double()
     prior = gaussian({"mug": randn(2, 3, 4, 4).double(), "": randn(3, 3, 4, 4).double()}, 0.5, abar)
-    cond = Condition(prior.embed(["mug"] * 2), prior.embed([""] * 2))
+    cond = Condition({"text": prior.embed(["mug"] * 2), "uncond": prior.embed([""] * 2)})
 
     def rendered(x_t: Tensor) -> Tensor:
         knows = [dirac({"x": picture}, abar) for picture in x]
@@ -78,7 +80,7 @@ def test_gaussian_copy(abar: Tensor) -> None:
         return gaussian({"mug": torch.full((1, 1, 1), mean, dtype=torch.float64)}, std, abar)
 
     prior, times = one(mu, std_p), torch.full((draws,), t)
-    cond = Condition(prior.embed(["mug"] * draws), prior.embed(["mug"] * draws))
+    cond = Condition({"text": prior.embed(["mug"] * draws), "uncond": prior.embed(["mug"] * draws)})
     pictures = torch.full((draws, 1, 1, 1), x, dtype=torch.float64)
     noise = randn(5, draws, 1, 1, 1).double()
 
