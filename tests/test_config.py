@@ -21,7 +21,7 @@ from distill.priors.families import FAMILIES
 from distill.priors.table import MODELS
 from distill.run import folders
 from distill.run.assemble import lowest_timestep, make_guidance
-from distill.run.compose import PRESETS, as_overrides, compose_config, quote
+from distill.run.compose import as_overrides, compose_config, preset_of, quote
 from distill.samplers.schedules import Ramp, at
 
 PROMPTS = [
@@ -71,20 +71,20 @@ def test_wrong_type_names_the_option_and_the_type() -> None:
 
 def test_wrong_type_inside_a_group_names_the_option() -> None:
     assert error_of("guidance.scale=big").startswith(
-        "guidance.scale must be a number or a schedule such as {"
+        "guidance.scale must be a finite number or a schedule such as {"
     )
     assert error_of("guidance.scale=big").endswith("got 'big'")
     assert "scene.levels must be of type integer, got 'many'" in error_of("scene.levels=many")
 
 
 def test_unknown_guidance_lists_the_known_ones() -> None:
-    names = "asd, bridge, csd, dds, hifa, ism, mix, nfsd, novel_view, sdi, sds, vsd"
+    names = "asd, bridge, csd, dds, hifa, ism, mix, nfsd, sdi, sds, tp_sds, vsd"
     assert error_of("guidance=dsd") == f"unknown guidance 'dsd'; there are {names}"
 
 
 @pytest.mark.parametrize("name", ["iterations", "particles", "render.batch"])
 def test_zero_where_there_must_be_some_is_refused(name: str) -> None:
-    assert f"{name} must be at least 1, got 0" in error_of(f"{name}=0")
+    assert f"{name} must be an integer of at least 1, got 0" in error_of(f"{name}=0")
 
 
 def test_unknown_device_is_refused() -> None:
@@ -133,7 +133,7 @@ def test_each_family_has_its_settings(tmp_path: Path) -> None:
         assert config.guidance.scale == scale
         assert config.iterations == 10_000
     assert compose_config(["prompt=x", "prior=if-xl", "guidance.scale=7"]).guidance.scale == 7
-    with pytest.raises(ValueError, match=r"prior_options.dtype must be one of auto, float32, .* got 'int8'"):
+    with pytest.raises(ValueError, match=r"prior_options.dtype must be auto, float32, .* got 'int8'"):
         compose_config(["prompt=x", "prior_options.dtype=int8"])
 
 
@@ -153,13 +153,16 @@ def test_the_preset_follows_the_prior() -> None:
 def test_each_family_has_its_preset(prior: str, scale: float, vsd: float) -> None:
     config = compose_config(["prompt=x", f"prior={prior}"])
     assert (config.guidance.scale, config.iterations, config.render.batch) == (scale, 10_000, 1)
-    assert (config.scene.levels, config.scene.finest_resolution, config.optimiser.mlp) == (16, 1024, 0.001)
+    assert (config.scene.levels, config.scene.finest_resolution, config.scene.mlp_lr) == (16, 1024, 0.001)
     assert compose_config(["prompt=x", f"prior={prior}", "guidance=vsd"]).guidance.scale == vsd
     assert compose_config(["prompt=x", f"prior={prior}", "scene=image"]).iterations == 10_000
 
 
 def test_every_pipeline_in_the_table_has_a_preset() -> None:
-    assert {model.pipeline for model in MODELS.values()} <= PRESETS.keys() <= FAMILIES.keys()
+    presets = {path.stem for path in (Path(distill.__file__).parent / "conf" / "preset").glob("*.yaml")}
+    assert {family.preset for family in FAMILIES.values()} <= presets
+    for name, model in MODELS.items():
+        assert preset_of(name) == FAMILIES[model.pipeline].preset != "none"
 
 
 def test_python_keywords_become_the_same_configuration() -> None:
@@ -282,7 +285,7 @@ def test_any_number_of_a_loss_or_sampler_may_be_a_schedule_in_fractions_or_steps
         ("{start:1,stop:2}", "got the field 'stop'; the fields are start, end, from_fraction"),
         ("{end:2}", "got {'end': 2}"),
         ("{start:null,end:2}", "got no start"),
-        ("{start:1,end:much}", "got 'much' in it"),
+        ("{start:1,end:much}", "got 'much' in its end"),
         ("{start:1,to_step:3,to_fraction:0.5}", "has both to_fraction and to_step"),
         (
             "{start:1,from_fraction:0.8,to_fraction:0.2}",
@@ -325,13 +328,19 @@ def test_ranges_sizes_and_penalties_may_be_schedules_too() -> None:
     [
         (
             "cameras.elevation_deg=[0]",
-            "cameras.elevation_deg must be a list of 2 numbers or schedules, got [0]",
+            "cameras.elevation_deg must be a list of 2, each",
         ),
-        ("cameras.distance=[{start:3,stop:4},4]", "cameras.distance[0] must be a number or a schedule"),
-        ("render.size=4", "render.size must be at least 8 pixels, got 4"),
-        ("render.size={start:64,end:0}", "render.size must be at least 8 pixels, got 0"),
-        ("penalties.sparsity=much", "penalties.sparsity must be a number or a schedule"),
-        ("particles=0", "particles must be at least 1, got 0"),
+        (
+            "cameras.distance=[{start:3,stop:4},4]",
+            "cameras.distance[0] must be a finite number or a schedule",
+        ),
+        ("render.size=4", "render.size must be a finite number of at least 8 or a schedule of it, got 4"),
+        (
+            "render.size={start:64,end:0}",
+            "render.size must be a finite number of at least 8 or a schedule of it, got {'start'",
+        ),
+        ("penalties.sparsity=much", "penalties.sparsity must be a finite number or a schedule"),
+        ("particles=0", "particles must be an integer of at least 1, got 0"),
     ],
 )
 def test_wrong_ranges_sizes_and_penalties_get_one_line(option: str, said: str) -> None:
@@ -404,3 +413,71 @@ def test_the_csd_experiment_is_the_published_first_stage(preset: str) -> None:
     negative = [moving["negative"](p) for p in (0.0, 0.25, 0.5, 1.0)]
     assert negative == [0.0, -0.5, -1.0, -1.0]
     assert config.guidance.weighting == "uniform"
+
+
+TP_SDS = [([], 2.0), (["prior=sdxl"], 100.0), (["prior=sd-3-medium"], 7.0), (["iterations=7"], 2.0)]
+
+
+@pytest.mark.parametrize(("words", "scale"), TP_SDS)
+def test_tp_sds_is_sds_with_dreamtimes_timesteps(words: list[str], scale: float) -> None:
+    config = compose_config(["prompt=x", "guidance=tp_sds", *words])
+    assert config == compose_config(["prompt=x", "experiment=tp_sds", *words])
+    assert config.guidance.scale == scale
+    assert config.timesteps._target_.endswith("dreamtime")
+    assert (
+        compose_config(
+            as_overrides({"prompt": "x", "guidance": "tp_sds", "timesteps.centre": 0.4})
+        ).timesteps.centre
+        == 0.4
+    )
+
+
+def test_other_timesteps_beside_tp_sds_are_refused() -> None:
+    assert "write guidance=sds timesteps=uniform" in error_of("guidance=tp_sds", "timesteps=uniform")
+    assert compose_config(["prompt=x", "guidance=tp_sds", "timesteps=dreamtime"]).guidance.scale == 2.0
+    assert compose_config(["prompt=x", "guidance=tp_sds", "timesteps=dreamtime_v1"]).timesteps.upper == 0.8
+
+
+OTHERS = [
+    ("optimiser.mlp", 0.01, "optimiser.mlp, which this version does not know"),
+    (
+        "scene._target_",
+        "distill.renderers.Gone",
+        "scene._target_=distill.renderers.Gone, which this version does not know",
+    ),
+    ("guidance.through", "sds", "guidance.through, which this version does not know"),
+    ("gone", 3, "gone, which this version does not know"),
+    ("scene.levels", None, "no scene.levels, which this version has"),
+    ("render.batch", None, "no render.batch, which this version has"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "said"), OTHERS, ids=[said for _, _, said in OTHERS])
+def test_a_run_of_another_version_is_refused_by_name(
+    tmp_path: Path, name: str, value: object, said: str
+) -> None:
+    folder = folders.claim(config(tmp_path), tmp_path)
+    stored: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    group, _, key = name.rpartition(".")
+    (stored[group] if group else stored)[key] = value
+    if value is None:
+        del stored[group][key]
+    OmegaConf.save(OmegaConf.create(stored), folder / "config.yaml")
+    where = f"output_dir={quote(str(folder))}"
+    for words, root in ((["resume=true"], tmp_path), (["resume=true", where], tmp_path), ([where], tmp_path)):
+        with pytest.raises(ValueError, match="another version of distill") as caught:
+            folders.claim(config(tmp_path, *words), root)
+        assert said in str(caught.value) and "output_dir=" in str(caught.value)
+    # Another run is in nobody's way.
+    assert folders.claim(config(tmp_path, "seed=1", "resume=true"), tmp_path).name.endswith("-2")
+    with pytest.raises(ValueError, match="something else than this run"):
+        folders.claim(config(tmp_path, "seed=2", where), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "prompt: [", "[1, 2]"])
+def test_settings_that_cannot_be_read_are_one_line(tmp_path: Path, text: str) -> None:
+    folder = folders.claim(config(tmp_path), tmp_path)
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml") as caught:
+        folders.claim(config(tmp_path, "resume=true"), tmp_path)
+    assert "\n" not in str(caught.value)

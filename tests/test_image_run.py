@@ -60,10 +60,10 @@ def test_without_an_elevation_it_is_estimated_and_told(tmp_path: Path) -> None:
 
 def test_text_may_be_added_and_other_losses_taken(tmp_path: Path) -> None:
     assert command("a red mug", *GIVEN, "export.enabled=false") == 0
-    terms = "guidance.terms=[{loss:sds,scale:2,weight:0.5},{loss:novel_view,through:csd}]"
+    terms = "guidance.terms=[{loss:sds,scale:2,weight:0.5},{loss:csd,prior:novel_view}]"
     assert command("a red mug", *GIVEN, "guidance=mix", terms, "export.enabled=false") == 0
     config = compose_config(["prompt='a red mug'", *GIVEN])
-    assert [term.loss for term in config.guidance.terms] == ["novel_view", "sds"]
+    assert [term.get("prior") for term in config.guidance.terms] == ["novel_view", None]
     for loss in ("csd", "asd", "ism"):
         assert command(*GIVEN, f"guidance={loss}", "export.enabled=false", f"output_dir={loss}") == 0
     asset = distill.generate(
@@ -78,7 +78,7 @@ def test_each_model_has_the_noise_levels_that_suit_it() -> None:
     assert (own.timesteps.t_min, own.timesteps.t_min_end) == (0.8, 0.5)
     assert (other.timesteps.t_min, other.timesteps.t_min_end) == (0.4, 0.2)
     assert own.scene.background == other.scene.background == "white"
-    assert compose_config(["image=p.png", "preset=none", "guidance=novel_view"]).timesteps.t_min == 0.02
+    assert compose_config(["image=p.png", "preset=none", "guidance=sds"]).timesteps.t_min == 0.02
 
 
 def test_an_interrupted_run_from_a_picture_goes_on(tmp_path: Path) -> None:
@@ -120,16 +120,19 @@ def test_maps_are_read_with_their_picture(tmp_path: Path) -> None:
 WRONG = [
     (["image=none.png", "novel_view=model"], "none.png is not there"),
     (["image=p.png", "novel_view=nowhere"], "a folder of a novel-view model, got 'nowhere'"),
-    ([*GIVEN, "reference.fill=0"], "reference.fill must lie in [0.1, 1], got 0"),
-    ([*PICTURE, "reference.elevation_deg=95"], "reference.elevation_deg must lie in [-89, 89], got 95"),
+    ([*GIVEN, "reference.fill=0"], "reference.fill must be a number in [0.1, 1], got 0"),
+    (
+        [*PICTURE, "reference.elevation_deg=95"],
+        "reference.elevation_deg must be a number in [-89, 89] or null, got 95",
+    ),
     ([*GIVEN, "scene.background=grey"], "scene.background must be white, got grey"),
-    ([*GIVEN, "scene=image"], "leave out scene=image"),
+    ([*GIVEN, "scene=image"], "needs a scene that fills space"),
     ([*GIVEN, "guidance=mix"], "mixes a picture with text; add a prompt"),
-    ([*GIVEN, "guidance.through=vsd"], "got 'vsd'"),
+    ([*GIVEN, "guidance.through=vsd"], "guidance=csd"),
     ([*GIVEN, "penalties.reference_depth=1"], "needs reference.depth=FILE"),
     ([*GIVEN, "reference.depth=model/unet/config.json", "penalties.reference_depth=1"], "cannot be read"),
     ([*GIVEN, "particles=2"], "leave out prompts= and particles="),
-    (["a red mug", "guidance=novel_view", *QUICK], "needs a picture; add image=FILE"),
+    (["a red mug", "guidance=novel_view", *QUICK], "the prior of image=FILE"),
 ]
 
 

@@ -30,17 +30,24 @@ def check(config: DictConfig) -> None:
         values: Any = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ValueError(f"could not read the options: {str(error).splitlines()[0]}") from error
-    check_schema(values)
-    targets = {name: check_part(name, values[name], values["iterations"]) for name in PARTS}
+    targets = check_values(values)
     check_words(config)
     check_scene(values, targets["scene"])
     if config.image:
         check_image(config, targets["guidance"])
 
 
-def check_schema(
-    values: Mapping[str, Any], schema: type = Config, prefix: str = "", iterations: int = 0
-) -> None:
+def check_values(values: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+    """Check each value of a configuration alone; returns the parts that it names.
+
+    Raises:
+        ValueError: an option has a value that it may not take.
+    """
+    check_schema(values, values["iterations"])
+    return {name: check_part(name, values.get(name), values["iterations"]) for name in PARTS}
+
+
+def check_schema(values: Mapping[str, Any], iterations: int, schema: type = Config, prefix: str = "") -> None:
     """Check the options that every run has.
 
     Raises:
@@ -54,9 +61,9 @@ def check_schema(
                 raise ValueError(
                     f"{name} is a group of options, got {shown(value)}; leave it out for the defaults"
                 )
-            check_schema(value, typing.cast(type, hint), f"{name}.", iterations or values["iterations"])
+            check_schema(value, iterations, typing.cast(type, hint), f"{name}.")
         elif item.name not in PARTS:
-            check_option(name, value, hint, iterations or values["iterations"])
+            check_option(name, value, hint, iterations)
 
 
 def check_part(group: str, options: Any, iterations: int) -> Callable[..., Any]:

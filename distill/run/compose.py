@@ -20,7 +20,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.options import GONE, SCHEDULED, options_of
-from distill.run.checks import check
+from distill.run.checks import PARTS, check
 from distill.run.schema import Config
 
 
@@ -250,6 +250,9 @@ def explain(error: BaseException) -> str:
     text = str(error)
     if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
         return _unknown_choice(found[1], found[2], re.findall(r"^\t(\S+)$", text, re.MULTILINE))
+    if found := re.search(r"Error resolving interpolation '\$\{preset\}.*keys: (.*)", text):
+        missing = [name for name in ("preset", *PARTS) if name not in found[1].split(", ")]
+        return f"{missing[0]} names no part; choose one with {missing[0]}=NAME"
     full = re.search(r"full_key: (\S+)", f"{text}\n{cause}")
     named = r"Could not override '([^']+)'", r"Key '([^']+)' (?:is )?not in"
     if found := next(filter(None, (re.search(pattern, text) for pattern in named)), None):

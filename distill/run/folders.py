@@ -60,7 +60,7 @@ def same_run(folder: Path, config: DictConfig) -> bool:
         raise ValueError(
             f"{path} cannot be read ({str(error).splitlines()[0]}); remove {folder}, or choose another output_dir="
         ) from error
-    if not isinstance(stored, DictConfig):
+    if not isinstance(stored, DictConfig) or "prompt" not in stored:
         raise ValueError(f"{path} holds no settings of a run; remove {folder}, or choose another output_dir=")
     made, wanted = flat(settings_of(stored)), flat(settings_of(config))
     told = other_version(made, wanted)
