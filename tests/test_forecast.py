@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.cli import main
-from distill.forecast.network import LiveBytes, calls_of, forecast, shadow
+from distill.forecast.network import LiveBytes, calls_of, counted, forecast, shadow
 from distill.guidance import available
 from distill.priors import load_prior
 from distill.priors.source import find
@@ -82,12 +82,37 @@ def test_a_shadow_is_told_as_many_tokens_as_the_pipeline_pads_to(
         ("csd", {"positive": 1.0, "negative": -0.5, "empty": -0.5}, [12]),
         ("asd", {}, [12]),
         ("nfsd", {}, [12]),
+        ("hifa", {}, [8]),
     ],
 )
 def test_calls_of_losses(loss: str, options: dict[str, Any], rows: list[int]) -> None:
     from functools import partial
 
     assert calls_of(partial(available()[loss], **options), 4) == rows
+
+
+def test_a_loss_that_decodes_costs_the_decoder_there_and_back_and_its_target() -> None:
+    from functools import partial
+
+    hifa = available()["hifa"]
+    assert counted(hifa, 4).decoded == [4]
+    assert counted(partial(hifa, image_weight=0.0), 4).decoded == []
+    assert counted(available()["sds"], 4).decoded == []
+
+
+def test_the_decoders_operations_are_counted(tmp_path: Path) -> None:
+    make("stable_diffusion").save_pretrained(tmp_path)
+    real, empty = load_prior(tmp_path, dtype=torch.float32), shadow(find(tmp_path), torch.float32)
+    x = torch.zeros(1, *real.shape, requires_grad=True)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        real.decode(x.detach())
+        real.decode(x).sum().backward()
+    plain, decoding = forecast(empty, [2], 1), forecast(empty, [2], 1, decodes=True)
+    assert decoding.operations - plain.operations == counter.get_total_flops()
+    assert (plain.decoding, decoding.network) == (0, plain.network)
+    image = 4 * 3 * real.image_size**2
+    assert decoding.decoding > 8 * image  # many times the picture
+    assert decoding.peak == decoding.weights + decoding.encoding + max(decoding.prediction, decoding.decoding)
 
 
 def published(folder: Path) -> Path:

@@ -349,9 +349,10 @@ def test_hifa_of_a_gaussian_with_guidance(abar: Tensor, weighting: str) -> None:
     x_t = a * X + s * NOISE
     text, empty = (s * (x_t - a * mean) / (a**2 * std**2 + s**2) for mean in (MUG, EMPTY))
     estimate = (x_t - s * (empty + scale * (text - empty))) / a
-    w = {"constant": 1.0, "uniform": a / s, "sigma_squared": a * s, "fantasia3d": a**2 * s}[weighting]
+    weights = {"constant": torch.ones(()), "uniform": a / s, "sigma_squared": a * s, "fantasia3d": a**2 * s}
+    w = weights[weighting]
     expected = w * (X - estimate + image_weight * (X - estimate.clamp(0, 1)))
-    options = {"scale": scale, "image_weight": image_weight, "weighting": weighting}
+    options: dict[str, Any] = {"scale": scale, "image_weight": image_weight, "weighting": weighting}
     assert_close(hifa(prior, X, condition(prior), T, NOISE, **options), expected)
 
 

@@ -40,30 +40,35 @@ class GaussianPrior:
         return sigma * (x_t - alpha * mean) / (alpha**2 * self.spread**2 + sigma**2)
 
 
+def gaussian_prior(**options: Any) -> Any:
+    """A fake that has only what ``sample`` uses of a prior."""
+    return GaussianPrior(**options)
+
+
 def seeded(seed: Any = 0) -> Any:
     return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 30])
 def test_a_single_point_is_drawn_exactly_in_any_number_of_steps(steps: Any) -> None:
-    x = sample(GaussianPrior(), ["a", "b"], generator=seeded(), steps=steps, scale=1.0)
+    x = sample(gaussian_prior(), ["a", "b"], generator=seeded(), steps=steps, scale=1.0)
     assert x.shape == (2, 3, 4, 4)
     assert torch.allclose(x, torch.full_like(x, 0.3), atol=1e-6)
 
 
 def test_guidance_extrapolates_from_the_empty_prompt() -> None:
-    x = sample(GaussianPrior(), ["a"], generator=seeded(), steps=5, scale=3.0)
+    x = sample(gaussian_prior(), ["a"], generator=seeded(), steps=5, scale=3.0)
     # With points for both, the clean prediction is u + s (c - u) = -0.3 + 3 * 0.6.
     assert torch.allclose(x, torch.full_like(x, 1.5), atol=1e-6)
 
 
 def test_clipping_bounds_the_sample() -> None:
-    x = sample(GaussianPrior(), ["a"], generator=seeded(), steps=5, scale=3.0, clip=1.0)
+    x = sample(gaussian_prior(), ["a"], generator=seeded(), steps=5, scale=3.0, clip=1.0)
     assert torch.equal(x, torch.ones_like(x))
 
 
 def test_many_steps_follow_the_probability_flow_of_a_gaussian() -> None:
-    prior = GaussianPrior(spread=0.5)
+    prior = gaussian_prior(spread=0.5)
     start = torch.randn(1, 3, 4, 4, generator=seeded(7)).double()
     alpha, sigma = prior.abar[-1].sqrt(), (1 - prior.abar[-1]).sqrt()
     # The flow keeps (x_t - alpha mean) / sqrt(variance_t) constant, down to the first timestep.
@@ -73,13 +78,13 @@ def test_many_steps_follow_the_probability_flow_of_a_gaussian() -> None:
 
 
 def test_timesteps_start_at_the_last_and_are_evenly_spaced() -> None:
-    prior = GaussianPrior()
+    prior = gaussian_prior()
     sample(prior, ["a"], generator=seeded(), steps=4)
     assert prior.visited == [999, 749, 499, 249]
 
 
 def test_a_seed_fixes_the_sample() -> None:
-    prior = GaussianPrior(spread=0.5)
+    prior = gaussian_prior(spread=0.5)
     first, second, other = (sample(prior, ["a"], generator=seeded(s), steps=3) for s in (1, 1, 2))
     assert torch.equal(first, second) and not torch.equal(first, other)
 
@@ -87,4 +92,4 @@ def test_a_seed_fixes_the_sample() -> None:
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_an_impossible_number_of_steps_is_refused(steps: Any) -> None:
     with pytest.raises(ValueError, match=f"between 1 and 1000, got {steps}"):
-        sample(GaussianPrior(), ["a"], generator=seeded(), steps=steps)
+        sample(gaussian_prior(), ["a"], generator=seeded(), steps=steps)

@@ -53,6 +53,11 @@ class Listed:
         return torch.einsum("bp,pchw->bchw", cond["told"], table[: cond["told"].shape[1]])
 
 
+def listed() -> Any:
+    """A fake that has only what ``conditioner`` uses of a prior."""
+    return Listed()
+
+
 def cameras(*angles: tuple[float, float]) -> Cameras:
     azimuth, elevation = torch.tensor(angles).T
     return orbit(azimuth, elevation, 3.0, 40.0)
@@ -67,7 +72,7 @@ def test_thresholds_decide_the_word() -> None:
 
 
 def test_a_batch_mixes_views_and_prompts_of_their_own(tmp_path: Path) -> None:
-    prior = Listed()
+    prior = listed()
     file = tmp_path / "views.yaml"
     file.write_text("back: a cat's tail\nside: from file\n")
     config = compose_config(["prompt=a cat", "prior=x", f"views.file={file}", "views.side=a cat passing"])
@@ -82,7 +87,7 @@ def test_a_batch_mixes_views_and_prompts_of_their_own(tmp_path: Path) -> None:
     assert {prior.prompts[i] for i in found.negative["told"].argmax(1)} == {"ugly"}
     assert {prior.prompts[i] for i in found.plain["told"].argmax(1)} == {"a cat"}
     assert not found.uncond["told"].any()
-    auto = conditioner(Listed(), "a cat")(cameras((0, 0)))
+    auto = conditioner(listed(), "a cat")(cameras((0, 0)))
     assert auto.uncond["told"].any()
 
 
@@ -121,9 +126,9 @@ def test_other_ways_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="need view_words=four, got 'sixteen'"):
         view_words("sixteen", "x", own={"back": "a"})
     with pytest.raises(ValueError, match="unconditional must be auto or null, got 'none'"):
-        conditioner(Listed(), "a", unconditional="none")
+        conditioner(listed(), "a", unconditional="none")
     with pytest.raises(ValueError, match="perp_neg needs view_words=four"):
-        conditioner(Listed(), "a", away=Curves())
+        conditioner(listed(), "a", away=Curves())
     assert own_prompts(compose_config(["prompt=a"]).views) == {}
     assert Views().front is None
 
@@ -152,7 +157,7 @@ def noise(seed: int) -> Tensor:
 
 
 def test_the_prediction_by_hand_in_a_batch_that_mixes_views() -> None:
-    base = Listed(noises=[noise(i) for i in range(8)])
+    base: Any = Listed(noises=[noise(i) for i in range(8)])
     # Prompts in the order of embedding: front, side, back, overhead, "", "a cat".
     condition = conditioner(base, "a cat", views=view_words("four", "x"), away=Curves())
     prior: Any = PerpNegPrior(base)
@@ -182,7 +187,7 @@ def test_the_prediction_by_hand_in_a_batch_that_mixes_views() -> None:
 
 
 def test_a_loss_takes_it_for_the_prompts_prediction() -> None:
-    base = Listed(noises=[noise(i) for i in range(8)])
+    base: Any = Listed(noises=[noise(i) for i in range(8)])
     condition = conditioner(base, "a cat", views=view_words("four", "x"), away=Curves())
     prior: Any = PerpNegPrior(base)
     cond = condition(cameras((20, 0)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,14 @@ def test_priors_use_it(latent_folder: Path, pixel_folder: Path) -> None:
         assert prior.describe().keys() == {"prior", "loras", "controlnet"}
         with pytest.raises(ValueError, match="no ControlNet to show a picture to"):
             prior.show(image)
+
+
+def test_a_prior_describes_its_weights_for_a_manifest(latent_folder: Path) -> None:
+    said = load_prior(latent_folder, dtype=torch.float32).describe()
+    files = {str(path.relative_to(latent_folder)): path for path in latent_folder.rglob("*.safetensors")}
+    sums = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    assert said == {"prior": {"name": str(latent_folder), "sha256": sums}, "loras": [], "controlnet": None}
+    assert len(sums) == 3
 
 
 def test_gradient_through_pixels_by_hand() -> None:

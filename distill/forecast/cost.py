@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from distill.cameras import turntable
 from distill.contracts import Scene
-from distill.forecast.network import Forecast, LiveBytes, calls_of, forecast, shadow
+from distill.forecast.network import Forecast, LiveBytes, counted, forecast, shadow
 from distill.guidance import is_made_for_prior
 from distill.options import schedule, schedules_in
 from distill.priors.load import default_dtype
@@ -63,22 +63,28 @@ def cost(config: DictConfig, source: Source, device: torch.device) -> Cost:
     prior = shadow(
         source, dtype, options.image_size, checkpointing=options.checkpointing, controlnet=options.controlnet
     )
-    rows, rank = calls(config, at_once)
-    found = forecast(prior, rows, at_once, rank=rank)
+    rows, rank, decodes = calls(config, at_once)
+    found = forecast(prior, rows, at_once, rank=rank, decodes=decodes)
     scene, rendering = rendered(config, at_once)
     return Cost(found, scene, rendering, found.operations * -(-batch // at_once))
 
 
-def calls(config: DictConfig, batch: int) -> tuple[list[int], int]:
-    """Return pictures in each of a loss's calls of the network, and the rank of what it trains inside; 0 for nothing."""
+def calls(config: DictConfig, batch: int) -> tuple[list[int], int, bool]:
+    """Return what a loss asks of a prior for a batch.
+
+    Returns:
+        Pictures in each call of the network; the rank of the LoRA layers that it trains, 0 for none; and whether it
+        backpropagates through the decoder, which is not known of the terms of ``mix``.
+    """
     away = bool(config.perp_neg.enabled)
     guided = (5 if away else 2) * batch
     if "rank" in config.guidance:
-        return [guided, batch], int(config.guidance.rank)
+        return [guided, batch], int(config.guidance.rank), False
     if is_made_for_prior(get_method(config.guidance._target_)):
-        return [guided] * len(config.guidance.get("terms") or [1]), 0
+        return [guided] * len(config.guidance.get("terms") or [1]), 0, False
     made = instantiate(config.guidance, _convert_="all")
-    return calls_of(scheduled(made, **schedules_in(config, "guidance")), batch, away=away), 0
+    asked = counted(scheduled(made, **schedules_in(config, "guidance")), batch, away=away)
+    return asked.rows, 0, bool(asked.decoded)
 
 
 def rendered(config: DictConfig, views: int) -> tuple[int, int]:

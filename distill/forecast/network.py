@@ -63,9 +63,10 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclass
 class Counting:
-    """A prior that only counts how many pictures a loss gives its network in each call."""
+    """A prior that only counts: the pictures in each call of the network, and in each decoding with gradient."""
 
     rows: list[int] = field(default_factory=list)
+    decoded: list[int] = field(default_factory=list)
     name = "counting"
     device = torch.device("cpu")
     num_timesteps = 1000
@@ -82,6 +83,8 @@ class Counting:
         return image
 
     def decode(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            self.decoded.append(len(x))
         return x
 
     def show(self, pictures: Tensor) -> Tensor:
@@ -104,7 +107,12 @@ class Counting:
 
 
 def calls_of(guidance: Guidance, batch: int, *, away: bool = False) -> list[int]:
-    """Return how many pictures a loss gives the network in each call for a batch.
+    """Return how many pictures a loss gives the network in each call for a batch; arguments as of ``counted``."""
+    return counted(guidance, batch, away=away).rows
+
+
+def counted(guidance: Guidance, batch: int, *, away: bool = False) -> Counting:
+    """Count what a loss asks of a prior for a batch.
 
     Args:
         guidance: the loss.
@@ -120,7 +128,7 @@ def calls_of(guidance: Guidance, batch: int, *, away: bool = False) -> list[int]
         away=-torch.ones(batch, 2) if away else None,
     )
     guidance(prior, x, cond, torch.full((batch,), 500), torch.ones_like(x))
-    return prior.rows
+    return prior
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,7 @@ class Forecast:
         learning: bytes that a student inside the network keeps, and its own weights; 0 for losses that learn nothing.
         operations: floating-point operations.
         network: of these, the network's own.
+        decoding: bytes that the VAE's decoder keeps of a batch for losses that backpropagate through it, else 0.
     """
 
     weights: int
@@ -142,11 +151,12 @@ class Forecast:
     learning: int
     operations: int
     network: int
+    decoding: int = 0
 
     @property
     def peak(self) -> int:
         """Bytes at the same time, the scene and its rendering not counted."""
-        return self.weights + self.encoding + max(self.prediction, self.learning)
+        return self.weights + self.encoding + max(self.prediction, self.learning, self.decoding)
 
 
 def shadow(
@@ -198,7 +208,9 @@ def shadow(
     return prior
 
 
-def forecast(prior: DiffusionPrior, rows: list[int], batch: int, *, rank: int = 0) -> Forecast:
+def forecast(
+    prior: DiffusionPrior, rows: list[int], batch: int, *, rank: int = 0, decodes: bool = False
+) -> Forecast:
     """Count a step of a shadow prior.
 
     Args:
@@ -206,6 +218,7 @@ def forecast(prior: DiffusionPrior, rows: list[int], batch: int, *, rank: int = 
         rows: of the network in each call, see ``calls_of``.
         batch: pictures.
         rank: of a student's low-rank layers, 0 for a loss that has none.
+        decodes: whether the loss backpropagates through the decoder.
     """
     control = prior.control.network if prior.control else None
     modules = [module for module in (prior.network, prior.space.vae, control) if module is not None]
@@ -229,7 +242,22 @@ def forecast(prior: DiffusionPrior, rows: list[int], batch: int, *, rank: int = 
         network += counted + _call(prior, x.detach(), batch, learns=False)[0]
         # Its weights, their gradients and Adam's two averages, in float32.
         learning += 16 * _low_rank(prior, rank)
-    return Forecast(weights, encoding, largest, learning, operations + network, network)
+    decoding = 0
+    if decodes and prior.latent:
+        extra, decoding = _decoding(prior, x.detach())
+        operations += extra
+    return Forecast(weights, encoding, largest, learning, operations + network, network, decoding)
+
+
+def _decoding(prior: DiffusionPrior, x: Tensor) -> tuple[int, int]:
+    """Operations and bytes of decoding a batch with gradient, and a fixed target without."""
+    x = x.requires_grad_()
+    with FlopCounterMode(display=False) as counter, LiveBytes() as live:
+        with torch.no_grad():
+            prior.decode(x)
+        image = prior.decode(x)
+        image.backward(torch.zeros_like(image))
+    return counter.get_total_flops(), live.peak
 
 
 def _call(prior: DiffusionPrior, x: Tensor, rows: int, learns: bool) -> tuple[int, int]:
