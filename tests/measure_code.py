@@ -216,12 +216,19 @@ def body(function: Function) -> Iterator[ast.AST]:
         waiting += [child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.Raise)]
 
 
+def names(function: Function) -> set[str]:
+    """The names that a function uses and does not define itself."""
+    found = [node for node in body(function) if isinstance(node, ast.Name)]
+    own = {arg.arg for arg in arguments(function)} | {n.id for n in found if isinstance(n.ctx, ast.Store)}
+    return {node.id for node in found} - own
+
+
 def steps(tree: ast.Module, root: Function) -> list[Function]:
     """A function and the functions of the same module that it calls, directly or through others."""
     here = {node.name: node for node in tree.body if isinstance(node, Function)}
     found, waiting = [root], [root]
     while waiting:
-        called = {node.id for node in body(waiting.pop()) if isinstance(node, ast.Name)} & set(here)
+        called = names(waiting.pop()) & set(here)
         new = [here[name] for name in sorted(called) if here[name] not in found]
         found += new
         waiting += new
@@ -242,17 +249,18 @@ def concepts(tree: ast.Module, root: Function) -> set[str]:
     loops = [node for node in root.body if isinstance(node, ast.For)]
     if root.name == "main" and loops:
         nodes = list(ast.walk(loops[-1]))
-        names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+        used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
         own = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
         given = {
             node.id
             for node in ast.walk(root)
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
         }
-        return names & (package_names(tree) | given) - own
-    nodes = [node for function in steps(tree, root) for node in body(function)]
+        return used & (package_names(tree) | given) - own
+    reading = steps(tree, root)
+    nodes = [node for function in reading for node in body(function)]
     classes, known = fields(tree, root)
-    named = {node.id for node in nodes if isinstance(node, ast.Name)} & package_names(tree)
+    named = set().union(*map(names, reading)) & package_names(tree)
     used = {node.attr for node in nodes if isinstance(node, ast.Attribute)} & known
     given = {arg.arg for arg in arguments(root) if arg.annotation and not plain(arg.annotation)
              and ast.unparse(arg.annotation) not in classes}  # fmt: skip
