@@ -1,4 +1,4 @@
-"""What mixed precision and cached features save of a novel-view model's training, side by side in one run.
+"""Measure the time that mixed precision and cached features save in novel-view training, in one run.
 
 The plain update computes in float32 and encodes its condition pictures; then in half precision; then with features from
 disk. The network starts from a prior's, by default the embedded one; pictures are in memory, so that no disk is timed.

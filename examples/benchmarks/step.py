@@ -1,4 +1,4 @@
-"""What a training step costs, part by part, over the diffusion model's own passes; all in one run.
+"""Measure a training step, part by part, relative to the diffusion model's own evaluations, in one run.
 
 python examples/benchmarks/step.py
 is the main job's step with its default settings, in the thick of training. On a prior of real size, its weights random or not:
@@ -62,7 +62,7 @@ def usable(device: torch.device, backend: str, marcher: str) -> list[tuple[str, 
 
 
 def has_tinycudann() -> bool:
-    """Whether it can be imported, which without a GPU that it was built for it cannot."""
+    """Tell whether it can be imported, which needs a GPU that it was built for."""
     try:
         import tinycudann  # noqa: F401
     except (ImportError, OSError):
