@@ -148,7 +148,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, required=True, help="folder for the fresh true renders")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the new ground-truth renders")
     parser.add_argument("--prior", default="embedded", help="'embedded' or a folder")
     parser.add_argument("--per-pair", type=int, default=4, help="samples of each of the 128 pairs")
     parser.add_argument("--steps", type=int, default=30)
