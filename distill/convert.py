@@ -38,7 +38,7 @@ def convert(source: Path, target: Path | None = None) -> Path:
 
 
 def target_of(source: Path) -> Path:
-    """Where a loader looks for it: text encoders' ``pytorch_model.bin`` becomes ``model.safetensors``."""
+    """Return the path where a loader looks for the safetensors: ``pytorch_model.bin`` becomes ``model.safetensors``."""
     name = "model" if source.stem == "pytorch_model" else source.stem
     return source.with_name(f"{name}.safetensors")
 

@@ -1,4 +1,4 @@
-"""How the pages here are built: ``make docs``."""
+"""Sphinx configuration for ``make docs``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx
 html_theme = "furo"
 html_title = f"{project} {release}"
 
-# Links to a heading of a page, as code hosts name them.
+# Anchors for headings, with the names that code hosts give them.
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
@@ -29,5 +29,5 @@ def setup(app: Any) -> None:
 
 
 def keep_files(app: Any, page: str, text: list[str]) -> None:
-    """Have Markdown outside this folder taken for files; Sphinx would look for pages."""
+    """Link to Markdown outside this folder as files; Sphinx would look for pages."""
     text[0] = re.sub(r"\]\((\.\./[^)]+\.md)\)", r"](path:\1)", text[0])

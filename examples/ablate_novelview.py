@@ -1,7 +1,7 @@
-"""Which part of Efficient-3DiM does what: its Table 1, Fig. 6 and Fig. 7 in kind, on the embedded world.
+"""Ablation of Efficient-3DiM: its Table 1, Fig. 6 and Fig. 7 on a small scale, on the embedded world.
 
-Every cell is a training from the embedded prior, on the same pairs, measured on pairs of colour and kind that none has
-seen. Interrupt and rerun to go on; run one command for each --part on as many cores to share the work.
+Every cell is a training run from the embedded prior on the same pairs, evaluated on held-out pairs of colour and kind. An
+interrupted run continues when started again; run one command for each --part to use several cores.
 
     distill-views render --world 10 renders --size 64 --fov 40 40 --distance 3.0 3.4 --elevation -10 60
     python embedded/train_encoder.py --renders renders --work encoder
@@ -42,7 +42,7 @@ SHORT = {"encoder": "dino", "warmup": 50}
 
 
 def cells(options: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, Any], int]]:
-    """Name, seed, what is special, and updates of every training."""
+    """Yield name, seed, special settings and updates of every training run."""
     for seed in range(options.seeds):
         for name, special in ROWS.items():
             yield name, seed, special, options.updates
@@ -55,7 +55,7 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, Any
 def config_of(
     options: argparse.Namespace, seed: int, special: dict[str, Any], updates: int, folder: Path
 ) -> TrainConfig:
-    """The embedded recipe with what is special to a cell."""
+    """Return the embedded recipe with a cell's special settings."""
     ConfigStore.instance().store(name="novelview_schema", node=TrainConfig)
     with initialize_config_module("distill.conf.novelview", version_base="1.3"):
         recipe: Any = OmegaConf.to_container(compose("train", overrides=["recipe=embedded"]))
@@ -75,7 +75,7 @@ def config_of(
 def run_cell(
     options: argparse.Namespace, name: str, seed: int, special: dict[str, Any], updates: int
 ) -> None:
-    """Train and measure, unless that was done before."""
+    """Train and evaluate, unless that was done before."""
     folder = options.output / "cells" / f"{re.sub('[^a-zA-Z0-9]+', '-', name).lower()}-{seed}"
     if (folder / "record.json").exists():
         return

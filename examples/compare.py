@@ -1,8 +1,8 @@
-"""Compare losses on the embedded prior: the same prompts, seeds and budget, measured against the truth.
+"""Compare losses on the embedded prior: the same prompts, seeds and budget, measured against the ground truth.
 
-Interrupt and rerun to go on; run one command for each --part on as many cores to share the work. --claims adds what
-the papers' claims are tested with, and --exact takes the exact prior of each prompt in place of the network (without
-VSD, which trains one).
+An interrupted run continues when started again; run one command for each --part to use several cores. --claims adds the
+methods that test the papers' claims. --exact uses the exact prior of each prompt instead of the network (without VSD,
+which trains one).
     python compare.py --output ~/comparison --methods sds csd asd --prompts 4 --seeds 2
 """
 

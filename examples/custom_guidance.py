@@ -1,7 +1,7 @@
-"""A loss of one's own in one file, and an asset made with it.
+"""A custom loss in one file, and an asset made with it.
 
-Classifier score distillation keeps only what the prompt adds to the empty prompt; see Yu et al. 2023,
-arXiv:2310.19415, Eq. 7. Put the function into a file of its name in ``guidance/`` to have it everywhere as
+Classifier score distillation uses only the difference between the predictions with the prompt and with the empty prompt; see
+Yu et al. 2023, arXiv:2310.19415, Eq. 7. In a file of its name in ``guidance/``, the function is available everywhere as
 ``guidance=classifier_score``.
 """
 
@@ -28,7 +28,7 @@ def classifier_score(
     scale: float = 10.0,
     weighting: str = "sigma_squared",
 ) -> Tensor:
-    """``w(t) s (e_c - e_u)``, shaped like ``x``: the direction in which the prompt becomes likelier."""
+    """``w(t) s (e_c - e_u)``, shaped like ``x``: the direction that increases the prompt's likelihood."""
     text, uncond = predict(prior, add_noise(prior, x, t, noise), t, cond.text, cond.uncond)
     return weight(prior, t, weighting) * scale * (text - uncond)
 

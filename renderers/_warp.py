@@ -71,7 +71,7 @@ os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def workers(device: torch.device) -> int:
-    """How many slices a launch is cut into: torch's CPU threads, or one on a GPU."""
+    """Return the number of slices of a launch: torch's CPU threads, or one on a GPU."""
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 

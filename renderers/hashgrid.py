@@ -41,7 +41,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a flat parameter tensor is divided into levels; hashable, so that backends can cache by it.
+    """Division of a flat parameter tensor into levels; hashable, as a cache key for backends.
 
     Attributes:
         levels: coarse to fine.
@@ -156,7 +156,7 @@ def encode(
 
 @lru_cache(maxsize=1)
 def has_warp() -> bool:
-    """Whether Warp is installed."""
+    """Tell whether Warp is installed."""
     return importlib.util.find_spec("warp") is not None
 
 

@@ -1,4 +1,4 @@
-"""What the pages under docs/ say can be typed and followed."""
+"""The commands, code, links and tables in the documentation are valid."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from distill.run.compose import compose_config, quote, quote_text
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-#: What is no run: programs of their own, and flags that Hydra reads.
-OTHER = ("priors", "--options", "--config-dir", "-m")
+#: Words of commands that do not start a run, and of flags that Hydra reads.
+OTHER = ("priors", "--options", "--why", "--config-dir", "-m")
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
-    """The code blocks of a page in some languages."""
+    """Return a page's code blocks in some languages."""
     fenced = re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     return [code for language, code in fenced if language in languages]
 
 
 def lines(page: Path) -> list[list[str]]:
-    """The command lines of a page, split as a shell does, continued lines joined, variables in front left out."""
+    """Return a page's commands, split as a shell does, without variables in front; continued lines are joined."""
     typed = "\n".join(blocks(page, "sh", "bash")).replace("\\\n", " ").splitlines()
     words = [shlex.split(line, comments=True) for line in typed]
     return [[word for i, word in enumerate(line) if i or not re.match(r"[A-Z_]+=", word)] for line in words]
@@ -66,7 +66,7 @@ def test_python_can_be_read(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """What code hosts call a page's headings."""
+    """Return the anchors that code hosts give a page's headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -80,6 +80,17 @@ def test_links_point_at_what_is_there(page: Path) -> None:
         there = (page.parent / name) if name else page
         assert there.exists(), target
         assert not anchor or anchor in anchors(there), target
+
+
+def test_every_folder_of_the_architecture_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = page[page.index("## Folders") : page.index("## Extending")]
+    named = re.findall(r"`([\w/.]+(?:/|\.py))`", table)
+    assert named and all((ROOT / name).exists() for name in named)
+    folders = {
+        f"distill/{path.name}/" for path in (ROOT / "distill").iterdir() if (path / "__init__.py").exists()
+    }
+    assert folders <= set(named) | {"distill/priors/"}
 
 
 def test_every_page_is_in_the_index() -> None:
@@ -96,11 +107,11 @@ def test_every_loss_is_in_the_api_and_costs_what_its_table_says() -> None:
     )
     said = {name: (int(pictures), int(calls)) for name, pictures, calls in rows if pictures.isdigit()}
     known = guidance.available()
-    assert said.keys() == known.keys() - {"mix"}
+    assert said.keys() == known.keys() - {"mix", "tp_sds"}
     for name, loss in known.items():
         assert re.search(rf"\.{loss.__name__}$", api, re.MULTILINE), name
-    for name in said.keys() - {"vsd", "novel_view"}:
-        # Those two ask a prior that trains a copy, or has seen a picture: 2 and 1 + 1 rows, and SDS's.
+    for name in said.keys() - {"vsd"}:
+        # VSD needs a prior to train a LoRA in: 2 evaluations of the prior, 1 with the LoRA, 1 to train it.
         made = instantiate(compose_config(["prompt=a", "preset=none", f"guidance={name}"]).guidance)
         asked = calls_of(made, 1)
         assert said[name] == (sum(asked), len(asked)), name

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distill.cameras import turntable
-from distill.contracts import Condition, Learner
+from distill.contracts import Condition, Learner, Step
 from distill.guidance.csd import csd
 from distill.guidance.mix import mix
 from distill.guidance.nfsd import nfsd

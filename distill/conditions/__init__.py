@@ -1,1 +1,1 @@
-"""What a prior is conditioned on: prompts, other views, a ControlNet's picture, an input picture."""
+"""Conditioning of a prior: prompts, Perp-Neg, ControlNet input, an input picture."""

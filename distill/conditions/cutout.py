@@ -1,4 +1,4 @@
-"""From a user's picture to an object over white: read it, cut the object out, put it in the middle."""
+"""Prepare a user's picture: read it, cut the object out, centre it over white."""
 
 from __future__ import annotations
 

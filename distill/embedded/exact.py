@@ -1,4 +1,4 @@
-"""What a perfect network would predict for one prompt of the embedded world."""
+"""The optimal prediction for one prompt of the embedded world."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ _FILLER = frozenset(["a", "an", "the", "photo", "of", "that", "is", "view"])
 
 
 def held_out(colour: str, kind: str) -> bool:
-    """Whether this pair is never trained on; one in eight is, each kind once and each colour twice."""
+    """Tell whether a pair is held out from training; one in eight is, each kind once and each colour twice."""
     return (KINDS.index(kind) * 3 + KINDS.index(kind) // 8) % 8 == list(COLOURS).index(colour)
 
 

@@ -1,1 +1,1 @@
-"""What a finished scene leaves behind: meshes, pictures, a report page."""
+"""Export of a finished scene: meshes, pictures, a report page."""

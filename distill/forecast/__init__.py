@@ -1,1 +1,1 @@
-"""What a step will take of memory and time, before any weights are loaded."""
+"""Forecasts of a step's memory and time, before any weights are loaded."""

@@ -1,4 +1,4 @@
-"""How close a made asset comes to a true shape: silhouettes and surfaces."""
+"""Distances between an asset and the ground-truth shape: silhouettes and surfaces."""
 
 from __future__ import annotations
 

@@ -32,13 +32,13 @@ class Lora:
     sha256: str
 
     def describe(self) -> dict[str, Any]:
-        """For a run's manifest."""
+        """Return an entry for a run's manifest."""
         return {"name": self.path.name, "weight": self.weight, "sha256": self.sha256}
 
 
 @dataclass(frozen=True)
 class Update:
-    """What is in a LoRA file, in the names of diffusers: the part of the pipeline first, ``unet.``, ``text_encoder.``.
+    """Contents of a LoRA file, with the key names of diffusers: prefixed by the component, ``unet.``, ``text_encoder.``.
 
     Attributes:
         lora: the file.

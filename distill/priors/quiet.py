@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what diffusers and transformers print: what matters of it is said in one line by who asks."""
+    """Silence diffusers and transformers; callers report what matters in one line."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 

@@ -1,4 +1,4 @@
-"""How much signal and how much noise a diffusers scheduler has at each timestep."""
+"""Signal and noise scales of a diffusers scheduler at each timestep."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def read_schedule(scheduler: Any, patches: int = 0) -> Schedule:
 
 
 def shift_for(config: Any, patches: int) -> float:
-    """By how much noise is shifted for pictures of so many patches, on a line between two sizes.
+    """Return the timestep shift for a number of patches, interpolated linearly between two sizes.
 
     Source: Esser et al. 2024 (Stable Diffusion 3), arXiv:2403.03206, Sec. 5.3.2, as FLUX uses it.
     """

@@ -37,7 +37,7 @@ class Model:
 
     @property
     def gigabytes(self) -> float:
-        """Of the denoiser's weights in half precision."""
+        """Size of the denoiser's weights in half precision."""
         return 2 * self.millions / 1000
 
 

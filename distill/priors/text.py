@@ -19,7 +19,7 @@ from distill.files.atomic import write_atomic
 
 
 def cache_folder() -> Path:
-    """Where embeddings are kept: ``$DISTILL_CACHE``, or ``~/.cache/distill``."""
+    """Return the folder of cached embeddings: ``$DISTILL_CACHE``, or ``~/.cache/distill``."""
     return Path(os.environ.get("DISTILL_CACHE") or "~/.cache/distill").expanduser()
 
 
@@ -79,7 +79,7 @@ class TextEncoders:
 
 
 def rows_of(made: dict[str, Any], count: int) -> list[dict[str, Tensor]]:
-    """What each of some prompts comes to."""
+    """Return the embedding of each prompt."""
     return [{name: value[i] for name, value in made.items()} for i in range(count)]
 
 
@@ -103,7 +103,7 @@ def read(path: Path) -> dict[str, Tensor] | None:
 
 
 def identity_of(folder: Path, *more: str) -> str:
-    """What tells one model's text encoders from another's: their files, by size and time, and whatever else is given."""
+    """Return a key that identifies a model's text encoders: their files, by size and time, and anything else given."""
     files = sorted(
         path
         for path in folder.glob("t*/**/*")

@@ -1,1 +1,1 @@
-"""From a configuration to an asset."""
+"""Runs: from a configuration to an asset."""

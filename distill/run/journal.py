@@ -1,4 +1,4 @@
-"""What a run writes while it goes on: metrics, previews, checkpoints, a progress bar."""
+"""Output of a run in progress: metrics, previews, checkpoints, a progress bar."""
 
 from __future__ import annotations
 

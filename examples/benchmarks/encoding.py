@@ -1,7 +1,7 @@
 """Time the hash-grid encoding's backends side by side, and a rendering step.
 
-Run ``python examples/benchmarks/encoding.py``; with ``--points 20000 --repeats 2`` it is over in seconds.
-The backends take turns within each repeat, so that a busy machine slows them alike.
+Run ``python examples/benchmarks/encoding.py``; with ``--points 20000 --repeats 2`` it takes seconds.
+The backends alternate within each repeat, so other load on the machine affects them equally.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from distill.renderers import HashGridScene, encode, hash_layout, render
 
 
 def seconds(action: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock time of one call, the device's queue included."""
+    """Wall-clock time of one call, including the device's queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()

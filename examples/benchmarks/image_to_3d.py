@@ -1,13 +1,13 @@
-"""Measure image to 3D: twelve objects of the embedded world that no model has seen, each from one picture.
+"""Benchmark of image to 3D: twelve held-out objects of the embedded world, each from one picture.
 
-Their pairs of colour and kind are held out and their shapes are siblings of their own. From eight other sides: the
-silhouettes' IoU and the PSNR against the true object, where it truly is, not where it fits best; whether the asset is
-turned by half a turn; seconds and peak memory. Beside it the same object from its prompt alone, with --text, whose shape
-and turn the words leave open: its best turn is measured too. Interrupt and rerun to go on.
+Their pairs of colour and kind and their shapes were not used in training. The metrics are silhouette IoU and PSNR over eight
+other views, against the ground truth in its own orientation rather than the best fit; whether the asset is rotated by half
+a turn; seconds and peak memory. With --text, the same object is also made from its prompt alone; since a prompt does not
+determine the orientation, the best one is measured too. An interrupted run continues when started again.
     python image_to_3d.py --output ~/image_to_3d --text --set iterations=300
 
-The picture is used as it was taken. With reference.recentre=true it is cut out as a user's is by default, and the true object
-is moved and scaled to where that puts it.
+By default the picture is not recentred. With reference.recentre=true it is cut out like a user's picture, and the ground truth
+is moved and scaled accordingly.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def peak_gib(device: torch.device) -> float:
 
 
 def hardware(device: torch.device) -> str:
-    """What computes, in words."""
+    """Return the name of the hardware."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     about = Path("/proc/cpuinfo")

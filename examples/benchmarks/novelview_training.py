@@ -1,7 +1,7 @@
-"""What mixed precision and cached features save of a novel-view model's training, side by side in one run.
+"""Measure the time that mixed precision and cached features save in novel-view training, in one run.
 
-The plain update computes in float32 and encodes its condition pictures; then in half precision; then with features from
-disk. The network starts from a prior's, by default the embedded one; pictures are in memory, so that no disk is timed.
+It compares an update in float32 that encodes its input pictures, the same in half precision, and with cached features. The
+network is initialised from a prior, by default the embedded one. Pictures are kept in memory, so disk access is not timed.
     python novelview_training.py --output ~/ablation    # also writes costs.json, for the ablation's report
 """
 

@@ -1,4 +1,4 @@
-"""A configuration's training step, timed part by part, and what of it is the network's own."""
+"""Time a configuration's training step, part by part, and the network's share of it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FIXED = {
 
 
 def measure(config: Any, prior: Any, marcher: str, warm_steps: int, steps: int) -> dict[str, float]:
-    """Take steps of a configuration, as ``distill.loop.train`` does but for penalties, and time them.
+    """Time steps of a configuration, as in ``distill.loop.train`` but without penalties.
 
     Returns:
         ``PARTS`` by name, medians in milliseconds, without those that the loss has not; ``encode back``, the VAE's share, is
@@ -116,7 +116,7 @@ def measure(config: Any, prior: Any, marcher: str, warm_steps: int, steps: int) 
 def network_alone(
     prior: Any, learner: Any, rows: Sequence[int], x: Tensor, t: Tensor, cond: Condition
 ) -> None:
-    """Ask the network what a step asks of it, and nothing else.
+    """Run only the network evaluations of a step.
 
     Args:
         prior: the frozen diffusion model.
@@ -138,7 +138,7 @@ def network_alone(
 
 @torch.no_grad()
 def inside(clock: Clock, scene: Any, views: Any, size: int, marcher: str) -> int:
-    """Time the parts of a render by themselves; returns how many samples there are."""
+    """Time the parts of a render separately; returns the number of samples."""
     origins, directions = (part.view(-1, 3) for part in views.rays(size, size))
     jitter = torch.full((len(origins),), 0.5, device=clock.device)
     with clock("march"):

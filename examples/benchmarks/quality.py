@@ -1,8 +1,8 @@
-"""Measure whole assets: sixteen prompts of the embedded world, each kind once, each colour twice.
+"""Benchmark of whole assets: sixteen prompts of the embedded world, each kind once, each colour twice.
 
-Four of the pairs the prior has never seen. For every asset: the judge's R-precision at 1 over eight views,
-the silhouettes' IoU with the true shape at the best azimuth, and the seconds from prompt to files, loading
-included. Interrupt and rerun to go on; an asset that was interrupted halfway is finished but not timed.
+Four of the pairs are held out from the prior's training. The metrics are the judge's R-precision at 1 over eight views,
+silhouette IoU with the ground truth at the best azimuth, and the seconds from prompt to files, including loading. An
+interrupted run continues when started again; an asset that was interrupted halfway is finished but not timed.
     python quality.py --output ~/quality --prompts 16 --set iterations=800
 """
 

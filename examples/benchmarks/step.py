@@ -1,22 +1,22 @@
-"""What a training step costs, part by part, over the diffusion model's own passes; all in one run.
+"""Measure a training step, part by part, relative to the diffusion model's own evaluations, in one run.
 
 python examples/benchmarks/step.py
-is the main job's step with its default settings, in the thick of training. On a prior of real size, its weights random or not:
+measures a step of the default run, in the middle of training. With a prior of realistic size, with random or real weights:
 
 python examples/benchmarks/random_prior.py /tmp/sd15
 python examples/benchmarks/step.py --prior /tmp/sd15 --dtype bfloat16 --hold --warm-steps 16 \\
     --guidance sds csd asd vsd --size 64 256 512 --backend all --marcher all --output step.md
 
-Every part waits for the device at both ends, so that outside of a benchmark a step takes no longer.
+The device is synchronised before and after every part, so outside of a benchmark a step takes no longer.
 
-"network" is timed beside each step, in the same weather: what the loss asks of the network and nothing else, on the step's own
-latents and in calls of as many rows. For losses that learn nothing these are predictions, forward. For VSD they are the prior's
-guided prediction, the copy's prediction, and the copy's forward and backward pass from which it learns; the copy is the same
-network with its low-rank layers on, and what they cost counts as the network's. Two ratios are over it:
+"network" is timed next to each step under the same load: only the network evaluations of the loss, on the step's own latents and with
+the same batch sizes. For losses without trainable parameters these are forward passes. For VSD they are the prior's guided
+prediction, the LoRA's prediction, and the forward and backward pass that trains the LoRA; the time of the low-rank layers
+counts as the network's. Two ratios are relative to it:
 
-step / network: the whole step, with the VAE, which sees every picture at the size that the prior was trained on.
-without VAE / network: less "encode" and "encode back", which no renderer and no loss makes cheaper. The aim, at most 1.25 for
-Stable Diffusion 1.5 with pictures rendered at 64 pixels, is for this one.
+step / network: the whole step, including the VAE, whose input has the size that the prior was trained on.
+without VAE / network: without "encode" and "encode back", which do not depend on the renderer or the loss. The target, at most 1.25 for
+Stable Diffusion 1.5 with renders of 64 pixels, is for this ratio.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def usable(device: torch.device, backend: str, marcher: str) -> list[tuple[str, 
 
 
 def has_tinycudann() -> bool:
-    """Whether it can be imported, which without a GPU that it was built for it cannot."""
+    """Tell whether it can be imported, which needs a GPU that it was built for."""
     try:
         import tinycudann  # noqa: F401
     except (ImportError, OSError):

@@ -1,4 +1,4 @@
-"""Ask the judge what a prior's samples show, on pairs it was trained on and on pairs it never saw.
+"""Evaluate a prior's samples with the judge, on trained and on held-out pairs.
 
 Run from this folder, after ``train_prior.py``:
     python evaluate_prior.py --work ~/embedded --prior embedded
@@ -29,7 +29,7 @@ from distill.priors.sampling import sample
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one sample was asked to show, and what of it the judge finds right."""
+    """A sample's request, and the judge's verdict on it."""
 
     colour: str
     kind: str
@@ -75,7 +75,7 @@ def judge_all(judge: Judge, images: Tensor, asked: list[tuple[str, str, int]]) -
 
 
 def true_pictures(folder: Path, per_pair: int, seed: int) -> tuple[Tensor, list[tuple[str, str, int]]]:
-    """Fresh true renders, each in a random colour over white: what a perfect prior would score."""
+    """Return new ground-truth renders, each in a random colour over white: the score of a perfect prior."""
     g = torch.Generator().manual_seed(seed)
     fresh = dataset.Pictures(folder, g)
     level = torch.nonzero(fresh.view < 16)[:, 0]
@@ -111,13 +111,13 @@ def summary(truth: list[Verdict], verdicts: list[Verdict]) -> str:
     seen = [v.pair_right for v in verdicts if not world.held_out(v.colour, v.kind)]
     new = [v.pair_right for v in verdicts if world.held_out(v.colour, v.kind)]
     rows = [
-        ("fresh true renders: colour and kind right", [v.pair_right for v in truth]),
+        ("new ground-truth renders: colour and kind right", [v.pair_right for v in truth]),
         ("samples, trained pairs: colour and kind right", seen),
         ("samples, held-out pairs: colour and kind right", new),
-        ("fresh true renders: direction within 22.5°, oriented kinds", near(truth)),
+        ("new ground-truth renders: direction within 22.5°, oriented kinds", near(truth)),
         ("samples: direction within 22.5°, oriented kinds", near(verdicts)),
     ]
-    lines = ["| what the judge finds | % | pictures |", "|---|---|---|"]
+    lines = ["| measured by the judge | % | pictures |", "|---|---|---|"]
     return "\n".join(lines + [f"| {name} | {share(hits)} | {len(hits)} |" for name, hits in rows])
 
 
@@ -148,7 +148,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, required=True, help="folder for the fresh true renders")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the new ground-truth renders")
     parser.add_argument("--prior", default="embedded", help="'embedded' or a folder")
     parser.add_argument("--per-pair", type=int, default=4, help="samples of each of the 128 pairs")
     parser.add_argument("--steps", type=int, default=30)

@@ -1,13 +1,13 @@
 """Train an image encoder on renders alone, without captions: self-distillation with crops of several sizes.
 
 The architecture is DINOv2's (transformers' ``Dinov2Model``), small; the loss is DINO's (Caron et al. 2021,
-arXiv:2104.14294, Eq. 1 and 3 with centring). No picture is mirrored: left and right are what a novel view is about.
-How good it is, is read from its nearest neighbours: do they show the same kind, colour and side?
+arXiv:2104.14294, Eq. 1 and 3 with centring). Pictures are not mirrored, because a novel view depends on left and right.
+It is evaluated by its nearest neighbours: whether they show the same kind, colour and side.
 
     distill-views render --world 10 renders --size 64 --fov 40 40 --distance 3.0 3.4 --elevation -10 60
     python train_encoder.py --renders renders --work ~/encoder
 
-Interrupt and rerun to go on.
+An interrupted run continues when started again.
 """
 
 from __future__ import annotations

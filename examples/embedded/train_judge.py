@@ -1,10 +1,10 @@
-"""Train the judge: a contrastive image-text model of the embedded world that only measures.
+"""Train the judge: a contrastive image-text model of the embedded world that is used for evaluation only.
 
-It sees every pair of colour and kind, those held out from the prior too, in pictures of shapes of its own
-that are blurred, moved, recoloured and made noisy as the renders of an optimised scene can be.
+It is trained on every pair of colour and kind, including those held out from the prior, with other shapes. Blur, shifts,
+recolouring and noise imitate the renders of an optimised scene.
 
-Run from this folder; interrupt and rerun to go on. The shipped weights saw 160,000 pictures, then went on to
-240,000:
+Run it from this folder; an interrupted run continues when started again. The shipped weights were trained on 160,000 pictures, then
+continued to 240,000:
     python train_judge.py --work ~/judge --images 240000
 """
 

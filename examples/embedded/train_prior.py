@@ -1,6 +1,6 @@
 """Train the embedded prior: a text-conditioned, v-prediction diffusion model of the embedded world.
 
-Run from this folder; interrupt and rerun to go on:
+Run it from this folder; an interrupted run continues when started again:
     python train_prior.py --work ~/embedded --images 1000000
 """
 
@@ -113,7 +113,7 @@ def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 
 def picture_coordinates(pictures: dataset.Pictures, components: int = 72) -> Tensor:
-    """Where the mean picture of each kind and view lies among those of its kind, ``[kinds, views, components]``.
+    """Principal coordinates of the mean picture of each kind and view, ``[kinds, views, components]``.
 
     Principal components of thumbnails about each kind's mean, half whitened: by the fourth root of their
     variance, so that what moves few pixels still counts.

@@ -1,8 +1,8 @@
 """Search each loss's options on the embedded prior: five settings, the same prompts and steps for every loss.
 
 The prompts are of kinds that the comparison of losses does not use. A setting's score is the mean of R-precision and
-silhouette IoU; the best one is taken where it is better than the defaults by more than 0.02. Interrupt and rerun to
-go on.
+silhouette IoU; the best one is adopted if it beats the defaults by more than 0.02. An interrupted run continues when started
+again.
     python tune_guidance.py --output ~/tuning --losses csd asd
 """
 
@@ -64,7 +64,7 @@ SHARED: dict[str, dict[str, Any]] = {"nfsd": {"negative_prompt": "unrealistic, b
 
 
 def search(loss: str, prior: Any, root: Path, iterations: int) -> list[dict[str, Any]]:
-    """One line per setting, the best first."""
+    """Return one line per setting, the best first."""
     methods = {
         " ".join(f"{key}={value}" for key, value in setting.items()) or "defaults": {
             "guidance": loss,

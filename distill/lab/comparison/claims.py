@@ -104,7 +104,7 @@ class Comparison:
         return lambda drawn: statistics.fmean(values[index] for index in drawn)
 
     def difference(self, better: str, worse: str, name: str = "similarity") -> Number:
-        """How much larger a figure is for one method than for another."""
+        """Measure how much larger a metric is for one method than for another."""
         first, second = self.mean(better, name), self.mean(worse, name)
         title = f"{name.replace('_', '-')} of {better} less that of {worse}"
         return self.number(title, lambda drawn: first(drawn) - second(drawn))
@@ -124,7 +124,7 @@ class Comparison:
 
 
 def reached(curve: Sequence[tuple[float, float]], goal: float) -> float:
-    """Where a curve, straight between its points, first comes up to a goal; infinite if it never does."""
+    """Return where a piecewise linear curve first reaches a goal; infinite if it never does."""
     before: tuple[float, float] | None = None
     for x, y in curve:
         if y >= goal:
@@ -136,7 +136,7 @@ def reached(curve: Sequence[tuple[float, float]], goal: float) -> float:
 
 
 def speed(data: Comparison, paced: str, plain: str) -> tuple[Number, Number]:
-    """When one method comes up to what another has at the end, fraction of training; and how much before that one.
+    """Measure when one method reaches another's final value, as a fraction of training, and how much sooner than the other.
 
     The other may itself first come up to it before its end, so the first number alone proves nothing.
     """
@@ -154,7 +154,7 @@ def speed(data: Comparison, paced: str, plain: str) -> tuple[Number, Number]:
 
 
 def spread_at_equal_quality(data: Comparison, paced: str, plain: str, judge: Judge) -> Number:
-    """How much farther apart one method's seeds are than another's, where both are equally like the prompt.
+    """Measure how much more diverse one method's seeds are than another's, at equal similarity to the prompt.
 
     For each prompt: at the first point at which each comes up to the lower of the two final similarities.
     """
@@ -173,7 +173,7 @@ def spread_at_equal_quality(data: Comparison, paced: str, plain: str, judge: Jud
 
 
 def excess(data: Comparison, method: str) -> Number:
-    """How much more saturated a method's assets are than the truth."""
+    """Measure how much more saturated a method's assets are than the ground truth."""
     own, true = data.mean(method, "saturation"), data.mean(method, "true_saturation")
     return data.number(f"saturation of {method} above the truth's", lambda drawn: own(drawn) - true(drawn))
 

@@ -1,4 +1,4 @@
-"""What a step of a loss costs: some steps in a process of their own, whose peak nothing else has raised.
+"""Time and memory of a loss's step, measured in a separate process, so nothing else raises the peak.
 
 python -m distill.lab.comparison.cost '{"guidance": "asd"}' "a red mug"
 """

@@ -1,4 +1,4 @@
-"""What a comparison keeps of each of its cells."""
+"""Records of a comparison's cells."""
 
 from __future__ import annotations
 

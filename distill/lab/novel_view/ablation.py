@@ -1,4 +1,4 @@
-"""What each part of Efficient-3DiM does: its tables and figures in kind, from records of trainings."""
+"""Ablation of Efficient-3DiM: its tables and figures on a small scale, from records of training runs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Training:
 
     @classmethod
     def read(cls, folder: Path) -> Training:
-        """From the folder of a cell."""
+        """Read a record from a cell's folder."""
         said = json.loads((folder / "record.json").read_text())
         lines = csv.DictReader((folder / "evaluation" / "objects.csv").open())
         objects = {
@@ -100,7 +100,7 @@ class Ablation:
         return statistics.fmean(figures[figure] for figures in training.objects.values())
 
     def gain(self, worse: str, better: str, figure: str) -> Number:
-        """By how much a figure falls, over resampled objects, each the mean of its seeds."""
+        """Measure how much a metric decreases, over resampled objects, each the mean of its seeds."""
         uids = list(self.trainings[worse][0].objects)
 
         def of_objects(name: str) -> list[float]:
@@ -114,7 +114,7 @@ class Ablation:
         )
 
     def seeds_agree(self, worse: str, better: str, figure: str) -> bool:
-        """Whether every seed alone has the figure fall, or every seed has it not."""
+        """Tell whether the metric decreases for every seed, or for none."""
         pairs = zip(self.trainings[worse], self.trainings[better], strict=False)
         return len({self.of_seed(a, figure) > self.of_seed(b, figure) for a, b in pairs}) == 1
 
@@ -177,7 +177,7 @@ def judge_claims(data: Ablation, costs: Mapping[str, Any]) -> list[Claim]:
 
 
 def speed(data: Ablation, costs: Mapping[str, Any]) -> Claim:
-    """In how much less time the full recipe comes to the baseline's final perceptual distance."""
+    """Measure how much sooner the full recipe reaches the baseline's final perceptual distance."""
     what, ratio = ("time", costs["plain"] / costs["cached"]) if costs else ("updates", 1.0)
     number = lead(data, BASELINE, FULL, what, ratio)
     return Claim(
@@ -189,7 +189,7 @@ def speed(data: Ablation, costs: Mapping[str, Any]) -> Claim:
 
 
 def lead(data: Ablation, slow: str, fast: str, what: str, ratio: float = 1.0) -> Number:
-    """How many times as long one training takes as another to its own final perceptual distance; brackets: the seeds."""
+    """Divide one run's updates by those that another needs for its final perceptual distance; brackets: the seeds."""
     gains = []
     for behind, ahead in zip(data.trainings[slow], data.trainings[fast], strict=False):
         goal = -behind.curve[-1][f"sample_{data.distance}"]
@@ -199,7 +199,7 @@ def lead(data: Ablation, slow: str, fast: str, what: str, ratio: float = 1.0) ->
 
 
 def thrift(costs: Mapping[str, Any]) -> Claim:
-    """What mixed precision and caching save of an update's time."""
+    """Measure how much of an update's time mixed precision and caching save."""
     mixed, cached = (1 - costs[name] / costs["plain"] for name in ("mixed", "cached"))
     numbers = [
         Number("saved by mixed precision", mixed, mixed, mixed),

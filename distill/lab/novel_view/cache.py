@@ -44,7 +44,7 @@ class FeatureCache:
     files: dict[str, Path]
 
     def read(self, uid: str, index: int) -> Features:
-        """Of one picture: shapes ``[width]`` and ``[patches, layers * width]``, float32."""
+        """Return the features of one picture: shapes ``[width]`` and ``[patches, layers * width]``, float32."""
         file = _opened(self.files[uid])
         token, maps = (file.get_slice(f"{name}/{uid}")[index] for name in ("token", "maps"))
         return Features(token.float(), maps.float())
@@ -61,7 +61,7 @@ def picture_hash(rgb: Tensor) -> str:
 
 
 def identity(encoder: Encoder, size: int) -> dict[str, str]:
-    """What features depend on beside the pictures."""
+    """Everything that features depend on besides the pictures."""
     return {
         "encoder": encoder.id,
         "layers": json.dumps(list(encoder.layers)),

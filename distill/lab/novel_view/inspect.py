@@ -1,4 +1,4 @@
-"""What an encoder sees, drawn: principal components of its patches, and which patches of two pictures match.
+"""Visualise an encoder's features: principal components of its patches, and matching patches of two pictures.
 
 Source: Jiang et al. 2023 (Efficient-3DiM), arXiv:2310.03015, App. A.2.
 """

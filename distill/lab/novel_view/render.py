@@ -43,7 +43,7 @@ Y_UP = np.array([[0.0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 
 @dataclass(frozen=True)
 class Protocol:
-    """How objects are seen.
+    """Camera and light settings of the renders.
 
     Attributes:
         views: pictures of each object.
@@ -80,13 +80,13 @@ def _between(low: float, high: float, count: int, g: torch.Generator) -> torch.T
 
 
 def draw_lights(protocol: Protocol, uid: str) -> float:
-    """By how many degrees an object's lights are turned, the same at every call."""
+    """Return the rotation of an object's lights in degrees, the same at every call."""
     ends = (-protocol.lights_deg, protocol.lights_deg)
     return _between(*ends, 1, _generator(protocol, uid, 1)).item()
 
 
 def draw_scale(protocol: Protocol, uid: str) -> float:
-    """What an object's size is multiplied by, the same at every call."""
+    """Return the factor on an object's size, the same at every call."""
     return _between(*protocol.scale, 1, _generator(protocol, uid, 2)).item()
 
 

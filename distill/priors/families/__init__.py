@@ -1,4 +1,4 @@
-"""What is special to each kind of pipeline: a short file each, listed here by the name of its diffusers class."""
+"""Families of priors: a short file for each kind of pipeline, listed here by the name of its diffusers class."""
 
 from __future__ import annotations
 

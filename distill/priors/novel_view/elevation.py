@@ -1,4 +1,4 @@
-"""From how high a picture was taken: the height at which the model's own views of it fit one solid."""
+"""Estimate a picture's elevation: the one at which the model's own views are consistent with a solid."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def estimate_elevation(
 
 
 def silhouettes(rgb: Tensor) -> Tensor:
-    """What is not white, as 0 or 1, shape ``[views, 3, h, w]`` to ``[views, 1, h, w]``."""
+    """Return a mask of the pixels that are not white, as 0 or 1, ``[views, 3, h, w]`` to ``[views, 1, h, w]``."""
     return ((1 - rgb).amax(1, keepdim=True) > 0.12).float()
 
 
@@ -102,7 +102,7 @@ def agreement(masks: Tensor, cameras: Cameras, resolution: int = 48) -> float:
 
 
 def project(points: Tensor, cameras: Cameras) -> Tensor:
-    """Where points ``[n, 3]`` appear: x right and y down in [-1, 1], shape ``[views, n, 2]``."""
+    """Project points ``[n, 3]``: x right and y down in [-1, 1], shape ``[views, n, 2]``."""
     rotation, position = cameras.c2w[:, :3, :3], cameras.c2w[:, :3, 3]
     local = torch.einsum("bnj,bjk->bnk", points[None] - position[:, None], rotation)
     half = torch.tan(torch.deg2rad(cameras.fov_y_deg) / 2)[:, None, None]
