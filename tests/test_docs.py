@@ -18,7 +18,7 @@ from distill.run.compose import compose_config, quote, quote_text
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: What is no run: programs of their own, and flags that Hydra reads.
-OTHER = ("priors", "--options", "--config-dir", "-m")
+OTHER = ("priors", "--options", "--why", "--config-dir", "-m")
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -99,8 +99,8 @@ def test_every_loss_is_in_the_api_and_costs_what_its_table_says() -> None:
     assert said.keys() == known.keys() - {"mix"}
     for name, loss in known.items():
         assert re.search(rf"\.{loss.__name__}$", api, re.MULTILINE), name
-    for name in said.keys() - {"vsd", "novel_view"}:
-        # Those two ask a prior that trains a copy, or has seen a picture: 2 and 1 + 1 rows, and SDS's.
+    for name in said.keys() - {"vsd"}:
+        # This one asks a prior that trains a copy: 2 and 1 + 1 rows.
         made = instantiate(compose_config(["prompt=a", "preset=none", f"guidance={name}"]).guidance)
         asked = calls_of(made, 1)
         assert said[name] == (sum(asked), len(asked)), name

@@ -225,7 +225,10 @@ WRONG = [
     (["a red mug", "iteratons=5"], "did you mean 'iterations'"),
     (["a red mug", "iterations=many"], "iterations must be of type integer"),
     (["a red mug", "guidance=dsd"], "there are asd, bridge, csd"),
-    (["a red mug", "guidance.weighting=x", *QUICK], "guidance.weighting must be sigma_squared, uniform or fantasia3d"),
+    (
+        ["a red mug", "guidance.weighting=x", *QUICK],
+        "guidance.weighting must be sigma_squared, uniform or fantasia3d",
+    ),
     ([""], "the prompt is empty"),
     (["a red mug", "iterations=0"], "at least 1, got 0"),
     (["a purple zebra"], "does not know 'zebra'"),
