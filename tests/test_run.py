@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import distill
@@ -205,6 +206,21 @@ def test_a_sweep_runs_every_job_in_a_folder_of_its_own(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     runs = [path for path in (tmp_path / "outputs").iterdir() if path.name.startswith("a-red-mug")]
     assert sorted(json.loads((run / "manifest.json").read_text())["seed"] for run in runs) == [0, 1]
+
+
+def test_a_sweep_takes_an_alias_and_refuses_a_wrong_value_in_its_own_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [sys.executable, "-m", "distill", "a red mug", "-m", "guidance=sds,tp_sds", "export.up=y,q", *QUICK,
+                 "export.enabled=false"]  # fmt: skip
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("export.up must be y or z, got 'q'") == 2
+    assert "Traceback" not in done.stderr
+    runs = [path for path in (tmp_path / "outputs").iterdir() if path.name.startswith("a-red-mug")]
+    targets = sorted(OmegaConf.load(run / "config.yaml").timesteps._target_ for run in runs)
+    assert [target.rpartition(".")[2] for target in targets] == ["annealed", "dreamtime"]
 
 
 def test_an_experiment_of_one_s_own_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
