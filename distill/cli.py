@@ -180,16 +180,16 @@ def _start(arguments: Sequence[str]) -> int:
         chosen = settings.compose_config([*overrides, *([] if asked else ["prompt=example"])])
         return doctor(chosen, as_json="--json" in arguments)
     prompt, options = split_prompt(arguments)
-    asked, options = _values_of("--why", options)
+    traced, options = _values_of("--why", options)
     if prompt is not None:
         options.append(f"prompt={settings.quote(prompt)}")
     folders, rest = _values_of("--config-dir", options, "-cd")
     flags = [text for text in rest if text.startswith("-")]
     overrides = [settings.quote_text(text) for text in rest if text not in flags]
-    if asked:
+    if traced:
         from distill.run.why import explain_options
 
-        print(explain_options(asked, _with_example(overrides), folders), end="")
+        print(explain_options(traced, _with_example(overrides), folders), end="")
         return 0
     if "--options" in flags:
         from omegaconf import OmegaConf

@@ -170,7 +170,8 @@ def describe(hint: Any, rules: tuple[Any, ...] = ()) -> str:
         if Scheduled() in rules
         else words.get(hint, "null" if hint is type(None) else "a mapping")
     )
-    return " ".join([plain, *map(str, ranges)])
+    numeric = Scheduled() in rules or hint in (int, float)
+    return " ".join([plain, *map(str, ranges if numeric else ())])
 
 
 def _describe_list(hint: Any, rules: tuple[Any, ...]) -> str:

@@ -432,6 +432,12 @@ def test_tp_sds_is_sds_with_dreamtimes_timesteps(words: list[str], scale: float)
     )
 
 
+def test_tp_sds_may_be_compared_with_others() -> None:
+    from distill.lab.comparison.run import compose
+
+    assert compose({"guidance": "tp_sds"}, "a red mug", 1).timesteps._target_.endswith("dreamtime")
+
+
 def test_other_timesteps_beside_tp_sds_are_refused() -> None:
     assert "write guidance=sds timesteps=uniform" in error_of("guidance=tp_sds", "timesteps=uniform")
     assert compose_config(["prompt=x", "guidance=tp_sds", "timesteps=dreamtime"]).guidance.scale == 2.0

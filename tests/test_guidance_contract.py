@@ -254,7 +254,9 @@ def test_every_option_has_a_default_and_goes_through_the_configuration_unchanged
 
     plain = json.loads(json.dumps(options))  # tuples become lists
     assert {key: composed()[key] for key in options} == plain
-    changed = {key: value + 1 for key, value in options.items() if type(value) in (int, float)}
+    changed = {key: value + 1 for key, value in options.items() if type(value) is int}
+    # Fractions stay fractions.
+    changed |= {key: value / 2 for key, value in options.items() if type(value) is float}
     overrides = as_overrides({f"guidance.{key}": value for key, value in changed.items()})
     assert {key: composed(*overrides)[key] for key in changed} == changed
 

@@ -127,7 +127,7 @@ WRONG = [
     ),
     ([*GIVEN, "scene.background=grey"], "scene.background must be white, got grey"),
     ([*GIVEN, "scene=image"], "needs a scene that fills space"),
-    ([*GIVEN, "guidance=mix"], "mixes a picture with text; add a prompt"),
+    ([*GIVEN, "guidance=mix"], "mixes a picture with text, or compares texts; add a prompt"),
     ([*GIVEN, "guidance.through=vsd"], "guidance=csd"),
     ([*GIVEN, "penalties.reference_depth=1"], "needs reference.depth=FILE"),
     ([*GIVEN, "reference.depth=model/unet/config.json", "penalties.reference_depth=1"], "cannot be read"),

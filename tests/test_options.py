@@ -71,7 +71,7 @@ def part_options() -> Iterator[tuple[str, str, Any]]:
                     yield f"{group}={name}", f"{group}.{option.name}", hints[option.name]
 
 
-ALL = [((), name, hint) for name, hint in schema_options()]
+ALL: list[tuple[tuple[str, ...], str, Any]] = [((), name, hint) for name, hint in schema_options()]
 ALL += [((word,), name, hint) for word, name, hint in part_options()]
 
 

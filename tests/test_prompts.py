@@ -113,8 +113,8 @@ def test_a_wrong_file_of_views_is_said(tmp_path: Path, content: str | None, said
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["views.front_deg=0"], "views.front_deg must be above 0 and at most 90 degrees, got 0"),
-        (["views.overhead_deg=91"], "views.overhead_deg must be above 0"),
+        (["views.front_deg=0"], r"views\.front_deg must be a number in \(0, 90\], got 0"),
+        (["views.overhead_deg=91"], r"views\.overhead_deg must be a number in \(0, 90\]"),
     ],
 )
 def test_impossible_thresholds_are_said(options: list[str], said: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import distill
@@ -207,6 +208,21 @@ def test_a_sweep_runs_every_job_in_a_folder_of_its_own(tmp_path: Path) -> None:
     assert sorted(json.loads((run / "manifest.json").read_text())["seed"] for run in runs) == [0, 1]
 
 
+def test_a_sweep_takes_an_alias_and_refuses_a_wrong_value_in_its_own_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [sys.executable, "-m", "distill", "a red mug", "-m", "guidance=sds,tp_sds", "export.up=y,q", *QUICK,
+                 "export.enabled=false"]  # fmt: skip
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("export.up must be y or z, got 'q'") == 2
+    assert "Traceback" not in done.stderr
+    runs = [path for path in (tmp_path / "outputs").iterdir() if path.name.startswith("a-red-mug")]
+    targets = sorted(OmegaConf.load(run / "config.yaml").timesteps._target_ for run in runs)
+    assert [target.rpartition(".")[2] for target in targets] == ["annealed", "dreamtime"]
+
+
 def test_an_experiment_of_one_s_own_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine/experiment").mkdir(parents=True)
     (tmp_path / "mine/experiment/quick.yaml").write_text(
@@ -225,7 +241,10 @@ WRONG = [
     (["a red mug", "iteratons=5"], "did you mean 'iterations'"),
     (["a red mug", "iterations=many"], "iterations must be of type integer"),
     (["a red mug", "guidance=dsd"], "there are asd, bridge, csd"),
-    (["a red mug", "guidance.weighting=x", *QUICK], "sigma_squared, uniform, fantasia3d"),
+    (
+        ["a red mug", "guidance.weighting=x", *QUICK],
+        "guidance.weighting must be sigma_squared, uniform or fantasia3d",
+    ),
     ([""], "the prompt is empty"),
     (["a red mug", "iterations=0"], "at least 1, got 0"),
     (["a purple zebra"], "does not know 'zebra'"),

@@ -166,8 +166,8 @@ def test_terms_of_several_lengths_are_said(folder: Path, tmp_path: Path) -> None
     ):
         distill.generate(
             "a mug of a king and a queen of clubs", prior=load(folder), output_dir=tmp_path / "run", preset="none",
-            guidance="mix", scene="image",
-            **{"guidance.terms": terms, "negative_prompt": "ugly", "log.tensorboard": False, "view_words": "four"},
+            guidance="mix",
+            **{"scene.log2_table_size": 10, "scene.levels": 2, "guidance.terms": terms, "negative_prompt": "ugly", "log.tensorboard": False, "view_words": "four"},
         )  # fmt: skip
 
 

@@ -109,7 +109,7 @@ def cases(options: argparse.Namespace, device: torch.device) -> dict[tuple[str, 
         "device": str(device),
         "prior": options.prior,
         "prior_options.dtype": options.dtype,
-        **({"optimiser.encoding": 0, "optimiser.mlp": 0, "optimiser.background": 0} if options.hold else {}),
+        **({"scene.encoding_lr": 0, "scene.mlp_lr": 0, "scene.background_lr": 0} if options.hold else {}),
         **({"render.batch": options.batch} if options.batch else {}),
     }
     # VSD comes last, for it leaves its layers in the prior's network.
