@@ -299,10 +299,13 @@ def trace(root: Path) -> dict[str, int]:
             threading.setprofile(None)
     # A class body is a code object too, but its names are not fast locals.
     called = {
-        (code.co_filename, code.co_firstlineno)
+        (os.path.realpath(code.co_filename), code.co_firstlineno)
         for code in seen
-        if code.co_filename.startswith(folders) and not code.co_name.startswith("<") and code.co_flags & 1
+        if not code.co_name.startswith("<") and code.co_flags & 1
     }
+    called = {(path, line) for path, line in called if path.startswith(folders)}
+    if not called:
+        raise SystemExit(f"the environment imports distill from {cli.__file__}, not from {root}")
     return {"functions": len(called), "files": len({path for path, _ in called})}
 
 
