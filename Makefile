@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROMPT ?= a red mug
+# Where the library is installed: here if it is, else where python3 finds it.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test compat check docs format setup clean
+.PHONY: demo test compat check docs format setup clean gpu-report gpu-train
 
 demo: $(READY)  ## set up, then make a 3D asset from a prompt
 	$(BIN)/distill "$(PROMPT)"
@@ -14,6 +16,12 @@ test: $(READY)  ## set up, then run all tests
 	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix tests; \
 	 else echo "npm is not here: the Khronos glTF validator's test will be skipped"; fi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+gpu-report:  ## what a GPU does with this library, in minutes, into build/gpu-report; DRY=1 tries it on the CPU
+	$(GPU_PYTHON) examples/benchmarks/gpu/report.py --output $(or $(OUTPUT),build/gpu-report$(if $(DRY),-dry)) $(if $(DRY),--dry)
+
+gpu-train:  ## train what ships on a GPU: WHAT=prior or novel_view, MINUTES=8; run again to go on
+	$(GPU_PYTHON) examples/benchmarks/gpu/train.py $(WHAT) --minutes $(or $(MINUTES),8)
 
 compat:  ## the tests that rest on other libraries, on their lowest and newest versions
 	$(PYTHON) tests/compat.py
@@ -24,7 +32,7 @@ check: $(READY)  ## lint, format and types
 	rm -rf build/typing
 	$(BIN)/pip install --quiet --no-deps --target build/typing .
 	MYPYPATH=build/typing $(BIN)/mypy --explicit-package-bases build/typing/distill
-	MYPYPATH=build/typing:examples/embedded:examples/benchmarks $(BIN)/mypy --explicit-package-bases examples/*.py examples/benchmarks/*.py examples/embedded/*.py
+	MYPYPATH=build/typing:examples/embedded:examples/benchmarks:examples/benchmarks/gpu $(BIN)/mypy --explicit-package-bases examples/*.py examples/benchmarks/*.py examples/benchmarks/gpu/*.py examples/embedded/*.py
 	MYPYPATH=build/typing:examples/embedded:tests $(BIN)/mypy --explicit-package-bases tests/*.py
 
 docs: $(READY)  ## the pages under docs/, with an API reference, into build/docs; a broken link is an error

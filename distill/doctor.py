@@ -124,15 +124,7 @@ def backends(device: torch.device | None, chosen: str) -> Iterator[Finding]:
         else "not installed; optional, needs CUDA and a build"
     )
     yield Finding("tinycudann", "ok" if usable else "wrong" if chosen == "tinycudann" else "note", why)
-    from distill.renderers.march import nerfacc_compiled
-
-    marching = "its marching needs CUDA"
-    if on_gpu:
-        compiled = nerfacc_compiled()
-        marching = (
-            "marching on CUDA" if compiled else "its kernels need nvcc and a C++ compiler; Warp marches"
-        )
-    yield Finding("nerfacc", "ok", f"{importlib.metadata.version('nerfacc')}: occupancy; {marching}")
+    yield Finding("nerfacc", "ok", f"{importlib.metadata.version('nerfacc')}: occupancy; Warp marches")
     yield Finding("attention", "ok", "torch's scaled_dot_product_attention; xformers is not needed")
 
 

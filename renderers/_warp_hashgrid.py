@@ -211,7 +211,9 @@ def _levels(layout: Layout, device: str) -> Any:
         item.z_stride = level.resolution**2 if level.dense else PRIMES[2]
         item.size, item.offset, item.dense = level.size, level.offset, int(level.dense)
         table.append(item)
-    return wp.array(table, dtype=GridLevel, device=device)
+    levels = wp.array(table, dtype=GridLevel, device=device)
+    wp.synchronize_device(device)  # copied once, on Warp's own stream, and used on any of torch's
+    return levels
 
 
 class _Encode(torch.autograd.Function):

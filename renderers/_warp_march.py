@@ -187,12 +187,15 @@ def march_rays(
 
 def _bounds(occupied: Tensor) -> tuple[list[float], list[float]]:
     """The box around the occupied cells, a little larger; low and high corners in the cube."""
+    # Which planes across each axis hold a cell, in one transfer: each would wait for the device.
+    planes = torch.stack(
+        [occupied.flatten(1).any(1), occupied.movedim(1, 0).flatten(1).any(1), occupied.flatten(0, 1).any(0)]
+    )
     low, high = [], []
-    for axes in ((1, 2), (0, 2), (0, 1)):
-        filled = occupied.sum(axes).nonzero()[:, 0]
-        edges = filled[[0, -1]].tolist() if len(filled) else [0, -1]
-        low.append(edges[0] / len(occupied) * 2 - 1.0001)
-        high.append((edges[1] + 1) / len(occupied) * 2 - 0.9999)
+    for filled in planes.tolist():
+        first, last = (filled.index(True), len(filled) - filled[::-1].index(True)) if any(filled) else (0, 0)
+        low.append(first / len(filled) * 2 - 1.0001)
+        high.append(last / len(filled) * 2 - 0.9999)
     return low, high
 
 

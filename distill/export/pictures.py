@@ -8,7 +8,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import imageio_ffmpeg
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -82,6 +81,8 @@ def write_turntable(
             "Expected size a multiple of 16 and at least 1 frame and frame per second, got "
             f"size={size}, frames={frames}, fps={fps}; the defaults are 192, 60 and 30."
         )
+    import imageio_ffmpeg  # a large package that only a video needs
+
     with replacing(Path(path)) as part:
         video = imageio_ffmpeg.write_frames(
             str(part),

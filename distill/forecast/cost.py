@@ -52,7 +52,7 @@ class Cost:
 
 
 def cost(config: DictConfig, source: Source, device: torch.device) -> Cost:
-    """Forecast a configuration's step, from the networks' configurations and a small rendering on the CPU.
+    """Forecast a configuration's step, from the networks' configurations and a small rendering.
 
     Raises:
         ValueError: the prior's folder is not one this library can use.
@@ -65,7 +65,7 @@ def cost(config: DictConfig, source: Source, device: torch.device) -> Cost:
     )
     rows, rank, decodes = calls(config, at_once)
     found = forecast(prior, rows, at_once, rank=rank, decodes=decodes)
-    scene, rendering = rendered(config, at_once)
+    scene, rendering = rendered(config, at_once, device)
     return Cost(found, scene, rendering, found.operations * -(-batch // at_once))
 
 
@@ -87,11 +87,13 @@ def calls(config: DictConfig, batch: int) -> tuple[list[int], int, bool]:
     return asked.rows, 0, bool(asked.decoded)
 
 
-def rendered(config: DictConfig, views: int) -> tuple[int, int]:
-    """Return the bytes of a configuration's scene, and those that rendering some views of it keeps."""
+def rendered(config: DictConfig, views: int, device: torch.device) -> tuple[int, int]:
+    """Return the bytes of a configuration's scene, and those that rendering some views of it keeps, there or on the CPU."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        device = torch.device("cpu")
     # What encodes on a GPU may not run here.
-    here = {"backend": "auto"} if "backend" in config.scene else {}
-    scene: Scene = instantiate(config.scene, _convert_="all", **here)(seed=0)
+    here = {"backend": "auto"} if "backend" in config.scene and device.type != "cuda" else {}
+    scene: Scene = instantiate(config.scene, _convert_="all", **here)(seed=0).to(device)
     # Each with its gradient and Adam's two averages, and the run's own where there is one.
     copies = config.particles * (5 if config.optimiser.ema else 4)
     groups = scene.parameter_groups().values()

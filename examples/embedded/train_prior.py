@@ -225,6 +225,7 @@ class Run:
     generator: torch.Generator
     seen: int = 0
     loss: float = 0.0
+    seconds: float = 0.0
 
     def averaged(self) -> dict[str, Tensor]:
         """The moving average under the parameters' names."""
@@ -238,6 +239,7 @@ class Run:
             "ema": self.ema,
             "seen": self.seen,
             "loss": self.loss,
+            "seconds": self.seconds,
             "generator": self.generator.get_state(),
             "text_encoder": self.encoder.state_dict(),
         }
@@ -251,7 +253,7 @@ class Run:
         self.optimiser.load_state_dict(state["optimiser"])
         self.encoder.load_state_dict(state["text_encoder"])
         self.ema, self.seen = [value.detach() for value in state["ema"]], state["seen"]
-        self.loss = state.get("loss", 0.0)
+        self.loss, self.seconds = state.get("loss", 0.0), state.get("seconds", 0.0)
         self.generator.set_state(state["generator"].cpu())
 
 
@@ -323,6 +325,7 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures and training state")
     parser.add_argument("--images", type=int, default=1_000_000, help="pictures to train on, in all")
+    parser.add_argument("--minutes", type=float, help="train for so long, in all, and not for --images")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--peak-lr", type=float, default=8e-4)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -348,11 +351,15 @@ def main() -> None:
 
     abar = make_scheduler().alphas_cumprod.to(options.device)
     model = torch.compile(run.unet) if options.compile else run.unet
-    progress = tqdm(total=options.images, initial=run.seen, unit="img", mininterval=10)
-    saved = time.time()
+    total = None if options.minutes else options.images
+    progress = tqdm(total=total, initial=run.seen, unit="img", mininterval=10)
+    saved, began = time.time(), time.time() - run.seconds
     with stop_signals() as stop:
-        while run.seen < options.images and not stop.is_set():
-            done = run.seen / options.images
+        while not stop.is_set():
+            run.seconds = time.time() - began
+            done = run.seconds / (60 * options.minutes) if options.minutes else run.seen / options.images
+            if done >= 1:
+                break
             for group in run.optimiser.param_groups:
                 group["lr"] = learning_rate(done, options.peak_lr)
             train_step(run, model, pictures, tokenizer, abar, options.batch, timestep_exponent(done))

@@ -1,0 +1,193 @@
+"""Pack what a GPU machine without a package index lacks, small enough for a narrow way there.
+
+python examples/benchmarks/gpu/pack.py .gpu
+writes into the folder, from an index:
+
+warp.tar.xz: Warp without its compiler for CPUs and with its own kernels for one kind of GPU alone; in two parts, for two uploads.
+site.tar.xz: the other packages of wheels.txt, unpacked.
+code.tar.xz: this repository's last commit without its weights, to unpack where a checkout of it, with them, is.
+
+Wheels are kept in its subfolder wheels, and what is there is not fetched again. setup.sh unpacks the rest on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+#: Of glibc, newest first: pip takes a wheel only for a platform that is named.
+GLIBC = (35, 34, 31, 28, 27, 24, 17)
+#: What no run needs of Warp: the compiler for CPUs, and what would be read or run by hand.
+LEFT = ("warp/bin/warp-clang.so", "warp/tests/*", "warp/examples/*", "warp/__init__.pyi")
+FATBIN, CUBIN = 0xBA55ED50, 2
+
+
+def fetch(folder: Path, python: str) -> None:
+    """Download the wheels that are not there yet, or build those that an index has only as source."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [line for line in (HERE / "wheels.txt").read_text().splitlines() if not line.startswith("#")]
+    platforms = [f"manylinux_2_{minor}_x86_64" for minor in GLIBC] + ["manylinux2014_x86_64", "any"]
+    for name in names:
+        if list(folder.glob(f"{name.replace('-', '_')}-[0-9]*.whl")):
+            continue
+        common = ["--quiet", "--no-deps", "--constraint", str(ROOT / "constraints.txt")]
+        if name == "antlr4-python3-runtime":
+            options = ["wheel", "--wheel-dir", str(folder), *common]
+        else:
+            options = [
+                "download",
+                "--dest",
+                str(folder),
+                *common,
+                "--only-binary=:all:",
+                "--python-version",
+                python,
+            ]
+            options += ["--implementation", "cp", "--abi", f"cp{python.replace('.', '')}", "--abi", "abi3"]
+            options += ["--abi", "none", *(part for each in platforms for part in ("--platform", each))]
+        subprocess.run([sys.executable, "-m", "pip", *options, name], check=True)
+
+
+def device_code(data: bytes | bytearray) -> Iterator[tuple[int, int, int, int]]:
+    """The GPU programs in a library: kind, architecture, first byte, bytes."""
+    mark = struct.pack("<IHH", FATBIN, 1, 16)
+    start = data.find(mark)
+    while start >= 0:
+        (size,) = struct.unpack_from("<Q", data, start + 8)
+        entry, end = start + 16, start + 16 + size
+        while entry < end:
+            kind, _, own, length = struct.unpack_from("<HHIQ", data, entry)
+            (architecture,) = struct.unpack_from("<I", data, entry + 28)
+            yield kind, architecture, entry + own, length
+            entry += own + length
+        start = data.find(mark, end)
+
+
+def dense_runs(data: bytes | bytearray, block: int = 2**16) -> Iterator[tuple[int, int]]:
+    """Stretches of at least 4 MiB that are compressed already: first byte and bytes."""
+    first = None
+    for start in range(0, len(data) + block, block):
+        part = data[start : start + block]
+        if len(part) == block and len(zlib.compress(part, 1)) > 0.97 * block:
+            first = start if first is None else first
+        elif first is not None:
+            if start - first >= 2**22:
+                yield first, start - first
+            first = None
+
+
+def strip(library: Path, architecture: int) -> int:
+    """Blank what a library holds for other GPUs and for tiles' matrix products, so that it compresses to nothing.
+
+    What is left compiles and launches kernels as before. The latter is the one long stretch of a library that is compressed
+    already; a kernel that asks for it would not compile. Returns how many bytes were blanked.
+    """
+    data, gone = bytearray(library.read_bytes()), 0
+    programs = list(device_code(data))
+    if not any(kind == CUBIN and own == architecture for kind, own, *_ in programs):
+        raise ValueError(
+            f"{library.name} has no machine code for sm_{architecture}; choose another --architecture"
+        )
+    others = [
+        (first, length) for kind, own, first, length in programs if (kind, own) != (CUBIN, architecture)
+    ]
+    for first, length in [*others, *dense_runs(data)]:
+        data[first : first + length] = bytes(length)
+        gone += length
+    library.write_bytes(data)
+    return gone
+
+
+def check(folder: Path, architecture: int) -> None:
+    """Compile this library's kernels with the Warp that was packed."""
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_warp_aot.py"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(folder), "WARP_CACHE_PATH": str(folder / "cache")}, check=True,
+    )  # fmt: skip
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+
+
+def compress(folder: Path, archive: Path, preset: str) -> None:
+    """One xz stream with a dictionary that sees the whole folder, and x86 jumps made alike."""
+    files = sorted(path.name for path in folder.iterdir())
+    tar = subprocess.Popen(
+        ["tar", "--owner=0", "--group=0", "-C", folder, "-c", *files], stdout=subprocess.PIPE
+    )
+    filters = ["--x86", f"--lzma2=preset={preset},dict=256MiB"]
+    with archive.open("wb") as file:
+        subprocess.run(["xz", "--threads=1", *filters], stdin=tar.stdout, stdout=file, check=True)
+    if tar.wait():
+        raise RuntimeError(f"could not read {folder}")
+
+
+def split(archive: Path, first: int) -> None:
+    """Cut an archive in two, for two uploads."""
+    data = archive.read_bytes()
+    for number, part in enumerate((data[:first], data[first:])):
+        archive.with_name(f"{archive.name}.{number:02d}").write_bytes(part)
+    archive.unlink()
+
+
+def pack_code(archive: Path) -> None:
+    """The last commit but for its weights and pictures."""
+    left = [f":(exclude,glob)**/*.{ending}" for ending in ("safetensors", "jpg", "png")]
+    tar = subprocess.run(
+        ["git", "-C", ROOT, "archive", "HEAD", ".", *left], check=True, capture_output=True
+    ).stdout
+    archive.write_bytes(subprocess.run(["xz"], input=tar, check=True, capture_output=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--python", default="3.12", help="version there")
+    parser.add_argument("--architecture", type=int, default=90, help="of the GPU: 90 is Hopper, 80 an A100")
+    parser.add_argument(
+        "--preset", default="9e", help="of xz; 6 is five times as fast and a twentieth larger"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=["code", "site", "warp"], choices=("code", "site", "warp")
+    )
+    options = parser.parse_args()
+    folder: Path = options.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if "code" in options.only:
+        pack_code(folder / "code.tar.xz")
+    if {"site", "warp"} & {*options.only}:
+        fetch(folder / "wheels", options.python)
+    for part in ("site", "warp"):
+        if part not in options.only:
+            continue
+        with tempfile.TemporaryDirectory() as name:
+            unpacked = Path(name)
+            for wheel in (folder / "wheels").glob("*.whl"):
+                if wheel.name.startswith("warp_lang") == (part == "warp"):
+                    zipfile.ZipFile(wheel).extractall(unpacked)
+            if part == "warp":
+                for path in [path for pattern in LEFT for path in unpacked.glob(pattern)]:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                gone = strip(unpacked / "warp/bin/warp.so", options.architecture)
+                print(f"{gone / 2**20:.0f} MiB of warp.so blanked")
+                check(unpacked, options.architecture)
+            compress(unpacked, folder / f"{part}.tar.xz", options.preset)
+            if part == "warp":
+                split(folder / "warp.tar.xz", options.part * 2**20)
+    for path in sorted(folder.glob("*.xz*")):
+        print(f"{path.stat().st_size / 2**20:6.1f} MiB  {path}")
+
+
+if __name__ == "__main__":
+    main()

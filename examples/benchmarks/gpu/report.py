@@ -1,0 +1,186 @@
+"""What a GPU does with this library, in a few minutes: tests, the main job, steps of a real prior's size, a profile, training.
+
+python examples/benchmarks/gpu/report.py --output build/gpu-report
+runs each part as a process of its own with a time limit, the most valuable first. What comes out is written at once, as
+report.md and report.json; a part that fails or takes too long is recorded with its error, and the rest goes on. Run again, it
+skips what is finished. ``--dry`` runs every part on the CPU with a tiny prior.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+#: Where the parts import from, beside installed packages.
+IMPORTS = (HERE, HERE.parent, ROOT / "examples" / "embedded", ROOT / "tests")
+#: Seconds that a part may take, by name and in order of value; each is a module's ``run`` or the function after the colon.
+PARTS: Mapping[str, tuple[str, float]] = {
+    "tests": ("checks", 75),
+    "asset": ("asset", 75),
+    "steps": ("steps", 80),
+    "profile": ("profiling", 40),
+    "training": ("training", 45),
+    "more-steps": ("steps:more", 60),
+    "compile": ("steps:compiled", 75),
+    "large": ("large", 50),
+    "nerfacc": ("steps:nerfacc", 60),
+}
+
+
+def environment(device: str) -> dict[str, str]:
+    """Of a part's process: what it imports comes from this checkout's scripts and from installed packages alone."""
+    found = [*map(str, IMPORTS), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+    return {
+        **os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(found)), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", **hidden,
+    }  # fmt: skip
+
+
+def run_part(command: Sequence[str], limit: float, log: Path, variables: Mapping[str, str]) -> str:
+    """Run a process and all that it starts; returns what went wrong, empty for nothing."""
+    with log.open("a") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=dict(variables), stdout=file, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = process.wait(max(limit, 1))
+        except subprocess.TimeoutExpired:
+            return f"stopped after {limit:.0f} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if not code:
+        return ""
+    last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return f"exit code {code}: {last[-1][:400] if last else 'no word'}"
+
+
+def tail(log: Path, lines: int = 60) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else ""
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def assemble(work: Path, output: Path, state: Mapping[str, Any]) -> None:
+    """Write the report from what every part has found so far."""
+    from record import markdown, write
+
+    parts = {name: {**state["parts"][name], **read(work / f"{name}.json")} for name in state["parts"]}
+    write(output / "report.json", json.dumps({**state, "parts": parts}, indent=1) + "\n")
+    summary = [
+        {"part": name, "outcome": part["outcome"], "seconds": part.get("seconds"), "error": part.get("error")}
+        for name, part in parts.items()
+    ]
+    blocks = [f"# {state['hardware']}", state["about"], markdown(summary)]
+    for name, part in parts.items():
+        blocks.append(f"## {name}")
+        blocks += part.get("notes", [])
+        for title, rows in part.get("tables", {}).items():
+            blocks += [f"### {title}", markdown(rows)]
+        if part.get("error"):
+            blocks.append(f"```\n{tail(work / f'{name}.log', 25)}\n```")
+    write(output / "report.md", "\n\n".join(blocks) + "\n")
+    logs = [f"==== {name}\n{tail(work / f'{name}.log', 400)}\n" for name in parts]
+    write(output / "log.txt", "\n".join(logs))
+
+
+def describe(device: str) -> dict[str, str]:
+    """What computes, in words; asked of a process, so that this one holds no memory of the GPU."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    asked = f"import torch; from measuring import hardware; print(hardware(torch.device({device!r})))"
+    done = subprocess.run(
+        [sys.executable, "-c", asked], env=environment(device), capture_output=True, text=True, check=False
+    )
+    hardware = done.stdout.strip() or "unknown hardware"
+    versions = []
+    for name in ("distill3d", "torch", "diffusers", "transformers", "warp-lang", "nerfacc", "numpy"):
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            versions.append(f"no {name}")
+    about = f"Python {platform.python_version()}, {os.cpu_count()} CPU cores; {', '.join(versions)}"
+    return {"hardware": hardware, "about": about}
+
+
+def report(names: Sequence[str], output: Path, work: Path, device: str, dry: bool, seconds: float) -> bool:
+    """Run the parts that are not finished; returns whether all are, now."""
+    sys.path[:0] = [str(path) for path in IMPORTS if str(path) not in sys.path]
+    output.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
+    state: dict[str, Any] = {"parts": {}, **read(work / "state.json"), **describe(device)}
+    end = time.perf_counter() + seconds
+    for name in names:
+        if state["parts"].get(name, {}).get("outcome") == "finished":
+            continue
+        left = end - time.perf_counter()
+        started, error = time.perf_counter(), "no time was left"
+        if left > 5:
+            command = [
+                sys.executable, str(HERE / "report.py"), "--one", name, "--output", str(output.resolve()),
+                "--work", str(work.resolve()), "--device", device, *(["--dry"] if dry else []),
+            ]  # fmt: skip
+            (work / f"{name}.log").unlink(missing_ok=True)
+            error = run_part(command, min(PARTS[name][1], left), work / f"{name}.log", environment(device))
+        taken = round(time.perf_counter() - started, 1)
+        outcome = "failed" if error else "finished"
+        state["parts"][name] = {"outcome": outcome, "seconds": taken, **({"error": error} if error else {})}
+        (work / "state.json").write_text(json.dumps(state))
+        assemble(work, output, state)
+        print(f"{name}: {outcome} in {taken} s {error}", flush=True)
+    return all(state["parts"][name]["outcome"] == "finished" for name in names)
+
+
+def one(name: str, output: Path, work: Path, device: str, dry: bool) -> None:
+    """Run a part in this process."""
+    import torch
+    from record import Record
+
+    module, _, function = PARTS[name][0].partition(":")
+    record = Record(work / f"{name}.json")
+    getattr(importlib.import_module(module), function or "run")(
+        record, work, output, torch.device(device), dry
+    )
+    record.save()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("build/gpu-report"), help="at most eight files")
+    parser.add_argument("--work", type=Path, help="what lies between; by default beside the output")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    parser.add_argument("--seconds", type=float, default=480, help="for all parts that are run now")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dry", action="store_true", help="all parts on the CPU, with next to nothing to do")
+    parser.add_argument("--one", choices=PARTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    device = "cpu" if options.dry else options.device
+    work = options.work or options.output.with_name(f"{options.output.name}-work")
+    if options.one:
+        one(options.one, options.output, work, device, options.dry)
+    elif not report(options.parts, options.output, work, device, options.dry, options.seconds):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# On a machine without a package index: unpacks what pack.py wrote, and installs this checkout beside it.
+#   usage: setup.sh SITE PACK      then: export PYTHONPATH=SITE
+# SITE gets the packages; PACK is the folder with the archives, or with what has come of them: Warp waits for its last part.
+# A copy of the code without its weights takes them from the checkout in the current folder.
+set -euo pipefail
+site=${1:?usage: setup.sh SITE PACK} pack=${2:?usage: setup.sh SITE PACK}
+root=$(cd "$(dirname "$0")/../../.." && pwd)
+mkdir -p "$site"
+site=$(cd "$site" && pwd)
+unpack() { cat "$@" | xz -dc | tar -x --no-same-owner -C "$site"; }
+# Marked when done, so that an interrupted unpacking is done again.
+if [ ! -e "$site/.site" ]; then unpack "$pack/site.tar.xz" && touch "$site/.site" & fi
+if [ ! -e "$site/.warp" ] && [ -e "$pack/warp.tar.xz.01" ]; then unpack "$pack"/warp.tar.xz.?? && touch "$site/.warp" & fi
+if [ "$PWD" != "$root" ] && [ -d distill/embedded ]; then cp -rn distill/embedded/. "$root/distill/embedded/"; fi
+wait
+rm -rf "$site"/distill "$site"/distill3d-*
+if ! python3 -m pip install --quiet --no-index --no-deps --no-build-isolation --no-compile --upgrade --target "$site" "$root"; then
+  echo "pip cannot build it, perhaps for an old setuptools; copied as setup.cfg lays it out" >&2
+  cp -r "$root/distill" "$site/"
+  cp -r "$root"/{guidance,renderers,samplers} "$site/distill/"
+  version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$root/distill/_version.py")
+  mkdir -p "$site/distill3d-$version.dist-info"
+  printf 'Metadata-Version: 2.1\nName: distill3d\nVersion: %s\n' "$version" >"$site/distill3d-$version.dist-info/METADATA"
+fi
+cd /
+PYTHONPATH=$site python3 -c "import distill, importlib.metadata as m; print('distill3d', m.version('distill3d'), distill.__file__)"

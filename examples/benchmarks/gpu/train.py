@@ -1,0 +1,80 @@
+"""Train what ships, on a GPU, for so many minutes in all; run again to go on.
+
+python examples/benchmarks/gpu/train.py prior --minutes 8 --work build/gpu-train/prior
+renders the pictures first, which takes a minute on sixteen cores, and saves every minute. The model is written where
+``--output`` says, by default into the working tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from report import ROOT, environment
+
+EMBEDDED = ROOT / "examples" / "embedded"
+#: Seconds from a signal to the last file.
+GRACE = 60
+
+
+def run(command: Sequence[object], minutes: float) -> int:
+    """Run a training, and ask it to save and stop when its time is over; returns its exit code."""
+    process = subprocess.Popen([str(part) for part in command], cwd=ROOT, env=environment("cuda"))
+    try:
+        return process.wait(60 * minutes)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.send_signal(signal.SIGINT)
+    try:
+        return process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def prior(work: Path, output: Path | None, minutes: float, options: Sequence[str]) -> int:
+    """The embedded prior; its rates and timesteps move with the time that is spent."""
+    command = [
+        sys.executable,
+        EMBEDDED / "train_prior.py",
+        "--work",
+        work,
+        "--save-minutes",
+        1,
+        "--minutes",
+        minutes,
+    ]
+    given = ["--output", output] if output else []
+    return run([*command, *given, *options], minutes + GRACE / 60)
+
+
+def novel_view(work: Path, output: Path | None, minutes: float, options: Sequence[str]) -> int:
+    """The novel-view model; ``--updates`` must fit the time, see the report's throughput."""
+    given = ["--output", output] if output else []
+    return run([sys.executable, EMBEDDED / "train_novel_view.py", "--work", work, *given, *options], minutes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kinds = {"prior": prior, "novel_view": novel_view}
+    parser.add_argument("what", choices=kinds)
+    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--work", type=Path, help="for pictures and states; by default under build/gpu-train")
+    parser.add_argument("--output", type=Path, help="folder of the model")
+    options, others = parser.parse_known_args()
+    work = (options.work or ROOT / "build" / "gpu-train" / options.what).resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    code = kinds[options.what](work, options.output and options.output.resolve(), options.minutes, others)
+    print(f"{options.what}: exit code {code} after {(time.perf_counter() - started) / 60:.1f} minutes")
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""How fast the embedded models train: pictures a second."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dataset
+import torch
+import train_prior
+from record import Record
+
+NOVEL_VIEW = Path(__file__).resolve().parents[1] / "novelview_training.py"
+
+
+def prior_rate(work: Path, device: torch.device, batch: int, steps: int) -> float:
+    """Pictures a second of the prior's training, drawing and captioning them included."""
+    pictures = dataset.Pictures(work / "pictures", torch.Generator().manual_seed(0))
+    tokenizer = train_prior.make_tokenizer()
+    options = argparse.Namespace(device=str(device), work=work / "nothing", start=train_prior.SHIPPED)
+    run = train_prior.start(options, tokenizer, pictures)
+    abar = train_prior.make_scheduler().alphas_cumprod.to(device)
+
+    def take(count: int) -> float:
+        started = time.perf_counter()
+        for _ in range(count):
+            train_prior.train_step(run, run.unet, pictures, tokenizer, abar, batch, 0.5)
+        return time.perf_counter() - started  # each step reads its loss back, and so waits
+
+    take(min(3, steps))
+    return batch * steps / take(steps)
+
+
+def novel_view_rates(work: Path, device: torch.device, batch: int, rounds: int) -> dict[str, float]:
+    """Pairs a second of the novel-view model's training, plain, in mixed precision and with cached features."""
+    folder = work / f"novel-view-{batch}"
+    command = ["--batch", batch, "--rounds", rounds, "--device", device, "--output", folder]
+    subprocess.run([sys.executable, str(NOVEL_VIEW), *map(str, command)], check=True)
+    costs = json.loads((folder / "costs.json").read_text())
+    return {name: 1000 * batch / costs[name] for name in ("plain", "mixed", "cached")}
+
+
+def run(record: Record, work: Path, output: Path, device: torch.device, dry: bool) -> None:
+    """Small batches as they are trained with, and larger ones."""
+    started = time.perf_counter()
+    dataset.build(work / "pictures", shapes_per_kind=1, seed=0)
+    record.note(f"Pictures were rendered in {time.perf_counter() - started:.1f} s.")
+    for batch in (2,) if dry else (16, 128, 512):
+        rate = prior_rate(work, device, batch, 1 if dry else 15)
+        record.row("The prior", {"batch": batch, "pictures a second": rate})
+    for batch in (2,) if dry else (16, 64):
+        rates = novel_view_rates(work, device, batch, 1 if dry else 8)
+        record.row("The novel-view model, pairs a second", {"batch": batch, **rates})

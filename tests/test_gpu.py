@@ -1,0 +1,229 @@
+"""What runs on CUDA against plain torch there, and against the CPU: kernels forward and backward, a prior, a step, a mesh."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill import loop
+from distill.cameras import orbit, turntable
+from distill.guidance.terms import add_noise
+from distill.priors import load_prior
+from distill.renderers import HashGridScene, render
+from distill.renderers.hashgrid import encode, hash_layout
+from distill.renderers.march import Samples, composite, march, nerfacc_compiled
+from distill.renderers.occupancy import occupancy_grid
+from distill.run.assemble import assemble
+from distill.run.compose import compose_config
+
+pytestmark = pytest.mark.gpu
+
+#: What a scene has by default: dense levels and hashed ones.
+LAYOUT = hash_layout(levels=12, finest_resolution=128, base_resolution=8)
+
+
+def _uniform(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _need(name: str) -> None:
+    """Skip where an optional package cannot be used."""
+    if name == "nerfacc" and not nerfacc_compiled():
+        pytest.skip("nerfacc's kernels cannot be built here")
+    if name == "tinycudann":
+        if importlib.util.find_spec(name) is None:
+            pytest.skip("tinycudann is not installed")
+        importlib.import_module(name)
+
+
+def _encoded(points: Tensor, params: Tensor, backend: str, active: int | None) -> list[Tensor]:
+    """Features, and the gradients of an uneven sum of them by points and parameters."""
+    x, p = points.clone().requires_grad_(), params.clone().requires_grad_()
+    out = encode(x, p, LAYOUT, backend, active)
+    weight = torch.linspace(-1, 1, out.numel(), device=out.device).view_as(out)
+    return [out.detach().cpu(), *(g.cpu() for g in torch.autograd.grad((out * weight).sum(), [x, p]))]
+
+
+@pytest.mark.parametrize("active", [None, 5])
+@pytest.mark.parametrize("backend", ["warp", "tinycudann"])
+def test_encoding_agrees_with_torch_and_with_the_cpu(backend: str, active: int | None) -> None:
+    _need(backend)
+    points, params = _uniform(20_011, 3), _uniform(LAYOUT.num_params, seed=1) - 0.5
+    there = _encoded(points.cuda(), params.cuda(), backend, active)
+    plain = _encoded(points.cuda(), params.cuda(), "torch", active)
+    here = _encoded(points, params, "torch", active)
+    for found, other, cpu in zip(there, plain, here, strict=True):
+        # Sums over many points, in another order each time.
+        scale = float(cpu.abs().max())
+        torch.testing.assert_close(found, other, atol=1e-5 * scale, rtol=1e-4)
+        torch.testing.assert_close(found, cpu, atol=1e-5 * scale, rtol=1e-4)
+
+
+def test_encoding_follows_the_stream_that_torch_is_on() -> None:
+    points, params = _uniform(500_000, 3).cuda(), (_uniform(LAYOUT.num_params, seed=1) - 0.5).cuda()
+    expected = encode(points, params, LAYOUT, "warp")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        busy = torch.randn(4096, 4096, device="cuda")
+        for _ in range(20):
+            busy = (busy @ busy).tanh()
+        late = points + 0 * busy.sum()
+        found = encode(late, params, LAYOUT, "warp").sum(0)
+    torch.cuda.synchronize()
+    torch.testing.assert_close(found, expected.sum(0), atol=1e-2, rtol=1e-4)
+
+
+def _rays() -> tuple[Tensor, Tensor, Tensor]:
+    cameras = orbit(torch.tensor([30.0, 200.0]), torch.tensor([20.0, -10.0]), 3.2, 40.0)
+    origins, directions = (part.view(-1, 3) for part in cameras.rays(48, 48))
+    return origins, directions, _uniform(len(origins), seed=3)
+
+
+def _grid() -> Any:
+    grid = occupancy_grid(32)
+    cells = (torch.arange(32) + 0.5) / 16 - 1
+    grid.binaries[0] = torch.stack(torch.meshgrid(cells, cells, cells, indexing="ij")).norm(dim=0) < 0.6
+    return grid
+
+
+def _marched(marcher: str, device: str) -> Samples:
+    origins, directions, jitter = (part.to(device) for part in _rays())
+    return march(origins, directions, jitter, _grid().to(device), 0.054, marcher)
+
+
+@pytest.mark.parametrize("marcher", ["warp", "nerfacc"])
+def test_marching_agrees_with_the_cpu(marcher: str) -> None:
+    _need(marcher)
+    here, there = _marched("warp", "cpu"), _marched(marcher, "cuda")
+    # A sample at a cell's edge may be on either side of it.
+    assert abs(len(there.ray) - len(here.ray)) <= 0.002 * len(here.ray)
+    same = here.counts == there.counts.cpu()
+    assert same.float().mean() > 0.99
+    kept = same[here.ray], same[there.ray.cpu()]
+    torch.testing.assert_close(there.points.cpu()[kept[1]], here.points[kept[0]], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(there.distance.cpu()[kept[1]], here.distance[kept[0]], atol=1e-4, rtol=1e-4)
+
+
+def _reference(density: Tensor, values: Tensor, samples: Samples) -> tuple[Tensor, Tensor]:
+    """Sums and opacities in double precision, by cumulative sums over all samples."""
+    depth = density * samples.step
+    total = depth.cumsum(0)
+    ends = samples.counts.long().cumsum(0)
+    starts = ends - samples.counts
+    before = torch.cat([total.new_zeros(1), total])[starts][samples.ray]
+    weights = torch.exp(-(total - depth - before)) * -torch.expm1(-depth)
+    rays = len(samples.counts)
+    sums = values.new_zeros(rays, values.shape[1]).index_add(0, samples.ray, weights[:, None] * values)
+    return sums, weights.new_zeros(rays).index_add(0, samples.ray, weights)
+
+
+@pytest.mark.parametrize("marcher", ["warp", "nerfacc"])
+def test_compositing_agrees_with_torch(marcher: str) -> None:
+    _need(marcher)
+    samples = _marched("warp", "cuda")
+    count = len(samples.ray)
+    given = (8 * _uniform(count, seed=4)).cuda(), _uniform(count, 5, seed=5).cuda()
+
+    def run(made: Callable[..., Any], dtype: torch.dtype) -> list[Tensor]:
+        density, values = (each.to(dtype).requires_grad_() for each in given)
+        sums, opacity, *_ = made(density, values)
+        weight = torch.linspace(-1, 1, sums.numel(), device="cuda", dtype=dtype).view_as(sums)
+        loss = (sums * weight).sum() + (opacity**2).sum()
+        return [each.double() for each in (sums, opacity, *torch.autograd.grad(loss, [density, values]))]
+
+    found = run(lambda d, v: composite(d, v, samples, marcher), torch.float32)
+    expected = run(lambda d, v: _reference(d, v, samples), torch.float64)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-3)
+
+
+def test_an_image_and_its_gradient_are_the_cpus() -> None:
+    def run(device: str) -> list[Tensor]:
+        scene = HashGridScene(blob_scale=20.0, seed=0).to(device)
+        picture = render(scene, turntable(2), 40, 40, generator=torch.Generator().manual_seed(2))
+        weight = torch.linspace(-1, 1, picture.rgb.numel(), device=device).view_as(picture.rgb)
+        ((picture.rgb * weight).sum() + picture.opacity.square().sum()).backward()
+        grads = [p.grad for group in scene.parameter_groups().values() for p in group]
+        return [each.detach().cpu() for each in (picture.rgb, picture.opacity, *grads) if each is not None]
+
+    for here, there in zip(run("cpu"), run("cuda"), strict=True):
+        assert (here - there).norm() < 2e-3 * here.norm()
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.bfloat16, 3e-2), (torch.float16, 5e-3), (torch.float32, 2e-3)]
+)
+def test_a_prior_predicts_in_every_precision_what_it_does_on_the_cpu(
+    dtype: torch.dtype, error: float
+) -> None:
+    x, noise = (
+        2 * _uniform(2, 48, 16, 16) - 1,
+        torch.randn(2, 48, 16, 16, generator=torch.Generator().manual_seed(1)),
+    )
+    t = torch.tensor([300, 800])
+
+    def run(device: str, dtype: torch.dtype) -> Tensor:
+        prior = load_prior("embedded", device, dtype)
+        told = prior.embed(["a red mug, front view", ""])
+        x_t = add_noise(prior, x.to(device), t.to(device), noise.to(device))
+        return prior.predict_noise(x_t, t.to(device), told).cpu()
+
+    here, there = run("cpu", torch.float32), run("cuda", dtype)
+    assert there.dtype == torch.float32
+    assert (here - there).norm() < error * here.norm()
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("guidance", ["sds", "csd", "asd", "vsd"])
+def test_steps_on_cuda_are_those_on_the_cpu(guidance: str) -> None:
+    def run(device: str) -> list[dict[str, float]]:
+        options = [
+            f"device={device}",
+            f"guidance={guidance}",
+            "prior_options.dtype=float32",
+            "render.size=32",
+        ]
+        config = compose_config(["prompt=a red mug", *options])
+        prior = load_prior("embedded", device, torch.float32)
+        found = []
+
+        def on_step(state: loop.State, metrics: dict[str, float], picture: Any) -> bool:
+            found.append(metrics)
+            return state.step == 3
+
+        loop.train(assemble(config, prior), on_step)
+        return found
+
+    for here, there in zip(run("cpu"), run("cuda"), strict=True):
+        assert here["t"] == there["t"]
+        # The cells to skip are looked at in points of each device's own.
+        assert there["opacity"] == pytest.approx(here["opacity"], rel=0.02)
+        assert there["grad_norm"] == pytest.approx(here["grad_norm"], rel=0.1)
+
+
+def test_a_mesh_of_a_scene_on_cuda_is_the_cpus() -> None:
+    from distill.export.mesh import extract_mesh
+    from distill.export.texture import bake_texture, colour_vertices
+
+    def run(device: str) -> Any:
+        scene = HashGridScene(blob_scale=20.0, seed=0).to(device)
+
+        def view(cameras: Any, height: int, width: int) -> Any:
+            with torch.no_grad():
+                return render(scene, cameras, height, width)
+
+        mesh = extract_mesh(scene.query, view, resolution=48, faces=2000, device=device)
+        coloured = colour_vertices(mesh, scene.query, device=device)
+        return mesh, coloured, bake_texture(mesh, scene.query, size=64, device=device)
+
+    (here, *_), (there, coloured, textured) = run("cpu"), run("cuda")
+    assert there.iso_level == pytest.approx(here.iso_level, rel=1e-2)
+    size = abs(there.vertices).max(0)
+    assert size == pytest.approx(abs(here.vertices).max(0), rel=0.02)
+    assert coloured is not None and textured is not None

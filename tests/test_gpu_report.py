@@ -1,0 +1,151 @@
+"""The GPU report: what it runs, writes, skips and survives; and what is packed for a machine without an index."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks" / "gpu"
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Imports a script of the folder, and what it imports."""
+    for folder in (FOLDER.parents[1] / "embedded", FOLDER.parent, FOLDER):
+        monkeypatch.syspath_prepend(str(folder))
+    return importlib.import_module
+
+
+def test_every_part_runs_on_the_cpu(scripts: Callable[[str], Any], tmp_path: Path) -> None:
+    report = scripts("report")
+    command = [sys.executable, str(FOLDER / "report.py"), "--dry", "--output", str(tmp_path / "out")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + (tmp_path / "out" / "log.txt").read_text()[-2000:]
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {name: part["outcome"] for name, part in found["parts"].items()} == dict.fromkeys(
+        report.PARTS, "finished"
+    )
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(files) <= 8
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", path.name) and path.stat().st_size < 2**24 for path in files)
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert text.startswith(f"# {found['hardware']}\n")
+    tables = {name: part["tables"] for name, part in found["parts"].items()}
+    assert {row["outcome"] for row in tables["tests"]["Tests"]} <= {"skipped", "passed"}
+    (asset,) = tables["asset"]["Assets"]
+    assert asset["seconds"] >= asset["training"] > 0
+    assert 0 <= asset["iou"] <= 1
+    for row in tables["steps"]["Steps at Stable Diffusion 1.5's size"]:
+        assert row["step / network"] == pytest.approx(row["step ms"] / row["network ms"], rel=0.01)
+        assert row["forecast GiB"] > 0
+
+
+def fake(name: str, scripts: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, code: str) -> Any:
+    """A report of parts that are Python code."""
+    report = scripts("report")
+    monkeypatch.setattr(report, "describe", lambda device: {"hardware": "H", "about": "A"})
+    monkeypatch.setattr(report, "PARTS", {"a": ("", 20.0), "slow": ("", 2.0), "b": ("", 20.0)})
+    real = report.run_part
+
+    def run_part(command: list[str], *rest: Any) -> str:
+        part = command[command.index("--one") + 1]
+        return str(real([sys.executable, "-c", code, part], *rest))
+
+    monkeypatch.setattr(report, "run_part", run_part)
+    return report
+
+
+def test_a_part_that_fails_or_hangs_is_told_and_the_rest_goes_on(
+    scripts: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code = (
+        "import sys, time, pathlib\n"
+        f"here = pathlib.Path({str(tmp_path)!r}); part = sys.argv[1]\n"
+        "print('in', part, file=(here / 'ran').open('a'))\n"
+        "if part == 'slow': time.sleep(60)\n"
+        "if part == 'a' and not (here / 'mended').exists(): raise ValueError('no | bolt')\n"
+    )
+    report = fake("a", scripts, monkeypatch, code)
+    out, work = tmp_path / "out", tmp_path / "work"
+    assert not report.report(["a", "slow", "b"], out, work, "cpu", True, 60.0)
+    state = json.loads((out / "report.json").read_text())["parts"]
+    assert [state[name]["outcome"] for name in state] == ["failed", "failed", "finished"]
+    assert state["a"]["error"] == "exit code 1: ValueError: no | bolt"
+    assert state["slow"]["error"] == "stopped after 2 s"
+    assert "| a | failed |" in (out / "report.md").read_text()
+    assert r"ValueError: no \| bolt" in (out / "report.md").read_text()
+    (tmp_path / "mended").touch()
+    assert report.report(["a", "b"], out, work, "cpu", True, 60.0)
+    assert (tmp_path / "ran").read_text().split() == ["in", "a", "in", "slow", "in", "b", "in", "a"]
+    # What no time is left for is told, too.
+    assert not report.report(["slow"], out, work, "cpu", True, 0.0)
+    assert json.loads((out / "report.json").read_text())["parts"]["slow"]["error"] == "no time was left"
+
+
+def test_rows_are_on_disk_at_once_and_make_a_table(scripts: Callable[[str], Any], tmp_path: Path) -> None:
+    record = scripts("record")
+    found = record.Record(tmp_path / "part.json")
+    found.row("T", {"loss": "sds", "ms": 12.3456})
+    assert json.loads((tmp_path / "part.json").read_text())["tables"] == {
+        "T": [{"loss": "sds", "ms": 12.3456}]
+    }
+    found.row("T", {"loss": "a|b", "learner": None, "more": True})
+    assert record.markdown(found.tables["T"]) == (
+        "| loss | ms | learner | more |\n| --- | --- | --- | --- |\n| sds | 12.35 |  |  |\n| a\\|b |  |  | True |"
+    )
+
+
+def test_busy_time_counts_what_overlaps_once(scripts: Callable[[str], Any]) -> None:
+    profiling = scripts("profiling")
+    assert profiling.covered([(0, 4), (2, 5), (7, 9), (8, 8.5)]) == 7
+    assert profiling.covered([]) == 0
+    kind = torch.autograd.DeviceType.CUDA
+    events = [SimpleNamespace(device_type=kind, name=name) for name in ("gemm", "Optimizer.step#Adam.step")]
+    assert [event.name for event in profiling.kernels(events, kind)] == ["gemm"]
+
+
+@pytest.mark.parametrize(("options", "parameters"), [("SDXL", 2_567_463_684), ("FLUX", 11_901_408_320)])
+def test_large_networks_have_the_published_size(
+    scripts: Callable[[str], Any], options: str, parameters: int
+) -> None:
+    import diffusers
+
+    kind = {"SDXL": diffusers.UNet2DConditionModel, "FLUX": diffusers.FluxTransformer2DModel}[options]
+    with torch.device("meta"):
+        network = kind(**getattr(scripts("large"), options))
+    assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+def entry(kind: int, architecture: int, payload: bytes) -> bytes:
+    head = struct.pack("<HHIQ", kind, 257, 64, len(payload)) + bytes(12) + struct.pack("<I", architecture)
+    return head + bytes(64 - len(head)) + payload
+
+
+def test_only_one_gpus_machine_code_is_packed(scripts: Callable[[str], Any], tmp_path: Path) -> None:
+    pack = scripts("pack")
+    programs = entry(1, 75, b"ptx!" * 8) + entry(2, 80, b"ampe" * 8) + entry(2, 90, b"hopp" * 8)
+    container = struct.pack("<IHHQ", pack.FATBIN, 1, 16, len(programs)) + programs
+    library = tmp_path / "library.so"
+    noise = os.urandom(6 * 2**20)
+    library.write_bytes(b"code" * 2**14 + container + bytes(2**16) + noise)
+    gone = pack.strip(library, 90)
+    data = library.read_bytes()
+    assert b"hopp" * 8 in data and b"ampe" not in data and b"ptx!" not in data
+    assert data.startswith(b"code" * 2**14)
+    # Of the noise, all but what shares a block of 64 KiB with something else.
+    assert 64 + 6 * 2**20 - 2**17 <= gone <= 64 + 6 * 2**20
+    with pytest.raises(ValueError, match="no machine code for sm_70"):
+        pack.strip(library, 70)
