@@ -190,46 +190,57 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def render_shapes(options: WorldOptions, workers: int = 1) -> dict[str, Tensor]:
-    """Layers and cameras of ``shapes`` of each kind, on several cores.
+def _work(job: tuple[WorldOptions, str, int]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    options, kind, number = job
+    return render_shape(options, (kind, number))
+
+
+def render_shapes(worlds: Sequence[WorldOptions], workers: int = 1) -> list[dict[str, Tensor]]:
+    """Layers and cameras of ``shapes`` of each kind, of one or several worlds, on several cores.
 
     Returns:
-        ``layers``, 0 to 255, shape ``[kinds, shapes, views, size, size, 5]``, and ``positions``, shape
+        For each, ``layers``, 0 to 255, shape ``[kinds, shapes, views, size, size, 5]``, and ``positions``, shape
         ``[kinds, shapes, views, 3]``.
     """
     from distill.embedded import world
 
-    jobs = [(kind, number) for kind in world.KINDS for number in range(options.shapes)]
+    jobs = [(said, kind, number) for said in worlds for kind in world.KINDS for number in range(said.shapes)]
     bar = partial(tqdm, total=len(jobs), desc="rendering", unit="shape", mininterval=5)
-    work = partial(render_shape, options)
     if workers > 1:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-            done = list(bar(pool.map(work, jobs, chunksize=4)))
+            done = list(bar(pool.map(_work, jobs, chunksize=4)))
     else:
-        done = [work(job) for job in bar(jobs)]
-    shape = (len(world.KINDS), options.shapes)
-    layers, positions = (
-        torch.from_numpy(np.stack(values)).unflatten(0, shape) for values in zip(*done, strict=True)
-    )
-    return {"layers": layers, "positions": positions}
-
-
-def cached_shapes(options: WorldOptions, folder: Path, workers: int = 1) -> dict[str, Tensor]:
-    """``render_shapes``, written to ``folder`` and read from there the next time."""
-    said = repr(options)
-    path = folder / f"world-{mixed(options.seed, said):016x}.safetensors"
-    if path.exists():
-        return load_file(path)
-    found = render_shapes(options, workers)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(found, temporary, {"options": said})
-    temporary.replace(path)
+        done = [_work(job) for job in bar(jobs)]
+    found, start = [], 0
+    for said in worlds:
+        shape = (len(world.KINDS), said.shapes)
+        part = done[start : start + shape[0] * shape[1]]
+        values = (torch.from_numpy(np.stack(value)).unflatten(0, shape) for value in zip(*part, strict=True))
+        found.append(dict(zip(("layers", "positions"), values, strict=True)))
+        start += shape[0] * shape[1]
     return found
 
 
+def cached_shapes(worlds: Sequence[WorldOptions], folder: Path, workers: int = 1) -> list[dict[str, Tensor]]:
+    """``render_shapes``, written to ``folder`` and read from there the next time."""
+    paths = [folder / f"world-{mixed(said.seed, repr(said)):016x}.safetensors" for said in worlds]
+    left = [(said, path) for said, path in zip(worlds, paths, strict=True) if not path.exists()]
+    if left:
+        folder.mkdir(parents=True, exist_ok=True)
+        for found, (said, path) in zip(render_shapes([said for said, _ in left], workers), left, strict=True):
+            temporary = path.with_name(f".{path.name}.tmp")
+            save_file(found, temporary, {"options": repr(said)})
+            temporary.replace(path)
+    return [load_file(path) for path in paths]
+
+
 def painted(
-    shapes: dict[str, Tensor], *, held_out: bool = False, colours: int = 7, seed: int = 0, device: str = "cpu"
+    shapes: dict[str, Tensor],
+    *,
+    held_out: bool = False,
+    colours: int = 7,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Store:
     """Paint shapes in the colours that are trained on for their kind, or in the one that is held out.
 
@@ -246,17 +257,17 @@ def painted(
     g = torch.Generator().manual_seed(mixed(seed, 6))
     for kind, layers, places in zip(world.KINDS, shapes["layers"], shapes["positions"], strict=True):
         allowed = [name for name in names if world.held_out(name, kind) == held_out]
-        colours = min(colours, len(allowed))
+        count = min(colours, len(allowed))
         for number, (shape, place) in enumerate(zip(layers, places, strict=True)):
             part = shape.to(device).movedim(-1, 1).float() / 255
-            for offset in range(colours):
-                name = allowed[(number * colours + offset) % len(allowed)]
-                shade = 0.02 * torch.randn(3, generator=g)
-                colour = (torch.tensor(world.COLOURS[name]) + shade).clamp(0, 1).to(device)
-                rgb = part[:, :3] + part[:, 3:4] * colour[:, None, None] + 1 - part[:, 4:]
-                pictures.append((rgb.clamp(0, 1) * 255).round().byte())
-                positions.append(place)
-                uids.append(f"{name}-{kind}-{number:04d}")
+            chosen = [allowed[(number * count + offset) % len(allowed)] for offset in range(count)]
+            paint = torch.tensor([world.COLOURS[name] for name in chosen])
+            paint = (paint + 0.02 * torch.randn(count, 3, generator=g)).clamp(0, 1).to(device)
+            own = part[:, :3] + 1 - part[:, 4:]
+            rgb = own + part[:, 3:4] * paint[:, None, :, None, None]
+            pictures.append((rgb.clamp(0, 1) * 255).round().byte().flatten(0, 1))
+            positions += [place] * count
+            uids += [f"{name}-{kind}-{number:04d}" for name in chosen]
     first = torch.arange(len(uids) + 1) * shapes["layers"].shape[2]
     return Store(torch.cat(pictures), torch.cat(positions).to(device), first.to(device), tuple(uids))
 

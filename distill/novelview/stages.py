@@ -80,9 +80,13 @@ def learning_rate(done: float, final: float) -> float:
     )
 
 
-def exponent(done: float, low: float, high: float, until: float) -> float:
-    """``p`` of ``t = T u^p``: ``low`` for a share ``until`` of the stage, then up to ``high`` in a straight line."""
-    return low + (high - low) * max(done - until, 0.0) / (1 - until)
+def exponent(done: float, low: float, high: float, until: float, reach: float) -> float:
+    """``p`` of ``t = T u^p``: ``low`` for a share ``until`` of the stage, ``high`` from a share ``reach`` on.
+
+    In between it rises in a straight line. Where a view differs is decided at the noisiest timesteps; grain is left by
+    the least noisy ones.
+    """
+    return low + (high - low) * min(max(done - until, 0.0) / (reach - until), 1.0)
 
 
 def stratified(count: int, power: float, steps: int, generator: torch.Generator) -> Tensor:
@@ -127,6 +131,7 @@ class UNetRecipe:
         low: exponent of the timesteps at first, see ``exponent``.
         high: and at the end.
         until: share of the stage after which it rises.
+        reach: share of the stage after which it stays.
         ema: decay of the weights' moving average.
         bf16: compute in bfloat16 where that is exact enough.
     """
@@ -141,6 +146,7 @@ class UNetRecipe:
     low: float = 0.12
     high: float = 0.7
     until: float = 0.4
+    reach: float = 0.9
     ema: float = 0.999
     bf16: bool = True
 
@@ -265,7 +271,8 @@ def fit_unet(stage: Stage, pipeline: NovelViewPipeline, seen: Seen, recipe: UNet
         condition, target = seen.store.draw(recipe.batch, g)
         with torch.no_grad():
             x, latent = (_folded(pipeline, seen.store.rgb(index)) for index in (target, condition))
-            t = stratified(recipe.batch, exponent(done, recipe.low, recipe.high, recipe.until), len(abar), g)
+            power = exponent(done, recipe.low, recipe.high, recipe.until, recipe.reach)
+            t = stratified(recipe.batch, power, len(abar), g)
             noise = torch.randn(x.shape, generator=g, device=device)
             level = abar[t][:, None, None, None]
             alpha, sigma = level.sqrt(), (1 - level).sqrt()

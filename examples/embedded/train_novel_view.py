@@ -57,7 +57,7 @@ SIZES = {
     "cuda": Sizes(
         7,
         stages.CodeRecipe(batch=1024, learning_rate=1.5e-3),
-        stages.UNetRecipe(batch=256, learning_rate=1.2e-3, until=0.3),
+        stages.UNetRecipe(batch=256, learning_rate=1e-3, until=0.25, reach=0.75),
     ),
 }
 
@@ -85,24 +85,17 @@ def open_pipeline(options: argparse.Namespace, encoder: Encoder) -> NovelViewPip
     return NovelViewPipeline(model.to(options.device), encoder, scheduler)
 
 
-def training_pictures(options: argparse.Namespace, colours: int) -> memory.Store:
-    """The world's trained pairs of colour and kind, and other renders, on the device."""
+def pictures(options: argparse.Namespace, colours: int) -> tuple[memory.Store, memory.Store]:
+    """What is trained on, the world's trained pairs of colour and kind and other renders, and what is measured on.
+
+    The latter are the pairs that the world holds out, shapes of a fresh seed, seen by cameras like the scenes'.
+    """
     from distill.novelview.views import from_folder
 
     said = memory.WorldOptions(
         shapes=options.shapes, views=options.views, steep=options.steep, seed=options.seed
     )
-    shapes = memory.cached_shapes(said, options.work, options.workers)
-    found = [memory.painted(shapes, colours=options.colours or colours, device=options.device)]
-    for folder in options.renders:
-        count = len(list(next(path for path in folder.iterdir() if path.is_dir()).glob("*.png")))
-        found.append(memory.from_views(from_folder(folder, count=count, size=said.size, check=False)))
-    return memory.joined([store.to(options.device) for store in found])
-
-
-def unseen_pictures(options: argparse.Namespace) -> memory.Store:
-    """Held-out pairs of colour and kind, shapes of a fresh seed, cameras like the scenes'."""
-    said = memory.WorldOptions(
+    unseen = memory.WorldOptions(
         shapes=options.unseen,
         views=12,
         steep=0,
@@ -110,8 +103,14 @@ def unseen_pictures(options: argparse.Namespace) -> memory.Store:
         lights_deg=0.0,
         seed=options.seed + 1000,
     )
-    shapes = memory.cached_shapes(said, options.work, options.workers)
-    return memory.painted(shapes, held_out=True, colours=1, seed=said.seed, device=options.device)
+    known, new = memory.cached_shapes([said, unseen], options.work, options.workers)
+    say("rendered")
+    found = [memory.painted(known, colours=options.colours or colours, device=options.device)]
+    for folder in options.renders:
+        count = len(list(next(path for path in folder.iterdir() if path.is_dir()).glob("*.png")))
+        found.append(memory.from_views(from_folder(folder, count=count, size=said.size, check=False)))
+    held_out = memory.painted(new, held_out=True, colours=1, seed=unseen.seed, device=options.device)
+    return memory.joined([store.to(options.device) for store in found]), held_out
 
 
 def fixed_pairs(store: memory.Store, seed: int = 0) -> Tensor:
@@ -360,8 +359,8 @@ def main() -> None:
     chosen = {"batch": options.batch, "learning_rate": options.rate, "ema": options.ema}
     unet = replace(sizes.unet, **{name: value for name, value in chosen.items() if value})
     options.work.mkdir(parents=True, exist_ok=True)
+    store, held_out = pictures(options, sizes.colours)
     encoder = load_encoder(options.encoder, device=options.device)
-    store, held_out = training_pictures(options, sizes.colours), unseen_pictures(options)
     say(f"{len(store)} objects, {len(store.pictures)} pictures; {len(held_out)} unseen ones")
     seen, unseen = (memory.encoded(part, encoder) for part in (store, held_out))
     pipeline = open_pipeline(options, encoder)
