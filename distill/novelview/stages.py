@@ -185,6 +185,11 @@ class Stage:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.modules.load_state_dict(saved["modules"])
         self.optimiser.load_state_dict(saved["optimiser"])
+        # A fused optimiser walks over memory, and what was saved lies in the plain order of dimensions.
+        for parameter, state in self.optimiser.state.items():
+            for name, value in state.items():
+                if value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter).copy_(value)
         self.pace.load_state_dict(saved["pace"])
         self.generator.set_state(saved["generator"].cpu())
         for mine, theirs in zip(self.average, saved["average"], strict=True):
