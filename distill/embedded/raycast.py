@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from trimesh.ray.ray_pyembree import RayMeshIntersector
+from trimesh.transformations import rotation_matrix
 
 from distill.cameras import Cameras
 from distill.embedded.shapes import Part, joined
@@ -55,7 +56,9 @@ def shade(normals: Array) -> Array:
     return np.minimum(value, 1.0).astype(np.float32)
 
 
-def render(parts: list[Part], cameras: Cameras, size: int = 64, samples: int = 3) -> Layers:
+def render(
+    parts: list[Part], cameras: Cameras, size: int = 64, samples: int = 3, lights_deg: float = 0.0
+) -> Layers:
     """Render an object from every camera.
 
     Args:
@@ -63,12 +66,14 @@ def render(parts: list[Part], cameras: Cameras, size: int = 64, samples: int = 3
         cameras: where from.
         size: height and width in pixels.
         samples: rays per pixel along each axis.
+        lights_deg: the lights are turned about the vertical axis by so much.
     """
     whole = joined(parts)
     own = np.concatenate([np.full(len(p.mesh.faces), p.paint is not None) for p in parts])
     paint = np.concatenate([np.tile(p.paint or (0, 0, 0), (len(p.mesh.faces), 1)) for p in parts])
     normals = whole.face_normals
-    light = shade(normals)
+    turn = rotation_matrix(-np.radians(lights_deg), [0, 0, 1])[:3, :3]
+    light = shade(normals @ turn.T)
     # The last row answers for rays that hit nothing (embree gives face -1).
     painted = np.append(paint * (light * own)[:, None], [[0, 0, 0]], axis=0).astype(np.float32)
     tint = np.append(light * ~own, 0).astype(np.float32)

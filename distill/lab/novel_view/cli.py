@@ -131,9 +131,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     pairs = evaluate.read_pairs(path, views)
     draw = partial(_draw, pipeline, options.steps, options.scale)
     about = {"model": str(options.model), "steps": options.steps, "scale": options.scale, "pairs": str(path)}
-    summary = evaluate.evaluate(draw, views, pairs, options.output, seed=options.seed, about=about)
-    for name, (mean, low, high) in summary["figures"].items():
-        print(f"{name:>16} {mean:9.4f}  [{low:.4f}, {high:.4f}]")
+    groups = evaluate.oriented(views.uids)
+    summary = evaluate.evaluate(
+        draw, views, pairs, options.output, seed=options.seed, about=about, groups=groups
+    )
+    for group, figures in {"": summary["figures"], **summary["groups"]}.items():
+        for name, (mean, low, high) in figures.items():
+            print(f"{group:>10} {name:>16} {mean:9.4f}  [{low:.4f}, {high:.4f}]")
     print(f"{summary['pairs']} pairs of {summary['objects']} objects; results in {options.output}")
     return 0
 

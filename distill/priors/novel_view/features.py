@@ -66,8 +66,13 @@ class Encoder:
         return int(widths[layer] if widths else config.hidden_size)
 
     @property
+    def map_widths(self) -> tuple[int, ...]:
+        """Of each layer of the maps."""
+        return tuple(map(self.width_of, self.layers))
+
+    @property
     def map_width(self) -> int:
-        return sum(map(self.width_of, self.layers))
+        return sum(self.map_widths)
 
     @property
     def grid(self) -> int:

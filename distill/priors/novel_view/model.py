@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.priors.novel_view.code import Turn, TurnOptions
 from distill.priors.novel_view.features import Features
 
 #: Probability of each of the three ways to drop the condition: the token, the latent, both (p of Zero-1-to-3).
@@ -89,14 +90,22 @@ class NovelView(nn.Module):
     """The UNet with what conditions it, in one module, as one optimiser and one checkpoint want it.
 
     Args:
-        unet: of diffusers, with twice the latent's channels: the noised target beside the condition.
-        token: makes the token.
+        unet: of diffusers, with twice the latent's channels, the noised target beside the condition, and three more
+            where there is a draft.
+        token: makes the token, or None where ``turn`` makes tokens.
         amalgamation: makes what is added to the down blocks, or None.
+        turn: a rotated code with what tells the UNet of it, or None.
     """
 
-    def __init__(self, unet: Any, token: PoseToken, amalgamation: Amalgamation | None = None) -> None:
+    def __init__(
+        self,
+        unet: Any,
+        token: PoseToken | None,
+        amalgamation: Amalgamation | None = None,
+        turn: Turn | None = None,
+    ) -> None:
         super().__init__()
-        self.unet, self.token, self.amalgamation = unet, token, amalgamation
+        self.unet, self.token, self.amalgamation, self.turn = unet, token, amalgamation, turn
 
     def forward(
         self,
@@ -116,22 +125,33 @@ class NovelView(nn.Module):
             latent: the condition in the same space, same shape.
             features: of the condition.
             pose: of the target relative to it, shape ``[batch, 4]``.
-            keep_token: 0 where the token is dropped, shape ``[batch]``; after its projection, as at sampling.
+            keep_token: 0 where the token is dropped, shape ``[batch]``; after its projection, as at sampling. All
+                that a rotated code tells, tokens, time embedding and draft, goes with it.
             keep_latent: 0 where the latent and the maps are dropped, shape ``[batch]``.
 
         Returns:
             Same shape as ``x_t``.
         """
-        token = self.token(features.token, pose)
-        if keep_token is not None:
-            token = token * keep_token[:, None, None].to(token)
+        told = self.turn(features.maps, pose) if self.turn is not None else None
+        tokens = told.tokens if told is not None else None
+        if tokens is None:
+            assert self.token is not None
+            tokens = self.token(features.token, pose)
         if keep_latent is not None:
             latent = latent * keep_latent[:, None, None, None].to(latent)
         added = self._added(features.maps, keep_latent)
         dtype = next(self.unet.parameters()).dtype
-        joined = torch.cat([x_t, latent.to(x_t)], dim=1).to(dtype)
+        parts, film = [x_t, latent.to(x_t)], None
+        if told is not None and told.draft is not None:
+            parts.append(_fitted(_kept(told.draft, keep_token), x_t.shape[-1]).to(x_t))
+        if told is not None and told.film is not None:
+            film = _kept(told.film, keep_token).to(dtype)
         result: Tensor = self.unet(
-            joined, t, encoder_hidden_states=token.to(dtype), down_intrablock_additional_residuals=added
+            torch.cat(parts, dim=1).to(dtype),
+            t,
+            encoder_hidden_states=_kept(tokens, keep_token).to(dtype),
+            class_labels=film,
+            down_intrablock_additional_residuals=added,
         ).sample
         return result.to(x_t.dtype)
 
@@ -146,7 +166,26 @@ class NovelView(nn.Module):
         return [part.to(dtype) for part in added]
 
 
-def build(unet: Any, *, token_width: int, map_width: int = 0, grid: int = 0, norm: bool = True) -> NovelView:
+def _kept(value: Tensor, keep: Tensor | None) -> Tensor:
+    return value if keep is None else value * keep.view(-1, *[1] * (value.ndim - 1)).to(value)
+
+
+def _fitted(picture: Tensor, size: int) -> Tensor:
+    if size == picture.shape[-1]:
+        return picture
+    return nn.functional.interpolate(picture, (size, size), mode="bilinear", align_corners=False)
+
+
+def build(
+    unet: Any,
+    *,
+    token_width: int,
+    map_width: int = 0,
+    grid: int = 0,
+    norm: bool = True,
+    turn: TurnOptions | None = None,
+    layer_widths: Sequence[int] = (),
+) -> NovelView:
     """Put conditioning on a UNet; ``map_width`` 0 leaves the amalgamation out (Zero-1-to-3).
 
     Args:
@@ -155,22 +194,51 @@ def build(unet: Any, *, token_width: int, map_width: int = 0, grid: int = 0, nor
         map_width: of the encoder's maps side by side.
         grid: of the maps, patches along each side.
         norm: normalise the token.
+        turn: what is made of a rotated code, or None for none.
+        layer_widths: of each layer of the maps, which a rotated code reads.
 
     Raises:
-        ValueError: the UNet's input is not twice its output.
+        ValueError: the UNet's input has not the channels that the conditioning needs, the UNet has classes where the
+            code wants the time embedding, or there are no maps to make a code of.
     """
     config = unet.config
-    if config.in_channels != 2 * config.out_channels:
+    expected = 2 * config.out_channels + (3 if turn is not None and turn.draft else 0)
+    if config.in_channels != expected:
+        what = (
+            "the target, the condition and the draft"
+            if turn and turn.draft
+            else "the target beside the condition"
+        )
         raise ValueError(
-            f"expected a UNet with {2 * config.out_channels} input channels (the target beside the condition), got "
-            f"{config.in_channels}; widen it first"
+            f"expected a UNet with {expected} input channels ({what}), got {config.in_channels}; widen it first"
         )
     cross = config.cross_attention_dim
-    token = PoseToken(token_width, cross if isinstance(cross, int) else cross[0], norm=norm)
+    cross = cross if isinstance(cross, int) else cross[0]
     amalgamation = None
     if map_width:
         amalgamation = Amalgamation(map_width, grid, config.block_out_channels, where_added(config))
-    return NovelView(unet, token, amalgamation)
+    told = None
+    if turn is not None:
+        if not (layer_widths and grid):
+            raise ValueError("a rotated code reads the encoder's maps: give the encoder some layers")
+        if turn.film:
+            _take_class_embedding(unet)
+        told = Turn(layer_widths, grid, cross, unet.time_embedding.linear_2.out_features, turn)
+    has_tokens = turn is not None and turn.tokens > 0
+    token = None if has_tokens else PoseToken(token_width, cross, norm=norm)
+    return NovelView(unet, token, amalgamation, told)
+
+
+def _take_class_embedding(unet: Any) -> None:
+    """Let the UNet add what it is given in place of classes to its time embedding, as it is."""
+    if unet.config.class_embed_type == "identity":
+        return
+    if unet.class_embedding is not None:
+        raise ValueError(
+            "the UNet has classes of its own, so a code cannot be added to its time embedding; choose film=false"
+        )
+    unet.class_embedding = nn.Identity()
+    unet.register_to_config(class_embed_type="identity")
 
 
 def where_added(config: Any) -> list[int]:
@@ -184,11 +252,16 @@ def where_added(config: Any) -> list[int]:
 
 
 @torch.no_grad()
-def widen(unet: Any) -> Any:
-    """Give a text-to-image UNet's input as many channels again; the new ones start at 0, so nothing changes yet."""
+def widen(unet: Any, draft: bool = False) -> Any:
+    """Give a UNet's input the channels that it lacks; they start at 0, so nothing changes yet.
+
+    Args:
+        unet: a text-to-image one, or one that is widened already, for a draft to be added.
+        draft: three more for a draft.
+    """
     old = unet.conv_in
     new = nn.Conv2d(
-        2 * old.in_channels,
+        2 * unet.config.out_channels + 3 * draft,
         old.out_channels,
         old.kernel_size,
         old.stride,

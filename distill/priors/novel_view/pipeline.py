@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill.priors.load import precision
+from distill.priors.novel_view.code import TurnOptions
 from distill.priors.novel_view.features import Encoder, Features, load_encoder
 from distill.priors.novel_view.model import NovelView, build
 from distill.priors.novel_view.pose import FOURTH
@@ -204,16 +205,21 @@ class NovelViewPipeline:
                 path.write_text(json.dumps(said, indent=2) + "\n")
         conditioning, maps = folder / "conditioning", self.model.amalgamation
         conditioning.mkdir(exist_ok=True)
+        token, turn = self.model.token, self.model.turn
         said = {
-            "norm": isinstance(self.model.token.norm, nn.LayerNorm),
+            "norm": token is None or isinstance(token.norm, nn.LayerNorm),
             "amalgamation": maps is not None,
             "layers": list(self.encoder.layers),
             "fourth": self.fourth,
         }
+        if turn is not None:
+            said["turn"] = asdict(turn.options)
         (conditioning / "config.json").write_text(json.dumps(said, indent=2))
-        tensors = {f"token.{name}": value for name, value in self.model.token.state_dict().items()}
-        if maps is not None:
-            tensors |= {f"amalgamation.{name}": value for name, value in maps.state_dict().items()}
+        tensors = {
+            f"{name}.{key}": value
+            for name, part in conditioning_of(self.model).items()
+            for key, value in part.state_dict().items()
+        }
         save_file(
             {name: value.contiguous() for name, value in tensors.items()}, conditioning / "model.safetensors"
         )
@@ -259,7 +265,15 @@ class NovelViewPipeline:
             ) from error
         encoder = load_encoder(folder / "image_encoder", layers=said["layers"], device=device)
         maps = {"map_width": encoder.map_width, "grid": encoder.grid} if said["amalgamation"] else {}
-        model = build(unet, token_width=encoder.token_width, norm=said["norm"], **maps)
+        turn = turn_options(said, folder)
+        model = build(
+            unet,
+            token_width=encoder.token_width,
+            norm=said["norm"],
+            turn=turn,
+            layer_widths=encoder.map_widths,
+            **({"grid": encoder.grid} | maps),
+        )
         try:
             take_conditioning(model, tensors)
         except RuntimeError as error:
@@ -278,12 +292,33 @@ def take_conditioning(model: NovelView, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         RuntimeError: they do not fit.
     """
-    for name, part in (("token", model.token), ("amalgamation", model.amalgamation)):
-        if part is not None:
-            own = {
-                key.removeprefix(f"{name}."): v for key, v in tensors.items() if key.startswith(f"{name}.")
-            }
-            part.load_state_dict(own)
+    for name, part in conditioning_of(model).items():
+        part.load_state_dict(
+            {key.removeprefix(f"{name}."): v for key, v in tensors.items() if key.startswith(f"{name}.")}
+        )
+
+
+def conditioning_of(model: NovelView) -> dict[str, nn.Module]:
+    """The parts of a model's conditioning by the names that they are saved under."""
+    parts = {"token": model.token, "amalgamation": model.amalgamation, "turn": model.turn}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def turn_options(said: Mapping[str, Any], folder: Path) -> TurnOptions | None:
+    """What a folder says of its rotated code, None where it has none.
+
+    Raises:
+        ValueError: it says something that this version does not know.
+    """
+    found = said.get("turn")
+    if found is None:
+        return None
+    try:
+        return TurnOptions(**{**found, "pairs": tuple(found["pairs"])})
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"the conditioning in {folder} says of its code what is not known: {error}"
+        ) from error
 
 
 def read_conditioning(folder: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:

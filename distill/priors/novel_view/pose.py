@@ -47,11 +47,29 @@ def relative(condition: Tensor, target: Tensor, fourth: str = "distance") -> Ten
             raise ValueError(
                 f"the {name} camera's position must be finite and away from the origin, got {position}"
             )
+    return between(condition, target, fourth)
+
+
+def between(condition: Tensor, target: Tensor, fourth: str = "distance") -> Tensor:
+    """``relative`` of positions that are known to be good: looking at them would make a GPU wait."""
     polar, azimuth, distance = spherical(target)
     from_polar, from_azimuth, from_distance = spherical(condition)
     turn = azimuth - from_azimuth
     last = distance - from_distance if fourth == "distance" else from_polar
     return torch.stack([polar - from_polar, turn.sin(), turn.cos(), last], dim=-1)
+
+
+def differences(pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``relative`` put together: the polar angles' difference, the azimuths', and the fourth number.
+
+    Args:
+        pose: shape ``[batch, 4]``.
+
+    Returns:
+        Radians, radians in [-pi, pi], and the fourth number's unit, each of shape ``[batch]``.
+    """
+    polar, sin, cos, last = pose.unbind(-1)
+    return polar, torch.atan2(sin, cos), last
 
 
 def relative_cameras(condition: Cameras, target: Cameras, fourth: str = "distance") -> Tensor:

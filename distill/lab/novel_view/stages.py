@@ -1,0 +1,403 @@
+"""Train a novel-view model that is told by a rotated code, from pictures in memory: first the code, then the UNet.
+
+The code learns alone to draw the target's thumbnail, about a hundred times cheaper a pair than with the UNet, and is
+frozen. Then the UNet learns with its conditioning, from the highest noise levels, where a view is decided, down to the
+lowest, where its grain is. Either stage lasts a number of updates or of minutes, and its rates follow the share of them
+that is over; it can stop after any update and go on later.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.lab.novel_view.memory import Seen
+from distill.priors.novel_view.code import Draft, Turn
+from distill.priors.novel_view.features import Features
+from distill.priors.novel_view.pipeline import NovelViewPipeline
+from distill.priors.predictions import from_noise
+
+#: Share of a stage over which its rate rises.
+WARMUP = 0.02
+
+
+@dataclass
+class Pace:
+    """How far a stage is, by updates or by seconds, whichever is given.
+
+    Attributes:
+        updates: of the whole stage, or None.
+        seconds: of the whole stage, earlier parts of it counted, or None.
+        update: how many are made.
+        used: seconds of earlier parts.
+    """
+
+    updates: int | None = None
+    seconds: float | None = None
+    update: int = 0
+    used: float = 0.0
+    _since: float | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.updates is None) == (self.seconds is None):
+            raise ValueError("a stage lasts a number of updates or of seconds: give one of the two")
+
+    @property
+    def spent(self) -> float:
+        """Seconds, those of earlier parts included."""
+        return self.used + (time.perf_counter() - self._since if self._since is not None else 0.0)
+
+    @property
+    def done(self) -> float:
+        """Share of the stage that is over, in [0, 1]."""
+        if self.updates is not None:
+            return min(self.update / self.updates, 1.0) if self.updates else 1.0
+        assert self.seconds is not None
+        return min(self.spent / self.seconds, 1.0) if self.seconds > 0 else 1.0
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates, "seconds": self.seconds, "update": self.update, "used": self.spent}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on as it was, in as many updates or seconds."""
+        self.updates, self.seconds = saved["updates"], saved["seconds"]
+        self.update, self.used, self._since = saved["update"], saved["used"], None
+
+
+def learning_rate(done: float, final: float) -> float:
+    """Share of the peak: a linear rise over the first fiftieth, then half a cosine down to ``final``."""
+    return (
+        min(done / WARMUP, 1.0) * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))) or final * 0.1
+    )
+
+
+def exponent(done: float, low: float, high: float, until: float, reach: float) -> float:
+    """``p`` of ``t = T u^p``: ``low`` for a share ``until`` of the stage, ``high`` from a share ``reach`` on.
+
+    In between it rises in a straight line. Where a view differs is decided at the noisiest timesteps; grain is left by
+    the least noisy ones.
+    """
+    return low + (high - low) * min(max(done - until, 0.0) / (reach - until), 1.0)
+
+
+def stratified(count: int, power: float, steps: int, generator: torch.Generator) -> Tensor:
+    """Timesteps ``T u^p``, one u from each of ``count`` equal parts of [0, 1], in a random order."""
+    device = generator.device
+    u = (torch.arange(count, device=device) + torch.rand(count, generator=generator, device=device)) / count
+    t = (u**power * steps).long().clamp(max=steps - 1)
+    return t[torch.randperm(count, generator=generator, device=device)]
+
+
+@dataclass(frozen=True)
+class CodeRecipe:
+    """Of the first stage.
+
+    Attributes:
+        batch: pairs of an update.
+        learning_rate: peak.
+        final: share of it at the end.
+        weight_decay: of AdamW.
+        clip_norm: largest gradient norm.
+    """
+
+    batch: int = 256
+    learning_rate: float = 1e-3
+    final: float = 0.02
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class UNetRecipe:
+    """Of the second stage.
+
+    Attributes:
+        batch: pairs of an update.
+        learning_rate: peak, of the UNet.
+        final: share of it at the end.
+        conditioning: the conditioning's rate over the UNet's.
+        weight_decay: of AdamW.
+        clip_norm: largest gradient norm.
+        dropout: probability of each way to drop the condition.
+        low: exponent of the timesteps at first, see ``exponent``.
+        high: and at the end.
+        until: share of the stage after which it rises.
+        reach: share of the stage after which it stays.
+        ema: decay of the weights' moving average.
+        bf16: compute in bfloat16 where that is exact enough.
+    """
+
+    batch: int = 32
+    learning_rate: float = 8e-4
+    final: float = 0.05
+    conditioning: float = 2.0
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    dropout: float = 0.05
+    low: float = 0.12
+    high: float = 0.7
+    until: float = 0.4
+    reach: float = 0.9
+    ema: float = 0.999
+    bf16: bool = True
+
+
+@dataclass
+class Stage:
+    """What changes while a stage lasts.
+
+    Attributes:
+        modules: what is trained, by name.
+        optimiser: of their parameters.
+        pace: how far it is.
+        generator: of everything drawn, on the device.
+        average: of the parameters, empty for none.
+    """
+
+    modules: nn.ModuleDict
+    optimiser: torch.optim.Optimizer
+    pace: Pace
+    generator: torch.Generator
+    average: list[Tensor] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.modules.parameters() if p.requires_grad]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "modules": dict(self.modules.state_dict()),
+            "optimiser": self.optimiser.state_dict(),
+            "pace": self.pace.state_dict(),
+            "generator": self.generator.get_state(),
+            "average": self.average,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.modules.load_state_dict(saved["modules"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        # A fused optimiser walks over memory, and what was saved lies in the plain order of dimensions.
+        for parameter, state in self.optimiser.state.items():
+            for name, value in state.items():
+                if value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter).copy_(value)
+        self.pace.load_state_dict(saved["pace"])
+        self.generator.set_state(saved["generator"].cpu())
+        for mine, theirs in zip(self.average, saved["average"], strict=True):
+            mine.copy_(theirs)
+
+
+#: Called after every update with the loss, still on the device; true asks to stop.
+After = Callable[[Stage, Tensor], bool]
+
+
+def thumbnails(seen: Seen, index: Tensor, size: int) -> Tensor:
+    """Pictures in [-1, 1], averaged over areas, shape ``[n, 3, size, size]``."""
+    return nn.functional.interpolate(seen.store.rgb(index) * 2 - 1, (size, size), mode="area")
+
+
+def code_stage(turn: Turn, seen: Seen, recipe: CodeRecipe, pace: Pace, seed: int = 0) -> Stage:
+    """Prepare the code for its training; a draft that the UNet is not to be told is trained beside it and left out."""
+    device = seen.maps.device
+    draft = turn.draft or Draft(turn.options.hidden, 16).to(device)
+    generator = torch.Generator(device).manual_seed(seed)
+    with torch.no_grad():
+        some = torch.randint(len(seen.maps), (4096,), generator=generator, device=device)
+        draft.mean.copy_(thumbnails(seen, some, draft.size).mean(0))
+    modules = nn.ModuleDict({"code": turn.code, "draft": draft}).requires_grad_(True).train()
+    optimiser = torch.optim.AdamW(
+        modules.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+    return Stage(modules, optimiser, pace, generator)
+
+
+def fit_code(stage: Stage, seen: Seen, recipe: CodeRecipe, after: After) -> None:
+    """Learn to draw targets' thumbnails from codes, by their squared error; then freeze the code."""
+    code, draft = stage.modules["code"], stage.modules["draft"]
+    stage.pace.start()
+    while (done := stage.pace.done) < 1:
+        _set_rate(stage.optimiser, recipe.learning_rate * learning_rate(done, recipe.final))
+        condition, target = seen.store.draw(recipe.batch, stage.generator)
+        drawn = draft(code(seen.maps[condition], seen.store.pose(condition, target)))
+        loss = nn.functional.mse_loss(drawn, thumbnails(seen, target, int(draft.size)))
+        _update(stage, loss, recipe.clip_norm)
+        if after(stage, loss.detach()):
+            return
+    stage.modules.eval().requires_grad_(False)
+
+
+def unet_stage(pipeline: NovelViewPipeline, recipe: UNetRecipe, pace: Pace, seed: int = 0) -> Stage:
+    """Prepare the UNet and its conditioning for their training, all but the code and its draft.
+
+    Raises:
+        ValueError: the model works on latents.
+    """
+    if pipeline.vae is not None:
+        raise ValueError(
+            "training in memory is for models of pixels; train this one with distill.lab.novel_view.train"
+        )
+    model, device = pipeline.model, pipeline.device
+    model.requires_grad_(True).train()
+    if model.turn is not None:
+        model.turn.code.requires_grad_(False).eval()
+        if model.turn.draft is not None:
+            model.turn.draft.requires_grad_(False).eval()
+    model.unet.to(memory_format=torch.channels_last)
+    told = [p for n, p in model.named_parameters() if p.requires_grad and not n.startswith("unet.")]
+    groups = [{"params": list(model.unet.parameters())}, {"params": told}]
+    for group, rate in zip(groups, (1.0, recipe.conditioning), strict=True):
+        group["rate"] = rate  # type: ignore[assignment]
+    optimiser = torch.optim.AdamW(
+        groups, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
+    )
+    generator = torch.Generator(device).manual_seed(seed)
+    stage = Stage(nn.ModuleDict({"model": model}), optimiser, pace, generator)
+    stage.average = [p.detach().clone() for p in stage.parameters]
+    return stage
+
+
+def fit_unet(stage: Stage, pipeline: NovelViewPipeline, seen: Seen, recipe: UNetRecipe, after: After) -> None:
+    """Learn to denoise targets by the squared error of the UNet's own kind of prediction, unweighted."""
+    g, device = stage.generator, seen.maps.device
+    abar = pipeline.scheduler.alphas_cumprod.to(device)
+    kind = pipeline.scheduler.config.prediction_type
+    stage.pace.start()
+    while (done := stage.pace.done) < 1:
+        _set_rate(stage.optimiser, recipe.learning_rate * learning_rate(done, recipe.final))
+        condition, target = seen.store.draw(recipe.batch, g)
+        with torch.no_grad():
+            x, latent = (_folded(pipeline, seen.store.rgb(index)) for index in (target, condition))
+            power = exponent(done, recipe.low, recipe.high, recipe.until, recipe.reach)
+            t = stratified(recipe.batch, power, len(abar), g)
+            noise = torch.randn(x.shape, generator=g, device=device)
+            level = abar[t][:, None, None, None]
+            alpha, sigma = level.sqrt(), (1 - level).sqrt()
+            x_t = alpha * x + sigma * noise
+            goal = from_noise(kind, noise, x_t, alpha, sigma)
+            u = torch.rand(recipe.batch, generator=g, device=device)
+            keep_token = u >= 2 * recipe.dropout
+            keep_latent = (u < recipe.dropout) | (u >= 3 * recipe.dropout)
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+            told = Features(seen.token[condition].float(), seen.maps[condition].float())
+            pose = seen.store.pose(condition, target)
+            predicted = pipeline.model(x_t, t, latent, told, pose, keep_token, keep_latent)
+        loss = nn.functional.mse_loss(predicted.float(), goal)
+        _update(stage, loss, recipe.clip_norm)
+        decay = min(recipe.ema, (1 + stage.pace.update) / (10 + stage.pace.update))
+        with torch.no_grad():
+            torch._foreach_lerp_(stage.average, stage.parameters, 1 - decay)
+        if after(stage, loss.detach()):
+            return
+
+
+def _folded(pipeline: NovelViewPipeline, rgb: Tensor) -> Tensor:
+    return pipeline.encode(rgb).contiguous(memory_format=torch.channels_last)
+
+
+def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group.get("rate", 1.0)
+
+
+def _update(stage: Stage, loss: Tensor, clip_norm: float) -> None:
+    stage.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(stage.modules.parameters(), clip_norm)
+    stage.optimiser.step()
+    stage.pace.update += 1
+
+
+class averaged:  # noqa: N801
+    """The averaged parameters, for as long as the context lasts."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def _swap(self) -> None:
+        with torch.no_grad():
+            for mine, mean in zip(self.stage.parameters, self.stage.average, strict=True):
+                kept = mine.clone()
+                mine.copy_(mean)
+                mean.copy_(kept)
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *error: object) -> None:
+        self._swap()
+
+
+@torch.no_grad()
+def drafts_right(turn: Turn, draft: Any, seen: Seen, pairs: Tensor) -> dict[str, Tensor]:
+    """Whether a draft is most like the true thumbnail that was asked for, among all of the object's.
+
+    Args:
+        turn: with the code.
+        draft: its thumbnails.
+        seen: objects that each have as many pictures.
+        pairs: condition and target, indices, shape ``[pairs, 2]``.
+
+    Returns:
+        ``mse``, ``right`` and ``away_deg``, each of shape ``[pairs]``.
+    """
+    condition, target = pairs.unbind(1)
+    drawn = draft(turn.code(seen.maps[condition], seen.store.pose(condition, target)))
+    return nearest(drawn, seen, target, int(draft.size))
+
+
+@torch.no_grad()
+def nearest(drawn: Tensor, seen: Seen, target: Tensor, size: int) -> dict[str, Tensor]:
+    """Compare pictures in [-1, 1] with the true ones of the same objects; see ``drafts_right``."""
+    views = int(seen.store.first[1])
+    start = target // views * views
+    others = start[:, None] + torch.arange(views, device=target.device)
+    truth = thumbnails(seen, others.flatten(), size).unflatten(0, others.shape)
+    errors = (drawn[:, None] - truth).square().mean((2, 3, 4)) / 4  # of pictures in [0, 1]
+    best = errors.argmin(1)
+    azimuth = torch.atan2(seen.store.positions[:, 1], seen.store.positions[:, 0])
+    turn = azimuth[start + best] - azimuth[target]
+    away = torch.rad2deg(torch.atan2(turn.sin(), turn.cos()).abs())
+    own = target - start
+    return {"mse": errors.gather(1, own[:, None])[:, 0], "right": (best == own).float(), "away_deg": away}
+
+
+@torch.no_grad()
+def one_step(
+    pipeline: NovelViewPipeline,
+    seen: Seen,
+    pairs: Tensor,
+    timestep: int = 990,
+    seed: int = 0,
+    batch: int = 160,
+) -> dict[str, Tensor]:
+    """The noise-free picture that the model sees at one high noise level, compared as by ``nearest``."""
+    device, found = seen.maps.device, []
+    g = torch.Generator().manual_seed(seed)
+    for part in pairs.split(batch):
+        condition, target = part.unbind(1)
+        x = pipeline.encode(seen.store.rgb(target))
+        noise = torch.randn(x.shape, generator=g).to(device)
+        t = torch.full((len(part),), timestep, device=device)
+        level = pipeline.scheduler.alphas_cumprod[timestep].to(device)
+        x_t = level.sqrt() * x + (1 - level).sqrt() * noise
+        given = _given(pipeline, seen, condition)
+        told = pipeline.predict_noise(x_t, t, given, seen.store.pose(condition, target))
+        clean = pipeline.decode((x_t - (1 - level).sqrt() * told) / level.sqrt()) * 2 - 1
+        found.append(nearest(clean, seen, target, clean.shape[-1]))
+    return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+
+def _given(pipeline: NovelViewPipeline, seen: Seen, condition: Tensor) -> Any:
+    from distill.priors.novel_view.pipeline import Given
+
+    told = Features(seen.token[condition].float(), seen.maps[condition].float())
+    return Given(pipeline.encode(seen.store.rgb(condition)), told)

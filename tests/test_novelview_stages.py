@@ -1,0 +1,220 @@
+"""Training in memory: what is drawn, how schedules run, both stages on a world of four views, stopping and going on."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from test_novelview_model import make_unet, write_encoder
+
+from distill.embedded import world
+from distill.files.checkpoint import load_checkpoint, save_checkpoint
+from distill.lab.novel_view import memory, stages
+from distill.priors.novel_view.code import TurnOptions
+from distill.priors.novel_view.features import load_encoder
+from distill.priors.novel_view.model import build, widen
+from distill.priors.novel_view.pipeline import NovelViewPipeline
+from distill.priors.novel_view.pose import relative
+
+WORLD = memory.WorldOptions(shapes=2, views=3, steep=1, size=16, samples=1)
+
+
+@pytest.fixture(scope="module")
+def shapes() -> dict[str, torch.Tensor]:
+    return memory.render_shapes([WORLD])[0]
+
+
+def quarter_turns() -> memory.Store:
+    """Two objects from four sides; one side has a stripe of the object's own, which goes round with the camera."""
+    pictures = torch.full((8, 3, 16, 16), 255, dtype=torch.uint8)
+    for place in range(8):
+        pictures[place, place // 4, :, 4 * (place % 4) : 4 * (place % 4) + 4] = 0
+    angles = math.pi / 2 * torch.arange(8)
+    positions = torch.stack([2 * angles.cos(), 2 * angles.sin(), torch.ones(8)], dim=1)
+    return memory.Store(pictures, positions, torch.tensor([0, 4, 8]), ("a", "b"))
+
+
+def pipeline_of(folder: Path) -> NovelViewPipeline:
+    encoder = load_encoder(write_encoder(folder / "dinov2", "dinov2"), layers=[2, 4])
+    options = TurnOptions(tokens=2, draft=8, patch_width=4, hidden=32, pairs=(4, 4, 2))
+    model = build(
+        widen(make_unet(), draft=True), token_width=encoder.token_width, map_width=encoder.map_width,
+        grid=encoder.grid, turn=options, layer_widths=encoder.map_widths,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(prediction_type="v_prediction", clip_sample=False)
+    return NovelViewPipeline(model, encoder, scheduler)
+
+
+def test_two_different_views_of_one_object_are_drawn_equally_often() -> None:
+    store = memory.Store(
+        torch.zeros(5, 3, 2, 2, dtype=torch.uint8), torch.ones(5, 3), torch.tensor([0, 2, 5]), ("a", "b")
+    )
+    condition, target = store.draw(60_000, torch.Generator().manual_seed(0))
+    counts = torch.bincount(5 * condition + target, minlength=25).reshape(5, 5) / 60_000
+    expected = torch.zeros(5, 5)
+    expected[:2, :2] = 0.5 / 2
+    expected[2:, 2:] = 0.5 / 6
+    expected.fill_diagonal_(0)
+    torch.testing.assert_close(counts, expected, atol=0.008, rtol=0)
+
+
+def test_a_store_tells_the_pose_that_views_have() -> None:
+    store = quarter_turns()
+    pose = store.pose(torch.tensor([0, 1]), torch.tensor([1, 3]))
+    torch.testing.assert_close(pose, relative(store.positions[[0, 1]], store.positions[[1, 3]]))
+    torch.testing.assert_close(pose[:, 1:3], torch.tensor([[1.0, 0], [0, -1]]), atol=1e-6, rtol=0)
+    views = store.views()
+    rgb, position = views.read("b", 2)
+    assert torch.equal(rgb, store.pictures[6].float() / 255) and torch.equal(position, store.positions[6])
+    again = memory.from_views(views)
+    assert torch.equal(again.pictures, store.pictures) and torch.equal(again.first, store.first)
+    both = memory.joined([store, again])
+    assert torch.equal(both.first, torch.tensor([0, 4, 8, 12, 16])) and len(both) == 4
+    assert torch.equal(both.pictures[8:], store.pictures)
+    with pytest.raises(ValueError, match="at least two pictures"):
+        memory.Store(store.pictures, store.positions, torch.tensor([0, 1, 8]), ("a", "b"))
+    with pytest.raises(ValueError, match="away from the origin"):
+        memory.Store(store.pictures, 0 * store.positions, store.first, store.uids)
+
+
+def test_shapes_are_painted_in_trained_colours_or_the_held_out_one(shapes: dict[str, torch.Tensor]) -> None:
+    trained, held_out = memory.painted(shapes), memory.painted(shapes, held_out=True)
+    assert len(trained) == 16 * 2 * 7 and len(held_out) == 16 * 2
+    assert trained.pictures.shape == (16 * 2 * 7 * 4, 3, 16, 16)
+    for store, expected in ((trained, False), (held_out, True)):
+        assert all(world.held_out(*uid.split("-")[:2]) == expected for uid in store.uids)
+    # One colour of each shape goes through all of them in turn.
+    some = memory.painted(shapes, colours=1)
+    cubes = [uid.split("-")[0] for uid in some.uids if "-cube-" in uid]
+    assert len(set(cubes)) == 2
+    # A red cube is red in its middle and white in the corner.
+    place = int(trained.first[trained.uids.index("red-cube-0000")])
+    picture = trained.pictures[place].int()
+    assert picture[0, 8, 8] > 90 and picture[0, 8, 8] > 3 * picture[2, 8, 8]
+    assert (picture[:, 0, 0] == 255).all()
+    elevation = torch.rad2deg(torch.asin(trained.positions[:, 2] / trained.positions.norm(dim=1)))
+    usual = elevation.view(-1, 4)[:, :3]
+    assert usual.min() >= -10.01 and usual.max() <= 60.01
+
+
+def test_shapes_are_rendered_once(
+    tmp_path: Path, shapes: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "render_shapes", lambda worlds, workers: [shapes for _ in worlds])
+    (first,) = memory.cached_shapes([WORLD], tmp_path)
+    monkeypatch.setattr(memory, "render_shapes", lambda worlds, workers: pytest.fail("rendered again"))
+    (again,) = memory.cached_shapes([WORLD], tmp_path)
+    assert torch.equal(first["layers"], again["layers"])
+
+
+def test_schedules_by_hand() -> None:
+    assert stages.learning_rate(0.01, 0.05) == pytest.approx(0.5, rel=1e-3)
+    assert stages.learning_rate(0.5, 0.1) == pytest.approx(0.55)
+    assert stages.learning_rate(1.0, 0.1) == pytest.approx(0.1)
+    assert [stages.exponent(done, 0.1, 0.7, 0.4, 0.8) for done in (0.0, 0.4, 0.6, 0.8, 1.0)] == pytest.approx(
+        [0.1, 0.1, 0.4, 0.7, 0.7]
+    )
+
+
+def test_timesteps_are_stratified_and_follow_the_power_law() -> None:
+    t = stages.stratified(1000, 0.5, 1000, torch.Generator().manual_seed(0))
+    # P(t < 500) = P(u < 1/4), and one u falls into each thousandth.
+    assert (t < 500).sum().item() == pytest.approx(250, abs=1)
+    assert t.max() <= 999 and not torch.equal(t, t.sort().values)
+
+
+def test_a_pace_is_of_updates_or_of_seconds() -> None:
+    pace = stages.Pace(updates=4)
+    pace.update = 1
+    assert pace.done == 0.25
+    timed = stages.Pace(seconds=10.0, used=5.0)
+    assert timed.done == pytest.approx(0.5)
+    again = stages.Pace(updates=1)
+    again.load_state_dict(timed.state_dict())
+    assert (again.updates, again.seconds) == (None, 10.0)
+    with pytest.raises(ValueError, match="give one of the two"):
+        stages.Pace()
+
+
+def test_a_code_learns_to_turn_what_it_sees_and_is_frozen(tmp_path: Path) -> None:
+    pipeline = pipeline_of(tmp_path)
+    turn = pipeline.model.turn
+    assert turn is not None
+    seen = memory.encoded(quarter_turns(), pipeline.encoder)
+    recipe = stages.CodeRecipe(batch=32, learning_rate=3e-3)
+    stage = stages.code_stage(turn, seen, recipe, stages.Pace(updates=120))
+    losses: list[float] = []
+    stages.fit_code(stage, seen, recipe, lambda _, loss: bool(losses.append(loss.item())))
+    assert losses[-1] < 0.2 * losses[0]
+    pairs = torch.tensor([[0, 1], [1, 3], [6, 4], [5, 6]])
+    found = stages.drafts_right(turn, stage.modules["draft"], seen, pairs)
+    assert found["right"].tolist() == [1, 1, 1, 1] and found["away_deg"].tolist() == [0, 0, 0, 0]
+    assert not any(p.requires_grad for p in turn.code.parameters())
+
+
+def test_the_nearest_view_is_told_by_hand() -> None:
+    store = quarter_turns()
+    seen = memory.Seen(store, torch.zeros(8, 1), torch.zeros(8, 1, 1))
+    drawn = store.pictures[[1, 7]].float() / 127.5 - 1
+    found = stages.nearest(drawn, seen, torch.tensor([1, 5]), 16)
+    assert found["right"].tolist() == [1, 0]
+    torch.testing.assert_close(found["away_deg"], torch.tensor([0.0, 180.0]), atol=1e-3, rtol=0)
+    # Of the second, two stripes of a quarter of one channel are off by 1.
+    torch.testing.assert_close(found["mse"], torch.tensor([0.0, 0.5 / 3]))
+
+
+def test_the_unet_learns_what_it_is_told_and_the_code_stays(tmp_path: Path) -> None:
+    pipeline = pipeline_of(tmp_path)
+    turn = pipeline.model.turn
+    assert turn is not None
+    seen = memory.encoded(quarter_turns(), pipeline.encoder)
+    recipe = stages.UNetRecipe(batch=8, learning_rate=2e-3, bf16=False, ema=0.9)
+    before = {name: value.clone() for name, value in turn.state_dict().items()}
+    stage = stages.unet_stage(pipeline, recipe, stages.Pace(updates=60))
+    losses: list[float] = []
+    stages.fit_unet(stage, pipeline, seen, recipe, lambda _, loss: bool(losses.append(loss.item())))
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    after = turn.state_dict()
+    frozen = [name for name in before if name.startswith(("code.", "draft."))]
+    assert frozen and all(torch.equal(before[name], after[name]) for name in frozen)
+    assert not torch.equal(before["tokens.weight"], after["tokens.weight"])
+    assert after["film.weight"].abs().sum() > 0
+    assert pipeline.model.unet.conv_in.weight[:, 6:].abs().sum() > 0
+
+
+def test_a_stage_that_stops_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    pipeline = pipeline_of(tmp_path)
+    seen = memory.encoded(quarter_turns(), pipeline.encoder)
+    recipe = stages.UNetRecipe(batch=4)
+
+    def fresh() -> tuple[NovelViewPipeline, stages.Stage]:
+        torch.manual_seed(3)
+        made = pipeline_of(tmp_path / "again")
+        return made, stages.unet_stage(made, recipe, stages.Pace(updates=6), seed=1)
+
+    whole, stage = fresh()
+    stages.fit_unet(stage, whole, seen, recipe, lambda _, loss: False)
+    part, stopped = fresh()
+    stages.fit_unet(stopped, part, seen, recipe, lambda stage, loss: stage.pace.update == 3)
+    save_checkpoint(tmp_path / "checkpoints", 3, stopped.state_dict())
+    rest, going_on = fresh()
+    going_on.load_state_dict(load_checkpoint(tmp_path / "checkpoints") or {})
+    assert going_on.pace.update == 3
+    stages.fit_unet(going_on, rest, seen, recipe, lambda _, loss: False)
+    for one, other in zip(whole.model.parameters(), rest.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert all(torch.equal(one, other) for one, other in zip(stage.average, going_on.average, strict=True))
+
+
+def test_averaged_weights_are_lent(tmp_path: Path) -> None:
+    pipeline = pipeline_of(tmp_path)
+    stage = stages.unet_stage(pipeline, stages.UNetRecipe(), stages.Pace(updates=1))
+    mine = stage.parameters[0]
+    stage.average[0].fill_(7.0)
+    before = mine.detach().clone()
+    with stages.averaged(stage):
+        assert (mine == 7).all()
+    assert torch.equal(mine, before) and (stage.average[0] == 7).all()
