@@ -3,7 +3,7 @@
 The patch maps of a picture are encoded into pairs of numbers, and pair k is rotated in its plane by f_k times the
 turn about the vertical axis, so that which way the object faces and how far to turn it compose by a product: a
 linear layer over [token; pose] can only add the two. The encoder needs no labels; it is trained first, to draw the
-target's thumbnail without any UNet (``distill.novelview.code_stage``), and then conditions the UNet through tokens,
+target's thumbnail without any UNet (``distill.lab.novel_view.stages.code_stage``), and then conditions the UNet through tokens,
 the time embedding and that thumbnail, each of which can be left out.
 """
 
