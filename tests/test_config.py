@@ -21,7 +21,7 @@ from distill.priors.families import FAMILIES
 from distill.priors.table import MODELS
 from distill.run import folders
 from distill.run.assemble import lowest_timestep, make_guidance
-from distill.run.compose import PRESETS, as_overrides, compose_config, quote
+from distill.run.compose import as_overrides, compose_config, quote
 from distill.samplers.schedules import Ramp, at
 
 PROMPTS = [
@@ -71,20 +71,20 @@ def test_wrong_type_names_the_option_and_the_type() -> None:
 
 def test_wrong_type_inside_a_group_names_the_option() -> None:
     assert error_of("guidance.scale=big").startswith(
-        "guidance.scale must be a number or a schedule such as {"
+        "guidance.scale must be a finite number or a schedule such as {"
     )
     assert error_of("guidance.scale=big").endswith("got 'big'")
     assert "scene.levels must be of type integer, got 'many'" in error_of("scene.levels=many")
 
 
 def test_unknown_guidance_lists_the_known_ones() -> None:
-    names = "asd, bridge, csd, dds, hifa, ism, mix, nfsd, novel_view, sdi, sds, vsd"
+    names = "asd, bridge, csd, dds, hifa, ism, mix, nfsd, sdi, sds, tp_sds, vsd"
     assert error_of("guidance=dsd") == f"unknown guidance 'dsd'; there are {names}"
 
 
 @pytest.mark.parametrize("name", ["iterations", "particles", "render.batch"])
 def test_zero_where_there_must_be_some_is_refused(name: str) -> None:
-    assert f"{name} must be at least 1, got 0" in error_of(f"{name}=0")
+    assert f"{name} must be an integer of at least 1, got 0" in error_of(f"{name}=0")
 
 
 def test_unknown_device_is_refused() -> None:
@@ -153,13 +153,15 @@ def test_the_preset_follows_the_prior() -> None:
 def test_each_family_has_its_preset(prior: str, scale: float, vsd: float) -> None:
     config = compose_config(["prompt=x", f"prior={prior}"])
     assert (config.guidance.scale, config.iterations, config.render.batch) == (scale, 10_000, 1)
-    assert (config.scene.levels, config.scene.finest_resolution, config.optimiser.mlp) == (16, 1024, 0.001)
+    assert (config.scene.levels, config.scene.finest_resolution, config.scene.mlp_lr) == (16, 1024, 0.001)
     assert compose_config(["prompt=x", f"prior={prior}", "guidance=vsd"]).guidance.scale == vsd
     assert compose_config(["prompt=x", f"prior={prior}", "scene=image"]).iterations == 10_000
 
 
 def test_every_pipeline_in_the_table_has_a_preset() -> None:
-    assert {model.pipeline for model in MODELS.values()} <= PRESETS.keys() <= FAMILIES.keys()
+    pipelines = {model.pipeline for model in MODELS.values()}
+    assert pipelines <= FAMILIES.keys()
+    assert all(FAMILIES[pipeline].preset != "none" for pipeline in pipelines)
 
 
 def test_python_keywords_become_the_same_configuration() -> None:
@@ -325,13 +327,19 @@ def test_ranges_sizes_and_penalties_may_be_schedules_too() -> None:
     [
         (
             "cameras.elevation_deg=[0]",
-            "cameras.elevation_deg must be a list of 2 numbers or schedules, got [0]",
+            "cameras.elevation_deg must be a list of 2, each a number in [-90, 90], got [0]",
         ),
-        ("cameras.distance=[{start:3,stop:4},4]", "cameras.distance[0] must be a number or a schedule"),
-        ("render.size=4", "render.size must be at least 8 pixels, got 4"),
-        ("render.size={start:64,end:0}", "render.size must be at least 8 pixels, got 0"),
-        ("penalties.sparsity=much", "penalties.sparsity must be a number or a schedule"),
-        ("particles=0", "particles must be at least 1, got 0"),
+        (
+            "cameras.distance=[{start:3,stop:4},4]",
+            "cameras.distance[0] must be a finite number or a schedule",
+        ),
+        ("render.size=4", "render.size must be a finite number of at least 8 or a schedule of it, got 4"),
+        (
+            "render.size={start:64,end:0}",
+            "render.size must be a finite number of at least 8 or a schedule of it, got {'start': 64, 'end': 0}",
+        ),
+        ("penalties.sparsity=much", "penalties.sparsity must be a finite number or a schedule"),
+        ("particles=0", "particles must be an integer of at least 1, got 0"),
     ],
 )
 def test_wrong_ranges_sizes_and_penalties_get_one_line(option: str, said: str) -> None:
@@ -391,7 +399,7 @@ def test_asds_shift_follows_the_samplers_lowest_timestep() -> None:
         {"text": prior.embed(["mug"]), "uncond": prior.embed([""])}, step=Step(uniform=torch.tensor([0.9]))
     )
     x, t, noise = torch.full((1, 1, 4, 4), 0.2), torch.tensor([700]), torch.full((1, 1, 4, 4), 0.7)
-    found = make_guidance(config, prior, torch.Generator())(prior, x, cond, t, noise)
+    found = make_guidance(config, prior, torch.Generator(), {})(prior, x, cond, t, noise)
     scale = config.guidance.scale
     torch.testing.assert_close(found, asd(prior, x, cond, t, noise, scale=scale, eta=0.5, t_min=0.3))
     assert not torch.allclose(found, asd(prior, x, cond, t, noise, scale=scale, eta=0.5))

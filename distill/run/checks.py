@@ -232,9 +232,10 @@ def check_image(config: DictConfig, guidance: Callable[..., Any]) -> None:
 def needing_words() -> tuple[Callable[..., Any], ...]:
     """The losses that a novel-view model, which knows no words, cannot be used with alone."""
     from distill import guidance
+    from distill.guidance.mix import NEEDING_WORDS
 
     losses = guidance.available()
-    return tuple(losses[name] for name in ("mix", "vsd", "dds", "bridge", "nfsd"))
+    return tuple(losses[name] for name in NEEDING_WORDS)
 
 
 def check_prompt(config: DictConfig) -> None:
