@@ -151,6 +151,8 @@ def describe(hint: Any, rules: tuple[Any, ...] = ()) -> str:
         return describe(arguments[0], (*arguments[1:], *rules))
     if origin in (Union, types.UnionType):
         return " or ".join(describe(each, rules) for each in arguments)
+    if hint is None or hint is type(None):
+        return "null"
     if named := [rule.names() for rule in rules if isinstance(rule, OneOf)]:
         return listed(named[0])
     if origin is Literal:
@@ -165,11 +167,7 @@ def describe(hint: Any, rules: tuple[Any, ...] = ()) -> str:
         str: "text",
         bool: "true or false",
     }
-    plain = (
-        words[float]
-        if Scheduled() in rules
-        else words.get(hint, "null" if hint is type(None) else "a mapping")
-    )
+    plain = words[float] if Scheduled() in rules else words.get(hint, "a mapping")
     return " ".join([plain, *map(str, ranges)])
 
 

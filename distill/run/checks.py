@@ -39,7 +39,7 @@ def check(config: DictConfig) -> None:
 
 
 def check_schema(
-    values: Mapping[str, Any], schema: type = Config, prefix: str = "", iterations: int = 0
+    values: Mapping[str, Any], schema: type = Config, prefix: str = "", iterations: int | None = None
 ) -> None:
     """Check the options that every run has.
 
@@ -47,6 +47,7 @@ def check_schema(
         ValueError: an option has a value that it may not take.
     """
     hints = typing.get_type_hints(schema, include_extras=True)
+    steps = values["iterations"] if iterations is None else iterations
     for item in dataclasses.fields(schema):
         name, hint, value = f"{prefix}{item.name}", hints[item.name], values[item.name]
         if dataclasses.is_dataclass(hint):
@@ -54,9 +55,9 @@ def check_schema(
                 raise ValueError(
                     f"{name} is a group of options, got {shown(value)}; leave it out for the defaults"
                 )
-            check_schema(value, typing.cast(type, hint), f"{name}.", iterations or values["iterations"])
+            check_schema(value, typing.cast(type, hint), f"{name}.", steps)
         elif item.name not in PARTS:
-            check_option(name, value, hint, iterations or values["iterations"])
+            check_option(name, value, hint, steps)
 
 
 def check_part(group: str, options: Any, iterations: int) -> Callable[..., Any]:
