@@ -151,6 +151,8 @@ def describe(hint: Any, rules: tuple[Any, ...] = ()) -> str:
         return describe(arguments[0], (*arguments[1:], *rules))
     if origin in (Union, types.UnionType):
         return " or ".join(describe(each, rules) for each in arguments)
+    if hint is None or hint is type(None):
+        return "null"
     if named := [rule.names() for rule in rules if isinstance(rule, OneOf)]:
         return listed(named[0])
     if origin is Literal:

@@ -23,6 +23,8 @@ from distill.samplers.schedules import Ramp, scheduled
 
 #: What a term calls the model of the run's input picture.
 NOVEL_VIEW = "novel_view"
+#: Losses that compare prompts or train on them: not for a model that is conditioned on a picture.
+NEEDING_WORDS = ("mix", "vsd", "dds", "bridge", "nfsd")
 #: A term's keys beside its loss's options.
 OWN = ("loss", "weight", "prompt", "prior")
 
@@ -231,12 +233,16 @@ def own_condition(
     """Return what makes a term's own conditions, or None where it shares the run's.
 
     Raises:
-        ValueError: a prior of its own lacks its prompt, or has one that it does not know.
+        ValueError: a prior of its own lacks its prompt, or has one that it does not know; or its loss needs words.
     """
     if own is None and "prompt" not in term:
         return None
     model = own or prior
     if not model.words:
+        if term["loss"] in NEEDING_WORDS:
+            raise ValueError(
+                f"{where}: {term['loss']} needs prompts, and {NOVEL_VIEW} knows none; choose a loss such as sds, csd, asd or ism"
+            )
         if term.get("prompt"):
             raise ValueError(
                 f"{where}: {NOVEL_VIEW} is conditioned on a picture and takes no prompt; leave prompt out"

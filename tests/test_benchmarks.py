@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ from tiny_pipelines import make
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from distill.contracts import Step
 from distill.forecast.cost import cost
 from distill.forecast.network import calls_of
 from distill.priors import load_prior
 from distill.priors.source import find
-from distill.run.assemble import build, make_condition
+from distill.run.assemble import assemble
 from distill.run.checks import bytes_of
 from distill.run.compose import compose_config
 from distill.run.fit import fit
@@ -73,7 +73,7 @@ def check(report: str, device: str, sizes: tuple[int, ...], backends: set[tuple[
         assert found["encode back"] < found["backward"]
         parts = ("occupancy", "render", "encode", "prior and loss", "backward", "optimiser")
         total = sum(found[part] for part in parts) + float(learner or 0)
-        # Medians of few steps need not add up, but the step holds its parts.
+        # Medians of few steps need not add up, but the step holds its job.
         assert found["step"] > 0.8 * total
         assert found["step / network"] == pytest.approx(found["step"] / found["network"], rel=0.02)
         vae = found["encode"] + found["encode back"]
@@ -113,20 +113,20 @@ def test_the_network_alone_computes_what_the_loss_has_it_compute(
     one_step = scripts("one_step")
     prior = load_prior(tiny, dtype=torch.float32, image_size=64)
     config = compose_config(["prompt=a red mug", f"prior={tiny}", f"guidance={loss}", "device=cpu"])
-    parts, g, batch = build(config, prior), torch.Generator().manual_seed(0), 2
-    learner = parts.state.learner
-    views = parts.cameras(0.0, batch, g)
-    cond = replace(make_condition(config, prior, parts)(views), uniform=torch.rand(batch, generator=g))
+    job, g, batch = assemble(config, prior), torch.Generator().manual_seed(0), 2
+    learner = job.state.learner
+    views = job.cameras(0.0, batch, g)
+    cond = job.condition(views, Step(uniform=torch.rand(batch, generator=g)))
     x, noise = torch.randn(2, batch, 4, 8, 8, generator=g)
     t = torch.tensor([300, 600])
     # The counter knows nothing of the fused attention that a CPU would take.
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as asked:
             with torch.no_grad():
-                parts.guidance(prior, x, cond, t, noise)
+                job.guidance(prior, x, cond, t, noise)
             if learner:
                 learner.learn(prior, x, cond, g)
-        rows = [2 * batch] if learner else calls_of(parts.guidance, batch)
+        rows = [2 * batch] if learner else calls_of(job.guidance, batch)
         with FlopCounterMode(display=False) as alone:
             one_step.network_alone(prior, learner, rows, x, t, cond)
     assert alone.get_total_flops() == asked.get_total_flops() > 0

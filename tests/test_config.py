@@ -400,7 +400,7 @@ def test_asds_shift_follows_the_samplers_lowest_timestep() -> None:
         {"text": prior.embed(["mug"]), "uncond": prior.embed([""])}, step=Step(uniform=torch.tensor([0.9]))
     )
     x, t, noise = torch.full((1, 1, 4, 4), 0.2), torch.tensor([700]), torch.full((1, 1, 4, 4), 0.7)
-    found = make_guidance(config, prior, torch.Generator())(prior, x, cond, t, noise)
+    found = make_guidance(config, prior, torch.Generator(), {})(prior, x, cond, t, noise)
     scale = config.guidance.scale
     torch.testing.assert_close(found, asd(prior, x, cond, t, noise, scale=scale, eta=0.5, t_min=0.3))
     assert not torch.allclose(found, asd(prior, x, cond, t, noise, scale=scale, eta=0.5))

@@ -19,8 +19,8 @@ from torch import Tensor
 import distill
 from distill import loop
 from distill.cameras import Cameras, orbit, turntable
-from distill.conditions.control import controller, draw_depth, draw_mask, draw_normal, with_control
-from distill.contracts import Condition, Render
+from distill.conditions.control import controlled, draw_depth, draw_mask, draw_normal, with_control
+from distill.contracts import Condition, Render, Step
 from distill.forecast.network import forecast, shadow
 from distill.priors import load_prior
 from distill.priors.diffusion import DiffusionPrior
@@ -297,54 +297,68 @@ def test_the_mask_is_the_opacity() -> None:
     assert all(torch.equal(drawn[:, i], opacity[..., 0]) for i in range(3))
 
 
+@dataclass
+class Showing:
+    """What a ControlNet's picture is encoded by: ``times`` it."""
+
+    image_size: int
+    times: float = 1.0
+    device = torch.device("cpu")
+
+    def show(self, pictures: Tensor) -> Tensor:
+        return self.times * pictures
+
+
+def unconditioned(cameras: Cameras, step: Step, render: Render | None = None) -> Condition:
+    """One number for every prompt there may be."""
+    row = {"told": torch.zeros(len(cameras), 1)}
+    return Condition(dict.fromkeys(("text", "uncond", "negative", "source", "plain"), row), cameras, step)
+
+
 def test_a_picture_is_the_same_for_every_camera(tmp_path: Path) -> None:
     rgba = torch.randint(0, 256, (8, 8, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(rgba.numpy()).save(tmp_path / "lines.png")
-    tell = controller(str(tmp_path / "lines.png"), 8, torch.device("cpu"), lambda shown: shown)
-    cond = Condition(
-        {"text": {"told": torch.zeros(3, 1)}, "uncond": {"told": torch.zeros(3, 1)}}, cameras=turntable(3)
-    )
-    told = tell(cond, Render(torch.zeros(3, 4, 4, 3), torch.zeros(3, 4, 4, 1), torch.zeros(3, 4, 4, 1))).text[
-        "control"
-    ]
+    condition = controlled(unconditioned, Showing(8), str(tmp_path / "lines.png"))
+    render = Render(torch.zeros(3, 4, 4, 3), torch.zeros(3, 4, 4, 1), torch.zeros(3, 4, 4, 1))
+    told = condition(turntable(3), Step(), render).text["control"]
     expected = (rgba[..., :3] / 255 * (rgba[..., 3:] / 255)).movedim(-1, 0)
     torch.testing.assert_close(told, expected.expand(3, 3, 8, 8))
+    with pytest.raises(ValueError, match="conditioned on a render; give"):
+        condition(turntable(3), Step())
 
 
 def test_the_loop_tells_every_embedding_of_its_own_render() -> None:
     seen: list[tuple[Condition, Tensor]] = []
     prior = dirac({"": torch.zeros(3, 8, 8)})
 
-    def render(
-        scene: Any, cameras: Any, height: int, width: int, *, generator: Any = None, **options: Any
-    ) -> Render:
+    scene, g = ImageScene(8, 8, lr=0.1), torch.Generator().manual_seed(0)
+
+    def render(cameras: Any, height: int, width: int, *, generator: Any = None, **options: Any) -> Render:
         rgb = scene.image.expand(len(cameras), -1, -1, -1)
         drawn = torch.rand(len(cameras), height, width, 1, generator=generator) * rgb[..., :1].detach() ** 0
         return Render(rgb, drawn.requires_grad_(), drawn)
-
-    def condition(cameras: Cameras) -> Condition:
-        row = {"told": torch.zeros(len(cameras), 1)}
-        return Condition(
-            {"text": row, "uncond": row, "negative": row, "source": row, "plain": row}, cameras=cameras
-        )
 
     def guidance(prior: Any, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
         seen.append((cond, x))
         return torch.zeros_like(x)
 
     shown: list[Render] = []
-    scene, g = ImageScene(8, 8), torch.Generator().manual_seed(0)
     loop.train(
-        loop.State(scene, loop.make_optimiser(scene, {"image": 0.1}), g), prior, guidance, condition, render, ranges(),
-        uniform(prior), loop.Settings(2, batch=2, size=Ramp(8)), lambda state, metrics, picture: shown.append(picture),
-        tell=controller("mask", 16, torch.device("cpu"), lambda shown: 2 * shown),
+        loop.Job(
+            loop.State(scene, loop.make_optimiser(scene), g), prior, guidance,
+            controlled(unconditioned, Showing(16, times=2.0), "mask"), render, ranges(), uniform(prior),
+            loop.Settings(2, batch=2, size=Ramp(8)),
+        ),
+        lambda state, metrics, picture: shown.append(picture),
     )  # fmt: skip
+    assert len(seen) == len(shown) == 2
     for (cond, _), picture in zip(seen, shown, strict=True):
         expected = torch.nn.functional.interpolate(
             picture.opacity.movedim(-1, 1), (16, 16), mode="bilinear", antialias=True
         )
-        for embedding in (cond.text, cond.uncond, cond.negative, cond.source, cond.plain):
-            assert embedding is not None and not embedding["control"].requires_grad
+        assert cond.prompts.keys() == {"text", "uncond", "negative", "source", "plain"}
+        for embedding in cond.prompts.values():
+            assert not embedding["control"].requires_grad
             torch.testing.assert_close(embedding["control"], 2 * expected.expand(2, 3, 16, 16))
         assert cond.step.uniform is not None
 

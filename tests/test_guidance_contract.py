@@ -18,7 +18,9 @@ from torch import Tensor
 from distill import guidance
 from distill.cameras import Cameras, turntable
 from distill.contracts import Condition, Learner, Step
+from distill.domains import fits
 from distill.files.checkpoint import load_checkpoint, save_checkpoint
+from distill.options import hints_of
 from distill.priors import load_prior
 from distill.priors.exact import Components, ExactPrior, scaled_linear
 from distill.run.compose import as_overrides, compose_config
@@ -89,8 +91,8 @@ def case_of(pixel_folder: Path) -> Callable[..., Case]:
             load_prior(pixel_folder, dtype=inside or torch.float32) if on_network else exact_prior(dtype)
         )
         shape, dtype = ((BATCH, 12, 8, 8), torch.float32) if on_network else ((BATCH, 2, 4, 4), dtype)
-        takes_generator = "generator" in inspect.signature(loss).parameters
-        bound = loss(prior, torch.Generator().manual_seed(0)) if takes_generator else loss
+        made = guidance.is_made_for_prior(loss)
+        bound = loss(prior, torch.Generator().manual_seed(0), {}) if made else loss
         return Case(bound, prior, randn(10, *shape, dtype=dtype), randn(11, *shape, dtype=dtype))
 
     return make
@@ -175,7 +177,7 @@ def test_half_precision_inside_the_prior_changes_little(loss: Any, case_of: Any)
 PLAIN = [
     pytest.param(loss, id=name)
     for name, loss in guidance.available().items()
-    if "generator" not in inspect.signature(loss).parameters
+    if not guidance.is_made_for_prior(loss)
 ]
 
 
@@ -186,8 +188,6 @@ def test_what_a_network_predicts_does_not_matter(loss: Any, prediction: str, cas
     case = case_of(loss)
     if "weighting" in inspect.signature(loss).parameters:
         case.loss = partial(loss, weighting="uniform")  # the others weigh by the scales themselves
-    elif "through" in inspect.signature(loss).parameters:
-        case.loss = partial(loss, options={"weighting": "uniform"})
     # Losses that follow a trajectory begin it with the picture itself: at its first level there must be no noise.
     abar = case.prior.abar.clone()
     abar[0] = 1 - 1e-12
@@ -254,9 +254,14 @@ def test_every_option_has_a_default_and_goes_through_the_configuration_unchanged
 
     plain = json.loads(json.dumps(options))  # tuples become lists
     assert {key: composed()[key] for key in options} == plain
-    changed = {key: value + 1 for key, value in options.items() if type(value) is int}
-    # Fractions stay fractions.
-    changed |= {key: value / 2 for key, value in options.items() if type(value) is float}
+    hints = hints_of(loss, rules=True)
+    numeric = {key: value for key, value in options.items() if type(value) in (int, float)}
+    changed = {
+        key: next(
+            new for new in (value + 1, value / 2, value + 0.1) if new != value and fits(new, hints[key])
+        )
+        for key, value in numeric.items()
+    }
     overrides = as_overrides({f"guidance.{key}": value for key, value in changed.items()})
     assert {key: composed(*overrides)[key] for key in changed} == changed
 
@@ -270,6 +275,12 @@ def test_docstring_has_formula_shapes_and_source(loss: Any) -> None:
         assert f"    {name}: " in text, f"{loss.__name__}: {name} is not described"
 
 
+def without(cond: Condition, missing: str) -> Condition:
+    if missing == "uniform":
+        return replace(cond, step=replace(cond.step, uniform=None))
+    return replace(cond, prompts={role: value for role, value in cond.prompts.items() if role != missing})
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("missing", ["negative", "source", "uniform"])
 def test_what_a_condition_lacks_is_not_needed_or_asked_for_in_one_line(
@@ -278,7 +289,7 @@ def test_what_a_condition_lacks_is_not_needed_or_asked_for_in_one_line(
     case = case_of(loss)
     remedy = {"negative": "negative_prompt=", "source": "source_prompt=", "uniform": "torch.rand"}[missing]
     try:
-        grad = case(cond=replace(case.condition(), **{missing: None}))
+        grad = case(cond=without(case.condition(), missing))
     except ValueError as error:
         assert "\n" not in str(error)
         assert remedy in str(error)

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from distill.cameras import turntable
-from distill.renderers import ImageScene, render_image
+from distill.contracts import Step
+from distill.loop import make_optimiser
+from distill.renderers import ImageScene
 
 
 def test_the_render_is_the_parameters_themselves() -> None:
     scene = ImageScene(5, 7, batch=2)
-    picture = render_image(scene, turntable(4), 5, 7)
+    picture = scene.render(turntable(4), 5, 7)
     assert picture.rgb.shape == (4, 5, 7, 3)
     assert torch.equal(picture.rgb[0], scene.image[0])
     assert torch.equal(picture.rgb[3], scene.image[1])
@@ -24,13 +26,13 @@ def test_the_render_is_the_parameters_themselves() -> None:
 
 def test_gradients_add_up_over_the_cameras_that_share_a_picture() -> None:
     scene = ImageScene(2, 2)
-    render_image(scene, turntable(3), 2, 2).rgb.sum().backward()
+    scene.render(turntable(3), 2, 2).rgb.sum().backward()
     assert torch.equal(scene.image.grad, torch.full((1, 2, 2, 3), 3.0))
 
 
 def test_other_sizes_keep_the_mean_colour() -> None:
     scene = ImageScene(8, 8)
-    rgb = render_image(scene, turntable(1), 4, 4).rgb
+    rgb = scene.render(turntable(1), 4, 4).rgb
     assert rgb.shape == (1, 4, 4, 3)
     torch.testing.assert_close(rgb.mean((1, 2)), scene.image.mean((1, 2)), atol=0.05, rtol=0)
 
@@ -45,8 +47,10 @@ def test_starts_are_grey_or_noise_around_it() -> None:
 
 def test_every_parameter_is_in_a_group() -> None:
     scene = ImageScene(2, 2)
-    scene.update(0, 0.0, torch.Generator())
-    assert [id(p) for p in scene.parameter_groups()["image"]] == [id(p) for p in scene.parameters()]
+    scene.update(Step(), make_optimiser(scene), torch.Generator())
+    assert [id(p) for p in scene.parameter_groups()["image"].parameters] == [
+        id(p) for p in scene.parameters()
+    ]
 
 
 def test_bad_options_are_refused() -> None:
@@ -77,7 +81,7 @@ def test_the_folders_bare_name_is_refused() -> None:
 
 def test_a_first_render_prints_nothing(tmp_path: Path) -> None:
     code = (
-        "from distill.renderers import HashGridScene, render; from distill.samplers.cameras import turntable;"
+        "from distill.renderers import HashGridScene, render; from distill.cameras import turntable;"
         "render(HashGridScene(levels=2), turntable(1), 4, 4).rgb.sum().backward()"
     )
     done = _python(code, tmp_path)

@@ -9,11 +9,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_novelview_model import randn
 from test_novelview_pipeline import make
 from test_run import QUICK, command, error_of
 
 import distill
+from distill.cameras import turntable
 from distill.conditions.picture import look_at
+from distill.contracts import Step
+from distill.guidance.mix import mix
+from distill.guidance.sds import sds
+from distill.priors.novel_view.pose import relative_cameras
+from distill.run.assemble import assemble
 from distill.run.compose import compose_config
 
 PICTURE = ["image=p.png", "novel_view=model", *QUICK]
@@ -63,7 +70,10 @@ def test_text_may_be_added_and_other_losses_taken(tmp_path: Path) -> None:
     terms = "guidance.terms=[{loss:sds,scale:2,weight:0.5},{loss:csd,prior:novel_view}]"
     assert command("a red mug", *GIVEN, "guidance=mix", terms, "export.enabled=false") == 0
     config = compose_config(["prompt='a red mug'", *GIVEN])
-    assert [term.get("prior") for term in config.guidance.terms] == ["novel_view", None]
+    assert [(term.loss, term.get("prior")) for term in config.guidance.terms] == [
+        ("sds", "novel_view"),
+        ("sds", None),
+    ]
     for loss in ("csd", "asd", "ism"):
         assert command(*GIVEN, f"guidance={loss}", "export.enabled=false", f"output_dir={loss}") == 0
     asset = distill.generate(
@@ -79,6 +89,36 @@ def test_each_model_has_the_noise_levels_that_suit_it() -> None:
     assert (other.timesteps.t_min, other.timesteps.t_min_end) == (0.4, 0.2)
     assert own.scene.background == other.scene.background == "white"
     assert compose_config(["image=p.png", "preset=none", "guidance=sds"]).timesteps.t_min == 0.02
+
+
+def test_a_pictures_gradient_is_its_models_at_the_scale_of_the_preset() -> None:
+    """w (e_u + 3 (e_c - e_u) - eps), by the pipeline's own guidance; words add 0.3 of their own."""
+    job = assemble(compose_config(GIVEN))
+    assert job.picture is not None
+    model = job.picture.prior
+    assert job.prior is model
+    cameras, t = turntable(2), torch.tensor([300, 700])
+    x, noise = 0.5 * randn(1, 2, 3, 16, 16).clamp(-1, 1), randn(2, 2, 3, 16, 16)
+    pose = relative_cameras(model.reference, cameras)
+    a, s = model.alpha(t), model.sigma(t)
+    guided = model.pipeline.predict_noise(a * x + s * noise, t, model.given, pose, 3.0)
+    found = job.guidance(model, x, job.condition(cameras, Step()), t, noise)
+    torch.testing.assert_close(found, s**2 * (guided - noise), rtol=1e-3, atol=1e-4)
+
+    both = assemble(compose_config(["prompt='a red mug'", *GIVEN]))
+    assert both.picture is not None
+    text, model = both.prior, both.picture.prior
+    assert text.words
+    x, noise = 0.5 * randn(3, 2, *text.shape).clamp(-1, 1), randn(4, 2, *text.shape)
+    cond = both.condition(cameras, Step())
+    seen = mix(
+        text,
+        torch.Generator(),
+        {"novel_view": model},
+        terms=[{"loss": "sds", "prior": "novel_view", "scale": 3.0}],
+    )
+    expected = seen(text, x, cond, t, noise) + 0.3 * sds(text, x, cond, t, noise, scale=100.0)
+    torch.testing.assert_close(both.guidance(text, x, cond, t, noise), expected)
 
 
 def test_an_interrupted_run_from_a_picture_goes_on(tmp_path: Path) -> None:
@@ -126,13 +166,22 @@ WRONG = [
         "reference.elevation_deg must be a number in [-89, 89] or null, got 95",
     ),
     ([*GIVEN, "scene.background=grey"], "scene.background must be white, got grey"),
-    ([*GIVEN, "scene=image"], "needs a scene that fills space"),
+    ([*GIVEN, "scene=image"], "needs a scene that fills space, and ImageScene does not; leave it out"),
     ([*GIVEN, "guidance=mix"], "mixes a picture with text, or compares texts; add a prompt"),
-    ([*GIVEN, "guidance.through=vsd"], "guidance=csd"),
+    ([*GIVEN, "guidance=vsd"], "mixes a picture with text, or compares texts"),
+    (
+        ["a red mug", *GIVEN, "guidance=mix", "guidance.terms=[{loss:vsd,prior:novel_view}]"],
+        "vsd needs prompts, and novel_view knows none",
+    ),
+    ([*GIVEN, "guidance=sds", "guidance.through=csd"], "choose the loss itself, for example guidance=csd"),
     ([*GIVEN, "penalties.reference_depth=1"], "needs reference.depth=FILE"),
     ([*GIVEN, "reference.depth=model/unet/config.json", "penalties.reference_depth=1"], "cannot be read"),
     ([*GIVEN, "particles=2"], "leave out prompts= and particles="),
-    (["a red mug", "guidance=novel_view", *QUICK], "the prior of image=FILE"),
+    ([*GIVEN, "guidance=novel_view"], "novel_view is no loss any more but the prior of image=FILE"),
+    (
+        ["a red mug", *QUICK, "guidance=mix", "guidance.terms=[{loss:sds,prior:novel_view}]"],
+        "names the model of an input picture, and there is none; add image=FILE",
+    ),
 ]
 
 

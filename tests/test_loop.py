@@ -13,7 +13,8 @@ from distill.conditions import prompts
 from distill.contracts import Condition, Prior, Render
 from distill.guidance.sds import sds
 from distill.priors.exact import dirac
-from distill.renderers.image import ImageScene, render_image
+from distill.renderers import HashGridScene
+from distill.renderers.image import ImageScene
 from distill.samplers.cameras import ranges
 from distill.samplers.schedules import Ramp
 from distill.samplers.timesteps import uniform
@@ -27,22 +28,22 @@ PULL = partial(sds, scale=1.0)
 
 def start(seed: int = 0) -> loop.State:
     g = torch.Generator().manual_seed(seed)
-    scene = ImageScene(8, 8, seed=g)
-    return loop.State(scene, loop.make_optimiser(scene, {"image": 0.02}), g)
+    scene = ImageScene(8, 8, lr=0.02, seed=g)
+    return loop.State(scene, loop.make_optimiser(scene), g)
+
+
+def job(state: loop.State, guidance: Any, settings: loop.Settings, render: Any = None) -> loop.Job:
+    return loop.Job(
+        state, PRIOR, guidance, prompts.conditioner(PRIOR, "mug"), render or state.scene.render, ranges(),
+        uniform(PRIOR), settings,
+    )  # fmt: skip
 
 
 def go(
     state: loop.State, iterations: int = 300, guidance: Any = PULL, stop_at: int = -1, **settings: Any
 ) -> Any:
     return loop.train(
-        state,
-        PRIOR,
-        guidance,
-        prompts.conditioner(PRIOR, "mug"),
-        render_image,
-        ranges(),
-        uniform(PRIOR),
-        loop.Settings(iterations, batch=2, size=Ramp(8), **settings),
+        job(state, guidance, loop.Settings(iterations, batch=2, size=Ramp(8), **settings)),
         on_step=lambda now, metrics, picture: now.step == stop_at,
     )
 
@@ -70,10 +71,9 @@ def test_the_moving_average_follows_its_recurrence() -> None:
     seen: list[torch.Tensor] = []
     state = start()
     loop.train(
-        state, PRIOR, partial(sds, scale=1.0), prompts.conditioner(PRIOR, "mug"), render_image, ranges(), uniform(PRIOR),
-        loop.Settings(3, batch=1, size=Ramp(8), ema=0.9),
+        job(state, PULL, loop.Settings(3, batch=1, size=Ramp(8), ema=0.9)),
         on_step=lambda now, metrics, picture: seen.append(now.scene.image.detach().clone()),
-    )  # fmt: skip
+    )
     expected = 0.9 * (0.9 * seen[0] + 0.1 * seen[1]) + 0.1 * seen[2]
     assert state.average is not None
     torch.testing.assert_close(state.average[0], expected)
@@ -91,17 +91,19 @@ def test_steps_that_are_not_finite_change_nothing_and_stop_the_run_after_a_while
     with pytest.raises(loop.Diverged, match="not finite in 5 steps in a row"):
         go(state, guidance=broken, max_bad_steps=5)
     assert torch.equal(state.scene.image, before)
-    assert (state.skipped, state.step) == (5, 4)
+    assert (state.skipped, state.step) == (5, 5)
 
 
 def test_a_prior_that_gives_nan_is_named() -> None:
     with pytest.raises(loop.Diverged, match=r"what the prior and the loss gave was not finite .* in float32"):
         go(start(), guidance=broken, max_bad_steps=2)
 
+    state = start()
+
     def broken_penalty(
-        scene: Any, cameras: Any, height: Any, width: Any, *, generator: Any = None, **options: Any
+        cameras: Any, height: Any, width: Any, *, generator: Any = None, **options: Any
     ) -> Any:
-        picture = render_image(scene, cameras, height, width)
+        picture = state.scene.render(cameras, height, width)
         # The root's slope at zero is infinite.
         return Render(
             picture.rgb,
@@ -113,10 +115,8 @@ def test_a_prior_that_gives_nan_is_named() -> None:
     with pytest.raises(
         loop.Diverged, match=r"the scene's gradient was not finite .* with lower learning rates"
     ):
-        loop.train(
-            start(), PRIOR, PULL, prompts.conditioner(PRIOR, "mug"), broken_penalty, ranges(), uniform(PRIOR),
-            loop.Settings(9, batch=1, size=Ramp(8), penalties={"sparsity": Ramp(1.0)}, max_bad_steps=2),
-        )  # fmt: skip
+        settings = loop.Settings(9, batch=1, size=Ramp(8), penalties={"sparsity": Ramp(1.0)}, max_bad_steps=2)
+        loop.train(job(state, PULL, settings, broken_penalty))
 
 
 def test_a_single_bad_step_is_skipped_and_counted() -> None:
@@ -131,26 +131,29 @@ def test_a_single_bad_step_is_skipped_and_counted() -> None:
 
 
 def test_penalties_enter_the_gradient_with_their_weight() -> None:
-    def penalised(
-        scene: Any, cameras: Any, height: Any, width: Any, *, generator: Any = None, **options: Any
-    ) -> Any:
-        picture = render_image(scene, cameras, height, width)
+    state = start()
+
+    def penalised(cameras: Any, height: Any, width: Any, *, generator: Any = None, **options: Any) -> Any:
+        picture = state.scene.render(cameras, height, width)
         return Render(picture.rgb, picture.opacity, picture.depth, penalties={"sparsity": picture.rgb.sum()})
 
     def nothing(prior: Any, x: Any, cond: Any, t: Any, noise: Any) -> Any:
         return torch.zeros_like(x)
 
-    state = start()
     norms: list[float] = []
+    settings = loop.Settings(2, batch=1, size=Ramp(8), penalties={"sparsity": Ramp(3.0, 5.0, 0.0, 0.5)})
     loop.train(
-        state, PRIOR, nothing, prompts.conditioner(PRIOR, "mug"), penalised, ranges(), uniform(PRIOR),
-        loop.Settings(2, batch=1, size=Ramp(8), penalties={"sparsity": Ramp(3.0, 5.0, 0.0, 0.5)}),
+        job(state, nothing, settings, penalised),
         on_step=lambda now, metrics, picture: norms.append(metrics["grad_norm"]),
-    )  # fmt: skip
+    )
     # The gradient is the weight at each of 192 pixels values: weight * sqrt(192).
     assert norms == pytest.approx([3 * 192**0.5, 5 * 192**0.5])
 
 
-def test_a_kind_of_parameter_without_a_rate_is_named() -> None:
-    with pytest.raises(ValueError, match="no learning rate for the scene's 'image'"):
-        loop.make_optimiser(ImageScene(4, 4), {"mlp": 0.1})
+def test_each_kind_of_parameter_has_the_scenes_own_rate() -> None:
+    scene = HashGridScene(levels=2, encoding_lr=0.1, mlp_lr=0.2, background_lr=0.3, background="learned")
+    groups = loop.make_optimiser(scene, (0.5, 0.6), 1e-3).param_groups
+    assert [(group["lr"], group["peak_lr"]) for group in groups] == [(0.1, 0.1), (0.2, 0.2), (0.3, 0.3)]
+    assert all((group["betas"], group["eps"]) == ((0.5, 0.6), 1e-3) for group in groups)
+    parameters = [id(p) for group in groups for p in group["params"]]
+    assert sorted(parameters) == sorted(id(p) for p in scene.parameters())

@@ -28,7 +28,7 @@ from distill.priors import load_prior
 from distill.priors.exact import dirac
 from distill.priors.source import find
 from distill.renderers import HashGridScene, render
-from distill.renderers.image import ImageScene, render_image
+from distill.renderers.image import ImageScene
 from distill.renderers.patch import patched
 from distill.run.checks import bytes_of
 from distill.run.compose import compose_config
@@ -48,12 +48,18 @@ def squares(prior: Any, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) ->
 
 
 def one_step(at_once: int | None, take: Any, scene: Any, smaller: Any = None, **settings: Any) -> loop.State:
-    rates = dict.fromkeys(scene.parameter_groups(), 0.0)
-    state = loop.State(scene, loop.make_optimiser(scene, rates), torch.Generator().manual_seed(3))
+    state = loop.State(scene, loop.make_optimiser(scene), torch.Generator().manual_seed(3))
     return loop.train(
-        state, PRIOR, squares, prompts.conditioner(PRIOR, "mug"), take, ranges(), uniform(PRIOR),
-        loop.Settings(1, **{"batch": 5, "size": Ramp(8), "at_once": at_once, **settings}), smaller=smaller,
+        loop.Job(
+            state, PRIOR, squares, prompts.conditioner(PRIOR, "mug"), take, ranges(), uniform(PRIOR),
+            loop.Settings(1, **{"batch": 5, "size": Ramp(8), "at_once": at_once, **settings}), frugal=smaller,
+        )
     )  # fmt: skip
+
+
+def resting() -> HashGridScene:
+    """A small scene that no step moves."""
+    return HashGridScene(levels=2, encoding_lr=0.0, mlp_lr=0.0)
 
 
 def gradients(state: loop.State) -> list[Tensor]:
@@ -70,8 +76,9 @@ def still(
 @pytest.mark.parametrize("at_once", [1, 2, 3])
 def test_views_at_a_time_leave_the_gradient_of_all_at_once(at_once: int) -> None:
     penalties = {"sparsity": Ramp(2.0), "orientation": Ramp(3.0)}
-    whole = gradients(one_step(None, still, HashGridScene(levels=2), penalties=penalties))
-    parts = gradients(one_step(at_once, still, HashGridScene(levels=2), penalties=penalties))
+    first, second = resting(), resting()
+    whole = gradients(one_step(None, partial(still, first), first, penalties=penalties))
+    parts = gradients(one_step(at_once, partial(still, second), second, penalties=penalties))
     assert len(whole) == len(parts) >= 3
     for expected, found in zip(whole, parts, strict=True):
         assert expected.abs().max() > 0
@@ -90,8 +97,9 @@ def test_conditions_cameras_and_pictures_come_apart_and_together() -> None:
     assert again.cameras is not None
     assert torch.equal(again.text["told"], rows["told"])
     assert torch.equal(again.cameras.c2w, cameras.c2w)
-    assert torch.equal(again.uniform, cond.step.uniform)  # type: ignore[arg-type]
-    assert (again.negative, again.progress) == (None, 0.3)
+    assert torch.equal(again.step.uniform, cond.step.uniform)  # type: ignore[arg-type]
+    assert again.prompts.keys() == {"text", "uncond"}
+    assert again.step.progress == 0.3
     scene = HashGridScene(levels=2)
     whole = render(scene, cameras, 8, 8, penalties=("sparsity",))
     joined = Render.joined([render(scene, part, 8, 8, penalties=("sparsity",)) for part in cameras.split(2)])
@@ -105,7 +113,7 @@ def test_a_student_learns_the_same_from_views_at_a_time(latent_folder: Path) -> 
     for at_once in (None, 1, 2):
         prior = load_prior(latent_folder, dtype=torch.float32)
         loss = VSD(prior, torch.Generator().manual_seed(0), warmup=0)
-        cond = prompts.conditioner(prior, "a mug")(turntable(3))
+        cond = prompts.conditioner(prior, "a mug")(turntable(3), Step())
         x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         error = loss.learn(prior, x, cond, torch.Generator().manual_seed(2), at_once)
         learnt.append((error, [p.grad for p in loss.student.trainable()]))
@@ -152,15 +160,15 @@ def test_a_window_casts_the_rays_of_its_part_of_the_picture() -> None:
 
 def test_a_patch_is_the_picture_there_and_coarse_elsewhere() -> None:
     scene = HashGridScene(levels=4, background="random")
-    scene.update(0, 0.0, torch.Generator().manual_seed(0))
+    scene.update(Step(), loop.make_optimiser(scene), torch.Generator().manual_seed(0))
     drawn: list[tuple[Cameras, int]] = []
 
-    def take(scene: Any, cameras: Cameras, height: int, width: int, **options: Any) -> Render:
+    def take(cameras: Cameras, height: int, width: int, **options: Any) -> Render:
         drawn.append((cameras, height))
         return render(scene, cameras, height, width, **options)
 
     g = torch.Generator().manual_seed(8)
-    seen = patched(take, 16, 8)(scene, turntable(2), 48, 48, generator=g)
+    seen = patched(take, 16, 8)(turntable(2), 48, 48, generator=g)
     assert [height for _, height in drawn] == [8, 16]
     assert seen.rgb.shape == (2, 48, 48, 3)
     (carries,) = torch.autograd.grad(seen.rgb.sum(), scene.grid, retain_graph=True)
@@ -173,28 +181,33 @@ def test_a_patch_is_the_picture_there_and_coarse_elsewhere() -> None:
     # A corner shows the background, of one colour in the window and around it.
     corners = seen.rgb[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     torch.testing.assert_close(corners, corners[:, :1].expand_as(corners), rtol=0, atol=2e-3)
-    whole = patched(take, 16, 8)(scene, turntable(2), 48, 48)
+    whole = patched(take, 16, 8)(turntable(2), 48, 48)
     torch.testing.assert_close(whole.rgb, render(scene, turntable(2), 48, 48).rgb)
 
 
 def test_a_step_out_of_memory_is_taken_again_with_half_the_views(caplog: pytest.LogCaptureFixture) -> None:
     asked: list[tuple[str, int]] = []
 
-    def take(name: str, most: int, scene: Any, cameras: Cameras, *rest: Any, **options: Any) -> Render:
+    def flat() -> ImageScene:
+        return ImageScene(8, 8, lr=0.0)
+
+    def take(name: str, most: int, cameras: Cameras, *rest: Any, **options: Any) -> Render:
         asked.append((name, len(cameras)))
         if len(cameras) > most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return render_image(scene, cameras, *rest, **options)
+        return scene.render(cameras, *rest, **options)
 
+    scene = flat()
     with caplog.at_level(logging.WARNING):
-        tight = one_step(None, partial(take, "render", 3), ImageScene(8, 8), partial(take, "smaller", 3))
+        tight = one_step(None, partial(take, "render", 3), scene, partial(take, "smaller", 3))
     assert asked == [("render", 5), ("smaller", 2), ("smaller", 2), ("smaller", 1)]
     assert "step 0 did not fit the memory; from here on 2 views at a time" in caplog.text
-    roomy = one_step(None, render_image, ImageScene(8, 8))
+    other = flat()
+    roomy = one_step(None, other.render, other)
     torch.testing.assert_close(gradients(tight), gradients(roomy))
     asked.clear()
     with pytest.raises(loop.OutOfMemory, match=r"step 0 .* not even with 2 views at a time; .*max_vram="):
-        one_step(None, partial(take, "render", 1), ImageScene(8, 8), partial(take, "smaller", 1))
+        one_step(None, partial(take, "render", 1), scene, partial(take, "smaller", 1))
     assert asked == [("render", 5), ("smaller", 2)]
 
 
@@ -219,35 +232,37 @@ class Student:
         pass
 
 
-def three_steps(student: Student, smaller: Any) -> tuple[loop.State, list[float]]:
-    scene, losses = ImageScene(8, 8), list[float]()
-    rates = dict.fromkeys(scene.parameter_groups(), 0.0)
+def three_steps(student: Student, smaller: bool) -> tuple[loop.State, list[float]]:
+    scene, losses = ImageScene(8, 8, lr=0.0), list[float]()
     generator = torch.Generator().manual_seed(3)
-    state = loop.State(scene, loop.make_optimiser(scene, rates), generator, learner=student)
+    state = loop.State(scene, loop.make_optimiser(scene), generator, learner=student)
 
     def note(_: loop.State, metrics: dict[str, float], picture: Render) -> None:
         losses.append(metrics["learner_loss"])
 
     with suppress(loop.OutOfMemory):
         loop.train(
-            state, PRIOR, squares, prompts.conditioner(PRIOR, "mug"), render_image, ranges(), uniform(PRIOR),
-            loop.Settings(3, batch=4, at_once=9, size=Ramp(8)), smaller=smaller,
-            on_step=note,
+            loop.Job(
+                state, PRIOR, squares, prompts.conditioner(PRIOR, "mug"), scene.render, ranges(), uniform(PRIOR),
+                loop.Settings(3, batch=4, at_once=9, size=Ramp(8)), frugal=scene.render if smaller else None,
+            ),
+            note,
         )  # fmt: skip
     return state, losses
 
 
 def test_a_student_out_of_memory_learns_once_more_with_half_the_views() -> None:
     student = Student()
-    _, losses = three_steps(student, render_image)
+    _, losses = three_steps(student, True)
     assert student.shown == [(4, 4), (4, 4), (4, 2), (4, 2)]
     assert losses == [1.0, 3.0, 4.0]
 
 
 def test_what_did_not_fit_leaves_the_random_numbers_of_the_step_before() -> None:
-    stopped, losses = three_steps(Student(), None)
+    stopped, losses = three_steps(Student(), False)
     assert (stopped.step, losses) == (1, [1.0])
-    whole = one_step(None, render_image, ImageScene(8, 8), batch=4)
+    scene = ImageScene(8, 8, lr=0.0)
+    whole = one_step(None, scene.render, scene, batch=4)
     assert torch.equal(stopped.generator.get_state(), whole.generator.get_state())
 
 
@@ -424,8 +439,8 @@ def test_sizes_are_read(text: str, expected: float) -> None:
     [
         ("max_vram=12", "max_vram must be a size such as 12GB, got '12'"),
         ("max_vram=lots", "max_vram must be a size such as 12GB"),
-        ("render.at_once=0", "render.at_once must be at least 1, got 0"),
-        ("render.latent_until=2", "render.latent_until is a fraction of the run"),
+        ("render.at_once=0", "render.at_once must be an integer of at least 1 or null, got 0"),
+        ("render.latent_until=2", r"render.latent_until must be a number in \[0, 1\], got 2"),
     ],
 )
 def test_bad_options_are_one_line(option: str, said: str) -> None:
@@ -440,10 +455,12 @@ def test_a_patch_too_small_is_refused(tmp_path: Path) -> None:
 
 def test_sds_still_works_in_parts_on_an_exact_prior() -> None:
     g = torch.Generator().manual_seed(0)
-    scene = ImageScene(8, 8, seed=g)
-    state = loop.State(scene, loop.make_optimiser(scene, {"image": 0.02}), g)
+    scene = ImageScene(8, 8, lr=0.02, seed=g)
+    state = loop.State(scene, loop.make_optimiser(scene), g)
     loop.train(
-        state, PRIOR, partial(sds, scale=1.0), prompts.conditioner(PRIOR, "mug"), render_image, ranges(), uniform(PRIOR),
-        loop.Settings(300, batch=2, at_once=1, size=Ramp(8), final_lr=0.01),
+        loop.Job(
+            state, PRIOR, partial(sds, scale=1.0), prompts.conditioner(PRIOR, "mug"), scene.render, ranges(),
+            uniform(PRIOR), loop.Settings(300, batch=2, at_once=1, size=Ramp(8), final_lr=0.01),
+        )
     )  # fmt: skip
     assert (scene.image[0].movedim(-1, 0) - TARGET).abs().max().item() < 0.01

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.cameras import Cameras, orbit
-from distill.contracts import Render
+from distill.contracts import Render, Step
+from distill.loop import make_optimiser
 from distill.renderers import HashGridScene, render
 from distill.renderers.march import Samples, composite, march, nerfacc_compiled
 from distill.renderers.occupancy import occupancy_grid, update_occupancy
@@ -282,8 +283,7 @@ def test_gradients_reach_every_parameter_and_match_finite_differences() -> None:
 def test_the_same_seed_makes_the_same_scene_and_leaves_the_global_generator_alone() -> None:
     before = torch.random.get_rng_state()
     a, b, c = _scene(seed=3), _scene(seed=_generator(3)), _scene(seed=4)
-    scene_update_generator = _generator()
-    a.update(0, 0.0, scene_update_generator)
+    a.update(Step(), make_optimiser(a), _generator())
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
     assert not torch.equal(a.grid, c.grid)
@@ -359,9 +359,9 @@ def test_exponential_density_is_bounded_but_its_gradient_does_not_vanish() -> No
 
 def test_levels_open_one_by_one() -> None:
     scene = _scene(levels=4, progressive_levels=(1, 0.5))
-    seen = []
+    seen, optimiser = [], make_optimiser(scene)
     for step, progress in enumerate((0.0, 0.13, 0.26, 0.38, 0.5, 0.9)):
-        scene.update(step, progress, _generator())
+        scene.update(Step(step, progress), optimiser, _generator())
         seen.append(int(scene.active_levels))
     assert seen == [1, 2, 3, 4, 4, 4]
 
@@ -370,7 +370,7 @@ def test_parameter_groups_hold_every_parameter_once() -> None:
     scene = _scene(background="learned")
     groups = scene.parameter_groups()
     assert set(groups) == {"encoding", "mlp", "background"}
-    grouped = [id(p) for group in groups.values() for p in group]
+    grouped = [id(p) for group in groups.values() for p in group.parameters]
     assert sorted(grouped) == sorted(id(p) for p in scene.parameters())
     assert set(_scene().parameter_groups()) == {"encoding", "mlp"}
 
@@ -380,7 +380,7 @@ def test_skipping_empty_cells_hardly_changes_the_picture(threshold: float, most:
     scene = _scene(blob_scale=20.0, occupancy_threshold=threshold)
     with torch.no_grad():
         full = render(scene, _front(40, 10), 32, 32)
-        scene.update(0, 0.0, _generator())
+        scene.update(Step(), make_optimiser(scene), _generator())
         skipped = render(scene, _front(40, 10), 32, 32)
     assert 0.02 < scene.occupancy.binaries.float().mean() < 0.5
     difference = (full.rgb - skipped.rgb).abs()
@@ -410,13 +410,13 @@ def test_a_state_dict_restores_pictures_and_updates_bitwise() -> None:
     g = _generator()
     optimiser = torch.optim.Adam(scene.parameters(), 1e-2)
     for step in (0, 16, 32):
-        scene.update(step, step / 64, g)
+        scene.update(Step(step, step / 64), optimiser, g)
         render(scene, _front(), 8, 8, generator=g).rgb.mean().backward()
         optimiser.step()
     copy.load_state_dict(scene.state_dict())
     pictures: list[Render] = []
     for each in (scene, copy):
-        each.update(48, 0.75, _generator(5))
+        each.update(Step(48, 0.75), optimiser, _generator(5))
         pictures.append(render(each, _front(10), 16, 16, generator=_generator(6)))
     assert torch.equal(scene.occupancy.binaries, copy.occupancy.binaries)
     assert torch.equal(pictures[0].rgb, pictures[1].rgb)

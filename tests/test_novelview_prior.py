@@ -10,15 +10,18 @@ import torch
 from test_novelview_model import randn
 from test_novelview_pipeline import RGB, make
 
-from distill.cameras import orbit, turntable
+from distill.cameras import Cameras, orbit, turntable
+from distill.conditions.prompts import PICTURED, conditioner
+from distill.contracts import Condition, Step
 from distill.guidance.asd import asd
 from distill.guidance.csd import csd
 from distill.guidance.sds import sds
-from distill.loop import Settings, State, make_optimiser, train
+from distill.guidance.terms import predict
+from distill.loop import Job, Settings, State, make_optimiser, train
 from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.novel_view.pose import relative_cameras
 from distill.priors.novel_view.prior import NovelViewPrior
-from distill.renderers.image import ImageScene, render_image
+from distill.renderers.image import ImageScene
 from distill.samplers.cameras import ranges
 from distill.samplers.schedules import Ramp, scheduled
 from distill.samplers.timesteps import uniform
@@ -31,9 +34,13 @@ def prior(request: pytest.FixtureRequest, tmp_path: Path) -> NovelViewPrior:
     return NovelViewPrior.of(make(tmp_path, latent=False, prediction=request.param), RGB, REFERENCE)
 
 
+def condition(prior: NovelViewPrior, cameras: Cameras) -> Condition:
+    return conditioner(prior, PICTURED)(cameras, Step())
+
+
 def test_its_guided_noise_is_the_pipelines(prior: NovelViewPrior) -> None:
     cameras, t = turntable(3), torch.tensor([30, 400, 900])
-    cond, x, noise = prior.condition(cameras), randn(1, 3, 3, 16, 16), randn(2, 3, 3, 16, 16)
+    cond, x, noise = condition(prior, cameras), randn(1, 3, 3, 16, 16), randn(2, 3, 3, 16, 16)
     x_t = prior.alpha(t) * x + prior.sigma(t) * noise
     pose = relative_cameras(REFERENCE, cameras)
     for scale in (1.0, 3.0):
@@ -44,7 +51,7 @@ def test_its_guided_noise_is_the_pipelines(prior: NovelViewPrior) -> None:
 
 def test_other_losses_hold_their_identities_on_it(prior: NovelViewPrior) -> None:
     """SDS at scale s is SDS at 1 and s - 1 times CSD; ASD without a shift is s - 1 times CSD."""
-    cond, t = prior.condition(turntable(2)), torch.tensor([300, 700])
+    cond, t = condition(prior, turntable(2)), torch.tensor([300, 700])
     x, noise = randn(1, 2, 3, 16, 16), randn(2, 2, 3, 16, 16)
     score = csd(prior, x, cond, t, noise)
     whole, plain = (sds(prior, x, cond, t, noise, scale=scale) for scale in (4.0, 1.0))
@@ -55,20 +62,23 @@ def test_other_losses_hold_their_identities_on_it(prior: NovelViewPrior) -> None
 
 def test_the_camera_matters_and_without_the_picture_it_does_not(prior: NovelViewPrior) -> None:
     x_t, t = randn(1, 1, 3, 16, 16).expand(2, -1, -1, -1), torch.tensor([500, 500])
-    cond = prior.condition(turntable(2))
-    seen, blind = prior.predict_noise(x_t, t, cond.text), prior.predict_noise(x_t, t, cond.uncond)
+    cond = condition(prior, turntable(2))
+    seen, blind = predict(prior, x_t, t, cond, "text", "uncond")
     assert not torch.allclose(seen[0], seen[1], atol=1e-5)
     torch.testing.assert_close(blind[0], blind[1])
 
 
 def test_it_drives_the_loop(prior: NovelViewPrior) -> None:
     g = torch.Generator().manual_seed(0)
-    scene = ImageScene(16, 16, seed=g)
+    scene = ImageScene(16, 16, lr=0.02, seed=g)
     before = scene.image.detach().clone()
-    state = State(scene, make_optimiser(scene, {"image": 0.02}), g)
+    state = State(scene, make_optimiser(scene), g)
     settings = Settings(iterations=3, batch=2, size=Ramp(16))
     train(
-        state, prior, scheduled(sds, scale=3.0), prior.condition, render_image, ranges(), uniform(prior), settings
+        Job(
+            state, prior, scheduled(sds, scale=3.0), conditioner(prior, PICTURED), scene.render, ranges(),
+            uniform(prior), settings,
+        )
     )  # fmt: skip
     assert state.step == 3
     assert torch.isfinite(scene.image).all()

@@ -25,9 +25,9 @@ from distill.guidance.ism import ism
 from distill.guidance.nfsd import nfsd
 from distill.guidance.sdi import sdi
 from distill.guidance.sds import sds
-from distill.loop import Settings, State, make_optimiser, train
+from distill.loop import Job, Settings, State, make_optimiser, train
 from distill.priors.exact import ExactPrior, cosine, dirac, gaussian, mixture, scaled_linear
-from distill.renderers.image import ImageScene, render_image
+from distill.renderers.image import ImageScene
 from distill.samplers import timesteps
 from distill.samplers.cameras import ranges
 from distill.samplers.schedules import Ramp, scheduled
@@ -144,7 +144,7 @@ def test_csd_with_four_coefficients_by_hand(abar: Tensor) -> None:
     cond = condition(prior)
     a, s = scales(abar, T)
     x_t = a * X + s * NOISE
-    parts = [prior.predict_noise(x_t, T, e) for e in (cond.text, cond.negative, cond.uncond)]  # type: ignore[arg-type]
+    parts = [prior.predict_noise(x_t, T, cond.prompts[role]) for role in ("text", "negative", "uncond")]
     expected = s**2 * (1.5 * parts[0] - 0.7 * parts[1] - 0.5 * parts[2] - 0.3 * NOISE)
     assert_close(
         csd(prior, X, cond, T, NOISE, positive=1.5, negative=-0.7, empty=-0.5, random=-0.3), expected
@@ -165,7 +165,7 @@ class Shifted:
         self.prior, self.by = prior, by
         self.num_timesteps, self.alpha, self.sigma = prior.num_timesteps, prior.alpha, prior.sigma
 
-    def predict_noise(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
+    def predict_noise(self, x_t: Tensor, t: Tensor, cond: Any, cameras: Any = None) -> Tensor:
         return self.prior.predict_noise(x_t, t, cond) + self.by
 
 
@@ -174,7 +174,8 @@ def test_csd_is_blind_to_a_constant_in_every_prediction(abar: Tensor) -> None:
     prior = make_prior(abar, 0.5)
     loss = scheduled(csd, empty=Ramp(-1, 0, 0, 0.5), negative=Ramp(0, -1, 0, 0.5))
     for progress in (0.0, 0.2, 0.5, 0.9):
-        cond = condition(prior, progress=progress)
+        cond = condition(prior)
+        cond = replace(cond, step=replace(cond.step, progress=progress))
         off: Any = Shifted(prior, 3.0)
         assert_close(loss(off, X, cond, T, NOISE), loss(prior, X, cond, T, NOISE))
     with pytest.raises(ValueError, match=r"must sum to 0, got 1 \+ 0 \+ -0.5 \+ 0 = 0.5"):
@@ -375,7 +376,7 @@ def test_dds_needs_a_difference(abar: Tensor) -> None:
     """Oracle 24: nothing where source and target agree; with one picture, s (e_c - e_source)."""
     prior = make_prior(abar, 0.5)
     cond = condition(prior)
-    same = replace(cond, source=cond.text, source_x=X)
+    same = replace(cond, prompts={**cond.prompts, "source": cond.text}, source_x=X)
     assert dds(prior, X, same, T, NOISE).abs().max() == 0
     assert_close(dds(prior, X, cond, T, NOISE, scale=7.5), bridge(prior, X, cond, T, NOISE, scale=7.5))
     a, s = scales(abar, T)
@@ -397,7 +398,7 @@ def test_nfsd_with_the_empty_prompt_as_negative_is_csd_above_the_threshold(abar:
     """Oracle 25: exactly s CSD for t >= 200; below it the unconditional prediction is added."""
     prior = make_prior(abar, 0.5)
     cond = condition(prior)
-    same = replace(cond, negative=cond.uncond)
+    same = replace(cond, prompts={**cond.prompts, "negative": cond.uncond})
     t = torch.tensor([200, 900])
     assert_close(nfsd(prior, X, same, t, NOISE, scale=7.5), 7.5 * csd(prior, X, cond, t, NOISE))
     t = torch.tensor([199, 20])
@@ -426,11 +427,13 @@ def test_a_dirac_prior_through_the_real_loop_is_reached(name: str, sampler: str)
     """Oracle 26: a 2-D picture converges to mu."""
     target = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(4))
     prior = dirac({"mug": target, "": target}, scaled_linear().float())
-    scene = ImageScene(8, 8, seed=1)
-    state = State(scene, make_optimiser(scene, {"image": 0.02}), torch.Generator().manual_seed(0))
+    scene = ImageScene(8, 8, lr=0.02, seed=1)
+    state = State(scene, make_optimiser(scene), torch.Generator().manual_seed(0))
     settings = Settings(400, batch=2, size=Ramp(8), final_lr=0.02)
     train(
-        state, prior, PULLS[name], conditioner(prior, "mug"), render_image, ranges(),
-        getattr(timesteps, sampler)(prior), settings,
+        Job(
+            state, prior, PULLS[name], conditioner(prior, "mug"), scene.render, ranges(),
+            getattr(timesteps, sampler)(prior), settings,
+        )
     )  # fmt: skip
     torch.testing.assert_close(scene.image[0].movedim(-1, 0), target, rtol=0, atol=5e-3)

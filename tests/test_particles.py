@@ -12,13 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import distill
-from distill.cameras import Cameras
 from distill.conditions.prompts import conditioner
-from distill.contracts import Render
-from distill.loop import Settings, State, make_optimiser, train
+from distill.contracts import Render, Step
+from distill.loop import Job, Settings, State, make_optimiser, train
 from distill.priors.exact import dirac
-from distill.renderers.image import ImageScene, render_image
-from distill.renderers.particles import Particles, render_drawn
+from distill.renderers.image import ImageScene
+from distill.renderers.particles import Particles
 from distill.samplers.cameras import ranges
 from distill.samplers.schedules import scheduled
 from distill.samplers.timesteps import uniform
@@ -28,17 +27,18 @@ class Counting(ImageScene):
     """Writes down the steps and draws that it is brought up to date with."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__(8, 8, seed=seed)
+        super().__init__(8, 8, lr=0.1, seed=seed)
         self.steps: list[int] = []
 
-    def update(self, step: int, progress: float, generator: torch.Generator) -> None:
-        self.steps.append(step)
+    def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        self.steps.append(step.index)
 
 
 def test_each_scene_counts_its_own_steps_and_all_are_drawn_alike() -> None:
     particles, g = Particles([Counting(seed) for seed in range(3)]), torch.Generator().manual_seed(0)
+    optimiser = make_optimiser(particles)
     for step in range(600):
-        particles.update(step, step / 600, g)
+        particles.update(Step(step, step / 600), optimiser, g)
     assert particles.visits.sum() == 600
     # Each is drawn 200 times on average; four standard deviations are 46.
     assert (particles.visits - 200).abs().max() < 47
@@ -54,7 +54,7 @@ def test_a_step_trains_the_drawn_scene_and_no_other() -> None:
         Particles(scenes),
         torch.Generator().manual_seed(1),
     )
-    state = State(particles, make_optimiser(particles, {"image": 0.1}), g)
+    state = State(particles, make_optimiser(particles), g)
     moved: list[int] = []
 
     def on_step(state: State, metrics: dict[str, float], picture: Render) -> None:
@@ -67,13 +67,13 @@ def test_a_step_trains_the_drawn_scene_and_no_other() -> None:
     def loss(prior: Any, x: Tensor, cond: Any, t: Tensor, noise: Tensor) -> Tensor:
         return x
 
-    def condition(cameras: Cameras) -> Any:
-        return conditioner(prior, "")(cameras)
-
     settings = Settings(iterations=12, batch=2, size=distill.samplers.schedules.Ramp(8))
     train(
-        state, prior, scheduled(loss), condition, render_drawn(render_image), ranges(), uniform(prior),
-        settings, on_step,
+        Job(
+            state, prior, scheduled(loss), conditioner(prior, ""), particles.render, ranges(), uniform(prior),
+            settings,
+        ),
+        on_step,
     )  # fmt: skip
     assert set(moved) == {0, 1, 2}
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from distill.cameras import Cameras, orbit
-from distill.conditions.perp_neg import Curves, PerpNegPrior, shares
+from distill.conditions.perp_neg import Curves, shares
 from distill.conditions.prompts import conditioner, four_views, own_prompts, view_words
-from distill.contracts import Embedding
+from distill.contracts import Embedding, Step
 from distill.guidance.sds import sds
+from distill.guidance.terms import predict
 from distill.run.compose import compose_config
 from distill.run.schema import Views
 
@@ -29,7 +30,7 @@ class Listed:
     calls: int = 0
     device = torch.device("cpu")
     num_timesteps = 10
-    image_size = 2
+    image_size, views = 2, 1
 
     def encode(self, image: Tensor) -> Tensor:
         return image
@@ -80,14 +81,13 @@ def test_a_batch_mixes_views_and_prompts_of_their_own(tmp_path: Path) -> None:
     assert own == {"back": "a cat's tail", "side": "a cat passing"}  # what is said beats what is in the file
     views = view_words("auto", "embedded", own=own, front_deg=30)
     condition = conditioner(prior, "a cat", "ugly", views, unconditional="null")
-    found = condition(cameras((0, 0), (40, 0), (170, 10), (0, 70)))
+    found = condition(cameras((0, 0), (40, 0), (170, 10), (0, 70)), Step())
     names = [prior.prompts[i] for i in found.text["told"].argmax(1)]
     assert names == ["a cat, front view", "a cat passing", "a cat's tail", "a cat, overhead view"]
-    assert found.negative is not None and found.plain is not None
-    assert {prior.prompts[i] for i in found.negative["told"].argmax(1)} == {"ugly"}
-    assert {prior.prompts[i] for i in found.plain["told"].argmax(1)} == {"a cat"}
+    assert {prior.prompts[i] for i in found.prompts["negative"]["told"].argmax(1)} == {"ugly"}
+    assert {prior.prompts[i] for i in found.prompts["plain"]["told"].argmax(1)} == {"a cat"}
     assert not found.uncond["told"].any()
-    auto = conditioner(listed(), "a cat")(cameras((0, 0)))
+    auto = conditioner(Listed(), "a cat")(cameras((0, 0)), Step())
     assert auto.uncond["told"].any()
 
 
@@ -113,8 +113,8 @@ def test_a_wrong_file_of_views_is_said(tmp_path: Path, content: str | None, said
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["views.front_deg=0"], r"views\.front_deg must be a number in \(0, 90\], got 0"),
-        (["views.overhead_deg=91"], r"views\.overhead_deg must be a number in \(0, 90\]"),
+        (["views.front_deg=0"], r"views.front_deg must be a number in \(0, 90\], got 0"),
+        (["views.overhead_deg=91"], r"views.overhead_deg must be a number in \(0, 90\], got 91"),
     ],
 )
 def test_impossible_thresholds_are_said(options: list[str], said: str) -> None:
@@ -160,11 +160,10 @@ def test_the_prediction_by_hand_in_a_batch_that_mixes_views() -> None:
     base: Any = Listed(noises=[noise(i) for i in range(8)])
     # Prompts in the order of embedding: front, side, back, overhead, "", "a cat".
     condition = conditioner(base, "a cat", views=view_words("four", "x"), away=Curves())
-    prior: Any = PerpNegPrior(base)
-    found = condition(cameras((30, 0), (120, 0), (0, 80)))
+    found = condition(cameras((30, 0), (120, 0), (0, 80)), Step())
     x_t, t = torch.zeros(3, 1, 2, 2, dtype=torch.float64), torch.tensor([1, 2, 3])
     base.calls = 0
-    predicted = prior.predict_noise(x_t, t, found.text)
+    predicted, empty = predict(base, x_t, t, found, "text", "uncond")
     assert base.calls == 1
     e = base.noises
     for row, (near, other, r, away, weights) in enumerate(
@@ -183,15 +182,16 @@ def test_the_prediction_by_hand_in_a_batch_that_mixes_views() -> None:
         added = predicted[row] - e[4] - toward
         assert abs((added * toward).sum().item()) < 1e-6
     torch.testing.assert_close(predicted[2], e[3])
-    torch.testing.assert_close(prior.predict_noise(x_t, t, found.uncond), torch.stack([e[4]] * 3))
+    torch.testing.assert_close(empty, torch.stack([e[4]] * 3))
 
 
 def test_a_loss_takes_it_for_the_prompts_prediction() -> None:
     base: Any = Listed(noises=[noise(i) for i in range(8)])
     condition = conditioner(base, "a cat", views=view_words("four", "x"), away=Curves())
-    prior: Any = PerpNegPrior(base)
-    cond = condition(cameras((20, 0)))
+    cond = condition(cameras((20, 0)), Step())
     x, t, added = torch.zeros(1, 1, 2, 2, dtype=torch.float64), torch.tensor([4]), noise(9)[None]
-    given = sds(prior, x, cond, t, added, scale=7.0, weighting="uniform")
-    prompt = prior.predict_noise(x, t, cond.text)
+    given = sds(base, x, cond, t, added, scale=7.0, weighting="uniform")
+    # Noised with alpha 0.8 and sigma 0.6; what is predicted does not depend on it.
+    (prompt,) = predict(base, x, t, cond, "text")
+    assert not torch.allclose(prompt, base.predict_noise(x, t, cond.text))
     torch.testing.assert_close(given, base.noises[4] + 7 * (prompt - base.noises[4]) - added)

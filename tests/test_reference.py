@@ -13,9 +13,10 @@ from test_novelview_model import randn
 from test_novelview_pipeline import RGB, make
 
 from distill.cameras import orbit, turntable
-from distill.contracts import Condition, Render
+from distill.conditions.prompts import PICTURED, conditioner
+from distill.contracts import Condition, Render, Step
 from distill.guidance.csd import csd
-from distill.guidance.novel_view import novel_view
+from distill.guidance.mix import mix
 from distill.guidance.sds import sds
 from distill.priors.exact import Components, ExactPrior, scaled_linear
 from distill.priors.novel_view.elevation import CANDIDATES, _peak, agreement, project, silhouettes
@@ -79,7 +80,7 @@ def test_the_references_view_is_rendered_beside_and_its_gradient_flows() -> None
     colour = torch.full((), 0.5, requires_grad=True)
     asked = []
 
-    def take(scene: Any, cameras: Any, height: int, width: int, **_: Any) -> Render:
+    def take(cameras: Any, height: int, width: int, **_: Any) -> Render:
         asked.append((len(cameras), height))
         shape = (len(cameras), height, width)
         return Render(
@@ -87,7 +88,7 @@ def test_the_references_view_is_rendered_beside_and_its_gradient_flows() -> None
         )
 
     render = beside(take, take, reference(), ("reference_rgb",))
-    found = render(None, turntable(3), 8, 8)
+    found = render(turntable(3), 8, 8)
     assert asked == [(3, 8), (1, 8)]
     assert found.penalties.keys() == {"own", "reference_rgb"}
     found.penalties["reference_rgb"].backward()
@@ -99,18 +100,22 @@ def test_the_references_view_is_rendered_beside_and_its_gradient_flows() -> None
 def told(tmp_path: Path) -> tuple[NovelViewPrior, Condition]:
     pipeline = make(tmp_path, latent=False)
     prior = NovelViewPrior.of(pipeline, RGB, orbit(torch.tensor([0.0]), torch.tensor([15.0]), 3.2, 40.0))
-    return prior, replace(prior.condition(turntable(2)), seen=prior)
+    return prior, conditioner(prior, PICTURED)(turntable(2), Step())
+
+
+def seen_by(model: NovelViewPrior, prior: Any, **term: Any) -> Any:
+    """The loss of a term that names the picture's model, for a run on a prior."""
+    terms = [{"loss": "sds", "prior": "novel_view", **term}]
+    return mix(prior, torch.Generator(), {"novel_view": model}, terms=terms)
 
 
 def test_without_a_prompt_it_is_the_loss_itself(told: Any) -> None:
     prior, cond = told
     x, noise = randn(1, 2, 3, 16, 16), randn(2, 2, 3, 16, 16)
-    torch.testing.assert_close(
-        novel_view(prior, x, cond, T, noise, scale=2.5), sds(prior, x, cond, T, noise, scale=2.5)
-    )
-    torch.testing.assert_close(
-        novel_view(prior, x, cond, T, noise, through="csd"), csd(prior, x, cond, T, noise)
-    )
+    found = seen_by(prior, prior, scale=2.5)(prior, x, cond, T, noise)
+    torch.testing.assert_close(found, sds(prior, x, cond, T, noise, scale=2.5))
+    found = seen_by(prior, prior, loss="csd")(prior, x, cond, T, noise)
+    torch.testing.assert_close(found, csd(prior, x, cond, T, noise))
 
 
 def test_beside_a_text_prior_it_sees_the_same_pictures(told: Any) -> None:
@@ -127,19 +132,25 @@ def test_beside_a_text_prior_it_sees_the_same_pictures(told: Any) -> None:
             return model.decode(z / 2)
 
     x, noise = 0.5 * randn(1, 2, 3, 16, 16).clamp(-1, 1), randn(2, 2, 3, 16, 16)
-    cond = Condition({"text": {}, "uncond": {}}, cameras=own.cameras, seen=model)
+    cond = Condition({"text": {}, "uncond": {}}, cameras=own.cameras)
     doubled: Any = Doubled()
-    found = novel_view(doubled, 2 * x, cond, T, noise)
-    torch.testing.assert_close(found, novel_view(model, x, own, T, noise) / 2, rtol=1e-4, atol=1e-5)
+    found = seen_by(model, doubled, scale=3.0)(doubled, 2 * x, cond, T, noise)
+    expected = sds(model, x, own, T, noise, scale=3.0) / 2
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_it_cannot_do_is_said(told: Any) -> None:
-    prior, cond = told
-    x, noise = randn(1, 2, 3, 16, 16), randn(2, 2, 3, 16, 16)
-    with pytest.raises(ValueError, match="needs a picture; add image=FILE"):
-        novel_view(prior, x, replace(cond, seen=None), T, noise)
-    with pytest.raises(ValueError, match="got 'vsd'"):
-        novel_view(prior, x, cond, T, noise, through="vsd")
+    prior, _ = told
+    text: Any = ExactPrior({"": Components(torch.zeros(1, 3, 16, 16), torch.ones(1), torch.ones(1))})
+    with pytest.raises(
+        ValueError, match=r"terms\[0\] names the model of an input picture, .* add image=FILE"
+    ):
+        mix(text, torch.Generator(), {}, terms=[{"loss": "sds", "prior": "novel_view"}])
+    with pytest.raises(ValueError, match="is conditioned on a picture and takes no prompt; leave prompt out"):
+        seen_by(prior, text, prompt="a mug")
+    for loss in ("vsd", "dds", "bridge", "nfsd", "mix"):
+        with pytest.raises(ValueError, match=rf"terms\[0\]: {loss} .*novel_view"):
+            seen_by(prior, text, loss=loss)
 
 
 def test_points_appear_where_rays_go() -> None:

@@ -158,20 +158,21 @@ def test_an_edit_starts_from_an_earlier_run_and_sees_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from distill.cameras import turntable
-    from distill.run.assemble import build, make_condition
+    from distill.contracts import Step
+    from distill.run.assemble import assemble
     from distill.run.compose import as_overrides, compose_config
 
     first = distill.generate("a red mug", output_dir=tmp_path / "first", **OPTIONS)
     prior = distill.load_prior("embedded")
     edit = {"init": str(tmp_path / "first"), "guidance": "dds", "source_prompt": "a red mug"}
     config = compose_config(as_overrides({"prompt": "a blue mug", **edit, **OPTIONS}))
-    parts = build(config, prior)
+    job = assemble(config, prior)
     for name, value in first.scene.state_dict().items():
-        assert torch.equal(parts.scenes[0].state_dict()[name], value)
-    before = parts.views[0](turntable(2), 64, 64).rgb.clone()
+        assert torch.equal(job.scenes[0].state_dict()[name], value)
+    before = job.views[0](turntable(2), 64, 64).rgb.clone()
     with torch.no_grad():
-        parts.scenes[0].grid.add_(0.5)
-    cond = make_condition(config, prior, parts)(turntable(2))
+        job.scenes[0].grid.add_(0.5)
+    cond = job.condition(turntable(2), Step())
     assert cond.source_x is not None
     torch.testing.assert_close(cond.source_x, prior.encode(before.movedim(-1, 1)))
     assert command("a blue mug", *(f"{key}={value}" for key, value in edit.items()), *QUICK) == 0

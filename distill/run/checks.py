@@ -54,6 +54,7 @@ def check_schema(values: Mapping[str, Any], iterations: int, schema: type = Conf
         ValueError: an option has a value that it may not take.
     """
     hints = typing.get_type_hints(schema, include_extras=True)
+    steps = values["iterations"] if iterations is None else iterations
     for item in dataclasses.fields(schema):
         name, hint, value = f"{prefix}{item.name}", hints[item.name], values[item.name]
         if dataclasses.is_dataclass(hint):
@@ -239,9 +240,10 @@ def check_image(config: DictConfig, guidance: Callable[..., Any]) -> None:
 def needing_words() -> tuple[Callable[..., Any], ...]:
     """The losses that a novel-view model, which knows no words, cannot be used with alone."""
     from distill import guidance
+    from distill.guidance.mix import NEEDING_WORDS
 
     losses = guidance.available()
-    return tuple(losses[name] for name in ("mix", "vsd", "dds", "bridge", "nfsd"))
+    return tuple(losses[name] for name in NEEDING_WORDS)
 
 
 def check_prompt(config: DictConfig) -> None:

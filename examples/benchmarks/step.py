@@ -33,7 +33,6 @@ from one_step import PARTS, RENDER, measure
 from distill.renderers.hashgrid import BACKENDS, choose_backend
 from distill.renderers.march import MARCHERS, choose_marcher
 from distill.run.assemble import open_prior, pick_device
-from distill.run.checks import DTYPES
 from distill.run.compose import as_overrides, compose_config
 
 #: The table's columns after what was chosen.
@@ -76,7 +75,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--prompt", default="a red mug")
     parser.add_argument("--prior", default="embedded", help="a folder, or a name that `distill priors` lists")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="that the prior computes in")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="that the prior computes in",
+    )
     parser.add_argument("--guidance", nargs="+", default=["sds"], metavar="LOSS")
     parser.add_argument("--size", nargs="+", type=int, default=[64], metavar="PIXELS", help="as rendered")
     parser.add_argument("--backend", default="auto", choices=("all", *BACKENDS), help="of the hash grid")
