@@ -41,7 +41,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Condition:
-    """What the pictures of one step should show.
+    """Conditioning of one step's batch: prompts, cameras and the training step.
 
     Attributes:
         prompts: embeddings by role: ``text`` (the prompt) and ``uncond`` (no prompt, for classifier-free guidance); where
@@ -176,12 +176,12 @@ class Prior(Protocol):
 
     @property
     def latent(self) -> bool:
-        """Whether it works on a VAE's latents rather than on pixels."""
+        """True for a latent diffusion model, False for one in pixel space."""
         ...
 
     @property
     def words(self) -> bool:
-        """Whether prompts decide what it draws; False for a model that is conditioned on a picture."""
+        """True for a text-conditioned model, False for one that is conditioned on a picture."""
         ...
 
     @property
@@ -199,7 +199,7 @@ class Prior(Protocol):
 
     @property
     def has_control(self) -> bool:
-        """Whether a ControlNet is loaded beside its network."""
+        """True if a ControlNet is loaded."""
         ...
 
     def embed(self, prompts: list[str]) -> Embedding:
@@ -342,7 +342,7 @@ class Writer(Protocol):
 
 
 class Scene(Protocol):
-    """What is optimised: a torch module that renders itself.
+    """A scene representation: a torch module that renders itself.
 
     ``features`` says what its ``render`` can do, so that what it cannot is refused before training: ``sides`` (it looks
     different from different sides), ``volume`` (it fills the cube [-1, 1]^3), ``normals``, ``shading``, ``chunks`` (it

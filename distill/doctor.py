@@ -54,7 +54,7 @@ def doctor(config: DictConfig, *, as_json: bool = False) -> int:
 
 
 def examine(config: DictConfig) -> Iterator[Finding]:
-    """All findings, in order."""
+    """Yield all findings, in order."""
     yield Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
     device = None
@@ -106,7 +106,7 @@ def devices(wanted: str) -> Iterator[Finding]:
 
 
 def backends(device: torch.device | None, chosen: str) -> Iterator[Finding]:
-    """What encodes, marches and attends."""
+    """Check the backends of the hash grid, of ray marching and of attention."""
     on_gpu = device is not None and device.type == "cuda"
     try:
         import warp
@@ -155,7 +155,7 @@ def places(config: DictConfig) -> Iterator[Finding]:
 
 
 def ffmpeg() -> Finding:
-    """What writes videos."""
+    """Check for ffmpeg, which writes videos."""
     try:
         import imageio_ffmpeg
 
@@ -165,7 +165,7 @@ def ffmpeg() -> Finding:
 
 
 def the_prior(name: str) -> Iterator[tuple[Finding, Source | None]]:
-    """Whether the chosen prior is there or can be fetched, and which known ones are."""
+    """Check whether the selected prior is available or can be downloaded, and which known ones are available."""
     from huggingface_hub import get_token, try_to_load_from_cache
 
     cached = [

@@ -50,7 +50,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Length:
-    """How many entries a list has: at least ``low``, and at most ``high``, None for any number."""
+    """Allowed length of a list: at least ``low``, and at most ``high``, None for any number."""
 
     low: int
     high: int | None
@@ -96,7 +96,7 @@ Fraction = Annotated[float, Range(0, 1)]
 
 
 def fits(value: object, hint: Any, rules: tuple[Any, ...] = ()) -> bool:
-    """Whether a plain value (no ``DictConfig``) has a type and keeps the rules written beside it."""
+    """Tell whether a plain value (no ``DictConfig``) has a type and satisfies its constraints."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return fits(value, arguments[0], (*arguments[1:], *rules))
@@ -145,7 +145,7 @@ def _list_fits(value: Sequence[object], hint: Any, rules: tuple[Any, ...]) -> bo
 
 
 def describe(hint: Any, rules: tuple[Any, ...] = ()) -> str:
-    """What a type asks for, in words: ``a number in [0, 1]``, ``a list of 3, each ...``, ``x, y or z``."""
+    """Describe the values that a type accepts: ``a number in [0, 1]``, ``a list of 3, each ...``, ``x, y or z``."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return describe(arguments[0], (*arguments[1:], *rules))

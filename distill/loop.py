@@ -100,7 +100,7 @@ class State:
 
 @dataclass(frozen=True)
 class Settings:
-    """How the loop runs; every weight and size may move over training.
+    """Settings of the loop; every weight and size can be a schedule.
 
     Attributes:
         iterations: steps in all.
@@ -218,7 +218,7 @@ def train(job: Job, on_step: OnStep = lambda *_: None) -> State:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the prior was given of some views, without gradient, and the gradient that came back."""
+    """Inputs of the prior for some views, detached, and the resulting gradient."""
 
     x: Tensor
     t: Tensor

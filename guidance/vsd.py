@@ -156,7 +156,7 @@ class VSD:
         return error
 
     def text(self, cond: Condition) -> Embedding:
-        """What the copy is told of the prompt."""
+        """Return the prompt embedding for the LoRA."""
         if self.view_text:
             return cond.text
         if "plain" not in cond.prompts:

@@ -37,7 +37,7 @@ class Samples:
 
 @cache
 def nerfacc_compiled() -> bool:
-    """Whether nerfacc's CUDA kernels can be used; where nvcc and a C++ compiler are, it builds them when first asked."""
+    """Tell whether nerfacc's CUDA kernels can be used; with nvcc and a C++ compiler, they are compiled on the first call."""
     try:
         from nerfacc.cuda._backend import _C
     except Exception:  # whatever a compiler fails with

@@ -47,7 +47,7 @@ class Reference:
 
 
 def distances(seen: Render, reference: Reference, names: Sequence[str] = PENALTIES) -> dict[str, Tensor]:
-    """How far a render is from the reference, scalars by name; those of ``names``.
+    """Compute the distances in ``names`` between a render and the reference, scalars by name.
 
     ``reference_rgb`` and ``reference_mask`` are mean squared errors of colour over white and of opacity;
     ``reference_depth`` is one minus the correlation of nearness inside the mask, so that neither scale nor shift

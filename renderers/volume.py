@@ -25,7 +25,7 @@ _NORMAL_STEP = 0.008
 
 
 class Volume(Protocol):
-    """What ``render`` needs of a scene: a field in the cube [-1, 1]^3, an occupancy grid and a background."""
+    """The part of a scene that ``render`` needs: a field in the cube [-1, 1]^3, an occupancy grid and a background."""
 
     occupancy: Any
     step_size: float

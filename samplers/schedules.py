@@ -79,7 +79,7 @@ def scheduled_sampler(make: Callable[..., Any], **options: Any) -> Any:
 
 
 def turns(options: Mapping[str, Any]) -> list[float]:
-    """Where schedules begin and end: between these points, all of them are straight lines."""
+    """Return the points at which schedules begin and end; between them, all are linear."""
     flat = [end for value in options.values() for end in (value if isinstance(value, tuple) else (value,))]
     ramps = [value for value in flat if isinstance(value, Ramp)]
     return sorted({0.0, 1.0, *(end for ramp in ramps for end in (ramp.from_fraction, ramp.to_fraction))})

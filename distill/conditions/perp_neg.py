@@ -27,7 +27,7 @@ FRONT, SIDE, BACK, OVERHEAD_VIEW = range(4)
 
 @dataclass(frozen=True)
 class Curves:
-    """How much another view is pushed away: ``(a, b, c)`` of ``a exp(-b r) + c``, r the share of the view that counts.
+    """Perp-Neg weights of the other views: ``(a, b, c)`` of ``a exp(-b r) + c``, with r the interpolation weight of the view.
 
     Attributes:
         front_from_side: of the front, seen between front and side.
@@ -44,7 +44,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Shares:
-    """What one camera is told.
+    """Interpolation weights of the view prompts for one camera.
 
     Attributes:
         views: the two views that its prompt lies between.
@@ -69,7 +69,7 @@ def curve(numbers: Sequence[float], r: float) -> float:
 
 
 def shares(azimuth_deg: float, curves: Curves) -> Shares:
-    """What a camera at an azimuth is told, 0 being the front."""
+    """Return a camera's interpolation weights; azimuth 0 is the front."""
     turned = abs((azimuth_deg + 180) % 360 - 180)
     if turned < 90:
         r = 1 - turned / 90

@@ -80,7 +80,7 @@ def view_words(
 
 
 def own_prompts(options: Any) -> dict[str, str]:
-    """Whole prompts by view, from options ``front``, ``side``, ``back``, ``overhead``, and from a YAML ``file`` of these.
+    """Return complete prompts by view, from options ``front``, ``side``, ``back``, ``overhead``, and from a YAML ``file`` of these.
 
     Raises:
         ValueError: the file cannot be read, or holds something else.

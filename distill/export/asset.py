@@ -1,4 +1,4 @@
-"""Everything a finished scene leaves behind: mesh files, a video and a contact sheet."""
+"""Export a finished scene: mesh files, a video and a contact sheet."""
 
 from __future__ import annotations
 

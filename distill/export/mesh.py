@@ -200,7 +200,7 @@ def _adjacency(faces: Ints, count: int) -> sparse.csr_matrix:
 
 
 def _silhouettes(view: View, size: int) -> Silhouettes:
-    """Where the renders are more than half opaque, from six sides, alternately low and high."""
+    """Return the masks of pixels that are more than half opaque, from six sides, alternately low and high."""
     azimuth = torch.arange(6, dtype=torch.float32) * 60
     cameras = orbit(azimuth, torch.tensor([10.0, 40.0]).repeat(3), 3.2, 40.0)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a run's step will take of memory and time, and the options that make it fit."""
+"""Forecast memory and time of a run's step, and select the options that make it fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step will cost, before any weights are loaded: memory and arithmetic, from the networks' configurations alone.
+"""Forecast a step's memory and arithmetic from the networks' configurations, before any weights are loaded.
 
 Networks are built without storage (torch's meta device) and called as a step calls them, while the bytes that live at the
 same time and the arithmetic are counted. Attention is counted as if it kept its weights, which fused kernels do not, so that
@@ -133,7 +133,7 @@ def counted(guidance: Guidance, batch: int, *, away: bool = False) -> Counting:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a step of a run costs.
+    """Forecast of a step's memory and arithmetic.
 
     Attributes:
         weights: bytes of the network, the VAE and the ControlNet.

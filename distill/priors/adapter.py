@@ -98,7 +98,7 @@ class Student:
         return [p for name, p in self.network.named_parameters() if f".{NAME}." in name]
 
     def trainable(self) -> list[nn.Parameter]:
-        """Everything that is learnt."""
+        """Return all trained parameters."""
         return [*self.low_rank(), *(self.camera.parameters() if self.camera else [])]
 
     def predict_noise(

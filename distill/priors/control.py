@@ -50,7 +50,7 @@ class ControlNet:
 
 
 def find_kind(name: str | Path, family: Family) -> tuple[Source, Control]:
-    """Where a ControlNet for a family is, and how it is called.
+    """Find a family's ControlNet class and how it is called.
 
     Args:
         name: a folder in the diffusers layout, or ``owner/repository@revision`` on the hub.

@@ -67,7 +67,7 @@ class DiffusionPrior:
 
     @property
     def latent(self) -> bool:
-        """Whether it works on a VAE's latents."""
+        """True for a latent diffusion model."""
         return self.space.latent
 
     @property
@@ -86,7 +86,7 @@ class DiffusionPrior:
 
     @property
     def has_control(self) -> bool:
-        """Whether there is a ControlNet beside the network."""
+        """True if a ControlNet is loaded."""
         return self.control is not None
 
     def describe(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def precision(dtype: torch.dtype) -> dict[str, Any]:
-    """What ``from_pretrained`` of diffusers wants to be told; it was renamed in version 0.40."""
+    """Return the precision argument of diffusers' ``from_pretrained``, which was renamed in version 0.40."""
     from importlib.metadata import version
 
     major, minor = (int(part) for part in version("diffusers").split(".")[:2])
@@ -49,7 +49,7 @@ def precision(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def family_of(folder: Path) -> tuple[Family, dict[str, Any]]:
-    """What kind of pipeline a folder holds, and its index.
+    """Return the family of a folder's pipeline, and its index.
 
     Raises:
         ValueError: the kind is unknown, or parts of it are missing.

@@ -1,4 +1,4 @@
-"""What networks predict, the noise that it implies, and classifier-free guidance of either.
+"""Conversion of network predictions to noise, and classifier-free guidance.
 
 With ``x_t = alpha x + sigma eps``, a network gives ``epsilon``: eps; ``v_prediction``: alpha eps - sigma x
 (Salimans & Ho 2022, arXiv:2202.00512, App. D; alpha^2 + sigma^2 = 1); ``sample``: x; or ``flow``: eps - x
@@ -37,7 +37,7 @@ def to_noise(kind: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tenso
 
 
 def from_noise(kind: str, noise: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """What a network that predicts another ``kind`` gives where the noise is this: undoes ``to_noise``.
+    """Convert noise to another ``kind`` of prediction; the inverse of ``to_noise``.
 
     Raises:
         ValueError: the kind is not known.

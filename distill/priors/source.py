@@ -1,4 +1,4 @@
-"""Where a prior's files are: shipped, in a local folder, or on the Hugging Face hub."""
+"""Find a prior's files: shipped, in a local folder, or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def _unreachable(kind: str, name: str, repository: str, error: Exception) -> Val
 
 
 def offline() -> bool:
-    """Whether the user forbids the network."""
+    """Tell whether network access is disabled."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 

@@ -59,7 +59,7 @@ class Space:
 
     @property
     def latent(self) -> bool:
-        """Whether a VAE encodes the pictures."""
+        """True if a VAE encodes the pictures."""
         return self.vae is not None
 
     def encode(

@@ -55,7 +55,7 @@ class TextEncoders:
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _kept(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
-        """Each prompt's row from the disk, where the missing ones are put first."""
+        """Return each prompt's embedding from disk, after writing the missing ones."""
         folder = cache_folder() / "text"
         unique = list(dict.fromkeys(prompts))
         found = {text: read(folder / f"{self._key(text)}.safetensors") for text in unique}

@@ -1,4 +1,4 @@
-"""What is refused before anything is loaded."""
+"""Checks of a configuration before anything is loaded."""
 
 from __future__ import annotations
 
@@ -54,7 +54,6 @@ def check_schema(values: Mapping[str, Any], iterations: int, schema: type = Conf
         ValueError: an option has a value that it may not take.
     """
     hints = typing.get_type_hints(schema, include_extras=True)
-    steps = values["iterations"] if iterations is None else iterations
     for item in dataclasses.fields(schema):
         name, hint, value = f"{prefix}{item.name}", hints[item.name], values[item.name]
         if dataclasses.is_dataclass(hint):
@@ -178,7 +177,7 @@ def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:
 
 
 def needed(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """What the options ask of a scene: the option, the feature, and the feature in words."""
+    """Yield the scene features that options need: the option, the feature, and its description."""
     found = []
     for option, feature in NEEDS.items():
         group, _, key = option.rpartition(".")
@@ -203,7 +202,7 @@ def default_of(option: str) -> object:
 
 
 def moves(name: str, weight: object, iterations: int) -> bool:
-    """Whether a weight, a number or a schedule, is ever other than 0."""
+    """Tell whether a weight, a number or a schedule, is ever non-zero."""
     made = schedule(name, weight, iterations)
     return bool(made.start or made.end) if isinstance(made, Ramp) else bool(made)
 

@@ -25,7 +25,7 @@ from distill.run.schema import Config
 
 
 def plugins() -> dict[str, dict[str, Callable[..., Any]]]:
-    """Every group of the command line and its choices."""
+    """Return the option groups of the command line and their choices."""
     from distill import guidance, renderers
     from distill.samplers import cameras, timesteps
 
@@ -99,7 +99,7 @@ def with_preset(overrides: Sequence[str]) -> list[str]:
 
 
 def implied(words: Sequence[str]) -> dict[str, str]:
-    """What follows from a command line that does not say it, each word with its reason.
+    """Return the options that a command line implies, each with its reason.
 
     The preset fits the picture's model, the embedded prior or the prior's family; a picture with a prompt is guided by both; an
     alias stands for a loss and its timesteps.

@@ -1,4 +1,4 @@
-"""Where a run writes, so that no run ever touches another's results."""
+"""Output folders; a run never writes into another run's folder."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
 
 
 def same_run(folder: Path, config: DictConfig) -> bool:
-    """Whether a folder holds a run with these settings.
+    """Tell whether a folder holds a run with these settings.
 
     Raises:
         ValueError: it does, as far as can be told, but another version of distill made it; or its settings cannot be read.
@@ -88,7 +88,7 @@ _GROUPS = {name.partition(".")[0] for name in known_options() if "." in name} | 
 
 
 def other_version(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """What shows that another version of distill wrote stored settings, empty where nothing does."""
+    """Return the evidence that another version of distill wrote stored settings, empty if there is none."""
     known = set(known_options())
     for part in PARTS:
         target = made.get(f"{part}._target_")
@@ -108,12 +108,12 @@ def other_version(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def agree(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether two runs have the same prompt, picture and seed, and so are the same to a user."""
+    """Tell whether two runs have the same prompt, picture and seed, which makes them the same to a user."""
     return all(made.get(name) == wanted.get(name) for name in ("prompt", "image", "seed", "prior"))
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run ended here; the report is written last."""
+    """Tell whether a run is finished; the report is written last."""
     return (folder / "report.html").is_file()
 
 

@@ -1,4 +1,4 @@
-"""What made an asset, and the sums of its files."""
+"""The manifest of an asset: settings, versions, and checksums of its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every option of a run, with its default."""
+"""All options of a run, with their defaults."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Penalties:
 
 @dataclass
 class Reference:
-    """How the picture of ``image`` was taken, and how its object is cut out; see ``distill.conditions.cutout``.
+    """Camera of the input picture ``image``, and how its object is cut out; see ``distill.conditions.cutout``.
 
     Without an elevation, it is estimated. ``depth`` and ``normal`` name pictures as large as the image: nearness, bright
     for near, and normals in the camera's frame, (n + 1) / 2.
@@ -56,7 +56,7 @@ class Reference:
 
 @dataclass
 class PriorOptions:
-    """How a prior is loaded, see ``distill.load_prior``; ``dtype`` is ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+    """Options of loading a prior, see ``distill.load_prior``; ``dtype`` is ``auto``, ``float32``, ``bfloat16`` or ``float16``.
 
     Each of ``loras`` is ``path`` or ``path:weight``. ``control`` is what the ControlNet is shown: ``depth``, ``normal`` or
     ``mask`` of the scene from each camera, or a picture.
@@ -75,7 +75,7 @@ class PriorOptions:
 
 @dataclass
 class Views:
-    """How a camera's side is told in words, see ``distill.conditions.prompts``.
+    """View-dependent prompts, see ``distill.conditions.prompts``.
 
     ``front``, ``side``, ``back`` and ``overhead`` are whole prompts instead of the prompt with the view's word; ``file``
     is a YAML file with any of them.
@@ -140,7 +140,7 @@ class Optimiser:
 
 @dataclass
 class Logging:
-    """What is written during a run; intervals in steps, 0 for never."""
+    """Output during a run; intervals in steps, 0 for never."""
 
     preview_every: Every = 100
     checkpoint_every: Every = 100
@@ -150,7 +150,7 @@ class Logging:
 
 @dataclass
 class Export:
-    """What is made of the finished scene; see ``distill.export.export_asset``."""
+    """Export of the finished scene; see ``distill.export.export_asset``."""
 
     enabled: bool = True
     resolution: Annotated[int, Range(8)] = 128

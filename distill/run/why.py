@@ -1,4 +1,4 @@
-"""Where an option's value comes from: each file and word that sets it, the one that counts first."""
+"""Find the origin of an option's value: each file and argument that sets it, the effective one first."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Layer:
     path: Path | None
 
     def setting(self, option: str) -> Setting | None:
-        """What this layer sets an option to, None where it leaves it alone."""
+        """Return the value that this layer sets, None if it does not set the option."""
         start = f"{self.package}." if self.package else ""
         if not option.startswith(start):
             return None
@@ -119,7 +119,7 @@ def options_under(name: str, config: DictConfig) -> list[str]:
 
 @dataclass(frozen=True)
 class Trace:
-    """Everything that a configuration is put together from, in order.
+    """The layers of a configuration, in order.
 
     Attributes:
         layers: files and signatures; a later one wins over an earlier one.
@@ -163,7 +163,7 @@ class Trace:
         return _paragraph(name, plain, settings)
 
     def _words(self, name: str) -> list[Setting]:
-        """What the command line sets an option to; the last word first."""
+        """Return the values that the command line sets, the last one first."""
         found = []
         for word in reversed(self.overrides):
             key = word.key_or_group
@@ -266,7 +266,7 @@ def line_matching(path: Path, pattern: str) -> int:
 
 
 def signature_of(option: str, values: Mapping[str, Any]) -> str:
-    """Where an option's default stands: a part's signature, or the schema."""
+    """Return the source of an option's default: a part's signature, or the schema."""
     if "_target_" in values:
         target = get_object(str(values["_target_"]))
         where = target.__init__ if inspect.isclass(target) else target

@@ -1,4 +1,4 @@
-"""What is measured of an asset of the embedded world, by its judge and its true shape."""
+"""Metrics of an asset of the embedded world, by the judge and against the ground-truth shape."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def janus(judge: Judge, pictures: Tensor, prompt: str, offset_deg: float) -> flo
 
 
 def measure(view: View, field: Field, prompt: str, judge: Judge) -> dict[str, Any]:
-    """Everything about one finished asset."""
+    """Measure one finished asset."""
     from distill.export.mesh import extract_mesh
 
     rgb, opacity = pictures_of(view)

@@ -179,7 +179,7 @@ def prior_name(prior: Prior | Callable[[str], Prior] | None) -> str:
 
 
 def finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether a cell was finished with these options, this prior and as many points.
+    """Tell whether a cell was finished with these options, this prior and the same number of points.
 
     Raises:
         ValueError: it was finished with others.

@@ -1,4 +1,4 @@
-"""How good drawn views are: against the true ones, on fixed pairs, object by object."""
+"""Evaluate generated views against the ground truth, on fixed pairs, for each object."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def perceptual() -> tuple[str, Callable[[Tensor, Tensor], float]]:
 
 
 def turned_as_asked(drawn: Tensor, views: Views, uid: str, target: int) -> dict[str, float]:
-    """Whether a picture is most like the true view that was asked for, among all of the object's.
+    """Tell whether a picture is closest to the requested ground-truth view, among all views of the object.
 
     Returns:
         ``pose_right``, 1 or 0, and ``pose_error_deg``, by how much the most similar view's azimuth is off.

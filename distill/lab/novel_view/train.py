@@ -158,7 +158,7 @@ def open_views(config: TrainConfig) -> Views:
 
 
 def open_pipeline(config: TrainConfig, encoder: Encoder) -> NovelViewPipeline:
-    """What is trained, at its beginning: a novel-view model as it is, or a text-to-image one with its input widened."""
+    """Load the initial model: a novel-view model as it is, or a text-to-image model with its input extended."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
     folder = Path(config.init).expanduser()
@@ -306,7 +306,7 @@ def make_optimiser(model: Any, config: TrainConfig) -> tuple[torch.optim.Optimiz
 
 @dataclass
 class Progress:
-    """What changes while training."""
+    """State of a training run."""
 
     model: Any
     optimiser: torch.optim.Optimizer

@@ -1,4 +1,4 @@
-"""What a kind of pipeline has to say."""
+"""The interface of a family of pipelines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Control:
-    """How ControlNets are put beside a family's network.
+    """How a family's ControlNets are loaded and called.
 
     Attributes:
         network: their class.
@@ -34,7 +34,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Family:
-    """What one kind of pipeline does that others do not.
+    """Everything that is specific to one kind of pipeline.
 
     Attributes:
         network: class of the denoiser.
@@ -63,7 +63,7 @@ class Family:
 
 
 def default_options(pipeline: Any) -> dict[str, Any]:
-    """What a pipeline tells its ``encode_prompt`` when called with nothing but a prompt."""
+    """Return the arguments that a pipeline passes to ``encode_prompt`` by default."""
     called = inspect.signature(type(pipeline).__call__).parameters
     wanted = inspect.signature(type(pipeline).encode_prompt).parameters
     names = ("max_sequence_length", "clean_caption", "clip_skip", "complex_human_instruction")

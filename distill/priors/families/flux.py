@@ -62,7 +62,7 @@ def show(controlnet: Any, prior: Any, pictures: Tensor) -> Tensor:
 
 
 def add(controlnet: Any, network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
-    """What is added after each layer; if it has layers of its own for pictures, they are taken by turns."""
+    """Return the residuals of each block; they repeat in turn if the ControlNet has its own layers for pictures."""
     whole = controlnet.input_hint_block is not None
     shown = cond["controlnet_cond"] if whole else _folded(cond["controlnet_cond"])
     told = {**_told(controlnet, x_t, time, cond), "controlnet_cond": shown}

@@ -41,7 +41,7 @@ def predict(network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) ->
 
 
 def blank(network: Any, tokens: int) -> dict[str, Tensor]:
-    """As many tokens as the pipeline pads its prompts to."""
+    """Return zeros with the number of tokens to which the pipeline pads its prompts."""
     width = network.config.caption_channels
     return {
         "encoder_hidden_states": torch.zeros(1, tokens, width),

@@ -42,7 +42,7 @@ def show(controlnet: Any, prior: Any, pictures: Tensor) -> Tensor:
 
 
 def add(controlnet: Any, network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
-    """What is added after each of the first layers but one."""
+    """Return the residuals of the first layers except one."""
     (found,) = controlnet(x_t, timestep=time * network.config.timestep_scale, **cond, return_dict=False)
     return {"controlnet_block_samples": found}
 

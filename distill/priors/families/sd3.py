@@ -43,7 +43,7 @@ def show(controlnet: Any, prior: Any, pictures: Tensor) -> Tensor:
 
 
 def add(controlnet: Any, network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
-    """What is added after each layer; 3.5 Large's ControlNets take places from the network, and no text."""
+    """Return the residuals of each layer; ControlNets of 3.5 Large use the network's position embeddings and no text."""
     told = dict(cond)
     if controlnet.config.force_zeros_for_pooled_projection:
         told["pooled_projections"] = torch.zeros_like(told["pooled_projections"])

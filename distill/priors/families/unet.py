@@ -79,7 +79,7 @@ def show(controlnet: Any, prior: Any, pictures: Tensor) -> Tensor:
 
 
 def add(controlnet: Any, network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
-    """What is added to the skip connections and to the middle."""
+    """Return the residuals of the skip connections and of the middle block."""
     down, middle = controlnet(x_t, time, **cond, return_dict=False)
     return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 

@@ -1,4 +1,4 @@
-"""What image encoders see: one token for the whole picture, and maps from several depths."""
+"""Image-encoder features: a token for the whole picture, and maps of several layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711
 
 @dataclass(frozen=True)
 class Features:
-    """Of a batch of pictures.
+    """Features of a batch of pictures.
 
     Attributes:
         token: of the whole picture: the class token after the last norm (DINOv2), or the projected embedding

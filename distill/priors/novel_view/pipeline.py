@@ -1,4 +1,4 @@
-"""From one picture and poses to views: loading, saving, sampling."""
+"""Novel-view pipeline: loading, saving, sampling."""
 
 from __future__ import annotations
 
@@ -322,7 +322,7 @@ def turn_options(said: Mapping[str, Any], folder: Path) -> TurnOptions | None:
 
 
 def read_conditioning(folder: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
-    """What a folder says of its conditioning, and its weights under our names."""
+    """Read a folder's conditioning settings, and its weights under this library's names."""
     from safetensors import SafetensorError
 
     try:

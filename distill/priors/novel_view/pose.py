@@ -1,4 +1,4 @@
-"""Where one camera is relative to another: the only place that knows the convention.
+"""Relative camera poses; the convention is defined here only.
 
 Angles are radians: polar from +z, azimuth counter-clockwise from +x seen from above, as in
 ``distill.samplers.cameras``. Only positions count, so a camera's roll and what it looks at do not.
@@ -79,7 +79,7 @@ def relative_cameras(condition: Cameras, target: Cameras, fourth: str = "distanc
 
 
 def camera_position(world_to_camera: Tensor) -> Tensor:
-    """Where a camera is, ``-R^T t``, from matrices ``[..., 3, 4]`` such as Zero-1-to-3's ``.npy`` files hold."""
+    """Return a camera's position, ``-R^T t``, from matrices ``[..., 3, 4]`` such as Zero-1-to-3's ``.npy`` files hold."""
     rotation, translation = world_to_camera[..., :3], world_to_camera[..., 3]
     return -(rotation.transpose(-1, -2) @ translation[..., None])[..., 0]
 

@@ -57,7 +57,7 @@ class NovelViewPrior:
 
     @property
     def latent(self) -> bool:
-        """Whether it works on a VAE's latents."""
+        """True for a latent diffusion model."""
         return self.pipeline.space.latent
 
     @property
