@@ -44,11 +44,12 @@ def predict_each(prior: Prior, cond: Condition, *wanted: tuple[Tensor, Tensor, s
         A prediction of the shape of ``x_t`` for each.
     """
     calls = [(x_t, t, cond.prompts[role], cond.cameras) for x_t, t, role in wanted]
-    away = perp_neg.rows(cond)
+    pushed = perp_neg.pushed(cond)
     for x_t, t, role in wanted:
-        if role == "text" and away is not None:
+        if role == "text" and pushed is not None:
+            rows = pushed.rows
             calls += [
-                (x_t[away], t[away], perp_neg.select(embedding, away), cond.cameras and cond.cameras[away])
+                (x_t[rows], t[rows], perp_neg.select(embedding, rows), cond.cameras and cond.cameras[rows])
                 for embedding in perp_neg.embeddings(cond)
             ]
     pictures, times, embeddings, cameras = zip(*calls, strict=True)
@@ -58,8 +59,8 @@ def predict_each(prior: Prior, cond: Condition, *wanted: tuple[Tensor, Tensor, s
     found = noise.split([len(picture) for picture in pictures])
     predicted, extra = list(found[: len(wanted)]), found[len(wanted) :]
     for index, (_, _, role) in enumerate(wanted):
-        if role == "text" and away is not None:
-            predicted[index] = perp_neg.combine(predicted[index], extra[:3], cond.away, away)
+        if role == "text" and pushed is not None:
+            predicted[index] = perp_neg.combine(predicted[index], extra[:3], pushed)
             extra = extra[3:]
     return tuple(predicted)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -121,11 +122,19 @@ def select(embedding: Embedding, rows: Tensor) -> Embedding:
     return {name: value[rows] for name, value in embedding.items()}
 
 
-def rows(cond: Condition) -> Tensor | None:
-    """Return the indices of the pictures that Perp-Neg changes, None where there are none."""
+class Pushed(NamedTuple):
+    """The pictures of a batch that Perp-Neg changes, by index, and the weights of their two views."""
+
+    rows: Tensor
+    weights: Tensor
+
+
+def pushed(cond: Condition) -> Pushed | None:
+    """Return the pictures that Perp-Neg changes, None where there are none."""
     if cond.away is None or not cond.away.any():
         return None
-    return cond.away.any(dim=1).nonzero()[:, 0]
+    rows = cond.away.any(dim=1).nonzero()[:, 0]
+    return Pushed(rows, cond.away[rows])
 
 
 def embeddings(cond: Condition) -> tuple[Embedding, Embedding, Embedding]:
@@ -133,19 +142,18 @@ def embeddings(cond: Condition) -> tuple[Embedding, Embedding, Embedding]:
     return cond.uncond, cond.prompts["away_0"], cond.prompts["away_1"]
 
 
-def combine(noise: Tensor, others: Sequence[Tensor], weights: Tensor, rows: Tensor) -> Tensor:
+def combine(noise: Tensor, others: Sequence[Tensor], pushed: Pushed) -> Tensor:
     """Push the prediction under the prompt away from the other views.
 
     Args:
         noise: predicted under the prompt, shape ``[batch, ...]``.
-        others: predicted for ``rows`` alone under ``embeddings``, in that order.
-        weights: at most 0, shape ``[batch, 2]``.
-        rows: which of the batch.
+        others: predicted for the pushed pictures alone under ``embeddings``, in that order.
+        pushed: which of the batch, and how much.
     """
     empty, *negatives = others
-    toward, noise = noise[rows] - empty, noise.clone()
+    rows, toward, noise = pushed.rows, noise[pushed.rows] - empty, noise.clone()
     for i, negative in enumerate(negatives):
-        weight = weights[rows, i].to(noise).view(-1, 1, 1, 1)
+        weight = pushed.weights[:, i].to(noise).view(-1, 1, 1, 1)
         noise[rows] += weight * perpendicular(negative - empty, toward)
     return noise
 

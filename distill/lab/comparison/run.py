@@ -23,6 +23,7 @@ from distill.lab.comparison.counted import Counted
 from distill.lab.comparison.figures import gradient_profile
 from distill.lab.comparison.records import Cell
 from distill.loop import Diverged, Job, State, train
+from distill.priors import load_prior
 from distill.run.assemble import assemble, pick_device
 from distill.run.compose import as_overrides, compose_config
 from distill.run.journal import Interrupted, stop_signals
@@ -112,7 +113,6 @@ def compare(
         Interrupted: a signal asked to stop; what is finished is kept.
     """
     from distill.lab.comparison.report import write_report
-    from distill.priors import load_prior
 
     if budget not in ("steps", "calls"):
         raise ValueError(f"budget must be steps or calls, got {budget!r}")
@@ -124,12 +124,12 @@ def compare(
     chosen = {name: dict(wanted) for name, wanted in (methods or METHODS).items()}
     root, judge = Path(output_dir), load_judge()
     device = pick_device(str(options.get("device", "auto")))
-    shared = None if callable(prior) else Counted(prior or load_prior(device=device))
+    prior_of = counted_priors(prior, device)
     made_with = {"prior": prior_name(prior), "measure_every": measure_every}
     cells = [Cell(name, prompt, seed) for prompt in prompts for seed in seeds for name in chosen]
     settings = {name: {"iterations": iterations, **options, **wanted} for name, wanted in chosen.items()}
     if budget == "calls":
-        trial = shared or Counted(prior(prompts[0]))
+        trial = prior_of(prompts[0])
         costs = {name: calls_per_step(settings[name], prompts[0], trial) for name in chosen}
         first = next(iter(costs.values()))
         for name, cost in costs.items():
@@ -140,7 +140,7 @@ def compare(
             folder, wanted = cell.folder(root), settings[cell.method]
             if finished(folder, {"options": wanted, **made_with}):
                 continue
-            model = shared or Counted(prior(cell.prompt))
+            model = prior_of(cell.prompt)
             record = {**run_cell(cell, wanted, model, judge, folder, measure_every, stop), **made_with}
             if stop.is_set():
                 raise Interrupted(f"stopped after {done} of {len(mine)} cells; run again to go on")
@@ -169,6 +169,17 @@ def measure_costs(root: Path, settings: Mapping[str, Mapping[str, Any]], prompt:
             log.warning("%s: %s", name, error)
             continue
         write_atomic(path, json.dumps(known, indent=2) + "\n")
+
+
+def counted_priors(
+    prior: Prior | Callable[[str], Prior] | None, device: torch.device
+) -> Callable[[str], Counted]:
+    """Return what gives each prompt its prior: one that all share, or one made for it."""
+    if callable(prior):
+        make = prior
+        return lambda prompt: Counted(make(prompt))
+    shared = Counted(prior or load_prior(device=device))
+    return lambda prompt: shared
 
 
 def prior_name(prior: Prior | Callable[[str], Prior] | None) -> str:

@@ -53,8 +53,7 @@ class Store:
         return len(self.uids)
 
     def to(self, device: torch.device | str) -> Store:
-        moved = (value.to(device) for value in (self.pictures, self.positions, self.first))
-        return Store(*moved, self.uids)
+        return Store(self.pictures.to(device), self.positions.to(device), self.first.to(device), self.uids)
 
     def rgb(self, index: Tensor) -> Tensor:
         """Pictures in [0, 1], shape ``[n, 3, size, size]``."""
@@ -179,7 +178,10 @@ def render_shape(options: WorldOptions, job: tuple[str, int]) -> tuple[NDArray[n
     )
     azimuth, distance = g.uniform(-180, 180, count), _uniform(g, options.distance, count)
     fov = float(_uniform(g, options.fov_y_deg)[0])
-    cameras = orbit(*(torch.from_numpy(value).float() for value in (azimuth, elevation, distance)), fov)
+    azimuth, elevation, distance = (
+        torch.from_numpy(value).float() for value in (azimuth, elevation, distance)
+    )
+    cameras = orbit(azimuth, elevation, distance, fov)
     lights = float(_uniform(g, (-options.lights_deg, options.lights_deg))[0])
     found = raycast.render(parts, cameras, options.size, options.samples, lights)
     layers = np.concatenate([found.painted, found.tint[..., None], found.alpha[..., None]], axis=-1)

@@ -57,8 +57,8 @@ def _order(objects: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(objects, generator=torch.Generator().manual_seed(mixed(seed, epoch, 0)))
 
 
-def mixed(*numbers: int) -> int:
-    """One seed of several numbers."""
+def mixed(*numbers: int | str) -> int:
+    """Hash several numbers or texts to one seed."""
     digest = hashlib.sha256(repr(numbers).encode()).digest()
     return int.from_bytes(digest[:8], "little") % 2**63
 

@@ -228,7 +228,7 @@ def fit_code(stage: Stage, seen: Seen, recipe: CodeRecipe, after: After) -> None
         _set_rate(stage.optimiser, recipe.learning_rate * learning_rate(done, recipe.final))
         condition, target = seen.store.draw(recipe.batch, stage.generator)
         drawn = draft(code(seen.maps[condition], seen.store.pose(condition, target)))
-        loss = nn.functional.mse_loss(drawn, thumbnails(seen, target, int(draft.size)))
+        loss = nn.functional.mse_loss(drawn, thumbnails(seen, target, draft.size))
         _update(stage, loss, recipe.clip_norm)
         if after(stage, loss.detach()):
             return
@@ -294,13 +294,13 @@ def fit_unet(stage: Stage, pipeline: NovelViewPipeline, seen: Seen, recipe: UNet
         _update(stage, loss, recipe.clip_norm)
         decay = min(recipe.ema, (1 + stage.pace.update) / (10 + stage.pace.update))
         with torch.no_grad():
-            torch._foreach_lerp_(stage.average, stage.parameters, 1 - decay)
+            torch._foreach_lerp_(stage.average, [p.detach() for p in stage.parameters], 1 - decay)
         if after(stage, loss.detach()):
             return
 
 
 def _folded(pipeline: NovelViewPipeline, rgb: Tensor) -> Tensor:
-    return pipeline.encode(rgb).contiguous(memory_format=torch.channels_last)
+    return pipeline.space.encode(rgb).contiguous(memory_format=torch.channels_last)
 
 
 def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
@@ -351,7 +351,7 @@ def drafts_right(turn: Turn, draft: Any, seen: Seen, pairs: Tensor) -> dict[str,
     """
     condition, target = pairs.unbind(1)
     drawn = draft(turn.code(seen.maps[condition], seen.store.pose(condition, target)))
-    return nearest(drawn, seen, target, int(draft.size))
+    return nearest(drawn, seen, target, draft.size)
 
 
 @torch.no_grad()
@@ -384,14 +384,14 @@ def one_step(
     g = torch.Generator().manual_seed(seed)
     for part in pairs.split(batch):
         condition, target = part.unbind(1)
-        x = pipeline.encode(seen.store.rgb(target))
+        x = pipeline.space.encode(seen.store.rgb(target))
         noise = torch.randn(x.shape, generator=g).to(device)
         t = torch.full((len(part),), timestep, device=device)
         level = pipeline.scheduler.alphas_cumprod[timestep].to(device)
         x_t = level.sqrt() * x + (1 - level).sqrt() * noise
         given = _given(pipeline, seen, condition)
         told = pipeline.predict_noise(x_t, t, given, seen.store.pose(condition, target))
-        clean = pipeline.decode((x_t - (1 - level).sqrt() * told) / level.sqrt()) * 2 - 1
+        clean = pipeline.space.decode((x_t - (1 - level).sqrt() * told) / level.sqrt()).clamp(0, 1) * 2 - 1
         found.append(nearest(clean, seen, target, clean.shape[-1]))
     return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
@@ -400,4 +400,4 @@ def _given(pipeline: NovelViewPipeline, seen: Seen, condition: Tensor) -> Any:
     from distill.priors.novel_view.pipeline import Given
 
     told = Features(seen.token[condition].float(), seen.maps[condition].float())
-    return Given(pipeline.encode(seen.store.rgb(condition)), told)
+    return Given(pipeline.space.encode(seen.store.rgb(condition)), told)

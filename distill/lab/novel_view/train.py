@@ -174,9 +174,9 @@ def open_pipeline(config: TrainConfig, encoder: Encoder) -> NovelViewPipeline:
         raise ValueError(f"could not load init={folder}: {str(error).splitlines()[0]}") from error
     if unet.config.in_channels == unet.config.out_channels:
         widen(unet)
-    maps = {"map_width": encoder.map_width, "grid": encoder.grid} if config.amalgamation else {}
+    map_width, grid = (encoder.map_width, encoder.grid) if config.amalgamation else (0, 0)
     torch.manual_seed(config.seed)
-    model = build(unet, token_width=encoder.token_width, norm=config.norm, **maps)
+    model = build(unet, token_width=encoder.token_width, norm=config.norm, map_width=map_width, grid=grid)
     if any((folder / place).is_dir() for place in ("conditioning", *PUBLISHED)):
         try:
             take_conditioning(model, read_conditioning(folder)[1])
