@@ -29,7 +29,7 @@ def classifier_score(
     weighting: str = "sigma_squared",
 ) -> Tensor:
     """``w(t) s (e_c - e_u)``, shaped like ``x``: the direction that increases the prompt's likelihood."""
-    text, uncond = predict(prior, add_noise(prior, x, t, noise), t, cond.text, cond.uncond)
+    text, uncond = predict(prior, add_noise(prior, x, t, noise), t, cond, "text", "uncond")
     return weight(prior, t, weighting) * scale * (text - uncond)
 
 

@@ -22,6 +22,7 @@ from distill.contracts import Conditioner, Guidance, Learner, Prior, Render, Ren
 from distill.files.checkpoint import load_checkpoint
 from distill.guidance import is_made_for_prior
 from distill.options import schedule, schedules_in
+from distill.priors.diffusion import DiffusionPrior
 from distill.priors.load import load_prior
 from distill.priors.source import find
 from distill.renderers import reference
@@ -122,7 +123,7 @@ def check_prior(config: DictConfig, device: torch.device) -> None:
         fit(config, source, device)
 
 
-def open_prior(config: DictConfig, device: torch.device) -> Prior:
+def open_prior(config: DictConfig, device: torch.device) -> DiffusionPrior:
     """Load the prior that a configuration names, with its ``prior_options``.
 
     Raises:

@@ -178,10 +178,8 @@ def render_shape(options: WorldOptions, job: tuple[str, int]) -> tuple[NDArray[n
     )
     azimuth, distance = g.uniform(-180, 180, count), _uniform(g, options.distance, count)
     fov = float(_uniform(g, options.fov_y_deg)[0])
-    azimuth, elevation, distance = (
-        torch.from_numpy(value).float() for value in (azimuth, elevation, distance)
-    )
-    cameras = orbit(azimuth, elevation, distance, fov)
+    turned, above, away = (torch.from_numpy(value).float() for value in (azimuth, elevation, distance))
+    cameras = orbit(turned, above, away, fov)
     lights = float(_uniform(g, (-options.lights_deg, options.lights_deg))[0])
     found = raycast.render(parts, cameras, options.size, options.samples, lights)
     layers = np.concatenate([found.painted, found.tint[..., None], found.alpha[..., None]], axis=-1)

@@ -223,6 +223,7 @@ def code_stage(turn: Turn, seen: Seen, recipe: CodeRecipe, pace: Pace, seed: int
 def fit_code(stage: Stage, seen: Seen, recipe: CodeRecipe, after: After) -> None:
     """Learn to draw targets' thumbnails from codes, by their squared error; then freeze the code."""
     code, draft = stage.modules["code"], stage.modules["draft"]
+    assert isinstance(draft, Draft)
     stage.pace.start()
     while (done := stage.pace.done) < 1:
         _set_rate(stage.optimiser, recipe.learning_rate * learning_rate(done, recipe.final))
