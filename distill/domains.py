@@ -85,6 +85,13 @@ class Scheduled:
 
 
 @dataclass(frozen=True)
+class Follows:
+    """An option that, where it is None, takes the value of the option of the same name in another group."""
+
+    group: str
+
+
+@dataclass(frozen=True)
 class Losses:
     """A list of mappings, each with a loss's name, its weight and its options."""
 

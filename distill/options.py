@@ -14,7 +14,7 @@ from typing import Any
 from hydra.utils import get_method
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from distill.domains import Losses, Scheduled, describe, fits
+from distill.domains import Follows, Losses, Scheduled, describe, fits
 from distill.samplers.schedules import Ramp
 
 
@@ -143,6 +143,26 @@ def schedules_in(config: DictConfig, group: str) -> dict[str, Any]:
         if any(not isinstance(end, (int, float)) for end in (made if ends > 1 else (made,))):
             found[name] = made
     return found
+
+
+def followed(target: Callable[..., Any]) -> dict[str, str]:
+    """Return the options of a callable that follow another group's option of the same name, with that group."""
+    rules = {
+        name: typing.get_args(hint)[1:]
+        for name, hint in hints_of(target, rules=True).items()
+        if typing.get_origin(hint) is typing.Annotated
+    }
+    return {name: rule.group for name, own in rules.items() for rule in own if isinstance(rule, Follows)}
+
+
+def value_over_run(config: DictConfig, group: str, name: str) -> float | Ramp:
+    """Return a number among a group's options, or its schedule; ``<name>_end`` makes it go there between two fractions."""
+    options = config[group]
+    start, end = options[name], options.get(f"{name}_end")
+    if end is None:
+        found: float | Ramp = schedule(f"{group}.{name}", start, config.iterations)
+        return found
+    return Ramp(start, end, options.from_fraction, options.to_fraction)
 
 
 def numbers(target: Callable[..., Any]) -> dict[str, int]:

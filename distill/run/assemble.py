@@ -21,7 +21,7 @@ from distill.conditions.picture import Picture, look_at
 from distill.contracts import Conditioner, Guidance, Learner, Prior, Render, Renderer, Scene, View
 from distill.files.checkpoint import load_checkpoint
 from distill.guidance import is_made_for_prior
-from distill.options import schedule, schedules_in
+from distill.options import followed, schedule, schedules_in, value_over_run
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.load import load_prior
 from distill.priors.source import find
@@ -210,21 +210,13 @@ def make_guidance(
 ) -> Guidance:
     """Bind a loss's options; a loss that is made for its prior gets it first, and the run's other priors by name."""
     loss, moving = instantiate(config.guidance, _convert_="all"), schedules_in(config, "guidance")
-    if config.guidance.get("t_min", 0.0) is None:
-        moving["t_min"] = lowest_timestep(config)
+    for name, group in followed(loss.func).items():
+        if config.guidance[name] is None and name in config[group]:
+            moving[name] = value_over_run(config, group, name)
     if is_made_for_prior(loss.func):
         made: Guidance = loss(prior, generator, priors, **moving)
         return made
     return scheduled(loss, **moving)
-
-
-def lowest_timestep(config: DictConfig) -> Any:
-    """Return the lowest timestep that a configuration's sampler draws, fraction of all: a number or a schedule."""
-    options = config.timesteps
-    start = options.get("t_min", 0.02)
-    if "t_min_end" not in options:
-        return schedule("timesteps.t_min", start, config.iterations)
-    return Ramp(start, options.t_min_end, options.from_fraction, options.to_fraction)
 
 
 def make_settings(config: DictConfig) -> loop.Settings:
