@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from distill.cameras import turntable
@@ -18,13 +17,12 @@ from distill.contracts import Prior, Render, Step
 from distill.embedded.judge import Judge, load_judge
 from distill.files.atomic import write_atomic
 from distill.lab.comparison import figures
-from distill.lab.comparison.cost import measure_cost
+from distill.lab.comparison.cost import compose, few_steps, measure_cost
 from distill.lab.comparison.counted import Counted
 from distill.lab.comparison.figures import gradient_profile
 from distill.lab.comparison.records import Cell
 from distill.loop import Diverged, Job, State, train
 from distill.run.assemble import assemble, pick_device
-from distill.run.compose import as_overrides, compose_config
 from distill.run.journal import Interrupted, stop_signals
 
 log = logging.getLogger(__name__)
@@ -194,24 +192,6 @@ def finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
                 f"{folder} was made with {name} {made[name]}, not {value}; choose another output_dir"
             )
     return True
-
-
-def compose(wanted: Mapping[str, Any], prompt: str, seed: int) -> Any:
-    return compose_config(as_overrides({"prompt": prompt, "seed": seed, **wanted}))
-
-
-def few_steps(
-    config: DictConfig, prior: Prior, steps: int, after: Callable[[], None] = lambda: None, start: int = 0
-) -> None:
-    """Train a scene for some steps and forget it, to measure what they cost; ``after`` is called after each step."""
-
-    def on_step(state: State, metrics: dict[str, float], render: Render) -> bool:
-        after()
-        return state.step >= start + steps
-
-    job = assemble(config, prior)
-    job.state.step = start
-    train(job, on_step)
 
 
 def calls_per_step(wanted: Mapping[str, Any], prompt: str, prior: Counted) -> float:
