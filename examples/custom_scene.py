@@ -42,15 +42,15 @@ class Spheres(nn.Module):
     def __init__(
         self,
         *,
-        count: Count = 400,
-        radius: Positive = 0.08,
+        count: Count = 300,
+        radius: Positive = 0.06,
         background: Literal["grey", "white"] = "grey",
-        lr: NotNegative = 0.02,
+        lr: NotNegative = 0.05,
         seed: int | torch.Generator = 0,
     ) -> None:
         super().__init__()
         g = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-        self.centre = nn.Parameter(0.25 * torch.randn(count, 3, generator=g))
+        self.centre = nn.Parameter(0.2 * torch.randn(count, 3, generator=g))
         self.log_radius = nn.Parameter(torch.full((count,), math.log(radius)))
         self.log_density = nn.Parameter(torch.full((count,), math.log(5.0)))
         self.colour = nn.Parameter(0.1 * torch.randn(count, 3, generator=g))
