@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig
 from torch import Tensor
 
 from distill.cameras import turntable
@@ -23,6 +25,7 @@ from distill.lab.comparison.figures import gradient_profile
 from distill.lab.comparison.records import Cell
 from distill.loop import Diverged, Job, State, train
 from distill.run.assemble import assemble, pick_device
+from distill.run.checks import check_loaded
 from distill.run.journal import Interrupted, stop_signals
 
 log = logging.getLogger(__name__)
@@ -103,7 +106,7 @@ def compare(
         **options: for all cells.
 
     Returns:
-        The report's path.
+        The report's path. Of a cell with several particles, the first one is measured.
 
     Raises:
         ValueError: an option is wrong, in one line.
@@ -120,6 +123,8 @@ def compare(
     if not prompts or not seeds:
         raise ValueError("a comparison needs at least one prompt and one seed")
     chosen = {name: dict(wanted) for name, wanted in (methods or METHODS).items()}
+    for wanted in chosen.values():
+        check_measurable(compose({"iterations": iterations, **options, **wanted}, prompts[0], seeds[0]))
     root, judge = Path(output_dir), load_judge()
     device = pick_device(str(options.get("device", "auto")))
     shared = None if callable(prior) else Counted(prior or load_prior(device=device))
@@ -152,6 +157,19 @@ def compare(
     if prior is None and len(found) == len(paths):
         measure_costs(root, settings, prompts[0])
     return write_report(root, [json.loads(path.read_text()) for path in found])
+
+
+def check_measurable(config: DictConfig) -> None:
+    """Refuse what a comparison cannot measure, before anything is loaded.
+
+    Raises:
+        ValueError: the scene has no shape, or options say how a prior is loaded, which the cells share.
+    """
+    check_loaded(config)
+    if "volume" not in get_object(config.scene._target_).features:
+        raise ValueError(
+            "a comparison measures shapes, and this scene has none; choose one that fills space, such as scene=hash_grid"
+        )
 
 
 def measure_costs(root: Path, settings: Mapping[str, Mapping[str, Any]], prompt: str) -> None:
@@ -212,8 +230,7 @@ def run_cell(
     config = compose(wanted, cell.prompt, cell.seed)
     job, before = assemble(config, prior), prior.calls
     field = job.scenes[0].field()
-    if field is None:
-        raise ValueError("a comparison measures shapes, and this scene has none; leave out scene=image")
+    assert field is not None  # see check_measurable
     points: list[dict[str, float]] = []
     rows: list[Tensor] = []
     clock = {"seconds": 0.0, "since": time.perf_counter()}
