@@ -87,6 +87,10 @@ class State:
             ValueError: it is of a guidance without parameters, and this one has some.
         """
         self.scene.load_state_dict(saved["scene"])
+        # A scene that had grown has other parameters now.
+        kinds = [group.parameters for group in self.scene.parameter_groups().values() if group.parameters]
+        for group, parameters in zip(self.optimiser.param_groups, kinds, strict=True):
+            group["params"] = list(parameters)
         self.optimiser.load_state_dict(saved["optimiser"])
         self.generator.set_state(saved["generator"].cpu())
         self.step, self.skipped, self.average = saved["step"], saved["skipped"], saved["average"]

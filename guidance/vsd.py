@@ -127,10 +127,17 @@ class VSD:
     ) -> float:
         """Train the copy on what is rendered now, ``at_once`` pictures at a time; returns its mean squared error."""
         error, now, batch = 0.0, at(self.training, cond.step.progress), len(x)
+
+        def each(draw: Tensor) -> Tensor:
+            """One number an object, the same for the views that the prior takes together."""
+            return draw.repeat_interleave(prior.views)
+
         for _ in range(self.updates):
-            t = torch.randint(prior.num_timesteps, (len(x),), generator=generator).to(x.device)
+            t = each(torch.randint(prior.num_timesteps, (batch // prior.views,), generator=generator)).to(
+                x.device
+            )
             noise = torch.randn(x.shape, generator=generator).to(x)
-            keep = (torch.rand(len(x), generator=generator) >= now["camera_dropout"]).to(x)
+            keep = each(torch.rand(batch // prior.views, generator=generator) >= now["camera_dropout"]).to(x)
             x_t = add_noise(prior, x.detach(), t, noise)
             self.optimiser.zero_grad(set_to_none=True)
             losses = []

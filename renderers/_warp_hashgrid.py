@@ -15,7 +15,7 @@ import warp as wp
 from torch import Tensor
 
 from distill.renderers import _warp
-from distill.renderers.hashgrid import PRIMES, Layout
+from distill.renderers.layout import PRIMES, Layout
 
 _BLOCK = 256
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from distill.cameras import Cameras
 from distill.contracts import Field, Group, Render, Step, Writer
 from distill.domains import Count, Fraction, Length, NotNegative, Positive, Range
-from distill.renderers.hashgrid import choose_backend, encode, hash_layout
+from distill.renderers.hashgrid import choose_backend, encode
+from distill.renderers.layout import hash_layout
 from distill.renderers.occupancy import occupancy_grid, update_occupancy
 from distill.renderers.volume import PENALTIES, render
 

@@ -88,7 +88,7 @@ class Counting:
         return x
 
     def show(self, pictures: Tensor) -> Tensor:
-        return pictures
+        raise ValueError("a prior that only counts has no ControlNet to show a picture to")
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.full((len(t), 1, 1, 1), 0.6)

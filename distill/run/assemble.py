@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill import loop
 from distill.cameras import Cameras
 from distill.conditions import prompts
-from distill.conditions.control import controlled
+from distill.conditions.control import DRAWN, controlled, read_picture
 from distill.conditions.perp_neg import Curves
 from distill.conditions.picture import Picture, look_at
 from distill.contracts import Conditioner, Guidance, Learner, Prior, Render, Renderer, Scene, View
@@ -116,6 +116,11 @@ def check_prior(config: DictConfig, device: torch.device) -> None:
     check_prompt(config)
     if not (config.prompt or config.prompts):
         return  # a picture's model is checked with the picture
+    if control := config.prior_options.control:
+        if not config.prior_options.controlnet:
+            raise ValueError(TOGETHER)
+        if control not in DRAWN:
+            read_picture(Path(control).expanduser())
     source = find(config.prior)
     if config.max_vram:
         from distill.run.fit import fit
@@ -153,10 +158,14 @@ def check_fits(config: DictConfig, prior: Prior) -> None:
             f"Diffusion's, got {found}; leave it out"
         )
     if prior.has_control != bool(config.prior_options.control):
-        raise ValueError(
-            "prior_options.controlnet and prior_options.control belong together: the one names the ControlNet, the other "
-            "what it is shown, depth, normal or mask of the scene, or a picture"
-        )
+        raise ValueError(TOGETHER)
+
+
+#: A ControlNet and what it is given are two options.
+TOGETHER = (
+    "prior_options.controlnet and prior_options.control belong together: the one names the ControlNet, the other what it is "
+    "shown, depth, normal or mask of the scene, or a picture"
+)
 
 
 def make_scenes(config: DictConfig, generator: torch.Generator, device: torch.device) -> list[Scene]:

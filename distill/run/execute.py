@@ -17,6 +17,7 @@ from distill.contracts import Learner, Prior, Scene, View
 from distill.export.pictures import write_pictures
 from distill.files.checkpoint import load_checkpoint
 from distill.run.assemble import assemble
+from distill.run.checks import check_loaded
 from distill.run.compose import as_overrides, compose_config
 from distill.run.folders import claim
 from distill.run.journal import Interrupted, Journal, stop_signals
@@ -56,11 +57,8 @@ def generate(
     if output_dir is not None:
         overrides["output_dir"] = str(output_dir)
     config = compose_config(as_overrides(overrides))
-    if config.max_vram is not None and loaded:
-        raise ValueError(
-            "max_vram= chooses how a prior is loaded, and this one is loaded; give its name, or leave out max_vram= and choose "
-            "render.at_once= and render.recompute="
-        )
+    if loaded:
+        check_loaded(config)
     return run(config, loaded)
 
 
