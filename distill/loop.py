@@ -332,11 +332,12 @@ def joined(parts: Sequence[Seen]) -> Seen:
     """Concatenate what a step's parts gave."""
     if len(parts) == 1:
         return parts[0]
-    tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("x", "t", "grad")}
     return Seen(
-        **tensors,
-        cond=Condition.joined([part.cond for part in parts]),
-        render=Render.joined([part.render for part in parts]),
+        torch.cat([part.x for part in parts]),
+        torch.cat([part.t for part in parts]),
+        Condition.joined([part.cond for part in parts]),
+        torch.cat([part.grad for part in parts]),
+        Render.joined([part.render for part in parts]),
     )
 
 

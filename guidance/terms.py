@@ -58,7 +58,7 @@ def predict_each(prior: Prior, cond: Condition, *wanted: tuple[Tensor, Tensor, s
     found = noise.split([len(picture) for picture in pictures])
     predicted, extra = list(found[: len(wanted)]), found[len(wanted) :]
     for index, (_, _, role) in enumerate(wanted):
-        if role == "text" and away is not None:
+        if role == "text" and away is not None and cond.away is not None:
             predicted[index] = perp_neg.combine(predicted[index], extra[:3], cond.away, away)
             extra = extra[3:]
     return tuple(predicted)

@@ -352,3 +352,10 @@ def test_a_run_of_particles_goes_on_where_it_stopped(scene: str, tmp_path: Path)
     (tmp_path / "run" / "manifest.json").unlink()
     (tmp_path / "run" / "report.html").unlink(missing_ok=True)
     assert command("a red mug", *words, "resume=true") == 0
+
+
+def test_a_comparison_says_that_its_prior_must_be_loaded(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"prior must be a loaded one, got 'sd-2.1-base'; give distill.load_prior"
+    ):
+        compared(SMALL, "sd-2.1-base", tmp_path)  # type: ignore[arg-type]

@@ -166,7 +166,8 @@ class Trace:
         """What the command line sets an option to; the last word first."""
         found = []
         for word in reversed(self.overrides):
-            key, value = word.key_or_group, word.value() if not word.is_delete() else None
+            key = word.key_or_group
+            value: Any = None if word.is_delete() else word.value()
             line = word.input_line or ""
             inside = isinstance(value, dict) and name.startswith(f"{key}.")
             for step in name[len(key) + 1 :].split(".") if inside else ():

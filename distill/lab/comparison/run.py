@@ -24,6 +24,7 @@ from distill.lab.comparison.counted import Counted
 from distill.lab.comparison.figures import gradient_profile
 from distill.lab.comparison.records import Cell
 from distill.loop import Diverged, Job, State, train
+from distill.priors import load_prior
 from distill.run.assemble import assemble, pick_device
 from distill.run.checks import check_loaded
 from distill.run.journal import Interrupted, stop_signals
@@ -113,8 +114,9 @@ def compare(
         Interrupted: a signal asked to stop; what is finished is kept.
     """
     from distill.lab.comparison.report import write_report
-    from distill.priors import load_prior
 
+    if isinstance(prior, str):
+        raise ValueError(f"prior must be a loaded one, got {prior!r}; give distill.load_prior({prior!r})")
     if budget not in ("steps", "calls"):
         raise ValueError(f"budget must be steps or calls, got {budget!r}")
     number, parts = part
@@ -127,12 +129,12 @@ def compare(
         check_measurable(compose({"iterations": iterations, **options, **wanted}, prompts[0], seeds[0]))
     root, judge = Path(output_dir), load_judge()
     device = pick_device(str(options.get("device", "auto")))
-    shared = None if callable(prior) else Counted(prior or load_prior(device=device))
+    prior_of = counting(prior, device)
     made_with = {"prior": prior_name(prior), "measure_every": measure_every}
     cells = [Cell(name, prompt, seed) for prompt in prompts for seed in seeds for name in chosen]
     settings = {name: {"iterations": iterations, **options, **wanted} for name, wanted in chosen.items()}
     if budget == "calls":
-        trial = shared or Counted(prior(prompts[0]))
+        trial = prior_of(prompts[0])
         costs = {name: calls_per_step(settings[name], prompts[0], trial) for name in chosen}
         first = next(iter(costs.values()))
         for name, cost in costs.items():
@@ -143,8 +145,10 @@ def compare(
             folder, wanted = cell.folder(root), settings[cell.method]
             if finished(folder, {"options": wanted, **made_with}):
                 continue
-            model = shared or Counted(prior(cell.prompt))
-            record = {**run_cell(cell, wanted, model, judge, folder, measure_every, stop), **made_with}
+            record = {
+                **run_cell(cell, wanted, prior_of(cell.prompt), judge, folder, measure_every, stop),
+                **made_with,
+            }
             if stop.is_set():
                 raise Interrupted(f"stopped after {done} of {len(mine)} cells; run again to go on")
             write_atomic(folder / "cell.json", json.dumps(record) + "\n")
@@ -157,6 +161,15 @@ def compare(
     if prior is None and len(found) == len(paths):
         measure_costs(root, settings, prompts[0])
     return write_report(root, [json.loads(path.read_text()) for path in found])
+
+
+def counting(prior: Prior | Callable[[str], Prior] | None, device: torch.device) -> Callable[[str], Counted]:
+    """Return what gives the prior of a prompt's cells, its calls counted; the same for all where one is shared."""
+    if callable(prior):
+        make = prior
+        return lambda prompt: Counted(make(prompt))
+    shared = Counted(prior or load_prior(device=device))
+    return lambda prompt: shared
 
 
 def check_measurable(config: DictConfig) -> None:
