@@ -115,7 +115,7 @@ class Spheres(nn.Module):
 
 
 if __name__ == "__main__":
-    prompt, *options = sys.argv[1:]
+    prompt, *options = sys.argv[1:] or ["a red mug"]
     chosen: dict[str, Any] = dict(option.split("=", 1) for option in options)
     asset = distill.generate(prompt, scene="spheres", **chosen)
     print(asset.folder)
