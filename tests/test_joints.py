@@ -359,3 +359,11 @@ def test_a_comparison_says_that_its_prior_must_be_loaded(tmp_path: Path) -> None
         ValueError, match=r"prior must be a loaded one, got 'sd-2.1-base'; give distill.load_prior"
     ):
         compared(SMALL, "sd-2.1-base", tmp_path)  # type: ignore[arg-type]
+
+
+def test_python_trains_a_scene_of_ones_own(tmp_path: Path, priors: dict[str, Prior]) -> None:
+    options: dict[str, Any] = {**SMALL, **SCENES["spheres"], "export.frames": 2, "export.picture_size": 16}
+    asset = distill.generate(
+        "a red mug", prior=priors["plain"], scene="spheres", output_dir=tmp_path / "run", **options
+    )
+    assert asset.manifest["export"]["spheres"] == 20
