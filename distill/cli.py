@@ -176,8 +176,8 @@ def _start(arguments: Sequence[str]) -> int:
         from distill.doctor import doctor
 
         overrides = [settings.quote_text(text) for text in arguments[1:] if text != "--json"]
-        asked = any(text.startswith(("prompt=", "image=")) for text in overrides)
-        chosen = settings.compose_config([*overrides, *([] if asked else ["prompt=example"])])
+        given = any(text.startswith(("prompt=", "image=")) for text in overrides)
+        chosen = settings.compose_config([*overrides, *([] if given else ["prompt=example"])])
         return doctor(chosen, as_json="--json" in arguments)
     prompt, options = split_prompt(arguments)
     traced, options = _values_of("--why", options)

@@ -349,7 +349,10 @@ class Scene(Protocol):
     takes ``chunk_rays`` and ``recompute``), and the names of the penalties that it computes.
     """
 
-    features: frozenset[str]
+    @property
+    def features(self) -> frozenset[str]:
+        """What its ``render`` can do; an attribute of the class will do."""
+        ...
 
     def parameter_groups(self) -> dict[str, Group]:
         """Return its parameters by kind, each kind with its learning rate."""
@@ -371,7 +374,6 @@ class Scene(Protocol):
         generator: torch.Generator | None = None,
         normals: bool = False,
         penalties: Sequence[str] = (),
-        **options: Any,
     ) -> Render:
         """Render; with a generator for training (jittered samples, random background), without for viewing.
 
@@ -381,8 +383,8 @@ class Scene(Protocol):
             width: pixels.
             generator: of all that is random.
             normals: whether normals are wanted.
-            penalties: which penalties are wanted, by name.
-            **options: ``shading``, ``chunk_rays`` and ``recompute``, for scenes with those features alone.
+            penalties: which penalties are wanted, by name; scenes with the features ``shading`` and ``chunks`` take the
+                keywords ``shading``, and ``chunk_rays`` and ``recompute``, besides.
         """
         ...
 

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-import distill
 from distill import renderers
 from distill.cameras import Cameras
+from distill.cli import main
 from distill.contracts import Field, Group, Render, Step, View, Writer
 from distill.domains import Count, NotNegative, Positive
 
@@ -115,7 +115,5 @@ class Spheres(nn.Module):
 
 
 if __name__ == "__main__":
-    prompt, *options = sys.argv[1:]
-    chosen: dict[str, Any] = dict(option.split("=", 1) for option in options)
-    asset = distill.generate(prompt, scene="spheres", **chosen)
-    print(asset.folder)
+    # The command line with this scene; distill.generate("a red mug", scene="spheres") is the same from Python.
+    main(["scene=spheres", *sys.argv[1:]])

@@ -152,7 +152,7 @@ def test_a_scene_draws_from_its_generator_alone(make_scene: Callable[..., Scene]
 
 @every_scene
 def test_a_scene_renders_what_its_features_say(make_scene: Callable[..., Scene]) -> None:
-    scene = warmed(make_scene)
+    scene: Any = warmed(make_scene)  # whose features bring keywords of their own
     names = tuple(sorted(scene.features & {*volume.PENALTIES}))
     seen = scene.render(turntable(2), 8, 8, generator=generator(), penalties=names)
     assert set(seen.penalties) == set(names)

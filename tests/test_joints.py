@@ -5,7 +5,9 @@ A combination works, or is refused in one line that names the option and the rem
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,11 @@ from tiny_pipelines import make
 
 import distill
 from distill.cli import main
-from distill.contracts import Prior
+from distill.contracts import Field, Prior, View
+from distill.embedded.judge import Judge, load_judge
+from distill.forecast.network import Forecast
+from distill.lab.comparison import figures
+from distill.lab.comparison.figures import gradient_profile
 from distill.priors import load_prior
 
 SMALL: dict[str, Any] = {
@@ -97,15 +103,35 @@ def priors(folder: Path) -> dict[str, Prior]:
     }
 
 
+@cache
+def judge() -> Judge:
+    return load_judge()
+
+
 @pytest.fixture(autouse=True)
 def _quick(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the folder, with what a doctor measures of the machine left out."""
+    """In the folder, and without what takes long and knows neither the scene nor what the prior is conditioned on."""
     from distill import doctor
-    from distill.forecast import network
+    from distill.forecast import cost, network
+    from distill.lab.comparison import run as comparison
+
+    def some(view: View, field: Field, prompt: str, judge: Judge) -> dict[str, Any]:
+        density, colour = field(torch.zeros(1, 3))
+        assert density.shape == (1,) and colour.shape == (1, 3)
+        measured = ("iou", "offset_deg", "colour_error", "saturation", "true_saturation", "janus", "chamfer")
+        return {"r_precision": 0.0, "similarity": 0.0, **dict.fromkeys(measured, 0.5)}
+
+    def counted(prior: Prior, rows: list[int], batch: int, *, rank: int = 0) -> Forecast:
+        return Forecast(1, 2, 3, 0, 5 * sum(rows), 6)
 
     monkeypatch.chdir(folder)
     monkeypatch.setattr(doctor, "smoke", lambda device: doctor.Finding("step", "ok", ""))
     monkeypatch.setattr(network, "speed_of", lambda device, dtype: 1e9)
+    monkeypatch.setattr(cost, "forecast", counted)
+    monkeypatch.setattr(comparison, "load_judge", judge)
+    monkeypatch.setattr(comparison, "gradient_profile", partial(gradient_profile, levels=2, draws=2))
+    monkeypatch.setattr(figures, "measure", some)
+    monkeypatch.setattr(figures, "judge_scores", lambda *given: {"r_precision": 0.0, "similarity": 0.0})
 
 
 @pytest.fixture
@@ -201,8 +227,6 @@ def test_a_combination_works_or_is_refused_in_one_line(
     else:
         arguments.append(f"output_dir={tmp_path / 'run'}")
     if expected:
-        import re
-
         assert re.search(expected, refused(capsys, *arguments))
         assert not (tmp_path / "run").exists()
         return
@@ -263,8 +287,6 @@ REFUSED = [
 def test_options_that_do_not_fit_are_refused_in_one_line(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import re
-
     found = refused(capsys, "a red mug", *words)
     assert re.search(said, found), found
 
@@ -287,8 +309,6 @@ BESIDE_A_PICTURE = [
 def test_options_that_do_not_fit_a_picture_are_refused_in_one_line(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import re
-
     found = refused(capsys, "image=p.png", "novel_view=novel_view", *words)
     assert re.search(said, found), found
 
@@ -332,3 +352,18 @@ def test_a_run_of_particles_goes_on_where_it_stopped(scene: str, tmp_path: Path)
     (tmp_path / "run" / "manifest.json").unlink()
     (tmp_path / "run" / "report.html").unlink(missing_ok=True)
     assert command("a red mug", *words, "resume=true") == 0
+
+
+def test_a_comparison_says_that_its_prior_must_be_loaded(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"prior must be a loaded one, got 'sd-2.1-base'; give distill.load_prior"
+    ):
+        compared(SMALL, "sd-2.1-base", tmp_path)  # type: ignore[arg-type]
+
+
+def test_python_trains_a_scene_of_ones_own(tmp_path: Path, priors: dict[str, Prior]) -> None:
+    options: dict[str, Any] = {**SMALL, **SCENES["spheres"], "export.frames": 2, "export.picture_size": 16}
+    asset = distill.generate(
+        "a red mug", prior=priors["plain"], scene="spheres", output_dir=tmp_path / "run", **options
+    )
+    assert asset.manifest["export"]["spheres"] == 20

@@ -115,6 +115,8 @@ def compare(
     """
     from distill.lab.comparison.report import write_report
 
+    if isinstance(prior, str):
+        raise ValueError(f"prior must be a loaded one, got {prior!r}; give distill.load_prior({prior!r})")
     if budget not in ("steps", "calls"):
         raise ValueError(f"budget must be steps or calls, got {budget!r}")
     number, parts = part
@@ -127,7 +129,7 @@ def compare(
         check_measurable(compose({"iterations": iterations, **options, **wanted}, prompts[0], seeds[0]))
     root, judge = Path(output_dir), load_judge()
     device = pick_device(str(options.get("device", "auto")))
-    prior_of = counted_priors(prior, device)
+    prior_of = counting(prior, device)
     made_with = {"prior": prior_name(prior), "measure_every": measure_every}
     cells = [Cell(name, prompt, seed) for prompt in prompts for seed in seeds for name in chosen]
     settings = {name: {"iterations": iterations, **options, **wanted} for name, wanted in chosen.items()}
@@ -159,6 +161,15 @@ def compare(
     return write_report(root, [json.loads(path.read_text()) for path in found])
 
 
+def counting(prior: Prior | Callable[[str], Prior] | None, device: torch.device) -> Callable[[str], Counted]:
+    """Return what gives the prior of a prompt's cells, its calls counted; the same for all where one is shared."""
+    if callable(prior):
+        make = prior
+        return lambda prompt: Counted(make(prompt))
+    shared = Counted(prior or load_prior(device=device))
+    return lambda prompt: shared
+
+
 def check_measurable(config: DictConfig) -> None:
     """Refuse what a comparison cannot measure, before anything is loaded.
 
@@ -185,17 +196,6 @@ def measure_costs(root: Path, settings: Mapping[str, Mapping[str, Any]], prompt:
             log.warning("%s: %s", name, error)
             continue
         write_atomic(path, json.dumps(known, indent=2) + "\n")
-
-
-def counted_priors(
-    prior: Prior | Callable[[str], Prior] | None, device: torch.device
-) -> Callable[[str], Counted]:
-    """Return what gives each prompt its prior: one that all share, or one made for it."""
-    if callable(prior):
-        make = prior
-        return lambda prompt: Counted(make(prompt))
-    shared = Counted(prior or load_prior(device=device))
-    return lambda prompt: shared
 
 
 def prior_name(prior: Prior | Callable[[str], Prior] | None) -> str:
