@@ -153,6 +153,7 @@ class Render:
         )
 
 
+@runtime_checkable
 class Prior(Protocol):
     """A frozen diffusion model. How it predicts (noise, v, flow) stays inside."""
 

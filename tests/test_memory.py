@@ -225,6 +225,9 @@ class Student:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return float(len(self.shown))
 
+    def save(self, folder: Path) -> None:
+        pass
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 
@@ -317,9 +320,11 @@ def test_normals_and_opacity_as_a_latent() -> None:
     class Small:
         shape = (4, 2, 2)
 
+    prior: Any = Small()
+
     normal = torch.tensor([0.6, 0.0, 0.8]).expand(1, 4, 4, 3)
     opacity = torch.full((1, 4, 4, 1), 0.5)
-    x = loop.as_latent(Render(torch.zeros(1, 4, 4, 3), opacity, opacity, normal), Small())
+    x = loop.as_latent(Render(torch.zeros(1, 4, 4, 3), opacity, opacity, normal), prior)
     expected = torch.tensor([0.3, 0.0, 0.4, 0.0]).view(1, 4, 1, 1).expand(1, 4, 2, 2)
     torch.testing.assert_close(x, expected)
 

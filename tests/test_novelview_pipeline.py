@@ -153,6 +153,7 @@ def test_published_folders_load_under_their_own_names(tmp_path: Path, place: str
     assert loaded.model.amalgamation is None
     assert loaded.fourth == "polar"
     token, pose = randn(6, 2, 12), randn(7, 2, 4)
+    assert loaded.model.token is not None
     with torch.no_grad():
         expected = torch.cat([token, pose], dim=1) @ weight.T + bias
         torch.testing.assert_close(loaded.model.token(token, pose)[:, 0], expected)

@@ -37,7 +37,7 @@ def generate(
     prompt: str,
     *,
     output_dir: str | Path | None = None,
-    prior: str | Path | Prior = "embedded",
+    prior: object = "embedded",
     **options: Any,
 ) -> Asset:
     """Make a 3D asset from a prompt.
@@ -51,7 +51,11 @@ def generate(
     Raises:
         ValueError: an option or the prompt is wrong, in one line.
     """
-    loaded = None if isinstance(prior, (str, Path)) else prior
+    loaded = prior if isinstance(prior, Prior) else None
+    if not (loaded or isinstance(prior, (str, Path))):
+        raise ValueError(
+            f"prior must be a name, a folder, or a loaded prior (distill.contracts.Prior), got {type(prior).__name__}"
+        )
     name = (loaded.name or UNNAMED) if loaded else str(prior)
     overrides = {"prompt": prompt, "prior": name, **options}
     if output_dir is not None:
