@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -397,7 +397,7 @@ class Scene(Protocol):
         """Return what writes the scene's own files, by name; pictures of it are written for every scene with sides."""
         ...
 
-    def to(self, device: torch.device, /) -> Any: ...
+    def to(self, device: torch.device, /) -> Self: ...
 
     def zero_grad(self, set_to_none: bool = True) -> None: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from distill.cameras import Cameras
 from distill.contracts import Render
 from distill.renderers.march import Samples, composite, march
+
+if TYPE_CHECKING:
+    from nerfacc import OccGridEstimator
 
 SHADINGS = ("albedo", "lambertian", "textureless")
 PENALTIES = ("sparsity", "opaqueness", "orientation", "smoothness")
@@ -27,7 +30,7 @@ _NORMAL_STEP = 0.008
 class Volume(Protocol):
     """The part of a scene that ``render`` needs: a field in the cube [-1, 1]^3, an occupancy grid and a background."""
 
-    occupancy: Any
+    occupancy: OccGridEstimator
     step_size: float
 
     def query(self, points: Tensor) -> tuple[Tensor, Tensor]: ...

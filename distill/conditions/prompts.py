@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from distill.cameras import Cameras
 from distill.conditions import perp_neg
@@ -79,7 +79,7 @@ def view_words(
     return styles[style]
 
 
-def own_prompts(options: Any) -> dict[str, str]:
+def own_prompts(options: DictConfig) -> dict[str, str]:
     """Return complete prompts by view, from options ``front``, ``side``, ``back``, ``overhead``, and from a YAML ``file`` of these.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from distill.priors.predictions import to_noise
 from distill.priors.schedule import Schedule
 from distill.priors.source import Source
 from distill.priors.space import Space
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class DiffusionPrior:
         control: a ControlNet beside the network, or None.
     """
 
-    network: Any
+    network: ModelMixin
     space: Space
     text: Callable[[Sequence[str]], Embedding]
     family: Family

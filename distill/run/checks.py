@@ -68,7 +68,7 @@ def check_schema(values: Mapping[str, Any], iterations: int, schema: type = Conf
             check_option(name, value, hint, iterations)
 
 
-def check_part(group: str, options: Any, iterations: int) -> Callable[..., Any]:
+def check_part(group: str, options: object, iterations: int) -> Callable[..., Any]:
     """Check a part's options against its signature; returns the part.
 
     Raises:

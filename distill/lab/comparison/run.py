@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -233,7 +234,13 @@ def calls_per_step(wanted: Mapping[str, Any], prompt: str, prior: Counted) -> fl
 
 
 def run_cell(
-    cell: Cell, wanted: Mapping[str, Any], prior: Counted, judge: Judge, folder: Path, every: int, stop: Any
+    cell: Cell,
+    wanted: Mapping[str, Any],
+    prior: Counted,
+    judge: Judge,
+    folder: Path,
+    every: int,
+    stop: threading.Event,
 ) -> dict[str, Any]:
     """Train and measure one asset; a failure is part of the record."""
     from PIL import Image

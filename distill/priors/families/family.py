@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Family:
     preset: str = "none"
 
 
-def default_options(pipeline: Any) -> dict[str, Any]:
+def default_options(pipeline: DiffusionPipeline) -> dict[str, Any]:
     """Return the arguments that a pipeline passes to ``encode_prompt`` by default."""
     called = inspect.signature(type(pipeline).__call__).parameters
     wanted = inspect.signature(type(pipeline).encode_prompt).parameters
