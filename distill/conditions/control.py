@@ -88,7 +88,7 @@ def controlled(condition: Conditioner, prior: Prior, control: str) -> Conditione
     def conditioned(cameras: Cameras, step: Step, render: Render | None = None) -> Condition:
         if render is None:
             raise ValueError("a ControlNet is conditioned on a render; give condition(cameras, step, render)")
-        picture = draw(render, cameras)
+        picture = draw(render, cameras.to(render.rgb.device))
         if picture.shape[-2:] != (size, size):
             picture = interpolate(picture, (size, size), mode="bilinear", antialias=True)
         return with_control(condition(cameras, step, render), prior.show(picture.clamp(0, 1)))
