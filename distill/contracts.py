@@ -424,5 +424,12 @@ class Conditioner(Protocol):
     """Makes the condition of a step's pictures."""
 
     def __call__(self, cameras: Cameras, step: Step, render: Render | None = None, /) -> Condition:
-        """Return the condition for pictures from ``cameras``; ``render`` is what they show, for a ControlNet."""
+        """Return the condition for some pictures.
+
+        Args:
+            cameras: where the pictures are taken from. The loop gives them on the CPU, so that their angles can be read
+                without waiting for the device, and puts its copy on the device into a condition that holds them.
+            step: where in training the step is.
+            render: what they show, for a ControlNet.
+        """
         ...
