@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from distill.conditions.cutout import cut_out, frame_of, plain_background, read_map, read_rgba
+from distill.conditions.cutout import Frame, cut_out, frame_of, plain_background, read_map, read_rgba
+from distill.conditions.framing import settled
 
 RED, GREEN = (220, 30, 30), (30, 160, 40)
 
@@ -177,3 +179,49 @@ def test_a_frame_by_hand() -> None:
     alpha[4:12, 10:26] = 255
     frame = frame_of(alpha, "p.png", 0.5)
     assert (frame.left, frame.top, frame.side) == (18 - 16, 8 - 16, 32)
+
+
+def ring_at(x: int, y: int) -> Image.Image:
+    """A red ring and bar on transparency, 200 pixels wide; (100, 100) leaves it in the middle."""
+    across, down = np.meshgrid(np.arange(200), np.arange(200))
+    far = np.hypot(across - x, down - y)
+    rgba = np.zeros((200, 200, 4), np.uint8)
+    rgba[(far < 40) & (far > 25) | (abs(across - x) < 5) & (down - y < 0) & (down - y > -60)] = (*RED, 255)
+    return Image.fromarray(rgba)
+
+
+def a_model_that_draws(picture: Image.Image | None) -> Any:
+    """A pipeline whose draft is one picture over white, whatever it is shown; None for a model without a code."""
+
+    def pixels(size: int) -> torch.Tensor:
+        assert picture is not None
+        rgba = torch.from_numpy(np.asarray(picture, np.float32) / 255).movedim(-1, 0)
+        rgb = rgba[:3] * rgba[3:] + 1 - rgba[3:]
+        return torch.nn.functional.interpolate(rgb[None] * 2 - 1, (size, size), mode="area")
+
+    class Draft:
+        size = 16
+
+        def __call__(self, code: torch.Tensor) -> torch.Tensor:
+            return pixels(16).expand(len(code), -1, -1, -1)
+
+    turn = picture and SimpleNamespace(draft=Draft(), code=lambda maps, pose: pose)
+    return SimpleNamespace(
+        model=SimpleNamespace(turn=turn), fourth="distance", size=64, device=torch.device("cpu"),
+        encoder=lambda rgb: SimpleNamespace(maps=rgb),
+    )  # fmt: skip
+
+
+def test_a_frame_settles_where_the_model_draws_the_object() -> None:
+    """It draws the ring in the middle: the frame moves from the middle of ring and bar to that of the ring."""
+    model = a_model_that_draws(ring_at(100, 100))
+    frame = settled(model, ring_at(93, 106), Frame(-7, -4, 200), 0.5)  # 10 to the right of it, 10 above
+    assert frame.left == pytest.approx(-7, abs=1)
+    assert frame.top == pytest.approx(6, abs=1)
+    assert frame.side == 200
+    far = settled(model, ring_at(60, 100), Frame(0, 0, 200), 0.5)
+    assert far.left >= -0.13 * 200  # no further than it may be moved
+
+
+def test_a_model_without_a_code_leaves_the_frame() -> None:
+    assert settled(a_model_that_draws(None), ring_at(90, 90), Frame(0, 0, 200), 0.5) == Frame(0, 0, 200)

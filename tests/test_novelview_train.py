@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
+from safetensors.torch import save_file
 from test_novelview_data import write_object
 from test_novelview_model import make_unet, write_encoder
 from torch import Tensor
@@ -302,6 +303,13 @@ def test_wrong_options_get_one_line(
     assert "data= is needed" in said(capsys, *good, "data=''", f"output_dir={tmp_path / 'a'}")
     assert "matches no shard" in said(capsys, *good, "data=none/*.tar", f"output_dir={tmp_path / 'b'}")
     assert "init must be a folder" in said(capsys, *good, "init=nowhere", f"output_dir={tmp_path / 'c'}")
+    turned = write_start(tmp_path / "turned", latent=False)
+    (turned / "conditioning").mkdir()
+    (turned / "conditioning" / "config.json").write_text('{"turn": {"tokens": 4}}')
+    save_file({"x": torch.zeros(1)}, turned / "conditioning" / "model.safetensors")
+    assert "has a rotated code, which examples/embedded/train_novel_view.py trains" in said(
+        capsys, *good, f"init={turned}", f"output_dir={tmp_path / 'e'}"
+    )
     assert "expected an image encoder" in said(
         capsys, *good, "encoder=nowhere", f"output_dir={tmp_path / 'd'}"
     )

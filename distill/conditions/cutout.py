@@ -52,8 +52,7 @@ def cut_out(
     Args:
         path: of any common format; an alpha channel tells what the object is, else its background is removed.
         size: height and width of the result, pixels.
-        background: ``auto`` removes a plain background where there is no alpha channel; ``keep`` takes the whole
-            picture for the object; ``rembg`` has the package of that name find the object.
+        background: see ``without_background``.
         recentre: put the object in the middle and scale its longer side to ``fill`` of the picture; else the whole
             picture is used, made square.
         fill: share of the picture's side.
@@ -64,6 +63,22 @@ def cut_out(
     Raises:
         ValueError: it is no picture, or has no object that can be told from its background; in one line.
     """
+    image = without_background(path, background)
+    frame = frame_of(np.asarray(image.getchannel("A")), str(path), fill if recentre else None)
+    return over_white(image, frame, size), frame
+
+
+def without_background(path: str | Path, background: str = "auto") -> Image.Image:
+    """Read a picture as RGBA, its alpha channel the object.
+
+    Args:
+        path: of any common format.
+        background: ``auto`` removes a plain background where there is no alpha channel; ``keep`` takes the whole
+            picture for the object; ``rembg`` has the package of that name find the object.
+
+    Raises:
+        ValueError: see ``cut_out``.
+    """
     image = read_rgba(Path(path))
     alpha = np.asarray(image.getchannel("A"))
     if background not in BACKGROUNDS:
@@ -73,10 +88,14 @@ def cut_out(
     elif background == "auto" and alpha.min() == 255:
         kept = plain_background(np.asarray(image.convert("RGB")), str(path))
         image.putalpha(Image.fromarray(kept))
-    frame = frame_of(np.asarray(image.getchannel("A")), str(path), fill if recentre else None)
+    return image
+
+
+def over_white(image: Image.Image, frame: Frame, size: int) -> Cutout:
+    """The part of an RGBA picture in a frame, over white, ``size`` pixels wide and high."""
     rgba = torch.from_numpy(np.asarray(placed(image, frame, size), np.float32) / 255).movedim(-1, 0)
     rgb, mask = rgba[:3], rgba[3:]
-    return Cutout(rgb * mask + (1 - mask), mask.clone()), frame
+    return Cutout(rgb * mask + (1 - mask), mask.clone())
 
 
 def read_rgba(path: Path, largest: int = LARGEST) -> Image.Image:

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from distill.cameras import orbit
-from distill.conditions.cutout import cut_out, read_map, read_rgba
+from distill.conditions.cutout import Frame, frame_of, over_white, read_map, read_rgba, without_background
+from distill.conditions.framing import settled
 from distill.contracts import View
 from distill.export.pictures import to_uint8
 from distill.files.atomic import sha256
@@ -35,12 +36,14 @@ class Picture:
         path: of its file.
         reference: what it shows and its camera.
         prior: the novel-view model that looked at it.
+        frame: the part of the file that it is, pixels.
         estimate: of its elevation, where none was given.
     """
 
     path: Path
     reference: Reference
     prior: NovelViewPrior
+    frame: Frame
     estimate: Estimate | None = None
 
     def describe(self) -> dict[str, Any]:
@@ -51,6 +54,7 @@ class Picture:
             "sha256": sha256(self.path),
             "novel_view": self.prior.name,
             "encoder": self.prior.pipeline.encoder.id,
+            "frame": [round(value, 2) for value in (self.frame.left, self.frame.top, self.frame.side)],
             "elevation_deg": round(camera.elevation_deg.item(), 2),
             "elevation": "estimated" if self.estimate else "given",
         }
@@ -86,7 +90,11 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
     read_rgba(path)  # what is wrong with the picture is said before the model is loaded
     pipeline = NovelViewPipeline.load(folder, device=device, dtype=default_dtype(device))
     size = pipeline.size
-    found, frame = cut_out(path, size, background=said.background, recentre=said.recentre, fill=said.fill)
+    image = without_background(path, said.background)
+    frame = frame_of(np.asarray(image.getchannel("A")), str(path), said.fill if said.recentre else None)
+    if said.recentre:
+        frame = settled(pipeline, image, frame, said.fill)
+    found = over_white(image, frame, size)
     elevation, estimate = said.elevation_deg, None
     if elevation is None:
         g = torch.Generator().manual_seed(config.seed)
@@ -109,7 +117,7 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
         normal = torch.nn.functional.normalize(normal * 2 - 1, dim=0)
     reference = Reference(camera, found.rgb.to(device), found.mask.to(device), depth, normal)
     prior = NovelViewPrior.of(pipeline, reference.rgb, camera, config.novel_view)
-    return Picture(path, reference, prior, estimate)
+    return Picture(path, reference, prior, frame, estimate)
 
 
 def write_beside(picture: Picture, view: View, path: Path, size: int) -> None:

@@ -6,8 +6,8 @@ a turn; seconds and peak memory. With --text, the same object is also made from 
 determine the orientation, the best one is measured too. An interrupted run continues when started again.
     python image_to_3d.py --output ~/image_to_3d --text --set iterations=300
 
-By default the picture is not recentred. With reference.recentre=true it is cut out like a user's picture, and the ground truth
-is moved and scaled accordingly.
+The picture is cut out, centred and scaled as any user's is, and the ground truth is moved and scaled accordingly; with
+``--set reference.recentre=false`` it is used as it was taken.
 """
 
 from __future__ import annotations
@@ -27,16 +27,15 @@ from torch import Tensor
 
 import distill
 from distill.cameras import Cameras, orbit, turntable
-from distill.conditions.cutout import frame_of
+from distill.conditions.cutout import Frame
 from distill.contracts import View
 from distill.embedded import shapes, world
 from distill.lab.comparison.cost import resident_mib
 from distill.lab.metrics import silhouette_iou
 from distill.lab.novel_view.render import Surface, from_world, picture
-from distill.run.compose import as_overrides, compose_config
 
 KINDS = world.KINDS[1:2] + world.KINDS[5:]
-VIEWS, SIZE, ELEVATION_DEG = 8, 128, 15.0
+VIEWS, SIZE, PICTURE, ELEVATION_DEG = 8, 128, 256, 15.0
 AZIMUTH_DEG, HEIGHT_DEG, DISTANCE, FOV_Y_DEG = 30.0, 20.0, 3.2, 40.0
 Made = dict[str, Any]
 
@@ -85,15 +84,14 @@ def the_camera() -> Cameras:
     return orbit(torch.tensor([AZIMUTH_DEG]), torch.tensor([HEIGHT_DEG]), DISTANCE, FOV_Y_DEG)
 
 
-def framed(surface: Surface, rgba: Tensor, fill: float) -> Surface:
+def framed(surface: Surface, frame: Frame, size: int) -> Surface:
     """The object where the cut-out of its picture puts it: moved across the camera's axis, then scaled.
 
     Args:
         surface: as ``the_camera`` took it.
-        rgba: its picture, 8 bits, shape ``[size, size, 4]``.
-        fill: of the cut-out, see ``distill.conditions.cutout.frame_of``.
+        frame: the part of its picture that was used.
+        size: height and width of that picture, pixels.
     """
-    frame, size = frame_of(rgba[..., 3].numpy(), "the picture", fill), len(rgba)
     seen = 2 * DISTANCE * math.tan(math.radians(FOV_Y_DEG) / 2)  # what the picture spans at the object
     right, up = the_camera().c2w[0, :3, :2].T.double().numpy()
     across, down = (start + frame.side / 2 - size / 2 for start in (frame.left, frame.top))
@@ -120,22 +118,20 @@ def make(kind: str, way: str, root: Path, overrides: dict[str, Any]) -> Made:
     resumed = (folder / "asset").exists()
     options: dict[str, Any] = {"seed": 0, "output_dir": str(folder / "asset"), "resume": resumed}
     if way == "image":
-        rgba = (photograph(surface, the_camera(), 256)[0].movedim(0, -1) * 255).round().byte()
+        rgba = (photograph(surface, the_camera(), PICTURE)[0].movedim(0, -1) * 255).round().byte()
         Image.fromarray(rgba.numpy()).save(folder / "input.png")
         options |= {
             "image": str(folder / "input.png"),
             "reference.azimuth_deg": AZIMUTH_DEG,
-            "reference.recentre": False,
         }
         prompt, options = "", options | overrides
-        if options["reference.recentre"]:
-            config = compose_config(as_overrides({"image": options["image"], **overrides}))
-            surface = framed(surface, rgba, config.reference.fill)
     else:
         prompt = world.caption(colour, kind)
     start = time.perf_counter()
     asset = distill.generate(prompt, **options)
     seconds = None if resumed else time.perf_counter() - start
+    if way == "image":
+        surface = framed(surface, Frame(*asset.manifest["picture"]["frame"]), PICTURE)
     save_strip(asset.view, surface, folder / "strip.png")
     made = {
         "kind": kind,

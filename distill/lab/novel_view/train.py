@@ -1,5 +1,8 @@
 """Train a novel-view model: ``accelerate launch -m distill.lab.novel_view.train data=RENDERS encoder=FOLDER recipe=paper``.
 
+It trains the design of Zero-1-to-3 and Efficient-3DiM. The model that ships has a rotated code as well, and is trained in
+two stages by ``examples/embedded/train_novel_view.py``.
+
 Which pairs, timesteps, noise and dropped conditions a sample gets follows from the seed and its running number alone, so
 that a resumed training, or one on another number of processes, goes on as the first would have.
 """
@@ -170,6 +173,13 @@ def open_pipeline(config: TrainConfig, encoder: Encoder) -> NovelViewPipeline:
     folder = Path(config.init).expanduser()
     if not (folder / "unet").is_dir():
         raise ValueError(f"init must be a folder in the diffusers layout to begin from, got {config.init!r}")
+    trained = any((folder / place).is_dir() for place in ("conditioning", *PUBLISHED))
+    said, weights = read_conditioning(folder) if trained else ({}, {})
+    if said.get("turn"):
+        raise ValueError(
+            f"the model in init={folder} has a rotated code, which examples/embedded/train_novel_view.py trains; begin from a "
+            "text-to-image folder, or from a model without one"
+        )
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     try:
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **options)
@@ -183,9 +193,9 @@ def open_pipeline(config: TrainConfig, encoder: Encoder) -> NovelViewPipeline:
     map_width, grid = (encoder.map_width, encoder.grid) if config.amalgamation else (0, 0)
     torch.manual_seed(config.seed)
     model = build(unet, token_width=encoder.token_width, norm=config.norm, map_width=map_width, grid=grid)
-    if any((folder / place).is_dir() for place in ("conditioning", *PUBLISHED)):
+    if trained:
         try:
-            take_conditioning(model, read_conditioning(folder)[1])
+            take_conditioning(model, weights)
         except RuntimeError as error:
             raise ValueError(
                 f"the conditioning in init={folder} is of another encoder or amalgamation; give the same encoder=, layers=, "
