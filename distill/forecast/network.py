@@ -192,7 +192,7 @@ def shadow(
     vae = empty(folder / "vae", index["vae"][1]) if "vae" in index else None
     if checkpointing and vae is not None:
         checkpoint(vae)
-    space, patches = space_of(vae, network, image_size)
+    space, patches = space_of(vae, network, family, image_size)
     schedule = read_schedule(read_scheduler(folder, index), patches).to(torch.device("meta"))
 
     told, control = family.blank(network), None

@@ -123,7 +123,7 @@ def load_controlnet(
             f"the ControlNet {name} makes pictures {2 ** (len(widths) - 1)} times smaller, and this prior {factor} times"
         )
     made.eval().requires_grad_(False)
-    if family.component == "unet":
+    if family.channels_last:
         made.to(memory_format=torch.channels_last)
     return ControlNet(made, kind, scale, source)
 

@@ -144,7 +144,7 @@ class DiffusionPrior:
     def predict(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
         """The network's own kind of prediction, float32, same shape as ``x_t``."""
         sample = x_t.to(self.dtype)
-        if sample.shape[1] > 1 and self.family.component == "unet":
+        if sample.shape[1] > 1 and self.family.channels_last:
             sample = sample.contiguous(memory_format=torch.channels_last)
         told = {
             name: value.to(self.dtype) if value.is_floating_point() else value for name, value in cond.items()

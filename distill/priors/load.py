@@ -147,7 +147,7 @@ def load_prior(
     for update in updates:
         lora.put_on(network, family.component, update)
     told = [update.without(family.component) for update in updates if update.parts() != {family.component}]
-    if family.component == "unet":
+    if family.channels_last:
         network.to(memory_format=torch.channels_last)
     control = None
     if controlnet:
@@ -158,7 +158,7 @@ def load_prior(
         checkpoint(vae)
     if compile:
         network.compile()
-    space, patches = space_of(vae, network, image_size)
+    space, patches = space_of(vae, network, family, image_size)
     schedule = read_schedule(scheduler, patches).to(device)
     text_dtype = torch.float32 if own or device.type == "cpu" else dtype
     load = partial(_load_plain_text if own else _load_text, folder, index, device, text_dtype)
@@ -188,7 +188,9 @@ def checkpoint(vae: AutoencoderKL) -> None:
     vae.enable_gradient_checkpointing()
 
 
-def space_of(vae: AutoencoderKL, network: ModelMixin, image_size: int | None) -> tuple[Space, int]:
+def space_of(
+    vae: AutoencoderKL | None, network: ModelMixin, family: Family, image_size: int | None
+) -> tuple[Space, int]:
     """The space that a network works in, and the number of patches that it makes of a picture.
 
     Args:
@@ -201,7 +203,7 @@ def space_of(vae: AutoencoderKL, network: ModelMixin, image_size: int | None) ->
     """
     factor = downsampling(vae, network.config.in_channels)
     size = image_size or int(network.config.get("sample_size") or 128) * factor
-    folded = factor if "UNet" in type(network).__name__ else 2 * factor
+    folded = factor * family.patch
     if size % folded:
         raise ValueError(f"image_size must be a multiple of {folded} for this prior, got {size}")
     return Space.of(vae, network.config.in_channels, size), (size // folded) ** 2

@@ -113,4 +113,5 @@ FLUX = Family(
     blank,
     CONTROL,
     preset="flow",
+    patch=2,
 )

@@ -60,5 +60,6 @@ PIXART_ALPHA = Family(
     "adaln_single.emb.timestep_embedder",
     partial(blank, tokens=120),
     preset="latent",
+    patch=2,
 )
 PIXART_SIGMA = replace(PIXART_ALPHA, blank=partial(blank, tokens=300))

@@ -75,4 +75,5 @@ SANA = Family(
     blank,
     CONTROL,
     preset="flow",
+    patch=2,
 )

@@ -87,4 +87,5 @@ SD3 = Family(
     blank,
     CONTROL,
     preset="flow",
+    patch=2,
 )

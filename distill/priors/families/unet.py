@@ -122,7 +122,15 @@ CONTROL = Control(
     {"global_pool_conditions": "that pools its picture"},
 )
 PLAIN = Family(
-    "UNet2DConditionModel", "unet", embed_plain, predict, "time_embedding", blank, CONTROL, weighted.embed
+    "UNet2DConditionModel",
+    "unet",
+    embed_plain,
+    predict,
+    "time_embedding",
+    blank,
+    CONTROL,
+    weighted.embed,
+    channels_last=True,
 )
 STABLE_DIFFUSION = replace(PLAIN, embed=embed, preset="latent")
 STABLE_DIFFUSION_XL = Family(
@@ -135,5 +143,15 @@ STABLE_DIFFUSION_XL = Family(
     replace(CONTROL, add=add_xl),
     weighted.embed_xl,
     preset="latent",
+    channels_last=True,
 )
-DEEPFLOYD = Family("UNet2DConditionModel", "unet", embed, predict, "time_embedding", blank, preset="pixel")
+DEEPFLOYD = Family(
+    "UNet2DConditionModel",
+    "unet",
+    embed,
+    predict,
+    "time_embedding",
+    blank,
+    preset="pixel",
+    channels_last=True,
+)
