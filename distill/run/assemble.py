@@ -74,7 +74,7 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
         guidance=guidance,
         condition=make_condition(config, prior, scenes[0]),
         render=render(),
-        frugal=render(frugal=True) if "chunks" in scene.features else None,
+        frugal=render(frugal=True),
         cameras=scheduled_sampler(
             instantiate(config.cameras, _convert_="all"), **schedules_in(config, "cameras")
         ),
