@@ -119,7 +119,7 @@ class Prior:
 
 def job(guidance: Any, condition: Any) -> loop.Job:
     generator = torch.Generator().manual_seed(0)
-    scene = ImageScene(8, 8, seed=generator).to(META)
+    scene: Any = ImageScene(8, 8, seed=generator).to(META)
     state = loop.State(scene, loop.make_optimiser(scene), generator)
     prior: Any = Prior()
     settings = loop.Settings(4, batch=2, size=Ramp(8))
