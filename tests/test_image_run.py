@@ -85,7 +85,7 @@ def test_text_may_be_added_and_other_losses_taken(tmp_path: Path) -> None:
 
 def test_each_model_has_the_noise_levels_that_suit_it() -> None:
     own, other = (compose_config(["image=p.png", f"novel_view={name}"]) for name in ("embedded", "model"))
-    assert (own.timesteps.t_min, own.timesteps.t_min_end) == (0.8, 0.5)
+    assert (own.timesteps.t_min, own.timesteps.t_min_end, own.timesteps.t_max_end) == (0.6, 0.02, 0.4)
     assert (other.timesteps.t_min, other.timesteps.t_min_end) == (0.4, 0.2)
     assert own.scene.background == other.scene.background == "white"
     assert compose_config(["image=p.png", "preset=none", "guidance=sds"]).timesteps.t_min == 0.02
