@@ -131,7 +131,7 @@ def rendered(config: DictConfig, views: int, device: torch.device) -> tuple[int,
         # In small pictures the parameters' gradients, counted above, are most of it: take one that grows with its pixels.
         side = 16
         before = now = peak(side)
-        while side < 128 and (side == 16 or now < 3 * before):
+        while side < 128 and (side == 16 or now < 2 * before):
             side, before = 2 * side, now
             now = peak(side)
         return now / side**2
