@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from distill.transfer import send
+
 
 @dataclass(frozen=True)
 class Cameras:
@@ -31,7 +33,15 @@ class Cameras:
         return len(self.c2w)
 
     def to(self, device: torch.device | str) -> Cameras:
-        return Cameras(*(value.to(device) for value in vars(self).values()))
+        """Copy them to a device, in one transfer."""
+        values = list(vars(self).values())
+        if all(value.device == torch.device(device) for value in values):
+            return self
+        packed = send(torch.cat([value.reshape(-1) for value in values]), device)
+        parts = packed.split([value.numel() for value in values])
+        return Cameras(
+            *(part.view(value.shape).to(value.dtype) for part, value in zip(parts, values, strict=True))
+        )
 
     def __getitem__(self, index: slice | Tensor) -> Cameras:
         return Cameras(*(value[index] for value in vars(self).values()))

@@ -9,34 +9,34 @@ import sys
 from collections.abc import Sequence
 
 HELP = """\
-Make a 3D asset from a prompt or a picture.
+Make a 3D asset from a text prompt or a picture.
 
-  distill "a red mug"                         one asset, into outputs/<prompt>/
-  distill "a red mug" iterations=600 seed=1   with options
-  distill "a red mug" resume=true             go on with an interrupted run
-  distill prompts=FILE                        one asset per line of a file
+  distill "a red mug"                         one asset, in outputs/<prompt>-<hash>/
+  distill "a red mug" iterations=600 seed=1   set options
+  distill "a red mug" resume=true             resume an interrupted run
+  distill prompts=FILE                        one asset for each line of a file
   distill "a red mug" -m seed=0,1,2           sweep
   distill "a blue mug" init=RUN guidance=dds source_prompt="a red mug"   edit a finished run
-  distill image=mug.png                       from one picture, RGBA or on a plain background
-  distill "a red mug" image=mug.png           from a picture and words
+  distill image=mug.png                       from a picture: RGBA, or on a plain background
+  distill "a red mug" image=mug.png           from a picture and a prompt
   distill -- "seed=1 is my prompt"            a prompt that looks like an option
-  distill priors                              models that prior= knows by name
-  distill doctor prior=sd-2.1-base guidance=vsd   can it run here, and what will it cost? (--json)
+  distill priors                              list the models that prior= knows by name
+  distill doctor prior=sd-2.1-base guidance=vsd   check the machine, forecast memory and time (--json)
 
 Common options (name=value):
   iterations, seed, particles, init, image, reference.elevation_deg, output_dir, prior, device, guidance,
   guidance.scale, timesteps, timesteps.t_max, render.size, render.batch, scene.encoding_lr, export.resolution,
   preset, experiment
 
-  guidance=tp_sds     sds with timesteps=dreamtime; other timesteps beside it are refused
-  --options           every option with its value, for what else is on the line
-  --why OPTION        an option's value, or a group's, for what else is on the line: the file or the word that sets it, and
-                      what else would have; may be given several times
-  --config-dir DIR    a folder with configuration files of your own
-  +experiment=NAME    a file of your own in DIR/experiment
+  guidance=tp_sds     sds with timesteps=dreamtime; cannot be combined with other timesteps
+  --options           print every option and its value for this command
+  --why OPTION        print the value of an option or group, the file or argument that set it, and the values it
+                      overrides; can be repeated
+  --config-dir DIR    a folder with your own configuration files
+  +experiment=NAME    use DIR/experiment/NAME.yaml
   --version, --help
 
-Exit codes: 0 done, 1 a run failed, 2 wrong input, 130 interrupted (go on with resume=true).
+Exit codes: 0 success, 1 a run failed, 2 invalid input, 130 interrupted (continue with resume=true).
 """
 
 _OPTION = re.compile(r"[+~]{0,2}([A-Za-z_][\w/@:]*)(\.[\w.]+)?(=|$)")
@@ -176,8 +176,8 @@ def _start(arguments: Sequence[str]) -> int:
         from distill.doctor import doctor
 
         overrides = [settings.quote_text(text) for text in arguments[1:] if text != "--json"]
-        asked = any(text.startswith(("prompt=", "image=")) for text in overrides)
-        chosen = settings.compose_config([*overrides, *([] if asked else ["prompt=example"])])
+        given = any(text.startswith(("prompt=", "image=")) for text in overrides)
+        chosen = settings.compose_config([*overrides, *([] if given else ["prompt=example"])])
         return doctor(chosen, as_json="--json" in arguments)
     prompt, options = split_prompt(arguments)
     traced, options = _values_of("--why", options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -153,6 +153,7 @@ class Render:
         )
 
 
+@runtime_checkable
 class Prior(Protocol):
     """A frozen diffusion model. How it predicts (noise, v, flow) stays inside."""
 
@@ -349,7 +350,10 @@ class Scene(Protocol):
     takes ``chunk_rays`` and ``recompute``), and the names of the penalties that it computes.
     """
 
-    features: frozenset[str]
+    @property
+    def features(self) -> frozenset[str]:
+        """What its ``render`` can do; an attribute of the class will do."""
+        ...
 
     def parameter_groups(self) -> dict[str, Group]:
         """Return its parameters by kind, each kind with its learning rate."""
@@ -371,7 +375,6 @@ class Scene(Protocol):
         generator: torch.Generator | None = None,
         normals: bool = False,
         penalties: Sequence[str] = (),
-        **options: Any,
     ) -> Render:
         """Render; with a generator for training (jittered samples, random background), without for viewing.
 
@@ -381,8 +384,8 @@ class Scene(Protocol):
             width: pixels.
             generator: of all that is random.
             normals: whether normals are wanted.
-            penalties: which penalties are wanted, by name.
-            **options: ``shading``, ``chunk_rays`` and ``recompute``, for scenes with those features alone.
+            penalties: which penalties are wanted, by name; scenes with the features ``shading`` and ``chunks`` take the
+                keywords ``shading``, and ``chunk_rays`` and ``recompute``, besides.
         """
         ...
 
@@ -394,7 +397,7 @@ class Scene(Protocol):
         """Return what writes the scene's own files, by name; pictures of it are written for every scene with sides."""
         ...
 
-    def to(self, device: torch.device, /) -> Any: ...
+    def to(self, device: torch.device, /) -> Self: ...
 
     def zero_grad(self, set_to_none: bool = True) -> None: ...
 
@@ -421,5 +424,12 @@ class Conditioner(Protocol):
     """Makes the condition of a step's pictures."""
 
     def __call__(self, cameras: Cameras, step: Step, render: Render | None = None, /) -> Condition:
-        """Return the condition for pictures from ``cameras``; ``render`` is what they show, for a ControlNet."""
+        """Return the condition for some pictures.
+
+        Args:
+            cameras: where the pictures are taken from. The loop gives them on the CPU, so that their angles can be read
+                without waiting for the device, and puts its copy on the device into a condition that holds them.
+            step: where in training the step is.
+            render: what they show, for a ControlNet.
+        """
         ...

@@ -85,6 +85,13 @@ class Scheduled:
 
 
 @dataclass(frozen=True)
+class Follows:
+    """An option that, where it is None, takes the value of the option of the same name in another group."""
+
+    group: str
+
+
+@dataclass(frozen=True)
 class Losses:
     """A list of mappings, each with a loss's name, its weight and its options."""
 
@@ -95,7 +102,7 @@ NotNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
 
 
-def fits(value: object, hint: Any, rules: tuple[Any, ...] = ()) -> bool:
+def fits(value: object, hint: object, rules: tuple[Any, ...] = ()) -> bool:
     """Tell whether a plain value (no ``DictConfig``) has a type and satisfies its constraints."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -131,7 +138,7 @@ def _number_fits(value: object, kind: type, rules: tuple[Any, ...]) -> bool:
     return chosen and all(rule.holds(value) for rule in rules if isinstance(rule, Range))
 
 
-def _list_fits(value: Sequence[object], hint: Any, rules: tuple[Any, ...]) -> bool:
+def _list_fits(value: Sequence[object], hint: object, rules: tuple[Any, ...]) -> bool:
     origin, arguments = get_origin(hint), get_args(hint)
     if not all(rule.holds(value) for rule in rules if isinstance(rule, Length)):
         return False
@@ -144,7 +151,7 @@ def _list_fits(value: Sequence[object], hint: Any, rules: tuple[Any, ...]) -> bo
     return hint is Any and Scheduled() not in rules
 
 
-def describe(hint: Any, rules: tuple[Any, ...] = ()) -> str:
+def describe(hint: object, rules: tuple[Any, ...] = ()) -> str:
     """Describe the values that a type accepts: ``a number in [0, 1]``, ``a list of 3, each ...``, ``x, y or z``."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -161,7 +168,7 @@ def describe(hint: Any, rules: tuple[Any, ...] = ()) -> str:
         return _describe_list(hint, rules)
     ranges = [rule for rule in rules if isinstance(rule, Range)]
     closed = bool(ranges) and ranges[0].low is not None and ranges[0].high is not None
-    words = {
+    words: dict[object, str] = {
         int: "an integer",
         float: "a number" if closed else "a finite number",
         str: "text",
@@ -176,7 +183,7 @@ def describe(hint: Any, rules: tuple[Any, ...] = ()) -> str:
     return " ".join([plain, *map(str, ranges if numeric else ())])
 
 
-def _describe_list(hint: Any, rules: tuple[Any, ...]) -> str:
+def _describe_list(hint: object, rules: tuple[Any, ...]) -> str:
     arguments = get_args(hint)
     each = tuple(rule for rule in rules if not isinstance(rule, Length))
     counts = [f" of {rule}" for rule in rules if isinstance(rule, Length)]

@@ -27,6 +27,8 @@ from distill.contracts import (
     View,
 )
 from distill.samplers.schedules import Ramp
+from distill.samplers.timesteps import check_timesteps
+from distill.transfer import send
 
 if TYPE_CHECKING:
     from distill.conditions.picture import Picture
@@ -87,6 +89,10 @@ class State:
             ValueError: it is of a guidance without parameters, and this one has some.
         """
         self.scene.load_state_dict(saved["scene"])
+        # A scene that had grown has other parameters now.
+        kinds = [group.parameters for group in self.scene.parameter_groups().values() if group.parameters]
+        for group, parameters in zip(self.optimiser.param_groups, kinds, strict=True):
+            group["params"] = list(parameters)
         self.optimiser.load_state_dict(saved["optimiser"])
         self.generator.set_state(saved["generator"].cpu())
         self.step, self.skipped, self.average = saved["step"], saved["skipped"], saved["average"]
@@ -247,7 +253,7 @@ def step(job: Job, gradients: Gradients | None = None) -> tuple[Seen, dict[str, 
     state, settings, g = job.state, job.settings, job.state.generator
     now = Step(state.step, state.step / settings.iterations)
     state.scene.update(now, state.optimiser, g)
-    cameras = job.cameras(now.progress, settings.batch, g).to(job.prior.device)
+    cameras = job.cameras(now.progress, settings.batch, g)
     seen = (gradients or accumulate)(job, now, cameras)
     norm = nn.utils.clip_grad_norm_(state.parameters(), settings.clip_norm or math.inf)
     metrics = _measure(state.step, seen, norm)
@@ -271,17 +277,28 @@ def accumulate(job: Job, now: Step, cameras: Cameras) -> Seen:
 
 
 def see(job: Job, now: Step, cameras: Cameras) -> Seen:
-    """Render some of a step's views, ask the prior, and add their share of the step's gradient to the scene's."""
+    """Render some of a step's views, ask the prior, and add their share of the step's gradient to the scene's.
+
+    Args:
+        job: the parts.
+        now: where in training the step is.
+        cameras: where they are drawn, on the CPU; the renderer and the loss get them on the prior's device.
+    """
     prior, settings, g, count = job.prior, job.settings, job.state.generator, len(cameras)
+    there = cameras.to(prior.device)
     size = 8 * round(settings.size(now.progress) / 8)
     latent = now.progress < settings.latent_until
-    render = job.render(cameras, size, size, generator=g, normals=latent or settings.normals)
+    render = job.render(there, size, size, generator=g, normals=latent or settings.normals)
     x = as_latent(render, prior) if latent else prior.encode(render.rgb.movedim(-1, 1))
     objects = count // prior.views
-    t = job.timesteps(now.progress, objects, g).repeat_interleave(prior.views).to(prior.device)
-    noise = torch.randn(x.shape, generator=g).to(x)
-    uniform = torch.rand(objects, generator=g).repeat_interleave(prior.views).to(prior.device)
+    drawn = job.timesteps(now.progress, objects, g)
+    check_timesteps(prior, drawn)
+    t = send(drawn.repeat_interleave(prior.views), prior.device)
+    noise = send(torch.randn(x.shape, generator=g), x.device).to(x)
+    uniform = send(torch.rand(objects, generator=g).repeat_interleave(prior.views), prior.device)
     cond = job.condition(cameras, replace(now, uniform=uniform), render)
+    if cond.cameras is cameras:
+        cond = replace(cond, cameras=there)
     with torch.no_grad():
         grad = job.guidance(prior, x.detach(), cond, t, noise)
 

@@ -14,7 +14,7 @@ from typing import Any
 from hydra.utils import get_method
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from distill.domains import Losses, Scheduled, describe, fits
+from distill.domains import Follows, Losses, Scheduled, describe, fits
 from distill.samplers.schedules import Ramp
 
 
@@ -56,7 +56,7 @@ def hints_of(target: Callable[..., Any], rules: bool = False) -> dict[str, Any]:
     return typing.get_type_hints(source, include_extras=rules)
 
 
-def _config_field(hint: Any, default: Any) -> tuple[Any, Any]:
+def _config_field(hint: object, default: object) -> tuple[Any, Any]:
     """A field that OmegaConf accepts: Literal becomes str or int, tuples become lists, what it cannot type is Any."""
     if default is inspect.Parameter.empty:
         default = MISSING
@@ -84,7 +84,7 @@ SCHEDULED = ("guidance", "timesteps", "cameras")
 SCHEDULE_FIELDS = ("start", "end", "from_fraction", "to_fraction", "from_step", "to_step")
 
 
-def schedule(name: str, value: Any, iterations: int | None) -> Any:
+def schedule(name: str, value: object, iterations: int | None) -> float | Ramp:
     """A number as it is, or what a ``Ramp`` says as ``distill.samplers.schedules.Ramp``.
 
     Args:
@@ -95,7 +95,7 @@ def schedule(name: str, value: Any, iterations: int | None) -> Any:
     Raises:
         ValueError: the value is neither, is not finite, or mixes fractions with steps.
     """
-    if fits(value, float):
+    if isinstance(value, (int, float)) and fits(value, float):
         return value
     said = f"{name} must be a finite number or a schedule such as {{start:1,end:0,from_fraction:0,to_fraction:1}}"
     if not isinstance(value, Mapping) or "start" not in value:
@@ -135,14 +135,34 @@ def schedules_in(config: DictConfig, group: str) -> dict[str, Any]:
             continue
         where, value = f"{group}.{name}", options[name]
         if ends == 1:
-            made = schedule(where, value, config.iterations)
+            made: tuple[float | Ramp, ...] = (schedule(where, value, config.iterations),)
         elif isinstance(value, list) and len(value) == ends:
             made = tuple(schedule(f"{where}[{i}]", end, config.iterations) for i, end in enumerate(value))
         else:
             raise ValueError(f"{where} must be a list of {ends} numbers or schedules, got {value!r}")
-        if any(not isinstance(end, (int, float)) for end in (made if ends > 1 else (made,))):
-            found[name] = made
+        if any(isinstance(end, Ramp) for end in made):
+            found[name] = made if ends > 1 else made[0]
     return found
+
+
+def followed(target: Callable[..., Any]) -> dict[str, str]:
+    """Return the options of a callable that follow another group's option of the same name, with that group."""
+    rules = {
+        name: typing.get_args(hint)[1:]
+        for name, hint in hints_of(target, rules=True).items()
+        if typing.get_origin(hint) is typing.Annotated
+    }
+    return {name: rule.group for name, own in rules.items() for rule in own if isinstance(rule, Follows)}
+
+
+def value_over_run(config: DictConfig, group: str, name: str) -> float | Ramp:
+    """Return a number among a group's options, or its schedule; ``<name>_end`` makes it go there between two fractions."""
+    options = config[group]
+    start, end = options[name], options.get(f"{name}_end")
+    if end is None:
+        found: float | Ramp = schedule(f"{group}.{name}", start, config.iterations)
+        return found
+    return Ramp(start, end, options.from_fraction, options.to_fraction)
 
 
 def numbers(target: Callable[..., Any]) -> dict[str, int]:
@@ -172,7 +192,7 @@ def check_options(
             check_option(f"{where}.{name}", value, hints[name], iterations, numeric.get(name, 0))
 
 
-def check_option(name: str, value: object, hint: Any, iterations: int | None, scheduled: int = 0) -> None:
+def check_option(name: str, value: object, hint: object, iterations: int | None, scheduled: int = 0) -> None:
     """Check one value against its type and the rules beside it; a schedule at both of its ends.
 
     Args:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from distill.contracts import Condition, Prior
-from distill.domains import Fraction, NotNegative
+from distill.domains import Follows, Fraction, NotNegative
 from distill.guidance.terms import Weighting, add_noise, classifier_free_guidance, predict_each, weight
 
 
@@ -19,7 +21,7 @@ def asd(
     *,
     scale: float = 7.5,
     eta: NotNegative = 0.1,
-    t_min: Fraction | None = None,
+    t_min: Annotated[Fraction | None, Follows("timesteps")] = None,
     random_shift: bool = True,
     weighting: Weighting = "sigma_squared",
 ) -> Tensor:

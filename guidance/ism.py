@@ -6,7 +6,8 @@ from torch import Tensor
 
 from distill.contracts import Condition, Prior
 from distill.domains import Count, Fraction
-from distill.guidance.terms import check_timesteps, ddim_invert, ddim_step, predict, predict_guided
+from distill.guidance.terms import ddim_invert, ddim_step, predict, predict_guided
+from distill.samplers.timesteps import check_timesteps
 
 
 def ism(

@@ -13,19 +13,14 @@ from distill.conditions import perp_neg
 from distill.contracts import Condition, Prior
 from distill.domains import OneOf
 from distill.priors.predictions import classifier_free_guidance
-
-
-def check_timesteps(prior: Prior, t: Tensor) -> None:
-    low, high = int(t.min()), int(t.max())
-    if low < 0 or high >= prior.num_timesteps:
-        raise ValueError(f"timesteps must lie in [0, {prior.num_timesteps - 1}], got {low} to {high}")
+from distill.samplers.timesteps import check_timesteps
 
 
 def add_noise(prior: Prior, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """Diffuse a clean picture: ``alpha(t) x + sigma(t) noise``.
 
     Raises:
-        ValueError: a timestep is outside the prior's range.
+        ValueError: a timestep on the CPU is outside the prior's range.
     """
     check_timesteps(prior, t)
     return prior.alpha(t) * x + prior.sigma(t) * noise

@@ -15,6 +15,7 @@ from distill.domains import Count, Fraction, NotNegative, Range
 from distill.guidance import made_for_prior
 from distill.guidance.terms import Weighting, add_noise, predict_guided, weight
 from distill.samplers.schedules import at
+from distill.transfer import send
 
 
 def variational_score(
@@ -127,10 +128,17 @@ class VSD:
     ) -> float:
         """Train the copy on what is rendered now, ``at_once`` pictures at a time; returns its mean squared error."""
         error, now, batch = 0.0, at(self.training, cond.step.progress), len(x)
+
+        def each(draw: Tensor) -> Tensor:
+            """One number an object, the same for the views that the prior takes together."""
+            return draw.repeat_interleave(prior.views)
+
         for _ in range(self.updates):
-            t = torch.randint(prior.num_timesteps, (len(x),), generator=generator).to(x.device)
-            noise = torch.randn(x.shape, generator=generator).to(x)
-            keep = (torch.rand(len(x), generator=generator) >= now["camera_dropout"]).to(x)
+            drawn = torch.randint(prior.num_timesteps, (batch // prior.views,), generator=generator)
+            t = send(each(drawn), x.device)
+            noise = send(torch.randn(x.shape, generator=generator), x.device).to(x)
+            kept = torch.rand(batch // prior.views, generator=generator) >= now["camera_dropout"]
+            keep = send(each(kept), x.device).to(x)
             x_t = add_noise(prior, x.detach(), t, noise)
             self.optimiser.zero_grad(set_to_none=True)
             losses = []

@@ -19,7 +19,7 @@ _HOMES = {
     "render": "volume",
     "ImageScene": "image",
     "encode": "hashgrid",
-    "hash_layout": "hashgrid",
+    "hash_layout": "layout",
 }
 _registered: dict[str, Callable[..., Any]] = {}
 

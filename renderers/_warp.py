@@ -51,7 +51,7 @@ def _start() -> None:
 _start()
 
 
-def load(kernel: Any, device: torch.device) -> None:
+def load(kernel: wp.Kernel, device: torch.device) -> None:
     """Compile a kernel, once: threads that launch it for the first time would each do so."""
     key = (kernel, str(device))
     if key not in _loaded:
@@ -75,7 +75,7 @@ def workers(device: torch.device) -> int:
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
-def view(tensor: Tensor, dtype: Any) -> Any:
+def view(tensor: Tensor, dtype: type) -> Any:
     """A Warp array over a contiguous tensor's memory."""
     return wp.from_torch(tensor.detach(), dtype=dtype)
 
@@ -93,7 +93,7 @@ def in_parallel(task: Callable[[int], None], count: int, device: torch.device) -
 
 
 def launch(
-    kernel: Any, items: int, inputs: list[Any], device: torch.device, inner: int | None = None
+    kernel: wp.Kernel, items: int, inputs: list[Any], device: torch.device, inner: int | None = None
 ) -> None:
     """Launch a kernel, whose first argument is the first item of its slice, over all items.
 

@@ -15,7 +15,7 @@ import warp as wp
 from torch import Tensor
 
 from distill.renderers import _warp
-from distill.renderers.hashgrid import PRIMES, Layout
+from distill.renderers.layout import PRIMES, Layout
 
 _BLOCK = 256
 
@@ -88,7 +88,7 @@ def locate(level: GridLevel, point: wp.vec3) -> Cell:
 
 
 @lru_cache(maxsize=4)
-def _forward_kernel(features: int) -> Any:
+def _forward_kernel(features: int) -> wp.Kernel:
     """Interpolate entries of this many numbers."""
     vector = wp.types.vector(length=features, dtype=wp.float32)
 
@@ -128,7 +128,7 @@ def _forward_kernel(features: int) -> Any:
     return forward
 
 
-def _slope(features: int) -> Any:
+def _slope(features: int) -> wp.Function:
     """The interpolation's derivative by position, for entries of this many numbers."""
     vector = wp.types.vector(length=features, dtype=wp.float32)
 
@@ -155,7 +155,7 @@ def _slope(features: int) -> Any:
 
 
 @lru_cache(maxsize=4)
-def _backward_kernel(features: int) -> Any:
+def _backward_kernel(features: int) -> wp.Kernel:
     """The forward kernel's adjoint, to the entries and, if wanted, to the points."""
     vector = wp.types.vector(length=features, dtype=wp.float32)
 
@@ -201,7 +201,7 @@ def _backward_kernel(features: int) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _levels(layout: Layout, device: str) -> Any:
+def _levels(layout: Layout, device: str) -> wp.array:
     """The layout as an array of structs; for a hashed level the strides are the hash's primes."""
     table = []
     for level in layout.levels:
@@ -257,17 +257,17 @@ class _Encode(torch.autograd.Function):
         return grad_points.sum(0) if want_points else None, grad_params if want_params else None, None, None
 
 
-def _entries(params: Tensor, layout: Layout) -> Any:
+def _entries(params: Tensor, layout: Layout) -> wp.array:
     vector = wp.types.vector(length=layout.features, dtype=wp.float32)
     return _warp.view(params.view(-1, layout.features), vector)
 
 
-def _rows(out: Tensor, layout: Layout) -> Any:
+def _rows(out: Tensor, layout: Layout) -> wp.array:
     vector = wp.types.vector(length=layout.features, dtype=wp.float32)
     return _warp.view(out.view(len(out), -1, layout.features), vector)
 
 
-def _arrays(points: Tensor, params: Tensor, layout: Layout) -> list[Any]:
+def _arrays(points: Tensor, params: Tensor, layout: Layout) -> list[wp.array]:
     levels = _levels(layout, str(params.device))
     return [_warp.view(points, wp.vec3), _entries(params, layout), levels]
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from nerfacc import OccGridEstimator
 
 MARCHERS = ("auto", "warp", "nerfacc")
 
@@ -55,7 +58,12 @@ def choose_marcher(marcher: str, device: torch.device) -> str:
 
 
 def march(
-    origins: Tensor, directions: Tensor, jitter: Tensor, grid: Any, step: float, marcher: str = "auto"
+    origins: Tensor,
+    directions: Tensor,
+    jitter: Tensor,
+    grid: OccGridEstimator,
+    step: float,
+    marcher: str = "auto",
 ) -> Samples:
     """Step along rays inside the cube, and keep the samples in occupied cells.
 
@@ -80,7 +88,9 @@ def march(
     return _march_nerfacc(origins, directions, jitter, grid, step)
 
 
-def _march_nerfacc(origins: Tensor, directions: Tensor, jitter: Tensor, grid: Any, step: float) -> Samples:
+def _march_nerfacc(
+    origins: Tensor, directions: Tensor, jitter: Tensor, grid: OccGridEstimator, step: float
+) -> Samples:
     sign = torch.where(directions < 0, -1.0, 1.0)
     safe = sign * directions.abs().clamp(min=1e-9)
     near = torch.minimum((-1 - origins) / safe, (1 - origins) / safe).amax(-1).clamp(min=0)

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from distill.cameras import Cameras
 from distill.contracts import Field, Group, Render, Step, Writer
 from distill.domains import Count, Fraction, Length, NotNegative, Positive, Range
-from distill.renderers.hashgrid import choose_backend, encode, hash_layout
+from distill.renderers.hashgrid import choose_backend, encode
+from distill.renderers.layout import hash_layout
 from distill.renderers.occupancy import occupancy_grid, update_occupancy
 from distill.renderers.volume import PENALTIES, render
+from distill.transfer import send
 
 BACKGROUNDS = ("white", "grey", "random", "learned")
 
@@ -144,7 +146,13 @@ class HashGridScene(nn.Module):
         self.rates = {"encoding": encoding_lr, "mlp": mlp_lr, "background": background_lr}
         start = levels if progressive_levels is None else progressive_levels[0]
         self.register_buffer("active_levels", torch.tensor(start))
+        # The same number on the CPU: reading the buffer would wait for the device.
+        self._active = start
         self.occupancy = occupancy_grid(occupancy_resolution)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._active = int(self.active_levels)
 
     def parameter_groups(self) -> dict[str, Group]:
         """Return its parameters by kind: ``encoding``, ``mlp``, and ``background`` where it is learnt."""
@@ -164,7 +172,10 @@ class HashGridScene(nn.Module):
         if self.progressive_levels is not None:
             start, until = self.progressive_levels
             total = len(self.layout.levels)
-            self.active_levels.fill_(min(total, start + int((total + 1 - start) * step.progress / until)))
+            due = min(total, start + int((total + 1 - start) * step.progress / until))
+            if due != self._active:
+                self._active = due
+                self.active_levels.fill_(due)
         if step.index % self.occupancy_every == 0:
             update_occupancy(
                 self.occupancy, self.density, self.step_size, generator, self.occupancy_threshold
@@ -207,7 +218,7 @@ class HashGridScene(nn.Module):
 
     def _network(self, points: Tensor) -> Tensor:
         unit = torch.add(0.5, points, alpha=0.5)
-        features = encode(unit, self.grid, self.layout, self.backend, int(self.active_levels))
+        features = encode(unit, self.grid, self.layout, self.backend, self._active)
         return self.mlp(features)
 
     def _density(self, points: Tensor, raw: Tensor) -> Tensor:
@@ -225,14 +236,15 @@ class HashGridScene(nn.Module):
             waves = [f(k * directions) for k in (1, 2) for f in (torch.sin, torch.cos)]
             return torch.sigmoid(self.background_mlp(torch.cat([directions, *waves], dim=-1)))
         if isinstance(self.background, tuple):
-            return directions.new_tensor(self.background).expand(len(directions), 1, 1, 3)
+            colour = send(torch.tensor(self.background, dtype=directions.dtype), directions.device)
+            return colour.expand(len(directions), 1, 1, 3)
         if self.background == "white" or generator is None:
             return directions.new_ones(len(directions), 1, 1, 3)
         channels = 1 if self.background == "grey" else 3
         colour = torch.rand(len(directions), 1, 1, channels, generator=generator, device=generator.device)
         if self.background == "grey":
             colour = 0.5 + 0.5 * colour
-        return colour.to(directions).expand(-1, 1, 1, 3)
+        return send(colour, directions.device).to(directions).expand(-1, 1, 1, 3)
 
 
 def _check(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from nerfacc import OccGridEstimator
 
 #: The march's cube, as nerfacc writes a box.
 BOX = [-1.0, -1.0, -1.0, 1.0, 1.0, 1.0]
 
 
-def occupancy_grid(resolution: int) -> Any:
+def occupancy_grid(resolution: int) -> OccGridEstimator:
     """Nerfacc's grid over the cube [-1, 1]^3, a module with every cell occupied to begin with.
 
     Args:
@@ -31,7 +34,7 @@ def occupancy_grid(resolution: int) -> Any:
 
 
 def update_occupancy(
-    grid: Any,
+    grid: OccGridEstimator,
     density: Callable[[Tensor], Tensor],
     step_size: float,
     generator: torch.Generator,

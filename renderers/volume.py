@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from distill.cameras import Cameras
 from distill.contracts import Render
 from distill.renderers.march import Samples, composite, march
+from distill.transfer import send
+
+if TYPE_CHECKING:
+    from nerfacc import OccGridEstimator
 
 SHADINGS = ("albedo", "lambertian", "textureless")
 PENALTIES = ("sparsity", "opaqueness", "orientation", "smoothness")
@@ -27,7 +31,7 @@ _NORMAL_STEP = 0.008
 class Volume(Protocol):
     """The part of a scene that ``render`` needs: a field in the cube [-1, 1]^3, an occupancy grid and a background."""
 
-    occupancy: Any
+    occupancy: OccGridEstimator
     step_size: float
 
     def query(self, points: Tensor) -> tuple[Tensor, Tensor]: ...
@@ -142,7 +146,7 @@ def _check(height: int, width: int, shading: str, penalties: Sequence[str], chun
 def _uniform(n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
     if generator is None:
         return torch.full((n,), 0.5, device=device)
-    return torch.rand(n, generator=generator, device=generator.device).to(device)
+    return send(torch.rand(n, generator=generator, device=generator.device), device)
 
 
 def _light(cameras: Cameras, shading: str, generator: torch.Generator | None) -> Tensor:
@@ -154,8 +158,8 @@ def _light(cameras: Cameras, shading: str, generator: torch.Generator | None) ->
     towards = normalize(cameras.c2w[:, :3, 3], dim=-1)
     if generator is None or shading == "albedo":
         return towards
-    noise = torch.randn(towards.shape, generator=generator, device=generator.device).to(towards)
-    return normalize(towards + 0.5 * noise, dim=-1)
+    noise = torch.randn(towards.shape, generator=generator, device=generator.device)
+    return normalize(towards + 0.5 * send(noise, towards.device).to(towards), dim=-1)
 
 
 def _trace(scene: Volume, rays: _Rays, options: _Options) -> _Traced:
@@ -211,7 +215,7 @@ def finite_difference_normals(scene: Volume, points: Tensor, step: float = _NORM
     Returns:
         Shape ``[n, 3]``; 0 where the density is flat.
     """
-    corners = points.new_tensor(_TETRAHEDRON)
+    corners = send(torch.tensor(_TETRAHEDRON, dtype=points.dtype), points.device)
     around = (points + step * corners[:, None]).view(-1, 3)
     density = scene.density(around).view(4, -1)
     return normalize(-(density.T @ corners), dim=-1, eps=1e-6)
@@ -246,7 +250,8 @@ def _sample_penalties(
 def _nudge(points: Tensor, generator: torch.Generator | None, scale: float = 0.02) -> Tensor:
     if generator is None:
         return torch.full_like(points, scale)
-    return scale * torch.randn(points.shape, generator=generator, device=generator.device).to(points)
+    drawn = torch.randn(points.shape, generator=generator, device=generator.device)
+    return scale * send(drawn, points.device).to(points)
 
 
 def opacity_penalties(opacity: Tensor, names: Sequence[str]) -> dict[str, Tensor]:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from distill.contracts import Guidance
+    import torch
+    from torch import Tensor
+
+    from distill.contracts import Condition, Guidance, Prior
+
+
+#: What a sampler draws: timesteps or cameras.
+Drawn = TypeVar("Drawn")
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,10 @@ class Ramp:
         return self.start + (self.end - self.start) * part
 
 
-def at(options: Mapping[str, Any], progress: float) -> dict[str, Any]:
-    """The options' values at a point in training: schedules, also in pairs, evaluated, the rest as they are."""
+def at(options: Mapping[str, object], progress: float) -> dict[str, Any]:
+    """Return the options' values at a point in training: schedules, also in pairs, evaluated, the rest as they are."""
 
-    def now(value: Any) -> Any:
+    def now(value: object) -> object:
         if isinstance(value, tuple):
             return tuple(now(item) for item in value)
         return value(progress) if isinstance(value, Ramp) else value
@@ -55,16 +62,19 @@ def at(options: Mapping[str, Any], progress: float) -> dict[str, Any]:
     return {name: now(value) for name, value in options.items()}
 
 
-def scheduled(loss: Callable[..., Any], **options: Any) -> Guidance:
+def scheduled(loss: Callable[..., Any], **options: object) -> Guidance:
     """Bind a loss's options, of which any number may be a ``Ramp``: ``scheduled(sds, scale=Ramp(100, 7.5))``."""
 
-    def guidance(prior: Any, x: Any, cond: Any, t: Any, noise: Any) -> Any:
-        return loss(prior, x, cond, t, noise, **at(options, cond.step.progress))
+    def guidance(prior: Prior, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
+        grad: Tensor = loss(prior, x, cond, t, noise, **at(options, cond.step.progress))
+        return grad
 
     return guidance
 
 
-def scheduled_sampler(make: Callable[..., Any], **options: Any) -> Any:
+def scheduled_sampler(
+    make: Callable[..., Callable[[float, int, torch.Generator], Drawn]], **options: object
+) -> Callable[[float, int, torch.Generator], Drawn]:
     """Make a sampler of timesteps or cameras from options of which any number may be a ``Ramp``."""
     if at(options, 0.0) == options:
         return make(**options)
@@ -72,13 +82,13 @@ def scheduled_sampler(make: Callable[..., Any], **options: Any) -> Any:
     for point in turns(options):
         make(**at(options, point))  # what is wrong anywhere is said before training
 
-    def sample(progress: float, batch: int, generator: Any) -> Any:
+    def sample(progress: float, batch: int, generator: torch.Generator) -> Drawn:
         return make(**at(options, progress))(progress, batch, generator)
 
     return sample
 
 
-def turns(options: Mapping[str, Any]) -> list[float]:
+def turns(options: Mapping[str, object]) -> list[float]:
     """Return the points at which schedules begin and end; between them, all are linear."""
     flat = [end for value in options.values() for end in (value if isinstance(value, tuple) else (value,))]
     ramps = [value for value in flat if isinstance(value, Ramp)]

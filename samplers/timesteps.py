@@ -16,7 +16,31 @@ from distill.contracts import Prior, TimestepSampler
 from distill.domains import Fraction, Length, Positive
 from distill.samplers.schedules import Ramp
 
-__all__ = ["annealed", "dreamtime", "dreamtime_v1", "listed", "square_root", "truncated_normal", "uniform"]
+__all__ = [
+    "annealed",
+    "dreamtime",
+    "dreamtime_v1",
+    "listed",
+    "square_root",
+    "truncated_normal",
+    "uniform",
+]
+
+
+def check_timesteps(prior: Prior, t: Tensor) -> None:
+    """Refuse timesteps that the prior does not have.
+
+    Only those on the CPU are looked at: reading others would make the host wait for the device. The loop checks what is
+    drawn before it is copied there.
+
+    Raises:
+        ValueError: a timestep is outside the prior's range.
+    """
+    if t.device.type != "cpu":
+        return
+    low, high = int(t.min()), int(t.max())
+    if low < 0 or high >= prior.num_timesteps:
+        raise ValueError(f"timesteps must lie in [0, {prior.num_timesteps - 1}], got {low} to {high}")
 
 
 def bounds(prior: Prior, t_min: float, t_max: float) -> tuple[int, int]:

@@ -27,7 +27,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("sign", "grad = grad + factor * predicted", "grad = grad - factor * predicted"),
         ("weight", "weight(prior, t, weighting) * grad", "grad"),
         ("timestep of the weight", "weight(prior, t, weighting)", "weight(prior, t - 1, weighting)"),
-        ("guidance on the wrong term", "(empty, cond.uncond)", "(empty, cond.negative)"),
+        ("guidance on the wrong term", '(empty, "uncond")', '(empty, "negative")'),
         ("unshared noise", "grad = random * noise", "grad = random * noise.flip(0)"),
     ],
     "vsd": [
@@ -73,14 +73,14 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("sign", "(target - origin)", "(origin - target)"),
         ("weight", "(weight(prior, t, weighting)", "(weight(prior, t, 'uniform')"),
         ("timestep of the weight", "weight(prior, t, weighting)", "weight(prior, t - 1, weighting)"),
-        ("guidance on one term", "t, source, scale)", "t, source, 1.0)"),
+        ("guidance on one term", 'scale, "source")', '1.0, "source")'),
         ("unshared noise", "source_x, t, noise)", "source_x, t, noise.flip(0))"),
     ],
     "bridge": [
         ("sign", "(target - origin)", "(origin - target)"),
         ("weight", "(weight(prior, t, weighting)", "(weight(prior, t, 'uniform')"),
         ("timestep of the weight", "weight(prior, t, weighting)", "weight(prior, t - 1, weighting)"),
-        ("source from the empty prompt", "t, cond.text, source)", "t, cond.text, cond.uncond)"),
+        ("source from the empty prompt", 'cond, "text", "source")', 'cond, "text", "uncond")'),
         ("scale", "* scale *", "* (scale - 1) *"),
     ],
     "hifa": [

@@ -15,12 +15,12 @@ import distill
 from distill.cli import split_prompt
 from distill.contracts import Condition, Step
 from distill.guidance.asd import asd
-from distill.options import options_of, schedule, schedules_in
+from distill.options import followed, options_of, schedule, schedules_in, value_over_run
 from distill.priors.exact import gaussian
 from distill.priors.families import FAMILIES
 from distill.priors.table import MODELS
 from distill.run import folders
-from distill.run.assemble import lowest_timestep, make_guidance
+from distill.run.assemble import make_guidance
 from distill.run.compose import as_overrides, compose_config, preset_of, quote
 from distill.samplers.schedules import Ramp, at
 
@@ -384,7 +384,9 @@ def test_an_experiment_chooses_its_loss_and_timesteps_and_leaves_the_budget(name
 
 def test_asds_shift_follows_the_samplers_lowest_timestep() -> None:
     def lowest(*options: str) -> Any:
-        return lowest_timestep(compose_config(["prompt=x", "guidance=asd", "iterations=100", *options]))
+        config = compose_config(["prompt=x", "guidance=asd", "iterations=100", *options])
+        assert followed(asd) == {"t_min": "timesteps"}
+        return value_over_run(config, "timesteps", "t_min")
 
     assert lowest() == Ramp(0.1, 0.1, 0.0, 1.0)
     assert lowest("experiment=scaledreamer", "preset=none") == Ramp(0.5, 0.02, 0.0, 1.0)

@@ -315,10 +315,15 @@ def unconditioned(cameras: Cameras, step: Step, render: Render | None = None) ->
     return Condition(dict.fromkeys(("text", "uncond", "negative", "source", "plain"), row), cameras, step)
 
 
+def showing(size: int, times: float = 1.0) -> Any:
+    """Make a prior that can do nothing but show."""
+    return Showing(size, times)
+
+
 def test_a_picture_is_the_same_for_every_camera(tmp_path: Path) -> None:
     rgba = torch.randint(0, 256, (8, 8, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(rgba.numpy()).save(tmp_path / "lines.png")
-    condition = controlled(unconditioned, Showing(8), str(tmp_path / "lines.png"))
+    condition = controlled(unconditioned, showing(8), str(tmp_path / "lines.png"))
     render = Render(torch.zeros(3, 4, 4, 3), torch.zeros(3, 4, 4, 1), torch.zeros(3, 4, 4, 1))
     told = condition(turntable(3), Step(), render).text["control"]
     expected = (rgba[..., :3] / 255 * (rgba[..., 3:] / 255)).movedim(-1, 0)
@@ -346,7 +351,7 @@ def test_the_loop_tells_every_embedding_of_its_own_render() -> None:
     loop.train(
         loop.Job(
             loop.State(scene, loop.make_optimiser(scene), g), prior, guidance,
-            controlled(unconditioned, Showing(16, times=2.0), "mask"), render, ranges(), uniform(prior),
+            controlled(unconditioned, showing(16, times=2.0), "mask"), render, ranges(), uniform(prior),
             loop.Settings(2, batch=2, size=Ramp(8)),
         ),
         lambda state, metrics, picture: shown.append(picture),

@@ -21,10 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from distill.cameras import Cameras
-from distill.contracts import Render, View
+from distill.contracts import Field, Render, View
 from distill.export.asset import export_asset
 from distill.export.files import replacing, save_mesh
-from distill.export.mesh import Mesh, Query, extract_mesh, smooth, vertex_normals
+from distill.export.mesh import Mesh, extract_mesh, smooth, vertex_normals
 from distill.export.pictures import to_uint8, write_contact_sheet, write_turntable
 from distill.export.texture import bake_texture, rasterise, surface_albedo, unwrap
 
@@ -37,7 +37,7 @@ def red_front(points: Tensor) -> Tensor:
     return torch.where(points[:, :1] > 0, torch.tensor([RED]), torch.tensor([BLUE]))
 
 
-def sphere(radius: float, sharpness: float = 20.0, centre: tuple[float, float, float] = (0, 0, 0)) -> Query:
+def sphere(radius: float, sharpness: float = 20.0, centre: tuple[float, float, float] = (0, 0, 0)) -> Field:
     """A density that is 4 at the radius and grows inwards by e each ``1 / sharpness``."""
 
     def query(points: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,14 @@ from tiny_pipelines import MAKERS, make
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from distill import doctor
 from distill.cli import main
+from distill.forecast.cost import cost
 from distill.forecast.network import LiveBytes, calls_of, counted, forecast, shadow
 from distill.guidance import available
 from distill.priors import load_prior
 from distill.priors.source import find
+from distill.run.compose import compose_config
 
 
 def test_live_bytes_by_hand() -> None:
@@ -213,6 +216,26 @@ def test_the_doctor_says_what_is_wrong(
     assert code == 1
     assert found[name][0] == "wrong"
     assert said in found[name][1]
+
+
+def test_the_doctor_tells_what_does_not_fit_from_what_might_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = compose_config([f"prior={published(tmp_path)}", "prompt=a mug", "render.size=512"])
+    source = find(config.prior)
+    found = cost(config, source, torch.device("cpu"))
+    assert found.first_peak < found.peak / 2
+
+    def verdict(room: float) -> tuple[str, bool]:
+        monkeypatch.setattr(doctor, "memory", lambda: int(room))
+        memory = next(
+            line for line in doctor.costs(config, source, torch.device("cpu")) if line.name == "memory"
+        )
+        return memory.verdict, "try max_vram=" in memory.said
+
+    assert verdict(1.2 * found.peak) == ("ok", False)
+    assert verdict(1.2 * found.first_peak) == ("note", True)
+    assert verdict(found.first_peak) == ("wrong", True)
 
 
 def test_the_doctor_forecasts_any_loss_and_resolution(

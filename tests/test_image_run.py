@@ -168,6 +168,7 @@ WRONG = [
     ([*GIVEN, "scene.background=grey"], "scene.background must be white, got grey"),
     ([*GIVEN, "scene=image"], "needs a scene that fills space, and ImageScene does not; leave it out"),
     ([*GIVEN, "guidance=mix"], "mixes a picture with text, or compares texts; add a prompt"),
+    ([*GIVEN, "negative_prompt=blurry"], "is for a prior that knows words"),
     ([*GIVEN, "guidance=vsd"], "mixes a picture with text, or compares texts"),
     (
         ["a red mug", *GIVEN, "guidance=mix", "guidance.terms=[{loss:vsd,prior:novel_view}]"],

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from tiny_pipelines import make
 from torch import Tensor
 
@@ -225,6 +226,9 @@ class Student:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return float(len(self.shown))
 
+    def save(self, folder: Path) -> None:
+        pass
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 
@@ -317,9 +321,11 @@ def test_normals_and_opacity_as_a_latent() -> None:
     class Small:
         shape = (4, 2, 2)
 
+    prior: Any = Small()
+
     normal = torch.tensor([0.6, 0.0, 0.8]).expand(1, 4, 4, 3)
     opacity = torch.full((1, 4, 4, 1), 0.5)
-    x = loop.as_latent(Render(torch.zeros(1, 4, 4, 3), opacity, opacity, normal), Small())
+    x = loop.as_latent(Render(torch.zeros(1, 4, 4, 3), opacity, opacity, normal), prior)
     expected = torch.tensor([0.3, 0.0, 0.4, 0.0]).view(1, 4, 1, 1).expand(1, 4, 2, 2)
     torch.testing.assert_close(x, expected)
 
@@ -363,6 +369,28 @@ def test_a_forecast_counts_rendering_by_its_rays(latent_folder: Path) -> None:
     with LiveBytes() as live:
         render(scene, turntable(2), 64, 64, generator=torch.Generator().manual_seed(0)).rgb.sum().backward()
     assert small == pytest.approx(live.peak, rel=0.1)
+
+
+def test_a_forecast_tells_the_first_step_from_a_full_cube(latent_folder: Path) -> None:
+    options = ["scene.blob_scale=20", "scene.march_steps=96", "scene.log2_table_size=18", "render.size=96"]
+    config = compose_config([f"prior={latent_folder}", "prompt=a mug", "render.batch=1", *options])
+    found = cost(config, find(latent_folder), torch.device("cpu"))
+    scene: Any = instantiate(config.scene, _convert_="all")(seed=0)
+
+    def kept() -> int:
+        with LiveBytes() as live:
+            scene.render(
+                turntable(1), 96, 96, generator=torch.Generator().manual_seed(0)
+            ).rgb.sum().backward()
+        scene.zero_grad(set_to_none=True)
+        return live.peak
+
+    assert found.rendering == pytest.approx(kept(), rel=0.1)
+    scene.update(Step(), loop.make_optimiser(scene), torch.Generator().manual_seed(0))
+    assert scene.occupancy.binaries.float().mean() < 0.2
+    assert found.beginning == pytest.approx(kept(), rel=0.15)
+    assert found.beginning < found.rendering / 3
+    assert found.peak - found.first_peak == found.rendering - found.beginning
 
 
 def test_a_forecast_counts_every_particle_and_the_moving_average(latent_folder: Path) -> None:

@@ -153,6 +153,7 @@ def test_published_folders_load_under_their_own_names(tmp_path: Path, place: str
     assert loaded.model.amalgamation is None
     assert loaded.fourth == "polar"
     token, pose = randn(6, 2, 12), randn(7, 2, 4)
+    assert loaded.model.token is not None
     with torch.no_grad():
         expected = torch.cat([token, pose], dim=1) @ weight.T + bias
         torch.testing.assert_close(loaded.model.token(token, pose)[:, 0], expected)
@@ -164,6 +165,7 @@ def test_published_folders_load_under_their_own_names(tmp_path: Path, place: str
 def test_the_condition_latent_is_the_mode_and_not_scaled(tmp_path: Path) -> None:
     pipeline = make(tmp_path, latent=True)
     picture = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(3))
+    assert pipeline.vae is not None
     mode = pipeline.vae.encode(picture[None] * 2 - 1).latent_dist.mode()
     torch.testing.assert_close(pipeline.look(picture).latent, mode)
     torch.testing.assert_close(pipeline.space.encode(picture[None]), mode * 0.5)

@@ -48,6 +48,16 @@ def pipeline_of(folder: Path) -> NovelViewPipeline:
     return NovelViewPipeline(model, encoder, scheduler)
 
 
+def noting(losses: list[float]) -> stages.After:
+    """Append each update's loss, and never stop."""
+
+    def after(stage: stages.Stage, loss: torch.Tensor) -> bool:
+        losses.append(loss.item())
+        return False
+
+    return after
+
+
 def test_two_different_views_of_one_object_are_drawn_equally_often() -> None:
     store = memory.Store(
         torch.zeros(5, 3, 2, 2, dtype=torch.uint8), torch.ones(5, 3), torch.tensor([0, 2, 5]), ("a", "b")
@@ -147,7 +157,7 @@ def test_a_code_learns_to_turn_what_it_sees_and_is_frozen(tmp_path: Path) -> Non
     recipe = stages.CodeRecipe(batch=32, learning_rate=3e-3)
     stage = stages.code_stage(turn, seen, recipe, stages.Pace(updates=120))
     losses: list[float] = []
-    stages.fit_code(stage, seen, recipe, lambda _, loss: bool(losses.append(loss.item())))
+    stages.fit_code(stage, seen, recipe, noting(losses))
     assert losses[-1] < 0.2 * losses[0]
     pairs = torch.tensor([[0, 1], [1, 3], [6, 4], [5, 6]])
     found = stages.drafts_right(turn, stage.modules["draft"], seen, pairs)
@@ -175,7 +185,7 @@ def test_the_unet_learns_what_it_is_told_and_the_code_stays(tmp_path: Path) -> N
     before = {name: value.clone() for name, value in turn.state_dict().items()}
     stage = stages.unet_stage(pipeline, recipe, stages.Pace(updates=60))
     losses: list[float] = []
-    stages.fit_unet(stage, pipeline, seen, recipe, lambda _, loss: bool(losses.append(loss.item())))
+    stages.fit_unet(stage, pipeline, seen, recipe, noting(losses))
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
     after = turn.state_dict()
     frozen = [name for name in before if name.startswith(("code.", "draft."))]

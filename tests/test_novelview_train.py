@@ -216,7 +216,8 @@ def test_the_loss_is_the_error_of_the_velocity(config: TrainConfig) -> None:
 
 def test_the_rate_rises_and_falls_as_published() -> None:
     config = TrainConfig()
-    optimiser, schedule = make_optimiser(_Model(), config)
+    model: Any = _Model()
+    optimiser, schedule = make_optimiser(model, config)
     found = {}
     for update in range(30_001):
         if update in (100, 200, 15_100, 30_000):

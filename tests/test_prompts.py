@@ -87,7 +87,8 @@ def test_a_batch_mixes_views_and_prompts_of_their_own(tmp_path: Path) -> None:
     assert {prior.prompts[i] for i in found.prompts["negative"]["told"].argmax(1)} == {"ugly"}
     assert {prior.prompts[i] for i in found.prompts["plain"]["told"].argmax(1)} == {"a cat"}
     assert not found.uncond["told"].any()
-    auto = conditioner(Listed(), "a cat")(cameras((0, 0)), Step())
+    other: Any = Listed()
+    auto = conditioner(other, "a cat")(cameras((0, 0)), Step())
     assert auto.uncond["told"].any()
 
 

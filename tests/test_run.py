@@ -171,7 +171,7 @@ def test_an_edit_starts_from_an_earlier_run_and_sees_it(
         assert torch.equal(job.scenes[0].state_dict()[name], value)
     before = job.views[0](turntable(2), 64, 64).rgb.clone()
     with torch.no_grad():
-        job.scenes[0].grid.add_(0.5)
+        job.state.parameters()[0].add_(0.5)
     cond = job.condition(turntable(2), Step())
     assert cond.source_x is not None
     torch.testing.assert_close(cond.source_x, prior.encode(before.movedim(-1, 1)))

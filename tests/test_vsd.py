@@ -275,7 +275,7 @@ def test_wrong_priors_and_options_get_one_line(pixel_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"guidance\.rank must be at least 1, got 0"):
         VSD(prior, g, rank=0)
     with pytest.raises(ValueError, match=r"epsilon or v_prediction, got 'x0'"):
-        VSD(prior, g, prediction="x0")
+        VSD(prior, g, prediction="x0")  # type: ignore[arg-type]
     small, large = VSD(prior, g, rank=2).state_dict(), VSD(prior, g, rank=4)
     with pytest.raises(ValueError, match=r"do not fit this prior; resume with the same prior="):
         large.load_state_dict(small)

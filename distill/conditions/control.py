@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate, normalize
 from distill.cameras import Cameras
 from distill.contracts import Condition, Conditioner, Prior, Render, Step
 from distill.priors.control import CONTROL
+from distill.transfer import send
 
 #: Makes the pictures, ``[batch, 3, height, width]`` in [0, 1], of a render and the cameras that took it.
 Draw = Callable[[Render, Cameras], Tensor]
@@ -45,8 +46,8 @@ def draw_normal(render: Render, cameras: Cameras) -> Tensor:
     if render.normal is None:
         raise ValueError("control=normal needs a render with normals, and this one has none")
     local = torch.einsum("bij,bhwi->bhwj", cameras.c2w[:, :3, :3], render.normal)
-    local = local * local.new_tensor([-1.0, 1.0, 1.0])
-    facing = local.new_tensor([0.0, 0.0, 1.0])
+    local = local * send(torch.tensor([-1.0, 1.0, 1.0], dtype=local.dtype), local.device)
+    facing = send(torch.tensor([0.0, 0.0, 1.0], dtype=local.dtype), local.device)
     local = normalize(render.opacity * local + (1 - render.opacity) * facing, dim=-1)
     return (local.movedim(-1, 1) + 1) / 2
 
@@ -88,7 +89,7 @@ def controlled(condition: Conditioner, prior: Prior, control: str) -> Conditione
     def conditioned(cameras: Cameras, step: Step, render: Render | None = None) -> Condition:
         if render is None:
             raise ValueError("a ControlNet is conditioned on a render; give condition(cameras, step, render)")
-        picture = draw(render, cameras)
+        picture = draw(render, cameras.to(render.rgb.device))
         if picture.shape[-2:] != (size, size):
             picture = interpolate(picture, (size, size), mode="bilinear", antialias=True)
         return with_control(condition(cameras, step, render), prior.show(picture.clamp(0, 1)))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from distill.contracts import Condition, Embedding
+from distill.transfer import send
 
 #: Views by place, as ``distill.conditions.prompts.FOUR_VIEWS``.
 FRONT, SIDE, BACK, OVERHEAD_VIEW = range(4)
@@ -88,8 +89,9 @@ def interpolate(four: Embedding, shares: Sequence[Shares]) -> Embedding:
         four: embeddings of front, side, back and overhead, in this order.
         shares: of every camera.
     """
-    first, second = ([one.views[i] for one in shares] for i in (0, 1))
-    share = torch.tensor([one.share for one in shares])
+    where = next(iter(four.values())).device
+    first, second = send(torch.tensor([one.views for one in shares]).T.contiguous(), where)
+    share = send(torch.tensor([one.share for one in shares]), where)
     found = {}
     for name, value in four.items():
         if value.is_floating_point():
@@ -110,11 +112,10 @@ def away(four: Embedding, shares: Sequence[Shares]) -> tuple[dict[str, Embedding
     Returns:
         The prompts ``away_0`` and ``away_1`` of a condition, and its ``away``.
     """
-    prompts: dict[str, Embedding] = {
-        f"away_{i}": select(four, torch.tensor([one.away[i] for one in shares])) for i in (0, 1)
-    }
-    weights = torch.tensor([one.weights for one in shares])
-    return prompts, weights.to(next(iter(four.values())).device)
+    where = next(iter(four.values())).device
+    rows = send(torch.tensor([one.away for one in shares]).T.contiguous(), where)
+    prompts: dict[str, Embedding] = {f"away_{i}": select(four, rows[i]) for i in (0, 1)}
+    return prompts, send(torch.tensor([one.weights for one in shares]), where)
 
 
 def select(embedding: Embedding, rows: Tensor) -> Embedding:
@@ -131,10 +132,10 @@ class Pushed(NamedTuple):
 
 def pushed(cond: Condition) -> Pushed | None:
     """Return the pictures that Perp-Neg changes, None where there are none."""
-    if cond.away is None or not cond.away.any():
+    if cond.away is None:
         return None
     rows = cond.away.any(dim=1).nonzero()[:, 0]
-    return Pushed(rows, cond.away[rows])
+    return Pushed(rows, cond.away[rows]) if len(rows) else None
 
 
 def embeddings(cond: Condition) -> tuple[Embedding, Embedding, Embedding]:

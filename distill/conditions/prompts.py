@@ -8,12 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from distill.cameras import Cameras
 from distill.conditions import perp_neg
 from distill.conditions.perp_neg import Curves
 from distill.contracts import Condition, Conditioner, Embedding, Prior, Render, Step, View
+from distill.transfer import send
 
 #: The views that can have prompts of their own.
 SIDES = ("front", "side", "back", "overhead")
@@ -79,7 +82,7 @@ def view_words(
     return styles[style]
 
 
-def own_prompts(options: Any) -> dict[str, str]:
+def own_prompts(options: DictConfig) -> dict[str, str]:
     """Return complete prompts by view, from options ``front``, ``side``, ``back``, ``overhead``, and from a YAML ``file`` of these.
 
     Raises:
@@ -194,23 +197,21 @@ class _Table:
             if value.is_floating_point():
                 value[self.empty] = 0
 
-    def rows(self, index: list[int] | slice) -> Embedding:
+    def rows(self, index: Tensor | slice) -> Embedding:
         """Return some rows of the table."""
         return {name: value[index] for name, value in self.table.items()}
 
     def pick(self, index: list[int]) -> dict[str, Embedding]:
         """Return the prompts of a condition by role, for the views in ``index``."""
         batch = len(index)
-        prompts = {
-            "text": self.rows(index),
-            "uncond": self.rows([self.empty] * batch),
-            "plain": self.rows([self.empty + 2] * batch),
-        }
+        wanted = {"text": index, "uncond": [self.empty] * batch, "plain": [self.empty + 2] * batch}
         if self.has_negative:
-            prompts["negative"] = self.rows([self.empty + 1] * batch)
+            wanted["negative"] = [self.empty + 1] * batch
         if self.has_source:
-            prompts["source"] = self.rows([self.views + i for i in index])
-        return prompts
+            wanted["source"] = [self.views + i for i in index]
+        # All indices in one transfer.
+        rows = send(torch.tensor(list(wanted.values())), next(iter(self.table.values())).device)
+        return {role: self.rows(own) for role, own in zip(wanted, rows, strict=True)}
 
 
 def with_source(condition: Conditioner, source: View, prior: Prior) -> Conditioner:

@@ -104,7 +104,7 @@ def extract_mesh(
 def evaluate(
     query: Field, points: Floats, chunk: int = 262_144, device: torch.device | str = "cpu"
 ) -> tuple[Floats, Floats]:
-    """Field a field in chunks: density ``[n]`` and albedo ``[n, 3]`` at points ``[n, 3]``, no gradients."""
+    """Query a field in chunks: density ``[n]`` and albedo ``[n, 3]`` at points ``[n, 3]``, no gradients."""
     density = np.empty(len(points), np.float32)
     albedo = np.empty((len(points), 3), np.float32)
     with torch.no_grad():

@@ -18,7 +18,7 @@ from distill.files.atomic import sha256, write_atomic
 log = logging.getLogger(__name__)
 
 
-def flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+def flatten(value: object, path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Move the tensors of a nested value into ``tensors``; returns the rest as JSON-ready values."""
     if isinstance(value, Tensor):
         tensors[path] = value.detach().cpu().contiguous().clone()

@@ -10,9 +10,10 @@ from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig
 
 from distill.cameras import turntable
-from distill.contracts import Scene
+from distill.contracts import Scene, Step
 from distill.forecast.network import Forecast, LiveBytes, counted, forecast, shadow
 from distill.guidance import is_made_for_prior
+from distill.loop import make_optimiser
 from distill.options import schedule, schedules_in
 from distill.priors.load import default_dtype
 from distill.priors.source import Source
@@ -36,19 +37,27 @@ class Cost:
     Attributes:
         prior: of the views that are in memory at a time.
         scene: bytes of every particle's parameters, their gradients and averages.
-        rendering: bytes that rendering keeps, with every cell of the occupancy full.
+        rendering: bytes that rendering keeps, with every cell of the occupancy full: an upper bound.
+        beginning: the same with the cells full that are so in the first step. A scene that fills about as much of its cube
+            as the blob that it begins as takes about that; one that fills more takes more.
         operations: floating-point operations of a whole step, rendering not counted.
     """
 
     prior: Forecast
     scene: int
     rendering: int
+    beginning: int
     operations: int
 
     @property
     def peak(self) -> int:
-        """Bytes at the same time."""
+        """Bytes at the same time, at most."""
         return self.prior.peak + self.scene + self.rendering
+
+    @property
+    def first_peak(self) -> int:
+        """Bytes at the same time in the first step."""
+        return self.prior.peak + self.scene + self.beginning
 
 
 def cost(config: DictConfig, source: Source, device: torch.device) -> Cost:
@@ -65,8 +74,8 @@ def cost(config: DictConfig, source: Source, device: torch.device) -> Cost:
     )
     rows, rank, decodes = calls(config, at_once)
     found = forecast(prior, rows, at_once, rank=rank, decodes=decodes)
-    scene, rendering = rendered(config, at_once, device)
-    return Cost(found, scene, rendering, found.operations * -(-batch // at_once))
+    scene, rendering, beginning = rendered(config, at_once, device)
+    return Cost(found, scene, rendering, beginning, found.operations * -(-batch // at_once))
 
 
 def calls(config: DictConfig, batch: int) -> tuple[list[int], int, bool]:
@@ -87,8 +96,12 @@ def calls(config: DictConfig, batch: int) -> tuple[list[int], int, bool]:
     return asked.rows, 0, bool(asked.decoded)
 
 
-def rendered(config: DictConfig, views: int, device: torch.device) -> tuple[int, int]:
-    """Return the bytes of a configuration's scene, and those that rendering some views of it keeps, there or on the CPU."""
+def rendered(config: DictConfig, views: int, device: torch.device) -> tuple[int, int, int]:
+    """Measure a configuration's scene, there or on the CPU, by small renderings.
+
+    Returns:
+        Its bytes; those that rendering some views of it keeps with every cell full, and as it begins.
+    """
     if device.type == "cuda" and not torch.cuda.is_available():
         device = torch.device("cpu")
     # What encodes on a GPU may not run here.
@@ -99,11 +112,10 @@ def rendered(config: DictConfig, views: int, device: torch.device) -> tuple[int,
     groups = scene.parameter_groups().values()
     parameters = copies * sum(p.numel() * p.element_size() for group in groups for p in group.parameters)
     if "volume" not in scene.features:
-        return parameters, 0
+        return parameters, 0, 0
     options = config.render
     names = [name for name, weight in config.penalties.items() if weight and not name.startswith("reference")]
     extra = {"shading": options.shading} if "shading" in scene.features else {}
-    small, large = 16, 32
 
     def peak(side: int) -> int:
         with LiveBytes() as live:
@@ -115,11 +127,24 @@ def rendered(config: DictConfig, views: int, device: torch.device) -> tuple[int,
             scene.zero_grad(set_to_none=True)
         return live.peak
 
-    # What does not grow with the picture is the parameters' and counted above.
-    per_ray = (peak(large) - peak(small)) / (large**2 - small**2)
+    def per_ray() -> float:
+        # In small pictures the parameters' gradients, counted above, are most of it: take one that grows with its pixels.
+        side = 16
+        before = now = peak(side)
+        while side < 128 and (side == 16 or now < 3 * before):
+            side, before = 2 * side, now
+            now = peak(side)
+        return now / side**2
+
     size = schedule("render.size", options.size, config.iterations)
     side = size if isinstance(size, (int, float)) else max(size.start, size(1.0))
     rays = views * min(side, options.patch or side) ** 2
-    if not options.recompute:
-        return parameters, int(rays * per_ray)
-    return parameters, int(rays * _PIXEL + min(rays, options.chunk_rays) * per_ray)
+
+    def kept() -> int:
+        if not options.recompute:
+            return int(rays * per_ray())
+        return int(rays * _PIXEL + min(rays, options.chunk_rays) * per_ray())
+
+    full = kept()
+    scene.update(Step(), make_optimiser(scene), torch.Generator().manual_seed(0))
+    return parameters, full, kept()

@@ -11,7 +11,7 @@ import json
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from distill.priors.diffusion import DiffusionPrior
 from distill.priors.load import checkpoint, family_of, read_scheduler, space_of
 from distill.priors.schedule import read_schedule
 from distill.priors.source import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class LiveBytes(TorchDispatchMode):
@@ -88,7 +91,7 @@ class Counting:
         return x
 
     def show(self, pictures: Tensor) -> Tensor:
-        return pictures
+        raise ValueError("a prior that only counts has no ControlNet to show a picture to")
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.full((len(t), 1, 1, 1), 0.6)
@@ -189,7 +192,7 @@ def shadow(
     vae = empty(folder / "vae", index["vae"][1]) if "vae" in index else None
     if checkpointing and vae is not None:
         checkpoint(vae)
-    space, patches = space_of(vae, network, image_size)
+    space, patches = space_of(vae, network, family, image_size)
     schedule = read_schedule(read_scheduler(folder, index), patches).to(torch.device("meta"))
 
     told, control = family.blank(network), None
@@ -197,7 +200,7 @@ def shadow(
         beside, kind = find_kind(controlnet, family)
         control = ControlNet(empty(beside.folder, kind.network), kind, 1.0, beside)
 
-    def text(prompts: Any) -> Embedding:
+    def text(prompts: Sequence[str]) -> Embedding:
         return {name: value.expand(len(prompts), *value.shape[1:]) for name, value in told.items()}
 
     prior = DiffusionPrior(

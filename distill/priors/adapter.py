@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from distill.cameras import Cameras
 from distill.contracts import Embedding, Prior
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 NAME = "student"
 #: Where a network keeps the handle of its student's hook, so that the next student can remove it.
@@ -54,7 +57,7 @@ class Student:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         trainable = prior.trainable
-        network: Any = trainable and trainable.network
+        network: ModelMixin = trainable and trainable.network
         if trainable is None or not hasattr(network, "add_adapter"):
             none = "this prior has none"
             if trainable is not None:

@@ -9,13 +9,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from distill.priors.families import FAMILIES, Control, Family
 from distill.priors.source import Source, find_controlnet, variant_of
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 #: What an embedding calls what the ControlNet is shown, the batch first; see ``DiffusionPrior.show``.
 CONTROL = "control"
@@ -32,7 +35,7 @@ class ControlNet:
         source: where it is from.
     """
 
-    network: Any
+    network: ModelMixin
     kind: Control
     scale: float
     source: Source
@@ -42,7 +45,7 @@ class ControlNet:
         return {**self.source.describe(), "scale": self.scale}
 
     def beside(
-        self, network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any], shown: Tensor
+        self, network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, Any], shown: Tensor
     ) -> dict[str, Any]:
         """An embedding with what the ControlNet makes of what it is shown, for the prior's network."""
         told = {**cond, "controlnet_cond": shown, "conditioning_scale": self.scale}
@@ -76,7 +79,7 @@ def find_kind(name: str | Path, family: Family) -> tuple[Source, Control]:
 
 
 def load_controlnet(
-    name: str | Path, scale: float, family: Family, network: Any, factor: int, **precision: Any
+    name: str | Path, scale: float, family: Family, network: ModelMixin, factor: int, **precision: Any
 ) -> ControlNet:
     """Load a frozen ControlNet, safetensors alone.
 
@@ -120,7 +123,7 @@ def load_controlnet(
             f"the ControlNet {name} makes pictures {2 ** (len(widths) - 1)} times smaller, and this prior {factor} times"
         )
     made.eval().requires_grad_(False)
-    if family.component == "unet":
+    if family.channels_last:
         made.to(memory_format=torch.channels_last)
     return ControlNet(made, kind, scale, source)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from distill.priors.predictions import to_noise
 from distill.priors.schedule import Schedule
 from distill.priors.source import Source
 from distill.priors.space import Space
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class DiffusionPrior:
         control: a ControlNet beside the network, or None.
     """
 
-    network: Any
+    network: ModelMixin
     space: Space
     text: Callable[[Sequence[str]], Embedding]
     family: Family
@@ -141,7 +144,7 @@ class DiffusionPrior:
     def predict(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
         """The network's own kind of prediction, float32, same shape as ``x_t``."""
         sample = x_t.to(self.dtype)
-        if sample.shape[1] > 1 and self.family.component == "unet":
+        if sample.shape[1] > 1 and self.family.channels_last:
             sample = sample.contiguous(memory_format=torch.channels_last)
         told = {
             name: value.to(self.dtype) if value.is_floating_point() else value for name, value in cond.items()

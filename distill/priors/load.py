@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -24,6 +24,10 @@ from distill.priors.schedule import read_schedule
 from distill.priors.source import UNUSED, find, variant_of
 from distill.priors.space import Space, downsampling
 from distill.priors.text import TextEncoders, identity_of
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +147,7 @@ def load_prior(
     for update in updates:
         lora.put_on(network, family.component, update)
     told = [update.without(family.component) for update in updates if update.parts() != {family.component}]
-    if family.component == "unet":
+    if family.channels_last:
         network.to(memory_format=torch.channels_last)
     control = None
     if controlnet:
@@ -154,7 +158,7 @@ def load_prior(
         checkpoint(vae)
     if compile:
         network.compile()
-    space, patches = space_of(vae, network, image_size)
+    space, patches = space_of(vae, network, family, image_size)
     schedule = read_schedule(scheduler, patches).to(device)
     text_dtype = torch.float32 if own or device.type == "cpu" else dtype
     load = partial(_load_plain_text if own else _load_text, folder, index, device, text_dtype)
@@ -170,7 +174,7 @@ def load_prior(
     )
 
 
-def checkpoint(vae: Any) -> None:
+def checkpoint(vae: AutoencoderKL) -> None:
     """Let a VAE compute its activations again on the way back.
 
     Raises:
@@ -184,7 +188,9 @@ def checkpoint(vae: Any) -> None:
     vae.enable_gradient_checkpointing()
 
 
-def space_of(vae: Any, network: Any, image_size: int | None) -> tuple[Space, int]:
+def space_of(
+    vae: AutoencoderKL | None, network: ModelMixin, family: Family, image_size: int | None
+) -> tuple[Space, int]:
     """The space that a network works in, and the number of patches that it makes of a picture.
 
     Args:
@@ -197,13 +203,13 @@ def space_of(vae: Any, network: Any, image_size: int | None) -> tuple[Space, int
     """
     factor = downsampling(vae, network.config.in_channels)
     size = image_size or int(network.config.get("sample_size") or 128) * factor
-    folded = factor if "UNet" in type(network).__name__ else 2 * factor
+    folded = factor * family.patch
     if size % folded:
         raise ValueError(f"image_size must be a multiple of {folded} for this prior, got {size}")
     return Space.of(vae, network.config.in_channels, size), (size // folded) ** 2
 
 
-def _component(folder: Path, part: str, kind: str, dtype: torch.dtype) -> Any:
+def _component(folder: Path, part: str, kind: str, dtype: torch.dtype) -> ModelMixin:
     import diffusers
 
     return getattr(diffusers, kind).from_pretrained(
@@ -222,7 +228,7 @@ def _vae_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 and config.get("force_upcast") else dtype
 
 
-def read_scheduler(folder: Path, index: dict[str, Any]) -> Any:
+def read_scheduler(folder: Path, index: dict[str, Any]) -> SchedulerMixin:
     """The scheduler that a folder names."""
     import diffusers
 
@@ -232,14 +238,14 @@ def read_scheduler(folder: Path, index: dict[str, Any]) -> Any:
     )
 
 
-def _loader(index: dict[str, Any], plain: bool) -> Any:
+def _loader(index: dict[str, Any], plain: bool) -> type[DiffusionPipeline]:
     """The class of diffusers that reads LoRA files for a prior."""
     import diffusers
 
     return getattr(diffusers, "StableDiffusionPipeline" if plain else index["_class_name"])
 
 
-def _updated(load: Callable[[], Any], updates: Sequence[lora.Update]) -> Any:
+def _updated(load: Callable[[], DiffusionPipeline], updates: Sequence[lora.Update]) -> DiffusionPipeline:
     """Text encoders with LoRA files in their weights."""
     pipeline = load()
     for update in updates:
@@ -248,11 +254,15 @@ def _updated(load: Callable[[], Any], updates: Sequence[lora.Update]) -> Any:
     return pipeline
 
 
-def _load_plain_text(folder: Path, index: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
+def _load_plain_text(
+    folder: Path, index: dict[str, Any], device: torch.device, dtype: torch.dtype
+) -> SimpleNamespace:
     from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
     with torch.random.fork_rng(devices=[]):  # it draws weights first
-        encoder: Any = CLIPTextModel(CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder"))
+        encoder: CLIPTextModel = CLIPTextModel(
+            CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder")
+        )
     weights = load_file(folder / "text_encoder" / "model.safetensors")
     own = CLIP_PREFIX if hasattr(encoder, "text_model") else ""
     encoder.load_state_dict({own + name.removeprefix(CLIP_PREFIX): w for name, w in weights.items()})
@@ -261,7 +271,9 @@ def _load_plain_text(folder: Path, index: dict[str, Any], device: torch.device, 
     return SimpleNamespace(text_encoder=encoder, tokenizer=tokenizer)
 
 
-def _load_text(folder: Path, index: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
+def _load_text(
+    folder: Path, index: dict[str, Any], device: torch.device, dtype: torch.dtype
+) -> DiffusionPipeline:
     """The pipeline with its text encoders alone."""
     import diffusers
 

@@ -6,12 +6,15 @@ import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from distill.files.atomic import sha256
 from distill.priors.quiet import quiet
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin
 
 #: What the layers are called while they are put on.
 NAME = "user"
@@ -49,7 +52,7 @@ class Update:
     """
 
     lora: Lora
-    pipeline: Any
+    pipeline: DiffusionPipeline
     state: dict[str, Any]
     alphas: dict[str, Any] | None
     metadata: dict[str, Any] | None
@@ -96,7 +99,7 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def read(lora: Lora, pipeline: Any, component: str, config: Any) -> Update:
+def read(lora: Lora, pipeline: DiffusionPipeline, component: str, config: Any) -> Update:
     """A file's tensors in the names of diffusers.
 
     Args:
@@ -138,7 +141,7 @@ def read(lora: Lora, pipeline: Any, component: str, config: Any) -> Update:
     return Update(lora, pipeline, state, alphas[0] if alphas else None, metadata)
 
 
-def put_on(module: Any, part: str, update: Update) -> None:
+def put_on(module: ModelMixin, part: str, update: Update) -> None:
     r"""Add a LoRA's update to the weights of one part of a pipeline; nothing of it is left beside them.
 
     .. math:: W \leftarrow W + w \frac{\alpha}{r} B A
@@ -174,7 +177,7 @@ def put_on(module: Any, part: str, update: Update) -> None:
     fuse(module, update.lora.weight)
 
 
-def fuse(module: Any, weight: float) -> None:
+def fuse(module: ModelMixin, weight: float) -> None:
     """Add the adapters on a module to its weights, times a weight, and take them off."""
     from diffusers.utils import recurse_remove_peft_layers
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -188,7 +191,7 @@ def fuse(module: Any, weight: float) -> None:
     module._hf_peft_config_loaded = False
 
 
-def _unfit(lora: Lora, pipeline: Any, reason: object) -> ValueError:
+def _unfit(lora: Lora, pipeline: DiffusionPipeline, reason: object) -> ValueError:
     first = (str(reason).splitlines() or [type(reason).__name__])[0][:200]
     return ValueError(
         f"the LoRA {lora.path} does not fit this prior, a {pipeline.__name__}: {first}; give one that was trained on "

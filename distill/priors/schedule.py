@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Schedule:
         return Schedule(self.alpha.to(device), self.sigma.to(device), self.time.to(device), self.prediction)
 
 
-def read_schedule(scheduler: Any, patches: int = 0) -> Schedule:
+def read_schedule(scheduler: SchedulerMixin, patches: int = 0) -> Schedule:
     """The table of a diffusers scheduler.
 
     Args:
@@ -69,7 +74,7 @@ def read_schedule(scheduler: Any, patches: int = 0) -> Schedule:
     return Schedule(abar.sqrt(), (1 - abar).sqrt(), torch.arange(len(abar)), prediction)
 
 
-def shift_for(config: Any, patches: int) -> float:
+def shift_for(config: Mapping[str, Any], patches: int) -> float:
     """Return the timestep shift for a number of patches, interpolated linearly between two sizes.
 
     Source: Esser et al. 2024 (Stable Diffusion 3), arXiv:2403.03206, Sec. 5.3.2, as FLUX uses it.

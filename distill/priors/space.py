@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
-def downsampling(vae: Any, in_channels: int) -> int:
+
+def downsampling(vae: AutoencoderKL, in_channels: int) -> int:
     """Spatial downsampling factor from pictures to what a network works on.
 
     Args:
@@ -41,11 +44,11 @@ class Space:
     image_size: int
     channels: int
     factor: int = 1
-    vae: Any = None
+    vae: AutoencoderKL = None
     signed: bool = True
 
     @classmethod
-    def of(cls, vae: Any, in_channels: int, image_size: int) -> Space:
+    def of(cls, vae: AutoencoderKL, in_channels: int, image_size: int) -> Space:
         """The space of a network with ``in_channels`` input channels, and of its VAE if it has one."""
         factor = downsampling(vae, in_channels)
         channels = 3 * factor**2 if vae is None else int(vae.config.latent_channels)

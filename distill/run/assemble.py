@@ -15,13 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 from distill import loop
 from distill.cameras import Cameras
 from distill.conditions import prompts
-from distill.conditions.control import controlled
+from distill.conditions.control import DRAWN, controlled, read_picture
 from distill.conditions.perp_neg import Curves
 from distill.conditions.picture import Picture, look_at
 from distill.contracts import Conditioner, Guidance, Learner, Prior, Render, Renderer, Scene, View
 from distill.files.checkpoint import load_checkpoint
 from distill.guidance import is_made_for_prior
-from distill.options import schedule, schedules_in
+from distill.options import followed, schedule, schedules_in, value_over_run
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.load import load_prior
 from distill.priors.source import find
@@ -74,7 +74,7 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
         guidance=guidance,
         condition=make_condition(config, prior, scenes[0]),
         render=render(),
-        frugal=render(frugal=True) if "chunks" in scene.features else None,
+        frugal=render(frugal=True),
         cameras=scheduled_sampler(
             instantiate(config.cameras, _convert_="all"), **schedules_in(config, "cameras")
         ),
@@ -116,6 +116,11 @@ def check_prior(config: DictConfig, device: torch.device) -> None:
     check_prompt(config)
     if not (config.prompt or config.prompts):
         return  # a picture's model is checked with the picture
+    if control := config.prior_options.control:
+        if not config.prior_options.controlnet:
+            raise ValueError(TOGETHER)
+        if control not in DRAWN:
+            read_picture(Path(control).expanduser())
     source = find(config.prior)
     if config.max_vram:
         from distill.run.fit import fit
@@ -153,10 +158,14 @@ def check_fits(config: DictConfig, prior: Prior) -> None:
             f"Diffusion's, got {found}; leave it out"
         )
     if prior.has_control != bool(config.prior_options.control):
-        raise ValueError(
-            "prior_options.controlnet and prior_options.control belong together: the one names the ControlNet, the other "
-            "what it is shown, depth, normal or mask of the scene, or a picture"
-        )
+        raise ValueError(TOGETHER)
+
+
+#: A ControlNet and what it is given are two options.
+TOGETHER = (
+    "prior_options.controlnet and prior_options.control belong together: the one names the ControlNet, the other what it is "
+    "shown, depth, normal or mask of the scene, or a picture"
+)
 
 
 def make_scenes(config: DictConfig, generator: torch.Generator, device: torch.device) -> list[Scene]:
@@ -210,21 +219,13 @@ def make_guidance(
 ) -> Guidance:
     """Bind a loss's options; a loss that is made for its prior gets it first, and the run's other priors by name."""
     loss, moving = instantiate(config.guidance, _convert_="all"), schedules_in(config, "guidance")
-    if config.guidance.get("t_min", 0.0) is None:
-        moving["t_min"] = lowest_timestep(config)
+    for name, group in followed(loss.func).items():
+        if config.guidance[name] is None and name in config[group]:
+            moving[name] = value_over_run(config, group, name)
     if is_made_for_prior(loss.func):
         made: Guidance = loss(prior, generator, priors, **moving)
         return made
     return scheduled(loss, **moving)
-
-
-def lowest_timestep(config: DictConfig) -> Any:
-    """Return the lowest timestep that a configuration's sampler draws, fraction of all: a number or a schedule."""
-    options = config.timesteps
-    start = options.get("t_min", 0.02)
-    if "t_min_end" not in options:
-        return schedule("timesteps.t_min", start, config.iterations)
-    return Ramp(start, options.t_min_end, options.from_fraction, options.to_fraction)
 
 
 def make_settings(config: DictConfig) -> loop.Settings:

@@ -13,7 +13,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.options import check_option, check_options, schedule, shown
-from distill.run.schema import Config
+from distill.run.schema import Config, PriorOptions, Views
 from distill.samplers.schedules import Ramp
 
 #: The parts of a run that plug in: each is a callable with options.
@@ -33,6 +33,8 @@ def check(config: DictConfig) -> None:
     targets = check_values(values)
     check_words(config)
     check_scene(values, targets["scene"])
+    check_perp_neg(config)
+    check_novel_view(values)
     if config.image:
         check_image(config, targets["guidance"])
 
@@ -66,7 +68,7 @@ def check_schema(values: Mapping[str, Any], iterations: int, schema: type = Conf
             check_option(name, value, hint, iterations)
 
 
-def check_part(group: str, options: Any, iterations: int) -> Callable[..., Any]:
+def check_part(group: str, options: object, iterations: int) -> Callable[..., Any]:
     """Check a part's options against its signature; returns the part.
 
     Raises:
@@ -171,9 +173,55 @@ def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:
         if feature not in features:
             raise ValueError(f"{option} needs a scene that {meaning}, and {name} does not; leave it out")
     for penalty, weight in values["penalties"].items():
+        if not penalty.startswith("reference_"):
+            continue
         on = moves(f"penalties.{penalty}", weight, values["iterations"])
-        if on and penalty.startswith("reference_") and not values["image"]:
+        if on and not values["image"]:
             raise ValueError(f"penalties.{penalty} compares with a picture; add image=FILE, or leave it out")
+        if on and penalty == "reference_normal" and "normals" not in features:
+            raise ValueError(
+                f"penalties.{penalty} needs a scene that {FEATURES['normals']}, and {name} does not; leave it out"
+            )
+
+
+def check_perp_neg(config: DictConfig) -> None:
+    """Check that with Perp-Neg the prompts name four sides.
+
+    Raises:
+        ValueError: they name more, or none.
+    """
+    style = config.view_words
+    if style == "auto" and config.prior == "embedded" and not any(config.views[name] for name in OWN_PROMPTS):
+        style = "sixteen"
+    if config.perp_neg.enabled and style in ("sixteen", "none"):
+        raise ValueError(
+            f"perp_neg.enabled needs view_words=four, for it tells the front, the sides and the back apart, got {style}; add "
+            "view_words=four, or leave it out"
+        )
+
+
+#: The options of ``views`` that give whole prompts.
+OWN_PROMPTS = ("front", "side", "back", "overhead", "file")
+
+
+def check_novel_view(values: Mapping[str, Any]) -> None:
+    """Check the terms of a mixture that have a prior of their own.
+
+    Raises:
+        ValueError: a term names the model of an input picture where there is none or with a prompt, or another prior without.
+    """
+    for number, term in enumerate(values["guidance"].get("terms") or ()):
+        where, own = f"guidance.terms[{number}]", term.get("prior")
+        if own == "novel_view" and not values["image"]:
+            raise ValueError(
+                f"{where} names the model of an input picture, and there is none; add image=FILE, or leave out prior"
+            )
+        if own == "novel_view" and term.get("prompt"):
+            raise ValueError(
+                f"{where}: novel_view is conditioned on a picture and takes no prompt; leave out prompt"
+            )
+        if own not in (None, "novel_view") and not term.get("prompt"):
+            raise ValueError(f'{where} has its own prior, which needs its own prompt; add prompt: "..."')
 
 
 def needed(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -230,10 +278,46 @@ def check_image(config: DictConfig, guidance: Callable[..., Any]) -> None:
         )
         if weight and not config.reference[map_]:
             raise ValueError(f"penalties.reference_{map_} needs reference.{map_}=FILE")
-    if not config.prompt.strip() and guidance in needing_words():
+    if config.prompt.strip():
+        return
+    if guidance in needing_words():
         raise ValueError(
             "this guidance mixes a picture with text, or compares texts; add a prompt, or choose guidance=sds"
         )
+    for name in FOR_WORDS:
+        value = OmegaConf.select(config, name)
+        if value not in (default_of(name), "none" if name == "view_words" else None):
+            raise ValueError(
+                f"{name}={value} is for a prior that knows words, and with image= alone there is none; add a prompt, or leave "
+                f"out {name}="
+            )
+
+
+#: Options without effect on a prior that is conditioned on a picture alone.
+FOR_WORDS = (
+    "perp_neg.enabled", "view_words", "negative_prompt", "source_prompt", "unconditional",
+    *(f"views.{item.name}" for item in dataclasses.fields(Views)),
+    *(f"prior_options.{item.name}" for item in dataclasses.fields(PriorOptions)),
+)  # fmt: skip
+
+
+def check_loaded(config: DictConfig) -> None:
+    """Refuse options of how a prior is loaded, for a prior that is loaded.
+
+    Raises:
+        ValueError: there are such options.
+    """
+    if config.max_vram is not None:
+        raise ValueError(
+            "max_vram= chooses how a prior is loaded, and this one is loaded; give its name, or leave out max_vram= and choose "
+            "render.at_once= and render.recompute="
+        )
+    for item in dataclasses.fields(PriorOptions):
+        name = f"prior_options.{item.name}"
+        if item.name != "control" and OmegaConf.select(config, name) != default_of(name):
+            raise ValueError(
+                f"{name}= is for loading a prior, and this one is loaded; give it to distill.load_prior, or leave it out"
+            )
 
 
 def needing_words() -> tuple[Callable[..., Any], ...]:

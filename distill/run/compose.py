@@ -72,7 +72,7 @@ def as_overrides(options: Mapping[str, Any]) -> list[str]:
     """Turn Python keywords into command-line options; strings are quoted, so any value is literal."""
     groups = ("guidance", "timesteps", "cameras", "scene", "preset", "tuned", "experiment")
 
-    def literal(value: Any) -> str:
+    def literal(value: object) -> str:
         if isinstance(value, (str, Path)):
             return quote(str(value))
         if isinstance(value, (list, tuple)):
@@ -81,7 +81,7 @@ def as_overrides(options: Mapping[str, Any]) -> list[str]:
             return f"{{{','.join(f'{name}:{literal(item)}' for name, item in value.items())}}}"
         return "null" if value is None else str(value)
 
-    def write(key: str, value: Any) -> str:
+    def write(key: str, value: object) -> str:
         return f"{key}={value if key in groups and isinstance(value, str) else literal(value)}"
 
     return [write(key, value) for key, value in options.items()]
@@ -222,7 +222,7 @@ def compose_words(words: Sequence[str]) -> Composed:
     return Composed(config, words)
 
 
-def known_options(config: Any = Config, prefix: str = "") -> list[str]:
+def known_options(config: type = Config, prefix: str = "") -> list[str]:
     """Dotted names of the schema's options."""
     names = []
     for item in dataclasses.fields(config):

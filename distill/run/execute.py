@@ -17,6 +17,7 @@ from distill.contracts import Learner, Prior, Scene, View
 from distill.export.pictures import write_pictures
 from distill.files.checkpoint import load_checkpoint
 from distill.run.assemble import assemble
+from distill.run.checks import check_loaded
 from distill.run.compose import as_overrides, compose_config
 from distill.run.folders import claim
 from distill.run.journal import Interrupted, Journal, stop_signals
@@ -36,7 +37,7 @@ def generate(
     prompt: str,
     *,
     output_dir: str | Path | None = None,
-    prior: str | Path | Prior = "embedded",
+    prior: object = "embedded",
     **options: Any,
 ) -> Asset:
     """Make a 3D asset from a prompt.
@@ -50,17 +51,18 @@ def generate(
     Raises:
         ValueError: an option or the prompt is wrong, in one line.
     """
-    loaded = None if isinstance(prior, (str, Path)) else prior
+    loaded = prior if isinstance(prior, Prior) else None
+    if not (loaded or isinstance(prior, (str, Path))):
+        raise ValueError(
+            f"prior must be a name, a folder, or a loaded prior (distill.contracts.Prior), got {type(prior).__name__}"
+        )
     name = (loaded.name or UNNAMED) if loaded else str(prior)
     overrides = {"prompt": prompt, "prior": name, **options}
     if output_dir is not None:
         overrides["output_dir"] = str(output_dir)
     config = compose_config(as_overrides(overrides))
-    if config.max_vram is not None and loaded:
-        raise ValueError(
-            "max_vram= chooses how a prior is loaded, and this one is loaded; give its name, or leave out max_vram= and choose "
-            "render.at_once= and render.recompute="
-        )
+    if loaded:
+        check_loaded(config)
     return run(config, loaded)
 
 

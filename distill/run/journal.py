@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
@@ -21,6 +21,9 @@ from distill.contracts import Render, View
 from distill.files.atomic import write_atomic
 from distill.files.checkpoint import save_checkpoint
 from distill.loop import State
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 class Interrupted(Exception):
@@ -66,7 +69,7 @@ class Journal:
     def __init__(
         self,
         folder: Path,
-        options: Any,
+        options: DictConfig,
         iterations: int,
         start: int,
         views: Sequence[View],

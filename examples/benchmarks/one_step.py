@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from distill.guidance.terms import predict
 from distill.renderers.hashgrid import encode
 from distill.renderers.march import composite, march
 from distill.run.assemble import assemble
+from distill.transfer import send
 
 #: What a render is made of, and the rest of a step, in order.
 RENDER = ("march", "hash grid", "MLP", "composite")
@@ -59,17 +61,18 @@ def measure(config: Any, prior: Any, marcher: str, warm_steps: int, steps: int) 
         with clock("occupancy"):
             scene.update(Step(number, progress), optimiser, g)
         with clock("step"):
-            views = job.cameras(progress, batch, g).to(device)
+            cameras = job.cameras(progress, batch, g)
+            views = cameras.to(device)
             with clock("render"):
                 picture = render(views, size, size, generator=g)
             image = picture.rgb.movedim(-1, 1)
             cut = image.detach().requires_grad_()  # tells the VAE's way back from the renderer's
             with clock("encode"):
                 x = prior.encode(cut)
-            t = job.timesteps(progress, batch, g).to(device)
-            noise = torch.randn(x.shape, generator=g).to(x)
-            uniform = torch.rand(batch, generator=g).to(device)
-            cond = job.condition(views, Step(number, progress, uniform), picture)
+            t = send(job.timesteps(progress, batch, g), device)
+            noise = send(torch.randn(x.shape, generator=g), device).to(x)
+            uniform = send(torch.rand(batch, generator=g), device)
+            cond = replace(job.condition(cameras, Step(number, progress, uniform), picture), cameras=views)
             with clock("prior and loss"), torch.no_grad():
                 grad = job.guidance(prior, x.detach(), cond, t, noise)
             optimiser.zero_grad(set_to_none=True)

@@ -326,7 +326,11 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures and training state")
     parser.add_argument("--images", type=int, default=1_000_000, help="pictures to train on, in all")
     parser.add_argument("--minutes", type=float, help="train for so long, in all, and not for --images")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument(
+        "--batch", type=int, default=16,
+        help="pictures per update. On a GPU use 512 or more: small batches leave it idle (an H100 trains on 100 pictures a "
+        "second with 16, 743 with 128, 2,259 with 512); the default --peak-lr was chosen for 16",
+    )  # fmt: skip
     parser.add_argument("--peak-lr", type=float, default=8e-4)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="15%% faster after a minute of compiling")

@@ -10,9 +10,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from distill.contracts import Prior, Render
+from distill.loop import State, train
+from distill.priors import load_prior
+from distill.run.assemble import assemble, pick_device
+from distill.run.compose import as_overrides, compose_config
 
 STEPS, WARM = 14, 4
 
@@ -48,13 +57,26 @@ def resident_mib() -> float:
     return size / 2**20 if sys.platform == "darwin" else size / 2**10
 
 
+def compose(wanted: Mapping[str, Any], prompt: str, seed: int) -> DictConfig:
+    """Compose a cell's configuration."""
+    return compose_config(as_overrides({"prompt": prompt, "seed": seed, **wanted}))
+
+
+def few_steps(
+    config: DictConfig, prior: Prior, steps: int, after: Callable[[], None] = lambda: None, start: int = 0
+) -> None:
+    """Train a scene for some steps and forget it, to measure what they cost; ``after`` is called after each step."""
+
+    def on_step(state: State, metrics: dict[str, float], render: Render) -> bool:
+        after()
+        return state.step >= start + steps
+
+    job = assemble(config, prior)
+    job.state.step = start
+    train(job, on_step)
+
+
 def main() -> None:
-    import torch
-
-    from distill.lab.comparison.run import compose, few_steps
-    from distill.priors import load_prior
-    from distill.run.assemble import pick_device
-
     wanted, prompt = json.loads(sys.argv[1]), sys.argv[2]
     config = compose({**wanted, "iterations": max(STEPS, wanted.get("iterations", STEPS))}, prompt, 0)
     prior = load_prior("embedded", pick_device(config.device))

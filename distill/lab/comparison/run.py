@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_object
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -18,14 +20,14 @@ from distill.contracts import Prior, Render, Step
 from distill.embedded.judge import Judge, load_judge
 from distill.files.atomic import write_atomic
 from distill.lab.comparison import figures
-from distill.lab.comparison.cost import measure_cost
+from distill.lab.comparison.cost import compose, few_steps, measure_cost
 from distill.lab.comparison.counted import Counted
 from distill.lab.comparison.figures import gradient_profile
 from distill.lab.comparison.records import Cell
 from distill.loop import Diverged, Job, State, train
 from distill.priors import load_prior
 from distill.run.assemble import assemble, pick_device
-from distill.run.compose import as_overrides, compose_config
+from distill.run.checks import check_loaded
 from distill.run.journal import Interrupted, stop_signals
 
 log = logging.getLogger(__name__)
@@ -106,7 +108,7 @@ def compare(
         **options: for all cells.
 
     Returns:
-        The report's path.
+        The report's path. Of a cell with several particles, the first one is measured.
 
     Raises:
         ValueError: an option is wrong, in one line.
@@ -114,6 +116,8 @@ def compare(
     """
     from distill.lab.comparison.report import write_report
 
+    if isinstance(prior, str):
+        raise ValueError(f"prior must be a loaded one, got {prior!r}; give distill.load_prior({prior!r})")
     if budget not in ("steps", "calls"):
         raise ValueError(f"budget must be steps or calls, got {budget!r}")
     number, parts = part
@@ -122,9 +126,11 @@ def compare(
     if not prompts or not seeds:
         raise ValueError("a comparison needs at least one prompt and one seed")
     chosen = {name: dict(wanted) for name, wanted in (methods or METHODS).items()}
+    for wanted in chosen.values():
+        check_measurable(compose({"iterations": iterations, **options, **wanted}, prompts[0], seeds[0]))
     root, judge = Path(output_dir), load_judge()
     device = pick_device(str(options.get("device", "auto")))
-    prior_of = counted_priors(prior, device)
+    prior_of = counting(prior, device)
     made_with = {"prior": prior_name(prior), "measure_every": measure_every}
     cells = [Cell(name, prompt, seed) for prompt in prompts for seed in seeds for name in chosen]
     settings = {name: {"iterations": iterations, **options, **wanted} for name, wanted in chosen.items()}
@@ -156,6 +162,28 @@ def compare(
     return write_report(root, [json.loads(path.read_text()) for path in found])
 
 
+def counting(prior: Prior | Callable[[str], Prior] | None, device: torch.device) -> Callable[[str], Counted]:
+    """Return what gives the prior of a prompt's cells, its calls counted; the same for all where one is shared."""
+    if callable(prior):
+        make = prior
+        return lambda prompt: Counted(make(prompt))
+    shared = Counted(prior or load_prior(device=device))
+    return lambda prompt: shared
+
+
+def check_measurable(config: DictConfig) -> None:
+    """Refuse what a comparison cannot measure, before anything is loaded.
+
+    Raises:
+        ValueError: the scene has no shape, or options say how a prior is loaded, which the cells share.
+    """
+    check_loaded(config)
+    if "volume" not in get_object(config.scene._target_).features:
+        raise ValueError(
+            "a comparison measures shapes, and this scene has none; choose one that fills space, such as scene=hash_grid"
+        )
+
+
 def measure_costs(root: Path, settings: Mapping[str, Mapping[str, Any]], prompt: str) -> None:
     """Write ``costs.json``: what a step of each method costs, measured one after the other."""
     path = root / "costs.json"
@@ -169,17 +197,6 @@ def measure_costs(root: Path, settings: Mapping[str, Mapping[str, Any]], prompt:
             log.warning("%s: %s", name, error)
             continue
         write_atomic(path, json.dumps(known, indent=2) + "\n")
-
-
-def counted_priors(
-    prior: Prior | Callable[[str], Prior] | None, device: torch.device
-) -> Callable[[str], Counted]:
-    """Return what gives each prompt its prior: one that all share, or one made for it."""
-    if callable(prior):
-        make = prior
-        return lambda prompt: Counted(make(prompt))
-    shared = Counted(prior or load_prior(device=device))
-    return lambda prompt: shared
 
 
 def prior_name(prior: Prior | Callable[[str], Prior] | None) -> str:
@@ -207,24 +224,6 @@ def finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
     return True
 
 
-def compose(wanted: Mapping[str, Any], prompt: str, seed: int) -> Any:
-    return compose_config(as_overrides({"prompt": prompt, "seed": seed, **wanted}))
-
-
-def few_steps(
-    config: DictConfig, prior: Prior, steps: int, after: Callable[[], None] = lambda: None, start: int = 0
-) -> None:
-    """Train a scene for some steps and forget it, to measure what they cost; ``after`` is called after each step."""
-
-    def on_step(state: State, metrics: dict[str, float], render: Render) -> bool:
-        after()
-        return state.step >= start + steps
-
-    job = assemble(config, prior)
-    job.state.step = start
-    train(job, on_step)
-
-
 def calls_per_step(wanted: Mapping[str, Any], prompt: str, prior: Counted) -> float:
     """Pictures that the prior's network is asked about in a step: the mean of the first, middle and last one."""
     config, before = compose(wanted, prompt, 0), prior.calls
@@ -235,7 +234,13 @@ def calls_per_step(wanted: Mapping[str, Any], prompt: str, prior: Counted) -> fl
 
 
 def run_cell(
-    cell: Cell, wanted: Mapping[str, Any], prior: Counted, judge: Judge, folder: Path, every: int, stop: Any
+    cell: Cell,
+    wanted: Mapping[str, Any],
+    prior: Counted,
+    judge: Judge,
+    folder: Path,
+    every: int,
+    stop: threading.Event,
 ) -> dict[str, Any]:
     """Train and measure one asset; a failure is part of the record."""
     from PIL import Image
@@ -243,8 +248,7 @@ def run_cell(
     config = compose(wanted, cell.prompt, cell.seed)
     job, before = assemble(config, prior), prior.calls
     field = job.scenes[0].field()
-    if field is None:
-        raise ValueError("a comparison measures shapes, and this scene has none; leave out scene=image")
+    assert field is not None  # see check_measurable
     points: list[dict[str, float]] = []
     rows: list[Tensor] = []
     clock = {"seconds": 0.0, "since": time.perf_counter()}

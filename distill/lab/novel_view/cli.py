@@ -9,7 +9,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from distill.priors.novel_view.pipeline import NovelViewPipeline
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -142,7 +148,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _draw(pipeline: Any, steps: int, scale: float, rgb: Any, pose: Any, generator: Any) -> Any:
+def _draw(
+    pipeline: NovelViewPipeline,
+    steps: int,
+    scale: float,
+    rgb: Tensor,
+    pose: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
     return pipeline(rgb, pose, generator=generator, steps=steps, scale=scale)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from tqdm import tqdm
 from distill.lab.novel_view.pairs import mixed
 from distill.lab.novel_view.views import Views
 from distill.priors.novel_view.pose import between
+
+if TYPE_CHECKING:
+    from distill.priors.novel_view.features import Encoder
 
 
 @dataclass(frozen=True)
@@ -288,7 +291,7 @@ class Seen:
 
 
 @torch.no_grad()
-def encoded(store: Store, encoder: Any, batch: int = 512) -> Seen:
+def encoded(store: Store, encoder: Encoder, batch: int = 512) -> Seen:
     """Encode all pictures where they lie, in half precision.
 
     Args:

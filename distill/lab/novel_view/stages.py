@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from distill.lab.novel_view.memory import Seen
 from distill.priors.novel_view.code import Draft, Turn
 from distill.priors.novel_view.features import Features
-from distill.priors.novel_view.pipeline import NovelViewPipeline
+from distill.priors.novel_view.pipeline import Given, NovelViewPipeline
 from distill.priors.predictions import from_noise
 
 #: Share of a stage over which its rate rises.
@@ -338,7 +338,7 @@ class averaged:  # noqa: N801
 
 
 @torch.no_grad()
-def drafts_right(turn: Turn, draft: Any, seen: Seen, pairs: Tensor) -> dict[str, Tensor]:
+def drafts_right(turn: Turn, draft: nn.Module, seen: Seen, pairs: Tensor) -> dict[str, Tensor]:
     """Whether a draft is most like the true thumbnail that was asked for, among all of the object's.
 
     Args:
@@ -350,6 +350,7 @@ def drafts_right(turn: Turn, draft: Any, seen: Seen, pairs: Tensor) -> dict[str,
     Returns:
         ``mse``, ``right`` and ``away_deg``, each of shape ``[pairs]``.
     """
+    assert isinstance(draft, Draft)
     condition, target = pairs.unbind(1)
     drawn = draft(turn.code(seen.maps[condition], seen.store.pose(condition, target)))
     return nearest(drawn, seen, target, draft.size)
@@ -397,8 +398,6 @@ def one_step(
     return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
 
-def _given(pipeline: NovelViewPipeline, seen: Seen, condition: Tensor) -> Any:
-    from distill.priors.novel_view.pipeline import Given
-
+def _given(pipeline: NovelViewPipeline, seen: Seen, condition: Tensor) -> Given:
     told = Features(seen.token[condition].float(), seen.maps[condition].float())
     return Given(pipeline.space.encode(seen.store.rgb(condition)), told)

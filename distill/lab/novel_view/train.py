@@ -15,25 +15,27 @@ import json
 import logging
 import math
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from distill.contracts import TimestepSampler
 from distill.files.atomic import write_atomic
 from distill.files.checkpoint import load_checkpoint, save_checkpoint
 from distill.lab.novel_view.cache import FeatureCache, build_cache
 from distill.lab.novel_view.pairs import Pair, Pairs, draw_indices, mixed, read_pair
 from distill.lab.novel_view.views import Views, from_folder, from_shards
 from distill.priors.novel_view.features import Encoder, Features, load_encoder
-from distill.priors.novel_view.model import build, draw_dropout, widen
+from distill.priors.novel_view.model import NovelView, build, draw_dropout, widen
 from distill.priors.novel_view.pipeline import (
     PUBLISHED,
     NovelViewPipeline,
@@ -43,6 +45,10 @@ from distill.priors.novel_view.pipeline import (
 from distill.priors.predictions import from_noise
 from distill.run.journal import Interrupted, keep_lines_before, stop_signals
 from distill.samplers import timesteps
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from diffusers.training_utils import EMAModel
 
 log = logging.getLogger(__name__)
 
@@ -259,7 +265,7 @@ def loss_of(
     pipeline: NovelViewPipeline,
     model: nn.Module,
     batch: Batch,
-    sampler: Any,
+    sampler: TimestepSampler,
     config: TrainConfig,
     progress: float,
 ) -> Tensor:
@@ -284,7 +290,7 @@ def loss_of(
     return nn.functional.mse_loss(predicted.float(), goal.float())
 
 
-def make_sampler(config: TrainConfig, num_timesteps: int) -> Any:
+def make_sampler(config: TrainConfig, num_timesteps: int) -> TimestepSampler:
     """The timesteps' law, over all of them."""
     from types import SimpleNamespace
 
@@ -298,7 +304,9 @@ def make_sampler(config: TrainConfig, num_timesteps: int) -> Any:
     )
 
 
-def make_optimiser(model: Any, config: TrainConfig) -> tuple[torch.optim.Optimizer, Any]:
+def make_optimiser(
+    model: NovelView, config: TrainConfig
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """AdamW, the conditioning at its own rate, and the rate's rise and cosine fall."""
     from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
 
@@ -318,10 +326,10 @@ def make_optimiser(model: Any, config: TrainConfig) -> tuple[torch.optim.Optimiz
 class Progress:
     """State of a training run."""
 
-    model: Any
+    model: NovelView
     optimiser: torch.optim.Optimizer
-    schedule: Any
-    average: Any = None
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    average: EMAModel | None = None
     update: int = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -427,15 +435,15 @@ def train(config: TrainConfig) -> Path:
 def _loop(
     config: TrainConfig,
     folder: Path,
-    accelerator: Any,
+    accelerator: Accelerator,
     state: Progress,
     model: nn.Module,
-    optimiser: Any,
+    optimiser: torch.optim.Optimizer,
     batches: Iterator[Batch],
-    sampler: Any,
+    sampler: TimestepSampler,
     pipeline: NovelViewPipeline,
     held_out: Views,
-    stop: Any,
+    stop: threading.Event,
 ) -> None:
     main, per_update = (
         accelerator.is_main_process,
@@ -570,7 +578,9 @@ def validation_loss(
         samples = collate([(number, pair, None) for number, pair in part])
         spread = iter([(2 * number + 1) * steps // (2 * len(pairs)) for number, _ in part])
 
-        def evenly(progress: float, count: int, generator: Any, spread: Iterator[int] = spread) -> Tensor:
+        def evenly(
+            progress: float, count: int, generator: torch.Generator, spread: Iterator[int] = spread
+        ) -> Tensor:
             return torch.tensor([next(spread)])
 
         total += len(part) * loss_of(pipeline, pipeline.model, samples, evenly, even, 0.0).item()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Family:
         blank: ``network -> named tensors`` of one prompt, zeros, of the shapes that the published models are told.
         control: how its ControlNets are called, where diffusers has some.
         preset: of ``distill/conf/preset``, chosen where none is named.
+        patch: side of the patches that the denoiser makes of its input.
+        channels_last: whether the denoiser is faster with that memory format, as convolutions are.
         weighted: ``embed`` for prompts with weights and of any length, where there is one: a list of states, each as
             long as its prompt.
     """
@@ -60,9 +65,11 @@ class Family:
     control: Control | None = None
     weighted: Callable[[Any, Sequence[str]], dict[str, Any]] | None = None
     preset: str = "none"
+    patch: int = 1
+    channels_last: bool = False
 
 
-def default_options(pipeline: Any) -> dict[str, Any]:
+def default_options(pipeline: DiffusionPipeline) -> dict[str, Any]:
     """Return the arguments that a pipeline passes to ``encode_prompt`` by default."""
     called = inspect.signature(type(pipeline).__call__).parameters
     wanted = inspect.signature(type(pipeline).encode_prompt).parameters

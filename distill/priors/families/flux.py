@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from distill.priors.families.family import Control, Family, default_options
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin
 
-def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+    from distill.contracts import Prior
+
+
+def embed(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
     """T5's states, CLIP's pooled one, and the guidance scale that a distilled model is told."""
     states, pooled, _ = pipeline.encode_prompt(
         list(prompts), device=pipeline.text_encoder.device, **default_options(pipeline)
@@ -28,14 +33,14 @@ def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     }
 
 
-def predict(network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
+def predict(network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
     """The velocity, eps - x, of latents as they are, not folded."""
     rows = x_t.shape[-2] // 2
     output = network(**_told(network, x_t, time, cond)).sample
     return nn.functional.pixel_shuffle(output.mT.unflatten(2, (rows, -1)), 2)
 
 
-def _told(network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
+def _told(network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
     """An embedding with all else that the network is called with."""
     rows, columns = (side // 2 for side in x_t.shape[-2:])
     places = torch.zeros(rows, columns, 3).to(x_t)
@@ -55,13 +60,15 @@ def _folded(latents: Tensor) -> Tensor:
     return nn.functional.pixel_unshuffle(latents, 2).flatten(2).mT
 
 
-def show(controlnet: Any, prior: Any, pictures: Tensor) -> Tensor:
+def show(controlnet: ModelMixin, prior: Prior, pictures: Tensor) -> Tensor:
     """Their latents, or pictures in [-1, 1] for a ControlNet with layers of its own for them."""
     latents: Tensor = prior.encode(pictures) if controlnet.input_hint_block is None else pictures * 2 - 1
     return latents
 
 
-def add(controlnet: Any, network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
+def add(
+    controlnet: ModelMixin, network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the residuals of each block; they repeat in turn if the ControlNet has its own layers for pictures."""
     whole = controlnet.input_hint_block is not None
     shown = cond["controlnet_cond"] if whole else _folded(cond["controlnet_cond"])
@@ -74,7 +81,7 @@ def add(controlnet: Any, network: Any, x_t: Tensor, time: Tensor, cond: Mapping[
     }
 
 
-def blank(network: Any) -> dict[str, Tensor]:
+def blank(network: ModelMixin) -> dict[str, Tensor]:
     """512 tokens of T5's."""
     config = network.config
     return {
@@ -106,4 +113,5 @@ FLUX = Family(
     blank,
     CONTROL,
     preset="flow",
+    patch=2,
 )

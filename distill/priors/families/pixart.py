@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from distill.priors.families.family import Family, default_options
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin
 
-def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+
+def embed(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
     """T5's states, ``[batch, tokens, width]``, and which tokens count, ``[batch, tokens]``."""
     states, mask, _, _ = pipeline.encode_prompt(
         list(prompts),
@@ -27,7 +30,7 @@ def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 
 
-def predict(network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
+def predict(network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
     """The noise, then a variance; larger models are told the picture's size and aspect."""
     added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if network.use_additional_conditions:
@@ -40,7 +43,7 @@ def predict(network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) ->
     return result
 
 
-def blank(network: Any, tokens: int) -> dict[str, Tensor]:
+def blank(network: ModelMixin, tokens: int) -> dict[str, Tensor]:
     """Return zeros with the number of tokens to which the pipeline pads its prompts."""
     width = network.config.caption_channels
     return {
@@ -57,5 +60,6 @@ PIXART_ALPHA = Family(
     "adaln_single.emb.timestep_embedder",
     partial(blank, tokens=120),
     preset="latent",
+    patch=2,
 )
 PIXART_SIGMA = replace(PIXART_ALPHA, blank=partial(blank, tokens=300))

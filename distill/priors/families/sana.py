@@ -6,22 +6,27 @@ Source: Xie et al. 2024, arXiv:2410.10629.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from distill.priors.families.family import Control, Family, default_options
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin
 
-def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+    from distill.contracts import Prior
+
+
+def embed(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
     """Gemma's states and which tokens count; a prompt is put after the model's instruction, no prompt after none."""
     options = default_options(pipeline)
     states, masks = zip(*(_one(pipeline, text, options) for text in prompts), strict=True)
     return {"encoder_hidden_states": torch.cat(states), "encoder_attention_mask": torch.cat(masks)}
 
 
-def _one(pipeline: Any, text: str, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _one(pipeline: DiffusionPipeline, text: str, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
     told = options if text else {**options, "complex_human_instruction": None}
     states, mask, _, _ = pipeline.encode_prompt(
         [text], do_classifier_free_guidance=False, device=pipeline.text_encoder.device, **told
@@ -29,25 +34,27 @@ def _one(pipeline: Any, text: str, options: dict[str, Any]) -> tuple[Tensor, Ten
     return states, mask
 
 
-def predict(network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
+def predict(network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
     """The velocity, eps - x."""
     result: Tensor = network(x_t, timestep=time * network.config.timestep_scale, **cond).sample
     return result
 
 
-def show(controlnet: Any, prior: Any, pictures: Tensor) -> Tensor:
+def show(controlnet: ModelMixin, prior: Prior, pictures: Tensor) -> Tensor:
     """Their latents."""
     latents: Tensor = prior.encode(pictures)
     return latents
 
 
-def add(controlnet: Any, network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
+def add(
+    controlnet: ModelMixin, network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the residuals of the first layers except one."""
     (found,) = controlnet(x_t, timestep=time * network.config.timestep_scale, **cond, return_dict=False)
     return {"controlnet_block_samples": found}
 
 
-def blank(network: Any) -> dict[str, Tensor]:
+def blank(network: ModelMixin) -> dict[str, Tensor]:
     """300 tokens of Gemma's."""
     width = network.config.caption_channels
     return {"encoder_hidden_states": torch.zeros(1, 300, width), "encoder_attention_mask": torch.ones(1, 300)}
@@ -68,4 +75,5 @@ SANA = Family(
     blank,
     CONTROL,
     preset="flow",
+    patch=2,
 )

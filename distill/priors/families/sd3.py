@@ -6,15 +6,20 @@ Source: Esser et al. 2024, arXiv:2403.03206.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from distill.priors.families.family import Control, Family, default_options
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin
 
-def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+    from distill.priors.diffusion import DiffusionPrior
+
+
+def embed(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
     """States of two CLIP encoders and T5 in one sequence, and the pooled ones; T5 may be missing."""
     states, _, pooled, _ = pipeline.encode_prompt(
         list(prompts),
@@ -27,13 +32,13 @@ def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
 
-def predict(network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
+def predict(network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
     """The velocity, eps - x."""
     result: Tensor = network(x_t, timestep=time, **cond).sample
     return result
 
 
-def show(controlnet: Any, prior: Any, pictures: Tensor) -> Tensor:
+def show(controlnet: ModelMixin, prior: DiffusionPrior, pictures: Tensor) -> Tensor:
     """Their latents; not shifted for a ControlNet that is told zeros for the pooled states, as those were trained."""
     latents: Tensor = prior.encode(pictures)
     if controlnet.config.force_zeros_for_pooled_projection:
@@ -42,7 +47,9 @@ def show(controlnet: Any, prior: Any, pictures: Tensor) -> Tensor:
     return latents
 
 
-def add(controlnet: Any, network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
+def add(
+    controlnet: ModelMixin, network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the residuals of each layer; ControlNets of 3.5 Large use the network's position embeddings and no text."""
     told = dict(cond)
     if controlnet.config.force_zeros_for_pooled_projection:
@@ -55,7 +62,7 @@ def add(controlnet: Any, network: Any, x_t: Tensor, time: Tensor, cond: Mapping[
     return {"block_controlnet_hidden_states": found}
 
 
-def blank(network: Any) -> dict[str, Tensor]:
+def blank(network: ModelMixin) -> dict[str, Tensor]:
     """77 tokens of CLIP's and 256 of T5's."""
     config = network.config
     return {
@@ -80,4 +87,5 @@ SD3 = Family(
     blank,
     CONTROL,
     preset="flow",
+    patch=2,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,8 +12,13 @@ from torch import Tensor
 from distill.priors.families import weighted
 from distill.priors.families.family import Control, Family, default_options
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin
 
-def embed_plain(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+    from distill.contracts import Prior
+
+
+def embed_plain(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
     """The last hidden states of a CLIP text encoder, ``[batch, tokens, width]``."""
     tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
     tokens = tokenizer(
@@ -26,7 +31,7 @@ def embed_plain(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     return {"encoder_hidden_states": encoder(tokens.input_ids.to(encoder.device)).last_hidden_state}
 
 
-def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+def embed(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
     """Stable Diffusion and DeepFloyd IF."""
     options = default_options(pipeline)
     found, _ = pipeline.encode_prompt(
@@ -39,7 +44,7 @@ def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     return {"encoder_hidden_states": found}
 
 
-def embed_xl(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+def embed_xl(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
     """Two text encoders' states and the pooled one; without a prompt both are 0 where the model was trained so."""
     states, _, pooled, _ = pipeline.encode_prompt(
         list(prompts),
@@ -53,13 +58,13 @@ def embed_xl(pipeline: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     return {"encoder_hidden_states": states, "text_embeds": pooled}
 
 
-def predict(network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
+def predict(network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
     """Call a UNet that is told nothing but text."""
     result: Tensor = network(x_t, time, **cond).sample
     return result
 
 
-def predict_xl(network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
+def predict_xl(network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
     """A UNet that is told a picture's size, too."""
     return predict(network, x_t, time, _sized(x_t, cond))
 
@@ -73,30 +78,32 @@ def _sized(x_t: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": told.expand(len(x_t), 6)}}
 
 
-def show(controlnet: Any, prior: Any, pictures: Tensor) -> Tensor:
+def show(controlnet: ModelMixin, prior: Prior, pictures: Tensor) -> Tensor:
     """The pictures themselves; the ControlNet makes them as small as latents."""
     return pictures
 
 
-def add(controlnet: Any, network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
+def add(
+    controlnet: ModelMixin, network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the residuals of the skip connections and of the middle block."""
     down, middle = controlnet(x_t, time, **cond, return_dict=False)
     return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
 
 def add_xl(
-    controlnet: Any, network: Any, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]
+    controlnet: ModelMixin, network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]
 ) -> dict[str, Any]:
     return add(controlnet, network, x_t, time, _sized(x_t, cond))
 
 
-def blank(network: Any) -> dict[str, Tensor]:
+def blank(network: ModelMixin) -> dict[str, Tensor]:
     """77 tokens, as CLIP and IF's T5 give."""
     config = network.config
     return {"encoder_hidden_states": torch.zeros(1, 77, config.encoder_hid_dim or config.cross_attention_dim)}
 
 
-def blank_xl(network: Any) -> dict[str, Tensor]:
+def blank_xl(network: ModelMixin) -> dict[str, Tensor]:
     pooled = network.config.projection_class_embeddings_input_dim - 6 * network.config.addition_time_embed_dim
     return {**blank(network), "text_embeds": torch.zeros(1, pooled)}
 
@@ -115,7 +122,15 @@ CONTROL = Control(
     {"global_pool_conditions": "that pools its picture"},
 )
 PLAIN = Family(
-    "UNet2DConditionModel", "unet", embed_plain, predict, "time_embedding", blank, CONTROL, weighted.embed
+    "UNet2DConditionModel",
+    "unet",
+    embed_plain,
+    predict,
+    "time_embedding",
+    blank,
+    CONTROL,
+    weighted.embed,
+    channels_last=True,
 )
 STABLE_DIFFUSION = replace(PLAIN, embed=embed, preset="latent")
 STABLE_DIFFUSION_XL = Family(
@@ -128,5 +143,15 @@ STABLE_DIFFUSION_XL = Family(
     replace(CONTROL, add=add_xl),
     weighted.embed_xl,
     preset="latent",
+    channels_last=True,
 )
-DEEPFLOYD = Family("UNet2DConditionModel", "unet", embed, predict, "time_embedding", blank, preset="pixel")
+DEEPFLOYD = Family(
+    "UNet2DConditionModel",
+    "unet",
+    embed,
+    predict,
+    "time_embedding",
+    blank,
+    preset="pixel",
+    channels_last=True,
+)

@@ -16,12 +16,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from distill.priors.quiet import quiet
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: Words and their weight, as (red:1.3).
 _COLON = re.compile(r"(?<!\\)\(([^()]+):\s*(\d*\.?\d+)\s*\)")
@@ -43,12 +47,12 @@ def version() -> str:
         ) from error
 
 
-def embed(pipeline: Any, prompts: Sequence[str]) -> dict[str, Any]:
+def embed(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Any]:
     """Stable Diffusion's states, one ``[tokens, width]`` for each prompt; the tokens are as many as it takes."""
     return {"encoder_hidden_states": _states(pipeline.tokenizer, pipeline.text_encoder, prompts)}
 
 
-def embed_xl(pipeline: Any, prompts: Sequence[str]) -> dict[str, Any]:
+def embed_xl(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Any]:
     """Two text encoders' states, and the pooled one of the words without their weights, as far as one part goes."""
     from compel.embeddings_provider import ReturnedEmbeddingsType as Kind
 
@@ -66,7 +70,11 @@ def embed_xl(pipeline: Any, prompts: Sequence[str]) -> dict[str, Any]:
 
 
 def _states(
-    tokenizer: Any, encoder: Any, prompts: Sequence[str], kind: Any = None, whole: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: PreTrainedModel,
+    prompts: Sequence[str],
+    kind: Any = None,
+    whole: bool = True,
 ) -> list[Tensor]:
     from compel import Compel
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from distill.priors.novel_view.code import Turn, TurnOptions
 from distill.priors.novel_view.features import Features
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
 
 #: Probability of each of the three ways to drop the condition: the token, the latent, both (p of Zero-1-to-3).
 DROPOUT = 0.05
@@ -99,7 +102,7 @@ class NovelView(nn.Module):
 
     def __init__(
         self,
-        unet: Any,
+        unet: UNet2DConditionModel,
         token: PoseToken | None,
         amalgamation: Amalgamation | None = None,
         turn: Turn | None = None,
@@ -177,7 +180,7 @@ def _fitted(picture: Tensor, size: int) -> Tensor:
 
 
 def build(
-    unet: Any,
+    unet: UNet2DConditionModel,
     *,
     token_width: int,
     map_width: int = 0,
@@ -229,7 +232,7 @@ def build(
     return NovelView(unet, token, amalgamation, told)
 
 
-def _take_class_embedding(unet: Any) -> None:
+def _take_class_embedding(unet: UNet2DConditionModel) -> None:
     """Let the UNet add what it is given in place of classes to its time embedding, as it is."""
     if unet.config.class_embed_type == "identity":
         return
@@ -252,7 +255,7 @@ def where_added(config: Any) -> list[int]:
 
 
 @torch.no_grad()
-def widen(unet: Any, draft: bool = False) -> Any:
+def widen(unet: UNet2DConditionModel, draft: bool = False) -> Any:
     """Give a UNet's input the channels that it lacks; they start at 0, so nothing changes yet.
 
     Args:

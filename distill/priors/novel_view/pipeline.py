@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +20,10 @@ from distill.priors.novel_view.model import NovelView, build
 from distill.priors.novel_view.pose import FOURTH
 from distill.priors.predictions import classifier_free_guidance, to_noise
 from distill.priors.space import Space, downsampling
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 #: Published folders: where the token's projection lies, and under which name.
 PUBLISHED = {"cc_projection": "projection", "clip_camera_projection": "proj"}
@@ -70,8 +74,8 @@ class NovelViewPipeline:
 
     model: NovelView
     encoder: Encoder
-    scheduler: Any
-    vae: Any = None
+    scheduler: SchedulerMixin
+    vae: AutoencoderKL | None = None
     fourth: str = "distance"
     folder: Path | None = None
 

@@ -28,7 +28,8 @@ PROMPT = "a red mug"
 def export(asset: Asset, folder: Path, device: torch.device, options: Any) -> None:
     """All that a run exports but the video, for which ffmpeg must be there."""
     write_contact_sheet(asset.view, folder / "contact.png", size=options.picture_size)
-    query = asset.scene.query
+    query = asset.scene.field()
+    assert query is not None
     mesh = extract_mesh(query, asset.view, resolution=options.resolution, faces=options.faces, device=device)
     save_mesh(bake_texture(mesh, query, size=options.texture_size, device=device), folder / "mesh.glb")
     save_mesh(colour_vertices(mesh, query, device=device), folder / "mesh.ply")

@@ -90,7 +90,7 @@ def configured(case: Case, folder: Path, device: torch.device, dry: bool) -> Any
 def row_of(case: Case, prior: Any, config: Any, device: torch.device, steps: int) -> Row:
     """Measure a case, and forecast its memory."""
     found = measure(config, prior, case.marcher, 2 if steps < 4 else 6, steps)
-    forecast = cost(config, find(config.prior), device).peak / 2**30
+    forecast = cost(config, find(config.prior), device)
     parts = {f"{part} ms": round(found[part], 2) for part in PARTS if part in found}
     return {
         **vars(case),
@@ -99,7 +99,8 @@ def row_of(case: Case, prior: Any, config: Any, device: torch.device, steps: int
         "step / network": found["step / network"],
         "without VAE / network": found["without VAE / network"],
         "peak GiB": found["peak GiB"],
-        "forecast GiB": forecast,
+        "first step, forecast GiB": forecast.first_peak / 2**30,
+        "at most, forecast GiB": forecast.peak / 2**30,
     }
 
 

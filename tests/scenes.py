@@ -1,0 +1,96 @@
+"""Scenes of every kind, small, for tests of what all of them promise; and one that grows."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill.contracts import Scene, Step
+from distill.renderers.image import ImageScene
+from distill.renderers.nerf import HashGridScene
+from distill.renderers.particles import Particles
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_scene.py"
+
+
+def spheres() -> Any:
+    """The scene of ``examples/custom_scene.py``, registered as ``scene=spheres``."""
+    name = "custom_scene"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, EXAMPLE)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name].__dict__["Spheres"]
+
+
+def hash_grid(seed: Any = 0) -> Scene:
+    return HashGridScene(
+        levels=2, log2_table_size=8, hidden_width=8, march_steps=24, occupancy_resolution=8, background="random", seed=seed
+    )  # fmt: skip
+
+
+def picture(seed: Any = 0) -> Scene:
+    return ImageScene(16, 16, batch=2, seed=seed)
+
+
+def custom(seed: Any = 0) -> Scene:
+    scene: Scene = spheres()(count=20, radius=0.2, seed=seed)
+    return scene
+
+
+class Growing(ImageScene):
+    """A picture to which every ``update`` up to a largest size adds a row and a column, as new parameters."""
+
+    largest = 12
+
+    def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        if self.image.shape[1] == self.largest:
+            return
+        old = self.image
+        grown = torch.nn.functional.pad(old.detach().movedim(-1, 1), (0, 1, 0, 1), mode="replicate")
+        self.image = nn.Parameter(grown.movedim(1, -1).contiguous())
+        replace(optimiser, {old: self.image})
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *rest: Any, **more: Any) -> Any:
+        self.image = nn.Parameter(torch.empty_like(state_dict["image"]))
+        return super().load_state_dict(state_dict, *rest, **more)
+
+
+def replace(optimiser: torch.optim.Optimizer, new: Mapping[nn.Parameter, nn.Parameter]) -> None:
+    """Put parameters in the place of others in an optimiser, with Adam's averages for what is added at zero."""
+    for group in optimiser.param_groups:
+        group["params"] = [new.get(parameter, parameter) for parameter in group["params"]]
+    for old, grown in new.items():
+        for name, value in optimiser.state.pop(old, {}).items():
+            if value.shape == old.shape:
+                room = [extra for a, b in zip(grown.shape, old.shape, strict=True) for extra in (a - b, 0)]
+                value = torch.nn.functional.pad(value, room[::-1])
+            optimiser.state[grown][name] = value
+
+
+#: One scene of each kind, from a seed or a generator.
+SINGLE: dict[str, Callable[..., Scene]] = {"hash_grid": hash_grid, "image": picture, "spheres": custom}
+
+
+def several(make: Callable[..., Scene]) -> Callable[..., Scene]:
+    def made(seed: Any = 0) -> Scene:
+        g = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        scene: Scene = Particles([make(g), make(g)])
+        return scene
+
+    return made
+
+
+#: The same, and two particles of each.
+SCENES: dict[str, Callable[..., Scene]] = {
+    **SINGLE,
+    **{f"particles of {name}": several(make) for name, make in SINGLE.items()},
+}
