@@ -140,6 +140,25 @@ def test_floaters_are_dropped_unless_kept() -> None:
     assert extract(False).bounds[1, 0] > 0.85 and extract(False).euler_number == 4
 
 
+def test_a_ragged_cavity_is_dropped_though_it_has_more_faces_than_the_outside() -> None:
+    """A ball of radius 0.6 whose inside, up to 0.5, is hollowed out along a gyroid: one wall of many faces."""
+    ball = sphere(0.6)
+
+    def hollow(points: Tensor) -> tuple[Tensor, Tensor]:
+        x, y, z = (25 * points).unbind(-1)
+        gyroid = x.sin() * y.cos() + y.sin() * z.cos() + z.sin() * x.cos()
+        empty = (gyroid > 0) & (points.norm(dim=-1) < 0.5)
+        return torch.where(empty, 0.01, ball(points)[0].clamp(max=50)), red_front(points)
+
+    whole, kept = (
+        extract_mesh(hollow, sphere_view(0.6), resolution=96, iso=4.0, faces=10**6, largest_component=largest)
+        for largest in (False, True)
+    )
+    assert len(whole.faces) > 2.5 * len(kept.faces)
+    assert np.linalg.norm(kept.vertices, axis=1).min() > 0.58
+    assert kept.silhouette_iou > 0.97
+
+
 def test_an_object_cut_by_the_cube_is_closed_there() -> None:
     def half_space(points: Tensor) -> tuple[Tensor, Tensor]:
         return torch.where(points[:, 2] < 0, 50.0, 0.0), red_front(points)

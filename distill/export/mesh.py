@@ -171,10 +171,16 @@ def _isosurface(density: Floats, level: float, stride: int, largest: bool) -> tu
 
 
 def _largest_component(vertices: Floats, faces: Ints) -> tuple[Floats, Ints]:
-    """Keep the connected piece with the most faces, which are of about equal size after marching cubes."""
+    """Keep the connected piece that encloses the most.
+
+    The wall of a cavity faces inwards, so that what it encloses is negative, and it may be so ragged that it has more
+    faces than the object's outside.
+    """
     _, label = connected_components(_adjacency(faces, len(vertices)), directed=False)
     face_label = label[faces[:, 0]]
-    return _compact(vertices, faces[face_label == np.bincount(face_label).argmax()])
+    a, b, c = (vertices[faces[:, corner]].astype(np.float64) for corner in range(3))
+    enclosed = np.bincount(face_label, (a * np.cross(b, c)).sum(1))
+    return _compact(vertices, faces[face_label == enclosed.argmax()])
 
 
 def _decimate(vertices: Floats, faces: Ints, target: int) -> tuple[Floats, Ints]:
