@@ -18,7 +18,6 @@ from distill.samplers.schedules import Ramp
 
 __all__ = [
     "annealed",
-    "check_timesteps",
     "dreamtime",
     "dreamtime_v1",
     "listed",
