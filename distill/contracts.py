@@ -352,7 +352,7 @@ class Scene(Protocol):
 
     @property
     def features(self) -> frozenset[str]:
-        """What its ``render`` can do; an attribute of the class will do."""
+        """Features that ``render`` supports; a class attribute is enough."""
         ...
 
     def parameter_groups(self) -> dict[str, Group]:

@@ -1,4 +1,4 @@
-"""How a hash grid's flat parameter tensor is divided into levels; the same for every backend.
+"""Division of a hash grid's flat parameter tensor into levels; the same for every backend.
 
 Source: Mueller et al. 2022, arXiv:2201.05989; the levels are tiny-cuda-nn's.
 """
@@ -35,7 +35,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a flat parameter tensor is divided into levels; hashable, so that backends can cache by it.
+    """Division of a flat parameter tensor into levels; hashable, so that backends can cache by it.
 
     Attributes:
         levels: coarse to fine.

@@ -1,4 +1,4 @@
-"""Which cells of the cube hold something, so that the march can skip the rest."""
+"""Track which cells of the cube are occupied, so that ray marching can skip the rest."""
 
 from __future__ import annotations
 

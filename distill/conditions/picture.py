@@ -47,7 +47,7 @@ class Picture:
     estimate: Estimate | None = None
 
     def describe(self) -> dict[str, Any]:
-        """For a manifest."""
+        """Describe the picture for a manifest."""
         camera = self.reference.camera
         said: dict[str, Any] = {
             "file": self.path.name,

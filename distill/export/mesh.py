@@ -197,7 +197,7 @@ def _compact(vertices: Floats, faces: Ints) -> tuple[Floats, Ints]:
 
 
 def _adjacency(faces: Ints, count: int) -> sparse.csr_matrix:
-    """Which vertices share an edge: a symmetric 0/1 matrix."""
+    """Return which vertices share an edge, as a symmetric 0/1 matrix."""
     start, end = faces[:, [0, 1, 2]].ravel(), faces[:, [1, 2, 0]].ravel()
     rows, columns = np.concatenate([start, end]), np.concatenate([end, start])
     links = sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), (count, count))

@@ -171,7 +171,7 @@ def offline() -> bool:
 
 
 def patterns(index: dict[str, Any], files: list[str]) -> list[str]:
-    """Which files of a repository a prior needs.
+    """Return patterns of the files of a repository that a prior needs.
 
     Of weights, those in safetensors, and in half precision where they come in several.
 
@@ -188,7 +188,7 @@ def patterns(index: dict[str, Any], files: list[str]) -> list[str]:
 
 
 def needed(part: str, folder: str, files: list[str]) -> list[str]:
-    """Which files of one part, straight in a folder of a repository, are needed.
+    """Return the files that are needed of one part, directly in a folder of a repository.
 
     Raises:
         ValueError: it has no safetensors.

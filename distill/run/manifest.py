@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from distill.export.report import write_report
@@ -31,7 +32,7 @@ def describe(config: DictConfig, job: Job) -> dict[str, Any]:
         "prompt": config.prompt,
         "seed": config.seed,
         "iterations": config.iterations,
-        "guidance": str(config.guidance._target_).rpartition(".")[2].lower(),
+        "guidance": get_object(config.guidance._target_).__name__.lower(),
         "prior": {"name": config.prior, "sha256": {}},
         "loras": [],
         "controlnet": None,

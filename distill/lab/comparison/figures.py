@@ -56,7 +56,7 @@ def saturation(rgb: Tensor, opacity: Tensor) -> float:
 
 
 def facing(judge: Judge, pictures: Tensor, prompt: str) -> Tensor:
-    """Which of the true shape's sides each picture looks most like to the judge, shape ``[views]``."""
+    """Return which of the true shape's sides each picture looks most like to the judge, shape ``[views]``."""
     truth, _ = true_pictures(prompt)
     with torch.no_grad():
         return (judge.image_features(pictures) @ judge.image_features(truth).T).argmax(1)

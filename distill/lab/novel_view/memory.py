@@ -73,7 +73,7 @@ class Store:
         return start + condition, start + target + (target >= condition)
 
     def pose(self, condition: Tensor, target: Tensor) -> Tensor:
-        """Of pictures relative to others, both as indices, shape ``[n, 4]``."""
+        """Return the poses of pictures relative to others, both given by index, shape ``[n, 4]``."""
         return between(self.positions[condition], self.positions[target])
 
     def views(self) -> Views:
@@ -120,7 +120,7 @@ def from_views(views: Views) -> Store:
 
 @dataclass(frozen=True)
 class WorldOptions:
-    """How the embedded world is seen.
+    """Cameras, lights and sizes that the embedded world is rendered with.
 
     Attributes:
         shapes: of each kind, each of proportions of its own.

@@ -1,4 +1,4 @@
-"""Which two views of which object a training step sees: a function of a seed and a running number."""
+"""Draw the two views of an object that a training step sees: a function of a seed and a running number."""
 
 from __future__ import annotations
 

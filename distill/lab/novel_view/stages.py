@@ -29,7 +29,7 @@ WARMUP = 0.02
 
 @dataclass
 class Pace:
-    """How far a stage is, by updates or by seconds, whichever is given.
+    """Progress of a stage, by updates or by seconds, whichever is given.
 
     Attributes:
         updates: of the whole stage, or None.
@@ -99,7 +99,7 @@ def stratified(count: int, power: float, steps: int, generator: torch.Generator)
 
 @dataclass(frozen=True)
 class CodeRecipe:
-    """Of the first stage.
+    """Hyperparameters of the first stage.
 
     Attributes:
         batch: pairs of an update.
@@ -118,7 +118,7 @@ class CodeRecipe:
 
 @dataclass(frozen=True)
 class UNetRecipe:
-    """Of the second stage.
+    """Hyperparameters of the second stage.
 
     Attributes:
         batch: pairs of an update.
@@ -153,7 +153,7 @@ class UNetRecipe:
 
 @dataclass
 class Stage:
-    """What changes while a stage lasts.
+    """State of a stage of training.
 
     Attributes:
         modules: what is trained, by name.
@@ -339,7 +339,7 @@ class averaged:  # noqa: N801
 
 @torch.no_grad()
 def drafts_right(turn: Turn, draft: nn.Module, seen: Seen, pairs: Tensor) -> dict[str, Tensor]:
-    """Whether a draft is most like the true thumbnail that was asked for, among all of the object's.
+    """Measure whether a draft is most like the true thumbnail that was asked for, among all of the object's.
 
     Args:
         turn: with the code.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Control:
-    """How a family's ControlNets are loaded and called.
+    """Functions that load and call a family's ControlNets.
 
     Attributes:
         network: their class.

@@ -23,7 +23,7 @@ FREQUENCIES = (48, 40, 32, 16, 16, 8, 8)
 
 @dataclass(frozen=True)
 class TurnOptions:
-    """What is made of the code; all of it is saved beside the weights.
+    """Conditioning that is made of the code; all of it is saved with the weights.
 
     Attributes:
         tokens: that the UNet attends to, made of the code; 0 leaves the picture's one token (``PoseToken``).
@@ -152,7 +152,7 @@ class Draft(nn.Module):
 
 @dataclass(frozen=True)
 class Told:
-    """What a UNet is told of the code; each may be None.
+    """Conditioning of a UNet by the code; each may be None.
 
     Attributes:
         tokens: shape ``[batch, tokens, width]``.

@@ -67,7 +67,7 @@ class Encoder:
 
     @property
     def map_widths(self) -> tuple[int, ...]:
-        """Of each layer of the maps."""
+        """Width of each layer of the maps."""
         return tuple(map(self.width_of, self.layers))
 
     @property

@@ -283,7 +283,7 @@ def widen(unet: UNet2DConditionModel, draft: bool = False) -> Any:
 
 
 def draw_dropout(batch: int, generator: torch.Generator, share: float = DROPOUT) -> tuple[Tensor, Tensor]:
-    """Which samples keep their token and their latent, each of shape ``[batch]``.
+    """Draw which samples keep their token and their latent, each of shape ``[batch]``.
 
     One number u in [0, 1) decides both, as in Zero-1-to-3: the token goes where u < 2 p, the latent where
     p <= u < 3 p; so each way of dropping, the token alone, both, the latent alone, has probability p.

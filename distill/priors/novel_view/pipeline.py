@@ -42,7 +42,7 @@ class Given:
     features: Features
 
     def repeated(self, count: int) -> tuple[Tensor, Features]:
-        """For a batch of views, a multiple of the number of pictures; all of them in turn."""
+        """Repeat the pictures in turn for a batch of views, a multiple of their number."""
         times = count // len(self.latent)
 
         def again(value: Tensor) -> Tensor:
@@ -309,7 +309,7 @@ def conditioning_of(model: NovelView) -> dict[str, nn.Module]:
 
 
 def turn_options(said: Mapping[str, Any], folder: Path) -> TurnOptions | None:
-    """What a folder says of its rotated code, None where it has none.
+    """Read a folder's options of the rotated code, None where it has none.
 
     Raises:
         ValueError: it says something that this version does not know.

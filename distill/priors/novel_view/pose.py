@@ -60,7 +60,7 @@ def between(condition: Tensor, target: Tensor, fourth: str = "distance") -> Tens
 
 
 def differences(pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``relative`` put together: the polar angles' difference, the azimuths', and the fourth number.
+    """Split what ``relative`` put together: the polar angles' difference, the azimuths', and the fourth number.
 
     Args:
         pose: shape ``[batch, 4]``.
