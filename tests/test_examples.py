@@ -39,6 +39,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_loop_from_parts_writes_a_mesh(tmp_path: Path) -> None:
     load("custom_loop").main("a blue chair", tmp_path / "chair.glb", iterations=2, batch=1)
     mesh = trimesh.load(tmp_path / "chair.glb", force="mesh")
+    assert isinstance(mesh, trimesh.Trimesh)
     assert len(mesh.faces) > 100
 
 
