@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from distill.renderers.hashgrid import encode, hash_layout
+    from distill.renderers.image import ImageScene
+    from distill.renderers.nerf import HashGridScene
+    from distill.renderers.volume import render
+
+__all__ = ["HashGridScene", "ImageScene", "available", "encode", "hash_layout", "register", "render"]
 
 if __name__ == "renderers":
     raise ImportError("this folder is distill.renderers; write 'import distill.renderers' instead")

@@ -27,6 +27,7 @@ def test_the_render_is_the_parameters_themselves() -> None:
 def test_gradients_add_up_over_the_cameras_that_share_a_picture() -> None:
     scene = ImageScene(2, 2)
     scene.render(turntable(3), 2, 2).rgb.sum().backward()
+    assert scene.image.grad is not None
     assert torch.equal(scene.image.grad, torch.full((1, 2, 2, 3), 3.0))
 
 
@@ -55,7 +56,7 @@ def test_every_parameter_is_in_a_group() -> None:
 
 def test_bad_options_are_refused() -> None:
     with pytest.raises(ValueError, match="expected init"):
-        ImageScene(2, 2, init="black")
+        ImageScene(2, 2, init="black")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 1"):
         ImageScene(0, 2)
 

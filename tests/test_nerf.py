@@ -394,7 +394,8 @@ def test_exponential_density_is_bounded_but_its_gradient_does_not_vanish() -> No
     density = scene.density(torch.zeros(1, 3))
     assert density.item() == pytest.approx(math.exp(15), rel=1e-5)
     density.backward()
-    assert scene.mlp[-1].bias.grad[0] == pytest.approx(math.exp(15), rel=1e-5)
+    last: Any = scene.mlp[-1]
+    assert last.bias.grad[0] == pytest.approx(math.exp(15), rel=1e-5)
 
 
 def test_levels_open_one_by_one() -> None:

@@ -16,7 +16,10 @@ from typing import Any
 import torch
 
 from distill.cameras import turntable
-from distill.renderers import HashGridScene, encode, hash_layout, render
+from distill.contracts import Step
+from distill.loop import make_optimiser
+from distill.renderers.hashgrid import encode, hash_layout
+from distill.renderers.nerf import HashGridScene
 
 
 def seconds(action: Callable[[], object], device: torch.device) -> float:
@@ -62,15 +65,15 @@ def time_rendering(repeats: int, device: torch.device) -> tuple[float, float]:
     """Median seconds of four 64 x 64 pictures forward and backward, and the share of pixels that are hit."""
     scene = HashGridScene(blob_scale=25.0, blob_radius=0.75).to(device)
     generator = torch.Generator().manual_seed(0)
-    scene.update(0, 0.0, generator)
+    scene.update(Step(), make_optimiser(scene), generator)
     cameras = turntable(4).to(device)
 
     def step() -> None:
-        render(scene, cameras, 64, 64, generator=generator).rgb.square().mean().backward()
+        scene.render(cameras, 64, 64, generator=generator).rgb.square().mean().backward()
 
     step()
     with torch.no_grad():
-        hit = (render(scene, cameras, 64, 64).opacity > 0.5).float().mean().item()
+        hit = (scene.render(cameras, 64, 64).opacity > 0.5).float().mean().item()
     return statistics.median(seconds(step, device) for _ in range(repeats)), hit
 
 
