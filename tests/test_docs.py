@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hydra.utils import instantiate
@@ -60,9 +62,20 @@ def test_every_module_that_is_run_is_there(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_python_can_be_read(page: Path) -> None:
+def test_python_imports_what_is_there(page: Path) -> None:
+    missing = []
     for code in blocks(page, "python"):
-        compile(code, page.name, "exec")
+        for node in ast.walk(ast.parse(code, page.name)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("distill"):
+                module = importlib.import_module(str(node.module))
+                names = [each.name for each in node.names]
+                missing += [name for name in names if not (hasattr(module, name) or is_module(module, name))]
+    assert missing == []
+
+
+def is_module(package: ModuleType, name: str) -> bool:
+    """Return whether a package has a module of that name."""
+    return importlib.util.find_spec(f"{package.__name__}.{name}") is not None
 
 
 def anchors(page: Path) -> set[str]:

@@ -117,28 +117,8 @@ def load_prior(
     source = find(name)
     folder = source.folder
     family, index = family_of(folder)
-    weighting = [f"compel {weighted.version()}"] if prompt_weighting else []
-    if prompt_weighting and family.weighted is None:
-        known = ", ".join(sorted(kind for kind, each in FAMILIES.items() if each.weighted))
-        raise ValueError(
-            f"prior_options.prompt_weighting works with {known}, and not with a {family.network} of another kind"
-        )
-    try:
-        network = _component(folder, family.component, family.network, dtype)
-        vae = (
-            _component(folder, "vae", index["vae"][1], _vae_dtype(folder, dtype)) if "vae" in index else None
-        )
-        scheduler = read_scheduler(folder, index)
-    except (OSError, ValueError) as error:
-        if old := pickled(folder):
-            raise ValueError(
-                f"the prior in {folder} has pickled weights ({old[0].relative_to(folder)}), and only safetensors are read; "
-                f"convert them: python -m distill.convert {folder}"
-            ) from error
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"could not load the prior in {folder} (safetensors in the diffusers layout): {reason}"
-        ) from error
+    weighting = weighting_of(family) if prompt_weighting else []
+    network, vae, scheduler = _parts(folder, family, index, dtype)
     for module in (network, vae):
         if module is not None:
             module.to(device).eval().requires_grad_(False)
@@ -172,6 +152,47 @@ def load_prior(
     return DiffusionPrior(
         network, space, text, family, schedule, device, dtype, source, tuple(files), control
     )
+
+
+def weighting_of(family: Family) -> list[str]:
+    """Return what weights a family's prompts, with its version: a part of cached embeddings' identity.
+
+    Raises:
+        ValueError: the family's prompts cannot be weighted, or compel is not installed.
+    """
+    found = [f"compel {weighted.version()}"]
+    if family.weighted is None:
+        known = ", ".join(sorted(kind for kind, each in FAMILIES.items() if each.weighted))
+        raise ValueError(
+            f"prior_options.prompt_weighting works with {known}, and not with a {family.network} of another kind"
+        )
+    return found
+
+
+def _parts(
+    folder: Path, family: Family, index: dict[str, Any], dtype: torch.dtype
+) -> tuple[ModelMixin, AutoencoderKL | None, SchedulerMixin]:
+    """Load the network, the VAE if there is one, and the scheduler.
+
+    Raises:
+        ValueError: the folder has pickled weights, or cannot be read.
+    """
+    try:
+        network = _component(folder, family.component, family.network, dtype)
+        vae = (
+            _component(folder, "vae", index["vae"][1], _vae_dtype(folder, dtype)) if "vae" in index else None
+        )
+        return network, vae, read_scheduler(folder, index)
+    except (OSError, ValueError) as error:
+        if old := pickled(folder):
+            raise ValueError(
+                f"the prior in {folder} has pickled weights ({old[0].relative_to(folder)}), and only safetensors are read; "
+                f"convert them: python -m distill.convert {folder}"
+            ) from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"could not load the prior in {folder} (safetensors in the diffusers layout): {reason}"
+        ) from error
 
 
 def checkpoint(vae: AutoencoderKL) -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from hydra.utils import get_object
@@ -83,7 +83,7 @@ def compare(
     seeds: Sequence[int] = (0, 1),
     *,
     output_dir: str | Path,
-    prior: Prior | Callable[[str], Prior] | None = None,
+    prior: Prior | PriorOf | None = None,
     iterations: int = 400,
     budget: str = "steps",
     measure_every: int = 50,
@@ -162,13 +162,21 @@ def compare(
     return write_report(root, [json.loads(path.read_text()) for path in found])
 
 
-def counting(prior: Prior | Callable[[str], Prior] | None, device: torch.device) -> Callable[[str], Counted]:
+class PriorOf(Protocol):
+    """A function that makes the prior of a prompt; cells record its name."""
+
+    __name__: str
+
+    def __call__(self, prompt: str, /) -> Prior: ...
+
+
+def counting(prior: Prior | PriorOf | None, device: torch.device) -> Callable[[str], Counted]:
     """Return what gives the prior of a prompt's cells, its calls counted; the same for all where one is shared."""
-    if callable(prior):
-        make = prior
-        return lambda prompt: Counted(make(prompt))
-    shared = Counted(prior or load_prior(device=device))
-    return lambda prompt: shared
+    if prior is None or isinstance(prior, Prior):
+        shared = Counted(prior or load_prior(device=device))
+        return lambda prompt: shared
+    make = prior
+    return lambda prompt: Counted(make(prompt))
 
 
 def check_measurable(config: DictConfig) -> None:
@@ -199,11 +207,11 @@ def measure_costs(root: Path, settings: Mapping[str, Mapping[str, Any]], prompt:
         write_atomic(path, json.dumps(known, indent=2) + "\n")
 
 
-def prior_name(prior: Prior | Callable[[str], Prior] | None) -> str:
+def prior_name(prior: Prior | PriorOf | None) -> str:
     """Return what a comparison's cells record of their prior."""
     if prior is None:
         return "embedded"
-    return getattr(prior, "__name__", "") if callable(prior) else prior.name
+    return prior.name if isinstance(prior, Prior) else prior.__name__
 
 
 def finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
