@@ -296,9 +296,7 @@ def see(job: Job, now: Step, cameras: Cameras) -> Seen:
     t = send(drawn.repeat_interleave(prior.views), prior.device)
     noise = send(torch.randn(x.shape, generator=g), x.device).to(x)
     uniform = send(torch.rand(objects, generator=g).repeat_interleave(prior.views), prior.device)
-    cond = job.condition(cameras, replace(now, uniform=uniform), render)
-    if cond.cameras is cameras:
-        cond = replace(cond, cameras=there)
+    cond = replace(job.condition(cameras, replace(now, uniform=uniform), render), cameras=there)
     with torch.no_grad():
         grad = job.guidance(prior, x.detach(), cond, t, noise)
 
