@@ -201,7 +201,7 @@ def _backward_kernel(features: int) -> wp.Kernel:
 
 
 @lru_cache(maxsize=8)
-def _levels(layout: Layout, device: str) -> wp.array:
+def grid_levels(layout: Layout, device: str) -> wp.array:
     """The layout as an array of structs; for a hashed level the strides are the hash's primes."""
     table = []
     for level in layout.levels:
@@ -268,7 +268,7 @@ def _rows(out: Tensor, layout: Layout) -> wp.array:
 
 
 def _arrays(points: Tensor, params: Tensor, layout: Layout) -> list[wp.array]:
-    levels = _levels(layout, str(params.device))
+    levels = grid_levels(layout, str(params.device))
     return [_warp.view(points, wp.vec3), _entries(params, layout), levels]
 
 

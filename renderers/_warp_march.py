@@ -118,6 +118,7 @@ def scatter(
     counts: wp.array(dtype=wp.int32),
     ends: wp.array(dtype=wp.int64),
     step: float,
+    opacity: wp.array(dtype=wp.float32),
     weights: wp.array(dtype=wp.float32),
     grad_sums: wp.array2d(dtype=wp.float32),
     grad_opacity: wp.array(dtype=wp.float32),
@@ -129,7 +130,6 @@ def scatter(
     channels = values.shape[1]
     end = wp.int32(ends[r])
     begin = end - counts[r]
-    depth = wp.float32(0.0)
     # With q_i = dL/dw_i:  dL/d(density_i step) = q_i T_{i+1} - sum_{j>i} q_j w_j, so first q, then
     # back to front.
     for i in range(begin, end):
@@ -138,14 +138,14 @@ def scatter(
             q += grad_sums[r, c] * values[i, c]
             grad_values[i, c] = grad_sums[r, c] * weights[i]
         grad_density[i] = q
-        depth += density[i] * step
     later = wp.float32(0.0)
+    through = 1.0 - opacity[r]
     for n in range(end - begin):
         i = end - 1 - n
         q = grad_density[i]
-        grad_density[i] = (q * wp.exp(-depth) - later) * step
+        grad_density[i] = (q * through - later) * step
         later += q * weights[i]
-        depth -= density[i] * step
+        through += weights[i]
 
 
 def march_rays(
@@ -209,7 +209,7 @@ class Composite(torch.autograd.Function):
         density, values = density.contiguous(), values.contiguous()
         sums = values.new_zeros(len(counts), values.shape[1])
         opacity, weights = values.new_zeros(len(counts)), torch.empty_like(density)
-        ctx.save_for_backward(density, values, counts, weights)
+        ctx.save_for_backward(density, values, counts, opacity, weights)
         ctx.step = step
         if len(density):
             outputs = [_warp.view(x, wp.float32) for x in (sums, opacity, weights)]
@@ -223,10 +223,16 @@ class Composite(torch.autograd.Function):
     def backward(
         ctx: Any, grad_sums: Tensor, grad_opacity: Tensor, grad_weights: Tensor
     ) -> tuple[Tensor, Tensor, None, None]:
-        density, values, counts, weights = ctx.saved_tensors
+        density, values, counts, opacity, weights = ctx.saved_tensors
         grad_density, grad_values = torch.empty_like(density), torch.empty_like(values)
         if len(density):
-            given = [weights, grad_sums.contiguous(), grad_opacity.contiguous(), grad_weights.contiguous()]
+            given = [
+                opacity,
+                weights,
+                grad_sums.contiguous(),
+                grad_opacity.contiguous(),
+                grad_weights.contiguous(),
+            ]
             arrays = [_warp.view(x, wp.float32) for x in (*given, grad_density, grad_values)]
             _warp.launch(
                 scatter, len(counts), [*_inputs(density, values, counts, ctx.step), *arrays], values.device

@@ -17,7 +17,7 @@ from distill.renderers.layout import PRIMES, Layout, Level, hash_layout
 
 __all__ = ["BACKENDS", "Layout", "choose_backend", "encode", "hash_layout"]
 
-BACKENDS = ("auto", "torch", "warp", "tinycudann")
+BACKENDS = ("auto", "fused", "torch", "warp", "tinycudann")
 
 
 def encode(
@@ -31,7 +31,8 @@ def encode(
         layout: how ``params`` is divided.
         backend: ``torch`` works everywhere and can be differentiated twice; ``warp`` is fused and once
             differentiable, on CPU (all threads) and CUDA, in single precision; ``tinycudann`` needs CUDA and
-            that package. ``auto`` is ``warp`` for single precision where it is installed, else ``torch``.
+            that package. ``auto`` is ``warp`` for single precision where it is installed, else ``torch``;
+            ``fused``, which a scene evaluates with its network in one kernel, is ``auto`` here.
         active_levels: only this many of the coarsest levels; the rest of the features are 0.
 
     Returns:
@@ -67,7 +68,7 @@ def choose_backend(backend: str, params: Tensor) -> str:
     """Resolve ``auto``, and refuse what cannot work for these parameters."""
     if backend not in BACKENDS:
         raise ValueError(f"expected backend in {', '.join(BACKENDS)}; got {backend!r}")
-    if backend == "auto":
+    if backend in ("auto", "fused"):
         fits = params.dtype == torch.float32 and params.device.type in ("cpu", "cuda")
         return "warp" if fits and has_warp() else "torch"
     if backend == "warp" and params.dtype != torch.float32:

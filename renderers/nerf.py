@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distill.cameras import Cameras
 from distill.contracts import Field, Group, Render, Step, Writer
 from distill.domains import Count, Fraction, Length, NotNegative, Positive, Range
-from distill.renderers.hashgrid import choose_backend, encode
+from distill.renderers.hashgrid import choose_backend, encode, has_warp
 from distill.renderers.layout import hash_layout
 from distill.renderers.occupancy import occupancy_grid, update_occupancy
 from distill.renderers.volume import PENALTIES, render
@@ -37,6 +37,8 @@ class _TruncatedExp(torch.autograd.Function):
         return grad * y
 
 
+#: Most features, and most hidden units, of the fused kernel: a point's are in registers or in the nearest cache.
+MAX_FUSED = 128
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": nn.functional.softplus,
     "exp": _TruncatedExp.apply,
@@ -82,7 +84,8 @@ class HashGridScene(nn.Module):
         occupancy_every: training steps between updates of the occupancy.
         progressive_levels: ``(start, until)``: begin with ``start`` levels, and add the rest one by one up to
             progress ``until``; None has all from the start.
-        backend: of the encoding, see ``hashgrid.encode``.
+        backend: ``fused`` evaluates the grid, the network and the activations in one Warp kernel, in single precision, for
+            one hidden layer; others are the encoding's alone, see ``hashgrid.encode``. ``auto`` is ``fused`` where it fits.
         encoding_lr: learning rate of the hash grid, peak.
         mlp_lr: learning rate of the network, peak.
         background_lr: learning rate of a learned background, peak.
@@ -120,7 +123,7 @@ class HashGridScene(nn.Module):
         occupancy_threshold: Fraction = 0.01,
         occupancy_every: Count = 16,
         progressive_levels: tuple[Count, Annotated[float, Range(0, 1, above=True)]] | None = None,
-        backend: Literal["auto", "torch", "warp", "tinycudann"] = "auto",
+        backend: Literal["auto", "fused", "torch", "warp", "tinycudann"] = "auto",
         encoding_lr: NotNegative = 0.01,
         mlp_lr: NotNegative = 0.01,
         background_lr: NotNegative = 0.001,
@@ -134,11 +137,17 @@ class HashGridScene(nn.Module):
             torch.empty(self.layout.num_params).uniform_(-1e-4, 1e-4, generator=generator)
         )
         choose_backend(backend, self.grid)
+        self.fusible = hidden_layers == 1 and max(hidden_width, self.layout.width) <= MAX_FUSED
+        if backend == "fused" and not (self.fusible and has_warp()):
+            raise ValueError(
+                f"backend 'fused' expects Warp, one hidden layer, and at most {MAX_FUSED} features and hidden units; got "
+                f"{hidden_layers} layers of {hidden_width} and {self.layout.width} features; use backend 'auto'"
+            )
         self.mlp = _mlp([self.layout.width, *[hidden_width] * hidden_layers, 4], generator)
         self.background = background if isinstance(background, str) else tuple(background)
         self.background_mlp = _mlp([15, 16, 3], generator) if background == "learned" else None
         self.blob_scale, self.blob_radius = blob_scale, blob_radius
-        self.density_activation = ACTIVATIONS[density_activation]
+        self.density_activation = density_activation
         self.step_size = 2 * math.sqrt(3) / march_steps
         self.occupancy_threshold, self.occupancy_every = occupancy_threshold, occupancy_every
         self.progressive_levels = progressive_levels
@@ -209,12 +218,32 @@ class HashGridScene(nn.Module):
 
     def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Density per scene unit, ``[n]``, and albedo in [0, 1], ``[n, 3]``, at points ``[n, 3]``."""
+        if self._fits(points):
+            return self._evaluate(points)
         raw, colour = self._network(points).split([1, 3], dim=1)
         return self._density(points, raw), torch.sigmoid(colour)
 
     def density(self, points: Tensor) -> Tensor:
         """Density alone, shape ``[n]``."""
+        if self._fits(points):
+            return self._evaluate(points)[0]
         return self._density(points, self._network(points)[:, :1])
+
+    def _fits(self, points: Tensor) -> bool:
+        """Whether one kernel evaluates the field here; it has no gradient to the points."""
+        if self.backend not in ("auto", "fused") or not self.fusible or points.requires_grad:
+            return False
+        return choose_backend(self.backend, self.grid) == "warp"
+
+    def _evaluate(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        from distill.renderers._warp_field import evaluate_warp
+
+        first, _, last = self.mlp
+        network = (first.weight, first.bias, last.weight, last.bias)
+        blob = (self.blob_scale, self.blob_radius)
+        return evaluate_warp(
+            points, self.grid, network, self.layout, self._active, self.density_activation, blob
+        )
 
     def _network(self, points: Tensor) -> Tensor:
         unit = torch.add(0.5, points, alpha=0.5)
@@ -223,7 +252,7 @@ class HashGridScene(nn.Module):
 
     def _density(self, points: Tensor, raw: Tensor) -> Tensor:
         blob = self.blob_scale - (self.blob_scale / self.blob_radius) * points.norm(dim=1)
-        return self.density_activation(raw[:, 0] + blob)
+        return ACTIVATIONS[self.density_activation](raw[:, 0] + blob)
 
     def backdrop(self, directions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Colour behind the scene, shape ``[batch, height, width, 3]`` or broadcasting to it.

@@ -221,10 +221,10 @@ def test_the_doctor_says_what_is_wrong(
 def test_the_doctor_tells_what_does_not_fit_from_what_might_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    config = compose_config([f"prior={published(tmp_path)}", "prompt=a mug", "render.size=512"])
+    config = compose_config([f"prior={published(tmp_path)}", "prompt=a mug", "render.size=1024"])
     source = find(config.prior)
     found = cost(config, source, torch.device("cpu"))
-    assert found.first_peak < found.peak / 2
+    assert found.first_peak < found.peak / 1.5
 
     def verdict(room: float) -> tuple[str, bool]:
         monkeypatch.setattr(doctor, "memory", lambda: int(room))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import warp as wp
 
-from distill.renderers import _warp_hashgrid, _warp_march
+from distill.renderers import _warp_field, _warp_hashgrid, _warp_march
 
 #: Ampere's, Hopper's and Blackwell's data centre chips.
 ARCHITECTURES = (80, 90, 100)
@@ -19,6 +19,10 @@ MODULES: dict[str, Callable[[], Any]] = {
     **{f"encode {n}": partial(_warp_hashgrid._forward_kernel, n) for n in (1, 2, 4, 8)},
     **{f"encode back {n}": partial(_warp_hashgrid._backward_kernel, n) for n in (1, 2, 4, 8)},
 }
+for activation in _warp_field.ACTIVATIONS:
+    shape = _warp_field.Shape(levels=12, features=2, hidden=32, activation=activation, lanes=1)
+    MODULES[f"field {activation}"] = partial(_warp_field.forward_kernel, shape)
+    MODULES[f"field back {activation}"] = partial(_warp_field.backward_kernel, shape)
 KERNELS = {"march": 3}
 
 

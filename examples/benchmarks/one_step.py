@@ -12,18 +12,18 @@ from typing import Any, cast
 import torch
 from measuring import Clock, peak_gib, reset_peak
 from omegaconf import OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.contracts import Condition, Step
 from distill.forecast.network import calls_of
 from distill.guidance.terms import predict
-from distill.renderers.hashgrid import encode
+from distill.loop import clip
 from distill.renderers.march import composite, march
 from distill.run.assemble import assemble
 from distill.transfer import send
 
 #: What a render is made of, and the rest of a step, in order.
-RENDER = ("march", "hash grid", "MLP", "composite")
+RENDER = ("march", "field", "composite")
 PARTS = (
     "occupancy", "render", *RENDER, "encode", "prior and loss", "backward", "encode back", "learner", "optimiser",
     "step", "network",
@@ -85,7 +85,7 @@ def measure(config: Any, prior: Any, marcher: str, warm_steps: int, steps: int) 
                 with clock("learner"):
                     learner.learn(prior, x, cond, g)
             with clock("optimiser"):
-                norm = nn.utils.clip_grad_norm_(job.state.parameters(), math.inf).item()
+                norm = clip(job.state.parameters(), 0.0).item()
                 optimiser.step()
         if not math.isfinite(norm):
             raise ValueError(
@@ -146,12 +146,8 @@ def inside(clock: Clock, scene: Any, views: Any, size: int, marcher: str) -> int
     jitter = torch.full((len(origins),), 0.5, device=clock.device)
     with clock("march"):
         samples = march(origins, directions, jitter, scene.occupancy, scene.step_size, marcher)
-    unit = samples.points * 0.5 + 0.5
-    with clock("hash grid"):
-        features = encode(unit, scene.grid, scene.layout, scene.backend)
-    with clock("MLP"):
-        scene.mlp(features)
-    density, colour = scene.query(samples.points)
+    with clock("field"):
+        density, colour = scene.query(samples.points)
     with clock("composite"):
         composite(density, colour, samples, marcher)
     return len(samples.points)

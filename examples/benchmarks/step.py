@@ -45,7 +45,7 @@ COLUMNS = (
 
 
 def usable(device: torch.device, backend: str, marcher: str) -> list[tuple[str, str]]:
-    """Pairs of a hash grid's backend and a marcher; ``all`` is every fast one that runs here.
+    """Pairs of a field's backend and a marcher; ``all`` is every fast one that runs here.
 
     Raises:
         ValueError: one that is asked for cannot run here.
@@ -53,11 +53,17 @@ def usable(device: torch.device, backend: str, marcher: str) -> list[tuple[str, 
     cuda = device.type == "cuda"
     backends, marchers = [backend], [marcher]
     if backend == "all":
-        backends = ["warp", "tinycudann"] if cuda and has_tinycudann() else ["warp"]
+        backends = ["fused", "warp", "tinycudann"] if cuda and has_tinycudann() else ["fused", "warp"]
     if marcher == "all":
         marchers = ["warp", "nerfacc"] if cuda else ["warp"]
     like = torch.empty(0, device=device)
-    return [(choose_backend(b, like), choose_marcher(m, device)) for b, m in product(backends, marchers)]
+    return [(_resolved(b, like), choose_marcher(m, device)) for b, m in product(backends, marchers)]
+
+
+def _resolved(backend: str, like: torch.Tensor) -> str:
+    """What a scene with one hidden layer does; see ``HashGridScene``."""
+    chosen = choose_backend(backend, like)
+    return "fused" if chosen == "warp" and backend in ("auto", "fused") else chosen
 
 
 def has_tinycudann() -> bool:
@@ -83,7 +89,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--guidance", nargs="+", default=["sds"], metavar="LOSS")
     parser.add_argument("--size", nargs="+", type=int, default=[64], metavar="PIXELS", help="as rendered")
-    parser.add_argument("--backend", default="auto", choices=("all", *BACKENDS), help="of the hash grid")
+    parser.add_argument("--backend", default="auto", choices=("all", *BACKENDS), help="of the field")
     parser.add_argument("--marcher", default="auto", choices=("all", *MARCHERS))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch", type=int, help="pictures a step; by default as `distill` has it")
@@ -107,7 +113,7 @@ def parse() -> argparse.Namespace:
 
 
 def cases(options: argparse.Namespace, device: torch.device) -> dict[tuple[str, int, str, str], DictConfig]:
-    """Configurations by loss, pixels, the hash grid's backend and the marcher."""
+    """Configurations by loss, pixels, the field's backend and the marcher."""
     shared = {
         "prompt": options.prompt,
         "device": str(device),
@@ -147,7 +153,7 @@ def main() -> None:
         print(f"a step costs {found['step / network']:.2f} times the network's own passes", flush=True)
         figures = (f"{found[name]:.2f}" if name in found else "" for name in COLUMNS)
         rows.append((loss, str(size), backend, marcher, *figures))
-        report = f"{about}\n\n{table(('loss', 'pixels', 'hash grid', 'marcher', *COLUMNS), rows)}\n"
+        report = f"{about}\n\n{table(('loss', 'pixels', 'field', 'marcher', *COLUMNS), rows)}\n"
         if options.output:
             options.output.write_text(report)
     print(f"\n{report}", end="")
