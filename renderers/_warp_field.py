@@ -44,6 +44,7 @@ class Shape:
     hidden: int
     activation: str
     lanes: int
+    half: bool = False
 
     @property
     def width(self) -> int:
@@ -61,6 +62,7 @@ class Shape:
         return (
             f"constexpr int L = {self.lanes}, K = {self.levels}, F = {self.features}, W = {self.hidden}, N = K * F, "
             f"P = {self.padded}, R = {rows}, ACTIVATION = {ACTIVATIONS.index(self.activation)};"
+            f"using Stored = {'wp::half' if self.half else 'float'};"
         ) + (_SCALAR if self.lanes == 1 else _VECTORS)
 
 
@@ -101,7 +103,8 @@ auto accumulate = [](float* entry, float weight, const float* values) {
 # What both passes begin with. Lambdas, since a snippet is a function's body.
 _COMMON = r"""
 const int n = field.density.shape[0], active = field.active;
-const float *position = field.points.data, *grid = field.entries.data;
+const float* position = field.points.data;
+const Stored* grid = (const Stored*)field.entries.data;
 const float *weight1 = field.weight1.data, *bias1 = field.bias1.data, *weight2 = field.weight2.data, *bias2 = field.bias2.data;
 float *density = field.density.data, *colour = field.colour.data;
 const auto* level = field.levels.data;
@@ -169,9 +172,9 @@ auto locate = [&](int k, Place* index, Lane* weight) {
 auto interpolate = [&](int l, const Place* index, const Lane* weight, float* sum) {
     for (int f = 0; f < F; ++f) sum[f] = 0.0f;
     for (int c = 0; c < 8; ++c) {
-        const float* entry = grid + ((const unsigned*)&index[c])[l];
+        const Stored* entry = grid + ((const unsigned*)&index[c])[l];
         const float w = ((const float*)&weight[c])[l];
-        for (int f = 0; f < F; ++f) sum[f] += w * entry[f];
+        for (int f = 0; f < F; ++f) sum[f] += w * (float)entry[f];
     }
 };
 
@@ -435,7 +438,9 @@ class _Evaluate(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         n, device = len(points), points.device
         density, colour = points.new_empty(n), points.new_empty(n, 3)
-        tensors = (points, entries, weight1, bias1, weight2, bias2, density, colour)
+        # Half precision comes in pairs, since Warp's struct has one type of entries; levels are multiples of 8 entries.
+        stored = entries.half().view(torch.float32) if shape.half else entries
+        tensors = (points, stored, weight1, bias1, weight2, bias2, density, colour)
         ctx.save_for_backward(*tensors)
         ctx.layout, ctx.shape, ctx.options = layout, shape, options
         if n:
@@ -449,13 +454,14 @@ class _Evaluate(torch.autograd.Function):
     def backward(ctx: Any, grad_density: Tensor, grad_colour: Tensor) -> tuple[Tensor | None, ...]:
         points, entries, *network, density, colour = ctx.saved_tensors
         shape, n = ctx.shape, len(points)
+        numbers = len(entries) * (2 if shape.half else 1)
         copies, size = 1, _CHUNK
         if shape.lanes > 1:
             copies, size = (
-                max(1, min(_warp.workers(points.device), -(-n // shape.lanes), _COPIES // len(entries))),
+                max(1, min(_warp.workers(points.device), -(-n // shape.lanes), _COPIES // numbers)),
                 max(n, 1),
             )
-        grad_entries = entries.new_zeros(copies, len(entries))
+        grad_entries = entries.new_zeros(copies, numbers)
         sums = entries.new_zeros(copies, sum(p.numel() for p in network))
         for begin in range(0, n, size):
             part = slice(begin, begin + size)
@@ -517,10 +523,25 @@ def evaluate_warp(
     active: int,
     activation: str,
     blob: tuple[float, float],
+    half: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """See ``field.evaluate``; once differentiable in the entries and the network, single precision."""
+    """Density and colour at points; once differentiable in the entries and the network, in single precision.
+
+    Args:
+        points: in the cube [-1, 1]^3, shape ``[n, 3]``.
+        entries: of the hash grid, shape ``[layout.num_params]``.
+        network: weight and bias of the hidden layer, then of the last.
+        layout: of the grid.
+        active: only this many of the coarsest levels count.
+        activation: of the density.
+        blob: its scale and radius.
+        half: read the entries in half precision; the gradient is that of single precision.
+
+    Returns:
+        Shapes ``[n]`` and ``[n, 3]``.
+    """
     lanes = _LANES if points.device.type == "cpu" else 1
-    shape = Shape(len(layout.levels), layout.features, len(network[1]), activation, lanes)
+    shape = Shape(len(layout.levels), layout.features, len(network[1]), activation, lanes, half)
     points = points.to(entries).contiguous()
     return _Evaluate.apply(
         points,

@@ -86,6 +86,8 @@ class HashGridScene(nn.Module):
             progress ``until``; None has all from the start.
         backend: ``fused`` evaluates the grid, the network and the activations in one Warp kernel, in single precision, for
             one hidden layer; others are the encoding's alone, see ``hashgrid.encode``. ``auto`` is ``fused`` where it fits.
+        precision: in which the hash grid's entries are read, ``float32`` or ``float16``, which halves what a large grid costs
+            in bandwidth; they are trained in float32.
         encoding_lr: learning rate of the hash grid, peak.
         mlp_lr: learning rate of the network, peak.
         background_lr: learning rate of a learned background, peak.
@@ -124,12 +126,15 @@ class HashGridScene(nn.Module):
         occupancy_every: Count = 16,
         progressive_levels: tuple[Count, Annotated[float, Range(0, 1, above=True)]] | None = None,
         backend: Literal["auto", "fused", "torch", "warp", "tinycudann"] = "auto",
+        precision: Literal["float32", "float16"] = "float32",
         encoding_lr: NotNegative = 0.01,
         mlp_lr: NotNegative = 0.01,
         background_lr: NotNegative = 0.001,
         seed: int | torch.Generator = 0,
     ) -> None:
         super().__init__()
+        if precision not in ("float32", "float16"):
+            raise ValueError(f"expected precision float32 or float16, got {precision!r}")
         _check(density_activation, background, progressive_levels, levels)
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         self.layout = hash_layout(levels, features, log2_table_size, base_resolution, finest_resolution)
@@ -151,7 +156,7 @@ class HashGridScene(nn.Module):
         self.step_size = 2 * math.sqrt(3) / march_steps
         self.occupancy_threshold, self.occupancy_every = occupancy_threshold, occupancy_every
         self.progressive_levels = progressive_levels
-        self.backend = backend
+        self.backend, self.half = backend, precision == "float16"
         self.rates = {"encoding": encoding_lr, "mlp": mlp_lr, "background": background_lr}
         start = levels if progressive_levels is None else progressive_levels[0]
         self.register_buffer("active_levels", torch.tensor(start))
@@ -242,12 +247,13 @@ class HashGridScene(nn.Module):
         network = (first.weight, first.bias, last.weight, last.bias)
         blob = (self.blob_scale, self.blob_radius)
         return evaluate_warp(
-            points, self.grid, network, self.layout, self._active, self.density_activation, blob
+            points, self.grid, network, self.layout, self._active, self.density_activation, blob, self.half
         )
 
     def _network(self, points: Tensor) -> Tensor:
         unit = torch.add(0.5, points, alpha=0.5)
-        features = encode(unit, self.grid, self.layout, self.backend, self._active)
+        grid = self.grid + (self.grid.half().to(self.grid) - self.grid).detach() if self.half else self.grid
+        features = encode(unit, grid, self.layout, self.backend, self._active)
         return self.mlp(features)
 
     def _density(self, points: Tensor, raw: Tensor) -> Tensor:

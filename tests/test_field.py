@@ -15,6 +15,8 @@ from distill.renderers.nerf import ACTIVATIONS, MAX_FUSED, HashGridScene
 
 SMALL: dict[str, Any] = {"levels": 5, "log2_table_size": 9, "base_resolution": 4, "finest_resolution": 40}
 
+HALVES = (("fused", "float16"), ("warp", "float16"), ("fused", "float32"))
+
 
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
@@ -96,6 +98,22 @@ def test_values_and_gradients_are_those_of_the_definition(
     # 101 points: whole blocks and a part of one.
     scene = made(density_activation=activation, features=features, hidden_width=12)
     assert_same(run(scene, points_of(101)), definition(scene, points_of(101)))
+
+
+@pytest.mark.parametrize("lanes", ["", "one_lane"])
+@pytest.mark.parametrize("features", [1, 2])
+def test_half_precision_reads_rounded_entries_and_trains_whole_ones(
+    features: int, lanes: str, request: pytest.FixtureRequest
+) -> None:
+    if lanes:
+        request.getfixturevalue(lanes)
+    scene, apart, rounded = (made(name, features=features, precision=p) for name, p in HALVES)
+    with torch.no_grad():
+        rounded.grid.copy_(rounded.grid.half())
+    found, expected = run(scene, points_of(60)), definition(rounded, points_of(60))
+    assert_same(found, expected)
+    assert_same(run(apart, points_of(60)), expected)
+    assert not torch.equal(found[1], run(made(features=features), points_of(60))[1])
 
 
 @pytest.mark.parametrize("hidden", [1, 2, 7, 32])

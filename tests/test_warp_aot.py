@@ -19,10 +19,10 @@ MODULES: dict[str, Callable[[], Any]] = {
     **{f"encode {n}": partial(_warp_hashgrid._forward_kernel, n) for n in (1, 2, 4, 8)},
     **{f"encode back {n}": partial(_warp_hashgrid._backward_kernel, n) for n in (1, 2, 4, 8)},
 }
-for activation in _warp_field.ACTIVATIONS:
-    shape = _warp_field.Shape(levels=12, features=2, hidden=32, activation=activation, lanes=1)
-    MODULES[f"field {activation}"] = partial(_warp_field.forward_kernel, shape)
-    MODULES[f"field back {activation}"] = partial(_warp_field.backward_kernel, shape)
+for half in (False, True):
+    shape = _warp_field.Shape(levels=12, features=2, hidden=32, activation="softplus", lanes=1, half=half)
+    MODULES[f"field{' in half' * half}"] = partial(_warp_field.forward_kernel, shape)
+    MODULES[f"field back{' in half' * half}"] = partial(_warp_field.backward_kernel, shape)
 KERNELS = {"march": 3}
 
 
