@@ -6,15 +6,9 @@ Imports nothing heavy; each name below is loaded when first used.
 from __future__ import annotations
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
 from distill._version import __version__
-
-# Between operators, GNU OpenMP's threads spin for some 20 ms on the cores that the renderer's own threads need; a fifteenth of
-# that still spans the operators of a network. Read when torch is imported; what the user has set stays.
-if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & {*os.environ}:
-    os.environ["GOMP_SPINCOUNT"] = "20000"
 
 if TYPE_CHECKING:
     from distill.asset import Asset

@@ -1,17 +1,20 @@
 """Warp started quietly, and its kernels launched over all CPU threads.
 
 Warp runs a CPU launch on the calling thread and lets go of Python's lock meanwhile, so slices of the work
-launched from several threads run side by side.
+launched from several threads run side by side. The threads are those of torch's operators where these are GNU
+OpenMP's: between operators they spin for some 20 ms, on the cores that other threads would need.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -61,6 +64,21 @@ def load(kernel: wp.Kernel, device: torch.device) -> None:
                 _loaded.add(key)
 
 
+#: What a thread of a parallel region calls.
+_Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@lru_cache(maxsize=1)
+def _openmp() -> Any:
+    """The function that opens a parallel region of GNU OpenMP as torch was linked with; None where it was not."""
+    try:
+        region = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    region.argtypes, region.restype = [_Body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return region
+
+
 @lru_cache(maxsize=1)
 def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="distill-warp")
@@ -81,15 +99,35 @@ def view(tensor: Tensor, dtype: type) -> Any:
 
 
 def in_parallel(task: Callable[[int], None], count: int, device: torch.device) -> None:
-    """Call ``task(0) .. task(count - 1)``: on the CPU each on its own thread, the last on this one."""
+    """Call ``task(0) .. task(count - 1)``: on the CPU side by side, one of them on this thread."""
     if device.type == "cuda":
         with wp.ScopedStream(wp.stream_from_torch(torch.cuda.current_stream(device))):
             task(0)
-        return
-    futures = [_pool(count - 1).submit(task, i) for i in range(count - 1)] if count > 1 else []
-    task(count - 1)
-    for future in futures:
-        future.result()
+    elif count == 1:
+        task(0)
+    elif _openmp() is not None:
+        _in_region(task, count)
+    else:
+        futures = [_pool(count - 1).submit(task, i) for i in range(count - 1)]
+        task(count - 1)
+        for future in futures:
+            future.result()
+
+
+def _in_region(task: Callable[[int], None], count: int) -> None:
+    numbers, errors = iter(range(count)), list[BaseException]()
+
+    def body(_: int | None) -> None:
+        # There may be fewer threads than tasks: each takes the next one.
+        try:
+            for number in numbers:
+                task(number)
+        except BaseException as error:  # nothing may leave a thread that C started
+            errors.append(error)
+
+    _openmp()(_Body(body), None, count, 0)
+    if errors:
+        raise errors[0]
 
 
 def launch(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.renderers import _warp_field, hashgrid
+from distill.renderers import _warp, _warp_field, hashgrid
 from distill.renderers.nerf import ACTIVATIONS, MAX_FUSED, HashGridScene
 
 SMALL: dict[str, Any] = {"levels": 5, "log2_table_size": 9, "base_resolution": 4, "finest_resolution": 40}
@@ -247,3 +247,35 @@ def test_cuda_agrees_with_the_definition(activation: str, features: int) -> None
     exact = definition(scene, points_of(5000))
     found = run(scene.cuda(), points_of(5000).cuda())
     assert_same([value.cpu() for value in found], exact)
+
+
+# Slices side by side
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+def test_every_slice_is_done_once_whatever_runs_it(openmp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not openmp:
+        monkeypatch.setattr(_warp, "_openmp", lambda: None)
+    for count in (1, 2, 7):
+        done: list[int] = []
+        _warp.in_parallel(done.append, count, torch.device("cpu"))
+        assert sorted(done) == list(range(count))
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+def test_an_error_in_a_slice_comes_out(openmp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not openmp:
+        monkeypatch.setattr(_warp, "_openmp", lambda: None)
+
+    def task(number: int) -> None:
+        if number == 1:
+            raise KeyError("slice 1")
+
+    with pytest.raises(KeyError, match="slice 1"):
+        _warp.in_parallel(task, 3, torch.device("cpu"))
+
+
+def test_the_threads_do_not_change_the_bits(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    first = run(made(), points_of(500))
+    monkeypatch.setattr(_warp, "_openmp", lambda: None)
+    assert all(torch.equal(a, b) for a, b in zip(first, run(made(), points_of(500)), strict=True))
