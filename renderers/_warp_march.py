@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import warp as wp
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from distill.renderers import _warp
 
@@ -151,7 +152,7 @@ def scatter(
 def march_rays(
     origins: Tensor, directions: Tensor, jitter: Tensor, occupied: Tensor, step: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Samples in occupied cells, packed; see ``march.march``.
+    """Samples in occupied cells, shape ``[1, x, y, z]``, packed; see ``march.march``.
 
     Returns:
         Ray of each sample ``[m]``, distance ``[m]``, point ``[m, 3]``, and samples of each ray ``[r]``.
@@ -163,7 +164,7 @@ def march_rays(
         _warp.view(origins.contiguous(), wp.vec3),
         _warp.view(directions.contiguous(), wp.vec3),
         _warp.view(jitter.contiguous(), wp.float32),
-        _warp.view(occupied.contiguous().view(torch.uint8), wp.uint8),
+        _warp.view(occupied[0].contiguous().view(torch.uint8), wp.uint8),
         wp.vec3(*low),
         wp.vec3(*high),
         step,
@@ -185,8 +186,23 @@ def march_rays(
     return ray, distance, points, counts
 
 
+#: Boxes of grids, with the version of the grid that each is of: on a GPU finding one waits for the device, and a grid stays for
+#: many steps.
+_boxes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
 def _bounds(occupied: Tensor) -> tuple[list[float], list[float]]:
     """The box around the occupied cells, a little larger; low and high corners in the cube."""
+    if occupied.is_inference():  # has no version
+        return _box(occupied[0])
+    version, box = _boxes.get(occupied, (-1, ([], [])))
+    if version != occupied._version:
+        box = _box(occupied[0])
+        _boxes[occupied] = occupied._version, box
+    return box
+
+
+def _box(occupied: Tensor) -> tuple[list[float], list[float]]:
     # Which planes across each axis hold a cell, in one transfer: each would wait for the device.
     planes = torch.stack(
         [occupied.flatten(1).any(1), occupied.movedim(1, 0).flatten(1).any(1), occupied.flatten(0, 1).any(0)]

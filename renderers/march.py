@@ -84,7 +84,7 @@ def march(
     if choose_marcher(marcher, origins.device) == "warp":
         from distill.renderers._warp_march import march_rays
 
-        return Samples(*march_rays(origins, directions, jitter, grid.binaries[0], step), step=step)
+        return Samples(*march_rays(origins, directions, jitter, grid.binaries, step), step=step)
     return _march_nerfacc(origins, directions, jitter, grid, step)
 
 

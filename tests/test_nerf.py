@@ -527,3 +527,26 @@ def test_cuda_marchers_agree_with_the_cpu(marcher: str) -> None:
     scene.cuda()
     picture = render(scene, camera, 32, 32, marcher=marcher)
     assert (picture.rgb.cpu() - expected.rgb).abs().max() < 0.02
+
+
+def test_the_box_around_what_is_occupied_follows_every_change() -> None:
+    grid = occupancy_grid(8)
+    origins, directions = (part.view(-1, 3) for part in _front().rays(16, 16))
+    jitter = torch.full((len(origins),), 0.5)
+
+    def count() -> int:
+        return len(march(origins, directions, jitter, grid, 0.05).points)
+
+    whole = count()
+    grid.binaries[:, :4] = False  # in place
+    half = count()
+    assert 0.3 * whole < half < 0.7 * whole
+    grid.binaries = torch.ones_like(grid.binaries)  # another tensor, perhaps in the first one's memory
+    assert count() == whole
+    grid.binaries = torch.zeros_like(grid.binaries)
+    assert count() == 0
+    grid.binaries.fill_(True)
+    assert count() == whole
+    with torch.inference_mode():
+        grid.binaries = torch.ones_like(grid.binaries)
+        assert count() == whole
