@@ -177,13 +177,15 @@ OnStep = Callable[[State, dict[str, float], Render], bool | None]
 def make_optimiser(
     scene: Scene, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-15
 ) -> torch.optim.Optimizer:
-    """Make Adam with one group per kind of parameter, each at the scene's own rate."""
+    """Make Adam with one group per kind of parameter, each at the scene's own rate; on CUDA, one kernel for each group's step."""
     groups = [
         {"params": list(parameters), "lr": rate, "peak_lr": rate}
         for parameters, rate in scene.parameter_groups().values()
         if parameters
     ]
-    return torch.optim.Adam(groups, betas=betas, eps=eps)
+    there = all(p.is_cuda and p.is_floating_point() for group in groups for p in group["params"])
+    # Elsewhere torch's own choice, which a run on the CPU repeats bit for bit.
+    return torch.optim.Adam(groups, betas=betas, eps=eps, fused=True if groups and there else None)
 
 
 @torch.no_grad()
@@ -255,14 +257,21 @@ def step(job: Job, gradients: Gradients | None = None) -> tuple[Seen, dict[str, 
     state.scene.update(now, state.optimiser, g)
     cameras = job.cameras(now.progress, settings.batch, g)
     seen = (gradients or accumulate)(job, now, cameras)
-    norm = nn.utils.clip_grad_norm_(state.parameters(), settings.clip_norm or math.inf)
-    metrics = _measure(state.step, seen, norm)
+    metrics = _measure(state.step, seen, clipped(state.parameters(), settings.clip_norm))
     if math.isfinite(metrics["grad_norm"]):
         move(state, settings, now.progress)
     else:
         state.skipped += 1
     state.step += 1
     return seen, metrics
+
+
+def clipped(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
+    """Scale gradients down to a norm of at most ``largest``, 0 for any; returns the norm that they had, a scalar."""
+    if largest:
+        return nn.utils.clip_grad_norm_(parameters, largest)
+    # With no bound, clipping would multiply every gradient by 1.
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def accumulate(job: Job, now: Step, cameras: Cameras) -> Seen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -106,7 +107,12 @@ class NovelViewPrior:
         return (1 - self._abar(t)).sqrt()
 
     def _abar(self, t: Tensor) -> Tensor:
-        return self.pipeline.scheduler.alphas_cumprod.to(t.device)[t][:, None, None, None]
+        return self._schedule.to(t.device)[t][:, None, None, None]
+
+    @cached_property
+    def _schedule(self) -> Tensor:
+        """The scheduler's, which lies on the CPU, once on the device."""
+        return self.pipeline.scheduler.alphas_cumprod.to(self.device)
 
     @torch.no_grad()
     def predict_noise(
