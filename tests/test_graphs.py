@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -230,3 +232,91 @@ def test_graphs_without_cuda_are_refused_before_anything_is_loaded(monkeypatch: 
     assert compose_config(["prompt=a red mug"]).prior_options.graphs is None
     with pytest.raises(ValueError, match=r"prior_options\.graphs"):
         compose_config(["prompt=a red mug", "prior_options.graphs=maybe"])
+
+
+class Cuda:
+    """Stands for ``torch.cuda``: notes what is done on which stream, and, as torch does, leaves it there if capturing fails."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: bool = False) -> None:
+        self.done: list[str] = []
+        self.now, self.pools, self.fails = "main", 0, fails
+        for name in (
+            "device",
+            "Stream",
+            "current_stream",
+            "stream",
+            "graph",
+            "CUDAGraph",
+            "graph_pool_handle",
+        ):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        yield
+
+    def handle(self, name: str) -> Any:
+        return SimpleNamespace(
+            name=name, wait_stream=lambda other: self.done.append(f"{name} waits for {other.name}")
+        )
+
+    def Stream(self) -> Any:  # noqa: N802, the name is torch's
+        return self.handle("side")
+
+    def current_stream(self) -> Any:
+        return self.handle(self.now)
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before, self.now = self.now, stream.name
+        try:
+            yield
+        finally:
+            self.now = before
+
+    @contextmanager
+    def graph(self, graph: Any, *, pool: int, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        self.done.append(f"begin in pool {pool}, {capture_error_mode}")
+        self.now = stream.name
+        yield
+        if self.fails:
+            self.now = "lost"
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.done.append("end")
+
+    def CUDAGraph(self) -> Any:  # noqa: N802
+        return SimpleNamespace(replay=lambda: self.done.append("replay"))
+
+    def graph_pool_handle(self) -> int:
+        self.pools += 1
+        return self.pools
+
+    def compute(self) -> Tensor:
+        self.done.append(f"compute on {self.now}")
+        return torch.ones(2)
+
+
+def test_cuda_records_on_a_stream_of_its_own_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda(monkeypatch)
+    record = graphs.Recorder(torch.device("cuda"))
+    replay, output = record(cuda.compute)
+    assert cuda.done == [
+        "side waits for main", "compute on side", "compute on side", "main waits for side",
+        "begin in pool 1, thread_local", "compute on side", "end",
+    ]  # fmt: skip
+    assert output.tolist() == [1, 1]
+    replay()
+    assert cuda.done[-1] == "replay" and cuda.now == "main"
+    # All of a prior's graphs share their memory; another prior's have their own.
+    record(cuda.compute)
+    graphs.Recorder(torch.device("cuda"))(cuda.compute)
+    assert [line for line in cuda.done if "pool" in line][1:] == [
+        "begin in pool 1, thread_local", "begin in pool 2, thread_local",
+    ]  # fmt: skip
+
+
+def test_a_failed_recording_leaves_the_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda(monkeypatch, fails=True)
+    with pytest.raises(RuntimeError, match="capturing"):
+        graphs.Recorder(torch.device("cuda"))(cuda.compute)
+    assert cuda.now == "main"

@@ -29,11 +29,12 @@ ROOT = HERE.parents[2]
 IMPORTS = (HERE, HERE.parent, ROOT / "examples" / "embedded", ROOT / "tests")
 #: Seconds that a part may take, by name and in order of value; each is a module's ``run`` or the function after the colon.
 PARTS: Mapping[str, tuple[str, float]] = {
-    "tests": ("checks", 90),
     "profile": ("profiling", 60),
     "diffusers": ("compared", 60),
     "asset": ("asset", 60),
     "quality": ("sixteen", 90),
+    "graph-tests": ("checks:graphs", 60),
+    "tests": ("checks", 90),
     "steps": ("steps", 80),
     "novel-view": ("training:novel_view", 45),
     "vae": ("vae", 30),
