@@ -183,9 +183,10 @@ def make_optimiser(
         for parameters, rate in scene.parameter_groups().values()
         if parameters
     ]
-    there = all(p.is_cuda and p.is_floating_point() for group in groups for p in group["params"])
+    kinds = [parameter for group in scene.parameter_groups().values() for parameter in group.parameters]
     # Elsewhere torch's own choice, which a run on the CPU repeats bit for bit.
-    return torch.optim.Adam(groups, betas=betas, eps=eps, fused=True if groups and there else None)
+    fused = True if kinds and all(p.is_cuda and p.is_floating_point() for p in kinds) else None
+    return torch.optim.Adam(groups, betas=betas, eps=eps, fused=fused)
 
 
 @torch.no_grad()

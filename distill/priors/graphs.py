@@ -97,7 +97,9 @@ class _Seen:
 
     def __init__(self, network: nn.Module) -> None:
         modules = list(network.modules())
-        self.held = [own for m in modules for own in (m._modules, m._parameters, m._buffers) if own]
+        self.held: list[dict[str, Any]] = [
+            own for m in modules for own in (m._modules, m._parameters, m._buffers) if own
+        ]
         self.hooks = [own for m in modules for own in (m._forward_hooks, m._forward_pre_hooks)]
         self.parts = self._parts()
         self.tensors = [part for part in self.parts if isinstance(part, Tensor)]
@@ -105,7 +107,7 @@ class _Seen:
         self.trained = any(tensor.requires_grad for tensor in self.tensors)
 
     def _parts(self) -> list[Any]:
-        return list(chain.from_iterable(map(dict.values, self.held)))
+        return list(chain.from_iterable(own.values() for own in self.held))
 
     def _places(self) -> list[int]:
         return list(map(Tensor.data_ptr, self.tensors))
