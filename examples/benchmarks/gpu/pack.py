@@ -3,7 +3,7 @@
 python examples/benchmarks/gpu/pack.py .gpu
 writes into the folder, from an index:
 
-warp.tar.xz: Warp without its compiler for CPUs and with its own kernels for one kind of GPU alone; in pieces of 7 MiB, which
+warp.tar.xz: Warp without its compiler for CPUs and with its own kernels for one kind of GPU alone; in pieces of 6 MiB, which
 fill several uploads better than a few large ones, and warp.tar.xz.sha256, by which setup.sh tells that all are there.
 site.tar.xz: the other packages of wheels.txt, unpacked.
 code.tar.xz: this repository's last commit without its weights, to unpack where a checkout of it, with them, is.
@@ -178,7 +178,7 @@ def plan(folder: Path, limit: int) -> None:
     files = [*(path for path in first if path.exists()), *sorted(folder.glob("warp.tar.xz.*"))]
     for path in files:
         print(f"{path.stat().st_size / 2**20:6.2f} MiB  {path}")
-    room = limit * 2**20 - tree
+    room = (limit - 1) * 2**20 - tree  # names, modes and whatever else is counted
     print(f"{tree / 2**20:6.2f} MiB  in the checkout; with uploads of {limit} MiB that take it along:")
     for number, names in enumerate(uploads({path.name: path.stat().st_size for path in files}, room)):
         print(f"  upload {number + 1}: {' '.join(names)}")
@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", default=["code", "site", "warp"], choices=("code", "site", "warp")
     )
-    parser.add_argument("--piece", type=int, default=7, help="MiB of each of Warp's pieces")
+    parser.add_argument("--piece", type=int, default=6, help="MiB of each of Warp's pieces")
     parser.add_argument(
         "--upload", type=int, default=64, help="MiB that an upload takes, to print what goes together"
     )
