@@ -271,6 +271,26 @@ def test_weights_that_move_are_read_by_graphs_where_they_lie_now() -> None:
 
 
 @pytest.mark.weights
+def test_novel_views_from_graphs_are_the_plain_ones() -> None:
+    from distill.conditions.picture import EMBEDDED
+    from distill.priors.novel_view.pipeline import NovelViewPipeline
+    from distill.priors.novel_view.prior import NovelViewPrior
+
+    pipeline = NovelViewPipeline.load(EMBEDDED, device=torch.device("cuda"), dtype=torch.float32)
+    size = pipeline.size
+    rgb, camera = _uniform(3, size, size), turntable(1).to("cuda")
+    prior, plain = (NovelViewPrior.of(pipeline, rgb, camera, graphs=graphs) for graphs in (True, False))
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(2, *prior.shape, generator=generator).cuda()
+        t = torch.randint(20, 980, (2,), generator=generator).cuda()
+        cond, cameras = prior.embed(["", "a mug"]), turntable(2, 10.0 * seed).to("cuda")
+        found, expected = (each.predict_noise(x, t, cond, cameras) for each in (prior, plain))
+        assert (found - expected).norm() <= 1e-2 * expected.norm()
+    assert prior.graphs is not None and len(prior.graphs.recorded) == 1
+
+
+@pytest.mark.weights
 def test_a_prediction_that_cannot_be_recorded_is_made_kernel_by_kernel(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

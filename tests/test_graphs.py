@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from test_novelview_pipeline import make as make_pipeline
 from torch import Tensor, nn
 
+from distill.cameras import turntable
 from distill.priors import graphs, load_prior
 from distill.priors.adapter import Student
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.graphs import FIRST, SHAPES, STALE, Graphs, graphs_for
+from distill.priors.novel_view.prior import NovelViewPrior
 from distill.run.assemble import assemble
 from distill.run.compose import compose_config
 
@@ -176,6 +179,26 @@ def test_a_recording_that_fails_is_told_once_and_not_tried_again(
         "kernel by kernel: operation not permitted when stream is capturing; prior_options.graphs=false"
         in (record.getMessage())
     )
+
+
+def test_a_novel_view_priors_predictions_are_its_models_own(tmp_path: Path) -> None:
+    pipeline = make_pipeline(tmp_path, latent=False)
+    generator = torch.Generator().manual_seed(0)
+    plain = NovelViewPrior.of(pipeline, torch.rand(3, 8, 8, generator=generator), turntable(1))
+    assert plain.graphs is None
+    recorded = dataclasses.replace(plain, graphs=Graphs(Recorder()))
+    for number in range(FIRST + 3):
+        x, t = (
+            torch.randn(2, *plain.shape, generator=generator),
+            torch.randint(900, (2,), generator=generator),
+        )
+        # The pose and whether the picture is kept change from call to call, as the timesteps do.
+        cond, cameras = plain.embed(["", "a mug"][:: 1 - 2 * (number % 2)]), turntable(2, 10.0 * number)
+        expected = plain.predict_noise(x, t, cond, cameras)
+        assert torch.equal(recorded.predict_noise(x, t, cond, cameras), expected)
+    graph_of = recorded.graphs
+    assert graph_of is not None and isinstance(graph_of.record, Recorder)
+    assert graph_of.record.replayed == 3
 
 
 def test_graphs_are_few_and_the_unused_ones_go(prior: DiffusionPrior) -> None:
