@@ -66,7 +66,7 @@ def test_every_part_runs_on_the_cpu(scripts: Callable[[str], Any], tmp_path: Pat
 def fake(name: str, scripts: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, code: str) -> Any:
     """A report of parts that are Python code."""
     report = scripts("report")
-    monkeypatch.setattr(report, "describe", lambda device: {"hardware": "H", "about": "A"})
+    monkeypatch.setattr(report, "hardware", lambda device: "H")
     monkeypatch.setattr(report, "PARTS", {"a": ("", 20.0), "slow": ("", 2.0), "b": ("", 20.0)})
     real = report.run_part
 

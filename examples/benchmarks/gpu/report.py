@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,14 @@ def assemble(work: Path, output: Path, state: Mapping[str, Any]) -> None:
     from record import markdown, write
 
     parts = {name: {**state["parts"][name], **read(work / f"{name}.json")} for name in state["parts"]}
-    write(output / "report.json", json.dumps({**state, "parts": parts}, indent=1) + "\n")
+    (name_of_device,) = state["hardware"].values()
+    told = {**state, "hardware": name_of_device, "parts": parts}
+    write(output / "report.json", json.dumps(told, indent=1) + "\n")
     summary = [
         {"part": name, "outcome": part["outcome"], "seconds": part.get("seconds"), "error": part.get("error")}
         for name, part in parts.items()
     ]
-    blocks = [f"# {state['hardware']}", state["about"], markdown(summary)]
+    blocks = [f"# {name_of_device}", state["about"], markdown(summary)]
     for name, part in parts.items():
         blocks.append(f"## {name}")
         blocks += part.get("notes", [])
@@ -110,23 +113,24 @@ def assemble(work: Path, output: Path, state: Mapping[str, Any]) -> None:
     write(output / "log.txt", "\n".join(logs))
 
 
-def describe(device: str) -> dict[str, str]:
-    """What computes, in words; asked of a process, so that this one holds no memory of the GPU."""
-    from importlib.metadata import PackageNotFoundError, version
-
+def hardware(device: str) -> str:
+    """The device's name; asked of a process, so that this one holds no memory of the GPU."""
     asked = f"import torch; from measuring import hardware; print(hardware(torch.device({device!r})))"
     done = subprocess.run(
         [sys.executable, "-c", asked], env=environment(device), capture_output=True, text=True, check=False
     )
-    hardware = done.stdout.strip() or "unknown hardware"
-    versions = []
+    return done.stdout.strip() or "unknown hardware"
+
+
+def versions() -> str:
+    """Of Python and of what the parts use, as it is installed now."""
+    found = []
     for name in ("distill3d", "torch", "diffusers", "transformers", "warp-lang", "nerfacc", "numpy"):
         try:
-            versions.append(f"{name} {version(name)}")
+            found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
-            versions.append(f"no {name}")
-    about = f"Python {platform.python_version()}, {os.cpu_count()} CPU cores; {', '.join(versions)}"
-    return {"hardware": hardware, "about": about}
+            found.append(f"no {name}")
+    return f"Python {platform.python_version()}, {os.cpu_count()} CPU cores; {', '.join(found)}"
 
 
 def report(names: Sequence[str], output: Path, work: Path, device: str, dry: bool, seconds: float) -> bool:
@@ -134,7 +138,9 @@ def report(names: Sequence[str], output: Path, work: Path, device: str, dry: boo
     sys.path[:0] = [str(path) for path in IMPORTS if str(path) not in sys.path]
     output.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)
-    state: dict[str, Any] = {"parts": {}, **read(work / "state.json"), **describe(device)}
+    state: dict[str, Any] = {"parts": {}, **read(work / "state.json"), "about": versions()}
+    if device not in state.get("hardware", {}):  # asking takes seconds
+        state["hardware"] = {device: hardware(device)}
     end = time.perf_counter() + seconds
     left_over = [name for name in names if state["parts"].get(name, {}).get("outcome") != "finished"]
     if dry and left_over:
