@@ -17,8 +17,8 @@ test: $(READY)  ## set up, then run all tests
 	 else echo "npm is not here: the Khronos glTF validator's test will be skipped"; fi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-gpu-report:  ## what a GPU does with this library, in minutes, into build/gpu-report; DRY=1 tries it on the CPU
-	$(GPU_PYTHON) examples/benchmarks/gpu/report.py --output $(or $(OUTPUT),build/gpu-report$(if $(DRY),-dry)) $(if $(DRY),--dry)
+gpu-report:  ## what a GPU does with this library, in minutes, into build/gpu-report; DRY=1 tries it on the CPU, PARTS="a b" runs these
+	$(GPU_PYTHON) examples/benchmarks/gpu/report.py --output $(or $(OUTPUT),build/gpu-report$(if $(DRY),-dry)) $(if $(DRY),--dry) $(if $(PARTS),--parts $(PARTS))
 
 gpu-train:  ## train what ships on a GPU: WHAT=prior or novel_view, MINUTES=8; run again to go on
 	$(GPU_PYTHON) examples/benchmarks/gpu/train.py $(WHAT) --minutes $(or $(MINUTES),8)

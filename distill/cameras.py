@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -86,20 +87,23 @@ class Cameras:
         Returns:
             Origins and unit directions in world space, each of shape ``[batch, height, width, 3]``.
         """
-        device, dtype = self.c2w.device, self.c2w.dtype
         half = torch.tan(torch.deg2rad(self.fov_y_deg) / 2)[:, None, None]
-        y = (1 - (torch.arange(height, device=device, dtype=dtype) + 0.5) * 2 / height)[None, :, None] * half
-        x = (
-            ((torch.arange(width, device=device, dtype=dtype) + 0.5) * 2 / width - 1)[None, None, :]
-            * half
-            * (width / height)
-        )
+        rows, columns = _centres(height, width, self.c2w.device, self.c2w.dtype)
+        y, x = rows * half, columns * half * (width / height)
         x, y = torch.broadcast_tensors(x, y)
         local = torch.stack([x, y, -torch.ones_like(x)], dim=-1)
         directions = torch.einsum("bij,bhwj->bhwi", self.c2w[:, :3, :3], local)
         directions = torch.nn.functional.normalize(directions, dim=-1)
         origins = self.c2w[:, None, None, :3, 3].expand_as(directions)
         return origins.contiguous(), directions
+
+
+@lru_cache(maxsize=16)
+def _centres(height: int, width: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Where the centres of pixels are in [-1, 1], from the top and from the left: ``[1, height, 1]``, ``[1, 1, width]``."""
+    rows = 1 - (torch.arange(height, device=device, dtype=dtype) + 0.5) * 2 / height
+    columns = (torch.arange(width, device=device, dtype=dtype) + 0.5) * 2 / width - 1
+    return rows[None, :, None], columns[None, None, :]
 
 
 def orbit(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.cameras import Cameras
+from distill.transfer import send
 
 #: Named tensors that condition a network, the batch dimension first: what text encoders make of prompts.
 Embedding = Mapping[str, Tensor]
@@ -50,7 +51,8 @@ class Condition:
         cameras: where the pictures were taken from.
         step: where in training the step is.
         source_x: pictures of what is edited, in the prior's space.
-        away: Perp-Neg's weights of ``away_0`` and ``away_1``, at most 0, shape ``[batch, 2]``.
+        away: Perp-Neg's weights of ``away_0`` and ``away_1``, at most 0, shape ``[batch, 2]``; on the CPU, so that which
+            pictures are changed is known without waiting for the device.
     """
 
     prompts: Mapping[str, Embedding]
@@ -138,7 +140,7 @@ class Render:
     def joined(parts: Sequence[Render]) -> Render:
         """Several batches as one; the penalties are means over pictures."""
         counts = torch.tensor([len(part.rgb) for part in parts])
-        shares = (counts / counts.sum()).to(parts[0].rgb)
+        shares = send(counts / counts.sum(), parts[0].rgb.device).to(parts[0].rgb)
         normals = [part.normal for part in parts if part.normal is not None]
         penalties = {
             name: (shares * torch.stack([part.penalties[name] for part in parts])).sum()

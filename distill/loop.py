@@ -186,7 +186,12 @@ def make_optimiser(
         for parameters, rate in scene.parameter_groups().values()
         if parameters
     ]
-    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+    kinds = [parameter for group in groups for parameter in group["params"]]
+    fused = (
+        True
+        if kinds and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in kinds)
+        else None
+    )
     return torch.optim.Adam(groups, betas=betas, eps=eps, fused=fused)
 
 
@@ -259,8 +264,7 @@ def step(job: Job, gradients: Gradients | None = None) -> tuple[Seen, dict[str, 
     state.scene.update(now, state.optimiser, g)
     cameras = job.cameras(now.progress, settings.batch, g)
     seen = (gradients or accumulate)(job, now, cameras)
-    norm = clip(state.parameters(), settings.clip_norm)
-    metrics = _measure(state.step, seen, norm)
+    metrics = _measure(state.step, seen, clipped(state.parameters(), settings.clip_norm))
     if math.isfinite(metrics["grad_norm"]):
         move(state, settings, now.progress)
     else:
@@ -269,10 +273,11 @@ def step(job: Job, gradients: Gradients | None = None) -> tuple[Seen, dict[str, 
     return seen, metrics
 
 
-def clip(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
-    """Return the gradient's norm before it is scaled down to the largest allowed; 0 allows any."""
+def clipped(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
+    """Scale gradients down to a norm of at most ``largest``, 0 for any; returns the norm that they had, a scalar."""
     if largest:
         return nn.utils.clip_grad_norm_(parameters, largest)
+    # With no bound, clipping would multiply every gradient by 1.
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 

@@ -59,7 +59,7 @@ def asd(
     later = shifted(
         prior,
         t,
-        cond.step.uniform if random_shift else torch.ones(len(t)),
+        cond.step.uniform if random_shift else torch.ones(len(t), device=t.device),
         eta,
         0.02 if t_min is None else t_min,
     )

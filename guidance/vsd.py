@@ -109,7 +109,8 @@ class VSD:
         )
         if lora:
             self.student.load(Path(lora).expanduser())
-        self.optimiser = torch.optim.AdamW(self.student.trainable(), lr=1e-4)
+        fused = True if self.student.device.type == "cuda" else None
+        self.optimiser = torch.optim.AdamW(self.student.trainable(), lr=1e-4, fused=fused)
 
     def __call__(self, prior: Prior, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
         def rendered(x_t: Tensor) -> Tensor:

@@ -101,6 +101,13 @@ def beside(training: Renderer, look: Renderer, reference: Reference, names: Sequ
         names: of its penalties.
     """
 
+    sizes: dict[int, Reference] = {}
+
+    def at_size(size: int) -> Reference:
+        if size not in sizes:
+            sizes[size] = reference.resized(size)
+        return sizes[size]
+
     def take(
         cameras: Cameras,
         height: int,
@@ -112,7 +119,7 @@ def beside(training: Renderer, look: Renderer, reference: Reference, names: Sequ
         picture = training(cameras, height, width, generator=generator, normals=normals)
         wants = "reference_normal" in names
         seen = look(reference.camera, height, width, generator=generator, normals=wants)
-        off = distances(seen, reference.resized(height), names)
+        off = distances(seen, at_size(height), names)
         return replace(picture, penalties={**picture.penalties, **off})
 
     return take

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import plain_torch
@@ -20,6 +20,7 @@ from distill import loop
 from distill.cameras import orbit, turntable
 from distill.guidance.terms import add_noise
 from distill.priors import load_prior
+from distill.priors.adapter import Student
 from distill.renderers import HashGridScene, render
 from distill.renderers.hashgrid import encode, hash_layout
 from distill.renderers.march import Samples, composite, march, nerfacc_compiled
@@ -190,6 +191,127 @@ def test_a_prior_predicts_in_every_precision_what_it_does_on_the_cpu(
     here, there = run("cpu", torch.float32), run("cuda", dtype)
     assert there.dtype == torch.float32
     assert (here - there).norm() < error * here.norm()
+
+
+def _noised(rows: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 48, 16, 16, generator=generator)
+    return x.cuda(), torch.randint(20, 980, (rows,), generator=generator).cuda()
+
+
+def _agree(prior: Any, plain: Any, rows: int, seed: int, prompts: Sequence[str] = ("a red mug", "")) -> None:
+    """A prediction of a prior with graphs against that of one without; only a library's choice of kernel may differ."""
+    x, t = _noised(rows, seed)
+    told = {name: value.repeat(rows, 1, 1)[:rows] for name, value in prior.embed(list(prompts)).items()}
+    found, expected = prior.predict_noise(x, t, told), plain.predict_noise(x, t, told)
+    assert (found - expected).norm() <= 1e-2 * expected.norm(), f"{rows} rows, seed {seed}"
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_predictions_from_graphs_are_the_plain_ones(dtype: torch.dtype) -> None:
+    first, second, plain = (
+        load_prior("embedded", "cuda", dtype, graphs=graphs) for graphs in (None, True, False)
+    )
+    assert first.graphs is not None and second.graphs is not None and plain.graphs is None
+    for seed in range(5):
+        for rows in (2, 4):
+            _agree(first, plain, rows, seed)
+            _agree(second, plain, rows, seed + 10, ("a blue cube, back view", "a cat"))
+    assert not first.graphs.failed
+    assert len(first.graphs.recorded) == len(second.graphs.recorded) == 2
+    # Results belong to the caller, on whatever stream the next prediction is made.
+    x, t = _noised(2, 0)
+    told = first.embed(["a red mug", ""])
+    kept = first.predict_noise(x, t, told)
+    before = kept.clone()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        first.predict_noise(2 * x, t, told)
+    torch.cuda.synchronize()
+    assert torch.equal(kept, before)
+
+
+@pytest.mark.weights
+def test_a_lora_added_between_predictions_from_graphs_is_seen() -> None:
+    prior, plain = (load_prior("embedded", "cuda", torch.float32, graphs=graphs) for graphs in (True, False))
+    for seed in range(4):
+        _agree(prior, plain, 2, seed)
+    assert prior.graphs is not None and prior.graphs.recorded
+    students = [
+        Student(
+            each, rank=2, alpha=2, targets=("to_q", "to_v"), cameras=True,
+            generator=torch.Generator().manual_seed(0),
+        )
+        for each in (prior, plain)
+    ]  # fmt: skip
+    for student in students:
+        for number, parameter in enumerate(student.low_rank()):
+            generator = torch.Generator().manual_seed(number)
+            with torch.no_grad():
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    for seed in range(4):
+        _agree(prior, plain, 2, seed)
+        x, t = _noised(2, seed)
+        told, cameras = prior.embed(["a red mug", ""]), turntable(2).to("cuda")
+        own, other = (student.predict_noise(x, t, told, cameras) for student in students)
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(own, prior.predict_noise(x, t, told), atol=1e-2)
+    assert not prior.graphs.recorded
+
+
+@pytest.mark.weights
+def test_weights_that_move_are_read_by_graphs_where_they_lie_now() -> None:
+    prior, plain = (load_prior("embedded", "cuda", torch.float32, graphs=graphs) for graphs in (True, False))
+    for factor in (1.0, 0.5):
+        for each in (prior, plain):
+            each.network.conv_in.weight.data = each.network.conv_in.weight.data * factor
+        for seed in range(4):
+            _agree(prior, plain, 2, seed)
+        assert prior.graphs is not None and len(prior.graphs.recorded) == 1
+
+
+@pytest.mark.weights
+def test_novel_views_from_graphs_are_the_plain_ones() -> None:
+    from distill.conditions.picture import EMBEDDED
+    from distill.priors.novel_view.pipeline import NovelViewPipeline
+    from distill.priors.novel_view.prior import NovelViewPrior
+
+    pipeline = NovelViewPipeline.load(EMBEDDED, device=torch.device("cuda"), dtype=torch.float32)
+    size = pipeline.size
+    rgb, camera = _uniform(3, size, size), turntable(1).to("cuda")
+    prior, plain = (NovelViewPrior.of(pipeline, rgb, camera, graphs=graphs) for graphs in (True, False))
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(2, *prior.shape, generator=generator).cuda()
+        t = torch.randint(20, 980, (2,), generator=generator).cuda()
+        cond, cameras = prior.embed(["", "a mug"]), turntable(2, 10.0 * seed).to("cuda")
+        found, expected = (each.predict_noise(x, t, cond, cameras) for each in (prior, plain))
+        assert (found - expected).norm() <= 1e-2 * expected.norm()
+    assert prior.graphs is not None and len(prior.graphs.recorded) == 1
+
+
+@pytest.mark.weights
+def test_a_prediction_that_cannot_be_recorded_is_made_kernel_by_kernel(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    prior, plain = (load_prior("embedded", "cuda", torch.float32, graphs=graphs) for graphs in (True, False))
+    # What reads a number back cannot be part of a graph.
+    handle = prior.network.conv_in.register_forward_hook(
+        lambda module, args, output: output * output.isfinite().any().item()
+    )
+    for seed in range(5):
+        _agree(prior, plain, 2, seed)
+    assert prior.graphs is not None and prior.graphs.failed
+    assert len([one for one in caplog.records if "kernel by kernel" in one.getMessage()]) == 1
+    handle.remove()
+    # Nothing is left of the attempt: the stream, the allocator and the random numbers work.
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    torch.manual_seed(0)
+    assert 0.4 < float(torch.rand(10_000, device="cuda").mean()) < 0.6
+    other = load_prior("embedded", "cuda", torch.float32, graphs=True)
+    for seed in range(5):
+        _agree(other, plain, 2, seed)
+    assert other.graphs is not None and len(other.graphs.recorded) == 1
 
 
 @pytest.mark.weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -48,6 +49,15 @@ def test_every_part_runs_on_the_cpu(scripts: Callable[[str], Any], tmp_path: Pat
     (asset,) = tables["asset"]["Assets"]
     assert asset["seconds"] >= asset["training"] > 0
     assert 0 <= asset["iou"] <= 1
+    # By hand and by this library: the same gradient, up to the layout in memory, from the same pictures.
+    by = {row["who"]: row for row in tables["diffusers"]["SDS's gradient, Stable Diffusion 1.5's size"]}
+    assert by["diffusers"]["gradient, relative difference"] == 0
+    assert by["distill, kernel by kernel"]["gradient, relative difference"] < 1e-4
+    (sphere,) = tables["quality"]["Assets"]
+    assert (sphere["prompt"], sphere["on the CPU"], sphere["IoU on the CPU"]) == ("a blue sphere", 1.0, 0.969)
+    (profiled,) = tables["profile"]["A step of the main job"]
+    assert 0 < profiled["device busy ms"] < profiled["wall ms under the profiler"]
+    assert all(row["finite"] for row in tables["vae"]["Encoding a picture"])
     for row in tables["steps"]["Steps at Stable Diffusion 1.5's size"]:
         assert row["step / network"] == pytest.approx(row["step ms"] / row["network ms"], rel=0.01)
         assert row["at most, forecast GiB"] > row["first step, forecast GiB"] > 0
@@ -56,7 +66,7 @@ def test_every_part_runs_on_the_cpu(scripts: Callable[[str], Any], tmp_path: Pat
 def fake(name: str, scripts: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, code: str) -> Any:
     """A report of parts that are Python code."""
     report = scripts("report")
-    monkeypatch.setattr(report, "describe", lambda device: {"hardware": "H", "about": "A"})
+    monkeypatch.setattr(report, "hardware", lambda device: "H")
     monkeypatch.setattr(report, "PARTS", {"a": ("", 20.0), "slow": ("", 2.0), "b": ("", 20.0)})
     real = report.run_part
 
@@ -80,7 +90,7 @@ def test_a_part_that_fails_or_hangs_is_told_and_the_rest_goes_on(
     )
     report = fake("a", scripts, monkeypatch, code)
     out, work = tmp_path / "out", tmp_path / "work"
-    assert not report.report(["a", "slow", "b"], out, work, "cpu", True, 60.0)
+    assert not report.report(["a", "slow", "b"], out, work, "cpu", False, 60.0)
     state = json.loads((out / "report.json").read_text())["parts"]
     assert [state[name]["outcome"] for name in state] == ["failed", "failed", "finished"]
     assert state["a"]["error"] == "exit code 1: ValueError: no | bolt"
@@ -88,10 +98,10 @@ def test_a_part_that_fails_or_hangs_is_told_and_the_rest_goes_on(
     assert "| a | failed |" in (out / "report.md").read_text()
     assert r"ValueError: no \| bolt" in (out / "report.md").read_text()
     (tmp_path / "mended").touch()
-    assert report.report(["a", "b"], out, work, "cpu", True, 60.0)
+    assert report.report(["a", "b"], out, work, "cpu", False, 60.0)
     assert (tmp_path / "ran").read_text().split() == ["in", "a", "in", "slow", "in", "b", "in", "a"]
     # What no time is left for is told, too.
-    assert not report.report(["slow"], out, work, "cpu", True, 0.0)
+    assert not report.report(["slow"], out, work, "cpu", False, 0.0)
     assert json.loads((out / "report.json").read_text())["parts"]["slow"]["error"] == "no time was left"
 
 
@@ -115,6 +125,25 @@ def test_busy_time_counts_what_overlaps_once(scripts: Callable[[str], Any]) -> N
     kind = torch.autograd.DeviceType.CUDA
     events = [SimpleNamespace(device_type=kind, name=name) for name in ("gemm", "Optimizer.step#Adam.step")]
     assert [event.name for event in profiling.kernels(events, kind)] == ["gemm"]
+
+
+def test_launches_are_calls_that_queue_work(scripts: Callable[[str], Any]) -> None:
+    names = {
+        "cudaLaunchKernelExC": 5,
+        "cudaGraphLaunch": 1,
+        "cuLaunchKernel": 2,
+        "cudaStreamSynchronize": 9,
+        "aten::mm": 7,
+    }
+    averages = [SimpleNamespace(key=name, count=count) for name, count in names.items()]
+    assert scripts("profiling").launches(averages) == 8
+
+
+def test_the_cpus_quality_is_read_from_the_documentation(scripts: Callable[[str], Any]) -> None:
+    sixteen = scripts("sixteen")
+    found = sixteen.documented(sixteen.DOCUMENTED.read_text())
+    assert len(found) == 16
+    assert found["a brown mug"] == (0.75, 0.845)
 
 
 @pytest.mark.parametrize(("options", "parameters"), [("SDXL", 2_567_463_684), ("FLUX", 11_901_408_320)])
@@ -149,3 +178,27 @@ def test_only_one_gpus_machine_code_is_packed(scripts: Callable[[str], Any], tmp
     assert 64 + 6 * 2**20 - 2**17 <= gone <= 64 + 6 * 2**20
     with pytest.raises(ValueError, match="no machine code for sm_70"):
         pack.strip(library, 70)
+
+
+def test_uploads_are_filled_in_order_and_pieces_make_the_whole(
+    scripts: Callable[[str], Any], tmp_path: Path
+) -> None:
+    pack = scripts("pack")
+    sizes = {"site": 9, "a": 7, "b": 7, "c": 7, "d": 7, "e": 2}
+    assert pack.uploads(sizes, 23) == [["site", "a", "b"], ["c", "d", "e"]]
+    assert pack.uploads(sizes, 22) == [["site", "a"], ["b", "c", "d"], ["e"]]
+    with pytest.raises(
+        ValueError, match="site has 9 bytes and an upload has room for 8; choose a smaller --piece"
+    ):
+        pack.uploads(sizes, 8)
+    archive = tmp_path / "warp.tar.xz"
+    archive.write_bytes(data := os.urandom(1000))
+    (tmp_path / "warp.tar.xz.09").write_bytes(b"of an earlier, longer one")
+    pieces = pack.split(archive, 400)
+    assert [path.name for path in pieces] == [f"warp.tar.xz.0{i}" for i in range(3)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(path.name for path in pieces),
+        "warp.tar.xz.sha256",
+    ]
+    assert b"".join(path.read_bytes() for path in pieces) == data
+    assert (tmp_path / "warp.tar.xz.sha256").read_text().strip() == hashlib.sha256(data).hexdigest()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +153,31 @@ def test_hifa_on_latents_is_the_slope_of_its_two_distances(latent_folder: Path) 
     slope = (energy(x.double() + step) - energy(x.double() - step)) / 2e-4
     assert (found * along).sum().item() == pytest.approx(slope.item(), rel=1e-4)
     assert all(p.grad is None for p in prior.space.vae.parameters())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "upcast", "expected"),
+    [
+        (torch.bfloat16, True, torch.bfloat16),
+        (torch.float16, False, torch.float16),
+        (torch.float16, True, torch.float32),
+        (torch.float32, True, torch.float32),
+    ],
+)
+def test_a_vae_computes_in_the_priors_precision_where_it_may(
+    latent_folder: Path, tmp_path: Path, dtype: torch.dtype, upcast: bool, expected: torch.dtype
+) -> None:
+    folder = shutil.copytree(latent_folder, tmp_path / "prior")
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    (folder / "vae" / "config.json").write_text(json.dumps({**config, "force_upcast": upcast}))
+    vae = load_prior(folder, dtype=dtype).space.vae
+    seen = []
+    vae.encoder.conv_in.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    vae.encoder.conv_in.register_full_backward_hook(lambda module, given, out: seen.append(out[0].dtype))
+    picture = torch.rand(1, 3, 16, 16).requires_grad_()
+    latent = Space.of(vae, 4, 16).encode(picture)
+    latent.sum().backward()
+    # Forward and back; the latent and the picture's gradient are in single precision all the same.
+    assert seen == [expected, expected]
+    assert picture.grad is not None
+    assert latent.dtype == picture.grad.dtype == torch.float32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ from distill.contracts import Render, Step
 from distill.guidance.asd import asd
 from distill.guidance.csd import csd
 from distill.guidance.sds import sds
+from distill.priors.novel_view.pose import relative_cameras
+from distill.priors.space import Space
 from distill.renderers import HashGridScene
 from distill.renderers.image import ImageScene
 from distill.renderers.volume import finite_difference_normals
@@ -74,9 +77,10 @@ class Crossing(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        # A tensor of one number is an argument of a kernel.
+        # A tensor of one number is an argument of a kernel, but for those that copy.
+        copies = func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_)
         leaves = tree_leaves((args, kwargs, out))
-        seen = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()}
+        seen = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor) and (copies or leaf.dim())}
         if len(seen) > 1:
             if any(frame.f_code is transfer.send.__code__ for frame in frames()):
                 self.sent += 1
@@ -136,6 +140,7 @@ def test_the_count_sees_what_would_wait() -> None:
         lambda: there.new_tensor([1.0, 2.0]),
         lambda: torch.tensor([1.0, 2.0], device=META),
         lambda: there.copy_(here),
+        lambda: torch.tensor(1.0).to(there),
     ]
     for wait in waiting:
         with Crossing() as crossing:
@@ -169,9 +174,126 @@ def test_perp_neg_conditions_wait_for_nothing() -> None:
     with Crossing() as crossing:
         found = condition(turntable(3), Step())
     assert crossing.others == []
-    assert crossing.sent == 5
+    assert crossing.sent == 4
     assert found.away is not None
-    assert found.away.device == META
+    assert found.away.device.type == "cpu"
+
+
+@pytest.mark.parametrize("away", [None, Curves()])
+def test_a_step_with_perp_neg_reads_nothing_back(away: Curves | None) -> None:
+    """Which pictures are pushed away from other views is known on the host."""
+    prior: Any = Prior()
+    condition = prompts.conditioner(prior, "mug", views=prompts.view_words("four", "none"), away=away)
+    one = job(partial(sds, scale=3.0), condition)
+    with Crossing() as crossing:
+        loop.see(one, Step(), turntable(2))
+    assert crossing.others == []
+    # Beside cameras, timesteps, noise, random number and prompts: views, shares, other views, then who is pushed how much.
+    assert crossing.sent == (5 if away is None else 10)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_vaes_scale_is_no_copy_that_waits(per_channel: bool) -> None:
+    spread = SimpleNamespace(mode=lambda: torch.ones(2, 4, 1, 1, device=META))
+    config: Any = (
+        {"latents_mean": [0.1] * 4, "latents_std": [2.0] * 4} if per_channel else {"shift_factor": 0.5}
+    )
+    config = Config(config)
+    vae: Any = SimpleNamespace(
+        dtype=torch.float32, config=config, encode=lambda image: SimpleNamespace(latent_dist=spread),
+        decode=lambda x: SimpleNamespace(sample=x),
+    )  # fmt: skip
+    space = Space(8, 4, 8, vae)
+    with Crossing() as crossing:
+        x = space.encode(torch.zeros(2, 3, 8, 8, device=META))
+        space.decode(x)
+    assert crossing.others == []
+    assert crossing.sent == 2 * per_channel
+
+
+class Config(dict[str, Any]):
+    """Of a VAE."""
+
+    scaling_factor = 0.18215
+
+
+def test_parts_of_a_step_are_joined_without_waiting() -> None:
+    picture = torch.zeros(1, 2, 2, 3, device=META)
+    part = Render(
+        picture, picture[..., :1], picture[..., :1], None, {"sparsity": torch.zeros((), device=META)}
+    )
+    with Crossing() as crossing:
+        joined = Render.joined([part, part])
+    assert (crossing.sent, crossing.others) == (1, [])
+    assert joined.penalties["sparsity"].shape == ()
+
+
+def test_asds_largest_shift_is_made_on_the_device() -> None:
+    prior: Any = Prior()
+    one = job(partial(asd, random_shift=False), prompts.conditioner(prior, "mug"))
+    with Crossing() as crossing:
+        loop.see(one, Step(), turntable(2))
+    assert (crossing.sent, crossing.others) == (5, [])
+
+
+def test_poses_on_a_device_are_not_looked_at() -> None:
+    cameras = turntable(3)
+    with Crossing() as crossing:
+        there = relative_cameras(cameras[:1].to(META), cameras.to(META))
+    assert (crossing.sent, crossing.others) == (2, [])
+    assert there.shape == (3, 4)
+    bad = Cameras(torch.zeros(3, 4, 4), *list(vars(cameras).values())[1:])
+    with pytest.raises(ValueError, match="away from the origin"):
+        relative_cameras(cameras[:1], bad)
+
+
+def test_the_pixels_centres_are_computed_once() -> None:
+    cameras, made = turntable(2).to(META), list[str]()
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    cameras.rays(24, 40)
+    with Counting():
+        first = cameras.rays(24, 40)
+    assert not [name for name in made if "arange" in name]
+    assert first[1].shape == (2, 24, 40, 3)
+    # 3 wide, 1 high: the middle pixel looks along -z, and its neighbours a third of a picture to each side, 2/3 of the half.
+    straight = Cameras(torch.eye(4)[None], torch.tensor([90.0]), *[torch.zeros(1)] * 3)
+    _, directions = straight.rays(1, 3)
+    sideways = directions[0, 0, :, 0] / -directions[0, 0, :, 2]
+    torch.testing.assert_close(sideways, torch.tensor([-2.0, 0.0, 2.0]))
+
+
+def test_gradients_are_scaled_only_where_they_have_a_bound() -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
+    assert float(loop.clipped(parameters, 0.0)) == 5
+    assert parameters[0].grad.tolist() == [3, 0]
+    assert float(loop.clipped(parameters, 1.0)) == 5
+    torch.testing.assert_close(parameters[1].grad, torch.tensor([0.0, 0.8]), rtol=1e-5, atol=0)
+
+
+def test_adam_is_fused_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene: Any = ImageScene(8, 8)
+    assert loop.make_optimiser(scene).defaults["fused"] is None
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    fused = loop.make_optimiser(scene)
+    monkeypatch.undo()
+    assert fused.defaults["fused"] is True
+    # A checkpoint of one goes on with the other.
+    for optimiser in (fused, loop.make_optimiser(scene)):
+        scene.image.grad = torch.ones_like(scene.image)
+        before = scene.image.detach().clone()
+        optimiser.step()
+        torch.testing.assert_close(scene.image.detach(), before - 0.03)
+    other = loop.make_optimiser(scene)
+    other.load_state_dict(fused.state_dict())
+    before = scene.image.detach().clone()
+    other.step()
+    torch.testing.assert_close(scene.image.detach(), before - 0.03)
 
 
 def test_cameras_are_copied_at_once_and_come_out_the_same() -> None:

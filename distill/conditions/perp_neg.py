@@ -115,7 +115,7 @@ def away(four: Embedding, shares: Sequence[Shares]) -> tuple[dict[str, Embedding
     where = next(iter(four.values())).device
     rows = send(torch.tensor([one.away for one in shares]).T.contiguous(), where)
     prompts: dict[str, Embedding] = {f"away_{i}": select(four, rows[i]) for i in (0, 1)}
-    return prompts, send(torch.tensor([one.weights for one in shares]), where)
+    return prompts, torch.tensor([one.weights for one in shares])
 
 
 def select(embedding: Embedding, rows: Tensor) -> Embedding:
@@ -135,7 +135,10 @@ def pushed(cond: Condition) -> Pushed | None:
     if cond.away is None:
         return None
     rows = cond.away.any(dim=1).nonzero()[:, 0]
-    return Pushed(rows, cond.away[rows]) if len(rows) else None
+    if not len(rows):
+        return None
+    where = next(iter(cond.text.values())).device
+    return Pushed(send(rows, where), send(cond.away[rows], where))
 
 
 def embeddings(cond: Condition) -> tuple[Embedding, Embedding, Embedding]:

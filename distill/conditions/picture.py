@@ -18,6 +18,7 @@ from distill.conditions.framing import settled
 from distill.contracts import View
 from distill.export.pictures import to_uint8
 from distill.files.atomic import sha256
+from distill.priors.graphs import check_graphs
 from distill.priors.novel_view.elevation import Estimate, estimate_elevation
 from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.novel_view.prior import NovelViewPrior
@@ -88,6 +89,7 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
     said, path = config.reference, Path(config.image).expanduser()
     folder = folder_of_model(config.novel_view)
     read_rgba(path)  # what is wrong with the picture is said before the model is loaded
+    check_graphs(config.prior_options.graphs, device)
     pipeline = NovelViewPipeline.load(folder, device=device, dtype=default_dtype(device))
     size = pipeline.size
     image = without_background(path, said.background)
@@ -116,7 +118,9 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
     if normal is not None:
         normal = torch.nn.functional.normalize(normal * 2 - 1, dim=0)
     reference = Reference(camera, found.rgb.to(device), found.mask.to(device), depth, normal)
-    prior = NovelViewPrior.of(pipeline, reference.rgb, camera, config.novel_view)
+    prior = NovelViewPrior.of(
+        pipeline, reference.rgb, camera, config.novel_view, graphs=config.prior_options.graphs
+    )
     return Picture(path, reference, prior, frame, estimate)
 
 

@@ -13,6 +13,7 @@ from distill.cameras import Cameras
 from distill.contracts import Embedding
 from distill.priors.control import CONTROL, ControlNet
 from distill.priors.families import Family
+from distill.priors.graphs import Graphs
 from distill.priors.lora import Lora
 from distill.priors.predictions import to_noise
 from distill.priors.schedule import Schedule
@@ -38,6 +39,7 @@ class DiffusionPrior:
         source: where it is from.
         loras: the user's LoRA files that its weights hold.
         control: a ControlNet beside the network, or None.
+        graphs: CUDA graphs of its predictions, or None to launch their kernels one by one.
     """
 
     network: ModelMixin
@@ -50,6 +52,7 @@ class DiffusionPrior:
     source: Source
     loras: Sequence[Lora] = ()
     control: ControlNet | None = None
+    graphs: Graphs | None = None
 
     views, words = 1, True
 
@@ -134,6 +137,8 @@ class DiffusionPrior:
         self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None
     ) -> Tensor:
         """Predict the noise in ``x_t``, float32, same shape; the cameras are not used."""
+        if self.graphs is not None:
+            return self.graphs.predict(self, x_t, t, cond)
         return self.forward(x_t, t, cond)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None) -> Tensor:

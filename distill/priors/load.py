@@ -20,6 +20,7 @@ from distill.priors.control import load_controlnet
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.families import FAMILIES, Family, weighted
 from distill.priors.families.unet import PLAIN
+from distill.priors.graphs import check_graphs, graphs_for
 from distill.priors.schedule import read_schedule
 from distill.priors.source import UNUSED, find, variant_of
 from distill.priors.space import Space, downsampling
@@ -85,6 +86,7 @@ def load_prior(
     *,
     checkpointing: bool = False,
     compile: bool = False,
+    graphs: bool | None = None,
     loras: Sequence[str | Path] = (),
     controlnet: str | Path | None = None,
     control_scale: float = 1.0,
@@ -100,6 +102,8 @@ def load_prior(
         image_size: height and width in pixels that it is shown; by default what it was trained on.
         checkpointing: the VAE computes its activations again on the way back, for less memory and more time.
         compile: compile the network with ``torch.compile``; slow to start.
+        graphs: launch each prediction as one CUDA graph, see ``distill.priors.graphs``; None for networks of up to 1e9
+            parameters on CUDA that are not compiled.
         loras: safetensors files whose low-rank updates are added to its weights and its text encoders', each
             ``path`` or ``path:weight``.
         controlnet: a ControlNet beside its network, a folder in the diffusers layout or ``owner/repository@revision``
@@ -108,11 +112,12 @@ def load_prior(
         prompt_weighting: prompts may have weights and be of any length, see ``distill.priors.families.weighted``.
 
     Raises:
-        ValueError: there is no such prior, its folder is not one this library can use, or a LoRA or the ControlNet does
-            not fit it.
+        ValueError: there is no such prior, its folder is not one this library can use, a LoRA or the ControlNet does
+            not fit it, or graphs are asked for on another device than CUDA.
     """
-    files = [lora.parse(entry) for entry in loras]
     device = torch.device(device)
+    check_graphs(graphs, device)
+    files = [lora.parse(entry) for entry in loras]
     dtype = dtype or default_dtype(device)
     source = find(name)
     folder = source.folder
@@ -149,8 +154,9 @@ def load_prior(
         None if own else identity_of(folder, str(text_dtype), *changes, *weighting),
         prompt_weighting,
     )
+    recorded = graphs_for(network, device, graphs, compiled=compile)
     return DiffusionPrior(
-        network, space, text, family, schedule, device, dtype, source, tuple(files), control
+        network, space, text, family, schedule, device, dtype, source, tuple(files), control, recorded
     )
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from distill.transfer import send
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
@@ -110,13 +112,17 @@ class Space:
         return image / 2 + 0.5 if self.signed else image
 
     def _scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean subtracted from latents and the scale they are then multiplied by; per channel for some VAEs."""
+        """The mean subtracted from latents and the scale they are then multiplied by; per channel for some VAEs.
+
+        Single numbers stay on the CPU: there they are arguments of a kernel, and copying them would wait for the device.
+        """
         config = self.vae.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
-        scale = torch.tensor(config.scaling_factor).to(x)
+        scale = torch.tensor(config.scaling_factor, dtype=x.dtype)
         if mean is not None and std is not None:
-            return torch.tensor(mean).to(x).view(-1, 1, 1), scale / torch.tensor(std).to(x).view(-1, 1, 1)
-        return torch.tensor(config.get("shift_factor") or 0.0).to(x), scale
+            means, spreads = send(torch.tensor([mean, std], dtype=x.dtype), x.device).view(2, -1, 1, 1)
+            return means, scale / spreads
+        return torch.tensor(config.get("shift_factor") or 0.0, dtype=x.dtype), scale
 
 
 def _chosen(found: Any, generator: torch.Generator | None) -> Tensor:

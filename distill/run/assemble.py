@@ -23,6 +23,7 @@ from distill.files.checkpoint import load_checkpoint
 from distill.guidance import is_made_for_prior
 from distill.options import followed, schedule, schedules_in, value_over_run
 from distill.priors.diffusion import DiffusionPrior
+from distill.priors.graphs import check_graphs
 from distill.priors.load import load_prior
 from distill.priors.source import find
 from distill.renderers import reference
@@ -114,6 +115,7 @@ def check_prior(config: DictConfig, device: torch.device) -> None:
         ValueError: it is not there, does not know the prompt, or does not fit the memory.
     """
     check_prompt(config)
+    check_graphs(config.prior_options.graphs, device)
     if not (config.prompt or config.prompts):
         return  # a picture's model is checked with the picture
     if control := config.prior_options.control:

@@ -66,6 +66,7 @@ class PriorOptions:
     dtype: Annotated[str, OneOf(("auto", "float32", "bfloat16", "float16"))] = "auto"
     checkpointing: bool = False
     compile: bool = False
+    graphs: bool | None = None
     loras: list[str] = field(default_factory=list)
     controlnet: str | None = None
     control: str | None = None

@@ -17,7 +17,7 @@ from torch import Tensor
 from distill.contracts import Condition, Step
 from distill.forecast.network import calls_of
 from distill.guidance.terms import predict
-from distill.loop import clip
+from distill.loop import clipped
 from distill.renderers.march import composite, march
 from distill.run.assemble import assemble
 from distill.transfer import send
@@ -85,7 +85,7 @@ def measure(config: Any, prior: Any, marcher: str, warm_steps: int, steps: int) 
                 with clock("learner"):
                     learner.learn(prior, x, cond, g)
             with clock("optimiser"):
-                norm = clip(job.state.parameters(), 0.0).item()
+                norm = clipped(job.state.parameters(), 0.0).item()
                 optimiser.step()
         if not math.isfinite(norm):
             raise ValueError(

@@ -43,6 +43,7 @@ def vae(shrink: int = 1) -> Any:
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
         norm_num_groups=32 // shrink,
+        force_upcast=False,  # as published; diffusers' default, made for Stable Diffusion XL, is float32 beside float16
     )
 
 

@@ -74,8 +74,10 @@ def _sized(x_t: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
     height, width = (8 * side for side in x_t.shape[-2:])
     rest = dict(cond)
     pooled = rest.pop("text_embeds")
-    told = torch.tensor([height, width, 0, 0, height, width]).to(pooled)
-    return {**rest, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": told.expand(len(x_t), 6)}}
+    # Written on the device: a copy of a list would wait for it, and cannot be part of a CUDA graph.
+    told = pooled.new_zeros(len(x_t), 6)
+    told[:, 0::4], told[:, 1::4] = height, width
+    return {**rest, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": told}}
 
 
 def show(controlnet: ModelMixin, prior: Prior, pictures: Tensor) -> Tensor:

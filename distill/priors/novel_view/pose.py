@@ -73,9 +73,13 @@ def differences(pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def relative_cameras(condition: Cameras, target: Cameras, fourth: str = "distance") -> Tensor:
-    """``relative`` of two batches of cameras; one condition may stand for all targets. Shape ``[batch, 4]``."""
+    """``relative`` of two batches of cameras; one condition may stand for all targets. Shape ``[batch, 4]``.
+
+    Only cameras on the CPU are looked at: reading others would make the host wait for the device.
+    """
     first, second = condition.c2w[:, :3, 3], target.c2w[:, :3, 3]
-    return relative(first.expand_as(second), second, fourth)
+    compute = relative if second.device.type == "cpu" else between
+    return compute(first.expand_as(second), second, fourth)
 
 
 def camera_position(world_to_camera: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from distill.cameras import Cameras
 from distill.contracts import Embedding
+from distill.priors.graphs import Graphs, graphs_for
+from distill.priors.novel_view.model import NovelView
 from distill.priors.novel_view.pipeline import Given, NovelViewPipeline
 from distill.priors.novel_view.pose import relative_cameras
 from distill.priors.predictions import to_noise
@@ -26,21 +29,39 @@ class NovelViewPrior:
         given: the input picture, encoded once.
         reference: the camera that took it, a batch of one.
         name: the name or path that the model was loaded by.
+        graphs: CUDA graphs of its predictions, or None to launch their kernels one by one.
     """
 
     pipeline: NovelViewPipeline
     given: Given
     reference: Cameras
     name: str = "novel_view"
+    graphs: Graphs | None = None
 
     views, words, trainable, has_control = 1, False, None, False
 
     @classmethod
     def of(
-        cls, pipeline: NovelViewPipeline, rgb: Tensor, reference: Cameras, name: str = "novel_view"
+        cls,
+        pipeline: NovelViewPipeline,
+        rgb: Tensor,
+        reference: Cameras,
+        name: str = "novel_view",
+        *,
+        graphs: bool | None = None,
     ) -> NovelViewPrior:
-        """Look at a picture in [0, 1], over white, shape ``[3, h, w]``."""
-        return cls(pipeline, pipeline.look(rgb), reference, name)
+        """Look at a picture in [0, 1], over white, shape ``[3, h, w]``; for ``graphs`` see ``distill.load_prior``.
+
+        Raises:
+            ValueError: graphs are asked for on another device than CUDA.
+        """
+        recorded = graphs_for(pipeline.model, pipeline.device, graphs)
+        return cls(pipeline, pipeline.look(rgb), reference, name, recorded)
+
+    @property
+    def network(self) -> NovelView:
+        """The model, see ``distill.priors.graphs``."""
+        return self.pipeline.model
 
     @property
     def device(self) -> torch.device:
@@ -106,7 +127,12 @@ class NovelViewPrior:
         return (1 - self._abar(t)).sqrt()
 
     def _abar(self, t: Tensor) -> Tensor:
-        return self.pipeline.scheduler.alphas_cumprod.to(t.device)[t][:, None, None, None]
+        return self._schedule.to(t.device)[t][:, None, None, None]
+
+    @cached_property
+    def _schedule(self) -> Tensor:
+        """The scheduler's, which lies on the CPU, once on the device."""
+        return self.pipeline.scheduler.alphas_cumprod.to(self.device)
 
     @torch.no_grad()
     def predict_noise(
@@ -127,9 +153,16 @@ class NovelViewPrior:
             raise ValueError(
                 "a novel-view prior needs the cameras of the pictures it denoises; pass cameras="
             )
+        told = {"keep": cond["keep"], "pose": self._pose(cameras)}
+        if self.graphs is not None:
+            return self.graphs.predict(self, x_t, t, told)
+        return self.forward(x_t, t, told)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
+        """Predict the noise under ``keep`` and ``pose``, ``[batch, 4]``, of each view."""
         latent, features = self.given.repeated(len(x_t))
         output = self.pipeline.model(
-            x_t, t, latent, features, self._pose(cameras), cond["keep"], cond["keep"]
+            x_t, t, latent, features, cond["pose"], cond["keep"], cond["keep"]
         ).float()
         kind = self.pipeline.scheduler.config.prediction_type
         return to_noise(kind, output, x_t, self.alpha(t), self.sigma(t))

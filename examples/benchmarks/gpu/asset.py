@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality import PROMPTS, measure
+from quality import measure
 from record import Record
 
 import distill
@@ -68,14 +68,16 @@ def measured(asset: Asset, prompt: str) -> dict[str, Any]:
 
 
 def run(record: Record, work: Path, output: Path, device: torch.device, dry: bool) -> None:
-    """The same prompt cold and warm, then other ones for as long as there is time."""
+    """The same prompt in a new process, again, and with the prior's kernels launched one by one."""
     small = {"iterations": 4, "export.resolution": 24, "export.texture_size": 64, "export.picture_size": 32,
              "export.frames": 2}  # fmt: skip
-    prompts = [PROMPT] if dry else [PROMPT, PROMPT, *PROMPTS]
-    for number, prompt in enumerate(prompts):
+    runs: list[tuple[str, dict[str, Any]]] = [("in a new process", {})]
+    if not dry:
+        runs += [("again", {}), ("again, without CUDA graphs", {"prior_options.graphs": False})]
+    for number, (when, overrides) in enumerate(runs):
         folder = work / f"asset-{number}"
-        row = {"when": "in a new process" if number == 0 else "after others"}
-        record.row("Assets", {**row, **make(prompt, folder, device, small if dry else {})})
+        made = make(PROMPT, folder, device, {**overrides, **(small if dry else {})})
+        record.row("Assets", {"when": when, **made})
         if number == 0:
             shutil.copy(folder / "contact.png", output / "red-mug.png")
             shutil.copy(folder / "mesh.glb", output / "red-mug.glb")

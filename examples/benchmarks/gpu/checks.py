@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,23 +17,31 @@ FILES = ("tests/test_gpu.py", "tests/test_encoding.py", "tests/test_nerf.py")
 
 
 def run(record: Record, work: Path, output: Path, device: torch.device, dry: bool) -> None:
-    """Let pytest run them side by side; a failure is a row, and what it said is in the log."""
-    results = work / "tests.xml"
+    """All of them but nerfacc's, whose kernels take minutes to build."""
+    check(record, work / "tests.xml", FILES, "not nerfacc", 0 if dry else 4)
+
+
+def graphs(record: Record, work: Path, output: Path, device: torch.device, dry: bool) -> None:
+    """Those of CUDA graphs alone."""
+    check(record, work / "graph-tests.xml", FILES[:1], "graphs or kernel_by_kernel", 0 if dry else 4)
+
+
+def check(record: Record, results: Path, files: Sequence[str], chosen: str, processes: int) -> None:
+    """Let pytest run tests side by side; a failure is a row, and what it said is in the log."""
     results.unlink(missing_ok=True)
-    # Nerfacc's kernels take minutes to build.
-    chosen = [
+    options = [
         "-m",
         "gpu",
         "-k",
-        "not nerfacc",
+        chosen,
         "-p",
         "no:cacheprovider",
         "-q",
         "--tb=short",
         f"--junitxml={results}",
     ]
-    spread = ["-n", "0" if dry else "4"]
-    subprocess.run([sys.executable, "-m", "pytest", *chosen, *spread, *FILES], cwd=ROOT, check=False)
+    command = [sys.executable, "-m", "pytest", *options, "-n", str(processes), *files]
+    subprocess.run(command, cwd=ROOT, check=False)
     for case in ElementTree.parse(results).getroot().iter("testcase"):
         outcome, said = "passed", ""
         for kind in ("failure", "error", "skipped"):

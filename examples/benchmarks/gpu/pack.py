@@ -3,7 +3,8 @@
 python examples/benchmarks/gpu/pack.py .gpu
 writes into the folder, from an index:
 
-warp.tar.xz: Warp without its compiler for CPUs and with its own kernels for one kind of GPU alone; in two parts, for two uploads.
+warp.tar.xz: Warp without its compiler for CPUs and with its own kernels for one kind of GPU alone; in pieces of 6 MiB, which
+fill several uploads better than a few large ones, and warp.tar.xz.sha256, by which setup.sh tells that all are there.
 site.tar.xz: the other packages of wheels.txt, unpacked.
 code.tar.xz: this repository's last commit without its weights, to unpack where a checkout of it, with them, is.
 
@@ -13,6 +14,7 @@ Wheels are kept in its subfolder wheels, and what is there is not fetched again.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shutil
 import struct
@@ -21,7 +23,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -131,12 +133,55 @@ def compress(folder: Path, archive: Path, preset: str) -> None:
         raise RuntimeError(f"could not read {folder}")
 
 
-def split(archive: Path, first: int) -> None:
-    """Cut an archive in two, for two uploads."""
+def split(archive: Path, size: int) -> list[Path]:
+    """Cut an archive into pieces of at most ``size`` bytes, for several uploads, with the checksum of the whole beside them."""
+    for old in archive.parent.glob(f"{archive.name}.*"):
+        old.unlink()
     data = archive.read_bytes()
-    for number, part in enumerate((data[:first], data[first:])):
-        archive.with_name(f"{archive.name}.{number:02d}").write_bytes(part)
+    pieces = []
+    for number, start in enumerate(range(0, len(data), size)):
+        pieces.append(archive.with_name(f"{archive.name}.{number:02d}"))
+        pieces[-1].write_bytes(data[start : start + size])
+    archive.with_name(f"{archive.name}.sha256").write_text(hashlib.sha256(data).hexdigest() + "\n")
     archive.unlink()
+    return pieces
+
+
+def uploads(sizes: Mapping[str, int], room: int) -> list[list[str]]:
+    """Share files out to uploads, in their order, each with as many as fit into ``room`` bytes.
+
+    Raises:
+        ValueError: a file alone does not fit.
+    """
+    found: list[list[str]] = []
+    left = 0
+    for name, size in sizes.items():
+        if size > room:
+            raise ValueError(
+                f"{name} has {size} bytes and an upload has room for {room}; choose a smaller --piece"
+            )
+        if not found or size > left:
+            found.append([])
+            left = room
+        found[-1].append(name)
+        left -= size
+    return found
+
+
+def plan(folder: Path, limit: int) -> None:
+    """Print the sizes, and which files go together where an upload has a limit and takes this checkout along."""
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], check=True, capture_output=True, text=True)
+    tracked = [ROOT / name for name in listed.stdout.split("\0") if name]
+    tree = sum(path.stat().st_size for path in tracked if path.is_file())
+    # Nothing imports without the first two.
+    first = [folder / "code.tar.xz", folder / "site.tar.xz"]
+    files = [*(path for path in first if path.exists()), *sorted(folder.glob("warp.tar.xz.*"))]
+    for path in files:
+        print(f"{path.stat().st_size / 2**20:6.2f} MiB  {path}")
+    room = (limit - 1) * 2**20 - tree  # names, modes and whatever else is counted
+    print(f"{tree / 2**20:6.2f} MiB  in the checkout; with uploads of {limit} MiB that take it along:")
+    for number, names in enumerate(uploads({path.name: path.stat().st_size for path in files}, room)):
+        print(f"  upload {number + 1}: {' '.join(names)}")
 
 
 def pack_code(archive: Path) -> None:
@@ -161,6 +206,10 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", default=["code", "site", "warp"], choices=("code", "site", "warp")
     )
+    parser.add_argument("--piece", type=int, default=6, help="MiB of each of Warp's pieces")
+    parser.add_argument(
+        "--upload", type=int, default=64, help="MiB that an upload takes, to print what goes together"
+    )
     options = parser.parse_args()
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -184,9 +233,8 @@ def main() -> None:
                 check(unpacked, options.architecture)
             compress(unpacked, folder / f"{part}.tar.xz", options.preset)
             if part == "warp":
-                split(folder / "warp.tar.xz", options.part * 2**20)
-    for path in sorted(folder.glob("*.xz*")):
-        print(f"{path.stat().st_size / 2**20:6.1f} MiB  {path}")
+                split(folder / "warp.tar.xz", options.piece * 2**20)
+    plan(folder, options.upload)
 
 
 if __name__ == "__main__":

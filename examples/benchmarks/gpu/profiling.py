@@ -21,6 +21,8 @@ from distill.run.compose import as_overrides, compose_config
 
 #: What profilers mark beside kernels.
 MARKS = ("Optimizer.", "ProfilerStep", "Memcpy", "Memset")
+#: Calls of CUDA that launch something.
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")
 
 
 def trainer(device: torch.device, overrides: dict[str, Any]) -> Callable[[int], None]:
@@ -81,33 +83,65 @@ def kernels(events: Iterable[Any], kind: DeviceType) -> list[Any]:
     return [event for event in events if event.device_type == kind and not event.name.startswith(MARKS[:2])]
 
 
+def launches(averages: Iterable[Any]) -> int:
+    """Calls that put work on the device's queue."""
+    return sum(each.count for each in averages if each.key.startswith(LAUNCHES))
+
+
 def run(record: Record, work: Path, output: Path, device: torch.device, dry: bool) -> None:
-    """Wall time, waits, kernels; in this order, for each disturbs the one before more."""
-    few = 2 if dry else 20
-    take = trainer(device, {"render.size": 16} if dry else {})
-    take(few if dry else 100)  # the scene becomes sparse, and what is compiled or chosen at first use is
-    alone = milliseconds(take, few if dry else 100, device)
-    record.row("A step of the main job", {"what": "wall time with nothing looking on, ms", "a step": alone})
+    """Without CUDA graphs and with them."""
+    few = 2 if dry else 10
+    small = {"render.size": 16} if dry else {}
+    for name, graphs in (("kernel by kernel", False), ("CUDA graphs", True))[: 1 if dry else 2]:
+        take = trainer(device, {"prior_options.graphs": graphs, **small})
+        take(few if dry else 80)  # the scene becomes sparse, and what is compiled or chosen at first use is
+        seen = look(record, name, take, few, device, dry)
+        if graphs or dry:
+            details(record, seen, few, device)
+            with profile(activities=activities(device)) as short:
+                take(2)
+            trace = output / "trace.json.gz"
+            short.export_chrome_trace(str(trace))
+            if trace.stat().st_size > 15e6:
+                trace.unlink()
+
+
+def activities(device: torch.device) -> list[ProfilerActivity]:
+    return [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+
+
+def look(
+    record: Record, name: str, take: Callable[[int], None], few: int, device: torch.device, dry: bool
+) -> Any:
+    """Wall time, waits, kernels; in this order, for each disturbs the one before more. Returns what the profiler saw."""
+    row: dict[str, Any] = {"predictions": name, "wall ms": milliseconds(take, few if dry else 100, device)}
     if device.type == "cuda":
         found = waits(take, few)
-        record.row(
-            "A step of the main job",
-            {"what": "waits of the host for the device", "a step": sum(found.values()) / few},
-        )
+        row["the host waits"] = sum(found.values()) / few
         for where, count in found.most_common(25):
-            record.row("Waits by line", {"line": where, "a step": count / few})
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    with profile(activities=activities) as seen:
+            record.row("Waits by line", {"predictions": name, "line": where, "a step": count / few})
+    with profile(activities=activities(device)) as seen:
         looked_on = milliseconds(take, few, device)
-    events = kernels(seen.events(), DeviceType.CUDA if device.type == "cuda" else DeviceType.CPU)
+    events = on_device(seen, device)
     busy = covered((event.time_range.start, event.time_range.end) for event in events) / 1000 / few
-    for what, value in (
-        ("wall time under the profiler, ms", looked_on),
-        ("device busy, ms", busy),
-        ("busy share of the wall time with nothing looking on", busy / alone),
-        ("kernels and copies", len(events) / few),
-    ):
-        record.row("A step of the main job", {"what": what, "a step": value})
+    row |= {
+        "device busy ms": busy,
+        "busy share": busy / row["wall ms"],
+        "kernels and copies": len(events) / few,
+        "launches": launches(seen.key_averages()) / few,
+        "wall ms under the profiler": looked_on,
+    }
+    record.row("A step of the main job", row)
+    return seen
+
+
+def on_device(seen: Any, device: torch.device) -> list[Any]:
+    return kernels(seen.events(), DeviceType.CUDA if device.type == "cuda" else DeviceType.CPU)
+
+
+def details(record: Record, seen: Any, few: int, device: torch.device) -> None:
+    """What takes the device's time, and the host's."""
+    events = on_device(seen, device)
     longest: Counter[str] = Counter()
     for event in events:
         longest[event.name] += event.time_range.elapsed_us()
@@ -127,9 +161,3 @@ def run(record: Record, work: Path, output: Path, device: torch.device, dry: boo
                 "us a step": each.self_cpu_time_total / few,
             },
         )
-    with profile(activities=activities) as short:
-        take(2)
-    trace = output / "trace.json.gz"
-    short.export_chrome_trace(str(trace))
-    if trace.stat().st_size > 15e6:
-        trace.unlink()

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # On a machine without a package index: unpacks what pack.py wrote, and installs this checkout beside it.
 #   usage: setup.sh SITE PACK      then: export PYTHONPATH=SITE
-# SITE gets the packages; PACK is the folder with the archives, or with what has come of them: Warp waits for its last part.
+# SITE gets the packages; PACK is the folder with the archives, or with what has come of them: Warp waits until all its pieces
+# are there, which their checksum tells.
 # A copy of the code without its weights takes them from the checkout in the current folder.
 set -euo pipefail
 site=${1:?usage: setup.sh SITE PACK} pack=${2:?usage: setup.sh SITE PACK}
@@ -11,7 +12,10 @@ site=$(cd "$site" && pwd)
 unpack() { cat "$@" | xz -dc | tar -x --no-same-owner -C "$site"; }
 # Marked when done, so that an interrupted unpacking is done again.
 if [ ! -e "$site/.site" ]; then unpack "$pack/site.tar.xz" && touch "$site/.site" & fi
-if [ ! -e "$site/.warp" ] && [ -e "$pack/warp.tar.xz.01" ]; then unpack "$pack"/warp.tar.xz.?? && touch "$site/.warp" & fi
+if [ ! -e "$site/.warp" ] && [ -e "$pack/warp.tar.xz.sha256" ] &&
+  [ "$(cat "$pack"/warp.tar.xz.?? 2>/dev/null | sha256sum | cut -d ' ' -f 1)" = "$(cat "$pack/warp.tar.xz.sha256")" ]; then
+  unpack "$pack"/warp.tar.xz.?? && touch "$site/.warp" &
+fi
 if [ "$PWD" != "$root" ] && [ -d distill/embedded ]; then cp -rn distill/embedded/. "$root/distill/embedded/"; fi
 wait
 rm -rf "$site"/distill "$site"/distill3d-*

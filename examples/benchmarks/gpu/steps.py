@@ -6,7 +6,7 @@ import gc
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +32,34 @@ class Case:
     backend: str = "warp"
     marcher: str = "warp"
     compile: bool = False
+    graphs: bool = True
 
 
-#: The most telling first: every loss, then larger pictures.
+#: The most telling first: with and without CUDA graphs, every loss, then larger pictures.
 CASES = (
     Case("sds", 64),
+    Case("sds", 64, graphs=False),
+    Case("asd", 64),
     Case("sds", 512),
     Case("csd", 64),
-    Case("asd", 64),
-    Case("sds", 256),
-    Case("asd", 512),
-    Case("csd", 512),
     Case("vsd", 64),
     Case("vsd", 512),
 )
 MORE = (
+    Case("sds", 256),
+    Case("asd", 512),
+    Case("csd", 512),
     Case("sds", 64, "float16"),
     Case("sds", 512, "float16"),
     Case("vsd", 64, "float16"),
     Case("sds", 64, backend="torch"),
     Case("sds", 512, backend="torch"),
 )
-COMPILED = (Case("sds", 64), Case("sds", 64, compile=True), Case("asd", 512, compile=True))
+COMPILED = (
+    Case("sds", 64, graphs=False),
+    Case("sds", 64, compile=True, graphs=False),
+    Case("sds", 64, compile=True),
+)
 NERFACC = (
     Case("sds", 64),
     Case("sds", 64, marcher="nerfacc"),
@@ -81,6 +87,8 @@ def configured(case: Case, folder: Path, device: torch.device, dry: bool) -> Any
             {
                 "prompt": "a red mug", "device": str(device), "prior": str(folder), "prior_options.dtype": case.dtype,
                 "prior_options.compile": case.compile, "guidance": case.loss, "render.size": case.size,
+                # Always where there can be some; a case without them leaves them away.
+                "prior_options.graphs": device.type == "cuda",
                 "scene.backend": case.backend, **still, **small,
             }
         )
@@ -114,7 +122,9 @@ def measure_all(
     prior, loaded = None, None
     for case in cases:
         if dry:
-            case = Case(case.loss, 16 if case.size == 64 else 24, "float32", case.backend, "warp", False)
+            case = Case(
+                case.loss, 16 if case.size == 64 else 24, "float32", case.backend, "warp", graphs=False
+            )
         config = configured(case, folder, device, dry)
         try:
             # VSD leaves its layers in the network, so that what follows it wants a new one.
@@ -122,7 +132,8 @@ def measure_all(
                 prior = None
                 gc.collect()
                 prior, loaded = open_prior(config, device), (case.dtype, case.compile)
-            record.row(title, row_of(case, prior, config, device, 2 if dry else 16))
+            used = prior if case.graphs else replace(prior, graphs=None)
+            record.row(title, row_of(case, used, config, device, 2 if dry else 12))
         except (RuntimeError, ValueError) as error:
             if dry:
                 raise
