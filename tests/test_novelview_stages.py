@@ -12,7 +12,7 @@ from test_novelview_model import make_unet, write_encoder
 
 from distill.embedded import world
 from distill.files.checkpoint import load_checkpoint, save_checkpoint
-from distill.lab.novel_view import memory, stages
+from distill.lab.novel_view import levels, memory, stages
 from distill.priors.novel_view.code import TurnOptions
 from distill.priors.novel_view.features import load_encoder
 from distill.priors.novel_view.model import build, widen
@@ -124,13 +124,13 @@ def test_schedules_by_hand() -> None:
     assert stages.learning_rate(0.01, 0.05) == pytest.approx(0.5, rel=1e-3)
     assert stages.learning_rate(0.5, 0.1) == pytest.approx(0.55)
     assert stages.learning_rate(1.0, 0.1) == pytest.approx(0.1)
-    assert [stages.exponent(done, 0.1, 0.7, 0.4, 0.8) for done in (0.0, 0.4, 0.6, 0.8, 1.0)] == pytest.approx(
+    assert [levels.exponent(done, 0.1, 0.7, 0.4, 0.8) for done in (0.0, 0.4, 0.6, 0.8, 1.0)] == pytest.approx(
         [0.1, 0.1, 0.4, 0.7, 0.7]
     )
 
 
 def test_timesteps_are_stratified_and_follow_the_power_law() -> None:
-    t = stages.stratified(1000, 0.5, 1000, torch.Generator().manual_seed(0))
+    t = levels.Law(low=0.5, high=0.5).draw(0.0, 1000, 1000, torch.Generator().manual_seed(0))
     # P(t < 500) = P(u < 1/4), and one u falls into each thousandth.
     assert (t < 500).sum().item() == pytest.approx(250, abs=1)
     assert t.max() <= 999 and not torch.equal(t, t.sort().values)

@@ -28,6 +28,8 @@ from torch import Tensor
 from distill.files.atomic import write_atomic
 from distill.files.checkpoint import load_checkpoint, save_checkpoint
 from distill.lab.novel_view import memory, stages
+from distill.lab.novel_view.levels import Law
+from distill.lab.novel_view.start import from_prior
 from distill.priors.novel_view.code import TurnOptions
 from distill.priors.novel_view.features import Encoder, load_encoder
 from distill.priors.novel_view.pipeline import NovelViewPipeline
@@ -58,7 +60,7 @@ SIZES = {
     "cuda": Sizes(
         7,
         stages.CodeRecipe(batch=1024, learning_rate=1.5e-3),
-        stages.UNetRecipe(batch=256, learning_rate=1e-3, until=0.25, reach=0.75),
+        stages.UNetRecipe(batch=256, learning_rate=1e-3, law=Law(until=0.25, reach=0.75)),
     ),
 }
 
@@ -69,21 +71,10 @@ def say(text: str) -> None:
 
 def open_pipeline(options: argparse.Namespace, encoder: Encoder) -> NovelViewPipeline:
     """The embedded prior with new conditioning, or the model of an earlier training."""
-    from diffusers import DDIMScheduler, UNet2DConditionModel
-
-    from distill.priors.novel_view.model import build, widen
-
     if options.start:
         return NovelViewPipeline.load(options.start, device=options.device)
-    unet = UNet2DConditionModel.from_pretrained(PRIOR, subfolder="unet", use_safetensors=True)
-    scheduler = DDIMScheduler.from_pretrained(PRIOR, subfolder="scheduler")
-    torch.manual_seed(options.seed)
-    told = TurnOptions(options.tokens, options.film, options.draft)
-    model = build(
-        widen(unet, draft=told.draft > 0), token_width=encoder.token_width, map_width=encoder.map_width,
-        grid=encoder.grid, turn=told, layer_widths=encoder.map_widths,
-    )  # fmt: skip
-    return NovelViewPipeline(model.to(options.device), encoder, scheduler)
+    turn = TurnOptions(options.tokens, options.film, options.draft)
+    return from_prior(PRIOR, encoder, turn=turn, seed=options.seed, device=options.device)
 
 
 def pictures(options: argparse.Namespace, colours: int) -> tuple[memory.Store, memory.Store]:
@@ -112,16 +103,6 @@ def pictures(options: argparse.Namespace, colours: int) -> tuple[memory.Store, m
         found.append(memory.from_views(from_folder(folder, count=count, size=said.size, check=False)))
     held_out = memory.painted(new, held_out=True, colours=1, seed=unseen.seed, device=options.device)
     return memory.joined([store.to(options.device) for store in found]), held_out
-
-
-def fixed_pairs(store: memory.Store, seed: int = 0) -> Tensor:
-    """One pair of views of each object, indices, the same at every call."""
-    from distill.lab.novel_view.evaluate import choose_pairs
-
-    pairs = choose_pairs(store.views(), 1, seed)
-    start = store.first[:-1].cpu()
-    chosen = torch.tensor([[pair.condition, pair.target] for pair in pairs]) + start[:, None]
-    return chosen.to(store.first.device)
 
 
 def summed_up(found: dict[str, Tensor], uids: tuple[str, ...]) -> dict[str, float]:
@@ -298,7 +279,7 @@ def train_code(
         stage.load_state_dict(saved)
         say(f"the code goes on at update {pace.update}")
     folder.mkdir(parents=True, exist_ok=True)
-    pairs = fixed_pairs(unseen.store)
+    pairs = memory.fixed_pairs(unseen.store)
 
     def measure() -> dict[str, float]:
         return summed_up(stages.drafts_right(turn, stage.modules["draft"], unseen, pairs), unseen.store.uids)
@@ -330,7 +311,7 @@ def train_unet(
         stage.load_state_dict(saved)
         say(f"the UNet goes on at update {stage.pace.update}")
     folder.mkdir(parents=True, exist_ok=True)
-    pairs = fixed_pairs(unseen.store)
+    pairs = memory.fixed_pairs(unseen.store)
 
     def measure() -> dict[str, float]:
         with stages.averaged(stage):

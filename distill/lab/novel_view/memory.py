@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from distill.lab.novel_view.evaluate import choose_pairs
 from distill.lab.novel_view.pairs import mixed
 from distill.lab.novel_view.views import Views
+from distill.priors.novel_view.features import Features
 from distill.priors.novel_view.pose import between
 
 if TYPE_CHECKING:
@@ -92,6 +94,14 @@ class Store:
             return self.pictures[place].float().cpu() / 255, self.positions[place].cpu()
 
         return Views(self.uids, int(counts[0]), read)
+
+
+def fixed_pairs(store: Store, seed: int = 0) -> Tensor:
+    """One pair of views of each object, indices, the same at every call."""
+    pairs = choose_pairs(store.views(), 1, seed)
+    start = store.first[:-1].cpu()
+    chosen = torch.tensor([[pair.condition, pair.target] for pair in pairs]) + start[:, None]
+    return chosen.to(store.first.device)
 
 
 def joined(stores: Sequence[Store]) -> Store:
@@ -275,6 +285,17 @@ def painted(
     return Store(torch.cat(pictures), torch.cat(positions).to(device), first.to(device), tuple(uids))
 
 
+class Encodings(Protocol):
+    """Pictures, and what an encoder makes of them."""
+
+    @property
+    def store(self) -> Store: ...
+
+    def features(self, index: Tensor) -> Features:
+        """Of some pictures, in single precision."""
+        ...
+
+
 @dataclass(frozen=True)
 class Seen:
     """A store whose pictures are encoded.
@@ -288,6 +309,20 @@ class Seen:
     store: Store
     token: Tensor
     maps: Tensor
+
+    def features(self, index: Tensor) -> Features:
+        return Features(self.token[index].float(), self.maps[index].float())
+
+
+@dataclass(frozen=True)
+class Live:
+    """A store whose pictures are encoded each time that they are asked for."""
+
+    store: Store
+    encoder: Encoder
+
+    def features(self, index: Tensor) -> Features:
+        return self.encoder(self.store.rgb(index))
 
 
 @torch.no_grad()

@@ -198,9 +198,7 @@ class NovelViewPipeline:
         folder = Path(folder)
         self.model.unet.save_pretrained(folder / "unet")
         self.scheduler.save_pretrained(folder / "scheduler")
-        self.encoder.model.save_pretrained(folder / "image_encoder")
-        processor = {"image_mean": list(self.encoder.mean), "image_std": list(self.encoder.std)}
-        (folder / "image_encoder" / "preprocessor_config.json").write_text(json.dumps(processor))
+        self.encoder.save(folder / "image_encoder")
         if self.vae is not None:
             self.vae.save_pretrained(folder / "vae")
         for path in folder.glob("*/*config.json"):  # diffusers writes where a part was loaded from
