@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -27,7 +26,8 @@ import tarfile
 import tempfile
 import threading
 import time
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Iterable
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -51,6 +51,9 @@ SHORTER = 3
 #: What the report is made of, and what is brought back with ``--bring``.
 FILES = ("report.html", "table.csv", "claims.csv", "samples.png", "ablation.md", "costs.json", "plan.json")
 
+#: Where NVIDIA's MPS keeps its pipes and logs.
+MPS = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
+
 #: In a process that trains: its pictures.
 BENCH: cells.Bench | None = None
 
@@ -72,7 +75,7 @@ def bench() -> cells.Bench:
     return BENCH
 
 
-def measure_pace(seconds: float) -> tuple[float, float]:
+def measure_pace(seconds: float) -> cells.Pace:
     with tempfile.TemporaryDirectory() as folder:
         return cells.pace_of(bench(), seconds, Path(folder))
 
@@ -105,10 +108,10 @@ def setup_of(options: argparse.Namespace) -> cells.Setup:
                 f"--{name} must be a folder of an image encoder, with a config.json, and {getattr(options, name)} has none; "
                 f"examples/embedded/train_{'clip' if name == 'clip' else 'encoder'}.py makes one"
             )
-    world = memory.WorldOptions(shapes=options.shapes, views=12, steep=0, seed=0)
+    world = memory.WorldOptions(shapes=options.shapes, views=12, steep=0, size=options.size, seed=0)
     unseen = replace(world, shapes=options.unseen, fov_y_deg=(40.0, 40.0), lights_deg=0.0, seed=1000)
     return cells.Setup(
-        work=options.work, encoders={"clip": str(options.clip), "dino": str(options.dino)}, prior=PRIOR,
+        work=options.work, encoders={"clip": str(options.clip), "dino": str(options.dino)}, prior=options.prior,
         device=options.device, world=world, unseen=unseen, colours=options.colours, batch=options.batch,
         rate=options.rate, code=stages.CodeRecipe(batch=options.code_batch), code_updates=options.code_updates,
         points=options.points, steps=options.steps,
@@ -130,7 +133,7 @@ class SharedGPU:
         on_gpu = torch.device(self.options.device).type == "cuda"
         if on_gpu and shutil.which("nvidia-cuda-mps-control"):
             folder = tempfile.mkdtemp(prefix="mps-")
-            places = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+            places = dict.fromkeys(MPS, folder)
             told = os.environ | places
             try:
                 subprocess.run(
@@ -147,7 +150,8 @@ class SharedGPU:
 
     def _costs(self, environment: dict[str, str], seconds: float) -> bool:
         options = self.options
-        if (options.work / "costs.json").exists() and not self.served:
+        known = not options.costs or (options.work / "costs.json").exists()
+        if known and not self.served:
             return True
         command = [sys.executable, COSTS, "--device", options.device, "--output", options.work]
         command += ["--batch", options.batch, "--rounds", options.cost_rounds]
@@ -171,7 +175,13 @@ class SharedGPU:
                 )
             except (OSError, subprocess.SubprocessError) as error:
                 say(f"MPS was not ended: {error}")
+            for name in MPS:
+                os.environ.pop(name, None)
         self.served = False
+
+
+def wanted(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    return [name for name in names if options.only in name]
 
 
 def plan(options: argparse.Namespace, pool: ProcessPoolExecutor) -> dict[str, Any]:
@@ -179,22 +189,29 @@ def plan(options: argparse.Namespace, pool: ProcessPoolExecutor) -> dict[str, An
     path = options.work / "plan.json"
     if path.exists():
         return dict(json.loads(path.read_text()))
-    seeds, rows, laws = options.seeds, len(cells.ROWS), len(cells.SHORT_ROWS)
+    seeds, rows, laws = (
+        options.seeds,
+        len(wanted(options, cells.ROWS)),
+        len(wanted(options, cells.SHORT_ROWS)),
+    )
     if options.updates:
         updates = options.updates
     else:
         count = options.processes
         found = [pool.submit(measure_pace, options.pace_seconds) for _ in range(count)]
-        rates, takes = zip(*(future.result() for future in found), strict=True)
-        rate, taken = sum(rates) / count, max(takes)
-        say(f"{count} processes make {sum(rates):.1f} updates a second in all, and measure in {taken:.1f} s")
+        paces = [future.result() for future in found]
+        rate, taken = sum(pace.rate for pace in paces) / count, max(pace.measuring for pace in paces)
+        code = max(pace.code for pace in paces) * options.code_updates
+        say(
+            f"{count} processes make {rate * count:.1f} updates a second in all, measure in {taken:.1f} s and train a code in "
+            f"{code:.1f} s"
+        )
         left = 60 * options.minutes - (time.time() - BEGAN) - RESERVE
 
         def fitting(seeds: int) -> int:
-            # Each law is a third of a row; each training is measured at its end. Codes come first, one to a process.
-            code = options.code_updates * options.code_batch / 4000 / rate * math.ceil(seeds / count)
-            spare = left - code - taken * math.ceil((seeds * rows + laws) / count)
-            return int(CAUTION * rate * count * spare / (seeds * rows + laws / SHORTER))
+            # Each law is a third of a row; each training is measured. What does not fill the processes evenly is waste.
+            spare = left * count - code * seeds - taken * (seeds * rows + laws)
+            return int(CAUTION * rate * spare / (seeds * rows + laws / SHORTER))
 
         while seeds > 1 and fitting(seeds) < options.least:
             seeds -= 1
@@ -213,9 +230,15 @@ def jobs_of(options: argparse.Namespace, said: dict[str, Any]) -> list[Any]:
     deadline = BEGAN + 60 * options.minutes - RESERVE / 2
     jobs: list[Any] = [(train_code, seed, deadline) for seed in range(said["seeds"])]
     for seed in range(said["seeds"]):
-        jobs += [(train_cell, cells.Cell(name, seed, said["updates"], deadline)) for name in cells.ROWS]
+        jobs += [
+            (train_cell, cells.Cell(name, seed, said["updates"], deadline))
+            for name in wanted(options, cells.ROWS)
+        ]
         if seed == 0:
-            jobs += [(train_cell, cells.Cell(name, 0, said["short"], deadline)) for name in cells.SHORT_ROWS]
+            jobs += [
+                (train_cell, cells.Cell(name, 0, said["short"], deadline))
+                for name in wanted(options, cells.SHORT_ROWS)
+            ]
     return jobs
 
 
@@ -239,6 +262,10 @@ def bring(options: argparse.Namespace) -> None:
             shutil.copy(options.work / name, options.bring / name)
 
 
+def pool_of(options: argparse.Namespace, setup: cells.Setup) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(options.processes, get_context("spawn"), begin, (setup,))
+
+
 def run(options: argparse.Namespace) -> None:
     """Render, plan and train all that is missing."""
     setup = setup_of(options)
@@ -250,8 +277,17 @@ def run(options: argparse.Namespace) -> None:
         say("rendered")
         gpu.thread.join()
         say("with MPS" if gpu.served else "without MPS")
-        pool = ProcessPoolExecutor(options.processes, get_context("spawn"), begin, (setup,))
-        said = plan(options, pool)
+        pool = pool_of(options, setup)
+        try:
+            said = plan(options, pool)
+        except (RuntimeError, BrokenExecutor) as error:
+            if not gpu.served:
+                raise
+            say(f"once more without MPS: {str(error)[:300]}")
+            pool.shutdown(cancel_futures=True)
+            gpu.end()
+            pool = pool_of(options, setup)
+            said = plan(options, pool)
         say(f"plan: {said}")
         waiting: list[Future[str]] = [pool.submit(*job) for job in jobs_of(options, said)]
         saved = time.time()
@@ -281,13 +317,16 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--dino", type=Path, default=EMBEDDED / "image_encoder", help="folder of an image encoder"
     )
+    parser.add_argument("--prior", type=Path, default=PRIOR, help="that the UNets begin from")
+    parser.add_argument("--size", type=int, default=64, help="of the prior's pictures, pixels")
+    parser.add_argument("--only", default="", help="rows and laws whose name holds this text")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=170.0, help="of everything")
     parser.add_argument(
         "--processes", type=int, help="that train at a time; 10 on a GPU, one for each core on a CPU"
     )
     parser.add_argument("--updates", type=int, help="of a row of Table 1, instead of as many as fit")
-    parser.add_argument("--least", type=int, default=300, help="rather fewer seeds than fewer updates")
+    parser.add_argument("--least", type=int, default=200, help="rather fewer seeds than fewer updates")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each row, at most")
     parser.add_argument("--batch", type=int, help="pairs of an update; 128 on a GPU, 16 on a CPU")
     parser.add_argument("--rate", type=float, default=8e-4)
@@ -299,6 +338,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--points", type=int, default=8, help="of the validation's curve")
     parser.add_argument("--steps", type=int, default=20, help="of the sampler")
     parser.add_argument("--pace-seconds", type=float, help="to measure the pace; 5 on a GPU, 30 on a CPU")
+    parser.add_argument(
+        "--costs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure what precision and caching save",
+    )
     parser.add_argument(
         "--cost-rounds", type=int, default=12, help="updates to measure what precision and caching save"
     )

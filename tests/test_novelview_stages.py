@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -228,3 +229,52 @@ def test_averaged_weights_are_lent(tmp_path: Path) -> None:
     with stages.averaged(stage):
         assert (mine == 7).all()
     assert torch.equal(mine, before) and (stage.average[0] == 7).all()
+
+
+def test_shapes_beside_the_axis_stay_there_for_all_cameras() -> None:
+    away = memory.WorldOptions(
+        shapes=1, views=40, steep=0, size=32, samples=1, scale=(0.4, 0.4), offset=0.3, seed=4
+    )
+    layers, positions = memory.render_shape(away, ("sphere", 0))
+    # A ball's silhouette is about where its centre is projected to: one point must explain all views.
+    ys, xs = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    alpha = torch.from_numpy(layers[..., 4]).float()
+    mass = alpha.sum((1, 2))
+    centre = (
+        torch.stack([(alpha * xs).sum((1, 2)) / mass, (alpha * ys).sum((1, 2)) / mass], dim=1) / 16 - 31 / 32
+    )
+    eye = torch.from_numpy(positions)
+    backward = eye / eye.norm(dim=1, keepdim=True)
+    right = torch.stack([-eye[:, 1], eye[:, 0], torch.zeros(40)], 1)
+    right = right / right.norm(dim=1, keepdim=True)
+    up = torch.linalg.cross(backward, right)
+    # x * depth * tan = right . o and depth = distance - backward . o, so both are linear in o, but for the unknown tan.
+    found = []
+    for tan in torch.linspace(0.33, 0.40, 15):
+        rows = torch.cat([right + centre[:, :1] * tan * backward, up - centre[:, 1:] * tan * backward])
+        values = torch.cat([centre[:, 0], -centre[:, 1]]) * tan * eye.norm(dim=1).repeat(2)
+        answer = torch.linalg.lstsq(rows, values[:, None]).solution
+        found.append(((rows @ answer - values[:, None]).square().mean().sqrt().item(), answer.norm().item()))
+    error, distance = min(found)
+    assert error < 0.02 and 0.05 < distance <= 0.3
+    middle, _ = memory.render_shape(replace(away, offset=0.0), ("sphere", 0))
+    assert (torch.from_numpy(middle[..., 4]).float().mean(0) - alpha.mean(0)).abs().max() > 0
+
+
+def test_steep_views_reach_straight_above_and_below() -> None:
+    steep = memory.WorldOptions(shapes=1, views=0, steep=400, size=2, samples=1)
+    _, positions = memory.render_shape(steep, ("cube", 0))
+    eye = torch.from_numpy(positions)
+    elevation = torch.rad2deg(torch.asin(eye[:, 2] / eye.norm(dim=1)))
+    assert elevation.min() < -88 and elevation.max() > 88
+    # Angles are equally likely: a sixth of them lies above 60 degrees.
+    assert (elevation > 60).float().mean().item() == pytest.approx(1 / 6, abs=0.06)
+
+
+def test_features_may_be_kept_or_made_anew(tmp_path: Path) -> None:
+    encoder = load_encoder(write_encoder(tmp_path / "dinov2", "dinov2"), layers=[2, 4])
+    store = quarter_turns()
+    index = torch.tensor([3, 0])
+    kept, live = memory.encoded(store, encoder).features(index), memory.Live(store, encoder).features(index)
+    torch.testing.assert_close(kept.maps, live.maps, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(kept.token, live.token, atol=2e-3, rtol=2e-3)

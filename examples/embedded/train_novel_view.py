@@ -42,7 +42,7 @@ PRIOR = HERE.parents[1] / "distill/embedded/prior"
 #: Bytes of one tar file, for machines that take only small files.
 TAR = 15 * 2**20
 #: Seconds kept for the evaluation at the end of a training of so many minutes, and for writing.
-RESERVE = {"cuda": 20.0, "cpu": 60.0}
+RESERVE = {"cuda": 26.0, "cpu": 120.0}
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,22 @@ def open_pipeline(options: argparse.Namespace, encoder: Encoder) -> NovelViewPip
     return from_prior(PRIOR, encoder, turn=turn, seed=options.seed, device=options.device)
 
 
-def pictures(options: argparse.Namespace, colours: int) -> tuple[memory.Store, memory.Store]:
+def pictures(options: argparse.Namespace, colours: int) -> tuple[memory.Store, dict[str, memory.Store]]:
     """What is trained on, the world's trained pairs of colour and kind and other renders, and what is measured on.
 
-    The latter are the pairs that the world holds out, shapes of a fresh seed, seen by cameras like the scenes'.
+    The latter are the pairs that the world holds out, shapes of a fresh seed: seen by cameras like the scenes', the same shapes
+    beside the axis, and these mostly from steep angles.
     """
     from distill.lab.novel_view.views import from_folder
 
     said = memory.WorldOptions(
-        shapes=options.shapes, views=options.views, steep=options.steep, seed=options.seed
+        shapes=options.shapes,
+        views=options.views,
+        steep=options.steep,
+        offset=options.offset,
+        seed=options.seed,
     )
-    unseen = memory.WorldOptions(
+    usual = memory.WorldOptions(
         shapes=options.unseen,
         views=12,
         steep=0,
@@ -95,13 +100,19 @@ def pictures(options: argparse.Namespace, colours: int) -> tuple[memory.Store, m
         lights_deg=0.0,
         seed=options.seed + 1000,
     )
-    known, new = memory.cached_shapes([said, unseen], options.work, options.workers)
+    unseen = {"usual": usual, "steep": replace(usual, views=4, steep=8, offset=options.offset)}
+    if options.offset:
+        unseen["beside"] = replace(usual, offset=options.offset)
+    known, *new = memory.cached_shapes([said, *unseen.values()], options.work, options.workers)
     say("rendered")
     found = [memory.painted(known, colours=options.colours or colours, device=options.device)]
     for folder in options.renders:
         count = len(list(next(path for path in folder.iterdir() if path.is_dir()).glob("*.png")))
         found.append(memory.from_views(from_folder(folder, count=count, size=said.size, check=False)))
-    held_out = memory.painted(new, held_out=True, colours=1, seed=unseen.seed, device=options.device)
+    held_out = {
+        name: memory.painted(one, held_out=True, colours=1, seed=usual.seed, device=options.device)
+        for name, one in zip(unseen, new, strict=True)
+    }
     return memory.joined([store.to(options.device) for store in found]), held_out
 
 
@@ -234,7 +245,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--renders", type=Path, nargs="*", default=[], help="of other objects, as wide")
     parser.add_argument("--shapes", type=int, default=140, help="of each kind")
     parser.add_argument("--views", type=int, default=12, help="of each shape")
-    parser.add_argument("--steep", type=int, default=3, help="further views from any height")
+    parser.add_argument(
+        "--steep", type=int, default=4, help="further views from any height, straight above and below too"
+    )
+    parser.add_argument(
+        "--offset", type=float, default=0.25, help="shapes are up to so far from the axis, scene units"
+    )
     parser.add_argument("--colours", type=int, help="of each shape; one on a CPU, all seven on a GPU")
     parser.add_argument("--unseen", type=int, default=10, help="shapes of each kind to measure on")
     parser.add_argument("--tokens", type=int, default=4)
@@ -257,6 +273,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=25, help="of the sampler, when measured at the end")
     parser.add_argument("--scale", type=float, default=2.0, help="of guidance, likewise")
     options = parser.parse_args()
+    if not 0 <= options.offset <= 0.5:
+        parser.error(f"--offset must be in [0, 0.5], or shapes leave the picture, got {options.offset:g}")
     for name in ("work", "output", "tars", "encoder", "start"):
         if getattr(options, name) is not None:
             setattr(options, name, getattr(options, name).expanduser())
@@ -343,9 +361,9 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     store, held_out = pictures(options, sizes.colours)
     encoder = load_encoder(options.encoder, device=options.device)
-    say(f"{len(store)} objects, {len(store.pictures)} pictures; {len(held_out)} unseen ones")
-    seen, unseen = (memory.encoded(part, encoder) for part in (store, held_out))
-    pipeline = open_pipeline(options, encoder)
+    say(f"{len(store)} objects, {len(store.pictures)} pictures; {len(held_out['usual'])} unseen ones")
+    seen, unseen = (memory.encoded(part, encoder) for part in (store, held_out["usual"]))
+    pipeline = replace(open_pipeline(options, encoder), offset=options.offset)
     count = sum(p.numel() for p in pipeline.model.parameters()) / 1e6
     say(f"encoded; {count:.2f}M parameters; {code}; {unet}")
     with stop_signals() as stop:
@@ -355,11 +373,15 @@ def main() -> None:
         say("stopped; run again to go on")
         return
     out = options.tars or options.work
-    summary = evaluated(pipeline, held_out, out, options.steps, options.scale)
-    said = {"code": asdict(code), "unet": asdict(unet), "pictures": len(store.pictures), **summary}
-    write_atomic(out / "evaluation.json", json.dumps(said, indent=1) + "\n")
-    for group, figures in {"all": summary["figures"], **summary["groups"]}.items():
-        say(f"{group}: " + ", ".join(f"{name} {mean:.4f}" for name, (mean, _, _) in figures.items()))
+    said = {"code": asdict(code), "unet": asdict(unet), "pictures": len(store.pictures)}
+    for name, views in held_out.items():
+        # The first is what other models were measured on, and keeps its sheet's name.
+        place = out if name == "usual" else out / name
+        said[name] = evaluated(pipeline, views, place, options.steps, options.scale)
+        for group, figures in {"all": said[name]["figures"], **said[name]["groups"]}.items():
+            means = ", ".join(f"{figure} {mean:.4f}" for figure, (mean, _, _) in figures.items())
+            say(f"{name}, {group}: {means}")
+        write_atomic(out / "evaluation.json", json.dumps(said, indent=1) + "\n")
     size = sum(path.stat().st_size for path in options.output.rglob("*") if path.is_file())
     say(f"{size / 1e6:.1f} MB in {options.output}")
 

@@ -337,29 +337,62 @@ def assess(bench: Bench, pipeline: NovelViewPipeline, stage: stages.Stage, out: 
         )  # fmt: skip
 
 
-def pace_of(bench: Bench, seconds: float, out: Path) -> tuple[float, float]:
-    """Updates a second of the most costly row, trained for so long, and the seconds that one evaluation takes."""
+@dataclass(frozen=True)
+class Pace:
+    """How fast one process is beside the others.
+
+    Attributes:
+        rate: updates a second of the most costly row.
+        code: seconds of a code's update.
+        measuring: seconds that a training's measurements take in all.
+    """
+
+    rate: float
+    code: float
+    measuring: float
+
+
+def pace_of(bench: Bench, seconds: float, out: Path) -> Pace:
+    """Train for so many seconds, and measure once."""
     cell = Cell(WHOLE, 0, 10**9)
     pipeline, stage, recipe = begun(bench, cell, trained=False)
     _, seen, unseen = bench.seen(cell.row.encoder)
-    since: list[float] = []
-
-    def after(stage: stages.Stage, loss: Tensor) -> bool:
-        if stage.pace.update == 5:  # the first ones set things up
-            loss.item()
-            since.append(time.perf_counter())
-        elif stage.pace.update % 10 == 0:
-            loss.item()
-        return stage.pace.update > 5 and time.perf_counter() - since[0] > seconds
-
-    stages.fit_unet(stage, pipeline, seen, recipe, after)
-    rate = (stage.pace.update - 5) / (time.perf_counter() - since[0])
+    turn = pipeline.model.turn
+    assert turn is not None
+    watch = _Watch(seconds / 4)
+    setup, length = bench.setup, stages.Pace(updates=10**9)
+    code_stage = stages.code_stage(turn, seen, setup.code, length)
+    stages.fit_code(code_stage, seen, setup.code, watch)
+    code_stage.modules.eval().requires_grad_(False)
+    code = 1 / watch.rate
+    watch = _Watch(seconds)
+    stages.fit_unet(stage, pipeline, seen, recipe, watch)
+    rate = watch.rate
     started = time.perf_counter()
     measured(pipeline, stage, unseen, bench.pairs)
-    points = bench.setup.points * (time.perf_counter() - started)
+    points = setup.points * (time.perf_counter() - started)
     started = time.perf_counter()
     assess(bench, pipeline, stage, out)
-    return rate, points + time.perf_counter() - started
+    return Pace(rate, code, points + time.perf_counter() - started)
+
+
+class _Watch:
+    """Stops after some seconds, the first updates, which set things up, not counted."""
+
+    def __init__(self, seconds: float, first: int = 3) -> None:
+        self.seconds, self.first, self.since, self.rate = seconds, first, 0.0, 0.0
+
+    def __call__(self, stage: stages.Stage, loss: Tensor) -> bool:
+        # Waiting for a GPU after each update would slow it down.
+        if stage.pace.update < self.first or stage.pace.update % 3:
+            return False
+        loss.item()
+        spent = time.perf_counter() - self.since
+        if stage.pace.update == self.first:
+            self.since = time.perf_counter()
+            return False
+        self.rate = (stage.pace.update - self.first) / spent
+        return spent > self.seconds
 
 
 def hardware(device: str) -> str:

@@ -135,13 +135,15 @@ class WorldOptions:
     Attributes:
         shapes: of each kind, each of proportions of its own.
         views: pictures of each shape, from the range of elevations that scenes have.
-        steep: further pictures, from anywhere but straight above and below.
+        steep: further pictures, from any height, straight above and below among them.
         size: height and width, pixels.
         distance: range of the cameras' distances.
         elevation_deg: range of the elevations of ``views``.
-        steep_deg: range of the elevations of ``steep``.
+        steep_deg: range of the elevations of ``steep``, equally likely angles.
         fov_y_deg: range of the field of view, one for each shape.
         scale: range that a shape's size is multiplied by, one for each.
+        offset: each shape is moved away from the axis that the cameras go round, once for all of its pictures, by up to so
+            much in any direction, scene units.
         lights_deg: each shape's lights are turned by up to so much, to either side.
         samples: rays per pixel along each axis.
         seed: of all of it.
@@ -153,9 +155,10 @@ class WorldOptions:
     size: int = 64
     distance: tuple[float, float] = (3.0, 3.4)
     elevation_deg: tuple[float, float] = (-10.0, 60.0)
-    steep_deg: tuple[float, float] = (-75.0, 88.0)
+    steep_deg: tuple[float, float] = (-89.9, 89.9)
     fov_y_deg: tuple[float, float] = (37.0, 43.0)
     scale: tuple[float, float] = (0.75, 1.25)
+    offset: float = 0.0
     lights_deg: float = 20.0
     samples: int = 2
     seed: int = 0
@@ -171,6 +174,12 @@ def _elevations(g: np.random.Generator, ends: Sequence[float], count: int) -> ND
     return np.degrees(np.arcsin(g.uniform(low, high, count)))
 
 
+def _in_ball(g: np.random.Generator, radius: float) -> NDArray[Any]:
+    """A point, equally likely anywhere in a ball about the origin, shape ``[3]``."""
+    direction = g.standard_normal(3)
+    return radius * g.uniform() ** (1 / 3) * direction / np.linalg.norm(direction)
+
+
 def render_shape(options: WorldOptions, job: tuple[str, int]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """One shape's layers, ``[views, size, size, 5]`` (painted, tint, alpha), and its cameras' positions."""
     from distill.cameras import orbit
@@ -182,11 +191,16 @@ def render_shape(options: WorldOptions, job: tuple[str, int]) -> tuple[NDArray[n
     scale = float(_uniform(g, options.scale)[0])
     for part in parts:
         part.mesh.apply_scale(scale)
+    if options.offset:
+        away = _in_ball(g, options.offset)
+        for part in parts:
+            part.mesh.apply_translation(away)
     count = options.views + options.steep
     elevation = np.concatenate(
         [
             _elevations(g, options.elevation_deg, options.views),
-            _elevations(g, options.steep_deg, options.steep),
+            # Even over the sphere, few would come from straight above or below.
+            _uniform(g, options.steep_deg, options.steep),
         ]
     )
     azimuth, distance = g.uniform(-180, 180, count), _uniform(g, options.distance, count)

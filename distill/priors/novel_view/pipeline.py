@@ -70,6 +70,7 @@ class NovelViewPipeline:
             than three channels.
         fourth: the pose's fourth number, see ``distill.priors.novel_view.pose``.
         folder: that it was loaded from, or None.
+        offset: how far from the axis that cameras go round objects were, at most, in its training, scene units.
     """
 
     model: NovelView
@@ -78,6 +79,7 @@ class NovelViewPipeline:
     vae: AutoencoderKL | None = None
     fourth: str = "distance"
     folder: Path | None = None
+    offset: float = 0.0
 
     @property
     def device(self) -> torch.device:
@@ -213,6 +215,7 @@ class NovelViewPipeline:
             "amalgamation": maps is not None,
             "layers": list(self.encoder.layers),
             "fourth": self.fourth,
+            "offset": self.offset,
         }
         if turn is not None:
             said["turn"] = asdict(turn.options)
@@ -285,7 +288,9 @@ class NovelViewPipeline:
         model.to(device).eval().requires_grad_(False)
         if vae is not None:
             vae.to(device).eval().requires_grad_(False)
-        return cls(model, encoder, scheduler, vae, fourth or said["fourth"], folder)
+        return cls(
+            model, encoder, scheduler, vae, fourth or said["fourth"], folder, float(said.get("offset", 0.0))
+        )
 
 
 def take_conditioning(model: NovelView, tensors: Mapping[str, Tensor]) -> None:
