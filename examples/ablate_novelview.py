@@ -140,13 +140,13 @@ class SharedGPU:
                     ["nvidia-cuda-mps-control", "-d"], env=told, timeout=10, check=True, capture_output=True
                 )
                 self.served = True
-                if self._costs(told, 40):
+                if self._costs(told, 45):
                     os.environ.update(places)
                     return
             except (OSError, subprocess.SubprocessError):
                 pass
             self.end(told)
-        self._costs(dict(os.environ), 60)
+        self._costs(dict(os.environ), 120)
 
     def _costs(self, environment: dict[str, str], seconds: float) -> bool:
         options = self.options
@@ -337,7 +337,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--unseen", type=int, default=10, help="shapes of each kind to measure on")
     parser.add_argument("--points", type=int, default=8, help="of the validation's curve")
     parser.add_argument("--steps", type=int, default=20, help="of the sampler")
-    parser.add_argument("--pace-seconds", type=float, help="to measure the pace; 5 on a GPU, 30 on a CPU")
+    parser.add_argument("--pace-seconds", type=float, help="to measure the pace; 4 on a GPU, 30 on a CPU")
     parser.add_argument(
         "--costs",
         action=argparse.BooleanOptionalAction,
@@ -355,7 +355,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--docs", type=Path, help="page to write the tables into, between its marks")
     options = parser.parse_args()
     by_device = {
-        "cuda": {"processes": 10, "batch": 128, "code_updates": 2000, "code_batch": 512, "shapes": 120, "pace_seconds": 5.0},
+        "cuda": {"processes": 10, "batch": 128, "code_updates": 2000, "code_batch": 512, "shapes": 120, "pace_seconds": 4.0},
         "cpu": {"processes": os.cpu_count() or 1, "batch": 16, "code_updates": 1500, "code_batch": 256, "shapes": 40, "pace_seconds": 30.0},
     }  # fmt: skip
     for name, value in by_device[torch.device(options.device).type].items():

@@ -375,9 +375,9 @@ def main() -> None:
     out = options.tars or options.work
     said = {"code": asdict(code), "unet": asdict(unet), "pictures": len(store.pictures)}
     for name, views in held_out.items():
-        # The first is what other models were measured on, and keeps its sheet's name.
-        place = out if name == "usual" else out / name
+        place = options.work / "evaluation" / name
         said[name] = evaluated(pipeline, views, place, options.steps, options.scale)
+        shutil.copy(place / "sheet.png", out / f"sheet-{name}.png")
         for group, figures in {"all": said[name]["figures"], **said[name]["groups"]}.items():
             means = ", ".join(f"{figure} {mean:.4f}" for figure, (mean, _, _) in figures.items())
             say(f"{name}, {group}: {means}")

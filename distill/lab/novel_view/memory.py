@@ -29,6 +29,8 @@ from distill.priors.novel_view.features import Features
 from distill.priors.novel_view.pose import between
 
 if TYPE_CHECKING:
+    from distill.cameras import Cameras
+    from distill.embedded.shapes import Part
     from distill.priors.novel_view.features import Encoder
 
 
@@ -143,7 +145,7 @@ class WorldOptions:
         fov_y_deg: range of the field of view, one for each shape.
         scale: range that a shape's size is multiplied by, one for each.
         offset: each shape is moved away from the axis that the cameras go round, once for all of its pictures, by up to so
-            much in any direction, scene units.
+            much in any direction, scene units; by less where it would leave a picture.
         lights_deg: each shape's lights are turned by up to so much, to either side.
         samples: rays per pixel along each axis.
         seed: of all of it.
@@ -180,6 +182,18 @@ def _in_ball(g: np.random.Generator, radius: float) -> NDArray[Any]:
     return radius * g.uniform() ** (1 / 3) * direction / np.linalg.norm(direction)
 
 
+def _within(parts: Sequence[Part], away: NDArray[Any], cameras: Cameras) -> NDArray[Any]:
+    """As much of a displacement, in quarters, as leaves a shape whole in every picture."""
+    from distill.priors.novel_view.elevation import project
+
+    corners = np.concatenate([part.mesh.vertices for part in parts])
+    for share in (1.0, 0.75, 0.5, 0.25):
+        moved = torch.from_numpy(corners + share * away).float()
+        if project(moved, cameras).abs().max() <= 1:
+            return share * away
+    return 0 * away
+
+
 def render_shape(options: WorldOptions, job: tuple[str, int]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """One shape's layers, ``[views, size, size, 5]`` (painted, tint, alpha), and its cameras' positions."""
     from distill.cameras import orbit
@@ -191,10 +205,6 @@ def render_shape(options: WorldOptions, job: tuple[str, int]) -> tuple[NDArray[n
     scale = float(_uniform(g, options.scale)[0])
     for part in parts:
         part.mesh.apply_scale(scale)
-    if options.offset:
-        away = _in_ball(g, options.offset)
-        for part in parts:
-            part.mesh.apply_translation(away)
     count = options.views + options.steep
     elevation = np.concatenate(
         [
@@ -208,6 +218,10 @@ def render_shape(options: WorldOptions, job: tuple[str, int]) -> tuple[NDArray[n
     turned, above, away = (torch.from_numpy(value).float() for value in (azimuth, elevation, distance))
     cameras = orbit(turned, above, away, fov)
     lights = float(_uniform(g, (-options.lights_deg, options.lights_deg))[0])
+    if options.offset:
+        away = _within(parts, _in_ball(g, options.offset), cameras)
+        for part in parts:
+            part.mesh.apply_translation(away)
     found = raycast.render(parts, cameras, options.size, options.samples, lights)
     layers = np.concatenate([found.painted, found.tint[..., None], found.alpha[..., None]], axis=-1)
     return (255 * layers.clip(0, 1)).round().astype(np.uint8), cameras.c2w[:, :3, 3].numpy()
