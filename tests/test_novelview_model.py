@@ -83,8 +83,9 @@ def test_a_head_makes_the_token_of_the_last_patches_and_leaves_the_maps(tmp_path
         patches.var(-1, unbiased=False, keepdim=True) + 1e-5
     ).sqrt()
     inner = (even @ head.projection.weight.T + head.projection.bias).flatten(1)
-    hidden = nn.functional.gelu(inner @ head.layers[0].weight.T + head.layers[0].bias)
-    torch.testing.assert_close(after.token, hidden @ head.layers[2].weight.T + head.layers[2].bias)
+    w = head.state_dict()
+    hidden = nn.functional.gelu(inner @ w["layers.0.weight"].T + w["layers.0.bias"])
+    torch.testing.assert_close(after.token, hidden @ w["layers.2.weight"].T + w["layers.2.bias"])
     assert again.token_width == 16 and again.id != plain.id
     write_encoder(tmp_path / "wider", "dinov2")
     save_file({"projection.weight": torch.zeros(2, 9)}, tmp_path / "wider" / "token.safetensors")

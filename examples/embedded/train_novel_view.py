@@ -373,7 +373,7 @@ def main() -> None:
         say("stopped; run again to go on")
         return
     out = options.tars or options.work
-    said = {"code": asdict(code), "unet": asdict(unet), "pictures": len(store.pictures)}
+    said: dict[str, Any] = {"code": asdict(code), "unet": asdict(unet), "pictures": len(store.pictures)}
     for name, views in held_out.items():
         place = options.work / "evaluation" / name
         said[name] = evaluated(pipeline, views, place, options.steps, options.scale)

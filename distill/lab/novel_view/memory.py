@@ -219,9 +219,9 @@ def render_shape(options: WorldOptions, job: tuple[str, int]) -> tuple[NDArray[n
     cameras = orbit(turned, above, away, fov)
     lights = float(_uniform(g, (-options.lights_deg, options.lights_deg))[0])
     if options.offset:
-        away = _within(parts, _in_ball(g, options.offset), cameras)
+        shift = _within(parts, _in_ball(g, options.offset), cameras)
         for part in parts:
-            part.mesh.apply_translation(away)
+            part.mesh.apply_translation(shift)
     found = raycast.render(parts, cameras, options.size, options.samples, lights)
     layers = np.concatenate([found.painted, found.tint[..., None], found.alpha[..., None]], axis=-1)
     return (255 * layers.clip(0, 1)).round().astype(np.uint8), cameras.c2w[:, :3, 3].numpy()
