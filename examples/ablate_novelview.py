@@ -20,6 +20,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -395,6 +396,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # Whoever ends it leaves no process behind that still trains.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()
     except ValueError as error:
