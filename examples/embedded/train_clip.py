@@ -42,13 +42,12 @@ DULL = {"with", "of", "and", "the", "for", "sign", "symbol", "face", "emoji", "n
 def name_of(stem: str) -> list[str]:
     """The words of a picture's name, from its code points as a file has them (``1f600`` or ``1f468-200d-1f9b2``)."""
     try:
-        points = [int(part, 16) for part in stem.split("-")]
-        [chr(point) for point in points]
+        text = "".join(chr(int(part, 16)) for part in stem.split("-"))
     except (ValueError, OverflowError):
         return []  # no code points
-    if any(0x1F3FB <= point <= 0x1F3FF or 0x1F1E6 <= point <= 0x1F1FF for point in points):
+    if any("\U0001f3fb" <= sign <= "\U0001f3ff" or "\U0001f1e6" <= sign <= "\U0001f1ff" for sign in text):
         return []  # another tone of skin, or a flag
-    said = " ".join(unicodedata.name(chr(point), "") for point in points if point not in SILENT)
+    said = " ".join(unicodedata.name(sign, "") for sign in text if ord(sign) not in SILENT)
     words = said.lower().replace("-", " ").split()
     return list(dict.fromkeys(words))
 
