@@ -126,13 +126,10 @@ def orbit(
     elevation = torch.deg2rad(elevation_deg)
     distance = torch.as_tensor(distance, dtype=azimuth.dtype, device=azimuth.device).expand_as(azimuth)
     fov = torch.as_tensor(fov_y_deg, dtype=azimuth.dtype, device=azimuth.device).expand_as(azimuth)
+    # Rounded, the cosine of 90 degrees is below 0: a camera straight overhead would be told to stand on the other side.
+    across = torch.cos(elevation).clamp(min=1e-6)
     outward = torch.stack(
-        [
-            torch.cos(elevation) * torch.cos(azimuth),
-            torch.cos(elevation) * torch.sin(azimuth),
-            torch.sin(elevation),
-        ],
-        dim=-1,
+        [across * torch.cos(azimuth), across * torch.sin(azimuth), torch.sin(elevation)], dim=-1
     )
     position = outward * distance[:, None]
     backward = outward if look_at is None else torch.nn.functional.normalize(position - look_at, dim=-1)

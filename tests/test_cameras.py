@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from distill.cameras import orbit, turntable
+from distill.priors.novel_view.pose import spherical
 from distill.samplers.cameras import ranges
 
 
@@ -79,6 +80,16 @@ def test_straight_overhead_is_finite_and_keeps_the_azimuth() -> None:
     assert torch.isfinite(camera.c2w).all()
     assert torch.allclose(camera.c2w[0, :3, 0], torch.tensor([-1.0, 0, 0]), atol=1e-5)
     assert torch.allclose(camera.c2w[0, :3, 2], torch.tensor([0.0, 0, 1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("elevation", [90.0, -90.0])
+def test_straight_above_and_below_the_position_keeps_the_azimuth(elevation: float) -> None:
+    azimuth = torch.tensor([0.0, 37.0, 120.0, -150.0])
+    position = orbit(azimuth, torch.full((4,), elevation), 3.2, 40.0).c2w[:, :3, 3]
+    polar, told, distance = spherical(position)
+    torch.testing.assert_close(torch.rad2deg(told), azimuth, atol=1e-2, rtol=0)
+    torch.testing.assert_close(torch.rad2deg(polar), torch.full((4,), 90 - elevation), atol=1e-3, rtol=0)
+    torch.testing.assert_close(distance, torch.full((4,), 3.2))
 
 
 def test_look_at_points_the_axis_at_the_target() -> None:

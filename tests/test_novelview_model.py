@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from distill.priors.novel_view.features import Encoder, Features, load_encoder, spread_layers
+from distill.priors.novel_view.features import Encoder, Features, TokenHead, load_encoder, spread_layers
 from distill.priors.novel_view.model import Amalgamation, PoseToken, build, draw_dropout, widen
 
 
@@ -64,6 +65,32 @@ def test_features_are_the_chosen_layers_without_the_prefix(encoder: Encoder) -> 
         torch.testing.assert_close(found.token, last[:, 0])
         torch.testing.assert_close(found.maps[..., -16:], last[:, encoder.prefix :])
     torch.testing.assert_close(encoder(rgb[1:]).maps, found.maps[1:], rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_makes_the_token_of_the_last_patches_and_leaves_the_maps(tmp_path: Path) -> None:
+    plain = load_encoder(write_encoder(tmp_path, "registers"), layers=[2])
+    torch.manual_seed(1)
+    head = TokenHead(16, 4, patch_width=3, hidden=5)
+    rgb = torch.rand(2, 3, 28, 28)
+    replace(plain, head=head).save(tmp_path)
+    again = load_encoder(tmp_path, layers=[2])
+    before, after = plain(rgb), again(rgb)
+    assert torch.equal(before.maps, after.maps) and not torch.allclose(before.token, after.token)
+    patches = plain.model(pixel_values=plain.preprocess(rgb)).last_hidden_state[
+        :, 4:
+    ]  # class token, three registers
+    even = (patches - patches.mean(-1, keepdim=True)) / (
+        patches.var(-1, unbiased=False, keepdim=True) + 1e-5
+    ).sqrt()
+    inner = (even @ head.projection.weight.T + head.projection.bias).flatten(1)
+    w = head.state_dict()
+    hidden = nn.functional.gelu(inner @ w["layers.0.weight"].T + w["layers.0.bias"])
+    torch.testing.assert_close(after.token, hidden @ w["layers.2.weight"].T + w["layers.2.bias"])
+    assert again.token_width == 16 and again.id != plain.id
+    write_encoder(tmp_path / "wider", "dinov2")
+    save_file({"projection.weight": torch.zeros(2, 9)}, tmp_path / "wider" / "token.safetensors")
+    with pytest.raises(ValueError, match="token's weights for 4 x 4 patches of 16 numbers"):
+        load_encoder(tmp_path / "wider")
 
 
 def test_pictures_are_resized_whole_and_normalised(encoder: Encoder) -> None:

@@ -190,7 +190,7 @@ def ring_at(x: int, y: int) -> Image.Image:
     return Image.fromarray(rgba)
 
 
-def a_model_that_draws(picture: Image.Image | None) -> Any:
+def a_model_that_draws(picture: Image.Image | None, offset: float = 0.0) -> Any:
     """A pipeline whose draft is one picture over white, whatever it is shown; None for a model without a code."""
 
     def pixels(size: int) -> torch.Tensor:
@@ -207,7 +207,7 @@ def a_model_that_draws(picture: Image.Image | None) -> Any:
 
     turn = picture and SimpleNamespace(draft=Draft(), code=lambda maps, pose: pose)
     return SimpleNamespace(
-        model=SimpleNamespace(turn=turn), fourth="distance", size=64, device=torch.device("cpu"),
+        model=SimpleNamespace(turn=turn), fourth="distance", size=64, device=torch.device("cpu"), offset=offset,
         encoder=lambda rgb: SimpleNamespace(maps=rgb),
     )  # fmt: skip
 
@@ -221,6 +221,11 @@ def test_a_frame_settles_where_the_model_draws_the_object() -> None:
     assert frame.side == 200
     far = settled(model, ring_at(60, 100), Frame(0, 0, 200), 0.5)
     assert far.left >= -0.13 * 200  # no further than it may be moved
+
+
+def test_a_model_that_knows_objects_beside_the_axis_leaves_the_frame() -> None:
+    model = a_model_that_draws(ring_at(100, 100), offset=0.25)
+    assert settled(model, ring_at(93, 106), Frame(-7, -4, 200), 0.5) == Frame(-7, -4, 200)
 
 
 def test_a_model_without_a_code_leaves_the_frame() -> None:

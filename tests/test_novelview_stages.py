@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from test_novelview_model import make_unet, write_encoder
 
 from distill.embedded import world
 from distill.files.checkpoint import load_checkpoint, save_checkpoint
-from distill.lab.novel_view import memory, stages
+from distill.lab.novel_view import levels, memory, stages
 from distill.priors.novel_view.code import TurnOptions
 from distill.priors.novel_view.features import load_encoder
 from distill.priors.novel_view.model import build, widen
@@ -124,13 +125,13 @@ def test_schedules_by_hand() -> None:
     assert stages.learning_rate(0.01, 0.05) == pytest.approx(0.5, rel=1e-3)
     assert stages.learning_rate(0.5, 0.1) == pytest.approx(0.55)
     assert stages.learning_rate(1.0, 0.1) == pytest.approx(0.1)
-    assert [stages.exponent(done, 0.1, 0.7, 0.4, 0.8) for done in (0.0, 0.4, 0.6, 0.8, 1.0)] == pytest.approx(
+    assert [levels.exponent(done, 0.1, 0.7, 0.4, 0.8) for done in (0.0, 0.4, 0.6, 0.8, 1.0)] == pytest.approx(
         [0.1, 0.1, 0.4, 0.7, 0.7]
     )
 
 
 def test_timesteps_are_stratified_and_follow_the_power_law() -> None:
-    t = stages.stratified(1000, 0.5, 1000, torch.Generator().manual_seed(0))
+    t = levels.Law(low=0.5, high=0.5).draw(0.0, 1000, 1000, torch.Generator().manual_seed(0))
     # P(t < 500) = P(u < 1/4), and one u falls into each thousandth.
     assert (t < 500).sum().item() == pytest.approx(250, abs=1)
     assert t.max() <= 999 and not torch.equal(t, t.sort().values)
@@ -228,3 +229,55 @@ def test_averaged_weights_are_lent(tmp_path: Path) -> None:
     with stages.averaged(stage):
         assert (mine == 7).all()
     assert torch.equal(mine, before) and (stage.average[0] == 7).all()
+
+
+def test_shapes_beside_the_axis_stay_there_for_all_cameras() -> None:
+    away = memory.WorldOptions(
+        shapes=1, views=40, steep=0, size=32, samples=1, scale=(0.4, 0.4), offset=0.3, seed=4
+    )
+    layers, positions = memory.render_shape(away, ("sphere", 0))
+    # A ball's silhouette is about where its centre is projected to: one point must explain all views.
+    ys, xs = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    alpha = torch.from_numpy(layers[..., 4]).float()
+    mass = alpha.sum((1, 2))
+    centre = (
+        torch.stack([(alpha * xs).sum((1, 2)) / mass, (alpha * ys).sum((1, 2)) / mass], dim=1) / 16 - 31 / 32
+    )
+    eye = torch.from_numpy(positions)
+    backward = eye / eye.norm(dim=1, keepdim=True)
+    right = torch.stack([-eye[:, 1], eye[:, 0], torch.zeros(40)], 1)
+    right = right / right.norm(dim=1, keepdim=True)
+    up = torch.linalg.cross(backward, right)
+    # x * depth * tan = right . o and depth = distance - backward . o, so both are linear in o, but for the unknown tan.
+    found = []
+    for tan in torch.linspace(0.33, 0.40, 15):
+        rows = torch.cat([right + centre[:, :1] * tan * backward, up - centre[:, 1:] * tan * backward])
+        values = torch.cat([centre[:, 0], -centre[:, 1]]) * tan * eye.norm(dim=1).repeat(2)
+        answer = torch.linalg.lstsq(rows, values[:, None]).solution
+        found.append(((rows @ answer - values[:, None]).square().mean().sqrt().item(), answer.norm().item()))
+    error, distance = min(found)
+    assert error < 0.02 and 0.05 < distance <= 0.3
+    # A shape that fills the picture stays in the middle.
+    large = replace(away, scale=(1.4, 1.4), views=2)
+    kept, _ = memory.render_shape(large, ("table", 0))
+    middle, _ = memory.render_shape(replace(large, offset=0.0), ("table", 0))
+    assert (kept == middle).all()
+
+
+def test_steep_views_reach_straight_above_and_below() -> None:
+    steep = memory.WorldOptions(shapes=1, views=0, steep=400, size=2, samples=1)
+    _, positions = memory.render_shape(steep, ("cube", 0))
+    eye = torch.from_numpy(positions)
+    elevation = torch.rad2deg(torch.asin(eye[:, 2] / eye.norm(dim=1)))
+    assert elevation.min() < -88 and elevation.max() > 88
+    # Angles are equally likely: a sixth of them lies above 60 degrees.
+    assert (elevation > 60).float().mean().item() == pytest.approx(1 / 6, abs=0.06)
+
+
+def test_features_may_be_kept_or_made_anew(tmp_path: Path) -> None:
+    encoder = load_encoder(write_encoder(tmp_path / "dinov2", "dinov2"), layers=[2, 4])
+    store = quarter_turns()
+    index = torch.tensor([3, 0])
+    kept, live = memory.encoded(store, encoder).features(index), memory.Live(store, encoder).features(index)
+    torch.testing.assert_close(kept.maps, live.maps, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(kept.token, live.token, atol=2e-3, rtol=2e-3)

@@ -24,13 +24,14 @@ def settled(pipeline: NovelViewPipeline, image: Image.Image, frame: Frame, fill:
     model. Only encoder and code are evaluated, some hundreds of times.
 
     Args:
-        pipeline: of a model with a code that draws drafts; with any other, the frame is returned as it is.
+        pipeline: of a model with a code that draws drafts, which has not seen objects beside the axis; with any other, the
+            frame is returned as it is.
         image: RGBA.
         frame: to begin from, of ``distill.conditions.cutout.frame_of``.
         fill: share of the frame that the object takes; it is not moved out of the picture.
     """
     turn = pipeline.model.turn
-    if turn is None or turn.draft is None or pipeline.fourth != "distance":
+    if turn is None or turn.draft is None or pipeline.fourth != "distance" or pipeline.offset > 0:
         return frame
     reach = min(REACH, (1 - fill) / 2)
     for width, step in ((reach, COARSE), (COARSE, FINE)):

@@ -1,7 +1,9 @@
 """Measure the time that mixed precision and cached features save in novel-view training, in one run.
 
-It compares an update in float32 that encodes its input pictures, the same in half precision, and with cached features. The
-network is initialised from a prior, by default the embedded one. Pictures are kept in memory, so disk access is not timed.
+It compares an update in float32 that encodes its input pictures, the same in bfloat16, and with cached features, as
+``distill.lab.novel_view.stages`` makes them for the paper's design. The network is initialised from a prior, by default the
+embedded one. Pictures are kept in memory, so disk access is not timed.
+
     python novelview_training.py --output ~/ablation    # also writes costs.json, for the ablation's report
 """
 
@@ -10,10 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,26 +21,22 @@ from torch import Tensor
 
 from distill.conditions.picture import EMBEDDED
 from distill.files.atomic import write_atomic
-from distill.lab.novel_view.cache import build_cache
-from distill.lab.novel_view.pairs import Pairs
-from distill.lab.novel_view.train import (
-    Samples,
-    TrainConfig,
-    collate,
-    loss_of,
-    make_optimiser,
-    make_sampler,
-    open_pipeline,
-)
-from distill.lab.novel_view.views import Views
+from distill.lab.novel_view import memory, stages
+from distill.lab.novel_view.start import from_prior
 from distill.priors.novel_view.features import load_encoder
 from distill.priors.source import EMBEDDED as PRIOR
 
+#: Objects of noise, and pictures of each.
+OBJECTS, VIEWS = 32, 4
 
-def pictures(size: int, uid: str, index: int) -> tuple[Tensor, Tensor]:
-    """A picture of noise and a camera; what is on it takes no time."""
-    g = torch.Generator().manual_seed(100 * int(uid) + index)
-    return torch.rand(3, size, size, generator=g), torch.randn(3, generator=g)
+
+def noise(size: int, device: str) -> memory.Store:
+    """Pictures of noise and cameras; what is on them takes no time."""
+    g = torch.Generator().manual_seed(0)
+    pictures = torch.randint(256, (OBJECTS * VIEWS, 3, size, size), generator=g, dtype=torch.uint8)
+    positions = torch.randn(OBJECTS * VIEWS, 3, generator=g)
+    first = torch.arange(OBJECTS + 1) * VIEWS
+    return memory.Store(pictures, positions, first, tuple(map(str, range(OBJECTS)))).to(device)
 
 
 def main() -> None:
@@ -56,43 +52,29 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for costs.json")
     options = parser.parse_args()
     device = torch.device(options.device)
-    config = TrainConfig(
-        init=str(options.init), encoder=str(options.encoder), size=options.size, batch=options.batch
-    )
     encoder = load_encoder(options.encoder, device=device)
-    pipeline = open_pipeline(config, encoder)
-    pipeline.model.to(device)
-    if pipeline.vae is not None:
-        pipeline.vae.to(device)
-    optimiser, _ = make_optimiser(pipeline.model, config)
-    sampler = make_sampler(config, pipeline.scheduler.config.num_train_timesteps)
-    views = Views([str(number) for number in range(32)], 4, partial(pictures, options.size))
+    pipeline = from_prior(options.init, encoder, turn=None, device=device)
+    store = noise(options.size, options.device)
+    live, cached = memory.Live(store, encoder), memory.encoded(store, encoder)
+    recipe = stages.UNetRecipe(batch=options.batch, bf16=False)
+    mixed = replace(recipe, bf16=True)
+    ways: dict[str, tuple[memory.Encodings, stages.UNetRecipe]] = {
+        "plain": (live, recipe),
+        "mixed": (live, mixed),
+        "cached": (cached, mixed),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    stage = stages.unet_stage(pipeline, recipe, stages.Pace(updates=10**9))
 
-    with tempfile.TemporaryDirectory() as folder:
-        cache = build_cache(views, encoder, Path(folder), progress=False)
-        pairs = Pairs(views, 0, 2**31)
+    def once(stage: stages.Stage, loss: Tensor) -> bool:
+        return True
 
-        def update(mixed: bool, cached: bool, start: int) -> None:
-            samples = Samples(pairs, cache if cached else None)
-            batch = collate([samples[start + i] for i in range(options.batch)])
-            with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-                loss = loss_of(pipeline, pipeline.model, batch, sampler, config, 0.0)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-
-        ways: dict[str, Callable[[int], None]] = {
-            "plain": partial(update, False, False),
-            "mixed": partial(update, True, False),
-            "cached": partial(update, True, True),
-        }
-        taken: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(options.rounds + 2):
-            for name, way in ways.items():
-                begin = clock(device)
-                way(number * options.batch)
-                if number >= 2:  # the first ones set things up
-                    taken[name].append(1000 * (clock(device) - begin))
+    for number in range(options.rounds + 2):
+        for name, (seen, chosen) in ways.items():
+            begin = clock(device)
+            stages.fit_unet(stage, pipeline, seen, chosen, once)
+            if number >= 2:  # the first ones set things up
+                taken[name].append(1000 * (clock(device) - begin))
     costs = {name: statistics.median(values) for name, values in taken.items()}
     where = (
         torch.cuda.get_device_name(device)

@@ -1,13 +1,19 @@
-"""Train an image encoder on renders alone, without captions: self-distillation with crops of several sizes.
+"""Train an image encoder on renders alone, without labels or captions, in two stages.
 
-The architecture is DINOv2's (transformers' ``Dinov2Model``), small; the loss is DINO's (Caron et al. 2021,
-arXiv:2104.14294, Eq. 1 and 3 with centring). Pictures are not mirrored, because a novel view depends on left and right.
-It is evaluated by its nearest neighbours: whether they show the same kind, colour and side.
+First self-distillation with crops of several sizes. The architecture is DINOv2's (transformers' ``Dinov2Model``), small; the
+loss is DINO's (Caron et al. 2021, arXiv:2104.14294, Eq. 1 and 3 with centring). Pictures are not mirrored, because a novel
+view depends on left and right.
 
-    distill-views render --world 10 renders --size 64 --fov 40 40 --distance 3.0 3.4 --elevation -10 60
-    python train_encoder.py --renders renders --work ~/encoder
+The class token of so small a model knows little of what it sees, and its maps know much. So then, with the encoder frozen, a
+``TokenHead`` learns to make a token of the last layer's patches: pictures of one object from two sides, recoloured, are to have
+tokens that are more alike than those of different objects (the loss of SimCLR, Chen et al. 2020, arXiv:2002.05709, Eq. 1).
+The maps stay as they are, bit for bit. Both are evaluated by their nearest neighbours: whether they show the same kind, colour
+and side.
 
-An interrupted run continues when started again.
+    python train_encoder.py --work ~/encoder
+    python train_encoder.py --work ~/token --encoder ../../distill/embedded/novel_view/image_encoder    # the token alone
+
+An interrupted first stage continues when started again.
 """
 
 from __future__ import annotations
@@ -15,6 +21,8 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,8 +33,8 @@ from transformers import Dinov2Config, Dinov2Model
 
 from distill.embedded import world
 from distill.files.checkpoint import load_checkpoint, save_checkpoint
-from distill.lab.novel_view.views import Views, from_folder
-from distill.priors.novel_view.features import IMAGENET
+from distill.lab.novel_view import memory
+from distill.priors.novel_view.features import IMAGENET, Encoder, TokenHead, load_encoder
 from distill.priors.novel_view.pose import spherical
 
 WIDTH, DEPTH, HEADS, MLP_RATIO, PATCH, SIZE, SMALL = 96, 4, 4, 2, 8, 64, 32
@@ -100,34 +108,25 @@ def normalised(images: Tensor) -> Tensor:
     return (images - mean) / std
 
 
-def load_pictures(views: Views) -> tuple[Tensor, Tensor]:
-    """All pictures as bytes, ``[n, 3, 64, 64]``, and for each its kind, colour and side (sixteen directions)."""
-    pictures, labels = [], []
-    names = list(world.COLOURS)
-    for uid in tqdm(views.uids, desc="reading renders"):
-        colour, kind, _ = uid.split("-")
-        for index in range(views.count):
-            rgb, position = views.read(uid, index)
-            azimuth = math.degrees(spherical(position[None])[1].item())
-            pictures.append((rgb * 255).round().byte())
-            labels.append([world.KINDS.index(kind), names.index(colour), round(azimuth / 22.5) % 16])
-    return torch.stack(pictures), torch.tensor(labels)
+def labels_of(store: memory.Store) -> Tensor:
+    """Kind, colour and side (sixteen directions) of every picture, for the evaluation alone, shape ``[pictures, 3]``."""
+    names, parts = list(world.COLOURS), [uid.split("-") for uid in store.uids]
+    of_objects = torch.tensor([[world.KINDS.index(kind), names.index(colour)] for colour, kind, _ in parts])
+    side = (torch.rad2deg(spherical(store.positions)[1]) / 22.5).round().long() % 16
+    return torch.cat([of_objects.repeat_interleave(store.first.diff(), 0), side[:, None]], dim=1)
 
 
 @torch.no_grad()
-def neighbours(
-    network: Network, known: Tensor, answers: Tensor, asked: Tensor, truth: Tensor
-) -> dict[str, float]:
-    """Share of pictures whose nearest known one shows the same kind, colour, and side within a direction."""
-    features = []
-    for images in (known, asked):
-        tokens = [
-            network.encoder(pixel_values=normalised(part.float() / 255)).last_hidden_state
-            for part in images.split(256)
-        ]
-        joined = torch.cat([torch.cat([t[:, 0], t[:, 1:].mean(1)], dim=1) for t in tokens])
-        features.append(normalize(joined, dim=1))
-    nearest = answers[(features[1] @ features[0].T).argmax(1)]
+def neighbours(encoder: Encoder, known: memory.Store, asked: memory.Store) -> dict[str, float]:
+    """Share of pictures whose token's nearest known one shows the same kind, colour, and side within a direction."""
+    places = [torch.arange(0, len(store.pictures), 7 if store is known else 1) for store in (known, asked)]
+    tokens = [
+        torch.cat([encoder(store.rgb(part)).token for part in place.split(256)])
+        for store, place in zip((known, asked), places, strict=True)
+    ]
+    old, new = (normalize(token, dim=1) for token in tokens)
+    truth = labels_of(asked)[places[1]]
+    nearest = labels_of(known)[places[0]][(new @ old.T).argmax(1)]
     away = (nearest[:, 2] - truth[:, 2] + 8) % 16 - 8
     return {
         "kind": (nearest[:, 0] == truth[:, 0]).float().mean().item(),
@@ -136,24 +135,91 @@ def neighbours(
     }
 
 
+@torch.no_grad()
+def last_patches(encoder: Encoder, store: memory.Store, g: torch.Generator) -> Tensor:
+    """The last layer's patches of every picture, once recoloured and cropped a little, shape ``[pictures, patches, width]``."""
+    found = []
+    for part in tqdm(torch.arange(len(store.pictures)).split(256), desc="encoding"):
+        images = normalised(crop(store.rgb(part), LARGE_SHARE, SIZE, g))
+        found.append(encoder.model(pixel_values=images).last_hidden_state[:, encoder.prefix :].half())
+    return torch.cat(found)
+
+
+def contrast(one: Tensor, other: Tensor, temperature: float = 0.1) -> Tensor:
+    """SimCLR's loss: of all tokens but its own, each is to be nearest to that of the same object's other picture.
+
+    Args:
+        one: tokens of a picture of each object, shape ``[objects, width]``.
+        other: tokens of another picture of each, same shape.
+        temperature: of the softmax over cosines.
+    """
+    tokens = normalize(torch.cat([one, other]), dim=1)
+    logits = (tokens @ tokens.T / temperature).fill_diagonal_(-math.inf)
+    return nn.functional.cross_entropy(logits, torch.arange(len(tokens)).roll(len(one)))
+
+
+def fit_token(encoder: Encoder, store: memory.Store, steps: int, batch: int, seed: int) -> TokenHead:
+    """Train a head for an encoder that stays as it is."""
+    g = torch.Generator().manual_seed(seed)
+    patches = last_patches(encoder, store, g)
+    torch.manual_seed(seed)
+    head = TokenHead(encoder.model.config.hidden_size, encoder.grid)
+    # As in SimCLR, the loss sees the token through two more layers, which are then left out.
+    further = nn.Sequential(nn.GELU(), nn.Linear(encoder.model.config.hidden_size, 128))
+    parameters = [*head.parameters(), *further.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.05)
+    for step in tqdm(range(steps), desc="training the token"):
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        pair = store.draw(batch, g)
+        loss = contrast(*(further(head(patches[index].float())) for index in pair))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+    return head.eval().requires_grad_(False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--renders", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True, help="checkpoints, and the encoder at the end")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="renders, checkpoints, and the encoder at the end"
+    )
+    parser.add_argument("--encoder", type=Path, help="a trained one, for a token alone")
+    parser.add_argument("--shapes", type=int, default=70, help="of each kind, each in one colour")
+    parser.add_argument("--views", type=int, default=12, help="of each shape")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--views", type=int, default=12)
+    parser.add_argument("--token-steps", type=int, default=2000)
+    parser.add_argument("--token-batch", type=int, default=512)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    known, asked = pictures(options)
+    folder = options.encoder or train_maps(options, known, asked)
+    encoder = load_encoder(folder)
+    print(f"nearest neighbours of the class token: {neighbours(replace(encoder, head=None), known, asked)}")
+    head = fit_token(encoder, known, options.token_steps, options.token_batch, options.seed)
+    encoder = replace(encoder, head=head)
+    print(f"nearest neighbours of the head's token: {neighbours(encoder, known, asked)}")
+    encoder.model.half()
+    encoder.save(options.work / "encoder")
+    print(f"the encoder is in {options.work / 'encoder'}")
 
-    views = from_folder(options.renders, count=options.views, size=SIZE, check=False)
-    # The world's held-out pairs of colour and kind come last.
-    train, held_out = views.split(1 / 8)
-    known, answers = load_pictures(train)
-    asked, truth = load_pictures(held_out)
+
+def pictures(options: argparse.Namespace) -> tuple[memory.Store, memory.Store]:
+    """The world's trained pairs of colour and kind, and fresh shapes of the pairs that are held out."""
+    said = memory.WorldOptions(shapes=options.shapes, views=options.views, steep=0, seed=options.seed)
+    unseen = replace(said, shapes=10, seed=options.seed + 1000)
+    old, new = memory.cached_shapes([said, unseen], options.work, options.workers)
+    return memory.painted(old, colours=1), memory.painted(new, held_out=True, colours=1, seed=unseen.seed)
+
+
+def train_maps(options: argparse.Namespace, store: memory.Store, asked: memory.Store) -> Path:
+    """The first stage; returns the encoder's folder."""
+    known = store.pictures
     torch.manual_seed(options.seed)
     student = Network()
     teacher = copy.deepcopy(student).requires_grad_(False)
@@ -195,15 +261,16 @@ def main() -> None:
         if (step + 1) % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if (step + 1) % 500 == 0 or step + 1 == options.steps:
-            found = neighbours(teacher, known[::7], answers[::7], asked, truth)
+            encoder = Encoder(teacher.encoder, (DEPTH,), *IMAGENET, "teacher")
+            found = neighbours(encoder, store, asked)
             tqdm.write(f"step {step + 1}: loss {loss.item():.3f}, nearest neighbours {found}")
             state = {
                 "student": dict(student.state_dict()), "teacher": dict(teacher.state_dict()), "centre": centre,
                 "optimiser": optimiser.state_dict(), "step": step + 1,
             }  # fmt: skip
             save_checkpoint(options.work / "checkpoints", step + 1, state)
-    teacher.encoder.half().save_pretrained(options.work / "encoder")
-    print(f"the encoder is in {options.work / 'encoder'}")
+    teacher.encoder.save_pretrained(options.work / "maps")
+    return Path(options.work / "maps")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ from torch import Tensor
 from distill.files.atomic import write_atomic
 from distill.files.checkpoint import load_checkpoint, save_checkpoint
 from distill.lab.novel_view import memory, stages
+from distill.lab.novel_view.levels import Law
+from distill.lab.novel_view.start import from_prior
 from distill.priors.novel_view.code import TurnOptions
 from distill.priors.novel_view.features import Encoder, load_encoder
 from distill.priors.novel_view.pipeline import NovelViewPipeline
@@ -40,7 +42,7 @@ PRIOR = HERE.parents[1] / "distill/embedded/prior"
 #: Bytes of one tar file, for machines that take only small files.
 TAR = 15 * 2**20
 #: Seconds kept for the evaluation at the end of a training of so many minutes, and for writing.
-RESERVE = {"cuda": 20.0, "cpu": 60.0}
+RESERVE = {"cuda": 26.0, "cpu": 120.0}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ SIZES = {
     "cuda": Sizes(
         7,
         stages.CodeRecipe(batch=1024, learning_rate=1.5e-3),
-        stages.UNetRecipe(batch=256, learning_rate=1e-3, until=0.25, reach=0.75),
+        stages.UNetRecipe(batch=256, learning_rate=1e-3, law=Law(until=0.25, reach=0.75)),
     ),
 }
 
@@ -69,34 +71,28 @@ def say(text: str) -> None:
 
 def open_pipeline(options: argparse.Namespace, encoder: Encoder) -> NovelViewPipeline:
     """The embedded prior with new conditioning, or the model of an earlier training."""
-    from diffusers import DDIMScheduler, UNet2DConditionModel
-
-    from distill.priors.novel_view.model import build, widen
-
     if options.start:
         return NovelViewPipeline.load(options.start, device=options.device)
-    unet = UNet2DConditionModel.from_pretrained(PRIOR, subfolder="unet", use_safetensors=True)
-    scheduler = DDIMScheduler.from_pretrained(PRIOR, subfolder="scheduler")
-    torch.manual_seed(options.seed)
-    told = TurnOptions(options.tokens, options.film, options.draft)
-    model = build(
-        widen(unet, draft=told.draft > 0), token_width=encoder.token_width, map_width=encoder.map_width,
-        grid=encoder.grid, turn=told, layer_widths=encoder.map_widths,
-    )  # fmt: skip
-    return NovelViewPipeline(model.to(options.device), encoder, scheduler)
+    turn = TurnOptions(options.tokens, options.film, options.draft)
+    return from_prior(PRIOR, encoder, turn=turn, seed=options.seed, device=options.device)
 
 
-def pictures(options: argparse.Namespace, colours: int) -> tuple[memory.Store, memory.Store]:
+def pictures(options: argparse.Namespace, colours: int) -> tuple[memory.Store, dict[str, memory.Store]]:
     """What is trained on, the world's trained pairs of colour and kind and other renders, and what is measured on.
 
-    The latter are the pairs that the world holds out, shapes of a fresh seed, seen by cameras like the scenes'.
+    The latter are the pairs that the world holds out, shapes of a fresh seed: seen by cameras like the scenes', the same shapes
+    beside the axis, and these mostly from steep angles.
     """
     from distill.lab.novel_view.views import from_folder
 
     said = memory.WorldOptions(
-        shapes=options.shapes, views=options.views, steep=options.steep, seed=options.seed
+        shapes=options.shapes,
+        views=options.views,
+        steep=options.steep,
+        offset=options.offset,
+        seed=options.seed,
     )
-    unseen = memory.WorldOptions(
+    usual = memory.WorldOptions(
         shapes=options.unseen,
         views=12,
         steep=0,
@@ -104,24 +100,20 @@ def pictures(options: argparse.Namespace, colours: int) -> tuple[memory.Store, m
         lights_deg=0.0,
         seed=options.seed + 1000,
     )
-    known, new = memory.cached_shapes([said, unseen], options.work, options.workers)
+    unseen = {"usual": usual, "steep": replace(usual, views=4, steep=8, offset=options.offset)}
+    if options.offset:
+        unseen["beside"] = replace(usual, offset=options.offset)
+    known, *new = memory.cached_shapes([said, *unseen.values()], options.work, options.workers)
     say("rendered")
     found = [memory.painted(known, colours=options.colours or colours, device=options.device)]
     for folder in options.renders:
         count = len(list(next(path for path in folder.iterdir() if path.is_dir()).glob("*.png")))
         found.append(memory.from_views(from_folder(folder, count=count, size=said.size, check=False)))
-    held_out = memory.painted(new, held_out=True, colours=1, seed=unseen.seed, device=options.device)
+    held_out = {
+        name: memory.painted(one, held_out=True, colours=1, seed=usual.seed, device=options.device)
+        for name, one in zip(unseen, new, strict=True)
+    }
     return memory.joined([store.to(options.device) for store in found]), held_out
-
-
-def fixed_pairs(store: memory.Store, seed: int = 0) -> Tensor:
-    """One pair of views of each object, indices, the same at every call."""
-    from distill.lab.novel_view.evaluate import choose_pairs
-
-    pairs = choose_pairs(store.views(), 1, seed)
-    start = store.first[:-1].cpu()
-    chosen = torch.tensor([[pair.condition, pair.target] for pair in pairs]) + start[:, None]
-    return chosen.to(store.first.device)
 
 
 def summed_up(found: dict[str, Tensor], uids: tuple[str, ...]) -> dict[str, float]:
@@ -253,7 +245,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--renders", type=Path, nargs="*", default=[], help="of other objects, as wide")
     parser.add_argument("--shapes", type=int, default=140, help="of each kind")
     parser.add_argument("--views", type=int, default=12, help="of each shape")
-    parser.add_argument("--steep", type=int, default=3, help="further views from any height")
+    parser.add_argument(
+        "--steep", type=int, default=4, help="further views from any height, straight above and below too"
+    )
+    parser.add_argument(
+        "--offset", type=float, default=0.25, help="shapes are up to so far from the axis, scene units"
+    )
     parser.add_argument("--colours", type=int, help="of each shape; one on a CPU, all seven on a GPU")
     parser.add_argument("--unseen", type=int, default=10, help="shapes of each kind to measure on")
     parser.add_argument("--tokens", type=int, default=4)
@@ -276,6 +273,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=25, help="of the sampler, when measured at the end")
     parser.add_argument("--scale", type=float, default=2.0, help="of guidance, likewise")
     options = parser.parse_args()
+    if not 0 <= options.offset <= 0.5:
+        parser.error(f"--offset must be in [0, 0.5], or shapes leave the picture, got {options.offset:g}")
     for name in ("work", "output", "tars", "encoder", "start"):
         if getattr(options, name) is not None:
             setattr(options, name, getattr(options, name).expanduser())
@@ -298,7 +297,7 @@ def train_code(
         stage.load_state_dict(saved)
         say(f"the code goes on at update {pace.update}")
     folder.mkdir(parents=True, exist_ok=True)
-    pairs = fixed_pairs(unseen.store)
+    pairs = memory.fixed_pairs(unseen.store)
 
     def measure() -> dict[str, float]:
         return summed_up(stages.drafts_right(turn, stage.modules["draft"], unseen, pairs), unseen.store.uids)
@@ -330,7 +329,7 @@ def train_unet(
         stage.load_state_dict(saved)
         say(f"the UNet goes on at update {stage.pace.update}")
     folder.mkdir(parents=True, exist_ok=True)
-    pairs = fixed_pairs(unseen.store)
+    pairs = memory.fixed_pairs(unseen.store)
 
     def measure() -> dict[str, float]:
         with stages.averaged(stage):
@@ -362,9 +361,9 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     store, held_out = pictures(options, sizes.colours)
     encoder = load_encoder(options.encoder, device=options.device)
-    say(f"{len(store)} objects, {len(store.pictures)} pictures; {len(held_out)} unseen ones")
-    seen, unseen = (memory.encoded(part, encoder) for part in (store, held_out))
-    pipeline = open_pipeline(options, encoder)
+    say(f"{len(store)} objects, {len(store.pictures)} pictures; {len(held_out['usual'])} unseen ones")
+    seen, unseen = (memory.encoded(part, encoder) for part in (store, held_out["usual"]))
+    pipeline = replace(open_pipeline(options, encoder), offset=options.offset)
     count = sum(p.numel() for p in pipeline.model.parameters()) / 1e6
     say(f"encoded; {count:.2f}M parameters; {code}; {unet}")
     with stop_signals() as stop:
@@ -374,11 +373,15 @@ def main() -> None:
         say("stopped; run again to go on")
         return
     out = options.tars or options.work
-    summary = evaluated(pipeline, held_out, out, options.steps, options.scale)
-    said = {"code": asdict(code), "unet": asdict(unet), "pictures": len(store.pictures), **summary}
-    write_atomic(out / "evaluation.json", json.dumps(said, indent=1) + "\n")
-    for group, figures in {"all": summary["figures"], **summary["groups"]}.items():
-        say(f"{group}: " + ", ".join(f"{name} {mean:.4f}" for name, (mean, _, _) in figures.items()))
+    said: dict[str, Any] = {"code": asdict(code), "unet": asdict(unet), "pictures": len(store.pictures)}
+    for name, views in held_out.items():
+        place = options.work / "evaluation" / name
+        said[name] = evaluated(pipeline, views, place, options.steps, options.scale)
+        shutil.copy(place / "sheet.png", out / f"sheet-{name}.png")
+        for group, figures in {"all": said[name]["figures"], **said[name]["groups"]}.items():
+            means = ", ".join(f"{figure} {mean:.4f}" for figure, (mean, _, _) in figures.items())
+            say(f"{name}, {group}: {means}")
+        write_atomic(out / "evaluation.json", json.dumps(said, indent=1) + "\n")
     size = sum(path.stat().st_size for path in options.output.rglob("*") if path.is_file())
     say(f"{size / 1e6:.1f} MB in {options.output}")
 

@@ -1,8 +1,7 @@
-"""Ablation of Efficient-3DiM: its tables and figures on a small scale, from records of training runs."""
+"""Ablation of Efficient-3DiM and of the rotated code: the papers' claims, put to the test on records of trainings."""
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 import statistics
@@ -11,21 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageDraw
-
-from distill.files.atomic import write_atomic
 from distill.lab.comparison.claims import Claim, Number, above, all_of, bootstrap, reached
-from distill.lab.comparison.report import as_csv, colours, draw, template_of
+from distill.lab.novel_view.cells import (
+    BASELINE,
+    CODE_ROWS,
+    FLAT,
+    FULL,
+    LAWS,
+    POWER,
+    ROWS,
+    SHORT_ROWS,
+    WHOLE,
+    law_name,
+)
 
-#: Table 1: what is special to each row, as options of ``distill.lab.novel_view.train``, and the paper's LPIPS and MSE.
-ROWS: dict[str, dict[str, Any]] = {
-    "uniform + CLIP": {"timestep_sampling": "uniform", "encoder": "clip", "amalgamation": False},
-    "Gaussian + CLIP": {"encoder": "clip", "amalgamation": False},
-    "Gaussian + DINO": {"encoder": "dino", "amalgamation": False},
-    "Gaussian + CLIP + amalgamation": {"encoder": "clip"},
-    "Gaussian + DINO + amalgamation": {"encoder": "dino"},
-}
+#: The paper's LPIPS and MSE of Table 1.
 PAPER = {
     "uniform + CLIP": (0.236, 0.187),
     "Gaussian + CLIP": (0.205, 0.142),
@@ -33,18 +32,6 @@ PAPER = {
     "Gaussian + CLIP + amalgamation": (0.191, 0.144),
     "Gaussian + DINO + amalgamation": (0.171, 0.128),
 }
-BASELINE, FULL = "uniform + CLIP", "Gaussian + DINO + amalgamation"
-#: Fig. 6: mean and standard deviation of the timesteps, thousandths of all; short runs of the last row.
-LAWS = (
-    (1000, 200), (700, 200), (500, 200), (300, 200), (0, 200),
-    (1000, 100), (1000, 300), (1000, 400), (1000, 500),
-)  # fmt: skip
-#: Beside the laws: the best of them at a learning rate that does not fall.
-FLAT = "constant rate"
-
-
-def law_name(mean: int, std: int) -> str:
-    return f"mean {mean}, std {std}"
 
 
 @dataclass(frozen=True)
@@ -55,7 +42,8 @@ class Training:
         name: of its row or law.
         seed: its own.
         updates: how long it was.
-        curve: of its validation: ``step``, ``loss``, ``sample_mse`` and the perceptual distance of samples.
+        said: the whole record.
+        curve: of its validation: ``step``, ``loss`` and ``view_mse``, see ``cells.measured``.
         objects: figures of every held-out object, by name.
         folder: of its files.
     """
@@ -63,6 +51,7 @@ class Training:
     name: str
     seed: int
     updates: int
+    said: Mapping[str, Any]
     curve: Sequence[Mapping[str, float]]
     objects: Mapping[str, Mapping[str, float]]
     folder: Path
@@ -76,14 +65,33 @@ class Training:
             line.pop("uid"): {name: float(value) for name, value in line.items() if name != "pairs"}
             for line in lines
         }
-        return cls(said["name"], said["seed"], said["updates"], said["validation"], objects, folder)
+        return cls(said["name"], said["seed"], said["updates"], said, said["validation"], objects, folder)
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """All trainings by name, seeds in order, measured on the same objects."""
+    """All trainings by name, seeds in order, measured on the same objects; two are compared by the seeds that both have."""
 
     trainings: Mapping[str, Sequence[Training]]
+
+    @classmethod
+    def read(cls, root: Path) -> Ablation:
+        """Read the finished cells of a folder.
+
+        Raises:
+            ValueError: there are none.
+        """
+        found = [Training.read(path.parent) for path in sorted((root / "cells").glob("*/record.json"))]
+        if not found:
+            raise ValueError(f"{root} has no finished training")
+        order = [*ROWS, *SHORT_ROWS]
+        names = sorted({training.name for training in found}, key=order.index)
+        return cls({n: sorted((t for t in found if t.name == n), key=lambda t: t.seed) for n in names})
+
+    def both(self, one: str, other: str) -> list[tuple[Training, Training]]:
+        """Trainings of two names with the same seeds."""
+        of = {training.seed: training for training in self.trainings[other]}
+        return [(training, of[training.seed]) for training in self.trainings[one] if training.seed in of]
 
     @property
     def distance(self) -> str:
@@ -101,22 +109,25 @@ class Ablation:
 
     def gain(self, worse: str, better: str, figure: str) -> Number:
         """Measure how much a metric decreases, over resampled objects, each the mean of its seeds."""
-        uids = list(self.trainings[worse][0].objects)
-
-        def of_objects(name: str) -> list[float]:
-            return [statistics.fmean(t.objects[uid][figure] for t in self.trainings[name]) for uid in uids]
-
-        before, after = of_objects(worse), of_objects(better)
+        pairs = self.both(worse, better)
+        gains = [
+            statistics.fmean(a.objects[uid][figure] - b.objects[uid][figure] for a, b in pairs)
+            for uid in pairs[0][0].objects
+        ]
         return bootstrap(
             f"{figure.replace('_', ' ')} of {worse} less that of {better}",
-            lambda drawn: statistics.fmean(before[i] - after[i] for i in drawn),
-            len(uids),
+            lambda drawn: statistics.fmean(gains[i] for i in drawn),
+            len(gains),
         )
 
     def seeds_agree(self, worse: str, better: str, figure: str) -> bool:
         """Tell whether the metric decreases for every seed, or for none."""
-        pairs = zip(self.trainings[worse], self.trainings[better], strict=False)
+        pairs = self.both(worse, better)
         return len({self.of_seed(a, figure) > self.of_seed(b, figure) for a, b in pairs}) == 1
+
+    def compares(self, *names: str) -> bool:
+        """Tell whether there are trainings of all of these with a seed in common."""
+        return set(names) <= self.trainings.keys() and all(self.both(names[0], name) for name in names)
 
     def better(self, worse: str, better: str, figures: Sequence[str]) -> tuple[str, list[Number]]:
         """Verdict on one training's being better in all figures; seeds that disagree leave it open."""
@@ -128,8 +139,21 @@ class Ablation:
         return all_of(*verdicts), gains
 
 
+#: Claims of Table 1, and ours: what is said, the worse row and the better one.
+COMPARED = (
+    ("Gaussian timesteps beat uniform ones (Table 1)", BASELINE, "Gaussian + CLIP"),
+    ("DINO features beat CLIP's (Table 1)", "Gaussian + CLIP", "Gaussian + DINO"),
+    ("Amalgamation helps with CLIP (Table 1)", "Gaussian + CLIP", "Gaussian + CLIP + amalgamation"),
+    ("Amalgamation helps with DINO (Table 1)", "Gaussian + DINO", FULL),
+    ("All three together beat the baseline (Table 1)", BASELINE, FULL),
+    *((f"A rotated code beats the paper's full recipe, {name.removeprefix('code: ')}", FULL, name) for name in CODE_ROWS),
+    *((f"Tokens, FiLM and draft together beat {name.removeprefix('code: ')} alone", name, WHOLE) for name in list(CODE_ROWS)[:3]),
+    ("With the code, power-law timesteps beat Gaussian ones", WHOLE, POWER),
+)  # fmt: skip
+
+
 def judge_claims(data: Ablation, costs: Mapping[str, Any]) -> list[Claim]:
-    """The paper's claims that the trainings can test.
+    """The claims that the trainings can test.
 
     Args:
         data: the trainings.
@@ -137,19 +161,46 @@ def judge_claims(data: Ablation, costs: Mapping[str, Any]) -> list[Claim]:
             training, measured side by side; may be empty.
     """
     figures = (data.distance, "mse")
-    compared = [
-        ("Gaussian timesteps beat uniform ones", BASELINE, "Gaussian + CLIP"),
-        ("DINO features beat CLIP's", "Gaussian + CLIP", "Gaussian + DINO"),
-        ("Amalgamation helps with CLIP", "Gaussian + CLIP", "Gaussian + CLIP + amalgamation"),
-        ("Amalgamation helps with DINO", "Gaussian + DINO", FULL),
-        ("All three together beat the baseline", BASELINE, FULL),
+    claims = [turns(data, name) for name in (BASELINE, FULL) if name in data.trainings]
+    claims += [
+        Claim(text, *data.better(worse, better, figures))
+        for text, worse, better in COMPARED
+        if data.compares(worse, better)
     ]
-    claims = [
-        Claim(f"{text} (Table 1)", *data.better(worse, better, figures))
-        for text, worse, better in compared
-        if {worse, better} <= data.trainings.keys()
-    ]
+    claims += law_claims(data)
+    if data.compares(BASELINE, FULL):
+        claims.append(speed(data, costs))
     best = law_name(1000, 200)
+    if data.compares(best, FLAT):
+        number = lead(data, FLAT, best, "updates")
+        text = "A falling rate reaches a constant one's final loss sooner (part of Fig. 7, short trainings)"
+        claims.append(Claim(text, above(number, 1.0), [number]))
+    if costs:
+        claims.append(thrift(costs))
+    return claims
+
+
+def turns(data: Ablation, name: str) -> Claim:
+    """Tell whether a row draws the asked view more often than by chance; comparing rows that do not says little."""
+    of_objects = [
+        statistics.fmean(training.objects[uid]["pose_right"] for training in data.trainings[name])
+        for uid in data.trainings[name][0].objects
+    ]
+    number = bootstrap(
+        f"share of nearest views that are the asked one, {name}",
+        lambda drawn: statistics.fmean(of_objects[i] for i in drawn),
+        len(of_objects),
+    )
+    return Claim(
+        f"{name} turns: the asked view of 12 is the nearest more often than by chance",
+        above(number, 1 / 12),
+        [number],
+    )
+
+
+def law_claims(data: Ablation) -> list[Claim]:
+    """The claims of Fig. 6, on the shorter trainings."""
+    best, claims = law_name(1000, 200), []
     for text, others in (
         (
             "A mean of 1000 is the best at a standard deviation of 200",
@@ -158,44 +209,33 @@ def judge_claims(data: Ablation, costs: Mapping[str, Any]) -> list[Claim]:
         ("A standard deviation of 200 is better than 100 at a mean of 1000", [(1000, 100)]),
     ):
         names = [law_name(*law) for law in others]
-        if {best, *names} <= data.trainings.keys():
-            found = [data.better(name, best, figures[:1]) for name in names]
-            claims.append(
-                Claim(f"{text} (Fig. 6)", all_of(*(v for v, _ in found)), [n for _, ns in found for n in ns])
-            )
-    if {BASELINE, FULL} <= data.trainings.keys():
-        claims.append(speed(data, costs))
-    if {best, FLAT} <= data.trainings.keys():
-        number = lead(data, FLAT, best, "updates")
-        text = (
-            "A falling rate reaches a constant one's final distance sooner (part of Fig. 7, short trainings)"
-        )
-        claims.append(Claim(text, above(number, 1.0), [number]))
-    if costs:
-        claims.append(thrift(costs))
+        if data.compares(best, *names):
+            found = [data.better(name, best, (data.distance,)) for name in names]
+            numbers = [number for _, of_one in found for number in of_one]
+            claims.append(Claim(f"{text} (Fig. 6)", all_of(*(verdict for verdict, _ in found)), numbers))
     return claims
 
 
 def speed(data: Ablation, costs: Mapping[str, Any]) -> Claim:
-    """Measure how much sooner the full recipe reaches the baseline's final perceptual distance."""
+    """Measure how much sooner the full recipe reaches the baseline's final loss, and its error of the drawn side."""
     what, ratio = ("time", costs["plain"] / costs["cached"]) if costs else ("updates", 1.0)
-    number = lead(data, BASELINE, FULL, what, ratio)
+    numbers = [lead(data, BASELINE, FULL, what, ratio, figure) for figure in ("loss", "view_mse")]
     return Claim(
-        "The full recipe reaches the baseline's final distance in less time (Fig. 7; the paper: 14 times; brackets: "
-        "the seeds' range)",
-        above(number, 1.0),
-        [number],
+        "The full recipe reaches the baseline's final loss in less time (Fig. 7; the paper: 14 times; brackets: the "
+        "seeds' range)",
+        above(numbers[0], 1.0),
+        numbers,
     )
 
 
-def lead(data: Ablation, slow: str, fast: str, what: str, ratio: float = 1.0) -> Number:
-    """Divide one run's updates by those that another needs for its final perceptual distance; brackets: the seeds."""
+def lead(data: Ablation, slow: str, fast: str, what: str, ratio: float = 1.0, figure: str = "loss") -> Number:
+    """Divide one run's updates by those that another needs for its final validation figure; brackets: the seeds."""
     gains = []
-    for behind, ahead in zip(data.trainings[slow], data.trainings[fast], strict=False):
-        goal = -behind.curve[-1][f"sample_{data.distance}"]
-        when = reached([(p["step"], -p[f"sample_{data.distance}"]) for p in ahead.curve], goal)
+    for behind, ahead in data.both(slow, fast):
+        when = reached([(p["step"], -p[figure]) for p in ahead.curve], -behind.curve[-1][figure])
         gains.append(ratio * behind.updates / when)
-    return Number(f"{what} of {slow} over that of {fast}", statistics.fmean(gains), min(gains), max(gains))
+    said = f"{what} of {slow} over that of {fast}, to the same {figure.replace('_', ' ')}"
+    return Number(said, statistics.fmean(gains), min(gains), max(gains))
 
 
 def thrift(costs: Mapping[str, Any]) -> Claim:
@@ -208,104 +248,3 @@ def thrift(costs: Mapping[str, Any]) -> Claim:
     return Claim("Mixed precision saves about 40% of the time, caching a further 10%", all_of(
         "holds" if mixed >= 0.3 else "does not hold", "holds" if cached - mixed >= 0.05 else "does not hold"
     ), numbers)  # fmt: skip
-
-
-def write_report(root: Path) -> Path:
-    """Write ``table.csv``, ``claims.csv``, ``samples.png`` and ``report.html`` from the cells of a folder.
-
-    Raises:
-        ValueError: no cell is finished.
-    """
-    found = [Training.read(path.parent) for path in sorted((root / "cells").glob("*/record.json"))]
-    if not found:
-        raise ValueError(f"{root} has no finished training")
-    order = [*ROWS, *(law_name(*law) for law in LAWS), FLAT]
-    names = sorted({training.name for training in found}, key=order.index)
-    data = Ablation({n: sorted((t for t in found if t.name == n), key=lambda t: t.seed) for n in names})
-    path = root / "costs.json"
-    claims = judge_claims(data, json.loads(path.read_text()) if path.exists() else {})
-    said = [
-        {"claim": c.text, "verdict": c.verdict, "numbers": "; ".join(map(str, c.numbers))} for c in claims
-    ]
-    write_atomic(root / "claims.csv", as_csv(said))
-    figures = (data.distance, "mse", "mse_signed", "psnr", "ssim", "pose_right", "pose_error_deg")
-    write_atomic(
-        root / "table.csv",
-        as_csv(
-            [
-                {"name": n, "seeds": len(data.trainings[n]), **{f: data.mean(n, f) for f in figures}}
-                for n in names
-            ]
-        ),
-    )
-    titles = ["", *(name.replace("_", " ") for name in figures), "paper: LPIPS, MSE"]
-    rows = [
-        [n, *(_cell(data, n, f) for f in figures), "{:.3f}, {:.3f}".format(*PAPER[n])]
-        for n in names
-        if n in ROWS
-    ]
-    laws = [[n, *(_cell(data, n, f) for f in figures)] for n in names if n not in ROWS]
-    draw_samples(root, data)
-    shown = [name for name in names if name in ROWS]
-    charts = [chart(data, shown, f"sample_{data.distance}"), chart(data, shown, "loss")]
-    page = template_of("ablation.html").render(
-        cells=len(found),
-        distance=data.distance.replace("_", " "),
-        tables=[
-            ("Table 1 in kind", titles, rows),
-            *([("Fig. 6 in kind", titles[:-1], laws)] if laws else []),
-        ],
-        claims=said,
-        charts=charts,
-        colours=dict(zip(shown, colours(shown), strict=True)),
-        grid=base64.b64encode((root / "samples.png").read_bytes()).decode(),
-    )
-    write_atomic(root / "report.html", page)
-    return root / "report.html"
-
-
-def _cell(data: Ablation, name: str, figure: str) -> str:
-    """Mean over seeds, and half of their range."""
-    values = [data.of_seed(training, figure) for training in data.trainings[name]]
-    half = (max(values) - min(values)) / 2
-    digits = 1 if figure in ("psnr", "pose_error_deg") else 4 if "mse" in figure else 3
-    return f"{statistics.fmean(values):.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "")
-
-
-def chart(data: Ablation, names: Sequence[str], figure: str) -> dict[str, Any]:
-    """A figure of validation over updates: the seeds' mean and half of their range."""
-    series = []
-    for name in names:
-        columns = zip(*(training.curve for training in data.trainings[name]), strict=False)
-        line = []
-        for points in columns:
-            values = [point[figure] for point in points]
-            line.append((points[0]["step"], statistics.fmean(values), (max(values) - min(values)) / 2))
-        series.append((name, line))
-    return draw(f"{figure.replace('_', ' ')} over updates", series, float)
-
-
-def draw_samples(root: Path, data: Ablation, rows: int = 6) -> None:
-    """The first rows of every training's sheet side by side, its name above, for the first seed."""
-    sheets = []
-    for name in (name for name in data.trainings if name in ROWS):
-        sheet = Image.open(data.trainings[name][0].folder / "evaluation" / "sheet.png")
-        cell = sheet.width // 3
-        step = max(1, sheet.height // cell // rows)
-        picked = [
-            np.asarray(sheet)[row * cell : (row + 1) * cell] for row in range(0, sheet.height // cell, step)
-        ][:rows]
-        sheets.append((name, np.concatenate(picked)))
-    if not sheets:
-        Image.new("RGB", (8, 8), "white").save(root / "samples.png")
-        return
-    wide, tall = sheets[0][1].shape[1] + 12, sheets[0][1].shape[0]
-    whole = Image.new("RGB", (wide * len(sheets), tall + 34), "white")
-    pen = ImageDraw.Draw(whole)
-    for number, (name, picture) in enumerate(sheets):
-        lines = name.replace(" + amalgamation", "\n+ amalgamation")
-        pen.multiline_text(
-            (number * wide + wide / 2, 17), lines, "black", anchor="mm", align="center", font_size=13
-        )
-        whole.paste(Image.fromarray(picture), (number * wide, 34))
-    whole.save(root / "samples.png")

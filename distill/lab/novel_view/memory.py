@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -22,11 +22,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from distill.lab.novel_view.evaluate import choose_pairs
 from distill.lab.novel_view.pairs import mixed
 from distill.lab.novel_view.views import Views
+from distill.priors.novel_view.features import Features
 from distill.priors.novel_view.pose import between
 
 if TYPE_CHECKING:
+    from distill.cameras import Cameras
+    from distill.embedded.shapes import Part
     from distill.priors.novel_view.features import Encoder
 
 
@@ -94,6 +98,14 @@ class Store:
         return Views(self.uids, int(counts[0]), read)
 
 
+def fixed_pairs(store: Store, seed: int = 0) -> Tensor:
+    """One pair of views of each object, indices, the same at every call."""
+    pairs = choose_pairs(store.views(), 1, seed)
+    start = store.first[:-1].cpu()
+    chosen = torch.tensor([[pair.condition, pair.target] for pair in pairs]) + start[:, None]
+    return chosen.to(store.first.device)
+
+
 def joined(stores: Sequence[Store]) -> Store:
     """All objects of several stores of one picture size."""
     starts = np.cumsum([0, *(len(store.pictures) for store in stores)]).tolist()
@@ -125,13 +137,15 @@ class WorldOptions:
     Attributes:
         shapes: of each kind, each of proportions of its own.
         views: pictures of each shape, from the range of elevations that scenes have.
-        steep: further pictures, from anywhere but straight above and below.
+        steep: further pictures, from any height, straight above and below among them.
         size: height and width, pixels.
         distance: range of the cameras' distances.
         elevation_deg: range of the elevations of ``views``.
-        steep_deg: range of the elevations of ``steep``.
+        steep_deg: range of the elevations of ``steep``, equally likely angles.
         fov_y_deg: range of the field of view, one for each shape.
         scale: range that a shape's size is multiplied by, one for each.
+        offset: each shape is moved away from the axis that the cameras go round, once for all of its pictures, by up to so
+            much in any direction, scene units; by less where it would leave a picture.
         lights_deg: each shape's lights are turned by up to so much, to either side.
         samples: rays per pixel along each axis.
         seed: of all of it.
@@ -143,9 +157,10 @@ class WorldOptions:
     size: int = 64
     distance: tuple[float, float] = (3.0, 3.4)
     elevation_deg: tuple[float, float] = (-10.0, 60.0)
-    steep_deg: tuple[float, float] = (-75.0, 88.0)
+    steep_deg: tuple[float, float] = (-89.9, 89.9)
     fov_y_deg: tuple[float, float] = (37.0, 43.0)
     scale: tuple[float, float] = (0.75, 1.25)
+    offset: float = 0.0
     lights_deg: float = 20.0
     samples: int = 2
     seed: int = 0
@@ -159,6 +174,24 @@ def _elevations(g: np.random.Generator, ends: Sequence[float], count: int) -> ND
     """Even over the sphere between two elevations, degrees."""
     low, high = (math.sin(math.radians(end)) for end in ends)
     return np.degrees(np.arcsin(g.uniform(low, high, count)))
+
+
+def _in_ball(g: np.random.Generator, radius: float) -> NDArray[Any]:
+    """A point, equally likely anywhere in a ball about the origin, shape ``[3]``."""
+    direction = g.standard_normal(3)
+    return radius * g.uniform() ** (1 / 3) * direction / np.linalg.norm(direction)
+
+
+def _within(parts: Sequence[Part], away: NDArray[Any], cameras: Cameras) -> NDArray[Any]:
+    """As much of a displacement, in quarters, as leaves a shape whole in every picture."""
+    from distill.priors.novel_view.elevation import project
+
+    corners = np.concatenate([part.mesh.vertices for part in parts])
+    for share in (1.0, 0.75, 0.5, 0.25):
+        moved = torch.from_numpy(corners + share * away).float()
+        if project(moved, cameras).abs().max() <= 1:
+            return share * away
+    return 0 * away
 
 
 def render_shape(options: WorldOptions, job: tuple[str, int]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
@@ -176,7 +209,8 @@ def render_shape(options: WorldOptions, job: tuple[str, int]) -> tuple[NDArray[n
     elevation = np.concatenate(
         [
             _elevations(g, options.elevation_deg, options.views),
-            _elevations(g, options.steep_deg, options.steep),
+            # Even over the sphere, few would come from straight above or below.
+            _uniform(g, options.steep_deg, options.steep),
         ]
     )
     azimuth, distance = g.uniform(-180, 180, count), _uniform(g, options.distance, count)
@@ -184,6 +218,10 @@ def render_shape(options: WorldOptions, job: tuple[str, int]) -> tuple[NDArray[n
     turned, above, away = (torch.from_numpy(value).float() for value in (azimuth, elevation, distance))
     cameras = orbit(turned, above, away, fov)
     lights = float(_uniform(g, (-options.lights_deg, options.lights_deg))[0])
+    if options.offset:
+        shift = _within(parts, _in_ball(g, options.offset), cameras)
+        for part in parts:
+            part.mesh.apply_translation(shift)
     found = raycast.render(parts, cameras, options.size, options.samples, lights)
     layers = np.concatenate([found.painted, found.tint[..., None], found.alpha[..., None]], axis=-1)
     return (255 * layers.clip(0, 1)).round().astype(np.uint8), cameras.c2w[:, :3, 3].numpy()
@@ -275,6 +313,17 @@ def painted(
     return Store(torch.cat(pictures), torch.cat(positions).to(device), first.to(device), tuple(uids))
 
 
+class Encodings(Protocol):
+    """Pictures, and what an encoder makes of them."""
+
+    @property
+    def store(self) -> Store: ...
+
+    def features(self, index: Tensor) -> Features:
+        """Of some pictures, in single precision."""
+        ...
+
+
 @dataclass(frozen=True)
 class Seen:
     """A store whose pictures are encoded.
@@ -288,6 +337,20 @@ class Seen:
     store: Store
     token: Tensor
     maps: Tensor
+
+    def features(self, index: Tensor) -> Features:
+        return Features(self.token[index].float(), self.maps[index].float())
+
+
+@dataclass(frozen=True)
+class Live:
+    """A store whose pictures are encoded each time that they are asked for."""
+
+    store: Store
+    encoder: Encoder
+
+    def features(self, index: Tensor) -> Features:
+        return self.encoder(self.store.rgb(index))
 
 
 @torch.no_grad()

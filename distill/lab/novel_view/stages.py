@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.lab.novel_view.memory import Seen
+from distill.lab.novel_view.levels import Law
+from distill.lab.novel_view.memory import Encodings
 from distill.priors.novel_view.code import Draft, Turn
-from distill.priors.novel_view.features import Features
 from distill.priors.novel_view.pipeline import Given, NovelViewPipeline
 from distill.priors.predictions import from_noise
 
@@ -80,23 +80,6 @@ def learning_rate(done: float, final: float) -> float:
     )
 
 
-def exponent(done: float, low: float, high: float, until: float, reach: float) -> float:
-    """``p`` of ``t = T u^p``: ``low`` for a share ``until`` of the stage, ``high`` from a share ``reach`` on.
-
-    In between it rises in a straight line. Where a view differs is decided at the noisiest timesteps; grain is left by
-    the least noisy ones.
-    """
-    return low + (high - low) * min(max(done - until, 0.0) / (reach - until), 1.0)
-
-
-def stratified(count: int, power: float, steps: int, generator: torch.Generator) -> Tensor:
-    """Timesteps ``T u^p``, one u from each of ``count`` equal parts of [0, 1], in a random order."""
-    device = generator.device
-    u = (torch.arange(count, device=device) + torch.rand(count, generator=generator, device=device)) / count
-    t = (u**power * steps).long().clamp(max=steps - 1)
-    return t[torch.randperm(count, generator=generator, device=device)]
-
-
 @dataclass(frozen=True)
 class CodeRecipe:
     """Hyperparameters of the first stage.
@@ -128,10 +111,7 @@ class UNetRecipe:
         weight_decay: of AdamW.
         clip_norm: largest gradient norm.
         dropout: probability of each way to drop the condition.
-        low: exponent of the timesteps at first, see ``exponent``.
-        high: and at the end.
-        until: share of the stage after which it rises.
-        reach: share of the stage after which it stays.
+        law: of the timesteps.
         ema: decay of the weights' moving average.
         bf16: compute in bfloat16 where that is exact enough.
     """
@@ -143,10 +123,7 @@ class UNetRecipe:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     dropout: float = 0.05
-    low: float = 0.12
-    high: float = 0.7
-    until: float = 0.4
-    reach: float = 0.9
+    law: Law = field(default_factory=Law)
     ema: float = 0.999
     bf16: bool = True
 
@@ -200,18 +177,18 @@ class Stage:
 After = Callable[[Stage, Tensor], bool]
 
 
-def thumbnails(seen: Seen, index: Tensor, size: int) -> Tensor:
+def thumbnails(seen: Encodings, index: Tensor, size: int) -> Tensor:
     """Pictures in [-1, 1], averaged over areas, shape ``[n, 3, size, size]``."""
     return nn.functional.interpolate(seen.store.rgb(index) * 2 - 1, (size, size), mode="area")
 
 
-def code_stage(turn: Turn, seen: Seen, recipe: CodeRecipe, pace: Pace, seed: int = 0) -> Stage:
+def code_stage(turn: Turn, seen: Encodings, recipe: CodeRecipe, pace: Pace, seed: int = 0) -> Stage:
     """Prepare the code for its training; a draft that the UNet is not to be told is trained beside it and left out."""
-    device = seen.maps.device
+    device = seen.store.pictures.device
     draft = turn.draft or Draft(turn.options.hidden, 16).to(device)
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
-        some = torch.randint(len(seen.maps), (4096,), generator=generator, device=device)
+        some = torch.randint(len(seen.store.pictures), (4096,), generator=generator, device=device)
         draft.mean.copy_(thumbnails(seen, some, draft.size).mean(0))
     modules = nn.ModuleDict({"code": turn.code, "draft": draft}).requires_grad_(True).train()
     optimiser = torch.optim.AdamW(
@@ -220,7 +197,7 @@ def code_stage(turn: Turn, seen: Seen, recipe: CodeRecipe, pace: Pace, seed: int
     return Stage(modules, optimiser, pace, generator)
 
 
-def fit_code(stage: Stage, seen: Seen, recipe: CodeRecipe, after: After) -> None:
+def fit_code(stage: Stage, seen: Encodings, recipe: CodeRecipe, after: After) -> None:
     """Learn to draw targets' thumbnails from codes, by their squared error; then freeze the code."""
     code, draft = stage.modules["code"], stage.modules["draft"]
     assert isinstance(draft, Draft)
@@ -228,7 +205,7 @@ def fit_code(stage: Stage, seen: Seen, recipe: CodeRecipe, after: After) -> None
     while (done := stage.pace.done) < 1:
         _set_rate(stage.optimiser, recipe.learning_rate * learning_rate(done, recipe.final))
         condition, target = seen.store.draw(recipe.batch, stage.generator)
-        drawn = draft(code(seen.maps[condition], seen.store.pose(condition, target)))
+        drawn = draft(code(seen.features(condition).maps, seen.store.pose(condition, target)))
         loss = nn.functional.mse_loss(drawn, thumbnails(seen, target, draft.size))
         _update(stage, loss, recipe.clip_norm)
         if after(stage, loss.detach()):
@@ -266,38 +243,63 @@ def unet_stage(pipeline: NovelViewPipeline, recipe: UNetRecipe, pace: Pace, seed
     return stage
 
 
-def fit_unet(stage: Stage, pipeline: NovelViewPipeline, seen: Seen, recipe: UNetRecipe, after: After) -> None:
+def fit_unet(
+    stage: Stage, pipeline: NovelViewPipeline, seen: Encodings, recipe: UNetRecipe, after: After
+) -> None:
     """Learn to denoise targets by the squared error of the UNet's own kind of prediction, unweighted."""
-    g, device = stage.generator, seen.maps.device
-    abar = pipeline.scheduler.alphas_cumprod.to(device)
-    kind = pipeline.scheduler.config.prediction_type
+    g, device = stage.generator, pipeline.device
+    steps = len(pipeline.scheduler.alphas_cumprod)
     stage.pace.start()
     while (done := stage.pace.done) < 1:
         _set_rate(stage.optimiser, recipe.learning_rate * learning_rate(done, recipe.final))
         condition, target = seen.store.draw(recipe.batch, g)
-        with torch.no_grad():
-            x, latent = (_folded(pipeline, seen.store.rgb(index)) for index in (target, condition))
-            power = exponent(done, recipe.low, recipe.high, recipe.until, recipe.reach)
-            t = stratified(recipe.batch, power, len(abar), g)
-            noise = torch.randn(x.shape, generator=g, device=device)
-            level = abar[t][:, None, None, None]
-            alpha, sigma = level.sqrt(), (1 - level).sqrt()
-            x_t = alpha * x + sigma * noise
-            goal = from_noise(kind, noise, x_t, alpha, sigma)
-            u = torch.rand(recipe.batch, generator=g, device=device)
-            keep_token = u >= 2 * recipe.dropout
-            keep_latent = (u < recipe.dropout) | (u >= 3 * recipe.dropout)
+        t = recipe.law.draw(done, recipe.batch, steps, g)
+        u = torch.rand(recipe.batch, generator=g, device=device)
+        keep_token = u >= 2 * recipe.dropout
+        keep_latent = (u < recipe.dropout) | (u >= 3 * recipe.dropout)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
-            told = Features(seen.token[condition].float(), seen.maps[condition].float())
-            pose = seen.store.pose(condition, target)
-            predicted = pipeline.model(x_t, t, latent, told, pose, keep_token, keep_latent)
-        loss = nn.functional.mse_loss(predicted.float(), goal)
+            loss = denoising(pipeline, seen, condition, target, t, g, keep_token, keep_latent)
         _update(stage, loss, recipe.clip_norm)
         decay = min(recipe.ema, (1 + stage.pace.update) / (10 + stage.pace.update))
         with torch.no_grad():
             torch._foreach_lerp_(stage.average, [p.detach() for p in stage.parameters], 1 - decay)
         if after(stage, loss.detach()):
             return
+
+
+def denoising(
+    pipeline: NovelViewPipeline,
+    seen: Encodings,
+    condition: Tensor,
+    target: Tensor,
+    t: Tensor,
+    generator: torch.Generator,
+    keep_token: Tensor | None = None,
+    keep_latent: Tensor | None = None,
+) -> Tensor:
+    """Mean squared error of the network's own kind of prediction, unweighted.
+
+    Args:
+        pipeline: of a model of pixels.
+        seen: the pictures.
+        condition: indices of the given ones, shape ``[batch]``.
+        target: indices of the wanted ones, shape ``[batch]``.
+        t: timesteps, shape ``[batch]``.
+        generator: of the noise, on the device.
+        keep_token: see ``NovelView.forward``.
+        keep_latent: likewise.
+    """
+    with torch.no_grad(), torch.autocast(t.device.type, enabled=False):
+        x, latent = (_folded(pipeline, seen.store.rgb(index)) for index in (target, condition))
+        noise = torch.randn(x.shape, generator=generator, device=generator.device)
+        level = pipeline.scheduler.alphas_cumprod.to(x)[t][:, None, None, None]
+        alpha, sigma = level.sqrt(), (1 - level).sqrt()
+        x_t = alpha * x + sigma * noise
+        goal = from_noise(pipeline.scheduler.config.prediction_type, noise, x_t, alpha, sigma)
+        pose = seen.store.pose(condition, target)
+    told = seen.features(condition)
+    predicted = pipeline.model(x_t, t, latent, told, pose, keep_token, keep_latent)
+    return nn.functional.mse_loss(predicted.float(), goal)
 
 
 def _folded(pipeline: NovelViewPipeline, rgb: Tensor) -> Tensor:
@@ -338,7 +340,7 @@ class averaged:  # noqa: N801
 
 
 @torch.no_grad()
-def drafts_right(turn: Turn, draft: nn.Module, seen: Seen, pairs: Tensor) -> dict[str, Tensor]:
+def drafts_right(turn: Turn, draft: nn.Module, seen: Encodings, pairs: Tensor) -> dict[str, Tensor]:
     """Measure whether a draft is most like the true thumbnail that was asked for, among all of the object's.
 
     Args:
@@ -352,12 +354,12 @@ def drafts_right(turn: Turn, draft: nn.Module, seen: Seen, pairs: Tensor) -> dic
     """
     assert isinstance(draft, Draft)
     condition, target = pairs.unbind(1)
-    drawn = draft(turn.code(seen.maps[condition], seen.store.pose(condition, target)))
+    drawn = draft(turn.code(seen.features(condition).maps, seen.store.pose(condition, target)))
     return nearest(drawn, seen, target, draft.size)
 
 
 @torch.no_grad()
-def nearest(drawn: Tensor, seen: Seen, target: Tensor, size: int) -> dict[str, Tensor]:
+def nearest(drawn: Tensor, seen: Encodings, target: Tensor, size: int) -> dict[str, Tensor]:
     """Compare pictures in [-1, 1] with the true ones of the same objects; see ``drafts_right``."""
     views = int(seen.store.first[1])
     start = target // views * views
@@ -375,14 +377,14 @@ def nearest(drawn: Tensor, seen: Seen, target: Tensor, size: int) -> dict[str, T
 @torch.no_grad()
 def one_step(
     pipeline: NovelViewPipeline,
-    seen: Seen,
+    seen: Encodings,
     pairs: Tensor,
     timestep: int = 990,
     seed: int = 0,
     batch: int = 160,
 ) -> dict[str, Tensor]:
     """The noise-free picture that the model sees at one high noise level, compared as by ``nearest``."""
-    device, found = seen.maps.device, []
+    device, found = seen.store.pictures.device, []
     g = torch.Generator().manual_seed(seed)
     for part in pairs.split(batch):
         condition, target = part.unbind(1)
@@ -398,6 +400,5 @@ def one_step(
     return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
 
-def _given(pipeline: NovelViewPipeline, seen: Seen, condition: Tensor) -> Given:
-    told = Features(seen.token[condition].float(), seen.maps[condition].float())
-    return Given(pipeline.space.encode(seen.store.rgb(condition)), told)
+def _given(pipeline: NovelViewPipeline, seen: Encodings, condition: Tensor) -> Given:
+    return Given(pipeline.space.encode(seen.store.rgb(condition)), seen.features(condition))

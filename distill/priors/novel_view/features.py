@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+#: File beside an encoder's own with the weights of a ``TokenHead``.
+TOKEN = "token.safetensors"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
@@ -21,13 +24,55 @@ class Features:
     """Features of a batch of pictures.
 
     Attributes:
-        token: of the whole picture: the class token after the last norm (DINOv2), or the projected embedding
-            (CLIP); shape ``[batch, width]``.
+        token: of the whole picture: the class token after the last norm (DINOv2), what a ``TokenHead`` makes of the
+            patches, or the projected embedding (CLIP); shape ``[batch, width]``.
         maps: patch tokens of the chosen layers side by side, shape ``[batch, patches, layers * width]``.
     """
 
     token: Tensor
     maps: Tensor
+
+
+class TokenHead(nn.Module):
+    """A token for the whole picture, made of the last layer's patches in their places, in place of the class token.
+
+    Args:
+        width: of the patches, and of the token.
+        grid: patches along each side.
+        patch_width: numbers that each patch is projected to.
+        hidden: width of the layer between.
+    """
+
+    def __init__(self, width: int, grid: int, patch_width: int = 16, hidden: int = 256) -> None:
+        super().__init__()
+        self.projection = nn.Linear(width, patch_width)
+        self.layers = nn.Sequential(
+            nn.Linear(grid**2 * patch_width, hidden), nn.GELU(), nn.Linear(hidden, width)
+        )
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Shape ``[batch, patches, width]`` to ``[batch, width]``."""
+        even = nn.functional.layer_norm(patches, patches.shape[-1:])
+        token: Tensor = self.layers(self.projection(even).flatten(1))
+        return token
+
+    @classmethod
+    def of(cls, weights: dict[str, Tensor], width: int, grid: int) -> TokenHead:
+        """The head that some weights are of.
+
+        Raises:
+            ValueError: they are of no such head, or of one for other patches.
+        """
+        try:
+            patch, hidden = len(weights["projection.weight"]), len(weights["layers.0.weight"])
+            head = cls(width, grid, patch, hidden)
+            head.load_state_dict(weights)
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(
+                f"expected a token's weights for {grid} x {grid} patches of {width} numbers, got others: "
+                f"{' '.join(str(error).split())[:120]}"
+            ) from error
+        return head
 
 
 @dataclass(frozen=True)
@@ -41,6 +86,7 @@ class Encoder:
         mean: of each channel.
         std: of each channel.
         id: says which weights these are: the folder's name and a hash of its files.
+        head: makes the token in place of the class token, or None.
     """
 
     model: Any
@@ -48,6 +94,7 @@ class Encoder:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     id: str
+    head: TokenHead | None = None
 
     @property
     def size(self) -> int:
@@ -101,9 +148,24 @@ class Encoder:
         norm = getattr(self.model, "layernorm", None)  # DINOv2's; each layer is seen through it
         states = [out.hidden_states[layer] for layer in self.layers]
         maps = [(norm(s) if norm else s)[:, self.prefix :] for s in states]
-        token = out.image_embeds if hasattr(out, "image_embeds") else out.last_hidden_state[:, 0]
+        if self.head is not None:
+            token = self.head(out.last_hidden_state[:, self.prefix :])
+        else:
+            token = out.image_embeds if hasattr(out, "image_embeds") else out.last_hidden_state[:, 0]
         none = token.new_zeros(len(token), self.grid**2, 0)
         return Features(token.float(), torch.cat([none, *maps], dim=-1).float())
+
+    def save(self, folder: Path) -> None:
+        """Write the files that ``load_encoder`` reads."""
+        self.model.save_pretrained(folder)
+        processor = {"image_mean": list(self.mean), "image_std": list(self.std)}
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+        if self.head is not None:
+            dtype = next(self.model.parameters()).dtype
+            weights = {
+                name: value.to(dtype).contiguous().cpu() for name, value in self.head.state_dict().items()
+            }
+            save_file(weights, folder / TOKEN)
 
 
 def spread_layers(depth: int, count: int = 4) -> tuple[int, ...]:
@@ -119,6 +181,8 @@ def load_encoder(
     dtype: torch.dtype = torch.float32,
 ) -> Encoder:
     """Load a DINOv2 (with or without registers) or CLIP vision model from a folder of transformers.
+
+    A DINOv2's class token gives way to a ``TokenHead``'s where the folder has one, ``token.safetensors``.
 
     Args:
         folder: with ``config.json`` and safetensors; nothing is fetched.
@@ -167,7 +231,11 @@ def load_encoder(
             f"the encoder in {folder} lacks {len(missing)} weights ({missing[0]}, ...); save it again with transformers "
             f"{transformers.__version__}, or upgrade it to the version that wrote them"
         )
-    return _encoder(model.to(dtype), folder, layers, mean, std, device)
+    encoder = _encoder(model.to(dtype), folder, layers, mean, std, device)
+    if not (folder / TOKEN).exists():
+        return encoder
+    head = TokenHead.of(load_file(folder / TOKEN), encoder.model.config.hidden_size, encoder.grid)
+    return replace(encoder, head=head.to(device, dtype).eval().requires_grad_(False))
 
 
 def _encoder(

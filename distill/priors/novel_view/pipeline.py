@@ -70,6 +70,7 @@ class NovelViewPipeline:
             than three channels.
         fourth: the pose's fourth number, see ``distill.priors.novel_view.pose``.
         folder: that it was loaded from, or None.
+        offset: how far from the axis that cameras go round objects were, at most, in its training, scene units.
     """
 
     model: NovelView
@@ -78,6 +79,7 @@ class NovelViewPipeline:
     vae: AutoencoderKL | None = None
     fourth: str = "distance"
     folder: Path | None = None
+    offset: float = 0.0
 
     @property
     def device(self) -> torch.device:
@@ -198,9 +200,7 @@ class NovelViewPipeline:
         folder = Path(folder)
         self.model.unet.save_pretrained(folder / "unet")
         self.scheduler.save_pretrained(folder / "scheduler")
-        self.encoder.model.save_pretrained(folder / "image_encoder")
-        processor = {"image_mean": list(self.encoder.mean), "image_std": list(self.encoder.std)}
-        (folder / "image_encoder" / "preprocessor_config.json").write_text(json.dumps(processor))
+        self.encoder.save(folder / "image_encoder")
         if self.vae is not None:
             self.vae.save_pretrained(folder / "vae")
         for path in folder.glob("*/*config.json"):  # diffusers writes where a part was loaded from
@@ -215,6 +215,7 @@ class NovelViewPipeline:
             "amalgamation": maps is not None,
             "layers": list(self.encoder.layers),
             "fourth": self.fourth,
+            "offset": self.offset,
         }
         if turn is not None:
             said["turn"] = asdict(turn.options)
@@ -287,7 +288,9 @@ class NovelViewPipeline:
         model.to(device).eval().requires_grad_(False)
         if vae is not None:
             vae.to(device).eval().requires_grad_(False)
-        return cls(model, encoder, scheduler, vae, fourth or said["fourth"], folder)
+        return cls(
+            model, encoder, scheduler, vae, fourth or said["fourth"], folder, float(said.get("offset", 0.0))
+        )
 
 
 def take_conditioning(model: NovelView, tensors: Mapping[str, Tensor]) -> None:

@@ -36,33 +36,18 @@ def run(command: Sequence[object], minutes: float) -> int:
         return process.wait()
 
 
-def prior(work: Path, output: Path | None, minutes: float, options: Sequence[str]) -> int:
-    """The embedded prior; its rates and timesteps move with the time that is spent."""
-    command = [
-        sys.executable,
-        EMBEDDED / "train_prior.py",
-        "--work",
-        work,
-        "--save-minutes",
-        1,
-        "--minutes",
-        minutes,
-    ]
+def train(script: str, work: Path, output: Path | None, minutes: float, options: Sequence[str]) -> int:
+    """Run a script of ``examples/embedded``, whose rates and timesteps move with the time that is spent."""
+    command = [sys.executable, EMBEDDED / script, "--work", work, "--save-minutes", 1, "--minutes", minutes]
     given = ["--output", output] if output else []
     return run([*command, *given, *options], minutes + GRACE / 60)
-
-
-def novel_view(work: Path, output: Path | None, minutes: float, options: Sequence[str]) -> int:
-    """The novel-view model; ``--updates`` must fit the time, see the report's throughput."""
-    given = ["--output", output] if output else []
-    return run([sys.executable, EMBEDDED / "train_novel_view.py", "--work", work, *given, *options], minutes)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    kinds = {"prior": prior, "novel_view": novel_view}
+    kinds = {"prior": "train_prior.py", "novel_view": "train_novel_view.py"}
     parser.add_argument("what", choices=kinds)
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--work", type=Path, help="for pictures and states; by default under build/gpu-train")
@@ -71,7 +56,9 @@ def main() -> None:
     work = (options.work or ROOT / "build" / "gpu-train" / options.what).resolve()
     work.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    code = kinds[options.what](work, options.output and options.output.resolve(), options.minutes, others)
+    code = train(
+        kinds[options.what], work, options.output and options.output.resolve(), options.minutes, others
+    )
     print(f"{options.what}: exit code {code} after {(time.perf_counter() - started) / 60:.1f} minutes")
     raise SystemExit(code)
 
