@@ -302,8 +302,8 @@ def test_cameras_are_copied_at_once_and_come_out_the_same() -> None:
     with Crossing() as crossing:
         there = cameras.to(META)
     assert (crossing.sent, crossing.others) == (1, [])
-    for here, copy in zip(vars(cameras).values(), vars(there).values(), strict=True):
-        assert (copy.shape, copy.dtype, copy.device) == (here.shape, here.dtype, META)
+    for here, moved in zip(vars(cameras).values(), vars(there).values(), strict=True):
+        assert (moved.shape, moved.dtype, moved.device) == (here.shape, here.dtype, META)
     assert cameras.to("cpu") is cameras
 
 
