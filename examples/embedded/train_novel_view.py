@@ -246,10 +246,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--shapes", type=int, default=140, help="of each kind")
     parser.add_argument("--views", type=int, default=12, help="of each shape")
     parser.add_argument(
-        "--steep", type=int, default=4, help="further views from any height, straight above and below too"
+        "--steep", type=int, default=3, help="further views from any height, straight above and below too"
     )
     parser.add_argument(
-        "--offset", type=float, default=0.25, help="shapes are up to so far from the axis, scene units"
+        "--offset", type=float, default=0.0, help="shapes are up to so far from the axis, scene units"
     )
     parser.add_argument("--colours", type=int, help="of each shape; one on a CPU, all seven on a GPU")
     parser.add_argument("--unseen", type=int, default=10, help="shapes of each kind to measure on")

@@ -13,7 +13,7 @@ from record import Record
 
 ROOT = Path(__file__).resolve().parents[3]
 #: Files with such tests; the benchmarks' own is what other parts run.
-FILES = ("tests/test_gpu.py", "tests/test_encoding.py", "tests/test_nerf.py")
+FILES = ("tests/test_gpu.py", "tests/test_field.py", "tests/test_encoding.py", "tests/test_nerf.py")
 
 
 def run(record: Record, work: Path, output: Path, device: torch.device, dry: bool) -> None:
@@ -36,7 +36,7 @@ def check(record: Record, results: Path, files: Sequence[str], chosen: str, proc
         chosen,
         "-p",
         "no:cacheprovider",
-        "-q",
+        "-v",  # so that the log names what failed, even where the tests are stopped
         "--tb=short",
         f"--junitxml={results}",
     ]
