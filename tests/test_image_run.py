@@ -163,7 +163,7 @@ WRONG = [
     ([*GIVEN, "reference.fill=0"], "reference.fill must be a number in [0.1, 1], got 0"),
     (
         [*PICTURE, "reference.elevation_deg=95"],
-        "reference.elevation_deg must be a number in [-89, 89] or null, got 95",
+        "reference.elevation_deg must be a number in [-90, 90] or null, got 95",
     ),
     ([*GIVEN, "scene.background=grey"], "scene.background must be white, got grey"),
     ([*GIVEN, "scene=image"], "needs a scene that fills space, and ImageScene does not; leave it out"),

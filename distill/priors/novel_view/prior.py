@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from distill.priors.novel_view.pipeline import Given, NovelViewPipeline
 from distill.priors.novel_view.pose import relative_cameras
 from distill.priors.predictions import to_noise
 from distill.priors.source import Source
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,9 @@ class NovelViewPrior:
     reference: Cameras
     name: str = "novel_view"
 
-    views, words, trainable, has_control = 1, False, None, False
+    views, words, has_control = 1, False, False
+    #: Name of the UNet's module that embeds the timestep.
+    clock = "time_embedding"
 
     @classmethod
     def of(
@@ -63,6 +68,16 @@ class NovelViewPrior:
     @property
     def num_timesteps(self) -> int:
         return len(self.pipeline.scheduler.alphas_cumprod)
+
+    @property
+    def trainable(self) -> NovelViewPrior:
+        """The prior itself, see ``distill.contracts.Trainable``."""
+        return self
+
+    @property
+    def network(self) -> UNet2DConditionModel:
+        """The UNet; what conditions it takes no adapters."""
+        return self.pipeline.model.unet
 
     def describe(self) -> dict[str, Any]:
         """Describe the weights for a manifest: ``prior``, ``loras`` and ``controlnet``."""
@@ -123,6 +138,10 @@ class NovelViewPrior:
         Raises:
             ValueError: there are no cameras.
         """
+        return self.forward(x_t, t, cond, cameras)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None) -> Tensor:
+        """Predict the noise as ``predict_noise`` does, with gradient to the network's parameters."""
         if cameras is None:
             raise ValueError(
                 "a novel-view prior needs the cameras of the pictures it denoises; pass cameras="
