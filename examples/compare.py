@@ -34,10 +34,16 @@ def main() -> None:
     parser.add_argument("--claims", action="store_true", help="all methods and variants, claims judged")
     parser.add_argument("--exact", action="store_true", help="on each prompt's exact prior")
     parser.add_argument(
-        "--prompts", type=int, default=len(PROMPTS), help="the first so many, at most 16; 0 for pictures alone"
+        "--prompts",
+        type=int,
+        default=len(PROMPTS),
+        help="the first so many, at most 16; 0 for pictures alone",
     )
     parser.add_argument(
-        "--pictures", type=int, default=0, help="also make the first so many objects from a picture, at most 4"
+        "--pictures",
+        type=int,
+        default=0,
+        help="also make the first so many objects from a picture, at most 4",
     )
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=400)
