@@ -13,7 +13,9 @@ from distill.cameras import Cameras, orbit
 from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.novel_view.pose import relative_cameras
 
-CANDIDATES = tuple(range(-10, 65, 5))
+CANDIDATES = tuple(range(-90, 95, 5))
+#: Elevations of most pictures. Another must fit better by ``MARGIN``: to the silhouettes of a sphere, all fit about equally.
+USUAL, MARGIN = (-10, 60), 0.03
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,15 @@ def estimate_elevation(
     for elevation in candidates:
         cameras = orbit(azimuth, torch.full_like(azimuth, float(elevation)), distance, fov_y_deg)
         fits[float(elevation)] = agreement(masks, cameras)
-    return Estimate(_peak(fits), fits)
+    return Estimate(_peak(likely(fits)), fits)
+
+
+def likely(fits: dict[float, float]) -> dict[float, float]:
+    """All candidates where a steep one is clearly the best, else the ``USUAL`` ones."""
+    usual = {angle: fit for angle, fit in fits.items() if USUAL[0] <= angle <= USUAL[1]}
+    if not usual or max(fits.values()) > max(usual.values()) + MARGIN:
+        return fits
+    return usual
 
 
 def silhouettes(rgb: Tensor) -> Tensor:
