@@ -78,7 +78,7 @@ PHOTOGRAPHS = {
 }
 NPM, DEBIAN = "@lobehub/fluent-emoji-3d@1.1.0", "tuxpaint-stamps-default"
 LICENCES = "Emoji: Fluent Emoji, Microsoft, MIT, packaged by LobeHub (MIT). Photographs: Tux Paint's stamps, as listed."
-SIZE, SHOWN = 128, 72
+SIZE, SHOWN = 128, 96
 Made = dict[str, Any]
 
 
@@ -221,7 +221,7 @@ def table(rows: list[Made]) -> str:
 
 def draw_sheet(strips: list[tuple[str, Path]], path: Path, columns: int = 3) -> None:
     """All strips with their names, as a JPEG."""
-    width, height = 4 * SHOWN + SHOWN + 12, SHOWN + 16
+    width, height = 5 * SHOWN + 12, SHOWN + 16
     sheet = Image.new("RGB", (columns * width, -(-len(strips) // columns) * height), "white")
     pen = ImageDraw.Draw(sheet)
     for number, (name, strip) in enumerate(strips):
