@@ -115,6 +115,9 @@ def orbit(
 ) -> Cameras:
     """Place cameras on a sphere around the origin, upright.
 
+    Straight above or below, a camera keeps its azimuth: its picture has that side of the object at the bottom, seen from
+    above, or at the top, seen from below.
+
     Args:
         azimuth_deg: degrees, 0 at the object's front, shape ``[batch]``.
         elevation_deg: degrees above the horizon, shape ``[batch]``.
@@ -126,10 +129,12 @@ def orbit(
     elevation = torch.deg2rad(elevation_deg)
     distance = torch.as_tensor(distance, dtype=azimuth.dtype, device=azimuth.device).expand_as(azimuth)
     fov = torch.as_tensor(fov_y_deg, dtype=azimuth.dtype, device=azimuth.device).expand_as(azimuth)
-    # Rounded, the cosine of 90 degrees is below 0: a camera straight overhead would be told to stand on the other side.
-    across = torch.cos(elevation).clamp(min=1e-6)
+    # The cosine of 90 degrees rounds below zero, which would put the camera on the other side of the axis: it stays a
+    # millionth off, so that the azimuth can be read from its position.
+    flat = torch.cos(elevation)
+    flat = torch.where(flat.abs() < 1e-6, 1e-6, flat)
     outward = torch.stack(
-        [across * torch.cos(azimuth), across * torch.sin(azimuth), torch.sin(elevation)], dim=-1
+        [flat * torch.cos(azimuth), flat * torch.sin(azimuth), torch.sin(elevation)], dim=-1
     )
     position = outward * distance[:, None]
     backward = outward if look_at is None else torch.nn.functional.normalize(position - look_at, dim=-1)

@@ -17,6 +17,7 @@ from typing import Any
 
 import distill
 from distill.embedded.exact import exact_prior
+from distill.lab.comparison.pictured import OBJECTS, THROUGH, compare_pictures
 from distill.lab.comparison.run import METHODS, MORE_PROMPTS, PROMPTS, VARIANTS
 from distill.lab.comparison.shares import share
 from distill.run.journal import Interrupted
@@ -28,10 +29,22 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("comparison"))
     every = {**METHODS, **VARIANTS}
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(every))
+    known = list(dict.fromkeys([*every, *THROUGH]))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=known)
     parser.add_argument("--claims", action="store_true", help="all methods and variants, claims judged")
     parser.add_argument("--exact", action="store_true", help="on each prompt's exact prior")
-    parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="the first so many, at most 16")
+    parser.add_argument(
+        "--prompts",
+        type=int,
+        default=len(PROMPTS),
+        help="the first so many, at most 16; 0 for pictures alone",
+    )
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=0,
+        help="also make the first so many objects from a picture, at most 4",
+    )
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--budget", default="steps", choices=("steps", "calls"))
@@ -39,11 +52,24 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     chosen = every if options.claims else options.methods
-    if min(options.prompts, options.seeds, options.iterations) < 1:
+    if min(options.prompts, options.seeds, options.iterations) < 1 and not options.pictures:
         parser.error("--prompts, --seeds and --iterations must be at least 1")
+    if options.pictures:
+        # Methods that differ in the scale of text alone have no counterpart.
+        through = {name: wanted for name, wanted in THROUGH.items() if options.claims or name in chosen}
+        print(
+            compare_pictures(
+                through,
+                OBJECTS[: options.pictures],
+                output_dir=options.output,
+                iterations=options.iterations,
+            ).read_text()
+        )
+    if not options.prompts:
+        return
     exact: dict[str, Any] = {"prior": exact_prior, "scene.background": "white"} if options.exact else {}
     report = distill.compare(
-        {name: every[name] for name in chosen if not (options.exact and "vsd" in name)},
+        {name: every[name] for name in chosen if name in every and not (options.exact and "vsd" in name)},
         (*PROMPTS, *MORE_PROMPTS)[: options.prompts],
         range(options.seeds),
         output_dir=options.output,

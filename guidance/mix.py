@@ -23,8 +23,8 @@ from distill.samplers.schedules import Ramp, scheduled
 
 #: What a term calls the model of the run's input picture.
 NOVEL_VIEW = "novel_view"
-#: Losses that compare prompts or train on them: not for a model that is conditioned on a picture.
-NEEDING_WORDS = ("mix", "vsd", "dds", "bridge", "nfsd")
+#: Losses that compare prompts, or mix a picture with one: not for a model that is conditioned on a picture alone.
+NEEDING_WORDS = ("mix", "dds", "bridge")
 #: A term's keys beside its loss's options.
 OWN = ("loss", "weight", "prompt", "prior")
 

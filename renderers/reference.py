@@ -1,4 +1,4 @@
-"""The view that an input picture shows, rendered beside every step's, and how far it is off."""
+"""Views that are known, an input picture's and those drawn from it, and how far a scene's are off."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from distill.cameras import Cameras
 from distill.contracts import Render, Renderer
 
 PENALTIES = ("reference_rgb", "reference_mask", "reference_depth", "reference_normal")
+#: Distances to drawn views.
+START = ("start_rgb", "start_mask")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,84 @@ def distances(seen: Render, reference: Reference, names: Sequence[str] = PENALTI
             cosine = (seen.normal[0] * world).sum(-1)[inside]
             found[name] = 1 - cosine.mean() if len(cosine) else seen.opacity.sum() * 0 + 1
     return found
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Views of an object that a model drew, before a scene of it is distilled; channels first, square.
+
+    Attributes:
+        cameras: of the views, on the CPU.
+        rgb: over white, in [0, 1], shape ``[views, 3, size, size]``.
+        mask: 1 where the object is and 0 where it is not, shape ``[views, 1, size, size]``.
+        sure: 1 where ``mask`` is known, 0 elsewhere, same shape.
+    """
+
+    cameras: Cameras
+    rgb: Tensor
+    mask: Tensor
+    sure: Tensor
+
+    def resized(self, size: int) -> Drawn:
+        """The same at another size; the cameras stay."""
+        if size == self.rgb.shape[-1]:
+            return self
+        mode = "area" if size < self.rgb.shape[-1] else "bilinear"
+        rgb, mask, sure = (
+            interpolate(value, (size, size), mode=mode) for value in (self.rgb, self.mask, self.sure)
+        )
+        return Drawn(self.cameras, rgb, mask, sure)
+
+
+def start_distances(
+    seen: Render, cameras: Cameras, drawn: Drawn, names: Sequence[str] = START
+) -> dict[str, Tensor]:
+    """Compute how far renders are from the drawn views of the same cameras, scalars by name.
+
+    ``start_rgb`` is the mean squared error of colour over white, ``start_mask`` that of opacity where the mask is known;
+    both are means over all renders, and 0 for those whose camera is none of the drawn views'.
+
+    Args:
+        seen: over white.
+        cameras: of the renders, as many.
+        drawn: of the same size.
+        names: which.
+    """
+    known = drawn.cameras.to(cameras.c2w.device).c2w.flatten(1)
+    same = (cameras.c2w.flatten(1)[:, None] == known[None]).all(-1)
+    which, counts = same.float().argmax(1), same.any(1).float()[:, None, None, None]
+    found: dict[str, Tensor] = {}
+    if "start_rgb" in names:
+        off = seen.rgb - drawn.rgb[which].movedim(1, -1)
+        found["start_rgb"] = (counts * off.square()).mean()
+    if "start_mask" in names:
+        off = seen.opacity - drawn.mask[which].movedim(1, -1)
+        found["start_mask"] = (counts * drawn.sure[which].movedim(1, -1) * off.square()).mean()
+    return found
+
+
+def compared(training: Renderer, drawn: Drawn, names: Sequence[str]) -> Renderer:
+    """A renderer that also gives the distances to drawn views as penalties.
+
+    Args:
+        training: takes a step's pictures.
+        drawn: the views.
+        names: of the penalties, some of ``START``.
+    """
+
+    def take(
+        cameras: Cameras,
+        height: int,
+        width: int,
+        *,
+        generator: torch.Generator | None = None,
+        normals: bool = False,
+    ) -> Render:
+        picture = training(cameras, height, width, generator=generator, normals=normals)
+        off = start_distances(picture, cameras, drawn.resized(height), names)
+        return replace(picture, penalties={**picture.penalties, **off})
+
+    return take
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:

@@ -407,10 +407,11 @@ def test_a_priors_network_can_be_trained_inside(prior: Prior) -> None:
     x, t = torch.randn(1, *prior.shape, generator=generator(1)), torch.tensor([400])
     with torch.enable_grad():
         leaf = x.clone().requires_grad_()
-        network.forward(leaf, t, words(prior, 1)).square().sum().backward()
+        network.forward(leaf, t, words(prior, 1), turntable(1)).square().sum().backward()
     assert leaf.grad is not None
     torch.testing.assert_close(
-        network.forward(x, t, words(prior, 1)).detach(), prior.predict_noise(x, t, words(prior, 1))
+        network.forward(x, t, words(prior, 1), turntable(1)).detach(),
+        prior.predict_noise(x, t, words(prior, 1), turntable(1)),
     )
 
 

@@ -201,6 +201,26 @@ def test_a_novel_view_priors_predictions_are_its_models_own(tmp_path: Path) -> N
     assert graph_of.record.replayed == 3
 
 
+def test_adapters_of_a_part_are_never_recorded(tmp_path: Path) -> None:
+    """VSD's layers lie in a novel-view model's UNet, and are switched off for the frozen prediction."""
+    pipeline = make_pipeline(tmp_path, latent=False)
+    prior = NovelViewPrior.of(pipeline, torch.rand(3, 8, 8), turntable(1))
+    recorded = dataclasses.replace(prior, graphs=Graphs(Recorder()))
+    x, t, cond = torch.zeros(2, *prior.shape), torch.full((2,), 500), prior.embed(["a mug", "a mug"])
+
+    def ask() -> int:
+        for _ in range(FIRST + 2):
+            recorded.predict_noise(x, t, cond, turntable(2))
+        assert recorded.graphs is not None and isinstance(recorded.graphs.record, Recorder)
+        return recorded.graphs.record.replayed
+
+    before = ask()
+    assert before > 0
+    pipeline.model.unet.peft_config = {"student": None}
+    assert ask() == before
+    assert recorded.graphs is not None and not recorded.graphs.recorded
+
+
 def test_graphs_are_few_and_the_unused_ones_go(prior: DiffusionPrior) -> None:
     calls = Graphs(Recorder())
 

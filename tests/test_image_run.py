@@ -19,6 +19,7 @@ from distill.conditions.picture import look_at
 from distill.contracts import Step
 from distill.guidance.mix import mix
 from distill.guidance.sds import sds
+from distill.loop import step
 from distill.priors.novel_view.pose import relative_cameras
 from distill.run.assemble import assemble
 from distill.run.compose import compose_config
@@ -81,6 +82,17 @@ def test_text_may_be_added_and_other_losses_taken(tmp_path: Path) -> None:
         **{"reference.elevation_deg": 20, "export.enabled": False},
     )  # fmt: skip
     assert asset.manifest["picture"]["elevation_deg"] == 20
+
+
+@pytest.mark.parametrize("loss", ["sdi", "nfsd", "hifa", "vsd", "tp_sds"])
+def test_every_loss_that_needs_no_words_makes_a_step_from_a_picture(loss: str) -> None:
+    job = assemble(compose_config([*GIVEN, f"guidance={loss}"]))
+    before = [p.detach().clone() for p in job.state.parameters()]
+    seen, metrics = step(job)
+    assert np.isfinite(metrics["grad_norm"])
+    assert seen.grad.abs().sum() > 0
+    assert any(not torch.equal(one, other) for one, other in zip(before, job.state.parameters(), strict=True))
+    assert ("learner_loss" in metrics) is (loss == "vsd")
 
 
 def test_each_model_has_the_noise_levels_that_suit_it() -> None:
@@ -163,16 +175,16 @@ WRONG = [
     ([*GIVEN, "reference.fill=0"], "reference.fill must be a number in [0.1, 1], got 0"),
     (
         [*PICTURE, "reference.elevation_deg=95"],
-        "reference.elevation_deg must be a number in [-89, 89] or null, got 95",
+        "reference.elevation_deg must be a number in [-90, 90] or null, got 95",
     ),
     ([*GIVEN, "scene.background=grey"], "scene.background must be white, got grey"),
     ([*GIVEN, "scene=image"], "needs a scene that fills space, and ImageScene does not; leave it out"),
     ([*GIVEN, "guidance=mix"], "mixes a picture with text, or compares texts; add a prompt"),
     ([*GIVEN, "negative_prompt=blurry"], "is for a prior that knows words"),
-    ([*GIVEN, "guidance=vsd"], "mixes a picture with text, or compares texts"),
+    ([*GIVEN, "guidance=dds"], "mixes a picture with text, or compares texts"),
     (
-        ["a red mug", *GIVEN, "guidance=mix", "guidance.terms=[{loss:vsd,prior:novel_view}]"],
-        "vsd needs prompts, and novel_view knows none",
+        ["a red mug", *GIVEN, "guidance=mix", "guidance.terms=[{loss:dds,prior:novel_view}]"],
+        "dds needs prompts, and novel_view knows none",
     ),
     ([*GIVEN, "guidance=sds", "guidance.through=csd"], "choose the loss itself, for example guidance=csd"),
     ([*GIVEN, "penalties.reference_depth=1"], "needs reference.depth=FILE"),

@@ -300,7 +300,7 @@ BESIDE_A_PICTURE = [
     (["negative_prompt=ugly"], r"negative_prompt=ugly is for a prior that knows words"),
     (["prior_options.loras=[x]"], r"prior_options.loras=.*is for a prior that knows words"),
     (["prior_options.controlnet=control", "prior_options.control=depth"], r"prior_options.control\w*=\w+ is for a prior that"),
-    (["guidance=vsd"], r"add a prompt, or choose guidance=sds"),
+    (["guidance=dds"], r"add a prompt, or choose guidance=sds"),
     (["scene=spheres"], r"scene.background must be white, got grey"),
     (["scene=spheres", "scene.background=white", "penalties.reference_normal=1", "reference.normal=p.png"], r"reference_normal needs a scene that has normals"),
 ]  # fmt: skip

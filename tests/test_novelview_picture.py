@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.conditions.cutout import Frame, cut_out, frame_of, plain_background, read_map, read_rgba
+from distill.conditions.cutout import (
+    Frame,
+    cut_out,
+    frame_of,
+    plain_background,
+    read_map,
+    read_rgba,
+    rembg_model,
+)
 from distill.conditions.framing import settled
+from distill.lab.metrics import silhouette_iou
 
 RED, GREEN = (220, 30, 30), (30, 160, 40)
 
@@ -131,35 +141,105 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path: Path, name: str, s
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_package_and_an_unknown_way_are_said(tmp_path: Path) -> None:
+def test_an_unknown_way_and_a_missing_package_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Image.fromarray(scene()).save(tmp_path / "p.png")
     with pytest.raises(ValueError, match="one of auto, keep, rembg, got 'magic'"):
         cut_out(tmp_path / "p.png", 64, background="magic")
-    try:
-        import rembg  # noqa: F401
-    except ImportError:
-        with pytest.raises(ValueError, match=r"pip install 'distill3d\[rembg\]'"):
-            cut_out(tmp_path / "p.png", 64, background="rembg")
+    monkeypatch.setitem(sys.modules, "rembg", None)
+    with pytest.raises(ValueError, match=r"pip install 'distill3d\[rembg\]'"):
+        cut_out(tmp_path / "p.png", 64, background="rembg")
     assert cut_out(tmp_path / "p.png", 64, background="keep")[0].mask.min() == 0  # around the square frame
 
 
-def test_a_busy_background_is_left_to_rembg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its network is not at hand: what stands in for it returns the cut-out picture, as the package's ``remove`` does."""
-    given = []
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home without networks."""
+    for name in ("U2NET_HOME", "REMBG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
 
-    def remove(image: Image.Image) -> Image.Image:
-        given.append(image.mode)
+
+def test_the_networks_file_is_found_where_rembg_keeps_it(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def put(folder: str, name: str) -> Path:
+        file = nowhere / folder / f"{name}.onnx"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        return file
+
+    small = put(".u2net", "u2netp")
+    assert rembg_model() == ("u2netp", small)
+    now = put(".rembg/models/u2net", "u2net")
+    assert rembg_model() == ("u2net", now)
+    monkeypatch.setenv("U2NET_HOME", str(nowhere / "own"))
+    mine = put("own", "u2net")
+    assert rembg_model() == ("u2net", mine)
+
+
+def test_nothing_is_downloaded_unasked(
+    nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*given: Any, **options: Any) -> None:
+        raise AssertionError("rembg was asked")
+
+    monkeypatch.setitem(sys.modules, "rembg", SimpleNamespace(remove=fetch, new_session=fetch))
+    Image.fromarray(scene()).save(tmp_path / "p.png")
+    with pytest.raises(
+        ValueError, match=r"neither ~/.rembg/models/u2net/u2net.onnx nor ~/.u2net/u2net.onnx"
+    ) as told:
+        cut_out(tmp_path / "p.png", 64, background="rembg")
+    assert "new_session('u2net')" in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_busy_background_is_left_to_rembg(
+    nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands in for it returns the cut-out picture, as the package's ``remove`` does."""
+    given: list[Any] = []
+
+    def remove(image: Image.Image, session: Any) -> Image.Image:
+        given.append((image.mode, session))
         mask = Image.new("L", image.size)
         mask.paste(255, (8, 16, 40, 32))
         return Image.merge("RGBA", (*image.split(), mask))
 
-    monkeypatch.setitem(sys.modules, "rembg", SimpleNamespace(remove=remove))
+    monkeypatch.setitem(sys.modules, "rembg", SimpleNamespace(remove=remove, new_session=lambda name: name))
+    (nowhere / ".u2net").mkdir()
+    (nowhere / ".u2net" / "u2net.onnx").touch()
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3))
     Image.fromarray(noise.astype(np.uint8)).save(tmp_path / "busy.png")
     mask = cut_out(tmp_path / "busy.png", 64, background="rembg", recentre=False)[0].mask
-    assert given == ["RGB"]
+    assert given == [("RGB", "u2net")]
     assert mask[0, 16:32, 8:40].min() > 0.9
     assert mask.sum() == pytest.approx(16 * 32, rel=0.1)
+
+
+def test_u2net_itself_finds_an_object_on_a_photograph(tmp_path: Path) -> None:
+    """A true object's render on a photograph of grass that comes with scikit-image, against its true mask."""
+    if find_spec("rembg") is None or find_spec("onnxruntime") is None:
+        pytest.skip("rembg and onnxruntime are not installed: pip install 'distill3d[rembg]'")
+    try:
+        rembg_model()
+    except ValueError as error:
+        pytest.skip(str(error))
+    import skimage
+
+    from distill.cameras import turntable
+    from distill.lab.novel_view.render import from_world, picture
+
+    rgba = picture(from_world("orange-mug-0100", 1), turntable(1, 20.0), 256, 2)
+    grass = Image.open(Path(skimage.__file__).parent / "data" / "grass.png").convert("RGB").resize((256, 256))
+    grass.paste(Image.fromarray(rgba).convert("RGB"), mask=Image.fromarray(rgba[..., 3]))
+    grass.save(tmp_path / "p.png")
+    with pytest.raises(ValueError, match="is not plain"):
+        cut_out(tmp_path / "p.png", 256)
+    found = cut_out(tmp_path / "p.png", 256, background="rembg", recentre=False)[0].mask[0] > 0.5
+    assert silhouette_iou(found, torch.from_numpy(rgba[..., 3] > 127)).item() > 0.9
 
 
 def test_maps_are_cut_as_their_picture_was(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from distill.conditions.prompts import PICTURED, conditioner
 from distill.contracts import Condition, Step
 from distill.guidance.asd import asd
 from distill.guidance.csd import csd
+from distill.guidance.nfsd import nfsd
 from distill.guidance.sds import sds
 from distill.guidance.terms import predict
+from distill.guidance.vsd import VSD
 from distill.loop import Job, Settings, State, make_optimiser, train
 from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.novel_view.pose import relative_cameras
@@ -58,6 +60,46 @@ def test_other_losses_hold_their_identities_on_it(prior: NovelViewPrior) -> None
     torch.testing.assert_close(whole, plain + 3 * score, rtol=1e-3, atol=1e-4)
     still = asd(prior, x, cond, t, noise, scale=4.0, eta=0.0, random_shift=False)
     torch.testing.assert_close(still, 3 * score, rtol=1e-3, atol=1e-4)
+
+
+def test_nfsd_without_a_negative_is_csd_above_its_threshold_and_adds_the_unconditional_noise_below(
+    prior: NovelViewPrior,
+) -> None:
+    """e_u - e_n vanishes where no picture is the negative: g = s (e_c - e_u), and e_u besides at t < 200."""
+    cond, t = condition(prior, turntable(2)), torch.tensor([150, 700])
+    x, noise = randn(1, 2, 3, 16, 16), randn(2, 2, 3, 16, 16)
+    score = csd(prior, x, cond, t, noise, weighting="uniform")
+    found = nfsd(prior, x, cond, t, noise, scale=3.0, weighting="uniform")
+    torch.testing.assert_close(found[1], 3 * score[1], rtol=1e-3, atol=1e-4)
+    x_t = prior.alpha(t) * x + prior.sigma(t) * noise
+    (blind,) = predict(prior, x_t, t, cond, "uncond")
+    torch.testing.assert_close(found[0], 3 * score[0] + blind[0], rtol=1e-3, atol=1e-4)
+
+
+def test_vsd_begins_as_the_classifiers_score_and_its_copy_learns_beside_the_frozen_model(
+    prior: NovelViewPrior,
+) -> None:
+    """The untrained copy predicts as the model does, so that the gradient is w (s - 1) (e_c - e_u)."""
+    cond, t = condition(prior, turntable(2)), torch.tensor([300, 700])
+    x, noise = randn(1, 2, 3, 16, 16), randn(2, 2, 3, 16, 16)
+    before = prior.predict_noise(x, t, cond.text, cond.cameras)
+    g = torch.Generator().manual_seed(0)
+    loss = VSD(prior, g, scale=4.0, rank=2, alpha=2, learning_rate=1e-2, warmup=0)
+    score = csd(prior, x, cond, t, noise)
+    torch.testing.assert_close(loss(prior, x, cond, t, noise), 3 * score, rtol=1e-3, atol=1e-4)
+    x_t = prior.alpha(t) * x + prior.sigma(t) * noise
+
+    def error() -> float:
+        with torch.no_grad():
+            own = loss.student.predict_noise(x_t, t, cond.text, cond.cameras)
+        return (own - noise).square().mean().item()
+
+    untrained = error()
+    for _ in range(30):
+        loss.learn(prior, x, cond, g)
+    assert error() < untrained
+    assert not torch.allclose(loss(prior, x, cond, t, noise), 3 * score, atol=1e-3)
+    torch.testing.assert_close(prior.predict_noise(x, t, cond.text, cond.cameras), before)
 
 
 def test_the_camera_matters_and_without_the_picture_it_does_not(prior: NovelViewPrior) -> None:

@@ -30,7 +30,7 @@ class Listed:
     calls: int = 0
     device = torch.device("cpu")
     num_timesteps = 10
-    image_size, views = 2, 1
+    image_size, views, words = 2, 1, True
 
     def encode(self, image: Tensor) -> Tensor:
         return image

@@ -19,7 +19,14 @@ from distill.guidance.csd import csd
 from distill.guidance.mix import mix
 from distill.guidance.sds import sds
 from distill.priors.exact import Components, ExactPrior, scaled_linear
-from distill.priors.novel_view.elevation import CANDIDATES, _peak, agreement, project, silhouettes
+from distill.priors.novel_view.elevation import (
+    _peak,
+    agreement,
+    estimate_elevation,
+    likely,
+    project,
+    silhouettes,
+)
 from distill.priors.novel_view.prior import NovelViewPrior
 from distill.renderers.reference import Reference, beside, correlation, distances
 
@@ -148,7 +155,7 @@ def test_what_it_cannot_do_is_said(told: Any) -> None:
         mix(text, torch.Generator(), {}, terms=[{"loss": "sds", "prior": "novel_view"}])
     with pytest.raises(ValueError, match="is conditioned on a picture and takes no prompt; leave prompt out"):
         seen_by(prior, text, prompt="a mug")
-    for loss in ("vsd", "dds", "bridge", "nfsd", "mix"):
+    for loss in ("dds", "bridge", "mix"):
         with pytest.raises(ValueError, match=rf"terms\[0\]: {loss} .*novel_view"):
             seen_by(prior, text, loss=loss)
 
@@ -173,9 +180,27 @@ def test_true_views_agree_best_at_their_own_height(kind: str) -> None:
         masks = silhouettes(torch.from_numpy(raycast.over(layers.rgba((0.9, 0.1, 0.1)), 1.0)).movedim(-1, 1))
         fits = {
             float(angle): agreement(masks, orbit(azimuth, torch.full((8,), float(angle)), 3.2, 40.0))
-            for angle in CANDIDATES
+            for angle in range(-10, 65, 5)
         }
         assert _peak(fits) == pytest.approx(elevation, abs=5)
+
+
+@pytest.mark.parametrize(("kind", "elevation"), [("car", 90.0), ("mug", 85.0), ("duck", -60.0)])
+def test_steep_views_are_found_to_be_steep(kind: str, elevation: float) -> None:
+    from distill.embedded import raycast, shapes
+
+    taken = orbit(torch.arange(8) * 45.0 + 30, torch.full((8,), elevation), 3.2, 40.0)
+    layers = raycast.render(shapes.build(kind), taken, 64, samples=1)
+    around = torch.from_numpy(raycast.over(layers.rgba((0.9, 0.1, 0.1)), 1.0)).movedim(-1, 1)
+    candidates = (-60, -10, 20, 60, 75, 80, 85, 90)
+    assert estimate_elevation(around, candidates=candidates).elevation_deg == pytest.approx(elevation, abs=5)
+
+
+def test_a_steep_candidate_must_be_clearly_better() -> None:
+    usual = {0.0: 0.8, 60.0: 0.9}
+    assert likely({**usual, 90.0: 0.92}) == usual
+    assert likely({**usual, 90.0: 0.94}) == {**usual, 90.0: 0.94}
+    assert likely({80.0: 0.5}) == {80.0: 0.5}
 
 
 def test_the_top_of_a_parabola_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor
 
 #: How pictures are cut out.
 BACKGROUNDS = ("auto", "keep", "rembg")
+#: What rembg may cut out with, the best first; both are under the Apache licence.
+NETWORKS = ("u2net", "u2netp")
 #: Largest side that is worked on, pixels.
 LARGEST = 1024
 #: How far from the background's colour is still background, of 255.
@@ -74,7 +77,7 @@ def without_background(path: str | Path, background: str = "auto") -> Image.Imag
     Args:
         path: of any common format.
         background: ``auto`` removes a plain background where there is no alpha channel; ``keep`` takes the whole
-            picture for the object; ``rembg`` has the package of that name find the object.
+            picture for the object; ``rembg`` has the package of that name find the object with U2-Net.
 
     Raises:
         ValueError: see ``cut_out``.
@@ -209,12 +212,37 @@ def read_map(path: str | Path, frame: Frame, size: int, of: tuple[int, int]) -> 
     return torch.from_numpy(np.asarray(placed(image, frame, size), np.float32) / 255).movedim(-1, 0)
 
 
+def rembg_model() -> tuple[str, Path]:
+    """The network that rembg cuts out with, U2-Net or its small version: rembg's name for it, and its file.
+
+    rembg would download what it misses, some of it under licences that forbid commercial use, so the file is looked for first:
+    where rembg keeps it now, and where earlier versions did.
+
+    Raises:
+        ValueError: there is none; says where it was looked for and how to get it.
+    """
+    own = os.environ.get("U2NET_HOME")
+    data = os.environ.get("XDG_DATA_HOME")
+    home = own or os.environ.get("REMBG_HOME") or (f"{data}/rembg" if data else "~/.rembg")
+    earlier = own or f"{data or '~'}/.u2net"
+    for name in NETWORKS:
+        for folder in (f"{home}/models/{name}", earlier):
+            if (file := Path(folder).expanduser() / f"{name}.onnx").is_file():
+                return name, file
+    raise ValueError(
+        f"reference.background=rembg cuts out with the network U2-Net, whose file is neither {home}/models/u2net/u2net.onnx nor "
+        f"{earlier}/u2net.onnx, and nothing is downloaded unasked; put it there, or fetch it once with: python -c "
+        "\"import rembg; rembg.new_session('u2net')\""
+    )
+
+
 def _by_rembg(image: Image.Image) -> Image.Image:
     try:
         import rembg
-    except ImportError as error:
+    except (ImportError, SystemExit) as error:  # it ends the process where it misses its runtime
         raise ValueError(
             "reference.background=rembg needs the package rembg; pip install 'distill3d[rembg]'"
         ) from error
-    found: Any = rembg.remove(image.convert("RGB"))
+    name, _ = rembg_model()
+    found: Any = rembg.remove(image.convert("RGB"), session=rembg.new_session(name))
     return found.convert("RGBA")

@@ -11,22 +11,26 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from PIL import Image
+from torch import Tensor
 
 from distill.cameras import orbit
 from distill.conditions.cutout import Frame, frame_of, over_white, read_map, read_rgba, without_background
 from distill.conditions.framing import settled
+from distill.conditions.start import LEVEL_DEG, STEEP_DEG, drawn_views, ring
 from distill.contracts import View
 from distill.export.pictures import to_uint8
 from distill.files.atomic import sha256
 from distill.priors.graphs import check_graphs
-from distill.priors.novel_view.elevation import Estimate, estimate_elevation
+from distill.priors.novel_view.elevation import Estimate, draw_around, estimate_elevation
 from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.novel_view.prior import NovelViewPrior
-from distill.renderers.reference import Reference
+from distill.renderers.reference import Drawn, Reference
 
 log = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "novel_view"
+#: Views that are drawn around a picture's object, to find its elevation and to begin with.
+VIEWS = 8
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Picture:
         prior: the novel-view model that looked at it.
         frame: the part of the file that it is, pixels.
         estimate: of its elevation, where none was given.
+        drawn: views that the model drew of it, where the scene begins with them.
     """
 
     path: Path
@@ -46,6 +51,7 @@ class Picture:
     prior: NovelViewPrior
     frame: Frame
     estimate: Estimate | None = None
+    drawn: Drawn | None = None
 
     def describe(self) -> dict[str, Any]:
         """Describe the picture for a manifest."""
@@ -88,24 +94,26 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
 
     said, path = config.reference, Path(config.image).expanduser()
     folder = folder_of_model(config.novel_view)
-    read_rgba(path)  # what is wrong with the picture is said before the model is loaded
     check_graphs(config.prior_options.graphs, device)
-    pipeline = NovelViewPipeline.load(folder, device=device, dtype=default_dtype(device))
-    size = pipeline.size
+    # What is wrong with the picture is said before the model is loaded.
     image = without_background(path, said.background)
     frame = frame_of(np.asarray(image.getchannel("A")), str(path), said.fill if said.recentre else None)
+    pipeline = NovelViewPipeline.load(folder, device=device, dtype=default_dtype(device))
+    size = pipeline.size
     if said.recentre:
         frame = settled(pipeline, image, frame, said.fill)
     found = over_white(image, frame, size)
-    elevation, estimate = said.elevation_deg, None
+    elevation, estimate, around = said.elevation_deg, None, None
+    g = torch.Generator().manual_seed(config.seed)
     if elevation is None:
-        g = torch.Generator().manual_seed(config.seed)
-        log.info("estimating the picture's elevation (reference.elevation_deg=DEGREES saves this)")
-        estimate = estimate_elevation(
-            pipeline, found.rgb, generator=g, distance=said.distance, fov_y_deg=said.fov_y_deg
-        )
+        log.info("estimating the picture's elevation (reference.elevation_deg=DEGREES gives it)")
+        around = draw_around(pipeline, found.rgb, generator=g, views=VIEWS)
+        estimate = estimate_elevation(around, distance=said.distance, fov_y_deg=said.fov_y_deg)
         elevation = estimate.elevation_deg
         log.info("the picture's elevation is about %.0f degrees", elevation)
+    drawn = None
+    if said.start == "samples":
+        drawn = begin_with(config, pipeline, found.rgb, around, float(elevation), g)
     camera = orbit(
         torch.tensor([float(said.azimuth_deg)]),
         torch.tensor([float(elevation)]),
@@ -121,7 +129,32 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
     prior = NovelViewPrior.of(
         pipeline, reference.rgb, camera, config.novel_view, graphs=config.prior_options.graphs
     )
-    return Picture(path, reference, prior, frame, estimate)
+    return Picture(path, reference, prior, frame, estimate, drawn)
+
+
+def begin_with(
+    config: DictConfig,
+    pipeline: NovelViewPipeline,
+    rgb: Tensor,
+    around: Tensor | None,
+    elevation_deg: float,
+    generator: torch.Generator,
+) -> Drawn:
+    """The views that a scene begins with: those that its elevation was found with, else drawn now.
+
+    Around a picture from far up or down, which hardly shows the sides, they are drawn at ``LEVEL_DEG``.
+    """
+    said, height = config.reference, elevation_deg
+    if abs(height) > STEEP_DEG:
+        height, around = LEVEL_DEG, None
+    if around is None:
+        log.info("drawing %d views to begin with (reference.start=none begins with nothing)", VIEWS)
+        rise = height - elevation_deg
+        around = draw_around(
+            pipeline, rgb, generator=generator, views=VIEWS, rise_deg=rise, from_deg=elevation_deg
+        )
+    cameras = ring(said.azimuth_deg, height, VIEWS, said.distance, said.fov_y_deg)
+    return drawn_views(around.to(pipeline.device), cameras)
 
 
 def write_beside(picture: Picture, view: View, path: Path, size: int) -> None:

@@ -124,7 +124,8 @@ def conditioner(
     Args:
         prior: embeds.
         prompt: what to make.
-        negative_prompt: what to stay away from, the same for every view; empty for none.
+        negative_prompt: what to stay away from, the same for every view; empty for none, or for no picture where the prior
+            knows no words.
         views: words added to the prompt and to the source prompt.
         source_prompt: what is there before an edit; empty for none.
         unconditional: ``auto`` is what the prior takes for no prompt; ``null`` is zeros.
@@ -189,7 +190,8 @@ class _Table:
         sources = every_view(source_prompt, {}) if source_prompt else []
         self.table = prior.embed([*mine, *sources, "", negative_prompt, prompt])
         self.views, self.empty = len(mine), len(mine) + len(sources)
-        self.has_source, self.has_negative = bool(source_prompt), bool(negative_prompt)
+        # A picture has no negative: for a prior without words it is no picture, with which NFSD's second term vanishes.
+        self.has_source, self.has_negative = bool(source_prompt), bool(negative_prompt) or not prior.words
 
     def zero_empty(self) -> None:
         """Replace the empty prompt's embedding by zeros."""

@@ -17,6 +17,7 @@ from distill.loop import make_optimiser
 from distill.options import schedule, schedules_in
 from distill.priors.load import default_dtype
 from distill.priors.source import Source
+from distill.renderers import reference
 from distill.samplers.schedules import scheduled
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,8 @@ def rendered(config: DictConfig, views: int, device: torch.device) -> tuple[int,
     if "volume" not in scene.features:
         return parameters, 0, 0
     options = config.render
-    names = [name for name, weight in config.penalties.items() if weight and not name.startswith("reference")]
+    known = (*reference.PENALTIES, *reference.START)
+    names = [name for name, weight in config.penalties.items() if weight and name not in known]
     extra = {"shading": options.shading} if "shading" in scene.features else {}
 
     def peak(side: int) -> int:

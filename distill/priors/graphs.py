@@ -169,8 +169,8 @@ class Graphs:
         """Whether graphs can be used for a prior as it is now; drops those that were recorded before it changed."""
         if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             return False
-        if getattr(prior.network, "peft_config", None):
-            # Adapters are switched on and off without a trace in the modules.
+        if any("peft_config" in vars(part) for part in (prior.network, *prior.network.children())):
+            # Adapters are switched on and off without a trace in the modules. A novel-view model has them in its UNet.
             self.forget()
             self._seen = None
             return False

@@ -18,7 +18,18 @@ from distill.conditions import prompts
 from distill.conditions.control import DRAWN, controlled, read_picture
 from distill.conditions.perp_neg import Curves
 from distill.conditions.picture import Picture, look_at
-from distill.contracts import Conditioner, Guidance, Learner, Prior, Render, Renderer, Scene, View
+from distill.conditions.start import asked_later, views_first
+from distill.contracts import (
+    CameraSampler,
+    Conditioner,
+    Guidance,
+    Learner,
+    Prior,
+    Render,
+    Renderer,
+    Scene,
+    View,
+)
 from distill.files.checkpoint import load_checkpoint
 from distill.guidance import is_made_for_prior
 from distill.options import followed, schedule, schedules_in, value_over_run
@@ -68,6 +79,13 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
     optimiser = loop.make_optimiser(scene, tuple(config.optimiser.betas), config.optimiser.eps)
     learner = guidance if isinstance(guidance, Learner) else None
     settings = make_settings(config)
+    cameras: CameraSampler = scheduled_sampler(
+        instantiate(config.cameras, _convert_="all"), **schedules_in(config, "cameras")
+    )
+    if picture and picture.drawn:
+        until = config.reference.start_until
+        cameras = views_first(cameras, picture.drawn.cameras, until)
+        guidance = asked_later(guidance, until)
     render = partial(make_renderer, config, scene, settings.penalties, picture)
     return loop.Job(
         state=loop.State(scene, optimiser, generator, learner=learner),
@@ -76,9 +94,7 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
         condition=make_condition(config, prior, scenes[0]),
         render=render(),
         frugal=render(frugal=True),
-        cameras=scheduled_sampler(
-            instantiate(config.cameras, _convert_="all"), **schedules_in(config, "cameras")
-        ),
+        cameras=cameras,
         timesteps=scheduled_sampler(
             instantiate(config.timesteps, _convert_="all"), prior=prior, **schedules_in(config, "timesteps")
         ),
@@ -272,17 +288,20 @@ def make_renderer(
     *,
     frugal: bool = False,
 ) -> Renderer:
-    """Return what renders the scene for training: in windows, with an input picture's view as a further penalty."""
+    """Return what renders the scene for training: in windows, with the distances to known views as further penalties."""
     options: dict[str, Any] = {"shading": config.render.shading} if "shading" in scene.features else {}
     if "chunks" in scene.features:
         chunk = config.render.chunk_rays
         options["chunk_rays"] = -(-chunk // 4) if frugal else chunk
         options["recompute"] = frugal or config.render.recompute
     near = [name for name in penalties if name in reference.PENALTIES]
-    own = tuple(name for name in penalties if name not in near)
+    first = [name for name in penalties if name in reference.START]
+    own = tuple(name for name in penalties if name not in (*near, *first))
     render: Renderer = partial(scene.render, penalties=own, **options)
     if config.render.patch is not None:
         render = patched(render, config.render.patch, config.render.coarse)
+    if picture is not None and picture.drawn and first:
+        render = reference.compared(render, picture.drawn, first)
     if picture is not None and near:
         plain = {name: value for name, value in options.items() if name != "shading"}
         beside = partial(scene.render, **plain)

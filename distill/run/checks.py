@@ -152,6 +152,10 @@ NEEDS = {
 DRAWING = {"depth": "volume", "normal": "normals", "mask": "volume"}
 
 
+#: How the names of penalties begin that compare with known views rather than ask the scene.
+KNOWN = ("reference_", "start_")
+
+
 def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:
     """Check that a scene can do what the options ask of it.
 
@@ -173,7 +177,7 @@ def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:
         if feature not in features:
             raise ValueError(f"{option} needs a scene that {meaning}, and {name} does not; leave it out")
     for penalty, weight in values["penalties"].items():
-        if not penalty.startswith("reference_"):
+        if not penalty.startswith(KNOWN):
             continue
         on = moves(f"penalties.{penalty}", weight, values["iterations"])
         if on and not values["image"]:
@@ -236,7 +240,7 @@ def needed(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         feature = DRAWING[control]
         found.append((f"prior_options.control={control}", feature, FEATURES[feature]))
     for name, weight in values["penalties"].items():
-        if not name.startswith("reference_") and moves(f"penalties.{name}", weight, values["iterations"]):
+        if not name.startswith(KNOWN) and moves(f"penalties.{name}", weight, values["iterations"]):
             found.append((f"penalties.{name}={weight}", name, "computes it"))
     return found
 
@@ -271,6 +275,14 @@ def check_image(config: DictConfig, guidance: Callable[..., Any]) -> None:
     if config.scene.get("background", "white") != "white":
         raise ValueError(
             f"image= shows its object over white, so scene.background must be white, got {config.scene.background}"
+        )
+    weights = {name: config.penalties[name] for name in ("start_rgb", "start_mask")}
+    if config.reference.start == "samples" and not any(
+        moves(f"penalties.{name}", weight, config.iterations) for name, weight in weights.items()
+    ):
+        raise ValueError(
+            "reference.start=samples fits drawn views by penalties.start_rgb and penalties.start_mask, and both are 0; give "
+            "them weights such as those of penalties.reference_rgb and penalties.reference_mask, or use reference.start=none"
         )
     for map_ in ("depth", "normal"):
         weight = moves(

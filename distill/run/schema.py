@@ -34,22 +34,28 @@ class Penalties:
     reference_depth: Weight = 0.0
     reference_normal: Weight = 0.0
 
+    start_rgb: Weight = 0.0
+    start_mask: Weight = 0.0
+
 
 @dataclass
 class Reference:
     """Camera of the input picture ``image``, and how its object is cut out; see ``distill.conditions.cutout``.
 
-    Without an elevation, it is estimated. ``depth`` and ``normal`` name pictures as large as the image: nearness, bright
+    Without an elevation, it is estimated. With ``start=samples``, the scene is first fitted to views that the model draws, up
+    to the fraction ``start_until`` of the run, without asking the prior. ``depth`` and ``normal`` name pictures as large as the image: nearness, bright
     for near, and normals in the camera's frame, (n + 1) / 2.
     """
 
-    elevation_deg: Annotated[float | None, Range(-89, 89)] = None
+    elevation_deg: Annotated[float | None, Range(-90, 90)] = None
     azimuth_deg: float = 0.0
     distance: Annotated[float, Range(1, 100)] = 3.2
     fov_y_deg: Annotated[float, Range(1, 150)] = 40.0
     background: Annotated[str, OneOf(("auto", "keep", "rembg"))] = "auto"
     recentre: bool = True
     fill: Annotated[float, Range(0.1, 1)] = 0.75
+    start: Annotated[str, OneOf(("samples", "none"))] = "none"
+    start_until: Fraction = 0.3
     depth: str | None = None
     normal: str | None = None
 

@@ -16,56 +16,35 @@ import argparse
 import json
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from quality import mean, parse_value
-from torch import Tensor
 
 import distill
-from distill.cameras import Cameras, orbit, turntable
+from distill.cameras import turntable
 from distill.conditions.cutout import Frame
 from distill.contracts import View
 from distill.embedded import shapes, world
 from distill.lab.comparison.cost import resident_mib
-from distill.lab.metrics import silhouette_iou
-from distill.lab.novel_view.render import Surface, from_world, picture
+from distill.lab.comparison.pictured import (
+    AZIMUTH_DEG,
+    ELEVATION_DEG,
+    PICTURE,
+    SHAPE,
+    SIZE,
+    framed,
+    measure,
+    photograph,
+    save_photograph,
+    the_camera,
+)
+from distill.lab.novel_view.render import Surface, from_world
 
 KINDS = world.KINDS[1:2] + world.KINDS[5:]
-VIEWS, SIZE, PICTURE, ELEVATION_DEG = 8, 128, 256, 15.0
-AZIMUTH_DEG, HEIGHT_DEG, DISTANCE, FOV_Y_DEG = 30.0, 20.0, 3.2, 40.0
 Made = dict[str, Any]
-
-
-def photograph(surface: Surface, cameras: Cameras, size: int) -> Tensor:
-    """RGBA in [0, 1] from each camera, shape ``[views, 4, size, size]``."""
-    ones = [cameras.part(i, i + 1) for i in range(len(cameras))]
-    pictures = [torch.from_numpy(picture(surface, one, size, 2)) for one in ones]
-    return torch.stack(pictures).movedim(-1, 1).float() / 255
-
-
-def measure(view: View, surface: Surface) -> Made:
-    """Against the truth, as it stands and turned: the IoU, the PSNR and whether half a turn fits better."""
-    truth = photograph(surface, turntable(VIEWS, ELEVATION_DEG), SIZE)
-    rgb, inside = truth[:, :3] * truth[:, 3:] + 1 - truth[:, 3:], truth[:, 3] > 0.5
-    seen = view(turntable(VIEWS, ELEVATION_DEG), SIZE, SIZE)
-    drawn = seen.rgb.detach().cpu().movedim(-1, 1).clamp(0, 1)
-    solid = seen.opacity.detach().cpu()[..., 0] > 0.5
-    ious = [silhouette_iou(solid, inside.roll(-turn, 0)).mean().item() for turn in range(VIEWS)]
-    errors = [(drawn - rgb.roll(-turn, 0)).square().mean((1, 2, 3)) for turn in range(VIEWS)]
-    psnrs = [(-10 * error.clamp(min=1e-10).log10()).mean().item() for error in errors]
-    best = max(range(VIEWS), key=lambda turn: psnrs[turn])
-    return {
-        "iou": ious[0],
-        "psnr": psnrs[0],
-        "flipped": psnrs[VIEWS // 2] > psnrs[0],
-        "best_iou": max(ious),
-        "best_psnr": psnrs[best],
-        "best_turn_deg": best * 360 / VIEWS,
-    }
 
 
 def save_strip(view: View, surface: Surface, path: Path) -> None:
@@ -80,27 +59,6 @@ def save_strip(view: View, surface: Surface, path: Path) -> None:
     Image.fromarray((strip.movedim(0, -1).clamp(0, 1) * 255).round().byte().numpy()).save(path)
 
 
-def the_camera() -> Cameras:
-    return orbit(torch.tensor([AZIMUTH_DEG]), torch.tensor([HEIGHT_DEG]), DISTANCE, FOV_Y_DEG)
-
-
-def framed(surface: Surface, frame: Frame, size: int) -> Surface:
-    """The object where the cut-out of its picture puts it: moved across the camera's axis, then scaled.
-
-    Args:
-        surface: as ``the_camera`` took it.
-        frame: the part of its picture that was used.
-        size: height and width of that picture, pixels.
-    """
-    seen = 2 * DISTANCE * math.tan(math.radians(FOV_Y_DEG) / 2)  # what the picture spans at the object
-    right, up = the_camera().c2w[0, :3, :2].T.double().numpy()
-    across, down = (start + frame.side / 2 - size / 2 for start in (frame.left, frame.top))
-    mesh = surface.mesh.copy()
-    mesh.apply_translation(-(across * right - down * up) * seen / size)
-    mesh.apply_scale(size / frame.side)
-    return replace(surface, mesh=mesh)
-
-
 def make(kind: str, way: str, root: Path, overrides: dict[str, Any]) -> Made:
     """Make and measure one asset, or read what an earlier run measured."""
     colour = next(name for name in world.COLOURS if world.held_out(name, kind))
@@ -113,13 +71,12 @@ def make(kind: str, way: str, root: Path, overrides: dict[str, Any]) -> Made:
                 f"{folder} was made with {made['overrides']}, not {overrides}; choose another --output"
             )
         return made
-    surface = from_world(f"{colour}-{kind}-0100", 1)
+    surface = from_world(f"{colour}-{kind}-{SHAPE}", 1)
     folder.mkdir(parents=True, exist_ok=True)
     resumed = (folder / "asset").exists()
     options: dict[str, Any] = {"seed": 0, "output_dir": str(folder / "asset"), "resume": resumed}
     if way == "image":
-        rgba = (photograph(surface, the_camera(), PICTURE)[0].movedim(0, -1) * 255).round().byte()
-        Image.fromarray(rgba.numpy()).save(folder / "input.png")
+        save_photograph(surface, the_camera(), folder / "input.png")
         options |= {
             "image": str(folder / "input.png"),
             "reference.azimuth_deg": AZIMUTH_DEG,

@@ -33,6 +33,10 @@ COLOURS = ("#4269d0", "#ef7d22", "#3ca951", "#b5446e", "#8561c5", "#8c6d46", "#2
            "#e377c2", "#003f5c", "#a1c935", "#f28e8e", "#5b3a1e", "#6fb7f2", "#1b1b1b")  # fmt: skip
 
 
+#: Figures of what the losses make from pictures.
+PICTURED: tuple[tuple[str, str], ...] = (("iou", "IoU from a picture"), ("psnr", "PSNR from a picture"))
+
+
 def write_report(root: Path, records: Sequence[Record]) -> Path:
     """Write ``results.csv``, ``curves.csv``, ``claims.csv``, ``grid.png`` and ``report.html``; returns the last."""
     from distill.embedded.judge import load_judge
@@ -58,7 +62,7 @@ def write_report(root: Path, records: Sequence[Record]) -> Path:
     # What the thriftiest method spends in all: there, every method has had the same number of network calls.
     limit = min((record["calls"] for record in records if not record["error"]), default=0)
     page = template.render(
-        titles=[title for _, title in FIGURES],
+        titles=[title for _, title in (*FIGURES, *PICTURED)],
         table=[(name, summary(of(records, name), root, costs.get(name), limit)) for name in methods],
         charts=[
             chart(records, methods, by, value)
@@ -136,12 +140,23 @@ def summary(
         return [found[0] if found else None for found in means]
 
     line = [text(per_prompt(lambda r, name=name: r["final"][name])) for name, _ in FIGURES]  # type: ignore[misc]
+    line += [text(values) for values in from_pictures(root, records[0]["method"])]
     line.append(text(per_prompt(lambda record: at_calls(record, limit))))
     line.append(text([diversity_of(group, root) for group in whole]))
     line.append(text(per_prompt(lambda record: record["seconds"]), 1))
     line.append(text(per_prompt(lambda record: record["calls"]), 0))
     line += [f"{cost[key]:.0f}" if cost else "-" for key in ("step_ms", "peak_mib")]
     return [*line, str(sum(bool(record["error"]) for record in records))]
+
+
+def from_pictures(root: Path, method: str) -> list[list[float | None]]:
+    """The figures of ``PICTURED`` of each object that a method made from a picture; empty where it made none."""
+    path = root / "pictures.csv"
+    if not path.exists():
+        return [[] for _ in PICTURED]
+    with path.open() as file:
+        own = [line for line in csv.DictReader(file) if line["method"] == method]
+    return [[float(line[name]) for line in own] for name, _ in PICTURED]
 
 
 def diversity_of(records: Sequence[Record], root: Path) -> float | None:

@@ -13,7 +13,9 @@ from distill.cameras import Cameras, orbit
 from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.novel_view.pose import relative_cameras
 
-CANDIDATES = tuple(range(-10, 65, 5))
+CANDIDATES = tuple(range(-90, 95, 5))
+#: Elevations of most pictures. Another must fit better by ``MARGIN``: to the silhouettes of a sphere, all fit about equally.
+USUAL, MARGIN = (-10, 60), 0.03
 
 
 @dataclass(frozen=True)
@@ -29,54 +31,80 @@ class Estimate:
     fits: dict[float, float]
 
 
-def estimate_elevation(
+def draw_around(
     pipeline: NovelViewPipeline,
     rgb: Tensor,
     *,
     generator: torch.Generator,
-    distance: float = 3.2,
-    fov_y_deg: float = 40.0,
     views: int = 8,
+    rise_deg: float = 0.0,
+    from_deg: float = 0.0,
     steps: int = 20,
     scale: float = 2.0,
+) -> Tensor:
+    """Draw the object from all around, at the picture's own height or another; on the CPU, ``[views, 3, size, size]``.
+
+    A novel-view model is told turns and differences of height, so it can do so without knowing how high the picture is.
+
+    Args:
+        pipeline: draws.
+        rgb: the picture over white, in [0, 1], shape ``[3, h, w]``; it is the first of the views where ``rise_deg`` is 0.
+        generator: of the drawing.
+        views: around the object, evenly spaced.
+        rise_deg: of the views above the picture, degrees.
+        from_deg: elevation of the picture, degrees; only their difference is told.
+        steps: of the sampler.
+        scale: of classifier-free guidance.
+    """
+    azimuth = torch.arange(views) * (360.0 / views)
+    first = orbit(azimuth[:1], torch.tensor([from_deg]), 3.2, 40.0)
+    around = orbit(azimuth, torch.full((views,), from_deg + rise_deg), 3.2, 40.0)
+    given = 1 if rise_deg == 0 else 0
+    pose = relative_cameras(first, around, pipeline.fourth)[given:]
+    drawn = pipeline(rgb, pose, generator=generator, steps=steps, scale=scale).cpu()
+    if not given:
+        return drawn
+    size = drawn.shape[-2:]
+    own = torch.nn.functional.interpolate(rgb[None].cpu(), size, mode="bilinear", antialias=True)
+    return torch.cat([own, drawn])
+
+
+def estimate_elevation(
+    around: Tensor,
+    *,
+    distance: float = 3.2,
+    fov_y_deg: float = 40.0,
     candidates: Sequence[float] = CANDIDATES,
 ) -> Estimate:
-    """Draw the object from all around at its own height, and find the height at which the views agree.
+    """Find the height at which views from all around, at the picture's own height, agree.
 
-    A novel-view model is told turns, not heights, so it can draw views all around without knowing how high it is. How
-    these views fit together depends on the height: seen from above, what is in front turns one way and what is behind
+    How such views fit together depends on the height: seen from above, what is in front turns one way and what is behind
     the other. For each candidate the silhouettes are carved into a solid; the candidate whose solid fills them best is
     taken.
 
     Args:
-        pipeline: draws.
-        rgb: the picture over white, in [0, 1], shape ``[3, h, w]``.
-        generator: of the drawing.
-        distance: of the camera, scene units.
+        around: of ``draw_around``, shape ``[views, 3, size, size]``.
+        distance: of the cameras, scene units.
         fov_y_deg: vertical field of view, degrees.
-        views: around the object, the picture itself among them.
-        steps: of the sampler.
-        scale: of classifier-free guidance.
         candidates: elevations, degrees, in order.
 
     Source: ours; render and compare, as in One-2-3-45 (Liu et al. 2023, arXiv:2306.16928, Sec. 3.2), with silhouettes
     in place of matched points.
     """
-    azimuth = torch.arange(views) * (360.0 / views)
-    flat = orbit(azimuth, torch.zeros(views), distance, fov_y_deg)
-    first = Cameras(*(value[:1] for value in vars(flat).values()))
-    drawn = pipeline(
-        rgb, relative_cameras(first, flat)[1:], generator=generator, steps=steps, scale=scale
-    ).cpu()
-    given = torch.nn.functional.interpolate(
-        rgb[None].cpu(), drawn.shape[-2:], mode="bilinear", antialias=True
-    )
-    masks = silhouettes(torch.cat([given, drawn]))
+    masks, azimuth = silhouettes(around), torch.arange(len(around)) * (360.0 / len(around))
     fits = {}
     for elevation in candidates:
-        cameras = orbit(azimuth, torch.full((views,), float(elevation)), distance, fov_y_deg)
+        cameras = orbit(azimuth, torch.full_like(azimuth, float(elevation)), distance, fov_y_deg)
         fits[float(elevation)] = agreement(masks, cameras)
-    return Estimate(_peak(fits), fits)
+    return Estimate(_peak(likely(fits)), fits)
+
+
+def likely(fits: dict[float, float]) -> dict[float, float]:
+    """All candidates where a steep one is clearly the best, else the ``USUAL`` ones."""
+    usual = {angle: fit for angle, fit in fits.items() if USUAL[0] <= angle <= USUAL[1]}
+    if not usual or max(fits.values()) > max(usual.values()) + MARGIN:
+        return fits
+    return usual
 
 
 def silhouettes(rgb: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from distill.priors.novel_view.pipeline import Given, NovelViewPipeline
 from distill.priors.novel_view.pose import relative_cameras
 from distill.priors.predictions import to_noise
 from distill.priors.source import Source
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ class NovelViewPrior:
     name: str = "novel_view"
     graphs: Graphs | None = None
 
-    views, words, trainable, has_control = 1, False, None, False
+    views, words, has_control = 1, False, False
+    #: Name of the UNet's module that embeds the timestep.
+    clock = "time_embedding"
 
     @classmethod
     def of(
@@ -57,11 +62,6 @@ class NovelViewPrior:
         """
         recorded = graphs_for(pipeline.model, pipeline.device, graphs)
         return cls(pipeline, pipeline.look(rgb), reference, name, recorded)
-
-    @property
-    def network(self) -> NovelView:
-        """The model, see ``distill.priors.graphs``."""
-        return self.pipeline.model
 
     @property
     def device(self) -> torch.device:
@@ -84,6 +84,16 @@ class NovelViewPrior:
     @property
     def num_timesteps(self) -> int:
         return len(self.pipeline.scheduler.alphas_cumprod)
+
+    @property
+    def trainable(self) -> NovelViewPrior:
+        """The prior itself, see ``distill.contracts.Trainable``."""
+        return self
+
+    @property
+    def network(self) -> UNet2DConditionModel:
+        """The UNet; what conditions it takes no adapters."""
+        return self.pipeline.model.unet
 
     def describe(self) -> dict[str, Any]:
         """Describe the weights for a manifest: ``prior``, ``loras`` and ``controlnet``."""
@@ -149,16 +159,27 @@ class NovelViewPrior:
         Raises:
             ValueError: there are no cameras.
         """
+        told = self._told(cond, cameras)
+        if self.graphs is not None:
+            return self.graphs.predict(self._recorded, x_t, t, told)
+        return self.under(x_t, t, told)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None) -> Tensor:
+        """Predict the noise as ``predict_noise`` does, with gradient to the network's parameters."""
+        return self.under(x_t, t, self._told(cond, cameras))
+
+    def _told(self, cond: Embedding, cameras: Cameras | None) -> Embedding:
         if cameras is None:
             raise ValueError(
                 "a novel-view prior needs the cameras of the pictures it denoises; pass cameras="
             )
-        told = {"keep": cond["keep"], "pose": self._pose(cameras)}
-        if self.graphs is not None:
-            return self.graphs.predict(self, x_t, t, told)
-        return self.forward(x_t, t, told)
+        return {"keep": cond["keep"], "pose": self._pose(cameras)}
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
+    @cached_property
+    def _recorded(self) -> _Recorded:
+        return _Recorded(self)
+
+    def under(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
         """Predict the noise under ``keep`` and ``pose``, ``[batch, 4]``, of each view."""
         latent, features = self.given.repeated(len(x_t))
         output = self.pipeline.model(
@@ -166,3 +187,17 @@ class NovelViewPrior:
         ).float()
         kind = self.pipeline.scheduler.config.prediction_type
         return to_noise(kind, output, x_t, self.alpha(t), self.sigma(t))
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What ``distill.priors.graphs`` records: predictions under poses, by the whole model."""
+
+    prior: NovelViewPrior
+
+    @property
+    def network(self) -> NovelView:
+        return self.prior.pipeline.model
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
+        return self.prior.under(x_t, t, cond)

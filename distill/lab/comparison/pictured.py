@@ -1,0 +1,169 @@
+"""The losses through the model of a picture: objects of the embedded world, each made from one picture and measured."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from distill.cameras import Cameras, orbit, turntable
+from distill.conditions.cutout import Frame
+from distill.contracts import View
+from distill.embedded import world
+from distill.files.atomic import write_atomic
+from distill.lab.metrics import silhouette_iou
+from distill.lab.novel_view.render import Surface, from_world, picture
+from distill.loop import train
+from distill.run.assemble import assemble, look
+from distill.run.compose import as_overrides, compose_config
+from distill.run.folders import folder_name
+
+log = logging.getLogger(__name__)
+
+#: Every method's options with a picture alone, at the scales that the preset has for it. All draw timesteps as the preset does,
+#: so that the losses alone differ, but for ``tp_sds``.
+THROUGH: dict[str, dict[str, Any]] = {
+    "sds": {"guidance": "sds"},
+    "tp_sds": {"guidance": "sds", "timesteps": "dreamtime"},
+    "csd": {"guidance": "csd"},
+    "asd": {"guidance": "asd"},
+    "vsd": {"guidance": "vsd"},
+    "sdi": {"guidance": "sdi"},
+    "ism": {"guidance": "ism"},
+    "nfsd": {"guidance": "nfsd"},
+}
+#: Pairs of colour and kind that the novel-view model has never seen.
+OBJECTS = ("a brown mug", "a purple car", "a red duck", "a purple chair")
+VIEWS, SIZE, PICTURE, ELEVATION_DEG = 8, 128, 256, 15.0
+AZIMUTH_DEG, HEIGHT_DEG, DISTANCE, FOV_Y_DEG = 30.0, 20.0, 3.2, 40.0
+#: The shape of an object, among those of its kind.
+SHAPE = "0100"
+
+
+def the_camera(elevation_deg: float = HEIGHT_DEG) -> Cameras:
+    """The camera that takes the pictures, a batch of one."""
+    return orbit(torch.tensor([AZIMUTH_DEG]), torch.tensor([elevation_deg]), DISTANCE, FOV_Y_DEG)
+
+
+def photograph(surface: Surface, cameras: Cameras, size: int) -> Tensor:
+    """RGBA in [0, 1] from each camera, shape ``[views, 4, size, size]``."""
+    ones = [cameras.part(i, i + 1) for i in range(len(cameras))]
+    pictures = [torch.from_numpy(picture(surface, one, size, 2)) for one in ones]
+    return torch.stack(pictures).movedim(-1, 1).float() / 255
+
+
+def save_photograph(surface: Surface, camera: Cameras, path: Path) -> None:
+    """Write what a camera sees, with an alpha channel, ``PICTURE`` pixels wide and high."""
+    rgba = (photograph(surface, camera, PICTURE)[0].movedim(0, -1) * 255).round().byte()
+    Image.fromarray(rgba.numpy()).save(path)
+
+
+def framed(surface: Surface, frame: Frame, size: int, camera: Cameras | None = None) -> Surface:
+    """The object where the cut-out of its picture puts it: moved across the camera's axis, then scaled.
+
+    Args:
+        surface: as the camera took it.
+        frame: the part of its picture that was used.
+        size: height and width of that picture, pixels.
+        camera: ``the_camera()`` by default.
+    """
+    seen = 2 * DISTANCE * math.tan(math.radians(FOV_Y_DEG) / 2)  # what the picture spans at the object
+    right, up = (the_camera() if camera is None else camera).c2w[0, :3, :2].T.double().numpy()
+    across, down = (start + frame.side / 2 - size / 2 for start in (frame.left, frame.top))
+    mesh = surface.mesh.copy()
+    mesh.apply_translation(-(across * right - down * up) * seen / size)
+    mesh.apply_scale(size / frame.side)
+    return replace(surface, mesh=mesh)
+
+
+def measure(view: View, surface: Surface) -> dict[str, Any]:
+    """Against the truth, as it stands and turned: the IoU, the PSNR and whether half a turn fits better."""
+    truth = photograph(surface, turntable(VIEWS, ELEVATION_DEG), SIZE)
+    rgb, inside = truth[:, :3] * truth[:, 3:] + 1 - truth[:, 3:], truth[:, 3] > 0.5
+    seen = view(turntable(VIEWS, ELEVATION_DEG), SIZE, SIZE)
+    drawn = seen.rgb.detach().cpu().movedim(-1, 1).clamp(0, 1)
+    solid = seen.opacity.detach().cpu()[..., 0] > 0.5
+    ious = [silhouette_iou(solid, inside.roll(-turn, 0)).mean().item() for turn in range(VIEWS)]
+    errors = [(drawn - rgb.roll(-turn, 0)).square().mean((1, 2, 3)) for turn in range(VIEWS)]
+    psnrs = [(-10 * error.clamp(min=1e-10).log10()).mean().item() for error in errors]
+    best = max(range(VIEWS), key=lambda turn: psnrs[turn])
+    return {
+        "iou": ious[0],
+        "psnr": psnrs[0],
+        "flipped": psnrs[VIEWS // 2] > psnrs[0],
+        "best_iou": max(ious),
+        "best_psnr": psnrs[best],
+        "best_turn_deg": best * 360 / VIEWS,
+    }
+
+
+def make(prompt: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Make one object from its picture, whose elevation is given, and measure it; keeps no files."""
+    colour, kind = world.parse(prompt)
+    surface = from_world(f"{colour}-{kind}-{SHAPE}", 1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "input.png"
+        save_photograph(surface, the_camera(), path)
+        given = {"reference.azimuth_deg": AZIMUTH_DEG, "reference.elevation_deg": HEIGHT_DEG}
+        job = assemble(compose_config(as_overrides({"image": str(path), "seed": 0, **given, **options})))
+    assert job.picture is not None
+    start = time.process_time()
+    train(job)
+    seconds = time.process_time() - start
+    view = look(job.scenes[0], job.prior.device)
+    return {**measure(view, framed(surface, job.picture.frame, PICTURE)), "seconds": seconds}
+
+
+def compare_pictures(
+    methods: Mapping[str, Mapping[str, Any]] | None = None,
+    prompts: Sequence[str] = OBJECTS,
+    *,
+    output_dir: str | Path,
+    iterations: int = 300,
+    **options: Any,
+) -> Path:
+    """Make every object by every method, or read what was made before, and write ``pictures.csv``; returns its path.
+
+    Args:
+        methods: options of ``distill.generate`` by a name of one's choice; ``THROUGH`` by default.
+        prompts: name a colour and a kind of the embedded world.
+        output_dir: where ``pictures.csv`` and the cells go.
+        iterations: of each cell.
+        **options: for all cells.
+
+    Raises:
+        ValueError: an option is wrong, or a cell was made with others, in one line.
+    """
+    from distill.lab.comparison.report import as_csv
+
+    root, lines = Path(output_dir), []
+    for name, wanted in (methods or THROUGH).items():
+        for prompt in prompts:
+            path = root / "pictures" / name / f"{folder_name(prompt)}.json"
+            asked = {"iterations": iterations, **options, **wanted}
+            if path.exists():
+                made = json.loads(path.read_text())
+                if made["options"] != json.loads(json.dumps(asked)):
+                    raise ValueError(
+                        f"{path} was made with {made['options']}, not {asked}; choose another output_dir"
+                    )
+            else:
+                made = {"method": name, "prompt": prompt, "options": asked, **make(prompt, asked)}
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, json.dumps(made, indent=1) + "\n")
+                log.info(
+                    "%s from a picture, %s: IoU %.3f, PSNR %.1f dB", prompt, name, made["iou"], made["psnr"]
+                )
+            lines.append({key: value for key, value in made.items() if key != "options"})
+            write_atomic(root / "pictures.csv", as_csv(lines))
+    return root / "pictures.csv"

@@ -1,0 +1,274 @@
+"""Image to 3D on real pictures: 24 emoji and 12 photographs, of things that the embedded world knows and of others.
+
+Nothing tells what the other sides of these objects look like, so only the view that the picture shows is measured: the IoU of its
+silhouette, its PSNR over white, and the seconds of processor time. A sheet shows the other sides. An interrupted run
+continues when started again.
+    python real_pictures.py --output ~/real_pictures --fetch
+    python real_pictures.py --output ~/real_pictures --emoji package/assets --stamps usr/share/tuxpaint/stamps
+
+--fetch gets the two packages that have the pictures, with npm (``@lobehub/fluent-emoji-3d``) and with Debian's apt-get and dpkg-deb
+(``tuxpaint-stamps-default``), 180 MB in total. Their licences are in ``LICENCES`` and ``PHOTOGRAPHS``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image, ImageDraw
+from quality import mean, parse_value
+from torch import Tensor
+
+import distill
+from distill.cameras import Cameras, orbit
+from distill.conditions.cutout import Cutout, Frame, over_white, without_background
+from distill.contracts import View
+from distill.lab.comparison.cost import resident_mib
+from distill.lab.metrics import silhouette_iou
+
+#: The emoji, by what they show: the code point, and the kind of the embedded world that it is or resembles.
+EMOJI = {
+    "mushroom": ("1f344", "mushroom"),
+    "house": ("1f3e0", "house"),
+    "rocket": ("1f680", "rocket"),
+    "automobile": ("1f697", "car"),
+    "duck": ("1f986", "duck"),
+    "robot face": ("1f916", "robot"),
+    "teapot": ("1fad6", "teapot"),
+    "chair": ("1fa91", "chair"),
+    "snowman": ("26c4", "snowman"),
+    "hot beverage": ("2615", "mug"),
+    "doughnut": ("1f369", "torus"),
+    "game die": ("1f3b2", "cube"),
+    "oil drum": ("1f6e2-fe0f", "cylinder"),
+    "tangerine": ("1f34a", "sphere"),
+    "evergreen tree": ("1f332", "cone"),
+    "hamburger": ("1f354", ""),
+    "guitar": ("1f3b8", ""),
+    "bicycle": ("1f6b2", ""),
+    "teddy bear": ("1f9f8", ""),
+    "cactus": ("1f335", ""),
+    "banana": ("1f34c", ""),
+    "elephant": ("1f418", ""),
+    "locomotive": ("1f682", ""),
+    "trophy": ("1f3c6", ""),
+}
+#: The photographs: the file, the kind, who made it and the licence, after Tux Paint's list of changes.
+PHOTOGRAPHS = {
+    "cep": ("plants/mushrooms/cep-1", "mushroom", "Pere Pujal i Carabantes, GPL 2 or later"),
+    "fire engine": ("vehicles/emergency/firetruck", "car", "Aaron M. Lang, Bill Kendrick, CC BY 2.5"),
+    "mallard": ("animals/birds/duck", "duck", "Stas Zytkiewicz, Pere Pujal i Carabantes, GPL"),
+    "mandarine": ("food/fruit/mandarine", "sphere", "Chris Goerner, GPL 2"),
+    "football": ("sports/soccer", "sphere", "Albert Cahalan, GPL 2"),
+    "refuse lorry": ("vehicles/garbagetruck", "", "Caroline Ford, GPL 2"),
+    "penguin": ("animals/birds/magellanic_penguin", "", "Bill Kendrick, GPL 2"),
+    "goat": ("animals/mammals/bovines/goat", "", "Stas Zytkiewicz, Pere Pujal i Carabantes, GPL"),
+    "hot-air balloon": ("vehicles/flight/balloon360", "", "Albert Cahalan, GPL 2"),
+    "toilet": ("household/toilet", "", "Albert Cahalan, GPL 2"),
+    "Christmas tree": ("seasonal/christmas/Christmas_Tree_photo", "cone", "Jorge Barrios, public domain"),
+    "toy bear": ("animals/mammals/bears/toys/edward_bear", "", "Jim Trice, GPL 2"),
+}
+NPM, DEBIAN = "@lobehub/fluent-emoji-3d@1.1.0", "tuxpaint-stamps-default"
+LICENCES = "Emoji: Fluent Emoji, Microsoft, MIT, packaged by LobeHub (MIT). Photographs: Tux Paint's stamps, as listed."
+SIZE, SHOWN = 128, 96
+Made = dict[str, Any]
+
+
+class Taken(NamedTuple):
+    """A picture of the benchmark: its name, its file, the world's kind or nothing, and who made it."""
+
+    name: str
+    path: Path
+    kind: str
+    credit: str
+
+
+def pictures_in(emoji: Path, stamps: Path) -> list[Taken]:
+    """The benchmark's pictures.
+
+    Raises:
+        ValueError: one of them is not there.
+    """
+    found = [
+        Taken(name, emoji / f"{code}.webp", kind, "Microsoft, MIT") for name, (code, kind) in EMOJI.items()
+    ]
+    found += [
+        Taken(name, stamps / f"{file}.png", kind, credit)
+        for name, (file, kind, credit) in PHOTOGRAPHS.items()
+    ]
+    for one in found:
+        if not one.path.is_file():
+            raise ValueError(
+                f"{one.path} is not there; give the unpacked folders of {NPM} and {DEBIAN}, or --fetch"
+            )
+    return found
+
+
+def fetch(folder: Path) -> tuple[Path, Path]:
+    """Get both packages and unpack them below a folder, unless they are there; returns ``--emoji`` and ``--stamps``."""
+    emoji, stamps = folder / "package" / "assets", folder / "usr" / "share" / "tuxpaint" / "stamps"
+    folder.mkdir(parents=True, exist_ok=True)
+    for tool in ("npm",) * (not emoji.is_dir()) + ("apt-get", "dpkg-deb") * (not stamps.is_dir()):
+        if shutil.which(tool) is None:
+            raise ValueError(
+                f"--fetch needs {tool}; unpack the packages elsewhere, and give --emoji and --stamps"
+            )
+    if not emoji.is_dir():
+        subprocess.run(["npm", "pack", "--silent", NPM], cwd=folder, check=True)
+        with tarfile.open(next(folder.glob("*fluent-emoji-3d*.tgz"))) as packed:
+            packed.extractall(folder, filter="data")
+    if not stamps.is_dir():
+        subprocess.run(["apt-get", "download", DEBIAN], cwd=folder, check=True)
+        package = next(folder.glob(f"{DEBIAN}_*.deb"))
+        subprocess.run(["dpkg-deb", "-x", package.name, "."], cwd=folder, check=True)
+    return emoji, stamps
+
+
+def measure(view: View, given: Cutout, camera: Cameras) -> Made:
+    """IoU and PSNR of the picture's own view, against the picture as it was cut out, over white."""
+    size = given.rgb.shape[-1]
+    seen = view(camera, size, size)
+    drawn = seen.rgb[0].detach().cpu().movedim(-1, 0).clamp(0, 1)
+    solid = seen.opacity[0].detach().cpu()[..., 0] > 0.5
+    error = (drawn - given.rgb).square().mean().clamp(min=1e-10)
+    return {
+        "iou": silhouette_iou(solid, given.mask[0] > 0.5).item(),
+        "psnr": (-10 * error.log10()).item(),
+    }
+
+
+def save_strip(view: View, given: Cutout, elevation_deg: float, path: Path) -> None:
+    """The picture, then the asset from there and turned by 90, 180 and 270 degrees, at most 20 degrees from the horizon."""
+    height = max(-20.0, min(20.0, elevation_deg))
+    cameras = Cameras.joined(
+        [camera(elevation_deg), *(camera(height, turn) for turn in (90.0, 180.0, 270.0))]
+    )
+    drawn = view(cameras, SIZE, SIZE).rgb.detach().cpu().movedim(-1, 1).clamp(0, 1)
+    save(torch.cat([given.rgb, *drawn], dim=2), path)
+
+
+def save(rgb: Tensor, path: Path) -> None:
+    Image.fromarray((rgb.movedim(0, -1).clamp(0, 1) * 255).round().byte().numpy()).save(path)
+
+
+def camera(elevation_deg: float, azimuth_deg: float = 0.0) -> Cameras:
+    return orbit(torch.tensor([azimuth_deg]), torch.tensor([elevation_deg]), 3.2, 40.0)
+
+
+def spent() -> float:
+    """Seconds of processor time so far, those of finished children included: other processes do not lengthen them."""
+    return sum(os.times()[:4])
+
+
+def make(taken: Taken, root: Path, overrides: dict[str, Any]) -> Made:
+    """Make and measure one asset, or read what an earlier run measured."""
+    folder = root / taken.name.replace(" ", "-")
+    result = folder / "result.json"
+    if result.exists():
+        made: Made = json.loads(result.read_text())
+        if made["overrides"] != overrides:
+            raise ValueError(
+                f"{folder} was made with {made['overrides']}, not {overrides}; choose another --output"
+            )
+        return made
+    resumed = (folder / "asset").exists()
+    start = spent()
+    asset = distill.generate(
+        "", image=str(taken.path), seed=0, output_dir=str(folder / "asset"), resume=resumed, **overrides
+    )
+    seconds = None if resumed else spent() - start
+    said = asset.manifest["picture"]
+    given = over_white(without_background(taken.path), Frame(*said["frame"]), SIZE)
+    save_strip(asset.view, given, said["elevation_deg"], folder / "strip.png")
+    made = {"name": taken.name, "kind": taken.kind, "overrides": overrides, "seconds": seconds}
+    made |= {"elevation_deg": said["elevation_deg"], "peak_mib": resident_mib()}
+    made |= measure(asset.view, given, camera(said["elevation_deg"]))
+    result.write_text(json.dumps(made, indent=1) + "\n")
+    return made
+
+
+def table(rows: list[Made]) -> str:
+    """Markdown: a line for each picture, then means of what the world knows, of the rest, and of all."""
+    titles = ("picture", "as the world's", "IoU", "PSNR, dB", "elevation", "CPU seconds")
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for row in rows:
+        lines.append(
+            f"| {row['name']} | {row['kind']} | {row['iou']:.3f} | {row['psnr']:.1f} | {row['elevation_deg']:.0f}° "
+            f"| {mean([row], 'seconds'):.0f} |"
+        )
+    groups = {
+        "known": [row for row in rows if row["kind"]],
+        "unknown": [row for row in rows if not row["kind"]],
+        "all": rows,
+    }
+    for name, part in groups.items():
+        if part:
+            worst = max((row["seconds"] or math.nan) for row in part)
+            lines.append(
+                f"| **mean of {len(part)}** | {name} | {mean(part, 'iou'):.3f} | {mean(part, 'psnr'):.1f} | "
+                f"| {mean(part, 'seconds'):.0f}, at most {worst:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def draw_sheet(strips: list[tuple[str, Path]], path: Path, columns: int = 3) -> None:
+    """All strips with their names, as a JPEG."""
+    width, height = 5 * SHOWN + 12, SHOWN + 16
+    sheet = Image.new("RGB", (columns * width, -(-len(strips) // columns) * height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (name, strip) in enumerate(strips):
+        x, y = number % columns * width, number // columns * height
+        with Image.open(strip) as drawn:
+            sheet.paste(drawn.resize((5 * SHOWN, SHOWN), Image.Resampling.LANCZOS), (x, y + 13))
+        pen.text((x + 2, y), name, fill="black")
+    sheet.save(path, quality=85)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("real_pictures"))
+    parser.add_argument("--fetch", action="store_true", help="get the packages, 180 MB, into OUTPUT/sources")
+    parser.add_argument("--emoji", type=Path, help="the folder of WebP files in the package's assets")
+    parser.add_argument("--stamps", type=Path, help="the folder stamps in usr/share/tuxpaint")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="some of the pictures, by name")
+    parser.add_argument(
+        "--set", type=parse_value, nargs="*", default=[], metavar="KEY=VALUE", dest="overrides"
+    )
+    options = parser.parse_args()
+    if options.fetch:
+        emoji, stamps = fetch(options.output / "sources")
+    elif options.emoji and options.stamps:
+        emoji, stamps = options.emoji, options.stamps
+    else:
+        parser.error("give --fetch, or the folders --emoji and --stamps")
+    chosen = pictures_in(emoji, stamps)
+    if options.only and (strange := set(options.only) - {one.name for one in chosen}):
+        parser.error(
+            f"--only has no picture {', '.join(sorted(strange))}; there are {', '.join(one.name for one in chosen)}"
+        )
+    rows, strips = [], []
+    for taken in chosen:
+        if options.only and taken.name not in options.only:
+            continue
+        made = make(taken, options.output, dict(options.overrides))
+        rows.append(made)
+        strips.append((taken.name, options.output / taken.name.replace(" ", "-") / "strip.png"))
+        print(f"{taken.name}: IoU {made['iou']:.3f}, PSNR {made['psnr']:.1f} dB", flush=True)
+        # Rewritten after each asset, so that an interrupted run still leaves its figures.
+        (options.output / "results.md").write_text(table(rows) + "\n")
+        draw_sheet(strips, options.output / "sheet.jpg")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
