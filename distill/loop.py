@@ -181,17 +181,11 @@ def make_optimiser(
 
     One kernel reads and writes all that a parameter has, on CPU and CUDA: a hash grid is larger than the caches.
     """
-    groups = [
-        {"params": list(parameters), "lr": rate, "peak_lr": rate}
-        for parameters, rate in scene.parameter_groups().values()
-        if parameters
-    ]
-    kinds = [parameter for group in groups for parameter in group["params"]]
-    fused = (
-        True
-        if kinds and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in kinds)
-        else None
-    )
+    kinds = [group for group in scene.parameter_groups().values() if group.parameters]
+    groups = [{"params": list(group.parameters), "lr": group.rate, "peak_lr": group.rate} for group in kinds]
+    every = [parameter for group in kinds for parameter in group.parameters]
+    known = every and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in every)
+    fused = True if known else None
     return torch.optim.Adam(groups, betas=betas, eps=eps, fused=fused)
 
 

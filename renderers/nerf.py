@@ -156,7 +156,7 @@ class HashGridScene(nn.Module):
         self.step_size = 2 * math.sqrt(3) / march_steps
         self.occupancy_threshold, self.occupancy_every = occupancy_threshold, occupancy_every
         self.progressive_levels = progressive_levels
-        self.backend, self.half = backend, precision == "float16"
+        self.backend, self.rounded = backend, precision == "float16"
         self.rates = {"encoding": encoding_lr, "mlp": mlp_lr, "background": background_lr}
         start = levels if progressive_levels is None else progressive_levels[0]
         self.register_buffer("active_levels", torch.tensor(start))
@@ -243,16 +243,18 @@ class HashGridScene(nn.Module):
     def _evaluate(self, points: Tensor) -> tuple[Tensor, Tensor]:
         from distill.renderers._warp_field import evaluate_warp
 
-        first, _, last = self.mlp
-        network = (first.weight, first.bias, last.weight, last.bias)
+        weight1, bias1, weight2, bias2 = self.mlp.parameters()
+        network = (weight1, bias1, weight2, bias2)
         blob = (self.blob_scale, self.blob_radius)
         return evaluate_warp(
-            points, self.grid, network, self.layout, self._active, self.density_activation, blob, self.half
+            points, self.grid, network, self.layout, self._active, self.density_activation, blob, self.rounded
         )
 
     def _network(self, points: Tensor) -> Tensor:
         unit = torch.add(0.5, points, alpha=0.5)
-        grid = self.grid + (self.grid.half().to(self.grid) - self.grid).detach() if self.half else self.grid
+        grid = (
+            self.grid + (self.grid.half().to(self.grid) - self.grid).detach() if self.rounded else self.grid
+        )
         features = encode(unit, grid, self.layout, self.backend, self._active)
         return self.mlp(features)
 

@@ -44,7 +44,7 @@ def one_lane(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def made(backend: str = "fused", **options: Any) -> HashGridScene:
     """A scene whose features, weights and biases are all of order 1."""
-    scene = HashGridScene(**SMALL | options, backend=backend)
+    scene = HashGridScene(**SMALL | options | {"backend": backend})
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in scene.parameters():
@@ -170,8 +170,9 @@ def test_activations_over_their_whole_range(name: str) -> None:
     scene = made(density_activation=name, blob_scale=0.0)
     for x in (-150.0, -88.0, -30.0, -1.0, -1e-3, 0.0, 1e-3, 1.0, 14.0, 21.0, 60.0):
         with torch.no_grad():
-            scene.mlp[2].weight.zero_()
-            scene.mlp[2].bias.copy_(torch.tensor([x, x, -x, 0]))
+            _, _, weight, bias = scene.mlp.parameters()
+            weight.zero_()
+            bias.copy_(torch.tensor([x, x, -x, 0]))
             density, colour = scene.query(torch.zeros(1, 3))
         exact = torch.tensor(x, dtype=torch.float64)
         wanted = {
