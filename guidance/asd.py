@@ -36,7 +36,8 @@ def asd(
     Args:
         prior: the frozen diffusion model.
         x: clean picture in the prior's space, shape ``[batch, channel, height, width]``.
-        cond: the prompt's and the empty prompt's embeddings, and ``step.uniform`` for a random shift.
+        cond: the prompt's embedding, the negative or the empty prompt's, from which guidance is measured, and
+            ``step.uniform`` for a random shift.
         t: integer timesteps, shape ``[batch]``.
         noise: standard normal, same shape as ``x``.
         scale: classifier-free guidance scale of the first prediction, dimensionless.
@@ -67,8 +68,8 @@ def asd(
     if scale == 1:
         guided, rendered = predict_each(prior, cond, *both)
     else:
-        text, rendered, uncond = predict_each(prior, cond, *both, (x_t, t, "uncond"))
-        guided = classifier_free_guidance(uncond, text, scale)
+        text, rendered, origin = predict_each(prior, cond, *both, (x_t, t, cond.origin))
+        guided = classifier_free_guidance(origin, text, scale)
     return (weight(prior, t, weighting) * (guided - rendered)).detach()
 
 

@@ -28,7 +28,7 @@ def ism(
     Args:
         prior: the frozen diffusion model.
         x: clean picture in the prior's space, shape ``[batch, channel, height, width]``.
-        cond: the prompt's and the empty prompt's embeddings.
+        cond: the prompt's embedding, and the negative or the empty prompt's, from which guidance is measured.
         t: integer timesteps, shape ``[batch]``.
         noise: not used: the trajectory has none.
         scale: classifier-free guidance scale at t, dimensionless.

@@ -27,7 +27,7 @@ def sdi(
     Args:
         prior: the frozen diffusion model.
         x: clean picture in the prior's space, shape ``[batch, channel, height, width]``.
-        cond: the prompt's and the empty prompt's embeddings.
+        cond: the prompt's embedding, and the negative or the empty prompt's, from which guidance is measured.
         t: integer timesteps, shape ``[batch]``.
         noise: not used: it is inferred.
         scale: classifier-free guidance scale of the target, dimensionless.

@@ -25,7 +25,7 @@ def sds(
     Args:
         prior: the frozen diffusion model.
         x: clean picture in the prior's space, shape ``[batch, channel, height, width]``.
-        cond: the prompt's and the empty prompt's embeddings.
+        cond: the prompt's embedding, and the negative or the empty prompt's, from which guidance is measured.
         t: integer timesteps, shape ``[batch]``.
         noise: standard normal, same shape as ``x``.
         scale: classifier-free guidance scale, dimensionless; 1 is purely conditional.

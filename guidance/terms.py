@@ -68,13 +68,17 @@ def predict(prior: Prior, x_t: Tensor, t: Tensor, cond: Condition, *roles: str) 
 def predict_guided(
     prior: Prior, x_t: Tensor, t: Tensor, cond: Condition, scale: float, role: str = "text"
 ) -> Tensor:
-    """Predict the noise with classifier-free guidance towards a prompt; scales 1 and 0 need one prediction alone."""
+    """Predict the noise with classifier-free guidance towards a prompt, away from ``cond.origin``.
+
+    That is the negative prompt where one is given, else the empty one: ``e_origin + scale (e_role - e_origin)``. Scales 1
+    and 0 need one prediction alone.
+    """
     if scale == 1:
         return predict(prior, x_t, t, cond, role)[0]
     if scale == 0:
-        return predict(prior, x_t, t, cond, "uncond")[0]
-    text, uncond = predict(prior, x_t, t, cond, role, "uncond")
-    return classifier_free_guidance(uncond, text, scale)
+        return predict(prior, x_t, t, cond, cond.origin)[0]
+    text, origin = predict(prior, x_t, t, cond, role, cond.origin)
+    return classifier_free_guidance(origin, text, scale)
 
 
 def ddim_step(prior: Prior, x_t: Tensor, noise: Tensor, t: Tensor, to: Tensor) -> Tensor:

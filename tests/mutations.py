@@ -41,7 +41,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("sign", "(guided - rendered)", "(rendered - guided)"),
         ("weight", "(weight(prior, t, weighting)", "(weight(prior, t, 'uniform')"),
         ("timestep of the weight", "weight(prior, t, weighting)", "weight(prior, later, weighting)"),
-        ("guidance on the wrong term", "text, rendered, uncond =", "rendered, text, uncond ="),
+        ("guidance on the wrong term", "text, rendered, origin =", "rendered, text, origin ="),
         (
             "unshared noise",
             "(add_noise(prior, x, later, noise)",

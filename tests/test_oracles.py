@@ -25,6 +25,7 @@ from distill.guidance.ism import ism
 from distill.guidance.nfsd import nfsd
 from distill.guidance.sdi import sdi
 from distill.guidance.sds import sds
+from distill.guidance.vsd import variational_score
 from distill.loop import Job, Settings, State, make_optimiser, train
 from distill.priors.exact import ExactPrior, cosine, dirac, gaussian, mixture, scaled_linear
 from distill.renderers.image import ImageScene
@@ -53,15 +54,13 @@ def make_prior(abar: Tensor, std: float) -> ExactPrior:
     )
 
 
-def condition(prior: ExactPrior, batch: int = SHAPE[0], **changes: Any) -> Condition:
-    text, uncond, negative, source = (prior.embed([name] * batch) for name in ("mug", "", "ugly", "cup"))
+def condition(prior: ExactPrior, negative: str | None = None, batch: int = SHAPE[0]) -> Condition:
+    told = {"text": "mug", "uncond": "", "source": "cup"} | (
+        {} if negative is None else {"negative": negative}
+    )
     uniform = torch.rand(batch, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    return replace(
-        Condition(
-            {"text": text, "uncond": uncond, "negative": negative, "source": source},
-            step=Step(uniform=uniform),
-        ),
-        **changes,
+    return Condition(
+        {role: prior.embed([name] * batch) for role, name in told.items()}, step=Step(uniform=uniform)
     )
 
 
@@ -141,7 +140,7 @@ def test_csd_between_equal_gaussians_is_their_means_difference(abar: Tensor) -> 
 def test_csd_with_four_coefficients_by_hand(abar: Tensor) -> None:
     """Its definition, each prediction taken alone."""
     prior = make_prior(abar, 0.6)
-    cond = condition(prior)
+    cond = condition(prior, "ugly")
     a, s = scales(abar, T)
     x_t = a * X + s * NOISE
     parts = [prior.predict_noise(x_t, T, cond.prompts[role]) for role in ("text", "negative", "uncond")]
@@ -174,7 +173,7 @@ def test_csd_is_blind_to_a_constant_in_every_prediction(abar: Tensor) -> None:
     prior = make_prior(abar, 0.5)
     loss = scheduled(csd, empty=Ramp(-1, 0, 0, 0.5), negative=Ramp(0, -1, 0, 0.5))
     for progress in (0.0, 0.2, 0.5, 0.9):
-        cond = condition(prior)
+        cond = condition(prior, "ugly")
         cond = replace(cond, step=replace(cond.step, progress=progress))
         off: Any = Shifted(prior, 3.0)
         assert_close(loss(off, X, cond, T, NOISE), loss(prior, X, cond, T, NOISE))
@@ -387,6 +386,67 @@ def test_dds_needs_a_difference(abar: Tensor) -> None:
     assert_close(dds(prior, X, replace(cond, source_x=other), T, NOISE, scale=7.5), expected)
 
 
+def prediction(abar: Tensor, x_t: Tensor, t: Tensor, mean: Tensor, std: float) -> Tensor:
+    """A Gaussian's, by its formula."""
+    a, s = scales(abar, t)
+    return s * (x_t - a * mean) / (a**2 * std**2 + s**2)
+
+
+#: Losses with guidance, and the gradient that the difference of the guided predictions, e_hat, has in each: all are linear
+#: in it, with a factor that does not depend on the prompts.
+GUIDED: dict[str, tuple[Any, Any]] = {
+    "sds": (sds, lambda a, s: s**2),
+    "asd": (asd, lambda a, s: s**2),
+    "hifa": (partial(hifa, image_weight=0.0), lambda a, s: s / a),
+    "vsd": (
+        lambda *given, scale: variational_score(
+            *given, lambda x_t: 0.1 * x_t, scale=scale, weighting="sigma_squared"
+        ),
+        lambda a, s: s**2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GUIDED)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 7.5, 100.0])
+def test_guidance_leads_away_from_a_negative_prompt(abar: Tensor, name: str, scale: float) -> None:
+    """e_neg + s (e_text - e_neg): a negative prompt adds w (1 - s)(e_neg - e_u), the means' difference times w (s - 1) f."""
+    std = 0.5
+    prior = make_prior(abar, std)
+    loss, factor = GUIDED[name]
+    a, s = scales(abar, T)
+    change = loss(prior, X, condition(prior, "ugly"), T, NOISE, scale=scale) - loss(
+        prior, X, condition(prior), T, NOISE, scale=scale
+    )
+    f = a * s / (a**2 * std**2 + s**2)
+    assert_close(change, factor(a, s) * (1 - scale) * f * (EMPTY - UGLY).expand(SHAPE), rtol=1e-6, atol=1e-8)
+    # The empty prompt as the negative one is none.
+    empty = loss(prior, X, condition(prior, ""), T, NOISE, scale=scale)
+    assert torch.equal(empty, loss(prior, X, condition(prior), T, NOISE, scale=scale))
+
+
+def test_the_guided_prediction_by_hand(abar: Tensor) -> None:
+    """SDS at 7.5 from its four numbers; CSD without a negative coefficient keeps the empty prompt."""
+    prior = make_prior(abar, 0.5)
+    a, s = scales(abar, T)
+    x_t = a * X + s * NOISE
+    text, ugly, empty = (prediction(abar, x_t, T, mean, 0.5) for mean in (MUG, UGLY, EMPTY))
+    cond = condition(prior, "ugly")
+    assert_close(sds(prior, X, cond, T, NOISE, scale=7.5), s**2 * (ugly + 7.5 * (text - ugly) - NOISE))
+    assert_close(csd(prior, X, cond, T, NOISE), s**2 * (text - empty))
+
+
+def test_dds_leads_both_predictions_away_from_a_negative_prompt(abar: Tensor) -> None:
+    """It cancels where both pictures are one: s (e_c - e_source) whatever the negative prompt."""
+    prior = make_prior(abar, 0.5)
+    given = [dds(prior, X, condition(prior, told), T, NOISE, scale=7.5) for told in (None, "ugly")]
+    assert_close(*given)
+    cond = replace(condition(prior, "ugly"), source_x=X + 1)
+    a, s = scales(abar, T)
+    shift = a * s / (a**2 * 0.25 + s**2)
+    assert_close(dds(prior, X, cond, T, NOISE, scale=7.5) - given[0], -(s**2) * shift * torch.ones(SHAPE))
+
+
 def test_bridge_between_equal_gaussians(abar: Tensor) -> None:
     prior = make_prior(abar, 0.6)
     a, s = scales(abar, T)
@@ -397,8 +457,7 @@ def test_bridge_between_equal_gaussians(abar: Tensor) -> None:
 def test_nfsd_with_the_empty_prompt_as_negative_is_csd_above_the_threshold(abar: Tensor) -> None:
     """Oracle 25: exactly s CSD for t >= 200; below it the unconditional prediction is added."""
     prior = make_prior(abar, 0.5)
-    cond = condition(prior)
-    same = replace(cond, prompts={**cond.prompts, "negative": cond.uncond})
+    cond, same = condition(prior, "ugly"), condition(prior, "")
     t = torch.tensor([200, 900])
     assert_close(nfsd(prior, X, same, t, NOISE, scale=7.5), 7.5 * csd(prior, X, cond, t, NOISE))
     t = torch.tensor([199, 20])

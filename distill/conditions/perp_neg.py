@@ -142,8 +142,8 @@ def pushed(cond: Condition) -> Pushed | None:
 
 
 def embeddings(cond: Condition) -> tuple[Embedding, Embedding, Embedding]:
-    """Return the embeddings that Perp-Neg needs predictions under besides the prompt: no prompt and the two views."""
-    return cond.uncond, cond.prompts["away_0"], cond.prompts["away_1"]
+    """Return the embeddings that Perp-Neg needs predictions under besides the prompt: ``cond.origin``'s and the two views'."""
+    return cond.prompts[cond.origin], cond.prompts["away_0"], cond.prompts["away_1"]
 
 
 def combine(noise: Tensor, others: Sequence[Tensor], pushed: Pushed) -> Tensor:
@@ -154,11 +154,11 @@ def combine(noise: Tensor, others: Sequence[Tensor], pushed: Pushed) -> Tensor:
         others: predicted for the pushed pictures alone under ``embeddings``, in that order.
         pushed: which of the batch, and how much.
     """
-    empty, *negatives = others
-    rows, toward, noise = pushed.rows, noise[pushed.rows] - empty, noise.clone()
-    for i, negative in enumerate(negatives):
+    origin, *views = others
+    rows, toward, noise = pushed.rows, noise[pushed.rows] - origin, noise.clone()
+    for i, view in enumerate(views):
         weight = pushed.weights[:, i].to(noise).view(-1, 1, 1, 1)
-        noise[rows] += weight * perpendicular(negative - empty, toward)
+        noise[rows] += weight * perpendicular(view - origin, toward)
     return noise
 
 
