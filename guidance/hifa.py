@@ -26,7 +26,7 @@ def hifa(
         \quad \hat x = (x_t - \sigma_t \hat\epsilon_s(x_t; c, t)) / \alpha_t
 
     with the estimate held fixed, D the prior's decoder, and :math:`\lambda` the ``image_weight``. The first term alone is
-    SDS with the weight sigma / alpha, times w(t).
+    SDS with the weight sigma / alpha (``weighting=hifa`` there), times w(t).
 
     Args:
         prior: the frozen diffusion model.
@@ -37,7 +37,7 @@ def hifa(
         scale: classifier-free guidance scale, dimensionless; 1 is purely conditional.
         image_weight: weight of the squared distance in pixels, in [0, 1] each, over that in the prior's space; 0
             leaves out the decoder. No gradient of the decoded estimate is taken, whose pixels are clipped to [0, 1].
-        weighting: ``constant`` (w = 1), or a weight of SDS: ``sigma_squared``, ``uniform`` or ``fantasia3d``, times
+        weighting: ``constant`` (w = 1), or a weight of SDS: ``sigma_squared``, ``uniform``, ``fantasia3d`` or ``hifa``, times
             alpha / sigma.
 
     Returns:

@@ -26,6 +26,10 @@ def add_noise(prior: Prior, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     return prior.alpha(t) * x + prior.sigma(t) * noise
 
 
+#: Names the prompt's prediction without Perp-Neg for ``predict_each``.
+ALONE = "text alone"
+
+
 def predict_each(prior: Prior, cond: Condition, *wanted: tuple[Tensor, Tensor, str]) -> tuple[Tensor, ...]:
     """Predict the noise in several ``(x_t, t, role)`` of equal shape in one batched call.
 
@@ -33,12 +37,14 @@ def predict_each(prior: Prior, cond: Condition, *wanted: tuple[Tensor, Tensor, s
         prior: the frozen diffusion model.
         cond: has the prompts and the cameras.
         *wanted: noised pictures, their timesteps, and the role in ``cond.prompts`` of the prompt to predict under; with
-            Perp-Neg (``cond.away``), what ``text`` adds is kept perpendicular to the other views.
+            Perp-Neg (``cond.away``), ``text`` is pushed away from the other views, and ``ALONE`` is ``text`` without that.
 
     Returns:
         A prediction of the shape of ``x_t`` for each.
     """
-    calls = [(x_t, t, cond.prompts[role], cond.cameras) for x_t, t, role in wanted]
+    calls = [
+        (x_t, t, cond.text if role == ALONE else cond.prompts[role], cond.cameras) for x_t, t, role in wanted
+    ]
     pushed = perp_neg.pushed(cond)
     for x_t, t, role in wanted:
         if role == "text" and pushed is not None:
@@ -133,6 +139,8 @@ WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "uniform": lambda alpha, sigma: torch.ones_like(sigma),
     # Fantasia3D (Chen et al. 2023): sqrt(abar) (1 - abar).
     "fantasia3d": lambda alpha, sigma: alpha * sigma**2,
+    # HiFA (Zhu et al. 2023): SDS becomes the distance to the one-step estimate; ISM's weight, too.
+    "hifa": lambda alpha, sigma: sigma / alpha,
 }
 
 #: The name of one of ``WEIGHTINGS``.

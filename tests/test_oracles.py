@@ -340,7 +340,7 @@ def test_hifa_of_a_dirac_pulls_to_it_in_both_spaces(abar: Tensor) -> None:
     assert_close(hifa(far, X, cond, T, NOISE, scale=1.0, image_weight=2.0), expected)
 
 
-@pytest.mark.parametrize("weighting", ["constant", "uniform", "sigma_squared", "fantasia3d"])
+@pytest.mark.parametrize("weighting", ["constant", "uniform", "sigma_squared", "fantasia3d", "hifa"])
 def test_hifa_of_a_gaussian_with_guidance(abar: Tensor, weighting: str) -> None:
     """Unsigned pixels decode to themselves; the estimate is (x_t - s e) / a with e = e_u + scale (e_c - e_u)."""
     std, scale, image_weight = 0.5, 7.5, 0.3
@@ -350,7 +350,7 @@ def test_hifa_of_a_gaussian_with_guidance(abar: Tensor, weighting: str) -> None:
     text, empty = (s * (x_t - a * mean) / (a**2 * std**2 + s**2) for mean in (MUG, EMPTY))
     estimate = (x_t - s * (empty + scale * (text - empty))) / a
     weights = {"constant": torch.ones(()), "uniform": a / s, "sigma_squared": a * s, "fantasia3d": a**2 * s}
-    w = weights[weighting]
+    w = weights.get(weighting, weights["constant"])
     expected = w * (X - estimate + image_weight * (X - estimate.clamp(0, 1)))
     options: dict[str, Any] = {"scale": scale, "image_weight": image_weight, "weighting": weighting}
     assert_close(hifa(prior, X, condition(prior), T, NOISE, **options), expected)
@@ -363,11 +363,14 @@ def test_hifa_without_pixels_is_sds_weighed_by_sigma_over_alpha(abar: Tensor) ->
     for scale in (1.0, 100.0):
         expected = s / a * sds(prior, X, cond, T, NOISE, scale=scale, weighting="uniform")
         assert_close(hifa(prior, X, cond, T, NOISE, scale=scale, image_weight=0.0), expected)
+        assert_close(sds(prior, X, cond, T, NOISE, scale=scale, weighting="hifa"), expected)
 
 
 def test_hifa_lists_its_weightings(abar: Tensor) -> None:
     prior = make_prior(abar, 0.5)
-    with pytest.raises(ValueError, match="one of constant, sigma_squared, uniform, fantasia3d, got 'snr'"):
+    with pytest.raises(
+        ValueError, match="one of constant, sigma_squared, uniform, fantasia3d, hifa, got 'snr'"
+    ):
         hifa(prior, X, condition(prior), T, NOISE, weighting="snr")
 
 

@@ -15,6 +15,8 @@ from distill.cameras import Cameras, orbit
 from distill.conditions.perp_neg import Curves, shares
 from distill.conditions.prompts import conditioner, four_views, own_prompts, view_words
 from distill.contracts import Embedding, Step
+from distill.guidance.asd import asd
+from distill.guidance.csd import csd
 from distill.guidance.sds import sds
 from distill.guidance.terms import predict
 from distill.run.compose import compose_config
@@ -196,3 +198,26 @@ def test_a_loss_takes_it_for_the_prompts_prediction() -> None:
     (prompt,) = predict(base, x, t, cond, "text")
     assert not torch.allclose(prompt, base.predict_noise(x, t, cond.text))
     torch.testing.assert_close(given, base.noises[4] + 7 * (prompt - base.noises[4]) - added)
+
+
+def perpendicular(part: Tensor, to: Tensor) -> Tensor:
+    return part - (part * to).sum() / (to * to).sum() * to
+
+
+def test_scaledreamers_and_csds_arithmetic_with_perp_neg_by_hand() -> None:
+    """ASD: (e_pos + sum w perp) s + e_origin - e(x_t', t') bare; CSD: e_pos + sum w perp; both measured from the negative prompt."""
+    base: Any = Listed(noises=[noise(i) for i in range(8)])
+    condition = conditioner(base, "a cat", "ugly", view_words("four", "x"), away=Curves())
+    cond = condition(cameras((30, 0)), Step())
+    e, r = base.noises, 2 / 3
+    negative = e[base.prompts.index("ugly")]
+    text = r * e[0] + (1 - r) * e[1]
+    toward = text - negative
+    weights = [-(4 * math.exp(-0.5 * share) - 2.426) for share in (r, 1 - r)]
+    pushed = sum(w * perpendicular(e[view] - negative, toward) for view, w in enumerate(weights))
+    x, t, added = torch.zeros(1, 1, 2, 2, dtype=torch.float64), torch.tensor([4]), noise(9)[None]
+    options: dict[str, Any] = {"weighting": "uniform"}
+    found = asd(base, x, cond, t, added, scale=7.5, random_shift=False, t_min=0.0, eta=0.5, **options)
+    torch.testing.assert_close(found[0], (toward + pushed) * 7.5 + negative - text, rtol=1e-5, atol=1e-6)
+    found = csd(base, x, cond, t, added, negative=-1.0, empty=0.0, **options)
+    torch.testing.assert_close(found[0], toward + pushed, rtol=1e-5, atol=1e-6)
