@@ -19,6 +19,7 @@ from distill.guidance.asd import asd
 from distill.guidance.csd import csd
 from distill.guidance.sds import sds
 from distill.guidance.terms import predict
+from distill.run.assemble import curves
 from distill.run.compose import compose_config
 from distill.run.schema import Views
 
@@ -153,6 +154,33 @@ def test_weights_by_hand() -> None:
     assert told == pytest.approx(ahead, abs=2e-3)
     back = shares(180.0, Curves())
     assert (back.views, back.share) == ((1, 2), 0.0)
+
+
+@pytest.mark.parametrize("azimuth", [0.0, 9.0, 18.5, 45.0, -71.0, 80.0, 91.0, 107.0, -110.0, 150.0, 180.0])
+def test_the_authors_curves_have_their_cut_offs(azimuth: float) -> None:
+    """2 exp(-2 r) and 2 exp(-10 (1 - r)) before the side, exp(-10 r) and 2 behind it; 0 within 18 degrees of the view itself."""
+    config = compose_config(["prompt=x", "perp_neg.curves=authors", "perp_neg.strength=0.5"])
+    found = shares(azimuth, curves(config))
+    turned = abs(azimuth)
+    if turned < 90:
+        front = 0.0 if turned < 18 else 2 * math.exp(-2 * (1 - turned / 90))
+        side = 0.0 if turned > 72 else 2 * math.exp(-10 * turned / 90)
+        expected = {0: -0.5 * front, 1: -0.5 * side}
+    else:
+        side = 0.0 if turned < 108 else math.exp(-10 * (2 - turned / 90))
+        expected = {1: -0.5 * side, 0: -1.0}
+    assert dict(zip(found.away, found.weights, strict=True)) == pytest.approx(expected)
+
+
+def test_curves_from_the_command_line() -> None:
+    config = compose_config(["prompt=x", "perp_neg.strength=3", "perp_neg.side_from_back=[1,2,3]"])
+    assert curves(config) == Curves(side_from_back=(1.0, 2.0, 3.0), strength=3.0)
+    plain, triple = (shares(130.0, Curves(strength=strength)).weights for strength in (1.0, 3.0))
+    assert triple == pytest.approx([3 * weight for weight in plain])
+    with pytest.raises(ValueError, match="must be a list of 3 to 4"):
+        compose_config(["prompt=x", "perp_neg.side_from_back=[1,2]"])
+    assert compose_config(["prompt=x", "experiment=scaledreamer"]).perp_neg.strength == 0.5
+    assert compose_config(["prompt=x", "experiment=csd"]).perp_neg.strength == 3.0
 
 
 def noise(seed: int) -> Tensor:

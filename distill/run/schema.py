@@ -11,8 +11,8 @@ from distill.domains import Count, Fraction, Length, NotNegative, OneOf, Positiv
 Weight = Annotated[Any, Scheduled(), Range(0)]
 #: An interval in steps; 0 is never.
 Every = Annotated[int, Range(0)]
-#: a, b, c of a exp(-b r) + c.
-Curve = Annotated[list[float], Length.exactly(3)]
+#: a, b, c of a exp(-b r) + c, and perhaps the r above which it is 0.
+Curve = Annotated[list[float] | None, Length(3, 4)]
 #: Degrees, above 0 and at most 90.
 Angle = Annotated[float, Range(0, 90, above=True)]
 
@@ -93,13 +93,19 @@ class Views:
 
 @dataclass
 class PerpNeg:
-    """Stay away from the views that a camera does not see; each curve is a, b, c of a exp(-b r) + c."""
+    """Stay away from the views that a camera does not see.
+
+    ``curves`` is whose weights: ``threestudio``'s or the ``authors``' of Perp-Neg; ``strength`` multiplies them. Each of the
+    other four replaces one curve by a, b, c of a exp(-b r) + c, and perhaps the r above which it is 0.
+    """
 
     enabled: bool = False
-    front_from_side: Curve = field(default_factory=lambda: [4.0, 0.5, -2.426])
-    side_from_front: Curve = field(default_factory=lambda: [4.0, 0.5, -2.426])
-    side_from_back: Curve = field(default_factory=lambda: [1.0, 0.5, -0.606])
-    front_from_back: Curve = field(default_factory=lambda: [1.0, 0.5, 0.967])
+    strength: NotNegative = 1.0
+    curves: Annotated[str, OneOf(("threestudio", "authors"))] = "threestudio"
+    front_from_side: Curve = None
+    side_from_front: Curve = None
+    side_from_back: Curve = None
+    front_from_back: Curve = None
 
 
 @dataclass
