@@ -90,7 +90,8 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
     folder = folder_of_model(config.novel_view)
     read_rgba(path)  # what is wrong with the picture is said before the model is loaded
     check_graphs(config.prior_options.graphs, device)
-    pipeline = NovelViewPipeline.load(folder, device=device, dtype=default_dtype(device))
+    fourth = None if said.fourth == "auto" else said.fourth
+    pipeline = NovelViewPipeline.load(folder, fourth=fourth, device=device, dtype=default_dtype(device))
     size = pipeline.size
     image = without_background(path, said.background)
     frame = frame_of(np.asarray(image.getchannel("A")), str(path), said.fill if said.recentre else None)

@@ -40,7 +40,8 @@ class Reference:
     """Camera of the input picture ``image``, and how its object is cut out; see ``distill.conditions.cutout``.
 
     Without an elevation, it is estimated. ``depth`` and ``normal`` name pictures as large as the image: nearness, bright
-    for near, and normals in the camera's frame, (n + 1) / 2.
+    for near, and normals in the camera's frame, (n + 1) / 2. ``fourth`` is what the novel-view model takes for the fourth
+    number of a pose: the difference of distances, or the camera's polar angle as in Stable-Zero123; ``auto`` goes by its folder.
     """
 
     elevation_deg: Annotated[float | None, Range(-89, 89)] = None
@@ -52,6 +53,7 @@ class Reference:
     fill: Annotated[float, Range(0.1, 1)] = 0.75
     depth: str | None = None
     normal: str | None = None
+    fourth: Annotated[str, OneOf(("auto", "distance", "polar"))] = "auto"
 
 
 @dataclass
