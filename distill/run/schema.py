@@ -74,6 +74,7 @@ class PriorOptions:
     control: str | None = None
     control_scale: NotNegative = 1.0
     prompt_weighting: bool = False
+    vae_sample: bool = False
 
 
 @dataclass
