@@ -24,12 +24,14 @@ from test_oracles import (
 )
 from torch import Tensor
 
+from distill.contracts import Condition
 from distill.guidance.asd import asd
 from distill.guidance.csd import csd
 from distill.guidance.dds import dds
 from distill.guidance.hifa import hifa
 from distill.guidance.sds import sds
 from distill.guidance.vsd import variational_score
+from distill.priors.exact import ExactPrior
 
 
 @pytest.fixture(params=ABARS)
@@ -43,6 +45,15 @@ def prediction(abar: Tensor, x_t: Tensor, t: Tensor, mean: Tensor, std: float) -
     return s * (x_t - a * mean) / (a**2 * std**2 + s**2)
 
 
+def bare_vsd(
+    prior: ExactPrior, x: Tensor, cond: Condition, t: Tensor, noise: Tensor, *, scale: float
+) -> Tensor:
+    """VSD with a copy that is a formula."""
+    return variational_score(
+        prior, x, cond, t, noise, lambda x_t: 0.1 * x_t, scale=scale, weighting="sigma_squared"
+    )
+
+
 #: Losses with guidance, and the gradient that the difference of the guided predictions, e_hat, has in each: all are linear
 #: in it, with a factor that does not depend on the prompts.
 GUIDED: dict[str, tuple[Any, Any]] = {
@@ -50,9 +61,7 @@ GUIDED: dict[str, tuple[Any, Any]] = {
     "asd": (asd, lambda a, s: s**2),
     "hifa": (partial(hifa, image_weight=0.0), lambda a, s: s / a),
     "vsd": (
-        lambda *given, scale: variational_score(
-            *given, lambda x_t: 0.1 * x_t, scale=scale, weighting="sigma_squared"
-        ),
+        bare_vsd,
         lambda a, s: s**2,
     ),
 }
