@@ -71,6 +71,11 @@ class Condition:
         """The empty prompt's embedding."""
         return self.prompts["uncond"]
 
+    @property
+    def origin(self) -> str:
+        """The role that guidance leads away from: ``negative`` where a negative prompt is given, else ``uncond``."""
+        return "negative" if "negative" in self.prompts else "uncond"
+
     def part(self, begin: int, end: int) -> Condition:
         """Return the condition of the pictures from ``begin`` up to but not including ``end``."""
         rows = {

@@ -63,7 +63,9 @@ class Length:
         return len(value) >= self.low and (self.high is None or len(value) <= self.high)
 
     def __str__(self) -> str:
-        return f"{self.low}" if self.low == self.high else f"at least {self.low}"
+        if self.high is None:
+            return f"at least {self.low}"
+        return f"{self.low}" if self.low == self.high else f"{self.low} to {self.high}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distill.contracts import Condition, Prior
 from distill.domains import Follows, Fraction, NotNegative
-from distill.guidance.terms import Weighting, add_noise, classifier_free_guidance, predict_each, weight
+from distill.guidance.terms import ALONE, Weighting, add_noise, classifier_free_guidance, predict_each, weight
 
 
 def asd(
@@ -30,13 +30,14 @@ def asd(
     .. math:: g = w(t) [\hat\epsilon_s(x_t; c, t) - \epsilon_c(x_{t'}; t')], \quad t' = t + \Delta
     .. math:: \Delta = \lfloor U \min(\eta (t - t_{min}), T - 1 - t) \rfloor, \quad U \sim U(0, 1)
 
-    The noise is the same at both timesteps, and the second prediction carries no classifier-free guidance.
+    The noise is the same at both timesteps, and the second prediction carries neither classifier-free guidance nor Perp-Neg.
     All predictions are one batched call.
 
     Args:
         prior: the frozen diffusion model.
         x: clean picture in the prior's space, shape ``[batch, channel, height, width]``.
-        cond: the prompt's and the empty prompt's embeddings, and ``step.uniform`` for a random shift.
+        cond: the prompt's embedding, the negative or the empty prompt's, from which guidance is measured, and
+            ``step.uniform`` for a random shift.
         t: integer timesteps, shape ``[batch]``.
         noise: standard normal, same shape as ``x``.
         scale: classifier-free guidance scale of the first prediction, dimensionless.
@@ -44,7 +45,7 @@ def asd(
         t_min: lowest timestep that is drawn, as a fraction of T; None is 0.02, or in a configuration what the
             sampler's is.
         random_shift: draw the shift; otherwise it is the largest.
-        weighting: of t: ``sigma_squared`` (1 - abar), ``uniform`` or ``fantasia3d``.
+        weighting: of t: ``sigma_squared`` (1 - abar), ``uniform``, ``fantasia3d`` or ``hifa`` (sigma / alpha).
 
     Returns:
         dL/dx, same shape as ``x``, detached, not averaged over the batch.
@@ -63,12 +64,12 @@ def asd(
         eta,
         0.02 if t_min is None else t_min,
     )
-    both = [(x_t, t, "text"), (add_noise(prior, x, later, noise), later, "text")]
+    both = [(x_t, t, "text"), (add_noise(prior, x, later, noise), later, ALONE)]
     if scale == 1:
         guided, rendered = predict_each(prior, cond, *both)
     else:
-        text, rendered, uncond = predict_each(prior, cond, *both, (x_t, t, "uncond"))
-        guided = classifier_free_guidance(uncond, text, scale)
+        text, rendered, origin = predict_each(prior, cond, *both, (x_t, t, cond.origin))
+        guided = classifier_free_guidance(origin, text, scale)
     return (weight(prior, t, weighting) * (guided - rendered)).detach()
 
 

@@ -30,7 +30,7 @@ def bridge(
         t: integer timesteps, shape ``[batch]``.
         noise: standard normal, same shape as ``x``.
         scale: s, dimensionless.
-        weighting: ``sigma_squared`` (1 - abar), ``uniform`` or ``fantasia3d``.
+        weighting: ``sigma_squared`` (1 - abar), ``uniform``, ``fantasia3d`` or ``hifa`` (sigma / alpha).
 
     Returns:
         dL/dx, same shape as ``x``, detached, not averaged over the batch.

@@ -36,7 +36,7 @@ def csd(
         negative: coefficient of the prediction under the negative prompt; usually below 0.
         empty: coefficient of the prediction under the empty prompt.
         random: coefficient of the noise that was added; -1 with ``positive`` 1 is SDS at scale 1.
-        weighting: ``sigma_squared`` (1 - abar), ``uniform`` or ``fantasia3d``.
+        weighting: ``sigma_squared`` (1 - abar), ``uniform``, ``fantasia3d`` or ``hifa`` (sigma / alpha).
         normalise: divide by the L2 norm over the whole batch, with ``render.at_once`` over each part of it.
 
     Returns:

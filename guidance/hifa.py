@@ -26,18 +26,18 @@ def hifa(
         \quad \hat x = (x_t - \sigma_t \hat\epsilon_s(x_t; c, t)) / \alpha_t
 
     with the estimate held fixed, D the prior's decoder, and :math:`\lambda` the ``image_weight``. The first term alone is
-    SDS with the weight sigma / alpha, times w(t).
+    SDS with the weight sigma / alpha (``weighting=hifa`` there), times w(t).
 
     Args:
         prior: the frozen diffusion model.
         x: clean picture in the prior's space, shape ``[batch, channel, height, width]``.
-        cond: the prompt's and the empty prompt's embeddings.
+        cond: the prompt's embedding, and the negative or the empty prompt's, from which guidance is measured.
         t: integer timesteps, shape ``[batch]``.
         noise: standard normal, same shape as ``x``.
         scale: classifier-free guidance scale, dimensionless; 1 is purely conditional.
         image_weight: weight of the squared distance in pixels, in [0, 1] each, over that in the prior's space; 0
             leaves out the decoder. No gradient of the decoded estimate is taken, whose pixels are clipped to [0, 1].
-        weighting: ``constant`` (w = 1), or a weight of SDS: ``sigma_squared``, ``uniform`` or ``fantasia3d``, times
+        weighting: ``constant`` (w = 1), or a weight of SDS: ``sigma_squared``, ``uniform``, ``fantasia3d`` or ``hifa``, times
             alpha / sigma.
 
     Returns:

@@ -34,7 +34,7 @@ def nfsd(
         noise: standard normal, same shape as ``x``.
         scale: weight of the prompt's direction, dimensionless.
         threshold: tau, fraction of the prior's timesteps, below which the prediction is the domain's direction.
-        weighting: ``sigma_squared`` (1 - abar), ``uniform`` or ``fantasia3d``.
+        weighting: ``sigma_squared`` (1 - abar), ``uniform``, ``fantasia3d`` or ``hifa`` (sigma / alpha).
 
     Returns:
         dL/dx, same shape as ``x``, detached, not averaged over the batch.

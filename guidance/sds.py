@@ -25,11 +25,11 @@ def sds(
     Args:
         prior: the frozen diffusion model.
         x: clean picture in the prior's space, shape ``[batch, channel, height, width]``.
-        cond: the prompt's and the empty prompt's embeddings.
+        cond: the prompt's embedding, and the negative or the empty prompt's, from which guidance is measured.
         t: integer timesteps, shape ``[batch]``.
         noise: standard normal, same shape as ``x``.
         scale: classifier-free guidance scale, dimensionless; 1 is purely conditional.
-        weighting: ``sigma_squared`` (1 - abar), ``uniform`` or ``fantasia3d``.
+        weighting: ``sigma_squared`` (1 - abar), ``uniform``, ``fantasia3d`` or ``hifa`` (sigma / alpha).
 
     Returns:
         dL/dx, same shape as ``x``, detached, not averaged over the batch.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -14,6 +15,7 @@ from distill.contracts import Condition, Prior
 from distill.domains import OneOf
 from distill.priors.predictions import classifier_free_guidance
 from distill.samplers.timesteps import check_timesteps
+from distill.transfer import send
 
 
 def add_noise(prior: Prior, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -26,6 +28,10 @@ def add_noise(prior: Prior, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     return prior.alpha(t) * x + prior.sigma(t) * noise
 
 
+#: Names the prompt's prediction without Perp-Neg for ``predict_each``.
+ALONE = "text alone"
+
+
 def predict_each(prior: Prior, cond: Condition, *wanted: tuple[Tensor, Tensor, str]) -> tuple[Tensor, ...]:
     """Predict the noise in several ``(x_t, t, role)`` of equal shape in one batched call.
 
@@ -33,12 +39,14 @@ def predict_each(prior: Prior, cond: Condition, *wanted: tuple[Tensor, Tensor, s
         prior: the frozen diffusion model.
         cond: has the prompts and the cameras.
         *wanted: noised pictures, their timesteps, and the role in ``cond.prompts`` of the prompt to predict under; with
-            Perp-Neg (``cond.away``), what ``text`` adds is kept perpendicular to the other views.
+            Perp-Neg (``cond.away``), ``text`` is pushed away from the other views, and ``ALONE`` is ``text`` without that.
 
     Returns:
         A prediction of the shape of ``x_t`` for each.
     """
-    calls = [(x_t, t, cond.prompts[role], cond.cameras) for x_t, t, role in wanted]
+    calls = [
+        (x_t, t, cond.text if role == ALONE else cond.prompts[role], cond.cameras) for x_t, t, role in wanted
+    ]
     pushed = perp_neg.pushed(cond)
     for x_t, t, role in wanted:
         if role == "text" and pushed is not None:
@@ -68,13 +76,17 @@ def predict(prior: Prior, x_t: Tensor, t: Tensor, cond: Condition, *roles: str) 
 def predict_guided(
     prior: Prior, x_t: Tensor, t: Tensor, cond: Condition, scale: float, role: str = "text"
 ) -> Tensor:
-    """Predict the noise with classifier-free guidance towards a prompt; scales 1 and 0 need one prediction alone."""
+    """Predict the noise with classifier-free guidance towards a prompt, away from ``cond.origin``.
+
+    That is the negative prompt where one is given, else the empty one: ``e_origin + scale (e_role - e_origin)``. Scales 1
+    and 0 need one prediction alone.
+    """
     if scale == 1:
         return predict(prior, x_t, t, cond, role)[0]
     if scale == 0:
-        return predict(prior, x_t, t, cond, "uncond")[0]
-    text, uncond = predict(prior, x_t, t, cond, role, "uncond")
-    return classifier_free_guidance(uncond, text, scale)
+        return predict(prior, x_t, t, cond, cond.origin)[0]
+    text, origin = predict(prior, x_t, t, cond, role, cond.origin)
+    return classifier_free_guidance(origin, text, scale)
 
 
 def ddim_step(prior: Prior, x_t: Tensor, noise: Tensor, t: Tensor, to: Tensor) -> Tensor:
@@ -83,29 +95,67 @@ def ddim_step(prior: Prior, x_t: Tensor, noise: Tensor, t: Tensor, to: Tensor) -
     return prior.alpha(to) * clean + prior.sigma(to) * noise
 
 
-def ddim_invert(prior: Prior, x: Tensor, t: Tensor, cond: Condition, *, steps: int, scale: float) -> Tensor:
-    """Noise a picture along the prior's own trajectory: the deterministic sampler run backwards.
+def ddim_invert(
+    prior: Prior,
+    x: Tensor,
+    times: Sequence[Tensor],
+    predicted: Callable[[Tensor, Tensor], Tensor],
+    *,
+    eta: float = 0.0,
+    noises: Tensor | None = None,
+) -> Tensor:
+    """Noise a picture along the prior's own trajectory: the sampler run backwards.
+
+    A picture whose timestep stays the same stays the same, so that pictures may have paths of different lengths.
 
     Args:
         prior: the frozen diffusion model.
-        x: clean picture, taken for one at timestep 0, shape ``[batch, ...]``.
-        t: timesteps to reach, shape ``[batch]``.
-        cond: the embeddings.
-        steps: network calls, evenly spaced.
-        scale: classifier-free guidance scale on the way; 0 is unconditional.
+        x: picture at the noise level of the first timesteps, shape ``[batch, ...]``.
+        times: the timesteps to visit, each of shape ``[batch]``.
+        predicted: gives the noise in a picture at a timestep.
+        eta: fresh noise after each step, as a share of the standard deviation of DDPM's step back.
+        noises: standard normal, one for each step, of the shape of ``x``.
 
     Raises:
-        ValueError: ``steps`` is below 1, or a timestep is outside the prior's range.
+        ValueError: a timestep is outside the prior's range.
     """
-    check_timesteps(prior, t)
+    check_timesteps(prior, times[-1])
+    for step, (now, after) in enumerate(pairwise(times)):
+        x = ddim_step(prior, x, predicted(x, now), now, after)
+        if eta and noises is not None:
+            ratio = (prior.alpha(after) / prior.alpha(now)) ** 2
+            variance = (prior.sigma(now) / prior.sigma(after)) ** 2 * (1 - ratio)
+            x = x + eta * variance.clamp(min=0).sqrt() * noises[step]
+    return x
+
+
+def even_times(t: Tensor, steps: int) -> list[Tensor]:
+    """Divide the way from timestep 0 to ``t`` into equal parts; gives ``steps + 1`` timesteps for each picture.
+
+    Raises:
+        ValueError: ``steps`` is below 1.
+    """
     if steps < 1:
         raise ValueError(f"an inversion needs at least 1 step, got {steps}")
-    now = torch.zeros_like(t)
-    for step in range(1, steps + 1):
-        after = t * step // steps
-        x = ddim_step(prior, x, predict_guided(prior, x, now, cond, scale), now, after)
-        now = after
-    return x
+    return [t * step // steps for step in range(steps + 1)]
+
+
+def further_noises(noise: Tensor, count: int) -> Tensor:
+    """Draw more noise that follows from the given one picture by picture, so that a loss stays deterministic.
+
+    Args:
+        noise: shape ``[batch, ...]``.
+        count: how many.
+
+    Returns:
+        Standard normal, shape ``[count, batch, ...]``.
+    """
+    seeds = noise.flatten(1)[:, :64].double().mul(1e6).long().abs().sum(1) % 2**31
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+    drawn = [
+        torch.stack([torch.randn(noise.shape[1:], generator=g) for g in generators]) for _ in range(count)
+    ]
+    return send(torch.stack(drawn), noise.device).to(noise)
 
 
 def require(cond: Condition, role: str, loss: str) -> None:
@@ -129,6 +179,8 @@ WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "uniform": lambda alpha, sigma: torch.ones_like(sigma),
     # Fantasia3D (Chen et al. 2023): sqrt(abar) (1 - abar).
     "fantasia3d": lambda alpha, sigma: alpha * sigma**2,
+    # HiFA (Zhu et al. 2023): SDS becomes the distance to the one-step estimate; ISM's weight, too.
+    "hifa": lambda alpha, sigma: sigma / alpha,
 }
 
 #: The name of one of ``WEIGHTINGS``.

@@ -52,12 +52,13 @@ class VSD:
         generator: of the initial weights.
         priors: not used.
         scale: classifier-free guidance scale of the frozen prior, dimensionless; the copy has none.
-        weighting: ``sigma_squared`` (1 - abar), ``uniform`` or ``fantasia3d``.
+        weighting: ``sigma_squared`` (1 - abar), ``uniform``, ``fantasia3d`` or ``hifa`` (sigma / alpha).
         rank: of the LoRA layers.
         alpha: LoRA's outputs are scaled by ``alpha / rank``.
         targets: endings of the names of the layers that get one.
         cameras: give the copy the camera.
-        view_text: give the copy the prompt with its view's words, as the prior has it; otherwise the bare prompt.
+        view_text: give the copy the prompt with its view's words, as the prior has it; otherwise the bare prompt, as both
+            public codes do.
         camera_dropout: probability that the copy learns without it.
         learning_rate: of the copy, peak.
         warmup: updates over which its rate rises linearly.
@@ -89,7 +90,7 @@ class VSD:
         alpha: Count = 4,
         targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0"),
         cameras: bool = True,
-        view_text: bool = True,
+        view_text: bool = False,
         camera_dropout: Fraction = 0.1,
         learning_rate: NotNegative = 1e-4,
         warmup: Annotated[int, Range(0)] = 500,
@@ -165,14 +166,8 @@ class VSD:
         return error
 
     def text(self, cond: Condition) -> Embedding:
-        """Return the prompt embedding for the LoRA."""
-        if self.view_text:
-            return cond.text
-        if "plain" not in cond.prompts:
-            raise ValueError(
-                "vsd with view_text=false needs the prompt without view words, cond.prompts['plain']; it is missing"
-            )
-        return cond.prompts["plain"]
+        """Return the prompt embedding for the LoRA; a condition without ``plain`` has no view words."""
+        return cond.text if self.view_text else cond.prompts.get("plain", cond.text)
 
     def save(self, folder: Path) -> None:
         """Write the LoRA to ``folder``, as safetensors that ``load_lora_adapter`` of diffusers reads."""

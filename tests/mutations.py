@@ -41,7 +41,7 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("sign", "(guided - rendered)", "(rendered - guided)"),
         ("weight", "(weight(prior, t, weighting)", "(weight(prior, t, 'uniform')"),
         ("timestep of the weight", "weight(prior, t, weighting)", "weight(prior, later, weighting)"),
-        ("guidance on the wrong term", "text, rendered, uncond =", "rendered, text, uncond ="),
+        ("guidance on the wrong term", "text, rendered, origin =", "rendered, text, origin ="),
         (
             "unshared noise",
             "(add_noise(prior, x, later, noise)",
@@ -59,8 +59,10 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("sign", "(guided - uncond)", "(uncond - guided)"),
         ("weight", "prior.sigma(t) / prior.alpha(t) *", "prior.sigma(t) *"),
         ("timestep of the weight", "prior.sigma(t) / prior.alpha(t)", "prior.sigma(before) / prior.alpha(before)"),
-        ("guidance on the wrong term", "scale=0.0)", "scale=scale)"),
+        ("guidance on the wrong term", 'now, cond, "uncond")[0]', 'now, cond, "text")[0]'),
         ("unshared noise", "ddim_step(prior, x_s, uncond,", "ddim_step(prior, x_s, noise,"),
+        ("start of the strides", "max=1 + step * length", "max=step * length"),
+        ("offset", "1 + offset**2", "1 + offset"),
     ],
     "sdi": [
         ("sign", "(x - target)", "(target - x)"),
@@ -68,6 +70,9 @@ MUTATIONS: dict[str, list[tuple[str, str, str]]] = {
         ("timestep of the target", "/ prior.alpha(t)", "/ prior.alpha(t - 1)"),
         ("guidance on the wrong term", "scale=inversion_scale)", "scale=scale)"),
         ("random noise", "guided = predict_guided(prior, x_t,", "guided = predict_guided(prior, noise,"),
+        ("end of the strides", "(uniform.to(t.device) * length).floor()", "(uniform.to(t.device) * length).ceil()"),
+        ("fresh noise", "eta=eta", "eta=0.0"),
+        ("average", "x[0].numel() if average", "x.numel() if average"),
     ],
     "dds": [
         ("sign", "(target - origin)", "(origin - target)"),
@@ -107,7 +112,12 @@ def copy_package(folder: Path) -> None:
 
 def tests_fail(folder: Path, loss: str) -> bool:
     """Run the tests that touch a loss against the package in ``folder``."""
-    files = ["tests/test_guidance.py", "tests/test_oracles.py", "tests/test_guidance_contract.py"]
+    files = [
+        "tests/test_guidance.py",
+        "tests/test_oracles.py",
+        "tests/test_inversion.py",
+        "tests/test_guidance_contract.py",
+    ]
     if loss == "vsd":
         files = ["tests/test_vsd.py"]
     command = [

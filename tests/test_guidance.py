@@ -38,7 +38,12 @@ def test_dirac_prior_gives_the_exact_pull_for_every_noise(abar: torch.Tensor, we
     prior, cond, mean = prior_and_condition(abar, std=0.0)
     x, t = randn(0, *SHAPE), torch.tensor([100, 700])
     a, s = abar[t].sqrt()[:, None, None, None], (1 - abar[t]).sqrt()[:, None, None, None]
-    w = {"sigma_squared": 1 - a**2, "uniform": torch.ones_like(a), "fantasia3d": a * (1 - a**2)}[weighting]
+    w = {
+        "sigma_squared": 1 - a**2,
+        "uniform": torch.ones_like(a),
+        "fantasia3d": a * (1 - a**2),
+        "hifa": s / a,
+    }[weighting]
     for seed in (1, 2):
         grad = sds(prior, x, cond, t, randn(seed, *SHAPE), scale=1.0, weighting=weighting)
         torch.testing.assert_close(grad, w * a / s * (x - mean), rtol=1e-9, atol=1e-9)
@@ -120,7 +125,7 @@ def test_timesteps_outside_the_prior_are_refused(t: list[int], said: str) -> Non
 
 def test_unknown_weighting_lists_the_known_ones() -> None:
     prior, cond, _ = prior_and_condition(scaled_linear(), std=0.5)
-    with pytest.raises(ValueError, match=r"sigma_squared, uniform, fantasia3d, got 'sigma'"):
+    with pytest.raises(ValueError, match=r"sigma_squared, uniform, fantasia3d, hifa, got 'sigma'"):
         sds(prior, randn(0, *SHAPE), cond, torch.tensor([1, 2]), randn(1, *SHAPE), weighting="sigma")
 
 

@@ -294,4 +294,7 @@ def test_what_a_condition_lacks_is_not_needed_or_asked_for_in_one_line(
         assert "\n" not in str(error)
         assert remedy in str(error)
     else:
-        assert torch.equal(grad, case())
+        cond = case.condition()
+        if missing == "negative":  # the empty prompt stands in
+            cond = replace(cond, prompts={**cond.prompts, "negative": cond.uncond})
+        assert torch.equal(grad, case(cond=cond))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,12 @@ def test_maps_are_read_with_their_picture(tmp_path: Path) -> None:
     maps = ["reference.depth=depth.png", "reference.normal=normal.png"]
     config = compose_config([*GIVEN, *maps])
     seen = look_at(config, torch.device("cpu"))
+    assert seen.prior.pipeline.fourth == "distance"
+    polar = look_at(compose_config([*GIVEN, "reference.fourth=polar"]), torch.device("cpu")).prior
+    # The camera is 20 degrees up, 70 from the pole, and stays at its distance.
+    assert polar._pose(turntable(1, elevation_deg=20))[0, 3].item() == pytest.approx(
+        math.radians(70), abs=1e-4
+    )
     assert seen.reference.depth is not None
     assert seen.reference.normal is not None
     middle = seen.reference.depth[0, 8]

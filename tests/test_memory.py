@@ -404,7 +404,7 @@ def test_a_forecast_counts_every_particle_and_the_moving_average(latent_folder: 
 
 
 @pytest.mark.parametrize(
-    ("loss", "plain", "away"), [("sds", [4], [10]), ("asd", [6], [18]), ("vsd", [4, 2], [10, 2])]
+    ("loss", "plain", "away"), [("sds", [4], [10]), ("asd", [6], [12]), ("vsd", [4, 2], [10, 2])]
 )
 def test_perp_neg_asks_for_three_rows_more_for_each_under_the_prompt(
     loss: str, plain: list[int], away: list[int]

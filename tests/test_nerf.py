@@ -471,7 +471,8 @@ def test_opacity_penalties_have_the_numbers_worked_out_by_hand() -> None:
     found = opacity_penalties(torch.tensor([0.0, 0.5]), ("sparsity", "opaqueness", "orientation"))
     assert set(found) == {"sparsity", "opaqueness"}
     assert float(found["sparsity"]) == pytest.approx((0.1 + math.sqrt(0.26)) / 2, rel=1e-5)
-    assert float(found["opaqueness"]) == pytest.approx(math.log(2) / 2, abs=1e-3)
+    clear = -0.001 * math.log(0.001) - 0.999 * math.log(0.999)
+    assert float(found["opaqueness"]) == pytest.approx((math.log(2) + clear) / 2, rel=1e-5)
 
 
 def test_opaqueness_pushes_opacity_away_from_one_half() -> None:
@@ -479,6 +480,42 @@ def test_opaqueness_pushes_opacity_away_from_one_half() -> None:
     opacity_penalties(opacity, ("opaqueness",))["opaqueness"].backward()
     # d/do of the entropy is log((1 - o) / o), halved by the mean.
     torch.testing.assert_close(opacity.grad, torch.tensor([math.log(7 / 3), math.log(3 / 7)]) / 2)
+
+
+def test_opaqueness_has_no_gradient_where_rays_hit_or_miss() -> None:
+    """The published one: the binary entropy of the opacity clamped to [0.001, 0.999]."""
+    opacity = torch.tensor([0.0, 0.0005, 0.002, 0.5, 0.998, 0.9999], requires_grad=True)
+    found = opacity_penalties(opacity, ("opaqueness",))["opaqueness"]
+    inside = [0.001, 0.001, 0.002, 0.5, 0.998, 0.999]
+    entropy = [-o * math.log(o) - (1 - o) * math.log(1 - o) for o in inside]
+    assert found.item() == pytest.approx(sum(entropy) / 6, rel=1e-5)
+    found.backward()
+    slopes = [0.0, 0.0, math.log(0.998 / 0.002), 0.0, math.log(0.002 / 0.998), 0.0]
+    torch.testing.assert_close(opacity.grad, torch.tensor(slopes) / 6, rtol=1e-4, atol=1e-6)
+
+
+def test_orientation_is_averaged_over_the_rays_that_hit() -> None:
+    """The published sum w max(0, n . d)^2 / (number of rays with opacity above 0), written out; in a batch, by picture."""
+    scene = Analytic(lambda x: 2 * (x[:, 0] + 2))
+    found = []
+    for fov in (70.0, 25.0):
+        camera = _front(fov=fov)
+        seen = render(scene, camera, 12, 12, penalties=("orientation",), chunk_rays=50)
+        origins, directions = (rays.reshape(-1, 3) for rays in camera.rays(12, 12))
+        samples = march(
+            origins, directions, torch.full((144,), 0.5), scene.occupancy, scene.step_size, "auto"
+        )
+        density, colour = scene.query(samples.points)
+        _, opacity, weights = composite(density, colour, samples, "auto")
+        normals = finite_difference_normals(scene, samples.points)
+        total = (weights * (normals * directions[samples.ray]).sum(-1).clamp(min=0) ** 2).sum()
+        hits = int((opacity > 0).sum())
+        assert (0 < hits < 144) == (fov == 70.0)
+        found.append(seen.penalties["orientation"])
+        torch.testing.assert_close(found[-1], total / hits, rtol=1e-5, atol=1e-7)
+    two = Cameras.joined([_front(fov=70.0), _front(fov=25.0)])
+    both = render(scene, two, 12, 12, penalties=("orientation",)).penalties["orientation"]
+    torch.testing.assert_close(both, (found[0] + found[1]) / 2, rtol=1e-5, atol=1e-7)
 
 
 def test_orientation_counts_only_normals_that_face_away() -> None:

@@ -160,6 +160,13 @@ def test_published_folders_load_under_their_own_names(tmp_path: Path, place: str
     assert draw(loaded).shape == (3, 3, 32, 32)
     with pytest.raises(ValueError, match="one of distance, polar, got 'up'"):
         NovelViewPipeline.load(folder, fourth="up")
+    assert NovelViewPipeline.load(folder).fourth == "distance"
+    stable = tmp_path / "models--someone--stable-zero123-diffusers" / "snapshots" / "0f"
+    shutil.copytree(folder, stable)
+    assert NovelViewPipeline.load(stable).fourth == "polar"
+    assert NovelViewPipeline.load(stable, fourth="distance").fourth == "distance"
+    (folder / "model_index.json").write_text('{"_name_or_path": "someone/Stable_Zero123"}')
+    assert NovelViewPipeline.load(folder).fourth == "polar"
 
 
 def test_the_condition_latent_is_the_mode_and_not_scaled(tmp_path: Path) -> None:

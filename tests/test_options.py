@@ -226,7 +226,7 @@ def test_a_registered_weighting_is_known() -> None:
 
     try:
         assert compose_config(["prompt=x", "guidance.weighting=mine"]).guidance.weighting == "mine"
-        assert "fantasia3d or mine" in error_of("guidance.weighting=yours")
+        assert "hifa or mine" in error_of("guidance.weighting=yours")
     finally:
         del WEIGHTINGS["mine"]
 

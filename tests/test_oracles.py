@@ -53,15 +53,13 @@ def make_prior(abar: Tensor, std: float) -> ExactPrior:
     )
 
 
-def condition(prior: ExactPrior, batch: int = SHAPE[0], **changes: Any) -> Condition:
-    text, uncond, negative, source = (prior.embed([name] * batch) for name in ("mug", "", "ugly", "cup"))
+def condition(prior: ExactPrior, negative: str | None = None, batch: int = SHAPE[0]) -> Condition:
+    told = {"text": "mug", "uncond": "", "source": "cup"} | (
+        {} if negative is None else {"negative": negative}
+    )
     uniform = torch.rand(batch, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    return replace(
-        Condition(
-            {"text": text, "uncond": uncond, "negative": negative, "source": source},
-            step=Step(uniform=uniform),
-        ),
-        **changes,
+    return Condition(
+        {role: prior.embed([name] * batch) for role, name in told.items()}, step=Step(uniform=uniform)
     )
 
 
@@ -141,7 +139,7 @@ def test_csd_between_equal_gaussians_is_their_means_difference(abar: Tensor) -> 
 def test_csd_with_four_coefficients_by_hand(abar: Tensor) -> None:
     """Its definition, each prediction taken alone."""
     prior = make_prior(abar, 0.6)
-    cond = condition(prior)
+    cond = condition(prior, "ugly")
     a, s = scales(abar, T)
     x_t = a * X + s * NOISE
     parts = [prior.predict_noise(x_t, T, cond.prompts[role]) for role in ("text", "negative", "uncond")]
@@ -174,7 +172,7 @@ def test_csd_is_blind_to_a_constant_in_every_prediction(abar: Tensor) -> None:
     prior = make_prior(abar, 0.5)
     loss = scheduled(csd, empty=Ramp(-1, 0, 0, 0.5), negative=Ramp(0, -1, 0, 0.5))
     for progress in (0.0, 0.2, 0.5, 0.9):
-        cond = condition(prior)
+        cond = condition(prior, "ugly")
         cond = replace(cond, step=replace(cond.step, progress=progress))
         off: Any = Shifted(prior, 3.0)
         assert_close(loss(off, X, cond, T, NOISE), loss(prior, X, cond, T, NOISE))
@@ -341,7 +339,7 @@ def test_hifa_of_a_dirac_pulls_to_it_in_both_spaces(abar: Tensor) -> None:
     assert_close(hifa(far, X, cond, T, NOISE, scale=1.0, image_weight=2.0), expected)
 
 
-@pytest.mark.parametrize("weighting", ["constant", "uniform", "sigma_squared", "fantasia3d"])
+@pytest.mark.parametrize("weighting", ["constant", "uniform", "sigma_squared", "fantasia3d", "hifa"])
 def test_hifa_of_a_gaussian_with_guidance(abar: Tensor, weighting: str) -> None:
     """Unsigned pixels decode to themselves; the estimate is (x_t - s e) / a with e = e_u + scale (e_c - e_u)."""
     std, scale, image_weight = 0.5, 7.5, 0.3
@@ -351,7 +349,7 @@ def test_hifa_of_a_gaussian_with_guidance(abar: Tensor, weighting: str) -> None:
     text, empty = (s * (x_t - a * mean) / (a**2 * std**2 + s**2) for mean in (MUG, EMPTY))
     estimate = (x_t - s * (empty + scale * (text - empty))) / a
     weights = {"constant": torch.ones(()), "uniform": a / s, "sigma_squared": a * s, "fantasia3d": a**2 * s}
-    w = weights[weighting]
+    w = weights.get(weighting, weights["constant"])
     expected = w * (X - estimate + image_weight * (X - estimate.clamp(0, 1)))
     options: dict[str, Any] = {"scale": scale, "image_weight": image_weight, "weighting": weighting}
     assert_close(hifa(prior, X, condition(prior), T, NOISE, **options), expected)
@@ -364,11 +362,14 @@ def test_hifa_without_pixels_is_sds_weighed_by_sigma_over_alpha(abar: Tensor) ->
     for scale in (1.0, 100.0):
         expected = s / a * sds(prior, X, cond, T, NOISE, scale=scale, weighting="uniform")
         assert_close(hifa(prior, X, cond, T, NOISE, scale=scale, image_weight=0.0), expected)
+        assert_close(sds(prior, X, cond, T, NOISE, scale=scale, weighting="hifa"), expected)
 
 
 def test_hifa_lists_its_weightings(abar: Tensor) -> None:
     prior = make_prior(abar, 0.5)
-    with pytest.raises(ValueError, match="one of constant, sigma_squared, uniform, fantasia3d, got 'snr'"):
+    with pytest.raises(
+        ValueError, match="one of constant, sigma_squared, uniform, fantasia3d, hifa, got 'snr'"
+    ):
         hifa(prior, X, condition(prior), T, NOISE, weighting="snr")
 
 
@@ -397,8 +398,7 @@ def test_bridge_between_equal_gaussians(abar: Tensor) -> None:
 def test_nfsd_with_the_empty_prompt_as_negative_is_csd_above_the_threshold(abar: Tensor) -> None:
     """Oracle 25: exactly s CSD for t >= 200; below it the unconditional prediction is added."""
     prior = make_prior(abar, 0.5)
-    cond = condition(prior)
-    same = replace(cond, prompts={**cond.prompts, "negative": cond.uncond})
+    cond, same = condition(prior, "ugly"), condition(prior, "")
     t = torch.tensor([200, 900])
     assert_close(nfsd(prior, X, same, t, NOISE, scale=7.5), 7.5 * csd(prior, X, cond, t, NOISE))
     t = torch.tensor([199, 20])

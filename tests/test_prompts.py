@@ -15,8 +15,11 @@ from distill.cameras import Cameras, orbit
 from distill.conditions.perp_neg import Curves, shares
 from distill.conditions.prompts import conditioner, four_views, own_prompts, view_words
 from distill.contracts import Embedding, Step
+from distill.guidance.asd import asd
+from distill.guidance.csd import csd
 from distill.guidance.sds import sds
 from distill.guidance.terms import predict
+from distill.run.assemble import curves
 from distill.run.compose import compose_config
 from distill.run.schema import Views
 
@@ -153,6 +156,33 @@ def test_weights_by_hand() -> None:
     assert (back.views, back.share) == ((1, 2), 0.0)
 
 
+@pytest.mark.parametrize("azimuth", [0.0, 9.0, 18.5, 45.0, -71.0, 80.0, 91.0, 107.0, -110.0, 150.0, 180.0])
+def test_the_authors_curves_have_their_cut_offs(azimuth: float) -> None:
+    """2 exp(-2 r) and 2 exp(-10 (1 - r)) before the side, exp(-10 r) and 2 behind it; 0 within 18 degrees of the view itself."""
+    config = compose_config(["prompt=x", "perp_neg.curves=authors", "perp_neg.strength=0.5"])
+    found = shares(azimuth, curves(config))
+    turned = abs(azimuth)
+    if turned < 90:
+        front = 0.0 if turned < 18 else 2 * math.exp(-2 * (1 - turned / 90))
+        side = 0.0 if turned > 72 else 2 * math.exp(-10 * turned / 90)
+        expected = {0: -0.5 * front, 1: -0.5 * side}
+    else:
+        side = 0.0 if turned < 108 else math.exp(-10 * (2 - turned / 90))
+        expected = {1: -0.5 * side, 0: -1.0}
+    assert dict(zip(found.away, found.weights, strict=True)) == pytest.approx(expected)
+
+
+def test_curves_from_the_command_line() -> None:
+    config = compose_config(["prompt=x", "perp_neg.strength=3", "perp_neg.side_from_back=[1,2,3]"])
+    assert curves(config) == Curves(side_from_back=(1.0, 2.0, 3.0), strength=3.0)
+    plain, triple = (shares(130.0, Curves(strength=strength)).weights for strength in (1.0, 3.0))
+    assert triple == pytest.approx([3 * weight for weight in plain])
+    with pytest.raises(ValueError, match="must be a list of 3 to 4"):
+        compose_config(["prompt=x", "perp_neg.side_from_back=[1,2]"])
+    assert compose_config(["prompt=x", "experiment=scaledreamer"]).perp_neg.strength == 0.5
+    assert compose_config(["prompt=x", "experiment=csd"]).perp_neg.strength == 3.0
+
+
 def noise(seed: int) -> Tensor:
     return torch.randn(1, 2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -196,3 +226,26 @@ def test_a_loss_takes_it_for_the_prompts_prediction() -> None:
     (prompt,) = predict(base, x, t, cond, "text")
     assert not torch.allclose(prompt, base.predict_noise(x, t, cond.text))
     torch.testing.assert_close(given, base.noises[4] + 7 * (prompt - base.noises[4]) - added)
+
+
+def perpendicular(part: Tensor, to: Tensor) -> Tensor:
+    return part - (part * to).sum() / (to * to).sum() * to
+
+
+def test_scaledreamers_and_csds_arithmetic_with_perp_neg_by_hand() -> None:
+    """ASD: (e_pos + sum w perp) s + e_origin - e(x_t', t') bare; CSD: e_pos + sum w perp; both measured from the negative prompt."""
+    base: Any = Listed(noises=[noise(i) for i in range(8)])
+    condition = conditioner(base, "a cat", "ugly", view_words("four", "x"), away=Curves())
+    cond = condition(cameras((30, 0)), Step())
+    e, r = base.noises, 2 / 3
+    negative = e[base.prompts.index("ugly")]
+    text = r * e[0] + (1 - r) * e[1]
+    toward = text - negative
+    weights = [-(4 * math.exp(-0.5 * share) - 2.426) for share in (r, 1 - r)]
+    pushed = sum(w * perpendicular(e[view] - negative, toward) for view, w in enumerate(weights))
+    x, t, added = torch.zeros(1, 1, 2, 2, dtype=torch.float64), torch.tensor([4]), noise(9)[None]
+    options: dict[str, Any] = {"weighting": "uniform"}
+    found = asd(base, x, cond, t, added, scale=7.5, random_shift=False, t_min=0.0, eta=0.5, **options)
+    torch.testing.assert_close(found[0], (toward + pushed) * 7.5 + negative - text, rtol=1e-5, atol=1e-6)
+    found = csd(base, x, cond, t, added, negative=-1.0, empty=0.0, **options)
+    torch.testing.assert_close(found[0], toward + pushed, rtol=1e-5, atol=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,22 @@ def test_a_channels_own_mean_and_spread(latents: Space) -> None:
     expected = (mode - torch.tensor(mean).view(column)) * 0.4 / torch.tensor(std).view(column)
     torch.testing.assert_close(latents.encode(image), expected)
     torch.testing.assert_close(latents.decode(expected), latents.vae.decode(mode).sample / 2 + 0.5)
+
+
+def test_a_sampled_space_draws_for_each_picture_what_follows_from_it(latents: Space) -> None:
+    """Of the VAE's distribution: over many pictures that differ by next to nothing, its mean and spread."""
+    image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    sampled = replace(latents, sampled=True)
+    both = sampled.encode(image)
+    assert torch.equal(both, sampled.encode(image))
+    torch.testing.assert_close(both[1:], sampled.encode(image[1:]))
+    spread = latents.vae.encode(image[:1] * 2 - 1).latent_dist
+    nearly = image[:1] + 1e-5 * torch.arange(2_000)[:, None, None, None] / 2_000
+    found = sampled.encode(nearly, scaled=False)
+    sure = spread.std.clamp(min=1e-3)
+    normal = (found - spread.mean) / sure
+    assert normal.mean().abs() < 0.05 and abs(normal.std() - 1) < 0.05
+    assert load_prior("embedded", vae_sample=True).space.sampled
 
 
 def test_a_sample_is_mean_plus_spread_times_the_generators_noise(latents: Space) -> None:

@@ -231,17 +231,20 @@ def test_a_lora_of_another_alpha_is_refused(pixel_folder: Path, tmp_path: Path) 
 
 
 def test_the_copy_may_be_told_the_bare_prompt(pixel_folder: Path) -> None:
-    prior, loss, cond = setting(pixel_folder, view_text=False)
+    """It is by default; with ``view_text`` the copy gets the view's words, and a condition without them has one prompt."""
+    prior, loss, cond = setting(pixel_folder)
     x, noise = randn(0, *SHAPE), randn(1, *SHAPE)
-    with pytest.raises(ValueError, match=r"vsd with view_text=false needs .* cond\.prompts\[.plain.\]"):
-        loss(prior, x, cond, T, noise)
     bare = prior.embed(["a thing", "a thing"])
+    assert loss.text(cond) is cond.text
+    both = replace(cond, prompts={**cond.prompts, "plain": bare})
+    assert loss.text(both) is bare
+    assert setting(pixel_folder, view_text=True)[1].text(both) is both.text
     # An untrained copy is the prior itself: told another text, it leaves the difference of the two predictions.
     x_t = prior.alpha(T) * x + prior.sigma(T) * noise
     guided = sds(prior, x, cond, T, noise, scale=7.5, weighting="uniform") + noise
     expected = prior.sigma(T) ** 2 * (guided - prior.predict_noise(x_t, T, bare))
     torch.testing.assert_close(
-        loss(prior, x, replace(cond, prompts={**cond.prompts, "plain": bare}), T, noise),
+        loss(prior, x, both, T, noise),
         expected,
         rtol=1e-4,
         atol=1e-5,

@@ -5,9 +5,11 @@ r"""Perp-Neg: the views that a camera does not see, taken away where they differ
     \Delta_i^\perp = \Delta_i - \frac{\langle \Delta_i, \Delta_+ \rangle}{\|\Delta_+\|^2} \Delta_+, \quad w_i \le 0
 
 It stands in for the prediction under the prompt, whatever the loss makes of that. Between two views the prompt's
-embedding is interpolated, and the weights follow :math:`-(a e^{-b r} + c)`.
+embedding is interpolated, and the weights follow :math:`-(a e^{-b r} + c)`. :math:`\epsilon_u` is the prediction that
+guidance leads away from, the negative prompt's where there is one.
 
-Source: Armandpour et al. 2023, arXiv:2304.04968, Sec. 4; the curves' numbers as in the authors' 3D experiments.
+Source: Armandpour et al. 2023, arXiv:2304.04968, Sec. 4. The default curves are threestudio's; ``PUBLISHED`` has those of the
+authors' 3D code, too.
 """
 
 from __future__ import annotations
@@ -31,17 +33,28 @@ FRONT, SIDE, BACK, OVERHEAD_VIEW = range(4)
 class Curves:
     """Perp-Neg weights of the other views: ``(a, b, c)`` of ``a exp(-b r) + c``, with r the interpolation weight of the view.
 
+    A fourth number is a cut-off: the weight is 0 where r is above it.
+
     Attributes:
         front_from_side: of the front, seen between front and side.
         side_from_front: of the side, there.
         side_from_back: of the side, seen between side and back.
         front_from_back: of the front, there.
+        strength: factor of all weights; 0.5 in ScaleDreamer, 3 in Classifier Score Distillation.
     """
 
-    front_from_side: tuple[float, float, float] = (4.0, 0.5, -2.426)
-    side_from_front: tuple[float, float, float] = (4.0, 0.5, -2.426)
-    side_from_back: tuple[float, float, float] = (1.0, 0.5, -0.606)
-    front_from_back: tuple[float, float, float] = (1.0, 0.5, 0.967)
+    front_from_side: tuple[float, ...] = (4.0, 0.5, -2.426)
+    side_from_front: tuple[float, ...] = (4.0, 0.5, -2.426)
+    side_from_back: tuple[float, ...] = (1.0, 0.5, -0.606)
+    front_from_back: tuple[float, ...] = (1.0, 0.5, 0.967)
+    strength: float = 1.0
+
+
+#: The curves by whose code they are from; ``authors`` is Perp-Neg's own for 3D, with its cut-offs.
+PUBLISHED = {
+    "threestudio": Curves(),
+    "authors": Curves((2.0, 2.0, 0.0, 0.8), (2.0, 10.0, 0.0, 0.8), (1.0, 10.0, 0.0, 0.8), (0.0, 1.0, 2.0)),
+}
 
 
 @dataclass(frozen=True)
@@ -66,8 +79,8 @@ OVERHEAD = Shares((OVERHEAD_VIEW, OVERHEAD_VIEW), 1.0, (FRONT, SIDE), (0.0, 0.0)
 
 
 def curve(numbers: Sequence[float], r: float) -> float:
-    a, b, c = numbers
-    return a * math.exp(-b * r) + c
+    a, b, c, *cut_off = numbers
+    return 0.0 if cut_off and r > cut_off[0] else a * math.exp(-b * r) + c
 
 
 def shares(azimuth_deg: float, curves: Curves) -> Shares:
@@ -75,11 +88,15 @@ def shares(azimuth_deg: float, curves: Curves) -> Shares:
     turned = abs((azimuth_deg + 180) % 360 - 180)
     if turned < 90:
         r = 1 - turned / 90
-        weights = -curve(curves.front_from_side, r), -curve(curves.side_from_front, 1 - r)
-        return Shares((FRONT, SIDE), r, (FRONT, SIDE), weights)
-    r = 2 - turned / 90
-    weights = -curve(curves.side_from_back, r), -curve(curves.front_from_back, r)
-    return Shares((SIDE, BACK), r, (SIDE, FRONT), weights)
+        found, views, others = (
+            (curve(curves.front_from_side, r), curve(curves.side_from_front, 1 - r)), (FRONT, SIDE), (FRONT, SIDE),
+        )  # fmt: skip
+    else:
+        r = 2 - turned / 90
+        found, views, others = (
+            (curve(curves.side_from_back, r), curve(curves.front_from_back, r)), (SIDE, BACK), (SIDE, FRONT),
+        )  # fmt: skip
+    return Shares(views, r, others, (-curves.strength * found[0], -curves.strength * found[1]))
 
 
 def interpolate(four: Embedding, shares: Sequence[Shares]) -> Embedding:
@@ -142,8 +159,8 @@ def pushed(cond: Condition) -> Pushed | None:
 
 
 def embeddings(cond: Condition) -> tuple[Embedding, Embedding, Embedding]:
-    """Return the embeddings that Perp-Neg needs predictions under besides the prompt: no prompt and the two views."""
-    return cond.uncond, cond.prompts["away_0"], cond.prompts["away_1"]
+    """Return the embeddings that Perp-Neg needs predictions under besides the prompt: ``cond.origin``'s and the two views'."""
+    return cond.prompts[cond.origin], cond.prompts["away_0"], cond.prompts["away_1"]
 
 
 def combine(noise: Tensor, others: Sequence[Tensor], pushed: Pushed) -> Tensor:
@@ -154,11 +171,11 @@ def combine(noise: Tensor, others: Sequence[Tensor], pushed: Pushed) -> Tensor:
         others: predicted for the pushed pictures alone under ``embeddings``, in that order.
         pushed: which of the batch, and how much.
     """
-    empty, *negatives = others
-    rows, toward, noise = pushed.rows, noise[pushed.rows] - empty, noise.clone()
-    for i, negative in enumerate(negatives):
+    origin, *views = others
+    rows, toward, noise = pushed.rows, noise[pushed.rows] - origin, noise.clone()
+    for i, view in enumerate(views):
         weight = pushed.weights[:, i].to(noise).view(-1, 1, 1, 1)
-        noise[rows] += weight * perpendicular(negative - empty, toward)
+        noise[rows] += weight * perpendicular(view - origin, toward)
     return noise
 
 

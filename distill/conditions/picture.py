@@ -98,7 +98,8 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
     # What is wrong with the picture is said before the model is loaded.
     image = without_background(path, said.background)
     frame = frame_of(np.asarray(image.getchannel("A")), str(path), said.fill if said.recentre else None)
-    pipeline = NovelViewPipeline.load(folder, device=device, dtype=default_dtype(device))
+    fourth = None if said.fourth == "auto" else said.fourth
+    pipeline = NovelViewPipeline.load(folder, fourth=fourth, device=device, dtype=default_dtype(device))
     size = pipeline.size
     if said.recentre:
         frame = settled(pipeline, image, frame, said.fill)

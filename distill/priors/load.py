@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,6 +92,7 @@ def load_prior(
     controlnet: str | Path | None = None,
     control_scale: float = 1.0,
     prompt_weighting: bool = False,
+    vae_sample: bool = False,
 ) -> DiffusionPrior:
     """Load a frozen prior.
 
@@ -110,6 +112,7 @@ def load_prior(
             on the hub; embeddings then need the picture, under ``control``, see ``distill.conditions.control``.
         control_scale: what the ControlNet adds to the network's features is multiplied by this.
         prompt_weighting: prompts may have weights and be of any length, see ``distill.priors.families.weighted``.
+        vae_sample: pictures are encoded to a sample of the VAE's distribution, as other libraries do, instead of its mode.
 
     Raises:
         ValueError: there is no such prior, its folder is not one this library can use, a LoRA or the ControlNet does
@@ -144,6 +147,7 @@ def load_prior(
     if compile:
         network.compile()
     space, patches = space_of(vae, network, family, image_size)
+    space = replace(space, sampled=vae_sample)
     schedule = read_schedule(scheduler, patches).to(device)
     text_dtype = torch.float32 if own or device.type == "cpu" else dtype
     load = partial(_load_plain_text if own else _load_text, folder, index, device, text_dtype)

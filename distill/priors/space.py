@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,8 @@ class Space:
         factor: spatial downsampling factor.
         vae: of diffusers, or None.
         signed: whether pictures are mapped to [-1, 1] first, as nearly all models do.
+        sampled: encode to a sample of the VAE's distribution instead of its mode, with noise that follows from the picture, so
+            that encoding stays deterministic.
     """
 
     image_size: int
@@ -48,6 +51,7 @@ class Space:
     factor: int = 1
     vae: AutoencoderKL = None
     signed: bool = True
+    sampled: bool = False
 
     @classmethod
     def of(cls, vae: AutoencoderKL, in_channels: int, image_size: int) -> Space:
@@ -87,7 +91,8 @@ class Space:
         image = image * 2 - 1 if self.signed else image
         if self.vae is None:
             return nn.functional.pixel_unshuffle(image, self.factor)
-        latent = _chosen(self.vae.encode(image.to(self.vae.dtype)), generator).float()
+        generators = [generator] if generator else _generators(image) if self.sampled else []
+        latent = _chosen(self.vae.encode(image.to(self.vae.dtype)), generators).float()
         if not scaled:
             return latent
         mean, scale = self._scale(latent)
@@ -125,15 +130,25 @@ class Space:
         return torch.tensor(config.get("shift_factor") or 0.0, dtype=x.dtype), scale
 
 
-def _chosen(found: Any, generator: torch.Generator | None) -> Tensor:
-    """The mode or a sample of what a VAE's encoder returns; a deterministic encoder has only one latent."""
+def _generators(image: Tensor) -> list[torch.Generator]:
+    """One generator for each picture, seeded by the sum of its values in millionths."""
+    seeds = image.detach().flatten(1).double().mul(1e6).long().sum(1) % 2**31
+    return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+
+
+def _chosen(found: Any, generators: Sequence[torch.Generator]) -> Tensor:
+    """The mode or a sample of what a VAE's encoder returns; a deterministic encoder has only one latent.
+
+    With several generators, each picture has its own.
+    """
     if not hasattr(found, "latent_dist"):
         latent: Tensor = found.latent
         return latent
     spread = found.latent_dist
-    if generator is None:
+    if not generators:
         mode: Tensor = spread.mode()
         return mode
-    noise = torch.randn(spread.mean.shape, generator=generator, device=generator.device)
+    size = (len(spread.mean) // len(generators), *spread.mean.shape[1:])
+    noise = torch.cat([torch.randn(size, generator=g, device=g.device) for g in generators])
     sample: Tensor = spread.mean + spread.std * noise.to(spread.mean)
     return sample

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill import loop
 from distill.cameras import Cameras
 from distill.conditions import prompts
 from distill.conditions.control import DRAWN, controlled, read_picture
-from distill.conditions.perp_neg import Curves
+from distill.conditions.perp_neg import PUBLISHED, Curves
 from distill.conditions.picture import Picture, look_at
 from distill.conditions.start import asked_later, views_first
 from distill.contracts import (
@@ -337,5 +338,8 @@ def make_condition(config: DictConfig, prior: Prior, scene: Scene) -> Conditione
 
 
 def curves(config: DictConfig) -> Curves:
-    """Return Perp-Neg's weights."""
-    return Curves(**{name: tuple(value) for name, value in config.perp_neg.items() if name != "enabled"})
+    """Return Perp-Neg's weights: the published ones that are named, with those that are given instead."""
+    options = dict(config.perp_neg)
+    named, strength = PUBLISHED[options["curves"]], options["strength"]
+    given = {name: tuple(value) for name, value in options.items() if isinstance(value, ListConfig)}
+    return replace(named, strength=strength, **given)

@@ -11,8 +11,8 @@ from distill.domains import Count, Fraction, Length, NotNegative, OneOf, Positiv
 Weight = Annotated[Any, Scheduled(), Range(0)]
 #: An interval in steps; 0 is never.
 Every = Annotated[int, Range(0)]
-#: a, b, c of a exp(-b r) + c.
-Curve = Annotated[list[float], Length.exactly(3)]
+#: a, b, c of a exp(-b r) + c, and perhaps the r above which it is 0.
+Curve = Annotated[list[float] | None, Length(3, 4)]
 #: Degrees, above 0 and at most 90.
 Angle = Annotated[float, Range(0, 90, above=True)]
 
@@ -44,7 +44,8 @@ class Reference:
 
     Without an elevation, it is estimated. With ``start=samples``, the scene is first fitted to views that the model draws, up
     to the fraction ``start_until`` of the run, without asking the prior. ``depth`` and ``normal`` name pictures as large as the image: nearness, bright
-    for near, and normals in the camera's frame, (n + 1) / 2.
+    for near, and normals in the camera's frame, (n + 1) / 2. ``fourth`` is what the novel-view model takes for the fourth
+    number of a pose: the difference of distances, or the camera's polar angle as in Stable-Zero123; ``auto`` goes by its folder.
     """
 
     elevation_deg: Annotated[float | None, Range(-90, 90)] = None
@@ -58,6 +59,7 @@ class Reference:
     start_until: Fraction = 0.3
     depth: str | None = None
     normal: str | None = None
+    fourth: Annotated[str, OneOf(("auto", "distance", "polar"))] = "auto"
 
 
 @dataclass
@@ -78,6 +80,7 @@ class PriorOptions:
     control: str | None = None
     control_scale: NotNegative = 1.0
     prompt_weighting: bool = False
+    vae_sample: bool = False
 
 
 @dataclass
@@ -99,13 +102,19 @@ class Views:
 
 @dataclass
 class PerpNeg:
-    """Stay away from the views that a camera does not see; each curve is a, b, c of a exp(-b r) + c."""
+    """Stay away from the views that a camera does not see.
+
+    ``curves`` is whose weights: ``threestudio``'s or the ``authors``' of Perp-Neg; ``strength`` multiplies them. Each of the
+    other four replaces one curve by a, b, c of a exp(-b r) + c, and perhaps the r above which it is 0.
+    """
 
     enabled: bool = False
-    front_from_side: Curve = field(default_factory=lambda: [4.0, 0.5, -2.426])
-    side_from_front: Curve = field(default_factory=lambda: [4.0, 0.5, -2.426])
-    side_from_back: Curve = field(default_factory=lambda: [1.0, 0.5, -0.606])
-    front_from_back: Curve = field(default_factory=lambda: [1.0, 0.5, 0.967])
+    strength: NotNegative = 1.0
+    curves: Annotated[str, OneOf(("threestudio", "authors"))] = "threestudio"
+    front_from_side: Curve = None
+    side_from_front: Curve = None
+    side_from_back: Curve = None
+    front_from_back: Curve = None
 
 
 @dataclass

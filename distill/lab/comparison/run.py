@@ -41,7 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "csd": {"guidance": "csd", "timesteps": "uniform"},
     "asd": {"guidance": "asd", "timesteps": "uniform"},
     "vsd": {"guidance": "vsd", "timesteps": "uniform"},
-    "sdi": {"experiment": "sdi"},
+    "sdi": {"experiment": "sdi", "guidance.inversion": "even"},
 }
 #: What the papers' claims are tested with, beside ``METHODS``; see ``distill.lab.comparison.claims``.
 VARIANTS: dict[str, dict[str, Any]] = {

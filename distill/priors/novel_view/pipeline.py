@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from distill.priors.space import Space, downsampling
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+log = logging.getLogger(__name__)
 
 #: Published folders: where the token's projection lies, and under which name.
 PUBLISHED = {"cc_projection": "projection", "clip_camera_projection": "proj"}
@@ -243,7 +246,8 @@ class NovelViewPipeline:
 
         Args:
             folder: in the diffusers layout; safetensors only, nothing is fetched.
-            fourth: the pose's fourth number; ``polar`` for Stable-Zero123, whose folder does not say so.
+            fourth: the pose's fourth number, ``distance``, or ``polar`` for Stable-Zero123; None is what the folder says, and
+                for a published one what ``fourth_of`` makes of its name.
             device: where it lies.
             dtype: what the UNet and the VAE compute in.
 
@@ -289,8 +293,9 @@ class NovelViewPipeline:
         if vae is not None:
             vae.to(device).eval().requires_grad_(False)
         return cls(
-            model, encoder, scheduler, vae, fourth or said["fourth"], folder, float(said.get("offset", 0.0))
-        )
+            model, encoder, scheduler, vae, fourth or said.get("fourth") or fourth_of(folder), folder,
+            float(said.get("offset", 0.0)),
+        )  # fmt: skip
 
 
 def take_conditioning(model: NovelView, tensors: Mapping[str, Tensor]) -> None:
@@ -328,8 +333,26 @@ def turn_options(said: Mapping[str, Any], folder: Path) -> TurnOptions | None:
         ) from error
 
 
+def fourth_of(folder: Path) -> str:
+    """Guess the pose's fourth number of a published folder: ``polar`` for Stable-Zero123, else ``distance``.
+
+    Nothing in such a folder says it, only its name, that of its repository in the Hub's cache, or the one that its
+    ``model_index.json`` gives.
+    """
+    names = [*folder.resolve().parts[-3:]]
+    index = folder / "model_index.json"
+    if index.exists():
+        names.append(str(json.loads(index.read_text()).get("_name_or_path", "")))
+    stable = any("stable-zero123" in name.lower().replace("_", "-") for name in names)
+    log.info(
+        "%s is taken for %s, from its name; reference.fourth=%s says that it is not",
+        folder.name, *(("Stable-Zero123", "distance") if stable else ("a Zero-1-to-3", "polar")),
+    )  # fmt: skip
+    return "polar" if stable else "distance"
+
+
 def read_conditioning(folder: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
-    """Read a folder's conditioning settings, and its weights under this library's names."""
+    """Read a folder's conditioning settings, and its weights under this library's names; a published one lacks ``fourth``."""
     from safetensors import SafetensorError
 
     try:
@@ -342,7 +365,7 @@ def read_conditioning(folder: Path) -> tuple[dict[str, Any], Mapping[str, Tensor
                 tensors = {
                     key.replace(f"{name}.", "token.projection.", 1): v for key, v in load_file(path).items()
                 }
-                return {"norm": False, "amalgamation": False, "layers": [], "fourth": "distance"}, tensors
+                return {"norm": False, "amalgamation": False, "layers": []}, tensors
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"could not read the conditioning in {folder}; only safetensors are read, so convert an older file with "
