@@ -147,7 +147,7 @@ def load_prior(
     schedule = read_schedule(scheduler, patches).to(device)
     text_dtype = torch.float32 if own or device.type == "cpu" else dtype
     load = partial(_load_plain_text if own else _load_text, folder, index, device, text_dtype)
-    changes = [f"{update.lora.sha256} {update.lora.weight}" for update in told]
+    changes = [f"{update.lora.sha256} {update.lora.weight} by layer" for update in told]
     text = TextEncoders(
         partial(_updated, load, told),
         family.weighted if prompt_weighting and family.weighted else family.embed,
