@@ -153,6 +153,7 @@ def load_prior(
         family.weighted if prompt_weighting and family.weighted else family.embed,
         None if own else identity_of(folder, str(text_dtype), *changes, *weighting),
         prompt_weighting,
+        {} if prompt_weighting else family.lengths,
     )
     recorded = graphs_for(network, device, graphs, compiled=compile)
     return DiffusionPrior(
