@@ -17,8 +17,10 @@ import torch
 from omegaconf import DictConfig
 
 from distill.loop import train
+from distill.priors.load import family_of
 from distill.priors.source import Source, find, offline
 from distill.priors.table import MODELS
+from distill.priors.whole import check_whole
 from distill.run.assemble import assemble, pick_device
 from distill.run.compose import compose_config
 
@@ -75,7 +77,10 @@ def examine(config: DictConfig) -> Iterator[Finding]:
     for kind in dict.fromkeys(("cpu", device.type if device else "cpu")):
         yield smoke(torch.device(kind))
     if source is not None and device is not None:
-        yield from costs(config, source, device)
+        try:
+            yield from costs(config, source, device)
+        except Exception as error:  # what a forecast of a broken folder fails with
+            yield Finding("memory", "wrong", f"cannot be told: {' '.join(str(error).split())}")
 
 
 def devices(wanted: str) -> Iterator[Finding]:
@@ -190,10 +195,15 @@ def the_prior(name: str) -> Iterator[tuple[Finding, Source | None]]:
     )
     try:
         source = find(name)
+    except ValueError as error:
+        yield Finding("prior", "wrong", str(error)), None
+        return
+    try:
+        check_whole(source.folder, *family_of(source.folder))
         licence = source.licence or "of unknown licence"
         yield Finding("prior", "ok", f"{name}: {source.folder}, {licence}"), source
     except ValueError as error:
-        yield Finding("prior", "wrong", str(error)), None
+        yield Finding("prior", "wrong", str(error)), source
 
 
 def smoke(device: torch.device) -> Finding:

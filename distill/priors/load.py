@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from distill.convert import pickled
@@ -25,6 +25,7 @@ from distill.priors.schedule import read_schedule
 from distill.priors.source import UNUSED, find, variant_of
 from distill.priors.space import Space, downsampling
 from distill.priors.text import TextEncoders, identity_of
+from distill.priors.whole import AGAIN, check_whole, load_encoder, named, settings_of
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
@@ -59,9 +60,9 @@ def family_of(folder: Path) -> tuple[Family, dict[str, Any]]:
     Raises:
         ValueError: the kind is unknown, or parts of it are missing.
     """
-    index = json.loads((folder / "model_index.json").read_text())
+    index = settings_of(folder / "model_index.json")
     name = index.get("_class_name", "DiffusionPipeline")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         known = ", ".join(
             known.removesuffix("Pipeline") for known in FAMILIES if known != "DiffusionPipeline"
         )
@@ -122,6 +123,7 @@ def load_prior(
     source = find(name)
     folder = source.folder
     family, index = family_of(folder)
+    check_whole(folder, family, index)
     weighting = weighting_of(family) if prompt_weighting else []
     network, vae, scheduler = _parts(folder, family, index, dtype)
     for module in (network, vae):
@@ -146,7 +148,7 @@ def load_prior(
     space, patches = space_of(vae, network, family, image_size)
     schedule = read_schedule(scheduler, patches).to(device)
     text_dtype = torch.float32 if own or device.type == "cpu" else dtype
-    load = partial(_load_plain_text if own else _load_text, folder, index, device, text_dtype)
+    load = partial(_told, _load_plain_text if own else _load_text, folder, index, device, text_dtype)
     changes = [f"{update.lora.sha256} {update.lora.weight} by layer" for update in told]
     text = TextEncoders(
         partial(_updated, load, told),
@@ -190,13 +192,13 @@ def _parts(
             _component(folder, "vae", index["vae"][1], _vae_dtype(folder, dtype)) if "vae" in index else None
         )
         return network, vae, read_scheduler(folder, index)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         if old := pickled(folder):
             raise ValueError(
                 f"the prior in {folder} has pickled weights ({old[0].relative_to(folder)}), and only safetensors are read; "
                 f"convert them: python -m distill.convert {folder}"
             ) from error
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"could not load the prior in {folder} (safetensors in the diffusers layout): {reason}"
         ) from error
@@ -240,7 +242,7 @@ def space_of(
 def _component(folder: Path, part: str, kind: str, dtype: torch.dtype) -> ModelMixin:
     import diffusers
 
-    return getattr(diffusers, kind).from_pretrained(
+    made: ModelMixin = getattr(diffusers, kind).from_pretrained(
         folder,
         subfolder=part,
         variant=variant_of(folder / part),
@@ -248,6 +250,11 @@ def _component(folder: Path, part: str, kind: str, dtype: torch.dtype) -> ModelM
         local_files_only=True,
         **precision(dtype),
     )
+    if missing := [name for name, value in made.named_parameters() if value.is_meta]:
+        raise ValueError(
+            f"{folder / part} lacks {len(missing)} of its weights, such as {missing[0]}; {AGAIN}"
+        )
+    return made
 
 
 def _vae_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
@@ -282,6 +289,19 @@ def _updated(load: Callable[[], DiffusionPipeline], updates: Sequence[lora.Updat
     return pipeline
 
 
+def _told(load: Callable[..., DiffusionPipeline], folder: Path, *options: Any) -> DiffusionPipeline:
+    """Load text encoders; whatever a library fails with is one line.
+
+    Raises:
+        ValueError: they cannot be loaded.
+    """
+    try:
+        return load(folder, *options)
+    except Exception as error:  # what diffusers, transformers and tokenizers fail with has no common class
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"could not load the text encoders of the prior in {folder}: {reason}") from error
+
+
 def _load_plain_text(
     folder: Path, index: dict[str, Any], device: torch.device, dtype: torch.dtype
 ) -> SimpleNamespace:
@@ -312,12 +332,17 @@ def _load_text(
         without["requires_safety_checker"] = False
     variants = [variant_of(folder / part) for part in index if part.startswith("text_encoder")]
     without["variant"] = next(filter(None, variants), None)
+    for part in [part for part in index if part.startswith("text_encoder") and named(index, part)]:
+        without[part], missing = load_encoder(folder, part, index[part][1], dtype)
+        if hasattr(without[part], "text_model"):
+            _check_names(folder / part)
+        if missing:
+            raise ValueError(
+                f"{folder / part} lacks {len(missing)} of its weights, such as {missing[0]}; {AGAIN}"
+            )
     pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(
         folder, use_safetensors=True, local_files_only=True, **precision(dtype), **without
     )
-    for part in index:
-        if part.startswith("text_encoder") and hasattr(getattr(pipeline, part), "text_model"):
-            _check_names(folder / part)
     told = [part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part]
     needed = sum(p.numel() * p.element_size() for encoder in told for p in encoder.parameters())
     if needed > free_bytes(device):
