@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from distill.loop import train
+from distill.priors import lora
 from distill.priors.load import family_of
 from distill.priors.source import Source, find, offline
 from distill.priors.table import MODELS
@@ -70,6 +71,7 @@ def examine(config: DictConfig) -> Iterator[Finding]:
     yield from backends(device, str(config.scene.get("backend", "auto")))
     yield from places(config)
     yield ffmpeg()
+    yield from inputs(config)
     source = None
     for finding, found in the_prior(config.prior):
         source = found or source
@@ -157,6 +159,23 @@ def places(config: DictConfig) -> Iterator[Finding]:
             "wrong" if short else "ok",
             f"{said}; a run wants 2 GB, choose another output_dir=" if short else said,
         )
+
+
+def inputs(config: DictConfig) -> Iterator[Finding]:
+    """The user's own files that a run reads."""
+    for entry in config.prior_options.loras:
+        try:
+            yield Finding("lora", "ok", str(lora.parse(entry).path))
+        except ValueError as error:
+            yield Finding("lora", "wrong", str(error))
+    if config.init:
+        there = (Path(config.init).expanduser() / "checkpoints").is_dir()
+        said = "" if there else " has no checkpoints; give the folder of an earlier run"
+        yield Finding("init", "ok" if there else "wrong", f"{config.init}{said}")
+    for name in ("prompts", "image", "reference.depth", "reference.normal", "views.file"):
+        if path := OmegaConf.select(config, name):
+            there = Path(path).expanduser().is_file()
+            yield Finding(name, "ok" if there else "wrong", f"{path}{'' if there else ' is not there'}")
 
 
 def ffmpeg() -> Finding:

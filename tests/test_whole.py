@@ -38,6 +38,10 @@ def change(path: Path, **more: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
 
 
+def at(do: Callable[[Path], object], file: str) -> Callable[[Path], object]:
+    return lambda folder: do(folder / file)
+
+
 def shards(folder: Path) -> None:
     weights = load_file(folder / "text_encoder/model.safetensors")
     names = sorted(weights)
@@ -52,7 +56,7 @@ def shards(folder: Path) -> None:
 HARM: dict[str, tuple[Callable[[Path], object], str]] = {
     **{
         f"pointer in {part}": (
-            lambda folder, file=file: pointer(folder / file),
+            at(pointer, file),
             rf"{file} is a pointer of Git LFS.*git lfs pull",
         )
         for part, file in (
@@ -63,7 +67,7 @@ HARM: dict[str, tuple[Callable[[Path], object], str]] = {
     },
     **{
         f"cut {file}": (
-            lambda folder, file=file: cut(folder / file),
+            at(cut, file),
             rf"{file} is cut short .*download the model again",
         )
         for file in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")

@@ -46,6 +46,20 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A precision by its name.
+
+    Raises:
+        ValueError: it is none that a network computes in.
+    """
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if not isinstance(dtype, str):
+        return dtype
+    if dtype not in names:
+        raise ValueError(f"dtype must be one of {', '.join(names)}, got {dtype!r}")
+    return names[dtype]
+
+
 def precision(dtype: torch.dtype) -> dict[str, Any]:
     """Return the precision argument of diffusers' ``from_pretrained``, which was renamed in version 0.40."""
     from importlib.metadata import version
@@ -82,7 +96,7 @@ def family_of(folder: Path) -> tuple[Family, dict[str, Any]]:
 def load_prior(
     name: str | Path = "embedded",
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     image_size: int | None = None,
     *,
     checkpointing: bool = False,
@@ -99,7 +113,7 @@ def load_prior(
         name: ``embedded``, a local folder in the diffusers layout, a name that ``distill priors`` lists, or
             ``owner/repository@revision`` on the hub; safetensors only.
         device: where it runs.
-        dtype: what its network computes in; by default what the device is fast at.
+        dtype: what its network computes in, or its name; by default what the device is fast at.
         image_size: height and width in pixels that it is shown; by default what it was trained on.
         checkpointing: the VAE computes its activations again on the way back, for less memory and more time.
         compile: compile the network with ``torch.compile``; slow to start.
@@ -113,13 +127,13 @@ def load_prior(
         prompt_weighting: prompts may have weights and be of any length, see ``distill.priors.families.weighted``.
 
     Raises:
-        ValueError: there is no such prior, its folder is not one this library can use, a LoRA or the ControlNet does
+        ValueError: there is no such prior or dtype, its folder is not one this library can use, a LoRA or the ControlNet does
             not fit it, or graphs are asked for on another device than CUDA.
     """
     device = torch.device(device)
     check_graphs(graphs, device)
     files = [lora.parse(entry) for entry in loras]
-    dtype = dtype or default_dtype(device)
+    dtype = dtype_of(dtype) or default_dtype(device)
     source = find(name)
     folder = source.folder
     family, index = family_of(folder)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distill.contracts import Embedding, Prompt
-from distill.files.atomic import write_atomic
+from distill.files.atomic import sha256, write_atomic
 from distill.priors.families.length import Lengths, cut_off
 from distill.priors.quiet import quiet
 
@@ -94,8 +95,7 @@ class TextEncoders:
                 torch.cuda.empty_cache()
             for text, (own, cut) in zip(missing, made, strict=True):
                 row = {name: value.cpu().contiguous() for name, value in own.items()}
-                folder.mkdir(parents=True, exist_ok=True)
-                write_atomic(folder / f"{self._key(text)}.safetensors", save(row, {"cut": cut}))
+                keep(folder / f"{self._key(text)}.safetensors", save(row, {"cut": cut}))
                 found[self._key(text)] = row, cut
         rows: list[Any] = [found[self._key(text)] for text in prompts]
         return rows
@@ -104,6 +104,19 @@ class TextEncoders:
         tail = text.tail if isinstance(text, Prompt) else ""
         said = json.dumps([LAYOUT, self.identity, text, tail])
         return hashlib.sha256(said.encode()).hexdigest()[:32]
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write an embedding to the cache; where that cannot be written, the run goes on without."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+    except OSError as error:
+        log.warning(
+            "the embedding cannot be kept in %s (%s), and is made anew next time; set DISTILL_CACHE to a writable folder",
+            path.parent,
+            error.strerror,
+        )
 
 
 def tell(cuts: Sequence[tuple[str, str]]) -> None:
@@ -146,11 +159,17 @@ def read(path: Path) -> Row | None:
 
 
 def identity_of(folder: Path, *more: str) -> str:
-    """Return a key that identifies a model's text encoders: their files, by size and time, and anything else given."""
+    """Return a key that identifies a model's text encoders: what is in their files, and anything else given."""
     files = sorted(
         path
         for path in folder.glob("t*/**/*")
         if path.is_file() and path.parent.name.startswith(("text_encoder", "tokenizer"))
     )
-    said = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return json.dumps([str(folder.resolve()), said, *more])
+    return json.dumps([[(path.relative_to(folder).as_posix(), content_of(path)) for path in files], *more])
+
+
+def content_of(path: Path) -> str:
+    """A file's SHA-256; in the hub's cache, where a file is named by its content, that name saves reading it."""
+    real = path.resolve()
+    named = path.is_symlink() and real.parent.name == "blobs" and re.fullmatch("[0-9a-f]{40,64}", real.name)
+    return real.name if named else sha256(path)
