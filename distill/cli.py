@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 HELP = """\
 Make a 3D asset from a text prompt or a picture.
@@ -39,6 +40,8 @@ Common options (name=value):
 Exit codes: 0 success, 1 a run failed, 2 invalid input, 130 interrupted (continue with resume=true).
 """
 
+#: Endings of pictures, which are no prompts.
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic")
 _OPTION = re.compile(r"[+~]{0,2}([A-Za-z_][\w/@:]*)(\.[\w.]+)?(=|$)")
 _VALUE_FLAGS = (
     "--why",
@@ -96,6 +99,9 @@ def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
         raise ValueError(
             f"expected one prompt, got {len(prompts)} ({', '.join(map(repr, prompts[:3]))}); put the prompt in quotes"
         )
+    for text in prompts:
+        if text.lower().endswith(PICTURES) and Path(text).expanduser().is_file():
+            raise ValueError(f"{text} is a picture; to start from it, write image={text}")
     return (prompts[0] if prompts else None), options
 
 
@@ -155,7 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments == ["priors"]:
         from distill.priors.table import describe
 
-        print(describe())
+        try:
+            print(describe(), flush=True)
+        except BrokenPipeError:  # of a reader that has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "trimesh", "imageio_ffmpeg", "diffusers", "transformers"):
@@ -175,10 +184,12 @@ def _start(arguments: Sequence[str]) -> int:
     if arguments[0] == "doctor":
         from distill.doctor import doctor
 
-        overrides = [settings.quote_text(text) for text in arguments[1:] if text != "--json"]
-        given = any(text.startswith(("prompt=", "image=")) for text in overrides)
-        chosen = settings.compose_config([*overrides, *([] if given else ["prompt=example"])])
-        return doctor(chosen, as_json="--json" in arguments)
+        prompt, options = split_prompt([text for text in arguments[1:] if text != "--json"])
+        folders, options = _values_of("--config-dir", options, "-cd")
+        if prompt is not None:
+            options.append(f"prompt={settings.quote(prompt)}")
+        overrides = _with_example([settings.quote_text(text) for text in options])
+        return doctor(settings.compose_config(overrides, folders), as_json="--json" in arguments)
     prompt, options = split_prompt(arguments)
     traced, options = _values_of("--why", options)
     if prompt is not None:

@@ -20,6 +20,21 @@ from distill.transfer import send
 Embedding = Mapping[str, Tensor]
 
 
+class Prompt(str):
+    """A prompt whose ending stays where a text encoder must cut it: ``head``, then ``tail``, such as ``", front view"``.
+
+    To a prior that does not know it, it is the whole text.
+    """
+
+    head: str
+    tail: str
+
+    def __new__(cls, head: str, tail: str) -> Self:
+        made = super().__new__(cls, head + tail)
+        made.head, made.tail = head, tail
+        return made
+
+
 @dataclass(frozen=True)
 class Step:
     """A point in training.

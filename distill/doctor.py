@@ -14,11 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from distill.loop import train
+from distill.priors import lora
+from distill.priors.load import family_of
 from distill.priors.source import Source, find, offline
 from distill.priors.table import MODELS
+from distill.priors.whole import check_whole
 from distill.run.assemble import assemble, pick_device
 from distill.run.compose import compose_config
 
@@ -68,6 +71,7 @@ def examine(config: DictConfig) -> Iterator[Finding]:
     yield from backends(device, str(config.scene.get("backend", "auto")))
     yield from places(config)
     yield ffmpeg()
+    yield from inputs(config)
     source = None
     for finding, found in the_prior(config.prior):
         source = found or source
@@ -75,7 +79,10 @@ def examine(config: DictConfig) -> Iterator[Finding]:
     for kind in dict.fromkeys(("cpu", device.type if device else "cpu")):
         yield smoke(torch.device(kind))
     if source is not None and device is not None:
-        yield from costs(config, source, device)
+        try:
+            yield from costs(config, source, device)
+        except Exception as error:  # what a forecast of a broken folder fails with
+            yield Finding("memory", "wrong", f"cannot be told: {' '.join(str(error).split())}")
 
 
 def devices(wanted: str) -> Iterator[Finding]:
@@ -154,6 +161,23 @@ def places(config: DictConfig) -> Iterator[Finding]:
         )
 
 
+def inputs(config: DictConfig) -> Iterator[Finding]:
+    """The user's own files that a run reads."""
+    for entry in config.prior_options.loras:
+        try:
+            yield Finding("lora", "ok", str(lora.parse(entry).path))
+        except ValueError as error:
+            yield Finding("lora", "wrong", str(error))
+    if config.init:
+        there = (Path(config.init).expanduser() / "checkpoints").is_dir()
+        said = "" if there else " has no checkpoints; give the folder of an earlier run"
+        yield Finding("init", "ok" if there else "wrong", f"{config.init}{said}")
+    for name in ("prompts", "image", "reference.depth", "reference.normal", "views.file"):
+        if path := OmegaConf.select(config, name):
+            there = Path(path).expanduser().is_file()
+            yield Finding(name, "ok" if there else "wrong", f"{path}{'' if there else ' is not there'}")
+
+
 def ffmpeg() -> Finding:
     """Check for ffmpeg, which writes videos."""
     try:
@@ -190,10 +214,15 @@ def the_prior(name: str) -> Iterator[tuple[Finding, Source | None]]:
     )
     try:
         source = find(name)
+    except ValueError as error:
+        yield Finding("prior", "wrong", str(error)), None
+        return
+    try:
+        check_whole(source.folder, *family_of(source.folder))
         licence = source.licence or "of unknown licence"
         yield Finding("prior", "ok", f"{name}: {source.folder}, {licence}"), source
     except ValueError as error:
-        yield Finding("prior", "wrong", str(error)), None
+        yield Finding("prior", "wrong", str(error)), source
 
 
 def smoke(device: torch.device) -> Finding:

@@ -101,6 +101,66 @@ def test_weights_are_w_plus_the_low_rank_product(layout: str, sd_folder: Path, t
     assert not [name for name, _ in prior.network.named_parameters() if "lora" in name]
 
 
+def uneven(
+    network: Any, endings: tuple[str, ...], ranks: tuple[int, ...], alphas: tuple[float, ...], seed: int = 0
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, float]]:
+    """Matrices of ranks that take turns, and alphas that take other turns."""
+    found, told = {}, {}
+    for number, (name, (down, up)) in enumerate(low_rank(network, endings, seed).items()):
+        rank = ranks[number % len(ranks)]
+        found[name] = (down.repeat(rank, 1)[:rank] * 0.3, up.repeat(1, rank)[:, :rank] * 0.3)
+        told[name] = alphas[number % len(alphas)]
+    return found, told
+
+
+#: As a file resized layer by layer has them; one layer apart; ranks alone; alphas alone; every combination.
+STRENGTHS = {
+    "resized": ((1, 2, 4, 2), (0.5, 1.0, 2.0, 1.0)),
+    "one apart": ((2,), (1.0,) * 5 + (4.0,) + (1.0,) * 50),
+    "ranks": ((4, 1, 2), (2.0,)),
+    "alphas": ((2,), (8.0, 1.0, 3.0)),
+    "both": ((1, 3, 2, 5), (2.0, 1.0, 0.5)),
+}
+
+
+@pytest.mark.parametrize("layout", ["kohya", "diffusers"])
+@pytest.mark.parametrize("kind", list(STRENGTHS))
+def test_every_layer_has_the_strength_that_its_own_alpha_and_rank_say(
+    kind: str, layout: str, sd_folder: Path, tmp_path: Path
+) -> None:
+    plain, by_hand = load(sd_folder), load(sd_folder)
+    matrices, alphas = uneven(plain.network, ATTENTION, *STRENGTHS[kind])
+    for name, (down, up) in matrices.items():
+        merged(by_hand.network, {name: (down, up)}, WEIGHT * alphas[name] / len(down))
+    tensors = kohya("lora_unet", matrices) if layout == "kohya" else peft("unet.", matrices)
+    for name, alpha in alphas.items():
+        key = f"lora_unet_{name.replace('.', '_')}" if layout == "kohya" else f"unet.{name}"
+        tensors[f"{key}.alpha"] = torch.tensor(alpha)
+    save_file(tensors, tmp_path / "style.safetensors")
+    prior = load(sd_folder, f"{tmp_path}/style.safetensors:{WEIGHT}")
+    expected = dict(by_hand.network.named_parameters())
+    for name, value in prior.network.named_parameters():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_text_encoders_have_ranks_and_alphas_of_their_own(sd_folder: Path, tmp_path: Path) -> None:
+    """The network's rank is 2 and its alpha 1, the text encoder's differ layer by layer."""
+    pipeline, plain = make("stable_diffusion").from_pretrained(sd_folder), load(sd_folder)
+    tensors, encoder = kohya("lora_unet", low_rank(plain.network, ATTENTION)), pipeline.text_encoder
+    matrices, alphas = uneven(encoder, TEXT, (1, 8, 3), (4.0, 1.0), 5)
+    named = {name: name if name.startswith("text_model") else f"text_model.{name}" for name in matrices}
+    tensors |= kohya("lora_te", {named[name]: pair for name, pair in matrices.items()})
+    for name, alpha in alphas.items():
+        tensors[f"lora_te_{named[name].replace('.', '_')}.alpha"] = torch.tensor(alpha)
+        merged(encoder, {name: matrices[name]}, WEIGHT * alpha / len(matrices[name][0]))
+    save_file(tensors, tmp_path / "style.safetensors")
+    found = load(sd_folder, f"{tmp_path}/style.safetensors:{WEIGHT}").embed(["a red mug"])
+    with torch.no_grad():
+        states, _ = pipeline.encode_prompt(["a red mug"], "cpu", 1, do_classifier_free_guidance=False)
+    torch.testing.assert_close(found["encoder_hidden_states"], states, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(states, plain.embed(["a red mug"])["encoder_hidden_states"], atol=1e-3)
+
+
 def test_several_add_up(sd_folder: Path, tmp_path: Path) -> None:
     by_hand = load(sd_folder)
     files = []

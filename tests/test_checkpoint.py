@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,3 +78,47 @@ def test_files_follow_the_umask(tmp_path: Path) -> None:
     fresh = tmp_path / "fresh"
     fresh.touch()
     assert (path / "tensors.safetensors").stat().st_mode == fresh.stat().st_mode
+
+
+def test_it_is_written_where_folders_cannot_be_opened_and_what_is_synced_must_be_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rules of Windows."""
+    fcntl = pytest.importorskip("fcntl")
+    opened, synced = os.open, os.fsync
+
+    def open_file(path: Any, flags: int, *rest: Any, **options: Any) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, flags, *rest, **options)
+
+    def sync(descriptor: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(9, "Bad file descriptor")
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "open", open_file)
+    monkeypatch.setattr(os, "fsync", sync)
+    for step in (1, 2, 3, 3):
+        save_checkpoint(tmp_path, step, {"x": torch.full((2,), float(step))}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-000002", "step-000003"]
+    found = load_checkpoint(tmp_path)
+    assert found is not None and torch.equal(found["x"], torch.full((2,), 3.0))
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_one_before_alone(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    save_checkpoint(tmp_path, 1, {"x": torch.ones(2)})
+    (tmp_path / ".step-000001.99.tmp").mkdir()
+    (tmp_path / ".step-000001.99.tmp" / "tensors.safetensors").write_bytes(b"torn")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"step-000002 cannot be written \(.*resume=true") as caught:
+            save_checkpoint(tmp_path, 2, {"x": torch.ones(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-000001"]
+    found = load_checkpoint(tmp_path)
+    assert found is not None and torch.equal(found["x"], torch.ones(2))

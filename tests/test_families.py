@@ -7,16 +7,19 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import MAKERS, make, sentencepiece
+from tiny_pipelines import MAKERS, clip_tokenizer, make, sentencepiece
 
+from distill.contracts import Prompt
 from distill.priors import load_prior
 from distill.priors.adapter import Student
 from distill.priors.diffusion import DiffusionPrior
+from distill.priors.families.length import cut_off, fit
 
 #: How each pipeline is called for few steps at timesteps that its prior's table holds.
 CALLS: dict[str, dict[str, Any]] = {
@@ -210,6 +213,62 @@ def test_prompts_matter_and_batching_does_not(case: Case) -> None:
     other = prior.predict_noise(x[1:], t[1:], prior.embed(["a mug"]))
     torch.testing.assert_close(both[1:], alone, rtol=1e-3, atol=1e-4)
     assert not torch.equal(alone, other)
+
+
+#: Longer than the 512 letters that the longest text encoder here takes.
+LONG = "a red mug with a big ear " * 40
+
+
+def test_views_of_a_long_prompt_differ_in_every_encoder(
+    case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is cut is said in one line, by the run that finds the embeddings in the cache, too."""
+    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path))
+    prompts = [Prompt(LONG, ", a"), Prompt(LONG, ", b"), LONG + ", a", LONG + ", b"]
+    for _ in ("made", "kept"):
+        caplog.clear()
+        prior = load_prior(case.folder, image_size=SIZES.get(case.name, 64))
+        prior.embed([*prompts[:2], LONG, ""])
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert "too long" in line and "a red mug with a big" in line and "\n" not in line and len(line) < 300
+    found = prior.embed(prompts)
+    for name, value in found.items():
+        if name in ("encoder_attention_mask", "guidance"):
+            continue
+        assert not torch.equal(value[0], value[1]) and torch.equal(value[2], value[3]), name
+    if case.name == "stable_diffusion_3":  # 12 tokens of both CLIP encoders' and 256 of T5's, in one sequence
+        states = found["encoder_hidden_states"]
+        for part in (states[:, :12, :16], states[:, :12, 16:32], states[:, 12:]):
+            assert not torch.equal(part[0], part[1])
+
+
+def test_a_short_prompt_is_as_without_an_ending(case: Case, caplog: pytest.LogCaptureFixture) -> None:
+    found = case.prior.embed([Prompt("a mug", ", a"), "a mug, a"])
+    assert all(torch.equal(value[0], value[1]) for value in found.values())
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("head", "tail", "kept", "lost"),
+    [
+        (
+            "a b c d e f g h i j k l",
+            ", x",
+            "a b c d e f g h, x",
+            "i j k l",
+        ),  # 12 with both marks, comma and x
+        ("a b c d e f g, h i j", ", x", "a b c d e f g, x", "h i j"),
+        ("a b c d e f g h", ", x", "a b c d e f g h, x", ""),
+        ("abcdefghijkl", ", x", "abcdefgh, x", "ijkl"),
+        ("a b c d e f g h i j k l", "", "a b c d e f g h i j k l", "k l"),
+        ("ab cd", ", xyxyxyxyx", "xyxyxyxyx", "ab cd"),
+    ],
+)
+def test_words_before_the_ending_are_cut_and_counted(head: str, tail: str, kept: str, lost: str) -> None:
+    pipeline = SimpleNamespace(tokenizer=clip_tokenizer())
+    prompt = Prompt(head, tail) if tail else head
+    assert fit(pipeline.tokenizer, [prompt]) == [kept]
+    assert cut_off(pipeline, {"tokenizer": 0}, prompt) == (lost, 12 if lost else 0)
 
 
 def test_a_student_of_any_family_learns_and_is_read_by_diffusers(case: Case, tmp_path: Path) -> None:

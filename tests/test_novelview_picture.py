@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from distill.conditions.cutout import (
     Frame,
@@ -21,6 +21,7 @@ from distill.conditions.cutout import (
     read_map,
     read_rgba,
     rembg_model,
+    without_background,
 )
 from distill.conditions.framing import settled
 from distill.lab.metrics import silhouette_iou
@@ -310,3 +311,70 @@ def test_a_model_that_knows_objects_beside_the_axis_leaves_the_frame() -> None:
 
 def test_a_model_without_a_code_leaves_the_frame() -> None:
     assert settled(a_model_that_draws(None), ring_at(90, 90), Frame(0, 0, 200), 0.5) == Frame(0, 0, 200)
+
+
+def card(where: tuple[int, int, int, int] = (60, 40, 140, 150)) -> Any:
+    """A picture of 200 pixels: a red box on white."""
+    image = Image.new("RGB", (200, 200), "white")
+    image.paste((200, 30, 30), where)
+    return image
+
+
+def dotted(image: Any) -> Any:
+    for x, y in ((10, 10), (180, 20), (25, 185)):
+        image.paste((90, 90, 90), (x, y, x + 4, y + 3))
+    return image
+
+
+def framed(image: Any, at: int, width: int = 2) -> Any:
+    ImageDraw.Draw(image).rectangle((at, at, 199 - at, 199 - at), outline=(0, 0, 0), width=width)
+    return image
+
+
+def clear(image: Any, corner: int, alpha: int, hidden: tuple[int, int, int] | None = None) -> Any:
+    """Its corners are as transparent as said, and of another colour beneath."""
+    image = image.convert("RGBA")
+    for x in (0, 200 - corner):
+        for y in (0, 200 - corner):
+            image.paste((*(hidden or (255, 255, 255)), alpha), (x, y, x + corner, y + corner))
+    return image
+
+
+CARDS = {
+    "one pixel": lambda: clear(card(), 1, 254),
+    "round corners": lambda: clear(card(), 8, 0, (0, 0, 0)),
+    "specks": lambda: dotted(card()),
+    "a frame inside": lambda: framed(card(), 5),
+    "a frame at the edge": lambda: framed(card(), 0, 3),
+    "all": lambda: clear(framed(dotted(card()), 0), 6, 0),
+}
+
+
+@pytest.mark.parametrize("kind", list(CARDS))
+def test_what_surrounds_an_object_is_none_of_it(kind: str, tmp_path: Path) -> None:
+    """The box is 80 x 110 pixels about (100, 95), whatever else is in the picture."""
+    CARDS[kind]().save(tmp_path / "card.png")
+    alpha = np.asarray(without_background(tmp_path / "card.png").getchannel("A"))
+    expected = np.zeros((200, 200), bool)
+    expected[40:150, 60:140] = True
+    assert np.array_equal(alpha > 127, expected)
+    _, frame = cut_out(tmp_path / "card.png", 64, fill=0.5)
+    assert (frame.left, frame.top, frame.side) == (100 - 110, 95 - 110, 220)
+
+
+def test_parts_of_an_object_and_channels_that_cut_it_out_are_kept(tmp_path: Path) -> None:
+    pair = card()
+    pair.paste((30, 30, 200), (150, 60, 170, 80))  # 400 pixels beside 8800
+    pair.save(tmp_path / "pair.png")
+    assert (
+        np.asarray(without_background(tmp_path / "pair.png").getchannel("A"))[60:80, 150:170] == 255
+    ).all()
+    full = card((5, 5, 195, 195))  # the white around it is no frame
+    full.save(tmp_path / "full.png")
+    alpha = np.asarray(without_background(tmp_path / "full.png").getchannel("A"))
+    assert (alpha > 127).sum() == 190 * 190
+    own = card().convert("RGBA")
+    own.putalpha(Image.new("L", (200, 200)))
+    own.paste((255, 255, 255, 255), (50, 50, 100, 100))  # white, and only alpha tells it
+    own.save(tmp_path / "own.png")
+    assert (np.asarray(without_background(tmp_path / "own.png").getchannel("A")) > 127).sum() == 2500

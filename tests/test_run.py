@@ -74,6 +74,7 @@ def test_a_prompt_becomes_an_asset_with_every_file(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == list(
         range(6)
     )
+    assert not [name for name in {*manifest["files"], *os.listdir(folder)} if name.startswith(".")]
     mesh = trimesh.load_mesh(folder / "mesh.glb", process=False)
     assert np.isfinite(mesh.vertices).all() and len(mesh.faces) > 50
 

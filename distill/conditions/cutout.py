@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 #: How pictures are cut out.
 BACKGROUNDS = ("auto", "keep", "rembg")
 #: What rembg may cut out with, the best first; both are under the Apache licence.
@@ -23,6 +27,14 @@ LARGEST = 1024
 TOLERANCE = 16
 #: Share of the border that may be something else than the background: the object may touch it.
 BORDER_SHARE = 0.25
+#: Alpha from which a pixel is seen, and the share of a picture that an alpha channel hides if it cuts an object out.
+SEEN, SEPARATES = 128, 0.03
+#: Widest frame around a picture, of its shorter side.
+LINE = 0.03
+#: A part smaller than this share of the largest is a speck.
+SPECK = 0.03
+#: A part that spans this share of the picture both ways, and fills less than that of its box, is a line around it.
+AROUND, THIN = 0.8, 0.15
 
 
 @dataclass(frozen=True)
@@ -88,9 +100,36 @@ def without_background(path: str | Path, background: str = "auto") -> Image.Imag
         raise ValueError(f"reference.background must be one of {', '.join(BACKGROUNDS)}, got {background!r}")
     if background == "rembg":
         image = _by_rembg(image)
-    elif background == "auto" and alpha.min() == 255:
-        kept = plain_background(np.asarray(image.convert("RGB")), str(path))
-        image.putalpha(Image.fromarray(kept))
+    elif background == "auto" and (alpha < SEEN).mean() < SEPARATES:
+        image = _without_plain(image, str(path))
+    return image
+
+
+def _without_plain(image: Image.Image, name: str) -> Image.Image:
+    """Remove the plain background of a picture whose alpha channel separates nothing, such as a card with round corners.
+
+    Raises:
+        ValueError: the background is not plain, and all of the picture is opaque.
+    """
+    rgb, alpha = np.array(image.convert("RGB")), np.asarray(image.getchannel("A"))
+    hidden = alpha < SEEN
+    if hidden.any():
+        border = np.zeros_like(hidden)
+        border[[0, -1], :] = border[:, [0, -1]] = True
+        shown = border & ~hidden
+        rgb[hidden] = np.median(rgb[shown if shown.any() else ~hidden], axis=0)
+    try:
+        kept = plain_background(rgb, name)
+    except ValueError:
+        if not hidden.any():
+            raise
+        log.warning(
+            "the alpha channel of %s hides hardly anything; what it shows is taken for the object", name
+        )
+        return image
+    if hidden.any():
+        log.warning("the alpha channel of %s hides hardly anything; its plain background is removed", name)
+    image.putalpha(Image.fromarray(np.minimum(kept, alpha) if hidden.any() else kept))
     return image
 
 
@@ -127,7 +166,53 @@ def read_rgba(path: Path, largest: int = LARGEST) -> Image.Image:
 
 
 def plain_background(rgb: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
-    """Coverage of what differs from a picture's plain background, 0 or 255, shape ``[h, w]``.
+    """Coverage of what differs from a picture's plain background, 0 or 255, shape ``[h, w]``; without a frame around it.
+
+    Raises:
+        ValueError: see ``standing_out``.
+    """
+    inner = unframed(rgb)
+    if inner is not None:
+        with contextlib.suppress(ValueError):  # what looked like a frame was the background
+            return standing_out(inner, name)
+    return standing_out(rgb, name)
+
+
+def unframed(rgb: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """A picture whose outermost line of one colour is painted like the plain colour inside it; None without such a line."""
+    side = min(rgb.shape[:2])
+    widest = max(2, round(LINE * side))
+    if side < 4 * widest:
+        return None
+    rings = [_ring(rgb, depth) for depth in range(2 * widest)]
+    if rings[0] is None:
+        return None
+    for depth in range(1, widest):
+        beyond = rings[depth : depth + widest]
+        colour = beyond[0]
+        if colour is None or np.abs(colour - rings[0]).max() <= TOLERANCE:
+            continue  # still the line, or its soft edge
+        if any(ring is None or np.abs(ring - colour).max() > TOLERANCE for ring in beyond):
+            continue  # no plain colour that goes on inside
+        painted = np.empty_like(rgb)
+        painted[:] = colour
+        within = np.s_[depth : rgb.shape[0] - depth, depth : rgb.shape[1] - depth]
+        painted[within] = rgb[within]
+        return painted
+    return None
+
+
+def _ring(rgb: NDArray[np.uint8], depth: int) -> NDArray[np.float64] | None:
+    """The colour of the pixels so far from a picture's edge, None where they have no single one."""
+    inside = rgb[depth : rgb.shape[0] - depth, depth : rgb.shape[1] - depth].astype(float)
+    ring = np.concatenate([inside[0], inside[-1], inside[:, 0], inside[:, -1]])
+    colour = np.median(ring, axis=0)
+    plain = (np.abs(ring - colour).max(-1) > TOLERANCE).mean() <= 0.02
+    return colour if plain else None
+
+
+def standing_out(rgb: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+    """Coverage of what differs from the colour of a picture's border, 0 or 255, shape ``[h, w]``.
 
     The background is what looks like the border and hangs together with it; parts that it does not reach, such as the
     hole of a handle, count where they have its very colour.
@@ -154,11 +239,30 @@ def plain_background(rgb: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
     empty = outside | (np.asarray(own) <= noise)
     empty[0] = False  # what differs
     mask = np.where(empty[parts], 0, 255).astype(np.uint8)
+    mask[~worthy(mask > 0)] = 0
     if not mask.any():
         raise ValueError(
             f"nothing in {name} stands out from its background; give a picture with an alpha channel"
         )
     return mask
+
+
+def worthy(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The parts of an object: no specks, letters of a watermark or frame lines beside it; shape ``[h, w]``."""
+    from scipy import ndimage
+
+    parts, count = ndimage.label(mask, np.ones((3, 3)))
+    areas = np.bincount(parts.ravel(), minlength=count + 1)
+    areas[0] = 0
+    kept = areas >= SPECK * areas.max()
+    for number, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        around = min(height / mask.shape[0], width / mask.shape[1]) > AROUND
+        if around and areas[number] < THIN * height * width and areas[number] < areas.max():
+            kept[number] = False
+    kept[0] = False
+    found: NDArray[np.bool_] = kept[parts]
+    return found
 
 
 def frame_of(alpha: NDArray[np.uint8], name: str, fill: float | None) -> Frame:

@@ -15,7 +15,7 @@ from torch import Tensor
 from distill.cameras import Cameras
 from distill.conditions import perp_neg
 from distill.conditions.perp_neg import Curves
-from distill.contracts import Condition, Conditioner, Embedding, Prior, Render, Step, View
+from distill.contracts import Condition, Conditioner, Embedding, Prior, Prompt, Render, Step, View
 from distill.transfer import send
 
 #: The views that can have prompts of their own.
@@ -184,7 +184,7 @@ class _Table:
         words = views.words if views else ()
 
         def every_view(text: str, own: Mapping[str, str]) -> list[str]:
-            return [own.get(word, f"{text}, {word}") for word in words] or [text]
+            return [own.get(word, Prompt(text, f", {word}")) for word in words] or [text]
 
         mine = every_view(prompt, views.prompts if views else {})
         sources = every_view(source_prompt, {}) if source_prompt else []

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -43,22 +44,61 @@ def unflatten(value: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if path.is_file():
+        with path.open("r+b") as file:  # Windows flushes what can be written alone
+            os.fsync(file.fileno())
+        return
+    with contextlib.suppress(
+        PermissionError
+    ):  # Windows opens no folders, and keeps their names in order itself
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint's folder, which holds files alone."""
+    for file in checkpoint.iterdir():
+        file.unlink()
+    checkpoint.rmdir()
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
     """Write ``folder/step-NNNNNN`` beside the earlier ones, then drop all but the newest ``keep``.
 
     A crash at any moment leaves the earlier checkpoints as they were.
+
+    Raises:
+        OSError: it cannot be written, such as on a full disk; nothing of it is left, in one line with the remedy.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:06d}"
+    try:
+        _write(folder, final, state)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            _clear(folder)
+        raise OSError(
+            f"the checkpoint {final} cannot be written ({str(error).splitlines()[0]}); free or choose another disk, then go "
+            "on from the one before with resume=true"
+        ) from error
+    for old in _steps(folder)[keep:]:
+        _remove(old)
+    return final
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a killed run, or a full disk, left half written."""
+    for torn in folder.glob(".step-*.tmp"):
+        _remove(torn)
+
+
+def _write(folder: Path, final: Path, state: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    _clear(folder)
     temporary.mkdir()
     tensors: dict[str, Tensor] = {}
     rest = flatten(state, "state", tensors)
@@ -75,13 +115,10 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
         _sync(file)
     _sync(temporary)
     if final.exists():
-        shutil.rmtree(final)
+        _remove(final)
     os.replace(temporary, final)
     _sync(folder)
     write_atomic(folder / "latest", final.name + "\n")
-    for old in _steps(folder)[keep:]:
-        shutil.rmtree(old)
-    return final
 
 
 def _steps(folder: Path) -> list[Path]:

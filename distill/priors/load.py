@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from distill.convert import pickled
@@ -26,6 +26,7 @@ from distill.priors.schedule import read_schedule
 from distill.priors.source import UNUSED, find, variant_of
 from distill.priors.space import Space, downsampling
 from distill.priors.text import TextEncoders, identity_of
+from distill.priors.whole import AGAIN, check_whole, load_encoder, named, settings_of
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
@@ -46,6 +47,20 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A precision by its name.
+
+    Raises:
+        ValueError: it is none that a network computes in.
+    """
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if not isinstance(dtype, str):
+        return dtype
+    if dtype not in names:
+        raise ValueError(f"dtype must be one of {', '.join(names)}, got {dtype!r}")
+    return names[dtype]
+
+
 def precision(dtype: torch.dtype) -> dict[str, Any]:
     """Return the precision argument of diffusers' ``from_pretrained``, which was renamed in version 0.40."""
     from importlib.metadata import version
@@ -60,9 +75,9 @@ def family_of(folder: Path) -> tuple[Family, dict[str, Any]]:
     Raises:
         ValueError: the kind is unknown, or parts of it are missing.
     """
-    index = json.loads((folder / "model_index.json").read_text())
+    index = settings_of(folder / "model_index.json")
     name = index.get("_class_name", "DiffusionPipeline")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         known = ", ".join(
             known.removesuffix("Pipeline") for known in FAMILIES if known != "DiffusionPipeline"
         )
@@ -82,7 +97,7 @@ def family_of(folder: Path) -> tuple[Family, dict[str, Any]]:
 def load_prior(
     name: str | Path = "embedded",
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     image_size: int | None = None,
     *,
     checkpointing: bool = False,
@@ -100,7 +115,7 @@ def load_prior(
         name: ``embedded``, a local folder in the diffusers layout, a name that ``distill priors`` lists, or
             ``owner/repository@revision`` on the hub; safetensors only.
         device: where it runs.
-        dtype: what its network computes in; by default what the device is fast at.
+        dtype: what its network computes in, or its name; by default what the device is fast at.
         image_size: height and width in pixels that it is shown; by default what it was trained on.
         checkpointing: the VAE computes its activations again on the way back, for less memory and more time.
         compile: compile the network with ``torch.compile``; slow to start.
@@ -115,16 +130,17 @@ def load_prior(
         vae_sample: pictures are encoded to a sample of the VAE's distribution, as other libraries do, instead of its mode.
 
     Raises:
-        ValueError: there is no such prior, its folder is not one this library can use, a LoRA or the ControlNet does
+        ValueError: there is no such prior or dtype, its folder is not one this library can use, a LoRA or the ControlNet does
             not fit it, or graphs are asked for on another device than CUDA.
     """
     device = torch.device(device)
     check_graphs(graphs, device)
     files = [lora.parse(entry) for entry in loras]
-    dtype = dtype or default_dtype(device)
+    dtype = dtype_of(dtype) or default_dtype(device)
     source = find(name)
     folder = source.folder
     family, index = family_of(folder)
+    check_whole(folder, family, index)
     weighting = weighting_of(family) if prompt_weighting else []
     network, vae, scheduler = _parts(folder, family, index, dtype)
     for module in (network, vae):
@@ -150,13 +166,14 @@ def load_prior(
     space = replace(space, sampled=vae_sample)
     schedule = read_schedule(scheduler, patches).to(device)
     text_dtype = torch.float32 if own or device.type == "cpu" else dtype
-    load = partial(_load_plain_text if own else _load_text, folder, index, device, text_dtype)
-    changes = [f"{update.lora.sha256} {update.lora.weight}" for update in told]
+    load = partial(_told, _load_plain_text if own else _load_text, folder, index, device, text_dtype)
+    changes = [f"{update.lora.sha256} {update.lora.weight} by layer" for update in told]
     text = TextEncoders(
         partial(_updated, load, told),
         family.weighted if prompt_weighting and family.weighted else family.embed,
         None if own else identity_of(folder, str(text_dtype), *changes, *weighting),
         prompt_weighting,
+        {} if prompt_weighting else family.lengths,
     )
     recorded = graphs_for(network, device, graphs, compiled=compile)
     return DiffusionPrior(
@@ -193,13 +210,13 @@ def _parts(
             _component(folder, "vae", index["vae"][1], _vae_dtype(folder, dtype)) if "vae" in index else None
         )
         return network, vae, read_scheduler(folder, index)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         if old := pickled(folder):
             raise ValueError(
                 f"the prior in {folder} has pickled weights ({old[0].relative_to(folder)}), and only safetensors are read; "
                 f"convert them: python -m distill.convert {folder}"
             ) from error
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"could not load the prior in {folder} (safetensors in the diffusers layout): {reason}"
         ) from error
@@ -243,7 +260,7 @@ def space_of(
 def _component(folder: Path, part: str, kind: str, dtype: torch.dtype) -> ModelMixin:
     import diffusers
 
-    return getattr(diffusers, kind).from_pretrained(
+    made: ModelMixin = getattr(diffusers, kind).from_pretrained(
         folder,
         subfolder=part,
         variant=variant_of(folder / part),
@@ -251,6 +268,11 @@ def _component(folder: Path, part: str, kind: str, dtype: torch.dtype) -> ModelM
         local_files_only=True,
         **precision(dtype),
     )
+    if missing := [name for name, value in made.named_parameters() if value.is_meta]:
+        raise ValueError(
+            f"{folder / part} lacks {len(missing)} of its weights, such as {missing[0]}; {AGAIN}"
+        )
+    return made
 
 
 def _vae_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
@@ -285,6 +307,19 @@ def _updated(load: Callable[[], DiffusionPipeline], updates: Sequence[lora.Updat
     return pipeline
 
 
+def _told(load: Callable[..., DiffusionPipeline], folder: Path, *options: Any) -> DiffusionPipeline:
+    """Load text encoders; whatever a library fails with is one line.
+
+    Raises:
+        ValueError: they cannot be loaded.
+    """
+    try:
+        return load(folder, *options)
+    except Exception as error:  # what diffusers, transformers and tokenizers fail with has no common class
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"could not load the text encoders of the prior in {folder}: {reason}") from error
+
+
 def _load_plain_text(
     folder: Path, index: dict[str, Any], device: torch.device, dtype: torch.dtype
 ) -> SimpleNamespace:
@@ -315,12 +350,17 @@ def _load_text(
         without["requires_safety_checker"] = False
     variants = [variant_of(folder / part) for part in index if part.startswith("text_encoder")]
     without["variant"] = next(filter(None, variants), None)
+    for part in [part for part in index if part.startswith("text_encoder") and named(index, part)]:
+        without[part], missing = load_encoder(folder, part, index[part][1], dtype)
+        if hasattr(without[part], "text_model"):
+            _check_names(folder / part)
+        if missing:
+            raise ValueError(
+                f"{folder / part} lacks {len(missing)} of its weights, such as {missing[0]}; {AGAIN}"
+            )
     pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(
         folder, use_safetensors=True, local_files_only=True, **precision(dtype), **without
     )
-    for part in index:
-        if part.startswith("text_encoder") and hasattr(getattr(pipeline, part), "text_model"):
-            _check_names(folder / part)
     told = [part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part]
     needed = sum(p.numel() * p.element_size() for encoder in told for p in encoder.parameters())
     if needed > free_bytes(device):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from distill.files.atomic import sha256
 from distill.priors.quiet import quiet
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 
 #: What the layers are called while they are put on.
 NAME = "user"
+#: What follows a layer's name where its alpha stands.
+ALPHA = ".alpha"
+_DOWN, _UP = re.compile(r"\b(lora_down|lora_A|down)\b"), re.compile(r"\b(lora_up|lora_B|up)\b")
 
 
 @dataclass(frozen=True)
@@ -46,15 +52,14 @@ class Update:
     Attributes:
         lora: the file.
         pipeline: class of diffusers that knows how it is loaded.
-        state: the low-rank matrices.
-        alphas: by layer, where the file has them as tensors.
-        metadata: of the adapter, where the file's head has it.
+        state: the low-rank matrices; those of a file with alphas are already multiplied by alpha over rank.
+        metadata: of the adapter, where the file's head has it; the scale of each layer follows from it then, and is 1
+            without it.
     """
 
     lora: Lora
     pipeline: DiffusionPipeline
     state: dict[str, Any]
-    alphas: dict[str, Any] | None
     metadata: dict[str, Any] | None
 
     def parts(self) -> set[str]:
@@ -117,12 +122,16 @@ def read(lora: Lora, pipeline: DiffusionPipeline, component: str, config: Any) -
         )
     try:
         with safe_open(lora.path, "pt") as file:
-            names = file.keys()
+            names = list(file.keys())
             if any("dora_scale" in name for name in names):
                 raise ValueError("it is a DoRA, whose scales diffusers does not read")
+            told = any(name.endswith(ALPHA) for name in names)
+            if told and "lora_adapter_metadata" in (file.metadata() or {}):
+                raise ValueError("it gives its alphas twice, as tensors and in its head")
+            tensors = scaled({name: file.get_tensor(name) for name in names}) if told else {}
         with quiet():
-            state, *alphas, metadata = pipeline.lora_state_dict(
-                str(lora.path),
+            state, *_, metadata = pipeline.lora_state_dict(
+                tensors or str(lora.path),
                 return_alphas=True,
                 return_lora_metadata=True,
                 unet_config=config,
@@ -131,6 +140,9 @@ def read(lora: Lora, pipeline: DiffusionPipeline, component: str, config: Any) -
             )
     except (SafetensorError, OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise _unfit(lora, pipeline, error) from error
+    state = {
+        name: value for name, value in state.items() if not name.endswith(ALPHA)
+    }  # those are in B already
     known = set(pipeline._lora_loadable_modules)
     if not known & {part_of(name) for name in state}:  # as save_lora_adapter of a network writes it
         state = {f"{component}.{name}": value for name, value in state.items()}
@@ -138,7 +150,36 @@ def read(lora: Lora, pipeline: DiffusionPipeline, component: str, config: Any) -
     strange = [name for name in state if "lora" not in name or part_of(name) not in known]
     if strange or not state:
         raise _unfit(lora, pipeline, f"{len(strange)} of its {len(state)} tensors are no LoRA's")
-    return Update(lora, pipeline, state, alphas[0] if alphas else None, metadata)
+    return Update(lora, pipeline, state, metadata)
+
+
+def scaled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    r"""Multiply each layer's B by its own alpha over its own rank, and set that alpha to the rank.
+
+    Diffusers and peft tell which alpha is whose by the commonest alpha and the commonest rank of a file, and mix layers
+    up where both differ. After this every layer's scale is 1, whatever they make of it.
+
+    Args:
+        tensors: a file's, in any layout whose alpha stands beside A, ``[rank, ...]``, and B: ``layer.alpha``,
+            ``layer.lora_down.weight``, ``layer.lora_up.weight``; or ``lora_A``, ``lora_B``.
+
+    Raises:
+        ValueError: an alpha is no single number.
+    """
+    found = dict(tensors)
+    for name, alpha in tensors.items():
+        if not name.endswith(ALPHA):
+            continue
+        layer = name.removesuffix(ALPHA) + "."
+        own = [other for other in tensors if other.startswith(layer) and "lora" in other.removeprefix(layer)]
+        downs = [other for other in own if _DOWN.search(other.removeprefix(layer))]
+        if not downs or alpha.numel() != 1:
+            raise ValueError(f"{name} belongs to no low-rank pair, or is no single number")
+        rank = tensors[downs[0]].shape[0]
+        for up in (other for other in own if _UP.search(other.removeprefix(layer))):
+            found[up] = tensors[up].float() * (alpha.item() / rank)
+        found[name] = torch.tensor(float(rank))
+    return found
 
 
 def put_on(module: ModelMixin, part: str, update: Update) -> None:
@@ -161,7 +202,7 @@ def put_on(module: ModelMixin, part: str, update: Update) -> None:
         load = partial(update.pipeline.load_lora_into_text_encoder, text_encoder=module)
     else:
         load = module.load_lora_adapter
-    given = {"network_alphas": update.alphas, "metadata": update.metadata, "adapter_name": NAME}
+    given = {"network_alphas": None, "metadata": update.metadata, "adapter_name": NAME}
     try:
         with quiet():
             load(update.state, prefix=part, **given)
@@ -174,16 +215,18 @@ def put_on(module: ModelMixin, part: str, update: Update) -> None:
             update.pipeline,
             f"{len(loaded)} of its {len(own)} tensors have a place in the {part}",
         )
-    fuse(module, update.lora.weight)
+    fuse(module, update.lora.weight, plain=not update.metadata)
 
 
-def fuse(module: ModelMixin, weight: float) -> None:
-    """Add the adapters on a module to its weights, times a weight, and take them off."""
+def fuse(module: ModelMixin, weight: float, *, plain: bool) -> None:
+    """Add the adapters on a module to its weights, times a weight, and take them off; ``plain`` ones have a scale of 1."""
     from diffusers.utils import recurse_remove_peft_layers
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers: list[Any] = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
     for layer in layers:
+        if plain:
+            layer.scaling[NAME] = 1.0
         layer.scale_layer(weight)
         layer.merge()
     recurse_remove_peft_layers(module)

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from distill.contracts import Embedding
-from distill.files.atomic import write_atomic
+from distill.contracts import Embedding, Prompt
+from distill.files.atomic import sha256, write_atomic
+from distill.priors.families.length import Lengths, cut_off
+from distill.priors.quiet import quiet
+
+log = logging.getLogger(__name__)
+
+#: Part of every key: embeddings that an earlier version made in another way are not taken.
+LAYOUT = 2
+#: What a prompt's embedding is, and what of the prompt the text encoders did not see.
+Row = tuple[dict[str, Tensor], str]
 
 
 def cache_folder() -> Path:
@@ -33,49 +46,91 @@ class TextEncoders:
         identity: what an embedding follows from but the prompt: model, revision, precision; None keeps the encoders in
             memory and nothing on disk, for small ones.
         uneven: states may be of several lengths; the shorter are filled up with the empty prompt's, over and over.
+        lengths: how many tokens of a prompt each encoder takes; empty where prompts may be of any length.
     """
 
     load: Callable[[], Any]
     embed: Callable[[Any, Sequence[str]], dict[str, Tensor]]
     identity: str | None = None
     uneven: bool = False
+    lengths: Lengths = field(default_factory=dict)
     _pipeline: Any = field(default=None, repr=False)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Embedding:
-        """Embed prompts, on the CPU where they come from the disk."""
+        """Embed prompts, on the CPU where they come from the disk; words that no longer fit are named in one line."""
         asked = [*prompts, ""] if self.uneven else list(prompts)
         if self.identity is None:
             self._pipeline = self._pipeline or self.load()
-            rows = rows_of(self.embed(self._pipeline, asked), len(asked))
+            found = self._made(self._pipeline, asked)
         else:
-            rows = self._kept(asked)
+            found = self._kept(asked)
+        tell([(text, cut) for text, (_, cut) in zip(asked, found, strict=True)])
+        rows = [row for row, _ in found]
         if self.uneven:
             rows = filled(rows[:-1], rows[-1])
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def _kept(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+    def _made(self, pipeline: Any, prompts: Sequence[str]) -> list[Row]:
+        """Embed prompts with the encoders; note of each what they do not see."""
+        with quiet():
+            rows = rows_of(self.embed(pipeline, prompts), len(prompts))
+        cuts = [cut_off(pipeline, self.lengths, text) for text in prompts]
+        notes = [
+            f"{limit} tokens: {shorten(cut, 150, placeholder=' ...')}" if cut else "" for cut, limit in cuts
+        ]
+        return list(zip(rows, notes, strict=True))
+
+    def _kept(self, prompts: Sequence[str]) -> list[Row]:
         """Return each prompt's embedding from disk, after writing the missing ones."""
         folder = cache_folder() / "text"
-        unique = list(dict.fromkeys(prompts))
-        found = {text: read(folder / f"{self._key(text)}.safetensors") for text in unique}
-        missing = [text for text, row in found.items() if row is None]
+        keys = {self._key(text): text for text in prompts}
+        found = {key: read(folder / f"{key}.safetensors") for key in keys}
+        missing = [text for key, text in keys.items() if found[key] is None]
         if missing:
             pipeline = self.load()
-            made = rows_of(self.embed(pipeline, missing), len(missing))
+            made = self._made(pipeline, missing)
             del pipeline
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            for text, own in zip(missing, made, strict=True):
+            for text, (own, cut) in zip(missing, made, strict=True):
                 row = {name: value.cpu().contiguous() for name, value in own.items()}
-                folder.mkdir(parents=True, exist_ok=True)
-                write_atomic(folder / f"{self._key(text)}.safetensors", save(row))
-                found[text] = row
-        rows: list[Any] = [found[text] for text in prompts]
+                keep(folder / f"{self._key(text)}.safetensors", save(row, {"cut": cut}))
+                found[self._key(text)] = row, cut
+        rows: list[Any] = [found[self._key(text)] for text in prompts]
         return rows
 
     def _key(self, text: str) -> str:
-        return hashlib.sha256(json.dumps([self.identity, text]).encode()).hexdigest()[:32]
+        tail = text.tail if isinstance(text, Prompt) else ""
+        said = json.dumps([LAYOUT, self.identity, text, tail])
+        return hashlib.sha256(said.encode()).hexdigest()[:32]
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write an embedding to the cache; where that cannot be written, the run goes on without."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+    except OSError as error:
+        log.warning(
+            "the embedding cannot be kept in %s (%s), and is made anew next time; set DISTILL_CACHE to a writable folder",
+            path.parent,
+            error.strerror,
+        )
+
+
+def tell(cuts: Sequence[tuple[str, str]]) -> None:
+    """Say what is cut off of prompts, one line for a prompt with all its views."""
+    lines: dict[str, str] = {}
+    for text, cut in cuts:
+        head = text.head if isinstance(text, Prompt) else text
+        if len(cut) > len(lines.get(head, "")):
+            lines[head] = cut
+    for cut in lines.values():
+        log.warning(
+            "a prompt is too long; shorten it, for these words are cut off where a text encoder takes %s",
+            cut,
+        )
 
 
 def rows_of(made: dict[str, Any], count: int) -> list[dict[str, Tensor]]:
@@ -94,20 +149,27 @@ def filled(rows: Sequence[dict[str, Tensor]], empty: dict[str, Tensor]) -> list[
     ]
 
 
-def read(path: Path) -> dict[str, Tensor] | None:
+def read(path: Path) -> Row | None:
     """An embedding from a file, or None where there is none that can be read."""
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()["cut"]  # noqa: SIM118
     except Exception:  # cut short, or of another layout: made again
         return None
 
 
 def identity_of(folder: Path, *more: str) -> str:
-    """Return a key that identifies a model's text encoders: their files, by size and time, and anything else given."""
+    """Return a key that identifies a model's text encoders: what is in their files, and anything else given."""
     files = sorted(
         path
         for path in folder.glob("t*/**/*")
         if path.is_file() and path.parent.name.startswith(("text_encoder", "tokenizer"))
     )
-    said = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return json.dumps([str(folder.resolve()), said, *more])
+    return json.dumps([[(path.relative_to(folder).as_posix(), content_of(path)) for path in files], *more])
+
+
+def content_of(path: Path) -> str:
+    """A file's SHA-256; in the hub's cache, where a file is named by its content, that name saves reading it."""
+    real = path.resolve()
+    named = path.is_symlink() and real.parent.name == "blobs" and re.fullmatch("[0-9a-f]{40,64}", real.name)
+    return real.name if named else sha256(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from distill.contracts import Prior
-from distill.run.assemble import check_prior, open_prior, pick_device
+from distill.files.lock import InUse, hold
+from distill.run.assemble import assemble, check_prior, open_prior, pick_device
 from distill.run.checks import check_prompt
-from distill.run.execute import run
+from distill.run.execute import carry_out
 from distill.run.folders import claim, is_finished
 
 log = logging.getLogger(__name__)
@@ -21,7 +23,8 @@ log = logging.getLogger(__name__)
 def run_prompts(config: DictConfig) -> dict[str, str]:
     """Make one asset per line of ``config.prompts``, loading the prior once.
 
-    Finished ones are skipped, unfinished ones resumed, and a failure does not stop the rest.
+    Finished ones are skipped, and those that another process is at work on; unfinished ones are resumed, and a failure does
+    not stop the rest.
 
     Returns:
         Prompt to ``finished``, ``skipped``, or the error.
@@ -31,7 +34,7 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
     """
     path = Path(config.prompts).expanduser()
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"prompts must be a text file with one prompt per line, but {path} cannot be read: {error}"
@@ -58,11 +61,15 @@ def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior) -> str:
     try:
         check_prompt(one)
         folder = claim(one, root)
-        if is_finished(folder):
-            log.info("%s: finished before, in %s", prompt, folder)
-            return "skipped"
-        one.output_dir = str(folder)
-        run(one, prior)
+        with hold(folder):
+            if is_finished(folder):
+                log.info("%s: finished before, in %s", prompt, folder)
+                return "skipped"
+            one.output_dir = str(folder)
+            carry_out(one, folder, assemble(one, prior), time.perf_counter())
+    except InUse as busy:
+        log.info("%s: %s", prompt, busy)
+        return "skipped"
     except (ValueError, OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         log.error("%s: %s", prompt, reason)

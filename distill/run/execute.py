@@ -16,10 +16,11 @@ from distill.conditions.picture import write_beside
 from distill.contracts import Learner, Prior, Scene, View
 from distill.export.pictures import write_pictures
 from distill.files.checkpoint import load_checkpoint
+from distill.files.lock import hold
 from distill.run.assemble import assemble
 from distill.run.checks import check_loaded
 from distill.run.compose import as_overrides, compose_config
-from distill.run.folders import claim
+from distill.run.folders import check_unused, claim
 from distill.run.journal import Interrupted, Journal, stop_signals
 from distill.run.manifest import describe, finish
 
@@ -76,8 +77,15 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
         ExportFailed: the scene has no surface.
     """
     started = time.perf_counter()
+    check_unused(config)
     job = assemble(config, prior)
     folder = claim(config)
+    with hold(folder):
+        return carry_out(config, folder, job, started)
+
+
+def carry_out(config: DictConfig, folder: Path, job: loop.Job, started: float) -> Asset:
+    """Train, export and describe an assembled run in a folder that is held; ``started`` as ``time.perf_counter`` has it."""
     saved = load_checkpoint(folder / "checkpoints", job.prior.device) if config.resume else None
     if saved:
         job.state.load_state_dict(saved)

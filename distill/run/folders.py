@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -17,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from distill.files.atomic import write_atomic
+from distill.files.lock import NAME as LOCK
+from distill.files.lock import hold
 from distill.options import options_of
 from distill.run.checks import PARTS
 from distill.run.compose import known_options
@@ -120,33 +123,47 @@ def is_finished(folder: Path) -> bool:
 def claim(config: DictConfig, root: Path = Path("outputs")) -> Path:
     """Create a run's folder, or find it again with ``resume``; writes its ``config.yaml``.
 
-    Without ``output_dir`` the folder is ``root/<slug>-<hash>``, with ``-2``, ``-3``, ... for further runs.
+    Without ``output_dir`` the folder is ``root/<slug>-<hash>``, with ``-2``, ``-3``, ... for further runs. Of processes that
+    ask at once, one is first; who writes into the folder holds it, see ``distill.files.lock``.
 
     Raises:
+        InUse: another run holds the folder.
         ValueError: the folder holds another run, or cannot be written.
     """
     try:
         folder = (
             _named(Path(config.output_dir).expanduser(), config) if config.output_dir else _free(root, config)
         )
-        with (folder / ".writable").open("w"):
-            pass
-        (folder / ".writable").unlink()
     except OSError as error:
         where = config.output_dir or root
         raise ValueError(
             f"cannot write to {where} ({os.strerror(error.errno or 0)}); choose a writable folder with output_dir="
         ) from error
-    path = folder / "config.yaml"
-    if not path.exists():
-        write_atomic(path, OmegaConf.to_yaml(config))
     return folder
+
+
+def check_unused(config: DictConfig) -> None:
+    """Refuse a folder that another run holds, before anything is loaded.
+
+    Raises:
+        InUse: as said.
+    """
+    folder = Path(config.output_dir or "").expanduser()
+    if config.output_dir and folder.is_dir():
+        with contextlib.suppress(OSError), hold(folder):  # what cannot be written is told by claim
+            pass
 
 
 def _named(folder: Path, config: DictConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    if not any(folder.iterdir()):
-        return folder
+    with hold(folder):
+        return _checked(folder, config)
+
+
+def _checked(folder: Path, config: DictConfig) -> Path:
+    """A held folder, after a look at what is in it."""
+    if not [path for path in folder.iterdir() if path.name != LOCK]:
+        return _described(folder, config)
     if not same_run(folder, config):
         raise ValueError(
             f"{folder} holds something else than this run; choose another output_dir= or empty it"
@@ -158,8 +175,21 @@ def _named(folder: Path, config: DictConfig) -> Path:
     return folder
 
 
+def _described(folder: Path, config: DictConfig) -> Path:
+    """A folder with the run's ``config.yaml``."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        write_atomic(path, OmegaConf.to_yaml(config))
+    return folder
+
+
 def _free(root: Path, config: DictConfig) -> Path:
     root.mkdir(parents=True, exist_ok=True)
+    with hold(root, wait=30.0):  # a moment each, for as many as start at once
+        return _next(root, config)
+
+
+def _next(root: Path, config: DictConfig) -> Path:
     base = folder_name(config.prompt or Path(config.image or "").stem)
     for number in count(1):
         folder = root / (base if number == 1 else f"{base}-{number}")
@@ -169,5 +199,5 @@ def _free(root: Path, config: DictConfig) -> Path:
             folder.mkdir()
         except FileExistsError:
             continue
-        return folder
+        return _described(folder, config)
     raise AssertionError("unreachable")

@@ -25,6 +25,9 @@ from distill.loop import State
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+#: Signals that ask a run to stop; Windows has no SIGHUP.
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 class Interrupted(Exception):
     """The run was asked to stop and did, at a step's end, with a checkpoint."""
@@ -32,7 +35,7 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into a flag for as long as the context lasts; a second SIGINT is not held back."""
+    """Turn SIGINT, SIGTERM and SIGHUP into a flag for as long as the context lasts; a second SIGINT is not held back."""
     stop = threading.Event()
 
     def request(number: int, frame: FrameType | None) -> None:
@@ -43,7 +46,10 @@ def stop_signals() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What was started with nohup ignores SIGHUP, and goes on doing so.
+    asks = (signal.SIGINT, signal.SIGTERM)
+    heeded = [number for number in STOPPING if number in asks or signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, request) for number in heeded}
     try:
         yield stop
     finally:

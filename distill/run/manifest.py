@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from distill.export.report import write_report
 from distill.files.atomic import sha256, write_atomic
+from distill.files.lock import NAME as LOCK
 from distill.loop import Job
 
 
@@ -54,7 +55,7 @@ def describe(config: DictConfig, job: Job) -> dict[str, Any]:
 def finish(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest, then the report, which marks the run as finished."""
     made = [*folder.iterdir(), *folder.glob("term-*/*")]
-    files = [p for p in sorted(made) if p.is_file() and p.name not in ("manifest.json", "report.html")]
+    files = [p for p in sorted(made) if p.is_file() and p.name not in ("manifest.json", "report.html", LOCK)]
     manifest["files"] = {
         str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files
     }

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from distill.priors.families.length import Lengths
+
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
@@ -51,6 +53,7 @@ class Family:
         control: how its ControlNets are called, where diffusers has some.
         preset: of ``distill/conf/preset``, chosen where none is named.
         patch: side of the patches that the denoiser makes of its input.
+        lengths: how many tokens of a prompt each of its text encoders takes.
         channels_last: whether the denoiser is faster with that memory format, as convolutions are.
         weighted: ``embed`` for prompts with weights and of any length, where there is one: a list of states, each as
             long as its prompt.
@@ -66,6 +69,7 @@ class Family:
     weighted: Callable[[Any, Sequence[str]], dict[str, Any]] | None = None
     preset: str = "none"
     patch: int = 1
+    lengths: Lengths = field(default_factory=lambda: {"tokenizer": 0})
     channels_last: bool = False
 
 

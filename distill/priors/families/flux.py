@@ -13,17 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from distill.priors.families.family import Control, Family, default_options
+from distill.priors.families.length import fit
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
 
     from distill.contracts import Prior
 
+#: What its pipeline cuts T5's prompts to.
+TOKENS = 512
+
 
 def embed(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
     """T5's states, CLIP's pooled one, and the guidance scale that a distilled model is told."""
     states, pooled, _ = pipeline.encode_prompt(
-        list(prompts), device=pipeline.text_encoder.device, **default_options(pipeline)
+        fit(pipeline.tokenizer, prompts),
+        fit(pipeline.tokenizer_2, prompts, TOKENS),
+        device=pipeline.text_encoder.device,
+        **default_options(pipeline),
     )
     scale = inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default
     return {
@@ -114,4 +121,5 @@ FLUX = Family(
     CONTROL,
     preset="flow",
     patch=2,
+    lengths={"tokenizer": 0, "tokenizer_2": TOKENS},
 )

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from distill.priors.families.family import Family, default_options
+from distill.priors.families.length import fit
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
 
 
-def embed(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
+def embed(pipeline: DiffusionPipeline, prompts: Sequence[str], limit: int) -> dict[str, Tensor]:
     """T5's states, ``[batch, tokens, width]``, and which tokens count, ``[batch, tokens]``."""
     states, mask, _, _ = pipeline.encode_prompt(
-        list(prompts),
+        fit(pipeline.tokenizer, prompts, limit),
         do_classifier_free_guidance=False,
         device=pipeline.text_encoder.device,
         **default_options(pipeline),
@@ -55,11 +56,17 @@ def blank(network: ModelMixin, tokens: int) -> dict[str, Tensor]:
 PIXART_ALPHA = Family(
     "PixArtTransformer2DModel",
     "transformer",
-    embed,
+    partial(embed, limit=120),
     predict,
     "adaln_single.emb.timestep_embedder",
     partial(blank, tokens=120),
     preset="latent",
     patch=2,
+    lengths={"tokenizer": 120},
 )
-PIXART_SIGMA = replace(PIXART_ALPHA, blank=partial(blank, tokens=300))
+PIXART_SIGMA = replace(
+    PIXART_ALPHA,
+    embed=partial(embed, limit=300),
+    blank=partial(blank, tokens=300),
+    lengths={"tokenizer": 300},
+)

@@ -12,17 +12,21 @@ import torch
 from torch import Tensor
 
 from distill.priors.families.family import Control, Family, default_options
+from distill.priors.families.length import fit
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
 
     from distill.contracts import Prior
 
+#: The pipeline makes 300 tokens of a prompt; of those after its instruction, one is not the prompt's.
+TOKENS = 299
+
 
 def embed(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
     """Gemma's states and which tokens count; a prompt is put after the model's instruction, no prompt after none."""
-    options = default_options(pipeline)
-    states, masks = zip(*(_one(pipeline, text, options) for text in prompts), strict=True)
+    options, told = default_options(pipeline), fit(pipeline.tokenizer, prompts, TOKENS)
+    states, masks = zip(*(_one(pipeline, text, options) for text in told), strict=True)
     return {"encoder_hidden_states": torch.cat(states), "encoder_attention_mask": torch.cat(masks)}
 
 
@@ -76,4 +80,5 @@ SANA = Family(
     CONTROL,
     preset="flow",
     patch=2,
+    lengths={"tokenizer": TOKENS},
 )

@@ -12,19 +12,23 @@ import torch
 from torch import Tensor
 
 from distill.priors.families.family import Control, Family, default_options
+from distill.priors.families.length import fit
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
 
     from distill.priors.diffusion import DiffusionPrior
 
+#: What its pipeline cuts T5's prompts to.
+TOKENS = 256
+
 
 def embed(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
     """States of two CLIP encoders and T5 in one sequence, and the pooled ones; T5 may be missing."""
     states, _, pooled, _ = pipeline.encode_prompt(
-        list(prompts),
-        None,
-        None,
+        fit(pipeline.tokenizer, prompts),
+        fit(pipeline.tokenizer_2, prompts),
+        fit(pipeline.tokenizer_3, prompts, TOKENS) if pipeline.tokenizer_3 else None,
         do_classifier_free_guidance=False,
         device=pipeline.text_encoder.device,
         **default_options(pipeline),
@@ -88,4 +92,5 @@ SD3 = Family(
     CONTROL,
     preset="flow",
     patch=2,
+    lengths={"tokenizer": 0, "tokenizer_2": 0, "tokenizer_3": TOKENS},
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from distill.priors.families import weighted
 from distill.priors.families.family import Control, Family, default_options
+from distill.priors.families.length import fit
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
@@ -22,7 +24,7 @@ def embed_plain(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str
     """The last hidden states of a CLIP text encoder, ``[batch, tokens, width]``."""
     tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
     tokens = tokenizer(
-        list(prompts),
+        fit(tokenizer, prompts),
         padding="max_length",
         max_length=tokenizer.model_max_length,
         truncation=True,
@@ -31,11 +33,11 @@ def embed_plain(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str
     return {"encoder_hidden_states": encoder(tokens.input_ids.to(encoder.device)).last_hidden_state}
 
 
-def embed(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """Stable Diffusion and DeepFloyd IF."""
+def embed(pipeline: DiffusionPipeline, prompts: Sequence[str], limit: int = 0) -> dict[str, Tensor]:
+    """Stable Diffusion and DeepFloyd IF; at most ``limit`` tokens, 0 for the tokenizer's own limit."""
     options = default_options(pipeline)
     found, _ = pipeline.encode_prompt(
-        list(prompts),
+        fit(pipeline.tokenizer, prompts, limit),
         device=pipeline.text_encoder.device,
         num_images_per_prompt=1,
         do_classifier_free_guidance=False,
@@ -47,7 +49,8 @@ def embed(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tens
 def embed_xl(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
     """Two text encoders' states and the pooled one; without a prompt both are 0 where the model was trained so."""
     states, _, pooled, _ = pipeline.encode_prompt(
-        list(prompts),
+        fit(pipeline.tokenizer, prompts),
+        fit(pipeline.tokenizer_2, prompts),
         device=pipeline.text_encoder_2.device,
         do_classifier_free_guidance=False,
         **default_options(pipeline),
@@ -146,14 +149,18 @@ STABLE_DIFFUSION_XL = Family(
     weighted.embed_xl,
     preset="latent",
     channels_last=True,
+    lengths={"tokenizer": 0, "tokenizer_2": 0},
 )
+#: What its pipeline cuts prompts to, whatever its tokenizer says.
+DEEPFLOYD_TOKENS = 77
 DEEPFLOYD = Family(
     "UNet2DConditionModel",
     "unet",
-    embed,
+    partial(embed, limit=DEEPFLOYD_TOKENS),
     predict,
     "time_embedding",
     blank,
     preset="pixel",
     channels_last=True,
+    lengths={"tokenizer": DEEPFLOYD_TOKENS},
 )

@@ -1,0 +1,100 @@
+"""A lock on a folder, which the system takes back when the process that holds it ends, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+#: The locked file in a folder; it is there while the lock is held, and after a process that was killed.
+NAME = ".lock"
+#: Where the byte lies that Windows locks: behind what is written, so that it can be read.
+_BYTE = 4096
+
+
+class InUse(ValueError):
+    """Another run holds a folder."""
+
+
+@contextlib.contextmanager
+def hold(folder: Path, wait: float = 0.5) -> Iterator[None]:
+    """Hold a folder for as long as the context lasts.
+
+    Args:
+        folder: must exist.
+        wait: how long to try, seconds.
+
+    Raises:
+        InUse: another process, or another call in this one, holds it.
+        OSError: it cannot be written.
+    """
+    path, end = folder / NAME, time.monotonic() + wait
+    while (descriptor := _take(path)) is None:
+        if time.monotonic() > end:
+            raise InUse(
+                f"{folder} is in use by another run ({_holder(path)}); wait until it ends, or choose another output_dir="
+            )
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes no open file; an unlocked one is as good as none
+            path.unlink()
+        os.close(descriptor)
+
+
+def _take(path: Path) -> int | None:
+    """Open and lock a file; None where it is locked, or was removed meanwhile by the one who held it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        taken = _lock(descriptor) and _same(descriptor, path)
+        if taken:
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _same(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(descriptor: int) -> bool:
+    """Tell whether an open file could be locked; true with a warning on a file system that has no locks."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(descriptor, _BYTE, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        log.warning("this file system has no locks (%s): let no two runs write into one folder", error)
+    return True
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8") or "just starting"
+    except OSError:
+        return "just ending"

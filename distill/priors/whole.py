@@ -1,0 +1,157 @@
+"""A prior's folder is looked at before anything of it is loaded: is every file there, whole, and of one model?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from distill.convert import pickled
+from distill.priors.families import Family
+from distill.priors.quiet import quiet
+from distill.priors.source import variant_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: What a file of Git LFS begins with where the file itself was never fetched.
+POINTER = b"version https://git-lfs"
+#: What to do about files that are not there, or not whole.
+AGAIN = "download the model again"
+
+
+def check_whole(folder: Path, family: Family, index: dict[str, Any]) -> None:
+    """Check settings and the heads of weights of each part that a prior needs; loads none of them.
+
+    Args:
+        folder: in the diffusers layout.
+        family: of the prior.
+        index: its ``model_index.json``.
+
+    Raises:
+        ValueError: a file is missing, cut short, a pointer of Git LFS or pickled, or parts do not go together; in one line
+            that names the file and the remedy.
+    """
+    encoders = [part for part in index if part.startswith("text_encoder") and named(index, part)]
+    weighty = [family.component, *(["vae"] if named(index, "vae") else []), *encoders]
+    settings = {part: settings_of(folder / part / "config.json") for part in weighty}
+    settings_of(folder / "scheduler" / "scheduler_config.json")
+    for part in weighty:
+        check_weights(folder, part)
+    for part in index:
+        if part.startswith("tokenizer") and named(index, part) and not any((folder / part).glob("*")):
+            raise ValueError(
+                f"the prior in {folder} has no {part}: {folder / part} is missing or empty; {AGAIN}"
+            )
+    check_together(folder, family, settings)
+
+
+def named(index: dict[str, Any], part: str) -> bool:
+    """Tell whether a pipeline has a part; an index may name one as null."""
+    kind = index.get(part)
+    return bool(kind) and (not isinstance(kind, list) or kind[-1] is not None)
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold settings.
+
+    Raises:
+        ValueError: it is not there, or no such file.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"the prior lacks {path}; {AGAIN}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}); {AGAIN}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold named settings, got {type(found).__name__}; {AGAIN}")
+    return found
+
+
+def check_weights(folder: Path, part: str) -> None:
+    """Check that all files of a part's weights are there and whole.
+
+    Raises:
+        ValueError: as said.
+    """
+    files = sorted((folder / part).glob("*.safetensors"))
+    for listing in (folder / part).glob("*.safetensors.index*.json"):
+        shards = set(dict(settings_of(listing).get("weight_map", {})).values())
+        there = {file.name for file in files}
+        # Of weights in two precisions one may be left out, and with it all of its files.
+        if missing := sorted(shards - there) if shards & there or not files else []:
+            raise ValueError(f"{folder / part / missing[0]} is missing, and {listing.name} lists it; {AGAIN}")
+    if not files:
+        if pickled(folder):
+            return  # said with its remedy where it is loaded
+        raise ValueError(f"the prior in {folder} has no weights in {folder / part} (*.safetensors); {AGAIN}")
+    for file in files:
+        with file.open("rb") as opened:
+            if opened.read(len(POINTER)) == POINTER:
+                raise ValueError(
+                    f"{file} is a pointer of Git LFS, not the weights; fetch them with 'git lfs pull', or {AGAIN}"
+                )
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{file} is cut short or no safetensors ({str(error).splitlines()[0]}); {AGAIN}"
+            ) from error
+
+
+def check_together(folder: Path, family: Family, settings: dict[str, dict[str, Any]]) -> None:
+    """Check that a UNet takes what the VAE and the text encoders give.
+
+    Raises:
+        ValueError: it does not, such as an inpainting model's, or one of another version's.
+    """
+    if family.component != "unet":
+        return
+    network = settings["unet"]
+    taken, given = network.get("in_channels", 4), settings.get("vae", {}).get("latent_channels", 4)
+    if "vae" in settings and taken != given:
+        why = " (it is one for inpainting or editing)" if taken > given else ""
+        raise ValueError(
+            f"{folder / 'unet'} takes {taken} channels{why}, and {folder / 'vae'} gives {given}; choose a text-to-image model "
+            "whose parts are its own"
+        )
+    wide = network.get("encoder_hid_dim") or network.get("cross_attention_dim", 1280)
+    widths = [width_of(own) for part, own in settings.items() if part.startswith("text_encoder")]
+    told = [width for width in widths if width is not None]
+    if isinstance(wide, int) and len(told) == len(widths) and wide != sum(told):
+        raise ValueError(
+            f"{folder / 'unet'} takes text states of width {wide}, and the text encoders give {sum(told)}; they are of "
+            "different models: take all parts from one"
+        )
+
+
+def width_of(settings: dict[str, Any]) -> int | None:
+    """Width of a text encoder's states; None where its settings do not say."""
+    own = settings.get("text_config") or settings
+    found = own.get("hidden_size", own.get("d_model"))
+    return found if isinstance(found, int) else None
+
+
+def load_encoder(folder: Path, part: str, kind: str, dtype: torch.dtype) -> tuple[PreTrainedModel, list[str]]:
+    """A text encoder, and the names of the weights that its files lack; transformers draws those at random."""
+    import transformers
+
+    major, minor = (int(number) for number in transformers.__version__.split(".")[:2])
+    named = "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
+    options: dict[str, Any] = {named: dtype}
+    with quiet():
+        made, info = getattr(transformers, kind).from_pretrained(
+            folder,
+            subfolder=part,
+            variant=variant_of(folder / part),
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    return made, sorted(info["missing_keys"])

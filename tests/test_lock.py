@@ -1,0 +1,132 @@
+"""One run a folder: a lock that outlives no process, refused by a run and skipped by a queue."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.files.lock import NAME, InUse, hold
+from distill.run import batch, folders
+from distill.run.compose import compose_config
+from distill.run.execute import run
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from distill.files.lock import hold
+with hold(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def other_process(folder: Path) -> subprocess.Popen[str]:
+    other = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout and other.stdout.readline() == "held\n"
+    return other
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_folder_that_a_process_holds_is_refused_until_it_dies(
+    how: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose_config(["prompt=a red mug", "output_dir=mine"])
+    folder = folders.claim(config)
+    other = other_process(folder)
+    monkeypatch.setattr("distill.run.execute.assemble", lambda *_: pytest.fail("loads before it looks"))
+    try:
+        for options in (["seed=1"], ["resume=true"]):
+            with pytest.raises(
+                InUse, match=rf"mine is in use .*process {other.pid} on .*output_dir="
+            ) as said:
+                run(compose_config(["prompt=a red mug", "output_dir=mine", *options]))
+            assert "\n" not in str(said.value)
+    finally:
+        other.send_signal(how)
+        other.wait()
+        other.stdout and other.stdout.close()
+    assert (folder / NAME).is_file()
+    with hold(folder, wait=0):
+        pass
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml"]
+
+
+def test_one_at_a_time_holds_it_and_nobody_is_lost(tmp_path: Path) -> None:
+    inside, most, turns = 0, 0, 0
+    counting = threading.Lock()
+
+    def turn(_: int) -> None:
+        nonlocal inside, most, turns
+        with hold(tmp_path, wait=30):
+            with counting:
+                inside, turns = inside + 1, turns + 1
+                most = max(most, inside)
+            time.sleep(0.002)
+            with counting:
+                inside -= 1
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(turn, range(60)))
+    assert (most, turns) == (1, 60)
+    assert not list(tmp_path.iterdir())
+
+
+def test_queues_over_one_file_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each prompt is made once, in one folder, by whichever comes first."""
+    made: list[str] = []
+
+    def work(config: Any, folder: Path, *_: object) -> None:
+        made.append(config.prompt)
+        time.sleep(0.05)
+        (folder / "report.html").write_text("done")
+
+    monkeypatch.setattr(batch, "carry_out", work)
+    monkeypatch.setattr(batch, "assemble", lambda *_: None)
+    monkeypatch.setattr(batch, "open_prior", lambda *_: None)
+    prompts = [f"a {colour} {kind}" for colour in ("red", "blue") for kind in ("mug", "cube", "duck")]
+    (tmp_path / "list.txt").write_text("\n".join(prompts))
+    config = compose_config(["prompts=list.txt"])
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(batch.run_prompts, [config] * 3))
+    assert sorted(made) == sorted(prompts)
+    assert len(list((tmp_path / "outputs").iterdir())) == len(prompts)
+    for prompt in prompts:
+        assert sorted(result[prompt] for result in results) == ["finished", "skipped", "skipped"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="flock is of Unix")
+def test_a_file_system_without_locks_is_said_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import fcntl
+
+    def none(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with hold(tmp_path):
+        pass
+    assert "has no locks" in caplog.text
+
+
+def test_a_byte_order_mark_belongs_to_no_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "carry_out", lambda *_: None)
+    monkeypatch.setattr(batch, "assemble", lambda *_: None)
+    monkeypatch.setattr(batch, "open_prior", lambda *_: None)
+    for first in ("# a remark\n", ""):
+        (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + f"{first}a red mug\r\n".encode())
+        assert list(batch.run_prompts(compose_config(["prompts=list.txt"]))) == ["a red mug"]
