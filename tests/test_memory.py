@@ -358,9 +358,10 @@ def test_a_forecast_counts_rendering_by_its_rays(latent_folder: Path) -> None:
         return cost(config, find(latent_folder), torch.device("cpu")).rendering
 
     small = rendering("render.size=64")
-    assert rendering("render.size=128") == pytest.approx(4 * small, rel=1e-3)
-    assert rendering("render.size=128", "render.at_once=1") == pytest.approx(2 * small, rel=1e-3)
-    assert rendering("render.size={start:16,end:128}") == pytest.approx(4 * small, rel=1e-3)
+    # In proportion but for the parameters' gradients, which are there once.
+    assert rendering("render.size=128") == pytest.approx(4 * small, rel=0.1)
+    assert rendering("render.size=128", "render.at_once=1") == pytest.approx(2 * small, rel=0.1)
+    assert rendering("render.size={start:16,end:128}") == pytest.approx(4 * small, rel=0.1)
     assert rendering("render.size=512", "render.patch=64") == pytest.approx(small, rel=1e-3)
     again = rendering("render.size=512", "render.recompute=true", "render.chunk_rays=4096")
     assert again < rendering("render.size=512") / 10
@@ -389,7 +390,8 @@ def test_a_forecast_tells_the_first_step_from_a_full_cube(latent_folder: Path) -
     scene.update(Step(), loop.make_optimiser(scene), torch.Generator().manual_seed(0))
     assert scene.occupancy.binaries.float().mean() < 0.2
     assert found.beginning == pytest.approx(kept(), rel=0.15)
-    assert found.beginning < found.rendering / 3
+    gradient = sum(p.numel() * p.element_size() for p in scene.parameters())
+    assert found.beginning - gradient < (found.rendering - gradient) / 3
     assert found.peak - found.first_peak == found.rendering - found.beginning
 
 

@@ -129,23 +129,22 @@ def rendered(config: DictConfig, views: int, device: torch.device) -> tuple[int,
             scene.zero_grad(set_to_none=True)
         return live.peak
 
-    def per_ray() -> float:
-        # In small pictures the parameters' gradients, counted above, are most of it: take one that grows with its pixels.
-        side = 16
-        before = now = peak(side)
-        while side < 128 and (side == 16 or now < 2 * before):
-            side, before = 2 * side, now
-            now = peak(side)
-        return now / side**2
+    def measured() -> tuple[float, float]:
+        # A part of it is the parameters' gradients, whatever the size: the rest is what grows from one picture to a larger one.
+        sides = (32, 64)
+        small, large = map(peak, sides)
+        per_ray = max(large - small, 0) / (sides[1] ** 2 - sides[0] ** 2)
+        return per_ray, max(large - per_ray * sides[1] ** 2, 0)
 
     size = schedule("render.size", options.size, config.iterations)
     side = size if isinstance(size, (int, float)) else max(size.start, size(1.0))
     rays = views * min(side, options.patch or side) ** 2
 
     def kept() -> int:
+        per_ray, rest = measured()
         if not options.recompute:
-            return int(rays * per_ray())
-        return int(rays * _PIXEL + min(rays, options.chunk_rays) * per_ray())
+            return int(rest + rays * per_ray)
+        return int(rest + rays * _PIXEL + min(rays, options.chunk_rays) * per_ray)
 
     full = kept()
     scene.update(Step(), make_optimiser(scene), torch.Generator().manual_seed(0))

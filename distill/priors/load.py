@@ -168,10 +168,12 @@ def load_prior(
     text_dtype = torch.float32 if own or device.type == "cpu" else dtype
     load = partial(_told, _load_plain_text if own else _load_text, folder, index, device, text_dtype)
     changes = [f"{update.lora.sha256} {update.lora.weight} by layer" for update in told]
+    # PixArt-alpha and -sigma have one encoder, and pad its states to different lengths.
+    kind = str(index.get("_class_name", ""))
     text = TextEncoders(
         partial(_updated, load, told),
         family.weighted if prompt_weighting and family.weighted else family.embed,
-        None if own else identity_of(folder, str(text_dtype), *changes, *weighting),
+        None if own else identity_of(folder, kind, str(text_dtype), *changes, *weighting),
         prompt_weighting,
         {} if prompt_weighting else family.lengths,
     )
