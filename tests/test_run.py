@@ -245,7 +245,7 @@ WRONG = [
     (["a red mug", "guidance=dsd"], "there are asd, bridge, csd"),
     (
         ["a red mug", "guidance.weighting=x", *QUICK],
-        "guidance.weighting must be sigma_squared, uniform or fantasia3d",
+        "guidance.weighting must be sigma_squared, uniform, fantasia3d or hifa",
     ),
     ([""], "the prompt is empty"),
     (["a red mug", "iterations=0"], "at least 1, got 0"),
