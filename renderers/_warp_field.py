@@ -178,6 +178,19 @@ auto interpolate = [&](int l, const Place* index, const Lane* weight, float* sum
     }
 };
 
+auto gather = [&](Lane* feature) {
+    for (int k = 0; k < active; ++k) {
+        Place index[8];
+        Lane weight[8];
+        locate(k, index, weight);
+        for (int l = 0; l < L; ++l) {
+            float sum[F];
+            interpolate(l, index, weight, sum);
+            for (int f = 0; f < F; ++f) ((float*)&feature[k * F + f])[l] = sum[f];
+        }
+    }
+};
+
 // Rows h .. h + R - 1 of the hidden layer, before ReLU.
 auto layer = [&](int h, const Lane* feature, Lane* out) {
     Lane sum[R];
@@ -193,16 +206,7 @@ for (int block = first; block < last; ++block) {
     const int begin = block * L, count = n - begin < L ? n - begin : L;
     Lane feature[N], raw[4];
     read(begin, count);
-    for (int k = 0; k < active; ++k) {
-        Place index[8];
-        Lane weight[8];
-        locate(k, index, weight);
-        for (int l = 0; l < L; ++l) {
-            float sum[F];
-            interpolate(l, index, weight, sum);
-            for (int f = 0; f < F; ++f) ((float*)&feature[k * F + f])[l] = sum[f];
-        }
-    }
+    gather(feature);
     for (int o = 0; o < 4; ++o) raw[o] = fill(bias2[o]);
     for (int h = 0; h < W; h += R) {
         Lane sum[R];
@@ -260,16 +264,7 @@ for (int block = first; block < last; ++block) {
     read(begin, count);
     for (int l = 0; l < L; ++l)
         for (int j = active * F; j < P; ++j) row[l][j] = 0.0f;
-    for (int k = 0; k < active; ++k) {
-        Place index[8];
-        Lane weight[8];
-        locate(k, index, weight);
-        for (int l = 0; l < L; ++l) {
-            float sum[F];
-            interpolate(l, index, weight, sum);
-            for (int f = 0; f < F; ++f) ((float*)&feature[k * F + f])[l] = sum[f];
-        }
-    }
+    gather(feature);
     for (int j = 0; j < active * F; ++j)
         for (int l = 0; l < L; ++l) row[l][j] = ((float*)&feature[j])[l];
     {

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import finished
 from PIL import Image
 from quality import mean, parse_value
 
@@ -64,12 +65,8 @@ def make(kind: str, way: str, root: Path, overrides: dict[str, Any]) -> Made:
     colour = next(name for name in world.COLOURS if world.held_out(name, kind))
     folder = root / f"{colour}-{kind}-{way}"
     result = folder / "result.json"
-    if result.exists():
-        made: Made = json.loads(result.read_text())
-        if made["overrides"] != overrides:
-            raise ValueError(
-                f"{folder} was made with {made['overrides']}, not {overrides}; choose another --output"
-            )
+    made: Made | None = finished(result, overrides)
+    if made is not None:
         return made
     surface = from_world(f"{colour}-{kind}-{SHAPE}", 1)
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,3 +62,19 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Markdown."""
     rule = ["---"] * len(titles)
     return "\n".join(f"| {' | '.join(row)} |" for row in (titles, rule, *rows))
+
+
+def finished(result: Path, overrides: Mapping[str, Any]) -> Any:
+    """Return what an earlier run measured of an asset, or None if it has not been measured.
+
+    Raises:
+        ValueError: it was made with other overrides.
+    """
+    if not result.exists():
+        return None
+    made = json.loads(result.read_text())
+    if made["overrides"] != overrides:
+        raise ValueError(
+            f"{result.parent} was made with {made['overrides']}, not {overrides}; choose another --output"
+        )
+    return made

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import finished
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -80,12 +81,8 @@ def save_strip(view: View, prompt: str, path: Path) -> None:
 def make(prompt: str, folder: Path, overrides: dict[str, Any], generate: Callable[..., Any]) -> Made:
     """Make and measure one asset, or read the measurement of an earlier run."""
     result = folder / "quality.json"
-    if result.exists():
-        made: Made = json.loads(result.read_text())
-        if made["overrides"] != overrides:
-            raise ValueError(
-                f"{folder} was made with {made['overrides']}, not {overrides}; choose another --output"
-            )
+    made: Made | None = finished(result, overrides)
+    if made is not None:
         return made
     resumed = (folder / "asset").exists()
     start = time.perf_counter()

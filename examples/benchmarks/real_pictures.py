@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from measuring import finished
 from PIL import Image, ImageDraw
 from quality import mean, parse_value
 from torch import Tensor
@@ -172,12 +173,8 @@ def make(taken: Taken, root: Path, overrides: dict[str, Any]) -> Made:
     """Make and measure one asset, or read what an earlier run measured."""
     folder = root / taken.name.replace(" ", "-")
     result = folder / "result.json"
-    if result.exists():
-        made: Made = json.loads(result.read_text())
-        if made["overrides"] != overrides:
-            raise ValueError(
-                f"{folder} was made with {made['overrides']}, not {overrides}; choose another --output"
-            )
+    made: Made | None = finished(result, overrides)
+    if made is not None:
         return made
     resumed = (folder / "asset").exists()
     start = spent()
