@@ -62,6 +62,12 @@ class Cameras:
             *(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True))
         )
 
+    def scaled(self, factor: float) -> Cameras:
+        """The same in other units of length: positions and distances are multiplied."""
+        c2w = self.c2w.clone()
+        c2w[:, :3, 3] *= factor
+        return replace(self, c2w=c2w, distance=factor * self.distance)
+
     def window(self, left: float, bottom: float, side: float) -> Cameras:
         """Cameras that see only a square window of each square picture, all else the same.
 
@@ -146,6 +152,27 @@ def orbit(
     c2w[:, :3, :4] = torch.stack([right, up, backward, position], dim=-1)
     wrapped = torch.remainder(azimuth_deg + 180, 360) - 180
     return Cameras(c2w, fov, wrapped, elevation_deg, distance)
+
+
+def moved(cameras: Cameras, by: Tensor, look_at: Tensor, up: Tensor) -> Cameras:
+    """Shift cameras and turn them to other points; their angles and distances stay those that they had.
+
+    Args:
+        cameras: on the CPU or a device.
+        by: the shift of each, scene units, shape ``[batch, 3]``.
+        look_at: points that they then face, shape ``[batch, 3]``.
+        up: what is up for each, any length, shape ``[batch, 3]``; where it is along the view, the camera's own up stays.
+    """
+    position = cameras.c2w[:, :3, 3] + by
+    backward = torch.nn.functional.normalize(position - look_at, dim=-1)
+    right = torch.linalg.cross(up, backward)
+    own = torch.linalg.cross(cameras.c2w[:, :3, 1], backward)
+    right = torch.where(right.norm(dim=-1, keepdim=True) < 1e-6, own, right)
+    right = torch.nn.functional.normalize(right, dim=-1)
+    c2w = cameras.c2w.clone()
+    upward = torch.linalg.cross(backward, right)
+    c2w[:, :3, :4] = torch.stack([right, upward, backward, position], dim=-1)
+    return replace(cameras, c2w=c2w)
 
 
 def turntable(

@@ -439,6 +439,7 @@ class Renderer(Protocol):
         *,
         generator: torch.Generator | None = None,
         normals: bool = False,
+        **style: Any,
     ) -> Render: ...
 
 

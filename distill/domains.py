@@ -102,6 +102,8 @@ Count = Annotated[int, Range(1)]
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
+#: Degrees, above 0 and at most 90.
+Angle = Annotated[float, Range(0, 90, above=True)]
 
 
 def fits(value: object, hint: object, rules: tuple[Any, ...] = ()) -> bool:

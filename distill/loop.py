@@ -116,7 +116,11 @@ class Settings:
         latent_until: fraction of training up to which normals and opacity stand in for the prior's latent.
         normals: render normals in every step, for a ControlNet.
         size: height and width rendered, pixels; rounded to multiples of 8.
+        guidance_weight: of the loss.
+        summed: the loss is summed over the batch, not averaged.
         penalties: weights of the renderer's regularisers.
+        shading: says, at a point in training, how the next pictures are lit, drawing from the generator; None leaves it to the
+            renderer.
         clip_norm: largest gradient norm over all parameters, 0 for none.
         final_lr: factor on every learning rate at the end, reached along a cosine.
         ema: decay of the parameters' moving average, 0 for none.
@@ -129,7 +133,10 @@ class Settings:
     latent_until: float = 0.0
     normals: bool = False
     size: Ramp = field(default_factory=lambda: Ramp(64))
+    guidance_weight: Ramp = field(default_factory=lambda: Ramp(1.0))
+    summed: bool = False
     penalties: Mapping[str, Ramp] = field(default_factory=dict)
+    shading: Callable[[float, torch.Generator], str] | None = None
     clip_norm: float = 0.0
     final_lr: float = 1.0
     ema: float = 0.0
@@ -175,9 +182,9 @@ OnStep = Callable[[State, dict[str, float], Render], bool | None]
 
 
 def make_optimiser(
-    scene: Scene, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-15
+    scene: Scene, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-15, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
-    """Make Adam with one group per kind of parameter, each at the scene's own rate.
+    """Make AdamW with one group per kind of parameter, each at the scene's own rate; without weight decay, that is Adam.
 
     One kernel reads and writes all that a parameter has, on CPU and CUDA: a hash grid is larger than the caches.
     """
@@ -186,7 +193,7 @@ def make_optimiser(
     every = [parameter for group in kinds for parameter in group.parameters]
     known = every and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in every)
     fused = True if known else None
-    return torch.optim.Adam(groups, betas=betas, eps=eps, fused=fused)
+    return torch.optim.AdamW(groups, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
 
 
 @torch.no_grad()
@@ -298,7 +305,8 @@ def see(job: Job, now: Step, cameras: Cameras) -> Seen:
     there = cameras.to(prior.device)
     size = 8 * round(settings.size(now.progress) / 8)
     latent = now.progress < settings.latent_until
-    render = job.render(there, size, size, generator=g, normals=latent or settings.normals)
+    style = {"shading": settings.shading(now.progress, g)} if settings.shading else {}
+    render = job.render(there, size, size, generator=g, normals=latent or settings.normals, **style)
     x = as_latent(render, prior) if latent else prior.encode(render.rgb.movedim(-1, 1))
     objects = count // prior.views
     drawn = job.timesteps(now.progress, objects, g)
@@ -312,7 +320,8 @@ def see(job: Job, now: Step, cameras: Cameras) -> Seen:
 
     share = count / settings.batch
     weighted = [share * settings.penalties[k](now.progress) * value for k, value in render.penalties.items()]
-    torch.autograd.backward([x, *weighted], [grad / settings.batch, *[None] * len(weighted)])
+    of_loss = grad * settings.guidance_weight(now.progress) / (1 if settings.summed else settings.batch)
+    torch.autograd.backward([x, *weighted], [of_loss, *[None] * len(weighted)])
     return Seen(x.detach(), t, cond, grad, render.detached())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -60,7 +61,7 @@ def _mlp(sizes: Sequence[int], generator: torch.Generator) -> nn.Sequential:
 
 
 class HashGridScene(nn.Module):
-    r"""Density and albedo in the cube [-1, 1]^3: a hash grid, then a small network.
+    r"""Density and albedo in a cube around the origin: a hash grid, then a small network.
 
     .. math:: \sigma(x) = a(f(x) + s (1 - |x| / r)), \quad rgb(x) = \mathrm{sigmoid}(g(x))
 
@@ -72,18 +73,21 @@ class HashGridScene(nn.Module):
         finest_resolution: of the finest level.
         hidden_width: of the network.
         hidden_layers: of the network.
+        radius: half of the cube's edge, scene units. What is exported is inside [-1, 1]^3 whatever it is; a larger cube has
+            room for what a camera inside it should see far away.
         blob_scale: s, the density before activation that is added at the centre.
         blob_radius: r, where the blob crosses 0, scene units.
         density_activation: a: ``softplus``, ``exp`` or ``relu``.
         background: ``white``; ``grey`` or ``random`` (a random grey or colour for each training picture,
             white when looking); ``learned`` (a small network on the ray's direction); or an RGB triple in
             [0, 1].
+        random_background: share of training pictures that have a random colour behind them instead of ``background``.
         march_steps: steps along the cube's diagonal, which fixes the step's length.
         occupancy_resolution: cells along an axis.
         occupancy_threshold: opacity of one step below which a cell is skipped.
         occupancy_every: training steps between updates of the occupancy.
-        progressive_levels: ``(start, until)``: begin with ``start`` levels, and add the rest one by one up to
-            progress ``until``; None has all from the start.
+        progressive_levels: ``(start, until)`` or ``(start, until, since)``: begin with ``start`` levels, and add the rest one
+            by one, evenly after progress ``since`` (0 by default), the last at ``until``; None has all from the start.
         backend: ``fused`` evaluates the grid, the network and the activations in one Warp kernel, in single precision, for
             one hidden layer; others are the encoding's alone, see ``hashgrid.encode``. ``auto`` is ``fused`` where it fits.
         precision: in which the hash grid's entries are read, ``float32`` or ``float16``, which halves what a large grid costs
@@ -115,16 +119,20 @@ class HashGridScene(nn.Module):
         finest_resolution: Annotated[int, Range(1, 65536)] = 128,
         hidden_width: Count = 32,
         hidden_layers: Annotated[int, Range(0)] = 1,
+        radius: Positive = 1.0,
         blob_scale: float = 10.0,
         blob_radius: Positive = 0.5,
         density_activation: Literal["softplus", "exp", "relu"] = "softplus",
         background: Literal["white", "grey", "random", "learned"]
         | Annotated[Sequence[float], Length.exactly(3), Range(0, 1)] = "white",
+        random_background: Fraction = 0.0,
         march_steps: Count = 64,
         occupancy_resolution: Count = 32,
         occupancy_threshold: Fraction = 0.01,
         occupancy_every: Count = 16,
-        progressive_levels: tuple[Count, Annotated[float, Range(0, 1, above=True)]] | None = None,
+        progressive_levels: tuple[Count, Annotated[float, Range(0, 1, above=True)]]
+        | tuple[Count, Annotated[float, Range(0, 1, above=True)], Annotated[float, Range(0, 1, below=True)]]
+        | None = None,
         backend: Literal["auto", "fused", "torch", "warp", "tinycudann"] = "auto",
         precision: Literal["float32", "float16"] = "float32",
         encoding_lr: NotNegative = 0.01,
@@ -151,7 +159,9 @@ class HashGridScene(nn.Module):
         self.mlp = _mlp([self.layout.width, *[hidden_width] * hidden_layers, 4], generator)
         self.background = background if isinstance(background, str) else tuple(background)
         self.background_mlp = _mlp([15, 16, 3], generator) if background == "learned" else None
-        self.blob_scale, self.blob_radius = blob_scale, blob_radius
+        self.random_background = random_background
+        # The field is kept in [-1, 1]^3, whatever the cube's size: lengths are divided by the radius, densities multiplied.
+        self.radius, self.blob_scale, self.blob_radius = radius, blob_scale, blob_radius / radius
         self.density_activation = density_activation
         self.step_size = 2 * math.sqrt(3) / march_steps
         self.occupancy_threshold, self.occupancy_every = occupancy_threshold, occupancy_every
@@ -184,9 +194,11 @@ class HashGridScene(nn.Module):
             generator: drawn from on the steps that evaluate the cells.
         """
         if self.progressive_levels is not None:
-            start, until = self.progressive_levels
+            start, until, since = (*self.progressive_levels, 0.0)[:3]
             total = len(self.layout.levels)
-            due = min(total, start + int((total + 1 - start) * step.progress / until))
+            # Fractions of a run are rounded: 2,500 of 10,000 steps must not fall short of a quarter.
+            done = (step.progress - since) / (until - since) * (1 + 1e-9) + 1e-9
+            due = min(total, start + max(0, int((total - start) * done)))
             if due != self._active:
                 self._active = due
                 self.active_levels.fill_(due)
@@ -207,13 +219,23 @@ class HashGridScene(nn.Module):
         **options: Any,
     ) -> Render:
         """Render it; see ``distill.renderers.volume.render``, which has the other options."""
-        return render(
-            self, cameras, height, width, generator=generator, normals=normals, penalties=penalties, **options
-        )
+        options |= {"generator": generator, "normals": normals, "penalties": penalties}
+        if self.radius == 1:
+            return render(self, cameras, height, width, **options)
+        found = render(self, cameras.scaled(1 / self.radius), height, width, **options)
+        variance = {
+            name: self.radius**2 * value for name, value in found.penalties.items() if name == "z_variance"
+        }
+        return replace(found, depth=self.radius * found.depth, penalties={**found.penalties, **variance})
 
     def field(self) -> Field:
-        """Return ``query`` for points on any device."""
-        return lambda points: self.query(points.to(self.grid.device))
+        """Return the density per scene unit and the albedo at points in scene units, on any device."""
+
+        def look_up(points: Tensor) -> tuple[Tensor, Tensor]:
+            density, albedo = self.query(points.to(self.grid.device) / self.radius)
+            return density / self.radius, albedo
+
+        return look_up
 
     def assets(self) -> dict[str, Writer]:
         """Return the writer of mesh files."""
@@ -222,16 +244,17 @@ class HashGridScene(nn.Module):
         return {"mesh": mesh_writer(self.field())}
 
     def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Density per scene unit, ``[n]``, and albedo in [0, 1], ``[n, 3]``, at points ``[n, 3]``."""
+        """Density per radius, ``[n]``, and albedo in [0, 1], ``[n, 3]``, at points ``[n, 3]`` in radii."""
         if self._fits(points):
-            return self._evaluate(points)
+            density, albedo = self._evaluate(points)
+            return self._per_radius(density), albedo
         raw, colour = self._network(points).split([1, 3], dim=1)
         return self._density(points, raw), torch.sigmoid(colour)
 
     def density(self, points: Tensor) -> Tensor:
         """Density alone, shape ``[n]``."""
         if self._fits(points):
-            return self._evaluate(points)[0]
+            return self._per_radius(self._evaluate(points)[0])
         return self._density(points, self._network(points)[:, :1])
 
     def _fits(self, points: Tensor) -> bool:
@@ -260,7 +283,10 @@ class HashGridScene(nn.Module):
 
     def _density(self, points: Tensor, raw: Tensor) -> Tensor:
         blob = self.blob_scale - (self.blob_scale / self.blob_radius) * points.norm(dim=1)
-        return ACTIVATIONS[self.density_activation](raw[:, 0] + blob)
+        return self._per_radius(ACTIVATIONS[self.density_activation](raw[:, 0] + blob))
+
+    def _per_radius(self, density: Tensor) -> Tensor:
+        return density if self.radius == 1 else self.radius * density
 
     def backdrop(self, directions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Colour behind the scene, shape ``[batch, height, width, 3]`` or broadcasting to it.
@@ -269,6 +295,14 @@ class HashGridScene(nn.Module):
             directions: of the rays, shape ``[batch, height, width, 3]``.
             generator: draws one colour per picture where the background is random; None is for looking.
         """
+        ground = self._ground(directions, generator)
+        if not self.random_background or generator is None:
+            return ground
+        drawn = torch.rand(len(directions), 1, 1, 4, generator=generator, device=generator.device)
+        drawn = send(drawn, directions.device).to(directions)
+        return torch.where(drawn[..., :1] < self.random_background, drawn[..., 1:], ground)
+
+    def _ground(self, directions: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.background_mlp is not None:
             waves = [f(k * directions) for k in (1, 2) for f in (torch.sin, torch.cos)]
             return torch.sigmoid(self.background_mlp(torch.cat([directions, *waves], dim=-1)))
@@ -287,7 +321,7 @@ class HashGridScene(nn.Module):
 def _check(
     activation: str,
     background: str | Sequence[float],
-    progressive: tuple[int, float] | None,
+    progressive: Sequence[float] | None,
     levels: int,
 ) -> None:
     if activation not in ACTIVATIONS:
@@ -298,7 +332,13 @@ def _check(
         raise ValueError(
             f"expected background in {', '.join(BACKGROUNDS)} or three numbers in [0, 1]; got {background!r}"
         )
-    if progressive is not None and not (1 <= progressive[0] <= levels and 0 < progressive[1] <= 1):
+    if progressive is None:
+        return
+    since = progressive[2] if len(progressive) == 3 else 0
+    if not (
+        len(progressive) in (2, 3) and 1 <= progressive[0] <= levels and 0 <= since < progressive[1] <= 1
+    ):
         raise ValueError(
-            f"expected progressive_levels (start in 1..{levels}, until in (0, 1]); got {progressive!r}"
+            f"expected progressive_levels (start in 1..{levels}, until in (0, 1]), and perhaps since in [0, until); got "
+            f"{progressive!r}"
         )

@@ -40,17 +40,18 @@ def patched(render: Renderer, patch: int, coarse: int) -> Renderer:
         *,
         generator: torch.Generator | None = None,
         normals: bool = False,
+        **style: Any,
     ) -> Render:
         if generator is None or height <= patch:
-            return render(cameras, height, width, generator=generator, normals=normals)
+            return render(cameras, height, width, generator=generator, normals=normals, **style)
         top, left = torch.randint(height - patch + 1, (2,), generator=generator).tolist()
         before = generator.get_state()
         with torch.no_grad():
-            around = render(cameras, coarse, coarse, generator=generator, normals=normals)
+            around = render(cameras, coarse, coarse, generator=generator, normals=normals, **style)
         # Both draw the same background and light.
         generator.set_state(before)
         seen = cameras.window(left / width, 1 - (top + patch) / height, patch / height)
-        inside = render(seen, patch, patch, generator=generator, normals=normals)
+        inside = render(seen, patch, patch, generator=generator, normals=normals, **style)
 
         def pasted(name: str) -> Any:
             part, whole = getattr(inside, name), getattr(around, name)

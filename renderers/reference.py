@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,8 +156,9 @@ def compared(training: Renderer, drawn: Drawn, names: Sequence[str]) -> Renderer
         *,
         generator: torch.Generator | None = None,
         normals: bool = False,
+        **style: Any,
     ) -> Render:
-        picture = training(cameras, height, width, generator=generator, normals=normals)
+        picture = training(cameras, height, width, generator=generator, normals=normals, **style)
         off = start_distances(picture, cameras, drawn.resized(height), names)
         return replace(picture, penalties={**picture.penalties, **off})
 
@@ -195,8 +197,9 @@ def beside(training: Renderer, look: Renderer, reference: Reference, names: Sequ
         *,
         generator: torch.Generator | None = None,
         normals: bool = False,
+        **style: Any,
     ) -> Render:
-        picture = training(cameras, height, width, generator=generator, normals=normals)
+        picture = training(cameras, height, width, generator=generator, normals=normals, **style)
         wants = "reference_normal" in names
         seen = look(reference.camera, height, width, generator=generator, normals=wants)
         off = distances(seen, at_size(height), names)

@@ -19,8 +19,10 @@ from distill.transfer import send
 if TYPE_CHECKING:
     from nerfacc import OccGridEstimator
 
-SHADINGS = ("albedo", "lambertian", "textureless")
-PENALTIES = ("sparsity", "opaqueness", "orientation", "smoothness")
+SHADINGS = ("albedo", "lambertian", "textureless", "normals")
+PENALTIES = ("sparsity", "opaqueness", "orientation", "smoothness", "z_variance", "convexity")
+#: Those that need normals.
+_OF_NORMALS = frozenset({"orientation", "smoothness", "convexity"})
 #: Of the light that falls on a surface, the share that comes from everywhere.
 _AMBIENT = 0.1
 _TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
@@ -50,14 +52,11 @@ class _Options:
     penalties: tuple[str, ...]
     marcher: str
     generator: torch.Generator | None
+    ambient: float
 
     @property
     def wants_normals(self) -> bool:
-        return (
-            self.normals
-            or self.shading != "albedo"
-            or bool({"orientation", "smoothness"} & {*self.penalties})
-        )
+        return self.normals or self.shading != "albedo" or bool(_OF_NORMALS & {*self.penalties})
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class _Rays:
 
 @dataclass(frozen=True)
 class _Traced:
-    """Sums along rays: colour, distance and, if wanted, normal; penalties of each ray."""
+    """Sums along rays: colour, distance and, if wanted, normal; penalties of each ray, before they are averaged."""
 
     sums: Tensor
     opacity: Tensor
@@ -89,6 +88,7 @@ def render(
     generator: torch.Generator | None = None,
     normals: bool = False,
     shading: str = "albedo",
+    soft_light: bool = False,
     penalties: Sequence[str] = (),
     marcher: str = "auto",
     chunk_rays: int = 16384,
@@ -104,8 +104,10 @@ def render(
         generator: for training: jitters the samples, draws random backgrounds and lights. Without, the
             samples are in the middle of their steps and the light is at the camera.
         normals: whether to render them; they cost four more densities a sample.
-        shading: ``albedo``; ``lambertian``, lit; or ``textureless``, lit and white.
-        penalties: which to compute: ``sparsity``, ``opaqueness``, ``orientation``, ``smoothness``.
+        shading: ``albedo``; ``lambertian``, lit; ``textureless``, lit and white; or ``normals``, whose colour
+            is (n + 1) / 2.
+        soft_light: in training, a random share of the light comes from everywhere, rather than a tenth.
+        penalties: which to compute, some of ``PENALTIES``.
         marcher: see ``march``.
         chunk_rays: rays at a time, which bounds memory when looking, and with ``recompute`` in training, too.
         recompute: keep nothing of a chunk but its pixels, and trace it again on the way back: the same gradient for
@@ -124,7 +126,8 @@ def render(
     backdrop = scene.backdrop(directions, generator)
     light = _light(cameras, shading, generator)[:, None, None].expand_as(directions).reshape(-1, 3)
     jitter = _uniform(origins[..., 0].numel(), generator, device)
-    options = _Options(normals, shading, tuple(penalties), marcher, generator)
+    ambient = float(_uniform(1, generator, torch.device("cpu"))) if soft_light and generator else _AMBIENT
+    options = _Options(normals, shading, tuple(penalties), marcher, generator, ambient)
     rays = _Rays(origins.view(-1, 3), directions.view(-1, 3), jitter, light)
     trace = _trace_twice if recompute and torch.is_grad_enabled() else _trace
     traced = [trace(scene, rays.part(i, i + chunk_rays), options) for i in range(0, len(jitter), chunk_rays)]
@@ -156,7 +159,7 @@ def _light(cameras: Cameras, shading: str, generator: torch.Generator | None) ->
     direction is one for the whole picture.
     """
     towards = normalize(cameras.c2w[:, :3, 3], dim=-1)
-    if generator is None or shading == "albedo":
+    if generator is None or shading in ("albedo", "normals"):
         return towards
     noise = torch.randn(towards.shape, generator=generator, device=generator.device)
     return normalize(towards + 0.5 * send(noise, towards.device).to(towards), dim=-1)
@@ -170,13 +173,37 @@ def _trace(scene: Volume, rays: _Rays, options: _Options) -> _Traced:
     density, colour = scene.query(samples.points)
     normals = finite_difference_normals(scene, samples.points) if options.wants_normals else None
     if normals is not None and options.shading != "albedo":
-        colour = _shade(colour, normals, rays.light[samples.ray], options.shading)
-    seen = [colour, samples.distance[:, None], *([] if normals is None else [normals])]
+        light = rays.light[samples.ray]
+        colour = _shade(colour, normals, light, options.shading, options.ambient)
+    spread = _from_the_middle(rays, samples) if "z_variance" in options.penalties else None
+    seen = [colour, samples.distance[:, None], *(value for value in (normals, spread) if value is not None)]
     sums, opacity, weights = composite(density, torch.cat(seen, dim=1), samples, options.marcher)
-    if normals is None:
-        return _Traced(sums, opacity, {})
-    penalties = _sample_penalties(scene, rays, samples, normals, weights.detach(), options)
+    penalties: dict[str, Tensor] = {}
+    if normals is not None:
+        penalties |= _sample_penalties(scene, rays, samples, normals, weights.detach(), options)
+    if spread is not None:
+        sums, moments = sums[:, :-2], sums[:, -2:]
+        penalties["z_variance"] = _z_variance(moments, opacity)
     return _Traced(sums, opacity, penalties)
+
+
+def _from_the_middle(rays: _Rays, samples: Samples) -> Tensor:
+    """Distance of each sample behind the point of its ray that is next to the origin, and its square, ``[m, 2]``.
+
+    Measured from there rather than from the camera, the variance is not lost to rounding.
+    """
+    middle = -(rays.origins * rays.directions).sum(-1)
+    behind = samples.distance - middle[samples.ray]
+    return torch.stack([behind, behind.square()], dim=1)
+
+
+def _z_variance(moments: Tensor, opacity: Tensor) -> Tensor:
+    """Variance of depth along each ray that stops more than half of the light, 0 along others, ``[rays]``.
+
+    Source: Zhu et al. 2023 (HiFA), arXiv:2305.18766, Eq. 12.
+    """
+    mean, square = (moments / opacity.clamp(min=1e-5)[:, None]).unbind(1)
+    return (square - mean.square()) * (opacity.detach() > 0.5)
 
 
 def _trace_twice(scene: Volume, rays: _Rays, options: _Options) -> _Traced:
@@ -221,9 +248,11 @@ def finite_difference_normals(scene: Volume, points: Tensor, step: float = _NORM
     return normalize(-(density.T @ corners), dim=-1, eps=1e-6)
 
 
-def _shade(albedo: Tensor, normals: Tensor, light: Tensor, shading: str) -> Tensor:
-    """Lambert's law with ambient light: albedo * (ambient + diffuse * max(0, n . l))."""
-    lit = _AMBIENT + (1 - _AMBIENT) * (normals * light).sum(-1, keepdim=True).clamp(min=0)
+def _shade(albedo: Tensor, normals: Tensor, light: Tensor, shading: str, ambient: float = _AMBIENT) -> Tensor:
+    """Lambert's law with ambient light: albedo * (ambient + diffuse * max(0, n . l)); or the normals as colours."""
+    if shading == "normals":
+        return (normals + 1) / 2
+    lit = ambient + (1 - ambient) * (normals * light).sum(-1, keepdim=True).clamp(min=0)
     return lit.expand_as(albedo) if shading == "textureless" else albedo * lit
 
 
@@ -251,15 +280,20 @@ def _sample_penalties(
     return found
 
 
+#: The opacity above which a ray counts, for penalties that are averaged over some rays.
+_LEAST = {"orientation": 0.0, "z_variance": 0.5}
+
+
 def _over_rays(name: str, value: Tensor, opacity: Tensor, pictures: int) -> Tensor:
-    """Average a penalty over rays, ``orientation`` over those of each picture that hit something (opacity above 0).
+    """Average a penalty over rays: ``orientation`` over those of each picture that hit something (opacity above 0),
+    ``z_variance`` over those that stop more than half of the light.
 
     threestudio divides by the hits of the whole batch, which is the same for one picture; by picture, a batch may be rendered
     in parts.
     """
-    if name != "orientation":
+    if name not in _LEAST:
         return value.mean()
-    hit = (opacity.detach() > 0).view(pictures, -1).sum(1).clamp(min=1)
+    hit = (opacity.detach() > _LEAST[name]).view(pictures, -1).sum(1).clamp(min=1)
     return (value.view(pictures, -1).sum(1) / hit).mean()
 
 
@@ -290,6 +324,26 @@ def opacity_penalties(opacity: Tensor, names: Sequence[str]) -> dict[str, Tensor
     return found
 
 
+def convexity(normal: Tensor, opacity: Tensor, side: int = 8) -> Tensor:
+    r"""How little a picture's normals turn outwards: minus the mean sine of the angle between neighbours, a scalar.
+
+    The normals, as the picture :math:`(n + 1) / 2` times the opacity, are resized to a few pixels; from left to right and from
+    bottom to top, the third component of neighbours' cross products is averaged.
+
+    Args:
+        normal: unit vectors, shape ``[batch, height, width, 3]``.
+        opacity: in [0, 1], shape ``[batch, height, width, 1]``.
+        side: of the small picture, pixels.
+
+    Source: Lukoianov et al. 2024, arXiv:2405.15891, and the authors' code in threestudio.
+    """
+    picture = ((normal + 1) / 2 * opacity).movedim(-1, 1)
+    small = torch.nn.functional.interpolate(picture, (side, side), mode="bilinear").movedim(1, -1)
+    across = torch.linalg.cross(small[:, :, :-1], small[:, :, 1:])[..., 2]
+    upwards = torch.linalg.cross(small[:, 1:], small[:, :-1])[..., 2]
+    return -(across.mean() + upwards.mean())
+
+
 def _assemble(
     sums: Tensor,
     opacity: Tensor,
@@ -304,4 +358,6 @@ def _assemble(
     # Not the sum itself: that would read as near wherever a picture is half transparent.
     depth = sums[..., 3:4] / opacity.clamp(min=1e-6)
     normal = normalize(sums[..., 4:7], dim=-1, eps=1e-6) if options.wants_normals else None
+    if normal is not None and "convexity" in options.penalties:
+        penalties = {**penalties, "convexity": convexity(normal, opacity)}
     return Render(rgb, opacity, depth, normal, {**penalties, **opacity_penalties(opacity, options.penalties)})

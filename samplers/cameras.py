@@ -13,8 +13,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from distill.cameras import Cameras, orbit
-from distill.domains import NotNegative, Positive, Range
+from distill.cameras import Cameras, moved, orbit
+from distill.domains import Angle, Fraction, NotNegative, Positive, Range
 
 
 def ranges(
@@ -23,6 +23,13 @@ def ranges(
     azimuth_deg: tuple[float, float] = (-180.0, 180.0),
     fov_y_deg: Annotated[tuple[float, float], Range(0, 180, above=True, below=True)] = (40.0, 40.0),
     look_at_jitter: NotNegative = 0.0,
+    by_area: Fraction = 0.0,
+    area_elevation_deg: Annotated[tuple[float, float] | None, Range(-90, 90)] = None,
+    front_back: Fraction = 0.0,
+    front_back_deg: Angle = 30.0,
+    position_jitter: NotNegative = 0.0,
+    look_at_std: NotNegative = 0.0,
+    up_std: NotNegative = 0.0,
 ) -> Callable[[float, int, torch.Generator], Cameras]:
     """Draw cameras uniformly from ranges, the azimuth stratified over the batch.
 
@@ -35,6 +42,16 @@ def ranges(
         azimuth_deg: degrees, 0 at the front.
         fov_y_deg: vertical field of view, degrees.
         look_at_jitter: the cameras face a point within this distance of the origin along each axis.
+        by_area: share of cameras whose elevation is drawn so that every part of the sphere's area is equally likely, rather
+            than every degree, which favours the poles.
+        area_elevation_deg: elevations of these cameras, for example [-90, 90] for the whole sphere; ``elevation_deg`` by default.
+        front_back: share of cameras that see the front or the back, as often the one as the other.
+        front_back_deg: how far from azimuth 0 or 180 these are at most, degrees.
+        position_jitter: the cameras are shifted by up to this distance along each axis.
+        look_at_std: standard deviation of the point that the cameras face, along each axis, scene units.
+        up_std: standard deviation of what is added to each component of the unit vector that is up.
+
+    A camera's angles and distance, by which the prompt's view word is chosen, are those before it is shifted and turned.
 
     Returns:
         A camera sampler ``(progress, batch, generator) -> Cameras``.
@@ -48,6 +65,21 @@ def ranges(
         comb = torch.remainder(comb + torch.rand(1, generator=generator), 1.0)
         azimuth = azimuth_deg[0] + (azimuth_deg[1] - azimuth_deg[0]) * comb
         look_at = look_at_jitter * (2 * torch.rand(batch, 3, generator=generator) - 1)
-        return orbit(azimuth, uniform(*elevation_deg), uniform(*distance), uniform(*fov_y_deg), look_at)
+        elevation, far, field = uniform(*elevation_deg), uniform(*distance), uniform(*fov_y_deg)
+        if by_area:
+            sine = torch.tensor(area_elevation_deg or elevation_deg).deg2rad().sin().tolist()
+            spread = uniform(*sine).clamp(-1, 1).asin().rad2deg()
+            elevation = torch.where(torch.rand(batch, generator=generator) < by_area, spread, elevation)
+        if front_back:
+            chosen, behind, off = torch.rand(3, batch, generator=generator)
+            facing = 180 * (behind < 0.5) + front_back_deg * (2 * off - 1)
+            azimuth = torch.where(chosen < front_back, facing, azimuth)
+        cameras = orbit(azimuth, elevation, far, field, look_at)
+        if not (position_jitter or look_at_std or up_std):
+            return cameras
+        by = position_jitter * (2 * torch.rand(batch, 3, generator=generator) - 1)
+        look_at = look_at + look_at_std * torch.randn(batch, 3, generator=generator)
+        up = torch.tensor([0.0, 0.0, 1.0]) + up_std * torch.randn(batch, 3, generator=generator)
+        return moved(cameras, by, look_at, up)
 
     return sample

@@ -361,6 +361,8 @@ EXPERIMENTS = {
     "lucid": ("ism", "uniform"),
     "sdi": ("sdi", "annealed"),
     "nfsd": ("nfsd", "uniform"),
+    "magic3d": ("sds", "uniform"),
+    "fantasia3d": ("sds", "uniform"),
 }
 
 
@@ -417,7 +419,12 @@ def test_the_csd_experiment_is_the_published_first_stage(preset: str) -> None:
     assert config.guidance.weighting == "uniform"
 
 
-TP_SDS = [([], 2.0), (["prior=sdxl"], 100.0), (["prior=sd-3-medium"], 7.0), (["iterations=7"], 2.0)]
+TP_SDS = [
+    ([], 2.0),
+    (["prior=sdxl", "scene=image"], 100.0),
+    (["prior=sd-3-medium"], 7.0),
+    (["iterations=7"], 2.0),
+]
 
 
 @pytest.mark.parametrize(("words", "scale"), TP_SDS)
@@ -432,6 +439,18 @@ def test_tp_sds_is_sds_with_dreamtimes_timesteps(words: list[str], scale: float)
         ).timesteps.centre
         == 0.4
     )
+
+
+def test_a_schedule_replaces_a_recipe_s_own() -> None:
+    words = ["prompt=x", "prior=sd-2.1-base", "experiment=dreamfusion"]
+    config = compose_config([*words, "penalties.orientation={start:1,end:20,to_step:500}"])
+    assert config.penalties.orientation == {"start": 1, "end": 20, "to_step": 500}
+    config = compose_config([*words, *as_overrides({"penalties.orientation": {"end": 20, "start": 1}})])
+    assert config.penalties.orientation == {"start": 1, "end": 20}
+    config = compose_config([*words, "penalties.orientation.end=500"])
+    assert config.penalties.orientation == {"start": 10, "end": 500, "to_fraction": 0.5}
+    for words in (["guidance.interval={end:0.3,start:0.2}"], ["cameras.distance=[{start:3,end:4},5]"]):
+        compose_config(["prompt=x", "prior=sd-2.1-base", "experiment=lucid", *words])
 
 
 def test_tp_sds_may_be_compared_with_others() -> None:

@@ -162,3 +162,38 @@ def test_each_kind_of_parameter_has_the_scenes_own_rate() -> None:
     assert all((group["betas"], group["eps"]) == ((0.5, 0.6), 1e-3) for group in groups)
     parameters = [id(p) for group in groups for p in group["params"]]
     assert sorted(parameters) == sorted(id(p) for p in scene.parameters())
+
+
+def test_the_loss_can_be_weighed_and_summed_over_the_batch() -> None:
+    def gradient(**settings: Any) -> torch.Tensor:
+        state = start()
+        now = job(state, PULL, loop.Settings(10, batch=2, size=Ramp(8), **settings))
+        loop.accumulate(now, loop.Step(0, 0.5), now.cameras(0.5, 2, state.generator))
+        found = state.parameters()[0].grad
+        assert found is not None
+        return found
+
+    mean = gradient()
+    torch.testing.assert_close(gradient(summed=True), 2 * mean)
+    torch.testing.assert_close(gradient(guidance_weight=Ramp(0.1)), 0.1 * mean)
+    torch.testing.assert_close(gradient(guidance_weight=Ramp(0.0, 1.0)), 0.5 * mean)
+
+
+def test_weight_decay_is_decoupled_and_none_is_adam() -> None:
+    scene = ImageScene(8, 8, lr=0.02, seed=torch.Generator().manual_seed(0))
+    plain, decayed = loop.make_optimiser(scene), loop.make_optimiser(scene, weight_decay=0.1)
+    (image,) = [p for group in scene.parameter_groups().values() for p in group.parameters]
+    before = image.detach().clone()
+    adam = torch.optim.Adam([before.clone().requires_grad_()], lr=0.02, betas=(0.9, 0.99), eps=1e-15)
+    (own,) = adam.param_groups[0]["params"]
+    grad = torch.linspace(-1, 1, image.numel()).view_as(image)
+    image.grad, own.grad = grad.clone(), grad.clone()
+    plain.step()
+    adam.step()
+    torch.testing.assert_close(image.detach(), own.detach())
+    with torch.no_grad():
+        image.copy_(before)
+    decayed.step()
+    # One step of Adam from rest is the rate times the gradient's sign; the parameter shrinks by rate times decay beforehand.
+    expected = before * (1 - 0.02 * 0.1) - 0.02 * grad.sign()
+    torch.testing.assert_close(image.detach(), expected)

@@ -18,7 +18,7 @@ from distill.loop import make_optimiser
 from distill.renderers import HashGridScene, _warp, render
 from distill.renderers.march import Samples, composite, march, nerfacc_compiled
 from distill.renderers.occupancy import occupancy_grid, update_occupancy
-from distill.renderers.volume import finite_difference_normals, opacity_penalties
+from distill.renderers.volume import convexity, finite_difference_normals, opacity_penalties
 
 CPU = torch.device("cpu")
 
@@ -365,6 +365,8 @@ def test_backgrounds_are_what_they_are_called() -> None:
         {"background": (0, 0, 300)},
         {"density_activation": "sine"},
         {"progressive_levels": (0, 0.5)},
+        {"progressive_levels": (1, 0.5, 0.5)},
+        {"progressive_levels": (1, 0.5, 0.1, 0.2)},
         {"backend": "numpy"},
         {"backend": "tinycudann"},
         {"occupancy_resolution": 1},
@@ -401,10 +403,71 @@ def test_exponential_density_is_bounded_but_its_gradient_does_not_vanish() -> No
 def test_levels_open_one_by_one() -> None:
     scene = _scene(levels=4, progressive_levels=(1, 0.5))
     seen, optimiser = [], make_optimiser(scene)
-    for step, progress in enumerate((0.0, 0.13, 0.26, 0.38, 0.5, 0.9)):
+    for step, progress in enumerate((0.0, 0.16, 0.17, 0.34, 0.5, 0.9)):
         scene.update(Step(step, progress), optimiser, _generator())
         seen.append(int(scene.active_levels))
-    assert seen == [1, 2, 3, 4, 4, 4]
+    assert seen == [1, 1, 2, 3, 4, 4]
+
+
+def test_levels_open_from_a_step_on_as_published() -> None:
+    # threestudio: 8 of 16 levels up to step 2,000 of 10,000, then one more every 500 steps.
+    scene = _scene(levels=16, progressive_levels=(8, 0.6, 0.2))
+    optimiser = make_optimiser(scene)
+    for step in (0, 1, 1999, 2000, 2001, 2499, 2500, 2999, 3000, 5499, 5500, 5999, 6000, 9999):
+        scene.update(Step(1, step / 10_000), optimiser, _generator())
+        assert int(scene.active_levels) == min(16, 8 + max(0, step - 2000) // 500), step
+
+
+def test_a_larger_cube_shows_the_same_object_in_other_units() -> None:
+    # The same field in a cube of half the edge, seen from half as far, is the same picture at half the depth.
+    for backend in ("torch", "auto"):
+        options: dict[str, Any] = {"backend": backend, "march_steps": 48, "blob_scale": 8.0}
+        small, large = _scene(blob_radius=0.25, **options), _scene(blob_radius=0.5, radius=2.0, **options)
+        large.load_state_dict(small.state_dict())
+        far, near = _front(40, 20, 3.0), _front(40, 20, 1.5)
+        inner = _Denser(small)
+        with torch.no_grad():
+            a = render(inner, near, 12, 12, penalties=("z_variance",))
+            b = large.render(far, 12, 12, penalties=("z_variance",))
+        torch.testing.assert_close(a.rgb, b.rgb)
+        torch.testing.assert_close(2 * a.depth, b.depth)
+        torch.testing.assert_close(4 * a.penalties["z_variance"], b.penalties["z_variance"])
+        points = torch.rand(50, 3, generator=_generator()) - 0.5
+        density, albedo = large.field()(2 * points)
+        torch.testing.assert_close(density, small.density(points))
+        torch.testing.assert_close(albedo, small.query(points)[1])
+
+
+class _Denser(nn.Module):
+    """A scene of twice the density: what one unit of length stops, half of it does."""
+
+    def __init__(self, scene: HashGridScene) -> None:
+        super().__init__()
+        self.scene, self.step_size, self.occupancy = scene, scene.step_size, scene.occupancy
+
+    def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        density, albedo = self.scene.query(points)
+        return 2 * density, albedo
+
+    def density(self, points: Tensor) -> Tensor:
+        return 2 * self.scene.density(points)
+
+    def backdrop(self, directions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.scene.backdrop(directions, generator)
+
+
+def test_a_share_of_training_pictures_has_a_random_colour_behind_it() -> None:
+    scene = _scene(background=[0.25, 0.5, 0.75], random_background=0.3)
+    directions = torch.zeros(4000, 1, 1, 3)
+    assert torch.equal(scene.backdrop(directions)[0, 0, 0], torch.tensor([0.25, 0.5, 0.75]))
+    drawn = scene.backdrop(directions, _generator())[:, 0, 0]
+    own = (drawn == torch.tensor([0.25, 0.5, 0.75])).all(-1)
+    # Four standard deviations of a share of 4000.
+    assert float(own.float().mean()) == pytest.approx(0.7, abs=0.029)
+    assert drawn[~own].mean(0).tolist() == pytest.approx([0.5] * 3, abs=0.04)
+    learned = _scene(background="learned", random_background=1.0)
+    assert len(learned.backdrop(torch.zeros(5, 2, 2, 3), _generator()).flatten(1, 2).unique(dim=1)[0]) == 1
+    assert torch.equal(learned.backdrop(directions), _scene(background="learned").backdrop(directions))
 
 
 def test_parameter_groups_hold_every_parameter_once() -> None:
@@ -587,3 +650,68 @@ def test_the_box_around_what_is_occupied_follows_every_change() -> None:
     with torch.inference_mode():
         grid.binaries = torch.ones_like(grid.binaries)
         assert count() == whole
+
+
+def test_the_variance_of_depth_is_that_of_two_walls() -> None:
+    # Two thin walls 0.6 apart: half of the light is stopped by the first, all the rest by the second, so that the variance is
+    # 0.5 * 0.5 * 0.6^2 = 0.09, up to what the walls' own thickness adds.
+    steps = 400
+    thick = 2 * math.sqrt(3) / steps
+
+    def walls(x: Tensor) -> Tensor:
+        first = math.log(2) / (2 * thick) * ((x[:, 0] - 0.3).abs() < thick).float()
+        return first + 1e4 * ((x[:, 0] + 0.3).abs() < thick).float()
+
+    seen = render(Analytic(walls, steps), _front(fov=1.0), 3, 3, penalties=("z_variance",))
+    assert float(seen.penalties["z_variance"]) == pytest.approx(0.09, rel=0.02)
+
+
+def test_the_variance_of_depth_counts_rays_that_stop_half_of_the_light_and_has_a_gradient() -> None:
+    scene = _scene(blob_scale=20.0)
+    camera = _front(30, 10)
+    seen = scene.render(camera, 16, 16, penalties=("z_variance",))
+    # Independently: the sums of w t and w t^2 along each ray.
+    origins, directions = (value.view(-1, 3) for value in camera.rays(16, 16))
+    samples = march(origins, directions, torch.full((256,), 0.5), scene.occupancy, scene.step_size)
+    density, _ = scene.query(samples.points)
+    _, opacity, weights = composite(density, samples.distance[:, None], samples)
+    w, t = weights.detach().double(), samples.distance.double()
+    sums = (
+        torch.zeros(256, 3).double().index_add(0, samples.ray, w[:, None] * torch.stack([t**0, t, t**2], 1))
+    )
+    mean, square = (sums[:, 1:] / sums[:, :1].clamp(min=1e-5)).unbind(1)
+    expected = (square - mean.square())[opacity > 0.5].mean()
+    torch.testing.assert_close(seen.penalties["z_variance"].double(), expected, rtol=1e-3, atol=1e-6)
+    seen.penalties["z_variance"].backward()
+    assert scene.grid.grad is not None and float(scene.grid.grad.abs().sum()) > 0
+
+
+def test_convexity_is_minus_the_sine_between_neighbours() -> None:
+    # Normals that turn about the z axis by a constant angle from column to column, seen as (n + 1) / 2.
+    angle = torch.arange(8) * 0.1
+    turning = torch.stack([angle.cos(), angle.sin(), torch.zeros(8)], -1).expand(1, 8, 8, 3)
+    picture = (turning + 1) / 2
+    a, b = picture[0, :, :-1], picture[0, :, 1:]
+    expected = -(a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).mean()
+    found = convexity(turning, torch.ones(1, 8, 8, 1))
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    # A sphere bulges towards the camera, a bowl away from it: from above, where z is along the view, their signs differ.
+    x, y = torch.meshgrid(torch.linspace(-0.7, 0.7, 64), torch.linspace(0.7, -0.7, 64), indexing="xy")
+    sphere = torch.stack([x, y, (1 - x**2 - y**2).sqrt()], -1)[None]
+    bowl = sphere * torch.tensor([-1.0, -1.0, 1.0])
+    whole = torch.ones(1, 64, 64, 1)
+    assert float(convexity(sphere, whole)) < float(convexity(bowl, whole))
+
+
+def test_normals_are_shown_as_colours_and_light_may_be_soft() -> None:
+    scene = Analytic(_ball(500.0, 0.5))
+    seen = render(scene, _front(fov=2.0), 3, 3, shading="normals")
+    assert seen.normal is not None
+    torch.testing.assert_close(seen.rgb, (seen.normal + 1) / 2, atol=0.03, rtol=0)
+    # White surfaces that face the light are lit fully, whatever share of it comes from everywhere; others by that share.
+    away = _front(fov=30.0)
+    fixed = render(scene, away, 24, 24, shading="textureless", generator=_generator(3))
+    soft = render(scene, away, 24, 24, shading="textureless", soft_light=True, generator=_generator(3))
+    assert not torch.equal(fixed.rgb, soft.rgb)
+    looking = render(scene, away, 24, 24, shading="textureless", soft_light=True)
+    assert torch.equal(looking.rgb, render(scene, away, 24, 24, shading="textureless").rgb)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from hydra.utils import get_method, instantiate
@@ -117,7 +118,10 @@ def rendered(config: DictConfig, views: int, device: torch.device) -> tuple[int,
     options = config.render
     known = (*reference.PENALTIES, *reference.START)
     names = [name for name, weight in config.penalties.items() if weight and name not in known]
-    extra = {"shading": options.shading} if "shading" in scene.features else {}
+    extra: dict[str, Any] = {}
+    if "shading" in scene.features:
+        # Lit pictures keep the most, whatever their share is.
+        extra["shading"] = "lambertian" if any(options.turns.values()) else options.shading
 
     def peak(side: int) -> int:
         with LiveBytes() as live:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill import loop
@@ -33,7 +33,7 @@ from distill.contracts import (
 )
 from distill.files.checkpoint import load_checkpoint
 from distill.guidance import is_made_for_prior
-from distill.options import followed, schedule, schedules_in, value_over_run
+from distill.options import followed, options_of, schedule, schedules_in, value_over_run
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.graphs import check_graphs
 from distill.priors.load import load_prior
@@ -43,10 +43,11 @@ from distill.renderers.particles import Particles
 from distill.renderers.patch import patched
 from distill.run.checks import check_prompt
 from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
+from distill.samplers.shading import by_turns
 
 #: Options of a scene that say how it is rendered and trained, not what it is.
 LOOKS = frozenset(
-    {"background", "march_steps", "occupancy_resolution", "occupancy_threshold", "occupancy_every", "backend",
+    {"background", "random_background", "march_steps", "occupancy_resolution", "occupancy_threshold", "occupancy_every", "backend",
      "encoding_lr", "mlp_lr", "background_lr", "lr"}
 )  # fmt: skip
 
@@ -77,7 +78,9 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
     scenes = make_scenes(config, generator, prior.device)
     guidance = make_guidance(config, prior, generator, {"novel_view": picture.prior} if picture else {})
     scene: Scene = scenes[0] if len(scenes) == 1 else Particles(scenes).to(prior.device)
-    optimiser = loop.make_optimiser(scene, tuple(config.optimiser.betas), config.optimiser.eps)
+    optimiser = loop.make_optimiser(
+        scene, tuple(config.optimiser.betas), config.optimiser.eps, config.optimiser.weight_decay
+    )
     learner = guidance if isinstance(guidance, Learner) else None
     settings = make_settings(config)
     cameras: CameraSampler = scheduled_sampler(
@@ -190,8 +193,9 @@ TOGETHER = (
 def make_scenes(config: DictConfig, generator: torch.Generator, device: torch.device) -> list[Scene]:
     """Make as many scenes as there are particles, from an earlier run's where ``init`` names one."""
     own: dict[str, Any] = {}
-    if config.init and config.source_prompt and config.scene.get("background") in ("grey", "random"):
-        own["background"] = "white"  # what is edited and its source must differ in the object alone
+    if config.init and config.source_prompt:  # what is edited and its source must differ in the object alone
+        own |= {"background": "white"} if config.scene.get("background") in ("grey", "random") else {}
+        own |= {"random_background": 0.0} if config.scene.get("random_background") else {}
     make = instantiate(config.scene, _convert_="all", **own)
     scenes: list[Scene] = [make(seed=generator).to(device) for _ in range(config.particles)]
     for scene in scenes if config.init else []:
@@ -212,10 +216,12 @@ def start_from(folder: Path, scene: Scene, config: DictConfig, device: torch.dev
             raise ValueError(
                 f"init={folder} has {earlier.particles} scenes; only a run with particles=1 can be gone on from"
             )
+        defaults = OmegaConf.structured(options_of(get_method(config.scene._target_)))
         for name, value in config.scene.items():
-            if name not in LOOKS and earlier.scene.get(name) != value:
+            before = earlier.scene.get(name, defaults.get(name))  # an earlier version may not have had it
+            if name not in LOOKS and before != value:
                 raise ValueError(
-                    f"init={folder} holds a scene with {name} {earlier.scene.get(name)}, not {value}; give this run "
+                    f"init={folder} holds a scene with {name} {before}, not {value}; give this run "
                     "the same scene= and scene.* options"
                 )
     saved = load_checkpoint(folder / "checkpoints", device)
@@ -255,7 +261,8 @@ def make_settings(config: DictConfig) -> loop.Settings:
         return made if isinstance(made, Ramp) else Ramp(made)
 
     weights = {name: ramp(f"penalties.{name}") for name in config.penalties}
-    optimiser = config.optimiser
+    optimiser, shares = config.optimiser, {name: ramp(f"render.turns.{name}") for name in config.render.turns}
+    turns = {name: share for name, share in shares.items() if share.start or share.end}
     return loop.Settings(
         iterations=config.iterations,
         batch=config.render.batch,
@@ -263,7 +270,10 @@ def make_settings(config: DictConfig) -> loop.Settings:
         latent_until=config.render.latent_until,
         normals=config.prior_options.control == "normal",
         size=ramp("render.size"),
+        guidance_weight=ramp("guidance_weight"),
+        summed=optimiser.reduction == "sum",
         penalties={name: weight for name, weight in weights.items() if weight.start or weight.end},
+        shading=by_turns(turns) if turns else None,
         clip_norm=optimiser.clip_norm,
         final_lr=optimiser.final_lr,
         ema=optimiser.ema,
@@ -290,7 +300,9 @@ def make_renderer(
     frugal: bool = False,
 ) -> Renderer:
     """Return what renders the scene for training: in windows, with the distances to known views as further penalties."""
-    options: dict[str, Any] = {"shading": config.render.shading} if "shading" in scene.features else {}
+    options: dict[str, Any] = {}
+    if "shading" in scene.features:
+        options |= {"shading": config.render.shading, "soft_light": config.render.soft_light}
     if "chunks" in scene.features:
         chunk = config.render.chunk_rays
         options["chunk_rays"] = -(-chunk // 4) if frugal else chunk
@@ -304,7 +316,7 @@ def make_renderer(
     if picture is not None and picture.drawn and first:
         render = reference.compared(render, picture.drawn, first)
     if picture is not None and near:
-        plain = {name: value for name, value in options.items() if name != "shading"}
+        plain = {name: value for name, value in options.items() if name not in ("shading", "soft_light")}
         beside = partial(scene.render, **plain)
         render = reference.beside(render, beside, picture.reference, near)
     return render

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from distill.options import check_option, check_options, schedule, shown
 from distill.run.schema import Config, PriorOptions, Views
-from distill.samplers.schedules import Ramp
+from distill.samplers.schedules import Ramp, turns
 
 #: The parts of a run that plug in: each is a callable with options.
 PARTS = ("guidance", "timesteps", "cameras", "scene")
@@ -144,6 +144,8 @@ NEEDS = {
     "perp_neg.enabled": "sides",
     "render.patch": "sides",
     "render.shading": "shading",
+    **{f"render.turns.{name}": "shading" for name in ("lambertian", "textureless", "normals")},
+    "render.soft_light": "shading",
     "render.recompute": "chunks",
     "render.chunk_rays": "chunks",
     "render.latent_until": "normals",
@@ -173,6 +175,7 @@ def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:
             f"the scene {name} does not say what it can do; give its class the attribute features, a frozenset with any of "
             f"{', '.join(FEATURES)} and the penalties that it computes; frozenset() for none"
         )
+    check_turns(values)
     for option, feature, meaning in needed(values):
         if feature not in features:
             raise ValueError(f"{option} needs a scene that {meaning}, and {name} does not; leave it out")
@@ -186,6 +189,27 @@ def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:
             raise ValueError(
                 f"penalties.{penalty} needs a scene that {FEATURES['normals']}, and {name} does not; leave it out"
             )
+
+
+def check_turns(values: Mapping[str, Any]) -> None:
+    """Check the shares of pictures that are shaded otherwise.
+
+    Raises:
+        ValueError: they are more than all pictures, or all are shaded in one way already.
+    """
+    rendering, total = values["render"], values["iterations"]
+    made = {
+        name: schedule(f"render.turns.{name}", share, total) for name, share in rendering["turns"].items()
+    }
+    shares = [share if isinstance(share, Ramp) else Ramp(share) for share in made.values()]
+    most = max(sum(share(point) for share in shares) for point in turns(dict(enumerate(shares))))
+    if most > 1 + 1e-9:
+        raise ValueError(f"render.turns are shares of the pictures, at most 1 together, got {most:g}")
+    if most > 0 and rendering["shading"] != "albedo":
+        raise ValueError(
+            f"render.turns are shares of the pictures that are albedo otherwise, and render.shading={rendering['shading']} is "
+            "all of them; leave out one of the two"
+        )
 
 
 def check_perp_neg(config: DictConfig) -> None:
@@ -232,8 +256,9 @@ def needed(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Yield the scene features that options need: the option, the feature, and its description."""
     found = []
     for option, feature in NEEDS.items():
-        group, _, key = option.rpartition(".")
-        value = values[group][key] if group else values[key]
+        value: Any = values
+        for key in option.split("."):
+            value = value[key]
         if value not in (default_of(option), "none" if option == "view_words" else None):
             found.append((f"{option}={value}", feature, FEATURES[feature]))
     if (control := values["prior_options"]["control"]) in DRAWING:
@@ -271,6 +296,10 @@ def check_image(config: DictConfig, guidance: Callable[..., Any]) -> None:
         raise ValueError(
             "max_vram= forecasts priors of text, not novel-view models; leave it out, and choose render.at_once= and "
             "render.recompute="
+        )
+    if config.scene.get("random_background"):
+        raise ValueError(
+            f"image= shows its object over white, so scene.random_background must be 0, got {config.scene.random_background}"
         )
     if config.scene.get("background", "white") != "white":
         raise ValueError(

@@ -95,7 +95,13 @@ def with_preset(overrides: Sequence[str]) -> list[str]:
     """The words of a command line with those that follow from them, see ``implied``."""
     words = [re.sub(r"^\+(experiment|preset)=", r"\1=", word) for word in overrides]
     kept = [word for word in words if _split(word)[0] != "guidance" or _split(word)[1] not in ALIASES]
-    return [*kept, *implied(words)]
+    return [*(each for word in kept for each in (*cleared(word), word)), *implied(words)]
+
+
+def cleared(word: str) -> list[str]:
+    """Return the word that clears an option for a schedule: Hydra would add a mapping's fields to those that a file gives."""
+    found = re.match(r"([a-z][\w.]*)=\{\s*(?:\w+\s*:[^,}]*,\s*)*start\s*:", word)
+    return [f"{found[1]}=null"] if found else []
 
 
 def implied(words: Sequence[str]) -> dict[str, str]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from distill.domains import Count, Fraction, Length, NotNegative, OneOf, Positive, Range, Scheduled
+from distill.domains import Angle, Count, Fraction, Length, NotNegative, OneOf, Positive, Range, Scheduled
 
 #: A number or a schedule, at least 0.
 Weight = Annotated[Any, Scheduled(), Range(0)]
+#: A number or a schedule, in [0, 1].
+Share = Annotated[Any, Scheduled(), Range(0, 1)]
 #: An interval in steps; 0 is never.
 Every = Annotated[int, Range(0)]
 #: a, b, c of a exp(-b r) + c, and perhaps the r above which it is 0.
 Curve = Annotated[list[float] | None, Length(3, 4)]
-#: Degrees, above 0 and at most 90.
-Angle = Annotated[float, Range(0, 90, above=True)]
 
 
 @dataclass
@@ -28,6 +28,8 @@ class Penalties:
     opaqueness: Weight = 0.0
     orientation: Weight = 0.0
     smoothness: Weight = 0.0
+    z_variance: Weight = 0.0
+    convexity: Weight = 0.0
 
     reference_rgb: Weight = 0.0
     reference_mask: Weight = 0.0
@@ -118,10 +120,22 @@ class PerpNeg:
 
 
 @dataclass
+class Turns:
+    """Shares of the training pictures that are not ``albedo``, numbers or schedules; together at most 1."""
+
+    lambertian: Share = 0.0
+    textureless: Share = 0.0
+    normals: Share = 0.0
+
+
+@dataclass
 class Rendering:
     """Pictures per step, their side in pixels (a number or a schedule), how surfaces are lit, and what memory it takes.
 
     Attributes:
+        shading: ``albedo``, ``lambertian`` (lit), ``textureless`` (lit and white), or ``normals`` (as colours).
+        turns: shares of the pictures that are shaded otherwise.
+        soft_light: a random share of the light comes from everywhere, rather than a tenth.
         at_once: of the batch, how many views are in memory at a time; their gradients add up. None for all.
         recompute: render again on the way back, ``chunk_rays`` rays at a time, rather than keep every sample.
         patch: side of a random window that alone is rendered in full, pixels, amid a picture of ``coarse`` pixels
@@ -131,7 +145,9 @@ class Rendering:
 
     batch: Count = 4
     size: Annotated[Any, Scheduled(), Range(8)] = 64
-    shading: Annotated[str, OneOf(("albedo", "lambertian", "textureless"))] = "albedo"
+    shading: Annotated[str, OneOf(("albedo", "lambertian", "textureless", "normals"))] = "albedo"
+    turns: Turns = field(default_factory=Turns)
+    soft_light: bool = False
     at_once: Count | None = None
     chunk_rays: Count = 16384
     recompute: bool = False
@@ -142,12 +158,19 @@ class Rendering:
 
 @dataclass
 class Optimiser:
-    """Adam, and what surrounds the step; the learning rates are options of the scene."""
+    """Adam, and what surrounds the step; the learning rates are options of the scene.
+
+    Attributes:
+        weight_decay: of the parameters, decoupled from the gradient as in AdamW; times the learning rate, in each step.
+        reduction: of the loss over a batch, ``mean`` or ``sum``; penalties are means.
+    """
 
     betas: Annotated[list[float], Length.exactly(2), Range(0, 1, below=True)] = field(
         default_factory=lambda: [0.9, 0.99]
     )
     eps: Positive = 1e-15
+    weight_decay: NotNegative = 0.0
+    reduction: Annotated[str, OneOf(("mean", "sum"))] = "mean"
     clip_norm: NotNegative = 0.0
     final_lr: NotNegative = 1.0
     ema: Annotated[float, Range(0, 1, below=True)] = 0.0
@@ -182,7 +205,10 @@ class Export:
 
 @dataclass
 class Config:
-    """One run, or with ``prompts`` one run per line of a file."""
+    """One run, or with ``prompts`` one run per line of a file.
+
+    ``guidance_weight`` is the weight of the loss beside the penalties, a number or a schedule.
+    """
 
     prompt: str = ""
     prompts: str | None = None
@@ -195,6 +221,7 @@ class Config:
     perp_neg: PerpNeg = field(default_factory=PerpNeg)
     unconditional: Annotated[str, OneOf(("auto", "null"))] = "auto"
     iterations: Count = 400
+    guidance_weight: Weight = 1.0
     particles: Count = 1
     seed: Annotated[int, Range(0, 2**64 - 1)] = 0
     device: str = "auto"

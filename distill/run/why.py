@@ -26,7 +26,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from distill.run.checks import PARTS
-from distill.run.compose import compose_words, composing, implied, known_options, with_preset
+from distill.run.compose import cleared, compose_words, composing, implied, known_options, with_preset
 from distill.run.schema import Config
 
 #: Groups that have a choice and no options of their own.
@@ -138,6 +138,7 @@ class Trace:
         """Read Hydra's own list of what it composes."""
         loader, written = GlobalHydra.instance().config_loader(), with_preset(given)
         assert isinstance(loader, ConfigLoaderImpl)
+        clearing = {word for each in given for word in cleared(each)} - set(given)
         words = OverridesParser.create().parse_overrides(list(composed))
         files = CachingConfigRepository(loader.repository)
         loader._process_config_searchpath("config", words, files)
@@ -146,7 +147,11 @@ class Trace:
         layers = [read(item.config_path, item.package or "", files) for item in items if item.config_path]
         return cls(
             layers,
-            [word for word in words if not word.key_or_group.startswith("hydra")],
+            [
+                word
+                for word in words
+                if word.input_line not in clearing and not word.key_or_group.startswith("hydra")
+            ],
             {**{word: "follows from an alias" for word in composed if word not in written}, **implied(given)},
             {
                 group: word.containing_config_path

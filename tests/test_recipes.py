@@ -1,0 +1,156 @@
+"""Recipes: every option beside its published value, the page that shows them, and a short run of each on a tiny model."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tiny_pipelines import make
+
+import distill
+from distill.priors.diffusion import DiffusionPrior
+from distill.run.compose import compose_config
+from distill.samplers.schedules import Ramp
+from distill.samplers.shading import by_turns
+
+ROOT = Path(__file__).parents[1]
+FOLDER = Path(distill.__file__).parent / "conf"
+
+
+def _writer() -> Any:
+    spec = importlib.util.spec_from_file_location("write_recipes", ROOT / "docs" / "write_recipes.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+WRITER = _writer()
+PUBLISHED: dict[str, Any] = WRITER.published()
+#: Experiment and family of each recipe in the table.
+TABLED = {
+    (recipe.get("experiment", name), "pixel" if recipe["prior"] == "if-xl" else "latent"): name
+    for name, recipe in PUBLISHED.items()
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_recipe_has_the_published_values(name: str) -> None:
+    recipe = PUBLISHED[name]
+    config = WRITER.composed(name, recipe)
+    options = [option for option, _, _ in recipe["rows"] if option is not None]
+    assert len(options) == len(set(options))
+    found = {option: WRITER.setting(config, option) for option in options}
+    assert found == {option: value for option, value, _ in recipe["rows"] if option is not None}
+
+
+def test_every_recipe_is_beside_its_published_values() -> None:
+    files = {path.stem for path in (FOLDER / "recipe").glob("*.yaml")}
+    named = {f"{family}_hash_grid_{experiment}" for experiment, family in TABLED}
+    # What is another's copy in one family needs no table of its own.
+    assert files - named == {
+        "pixel_hash_grid_dreamtime",
+        "latent_hash_grid_tp_sds",
+        "pixel_hash_grid_tp_sds",
+    }
+    assert named <= files
+    experiments = {path.stem for path in (FOLDER / "experiment").glob("*.yaml")}
+    assert experiments == {experiment for experiment, _ in TABLED} | {"tp_sds"}
+
+
+def options_in(values: dict[str, Any], shown: set[str], prefix: str = "") -> set[str]:
+    """Dotted names of a file's options, down to those that are shown, which may be schedules."""
+    found: set[str] = set()
+    for name, value in values.items():
+        option = f"{prefix}{name}"
+        inside = isinstance(value, dict) and option not in shown
+        found |= options_in(value, shown, f"{option}.") if inside else {option}
+    return found
+
+
+def test_a_recipe_sets_nothing_that_its_table_does_not_show() -> None:
+    for name, recipe in PUBLISHED.items():
+        family = "pixel" if recipe["prior"] == "if-xl" else "latent"
+        path = FOLDER / "recipe" / f"{family}_hash_grid_{recipe.get('experiment', name)}.yaml"
+        loaded = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(loaded, dict)
+        loaded.pop("defaults", None)
+        shown = {option for option, _, _ in recipe["rows"] if option}
+        # How prompts name the view is implied by Perp-Neg.
+        assert options_in(loaded, shown) - shown <= {"view_words"}, name
+
+
+def test_the_page_shows_what_the_configuration_says() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    assert WRITER.written(page) == page
+    assert {found[2] for found in WRITER.MARKED.finditer(page)} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", sorted({experiment for experiment, _ in TABLED}))
+def test_on_the_prior_that_ships_an_experiment_keeps_what_suits_that_prior(name: str) -> None:
+    plain = compose_config(["prompt=a red mug"])
+    config = compose_config(["prompt=a red mug", f"experiment={name}"])
+    for option in (
+        "iterations",
+        "render",
+        "optimiser",
+        "scene",
+        "cameras",
+        "penalties",
+        "views",
+        "particles",
+    ):
+        assert OmegaConf.select(config, option) == OmegaConf.select(plain, option), option
+
+
+def test_a_recipe_is_for_the_hash_grid_and_the_command_line_wins() -> None:
+    words = ["prompt=x", "prior=sd-2.1-base", "experiment=prolificdreamer"]
+    assert compose_config([*words, "scene=image", "view_words=none"]).iterations == 10_000
+    config = compose_config([*words, "iterations=3", "penalties.sparsity=2", "scene.background=white"])
+    assert (config.iterations, config.penalties.sparsity, config.scene.background) == (3, 2, "white")
+
+
+#: Sizes for a test: all else is the recipe's own.
+SCALED: dict[str, Any] = {
+    "iterations": 30, "scene.log2_table_size": 8, "scene.march_steps": 16, "scene.occupancy_resolution": 8,
+    "export.enabled": False, "log.tensorboard": False, "log.preview_every": 0, "log.checkpoint_every": 0,
+    "render.batch": 1, "preset": "latent",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory: pytest.TempPathFactory) -> DiffusionPrior:
+    folder = tmp_path_factory.mktemp("sd")
+    make("stable_diffusion").save_pretrained(folder)
+    return distill.load_prior(folder, dtype=torch.float32, image_size=64)
+
+
+@pytest.mark.parametrize(
+    "name", sorted({e for e, family in TABLED if family == "latent"} - {"nfsd", "dreamtime"})
+)
+def test_thirty_steps_of_a_recipe(prior: DiffusionPrior, name: str, tmp_path: Path) -> None:
+    size = WRITER.setting(
+        WRITER.composed(TABLED[name, "latent"], PUBLISHED[TABLED[name, "latent"]]), "render.size"
+    )
+    scaled = {**size, "start": 8, "end": 16} if isinstance(size, dict) else 8
+    told = {**SCALED, "experiment": name, "render.size": scaled}
+    asset = distill.generate("a red mug", prior=prior, output_dir=tmp_path / "run", **told)
+    assert asset.manifest["skipped_steps"] == 0
+    metrics = [line for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if line]
+    assert len(metrics) == 30
+
+
+def test_shadings_take_turns_by_their_shares() -> None:
+    draw = by_turns({"lambertian": Ramp(0.0, 0.25, 0.5, 0.5), "normals": Ramp(0.0, 0.5, 0.5, 0.5)})
+    g = torch.Generator().manual_seed(0)
+    before = g.get_state()
+    assert draw(0.49, g) == "albedo"
+    assert torch.equal(g.get_state(), before), "nothing is drawn while no share is above 0"
+    drawn = [draw(0.5, g) for _ in range(4000)]
+    shares = {kind: drawn.count(kind) / 4000 for kind in set(drawn)}
+    # Four standard deviations of a share of 4000 draws are at most 0.032.
+    assert shares == pytest.approx({"lambertian": 0.25, "normals": 0.5, "albedo": 0.25}, abs=0.032)
