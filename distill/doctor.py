@@ -73,7 +73,7 @@ def examine(config: DictConfig) -> Iterator[Finding]:
     yield ffmpeg()
     yield from inputs(config)
     source = None
-    for finding, found in the_prior(config.prior):
+    for finding, found in the_prior(config.prior, config.prior_options.config):
         source = found or source
         yield finding
     for kind in dict.fromkeys(("cpu", device.type if device else "cpu")):
@@ -188,7 +188,7 @@ def ffmpeg() -> Finding:
         return Finding("ffmpeg", "wrong", f"{error}; pip install imageio-ffmpeg")
 
 
-def the_prior(name: str) -> Iterator[tuple[Finding, Source | None]]:
+def the_prior(name: str, settings: str | None = None) -> Iterator[tuple[Finding, Source | None]]:
     """Check whether the selected prior is available or can be downloaded, and which known ones are available."""
     from huggingface_hub import get_token, try_to_load_from_cache
 
@@ -213,14 +213,14 @@ def the_prior(name: str) -> Iterator[tuple[Finding, Source | None]]:
         None,
     )
     try:
-        source = find(name)
+        source = find(name, settings)
     except ValueError as error:
         yield Finding("prior", "wrong", str(error)), None
         return
     try:
-        check_whole(source.folder, *family_of(source.folder))
+        check_whole(source, *family_of(source.folder))
         licence = source.licence or "of unknown licence"
-        yield Finding("prior", "ok", f"{name}: {source.folder}, {licence}"), source
+        yield Finding("prior", "ok", f"{name}: {source.file or source.folder}, {licence}"), source
     except ValueError as error:
         yield Finding("prior", "wrong", str(error)), source
 
@@ -248,7 +248,7 @@ def costs(config: DictConfig, source: Source, device: torch.device) -> Iterator[
     """Memory and time of a step, from the networks' configurations and a small rendering."""
     from distill.forecast.cost import SHARE, cost
     from distill.forecast.network import speed_of
-    from distill.priors.load import default_dtype
+    from distill.priors.dtypes import default_dtype
     from distill.run.fit import fit
 
     if config.max_vram:

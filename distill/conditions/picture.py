@@ -90,7 +90,7 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
     Raises:
         ValueError: the picture, a map of it, or the model cannot be used, in one line.
     """
-    from distill.priors.load import default_dtype
+    from distill.priors.dtypes import default_dtype
 
     said, path = config.reference, Path(config.image).expanduser()
     folder = folder_of_model(config.novel_view)

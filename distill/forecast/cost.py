@@ -15,7 +15,7 @@ from distill.forecast.network import Forecast, LiveBytes, counted, forecast, sha
 from distill.guidance import is_made_for_prior
 from distill.loop import make_optimiser
 from distill.options import schedule, schedules_in
-from distill.priors.load import default_dtype
+from distill.priors.dtypes import default_dtype
 from distill.priors.source import Source
 from distill.renderers import reference
 from distill.samplers.schedules import scheduled

@@ -22,6 +22,7 @@ from distill.contracts import Embedding, Prompt
 from distill.files.atomic import sha256, write_atomic
 from distill.priors.families.length import Lengths, cut_off
 from distill.priors.quiet import quiet
+from distill.priors.source import Source
 
 log = logging.getLogger(__name__)
 
@@ -158,14 +159,20 @@ def read(path: Path) -> Row | None:
         return None
 
 
-def identity_of(folder: Path, *more: str) -> str:
+def identity_of(source: Source, *more: str) -> str:
     """Return a key that identifies a model's text encoders: what is in their files, and anything else given."""
+    folder = source.folder
     files = sorted(
         path
         for path in folder.glob("t*/**/*")
-        if path.is_file() and path.parent.name.startswith(("text_encoder", "tokenizer"))
+        if path.is_file()
+        and path.parent.name.startswith(("text_encoder", "tokenizer"))
+        and not (path.suffix == ".safetensors" and path.parent.name in source.parts)
     )
-    return json.dumps([[(path.relative_to(folder).as_posix(), content_of(path)) for path in files], *more])
+    known = [(path.relative_to(folder).as_posix(), content_of(path)) for path in files]
+    if source.file and any(part.startswith("text_encoder") for part in source.parts):
+        known.append(("", content_of(source.file)))
+    return json.dumps([known, *more])
 
 
 def content_of(path: Path) -> str:

@@ -140,7 +140,7 @@ def check_prior(config: DictConfig, device: torch.device) -> None:
             raise ValueError(TOGETHER)
         if control not in DRAWN:
             read_picture(Path(control).expanduser())
-    source = find(config.prior)
+    source = find(config.prior, config.prior_options.config)
     if config.max_vram:
         from distill.run.fit import fit
 

@@ -67,7 +67,8 @@ class PriorOptions:
     """Options of loading a prior, see ``distill.load_prior``; ``dtype`` is ``auto``, ``float32``, ``bfloat16`` or ``float16``.
 
     Each of ``loras`` is ``path`` or ``path:weight``. ``control`` is what the ControlNet is shown: ``depth``, ``normal`` or
-    ``mask`` of the scene from each camera, or a picture.
+    ``mask`` of the scene from each camera, or a picture. ``config`` is a folder with the settings of a prior in a single
+    file.
     """
 
     image_size: Annotated[int | None, Range(8)] = None
@@ -81,6 +82,7 @@ class PriorOptions:
     control_scale: NotNegative = 1.0
     prompt_weighting: bool = False
     vae_sample: bool = False
+    config: str | None = None
 
 
 @dataclass
