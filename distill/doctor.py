@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from distill.loop import train
 from distill.priors import lora
-from distill.priors.load import family_of
+from distill.priors.autoencoder import find_vae
+from distill.priors.load import family_of, read_scheduler
 from distill.priors.source import Source, find, offline
 from distill.priors.table import MODELS
 from distill.priors.whole import check_whole
@@ -76,6 +78,8 @@ def examine(config: DictConfig) -> Iterator[Finding]:
     for finding, found in the_prior(config.prior, config.prior_options.config):
         source = found or source
         yield finding
+    if source is not None:
+        yield from beside(config, source)
     for kind in dict.fromkeys(("cpu", device.type if device else "cpu")):
         yield smoke(torch.device(kind))
     if source is not None and device is not None:
@@ -223,6 +227,26 @@ def the_prior(name: str, settings: str | None = None) -> Iterator[tuple[Finding,
         yield Finding("prior", "ok", f"{name}: {source.file or source.folder}, {licence}"), source
     except ValueError as error:
         yield Finding("prior", "wrong", str(error)), source
+
+
+def beside(config: DictConfig, source: Source) -> Iterator[Finding]:
+    """What the options put on a prior, or say of it."""
+    options = config.prior_options
+
+    def vae(index: dict[str, Any]) -> str:
+        found = find_vae(options.vae, source, index)
+        return str(found.file or found.folder)
+
+    def prediction(index: dict[str, Any]) -> str:
+        return str(read_scheduler(source, index, options.prediction_type).config.prediction_type)
+
+    for name, look in (("vae", vae), ("prediction_type", prediction)):
+        if options[name] is not None:
+            try:
+                _, index = family_of(source.folder)
+                yield Finding(name, "ok", look(index))
+            except ValueError as error:
+                yield Finding(name, "wrong", str(error))
 
 
 def smoke(device: torch.device) -> Finding:

@@ -71,8 +71,9 @@ def cost(config: DictConfig, source: Source, device: torch.device) -> Cost:
     at_once = min(config.render.at_once or batch, batch)
     dtype = default_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
     prior = shadow(
-        source, dtype, options.image_size, checkpointing=options.checkpointing, controlnet=options.controlnet
-    )
+        source, dtype, options.image_size, checkpointing=options.checkpointing, controlnet=options.controlnet,
+        vae=options.vae,
+    )  # fmt: skip
     rows, rank, decodes = calls(config, at_once)
     found = forecast(prior, rows, at_once, rank=rank, decodes=decodes)
     scene, rendering, beginning = rendered(config, at_once, device)

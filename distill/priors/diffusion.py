@@ -40,6 +40,7 @@ class DiffusionPrior:
         loras: the user's LoRA files that its weights hold.
         control: a ControlNet beside the network, or None.
         graphs: CUDA graphs of its predictions, or None to launch their kernels one by one.
+        vae: where another VAE than the prior's own is from, or None.
     """
 
     network: ModelMixin
@@ -53,6 +54,7 @@ class DiffusionPrior:
     loras: Sequence[Lora] = ()
     control: ControlNet | None = None
     graphs: Graphs | None = None
+    vae: Source | None = None
 
     views, words = 1, True
 
@@ -96,9 +98,11 @@ class DiffusionPrior:
         return self.control is not None
 
     def describe(self) -> dict[str, Any]:
-        """Describe the weights for a manifest: ``prior``, ``loras`` and ``controlnet``."""
+        """Describe the weights for a manifest: ``prior`` and what it predicts, and what is on it or beside it."""
         return {
             "prior": self.source.describe(),
+            "prediction_type": self.schedule.prediction,
+            "vae": self.vae.describe() if self.vae else None,
             "loras": [lora.describe() for lora in self.loras],
             "controlnet": self.control.describe() if self.control else None,
         }

@@ -113,7 +113,7 @@ def _load_text(
     kind = getattr(diffusers, index["_class_name"])
     options: dict[str, Any] = {"local_files_only": True, **precision(dtype), **given}
     if source.file and any(part in source.parts for part in encoders):
-        pipeline = from_file(kind, source, **options)
+        pipeline = from_file(kind, source, "text encoders", **options)
         for part in encoders:
             check_filled(getattr(pipeline, part), str(source.file))
     else:
@@ -143,8 +143,8 @@ def _encoder(folder: Path, part: str, kind: str, dtype: torch.dtype) -> PreTrain
     return made
 
 
-def from_file(kind: Any, source: Source, **options: Any) -> Any:
-    """Load a pipeline or a part of one, a class of diffusers, from a prior's single file.
+def from_file(kind: Any, source: Source, what: str, **options: Any) -> Any:
+    """Load a pipeline or a part of one, a class of diffusers, from a single file; ``what`` it is in words.
 
     Raises:
         ValueError: the file lacks some of its weights.
@@ -153,8 +153,7 @@ def from_file(kind: Any, source: Source, **options: Any) -> Any:
         with quiet():
             return kind.from_single_file(str(source.file), config=str(source.folder), **options)
     except NotImplementedError as error:  # torch's word for weights that were never filled
-        part = options.get("subfolder", "text encoders")
-        raise ValueError(f"{source.file} lacks some of the weights of its {part}; {AGAIN}") from error
+        raise ValueError(f"{source.file} lacks some of the weights of its {what}; {AGAIN}") from error
 
 
 def check_filled(module: torch.nn.Module, where: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from distill.convert import pickled
 from distill.priors import lora
+from distill.priors.autoencoder import find_vae
 from distill.priors.control import load_controlnet
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.dtypes import default_dtype, dtype_of, precision
@@ -20,7 +21,7 @@ from distill.priors.encoders import check_filled, from_file, loader_of
 from distill.priors.families import FAMILIES, Family, weighted
 from distill.priors.families.unet import PLAIN
 from distill.priors.graphs import check_graphs, graphs_for
-from distill.priors.schedule import read_schedule
+from distill.priors.schedule import check_prediction, read_schedule
 from distill.priors.source import Source, find, variant_of
 from distill.priors.space import Space, downsampling
 from distill.priors.text import TextEncoders, identity_of
@@ -29,6 +30,8 @@ from distill.priors.whole import check_whole, settings_of
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+log = logging.getLogger(__name__)
 
 
 def family_of(folder: Path) -> tuple[Family, dict[str, Any]]:
@@ -71,6 +74,8 @@ def load_prior(
     prompt_weighting: bool = False,
     vae_sample: bool = False,
     config: str | Path | None = None,
+    vae: str | Path | None = None,
+    prediction_type: str | None = None,
 ) -> DiffusionPrior:
     """Load a frozen prior.
 
@@ -94,6 +99,9 @@ def load_prior(
 
         config: a folder in the diffusers layout with the settings of a prior in a single file; by default those of the
             published model of its kind.
+        vae: another VAE, see ``distill.priors.autoencoder``.
+        prediction_type: what the network predicts, ``epsilon``, ``v_prediction`` or ``sample``, where its scheduler does not
+            say it rightly.
 
     Raises:
         ValueError: there is no such prior or dtype, its folder is not one this library can use, a LoRA or the ControlNet does
@@ -106,9 +114,11 @@ def load_prior(
     source = find(name, config)
     family, index = family_of(source.folder)
     check_whole(source, family, index)
+    scheduler = _scheduler(source, index, prediction_type)
+    own_vae = find_vae(vae, source, index) if vae else None
     weighting = weighting_of(family) if prompt_weighting else []
-    network, vae, scheduler = _parts(source, family, index, dtype)
-    for module in (network, vae):
+    network, autoencoder = _parts(source, family, index, dtype, own_vae)
+    for module in (network, autoencoder):
         if module is not None:
             module.to(device).eval().requires_grad_(False)
     own = family is PLAIN
@@ -120,14 +130,14 @@ def load_prior(
         network.to(memory_format=torch.channels_last)
     control = None
     if controlnet:
-        factor = downsampling(vae, network.config.in_channels)
+        factor = downsampling(autoencoder, network.config.in_channels)
         control = load_controlnet(controlnet, control_scale, family, network, factor, **precision(dtype))
         control.network.to(device)
-    if checkpointing and vae is not None:
-        checkpoint(vae)
+    if checkpointing and autoencoder is not None:
+        checkpoint(autoencoder)
     if compile:
         network.compile()
-    space, patches = space_of(vae, network, family, image_size)
+    space, patches = space_of(autoencoder, network, family, image_size)
     space = replace(space, sampled=vae_sample)
     schedule = read_schedule(scheduler, patches).to(device)
     text_dtype = torch.float32 if own or device.type == "cpu" else dtype
@@ -144,7 +154,18 @@ def load_prior(
     )
     recorded = graphs_for(network, device, graphs, compiled=compile)
     return DiffusionPrior(
-        network, space, text, family, schedule, device, dtype, source, tuple(files), control, recorded
+        network,
+        space,
+        text,
+        family,
+        schedule,
+        device,
+        dtype,
+        source,
+        tuple(files),
+        control,
+        recorded,
+        own_vae,
     )
 
 
@@ -163,32 +184,71 @@ def weighting_of(family: Family) -> list[str]:
     return found
 
 
+def _scheduler(source: Source, index: dict[str, Any], prediction_type: str | None) -> SchedulerMixin:
+    """The prior's scheduler; one line tells of a single file whose settings make it a model of v.
+
+    Raises:
+        ValueError: it cannot be read, or is none for ``prediction_type``.
+    """
+    try:
+        found = read_scheduler(source, index, prediction_type)
+    except (OSError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise _unreadable(source, error) from error
+    told = prediction_type or source.marks
+    if source.file and not told and found.config.get("prediction_type") == "v_prediction":
+        log.info(
+            "%s is taken for a model of v, as the settings of %s say; prior_options.prediction_type=epsilon says otherwise",
+            source.file,
+            source.settings,
+        )
+    return found
+
+
 def _parts(
-    source: Source, family: Family, index: dict[str, Any], dtype: torch.dtype
-) -> tuple[ModelMixin, AutoencoderKL | None, SchedulerMixin]:
-    """Load the network, the VAE if there is one, and the scheduler.
+    source: Source, family: Family, index: dict[str, Any], dtype: torch.dtype, vae: Source | None
+) -> tuple[ModelMixin, AutoencoderKL | None]:
+    """Load the network, and its VAE, or another one, if it has one.
 
     Raises:
         ValueError: the weights are pickled, or cannot be read.
     """
-    folder = source.folder
+    autoencoder = None
     try:
-        network = _component(source, family.component, family.network, dtype)
-        vae = (
-            _component(source, "vae", index["vae"][1], _vae_dtype(folder, dtype)) if "vae" in index else None
-        )
-        return network, vae, read_scheduler(folder, index)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        if old := [] if source.file else pickled(folder):
-            raise ValueError(
-                f"the prior in {folder} has pickled weights ({old[0].relative_to(folder)}), and only safetensors are read; "
-                f"convert them: python -m distill.convert {folder}"
-            ) from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        layout = "under its authors' names" if source.file else "in the diffusers layout"
+        if vae is not None:
+            kind, upcast = index["vae"][1], _vae_dtype(vae.folder, dtype)
+            autoencoder = _component(vae, "", kind, upcast)
+    except _FAILURES as error:
         raise ValueError(
-            f"could not load the prior in {source.file or folder} (safetensors {layout}): {reason}"
+            f"could not load the VAE in {vae.file or vae.folder}: {_first(error)}"  # type: ignore[union-attr]
         ) from error
+    try:
+        if "vae" in index and autoencoder is None:
+            autoencoder = _component(source, "vae", index["vae"][1], _vae_dtype(source.folder / "vae", dtype))
+        return _component(source, family.component, family.network, dtype), autoencoder
+    except _FAILURES as error:
+        raise _unreadable(source, error) from error
+
+
+#: What diffusers fails with at a file that it cannot read.
+_FAILURES = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
+
+
+def _first(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _unreadable(source: Source, error: Exception) -> ValueError:
+    """What to say of a prior that diffusers cannot read."""
+    folder = source.folder
+    if old := [] if source.file else pickled(folder):
+        return ValueError(
+            f"the prior in {folder} has pickled weights ({old[0].relative_to(folder)}), and only safetensors are read; "
+            f"convert them: python -m distill.convert {folder}"
+        )
+    layout = "under its authors' names" if source.file else "in the diffusers layout"
+    return ValueError(
+        f"could not load the prior in {source.file or folder} (safetensors {layout}): {_first(error)}"
+    )
 
 
 def checkpoint(vae: AutoencoderKL) -> None:
@@ -227,16 +287,16 @@ def space_of(
 
 
 def _component(source: Source, part: str, kind: str, dtype: torch.dtype) -> ModelMixin:
+    """A part of a pipeline, or with an empty name what a source is as a whole."""
     import diffusers
 
     made: ModelMixin
-    options: dict[str, Any] = {"subfolder": part, "local_files_only": True, **precision(dtype)}
+    options: dict[str, Any] = {"subfolder": part or None, "local_files_only": True, **precision(dtype)}
     loads = getattr(diffusers, kind)
-    if part in source.parts:
-        where = source.file
-        made = from_file(loads, source, **options)
+    where = source.folder / part
+    if (part or where.name) in source.parts:
+        made, where = from_file(loads, source, part or where.name, **options), source.file or where
     else:
-        where = source.folder / part
         made = loads.from_pretrained(
             source.folder, variant=variant_of(where), use_safetensors=True, **options
         )
@@ -246,18 +306,30 @@ def _component(source: Source, part: str, kind: str, dtype: torch.dtype) -> Mode
 
 def _vae_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
     """Some VAEs overflow in float16, and say so."""
-    config = json.loads((folder / "vae" / "config.json").read_text())
+    config = settings_of(folder / "config.json")
     return torch.float32 if dtype == torch.float16 and config.get("force_upcast") else dtype
 
 
-def read_scheduler(folder: Path, index: dict[str, Any]) -> SchedulerMixin:
-    """The scheduler that a folder names."""
+def read_scheduler(
+    source: Source, index: dict[str, Any], prediction_type: str | None = None
+) -> SchedulerMixin:
+    """The scheduler that a folder names, with what a single file or the user says of the prediction instead.
+
+    Raises:
+        ValueError: ``prediction_type`` is none for it.
+    """
     import diffusers
 
     kind = index["scheduler"]
-    return getattr(diffusers, kind[1] if isinstance(kind, list) else kind).from_pretrained(
-        folder, subfolder="scheduler", local_files_only=True
-    )
+    loads = getattr(diffusers, kind[1] if isinstance(kind, list) else kind)
+    changes: dict[str, Any] = {"prediction_type": "v_prediction"} if "v_pred" in source.marks else {}
+    if "ztsnr" in source.marks:
+        changes["rescale_betas_zero_snr"] = True
+    if prediction_type is not None:
+        plain = loads.from_pretrained(source.folder, subfolder="scheduler", local_files_only=True)
+        check_prediction(plain, prediction_type)
+        changes["prediction_type"] = prediction_type
+    return loads.from_pretrained(source.folder, subfolder="scheduler", local_files_only=True, **changes)
 
 
 def _loader(index: dict[str, Any], plain: bool) -> type[DiffusionPipeline]:

@@ -20,10 +20,16 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermarker",
 #: How names of weights in half precision differ: model.fp16.safetensors, model.fp16-00001-of-00002.safetensors.
 HALF = r"\.(fp16|bf16)[.-]"
 #: The file that says what a folder holds.
-INDEX = {"prior": "model_index.json", "ControlNet": "config.json", "settings": "model_index.json"}
+INDEX = {
+    "prior": "model_index.json",
+    "ControlNet": "config.json",
+    "VAE": "config.json",
+    "settings": "model_index.json",
+}
 #: What settings and tokenizers end with.
 SETTINGS = (".json", ".txt", ".model")
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+#: What a hub id looks like.
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Source:
         file: a single file with the prior's weights, or None where the folder has them.
         parts: of the pipeline that the file has.
         settings: where the settings beside a file are from.
+        marks: empty tensors in the file that say what its settings do not: ``v_pred``, ``ztsnr``.
     """
 
     folder: Path
@@ -49,12 +56,14 @@ class Source:
     file: Path | None = None
     parts: frozenset[str] = frozenset()
     settings: str = ""
+    marks: frozenset[str] = frozenset()
 
     def describe(self) -> dict[str, Any]:
         """Describe it for a manifest: with the hub's commit, or the SHA-256 of each local file of weights."""
         names = ("name", "repository", "revision", "licence", "settings")
         said = {name: value for name in names if (value := vars(self)[name])}
-        files = () if self.revision else sorted(self.folder.rglob("*.safetensors"))
+        kept = self.revision or self.folder.name in self.parts
+        files = () if kept else sorted(self.folder.rglob("*.safetensors"))
         own = [(path.relative_to(self.folder), path) for path in files]
         hashes = {str(name): sha256(path) for name, path in own if name.parts[0] not in self.parts}
         if self.file:
@@ -89,7 +98,7 @@ def find(name: str | Path, settings: str | Path | None = None) -> Source:
     if text in MODELS:
         model = MODELS[text]
         return fetch(text, model.repository, model.revision, model.licence)
-    if _REPOSITORY.fullmatch(text) and not folder.exists():
+    if REPOSITORY.fullmatch(text) and not folder.exists():
         repository, _, revision = text.partition("@")
         return fetch(text, repository, revision)
     raise ValueError(
@@ -113,14 +122,18 @@ def find_single(name: str, settings: str | Path | None = None) -> Source:
     file = Path(name).expanduser()
     shapes = shapes_of(file)
     kind = kind_of(file, shapes)
-    parts = parts_in(kind, shapes)
+    about: dict[str, Any] = {
+        "file": file,
+        "parts": parts_in(kind, shapes),
+        "marks": frozenset({"v_pred", "ztsnr"} & set(shapes)),
+    }
     if settings is not None:
         folder = Path(settings).expanduser()
         if not (folder / INDEX["settings"]).is_file():
             raise ValueError(
                 f"prior_options.config must be a folder in the diffusers layout, and {folder} has no {INDEX['settings']}"
             )
-        return Source(folder, name, file=file, parts=parts, settings=str(settings))
+        return Source(folder, name, settings=str(settings), **about)
     model = MODELS[kind.known]
     try:
         found = fetch(model.repository, model.repository, model.revision, kind="settings")
@@ -129,8 +142,7 @@ def find_single(name: str, settings: str | Path | None = None) -> Source:
             f"{file} has the settings of {model.repository}: {error}; or give them with prior_options.config=FOLDER, a folder "
             "in the diffusers layout of which the JSON files and tokenizers are used"
         ) from error
-    said = f"{found.repository}@{found.revision}"
-    return Source(found.folder, name, file=file, parts=parts, settings=said)
+    return Source(found.folder, name, settings=f"{found.repository}@{found.revision}", **about)
 
 
 def find_controlnet(name: str | Path) -> Source:
@@ -143,7 +155,7 @@ def find_controlnet(name: str | Path) -> Source:
     folder = Path(text).expanduser()
     if (folder / INDEX["ControlNet"]).is_file():
         return Source(folder, text, licence=licence_of(folder))
-    if _REPOSITORY.fullmatch(text) and not folder.exists():
+    if REPOSITORY.fullmatch(text) and not folder.exists():
         repository, _, revision = text.partition("@")
         return fetch(text, repository, revision, kind="ControlNet")
     raise ValueError(
@@ -213,7 +225,7 @@ def wanted(kind: str, index: Path, files: list[str]) -> list[str]:
     Raises:
         ValueError: a part has no safetensors.
     """
-    if kind == "ControlNet":
+    if kind in ("ControlNet", "VAE"):
         return ["README.md", *needed(kind, "", files)]
     return patterns(json.loads(index.read_text()), files, weights=kind == "prior")
 

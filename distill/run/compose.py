@@ -62,7 +62,7 @@ def quote_text(override: str) -> str:
     texts = (
         "output_dir", "init", "prior", "prompts", "negative_prompt", "source_prompt", "image", "novel_view",
         "reference.depth", "reference.normal", "views.front", "views.side", "views.back", "views.overhead", "views.file",
-        "prior_options.controlnet", "prior_options.control", "prior_options.config",
+        "prior_options.controlnet", "prior_options.control", "prior_options.config", "prior_options.vae",
     )  # fmt: skip
     plain = key in texts and value != "null"
     return f"{key}={quote(value)}" if plain and value[:1] not in ("'", '"') else override

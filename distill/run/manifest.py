@@ -37,6 +37,7 @@ def describe(config: DictConfig, job: Job) -> dict[str, Any]:
         "prior": {"name": config.prior, "sha256": {}},
         "loras": [],
         "controlnet": None,
+        "vae": None,
         **job.prior.describe(),
         "device": f"{device.type} ({hardware})",
         "versions": {

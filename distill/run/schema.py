@@ -68,7 +68,7 @@ class PriorOptions:
 
     Each of ``loras`` is ``path`` or ``path:weight``. ``control`` is what the ControlNet is shown: ``depth``, ``normal`` or
     ``mask`` of the scene from each camera, or a picture. ``config`` is a folder with the settings of a prior in a single
-    file.
+    file. ``vae`` is another VAE, and ``prediction_type`` what the network predicts where its scheduler does not say it rightly.
     """
 
     image_size: Annotated[int | None, Range(8)] = None
@@ -83,6 +83,8 @@ class PriorOptions:
     prompt_weighting: bool = False
     vae_sample: bool = False
     config: str | None = None
+    vae: str | None = None
+    prediction_type: Annotated[str | None, OneOf(("epsilon", "v_prediction", "sample"))] = None
 
 
 @dataclass
