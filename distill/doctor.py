@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from distill.conditions.picture import EMBEDDED as NOVEL_VIEW
 from distill.loop import train
 from distill.priors import lora
 from distill.priors.autoencoder import find_vae
 from distill.priors.load import family_of, read_scheduler
-from distill.priors.source import Source, find, offline
+from distill.priors.source import Source, find, find_novel_view, offline
 from distill.priors.table import MODELS
 from distill.priors.whole import check_whole
 from distill.run.assemble import assemble, pick_device
@@ -176,6 +177,11 @@ def inputs(config: DictConfig) -> Iterator[Finding]:
         there = (Path(config.init).expanduser() / "checkpoints").is_dir()
         said = "" if there else " has no checkpoints; give the folder of an earlier run"
         yield Finding("init", "ok" if there else "wrong", f"{config.init}{said}")
+    if config.image:
+        try:
+            yield Finding("novel_view", "ok", str(find_novel_view(config.novel_view, NOVEL_VIEW).folder))
+        except ValueError as error:
+            yield Finding("novel_view", "wrong", str(error))
     for name in ("prompts", "image", "reference.depth", "reference.normal", "views.file"):
         if path := OmegaConf.select(config, name):
             there = Path(path).expanduser().is_file()

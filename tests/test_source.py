@@ -59,8 +59,22 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         (control / file).parent.mkdir(exist_ok=True)
         (control / file).write_text("{}")
     (control / "README.md").write_text("---\nlicense: apache-2.0\n---\nA ControlNet.\n")
+    views = tmp_path_factory.mktemp("views")
+    for file in (
+        "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.bin", "scheduler/scheduler_config.json", "image_encoder/model.safetensors",
+        "cc_projection/config.json", "cc_projection/diffusion_pytorch_model.safetensors", "model_index.json", "run.py",
+        "safety_checker/model.safetensors",
+    ):  # fmt: skip
+        (views / file).parent.mkdir(exist_ok=True)
+        (views / file).write_text("{}")
+    old = tmp_path_factory.mktemp("old")
+    for file in ("unet/config.json", "unet/diffusion_pytorch_model.bin"):
+        (old / file).parent.mkdir(exist_ok=True)
+        (old / file).write_text("{}")
     known = Hub(
         {
+            "us/views": views, "us/old-views": old,
             "us/control": control, "us/good": good, "us/pickled": pickled, "us/gated": "GatedRepo", "us/none": "RepoNotFound",
             "us/empty": "EntryNotFound", MODELS["sd-1.5"].repository: good, MODELS["sdxl"].repository: "GatedRepo",
         }
@@ -140,11 +154,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     server.shutdown()
 
 
-def ask(name: str, home: Path, url: str, find: str = "find", **more: str) -> subprocess.CompletedProcess[str]:
+def ask(
+    name: str, home: Path, url: str, find: str = "find", call: str = "", **more: str
+) -> subprocess.CompletedProcess[str]:
     """Find a prior in a process of its own: the hub's client reads its settings once."""
     code = (
         f"import sys, json; from distill.priors.source import {find}\n"
-        f"try: print(json.dumps({{k: str(v) for k, v in vars({find}(sys.argv[1])).items()}}))\n"
+        f"try: print(json.dumps({{k: str(v) for k, v in vars(({call or find})(sys.argv[1])).items()}}))\n"
         "except ValueError as error: sys.exit(f'error: {error}')"
     )
     settings = {
@@ -214,6 +230,34 @@ def test_the_settings_of_a_single_file_are_its_kinds_without_weights(hub: Hub, t
     save_file({"model.diffusion_model.label_emb.0.0.weight": torch.zeros(1)}, file)
     gated = ask(str(file), home, hub.url)
     assert "is gated: accept its terms" in gated.stderr and "prior_options.config=FOLDER" in gated.stderr
+
+
+NOVEL_VIEW = "__import__('functools').partial(find_novel_view, embedded=__import__('pathlib').Path('none'))"
+
+
+def test_a_novel_view_model_is_fetched_too(hub: Hub, tmp_path: Path) -> None:
+    """In full precision, and without code or what is not needed; each way not to be there is one line."""
+    asked = ask("us/views", tmp_path, hub.url, "find_novel_view", NOVEL_VIEW)
+    assert asked.returncode == 0, asked.stderr
+    found = json.loads(asked.stdout)
+    assert (found["revision"], found["name"]) == (COMMIT, "us/views")
+    folder = Path(found["folder"])
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
+        "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json",
+        "image_encoder/model.safetensors", "cc_projection/config.json",
+        "cc_projection/diffusion_pytorch_model.safetensors", "model_index.json",
+    }  # fmt: skip
+    for name, said in (
+        ("us/empty", "us/empty has no unet/config.json, so it is no novel-view model of diffusers"),
+        ("us/old-views", "unet has pickled weights alone; download the repository and convert it"),
+        (
+            "nowhere",
+            "novel_view must be 'embedded', a hub id such as owner/repository@revision, or a folder of",
+        ),
+    ):
+        asked = ask(name, tmp_path, hub.url, "find_novel_view", NOVEL_VIEW)
+        assert asked.returncode == 1 and said in asked.stderr
+        assert len(asked.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,18 @@ INDEX = {
     "ControlNet": "config.json",
     "VAE": "config.json",
     "settings": "model_index.json",
+    "novel-view model": "unet/config.json",
 }
+#: Folders of a novel-view model, the published layouts' among them.
+NOVEL_VIEW = (
+    "unet",
+    "vae",
+    "scheduler",
+    "image_encoder",
+    "conditioning",
+    "cc_projection",
+    "clip_camera_projection",
+)
 #: What settings and tokenizers end with.
 SETTINGS = (".json", ".txt", ".model")
 #: What a hub id looks like.
@@ -164,6 +175,29 @@ def find_controlnet(name: str | Path) -> Source:
     )
 
 
+def find_novel_view(name: str | Path, embedded: Path) -> Source:
+    """The folder of a novel-view model: ``embedded``, a local one, or ``owner/repository[@revision]``.
+
+    Args:
+        name: as above.
+        embedded: the folder of the model that ships.
+
+    Raises:
+        ValueError: there is none, or it cannot be fetched, in one line with the remedy.
+    """
+    text = str(name)
+    folder = embedded if text == "embedded" else Path(text).expanduser()
+    if (folder / "unet").is_dir():
+        return Source(folder, text, licence=licence_of(folder))
+    if REPOSITORY.fullmatch(text) and not folder.exists():
+        repository, _, revision = text.partition("@")
+        return fetch(text, repository, revision, kind="novel-view model")
+    raise ValueError(
+        f"novel_view must be 'embedded', a hub id such as owner/repository@revision, or a folder of a novel-view model, got "
+        f"{text!r}"
+    )
+
+
 def licence_of(folder: Path) -> str:
     """The licence that a model's card names, or nothing."""
     card = folder / "README.md"
@@ -216,7 +250,8 @@ def fetch(name: str, repository: str, revision: str = "", licence: str = "", kin
         raise
     except Exception as error:  # what a network fails with differs between versions of the hub's client
         raise _unreachable(kind, name, repository, error) from error
-    return Source(index.parent, name, repository, index.parent.name, licence or licence_of(index.parent))
+    folder = index.parents[INDEX[kind].count("/")]
+    return Source(folder, name, repository, folder.name, licence or licence_of(folder))
 
 
 def wanted(kind: str, index: Path, files: list[str]) -> list[str]:
@@ -227,6 +262,9 @@ def wanted(kind: str, index: Path, files: list[str]) -> list[str]:
     """
     if kind in ("ControlNet", "VAE"):
         return ["README.md", *needed(kind, "", files)]
+    if kind == "novel-view model":
+        own = [name for part in NOVEL_VIEW for name in needed(part, f"{part}/", files, half=False)]
+        return ["README.md", "model_index.json", *own]
     return patterns(json.loads(index.read_text()), files, weights=kind == "prior")
 
 
@@ -265,8 +303,12 @@ def patterns(index: dict[str, Any], files: list[str], *, weights: bool = True) -
     return found
 
 
-def needed(part: str, folder: str, files: list[str], *, with_weights: bool = True) -> list[str]:
+def needed(
+    part: str, folder: str, files: list[str], *, with_weights: bool = True, half: bool = True
+) -> list[str]:
     """Return the files that are needed of one part, directly in a folder of a repository.
+
+    Of weights in several precisions those in half precision, or without ``half`` the others.
 
     Raises:
         ValueError: it has no safetensors.
@@ -276,12 +318,13 @@ def needed(part: str, folder: str, files: list[str], *, with_weights: bool = Tru
     if not with_weights:
         return settings
     weights = [name for name in own if name.endswith((".safetensors", ".safetensors.index.json"))]
-    half = [name for name in weights if re.search(HALF, name)]
+    short = [name for name in weights if re.search(HALF, name)]
+    full = [name for name in weights if name not in short]
     if not weights and any(name.endswith((".bin", ".ckpt", ".pt")) for name in own):
         raise ValueError(
             f"{part} has pickled weights alone; download the repository and convert it: python -m distill.convert FOLDER"
         )
-    return settings + (half or weights)
+    return settings + ((short or full) if half else (full or short))
 
 
 def variant_of(folder: Path) -> str | None:
