@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.convert import SUFFIXES
-from distill.files.atomic import sha256
+from distill.files.atomic import sha256_once
 from distill.priors.header import kind_of, parts_in, shapes_of
 from distill.priors.table import MODELS
 
@@ -76,9 +76,9 @@ class Source:
         kept = self.revision or self.folder.name in self.parts
         files = () if kept else sorted(self.folder.rglob("*.safetensors"))
         own = [(path.relative_to(self.folder), path) for path in files]
-        hashes = {str(name): sha256(path) for name, path in own if name.parts[0] not in self.parts}
+        hashes = {str(name): sha256_once(path) for name, path in own if name.parts[0] not in self.parts}
         if self.file:
-            hashes = {self.file.name: sha256(self.file), **hashes}
+            hashes = {self.file.name: sha256_once(self.file), **hashes}
         return {**said, "sha256": hashes}
 
 

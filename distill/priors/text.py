@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distill.contracts import Embedding, Prompt
-from distill.files.atomic import sha256, write_atomic
+from distill.files.atomic import sha256_once, write_atomic
 from distill.priors.families.length import Lengths, cut_off
 from distill.priors.quiet import quiet
 from distill.priors.source import Source
@@ -176,7 +176,7 @@ def identity_of(source: Source, *more: str) -> str:
 
 
 def content_of(path: Path) -> str:
-    """A file's SHA-256; in the hub's cache, where a file is named by its content, that name saves reading it."""
+    """A file's SHA-256, of all of it, for models differ anywhere; in the hub's cache, its name says it without reading."""
     real = path.resolve()
     named = path.is_symlink() and real.parent.name == "blobs" and re.fullmatch("[0-9a-f]{40,64}", real.name)
-    return real.name if named else sha256(path)
+    return real.name if named else sha256_once(path)
