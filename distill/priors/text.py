@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: Part of every key: embeddings that an earlier version made in another way are not taken.
 LAYOUT = 2
+#: Prompts that the encoders embed together, at most: a queue may have hundreds, with all their views.
+AT_ONCE = 48
 #: What a prompt's embedding is, and what of the prompt the text encoders did not see.
 Row = tuple[dict[str, Tensor], str]
 
@@ -56,6 +58,7 @@ class TextEncoders:
     uneven: bool = False
     lengths: Lengths = field(default_factory=dict)
     _pipeline: Any = field(default=None, repr=False)
+    _unkept: dict[str, Row] = field(default_factory=dict, repr=False)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Embedding:
@@ -86,18 +89,21 @@ class TextEncoders:
         """Return each prompt's embedding from disk, after writing the missing ones."""
         folder = cache_folder() / "text"
         keys = {self._key(text): text for text in prompts}
-        found = {key: read(folder / f"{key}.safetensors") for key in keys}
+        found = {key: self._unkept.get(key) or read(folder / f"{key}.safetensors") for key in keys}
         missing = [text for key, text in keys.items() if found[key] is None]
         if missing:
             pipeline = self.load()
-            made = self._made(pipeline, missing)
+            for start in range(0, len(missing), AT_ONCE):
+                part = missing[start : start + AT_ONCE]
+                for text, (own, cut) in zip(part, self._made(pipeline, part), strict=True):
+                    row = {name: value.cpu().contiguous() for name, value in own.items()}
+                    key = self._key(text)
+                    found[key] = row, cut
+                    if not keep(folder / f"{key}.safetensors", save(row, {"cut": cut})):
+                        self._unkept[key] = row, cut
             del pipeline
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            for text, (own, cut) in zip(missing, made, strict=True):
-                row = {name: value.cpu().contiguous() for name, value in own.items()}
-                keep(folder / f"{self._key(text)}.safetensors", save(row, {"cut": cut}))
-                found[self._key(text)] = row, cut
         rows: list[Any] = [found[self._key(text)] for text in prompts]
         return rows
 
@@ -107,17 +113,19 @@ class TextEncoders:
         return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 
-def keep(path: Path, content: bytes) -> None:
+def keep(path: Path, content: bytes) -> bool:
     """Write an embedding to the cache; where that cannot be written, the run goes on without."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)
+        return True
     except OSError as error:
         log.warning(
             "the embedding cannot be kept in %s (%s), and is made anew next time; set DISTILL_CACHE to a writable folder",
             path.parent,
             error.strerror,
         )
+        return False
 
 
 def tell(cuts: Sequence[tuple[str, str]]) -> None:
