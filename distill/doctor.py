@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.conditions.picture import EMBEDDED as NOVEL_VIEW
 from distill.loop import train
-from distill.priors import lora
+from distill.priors import inversion, lora
 from distill.priors.autoencoder import find_vae
 from distill.priors.load import family_of, read_scheduler
 from distill.priors.source import Source, find, find_novel_view, offline
@@ -246,8 +246,15 @@ def beside(config: DictConfig, source: Source) -> Iterator[Finding]:
     def prediction(index: dict[str, Any]) -> str:
         return str(read_scheduler(source, index, options.prediction_type).config.prediction_type)
 
-    for name, look in (("vae", vae), ("prediction_type", prediction)):
-        if options[name] is not None:
+    def embeddings(index: dict[str, Any]) -> str:
+        family, _ = family_of(source.folder)
+        found = [inversion.parse(entry) for entry in options.embeddings]
+        inversion.check(found, source, family, index)
+        return ", ".join(f"{each.token} ({each.path})" for each in found)
+
+    looks = {"vae": vae, "prediction_type": prediction, "embeddings": embeddings}
+    for name, look in looks.items():
+        if options[name]:
             try:
                 _, index = family_of(source.folder)
                 yield Finding(name, "ok", look(index))

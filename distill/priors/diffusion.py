@@ -14,6 +14,7 @@ from distill.contracts import Embedding
 from distill.priors.control import CONTROL, ControlNet
 from distill.priors.families import Family
 from distill.priors.graphs import Graphs
+from distill.priors.inversion import Inversion
 from distill.priors.lora import Lora
 from distill.priors.predictions import to_noise
 from distill.priors.schedule import Schedule
@@ -41,6 +42,7 @@ class DiffusionPrior:
         control: a ControlNet beside the network, or None.
         graphs: CUDA graphs of its predictions, or None to launch their kernels one by one.
         vae: where another VAE than the prior's own is from, or None.
+        inversions: the user's textual-inversion embeddings.
     """
 
     network: ModelMixin
@@ -55,6 +57,7 @@ class DiffusionPrior:
     control: ControlNet | None = None
     graphs: Graphs | None = None
     vae: Source | None = None
+    inversions: Sequence[Inversion] = ()
 
     views, words = 1, True
 
@@ -103,6 +106,7 @@ class DiffusionPrior:
             "prior": self.source.describe(),
             "prediction_type": self.schedule.prediction,
             "vae": self.vae.describe() if self.vae else None,
+            "embeddings": [each.describe() for each in self.inversions],
             "loras": [lora.describe() for lora in self.loras],
             "controlnet": self.control.describe() if self.control else None,
         }

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from distill.priors import lora
 from distill.priors.dtypes import precision
 from distill.priors.header import AGAIN
+from distill.priors.inversion import Inversion, put_on
 from distill.priors.quiet import quiet
 from distill.priors.source import UNUSED, Source, variant_of
 from distill.priors.whole import load_encoder, named
@@ -36,6 +37,7 @@ def loader_of(
     device: torch.device,
     dtype: torch.dtype,
     updates: Sequence[lora.Update] = (),
+    inversions: Sequence[Inversion] = (),
     *,
     plain: bool = False,
 ) -> Callable[[], DiffusionPipeline]:
@@ -47,9 +49,11 @@ def loader_of(
         device: where they run, if they fit there.
         dtype: what they compute in.
         updates: LoRA files that are put into their weights.
+        inversions: embeddings that they are taught.
         plain: the folder is one of a UNet and a CLIP text encoder that no pipeline of diffusers reads.
     """
-    return partial(_load, _load_plain_text if plain else _load_text, source, index, device, dtype, updates)
+    load = _load_plain_text if plain else _load_text
+    return partial(_load, load, source, index, device, dtype, updates, inversions)
 
 
 def _load(
@@ -59,6 +63,7 @@ def _load(
     device: torch.device,
     dtype: torch.dtype,
     updates: Sequence[lora.Update],
+    inversions: Sequence[Inversion],
 ) -> DiffusionPipeline:
     """Load text encoders; whatever a library fails with is one line.
 
@@ -75,6 +80,7 @@ def _load(
     for update in updates:
         for part in sorted(update.parts()):
             lora.put_on(getattr(pipeline, part), part, update)
+    put_on(pipeline, inversions)
     return pipeline
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from distill.convert import pickled
-from distill.priors import lora
+from distill.priors import inversion, lora
 from distill.priors.autoencoder import find_vae
 from distill.priors.control import load_controlnet
 from distill.priors.diffusion import DiffusionPrior
@@ -21,6 +21,7 @@ from distill.priors.encoders import check_filled, from_file, loader_of
 from distill.priors.families import FAMILIES, Family, weighted
 from distill.priors.families.unet import PLAIN
 from distill.priors.graphs import check_graphs, graphs_for
+from distill.priors.inversion import Words
 from distill.priors.schedule import check_prediction, read_schedule
 from distill.priors.source import Source, find, variant_of
 from distill.priors.space import Space, downsampling
@@ -76,6 +77,7 @@ def load_prior(
     config: str | Path | None = None,
     vae: str | Path | None = None,
     prediction_type: str | None = None,
+    embeddings: Sequence[str | Path] = (),
 ) -> DiffusionPrior:
     """Load a frozen prior.
 
@@ -102,6 +104,8 @@ def load_prior(
         vae: another VAE, see ``distill.priors.autoencoder``.
         prediction_type: what the network predicts, ``epsilon``, ``v_prediction`` or ``sample``, where its scheduler does not
             say it rightly.
+        embeddings: textual-inversion embeddings, safetensors files whose tokens prompts may have, each ``path`` or
+            ``token=path``; the token is the file's name where it is not said.
 
     Raises:
         ValueError: there is no such prior or dtype, its folder is not one this library can use, a LoRA or the ControlNet does
@@ -110,12 +114,14 @@ def load_prior(
     device = torch.device(device)
     check_graphs(graphs, device)
     files = [lora.parse(entry) for entry in loras]
+    inversions = [inversion.parse(entry) for entry in embeddings]
     dtype = dtype_of(dtype) or default_dtype(device)
     source = find(name, config)
     family, index = family_of(source.folder)
     check_whole(source, family, index)
     scheduler = _scheduler(source, index, prediction_type)
     own_vae = find_vae(vae, source, index) if vae else None
+    inversion.check(inversions, source, family, index)
     weighting = weighting_of(family) if prompt_weighting else []
     network, autoencoder = _parts(source, family, index, dtype, own_vae)
     for module in (network, autoencoder):
@@ -141,8 +147,9 @@ def load_prior(
     space = replace(space, sampled=vae_sample)
     schedule = read_schedule(scheduler, patches).to(device)
     text_dtype = torch.float32 if own or device.type == "cpu" else dtype
-    load = loader_of(source, index, device, text_dtype, told, plain=own)
+    load = loader_of(source, index, device, text_dtype, told, inversions, plain=own)
     changes = [f"{update.lora.sha256} {update.lora.weight} by layer" for update in told]
+    changes += [f"{each.sha256} {each.token} embedding" for each in inversions]
     # PixArt-alpha and -sigma have one encoder, and pad its states to different lengths.
     kind = str(index.get("_class_name", ""))
     text = TextEncoders(
@@ -151,22 +158,13 @@ def load_prior(
         None if own else identity_of(source, kind, str(text_dtype), *changes, *weighting),
         prompt_weighting,
         {} if prompt_weighting else family.lengths,
+        Words(inversions),
     )
     recorded = graphs_for(network, device, graphs, compiled=compile)
     return DiffusionPrior(
-        network,
-        space,
-        text,
-        family,
-        schedule,
-        device,
-        dtype,
-        source,
-        tuple(files),
-        control,
-        recorded,
-        own_vae,
-    )
+        network, space, text, family, schedule, device, dtype, source, tuple(files), control, recorded, own_vae,
+        tuple(inversions),
+    )  # fmt: skip
 
 
 def weighting_of(family: Family) -> list[str]:

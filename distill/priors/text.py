@@ -21,6 +21,7 @@ from torch import Tensor
 from distill.contracts import Embedding, Prompt
 from distill.files.atomic import sha256_once, write_atomic
 from distill.priors.families.length import Lengths, cut_off
+from distill.priors.inversion import Words
 from distill.priors.quiet import quiet
 from distill.priors.source import Source
 
@@ -50,6 +51,7 @@ class TextEncoders:
             memory and nothing on disk, for small ones.
         uneven: states may be of several lengths; the shorter are filled up with the empty prompt's, over and over.
         lengths: how many tokens of a prompt each encoder takes; empty where prompts may be of any length.
+        words: how prompts are written for the encoders, where textual-inversion embeddings are loaded.
     """
 
     load: Callable[[], Any]
@@ -57,6 +59,7 @@ class TextEncoders:
     identity: str | None = None
     uneven: bool = False
     lengths: Lengths = field(default_factory=dict)
+    words: Words = field(default_factory=Words)
     _pipeline: Any = field(default=None, repr=False)
     _unkept: dict[str, Row] = field(default_factory=dict, repr=False)
 
@@ -77,11 +80,13 @@ class TextEncoders:
 
     def _made(self, pipeline: Any, prompts: Sequence[str]) -> list[Row]:
         """Embed prompts with the encoders; note of each what they do not see."""
+        written = [self.words.written(text) for text in prompts]
         with quiet():
-            rows = rows_of(self.embed(pipeline, prompts), len(prompts))
-        cuts = [cut_off(pipeline, self.lengths, text) for text in prompts]
+            rows = rows_of(self.embed(pipeline, written), len(prompts))
+        cuts = [cut_off(pipeline, self.lengths, text) for text in written]
         notes = [
-            f"{limit} tokens: {shorten(cut, 150, placeholder=' ...')}" if cut else "" for cut, limit in cuts
+            f"{limit} tokens: {shorten(self.words.told(cut), 150, placeholder=' ...')}" if cut else ""
+            for cut, limit in cuts
         ]
         return list(zip(rows, notes, strict=True))
 

@@ -38,6 +38,7 @@ def describe(config: DictConfig, job: Job) -> dict[str, Any]:
         "loras": [],
         "controlnet": None,
         "vae": None,
+        "embeddings": [],
         **job.prior.describe(),
         "device": f"{device.type} ({hardware})",
         "versions": {
