@@ -12,14 +12,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from distill.conditions.picture import EMBEDDED as NOVEL_VIEW
 from distill.loop import train
-from distill.priors import lora
-from distill.priors.load import family_of
-from distill.priors.source import Source, find, offline
+from distill.priors import inversion, lora
+from distill.priors.autoencoder import find_vae
+from distill.priors.load import family_of, read_scheduler
+from distill.priors.source import Source, find, find_novel_view, offline
 from distill.priors.table import MODELS
 from distill.priors.whole import check_whole
 from distill.run.assemble import assemble, pick_device
@@ -73,9 +76,11 @@ def examine(config: DictConfig) -> Iterator[Finding]:
     yield ffmpeg()
     yield from inputs(config)
     source = None
-    for finding, found in the_prior(config.prior):
+    for finding, found in the_prior(config.prior, config.prior_options.config):
         source = found or source
         yield finding
+    if source is not None:
+        yield from beside(config, source)
     for kind in dict.fromkeys(("cpu", device.type if device else "cpu")):
         yield smoke(torch.device(kind))
     if source is not None and device is not None:
@@ -172,6 +177,11 @@ def inputs(config: DictConfig) -> Iterator[Finding]:
         there = (Path(config.init).expanduser() / "checkpoints").is_dir()
         said = "" if there else " has no checkpoints; give the folder of an earlier run"
         yield Finding("init", "ok" if there else "wrong", f"{config.init}{said}")
+    if config.image:
+        try:
+            yield Finding("novel_view", "ok", str(find_novel_view(config.novel_view, NOVEL_VIEW).folder))
+        except ValueError as error:
+            yield Finding("novel_view", "wrong", str(error))
     for name in ("prompts", "image", "reference.depth", "reference.normal", "views.file"):
         if path := OmegaConf.select(config, name):
             there = Path(path).expanduser().is_file()
@@ -188,7 +198,7 @@ def ffmpeg() -> Finding:
         return Finding("ffmpeg", "wrong", f"{error}; pip install imageio-ffmpeg")
 
 
-def the_prior(name: str) -> Iterator[tuple[Finding, Source | None]]:
+def the_prior(name: str, settings: str | None = None) -> Iterator[tuple[Finding, Source | None]]:
     """Check whether the selected prior is available or can be downloaded, and which known ones are available."""
     from huggingface_hub import get_token, try_to_load_from_cache
 
@@ -213,16 +223,43 @@ def the_prior(name: str) -> Iterator[tuple[Finding, Source | None]]:
         None,
     )
     try:
-        source = find(name)
+        source = find(name, settings)
     except ValueError as error:
         yield Finding("prior", "wrong", str(error)), None
         return
     try:
-        check_whole(source.folder, *family_of(source.folder))
+        check_whole(source, *family_of(source.folder))
         licence = source.licence or "of unknown licence"
-        yield Finding("prior", "ok", f"{name}: {source.folder}, {licence}"), source
+        yield Finding("prior", "ok", f"{name}: {source.file or source.folder}, {licence}"), source
     except ValueError as error:
         yield Finding("prior", "wrong", str(error)), source
+
+
+def beside(config: DictConfig, source: Source) -> Iterator[Finding]:
+    """What the options put on a prior, or say of it."""
+    options = config.prior_options
+
+    def vae(index: dict[str, Any]) -> str:
+        found = find_vae(options.vae, source, index)
+        return str(found.file or found.folder)
+
+    def prediction(index: dict[str, Any]) -> str:
+        return str(read_scheduler(source, index, options.prediction_type).config.prediction_type)
+
+    def embeddings(index: dict[str, Any]) -> str:
+        family, _ = family_of(source.folder)
+        found = [inversion.parse(entry) for entry in options.embeddings]
+        inversion.check(found, source, family, index)
+        return ", ".join(f"{each.token} ({each.path})" for each in found)
+
+    looks = {"vae": vae, "prediction_type": prediction, "embeddings": embeddings}
+    for name, look in looks.items():
+        if options[name]:
+            try:
+                _, index = family_of(source.folder)
+                yield Finding(name, "ok", look(index))
+            except ValueError as error:
+                yield Finding(name, "wrong", str(error))
 
 
 def smoke(device: torch.device) -> Finding:
@@ -248,7 +285,7 @@ def costs(config: DictConfig, source: Source, device: torch.device) -> Iterator[
     """Memory and time of a step, from the networks' configurations and a small rendering."""
     from distill.forecast.cost import SHARE, cost
     from distill.forecast.network import speed_of
-    from distill.priors.load import default_dtype
+    from distill.priors.dtypes import default_dtype
     from distill.run.fit import fit
 
     if config.max_vram:

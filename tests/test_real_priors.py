@@ -13,8 +13,9 @@ from tiny_pipelines import make
 
 import distill
 from distill.guidance import available
-from distill.priors import load
+from distill.priors import encoders as loading
 from distill.priors.diffusion import DiffusionPrior
+from distill.priors.source import Source
 
 #: One of each family, and the size of the pictures it is shown.
 SIZES = {
@@ -78,6 +79,8 @@ def test_text_encoders_that_do_not_fit_the_device_stay_on_the_cpu(
     needed = sum(value.numel() * 4 for part in encoders for value in load_file(part).values())
     assert len(encoders) == 2
     for room, device in ((needed, "meta"), (needed - 1, "cpu")):
-        monkeypatch.setattr(load, "free_bytes", lambda device, room=room: room)
-        pipeline = load._load_text(tmp_path, index, torch.device("meta"), torch.float32)
+        monkeypatch.setattr(loading, "free_bytes", lambda device, room=room: room)
+        pipeline = loading._load_text(
+            Source(tmp_path, str(tmp_path)), index, torch.device("meta"), torch.float32
+        )
         assert {pipeline.text_encoder.device.type, pipeline.text_encoder_2.device.type} == {device}

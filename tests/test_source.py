@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tiny_pipelines import make
 
 from distill.cli import main
@@ -23,6 +25,8 @@ from distill.priors.source import find, licence_of, patterns, variant_of
 from distill.priors.table import MODELS
 
 COMMIT = "1234567890abcdef1234567890abcdef12345678"
+
+PINNED = MODELS["sd-1.5"].revision
 
 
 @dataclass
@@ -55,14 +59,30 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         (control / file).parent.mkdir(exist_ok=True)
         (control / file).write_text("{}")
     (control / "README.md").write_text("---\nlicense: apache-2.0\n---\nA ControlNet.\n")
+    views = tmp_path_factory.mktemp("views")
+    for file in (
+        "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.bin", "scheduler/scheduler_config.json", "image_encoder/model.safetensors",
+        "cc_projection/config.json", "cc_projection/diffusion_pytorch_model.safetensors", "model_index.json", "run.py",
+        "safety_checker/model.safetensors",
+    ):  # fmt: skip
+        (views / file).parent.mkdir(exist_ok=True)
+        (views / file).write_text("{}")
+    old = tmp_path_factory.mktemp("old")
+    for file in ("unet/config.json", "unet/diffusion_pytorch_model.bin"):
+        (old / file).parent.mkdir(exist_ok=True)
+        (old / file).write_text("{}")
     known = Hub(
         {
+            "us/views": views, "us/old-views": old,
             "us/control": control, "us/good": good, "us/pickled": pickled, "us/gated": "GatedRepo", "us/none": "RepoNotFound",
-            "us/empty": "EntryNotFound",
+            "us/empty": "EntryNotFound", MODELS["sd-1.5"].repository: good, MODELS["sdxl"].repository: "GatedRepo",
         }
     )  # fmt: skip
 
     class Handler(BaseHTTPRequestHandler):
+        commit = COMMIT
+
         def do_HEAD(self) -> None:
             self.do_GET()
 
@@ -75,15 +95,16 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
                 return self.say_of(there, parts)
             if isinstance(there, str):
                 return self.fail(there)
-            if parts[3] not in ("main", COMMIT):
+            if parts[3] not in ("main", COMMIT, PINNED):
                 return self.fail("RevisionNotFound")
+            self.commit = PINNED if parts[3] == PINNED else COMMIT
             file = there.joinpath(*parts[4:])
             return self.give(file.read_bytes()) if file.is_file() else self.fail("EntryNotFound")
 
         def say_of(self, there: Path | str, parts: list[str]) -> None:
             if isinstance(there, str) and there != "EntryNotFound":
                 return self.fail(there)
-            if parts[2:3] == ["revision"] and parts[3] not in ("main", COMMIT):
+            if parts[2:3] == ["revision"] and parts[3] not in ("main", COMMIT, PINNED):
                 return self.fail("RevisionNotFound")
             names = [] if isinstance(there, str) else [p for p in there.rglob("*") if p.is_file()]
             files = [{"rfilename": str(p.relative_to(there))} for p in names]
@@ -100,7 +121,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
                 return self.give(json.dumps(tree).encode(), "application/json")
             about = {
                 "id": "/".join(parts[:2]),
-                "sha": COMMIT,
+                "sha": PINNED if PINNED in parts else COMMIT,
                 "siblings": files,
                 "tags": [],
                 "private": False,
@@ -112,7 +133,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
             self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Repo-Commit", self.commit)
             self.end_headers()
             if self.command == "GET":
                 self.wfile.write(content)
@@ -133,11 +154,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     server.shutdown()
 
 
-def ask(name: str, home: Path, url: str, find: str = "find", **more: str) -> subprocess.CompletedProcess[str]:
+def ask(
+    name: str, home: Path, url: str, find: str = "find", call: str = "", **more: str
+) -> subprocess.CompletedProcess[str]:
     """Find a prior in a process of its own: the hub's client reads its settings once."""
     code = (
         f"import sys, json; from distill.priors.source import {find}\n"
-        f"try: print(json.dumps({{k: str(v) for k, v in vars({find}(sys.argv[1])).items()}}))\n"
+        f"try: print(json.dumps({{k: str(v) for k, v in vars(({call or find})(sys.argv[1])).items()}}))\n"
         "except ValueError as error: sys.exit(f'error: {error}')"
     )
     settings = {
@@ -183,6 +206,58 @@ def test_a_controlnet_is_fetched_too(hub: Hub, tmp_path: Path) -> None:
     ):
         asked = ask(name, tmp_path, hub.url, "find_controlnet")
         assert asked.returncode == 1 and said in asked.stderr
+
+
+def test_the_settings_of_a_single_file_are_its_kinds_without_weights(hub: Hub, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(16, 4, 3, 3)}, file)
+    home = tmp_path / "home"
+    lost = ask(str(file), home, hub.url, HF_HUB_OFFLINE="1")
+    (line,) = lost.stderr.strip().splitlines()
+    repository = MODELS["sd-1.5"].repository
+    assert (
+        f"{file} has the settings of {repository}: they are not in the hub's cache, and HF_HUB_OFFLINE"
+        in line
+    )
+    assert f"hf download {repository} --include" in line and "prior_options.config=FOLDER" in line
+    first = ask(str(file), home, hub.url)
+    assert first.returncode == 0, first.stderr
+    found = json.loads(first.stdout)
+    names = {path.name for path in Path(found["folder"]).rglob("*") if path.is_file()}
+    assert {"model_index.json", "scheduler_config.json", "tokenizer_config.json"} <= names
+    assert not any(name.endswith((".safetensors", ".bin", ".ckpt")) for name in names)
+    assert found["settings"] == f"{repository}@{PINNED}" and found["file"] == str(file)
+    save_file({"model.diffusion_model.label_emb.0.0.weight": torch.zeros(1)}, file)
+    gated = ask(str(file), home, hub.url)
+    assert "is gated: accept its terms" in gated.stderr and "prior_options.config=FOLDER" in gated.stderr
+
+
+NOVEL_VIEW = "__import__('functools').partial(find_novel_view, embedded=__import__('pathlib').Path('none'))"
+
+
+def test_a_novel_view_model_is_fetched_too(hub: Hub, tmp_path: Path) -> None:
+    """In full precision, and without code or what is not needed; each way not to be there is one line."""
+    asked = ask("us/views", tmp_path, hub.url, "find_novel_view", NOVEL_VIEW)
+    assert asked.returncode == 0, asked.stderr
+    found = json.loads(asked.stdout)
+    assert (found["revision"], found["name"]) == (COMMIT, "us/views")
+    folder = Path(found["folder"])
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
+        "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json",
+        "image_encoder/model.safetensors", "cc_projection/config.json",
+        "cc_projection/diffusion_pytorch_model.safetensors", "model_index.json",
+    }  # fmt: skip
+    for name, said in (
+        ("us/empty", "us/empty has no unet/config.json, so it is no novel-view model of diffusers"),
+        ("us/old-views", "unet has pickled weights alone; download the repository and convert it"),
+        (
+            "nowhere",
+            "novel_view must be 'embedded', a hub id such as owner/repository@revision, or a folder of",
+        ),
+    ):
+        asked = ask(name, tmp_path, hub.url, "find_novel_view", NOVEL_VIEW)
+        assert asked.returncode == 1 and said in asked.stderr
+        assert len(asked.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from distill.priors.graphs import check_graphs
 from distill.priors.novel_view.elevation import Estimate, draw_around, estimate_elevation
 from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.novel_view.prior import NovelViewPrior
+from distill.priors.source import find_novel_view
 from distill.renderers.reference import Drawn, Reference
 
 log = logging.getLogger(__name__)
@@ -72,34 +73,24 @@ class Picture:
         return said
 
 
-def folder_of_model(name: str) -> Path:
-    """The folder of a novel-view model: ``embedded``, or a local one.
-
-    Raises:
-        ValueError: there is no such folder.
-    """
-    folder = EMBEDDED if name == "embedded" else Path(name).expanduser()
-    if not (folder / "unet").is_dir():
-        raise ValueError(f"novel_view must be 'embedded' or a folder of a novel-view model, got {name!r}")
-    return folder
-
-
 def look_at(config: DictConfig, device: torch.device) -> Picture:
     """Read a configuration's picture, estimate its elevation where none is given, and show it to the model.
 
     Raises:
         ValueError: the picture, a map of it, or the model cannot be used, in one line.
     """
-    from distill.priors.load import default_dtype
+    from distill.priors.dtypes import default_dtype
 
     said, path = config.reference, Path(config.image).expanduser()
-    folder = folder_of_model(config.novel_view)
+    source = find_novel_view(config.novel_view, EMBEDDED)
     check_graphs(config.prior_options.graphs, device)
     # What is wrong with the picture is said before the model is loaded.
     image = without_background(path, said.background)
     frame = frame_of(np.asarray(image.getchannel("A")), str(path), said.fill if said.recentre else None)
     fourth = None if said.fourth == "auto" else said.fourth
-    pipeline = NovelViewPipeline.load(folder, fourth=fourth, device=device, dtype=default_dtype(device))
+    pipeline = NovelViewPipeline.load(
+        source.folder, fourth=fourth, device=device, dtype=default_dtype(device)
+    )
     size = pipeline.size
     if said.recentre:
         frame = settled(pipeline, image, frame, said.fill)
@@ -128,7 +119,7 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
         normal = torch.nn.functional.normalize(normal * 2 - 1, dim=0)
     reference = Reference(camera, found.rgb.to(device), found.mask.to(device), depth, normal)
     prior = NovelViewPrior.of(
-        pipeline, reference.rgb, camera, config.novel_view, graphs=config.prior_options.graphs
+        pipeline, reference.rgb, camera, config.novel_view, graphs=config.prior_options.graphs, source=source
     )
     return Picture(path, reference, prior, frame, estimate, drawn)
 

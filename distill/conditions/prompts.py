@@ -175,12 +175,23 @@ def _angles(cameras: Cameras) -> list[tuple[float, float]]:
     return list(zip(cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist(), strict=True))
 
 
-class _Table:
-    """The embeddings of every view of the prompt and of the source prompt, and of the prompts that have no views."""
+@dataclass(frozen=True)
+class Texts:
+    """The prompts that a run embeds.
 
-    def __init__(
-        self, prior: Prior, prompt: str, negative_prompt: str, views: ViewWords | None, source_prompt: str
-    ) -> None:
+    Attributes:
+        mine: the prompt, in every view where there are view words.
+        sources: the source prompt, likewise; none without one.
+        single: what has no views: the empty prompt, the negative prompt, the prompt alone.
+    """
+
+    mine: list[str]
+    sources: list[str]
+    single: list[str]
+
+    @classmethod
+    def of(cls, prompt: str, negative_prompt: str, views: ViewWords | None, source_prompt: str) -> Texts:
+        """The prompts that follow from options; arguments as of ``conditioner``."""
         words = views.words if views else ()
 
         def every_view(text: str, own: Mapping[str, str]) -> list[str]:
@@ -188,8 +199,22 @@ class _Table:
 
         mine = every_view(prompt, views.prompts if views else {})
         sources = every_view(source_prompt, {}) if source_prompt else []
-        self.table = prior.embed([*mine, *sources, "", negative_prompt, prompt])
-        self.views, self.empty = len(mine), len(mine) + len(sources)
+        return cls(mine, sources, ["", negative_prompt, prompt])
+
+    def all(self) -> list[str]:
+        """In the order of the embeddings' rows."""
+        return [*self.mine, *self.sources, *self.single]
+
+
+class _Table:
+    """The embeddings of every view of the prompt and of the source prompt, and of the prompts that have no views."""
+
+    def __init__(
+        self, prior: Prior, prompt: str, negative_prompt: str, views: ViewWords | None, source_prompt: str
+    ) -> None:
+        texts = Texts.of(prompt, negative_prompt, views, source_prompt)
+        self.table = prior.embed(texts.all())
+        self.views, self.empty = len(texts.mine), len(texts.mine) + len(texts.sources)
         # A picture has no negative: for a prior without words it is no picture, with which NFSD's second term vanishes.
         self.has_source, self.has_negative = bool(source_prompt), bool(negative_prompt) or not prior.words
 

@@ -16,7 +16,7 @@ from distill.forecast.network import Forecast, LiveBytes, counted, forecast, sha
 from distill.guidance import is_made_for_prior
 from distill.loop import make_optimiser
 from distill.options import schedule, schedules_in
-from distill.priors.load import default_dtype
+from distill.priors.dtypes import default_dtype
 from distill.priors.source import Source
 from distill.renderers import reference
 from distill.samplers.schedules import scheduled
@@ -72,8 +72,9 @@ def cost(config: DictConfig, source: Source, device: torch.device) -> Cost:
     at_once = min(config.render.at_once or batch, batch)
     dtype = default_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
     prior = shadow(
-        source, dtype, options.image_size, checkpointing=options.checkpointing, controlnet=options.controlnet
-    )
+        source, dtype, options.image_size, checkpointing=options.checkpointing, controlnet=options.controlnet,
+        vae=options.vae,
+    )  # fmt: skip
     rows, rank, decodes = calls(config, at_once)
     found = forecast(prior, rows, at_once, rank=rank, decodes=decodes)
     scene, rendering, beginning = rendered(config, at_once, device)

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill.cameras import Cameras
 from distill.contracts import Condition, Embedding, Guidance, Step
+from distill.priors.autoencoder import find_vae
 from distill.priors.control import CONTROL, ControlNet, find_kind
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.load import checkpoint, family_of, read_scheduler, space_of
@@ -169,6 +170,7 @@ def shadow(
     *,
     checkpointing: bool = False,
     controlnet: str | None = None,
+    vae: str | None = None,
 ) -> DiffusionPrior:
     """A prior without weights, on the meta device; options as of ``load_prior``.
 
@@ -189,11 +191,12 @@ def shadow(
             )  # diffusers' own would warn of layers that it keeps in float32
 
     network = empty(folder / family.component, family.network)
-    vae = empty(folder / "vae", index["vae"][1]) if "vae" in index else None
-    if checkpointing and vae is not None:
-        checkpoint(vae)
-    space, patches = space_of(vae, network, family, image_size)
-    schedule = read_schedule(read_scheduler(folder, index), patches).to(torch.device("meta"))
+    place = find_vae(vae, source, index).folder if vae else folder / "vae"
+    autoencoder = empty(place, index["vae"][1]) if "vae" in index else None
+    if checkpointing and autoencoder is not None:
+        checkpoint(autoencoder)
+    space, patches = space_of(autoencoder, network, family, image_size)
+    schedule = read_schedule(read_scheduler(source, index), patches).to(torch.device("meta"))
 
     told, control = family.blank(network), None
     if controlnet:

@@ -14,6 +14,7 @@ from distill.contracts import Embedding
 from distill.priors.control import CONTROL, ControlNet
 from distill.priors.families import Family
 from distill.priors.graphs import Graphs
+from distill.priors.inversion import Inversion
 from distill.priors.lora import Lora
 from distill.priors.predictions import to_noise
 from distill.priors.schedule import Schedule
@@ -40,6 +41,8 @@ class DiffusionPrior:
         loras: the user's LoRA files that its weights hold.
         control: a ControlNet beside the network, or None.
         graphs: CUDA graphs of its predictions, or None to launch their kernels one by one.
+        vae: where another VAE than the prior's own is from, or None.
+        inversions: the user's textual-inversion embeddings.
     """
 
     network: ModelMixin
@@ -53,6 +56,8 @@ class DiffusionPrior:
     loras: Sequence[Lora] = ()
     control: ControlNet | None = None
     graphs: Graphs | None = None
+    vae: Source | None = None
+    inversions: Sequence[Inversion] = ()
 
     views, words = 1, True
 
@@ -96,9 +101,12 @@ class DiffusionPrior:
         return self.control is not None
 
     def describe(self) -> dict[str, Any]:
-        """Describe the weights for a manifest: ``prior``, ``loras`` and ``controlnet``."""
+        """Describe the weights for a manifest: ``prior`` and what it predicts, and what is on it or beside it."""
         return {
             "prior": self.source.describe(),
+            "prediction_type": self.schedule.prediction,
+            "vae": self.vae.describe() if self.vae else None,
+            "embeddings": [each.describe() for each in self.inversions],
             "loras": [lora.describe() for lora in self.loras],
             "controlnet": self.control.describe() if self.control else None,
         }

@@ -2,71 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 
 from distill.convert import pickled
-from distill.priors import lora
+from distill.priors import inversion, lora
+from distill.priors.autoencoder import find_vae
 from distill.priors.control import load_controlnet
 from distill.priors.diffusion import DiffusionPrior
+from distill.priors.dtypes import default_dtype, dtype_of, precision
+from distill.priors.encoders import check_filled, from_file, loader_of
 from distill.priors.families import FAMILIES, Family, weighted
 from distill.priors.families.unet import PLAIN
 from distill.priors.graphs import check_graphs, graphs_for
-from distill.priors.schedule import read_schedule
-from distill.priors.source import UNUSED, find, variant_of
+from distill.priors.inversion import Words
+from distill.priors.schedule import check_prediction, read_schedule
+from distill.priors.source import Source, find, variant_of
 from distill.priors.space import Space, downsampling
 from distill.priors.text import TextEncoders, identity_of
-from distill.priors.whole import AGAIN, check_whole, load_encoder, named, settings_of
+from distill.priors.whole import check_whole, settings_of
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 log = logging.getLogger(__name__)
-
-#: What the names of CLIP's weights start with, but where transformers 5.6 or newer saved them; it reads both.
-CLIP_PREFIX = "text_model."
-
-
-def default_dtype(device: torch.device) -> torch.dtype:
-    """Half precision where the hardware computes in it, float32 elsewhere."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
-
-
-def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A precision by its name.
-
-    Raises:
-        ValueError: it is none that a network computes in.
-    """
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if not isinstance(dtype, str):
-        return dtype
-    if dtype not in names:
-        raise ValueError(f"dtype must be one of {', '.join(names)}, got {dtype!r}")
-    return names[dtype]
-
-
-def precision(dtype: torch.dtype) -> dict[str, Any]:
-    """Return the precision argument of diffusers' ``from_pretrained``, which was renamed in version 0.40."""
-    from importlib.metadata import version
-
-    major, minor = (int(part) for part in version("diffusers").split(".")[:2])
-    return {"dtype" if (major, minor) >= (0, 40) else "torch_dtype": dtype}
 
 
 def family_of(folder: Path) -> tuple[Family, dict[str, Any]]:
@@ -108,12 +74,16 @@ def load_prior(
     control_scale: float = 1.0,
     prompt_weighting: bool = False,
     vae_sample: bool = False,
+    config: str | Path | None = None,
+    vae: str | Path | None = None,
+    prediction_type: str | None = None,
+    embeddings: Sequence[str | Path] = (),
 ) -> DiffusionPrior:
     """Load a frozen prior.
 
     Args:
-        name: ``embedded``, a local folder in the diffusers layout, a name that ``distill priors`` lists, or
-            ``owner/repository@revision`` on the hub; safetensors only.
+        name: ``embedded``, a local folder in the diffusers layout or a single file, a name that ``distill priors`` lists,
+            or ``owner/repository@revision`` on the hub; safetensors only.
         device: where it runs.
         dtype: what its network computes in, or its name; by default what the device is fast at.
         image_size: height and width in pixels that it is shown; by default what it was trained on.
@@ -129,6 +99,14 @@ def load_prior(
         prompt_weighting: prompts may have weights and be of any length, see ``distill.priors.families.weighted``.
         vae_sample: pictures are encoded to a sample of the VAE's distribution, as other libraries do, instead of its mode.
 
+        config: a folder in the diffusers layout with the settings of a prior in a single file; by default those of the
+            published model of its kind.
+        vae: another VAE, see ``distill.priors.autoencoder``.
+        prediction_type: what the network predicts, ``epsilon``, ``v_prediction`` or ``sample``, where its scheduler does not
+            say it rightly.
+        embeddings: textual-inversion embeddings, safetensors files whose tokens prompts may have, each ``path`` or
+            ``token=path``; the token is the file's name where it is not said.
+
     Raises:
         ValueError: there is no such prior or dtype, its folder is not one this library can use, a LoRA or the ControlNet does
             not fit it, or graphs are asked for on another device than CUDA.
@@ -136,14 +114,17 @@ def load_prior(
     device = torch.device(device)
     check_graphs(graphs, device)
     files = [lora.parse(entry) for entry in loras]
+    inversions = [inversion.parse(entry) for entry in embeddings]
     dtype = dtype_of(dtype) or default_dtype(device)
-    source = find(name)
-    folder = source.folder
-    family, index = family_of(folder)
-    check_whole(folder, family, index)
+    source = find(name, config)
+    family, index = family_of(source.folder)
+    check_whole(source, family, index)
+    scheduler = _scheduler(source, index, prediction_type)
+    own_vae = find_vae(vae, source, index) if vae else None
+    inversion.check(inversions, source, family, index)
     weighting = weighting_of(family) if prompt_weighting else []
-    network, vae, scheduler = _parts(folder, family, index, dtype)
-    for module in (network, vae):
+    network, autoencoder = _parts(source, family, index, dtype, own_vae)
+    for module in (network, autoencoder):
         if module is not None:
             module.to(device).eval().requires_grad_(False)
     own = family is PLAIN
@@ -155,32 +136,35 @@ def load_prior(
         network.to(memory_format=torch.channels_last)
     control = None
     if controlnet:
-        factor = downsampling(vae, network.config.in_channels)
+        factor = downsampling(autoencoder, network.config.in_channels)
         control = load_controlnet(controlnet, control_scale, family, network, factor, **precision(dtype))
         control.network.to(device)
-    if checkpointing and vae is not None:
-        checkpoint(vae)
+    if checkpointing and autoencoder is not None:
+        checkpoint(autoencoder)
     if compile:
         network.compile()
-    space, patches = space_of(vae, network, family, image_size)
+    space, patches = space_of(autoencoder, network, family, image_size)
     space = replace(space, sampled=vae_sample)
     schedule = read_schedule(scheduler, patches).to(device)
     text_dtype = torch.float32 if own or device.type == "cpu" else dtype
-    load = partial(_told, _load_plain_text if own else _load_text, folder, index, device, text_dtype)
+    load = loader_of(source, index, device, text_dtype, told, inversions, plain=own)
     changes = [f"{update.lora.sha256} {update.lora.weight} by layer" for update in told]
+    changes += [f"{each.sha256} {each.token} embedding" for each in inversions]
     # PixArt-alpha and -sigma have one encoder, and pad its states to different lengths.
     kind = str(index.get("_class_name", ""))
     text = TextEncoders(
-        partial(_updated, load, told),
+        load,
         family.weighted if prompt_weighting and family.weighted else family.embed,
-        None if own else identity_of(folder, kind, str(text_dtype), *changes, *weighting),
+        None if own else identity_of(source, kind, str(text_dtype), *changes, *weighting),
         prompt_weighting,
         {} if prompt_weighting else family.lengths,
+        Words(inversions),
     )
     recorded = graphs_for(network, device, graphs, compiled=compile)
     return DiffusionPrior(
-        network, space, text, family, schedule, device, dtype, source, tuple(files), control, recorded
-    )
+        network, space, text, family, schedule, device, dtype, source, tuple(files), control, recorded, own_vae,
+        tuple(inversions),
+    )  # fmt: skip
 
 
 def weighting_of(family: Family) -> list[str]:
@@ -198,30 +182,71 @@ def weighting_of(family: Family) -> list[str]:
     return found
 
 
-def _parts(
-    folder: Path, family: Family, index: dict[str, Any], dtype: torch.dtype
-) -> tuple[ModelMixin, AutoencoderKL | None, SchedulerMixin]:
-    """Load the network, the VAE if there is one, and the scheduler.
+def _scheduler(source: Source, index: dict[str, Any], prediction_type: str | None) -> SchedulerMixin:
+    """The prior's scheduler; one line tells of a single file whose settings make it a model of v.
 
     Raises:
-        ValueError: the folder has pickled weights, or cannot be read.
+        ValueError: it cannot be read, or is none for ``prediction_type``.
     """
     try:
-        network = _component(folder, family.component, family.network, dtype)
-        vae = (
-            _component(folder, "vae", index["vae"][1], _vae_dtype(folder, dtype)) if "vae" in index else None
+        found = read_scheduler(source, index, prediction_type)
+    except (OSError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise _unreadable(source, error) from error
+    told = prediction_type or source.marks
+    if source.file and not told and found.config.get("prediction_type") == "v_prediction":
+        log.info(
+            "%s is taken for a model of v, as the settings of %s say; prior_options.prediction_type=epsilon says otherwise",
+            source.file,
+            source.settings,
         )
-        return network, vae, read_scheduler(folder, index)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        if old := pickled(folder):
-            raise ValueError(
-                f"the prior in {folder} has pickled weights ({old[0].relative_to(folder)}), and only safetensors are read; "
-                f"convert them: python -m distill.convert {folder}"
-            ) from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return found
+
+
+def _parts(
+    source: Source, family: Family, index: dict[str, Any], dtype: torch.dtype, vae: Source | None
+) -> tuple[ModelMixin, AutoencoderKL | None]:
+    """Load the network, and its VAE, or another one, if it has one.
+
+    Raises:
+        ValueError: the weights are pickled, or cannot be read.
+    """
+    autoencoder = None
+    try:
+        if vae is not None:
+            kind, upcast = index["vae"][1], _vae_dtype(vae.folder, dtype)
+            autoencoder = _component(vae, "", kind, upcast)
+    except _FAILURES as error:
         raise ValueError(
-            f"could not load the prior in {folder} (safetensors in the diffusers layout): {reason}"
+            f"could not load the VAE in {vae.file or vae.folder}: {_first(error)}"  # type: ignore[union-attr]
         ) from error
+    try:
+        if "vae" in index and autoencoder is None:
+            autoencoder = _component(source, "vae", index["vae"][1], _vae_dtype(source.folder / "vae", dtype))
+        return _component(source, family.component, family.network, dtype), autoencoder
+    except _FAILURES as error:
+        raise _unreadable(source, error) from error
+
+
+#: What diffusers fails with at a file that it cannot read.
+_FAILURES = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
+
+
+def _first(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _unreadable(source: Source, error: Exception) -> ValueError:
+    """What to say of a prior that diffusers cannot read."""
+    folder = source.folder
+    if old := [] if source.file else pickled(folder):
+        return ValueError(
+            f"the prior in {folder} has pickled weights ({old[0].relative_to(folder)}), and only safetensors are read; "
+            f"convert them: python -m distill.convert {folder}"
+        )
+    layout = "under its authors' names" if source.file else "in the diffusers layout"
+    return ValueError(
+        f"could not load the prior in {source.file or folder} (safetensors {layout}): {_first(error)}"
+    )
 
 
 def checkpoint(vae: AutoencoderKL) -> None:
@@ -259,38 +284,50 @@ def space_of(
     return Space.of(vae, network.config.in_channels, size), (size // folded) ** 2
 
 
-def _component(folder: Path, part: str, kind: str, dtype: torch.dtype) -> ModelMixin:
+def _component(source: Source, part: str, kind: str, dtype: torch.dtype) -> ModelMixin:
+    """A part of a pipeline, or with an empty name what a source is as a whole."""
     import diffusers
 
-    made: ModelMixin = getattr(diffusers, kind).from_pretrained(
-        folder,
-        subfolder=part,
-        variant=variant_of(folder / part),
-        use_safetensors=True,
-        local_files_only=True,
-        **precision(dtype),
-    )
-    if missing := [name for name, value in made.named_parameters() if value.is_meta]:
-        raise ValueError(
-            f"{folder / part} lacks {len(missing)} of its weights, such as {missing[0]}; {AGAIN}"
+    made: ModelMixin
+    options: dict[str, Any] = {"subfolder": part or None, "local_files_only": True, **precision(dtype)}
+    loads = getattr(diffusers, kind)
+    where = source.folder / part
+    if (part or where.name) in source.parts:
+        made, where = from_file(loads, source, part or where.name, **options), source.file or where
+    else:
+        made = loads.from_pretrained(
+            source.folder, variant=variant_of(where), use_safetensors=True, **options
         )
+    check_filled(made, str(where))
     return made
 
 
 def _vae_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
     """Some VAEs overflow in float16, and say so."""
-    config = json.loads((folder / "vae" / "config.json").read_text())
+    config = settings_of(folder / "config.json")
     return torch.float32 if dtype == torch.float16 and config.get("force_upcast") else dtype
 
 
-def read_scheduler(folder: Path, index: dict[str, Any]) -> SchedulerMixin:
-    """The scheduler that a folder names."""
+def read_scheduler(
+    source: Source, index: dict[str, Any], prediction_type: str | None = None
+) -> SchedulerMixin:
+    """The scheduler that a folder names, with what a single file or the user says of the prediction instead.
+
+    Raises:
+        ValueError: ``prediction_type`` is none for it.
+    """
     import diffusers
 
     kind = index["scheduler"]
-    return getattr(diffusers, kind[1] if isinstance(kind, list) else kind).from_pretrained(
-        folder, subfolder="scheduler", local_files_only=True
-    )
+    loads = getattr(diffusers, kind[1] if isinstance(kind, list) else kind)
+    changes: dict[str, Any] = {"prediction_type": "v_prediction"} if "v_pred" in source.marks else {}
+    if "ztsnr" in source.marks:
+        changes["rescale_betas_zero_snr"] = True
+    if prediction_type is not None:
+        plain = loads.from_pretrained(source.folder, subfolder="scheduler", local_files_only=True)
+        check_prediction(plain, prediction_type)
+        changes["prediction_type"] = prediction_type
+    return loads.from_pretrained(source.folder, subfolder="scheduler", local_files_only=True, **changes)
 
 
 def _loader(index: dict[str, Any], plain: bool) -> type[DiffusionPipeline]:
@@ -298,97 +335,3 @@ def _loader(index: dict[str, Any], plain: bool) -> type[DiffusionPipeline]:
     import diffusers
 
     return getattr(diffusers, "StableDiffusionPipeline" if plain else index["_class_name"])
-
-
-def _updated(load: Callable[[], DiffusionPipeline], updates: Sequence[lora.Update]) -> DiffusionPipeline:
-    """Text encoders with LoRA files in their weights."""
-    pipeline = load()
-    for update in updates:
-        for part in sorted(update.parts()):
-            lora.put_on(getattr(pipeline, part), part, update)
-    return pipeline
-
-
-def _told(load: Callable[..., DiffusionPipeline], folder: Path, *options: Any) -> DiffusionPipeline:
-    """Load text encoders; whatever a library fails with is one line.
-
-    Raises:
-        ValueError: they cannot be loaded.
-    """
-    try:
-        return load(folder, *options)
-    except Exception as error:  # what diffusers, transformers and tokenizers fail with has no common class
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"could not load the text encoders of the prior in {folder}: {reason}") from error
-
-
-def _load_plain_text(
-    folder: Path, index: dict[str, Any], device: torch.device, dtype: torch.dtype
-) -> SimpleNamespace:
-    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
-
-    with torch.random.fork_rng(devices=[]):  # it draws weights first
-        encoder: CLIPTextModel = CLIPTextModel(
-            CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder")
-        )
-    weights = load_file(folder / "text_encoder" / "model.safetensors")
-    own = CLIP_PREFIX if hasattr(encoder, "text_model") else ""
-    encoder.load_state_dict({own + name.removeprefix(CLIP_PREFIX): w for name, w in weights.items()})
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    encoder.to(device, dtype).eval().requires_grad_(False)
-    return SimpleNamespace(text_encoder=encoder, tokenizer=tokenizer)
-
-
-def _load_text(
-    folder: Path, index: dict[str, Any], device: torch.device, dtype: torch.dtype
-) -> DiffusionPipeline:
-    """The pipeline with its text encoders alone."""
-    import diffusers
-
-    without: dict[str, Any] = {
-        name: None for name in (*UNUSED, "unet", "transformer", "vae") if name in index
-    }
-    if "requires_safety_checker" in index:
-        without["requires_safety_checker"] = False
-    variants = [variant_of(folder / part) for part in index if part.startswith("text_encoder")]
-    without["variant"] = next(filter(None, variants), None)
-    for part in [part for part in index if part.startswith("text_encoder") and named(index, part)]:
-        without[part], missing = load_encoder(folder, part, index[part][1], dtype)
-        if hasattr(without[part], "text_model"):
-            _check_names(folder / part)
-        if missing:
-            raise ValueError(
-                f"{folder / part} lacks {len(missing)} of its weights, such as {missing[0]}; {AGAIN}"
-            )
-    pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(
-        folder, use_safetensors=True, local_files_only=True, **precision(dtype), **without
-    )
-    told = [part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part]
-    needed = sum(p.numel() * p.element_size() for encoder in told for p in encoder.parameters())
-    if needed > free_bytes(device):
-        log.info(
-            "the text encoders (%.1f GB) do not fit beside the network; the CPU embeds the prompts",
-            needed / 1e9,
-        )
-        return pipeline
-    return pipeline.to(device)
-
-
-def free_bytes(device: torch.device) -> float:
-    """Memory that can still be had on a device; on the CPU, where the system lends more, without end."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
-
-
-def _check_names(folder: Path) -> None:
-    """Refuse weights without the prefix that this encoder's have: transformers would draw random ones instead."""
-    from transformers import __version__
-
-    names: list[str] = []
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as opened:
-            names += opened.keys()
-    if not any(name.startswith(CLIP_PREFIX) for name in names):
-        raise ValueError(
-            f"the weights in {folder} were saved by transformers 5.6 or newer, and transformers {__version__} cannot read "
-            "them; upgrade it: pip install --upgrade transformers"
-        )

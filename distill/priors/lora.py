@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from distill.files.atomic import sha256
+from distill.files.atomic import sha256_once
 from distill.priors.quiet import quiet
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def parse(entry: str | Path) -> Lora:
         raise ValueError(
             f"a LoRA is given as a .safetensors file, or as file:weight with a number, and {str(entry)!r} is neither"
         )
-    return Lora(path, weight, sha256(path))
+    return Lora(path, weight, sha256_once(path))
 
 
 def _is_number(text: str) -> bool:

@@ -42,6 +42,28 @@ class Schedule:
         return Schedule(self.alpha.to(device), self.sigma.to(device), self.time.to(device), self.prediction)
 
 
+#: What a network may be said to predict; the others follow from the scheduler.
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+def check_prediction(scheduler: SchedulerMixin, prediction_type: str) -> None:
+    """Check that a kind of prediction may be named for a scheduler of diffusers.
+
+    Raises:
+        ValueError: there is no such kind, or the scheduler is one of flow matching.
+    """
+    if prediction_type not in PREDICTIONS:
+        raise ValueError(
+            f"prior_options.prediction_type must be one of {', '.join(PREDICTIONS)}, got {prediction_type!r}"
+        )
+    name, config = type(scheduler).__name__, scheduler.config
+    if "FlowMatch" in name or config.get("use_flow_sigmas"):
+        raise ValueError(
+            f"prior_options.prediction_type={prediction_type} is for models of noise, and this one, with {name}, is a model of "
+            "flow; leave it out"
+        )
+
+
 def read_schedule(scheduler: SchedulerMixin, patches: int = 0) -> Schedule:
     """The table of a diffusers scheduler.
 
@@ -65,7 +87,7 @@ def read_schedule(scheduler: SchedulerMixin, patches: int = 0) -> Schedule:
         return Schedule(1 - sigma, sigma, time, "flow")
     abar = getattr(scheduler, "alphas_cumprod", None)
     prediction = config.get("prediction_type", "epsilon")
-    if abar is None or prediction not in ("epsilon", "v_prediction", "sample"):
+    if abar is None or prediction not in PREDICTIONS:
         raise ValueError(
             f"a prior's scheduler must have alphas_cumprod and predict epsilon, v_prediction or sample, or be one of flow "
             f"matching; got {name} with prediction_type {prediction!r}"

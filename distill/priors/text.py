@@ -19,14 +19,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distill.contracts import Embedding, Prompt
-from distill.files.atomic import sha256, write_atomic
+from distill.files.atomic import sha256_once, write_atomic
 from distill.priors.families.length import Lengths, cut_off
+from distill.priors.inversion import Words
 from distill.priors.quiet import quiet
+from distill.priors.source import Source
 
 log = logging.getLogger(__name__)
 
 #: Part of every key: embeddings that an earlier version made in another way are not taken.
 LAYOUT = 2
+#: Prompts that the encoders embed together, at most: a queue may have hundreds, with all their views.
+AT_ONCE = 48
 #: What a prompt's embedding is, and what of the prompt the text encoders did not see.
 Row = tuple[dict[str, Tensor], str]
 
@@ -47,6 +51,7 @@ class TextEncoders:
             memory and nothing on disk, for small ones.
         uneven: states may be of several lengths; the shorter are filled up with the empty prompt's, over and over.
         lengths: how many tokens of a prompt each encoder takes; empty where prompts may be of any length.
+        words: how prompts are written for the encoders, where textual-inversion embeddings are loaded.
     """
 
     load: Callable[[], Any]
@@ -54,7 +59,9 @@ class TextEncoders:
     identity: str | None = None
     uneven: bool = False
     lengths: Lengths = field(default_factory=dict)
+    words: Words = field(default_factory=Words)
     _pipeline: Any = field(default=None, repr=False)
+    _unkept: dict[str, Row] = field(default_factory=dict, repr=False)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Embedding:
@@ -73,11 +80,13 @@ class TextEncoders:
 
     def _made(self, pipeline: Any, prompts: Sequence[str]) -> list[Row]:
         """Embed prompts with the encoders; note of each what they do not see."""
+        written = [self.words.written(text) for text in prompts]
         with quiet():
-            rows = rows_of(self.embed(pipeline, prompts), len(prompts))
-        cuts = [cut_off(pipeline, self.lengths, text) for text in prompts]
+            rows = rows_of(self.embed(pipeline, written), len(prompts))
+        cuts = [cut_off(pipeline, self.lengths, text) for text in written]
         notes = [
-            f"{limit} tokens: {shorten(cut, 150, placeholder=' ...')}" if cut else "" for cut, limit in cuts
+            f"{limit} tokens: {shorten(self.words.told(cut), 150, placeholder=' ...')}" if cut else ""
+            for cut, limit in cuts
         ]
         return list(zip(rows, notes, strict=True))
 
@@ -85,18 +94,21 @@ class TextEncoders:
         """Return each prompt's embedding from disk, after writing the missing ones."""
         folder = cache_folder() / "text"
         keys = {self._key(text): text for text in prompts}
-        found = {key: read(folder / f"{key}.safetensors") for key in keys}
+        found = {key: self._unkept.get(key) or read(folder / f"{key}.safetensors") for key in keys}
         missing = [text for key, text in keys.items() if found[key] is None]
         if missing:
             pipeline = self.load()
-            made = self._made(pipeline, missing)
+            for start in range(0, len(missing), AT_ONCE):
+                part = missing[start : start + AT_ONCE]
+                for text, (own, cut) in zip(part, self._made(pipeline, part), strict=True):
+                    row = {name: value.cpu().contiguous() for name, value in own.items()}
+                    key = self._key(text)
+                    found[key] = row, cut
+                    if not keep(folder / f"{key}.safetensors", save(row, {"cut": cut})):
+                        self._unkept[key] = row, cut
             del pipeline
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            for text, (own, cut) in zip(missing, made, strict=True):
-                row = {name: value.cpu().contiguous() for name, value in own.items()}
-                keep(folder / f"{self._key(text)}.safetensors", save(row, {"cut": cut}))
-                found[self._key(text)] = row, cut
         rows: list[Any] = [found[self._key(text)] for text in prompts]
         return rows
 
@@ -106,17 +118,19 @@ class TextEncoders:
         return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 
-def keep(path: Path, content: bytes) -> None:
+def keep(path: Path, content: bytes) -> bool:
     """Write an embedding to the cache; where that cannot be written, the run goes on without."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)
+        return True
     except OSError as error:
         log.warning(
             "the embedding cannot be kept in %s (%s), and is made anew next time; set DISTILL_CACHE to a writable folder",
             path.parent,
             error.strerror,
         )
+        return False
 
 
 def tell(cuts: Sequence[tuple[str, str]]) -> None:
@@ -158,18 +172,24 @@ def read(path: Path) -> Row | None:
         return None
 
 
-def identity_of(folder: Path, *more: str) -> str:
+def identity_of(source: Source, *more: str) -> str:
     """Return a key that identifies a model's text encoders: what is in their files, and anything else given."""
+    folder = source.folder
     files = sorted(
         path
         for path in folder.glob("t*/**/*")
-        if path.is_file() and path.parent.name.startswith(("text_encoder", "tokenizer"))
+        if path.is_file()
+        and path.parent.name.startswith(("text_encoder", "tokenizer"))
+        and not (path.suffix == ".safetensors" and path.parent.name in source.parts)
     )
-    return json.dumps([[(path.relative_to(folder).as_posix(), content_of(path)) for path in files], *more])
+    known = [(path.relative_to(folder).as_posix(), content_of(path)) for path in files]
+    if source.file and any(part.startswith("text_encoder") for part in source.parts):
+        known.append(("", content_of(source.file)))
+    return json.dumps([known, *more])
 
 
 def content_of(path: Path) -> str:
-    """A file's SHA-256; in the hub's cache, where a file is named by its content, that name saves reading it."""
+    """A file's SHA-256, of all of it, for models differ anywhere; in the hub's cache, its name says it without reading."""
     real = path.resolve()
     named = path.is_symlink() and real.parent.name == "blobs" and re.fullmatch("[0-9a-f]{40,64}", real.name)
-    return real.name if named else sha256(path)
+    return real.name if named else sha256_once(path)

@@ -7,27 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from distill.convert import pickled
 from distill.priors.families import Family
+from distill.priors.header import AGAIN, shapes_of
 from distill.priors.quiet import quiet
-from distill.priors.source import variant_of
+from distill.priors.source import Source, variant_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: What a file of Git LFS begins with where the file itself was never fetched.
-POINTER = b"version https://git-lfs"
-#: What to do about files that are not there, or not whole.
-AGAIN = "download the model again"
+#: What the names of a UNet's tensors begin with in a single file.
+UNET = "model.diffusion_model."
 
 
-def check_whole(folder: Path, family: Family, index: dict[str, Any]) -> None:
+def check_whole(source: Source, family: Family, index: dict[str, Any]) -> None:
     """Check settings and the heads of weights of each part that a prior needs; loads none of them.
 
     Args:
-        folder: in the diffusers layout.
+        source: where it is.
         family: of the prior.
         index: its ``model_index.json``.
 
@@ -35,18 +33,66 @@ def check_whole(folder: Path, family: Family, index: dict[str, Any]) -> None:
         ValueError: a file is missing, cut short, a pointer of Git LFS or pickled, or parts do not go together; in one line
             that names the file and the remedy.
     """
+    folder = source.folder
     encoders = [part for part in index if part.startswith("text_encoder") and named(index, part)]
     weighty = [family.component, *(["vae"] if named(index, "vae") else []), *encoders]
     settings = {part: settings_of(folder / part / "config.json") for part in weighty}
     settings_of(folder / "scheduler" / "scheduler_config.json")
+    if source.file:
+        check_single(source, family, settings)
     for part in weighty:
-        check_weights(folder, part)
+        if part not in source.parts:
+            check_weights(folder, part)
     for part in index:
         if part.startswith("tokenizer") and named(index, part) and not any((folder / part).glob("*")):
             raise ValueError(
                 f"the prior in {folder} has no {part}: {folder / part} is missing or empty; {AGAIN}"
             )
     check_together(folder, family, settings)
+
+
+def check_single(source: Source, family: Family, settings: dict[str, dict[str, Any]]) -> None:
+    """Check that a single file has what its folder of settings has no weights of, and that the two are of one model.
+
+    Raises:
+        ValueError: a part is in neither, or the network in the file is another than the settings say.
+    """
+    assert source.file is not None
+    if family.component not in source.parts:
+        raise ValueError(
+            f"{source.file} has no {family.component} such as the settings in {source.folder} are of; give those of its own "
+            "kind with prior_options.config=FOLDER"
+        )
+    lacking = [
+        part
+        for part in settings
+        if part not in source.parts and not any((source.folder / part).glob("*.safetensors"))
+    ]
+    if lacking:
+        raise ValueError(
+            f"{source.file} has no {', '.join(lacking)}; give a folder in the diffusers layout whose weights of "
+            f"{'it' if len(lacking) == 1 else 'them'} are taken: prior_options.config=FOLDER"
+        )
+    shapes, said = shapes_of(source.file), settings[family.component]
+    first = shapes.get(f"{UNET}input_blocks.0.0.weight")
+    text = [
+        shape
+        for name, shape in shapes.items()
+        if name.startswith(UNET) and name.endswith("attn2.to_k.weight")
+    ]
+    if family.component != "unet" or first is None:
+        return
+    if first[1] == 9 != said.get("in_channels", 4):
+        raise ValueError(
+            f"{source.file} takes 9 channels (it is a model for inpainting); choose a text-to-image model"
+        )
+    widths = said.get("block_out_channels", (320,))
+    wide = said.get("cross_attention_dim", 1280)
+    if first[:2] != (widths[0], said.get("in_channels", 4)) or any(shape[1] != wide for shape in text[:1]):
+        raise ValueError(
+            f"{source.file} does not fit the settings in {source.folder / family.component}: they are of another model; give "
+            "those of its own kind with prior_options.config=FOLDER"
+        )
 
 
 def named(index: dict[str, Any], part: str) -> bool:
@@ -90,18 +136,7 @@ def check_weights(folder: Path, part: str) -> None:
             return  # said with its remedy where it is loaded
         raise ValueError(f"the prior in {folder} has no weights in {folder / part} (*.safetensors); {AGAIN}")
     for file in files:
-        with file.open("rb") as opened:
-            if opened.read(len(POINTER)) == POINTER:
-                raise ValueError(
-                    f"{file} is a pointer of Git LFS, not the weights; fetch them with 'git lfs pull', or {AGAIN}"
-                )
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{file} is cut short or no safetensors ({str(error).splitlines()[0]}); {AGAIN}"
-            ) from error
+        shapes_of(file)
 
 
 def check_together(folder: Path, family: Family, settings: dict[str, dict[str, Any]]) -> None:

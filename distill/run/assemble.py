@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_method, instantiate
+from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from distill import loop
@@ -143,7 +143,7 @@ def check_prior(config: DictConfig, device: torch.device) -> None:
             raise ValueError(TOGETHER)
         if control not in DRAWN:
             read_picture(Path(control).expanduser())
-    source = find(config.prior)
+    source = find(config.prior, config.prior_options.config)
     if config.max_vram:
         from distill.run.fit import fit
 
@@ -322,21 +322,31 @@ def make_renderer(
     return render
 
 
-def make_condition(config: DictConfig, prior: Prior, scene: Scene) -> Conditioner:
-    """Embed a configuration's prompts, with view words where the scene has sides; add what else the prior is conditioned on."""
+def words_of(config: DictConfig, prior: Prior, features: frozenset[str]) -> prompts.ViewWords | None:
+    """The view words of a configuration, for a scene with these features."""
     style = config.view_words
-    if not prior.words or (style == "auto" and "sides" not in scene.features):
+    if not prior.words or (style == "auto" and "sides" not in features):
         style = "none"
     options = config.views
-    words = prompts.view_words(
+    return prompts.view_words(
         style, config.prior, front_deg=options.front_deg, overhead_deg=options.overhead_deg,
         own=prompts.own_prompts(options),
     )  # fmt: skip
+
+
+def texts_of(config: DictConfig, prior: Prior) -> list[str]:
+    """Everything that a run of a configuration asks a prior to embed."""
+    words = words_of(config, prior, get_object(config.scene._target_).features)
+    return prompts.Texts.of(config.prompt, config.negative_prompt, words, config.source_prompt).all()
+
+
+def make_condition(config: DictConfig, prior: Prior, scene: Scene) -> Conditioner:
+    """Embed a configuration's prompts, with view words where the scene has sides; add what else the prior is conditioned on."""
     condition = prompts.conditioner(
         prior,
         config.prompt if prior.words else prompts.PICTURED,
         config.negative_prompt,
-        words,
+        words_of(config, prior, scene.features),
         config.source_prompt,
         unconditional=config.unconditional,
         away=curves(config) if config.perp_neg.enabled else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.contracts import Prior
 from distill.files.lock import InUse, hold
-from distill.run.assemble import assemble, check_prior, open_prior, pick_device
+from distill.run.assemble import assemble, check_prior, open_prior, pick_device, texts_of
 from distill.run.checks import check_prompt
 from distill.run.execute import carry_out
 from distill.run.folders import claim, is_finished
@@ -46,10 +46,24 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
     device = pick_device(config.device)
     check_prior(config, device)
     prior = open_prior(config, device)
+    embed_first(config, wanted, prior)
     return {prompt: _run_one(config, prompt, root, prior) for prompt in wanted}
 
 
-def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior) -> str:
+def embed_first(config: DictConfig, wanted: Sequence[str], prior: Prior) -> None:
+    """Embed the prompts of all runs of a queue at once, so that large text encoders are loaded once; they are kept by the prior.
+
+    What cannot be embedded is told by its own run.
+    """
+    try:
+        runs = [texts_of(_one(config, prompt), prior) for prompt in wanted]
+        prior.embed(list(dict.fromkeys(text for texts in runs for text in texts)))
+    except (ValueError, OSError, RuntimeError) as error:
+        log.debug("the prompts are embedded run by run: %s", error)
+
+
+def _one(config: DictConfig, prompt: str) -> DictConfig:
+    """The configuration of one run of a queue."""
     changes: Mapping[str, Any] = {
         "prompt": prompt.replace("${", r"\${"),
         "prompts": None,
@@ -58,6 +72,11 @@ def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior) -> str:
     }
     one = OmegaConf.merge(config, OmegaConf.create(dict(changes)))
     assert isinstance(one, DictConfig)
+    return one
+
+
+def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior) -> str:
+    one = _one(config, prompt)
     try:
         check_prompt(one)
         folder = claim(one, root)

@@ -62,7 +62,7 @@ def quote_text(override: str) -> str:
     texts = (
         "output_dir", "init", "prior", "prompts", "negative_prompt", "source_prompt", "image", "novel_view",
         "reference.depth", "reference.normal", "views.front", "views.side", "views.back", "views.overhead", "views.file",
-        "prior_options.controlnet", "prior_options.control",
+        "prior_options.controlnet", "prior_options.control", "prior_options.config", "prior_options.vae",
     )  # fmt: skip
     plain = key in texts and value != "null"
     return f"{key}={quote(value)}" if plain and value[:1] not in ("'", '"') else override
@@ -155,12 +155,17 @@ def preset_of(prior: str) -> str:
 
 
 def pipeline_of(prior: str) -> str:
-    """The pipeline's class of a prior in the table or in a local folder, empty where neither says it."""
+    """The pipeline's class of a prior in the table, in a local folder or in a file, empty where none says it."""
+    from distill.priors.header import kind_of, shapes_of
+    from distill.priors.source import is_single
     from distill.priors.table import MODELS
 
     if prior in MODELS:
         return MODELS[prior].pipeline
     try:
+        if is_single(prior):
+            file = Path(prior).expanduser()
+            return kind_of(file, shapes_of(file)).pipeline
         index = json.loads((Path(prior).expanduser() / "model_index.json").read_text())
         return str(index.get("_class_name", ""))
     except (OSError, ValueError, AttributeError):

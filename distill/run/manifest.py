@@ -37,6 +37,8 @@ def describe(config: DictConfig, job: Job) -> dict[str, Any]:
         "prior": {"name": config.prior, "sha256": {}},
         "loras": [],
         "controlnet": None,
+        "vae": None,
+        "embeddings": [],
         **job.prior.describe(),
         "device": f"{device.type} ({hardware})",
         "versions": {

@@ -68,8 +68,9 @@ class Reference:
 class PriorOptions:
     """Options of loading a prior, see ``distill.load_prior``; ``dtype`` is ``auto``, ``float32``, ``bfloat16`` or ``float16``.
 
-    Each of ``loras`` is ``path`` or ``path:weight``. ``control`` is what the ControlNet is shown: ``depth``, ``normal`` or
-    ``mask`` of the scene from each camera, or a picture.
+    Each of ``loras`` is ``path`` or ``path:weight``, each of ``embeddings`` ``path`` or ``token=path``. ``control`` is what the ControlNet is shown: ``depth``, ``normal`` or
+    ``mask`` of the scene from each camera, or a picture. ``config`` is a folder with the settings of a prior in a single
+    file. ``vae`` is another VAE, and ``prediction_type`` what the network predicts where its scheduler does not say it rightly.
     """
 
     image_size: Annotated[int | None, Range(8)] = None
@@ -83,6 +84,10 @@ class PriorOptions:
     control_scale: NotNegative = 1.0
     prompt_weighting: bool = False
     vae_sample: bool = False
+    config: str | None = None
+    vae: str | None = None
+    prediction_type: Annotated[str | None, OneOf(("epsilon", "v_prediction", "sample"))] = None
+    embeddings: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from distill.priors.load import precision
+from distill.priors.dtypes import precision
 from distill.priors.novel_view.code import TurnOptions
 from distill.priors.novel_view.features import Encoder, Features, load_encoder
 from distill.priors.novel_view.model import NovelView, build

@@ -33,6 +33,7 @@ class NovelViewPrior:
         reference: the camera that took it, a batch of one.
         name: the name or path that the model was loaded by.
         graphs: CUDA graphs of its predictions, or None to launch their kernels one by one.
+        source: where the model is from; None for what its pipeline says.
     """
 
     pipeline: NovelViewPipeline
@@ -40,6 +41,7 @@ class NovelViewPrior:
     reference: Cameras
     name: str = "novel_view"
     graphs: Graphs | None = None
+    source: Source | None = None
 
     views, words, has_control = 1, False, False
     #: Name of the UNet's module that embeds the timestep.
@@ -54,6 +56,7 @@ class NovelViewPrior:
         name: str = "novel_view",
         *,
         graphs: bool | None = None,
+        source: Source | None = None,
     ) -> NovelViewPrior:
         """Look at a picture in [0, 1], over white, shape ``[3, h, w]``; for ``graphs`` see ``distill.load_prior``.
 
@@ -61,7 +64,7 @@ class NovelViewPrior:
             ValueError: graphs are asked for on another device than CUDA.
         """
         recorded = graphs_for(pipeline.model, pipeline.device, graphs)
-        return cls(pipeline, pipeline.look(rgb), reference, name, recorded)
+        return cls(pipeline, pipeline.look(rgb), reference, name, recorded, source)
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +101,8 @@ class NovelViewPrior:
     def describe(self) -> dict[str, Any]:
         """Describe the weights for a manifest: ``prior``, ``loras`` and ``controlnet``."""
         folder = self.pipeline.folder
-        prior = Source(folder, self.name).describe() if folder else {"name": self.name, "sha256": {}}
+        source = self.source or (Source(folder, self.name) if folder else None)
+        prior = source.describe() if source else {"name": self.name, "sha256": {}}
         return {"prior": prior, "loras": [], "controlnet": None}
 
     def embed(self, prompts: Sequence[str]) -> Embedding:

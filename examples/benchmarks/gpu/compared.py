@@ -22,7 +22,7 @@ from torch import Tensor
 
 from distill.contracts import Step
 from distill.priors.diffusion import DiffusionPrior
-from distill.priors.load import precision
+from distill.priors.dtypes import precision
 from distill.run.assemble import assemble, open_prior
 from distill.run.compose import as_overrides, compose_config
 
