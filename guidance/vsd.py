@@ -130,6 +130,9 @@ class VSD:
     ) -> float:
         """Train the copy on what is rendered now, ``at_once`` pictures at a time; returns its mean squared error."""
         error, now, batch = 0.0, at(self.training, cond.step.progress), len(x)
+        # The gradient of a mean over a million numbers would underflow in half precision: it is that of about their sum, and
+        # a power of two is divided out again without rounding.
+        enlarged = 2.0 ** round(math.log2(x.numel()))
 
         def each(draw: Tensor) -> Tensor:
             """One number an object, the same for the views that the prior takes together."""
@@ -155,8 +158,9 @@ class VSD:
                     if self.prediction == "v_prediction":
                         squared = squared / prior.alpha(t[some]) ** 2
                     loss = squared.mean() * (len(predicted) / batch)
-                    loss.backward()
+                    (loss * enlarged).backward()
                 losses.append(loss.detach())
+            torch._foreach_div_([p.grad for p in self.student.trainable() if p.grad is not None], enlarged)
             self.done += 1
             for group in self.optimiser.param_groups:
                 group["lr"] = now["learning_rate"] * min(1.0, self.done / max(self.warmup, 1))

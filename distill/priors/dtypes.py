@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 
-def default_dtype(device: torch.device) -> torch.dtype:
-    """Half precision where the hardware computes in it, float32 elsewhere."""
+def default_dtype(device: torch.device, half: torch.dtype = torch.bfloat16) -> torch.dtype:
+    """Half precision where the hardware computes in it, float32 elsewhere.
+
+    Args:
+        device: where it computes.
+        half: which half precision on a GPU that has both.
+    """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return half if torch.cuda.is_bf16_supported() else torch.float16
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
     return torch.float32
@@ -36,3 +43,28 @@ def precision(dtype: torch.dtype) -> dict[str, Any]:
 
     major, minor = (int(part) for part in version("diffusers").split(".")[:2])
     return {"dtype" if (major, minor) >= (0, 40) else "torch_dtype": dtype}
+
+
+def keep_last(network: nn.Module, names: Sequence[str]) -> None:
+    """Let a network's last layers compute in float32, whatever the others do.
+
+    What a loss wants is the difference of two predictions, often far smaller than either and multiplied by 100: rounding
+    each to half precision at the very end would be most of its error.
+
+    Args:
+        network: changed in place.
+        names: of the modules from which on it computes in float32; those that it does not have are passed over.
+    """
+    for name in names:
+        module = getattr(network, name, None)
+        if isinstance(module, nn.Module) and any(p.dtype != torch.float32 for p in module.parameters()):
+            module.float().register_forward_pre_hook(_in_float32, with_kwargs=True)
+
+
+def _in_float32(
+    module: nn.Module, values: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def lifted(value: Any) -> Any:
+        return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return tuple(map(lifted, values)), {name: lifted(value) for name, value in named.items()}

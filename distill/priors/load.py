@@ -16,7 +16,7 @@ from distill.priors import inversion, lora
 from distill.priors.autoencoder import find_vae
 from distill.priors.control import load_controlnet
 from distill.priors.diffusion import DiffusionPrior
-from distill.priors.dtypes import default_dtype, dtype_of, precision
+from distill.priors.dtypes import default_dtype, dtype_of, keep_last, precision
 from distill.priors.encoders import check_filled, from_file, loader_of
 from distill.priors.families import FAMILIES, Family, weighted
 from distill.priors.families.unet import PLAIN
@@ -85,7 +85,8 @@ def load_prior(
         name: ``embedded``, a local folder in the diffusers layout or a single file, a name that ``distill priors`` lists,
             or ``owner/repository@revision`` on the hub; safetensors only.
         device: where it runs.
-        dtype: what its network computes in, or its name; by default what the device is fast at.
+        dtype: what its network computes in, but for its last layers, which compute in float32, or its name; by default what the
+            device is fast at and its family is published in.
         image_size: height and width in pixels that it is shown; by default what it was trained on.
         checkpointing: the VAE computes its activations again on the way back, for less memory and more time.
         compile: compile the network with ``torch.compile``; slow to start.
@@ -115,15 +116,16 @@ def load_prior(
     check_graphs(graphs, device)
     files = [lora.parse(entry) for entry in loras]
     inversions = [inversion.parse(entry) for entry in embeddings]
-    dtype = dtype_of(dtype) or default_dtype(device)
+    asked = dtype_of(dtype)
     source = find(name, config)
     family, index = family_of(source.folder)
+    dtype, of_vae = asked or default_dtype(device, family.half), asked or default_dtype(device)
     check_whole(source, family, index)
     scheduler = _scheduler(source, index, prediction_type)
     own_vae = find_vae(vae, source, index) if vae else None
     inversion.check(inversions, source, family, index)
     weighting = weighting_of(family) if prompt_weighting else []
-    network, autoencoder = _parts(source, family, index, dtype, own_vae)
+    network, autoencoder = _parts(source, family, index, (dtype, of_vae), own_vae)
     for module in (network, autoencoder):
         if module is not None:
             module.to(device).eval().requires_grad_(False)
@@ -132,6 +134,7 @@ def load_prior(
     for update in updates:
         lora.put_on(network, family.component, update)
     told = [update.without(family.component) for update in updates if update.parts() != {family.component}]
+    keep_last(network, family.last)
     if family.channels_last:
         network.to(memory_format=torch.channels_last)
     control = None
@@ -203,9 +206,13 @@ def _scheduler(source: Source, index: dict[str, Any], prediction_type: str | Non
 
 
 def _parts(
-    source: Source, family: Family, index: dict[str, Any], dtype: torch.dtype, vae: Source | None
+    source: Source,
+    family: Family,
+    index: dict[str, Any],
+    dtypes: tuple[torch.dtype, torch.dtype],
+    vae: Source | None,
 ) -> tuple[ModelMixin, AutoencoderKL | None]:
-    """Load the network, and its VAE, or another one, if it has one.
+    """Load the network, and its VAE, or another one, if it has one, in one precision each.
 
     Raises:
         ValueError: the weights are pickled, or cannot be read.
@@ -213,7 +220,7 @@ def _parts(
     autoencoder = None
     try:
         if vae is not None:
-            kind, upcast = index["vae"][1], _vae_dtype(vae.folder, dtype)
+            kind, upcast = index["vae"][1], _vae_dtype(vae.folder, dtypes[1])
             autoencoder = _component(vae, "", kind, upcast)
     except _FAILURES as error:
         raise ValueError(
@@ -221,8 +228,10 @@ def _parts(
         ) from error
     try:
         if "vae" in index and autoencoder is None:
-            autoencoder = _component(source, "vae", index["vae"][1], _vae_dtype(source.folder / "vae", dtype))
-        return _component(source, family.component, family.network, dtype), autoencoder
+            autoencoder = _component(
+                source, "vae", index["vae"][1], _vae_dtype(source.folder / "vae", dtypes[1])
+            )
+        return _component(source, family.component, family.network, dtypes[0]), autoencoder
     except _FAILURES as error:
         raise _unreadable(source, error) from error
 

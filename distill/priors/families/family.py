@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from distill.priors.families.length import Lengths
@@ -55,6 +56,9 @@ class Family:
         patch: side of the patches that the denoiser makes of its input.
         lengths: how many tokens of a prompt each of its text encoders takes.
         channels_last: whether the denoiser is faster with that memory format, as convolutions are.
+        last: the denoiser's last modules, which compute in float32, see ``distill.priors.dtypes.keep_last``.
+        half: its precision on a GPU where none is asked for: float16, which rounds eight times finer than bfloat16, where the
+            published models are run in it.
         weighted: ``embed`` for prompts with weights and of any length, where there is one: a list of states, each as
             long as its prompt.
     """
@@ -71,6 +75,8 @@ class Family:
     patch: int = 1
     lengths: Lengths = field(default_factory=lambda: {"tokenizer": 0})
     channels_last: bool = False
+    last: tuple[str, ...] = ("norm_out", "proj_out")
+    half: torch.dtype = torch.bfloat16
 
 
 def default_options(pipeline: DiffusionPipeline) -> dict[str, Any]:

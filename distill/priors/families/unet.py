@@ -126,6 +126,8 @@ CONTROL = Control(
     ),
     {"global_pool_conditions": "that pools its picture"},
 )
+#: Their last normalisation and convolution.
+LAST = ("conv_norm_out", "conv_out")
 PLAIN = Family(
     "UNet2DConditionModel",
     "unet",
@@ -136,6 +138,8 @@ PLAIN = Family(
     CONTROL,
     weighted.embed,
     channels_last=True,
+    last=LAST,
+    half=torch.float16,
 )
 STABLE_DIFFUSION = replace(PLAIN, embed=embed, preset="latent")
 STABLE_DIFFUSION_XL = Family(
@@ -149,6 +153,8 @@ STABLE_DIFFUSION_XL = Family(
     weighted.embed_xl,
     preset="latent",
     channels_last=True,
+    last=LAST,
+    half=torch.float16,
     lengths={"tokenizer": 0, "tokenizer_2": 0},
 )
 #: What its pipeline cuts prompts to, whatever its tokenizer says.
@@ -162,5 +168,7 @@ DEEPFLOYD = Family(
     blank,
     preset="pixel",
     channels_last=True,
+    last=LAST,
+    half=torch.float16,
     lengths={"tokenizer": DEEPFLOYD_TOKENS},
 )
