@@ -96,7 +96,8 @@ def test_a_written_prior_is_one_that_can_be_loaded(scripts: Callable[[str], Any]
     weights = list(prior.network.parameters())
     # Convolutions and projections shrink with the square of the widths.
     assert sum(p.numel() for p in weights) == pytest.approx(PUBLISHED["unet"] / 64, rel=0.02)
-    assert {p.dtype for p in weights} == {torch.bfloat16}
+    # All but the last layers.
+    assert sum(p.dtype == torch.bfloat16 for p in weights) == len(weights) - 4
     told = prior.embed(["a red mug, side view", ""])["encoder_hidden_states"]
     assert told.shape == (2, 77, 768 // 8)
     assert not torch.equal(told[0], told[1])

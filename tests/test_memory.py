@@ -372,6 +372,21 @@ def test_a_forecast_counts_rendering_by_its_rays(latent_folder: Path) -> None:
     assert small == pytest.approx(live.peak, rel=0.1)
 
 
+@pytest.mark.parametrize("penalty", ["orientation", "z_variance"])
+def test_a_forecast_sees_what_penalties_keep_beside_a_large_grid(latent_folder: Path, penalty: str) -> None:
+    # The gradient of a grid of 2^19 entries is far more than what few rays keep.
+    options = ["scene.log2_table_size=19", "scene.march_steps=64", "render.size=96", f"penalties.{penalty}=1"]
+    config = compose_config([f"prior={latent_folder}", "prompt=a mug", "render.batch=1", *options])
+    found = cost(config, find(latent_folder), torch.device("cpu")).rendering
+    scene: Any = instantiate(config.scene, _convert_="all")(seed=0)
+    with LiveBytes() as live:
+        seen = scene.render(
+            turntable(1), 96, 96, generator=torch.Generator().manual_seed(0), penalties=[penalty]
+        )
+        (seen.rgb.sum() + seen.penalties[penalty]).backward()
+    assert 0.99 * live.peak <= found < 1.2 * live.peak
+
+
 def test_a_forecast_tells_the_first_step_from_a_full_cube(latent_folder: Path) -> None:
     options = ["scene.blob_scale=20", "scene.march_steps=96", "scene.log2_table_size=18", "render.size=96"]
     config = compose_config([f"prior={latent_folder}", "prompt=a mug", "render.batch=1", *options])

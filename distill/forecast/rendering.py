@@ -1,0 +1,121 @@
+"""Forecast the memory that rendering a scene takes, from small renderings of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from distill.cameras import turntable
+from distill.contracts import Scene, Step
+from distill.forecast.network import LiveBytes
+from distill.loop import make_optimiser
+from distill.options import schedule
+from distill.renderers import reference
+
+#: Bytes that a rendered pixel keeps whatever is computed again: its ray, its sums, and the picture.
+_PIXEL = 128
+#: Sides of the small renderings, pixels: what is linear in the rays is found from two.
+_SIDES = (16, 32)
+#: Of hash tables, whose sizes do not change what a ray keeps.
+_SMALL_TABLE = 8
+
+
+class Rendering(NamedTuple):
+    """Bytes of a scene: of every particle's parameters with their gradients and averages; that rendering some views keeps with
+    every cell full; and as the scene begins.
+    """
+
+    parameters: int
+    full: int
+    beginning: int
+
+
+class _Peaks(NamedTuple):
+    """The most bytes on the way forward, and on both ways."""
+
+    forward: float
+    total: float
+
+
+def rendered(config: DictConfig, views: int, device: torch.device) -> Rendering:
+    """Measure a configuration's scene, there or on the CPU, by small renderings.
+
+    A large table's gradient would hide what the few rays of a small rendering keep. So rays are measured with small tables, in
+    which alone the peak on the way back is that of the rays, and the gradients by a rendering of next to no rays.
+    """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        device = torch.device("cpu")
+    # What encodes on a GPU may not run here.
+    here = {"backend": "auto"} if "backend" in config.scene and device.type != "cuda" else {}
+    tables = (
+        {"log2_table_size": _SMALL_TABLE} if config.scene.get("log2_table_size", 0) > _SMALL_TABLE else {}
+    )
+    make = instantiate(config.scene, _convert_="all", **here)
+    scene: Scene = make(seed=0).to(device)
+    gradient = sum(
+        p.numel() * p.element_size() for group in scene.parameter_groups().values() for p in group.parameters
+    )
+    # Each with its gradient and Adam's two averages, and the run's own where there is one.
+    parameters = config.particles * (5 if config.optimiser.ema else 4) * gradient
+    if "volume" not in scene.features:
+        return Rendering(parameters, 0, 0)
+    probe: Scene = make(seed=0, **tables).to(device)
+    gradients = _peaks(config, scene, 4).total
+    rays = views * _side(config) ** 2
+
+    def kept() -> int:
+        at = _linear(config, probe)
+        part = min(rays, config.render.chunk_rays) if config.render.recompute else rays
+        found = at(part)
+        # Gradients are there once what the way forward kept is still there, or together where little else is.
+        most = max(found.total, found.forward + gradient, gradients)
+        return int(most + (rays * _PIXEL if config.render.recompute else 0))
+
+    full = kept()
+    probe.update(Step(), make_optimiser(probe), torch.Generator().manual_seed(0))
+    return Rendering(parameters, full, kept())
+
+
+def _side(config: DictConfig) -> float:
+    """The side of the largest picture that is rendered in one piece."""
+    size = schedule("render.size", config.render.size, config.iterations)
+    side = size if isinstance(size, (int, float)) else max(size.start, size(1.0))
+    return min(side, config.render.patch or side)
+
+
+def _linear(config: DictConfig, probe: Scene) -> Callable[[int], _Peaks]:
+    """Return the peaks by the number of rays, from two small renderings."""
+    small, large = (_peaks(config, probe, side) for side in _SIDES)
+    few, many = (side**2 for side in _SIDES)
+
+    def at(rays: int) -> _Peaks:
+        slopes = [max(b - a, 0) / (many - few) for a, b in zip(small, large, strict=True)]
+        return _Peaks(*(max(b + (rays - many) * slope, 0) for b, slope in zip(large, slopes, strict=True)))
+
+    return at
+
+
+def _peaks(config: DictConfig, scene: Scene, side: int) -> _Peaks:
+    """Render a scene once as the configuration says, forward and back."""
+    known = (*reference.PENALTIES, *reference.START)
+    names = [name for name, weight in config.penalties.items() if weight and name not in known]
+    options: dict[str, Any] = {}
+    if "shading" in scene.features:
+        # Lit pictures keep the most, whatever their share is.
+        lit = any(config.render.turns.values())
+        options["shading"] = "lambertian" if lit else config.render.shading
+    with LiveBytes() as live:
+        seen = scene.render(
+            turntable(1), side, side, generator=torch.Generator().manual_seed(0), penalties=names,
+            normals=config.render.latent_until > 0 or config.prior_options.control == "normal", **options,
+        )  # fmt: skip
+        forward = live.peak
+        (seen.rgb.sum() + sum(seen.penalties.values())).backward()
+    for group in scene.parameter_groups().values():
+        for parameter in group.parameters:
+            parameter.grad = None
+    return _Peaks(forward, live.peak)
