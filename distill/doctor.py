@@ -170,7 +170,9 @@ def inputs(config: DictConfig) -> Iterator[Finding]:
     """The user's own files that a run reads."""
     for entry in config.prior_options.loras:
         try:
-            yield Finding("lora", "ok", str(lora.parse(entry).path))
+            found = lora.parse(entry)
+            lora.check(found)
+            yield Finding("lora", "ok", str(found.path))
         except ValueError as error:
             yield Finding("lora", "wrong", str(error))
     if config.init:

@@ -25,7 +25,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 def loha(out: int, into: int, *, alpha: float | None = ALPHA, core: int = 0) -> Factors:
     """Factors of a layer; with ``core``, Tucker's form of a convolution with that many taps."""
-    pairs = {}
+    pairs: Factors = {}
     for number in (1, 2):
         a = draw(RANK, out, seed=number) if core else draw(out, RANK, seed=number)
         pairs |= {f"hada_w{number}_a": a, f"hada_w{number}_b": draw(RANK, into, seed=10 + number)}
@@ -117,8 +117,9 @@ def test_both_as_pefts_own_functions() -> None:
     from peft.tuners.lokr.layer import make_kron
 
     h = loha(8, 6)
-    names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-    expected = make_weight(*(h[name] for name in names), torch.tensor(ALPHA / RANK))
+    scale = torch.tensor(ALPHA / RANK)
+    one, two = (h["hada_w1_a"], h["hada_w1_b"]), (h["hada_w2_a"], h["hada_w2_b"])
+    expected = make_weight(*one, *two, scale)  # type: ignore[call-arg]
     torch.testing.assert_close(dense(h, torch.Size([8, 6])), expected)
     first, second = draw(2, 3), draw(4, 2, 3, 3, seed=1)
     expected = make_kron(first, second, 1.0)
@@ -180,7 +181,8 @@ def test_text_encoders_have_theirs_and_the_cache_tells(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
-    pipeline, tensors = make("stable_diffusion"), {}
+    pipeline = make("stable_diffusion")
+    tensors: Factors = {}
     for number, kind in enumerate(("self_attn.q_proj", "self_attn.out_proj")):
         path = f"text_model.encoder.layers.{number}.{kind}"
         tensors |= named(path, loha(16, 16), "lora_te")

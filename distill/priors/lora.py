@@ -15,6 +15,7 @@ from torch import Tensor
 
 from distill.files.atomic import sha256_once
 from distill.priors import lycoris
+from distill.priors.header import shapes_of
 from distill.priors.quiet import quiet
 
 if TYPE_CHECKING:
@@ -105,6 +106,19 @@ def parse(entry: str | Path) -> Lora:
     return Lora(path, weight, sha256_once(path))
 
 
+def check(lora: Lora) -> None:
+    """Check that a file is whole and of a kind that is read, by its head.
+
+    Raises:
+        ValueError: as said, in one line.
+    """
+    names = list(shapes_of(lora.path))
+    try:
+        lycoris.check_kind(names)
+    except ValueError as error:
+        raise ValueError(f"the LoRA {lora.path} cannot be put on a prior: {error}") from error
+
+
 def _is_number(text: str) -> bool:
     try:
         return math.isfinite(float(text))
@@ -131,7 +145,6 @@ def read(lora: Lora, pipeline: DiffusionPipeline, component: str, config: Any) -
     try:
         with safe_open(lora.path, "pt") as file:
             names = list(file.keys())
-            lycoris.check_kind(names)
             products = any(lycoris.FACTORS.search(name) for name in names)
             if products and component != "unet":
                 raise ValueError("it is a LoHa or LoKr, which are read for UNets only")
