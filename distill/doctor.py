@@ -259,9 +259,9 @@ def beside(config: DictConfig, source: Source) -> Iterator[Finding]:
         if options[name]:
             try:
                 _, index = family_of(source.folder)
-                yield Finding(name, "ok", look(index))
+                yield Finding(f"prior_options.{name}", "ok", look(index))
             except ValueError as error:
-                yield Finding(name, "wrong", str(error))
+                yield Finding(f"prior_options.{name}", "wrong", str(error))
 
 
 def smoke(device: torch.device) -> Finding:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from single_files import of_unet, wide_xl
 from tiny_pipelines import make
 from torch import Tensor
 
@@ -119,7 +120,7 @@ def test_both_as_pefts_own_functions() -> None:
     h = loha(8, 6)
     scale = torch.tensor(ALPHA / RANK)
     one, two = (h["hada_w1_a"], h["hada_w1_b"]), (h["hada_w2_a"], h["hada_w2_b"])
-    expected = make_weight(*one, *two, scale)  # type: ignore[call-arg]
+    expected = make_weight(*one, *two, scale)
     torch.testing.assert_close(dense(h, torch.Size([8, 6])), expected)
     first, second = draw(2, 3), draw(4, 2, 3, 3, seed=1)
     expected = make_kron(first, second, 1.0)
@@ -196,6 +197,27 @@ def test_text_encoders_have_theirs_and_the_cache_tells(
     torch.testing.assert_close(found["encoder_hidden_states"], states, rtol=1e-4, atol=1e-5)
     plain = load(folder).embed(["a red mug"])["encoder_hidden_states"]
     assert not torch.allclose(plain, states, atol=1e-3)
+
+
+def test_names_of_xl_as_its_trainers_write_them(tmp_path: Path) -> None:
+    """Blocks numbered through, as in Stability's code; diffusers knows which is which."""
+    pipeline = wide_xl()
+    pipeline.save_pretrained(tmp_path / "prior")
+    theirs = list(of_unet(pipeline.unet))  # in the order of the UNet's own names
+    names = dict(zip(pipeline.unet.state_dict(), theirs, strict=True))
+    wanted = [name for name in names if name.endswith(("attn1.to_q.weight", "ff.net.2.weight"))]
+    weights = pipeline.unet.state_dict()
+    tensors: Factors = {}
+    changed: Factors = {}
+    for name in wanted:
+        factors = loha(*weights[name].shape)
+        tensors |= named(names[name].removeprefix("model.diffusion_model.").removesuffix(".weight"), factors)
+        changed[name] = weights[name] + by_elements(factors)
+    save_file(tensors, tmp_path / "style.safetensors")
+    prior = load(tmp_path / "prior", f"{tmp_path}/style.safetensors")
+    for name, value in prior.network.named_parameters():
+        torch.testing.assert_close(value, changed.get(name, weights[name]), rtol=1e-4, atol=1e-5, msg=name)
+    assert len(wanted) == 8
 
 
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
