@@ -170,7 +170,9 @@ def inputs(config: DictConfig) -> Iterator[Finding]:
     """The user's own files that a run reads."""
     for entry in config.prior_options.loras:
         try:
-            yield Finding("lora", "ok", str(lora.parse(entry).path))
+            found = lora.parse(entry)
+            lora.check(found)
+            yield Finding("lora", "ok", str(found.path))
         except ValueError as error:
             yield Finding("lora", "wrong", str(error))
     if config.init:
@@ -257,9 +259,9 @@ def beside(config: DictConfig, source: Source) -> Iterator[Finding]:
         if options[name]:
             try:
                 _, index = family_of(source.folder)
-                yield Finding(name, "ok", look(index))
+                yield Finding(f"prior_options.{name}", "ok", look(index))
             except ValueError as error:
-                yield Finding(name, "wrong", str(error))
+                yield Finding(f"prior_options.{name}", "wrong", str(error))
 
 
 def smoke(device: torch.device) -> Finding:

@@ -285,7 +285,8 @@ def test_the_weight_is_what_follows_the_last_colon(tmp_path: Path) -> None:
         ("there.safetensors:nan", "as a .safetensors file, or as file:weight with a number"),
         ("old.bin:0.5", "is pickled, and only safetensors are read"),
         ("old.ckpt", "is pickled, and only safetensors are read"),
-        ("there.safetensors", "does not fit this prior, a StableDiffusionPipeline: "),
+        ("there.safetensors", "is cut short or no safetensors"),
+        ("pointer.safetensors", "is a pointer of Git LFS, not the weights; fetch them with 'git lfs pull'"),
         (
             "other.safetensors",
             r"prior, a StableDiffusionPipeline: .*; give one that was trained on such a model",
@@ -307,6 +308,7 @@ def test_what_cannot_be_put_on_is_said_in_one_line(
     pair = torch.zeros(2, 32), torch.zeros(32, 2)
     (tmp_path / "there.safetensors").write_bytes(b"no such format")
     (tmp_path / "old.bin").write_bytes(b"")
+    (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     files = {
         "other": peft("unet.", {"blocks.0.attn.to_q": pair}),
         "shape": peft("unet.", {layer: (torch.zeros(2, 7), torch.zeros(7, 2))}),

@@ -40,9 +40,14 @@ def test_models_at_one_path_of_one_size_and_time_do_not_share_embeddings(
 def test_a_file_is_read_once_per_process_as_long_as_it_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, read = tmp_path / "a.safetensors", []
-    plain = atomic.sha256
-    monkeypatch.setattr(atomic, "sha256", lambda path: read.append(path) or plain(path))
+    file, plain = tmp_path / "a.safetensors", atomic.sha256
+    read: list[Path] = []
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return plain(path)
+
+    monkeypatch.setattr(atomic, "sha256", counted)
     file.write_bytes(b"one")
     assert sha256_once(file) == sha256_once(file) == plain(file) and len(read) == 1
     (tmp_path / "link").symlink_to(file)

@@ -110,14 +110,21 @@ def test_the_doctor_takes_what_a_run_takes(
 
 
 def test_the_doctor_finds_files_that_are_not_there(tmp_path: Path) -> None:
-    (tmp_path / "there.safetensors").write_bytes(b"x")
+    save_file({"x.lora_A.weight": torch.zeros(1)}, tmp_path / "there.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(b"x")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     config = compose_config(
         ["prompt=a mug", "prior=sd-1.5", f"init={tmp_path}/run", f"views.file={tmp_path}/views.yaml",
-         f"prior_options.loras=[{tmp_path}/there.safetensors:0.5,{tmp_path}/gone.safetensors]"]
+         f"prior_options.loras=[{tmp_path}/there.safetensors:0.5,{tmp_path}/gone.safetensors,{tmp_path}/cut.safetensors]"]
     )  # fmt: skip
     found = [(finding.name, finding.verdict) for finding in doctor.inputs(config)]
-    assert found == [("lora", "ok"), ("lora", "wrong"), ("init", "ok"), ("views.file", "wrong")]
+    assert found == [
+        ("lora", "ok"),
+        ("lora", "wrong"),
+        ("lora", "wrong"),
+        ("init", "ok"),
+        ("views.file", "wrong"),
+    ]
     config.init = str(tmp_path)
     assert ("init", "wrong") in [(finding.name, finding.verdict) for finding in doctor.inputs(config)]
 

@@ -115,6 +115,8 @@ def load_prior(
     device = torch.device(device)
     check_graphs(graphs, device)
     files = [lora.parse(entry) for entry in loras]
+    for file in files:
+        lora.check(file)
     inversions = [inversion.parse(entry) for entry in embeddings]
     asked = dtype_of(dtype)
     source = find(name, config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distill.files.atomic import sha256_once
+from distill.priors import lycoris
+from distill.priors.header import shapes_of
 from distill.priors.quiet import quiet
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
 
+#: What the names of CLIP's layers start with in files.
+CLIP_PREFIX = "text_model."
 #: What the layers are called while they are put on.
 NAME = "user"
 #: What follows a layer's name where its alpha stands.
@@ -53,6 +57,7 @@ class Update:
         lora: the file.
         pipeline: class of diffusers that knows how it is loaded.
         state: the low-rank matrices; those of a file with alphas are already multiplied by alpha over rank.
+        dense: factors of LoHa and LoKr layers by the names of the layers, see ``distill.priors.lycoris``.
         metadata: of the adapter, where the file's head has it; the scale of each layer follows from it then, and is 1
             without it.
     """
@@ -61,14 +66,18 @@ class Update:
     pipeline: DiffusionPipeline
     state: dict[str, Any]
     metadata: dict[str, Any] | None
+    dense: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def parts(self) -> set[str]:
         """The parts of the pipeline that it changes."""
-        return {part_of(name) for name in self.state}
+        return {part_of(name) for name in (*self.state, *self.dense)}
 
     def without(self, part: str) -> Update:
         """The rest, without one part's tensors."""
-        return replace(self, state={name: x for name, x in self.state.items() if part_of(name) != part})
+        state, dense = (
+            {name: x for name, x in own.items() if part_of(name) != part} for own in (self.state, self.dense)
+        )
+        return replace(self, state=state, dense=dense)
 
 
 def part_of(name: str) -> str:
@@ -97,6 +106,19 @@ def parse(entry: str | Path) -> Lora:
     return Lora(path, weight, sha256_once(path))
 
 
+def check(lora: Lora) -> None:
+    """Check that a file is whole and of a kind that is read, by its head.
+
+    Raises:
+        ValueError: as said, in one line.
+    """
+    names = list(shapes_of(lora.path))
+    try:
+        lycoris.check_kind(names)
+    except ValueError as error:
+        raise ValueError(f"the LoRA {lora.path} cannot be put on a prior: {error}") from error
+
+
 def _is_number(text: str) -> bool:
     try:
         return math.isfinite(float(text))
@@ -123,12 +145,15 @@ def read(lora: Lora, pipeline: DiffusionPipeline, component: str, config: Any) -
     try:
         with safe_open(lora.path, "pt") as file:
             names = list(file.keys())
-            if any("dora_scale" in name for name in names):
-                raise ValueError("it is a DoRA, whose scales diffusers does not read")
+            products = any(lycoris.FACTORS.search(name) for name in names)
+            if products and component != "unet":
+                raise ValueError("it is a LoHa or LoKr, which are read for UNets only")
             told = any(name.endswith(ALPHA) for name in names)
             if told and "lora_adapter_metadata" in (file.metadata() or {}):
                 raise ValueError("it gives its alphas twice, as tensors and in its head")
-            tensors = scaled({name: file.get_tensor(name) for name in names}) if told else {}
+            tensors = {name: file.get_tensor(name) for name in names} if told or products else {}
+        tensors, factors = lycoris.taken(tensors) if products else (tensors, [])
+        tensors = scaled(tensors) if tensors else {}
         with quiet():
             state, *_, metadata = pipeline.lora_state_dict(
                 tensors or str(lora.path),
@@ -143,14 +168,22 @@ def read(lora: Lora, pipeline: DiffusionPipeline, component: str, config: Any) -
     state = {
         name: value for name, value in state.items() if not name.endswith(ALPHA)
     }  # those are in B already
+    state, dense = lycoris.placed(state, factors)
     known = set(pipeline._lora_loadable_modules)
-    if not known & {part_of(name) for name in state}:  # as save_lora_adapter of a network writes it
+    if not known & {
+        part_of(name) for name in (*state, *dense)
+    }:  # as save_lora_adapter of a network writes it
         state = {f"{component}.{name}": value for name, value in state.items()}
         metadata = metadata and {f"{component}.{name}": value for name, value in metadata.items()}
     strange = [name for name in state if "lora" not in name or part_of(name) not in known]
-    if strange or not state:
-        raise _unfit(lora, pipeline, f"{len(strange)} of its {len(state)} tensors are no LoRA's")
-    return Update(lora, pipeline, state, metadata)
+    strange += [name for name in dense if part_of(name) not in known]
+    if strange or not (state or dense):
+        raise _unfit(lora, pipeline, f"{len(strange)} of its {len(state) + len(dense)} tensors are no LoRA's")
+    if len(dense) != len(factors):
+        raise _unfit(
+            lora, pipeline, f"{len(factors) - len(dense)} of its {len(factors)} layers have no place"
+        )
+    return Update(lora, pipeline, state, metadata, dense)
 
 
 def scaled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -195,6 +228,7 @@ def put_on(module: ModelMixin, part: str, update: Update) -> None:
     Raises:
         ValueError: the file does not fit.
     """
+    add_dense(module, part, update)
     own = [name for name in update.state if part_of(name) == part]
     if not own:
         return
@@ -216,6 +250,27 @@ def put_on(module: ModelMixin, part: str, update: Update) -> None:
             f"{len(loaded)} of its {len(own)} tensors have a place in the {part}",
         )
     fuse(module, update.lora.weight, plain=not update.metadata)
+
+
+@torch.no_grad()
+def add_dense(module: ModelMixin, part: str, update: Update) -> None:
+    r"""Add LoHa's and LoKr's products to the weights of one part, :math:`W \leftarrow W + w \Delta W`.
+
+    Raises:
+        ValueError: a layer is not there, or has another shape.
+    """
+    for name, factors in update.dense.items():
+        if part_of(name) != part:
+            continue
+        path = name.removeprefix(f"{part}.")
+        if path.startswith(CLIP_PREFIX) and not hasattr(module, CLIP_PREFIX[:-1]):
+            path = path.removeprefix(CLIP_PREFIX)  # as transformers names it since 5.6
+        try:
+            weight = module.get_submodule(path).weight
+            made = lycoris.dense(factors, weight.shape)
+        except (AttributeError, ValueError) as error:
+            raise _unfit(update.lora, update.pipeline, f"{path}: {error}") from error
+        weight.copy_(weight.float() + update.lora.weight * made.to(weight.device))
 
 
 def fuse(module: ModelMixin, weight: float, *, plain: bool) -> None:
