@@ -182,7 +182,10 @@ class Export:
 
 @dataclass
 class Config:
-    """One run, or with ``prompts`` one run per line of a file."""
+    """One run, or with ``prompts`` one run per line of a file.
+
+    ``view`` serves a page at ``view_address`` and ``view_port``, 0 for any free port, see ``distill.live.server``.
+    """
 
     prompt: str = ""
     prompts: str | None = None
@@ -204,6 +207,9 @@ class Config:
     output_dir: str | None = None
     init: str | None = None
     resume: bool = False
+    view: bool = False
+    view_address: str = "127.0.0.1"
+    view_port: Annotated[int, Range(0, 65535)] = 8765
     render: Rendering = field(default_factory=Rendering)
     penalties: Penalties = field(default_factory=Penalties)
     optimiser: Optimiser = field(default_factory=Optimiser)
