@@ -15,6 +15,7 @@ Make a 3D asset from a text prompt or a picture.
   distill "a red mug"                         one asset, in outputs/<prompt>-<hash>/
   distill "a red mug" iterations=600 seed=1   set options
   distill "a red mug" resume=true             resume an interrupted run
+  distill "a red mug" view=true               print the address of a page to watch, pause and stop the run
   distill prompts=FILE                        one asset for each line of a file
   distill "a red mug" -m seed=0,1,2           sweep
   distill "a blue mug" init=RUN guidance=dds source_prompt="a red mug"   edit a finished run

@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.contracts import Prior
 from distill.files.lock import InUse, hold
+from distill.live.desk import Desk
+from distill.live.server import watched
 from distill.run.assemble import assemble, check_prior, open_prior, pick_device, texts_of
 from distill.run.checks import check_prompt
 from distill.run.execute import carry_out
@@ -45,9 +47,10 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
     root = Path(config.output_dir or "outputs").expanduser()
     device = pick_device(config.device)
     check_prior(config, device)
-    prior = open_prior(config, device)
-    embed_first(config, wanted, prior)
-    return {prompt: _run_one(config, prompt, root, prior) for prompt in wanted}
+    with watched(config) as desk:
+        prior = open_prior(config, device)
+        embed_first(config, wanted, prior)
+        return {prompt: _run_one(config, prompt, root, prior, desk) for prompt in wanted}
 
 
 def embed_first(config: DictConfig, wanted: Sequence[str], prior: Prior) -> None:
@@ -75,8 +78,10 @@ def _one(config: DictConfig, prompt: str) -> DictConfig:
     return one
 
 
-def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior) -> str:
+def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior, desk: Desk | None) -> str:
     one = _one(config, prompt)
+    if desk:
+        desk.say("loading")
     try:
         check_prompt(one)
         folder = claim(one, root)
@@ -85,7 +90,7 @@ def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior) -> str:
                 log.info("%s: finished before, in %s", prompt, folder)
                 return "skipped"
             one.output_dir = str(folder)
-            carry_out(one, folder, assemble(one, prior), time.perf_counter())
+            carry_out(one, folder, assemble(one, prior), time.perf_counter(), desk)
     except InUse as busy:
         log.info("%s: %s", prompt, busy)
         return "skipped"

@@ -17,6 +17,8 @@ from distill.contracts import Learner, Prior, Scene, View
 from distill.export.pictures import write_pictures
 from distill.files.checkpoint import load_checkpoint
 from distill.files.lock import hold
+from distill.live.desk import Desk
+from distill.live.server import watched
 from distill.run.assemble import assemble
 from distill.run.checks import check_loaded
 from distill.run.compose import as_overrides, compose_config
@@ -78,20 +80,33 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
     """
     started = time.perf_counter()
     check_unused(config)
-    job = assemble(config, prior)
-    folder = claim(config)
-    with hold(folder):
-        return carry_out(config, folder, job, started)
+    with watched(config) as desk:
+        job = assemble(config, prior)
+        folder = claim(config)
+        with hold(folder):
+            return carry_out(config, folder, job, started, desk)
 
 
-def carry_out(config: DictConfig, folder: Path, job: loop.Job, started: float) -> Asset:
-    """Train, export and describe an assembled run in a folder that is held; ``started`` as ``time.perf_counter`` has it."""
+def carry_out(
+    config: DictConfig, folder: Path, job: loop.Job, started: float, desk: Desk | None = None
+) -> Asset:
+    """Train, export and describe an assembled run in a folder that is held.
+
+    Args:
+        config: of the run.
+        folder: its folder.
+        job: its parts.
+        started: when, as ``time.perf_counter`` has it.
+        desk: of the page that shows the run, if one does.
+    """
     saved = load_checkpoint(folder / "checkpoints", job.prior.device) if config.resume else None
     if saved:
         job.state.load_state_dict(saved)
         log.info("resuming %s at step %d", folder, job.state.step)
     loaded = time.perf_counter()
-    train(config, folder, job)
+    train(config, folder, job, desk)
+    if desk:
+        desk.say("exporting")
     manifest = describe(config, job)
     manifest["seconds"] = {"load": loaded - started, "train": time.perf_counter() - loaded}
     if job.picture:
@@ -104,7 +119,7 @@ def carry_out(config: DictConfig, folder: Path, job: loop.Job, started: float) -
     return asset
 
 
-def train(config: DictConfig, folder: Path, job: loop.Job) -> None:
+def train(config: DictConfig, folder: Path, job: loop.Job, desk: Desk | None = None) -> None:
     """Run the loop with its journal; saves a last checkpoint and what the guidance learnt.
 
     Raises:
@@ -112,7 +127,16 @@ def train(config: DictConfig, folder: Path, job: loop.Job) -> None:
     """
     state = job.state
     with stop_signals() as stop:
-        journal = Journal(folder, config.log, config.iterations, state.step, job.views, stop)
+        journal = Journal(folder, config.log, config.iterations, state.step, job.views, stop, desk)
+        if desk:
+            desk.begin(
+                config.prompt or Path(config.image).name,
+                folder,
+                config.iterations,
+                state.step,
+                job.views,
+                stop,
+            )
         try:
             loop.train(job, journal)
             if state.step == config.iterations:

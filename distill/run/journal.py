@@ -20,6 +20,7 @@ from distill.cameras import turntable
 from distill.contracts import Render, View
 from distill.files.atomic import write_atomic
 from distill.files.checkpoint import save_checkpoint
+from distill.live.desk import Desk
 from distill.loop import State
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def keep_lines_before(path: Path, step: int) -> None:
 
 
 class Journal:
-    """Called after each step. Writes ``metrics.jsonl``, TensorBoard events, previews and checkpoints."""
+    """Called after each step. Writes ``metrics.jsonl``, TensorBoard events, previews and checkpoints, and attends to viewers."""
 
     def __init__(
         self,
@@ -80,8 +81,9 @@ class Journal:
         start: int,
         views: Sequence[View],
         stop: threading.Event,
+        desk: Desk | None = None,
     ) -> None:
-        self.folder, self.options, self.views, self.stop = folder, options, views, stop
+        self.folder, self.options, self.views, self.stop, self.desk = folder, options, views, stop, desk
         keep_lines_before(folder / "metrics.jsonl", start)
         self.lines = (folder / "metrics.jsonl").open("a", buffering=1)
         self.board = None
@@ -108,6 +110,9 @@ class Journal:
             self.bar.set_postfix({name: value for name, value in shown.items() if value}, refresh=False)
         if self._due(self.options.preview_every, state.step):
             self.preview(state.step)
+        if self.desk:
+            # Not of the next step's seconds: a pause can be long.
+            self.before += self.desk.attend(state.step, metrics, lambda: self.checkpoint(state))
         stop = self.stop.is_set()
         if stop or self._due(self.options.checkpoint_every, state.step):
             self.checkpoint(state)

@@ -212,7 +212,8 @@ class Export:
 class Config:
     """One run, or with ``prompts`` one run per line of a file.
 
-    ``guidance_weight`` is the weight of the loss beside the penalties, a number or a schedule.
+    ``guidance_weight`` is the weight of the loss beside the penalties, a number or a schedule. ``view`` serves a page at
+    ``view_address`` and ``view_port``, 0 for any free port, see ``distill.live.server``.
     """
 
     prompt: str = ""
@@ -236,6 +237,9 @@ class Config:
     output_dir: str | None = None
     init: str | None = None
     resume: bool = False
+    view: bool = False
+    view_address: str = "127.0.0.1"
+    view_port: Annotated[int, Range(0, 65535)] = 8765
     render: Rendering = field(default_factory=Rendering)
     penalties: Penalties = field(default_factory=Penalties)
     optimiser: Optimiser = field(default_factory=Optimiser)

@@ -1,0 +1,1 @@
+"""Commands for threestudio's configurations: ``python -m distill.from_threestudio config.yaml``."""
