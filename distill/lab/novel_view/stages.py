@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.lab.novel_view import objective
 from distill.lab.novel_view.levels import Law
 from distill.lab.novel_view.memory import Encodings
 from distill.priors.novel_view.code import Draft, Turn
+from distill.priors.novel_view.model import NovelView
 from distill.priors.novel_view.pipeline import Given, NovelViewPipeline
 from distill.priors.predictions import from_noise
 
@@ -179,7 +181,7 @@ After = Callable[[Stage, Tensor], bool]
 
 def thumbnails(seen: Encodings, index: Tensor, size: int) -> Tensor:
     """Pictures in [-1, 1], averaged over areas, shape ``[n, 3, size, size]``."""
-    return nn.functional.interpolate(seen.store.rgb(index) * 2 - 1, (size, size), mode="area")
+    return objective.thumbnails(seen.store.rgb(index), size)
 
 
 def code_stage(turn: Turn, seen: Encodings, recipe: CodeRecipe, pace: Pace, seed: int = 0) -> Stage:
@@ -219,16 +221,10 @@ def unet_stage(pipeline: NovelViewPipeline, recipe: UNetRecipe, pace: Pace, seed
     Raises:
         ValueError: the model works on latents.
     """
-    if pipeline.vae is not None:
-        raise ValueError(
-            "training in memory is for models of pixels; train this one with distill.lab.novel_view.train"
-        )
+    refuse_latents(pipeline)
     model, device = pipeline.model, pipeline.device
     model.requires_grad_(True).train()
-    if model.turn is not None:
-        model.turn.code.requires_grad_(False).eval()
-        if model.turn.draft is not None:
-            model.turn.draft.requires_grad_(False).eval()
+    freeze_code(model)
     model.unet.to(memory_format=torch.channels_last)
     told = [p for n, p in model.named_parameters() if p.requires_grad and not n.startswith("unet.")]
     groups = [{"params": list(model.unet.parameters())}, {"params": told}]
@@ -241,6 +237,27 @@ def unet_stage(pipeline: NovelViewPipeline, recipe: UNetRecipe, pace: Pace, seed
     stage = Stage(nn.ModuleDict({"model": model}), optimiser, pace, generator)
     stage.average = [p.detach().clone() for p in stage.parameters]
     return stage
+
+
+def refuse_latents(pipeline: NovelViewPipeline) -> None:
+    """Refuse a model that works on latents, whose pictures would have to be encoded anew at each update.
+
+    Raises:
+        ValueError: in one line.
+    """
+    if pipeline.vae is not None:
+        raise ValueError("training in memory is for models of pixels; train this one with in_memory=false")
+
+
+def freeze_code(model: NovelView) -> None:
+    """Keep a code and its thumbnail, where there are any, as their own stage left them."""
+    if model.turn is None:
+        return
+    for part in (model.turn.code, model.turn.draft):
+        if part is not None:
+            part.requires_grad_(False).eval()
+            # What is left of the last update would count when the UNet's gradients are clipped.
+            part.zero_grad(set_to_none=True)
 
 
 def fit_unet(
