@@ -86,6 +86,20 @@ def test_cells_are_made_once_and_told_to_the_report(tmp_path: Path, monkeypatch:
         pictured.compare_pictures(methods, ("a red duck",), output_dir=tmp_path, iterations=4)
 
 
+def test_a_mixture_alone_is_told_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Assembled(Exception):
+        pass
+
+    def assemble(config: Any) -> None:
+        raise Assembled(config.prompt)
+
+    monkeypatch.setattr(pictured, "assemble", assemble)
+    for guidance, prompt in (("mix", "a red duck"), ("sds", "")):
+        with pytest.raises(Assembled) as told:
+            pictured.make("a red duck", {"guidance": guidance})
+        assert told.value.args == (prompt,)
+
+
 def test_a_real_pictures_own_view_is_measured_by_hand(real: Any) -> None:
     """The render has the left half, the picture the upper one: a third overlaps; the colours differ by 0.1 everywhere."""
     mask, solid = torch.zeros(1, 8, 8), torch.zeros(1, 8, 8, 1)

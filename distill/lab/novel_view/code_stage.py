@@ -16,10 +16,11 @@ import torch
 from distill.lab.novel_view import loop
 from distill.lab.novel_view.config import TrainConfig
 from distill.lab.novel_view.objective import Drawing, drawing_loss, thumbnails
+from distill.lab.novel_view.pace import WARMUP
 from distill.lab.novel_view.pairs import draw_indices
 from distill.lab.novel_view.progress import Progress, scheduled
 from distill.lab.novel_view.samples import Samples, collate
-from distill.lab.novel_view.stages import WARMUP, CodeRecipe
+from distill.lab.novel_view.stages import CodeRecipe
 from distill.lab.novel_view.validation import validation_pairs
 from distill.priors.novel_view.code import Draft, Turn
 from distill.priors.novel_view.pipeline import NovelViewPipeline
