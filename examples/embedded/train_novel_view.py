@@ -252,8 +252,8 @@ def finish(
 if __name__ == "__main__":
     try:
         main()
-    except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
+    except Interrupted:
+        print("stopped; run again to go on", file=sys.stderr)
         sys.exit(130)
     except ValueError as error:
         sys.exit(f"error: {error}")
