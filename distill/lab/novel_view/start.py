@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def open_pipeline(config: TrainConfig, encoder: Encoder) -> NovelViewPipeline:
         raise ValueError(f"init must be a folder in the diffusers layout to begin from, got {config.init!r}")
     trained = is_novel_view(folder)
     said, weights = read_conditioning(folder) if trained else ({}, {})
-    turn = chosen_turn(config, folder, turn_options(said, folder) if trained else None, trained)
+    turn = chosen_turn(config, folder, said if trained else None)
     unet, scheduler, vae = _load(folder)
     draft = turn is not None and turn.draft > 0
     channels, latent = unet.config.in_channels, unet.config.out_channels
@@ -109,25 +110,29 @@ def is_novel_view(folder: Path) -> bool:
     return any((folder / place).is_dir() for place in ("conditioning", *PUBLISHED))
 
 
-def chosen_turn(
-    config: TrainConfig, folder: Path, found: TurnOptions | None, trained: bool
-) -> TurnOptions | None:
+def chosen_turn(config: TrainConfig, folder: Path, said: Mapping[str, Any] | None) -> TurnOptions | None:
     """Settle what the UNet is told of a rotated code: what the options say, which a novel-view model has to have.
+
+    Args:
+        config: the options.
+        folder: of the model to begin from.
+        said: its conditioning's settings, None for a text-to-image model.
 
     Raises:
         ValueError: it has another code, one that is not asked for, or none.
     """
     wanted = turn_of(config)
-    if wanted is None and found is not None:
+    if wanted is None and said is not None and said.get("turn"):
         raise ValueError(
             f"the model in init={folder} has a rotated code; add code=true, or begin from another folder"
         )
-    if wanted is not None and trained and found is None:
+    if wanted is None or said is None:
+        return wanted
+    found = turn_options(said, folder)
+    if found is None:
         raise ValueError(
             f"the novel-view model in init={folder} has no rotated code; leave code=true out, or begin from a text-to-image folder"
         )
-    if wanted is None or found is None:
-        return wanted
     for name in ("tokens", "film", "draft"):
         if getattr(wanted, name) != getattr(found, name):
             raise ValueError(
