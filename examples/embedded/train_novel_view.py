@@ -253,7 +253,6 @@ if __name__ == "__main__":
     try:
         main()
     except Interrupted:
-        print("stopped; run again to go on", file=sys.stderr)
-        sys.exit(130)
+        say("stopped; run again to go on")
     except ValueError as error:
         sys.exit(f"error: {error}")
