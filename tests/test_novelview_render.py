@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from distill.lab.novel_view.cli import main
 from distill.lab.novel_view.render import (
     Protocol,
     Surface,
+    displacement,
     draw_cameras,
     draw_lights,
     draw_scale,
@@ -244,6 +246,8 @@ def test_objects_of_the_embedded_world_are_themselves(tmp_path: Path) -> None:
         (["nowhere", "out"], "nowhere is not there"),
         (["empty", "out"], "no mesh (.glb"),
         (["empty", "out", "--distance", "0.5", "1"], "--distance must be more than 0.9"),
+        (["empty", "out", "--steep", "-1"], "--steep must not be negative"),
+        (["empty", "out", "--offset", "0.6"], "--offset be within 0 and 0.5"),
         (["empty", "out", "--world", "1"], "give meshes or --world, not both"),
     ],
 )
@@ -270,3 +274,47 @@ def test_renders_by_another_protocol_are_left_alone(
     assert run(*options, "--size", "16") == 0
     assert run(*options, "--size", "24") == 2
     assert "holds renders with size 16, not 24" in capsys.readouterr().err
+
+
+def test_steep_views_are_further_ones_from_any_height(tmp_path: Path) -> None:
+    """A sixth of equally likely angles from -90 to 90 degrees lies above 60; the usual views stay as they were."""
+    usual = Protocol(views=5, elevation_deg=(-10.0, 60.0))
+    with_steep = draw_cameras(replace(usual, steep=600), "a")
+    assert torch.equal(with_steep.c2w[:5], draw_cameras(usual, "a").c2w)
+    steep = with_steep.elevation_deg[5:]
+    assert len(steep) == 600 and steep.min() < -85 and steep.max() > 85
+    assert (steep > 60).float().mean().item() == pytest.approx(1 / 6, abs=0.05)
+
+
+def test_objects_beside_the_axis_are_whole_and_stay_there(tmp_path: Path) -> None:
+    words = ["render", str(painted_box(tmp_path)), str(tmp_path / "out"), "--views", "3", "--steep", "2"]
+    words += ["--size", "24", "--scale", "0.3", "0.3", "--workers", "1"]
+    with pytest.raises(SystemExit) as done:
+        main([*words, "--offset", "0.4"])
+    assert done.value.code == 0
+    protocol = json.loads((tmp_path / "out" / "protocol.json").read_text())
+    assert (protocol["steep"], protocol["offset"]) == (2, 0.4)
+    views = from_folder(tmp_path / "out", count=5, size=24)
+    border = torch.ones(24, 24, dtype=torch.bool)
+    border[1:-1, 1:-1] = False
+    for index in range(5):
+        rgb, _ = views.read("box", index)
+        assert (rgb[:, border] == 1).all() and (rgb < 1).any()
+    said = Protocol(views=3, steep=2, offset=0.4)
+    corners = 0.15 * np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+    away = [displacement(said, f"object-{n}", corners, draw_cameras(said, f"object-{n}")) for n in range(40)]
+    lengths = np.linalg.norm(away, axis=1)
+    assert lengths.max() <= 0.4 and lengths.std() > 0.05
+    again = displacement(said, "object-7", corners, draw_cameras(said, "object-7"))
+    assert (again == away[7]).all()
+
+
+def test_renders_of_an_earlier_version_are_gone_on_with(tmp_path: Path) -> None:
+    words = ["render", str(painted_box(tmp_path)), str(tmp_path / "out"), "--views", "2", "--size", "8"]
+    path = tmp_path / "out" / "protocol.json"
+    for _ in range(2):
+        with pytest.raises(SystemExit) as done:
+            main([*words, "--workers", "1"])
+        assert done.value.code == 0
+        said = json.loads(path.read_text())
+        path.write_text(json.dumps({name: said[name] for name in said if name not in ("steep", "offset")}))

@@ -297,7 +297,7 @@ def test_wrong_options_get_one_line(
     good += ["precision=no", "workers=0", f"output_dir={tmp_path / 'x'}"]
     assert "Could not override 'iteratons'" in said(capsys, "iteratons=3")
     assert "recipe" in said(capsys, "recipe=none_such")
-    assert "timestep_sampling must be truncated_normal or uniform, got 'cosine'" in said(
+    assert "timestep_sampling must be truncated_normal, uniform or power, got 'cosine'" in said(
         capsys, *good, "timestep_sampling=cosine"
     )
     assert "data= is needed" in said(capsys, *good, "data=''", f"output_dir={tmp_path / 'a'}")
@@ -307,7 +307,7 @@ def test_wrong_options_get_one_line(
     (turned / "conditioning").mkdir()
     (turned / "conditioning" / "config.json").write_text('{"turn": {"tokens": 4}}')
     save_file({"x": torch.zeros(1)}, turned / "conditioning" / "model.safetensors")
-    assert "has a rotated code, which examples/embedded/train_novel_view.py trains" in said(
+    assert "has a rotated code; add code=true, or begin from another folder" in said(
         capsys, *good, f"init={turned}", f"output_dir={tmp_path / 'e'}"
     )
     assert "expected an image encoder" in said(
@@ -323,7 +323,7 @@ def test_a_folder_of_another_training_is_left_alone(config: TrainConfig) -> None
         train(changed(config, batch=3, resume=True))
 
 
-@pytest.mark.parametrize("recipe", ["paper", "single-gpu", "embedded"])
+@pytest.mark.parametrize("recipe", ["paper", "single-gpu", "embedded", "embedded-gpu"])
 def test_recipes_compose(recipe: str) -> None:
     from hydra import compose, initialize_config_module
     from hydra.core.config_store import ConfigStore
@@ -333,5 +333,5 @@ def test_recipes_compose(recipe: str) -> None:
     with initialize_config_module("distill.conf.novelview", version_base="1.3"):
         made = OmegaConf.to_object(compose("train", overrides=[f"recipe={recipe}"]))
     assert isinstance(made, TrainConfig)
-    samples = {"paper": 48 * 4, "single-gpu": 48 * 4 * 8, "embedded": 16}[recipe]
+    samples = {"paper": 48 * 4, "single-gpu": 48 * 4 * 8, "embedded": 32, "embedded-gpu": 256}[recipe]
     assert made.batch * made.accumulate == samples

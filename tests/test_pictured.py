@@ -86,6 +86,20 @@ def test_cells_are_made_once_and_told_to_the_report(tmp_path: Path, monkeypatch:
         pictured.compare_pictures(methods, ("a red duck",), output_dir=tmp_path, iterations=4)
 
 
+def test_a_mixture_alone_is_told_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Assembled(Exception):
+        pass
+
+    def assemble(config: Any) -> None:
+        raise Assembled(config.prompt)
+
+    monkeypatch.setattr(pictured, "assemble", assemble)
+    for guidance, prompt in (("mix", "a red duck"), ("sds", "")):
+        with pytest.raises(Assembled) as told:
+            pictured.make("a red duck", {"guidance": guidance})
+        assert told.value.args == (prompt,)
+
+
 def test_a_real_pictures_own_view_is_measured_by_hand(real: Any) -> None:
     """The render has the left half, the picture the upper one: a third overlaps; the colours differ by 0.1 everywhere."""
     mask, solid = torch.zeros(1, 8, 8), torch.zeros(1, 8, 8, 1)
@@ -125,3 +139,37 @@ def test_pictures_that_are_not_there_are_named_and_what_was_made_is_read(real: A
     assert real.make(taken, tmp_path, {"iterations": 3}) == made
     with pytest.raises(ValueError, match="choose another --output"):
         real.make(taken, tmp_path, {})
+
+
+def test_a_package_of_pictures_is_checked_before_it_is_unpacked(
+    real: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hashlib
+    import tarfile
+
+    (tmp_path / "package" / "assets").mkdir(parents=True)
+    (tmp_path / "package" / "assets" / "a.webp").write_text("a picture")
+    with tarfile.open(tmp_path / "made.tgz", "w:gz") as packed:
+        packed.add(tmp_path / "package", "package")
+    digest = hashlib.sha256((tmp_path / "made.tgz").read_bytes()).hexdigest()
+    copy = ("cp", str(tmp_path / "made.tgz"), "p.tgz")
+    right = real.Package(copy, "p.tgz", digest, "package")
+    new = tmp_path / "new"
+    new.mkdir()
+    with pytest.raises(ValueError, match=f"p.tgz must have the SHA-256 0, got {digest}; remove it and fetch"):
+        real.get(right._replace(sha256="0"), new)
+    assert [path.name for path in new.iterdir()] == ["p.tgz"]
+    real.get(right, new)
+    assert (new / "package" / "assets" / "a.webp").read_text() == "a picture"
+    assert sorted(path.name for path in new.iterdir()) == ["p.tgz", "package"]
+    with pytest.raises(ValueError, match="package is incomplete; remove it and fetch again"):
+        real.get(right, new)
+    said = "echo 'npm error code E' >&2; echo 'E: Version 1 for these was not found' >&2; exit 100"
+    with pytest.raises(ValueError) as caught:
+        real.get(right._replace(command=("sh", "-c", said), file="q.tgz"), new)
+    assert "did not give q.tgz (E: Version 1 for these was not found); unpack" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr("shutil.which", lambda tool: None)
+    with pytest.raises(ValueError, match="--fetch needs npm; unpack the packages elsewhere"):
+        real.fetch(tmp_path / "other")
+    assert not (tmp_path / "other").exists()

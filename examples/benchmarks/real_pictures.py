@@ -6,19 +6,21 @@ continues when started again.
     python real_pictures.py --output ~/real_pictures --fetch
     python real_pictures.py --output ~/real_pictures --emoji package/assets --stamps usr/share/tuxpaint/stamps
 
---fetch gets the two packages that have the pictures, with npm (``@lobehub/fluent-emoji-3d``) and with Debian's apt-get and dpkg-deb
-(``tuxpaint-stamps-default``), 180 MB in total. Their licences are in ``LICENCES`` and ``PHOTOGRAPHS``.
+--fetch gets the two packages that have the pictures, with npm (``@lobehub/fluent-emoji-3d``) and with apt-get and dpkg-deb of Debian 12
+(``tuxpaint-stamps-default``), 180 MB in total, and checks their SHA-256. Their licences are in ``LICENCES`` and ``PHOTOGRAPHS``.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +79,38 @@ PHOTOGRAPHS = {
     "Christmas tree": ("seasonal/christmas/Christmas_Tree_photo", "cone", "Jorge Barrios, public domain"),
     "toy bear": ("animals/mammals/bears/toys/edward_bear", "", "Jim Trice, GPL 2"),
 }
-NPM, DEBIAN = "@lobehub/fluent-emoji-3d@1.1.0", "tuxpaint-stamps-default"
+
+
+class Package(NamedTuple):
+    """A package with pictures.
+
+    Attributes:
+        command: downloads it into the working directory.
+        file: that it leaves there.
+        sha256: of the file.
+        root: the folder in it that is kept.
+        unpack: command that unpacks the file into a folder, nothing for a tar file.
+    """
+
+    command: tuple[str, ...]
+    file: str
+    sha256: str
+    root: str
+    unpack: tuple[str, ...] = ()
+
+
+NPM, DEBIAN = "@lobehub/fluent-emoji-3d@1.1.0", "tuxpaint-stamps-default=2022.06.04-1"
+PACKAGES = (
+    Package(
+        ("npm", "pack", "--loglevel=error", NPM), "lobehub-fluent-emoji-3d-1.1.0.tgz",
+        "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58", "package",
+    ),
+    Package(
+        ("apt-get", "download", "-qq", DEBIAN), "tuxpaint-stamps-default_2022.06.04-1_all.deb",
+        "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34", "usr", ("dpkg-deb", "-x"),
+    ),
+)  # fmt: skip
+BY_HAND = "unpack the packages elsewhere, and give --emoji and --stamps"
 LICENCES = "Emoji: Fluent Emoji, Microsoft, MIT, packaged by LobeHub (MIT). Photographs: Tux Paint's stamps, as listed."
 SIZE, SHOWN = 128, 96
 Made = dict[str, Any]
@@ -108,29 +141,53 @@ def pictures_in(emoji: Path, stamps: Path) -> list[Taken]:
     for one in found:
         if not one.path.is_file():
             raise ValueError(
-                f"{one.path} is not there; give the unpacked folders of {NPM} and {DEBIAN}, or --fetch"
+                f"{one.path} is not there; give the unpacked folders of {NPM} and {DEBIAN}, or --fetch into a new --output"
             )
     return found
 
 
 def fetch(folder: Path) -> tuple[Path, Path]:
-    """Get both packages and unpack them below a folder, unless they are there; returns ``--emoji`` and ``--stamps``."""
-    emoji, stamps = folder / "package" / "assets", folder / "usr" / "share" / "tuxpaint" / "stamps"
-    folder.mkdir(parents=True, exist_ok=True)
-    for tool in ("npm",) * (not emoji.is_dir()) + ("apt-get", "dpkg-deb") * (not stamps.is_dir()):
+    """Get both packages and unpack them below a folder, unless they are there; returns ``--emoji`` and ``--stamps``.
+
+    Raises:
+        ValueError: a tool is missing, a package cannot be had or is another one, in one line.
+    """
+    made = {"npm": ("package", "assets"), "apt-get": ("usr", "share", "tuxpaint", "stamps")}
+    left = [one for one in PACKAGES if not folder.joinpath(*made[one.command[0]]).is_dir()]
+    for tool in dict.fromkeys(tool for one in left for tool in (one.command[0], *one.unpack[:1])):
         if shutil.which(tool) is None:
-            raise ValueError(
-                f"--fetch needs {tool}; unpack the packages elsewhere, and give --emoji and --stamps"
-            )
-    if not emoji.is_dir():
-        subprocess.run(["npm", "pack", "--silent", NPM], cwd=folder, check=True)
-        with tarfile.open(next(folder.glob("*fluent-emoji-3d*.tgz"))) as packed:
-            packed.extractall(folder, filter="data")
-    if not stamps.is_dir():
-        subprocess.run(["apt-get", "download", DEBIAN], cwd=folder, check=True)
-        package = next(folder.glob(f"{DEBIAN}_*.deb"))
-        subprocess.run(["dpkg-deb", "-x", package.name, "."], cwd=folder, check=True)
-    return emoji, stamps
+            raise ValueError(f"--fetch needs {tool}; {BY_HAND}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in left:
+        get(one, folder)
+    return folder.joinpath(*made["npm"]), folder.joinpath(*made["apt-get"])
+
+
+def get(package: Package, folder: Path) -> None:
+    """Download a package unless it is there, check it, and unpack it below a folder, whole or not at all."""
+    path = folder / package.file
+    if not path.exists():
+        done = subprocess.run(package.command, cwd=folder, capture_output=True, text=True)
+        if done.returncode or not path.exists():
+            wrong = [line for line in done.stderr.splitlines() if line.startswith(("E: ", "npm error "))]
+            # A whole sentence, of all the lines that npm says.
+            reason = next((line for line in wrong if len(line.split()) > 5), "it said nothing of why")
+            raise ValueError(f"{' '.join(package.command)} did not give {path.name} ({reason}); {BY_HAND}")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != package.sha256:
+        raise ValueError(
+            f"{path} must have the SHA-256 {package.sha256}, got {found}; remove it and fetch again, or {BY_HAND}"
+        )
+    if (folder / package.root).exists():
+        raise ValueError(f"{folder / package.root} is incomplete; remove it and fetch again, or {BY_HAND}")
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        if package.unpack:
+            subprocess.run([*package.unpack, path.resolve(), place], check=True)
+        else:
+            with tarfile.open(path) as packed:
+                packed.extractall(place, filter="data")
+        # Renamed at last: a folder that an interruption left half full would be taken for all of it.
+        os.replace(Path(place) / package.root, folder / package.root)
 
 
 def measure(view: View, given: Cutout, camera: Cameras) -> Made:
@@ -242,13 +299,16 @@ def main() -> None:
         "--set", type=parse_value, nargs="*", default=[], metavar="KEY=VALUE", dest="overrides"
     )
     options = parser.parse_args()
-    if options.fetch:
-        emoji, stamps = fetch(options.output / "sources")
-    elif options.emoji and options.stamps:
-        emoji, stamps = options.emoji, options.stamps
-    else:
-        parser.error("give --fetch, or the folders --emoji and --stamps")
-    chosen = pictures_in(emoji, stamps)
+    try:
+        if options.fetch:
+            emoji, stamps = fetch(options.output / "sources")
+        elif options.emoji and options.stamps:
+            emoji, stamps = options.emoji, options.stamps
+        else:
+            raise ValueError("give --fetch, or the folders --emoji and --stamps")
+        chosen = pictures_in(emoji, stamps)
+    except ValueError as error:
+        parser.error(str(error))
     if options.only and (strange := set(options.only) - {one.name for one in chosen}):
         parser.error(
             f"--only has no picture {', '.join(sorted(strange))}; there are {', '.join(one.name for one in chosen)}"

@@ -4,21 +4,22 @@
     python train_novel_view.py --work ~/novel_view --minutes 5     # so many minutes in all, on a GPU
 
 The shapes of the world are rendered once and painted in the colours that are trained on; ``--renders`` adds other
-objects, in the layout of ``distill-views render``. Then a code that turns with the camera learns to draw thumbnails,
-and the embedded prior's UNet learns to draw views, told by it. The folder is written every minute, so that one is there
-whenever it stops; run it again to go on.
+objects, in the layout of ``distill-views render``. Then ``distill.lab.novel_view`` trains with ``recipe=embedded``, or
+``embedded-gpu``: a code that turns with the camera learns to draw thumbnails, and the embedded prior's UNet learns to draw
+views, told by it. The folder is written every minute, so that one is there whenever it stops; run it again to go on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shutil
+import sys
 import tarfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,14 @@ import torch
 from torch import Tensor
 
 from distill.files.atomic import write_atomic
-from distill.files.checkpoint import load_checkpoint, save_checkpoint
-from distill.lab.novel_view import memory, stages
-from distill.lab.novel_view.levels import Law
-from distill.lab.novel_view.start import from_prior
-from distill.priors.novel_view.code import TurnOptions
-from distill.priors.novel_view.features import Encoder, load_encoder
+from distill.lab.novel_view import memory
+from distill.lab.novel_view.config import TrainConfig, check, claim, compose
+from distill.lab.novel_view.in_memory import Limits, fit
+from distill.lab.novel_view.start import open_pipeline
+from distill.priors.novel_view.features import load_encoder
 from distill.priors.novel_view.pipeline import NovelViewPipeline
-from distill.run.journal import stop_signals
+from distill.run.compose import as_overrides
+from distill.run.journal import Interrupted, stop_signals
 
 BEGAN = time.perf_counter()
 HERE = Path(__file__).resolve().parent
@@ -43,38 +44,29 @@ PRIOR = HERE.parents[1] / "distill/embedded/prior"
 TAR = 15 * 2**20
 #: Seconds kept for the evaluation at the end of a training of so many minutes, and for writing.
 RESERVE = {"cuda": 26.0, "cpu": 120.0}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What differs between a CPU and a GPU."""
-
-    colours: int
-    code: stages.CodeRecipe
-    unet: stages.UNetRecipe
-
-
-SIZES = {
-    # Features of all pictures take 50 KB each: 1.4 GB here, 12 GB there.
-    "cpu": Sizes(1, stages.CodeRecipe(), stages.UNetRecipe()),
-    "cuda": Sizes(
-        7,
-        stages.CodeRecipe(batch=1024, learning_rate=1.5e-3),
-        stages.UNetRecipe(batch=256, learning_rate=1e-3, law=Law(until=0.25, reach=0.75)),
-    ),
-}
+#: Of the shapes' colours, in which each is painted; features of all pictures take 50 KB each: 1.4 GB here, 12 GB there.
+COLOURS = {"cuda": 7, "cpu": 1}
+RECIPES = {"cuda": "embedded-gpu", "cpu": "embedded"}
 
 
 def say(text: str) -> None:
     print(f"[{time.perf_counter() - BEGAN:7.1f} s] {text}", flush=True)
 
 
-def open_pipeline(options: argparse.Namespace, encoder: Encoder) -> NovelViewPipeline:
-    """The embedded prior with new conditioning, or the model of an earlier training."""
-    if options.start:
-        return NovelViewPipeline.load(options.start, device=options.device)
-    turn = TurnOptions(options.tokens, options.film, options.draft)
-    return from_prior(PRIOR, encoder, turn=turn, seed=options.seed, device=options.device)
+def composed(options: argparse.Namespace) -> TrainConfig:
+    """The recipe with what the command line changes."""
+    given: dict[str, Any] = {
+        "init": options.start or PRIOR, "encoder": options.encoder, "output_dir": options.work, "resume": True,
+        "tokens": options.tokens, "film": options.film, "draft": options.draft, "offset": options.offset,
+        "views": options.views + options.steep, "iterations": options.updates, "batch": options.batch,
+        "learning_rate": options.rate, "code_iterations": options.code_updates, "code_batch": options.code_batch,
+        "code_rate": options.code_rate, "ema": options.ema, "minutes": options.minutes, "code_share": options.code_share,
+        "save_minutes": options.save_minutes, "seed": options.seed, "tracker": "none",
+    }  # fmt: skip
+    words = as_overrides({name: value for name, value in given.items() if value is not None})
+    config = compose([f"recipe={RECIPES[torch.device(options.device).type]}", *words])
+    # A rate that is given falls to the same share as the recipe's.
+    return replace(config, final_rate=0.05 * config.learning_rate)
 
 
 def pictures(options: argparse.Namespace, colours: int) -> tuple[memory.Store, dict[str, memory.Store]]:
@@ -114,77 +106,6 @@ def pictures(options: argparse.Namespace, colours: int) -> tuple[memory.Store, d
         for name, one in zip(unseen, new, strict=True)
     }
     return memory.joined([store.to(options.device) for store in found]), held_out
-
-
-def summed_up(found: dict[str, Tensor], uids: tuple[str, ...]) -> dict[str, float]:
-    """Means over all objects and over those with a front."""
-    from distill.lab.novel_view.evaluate import oriented
-
-    front = oriented(uids).get("oriented", set())
-    rows = torch.tensor([uid in front for uid in uids], device=found["mse"].device)
-    means = {name: value.mean().item() for name, value in found.items()}
-    return means | {f"{name}_oriented": value[rows].mean().item() for name, value in found.items()}
-
-
-class Watch:
-    """Called after each update: says how it goes, saves every so often, and stops when asked to.
-
-    Args:
-        folder: of the stage's checkpoints.
-        save: writes what else is to be kept.
-        measure: what to say of the model when it is saved.
-        every: seconds between saves.
-        asked: whether to stop.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        save: Callable[[stages.Stage], None],
-        measure: Callable[[], dict[str, float]],
-        every: float,
-        asked: Callable[[], bool],
-    ) -> None:
-        self.folder, self.save, self.measure, self.every, self.asked = folder, save, measure, every, asked
-        self.since = self.saved = time.perf_counter()
-        self.total: Tensor | None = None
-        self.count = 0
-        self.stopped = False
-
-    def __call__(self, stage: stages.Stage, loss: Tensor) -> bool:
-        self.total = loss.clone() if self.total is None else self.total + loss
-        self.count += 1
-        # What waits for a GPU is seldom, so that work piles up there and not here.
-        if self.count % 20 == 0 or stage.pace.done >= 1:
-            now = time.perf_counter()
-            if now - self.since > 5 or stage.pace.done >= 1:
-                mean = self.total.item() / self.count
-                rate = self.count / (time.perf_counter() - self.since)
-                say(
-                    f"{self.folder.name} {stage.pace.done:6.1%} update {stage.pace.update} loss {mean:.5f} {rate:.2f}/s"
-                )
-                if not mean < 1e3:
-                    raise ValueError("the training has diverged; take a lower rate")
-                self.total, self.count, self.since = None, 0, time.perf_counter()
-            elif self.total.is_cuda:
-                torch.cuda.synchronize()
-            self.stopped = self.asked()
-            if self.stopped or now - self.saved > self.every:
-                self.keep(stage)
-        return self.stopped
-
-    def keep(self, stage: stages.Stage) -> None:
-        """Write a checkpoint and say how good it is."""
-        spent = time.perf_counter()
-        save_checkpoint(self.folder / "checkpoints", stage.pace.update, stage.state_dict(), keep=1)
-        self.save(stage)
-        found = {"update": stage.pace.update, "seconds": round(stage.pace.spent, 1), **self.measure()}
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(found) + "\n")
-        say(f"{self.folder.name} " + " ".join(f"{name} {value:.4g}" for name, value in found.items()))
-        self.saved = time.perf_counter()
-        stage.pace.used -= self.saved - spent  # saving is no training
-        self.since += self.saved - spent
 
 
 def write_folder(pipeline: NovelViewPipeline, output: Path, tars: Path | None) -> None:
@@ -281,99 +202,41 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def train_code(
-    options: argparse.Namespace, pipeline: NovelViewPipeline, seen: memory.Seen, unseen: memory.Seen, recipe: stages.CodeRecipe,
-    asked: Callable[[], bool],
-) -> bool:  # fmt: skip
-    """The first stage, or what is left of it; returns whether it was stopped."""
-    turn = pipeline.model.turn
-    if turn is None or options.start:
-        return False
-    folder = options.work / "code"
-    minutes = options.minutes and 60 * options.minutes * options.code_share
-    pace = stages.Pace(None if minutes else options.code_updates, minutes or None)
-    stage = stages.code_stage(turn, seen, recipe, pace, options.seed)
-    if saved := load_checkpoint(folder / "checkpoints", options.device):
-        stage.load_state_dict(saved)
-        say(f"the code goes on at update {pace.update}")
-    folder.mkdir(parents=True, exist_ok=True)
-    pairs = memory.fixed_pairs(unseen.store)
-
-    def measure() -> dict[str, float]:
-        return summed_up(stages.drafts_right(turn, stage.modules["draft"], unseen, pairs), unseen.store.uids)
-
-    watch = Watch(folder, lambda _: None, measure, 60 * options.save_minutes, asked)
-    before = pace.update
-    stages.fit_code(stage, seen, recipe, watch)
-    if not watch.stopped and pace.update > before:
-        watch.keep(stage)
-    return watch.stopped
-
-
-def train_unet(
-    options: argparse.Namespace, pipeline: NovelViewPipeline, seen: memory.Seen, unseen: memory.Seen, recipe: stages.UNetRecipe,
-    asked: Callable[[], bool],
-) -> None:  # fmt: skip
-    """The second stage, or what is left of it; leaves the averaged weights in the model."""
-    folder = options.work / "unet"
-    seconds = None
-    if options.minutes:
-        left = (
-            60 * options.minutes - (time.perf_counter() - BEGAN) - RESERVE[torch.device(options.device).type]
-        )
-        seconds = max(left, 1.0)
-    stage = stages.unet_stage(
-        pipeline, recipe, stages.Pace(None if seconds else options.updates, seconds), options.seed
-    )
-    if saved := load_checkpoint(folder / "checkpoints", options.device):
-        stage.load_state_dict(saved)
-        say(f"the UNet goes on at update {stage.pace.update}")
-    folder.mkdir(parents=True, exist_ok=True)
-    pairs = memory.fixed_pairs(unseen.store)
-
-    def measure() -> dict[str, float]:
-        with stages.averaged(stage):
-            return summed_up(stages.one_step(pipeline, unseen, pairs), unseen.store.uids)
-
-    def save(stage: stages.Stage) -> None:
-        with stages.averaged(stage):
-            write_folder(pipeline, options.output, options.tars)
-
-    watch = Watch(folder, save, measure, 60 * options.save_minutes, asked)
-    before = stage.pace.update
-    stages.fit_unet(stage, pipeline, seen, recipe, watch)
-    if not watch.stopped and (stage.pace.update > before or not (options.output / "conditioning").is_dir()):
-        watch.keep(stage)
-    stages.averaged(stage).__enter__()
-    pipeline.model.eval().requires_grad_(False)
-
-
 def main() -> None:
     options = parse_options()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     kind = torch.device(options.device).type
-    sizes = SIZES[kind]
-    chosen = {"batch": options.code_batch, "learning_rate": options.code_rate}
-    code = replace(sizes.code, **{name: value for name, value in chosen.items() if value})
-    chosen = {"batch": options.batch, "learning_rate": options.rate, "ema": options.ema}
-    unet = replace(sizes.unet, **{name: value for name, value in chosen.items() if value})
-    options.work.mkdir(parents=True, exist_ok=True)
-    store, held_out = pictures(options, sizes.colours)
+    config = composed(options)
+    check(config)
+    claim(options.work, config)
+    store, held_out = pictures(options, COLOURS[kind])
     encoder = load_encoder(options.encoder, device=options.device)
     say(f"{len(store)} objects, {len(store.pictures)} pictures; {len(held_out['usual'])} unseen ones")
     seen, unseen = (memory.encoded(part, encoder) for part in (store, held_out["usual"]))
-    pipeline = replace(open_pipeline(options, encoder), offset=options.offset)
+    pipeline = open_pipeline(config, encoder)
+    pipeline.model.to(options.device)
     count = sum(p.numel() for p in pipeline.model.parameters()) / 1e6
-    say(f"encoded; {count:.2f}M parameters; {code}; {unet}")
+    say(f"encoded; {count:.2f}M parameters; {config}")
+    limits = Limits(BEGAN, RESERVE[kind])
     with stop_signals() as stop:
-        if not train_code(options, pipeline, seen, unseen, code, stop.is_set):
-            train_unet(options, pipeline, seen, unseen, unet, stop.is_set)
-    if stop.is_set():
-        say("stopped; run again to go on")
-        return
+        fit(
+            config, pipeline, seen, unseen, asked=stop.is_set, limits=limits,
+            saved=lambda pipeline: write_folder(pipeline, options.output, options.tars),
+        )  # fmt: skip
+    finish(options, config, pipeline, held_out, len(store.pictures))
+
+
+def finish(
+    options: argparse.Namespace, config: TrainConfig, pipeline: NovelViewPipeline, held_out: dict[str, memory.Store],
+    pictures: int,
+) -> None:  # fmt: skip
+    """Write the model where it is not there yet, measure it, and say how good it is."""
+    if not (options.output / "conditioning").is_dir():
+        write_folder(pipeline, options.output, options.tars)
     out = options.tars or options.work
-    said: dict[str, Any] = {"code": asdict(code), "unet": asdict(unet), "pictures": len(store.pictures)}
+    said: dict[str, Any] = {"options": asdict(config), "pictures": pictures}
     for name, views in held_out.items():
         place = options.work / "evaluation" / name
         said[name] = evaluated(pipeline, views, place, options.steps, options.scale)
@@ -387,4 +250,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Interrupted:
+        say("stopped; run again to go on")
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -31,7 +31,7 @@ from distill.run.folders import folder_name
 log = logging.getLogger(__name__)
 
 #: Every method's options with a picture alone, at the scales that the preset has for it. All draw timesteps as the preset does,
-#: so that the losses alone differ, but for ``tp_sds``.
+#: so that the losses alone differ, but for ``tp_sds``. ``mix`` is told the prompt as well.
 THROUGH: dict[str, dict[str, Any]] = {
     "sds": {"guidance": "sds"},
     "tp_sds": {"guidance": "sds", "timesteps": "dreamtime"},
@@ -41,6 +41,7 @@ THROUGH: dict[str, dict[str, Any]] = {
     "sdi": {"guidance": "sdi"},
     "ism": {"guidance": "ism"},
     "nfsd": {"guidance": "nfsd"},
+    "mix": {"guidance": "mix"},
 }
 #: Pairs of colour and kind that the novel-view model has never seen.
 OBJECTS = ("a brown mug", "a purple car", "a red duck", "a purple chair")
@@ -114,7 +115,12 @@ def make(prompt: str, options: Mapping[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "input.png"
         save_photograph(surface, the_camera(), path)
-        given = {"reference.azimuth_deg": AZIMUTH_DEG, "reference.elevation_deg": HEIGHT_DEG}
+        given: dict[str, Any] = {
+            "reference.azimuth_deg": AZIMUTH_DEG,
+            "reference.elevation_deg": HEIGHT_DEG,
+        }
+        if options.get("guidance") == "mix":
+            given["prompt"] = prompt
         job = assemble(compose_config(as_overrides({"image": str(path), "seed": 0, **given, **options})))
     assert job.picture is not None
     start = time.process_time()

@@ -31,6 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--world", type=int, metavar="N", help="N objects of each pair of the embedded world instead"
     )
     render.add_argument("--views", type=int, default=12)
+    render.add_argument(
+        "--steep", type=int, default=0, help="further views from any height, straight above and below too"
+    )
+    render.add_argument(
+        "--offset", type=float, default=0.0, help="objects are up to so far from the axis, scene units"
+    )
     render.add_argument("--size", type=int, default=256)
     render.add_argument("--distance", type=float, nargs=2, default=(1.5, 2.2), metavar=("NEAR", "FAR"))
     render.add_argument("--elevation", type=float, nargs=2, default=(-90.0, 90.0), metavar=("LOW", "HIGH"))
@@ -94,7 +100,7 @@ def _render(options: argparse.Namespace) -> int:
     protocol = render.Protocol(
         views=options.views, size=options.size, distance=tuple(options.distance),
         fov_y_deg=tuple(options.fov), elevation_deg=tuple(options.elevation), scale=tuple(options.scale),
-        seed=options.seed, up=options.up, lights_deg=options.lights,
+        seed=options.seed, up=options.up, lights_deg=options.lights, steep=options.steep, offset=options.offset,
     )  # fmt: skip
     if min(options.views, options.size) < 1:
         raise ValueError(f"--views and --size must be at least 1, got {options.views} and {options.size}")
@@ -102,9 +108,14 @@ def _render(options: argparse.Namespace) -> int:
         raise ValueError(
             f"--fov must be within 0 and 180 and --scale above 0, got {options.fov}, {options.scale}"
         )
-    if min(options.distance) <= 0.9 * max(options.scale):
+    if options.steep < 0 or not 0 <= options.offset <= 0.5:
         raise ValueError(
-            f"--distance must be more than 0.9 times the largest --scale, outside the object, got {min(options.distance)}"
+            f"--steep must not be negative and --offset be within 0 and 0.5, got {options.steep} and {options.offset:g}"
+        )
+    if min(options.distance) <= 0.9 * max(options.scale) + options.offset:
+        raise ValueError(
+            "--distance must be more than 0.9 times the largest --scale, and --offset, outside the object, got "
+            f"{min(options.distance)}"
         )
     jobs = {}
     if options.world:

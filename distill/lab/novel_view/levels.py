@@ -38,6 +38,11 @@ class Law:
             raise ValueError(f"a law of timesteps must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if not self.std > 0:
             raise ValueError(f"the normal's std must be positive, got {self.std}")
+        if not (min(self.low, self.high) > 0 and 0 <= self.until < self.reach <= 1):
+            raise ValueError(
+                "the power law needs positive exponents low and high, and 0 <= until < reach <= 1, got "
+                f"{self.low}, {self.high}, {self.until} and {self.reach}"
+            )
 
     def draw(self, done: float, count: int, steps: int, generator: torch.Generator) -> Tensor:
         """Draw ``count`` of ``steps`` timesteps, when a share ``done`` of the training is over, on the generator's device.

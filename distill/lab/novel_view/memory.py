@@ -24,13 +24,12 @@ from tqdm import tqdm
 
 from distill.lab.novel_view.evaluate import choose_pairs
 from distill.lab.novel_view.pairs import mixed
+from distill.lab.novel_view.placing import in_ball, within
 from distill.lab.novel_view.views import Views
 from distill.priors.novel_view.features import Features
 from distill.priors.novel_view.pose import between
 
 if TYPE_CHECKING:
-    from distill.cameras import Cameras
-    from distill.embedded.shapes import Part
     from distill.priors.novel_view.features import Encoder
 
 
@@ -176,24 +175,6 @@ def _elevations(g: np.random.Generator, ends: Sequence[float], count: int) -> ND
     return np.degrees(np.arcsin(g.uniform(low, high, count)))
 
 
-def _in_ball(g: np.random.Generator, radius: float) -> NDArray[Any]:
-    """A point, equally likely anywhere in a ball about the origin, shape ``[3]``."""
-    direction = g.standard_normal(3)
-    return radius * g.uniform() ** (1 / 3) * direction / np.linalg.norm(direction)
-
-
-def _within(parts: Sequence[Part], away: NDArray[Any], cameras: Cameras) -> NDArray[Any]:
-    """As much of a displacement, in quarters, as leaves a shape whole in every picture."""
-    from distill.priors.novel_view.elevation import project
-
-    corners = np.concatenate([part.mesh.vertices for part in parts])
-    for share in (1.0, 0.75, 0.5, 0.25):
-        moved = torch.from_numpy(corners + share * away).float()
-        if project(moved, cameras).abs().max() <= 1:
-            return share * away
-    return 0 * away
-
-
 def render_shape(options: WorldOptions, job: tuple[str, int]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """One shape's layers, ``[views, size, size, 5]`` (painted, tint, alpha), and its cameras' positions."""
     from distill.cameras import orbit
@@ -219,7 +200,8 @@ def render_shape(options: WorldOptions, job: tuple[str, int]) -> tuple[NDArray[n
     cameras = orbit(turned, above, away, fov)
     lights = float(_uniform(g, (-options.lights_deg, options.lights_deg))[0])
     if options.offset:
-        shift = _within(parts, _in_ball(g, options.offset), cameras)
+        corners = np.concatenate([part.mesh.vertices for part in parts])
+        shift = within(corners, in_ball(g, options.offset), cameras)
         for part in parts:
             part.mesh.apply_translation(shift)
     found = raycast.render(parts, cameras, options.size, options.samples, lights)

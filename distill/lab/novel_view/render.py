@@ -31,6 +31,7 @@ from distill.cameras import Cameras, orbit
 from distill.embedded.raycast import shade
 from distill.files.atomic import write_atomic
 from distill.lab.novel_view.pairs import mixed
+from distill.lab.novel_view.placing import in_ball, within
 from distill.priors.novel_view.pose import world_to_camera
 
 log = logging.getLogger(__name__)
@@ -46,16 +47,20 @@ class Protocol:
     """Camera and light settings of the renders.
 
     Attributes:
-        views: pictures of each object.
+        views: pictures of each object from ``elevation_deg``.
+        steep: further pictures of each, from ``steep_deg``.
         size: their height and width, pixels.
         distance: range of the cameras' distances; the object's longest side is 1.
         elevation_deg: range of the cameras' elevations, drawn evenly over the sphere between them.
+        steep_deg: range of the elevations of ``steep``, equally likely angles, straight above and below among them.
         fov_y_deg: range of the vertical field of view, degrees; one for each object.
         scale: range that an object's size is multiplied by; one for each object.
         samples: rays per pixel along each axis.
         seed: of the cameras; each object has its own, by its name.
         up: ``y`` or ``z``, the meshes' upward axis.
         lights_deg: each object's lights are turned about the vertical axis by up to so much, to either side.
+        offset: each object is moved away from the axis that the cameras go round, once for all of its pictures, by up to so much
+            in any direction, scene units; by less where it would leave a picture.
     """
 
     views: int = 12
@@ -68,6 +73,14 @@ class Protocol:
     seed: int = 0
     up: str = "y"
     lights_deg: float = 0.0
+    steep: int = 0
+    steep_deg: tuple[float, float] = (-89.9, 89.9)
+    offset: float = 0.0
+
+    @property
+    def pictures(self) -> int:
+        """All pictures of an object."""
+        return self.views + self.steep
 
 
 def _generator(protocol: Protocol, uid: str, *more: int) -> torch.Generator:
@@ -98,8 +111,19 @@ def draw_cameras(protocol: Protocol, uid: str) -> Cameras:
     low, high = (math.sin(math.radians(end)) for end in protocol.elevation_deg)
     elevation = torch.rad2deg(torch.asin(_between(low, high, count, g)))
     distance = _between(*protocol.distance, count, g)
+    # Of a generator of their own: the usual views are the same with them and without.
+    g, count = _generator(protocol, uid, 5), protocol.steep
+    azimuth = torch.cat([azimuth, _between(-180.0, 180.0, count, g)])
+    elevation = torch.cat([elevation, _between(*protocol.steep_deg, count, g)])
+    distance = torch.cat([distance, _between(*protocol.distance, count, g)])
     fov = _between(*protocol.fov_y_deg, 1, _generator(protocol, uid, 3)).item()
     return orbit(azimuth, elevation, distance, fov)
+
+
+def displacement(protocol: Protocol, uid: str, corners: Array, cameras: Cameras) -> Array:
+    """Where an object stands, relative to the axis, the same at every call, shape ``[3]``."""
+    number = int(torch.randint(2**62, (1,), generator=_generator(protocol, uid, 4)))
+    return within(corners, in_ball(np.random.default_rng(number), protocol.offset), cameras)
 
 
 @dataclass(frozen=True)
@@ -224,8 +248,11 @@ def render_object(make: Callable[[], Surface], uid: str, out: Path, protocol: Pr
     try:
         surface, cameras, lights = make(), draw_cameras(protocol, uid), draw_lights(protocol, uid)
         surface.mesh.apply_scale(draw_scale(protocol, uid))
+        if protocol.offset:
+            corners = np.asarray(surface.mesh.vertices)
+            surface.mesh.apply_translation(displacement(protocol, uid, corners, cameras))
         matrices = world_to_camera(cameras).double().numpy()
-        for index in range(protocol.views):
+        for index in range(protocol.pictures):
             one = cameras.part(index, index + 1)
             rgba = picture(surface, one, protocol.size, protocol.samples, lights)
             Image.fromarray(rgba).save(temporary / f"{index:03d}.png")
@@ -300,11 +327,14 @@ def claim(out: Path, protocol: Protocol) -> None:
         ValueError: it holds renders by another protocol.
     """
     path, said = out / "protocol.json", json.loads(json.dumps(vars(protocol)))
-    if path.exists() and (before := json.loads(path.read_text())) != said:
-        name = next(name for name in said if before.get(name) != said[name])
-        raise ValueError(
-            f"{out} holds renders with {name} {before.get(name)}, not {said[name]}; choose another folder, or the same options"
-        )
+    if path.exists():
+        # Options that an earlier version did not have were what they are by default.
+        before = json.loads(json.dumps(vars(Protocol()))) | json.loads(path.read_text())
+        for name, value in said.items():
+            if before[name] != value:
+                raise ValueError(
+                    f"{out} holds renders with {name} {before[name]}, not {value}; choose another folder, or the same options"
+                )
     write_atomic(path, json.dumps(said, indent=2) + "\n")
 
 

@@ -8,8 +8,6 @@ that is over; it can stop after any update and go on later.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,67 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.lab.novel_view import objective
 from distill.lab.novel_view.levels import Law
 from distill.lab.novel_view.memory import Encodings
+from distill.lab.novel_view.pace import Pace as Pace
+from distill.lab.novel_view.pace import learning_rate as learning_rate
 from distill.priors.novel_view.code import Draft, Turn
+from distill.priors.novel_view.model import NovelView
 from distill.priors.novel_view.pipeline import Given, NovelViewPipeline
 from distill.priors.predictions import from_noise
-
-#: Share of a stage over which its rate rises.
-WARMUP = 0.02
-
-
-@dataclass
-class Pace:
-    """Progress of a stage, by updates or by seconds, whichever is given.
-
-    Attributes:
-        updates: of the whole stage, or None.
-        seconds: of the whole stage, earlier parts of it counted, or None.
-        update: how many are made.
-        used: seconds of earlier parts.
-    """
-
-    updates: int | None = None
-    seconds: float | None = None
-    update: int = 0
-    used: float = 0.0
-    _since: float | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        if (self.updates is None) == (self.seconds is None):
-            raise ValueError("a stage lasts a number of updates or of seconds: give one of the two")
-
-    @property
-    def spent(self) -> float:
-        """Seconds, those of earlier parts included."""
-        return self.used + (time.perf_counter() - self._since if self._since is not None else 0.0)
-
-    @property
-    def done(self) -> float:
-        """Share of the stage that is over, in [0, 1]."""
-        if self.updates is not None:
-            return min(self.update / self.updates, 1.0) if self.updates else 1.0
-        assert self.seconds is not None
-        return min(self.spent / self.seconds, 1.0) if self.seconds > 0 else 1.0
-
-    def start(self) -> None:
-        self._since = time.perf_counter()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "seconds": self.seconds, "update": self.update, "used": self.spent}
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on as it was, in as many updates or seconds."""
-        self.updates, self.seconds = saved["updates"], saved["seconds"]
-        self.update, self.used, self._since = saved["update"], saved["used"], None
-
-
-def learning_rate(done: float, final: float) -> float:
-    """Share of the peak: a linear rise over the first fiftieth, then half a cosine down to ``final``."""
-    return (
-        min(done / WARMUP, 1.0) * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))) or final * 0.1
-    )
 
 
 @dataclass(frozen=True)
@@ -179,7 +125,7 @@ After = Callable[[Stage, Tensor], bool]
 
 def thumbnails(seen: Encodings, index: Tensor, size: int) -> Tensor:
     """Pictures in [-1, 1], averaged over areas, shape ``[n, 3, size, size]``."""
-    return nn.functional.interpolate(seen.store.rgb(index) * 2 - 1, (size, size), mode="area")
+    return objective.thumbnails(seen.store.rgb(index), size)
 
 
 def code_stage(turn: Turn, seen: Encodings, recipe: CodeRecipe, pace: Pace, seed: int = 0) -> Stage:
@@ -219,16 +165,10 @@ def unet_stage(pipeline: NovelViewPipeline, recipe: UNetRecipe, pace: Pace, seed
     Raises:
         ValueError: the model works on latents.
     """
-    if pipeline.vae is not None:
-        raise ValueError(
-            "training in memory is for models of pixels; train this one with distill.lab.novel_view.train"
-        )
+    refuse_latents(pipeline)
     model, device = pipeline.model, pipeline.device
     model.requires_grad_(True).train()
-    if model.turn is not None:
-        model.turn.code.requires_grad_(False).eval()
-        if model.turn.draft is not None:
-            model.turn.draft.requires_grad_(False).eval()
+    freeze_code(model)
     model.unet.to(memory_format=torch.channels_last)
     told = [p for n, p in model.named_parameters() if p.requires_grad and not n.startswith("unet.")]
     groups = [{"params": list(model.unet.parameters())}, {"params": told}]
@@ -241,6 +181,27 @@ def unet_stage(pipeline: NovelViewPipeline, recipe: UNetRecipe, pace: Pace, seed
     stage = Stage(nn.ModuleDict({"model": model}), optimiser, pace, generator)
     stage.average = [p.detach().clone() for p in stage.parameters]
     return stage
+
+
+def refuse_latents(pipeline: NovelViewPipeline) -> None:
+    """Refuse a model that works on latents, whose pictures would have to be encoded anew at each update.
+
+    Raises:
+        ValueError: in one line.
+    """
+    if pipeline.vae is not None:
+        raise ValueError("training in memory is for models of pixels; train this one with in_memory=false")
+
+
+def freeze_code(model: NovelView) -> None:
+    """Keep a code and its thumbnail, where there are any, as their own stage left them."""
+    if model.turn is None:
+        return
+    for part in (model.turn.code, model.turn.draft):
+        if part is not None:
+            part.requires_grad_(False).eval()
+            # What is left of the last update would count when the UNet's gradients are clipped.
+            part.zero_grad(set_to_none=True)
 
 
 def fit_unet(
