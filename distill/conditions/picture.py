@@ -19,7 +19,7 @@ from distill.conditions.framing import settled
 from distill.conditions.start import LEVEL_DEG, STEEP_DEG, drawn_views, ring
 from distill.contracts import View
 from distill.export.pictures import to_uint8
-from distill.files.atomic import sha256
+from distill.files.atomic import replacing, sha256
 from distill.priors.graphs import check_graphs
 from distill.priors.novel_view.elevation import Estimate, draw_around, estimate_elevation
 from distill.priors.novel_view.pipeline import NovelViewPipeline
@@ -160,8 +160,6 @@ def begin_with(
 
 def write_beside(picture: Picture, view: View, path: Path, size: int) -> None:
     """Write the picture as it was used and the render from its camera side by side."""
-    from distill.export.files import replacing
-
     reference = picture.reference.resized(size)
     with torch.no_grad():
         drawn = view(picture.reference.camera, size, size).rgb[0]

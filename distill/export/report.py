@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from distill.export.files import replacing
+from distill.files.atomic import replacing
 
 _POINTS = 300  # per curve: about one for each unit of the drawing's width
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+#: Names of what is being written: of a file or folder of any kind, and of a file whose ending tells a library its format.
+HALF = (".*.tmp", ".*.part.*")
 
 
 def sha256(path: Path) -> str:
@@ -14,10 +20,39 @@ def sha256(path: Path) -> str:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace a file, so that a reader sees the old or the new one, never a part."""
+    """Replace a file, so that a reader sees the old or the new one, never a part; on failure nothing changes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name beside ``path`` to write to, which then takes its place; on failure nothing changes."""
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def is_half(path: Path) -> bool:
+    """Tell whether a file or folder is one that is being written, by its name."""
+    return any(path.match(pattern) for pattern in HALF)
+
+
+def clear(folder: Path) -> None:
+    """Remove what killed processes left half written anywhere in a folder, which the caller holds; others are at work on none."""
+    for pattern in HALF:
+        for path in list(folder.rglob(pattern)):
+            with suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

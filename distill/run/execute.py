@@ -15,6 +15,7 @@ from distill.asset import Asset
 from distill.conditions.picture import write_beside
 from distill.contracts import Learner, Prior, Scene, View
 from distill.export.pictures import write_pictures
+from distill.files.atomic import clear
 from distill.files.checkpoint import load_checkpoint
 from distill.files.lock import hold
 from distill.run.assemble import assemble
@@ -86,6 +87,7 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
 
 def carry_out(config: DictConfig, folder: Path, job: loop.Job, started: float) -> Asset:
     """Train, export and describe an assembled run in a folder that is held; ``started`` as ``time.perf_counter`` has it."""
+    clear(folder)
     saved = load_checkpoint(folder / "checkpoints", job.prior.device) if config.resume else None
     if saved:
         job.state.load_state_dict(saved)

@@ -17,7 +17,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from distill.files.atomic import write_atomic
+from distill.files.atomic import is_half, write_atomic
 from distill.files.lock import NAME as LOCK
 from distill.files.lock import hold
 from distill.options import options_of
@@ -162,7 +162,7 @@ def _named(folder: Path, config: DictConfig) -> Path:
 
 def _checked(folder: Path, config: DictConfig) -> Path:
     """A held folder, after a look at what is in it."""
-    if not [path for path in folder.iterdir() if path.name != LOCK]:
+    if _unused(folder):
         return _described(folder, config)
     if not same_run(folder, config):
         raise ValueError(
@@ -173,6 +173,11 @@ def _checked(folder: Path, config: DictConfig) -> Path:
             f"{folder} already holds this run; add resume=true to go on with it, or choose another output_dir="
         )
     return folder
+
+
+def _unused(folder: Path) -> bool:
+    """Tell whether a folder is empty, but for a lock and for what a process left that was killed before its ``config.yaml`` was whole."""
+    return all(path.name == LOCK or is_half(path) for path in folder.iterdir())
 
 
 def _described(folder: Path, config: DictConfig) -> Path:
@@ -198,6 +203,7 @@ def _next(root: Path, config: DictConfig) -> Path:
         try:
             folder.mkdir()
         except FileExistsError:
-            continue
+            if not (folder.is_dir() and _unused(folder)):
+                continue
         return _described(folder, config)
     raise AssertionError("unreachable")
