@@ -188,7 +188,7 @@ def _start(arguments: Sequence[str]) -> int:
         folders, options = _values_of("--config-dir", options, "-cd")
         if prompt is not None:
             options.append(f"prompt={settings.quote(prompt)}")
-        overrides = _with_example([settings.quote_text(text) for text in options])
+        overrides = _with_example([settings.quote_text(text) for text in options], "a red mug")
         return doctor(settings.compose_config(overrides, folders), as_json="--json" in arguments)
     prompt, options = split_prompt(arguments)
     traced, options = _values_of("--why", options)
@@ -234,10 +234,10 @@ def _values_of(flag: str, options: Sequence[str], short: str = "") -> tuple[list
     return values, rest
 
 
-def _with_example(overrides: list[str]) -> list[str]:
+def _with_example(overrides: list[str], prompt: str = "example") -> list[str]:
     """A command line with a prompt, where it has neither one nor a picture."""
     given = any(text.startswith(("prompt=", "prompts=", "image=")) for text in overrides)
-    return overrides if given else [*overrides, "prompt=example"]
+    return overrides if given else [*overrides, f"prompt={prompt}"]
 
 
 def _through_hydra(options: list[str], folders: Sequence[str]) -> int:

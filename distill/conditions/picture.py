@@ -14,7 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from distill.cameras import orbit
-from distill.conditions.cutout import Frame, frame_of, over_white, read_map, read_rgba, without_background
+from distill.conditions.cutout import (
+    Frame,
+    frame_of,
+    of_fewer_pixels,
+    over_white,
+    read_map,
+    without_background,
+)
 from distill.conditions.framing import settled
 from distill.conditions.start import LEVEL_DEG, STEEP_DEG, drawn_views, ring
 from distill.contracts import View
@@ -22,8 +29,9 @@ from distill.export.pictures import to_uint8
 from distill.files.atomic import replacing, sha256
 from distill.priors.graphs import check_graphs
 from distill.priors.novel_view.elevation import Estimate, draw_around, estimate_elevation
-from distill.priors.novel_view.pipeline import NovelViewPipeline
+from distill.priors.novel_view.pipeline import NovelViewPipeline, read_conditioning
 from distill.priors.novel_view.prior import NovelViewPrior
+from distill.priors.whole import check_weights
 from distill.renderers.reference import Drawn, Reference
 
 log = logging.getLogger(__name__)
@@ -84,6 +92,45 @@ def folder_of_model(name: str) -> Path:
     return folder
 
 
+def model_of(name: str) -> Path:
+    """The folder of a novel-view model whose files are whole.
+
+    Raises:
+        ValueError: there is none, or a file is missing, cut short or a pointer of Git LFS.
+    """
+    folder = folder_of_model(name)
+    for part in ("unet", "vae"):
+        if (folder / part).is_dir():
+            check_weights(folder, part)
+    read_conditioning(folder)
+    return folder
+
+
+def framed(config: DictConfig) -> tuple[Image.Image, Frame]:
+    """A configuration's picture without its background, and the frame about its object, of the picture's own pixels.
+
+    Raises:
+        ValueError: it cannot be used, in one line.
+    """
+    said, path = config.reference, Path(config.image).expanduser()
+    image = without_background(path, said.background)
+    return image, frame_of(np.asarray(image.getchannel("A")), str(path), said.fill if said.recentre else None)
+
+
+def maps_of(
+    config: DictConfig, frame: Frame, of: tuple[int, int], size: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Depth, ``[1, size, size]``, and normals, ``[3, size, size]``, of a configuration's picture; None where none is given.
+
+    Raises:
+        ValueError: one is no picture, or of another shape than the picture.
+    """
+    said = config.reference
+    depth = read_map(said.depth, frame, size, of)[:1] if said.depth else None
+    normal = read_map(said.normal, frame, size, of) if said.normal else None
+    return depth, None if normal is None else torch.nn.functional.normalize(normal * 2 - 1, dim=0)
+
+
 def look_at(config: DictConfig, device: torch.device) -> Picture:
     """Read a configuration's picture, estimate its elevation where none is given, and show it to the model.
 
@@ -96,14 +143,16 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
     folder = folder_of_model(config.novel_view)
     check_graphs(config.prior_options.graphs, device)
     # What is wrong with the picture is said before the model is loaded.
-    image = without_background(path, said.background)
-    frame = frame_of(np.asarray(image.getchannel("A")), str(path), said.fill if said.recentre else None)
+    image, frame = framed(config)
+    maps_of(config, frame, image.size, size=8)
     fourth = None if said.fourth == "auto" else said.fourth
     pipeline = NovelViewPipeline.load(folder, fourth=fourth, device=device, dtype=default_dtype(device))
     size = pipeline.size
     if said.recentre:
-        frame = settled(pipeline, image, frame, said.fill)
+        small, near, scale = of_fewer_pixels(image, frame)
+        frame = settled(pipeline, small, near, said.fill).times(1 / scale)
     found = over_white(image, frame, size)
+    depth, normal = maps_of(config, frame, image.size, size)
     elevation, estimate, around = said.elevation_deg, None, None
     g = torch.Generator().manual_seed(config.seed)
     if elevation is None:
@@ -121,11 +170,7 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
         said.distance,
         said.fov_y_deg,
     ).to(device)
-    of = read_rgba(path).size
-    depth = read_map(said.depth, frame, size, of)[:1].to(device) if said.depth else None
-    normal = read_map(said.normal, frame, size, of).to(device) if said.normal else None
-    if normal is not None:
-        normal = torch.nn.functional.normalize(normal * 2 - 1, dim=0)
+    depth, normal = (None if given is None else given.to(device) for given in (depth, normal))
     reference = Reference(camera, found.rgb.to(device), found.mask.to(device), depth, normal)
     prior = NovelViewPrior.of(
         pipeline, reference.rgb, camera, config.novel_view, graphs=config.prior_options.graphs

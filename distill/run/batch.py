@@ -32,6 +32,20 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
     Raises:
         ValueError: the file cannot be read or has no prompts.
     """
+    wanted = read_prompts(config)
+    root = Path(config.output_dir or "outputs").expanduser()
+    device = pick_device(config.device)
+    check_prior(config, device)
+    prior = open_prior(config, device)
+    return {prompt: _run_one(config, prompt, root, prior) for prompt in wanted}
+
+
+def read_prompts(config: DictConfig) -> list[str]:
+    """The prompts of ``config.prompts``: a line each, without empty lines, comments and repetitions.
+
+    Raises:
+        ValueError: the file cannot be read or has no prompts.
+    """
     path = Path(config.prompts).expanduser()
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
@@ -42,11 +56,7 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
     wanted = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if not wanted:
         raise ValueError(f"prompts must be a text file with one prompt per line, but {path} has none")
-    root = Path(config.output_dir or "outputs").expanduser()
-    device = pick_device(config.device)
-    check_prior(config, device)
-    prior = open_prior(config, device)
-    return {prompt: _run_one(config, prompt, root, prior) for prompt in wanted}
+    return wanted
 
 
 def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior) -> str:

@@ -164,6 +164,18 @@ def _checked(folder: Path, config: DictConfig) -> Path:
     """A held folder, after a look at what is in it."""
     if _unused(folder):
         return _described(folder, config)
+    refuse(folder, config)
+    return folder
+
+
+def refuse(folder: Path, config: DictConfig) -> None:
+    """Refuse a folder that a run cannot use for what is in it; the caller holds it.
+
+    Raises:
+        ValueError: it holds something else, or this run, which is not to be resumed.
+    """
+    if _unused(folder):
+        return
     if not same_run(folder, config):
         raise ValueError(
             f"{folder} holds something else than this run; choose another output_dir= or empty it"
@@ -172,7 +184,6 @@ def _checked(folder: Path, config: DictConfig) -> Path:
         raise ValueError(
             f"{folder} already holds this run; add resume=true to go on with it, or choose another output_dir="
         )
-    return folder
 
 
 def _unused(folder: Path) -> bool:
