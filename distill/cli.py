@@ -150,10 +150,11 @@ def _job(config: object) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``distill`` and ``python -m distill``."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if not arguments or "-h" in flags or "--help" in flags:
         print(HELP, end="")
         sys.exit(0 if arguments else 2)
-    if arguments == ["--version"]:
+    if "--version" in flags:
         from distill import __version__
 
         print(__version__)
@@ -167,6 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # they set their own levels as they are imported
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     for noisy in ("httpx", "trimesh", "imageio_ffmpeg", "diffusers", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from distill.conditions.background import plain_background
+from distill.files.atomic import sha256
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ NETWORKS = ("u2net", "u2netp")
 LARGEST, READ = 1024, 8192
 #: Alpha from which a pixel is seen, and the share of a picture that an alpha channel hides if it cuts an object out.
 SEEN, SEPARATES = 128, 0.03
+#: Alpha below which even an object of glass cannot be seen.
+GLASS = 16
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,25 @@ def read_rgba(path: Path, largest: int = READ) -> Image.Image:
             if image.mode.startswith(("I", "F")):  # deep grey, which a plain conversion would clip
                 image = Image.fromarray(_eight_bits(np.asarray(image, np.float64), image.mode[0]))
             image = image.convert("RGBA")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError as error:
+        with path.open("rb") as file:
+            head = file.read(12)
+        if head[4:8] == b"ftyp" and head[8:12] in (
+            b"heic",
+            b"heix",
+            b"heif",
+            b"hevc",
+            b"mif1",
+            b"msf1",
+            b"avif",
+        ):
+            raise ValueError(
+                f"{path} is a picture in HEIC or AVIF, as phones save them, which cannot be read here; save it as PNG or JPEG"
+            ) from error
+        raise ValueError(
+            f"image must be a picture (PNG, JPEG, WebP, ...), and {path} cannot be read: {error}"
+        ) from error
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise ValueError(
             f"image must be a picture (PNG, JPEG, WebP, ...), and {path} cannot be read: {error}"
         ) from error
@@ -226,7 +247,13 @@ def frame_of(alpha: NDArray[np.uint8], name: str, fill: float | None) -> Frame:
     Raises:
         ValueError: there is no object, or it is smaller than eight pixels.
     """
-    rows, columns = (np.flatnonzero((alpha > 127).any(axis)) for axis in (1, 0))
+    seen = alpha > 127
+    if not seen.any() and alpha.max(initial=0) >= GLASS:
+        log.warning(
+            "%s is nowhere more than half opaque; what is at least half as opaque as its most is framed", name
+        )
+        seen = alpha > alpha.max() // 2
+    rows, columns = (np.flatnonzero(seen.any(axis)) for axis in (1, 0))
     if not len(rows):
         raise ValueError(f"{name} is fully transparent; give a picture that shows an object")
     height, width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
@@ -293,6 +320,12 @@ def rembg_model() -> tuple[str, Path]:
         f"{earlier}/u2net.onnx, and nothing is downloaded unasked; put it there, or fetch it once with: python -c "
         "\"import rembg; rembg.new_session('u2net')\""
     )
+
+
+def describe_rembg() -> dict[str, str]:
+    """Name, licence and file of the network that rembg cuts out with, for a manifest."""
+    name, file = rembg_model()
+    return {"name": f"rembg's {name}", "licence": "Apache-2.0", "file": file.name, "sha256": sha256(file)}
 
 
 def _by_rembg(image: Image.Image) -> Image.Image:

@@ -16,6 +16,7 @@ from torch import Tensor
 from distill.cameras import orbit
 from distill.conditions.cutout import (
     Frame,
+    describe_rembg,
     frame_of,
     of_fewer_pixels,
     over_white,
@@ -52,6 +53,7 @@ class Picture:
         frame: the part of the file that it is, pixels.
         estimate: of its elevation, where none was given.
         drawn: views that the model drew of it, where the scene begins with them.
+        cut_by: the network that cut the object out, with its licence and its file's SHA-256, where one did.
     """
 
     path: Path
@@ -60,6 +62,7 @@ class Picture:
     frame: Frame
     estimate: Estimate | None = None
     drawn: Drawn | None = None
+    cut_by: dict[str, str] | None = None
 
     def describe(self) -> dict[str, Any]:
         """Describe the picture for a manifest."""
@@ -72,6 +75,7 @@ class Picture:
             "frame": [round(value, 2) for value in (self.frame.left, self.frame.top, self.frame.side)],
             "elevation_deg": round(camera.elevation_deg.item(), 2),
             "elevation": "estimated" if self.estimate else "given",
+            **({"cut_out_by": self.cut_by} if self.cut_by else {}),
         }
         if self.estimate:
             said["elevation_fits"] = {
@@ -175,7 +179,8 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
     prior = NovelViewPrior.of(
         pipeline, reference.rgb, camera, config.novel_view, graphs=config.prior_options.graphs
     )
-    return Picture(path, reference, prior, frame, estimate, drawn)
+    cut_by = describe_rembg() if said.background == "rembg" else None
+    return Picture(path, reference, prior, frame, estimate, drawn, cut_by)
 
 
 def begin_with(
