@@ -16,6 +16,7 @@ Make a 3D asset from a text prompt or a picture.
   distill "a red mug" iterations=600 seed=1   set options
   distill "a red mug" resume=true             resume an interrupted run
   distill prompts=FILE                        one asset for each line of a file
+  distill prompts=FILE shard=1/4              the first of four parts of a file, each for a process of its own
   distill "a red mug" -m seed=0,1,2           sweep
   distill "a blue mug" init=RUN guidance=dds source_prompt="a red mug"   edit a finished run
   distill image=mug.png                       from a picture: RGBA, or on a plain background
@@ -120,7 +121,7 @@ def _job(config: object) -> int:
     from omegaconf import DictConfig
 
     from distill.loop import Diverged, OutOfMemory
-    from distill.run.batch import run_prompts
+    from distill.run.batch import run_prompts, table_of
     from distill.run.execute import ExportFailed, run
     from distill.run.journal import Interrupted
 
@@ -144,6 +145,7 @@ def _job(config: object) -> int:
     print(f"{counts[0]} finished, {counts[1]} skipped, {len(failed)} failed")
     for prompt, why in failed.items():
         print(f"  failed: {prompt}: {why}")
+    print(f"open {table_of(config)}")
     return 1 if failed else 0
 
 

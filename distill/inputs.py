@@ -18,7 +18,7 @@ from distill.files.lock import hold
 from distill.priors import lora
 from distill.priors.load import family_of, loader
 from distill.run.assemble import check_fits, check_init, make_scenes
-from distill.run.batch import read_prompts
+from distill.run.batch import read_prompts, shard_of
 from distill.run.checks import check_prompt
 from distill.run.folders import refuse
 
@@ -70,7 +70,7 @@ def writable(config: DictConfig) -> str:
 
 def listed(config: DictConfig) -> str:
     """Check each prompt of a file."""
-    wanted = read_prompts(config)
+    wanted = shard_of(read_prompts(config), config.shard)
     for prompt in wanted:
         known(OmegaConf.merge(config, {"prompt": prompt.replace("${", r"\${")}))
     return f"{config.prompts}: {len(wanted)} prompts"

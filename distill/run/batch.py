@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
 from distill.contracts import Prior
+from distill.files.atomic import write_atomic
 from distill.files.lock import InUse, hold
 from distill.run.assemble import assemble, check_prior, open_prior, pick_device
-from distill.run.checks import check_prompt
+from distill.run.checks import check_prompt, numbers_of
 from distill.run.execute import carry_out
 from distill.run.folders import claim, is_finished
 
@@ -32,12 +36,65 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
     Raises:
         ValueError: the file cannot be read or has no prompts.
     """
-    wanted = read_prompts(config)
+    wanted = shard_of(read_prompts(config), config.shard)
     root = Path(config.output_dir or "outputs").expanduser()
     device = pick_device(config.device)
     check_prior(config, device)
     prior = open_prior(config, device)
-    return {prompt: _run_one(config, prompt, root, prior) for prompt in wanted}
+    rows: list[Row] = []
+    try:
+        for prompt in wanted:
+            started = time.perf_counter()
+            state, folder = _run_one(config, prompt, root, prior)
+            rows.append(Row(prompt, state, folder, round(time.perf_counter() - started, 1)))
+    finally:
+        tell(rows, table_of(config))
+    return {row.prompt: row.state for row in rows}
+
+
+class Row(NamedTuple):
+    """What became of a prompt: ``finished``, ``skipped`` or the error; its folder, and how long it took, seconds."""
+
+    prompt: str
+    state: str
+    folder: str
+    seconds: float
+
+
+def shard_of(prompts: Sequence[str], shard: str | None) -> list[str]:
+    """Every n-th prompt from the i-th, for ``i/n``: n processes share a file, and each prompt is one's alone; all without a shard."""
+    if shard is None:
+        return list(prompts)
+    first, count = numbers_of(shard)
+    return list(prompts[first - 1 :: count])
+
+
+def table_of(config: DictConfig) -> Path:
+    """The file of a batch's table, one for each shard."""
+    root = Path(config.output_dir or "outputs").expanduser()
+    if config.shard is None:
+        return root / "batch.csv"
+    first, count = numbers_of(config.shard)
+    return root / f"batch-{first}-of-{count}.csv"
+
+
+def tell(rows: Sequence[Row], path: Path) -> None:
+    """Write a batch's table as CSV, and show it; a disk that is full is said, and takes nothing else away."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([Row._fields, *rows])
+    lines = [
+        (shorten(row.prompt, 40), shorten(row.state, 40), row.folder, f"{row.seconds:.1f}") for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(Row._fields, *lines, strict=True)]
+    for cells in (Row._fields, *lines):
+        log.info(
+            "%s", "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text.getvalue())
+    except OSError as error:
+        log.error("the table cannot be written to %s: %s", path, error.strerror)
 
 
 def read_prompts(config: DictConfig) -> list[str]:
@@ -59,10 +116,12 @@ def read_prompts(config: DictConfig) -> list[str]:
     return wanted
 
 
-def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior) -> str:
+def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior) -> tuple[str, str]:
+    folder: Path | str = ""
     changes: Mapping[str, Any] = {
         "prompt": prompt.replace("${", r"\${"),
         "prompts": None,
+        "shard": None,
         "output_dir": None,
         "resume": True,
     }
@@ -74,14 +133,14 @@ def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior) -> str:
         with hold(folder):
             if is_finished(folder):
                 log.info("%s: finished before, in %s", prompt, folder)
-                return "skipped"
+                return "skipped", str(folder)
             one.output_dir = str(folder)
             carry_out(one, folder, assemble(one, prior), time.perf_counter())
     except InUse as busy:
         log.info("%s: %s", prompt, busy)
-        return "skipped"
+        return "skipped", str(folder)
     except (ValueError, OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         log.error("%s: %s", prompt, reason)
-        return reason
-    return "finished"
+        return reason, str(folder)
+    return "finished", str(folder)

@@ -30,6 +30,10 @@ def check(config: DictConfig) -> None:
         values: Any = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ValueError(f"could not read the options: {str(error).splitlines()[0]}") from error
+    if missing := sorted(
+        name for name in OmegaConf.missing_keys(config) if name.partition(".")[0] not in PARTS
+    ):
+        raise ValueError(f"{missing[0]} must have a value, got ???; give it one, or leave it out")
     targets = check_values(values)
     check_words(config)
     check_scene(values, targets["scene"])
@@ -102,6 +106,10 @@ def check_words(config: DictConfig) -> None:
         raise ValueError(
             "prior_options.controlnet needs prior_options.control: depth, normal or mask of the scene, or a picture"
         )
+    if config.shard is not None:
+        numbers_of(config.shard)
+        if config.prompts is None:
+            raise ValueError("shard= takes a part of a file of prompts; add prompts=FILE, or leave it out")
     if config.prompt and config.prompts:
         raise ValueError("give a prompt or prompts=FILE, not both")
     if not config.prompt.strip() and config.prompts is None and not config.image:
@@ -110,6 +118,18 @@ def check_words(config: DictConfig) -> None:
         )
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
         raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {config.device!r}")
+
+
+def numbers_of(shard: str) -> tuple[int, int]:
+    """Read a shard such as ``1/4``: its number, from 1, and how many there are.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard.strip())
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"shard must be i/n with i from 1 to n, such as 1/4, got {shard!r}")
+    return int(found[1]), int(found[2])
 
 
 def bytes_of(text: str) -> float:

@@ -102,7 +102,9 @@ def carry_out(config: DictConfig, folder: Path, job: loop.Job, started: float) -
         asset = describe_and_export(config, folder, job.scenes[0], job.views[0], manifest)
     else:
         asset = export_particles(config, folder, job, manifest)
-    log.info("%.0f s in all; results in %s", time.perf_counter() - started, folder)
+    log.info(
+        "%.0f s in all; results in %s: open %s", time.perf_counter() - started, folder, folder / "report.html"
+    )
     return asset
 
 

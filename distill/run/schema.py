@@ -182,10 +182,11 @@ class Export:
 
 @dataclass
 class Config:
-    """One run, or with ``prompts`` one run per line of a file."""
+    """One run, or with ``prompts`` one run per line of a file; with ``shard=i/n``, of every n-th line from the i-th."""
 
     prompt: str = ""
     prompts: str | None = None
+    shard: str | None = None
     negative_prompt: str = ""
     source_prompt: str = ""
     image: str | None = None
