@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tiny_pipelines import make
 
 from distill import cli, doctor
+from distill.conditions.cutout import cut_out, read_rgba
 from distill.priors import load_prior
 from distill.priors.load import family_of
 from distill.priors.source import find
@@ -259,3 +261,93 @@ def test_a_list_whose_reader_has_seen_enough_is_silent() -> None:
             check=False,
         )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["image=m.png", "prior=sd"], "prior=sd would do nothing: image= alone asks the picture's own model"),
+        (["image=m.png", "reference.normal=n.png"], "add a weight such as penalties.reference_normal=100"),
+        (["image=m.png", "reference.recentre=false", "reference.fill=0.5"], "add reference.recentre=true"),
+        (["image=m.png", "reference.start=none", "reference.start_until=0.5"], "add reference.start=samples"),
+        (["prompt=a red mug", "reference.elevation_deg=20"], "there is no picture; add image=FILE"),
+        (["prompt=a red mug", "novel_view=zero"], "there is no picture; add image=FILE"),
+        (["prompt=a red mug", "source_prompt=a mug"], "choose guidance=dds or guidance=bridge"),
+        (["prompt=a red mug", "render.coarse=32"], "add render.patch="),
+        (["prompt=a red mug", "perp_neg.strength=2"], "add perp_neg.enabled=true"),
+        (["prompt=a red mug", "view_words=none", "views.front_deg=30"], "leave out view_words=none"),
+        (["prompt=a red mug", "prior_options.control_scale=2"], "add prior_options.controlnet="),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(options: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match="would do nothing") as caught:
+        compose_config(options)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_options_at_their_defaults_and_those_of_configuration_files_may_wait_for_others() -> None:
+    compose_config(["prompt=a red mug", "reference.start=none", "render.coarse=64"])
+    assert compose_config(["prompt=a mug", "prior=sd-1.5", "experiment=csd"]).perp_neg.strength == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("seed: @a", "cannot be read as YAML"),
+        ("seed: [", "cannot be read as YAML"),
+    ],
+)
+def test_a_broken_configuration_file_is_one_line(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_text(f"# @package _global_\n{content}\n")
+    with pytest.raises(ValueError, match=said) as caught:
+        compose_config(["prompt=a red mug", "+experiment=own"], [str(tmp_path)])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_that_is_missing_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"views\.file must have a value, got \?\?\?"):
+        compose_config(["prompt=a red mug", "++views.file=???"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["a red mug", "--help"], ["seed=1", "-h"], ["--help", "a mug"], ["doctor", "--help"]]
+)
+def test_help_is_this_programs_wherever_it_is_asked_for(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 0 and capsys.readouterr().out == cli.HELP
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"avif"])
+def test_pictures_of_phones_are_named(tmp_path: Path, brand: bytes) -> None:
+    (tmp_path / "p.heic").write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(40))
+    with pytest.raises(ValueError, match=r"in HEIC or AVIF, as phones save them.*save it as PNG or JPEG"):
+        read_rgba(tmp_path / "p.heic")
+
+
+def test_glass_is_an_object(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A square that is 100 of 255 opaque: framed as an opaque one, and its coverage stays."""
+    rgba = np.zeros((64, 64, 4), np.uint8)
+    rgba[16:48, 16:48] = (200, 220, 255, 100)
+    Image.fromarray(rgba).save(tmp_path / "glass.png")
+    found, frame = cut_out(tmp_path / "glass.png", 64, fill=0.5)
+    assert (frame.left, frame.top, frame.side) == (0, 0, 64)
+    assert found.mask[0, 32, 32].item() == pytest.approx(100 / 255)
+    assert "nowhere more than half opaque" in caplog.text
+
+
+def test_a_cache_of_kernels_that_cannot_be_written_stops_no_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code = "import logging; logging.basicConfig(); import distill.renderers._warp, warp; print(warp.config.kernel_cache_dir)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "WARP_CACHE_PATH": str(tmp_path / "file" / "cache")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "set WARP_CACHE_PATH to a writable folder" in done.stderr
+    assert "distill-warp-" in done.stdout and not Path(done.stdout.strip()).exists()  # removed at the end

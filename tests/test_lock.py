@@ -104,7 +104,7 @@ def test_queues_over_one_file_share_the_work(tmp_path: Path, monkeypatch: pytest
     with ThreadPoolExecutor(3) as pool:
         results = list(pool.map(batch.run_prompts, [config] * 3))
     assert sorted(made) == sorted(prompts)
-    assert len(list((tmp_path / "outputs").iterdir())) == len(prompts)
+    assert len([path for path in (tmp_path / "outputs").iterdir() if path.is_dir()]) == len(prompts)
     for prompt in prompts:
         assert sorted(result[prompt] for result in results) == ["finished", "skipped", "skipped"]
 

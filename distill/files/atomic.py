@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import get_ident
 
 #: Names of what is being written: of a file or folder of any kind, and of a file whose ending tells a library its format.
 HALF = (".*.tmp", ".*.part.*")
@@ -19,9 +20,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _writer() -> str:
+    """This process and thread, so that no two write to the same name."""
+    return f"{os.getpid()}-{get_ident()}"
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace a file, so that a reader sees the old or the new one, never a part; on failure nothing changes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_writer()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -37,7 +43,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a name beside ``path`` to write to, which then takes its place; on failure nothing changes."""
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    part = path.with_name(f".{path.stem}.{_writer()}.part{path.suffix}")
     try:
         yield part
         os.replace(part, path)
