@@ -174,6 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     for noisy in ("httpx", "trimesh", "imageio_ffmpeg", "diffusers", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("hydra.utils").setLevel(
+        logging.CRITICAL
+    )  # what it says before it fails is in the error
     try:
         sys.exit(_start(arguments))
     except ValueError as error:

@@ -305,9 +305,22 @@ def test_a_broken_configuration_file_is_one_line(tmp_path: Path, content: str, s
     assert "\n" not in str(caught.value)
 
 
-def test_a_value_that_is_missing_is_one_line() -> None:
-    with pytest.raises(ValueError, match=r"views\.file must have a value, got \?\?\?"):
-        compose_config(["prompt=a red mug", "++views.file=???"])
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("++views.file=???", "views.file must have a value, got ???"),
+        (
+            "++guidance.terms=0.02",
+            "unknown option 'guidance.terms'; distill.guidance.sds.sds has scale, weighting",
+        ),
+        ("++timesteps.bogus=1", "unknown option 'timesteps.bogus'"),
+        ("++cameras._target_=distill.loop.train", "is no cameras; choose one with cameras=NAME"),
+    ],
+)
+def test_what_is_forced_into_the_options_is_checked_too(option: str, said: str) -> None:
+    with pytest.raises(ValueError, match="must have|unknown|is no") as caught:
+        compose_config(["prompt=a red mug", option])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

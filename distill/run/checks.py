@@ -12,7 +12,7 @@ from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.options import check_option, check_options, schedule, shown
+from distill.options import check_option, check_options, options_of, schedule, shown
 from distill.run.schema import Config, PriorOptions, Views
 from distill.samplers.schedules import Ramp
 
@@ -90,6 +90,18 @@ def check_part(group: str, options: object, iterations: int) -> Callable[..., An
     own = {name: value for name, value in options.items() if not name.startswith("_")}
     if missing := [name for name, value in own.items() if value == MISSING]:
         raise ValueError(f"{group}.{missing[0]} has no default; give it a value")
+    try:
+        known = [
+            item.name for item in dataclasses.fields(options_of(target)) if not item.name.startswith("_")
+        ]
+    except Exception as error:  # what has no such signature fails in many ways
+        raise ValueError(
+            f"{group}._target_={options['_target_']} is no {group}; choose one with {group}=NAME"
+        ) from error
+    if strange := [name for name in own if name not in known]:
+        raise ValueError(
+            f"unknown option '{group}.{strange[0]}'; {options['_target_']} has {', '.join(known) or 'none'}"
+        )
     check_options(target, own, group, iterations)
     return target
 
