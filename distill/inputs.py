@@ -72,7 +72,9 @@ def listed(config: DictConfig) -> str:
     """Check each prompt of a file."""
     wanted = shard_of(read_prompts(config), config.shard)
     for prompt in wanted:
-        known(OmegaConf.merge(config, {"prompt": prompt.replace("${", r"\${")}))
+        one = OmegaConf.merge(config, {"prompt": prompt.replace("${", r"\${")})
+        assert isinstance(one, DictConfig)
+        known(one)
     return f"{config.prompts}: {len(wanted)} prompts"
 
 
@@ -113,9 +115,15 @@ def student(path: str) -> str:
 
 def fitting(config: DictConfig, prior: DiffusionPrior) -> Iterator[Look]:
     """Yield looks at what must fit the prior, of which ``prior`` has the shapes and no weights."""
-    yield "options", partial(lambda: check_fits(config, prior) or "those of the prior fit it")
+    yield "options", partial(options_fit, config, prior)
     for entry in config.prior_options.loras:
         yield "lora", partial(lora_fits, entry, prior)
+
+
+def options_fit(config: DictConfig, prior: DiffusionPrior) -> str:
+    """Check the options that a prior must be able to follow."""
+    check_fits(config, prior)
+    return "those of the prior fit it"
 
 
 def lora_fits(entry: str, prior: DiffusionPrior) -> str:

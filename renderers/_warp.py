@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -62,7 +63,7 @@ def _start() -> None:
         with quietly():
             wp.init()
     if not os.access(str(wp.config.kernel_cache_dir), os.W_OK):
-        wp.build.init_kernel_cache(_elsewhere(wp.config.kernel_cache_dir))
+        import_module("warp.build").init_kernel_cache(_elsewhere(wp.config.kernel_cache_dir))
 
 
 def _elsewhere(cache: object) -> str:

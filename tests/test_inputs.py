@@ -318,7 +318,7 @@ def test_a_broken_configuration_file_is_one_line(tmp_path: Path, content: str, s
     ],
 )
 def test_what_is_forced_into_the_options_is_checked_too(option: str, said: str) -> None:
-    with pytest.raises(ValueError, match="must have|unknown|is no") as caught:
+    with pytest.raises(ValueError, match=r"must have|unknown|is no") as caught:
         compose_config(["prompt=a red mug", option])
     assert said in str(caught.value) and "\n" not in str(caught.value)
 

@@ -118,8 +118,8 @@ def _finely(image: Image.Image, cut: Callable[[Image.Image], Image.Image]) -> Im
             max(int(columns[0]) - margin, 0), max(int(rows[0]) - margin, 0),
             min(int(columns[-1]) + 1 + margin, small.width), min(int(rows[-1]) + 1 + margin, small.height),
         )  # fmt: skip
-        limits = (image.width, image.height) * 2
-        box = tuple(min(round(edge * scale), limit) for edge, limit in zip(near, limits, strict=True))
+        left, top, right, bottom = (round(edge * scale) for edge in near)
+        box = (left, top, min(right, image.width), min(bottom, image.height))
         part = image.crop(box)
         coarse = small.getchannel("A").resize(part.size, Image.Resampling.BICUBIC, near)
         alpha.paste(_again(part, coarse, cut), box)
@@ -143,7 +143,8 @@ def _at_most(image: Image.Image, largest: int) -> Image.Image:
     scale = largest / max(image.size)
     if scale >= 1:
         return image
-    return image.resize(tuple(max(round(side * scale), 1) for side in image.size), Image.Resampling.BOX)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    return image.resize(size, Image.Resampling.BOX)
 
 
 def _without_plain(image: Image.Image, name: str) -> Image.Image:
