@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -63,7 +62,7 @@ def _start() -> None:
         with quietly():
             wp.init()
     if not os.access(str(wp.config.kernel_cache_dir), os.W_OK):
-        import_module("warp.build").init_kernel_cache(_elsewhere(wp.config.kernel_cache_dir))
+        wp.config.kernel_cache_dir = _elsewhere(wp.config.kernel_cache_dir)
 
 
 def _elsewhere(cache: object) -> str:
