@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from tiny_pipelines import make
 
 from distill import cli, doctor
-from distill.conditions.cutout import cut_out, read_rgba
+from distill.conditions.cutout import cut_out, describe_rembg, read_rgba
+from distill.export.report import write_report
 from distill.priors import load_prior
 from distill.priors.load import family_of
 from distill.priors.source import find
@@ -364,3 +365,19 @@ def test_a_cache_of_kernels_that_cannot_be_written_stops_no_run(tmp_path: Path) 
     )
     assert "set WARP_CACHE_PATH to a writable folder" in done.stderr
     assert "distill-warp-" in done.stdout and not Path(done.stdout.strip()).exists()  # removed at the end
+
+
+def test_the_report_of_a_picture_is_titled_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"prompt": "", "picture": {"file": "mug.png"}}')
+    assert "<title>mug.png" in write_report(tmp_path).read_text("utf-8")
+
+
+def test_the_network_that_cut_out_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("U2NET_HOME", str(tmp_path))
+    (tmp_path / "u2net.onnx").write_bytes(b"abc")
+    assert describe_rembg() == {
+        "name": "rembg's u2net",
+        "licence": "Apache-2.0",
+        "file": "u2net.onnx",
+        "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",  # of abc, FIPS 180
+    }
