@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hydra.utils import get_object
@@ -37,6 +37,8 @@ def check(config: DictConfig) -> None:
     targets = check_values(values)
     check_words(config)
     check_scene(values, targets["scene"])
+    for name, target in targets.items():
+        check_known(name, target, values[name])
     check_perp_neg(config)
     check_novel_view(values)
     if config.image:
@@ -91,19 +93,26 @@ def check_part(group: str, options: object, iterations: int) -> Callable[..., An
     if missing := [name for name, value in own.items() if value == MISSING]:
         raise ValueError(f"{group}.{missing[0]} has no default; give it a value")
     try:
-        known = [
-            item.name for item in dataclasses.fields(options_of(target)) if not item.name.startswith("_")
-        ]
-    except Exception as error:  # what has no such signature fails in many ways
+        options_of(target)
+    except Exception as error:  # what has no signature of options fails in many ways
         raise ValueError(
             f"{group}._target_={options['_target_']} is no {group}; choose one with {group}=NAME"
         ) from error
-    if strange := [name for name in own if name not in known]:
+    check_options(target, own, group, iterations)
+    return target
+
+
+def check_known(group: str, target: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Check that a part has the options that it is given.
+
+    Raises:
+        ValueError: it does not.
+    """
+    known = [item.name for item in dataclasses.fields(options_of(target)) if not item.name.startswith("_")]
+    if strange := [name for name in options if not name.startswith("_") and name not in known]:
         raise ValueError(
             f"unknown option '{group}.{strange[0]}'; {options['_target_']} has {', '.join(known) or 'none'}"
         )
-    check_options(target, own, group, iterations)
-    return target
 
 
 def check_words(config: DictConfig) -> None:
@@ -289,52 +298,6 @@ def moves(name: str, weight: object, iterations: int) -> bool:
     """Tell whether a weight, a number or a schedule, is ever non-zero."""
     made = schedule(name, weight, iterations)
     return bool(made.start or made.end) if isinstance(made, Ramp) else bool(made)
-
-
-def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
-    """Options and groups of them, whether each does nothing beside the others, and the remedy."""
-    reference, pictured = values["reference"], bool(values["image"])
-    words = bool(values["prompt"].strip()) or values["prompts"] is not None
-    target = values["guidance"]["_target_"].rpartition(".")[2].lower()
-
-    def weightless(name: str) -> bool:
-        return not moves(f"penalties.{name}", values["penalties"][name], values["iterations"])
-
-    return [
-        ("prior", pictured and not words, "image= alone asks the picture's own model; add a prompt"),
-        ("novel_view", not pictured, "there is no picture; add image=FILE"),
-        ("reference", not pictured, "there is no picture; add image=FILE"),
-        ("reference.depth", weightless("reference_depth"), "add a weight such as penalties.reference_depth=100"),
-        ("reference.normal", weightless("reference_normal"), "add a weight such as penalties.reference_normal=100"),
-        ("reference.start_until", reference["start"] != "samples", "add reference.start=samples"),
-        ("reference.fill", not reference["recentre"], "add reference.recentre=true"),
-        ("prior_options.control_scale", not values["prior_options"]["controlnet"], "add prior_options.controlnet="),
-        ("perp_neg", not values["perp_neg"]["enabled"], "add perp_neg.enabled=true"),
-        ("source_prompt", target not in ("dds", "bridge", "mix"), "choose guidance=dds or guidance=bridge"),
-        *((f"views.{angle}", values["view_words"] == "none", "leave out view_words=none") for angle in ("front_deg", "overhead_deg")),
-        ("render.coarse", values["render"]["patch"] is None, "add render.patch="),
-    ]  # fmt: skip
-
-
-def check_idle(config: DictConfig, given: Iterable[str]) -> None:
-    """Refuse options that a user gives and that would do nothing beside the others.
-
-    Args:
-        config: a checked configuration.
-        given: dotted names of the options that the user gives; those of configuration files may wait for others.
-
-    Raises:
-        ValueError: there is one.
-    """
-    values: Any = OmegaConf.to_container(config, resolve=True)
-    groups = idle(values)
-    for name in given:
-        value = OmegaConf.select(config, name)
-        if isinstance(value, DictConfig):
-            continue  # a group as a whole
-        for group, unused, remedy in groups:
-            if unused and f"{name}.".startswith(f"{group}.") and value != default_of(name):
-                raise ValueError(f"{name}={value} would do nothing: {remedy}, or leave out {name}=")
 
 
 def check_image(config: DictConfig, guidance: Callable[..., Any]) -> None:

@@ -21,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from distill.options import GONE, SCHEDULED, options_of
-from distill.run.checks import PARTS, check, check_idle
+from distill.run.checks import PARTS, check
+from distill.run.idle import check_idle
 from distill.run.schema import Config
 
 
