@@ -186,7 +186,8 @@ def test_the_doctor_refuses_what_a_run_refuses(there: Path, options: list[str], 
         if name == "output_dir":
             folders.claim(config)
         elif config.prompts:
-            [check_prompt(compose_config([f"prompt={text}"])) for text in read_prompts(config)]
+            for each in read_prompts(config):
+                check_prompt(compose_config([f"prompt={each}"]))
         elif name == "guidance.lora" or config.prior != "embedded":
             raise ValueError
         else:
