@@ -17,6 +17,7 @@ Make a 3D asset from a text prompt or a picture.
   distill "a red mug" resume=true             resume an interrupted run
   distill "a red mug" view=true               print the address of a page to watch, pause and stop the run
   distill prompts=FILE                        one asset for each line of a file
+  distill prompts=FILE shard=1/4              the first of four parts of a file, each for a process of its own
   distill "a red mug" -m seed=0,1,2           sweep
   distill "a blue mug" init=RUN guidance=dds source_prompt="a red mug"   edit a finished run
   distill image=mug.png                       from a picture: RGBA, or on a plain background
@@ -121,7 +122,7 @@ def _job(config: object) -> int:
     from omegaconf import DictConfig
 
     from distill.loop import Diverged, OutOfMemory
-    from distill.run.batch import run_prompts
+    from distill.run.batch import run_prompts, table_of
     from distill.run.execute import ExportFailed, run
     from distill.run.journal import Interrupted
 
@@ -145,16 +146,18 @@ def _job(config: object) -> int:
     print(f"{counts[0]} finished, {counts[1]} skipped, {len(failed)} failed")
     for prompt, why in failed.items():
         print(f"  failed: {prompt}: {why}")
+    print(f"open {table_of(config)}")
     return 1 if failed else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``distill`` and ``python -m distill``."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if not arguments or "-h" in flags or "--help" in flags:
         print(HELP, end="")
         sys.exit(0 if arguments else 2)
-    if arguments == ["--version"]:
+    if "--version" in flags:
         from distill import __version__
 
         print(__version__)
@@ -168,8 +171,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # they set their own levels as they are imported
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     for noisy in ("httpx", "trimesh", "imageio_ffmpeg", "diffusers", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("hydra.utils").setLevel(
+        logging.CRITICAL
+    )  # what it says before it fails is in the error
     try:
         sys.exit(_start(arguments))
     except ValueError as error:
@@ -189,7 +197,7 @@ def _start(arguments: Sequence[str]) -> int:
         folders, options = _values_of("--config-dir", options, "-cd")
         if prompt is not None:
             options.append(f"prompt={settings.quote(prompt)}")
-        overrides = _with_example([settings.quote_text(text) for text in options])
+        overrides = _with_example([settings.quote_text(text) for text in options], "a red mug")
         return doctor(settings.compose_config(overrides, folders), as_json="--json" in arguments)
     prompt, options = split_prompt(arguments)
     traced, options = _values_of("--why", options)
@@ -235,10 +243,10 @@ def _values_of(flag: str, options: Sequence[str], short: str = "") -> tuple[list
     return values, rest
 
 
-def _with_example(overrides: list[str]) -> list[str]:
+def _with_example(overrides: list[str], prompt: str = "example") -> list[str]:
     """A command line with a prompt, where it has neither one nor a picture."""
     given = any(text.startswith(("prompt=", "prompts=", "image=")) for text in overrides)
-    return overrides if given else [*overrides, "prompt=example"]
+    return overrides if given else [*overrides, f"prompt={prompt}"]
 
 
 def _through_hydra(options: list[str], folders: Sequence[str]) -> int:

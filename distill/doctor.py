@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from distill.conditions.picture import EMBEDDED as NOVEL_VIEW
+from distill.convert import pickled
+from distill.inputs import fitting, looks
 from distill.loop import train
-from distill.priors import inversion, lora
+from distill.priors import inversion
 from distill.priors.autoencoder import find_vae
 from distill.priors.load import family_of, read_scheduler
-from distill.priors.source import Source, find, find_novel_view, offline
+from distill.priors.source import Source, find, offline
 from distill.priors.table import MODELS
-from distill.priors.whole import check_whole
+from distill.priors.whole import check_complete, check_whole
 from distill.run.assemble import assemble, pick_device
 from distill.run.compose import compose_config
 
-#: Free space that a run may take, bytes.
-ROOM = 2e9
+#: Free space that a large run may take, and what the smallest does, bytes.
+ROOM, LEAST = 2e9, 20e6
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,11 @@ def examine(config: DictConfig) -> Iterator[Finding]:
         yield Finding("device", "wrong", str(error))
     yield from backends(device, str(config.scene.get("backend", "auto")))
     yield from places(config)
-    yield ffmpeg()
+    yield ffmpeg(config.export.enabled)
     yield from inputs(config)
     source = None
-    for finding, found in the_prior(config.prior, config.prior_options.config):
+    worded = bool(config.prompt or config.prompts)  # a picture alone asks no prior of words
+    for finding, found in the_prior(config.prior, config.prior_options.config) if worded else ():
         source = found or source
         yield finding
     if source is not None:
@@ -84,10 +86,25 @@ def examine(config: DictConfig) -> Iterator[Finding]:
     for kind in dict.fromkeys(("cpu", device.type if device else "cpu")):
         yield smoke(torch.device(kind))
     if source is not None and device is not None:
+        yield from fits(config, source)
         try:
             yield from costs(config, source, device)
         except Exception as error:  # what a forecast of a broken folder fails with
             yield Finding("memory", "wrong", f"cannot be told: {' '.join(str(error).split())}")
+
+
+def fits(config: DictConfig, source: Source) -> Iterator[Finding]:
+    """Options that must fit the prior."""
+    from distill.forecast.network import shadow
+
+    options = config.prior_options
+    try:
+        prior = shadow(source, torch.float32, options.image_size, controlnet=options.controlnet)
+    except Exception as error:  # what a broken folder fails with
+        yield Finding("prior_options", "wrong", " ".join(str(error).split()))
+        return
+    for name, look in fitting(config, prior):
+        yield looked(name, look)
 
 
 def devices(wanted: str) -> Iterator[Finding]:
@@ -157,47 +174,36 @@ def places(config: DictConfig) -> Iterator[Finding]:
             if path.exists()
         )
         free = shutil.disk_usage(there).free
-        short = free < ROOM and name == "results"
-        said = f"{folder}: {free / 1e9:.0f} GB free"
-        yield Finding(
-            name,
-            "wrong" if short else "ok",
-            f"{said}; a run wants 2 GB, choose another output_dir=" if short else said,
-        )
+        said = f"{folder}: {free / 1e9:.1f} GB free"
+        if name == "results" and free < ROOM:
+            verdict = "note" if free > LEAST else "wrong"
+            yield Finding(name, verdict, f"{said}; a large run wants 2 GB, choose another output_dir=")
+        else:
+            yield Finding(name, "ok", said)
 
 
 def inputs(config: DictConfig) -> Iterator[Finding]:
-    """The user's own files that a run reads."""
-    for entry in config.prior_options.loras:
-        try:
-            found = lora.parse(entry)
-            lora.check(found)
-            yield Finding("lora", "ok", str(found.path))
-        except ValueError as error:
-            yield Finding("lora", "wrong", str(error))
-    if config.init:
-        there = (Path(config.init).expanduser() / "checkpoints").is_dir()
-        said = "" if there else " has no checkpoints; give the folder of an earlier run"
-        yield Finding("init", "ok" if there else "wrong", f"{config.init}{said}")
-    if config.image:
-        try:
-            yield Finding("novel_view", "ok", str(find_novel_view(config.novel_view, NOVEL_VIEW).folder))
-        except ValueError as error:
-            yield Finding("novel_view", "wrong", str(error))
-    for name in ("prompts", "image", "reference.depth", "reference.normal", "views.file"):
-        if path := OmegaConf.select(config, name):
-            there = Path(path).expanduser().is_file()
-            yield Finding(name, "ok" if there else "wrong", f"{path}{'' if there else ' is not there'}")
+    """The user's own files that a run reads, and the folder that it writes."""
+    for name, look in looks(config):
+        yield looked(name, look)
 
 
-def ffmpeg() -> Finding:
-    """Check for ffmpeg, which writes videos."""
+def looked(name: str, look: Callable[[], str]) -> Finding:
+    """Look at a thing; what the run would refuse it with is the finding."""
+    try:
+        return Finding(name, "ok", look())
+    except (ValueError, OSError) as error:
+        return Finding(name, "wrong", " ".join(str(error).split()))
+
+
+def ffmpeg(needed: bool) -> Finding:
+    """Check for ffmpeg, which writes an export's video."""
     try:
         import imageio_ffmpeg
 
         return Finding("ffmpeg", "ok", str(imageio_ffmpeg.get_ffmpeg_version()))
     except (ImportError, RuntimeError) as error:
-        return Finding("ffmpeg", "wrong", f"{error}; pip install imageio-ffmpeg")
+        return Finding("ffmpeg", "wrong" if needed else "note", f"{error}; pip install imageio-ffmpeg")
 
 
 def the_prior(name: str, settings: str | None = None) -> Iterator[tuple[Finding, Source | None]]:
@@ -217,7 +223,12 @@ def the_prior(name: str, settings: str | None = None) -> Iterator[tuple[Finding,
     )
     gated = name in MODELS and MODELS[name].gated
     said = "there" if get_token() else "none; gated models need one: hf auth login"
-    yield Finding("hub token", "ok" if get_token() else "wrong" if gated else "note", said), None
+    yield (
+        Finding(
+            "hub token", "ok" if get_token() else "wrong" if gated and name not in cached else "note", said
+        ),
+        None,
+    )
     yield (
         Finding(
             "hub", "note", "HF_HUB_OFFLINE is set" if offline() else "reached only where a model is missing"
@@ -230,7 +241,10 @@ def the_prior(name: str, settings: str | None = None) -> Iterator[tuple[Finding,
         yield Finding("prior", "wrong", str(error)), None
         return
     try:
-        check_whole(source, *family_of(source.folder))
+        family, index = family_of(source.folder)
+        check_whole(source, family, index)
+        if not pickled(source.folder):
+            check_complete(source, family, index)
         licence = source.licence or "of unknown licence"
         yield Finding("prior", "ok", f"{name}: {source.file or source.folder}, {licence}"), source
     except ValueError as error:

@@ -7,12 +7,16 @@ OpenMP's: between operators they spin for some 20 ms, on the cores that other th
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import logging
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -21,6 +25,8 @@ from typing import Any
 import torch
 import warp as wp
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 _loading = Lock()
 _loaded: set[tuple[Any, str]] = set()
@@ -47,8 +53,29 @@ def _start() -> None:
     else:  # before Warp 1.19
         wp.config.quiet = True  # type: ignore[attr-defined]
     # Without CUDA the native part complains on each start, whatever the log level.
-    with nullcontext() if torch.cuda.is_available() else _no_stderr():
-        wp.init()
+    quietly = nullcontext if torch.cuda.is_available() else _no_stderr
+    try:
+        with quietly():
+            wp.init()
+    except OSError:  # of the cache's folder
+        wp.config.kernel_cache_dir = _elsewhere(wp.config.kernel_cache_dir)
+        with quietly():
+            wp.init()
+    if not os.access(str(wp.config.kernel_cache_dir), os.W_OK):
+        wp.config.kernel_cache_dir = _elsewhere(wp.config.kernel_cache_dir)
+
+
+def _elsewhere(cache: object) -> str:
+    """A folder for this process's compiled kernels, with those of a cache that cannot be written."""
+    folder = tempfile.mkdtemp(prefix="distill-warp-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    log.warning(
+        "Warp's compiled kernels cannot be kept in %s, and are made anew in each run; set WARP_CACHE_PATH to a writable folder",
+        cache,
+    )
+    with suppress(OSError, shutil.Error):
+        shutil.copytree(str(cache), Path(folder) / wp.config.version, dirs_exist_ok=True)
+    return folder
 
 
 _start()

@@ -109,8 +109,8 @@ class ImageScene(nn.Module):
         """Write the pictures side by side."""
         from PIL import Image
 
-        from distill.export.files import replacing
         from distill.export.pictures import to_uint8
+        from distill.files.atomic import replacing
 
         if self.image.shape[-1] != 3:
             raise ValueError(f"a picture file needs 3 channels, got {self.image.shape[-1]}")

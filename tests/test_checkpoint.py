@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -122,3 +123,36 @@ def test_a_full_disk_is_one_line_and_leaves_the_one_before_alone(tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-000001"]
     found = load_checkpoint(tmp_path)
     assert found is not None and torch.equal(found["x"], torch.ones(2))
+
+
+class Killed(BaseException):
+    """Ends a process where it stands, as far as files can tell."""
+
+
+@pytest.mark.parametrize("moment", range(8))
+def test_writing_a_step_again_never_leaves_none_even_when_one_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """A run checkpoints its last step twice; a kill at any rename or removal between leaves one of the two, and the next goes on."""
+    calls = iter(range(100))
+
+    def dying(what: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if next(calls) == moment:
+                raise Killed
+            return what(*arguments, **options)
+
+        return call
+
+    save_checkpoint(tmp_path, 4, {"x": torch.ones(2)}, keep=1)
+    with monkeypatch.context() as patch:
+        for name in ("replace", "unlink", "rmdir"):
+            patch.setattr(os, name, dying(getattr(os, name)))
+        with contextlib.suppress(Killed):
+            save_checkpoint(tmp_path, 4, {"x": torch.full((2,), 2.0)}, keep=1)
+    found = load_checkpoint(tmp_path)
+    assert found is not None and found["x"].tolist() in ([1, 1], [2, 2])
+    save_checkpoint(tmp_path, 4, {"x": torch.full((2,), 3.0)}, keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-000004"]
+    again = load_checkpoint(tmp_path)
+    assert again is not None and again["x"].tolist() == [3, 3]

@@ -23,10 +23,11 @@ from torch import Tensor
 from distill.cameras import Cameras
 from distill.contracts import Field, Render, View
 from distill.export.asset import export_asset
-from distill.export.files import replacing, save_mesh
+from distill.export.files import save_mesh
 from distill.export.mesh import Mesh, extract_mesh, smooth, vertex_normals
 from distill.export.pictures import to_uint8, write_contact_sheet, write_turntable
 from distill.export.texture import bake_texture, rasterise, surface_albedo, unwrap
+from distill.files.atomic import replacing
 
 TESTS = Path(__file__).parent
 RED, BLUE = (0.9, 0.1, 0.2), (0.2, 0.1, 0.9)

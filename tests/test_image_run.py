@@ -156,6 +156,9 @@ def test_maps_are_read_with_their_picture(tmp_path: Path) -> None:
     Image.fromarray(grey).save(tmp_path / "depth.png")
     Image.fromarray(np.full((48, 48, 3), (128, 128, 255), np.uint8)).save(tmp_path / "normal.png")
     maps = ["reference.depth=depth.png", "reference.normal=normal.png"]
+    with pytest.raises(ValueError, match=r"reference\.depth=depth\.png would do nothing"):
+        compose_config([*GIVEN, *maps])
+    maps += ["penalties.reference_depth=10", "penalties.reference_normal=10"]
     config = compose_config([*GIVEN, *maps])
     seen = look_at(config, torch.device("cpu"))
     assert seen.prior.pipeline.fourth == "distance"
@@ -172,8 +175,7 @@ def test_maps_are_read_with_their_picture(tmp_path: Path) -> None:
     torch.testing.assert_close(
         seen.reference.normal[:, 8, 8], torch.tensor([0.0039, 0.0039, 1.0]), atol=1e-3, rtol=0
     )
-    weights = ["penalties.reference_depth=10", "penalties.reference_normal=10"]
-    assert command(*GIVEN, *maps, *weights, "export.enabled=false", "output_dir=out") == 0
+    assert command(*GIVEN, *maps, "export.enabled=false", "output_dir=out") == 0
 
 
 WRONG = [

@@ -9,14 +9,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import make
 
 from distill import cli, doctor
+from distill.conditions.cutout import cut_out, describe_rembg, read_rgba
+from distill.export.report import write_report
 from distill.priors import load_prior
+from distill.priors.load import family_of
+from distill.priors.source import find
+from distill.priors.whole import check_complete
+from distill.run import folders
+from distill.run.assemble import assemble
+from distill.run.batch import read_prompts
+from distill.run.checks import check_prompt
 from distill.run.compose import compose_config
 from distill.run.journal import stop_signals
 
@@ -90,7 +101,7 @@ def test_a_picture_is_no_prompt(
         (["--json", "a red mug, big", "seed=3"], {"prompt": "a red mug, big", "seed": 3}),
         (["prompts=list.txt"], {"prompt": "", "prompts": "list.txt"}),
         (["image=mug.png"], {"prompt": "", "image": "mug.png"}),
-        (["negative_prompt=ugly, blurry"], {"prompt": "example", "negative_prompt": "ugly, blurry"}),
+        (["negative_prompt=ugly, blurry"], {"prompt": "a red mug", "negative_prompt": "ugly, blurry"}),
     ],
 )
 def test_the_doctor_takes_what_a_run_takes(
@@ -109,24 +120,119 @@ def test_the_doctor_takes_what_a_run_takes(
     assert {name: seen[0][name] for name in expected} == expected
 
 
-def test_the_doctor_finds_files_that_are_not_there(tmp_path: Path) -> None:
-    save_file({"x.lora_A.weight": torch.zeros(1)}, tmp_path / "there.safetensors")
-    (tmp_path / "cut.safetensors").write_bytes(b"x")
+def verdicts(*options: str) -> dict[str, tuple[str, str]]:
+    return {found.name: (found.verdict, found.said) for found in doctor.inputs(compose_config(options))}
+
+
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files that a run cannot use, each in its own way."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in {
+        "empty.txt": "# none\n", "strange.txt": "a red mug\na dragon\n", "good.txt": "a red mug\na blue table\n",
+        "text.png": "no picture", "views.yaml": "front: [", "other.yaml": "top: a mug", "back.yaml": "back: behind a mug",
+        "file": "", "mine/notes.txt": "mine",
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "latin.txt").write_bytes(b"a m\xfcg\n")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    config = compose_config(
-        ["prompt=a mug", "prior=sd-1.5", f"init={tmp_path}/run", f"views.file={tmp_path}/views.yaml",
-         f"prior_options.loras=[{tmp_path}/there.safetensors:0.5,{tmp_path}/gone.safetensors,{tmp_path}/cut.safetensors]"]
-    )  # fmt: skip
-    found = [(finding.name, finding.verdict) for finding in doctor.inputs(config)]
-    assert found == [
-        ("lora", "ok"),
-        ("lora", "wrong"),
-        ("lora", "wrong"),
-        ("init", "ok"),
-        ("views.file", "wrong"),
-    ]
-    config.init = str(tmp_path)
-    assert ("init", "wrong") in [(finding.name, finding.verdict) for finding in doctor.inputs(config)]
+    (tmp_path / "model" / "unet").mkdir(parents=True)
+    (tmp_path / "model" / "unet" / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\n"
+    )
+    picture = Image.new("RGB", (64, 64), "white")
+    picture.paste((220, 30, 30), (16, 16, 48, 48))
+    picture.save(tmp_path / "mug.png")
+    picture.crop((0, 0, 64, 40)).save(tmp_path / "low.png")
+    Image.effect_noise((64, 64), 200).save(tmp_path / "busy.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "said"),
+    [
+        (["prompts=gone.txt"], "prompts", "cannot be read"),
+        (["prompts=empty.txt"], "prompts", "has none"),
+        (["prompts=latin.txt"], "prompts", "cannot be read"),
+        (["prompts=strange.txt"], "prompts", "does not know 'dragon'"),
+        (["prompt=a dragon"], "prompt", "does not know 'dragon'"),
+        (["image=gone.png"], "image", "is not there"),
+        (["image=text.png"], "image", "cannot be read"),
+        (["image=busy.png"], "image", "is not plain"),
+        (["image=mug.png", "reference.depth=low.png", "penalties.reference_depth=1"], "image", "must be as large as"),
+        (["image=mug.png", "novel_view=gone"], "novel_view", "a folder of a novel-view model"),
+        (["image=mug.png", "novel_view=model"], "novel_view", "pointer of Git LFS"),
+        (["prompt=a red mug", "views.file=views.yaml"], "views.file", "cannot be read"),
+        (["prompt=a red mug", "views.file=other.yaml"], "views.file", "must hold a prompt for any of"),
+        (["prompt=a red mug", "init=gone"], "init", "gone has no checkpoints"),
+        (["prompt=a red mug", "init=run"], "init", "checkpoints of run are empty"),
+        (["prompt=a red mug", "output_dir=mine"], "output_dir", "holds something else"),
+        (["prompt=a red mug", "output_dir=file"], "output_dir", "cannot write"),
+        (["prompt=a red mug", "output_dir=file/inside"], "output_dir", "cannot write"),
+        (["prompt=a red mug", "guidance=vsd", "guidance.lora=gone"], "guidance.lora", "is not there"),
+        (["prompt=a mug", "prior=sd-1.5", "prior_options.loras=[gone.safetensors]"], "lora", "is neither"),
+        (
+            ["prompt=a mug", "prior=sd-1.5", "prior_options.controlnet=x", "prior_options.control=text.png"],
+            "prior_options.control", "cannot be read",
+        ),
+    ],
+)  # fmt: skip
+def test_the_doctor_refuses_what_a_run_refuses(there: Path, options: list[str], name: str, said: str) -> None:
+    verdict, text = verdicts(*options)[name]
+    assert verdict == "wrong" and said in text and "\n" not in text
+    with pytest.raises(ValueError):  # the run itself, with the part that the doctor does not look at left out
+        config = compose_config(options)
+        if name == "output_dir":
+            folders.claim(config)
+        elif config.prompts:
+            for each in read_prompts(config):
+                check_prompt(compose_config([f"prompt={each}"]))
+        elif name == "guidance.lora" or config.prior != "embedded":
+            raise ValueError
+        else:
+            assemble(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["prompts=good.txt"], {"output_dir", "prompts"}),
+        (["image=mug.png"], {"output_dir", "image", "novel_view"}),
+        (["prompt=a mug", "prior=sd-1.5", "views.file=back.yaml"], {"output_dir", "prompt", "views.file"}),
+        (["prompt=a red mug", "output_dir=new/deep"], {"output_dir", "prompt"}),
+    ],
+)
+def test_the_doctor_passes_what_runs_and_leaves_nothing(
+    there: Path, options: list[str], names: set[str]
+) -> None:
+    before = sorted(there.rglob("*"))
+    found = verdicts(*options)
+    assert set(found) == names and {verdict for verdict, _ in found.values()} == {"ok"}
+    assert sorted(there.rglob("*")) == before
+
+
+def test_the_doctor_looks_at_the_tensors_names_in_loras_and_encoders(folder: Path) -> None:
+    """A LoRA of another network, junk, and a text encoder that lacks a layer; the whole ones pass."""
+    save_file({"unet.strange.lora_A.weight": torch.zeros(1, 4)}, folder.parent / "other.safetensors")
+    (folder.parent / "junk.safetensors").write_bytes(b"x" * 99)
+    source = find(folder)
+    for name in ("other", "junk"):
+        config = compose_config(
+            ["prompt=a mug", f"prior={folder}", f"prior_options.loras=[{folder.parent}/{name}.safetensors]"]
+        )
+        found = {each.name: each for each in doctor.fits(config, source)}
+        assert found["options"].verdict == "ok" and found["lora"].verdict == "wrong"
+        assert "does not fit this prior" in found["lora"].said
+    family, index = family_of(folder)
+    check_complete(source, family, index)
+    for part, cut in (("text_encoder", "layers.1"), ("vae", "decoder.conv_in"), ("unet", "conv_out")):
+        (file,) = (folder / part).glob("*.safetensors")
+        whole = load_file(file)
+        save_file({key: x for key, x in whole.items() if cut not in key}, file, {"format": "pt"})
+        with pytest.raises(ValueError, match=rf"{part} lacks \d+ of its weights, such as .*{cut}"):
+            check_complete(source, family, index)
+        save_file(whole, file, {"format": "pt"})
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has none")
@@ -157,3 +263,122 @@ def test_a_list_whose_reader_has_seen_enough_is_silent() -> None:
             check=False,
         )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["image=m.png", "prior=sd"], "prior=sd would do nothing: image= alone asks the picture's own model"),
+        (["image=m.png", "reference.normal=n.png"], "add a weight such as penalties.reference_normal=100"),
+        (["image=m.png", "reference.recentre=false", "reference.fill=0.5"], "add reference.recentre=true"),
+        (["image=m.png", "reference.start=none", "reference.start_until=0.5"], "add reference.start=samples"),
+        (["prompt=a red mug", "reference.elevation_deg=20"], "there is no picture; add image=FILE"),
+        (["prompt=a red mug", "novel_view=zero"], "there is no picture; add image=FILE"),
+        (["prompt=a red mug", "source_prompt=a mug"], "choose guidance=dds or guidance=bridge"),
+        (["prompt=a red mug", "render.coarse=32"], "add render.patch="),
+        (["prompt=a red mug", "perp_neg.strength=2"], "add perp_neg.enabled=true"),
+        (["prompt=a red mug", "view_words=none", "views.front_deg=30"], "leave out view_words=none"),
+        (["prompt=a red mug", "prior_options.control_scale=2"], "add prior_options.controlnet="),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(options: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match="would do nothing") as caught:
+        compose_config(options)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_options_at_their_defaults_and_those_of_configuration_files_may_wait_for_others() -> None:
+    compose_config(["prompt=a red mug", "reference.start=none", "render.coarse=64"])
+    assert compose_config(["prompt=a mug", "prior=sd-1.5", "experiment=csd"]).perp_neg.strength == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("seed: @a", "cannot be read as YAML"),
+        ("seed: [", "cannot be read as YAML"),
+    ],
+)
+def test_a_broken_configuration_file_is_one_line(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_text(f"# @package _global_\n{content}\n")
+    with pytest.raises(ValueError, match=said) as caught:
+        compose_config(["prompt=a red mug", "+experiment=own"], [str(tmp_path)])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("++views.file=???", "views.file must have a value, got ???"),
+        (
+            "++guidance.terms=0.02",
+            "unknown option 'guidance.terms'; distill.guidance.sds.sds has scale, weighting",
+        ),
+        ("++timesteps.bogus=1", "unknown option 'timesteps.bogus'"),
+        ("++cameras._target_=distill.loop.train", "is no cameras; choose one with cameras=NAME"),
+    ],
+)
+def test_what_is_forced_into_the_options_is_checked_too(option: str, said: str) -> None:
+    with pytest.raises(ValueError, match=r"must have|unknown|is no") as caught:
+        compose_config(["prompt=a red mug", option])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["a red mug", "--help"], ["seed=1", "-h"], ["--help", "a mug"], ["doctor", "--help"]]
+)
+def test_help_is_this_programs_wherever_it_is_asked_for(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 0 and capsys.readouterr().out == cli.HELP
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"avif"])
+def test_pictures_of_phones_are_named(tmp_path: Path, brand: bytes) -> None:
+    (tmp_path / "p.heic").write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(40))
+    with pytest.raises(ValueError, match=r"in HEIC or AVIF, as phones save them.*save it as PNG or JPEG"):
+        read_rgba(tmp_path / "p.heic")
+
+
+def test_glass_is_an_object(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A square that is 100 of 255 opaque: framed as an opaque one, and its coverage stays."""
+    rgba = np.zeros((64, 64, 4), np.uint8)
+    rgba[16:48, 16:48] = (200, 220, 255, 100)
+    Image.fromarray(rgba).save(tmp_path / "glass.png")
+    found, frame = cut_out(tmp_path / "glass.png", 64, fill=0.5)
+    assert (frame.left, frame.top, frame.side) == (0, 0, 64)
+    assert found.mask[0, 32, 32].item() == pytest.approx(100 / 255)
+    assert "nowhere more than half opaque" in caplog.text
+
+
+def test_a_cache_of_kernels_that_cannot_be_written_stops_no_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code = "import logging; logging.basicConfig(); import distill.renderers._warp, warp; print(warp.config.kernel_cache_dir)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "WARP_CACHE_PATH": str(tmp_path / "file" / "cache")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "set WARP_CACHE_PATH to a writable folder" in done.stderr
+    assert "distill-warp-" in done.stdout and not Path(done.stdout.strip()).exists()  # removed at the end
+
+
+def test_the_report_of_a_picture_is_titled_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"prompt": "", "picture": {"file": "mug.png"}}')
+    assert "<title>mug.png" in write_report(tmp_path).read_text("utf-8")
+
+
+def test_the_network_that_cut_out_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("U2NET_HOME", str(tmp_path))
+    (tmp_path / "u2net.onnx").write_bytes(b"abc")
+    assert describe_rembg() == {
+        "name": "rembg's u2net",
+        "licence": "Apache-2.0",
+        "file": "u2net.onnx",
+        "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",  # of abc, FIPS 180
+    }

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from distill.files.atomic import clear
 from distill.files.lock import NAME, InUse, hold
 from distill.run import batch, folders
 from distill.run.compose import compose_config
@@ -103,7 +104,7 @@ def test_queues_over_one_file_share_the_work(tmp_path: Path, monkeypatch: pytest
     with ThreadPoolExecutor(3) as pool:
         results = list(pool.map(batch.run_prompts, [config] * 3))
     assert sorted(made) == sorted(prompts)
-    assert len(list((tmp_path / "outputs").iterdir())) == len(prompts)
+    assert len([path for path in (tmp_path / "outputs").iterdir() if path.is_dir()]) == len(prompts)
     for prompt in prompts:
         assert sorted(result[prompt] for result in results) == ["finished", "skipped", "skipped"]
 
@@ -130,3 +131,39 @@ def test_a_byte_order_mark_belongs_to_no_prompt(tmp_path: Path, monkeypatch: pyt
     for first in ("# a remark\n", ""):
         (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + f"{first}a red mug\r\n".encode())
         assert list(batch.run_prompts(compose_config(["prompts=list.txt"]))) == ["a red mug"]
+
+
+@pytest.mark.parametrize("left", [[], [".config.yaml.7.tmp"], [NAME, ".config.yaml.7.tmp"]])
+@pytest.mark.parametrize("options", [[], ["output_dir=outputs/a-red-mug-10a5c24a"]])
+def test_a_folder_of_a_process_that_was_killed_before_it_wrote_its_settings_is_taken(
+    left: list[str], options: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "outputs" / "a-red-mug-10a5c24a"
+    folder.mkdir(parents=True)
+    for name in left:
+        (folder / name).write_text("prom")
+    config = compose_config(["prompt=a red mug", *options])
+    assert folders.claim(config).resolve() == folder
+    (folder / "config.yaml").unlink()
+    (folder / "notes.txt").write_text("mine")
+    if options:
+        with pytest.raises(ValueError, match="holds something else"):
+            folders.claim(config)
+    else:
+        assert folders.claim(config).name == "a-red-mug-10a5c24a-2"
+
+
+def test_only_what_is_half_written_is_cleared(tmp_path: Path) -> None:
+    half = [
+        "checkpoints/.step-000003.7.tmp/state.json",
+        "particle-1/.mesh.7.part.glb",
+        ".manifest.json.7.tmp",
+    ]
+    whole = ["checkpoints/step-000002/state.json", "particle-1/mesh.glb", ".hidden", "a.tmp", "my.part.glb"]
+    for name in (*half, *whole):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    clear(tmp_path)
+    assert sorted(
+        path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()
+    ) == sorted(whole)

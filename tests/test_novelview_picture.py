@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
+from distill.conditions.background import plain_background
 from distill.conditions.cutout import (
     Frame,
     cut_out,
     frame_of,
-    plain_background,
     read_map,
     read_rgba,
     rembg_model,
@@ -108,7 +108,7 @@ def test_sixteen_bits_cmyk_palettes_and_large_ones_are_read(tmp_path: Path) -> N
     assert cut_out(tmp_path / "few.gif", 64)[0].mask.mean() > 0.2
     Image.fromarray(scene()).resize((8000, 8000), Image.Resampling.NEAREST).save(tmp_path / "large.png")
     found, frame = cut_out(tmp_path / "large.png", 64)
-    assert frame.side == pytest.approx(512, abs=2)  # worked on at 1024 pixels
+    assert frame.side == pytest.approx(4000, abs=16)  # of the file's own pixels
     torch.testing.assert_close(found.rgb[:, 20, 12], torch.tensor(RED) / 255)
 
 
@@ -378,3 +378,85 @@ def test_parts_of_an_object_and_channels_that_cut_it_out_are_kept(tmp_path: Path
     own.paste((255, 255, 255, 255), (50, 50, 100, 100))  # white, and only alpha tells it
     own.save(tmp_path / "own.png")
     assert (np.asarray(without_background(tmp_path / "own.png").getchannel("A")) > 127).sum() == 2500
+
+
+@pytest.mark.parametrize(("size", "diameter", "least"), [(4000, 32, 0.93), (2000, 100, 0.98)])
+def test_a_small_object_is_cut_out_from_its_own_pixels(
+    tmp_path: Path, size: int, diameter: int, least: float
+) -> None:
+    """Drawn small in a large picture, a disc is still one: against the disc's own equation, at 256 pixels."""
+    picture = Image.new("RGB", (size, size), (250, 250, 250))
+    left, top = int(0.3 * size), int(0.4 * size)
+    ImageDraw.Draw(picture).ellipse([left, top, left + diameter - 1, top + diameter - 1], fill=RED)
+    picture.save(tmp_path / "p.png", compress_level=1)
+    found, frame = cut_out(tmp_path / "p.png", 256)
+    assert frame.side == pytest.approx(diameter / 0.75, abs=1)
+    assert (frame.left + frame.side / 2, frame.top + frame.side / 2) == pytest.approx(
+        (left + diameter / 2, top + diameter / 2), abs=1
+    )
+    y, x = np.mgrid[:256, :256] - 127.5
+    disc = torch.from_numpy(np.hypot(x, y) <= 96).float()[None, None]
+    assert silhouette_iou((found.mask > 0.5).float()[None], disc).item() > least
+
+
+def test_maps_follow_a_frame_of_the_files_own_pixels(tmp_path: Path) -> None:
+    depth = np.zeros((2000, 2000), np.uint8)
+    depth[1000:1100, 500:600] = 200
+    Image.fromarray(depth).save(tmp_path / "d.png")
+    found = read_map(tmp_path / "d.png", Frame(500, 1000, 100), 32, of=(2000, 2000))
+    torch.testing.assert_close(found, torch.full((3, 32, 32), 200 / 255))
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, 255), (0.5, 128), (7.0, 255)])
+def test_depth_in_floating_point_keeps_its_range(tmp_path: Path, factor: float, expected: int) -> None:
+    ramp = np.linspace(0, factor, 64 * 64, dtype=np.float32).reshape(64, 64)
+    ramp[0, 0] = np.nan
+    Image.fromarray(ramp).save(tmp_path / "d.tif")
+    grey = np.asarray(read_rgba(tmp_path / "d.tif"))[..., 0]
+    assert grey[-1, -1] == expected and grey[0, 0] == 0
+    assert grey[32, 0] == pytest.approx(expected / 2, abs=1)
+
+
+def lit(shade: float, softness: float, colour: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """An ellipse over white with an ellipse of black, softened, as its shadow; the picture, and where the first one is."""
+    picture, mask, dark = (
+        Image.new("RGB", (256, 256), "white"),
+        Image.new("L", (256, 256)),
+        Image.new("L", (256, 256)),
+    )
+    ImageDraw.Draw(dark).ellipse([64, 174, 218, 210], fill=int(255 * shade))
+    picture.paste((0, 0, 0), mask=dark.filter(ImageFilter.GaussianBlur(softness)))
+    ImageDraw.Draw(mask).ellipse([77, 64, 179, 192], fill=255)
+    picture.paste(colour, mask=mask)
+    return np.asarray(picture), np.asarray(mask) > 0
+
+
+@pytest.mark.parametrize("colour", [RED, (60, 60, 60), (40, 120, 220)])
+@pytest.mark.parametrize("shade", [0.3, 0.6])
+def test_a_soft_shadow_is_not_the_object(
+    colour: tuple[int, int, int], shade: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    picture, true = lit(shade, 8, colour)
+    found = plain_background(picture, "p.png") > 127
+    assert (found & true).sum() / (found | true).sum() > 0.98
+    assert "a shadow in p.png is left out" in caplog.text
+
+
+@pytest.mark.parametrize("colour", [(150, 150, 150), (225, 225, 225)])
+def test_a_grey_object_is_no_shadow(colour: tuple[int, int, int], caplog: pytest.LogCaptureFixture) -> None:
+    picture, true = lit(0, 8, colour)
+    assert ((plain_background(picture, "p.png") > 127) == true).all() and not caplog.text
+
+
+def test_a_pale_object_that_its_shadow_cannot_be_told_from_keeps_it_and_that_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    picture, true = lit(0.4, 8, (200, 200, 200))
+    assert ((plain_background(picture, "p.png") > 127) & true).sum() == true.sum()
+    assert "taken for the object, not for a shadow" in caplog.text
+
+
+def test_a_shadow_with_an_edge_is_kept_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    picture, true = lit(0.4, 0, RED)
+    assert (plain_background(picture, "p.png") > 127).sum() > 1.2 * true.sum()
+    assert "it may be a shadow" in caplog.text

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from distill.conditions.background import plain_background
+from distill.files.atomic import sha256
+
 log = logging.getLogger(__name__)
 
 #: How pictures are cut out.
 BACKGROUNDS = ("auto", "keep", "rembg")
 #: What rembg may cut out with, the best first; both are under the Apache licence.
 NETWORKS = ("u2net", "u2netp")
-#: Largest side that is worked on, pixels.
-LARGEST = 1024
-#: How far from the background's colour is still background, of 255.
-TOLERANCE = 16
-#: Share of the border that may be something else than the background: the object may touch it.
-BORDER_SHARE = 0.25
+#: Largest side that an object is cut out at, and that a picture is read at, pixels.
+LARGEST, READ = 1024, 8192
 #: Alpha from which a pixel is seen, and the share of a picture that an alpha channel hides if it cuts an object out.
 SEEN, SEPARATES = 128, 0.03
-#: Widest frame around a picture, of its shorter side.
-LINE = 0.03
-#: A part smaller than this share of the largest is a speck.
-SPECK = 0.03
-#: A part that spans this share of the picture both ways, and fills less than that of its box, is a line around it.
-AROUND, THIN = 0.8, 0.15
+#: Alpha below which even an object of glass cannot be seen.
+GLASS = 16
 
 
 @dataclass(frozen=True)
@@ -57,6 +53,10 @@ class Frame:
     left: float
     top: float
     side: float
+
+    def times(self, scale: float) -> Frame:
+        """The same part of a picture that is so many times as large."""
+        return Frame(self.left * scale, self.top * scale, self.side * scale)
 
 
 def cut_out(
@@ -94,15 +94,57 @@ def without_background(path: str | Path, background: str = "auto") -> Image.Imag
     Raises:
         ValueError: see ``cut_out``.
     """
-    image = read_rgba(Path(path))
-    alpha = np.asarray(image.getchannel("A"))
     if background not in BACKGROUNDS:
         raise ValueError(f"reference.background must be one of {', '.join(BACKGROUNDS)}, got {background!r}")
-    if background == "rembg":
-        image = _by_rembg(image)
-    elif background == "auto" and (alpha < SEEN).mean() < SEPARATES:
-        image = _without_plain(image, str(path))
+    image = read_rgba(Path(path))
+    alpha = np.asarray(image.getchannel("A"))
+    if background == "keep" or (background == "auto" and (alpha < SEEN).mean() >= SEPARATES):
+        return image
+    cut = _by_rembg if background == "rembg" else partial(_without_plain, name=str(path))
+    return _finely(image, cut)
+
+
+def _finely(image: Image.Image, cut: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Cut a picture's object out: found in the whole picture made small, then cut out once more from around where it is."""
+    small = cut(_at_most(image, LARGEST))
+    if small.size == image.size:
+        return small
+    scale = image.width / small.width
+    rows, columns = (np.flatnonzero((np.asarray(small.getchannel("A")) > 127).any(axis)) for axis in (1, 0))
+    alpha = Image.new("L", image.size, 0)
+    if len(rows):
+        margin = 4 + max(len(rows), len(columns)) // 4
+        near = (
+            max(int(columns[0]) - margin, 0), max(int(rows[0]) - margin, 0),
+            min(int(columns[-1]) + 1 + margin, small.width), min(int(rows[-1]) + 1 + margin, small.height),
+        )  # fmt: skip
+        left, top, right, bottom = (round(edge * scale) for edge in near)
+        box = (left, top, min(right, image.width), min(bottom, image.height))
+        part = image.crop(box)
+        coarse = small.getchannel("A").resize(part.size, Image.Resampling.BICUBIC, near)
+        alpha.paste(_again(part, coarse, cut), box)
+    image.putalpha(alpha)
     return image
+
+
+def _again(part: Image.Image, coarse: Image.Image, cut: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Coverage in a part of a picture, cut out anew; as it was found coarsely where that finds something else."""
+    try:
+        found = cut(_at_most(part, LARGEST)).getchannel("A").resize(part.size, Image.Resampling.BICUBIC)
+    except ValueError:
+        return coarse
+    fine, rough = np.asarray(found) > 127, np.asarray(coarse) > 127
+    # An object of few pixels is a staircase at first, and still the same object.
+    return found if (fine & rough).sum() > 0.5 * (fine | rough).sum() else coarse
+
+
+def _at_most(image: Image.Image, largest: int) -> Image.Image:
+    """A picture whose longer side is at most so many pixels."""
+    scale = largest / max(image.size)
+    if scale >= 1:
+        return image
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    return image.resize(size, Image.Resampling.BOX)
 
 
 def _without_plain(image: Image.Image, name: str) -> Image.Image:
@@ -140,7 +182,7 @@ def over_white(image: Image.Image, frame: Frame, size: int) -> Cutout:
     return Cutout(rgb * mask + (1 - mask), mask.clone())
 
 
-def read_rgba(path: Path, largest: int = LARGEST) -> Image.Image:
+def read_rgba(path: Path, largest: int = READ) -> Image.Image:
     """Open any common picture, upright, 8 bits a channel, its longer side at most ``largest`` pixels.
 
     Raises:
@@ -152,117 +194,52 @@ def read_rgba(path: Path, largest: int = LARGEST) -> Image.Image:
         with Image.open(path) as opened:
             opened.load()
             image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16 bits of grey, which a plain conversion would clip
-                grey = np.asarray(image, np.float64) / 65535
-                image = Image.fromarray((grey.clip(0, 1) * 255).round().astype(np.uint8))
+            if image.mode.startswith(("I", "F")):  # deep grey, which a plain conversion would clip
+                image = Image.fromarray(_eight_bits(np.asarray(image, np.float64), image.mode[0]))
             image = image.convert("RGBA")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError as error:
+        with path.open("rb") as file:
+            head = file.read(12)
+        if head[4:8] == b"ftyp" and head[8:12] in (
+            b"heic",
+            b"heix",
+            b"heif",
+            b"hevc",
+            b"mif1",
+            b"msf1",
+            b"avif",
+        ):
+            raise ValueError(
+                f"{path} is a picture in HEIC or AVIF, as phones save them, which cannot be read here; save it as PNG or JPEG"
+            ) from error
         raise ValueError(
             f"image must be a picture (PNG, JPEG, WebP, ...), and {path} cannot be read: {error}"
         ) from error
-    if max(image.size) > largest:
-        image.thumbnail((largest, largest), Image.Resampling.BOX)
-    return image
-
-
-def plain_background(rgb: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
-    """Coverage of what differs from a picture's plain background, 0 or 255, shape ``[h, w]``; without a frame around it.
-
-    Raises:
-        ValueError: see ``standing_out``.
-    """
-    inner = unframed(rgb)
-    if inner is not None:
-        with contextlib.suppress(ValueError):  # what looked like a frame was the background
-            return standing_out(inner, name)
-    return standing_out(rgb, name)
-
-
-def unframed(rgb: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """A picture whose outermost line of one colour is painted like the plain colour inside it; None without such a line."""
-    side = min(rgb.shape[:2])
-    widest = max(2, round(LINE * side))
-    if side < 4 * widest:
-        return None
-    rings = [_ring(rgb, depth) for depth in range(2 * widest)]
-    if rings[0] is None:
-        return None
-    for depth in range(1, widest):
-        beyond = rings[depth : depth + widest]
-        colour = beyond[0]
-        if colour is None or np.abs(colour - rings[0]).max() <= TOLERANCE:
-            continue  # still the line, or its soft edge
-        if any(ring is None or np.abs(ring - colour).max() > TOLERANCE for ring in beyond):
-            continue  # no plain colour that goes on inside
-        painted = np.empty_like(rgb)
-        painted[:] = colour
-        within = np.s_[depth : rgb.shape[0] - depth, depth : rgb.shape[1] - depth]
-        painted[within] = rgb[within]
-        return painted
-    return None
-
-
-def _ring(rgb: NDArray[np.uint8], depth: int) -> NDArray[np.float64] | None:
-    """The colour of the pixels so far from a picture's edge, None where they have no single one."""
-    inside = rgb[depth : rgb.shape[0] - depth, depth : rgb.shape[1] - depth].astype(float)
-    ring = np.concatenate([inside[0], inside[-1], inside[:, 0], inside[:, -1]])
-    colour = np.median(ring, axis=0)
-    plain = (np.abs(ring - colour).max(-1) > TOLERANCE).mean() <= 0.02
-    return colour if plain else None
-
-
-def standing_out(rgb: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
-    """Coverage of what differs from the colour of a picture's border, 0 or 255, shape ``[h, w]``.
-
-    The background is what looks like the border and hangs together with it; parts that it does not reach, such as the
-    hole of a handle, count where they have its very colour.
-
-    Raises:
-        ValueError: the border is not of one colour, or nothing differs from it.
-    """
-    from scipy import ndimage
-
-    border = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]]).astype(int)
-    colour = np.median(border, axis=0)
-    off = np.abs(border - colour).max(-1)
-    if (off > TOLERANCE).mean() > BORDER_SHARE:
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise ValueError(
-            f"the background of {name} is not plain, so the object cannot be cut out; give a picture with an alpha "
-            "channel, or use reference.background=rembg (pip install 'distill3d[rembg]')"
-        )
-    away = np.abs(rgb.astype(int) - colour).max(-1)
-    noise = 2 + np.percentile(off[off <= TOLERANCE], 95)
-    parts, count = ndimage.label(away <= TOLERANCE)
-    outside = np.zeros(count + 1, bool)
-    outside[np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))] = True
-    own = ndimage.maximum(away, parts, np.arange(count + 1))
-    empty = outside | (np.asarray(own) <= noise)
-    empty[0] = False  # what differs
-    mask = np.where(empty[parts], 0, 255).astype(np.uint8)
-    mask[~worthy(mask > 0)] = 0
-    if not mask.any():
-        raise ValueError(
-            f"nothing in {name} stands out from its background; give a picture with an alpha channel"
-        )
-    return mask
+            f"image must be a picture (PNG, JPEG, WebP, ...), and {path} cannot be read: {error}"
+        ) from error
+    return _at_most(image, largest)
 
 
-def worthy(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The parts of an object: no specks, letters of a watermark or frame lines beside it; shape ``[h, w]``."""
-    from scipy import ndimage
-
-    parts, count = ndimage.label(mask, np.ones((3, 3)))
-    areas = np.bincount(parts.ravel(), minlength=count + 1)
-    areas[0] = 0
-    kept = areas >= SPECK * areas.max()
-    for number, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        around = min(height / mask.shape[0], width / mask.shape[1]) > AROUND
-        if around and areas[number] < THIN * height * width and areas[number] < areas.max():
-            kept[number] = False
-    kept[0] = False
-    found: NDArray[np.bool_] = kept[parts]
+def _eight_bits(grey: NDArray[np.float64], kind: str) -> NDArray[np.uint8]:
+    """Deep grey values as bytes: whole numbers (``I``) of 16 bits, others (``F``) in [0, 1], or up to the largest beyond those."""
+    grey = np.nan_to_num(grey, nan=0.0, posinf=0.0, neginf=0.0)
+    full = 65535.0 if kind == "I" else 1.0
+    grey = grey / max(full, float(grey.max(initial=0.0)))
+    found: NDArray[np.uint8] = (grey.clip(0, 1) * 255).round().astype(np.uint8)
     return found
+
+
+def of_fewer_pixels(image: Image.Image, frame: Frame) -> tuple[Image.Image, Frame, float]:
+    """A picture made so small that its frame is at most ``LARGEST`` pixels, that frame in it, and the scale."""
+    scale = min(1.0, LARGEST / frame.side)
+    if scale == 1:
+        return image, frame, scale
+    small = image.resize(
+        (max(round(image.width * scale), 1), max(round(image.height * scale), 1)), Image.Resampling.BOX
+    )
+    return small, frame.times(scale), scale
 
 
 def frame_of(alpha: NDArray[np.uint8], name: str, fill: float | None) -> Frame:
@@ -271,7 +248,13 @@ def frame_of(alpha: NDArray[np.uint8], name: str, fill: float | None) -> Frame:
     Raises:
         ValueError: there is no object, or it is smaller than eight pixels.
     """
-    rows, columns = (np.flatnonzero((alpha > 127).any(axis)) for axis in (1, 0))
+    seen = alpha > 127
+    if not seen.any() and alpha.max(initial=0) >= GLASS:
+        log.warning(
+            "%s is nowhere more than half opaque; what is at least half as opaque as its most is framed", name
+        )
+        seen = alpha > alpha.max() // 2
+    rows, columns = (np.flatnonzero(seen.any(axis)) for axis in (1, 0))
     if not len(rows):
         raise ValueError(f"{name} is fully transparent; give a picture that shows an object")
     height, width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
@@ -338,6 +321,12 @@ def rembg_model() -> tuple[str, Path]:
         f"{earlier}/u2net.onnx, and nothing is downloaded unasked; put it there, or fetch it once with: python -c "
         "\"import rembg; rembg.new_session('u2net')\""
     )
+
+
+def describe_rembg() -> dict[str, str]:
+    """Name, licence and file of the network that rembg cuts out with, for a manifest."""
+    name, file = rembg_model()
+    return {"name": f"rembg's {name}", "licence": "Apache-2.0", "file": file.name, "sha256": sha256(file)}
 
 
 def _by_rembg(image: Image.Image) -> Image.Image:

@@ -14,17 +14,26 @@ from PIL import Image
 from torch import Tensor
 
 from distill.cameras import orbit
-from distill.conditions.cutout import Frame, frame_of, over_white, read_map, read_rgba, without_background
+from distill.conditions.cutout import (
+    Frame,
+    describe_rembg,
+    frame_of,
+    of_fewer_pixels,
+    over_white,
+    read_map,
+    without_background,
+)
 from distill.conditions.framing import settled
 from distill.conditions.start import LEVEL_DEG, STEEP_DEG, drawn_views, ring
 from distill.contracts import View
 from distill.export.pictures import to_uint8
-from distill.files.atomic import sha256
+from distill.files.atomic import replacing, sha256
 from distill.priors.graphs import check_graphs
 from distill.priors.novel_view.elevation import Estimate, draw_around, estimate_elevation
-from distill.priors.novel_view.pipeline import NovelViewPipeline
+from distill.priors.novel_view.pipeline import NovelViewPipeline, read_conditioning
 from distill.priors.novel_view.prior import NovelViewPrior
-from distill.priors.source import find_novel_view
+from distill.priors.source import Source, find_novel_view
+from distill.priors.whole import check_weights
 from distill.renderers.reference import Drawn, Reference
 
 log = logging.getLogger(__name__)
@@ -45,6 +54,7 @@ class Picture:
         frame: the part of the file that it is, pixels.
         estimate: of its elevation, where none was given.
         drawn: views that the model drew of it, where the scene begins with them.
+        cut_by: the network that cut the object out, with its licence and its file's SHA-256, where one did.
     """
 
     path: Path
@@ -53,6 +63,7 @@ class Picture:
     frame: Frame
     estimate: Estimate | None = None
     drawn: Drawn | None = None
+    cut_by: dict[str, str] | None = None
 
     def describe(self) -> dict[str, Any]:
         """Describe the picture for a manifest."""
@@ -65,12 +76,52 @@ class Picture:
             "frame": [round(value, 2) for value in (self.frame.left, self.frame.top, self.frame.side)],
             "elevation_deg": round(camera.elevation_deg.item(), 2),
             "elevation": "estimated" if self.estimate else "given",
+            **({"cut_out_by": self.cut_by} if self.cut_by else {}),
         }
         if self.estimate:
             said["elevation_fits"] = {
                 f"{angle:g}": round(fit, 4) for angle, fit in self.estimate.fits.items()
             }
         return said
+
+
+def model_of(name: str) -> Source:
+    """The novel-view model of a name, ``embedded``, a folder or one on the hub, whose files are whole.
+
+    Raises:
+        ValueError: there is none, or a file is missing, cut short or a pointer of Git LFS.
+    """
+    source = find_novel_view(name, EMBEDDED)
+    for part in ("unet", "vae"):
+        if (source.folder / part).is_dir():
+            check_weights(source.folder, part)
+    read_conditioning(source.folder)
+    return source
+
+
+def framed(config: DictConfig) -> tuple[Image.Image, Frame]:
+    """A configuration's picture without its background, and the frame about its object, of the picture's own pixels.
+
+    Raises:
+        ValueError: it cannot be used, in one line.
+    """
+    said, path = config.reference, Path(config.image).expanduser()
+    image = without_background(path, said.background)
+    return image, frame_of(np.asarray(image.getchannel("A")), str(path), said.fill if said.recentre else None)
+
+
+def maps_of(
+    config: DictConfig, frame: Frame, of: tuple[int, int], size: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Depth, ``[1, size, size]``, and normals, ``[3, size, size]``, of a configuration's picture; None where none is given.
+
+    Raises:
+        ValueError: one is no picture, or of another shape than the picture.
+    """
+    said = config.reference
+    depth = read_map(said.depth, frame, size, of)[:1] if said.depth else None
+    normal = read_map(said.normal, frame, size, of) if said.normal else None
+    return depth, None if normal is None else torch.nn.functional.normalize(normal * 2 - 1, dim=0)
 
 
 def look_at(config: DictConfig, device: torch.device) -> Picture:
@@ -85,16 +136,18 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
     source = find_novel_view(config.novel_view, EMBEDDED)
     check_graphs(config.prior_options.graphs, device)
     # What is wrong with the picture is said before the model is loaded.
-    image = without_background(path, said.background)
-    frame = frame_of(np.asarray(image.getchannel("A")), str(path), said.fill if said.recentre else None)
+    image, frame = framed(config)
+    maps_of(config, frame, image.size, size=8)
     fourth = None if said.fourth == "auto" else said.fourth
     pipeline = NovelViewPipeline.load(
         source.folder, fourth=fourth, device=device, dtype=default_dtype(device)
     )
     size = pipeline.size
     if said.recentre:
-        frame = settled(pipeline, image, frame, said.fill)
+        small, near, scale = of_fewer_pixels(image, frame)
+        frame = settled(pipeline, small, near, said.fill).times(1 / scale)
     found = over_white(image, frame, size)
+    depth, normal = maps_of(config, frame, image.size, size)
     elevation, estimate, around = said.elevation_deg, None, None
     g = torch.Generator().manual_seed(config.seed)
     if elevation is None:
@@ -112,16 +165,13 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
         said.distance,
         said.fov_y_deg,
     ).to(device)
-    of = read_rgba(path).size
-    depth = read_map(said.depth, frame, size, of)[:1].to(device) if said.depth else None
-    normal = read_map(said.normal, frame, size, of).to(device) if said.normal else None
-    if normal is not None:
-        normal = torch.nn.functional.normalize(normal * 2 - 1, dim=0)
+    depth, normal = (None if given is None else given.to(device) for given in (depth, normal))
     reference = Reference(camera, found.rgb.to(device), found.mask.to(device), depth, normal)
     prior = NovelViewPrior.of(
         pipeline, reference.rgb, camera, config.novel_view, graphs=config.prior_options.graphs, source=source
     )
-    return Picture(path, reference, prior, frame, estimate, drawn)
+    cut_by = describe_rembg() if said.background == "rembg" else None
+    return Picture(path, reference, prior, frame, estimate, drawn, cut_by)
 
 
 def begin_with(
@@ -151,8 +201,6 @@ def begin_with(
 
 def write_beside(picture: Picture, view: View, path: Path, size: int) -> None:
     """Write the picture as it was used and the render from its camera side by side."""
-    from distill.export.files import replacing
-
     reference = picture.reference.resized(size)
     with torch.no_grad():
         drawn = view(picture.reference.camera, size, size).rgb[0]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +16,7 @@ from trimesh.visual import ColorVisuals, TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
 from distill.export.mesh import Floats, Mesh
+from distill.files.atomic import replacing
 
 Up = Literal["y", "z"]
 
@@ -94,17 +92,6 @@ def write_ply(mesh: Mesh, path: Path, *, up: Up = "y") -> None:
 
 #: The formats by suffix.
 WRITERS: dict[str, Callable[..., None]] = {".glb": write_glb, ".obj": write_obj, ".ply": write_ply}
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a name beside ``path`` to write to, which then takes its place; on failure nothing changes."""
-    part = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def turned(vectors: Floats, up: Up) -> Floats:

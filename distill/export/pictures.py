@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distill.cameras import Cameras, turntable
 from distill.contracts import View
-from distill.export.files import replacing
+from distill.files.atomic import replacing
 
 Picture = NDArray[np.uint8]
 

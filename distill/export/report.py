@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from distill.export.files import replacing
+from distill.files.atomic import replacing
 
 _POINTS = 300  # per curve: about one for each unit of the drawing's width
 
@@ -28,7 +28,7 @@ def write_report(folder: Path | str, *, title: str | None = None) -> Path:
 
     Args:
         folder: the run's folder.
-        title: of the page; by default the manifest's ``prompt``, else the folder's name.
+        title: of the page; by default the manifest's ``prompt``, else the name of its picture, else the folder's.
 
     Returns:
         The page's path.
@@ -44,7 +44,8 @@ def write_report(folder: Path | str, *, title: str | None = None) -> Path:
     # Markup marks it as safe to insert: the page's policy lets this very script run and no other.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = _template().render(
-        title=title or str(manifest.get("prompt") or folder.resolve().name),
+        title=title
+        or str(manifest.get("prompt") or manifest.get("picture", {}).get("file") or folder.resolve().name),
         summary=_summary(manifest),
         glb=_base64(folder / "mesh.glb"),
         video=_base64(folder / "turntable.mp4"),

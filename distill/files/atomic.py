@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import get_ident
+
+#: Names of what is being written: of a file or folder of any kind, and of a file whose ending tells a library its format.
+HALF = (".*.tmp", ".*.part.*")
 
 
 def sha256(path: Path) -> str:
@@ -27,11 +34,45 @@ def sha256_once(path: Path) -> str:
     return _KNOWN[key]
 
 
+def _writer() -> str:
+    """This process and thread, so that no two write to the same name."""
+    return f"{os.getpid()}-{get_ident()}"
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace a file, so that a reader sees the old or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Replace a file, so that a reader sees the old or the new one, never a part; on failure nothing changes."""
+    temporary = path.with_name(f".{path.name}.{_writer()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name beside ``path`` to write to, which then takes its place; on failure nothing changes."""
+    part = path.with_name(f".{path.stem}.{_writer()}.part{path.suffix}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def is_half(path: Path) -> bool:
+    """Tell whether a file or folder is one that is being written, by its name."""
+    return any(path.match(pattern) for pattern in HALF)
+
+
+def clear(folder: Path) -> None:
+    """Remove what killed processes left half written anywhere in a folder, which the caller holds; others are at work on none."""
+    for pattern in HALF:
+        for path in list(folder.rglob(pattern)):
+            with suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -14,9 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distill.files.atomic import sha256, write_atomic
+from distill.files.atomic import clear, sha256, write_atomic
 
 log = logging.getLogger(__name__)
+
+
+#: What the name of a checkpoint ends with while another of the same step takes its place.
+EARLIER = ".earlier"
 
 
 def flatten(value: object, path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -79,7 +83,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
         _write(folder, final, state)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
-            _clear(folder)
+            clear(folder)
         raise OSError(
             f"the checkpoint {final} cannot be written ({str(error).splitlines()[0]}); free or choose another disk, then go "
             "on from the one before with resume=true"
@@ -89,16 +93,10 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
     return final
 
 
-def _clear(folder: Path) -> None:
-    """Remove what a killed run, or a full disk, left half written."""
-    for torn in folder.glob(".step-*.tmp"):
-        _remove(torn)
-
-
 def _write(folder: Path, final: Path, state: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
-    _clear(folder)
+    clear(folder)
     temporary.mkdir()
     tensors: dict[str, Tensor] = {}
     rest = flatten(state, "state", tensors)
@@ -114,15 +112,24 @@ def _write(folder: Path, final: Path, state: dict[str, Any]) -> None:
     for file in temporary.iterdir():
         _sync(file)
     _sync(temporary)
-    if final.exists():
-        _remove(final)
+    earlier = final.with_name(final.name + EARLIER)
+    if final.exists() and earlier.exists():
+        _remove(earlier)
+    if final.exists():  # it stays readable until the new one is in its place
+        os.replace(final, earlier)
     os.replace(temporary, final)
     _sync(folder)
+    if earlier.exists():
+        _remove(earlier)
     write_atomic(folder / "latest", final.name + "\n")
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
+    """Checkpoints, the newest first; of two of the same step, the one that was to take the other's place."""
+    found = [path for path in folder.glob("step-*") if path.is_dir()]
+    return sorted(
+        found, key=lambda path: (path.name.removesuffix(EARLIER), path.suffix != EARLIER), reverse=True
+    )
 
 
 def _damage(checkpoint: Path) -> str | None:

@@ -65,7 +65,7 @@ def rendered(config: DictConfig, views: int, device: torch.device) -> Rendering:
         return Rendering(parameters, 0, 0)
     probe: Scene = make(seed=0, **tables).to(device)
     gradients = _peaks(config, scene, 4).total
-    rays = views * _side(config) ** 2
+    rays = int(views * _side(config) ** 2)
 
     def kept() -> int:
         at = _linear(config, probe)

@@ -132,7 +132,7 @@ def load_prior(
         if module is not None:
             module.to(device).eval().requires_grad_(False)
     own = family is PLAIN
-    updates = [lora.read(file, _loader(index, own), family.component, network.config) for file in files]
+    updates = [lora.read(file, loader(family, index), family.component, network.config) for file in files]
     for update in updates:
         lora.put_on(network, family.component, update)
     told = [update.without(family.component) for update in updates if update.parts() != {family.component}]
@@ -341,8 +341,8 @@ def read_scheduler(
     return loads.from_pretrained(source.folder, subfolder="scheduler", local_files_only=True, **changes)
 
 
-def _loader(index: dict[str, Any], plain: bool) -> type[DiffusionPipeline]:
+def loader(family: Family, index: dict[str, Any]) -> type[DiffusionPipeline]:
     """The class of diffusers that reads LoRA files for a prior."""
     import diffusers
 
-    return getattr(diffusers, "StableDiffusionPipeline" if plain else index["_class_name"])
+    return getattr(diffusers, "StableDiffusionPipeline" if family is PLAIN else index["_class_name"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -213,6 +214,27 @@ def scaled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             found[up] = tensors[up].float() * (alpha.item() / rank)
         found[name] = torch.tensor(float(rank))
     return found
+
+
+def check_layers(update: Update, part: str, layers: Collection[str]) -> None:
+    """Check that each layer of one part that a file changes is there, before that part is.
+
+    Args:
+        update: what a file holds.
+        part: of the pipeline, such as ``unet``.
+        layers: names of the part's modules.
+
+    Raises:
+        ValueError: the file does not fit.
+    """
+    own = [name.removeprefix(f"{part}.") for name in update.state if part_of(name) == part]
+    found = [name for name in own if re.split(r"\.lora[_.]", name)[0] in layers]
+    if len(found) != len(own):
+        raise _unfit(
+            update.lora,
+            update.pipeline,
+            f"{len(found)} of its {len(own)} tensors have a place in the {part}",
+        )
 
 
 def put_on(module: ModelMixin, part: str, update: Update) -> None:

@@ -139,6 +139,57 @@ def check_weights(folder: Path, part: str) -> None:
         shapes_of(file)
 
 
+#: How older files call layers of a VAE's attention, which diffusers renames as it loads them.
+OLDER = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+
+
+def check_complete(source: Source, family: Family, index: dict[str, Any]) -> None:
+    """Check that no weight of a prior's parts is missing in their files, from the names in the files' heads.
+
+    What loads a prior finds this out as it does; this is for who wants to know before. A single file's own parts, whose
+    tensors have other names, are passed over.
+
+    Raises:
+        ValueError: a part lacks weights.
+    """
+    parts = [family.component, "vae", *(part for part in index if part.startswith("text_encoder"))]
+    for part in parts:
+        kind = index.get(part)
+        if part in source.parts or not (named(index, part) and isinstance(kind, list) and len(kind) == 2):
+            continue
+        names: set[str] = set()
+        for file in (source.folder / part).glob("*.safetensors"):
+            names |= {_plain(name) for name in shapes_of(file)}
+        called: dict[int, set[str]] = {}
+        for name, value in _empty(source.folder / part, *kind).named_parameters(remove_duplicate=False):
+            called.setdefault(id(value), set()).add(_plain(name))
+        if missing := sorted(min(each) for each in called.values() if not each & names):
+            raise ValueError(
+                f"{source.folder / part} lacks {len(missing)} of its weights, such as {missing[0]}; {AGAIN}"
+            )
+
+
+def _plain(name: str) -> str:
+    """A weight's name without what versions of the libraries differ in."""
+    for old, new in OLDER.items():
+        name = name.replace(old, new)
+    return name.removeprefix("text_model.")
+
+
+def _empty(folder: Path, library: str, kind: str) -> torch.nn.Module:
+    """A part without weights, on the meta device."""
+    import diffusers
+    import transformers
+
+    with torch.device("meta"), quiet():
+        if library == "transformers":
+            made = getattr(transformers, kind)
+            empty: torch.nn.Module = made(made.config_class.from_pretrained(folder))
+        else:
+            empty = getattr(diffusers, kind).from_config(settings_of(folder / "config.json"))
+    return empty
+
+
 def check_together(folder: Path, family: Family, settings: dict[str, dict[str, Any]]) -> None:
     """Check that a UNet takes what the VAE and the text encoders give.
 

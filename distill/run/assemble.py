@@ -65,8 +65,7 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
     device = pick_device(config.device)
     if prior is None:
         check_prior(config, device)
-    if config.init and not (Path(config.init).expanduser() / "checkpoints").is_dir():
-        raise ValueError(f"init must be the folder of an earlier run, and {config.init} has no checkpoints")
+    check_init(config)
     picture = look_at(config, device) if config.image else None
     if picture and not config.prompt:
         prior = picture.prior
@@ -107,6 +106,16 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
         views=[look(each, prior.device) for each in scenes],
         picture=picture,
     )
+
+
+def check_init(config: DictConfig) -> None:
+    """Check that ``init`` names an earlier run.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if config.init and not (Path(config.init).expanduser() / "checkpoints").is_dir():
+        raise ValueError(f"init must be the folder of an earlier run, and {config.init} has no checkpoints")
 
 
 def pick_device(name: str) -> torch.device:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
 from distill.contracts import Prior
+from distill.files.atomic import write_atomic
 from distill.files.lock import InUse, hold
 from distill.live.desk import Desk
 from distill.live.server import watched
 from distill.run.assemble import assemble, check_prior, open_prior, pick_device, texts_of
-from distill.run.checks import check_prompt
+from distill.run.checks import check_prompt, numbers_of
 from distill.run.execute import carry_out
 from distill.run.folders import claim, is_finished
 
@@ -34,6 +38,75 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
     Raises:
         ValueError: the file cannot be read or has no prompts.
     """
+    wanted = shard_of(read_prompts(config), config.shard)
+    root = Path(config.output_dir or "outputs").expanduser()
+    device = pick_device(config.device)
+    check_prior(config, device)
+    rows: list[Row] = []
+    with watched(config) as desk:
+        prior = open_prior(config, device)
+        embed_first(config, wanted, prior)
+        try:
+            for prompt in wanted:
+                started = time.perf_counter()
+                state, folder = _run_one(config, prompt, root, prior, desk)
+                rows.append(Row(prompt, state, folder, round(time.perf_counter() - started, 1)))
+        finally:
+            tell(rows, table_of(config))
+    return {row.prompt: row.state for row in rows}
+
+
+class Row(NamedTuple):
+    """What became of a prompt: ``finished``, ``skipped`` or the error; its folder, and how long it took, seconds."""
+
+    prompt: str
+    state: str
+    folder: str
+    seconds: float
+
+
+def shard_of(prompts: Sequence[str], shard: str | None) -> list[str]:
+    """Every n-th prompt from the i-th, for ``i/n``: n processes share a file, and each prompt is one's alone; all without a shard."""
+    if shard is None:
+        return list(prompts)
+    first, count = numbers_of(shard)
+    return list(prompts[first - 1 :: count])
+
+
+def table_of(config: DictConfig) -> Path:
+    """The file of a batch's table, one for each shard."""
+    root = Path(config.output_dir or "outputs").expanduser()
+    if config.shard is None:
+        return root / "batch.csv"
+    first, count = numbers_of(config.shard)
+    return root / f"batch-{first}-of-{count}.csv"
+
+
+def tell(rows: Sequence[Row], path: Path) -> None:
+    """Write a batch's table as CSV, and show it; a disk that is full is said, and takes nothing else away."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([Row._fields, *rows])
+    lines = [
+        (shorten(row.prompt, 40), shorten(row.state, 40), row.folder, f"{row.seconds:.1f}") for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(Row._fields, *lines, strict=True)]
+    for cells in (Row._fields, *lines):
+        log.info(
+            "%s", "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text.getvalue())
+    except OSError as error:
+        log.error("the table cannot be written to %s: %s", path, error.strerror)
+
+
+def read_prompts(config: DictConfig) -> list[str]:
+    """The prompts of ``config.prompts``: a line each, without empty lines, comments and repetitions.
+
+    Raises:
+        ValueError: the file cannot be read or has no prompts.
+    """
     path = Path(config.prompts).expanduser()
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
@@ -44,13 +117,7 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
     wanted = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if not wanted:
         raise ValueError(f"prompts must be a text file with one prompt per line, but {path} has none")
-    root = Path(config.output_dir or "outputs").expanduser()
-    device = pick_device(config.device)
-    check_prior(config, device)
-    with watched(config) as desk:
-        prior = open_prior(config, device)
-        embed_first(config, wanted, prior)
-        return {prompt: _run_one(config, prompt, root, prior, desk) for prompt in wanted}
+    return wanted
 
 
 def embed_first(config: DictConfig, wanted: Sequence[str], prior: Prior) -> None:
@@ -70,6 +137,7 @@ def _one(config: DictConfig, prompt: str) -> DictConfig:
     changes: Mapping[str, Any] = {
         "prompt": prompt.replace("${", r"\${"),
         "prompts": None,
+        "shard": None,
         "output_dir": None,
         "resume": True,
     }
@@ -78,7 +146,8 @@ def _one(config: DictConfig, prompt: str) -> DictConfig:
     return one
 
 
-def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior, desk: Desk | None) -> str:
+def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior, desk: Desk | None) -> tuple[str, str]:
+    folder: Path | str = ""
     one = _one(config, prompt)
     if desk:
         desk.say("loading")
@@ -88,14 +157,14 @@ def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior, desk: De
         with hold(folder):
             if is_finished(folder):
                 log.info("%s: finished before, in %s", prompt, folder)
-                return "skipped"
+                return "skipped", str(folder)
             one.output_dir = str(folder)
             carry_out(one, folder, assemble(one, prior), time.perf_counter(), desk)
     except InUse as busy:
         log.info("%s: %s", prompt, busy)
-        return "skipped"
+        return "skipped", str(folder)
     except (ValueError, OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         log.error("%s: %s", prompt, reason)
-        return reason
-    return "finished"
+        return reason, str(folder)
+    return "finished", str(folder)

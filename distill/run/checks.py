@@ -12,7 +12,7 @@ from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.options import check_option, check_options, schedule, shown
+from distill.options import check_option, check_options, options_of, schedule, shown
 from distill.run.schema import Config, PriorOptions, Views
 from distill.samplers.schedules import Ramp, turns
 
@@ -30,9 +30,15 @@ def check(config: DictConfig) -> None:
         values: Any = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ValueError(f"could not read the options: {str(error).splitlines()[0]}") from error
+    if missing := sorted(
+        name for name in OmegaConf.missing_keys(config) if name.partition(".")[0] not in PARTS
+    ):
+        raise ValueError(f"{missing[0]} must have a value, got ???; give it one, or leave it out")
     targets = check_values(values)
     check_words(config)
     check_scene(values, targets["scene"])
+    for name, target in targets.items():
+        check_known(name, target, values[name])
     check_perp_neg(config)
     check_novel_view(values)
     if config.image:
@@ -86,8 +92,27 @@ def check_part(group: str, options: object, iterations: int) -> Callable[..., An
     own = {name: value for name, value in options.items() if not name.startswith("_")}
     if missing := [name for name, value in own.items() if value == MISSING]:
         raise ValueError(f"{group}.{missing[0]} has no default; give it a value")
+    try:
+        options_of(target)
+    except Exception as error:  # what has no signature of options fails in many ways
+        raise ValueError(
+            f"{group}._target_={options['_target_']} is no {group}; choose one with {group}=NAME"
+        ) from error
     check_options(target, own, group, iterations)
     return target
+
+
+def check_known(group: str, target: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Check that a part has the options that it is given.
+
+    Raises:
+        ValueError: it does not.
+    """
+    known = [item.name for item in dataclasses.fields(options_of(target)) if not item.name.startswith("_")]
+    if strange := [name for name in options if not name.startswith("_") and name not in known]:
+        raise ValueError(
+            f"unknown option '{group}.{strange[0]}'; {options['_target_']} has {', '.join(known) or 'none'}"
+        )
 
 
 def check_words(config: DictConfig) -> None:
@@ -102,6 +127,10 @@ def check_words(config: DictConfig) -> None:
         raise ValueError(
             "prior_options.controlnet needs prior_options.control: depth, normal or mask of the scene, or a picture"
         )
+    if config.shard is not None:
+        numbers_of(config.shard)
+        if config.prompts is None:
+            raise ValueError("shard= takes a part of a file of prompts; add prompts=FILE, or leave it out")
     if config.prompt and config.prompts:
         raise ValueError("give a prompt or prompts=FILE, not both")
     if not config.prompt.strip() and config.prompts is None and not config.image:
@@ -110,6 +139,18 @@ def check_words(config: DictConfig) -> None:
         )
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
         raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {config.device!r}")
+
+
+def numbers_of(shard: str) -> tuple[int, int]:
+    """Read a shard such as ``1/4``: its number, from 1, and how many there are.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard.strip())
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"shard must be i/n with i from 1 to n, such as 1/4, got {shard!r}")
+    return int(found[1]), int(found[2])
 
 
 def bytes_of(text: str) -> float:
@@ -202,7 +243,7 @@ def check_turns(values: Mapping[str, Any]) -> None:
         name: schedule(f"render.turns.{name}", share, total) for name, share in rendering["turns"].items()
     }
     shares = [share if isinstance(share, Ramp) else Ramp(share) for share in made.values()]
-    most = max(sum(share(point) for share in shares) for point in turns(dict(enumerate(shares))))
+    most = max(sum(share(point) for share in shares) for point in turns(dict(zip(made, shares, strict=True))))
     if most > 1 + 1e-9:
         raise ValueError(f"render.turns are shares of the pictures, at most 1 together, got {most:g}")
     if most > 0 and rendering["shading"] != "albedo":

@@ -18,9 +18,11 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from distill.options import GONE, SCHEDULED, options_of
 from distill.run.checks import PARTS, check
+from distill.run.idle import check_idle
 from distill.run.schema import Config
 
 
@@ -185,6 +187,8 @@ def compose_config(overrides: Sequence[str], folders: Sequence[str] = ()) -> Dic
     with composing(folders) as search:
         config = compose_words([*with_preset(overrides), *search]).config
     check(config)
+    known = set(known_options())
+    check_idle(config, [name for name in (_split(word)[0] for word in overrides) if name in known])
     return config
 
 
@@ -217,6 +221,9 @@ def composing(folders: Sequence[str] = ()) -> Iterator[list[str]]:
             yield [f"hydra.searchpath=[{listed}]"] if paths else []
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain(error)) from error
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"a configuration file cannot be read as YAML: {said}") from error
     finally:
         GlobalHydra.instance().hydra = outer
 

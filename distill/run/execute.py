@@ -15,6 +15,7 @@ from distill.asset import Asset
 from distill.conditions.picture import write_beside
 from distill.contracts import Learner, Prior, Scene, View
 from distill.export.pictures import write_pictures
+from distill.files.atomic import clear
 from distill.files.checkpoint import load_checkpoint
 from distill.files.lock import hold
 from distill.live.desk import Desk
@@ -99,6 +100,7 @@ def carry_out(
         started: when, as ``time.perf_counter`` has it.
         desk: of the page that shows the run, if one does.
     """
+    clear(folder)
     saved = load_checkpoint(folder / "checkpoints", job.prior.device) if config.resume else None
     if saved:
         job.state.load_state_dict(saved)
@@ -115,7 +117,9 @@ def carry_out(
         asset = describe_and_export(config, folder, job.scenes[0], job.views[0], manifest)
     else:
         asset = export_particles(config, folder, job, manifest)
-    log.info("%.0f s in all; results in %s", time.perf_counter() - started, folder)
+    log.info(
+        "%.0f s in all; results in %s: open %s", time.perf_counter() - started, folder, folder / "report.html"
+    )
     return asset
 
 

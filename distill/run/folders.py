@@ -17,7 +17,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from distill.files.atomic import write_atomic
+from distill.files.atomic import is_half, write_atomic
 from distill.files.lock import NAME as LOCK
 from distill.files.lock import hold
 from distill.options import options_of
@@ -26,7 +26,7 @@ from distill.run.compose import known_options
 
 #: Settings that may change between a run and its resumption: where it is computed, in how much memory, what is written.
 _FREE = (
-    "resume", "output_dir", "prompts", "view", "view_address", "view_port", "log", "export", "device", "max_vram",
+    "resume", "output_dir", "prompts", "shard", "view", "view_address", "view_port", "log", "export", "device", "max_vram",
     "render.at_once", "render.recompute", "render.chunk_rays", "prior_options.checkpointing", "prior_options.graphs",
 )  # fmt: skip
 
@@ -162,8 +162,20 @@ def _named(folder: Path, config: DictConfig) -> Path:
 
 def _checked(folder: Path, config: DictConfig) -> Path:
     """A held folder, after a look at what is in it."""
-    if not [path for path in folder.iterdir() if path.name != LOCK]:
+    if _unused(folder):
         return _described(folder, config)
+    refuse(folder, config)
+    return folder
+
+
+def refuse(folder: Path, config: DictConfig) -> None:
+    """Refuse a folder that a run cannot use for what is in it; the caller holds it.
+
+    Raises:
+        ValueError: it holds something else, or this run, which is not to be resumed.
+    """
+    if _unused(folder):
+        return
     if not same_run(folder, config):
         raise ValueError(
             f"{folder} holds something else than this run; choose another output_dir= or empty it"
@@ -172,7 +184,11 @@ def _checked(folder: Path, config: DictConfig) -> Path:
         raise ValueError(
             f"{folder} already holds this run; add resume=true to go on with it, or choose another output_dir="
         )
-    return folder
+
+
+def _unused(folder: Path) -> bool:
+    """Tell whether a folder is empty, but for a lock and for what a process left that was killed before its ``config.yaml`` was whole."""
+    return all(path.name == LOCK or is_half(path) for path in folder.iterdir())
 
 
 def _described(folder: Path, config: DictConfig) -> Path:
@@ -198,6 +214,7 @@ def _next(root: Path, config: DictConfig) -> Path:
         try:
             folder.mkdir()
         except FileExistsError:
-            continue
+            if not (folder.is_dir() and _unused(folder)):
+                continue
         return _described(folder, config)
     raise AssertionError("unreachable")

@@ -210,7 +210,7 @@ class Export:
 
 @dataclass
 class Config:
-    """One run, or with ``prompts`` one run per line of a file.
+    """One run, or with ``prompts`` one run per line of a file; with ``shard=i/n``, of every n-th line from the i-th.
 
     ``guidance_weight`` is the weight of the loss beside the penalties, a number or a schedule. ``view`` serves a page at
     ``view_address`` and ``view_port``, 0 for any free port, see ``distill.live.server``.
@@ -218,6 +218,7 @@ class Config:
 
     prompt: str = ""
     prompts: str | None = None
+    shard: str | None = None
     negative_prompt: str = ""
     source_prompt: str = ""
     image: str | None = None

@@ -1,0 +1,143 @@
+"""What a run reads and where it writes, looked at with the run's own functions and without loading its models."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from distill.conditions import prompts
+from distill.conditions.control import DRAWN, read_picture
+from distill.conditions.picture import framed, maps_of, model_of
+from distill.files.lock import hold
+from distill.priors import lora
+from distill.priors.load import family_of, loader
+from distill.run.assemble import check_fits, check_init, make_scenes
+from distill.run.batch import read_prompts, shard_of
+from distill.run.checks import check_prompt
+from distill.run.folders import refuse
+
+if TYPE_CHECKING:
+    from distill.priors.diffusion import DiffusionPrior
+
+#: A name, and what looks: returns what is fine, or raises a ``ValueError`` with the remedy.
+Look = tuple[str, Callable[[], str]]
+
+
+def looks(config: DictConfig) -> Iterator[Look]:
+    """Yield a look at each thing of the user's own that a configuration names, and at the folder that it writes to."""
+    yield "output_dir", partial(writable, config)
+    if config.prompts is not None:
+        yield "prompts", partial(listed, config)
+    elif config.prompt:
+        yield "prompt", partial(known, config)
+    if config.image:
+        yield "image", partial(pictured, config)
+        yield "novel_view", partial(lambda: str(model_of(config.novel_view).folder))
+    for entry in config.prior_options.loras:
+        yield "lora", partial(whole_lora, entry)
+    if (control := config.prior_options.control) and control not in DRAWN:
+        yield "prior_options.control", partial(shown, control)
+    if config.views.file:
+        yield "views.file", partial(lambda: ", ".join(prompts.own_prompts(config.views)))
+    if config.init:
+        yield "init", partial(begun, config)
+    if path := OmegaConf.select(config, "guidance.lora"):
+        yield "guidance.lora", partial(student, path)
+
+
+def writable(config: DictConfig) -> str:
+    """Check that a run can write its folder, and that nothing else is in it."""
+    folder = Path(config.output_dir or "outputs").expanduser()
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=there, prefix=".distill-doctor-"):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {folder} ({error.strerror}); choose a writable folder with output_dir="
+        ) from error
+    if config.output_dir and config.prompts is None and folder.is_dir():
+        with hold(folder):
+            refuse(folder, config)
+    return str(folder)
+
+
+def listed(config: DictConfig) -> str:
+    """Check each prompt of a file."""
+    wanted = shard_of(read_prompts(config), config.shard)
+    for prompt in wanted:
+        one = OmegaConf.merge(config, {"prompt": prompt.replace("${", r"\${")})
+        assert isinstance(one, DictConfig)
+        known(one)
+    return f"{config.prompts}: {len(wanted)} prompts"
+
+
+def known(config: DictConfig) -> str:
+    """Check that the prior knows the words of a prompt."""
+    check_prompt(config)
+    return str(config.prompt)
+
+
+def pictured(config: DictConfig) -> str:
+    """Check that the object of a picture can be cut out, and that its maps belong to it."""
+    image, frame = framed(config)
+    maps_of(config, frame, image.size, size=64)
+    return str(config.image)
+
+
+def shown(control: str) -> str:
+    """Check the picture that a ControlNet is shown."""
+    read_picture(Path(control).expanduser())
+    return control
+
+
+def begun(config: DictConfig) -> str:
+    """Check that a scene can go on from an earlier run's."""
+    check_init(config)
+    make_scenes(config, torch.Generator().manual_seed(config.seed), torch.device("cpu"))
+    return str(config.init)
+
+
+def whole_lora(entry: str) -> str:
+    """Check that a LoRA file is whole and of a kind that is read."""
+    found = lora.parse(entry)
+    lora.check(found)
+    return str(found.path)
+
+
+def student(path: str) -> str:
+    """Check that there is a LoRA to start from."""
+    if not Path(path).expanduser().exists():
+        raise ValueError(
+            f"guidance.lora must be a file or folder that an earlier run wrote, and {path} is not there"
+        )
+    return path
+
+
+def fitting(config: DictConfig, prior: DiffusionPrior) -> Iterator[Look]:
+    """Yield looks at what must fit the prior, of which ``prior`` has the shapes and no weights."""
+    yield "options", partial(options_fit, config, prior)
+    for entry in config.prior_options.loras:
+        yield "lora", partial(lora_fits, entry, prior)
+
+
+def options_fit(config: DictConfig, prior: DiffusionPrior) -> str:
+    """Check the options that a prior must be able to follow."""
+    check_fits(config, prior)
+    return "those of the prior fit it"
+
+
+def lora_fits(entry: str, prior: DiffusionPrior) -> str:
+    """Check that a LoRA file has layers of this prior's network alone, or of its text encoders."""
+    family, index = family_of(prior.source.folder)
+    file, part = lora.parse(entry), family.component
+    update = lora.read(file, loader(family, index), part, prior.network.config)
+    layers = {name for name, _ in prior.network.named_modules()}
+    lora.check_layers(update, part, layers)
+    return f"{file.path} fits {prior.name}"

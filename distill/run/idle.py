@@ -1,0 +1,56 @@
+"""Options that would do nothing beside the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from distill.run.checks import default_of, moves
+
+
+def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
+    """Options and groups of them, whether each does nothing beside the others, and the remedy."""
+    reference, pictured = values["reference"], bool(values["image"])
+    words = bool(values["prompt"].strip()) or values["prompts"] is not None
+    target = values["guidance"]["_target_"].rpartition(".")[2].lower()
+
+    def weightless(name: str) -> bool:
+        return not moves(f"penalties.{name}", values["penalties"][name], values["iterations"])
+
+    return [
+        ("prior", pictured and not words, "image= alone asks the picture's own model; add a prompt"),
+        ("novel_view", not pictured, "there is no picture; add image=FILE"),
+        ("reference", not pictured, "there is no picture; add image=FILE"),
+        ("reference.depth", weightless("reference_depth"), "add a weight such as penalties.reference_depth=100"),
+        ("reference.normal", weightless("reference_normal"), "add a weight such as penalties.reference_normal=100"),
+        ("reference.start_until", reference["start"] != "samples", "add reference.start=samples"),
+        ("reference.fill", not reference["recentre"], "add reference.recentre=true"),
+        ("prior_options.control_scale", not values["prior_options"]["controlnet"], "add prior_options.controlnet="),
+        ("perp_neg", not values["perp_neg"]["enabled"], "add perp_neg.enabled=true"),
+        ("source_prompt", target not in ("dds", "bridge", "mix"), "choose guidance=dds or guidance=bridge"),
+        *((f"views.{angle}", values["view_words"] == "none", "leave out view_words=none") for angle in ("front_deg", "overhead_deg")),
+        ("render.coarse", values["render"]["patch"] is None, "add render.patch="),
+    ]  # fmt: skip
+
+
+def check_idle(config: DictConfig, given: Iterable[str]) -> None:
+    """Refuse options that a user gives and that would do nothing beside the others.
+
+    Args:
+        config: a checked configuration.
+        given: dotted names of the options that the user gives; those of configuration files may wait for others.
+
+    Raises:
+        ValueError: there is one.
+    """
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    groups = idle(values)
+    for name in given:
+        value = OmegaConf.select(config, name)
+        if isinstance(value, DictConfig):
+            continue  # a group as a whole
+        for group, unused, remedy in groups:
+            if unused and f"{name}.".startswith(f"{group}.") and value != default_of(name):
+                raise ValueError(f"{name}={value} would do nothing: {remedy}, or leave out {name}=")
