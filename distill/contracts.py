@@ -439,7 +439,6 @@ class Renderer(Protocol):
         *,
         generator: torch.Generator | None = None,
         normals: bool = False,
-        **style: Any,
     ) -> Render: ...
 
 

@@ -305,7 +305,8 @@ def see(job: Job, now: Step, cameras: Cameras) -> Seen:
     there = cameras.to(prior.device)
     size = 8 * round(settings.size(now.progress) / 8)
     latent = now.progress < settings.latent_until
-    style = {"shading": settings.shading(now.progress, g)} if settings.shading else {}
+    # Only renderers of scenes that can be shaded are told how.
+    style: dict[str, Any] = {"shading": settings.shading(now.progress, g)} if settings.shading else {}
     render = job.render(there, size, size, generator=g, normals=latent or settings.normals, **style)
     x = as_latent(render, prior) if latent else prior.encode(render.rgb.movedim(-1, 1))
     objects = count // prior.views

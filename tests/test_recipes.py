@@ -76,8 +76,7 @@ def test_a_recipe_sets_nothing_that_its_table_does_not_show() -> None:
     for name, recipe in PUBLISHED.items():
         family = "pixel" if recipe["prior"] == "if-xl" else "latent"
         path = FOLDER / "recipe" / f"{family}_hash_grid_{recipe.get('experiment', name)}.yaml"
-        loaded = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(loaded, dict)
+        loaded: Any = OmegaConf.to_container(OmegaConf.load(path))
         loaded.pop("defaults", None)
         shown = {option for option, _, _ in recipe["rows"] if option}
         # How prompts name the view is implied by Perp-Neg.
