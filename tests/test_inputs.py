@@ -73,7 +73,11 @@ def test_a_cache_that_cannot_be_written_is_said_and_the_run_goes_on(
 @pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
 def test_a_precision_has_a_name(folder: Path, name: str) -> None:
     prior = load_prior(folder, dtype=name)
-    assert {value.dtype for value in prior.network.parameters()} == {getattr(torch, name)}
+    found = {key: value.dtype for key, value in prior.network.named_parameters()}
+    assert found["conv_in.weight"] == getattr(torch, name)
+    assert {found[key] for key in found if not key.startswith(("conv_norm_out", "conv_out"))} == {
+        getattr(torch, name)
+    }
     with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, got 'half'"):
         load_prior(folder, dtype="half")
 

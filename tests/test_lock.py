@@ -98,6 +98,7 @@ def test_queues_over_one_file_share_the_work(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(batch, "carry_out", work)
     monkeypatch.setattr(batch, "assemble", lambda *_: None)
     monkeypatch.setattr(batch, "open_prior", lambda *_: None)
+    monkeypatch.setattr(batch, "embed_first", lambda *_: None)
     prompts = [f"a {colour} {kind}" for colour in ("red", "blue") for kind in ("mug", "cube", "duck")]
     (tmp_path / "list.txt").write_text("\n".join(prompts))
     config = compose_config(["prompts=list.txt"])
@@ -128,6 +129,7 @@ def test_a_byte_order_mark_belongs_to_no_prompt(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(batch, "carry_out", lambda *_: None)
     monkeypatch.setattr(batch, "assemble", lambda *_: None)
     monkeypatch.setattr(batch, "open_prior", lambda *_: None)
+    monkeypatch.setattr(batch, "embed_first", lambda *_: None)
     for first in ("# a remark\n", ""):
         (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + f"{first}a red mug\r\n".encode())
         assert list(batch.run_prompts(compose_config(["prompts=list.txt"]))) == ["a red mug"]

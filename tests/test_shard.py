@@ -52,6 +52,7 @@ def test_each_part_has_its_table_and_the_last_line_names_it(
 
     monkeypatch.setattr(batch, "_run_one", one)
     monkeypatch.setattr(batch, "open_prior", lambda *_: None)
+    monkeypatch.setattr(batch, "embed_first", lambda *_: None)
     for shard, mine in (("1/2", prompts[::2]), ("2/2", prompts[1::2])):
         with pytest.raises(SystemExit) as ended:
             cli.main(["prompts=list.txt", f"shard={shard}", "output_dir=out"])
