@@ -47,7 +47,7 @@ def test_each_part_has_its_table_and_the_last_line_names_it(
     prompts = ["a red mug", 'a blue "mug", big', "a green mug", "a pink mug", "a brown mug"]
     Path("list.txt").write_text("\n".join(["# wanted", *prompts, prompts[0]]))
 
-    def one(config: Any, prompt: str, root: Path, prior: object) -> tuple[str, str]:
+    def one(config: Any, prompt: str, root: Path, prior: object, desk: object) -> tuple[str, str]:
         return ("no surface" if prompt == prompts[3] else "finished"), str(root / prompt[2:5])
 
     monkeypatch.setattr(batch, "_run_one", one)
