@@ -1,0 +1,218 @@
+"""Fetch real, named, licensed objects (Debian's package of furniture for Sweet Home 3D) and write the table that ships.
+
+    python fetch_things.py ~/things                          # downloads the package with apt-get
+    python fetch_things.py ~/things --package FILE.deb       # has it already
+    python fetch_things.py ~/things --folder FOLDER          # has the .sh3f archives already
+
+The archives go to the folder; ``table.csv``, ``left_out.csv`` and ``CREDITS.md`` to ``distill/embedded/things`` or ``--output``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from things_catalogue import Entry, also_called, names_of, read_folder, turned, why_left_out
+from tqdm import tqdm
+
+from distill.embedded import obj, things
+from distill.files.atomic import write_atomic
+
+PACKAGE, VERSION = "sweethome3d-furniture", "1.8-1"
+SHA256 = "3ccb90c63f9525e887a767b9cd5c8b6933b8b6b2973a615a5359ee68a2118668"
+MOST_FACES = 400_000
+#: A plain colour that covers less than this is not the thing's colour.
+LEAST_SHARE = 0.3
+#: Names without an article: plural ones and those of substances.
+PLAIN = frozenset(
+    """apples bread butter curtain_rods flowers folded_clothes french_fries glasses hanging_clothes headphones keys
+    kitchen_utensils logs milk orchids playing_cards scissors shelves shorts slippers sneakers soap stairs sugar sunglasses
+    track_lights trousers tulips women's_shoes bamboo cutting_pliers salad steak""".replace("\n", " ").split()
+)
+
+
+def checked(path: Path) -> Path:
+    """The package, if it is the one that is pinned.
+
+    Raises:
+        ValueError: it is not there, or another.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; expected {PACKAGE}_{VERSION}_all.deb")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != SHA256:
+        raise ValueError(
+            f"{path} is not {PACKAGE} {VERSION}: expected SHA-256 {SHA256[:12]}..., got {found[:12]}..."
+        )
+    return path
+
+
+def _call(command: list[str], where: Path, remedy: str) -> None:
+    try:
+        done = subprocess.run(command, cwd=where, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise ValueError(f"{command[0]} is not on this machine; {remedy}") from None
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ValueError(f"{' '.join(command[:2])} failed ({said}); {remedy}")
+
+
+def fetch(folder: Path, package: Path | None) -> None:
+    """Put the archives of the package into a folder, all of them or none; those that are there stay.
+
+    Raises:
+        ValueError: no network, no apt-get or dpkg-deb, or another package.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if list(folder.glob("*.sh3f")):
+        return
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        work = Path(name)
+        if package is None:
+            remedy = "get the package elsewhere and name it with --package"
+            _call(["apt-get", "download", f"{PACKAGE}={VERSION}"], work, remedy)
+            package = next(work.glob("*.deb"), work / f"{PACKAGE}.deb")
+        package = checked(package.resolve())
+        _call(
+            ["dpkg-deb", "-x", str(package), "unpacked"],
+            work,
+            "unpack the package elsewhere and use --folder",
+        )
+        archives = sorted((work / "unpacked").rglob("*.sh3f"))
+        if not archives:
+            raise ValueError(f"{package} holds no .sh3f archive; the package has changed")
+        for archive in archives:
+            shutil.move(archive, folder / archive.name)
+
+
+def measured(entry: Entry, name: str, archive: zipfile.ZipFile) -> things.Thing:
+    """An object's row of the table, its model read; the variant and the shorter name come later.
+
+    Raises:
+        ValueError: why it is left out.
+    """
+    turn, size = turned(entry)
+    model = obj.placed(obj.read(archive.read, entry.model), turn, size)
+    if len(model.faces) > MOST_FACES:
+        raise ValueError(f"more than {MOST_FACES} faces")
+    used = [model.materials[index] for index in np.unique(model.material)]
+    paint = obj.largest_plain(model)
+    if paint is None or paint[1] < LEAST_SHARE:
+        paint = (None, 0.0)
+    return things.Thing(
+        id=entry.id, name=name, also="", article=things.article_of(name, PLAIN_NAMES), variant=0,
+        category=entry.category, creator=entry.creator, licence=entry.licence, archive=entry.archive, model=entry.model,
+        turn=tuple(turn.ravel().tolist()), size_cm=size, faces=len(model.faces),
+        textured=any(one.texture is not None for one in used), paint=paint[0], share=paint[1], title=entry.title,
+    )  # fmt: skip
+
+
+PLAIN_NAMES = frozenset(name.replace("_", " ") for name in PLAIN)
+
+
+def select(folder: Path, entries: list[Entry]) -> tuple[list[things.Thing], list[tuple[Entry, str]]]:
+    """The objects that are kept, and those that are left out with the reason."""
+    names, kept, out = names_of(entries), [], []
+    for archive_name in dict.fromkeys(entry.archive for entry in entries):
+        with zipfile.ZipFile(folder / archive_name) as archive:
+            for entry in tqdm([one for one in entries if one.archive == archive_name], archive_name):
+                reason = why_left_out(entry)
+                try:
+                    if reason is None:
+                        kept.append(measured(entry, names[entry.id], archive))
+                        continue
+                except ValueError as error:
+                    reason = str(error)
+                out.append((entry, reason))
+    known = {thing.name for thing in kept}
+    count: Counter[str] = Counter()
+    for index, thing in enumerate(kept):
+        count[thing.name] += 1
+        kept[index] = replace(thing, variant=count[thing.name], also=also_called(thing.name, known))
+    return kept, out
+
+
+def _csv(header: tuple[str, ...], rows: list[list[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
+
+
+def credits_of(kept: list[things.Thing] | tuple[things.Thing, ...]) -> str:
+    """The credits: every creator with the objects and their licence."""
+    lines = [
+        "# Credits of the real things",
+        "",
+        f"Pictures and tables of {len(kept)} objects derive from 3D models that come with Sweet Home 3D, converted to OBJ by",
+        "Emmanuel Puybaret (eTeks) and distributed as the Debian package"
+        f" `{PACKAGE}` {VERSION}. Their creators, with the",
+        "catalogue's names of their objects and the licences they gave:",
+        "",
+        "- CC0: <https://creativecommons.org/publicdomain/zero/1.0/>",
+        "- CC-BY 3.0: <https://creativecommons.org/licenses/by/3.0/>",
+        "- CC-BY 3.0 US: <https://creativecommons.org/licenses/by/3.0/us/>",
+        "",
+        "They were turned, scaled, recoloured and rendered. `examples/embedded/fetch_things.py` writes this file from the catalogues.",
+        "",
+    ]
+    by_creator: dict[tuple[str, str], list[str]] = {}
+    for thing in kept:
+        by_creator.setdefault((thing.creator, thing.licence), []).append(thing.title)
+    for (creator, licence), titles in sorted(
+        by_creator.items(), key=lambda item: (item[0][0].lower(), item[0])
+    ):
+        count = Counter(titles)
+        said = ", ".join(title if n == 1 else f"{title} ({n})" for title, n in sorted(count.items()))
+        lines.append(f"- **{creator}**, {licence}: {said}")
+    return "\n".join(lines) + "\n"
+
+
+def write(output: Path, kept: list[things.Thing], out: list[tuple[Entry, str]]) -> None:
+    """Write the table, what is left out, and the credits."""
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomic(output / "table.csv", _csv(things.COLUMNS, [thing.row() for thing in kept]))
+    rows = [[entry.id, entry.title, entry.category, entry.creator, entry.licence, why] for entry, why in out]
+    header = ("id", "title", "category", "creator", "licence", "reason")
+    write_atomic(output / "left_out.csv", _csv(header, rows))
+    write_atomic(output / "CREDITS.md", credits_of(kept))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("things", type=Path, help="folder for the archives")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--package", type=Path, help=f"{PACKAGE}_{VERSION}_all.deb, and no download")
+    source.add_argument("--folder", type=Path, help="folder that holds the .sh3f archives, and no download")
+    parser.add_argument(
+        "--output", type=Path, default=things.FOLDER, help="folder for the tables and credits"
+    )
+    options = parser.parse_args()
+    try:
+        if options.folder is None:
+            fetch(options.things, options.package)
+        folder = options.folder or options.things
+        kept, out = select(folder, read_folder(folder))
+    except ValueError as error:
+        sys.exit(f"fetch_things: {error}")
+    write(options.output, kept, out)
+    reasons = Counter(why if len(why) < 40 else why.split(" is ")[0].split(" ")[1] for _, why in out)
+    print(
+        f"{len(kept)} objects of {len({t.name for t in kept})} names in {options.output}; left out {len(out)}: {dict(reasons)}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""Pictures of real things for training: contact sheets to check by eye, and the pack that training reads.
+
+    python render_things.py sheets ~/things ~/things/sheets     # front, side, back, three quarters, top
+    python render_things.py pack ~/things ~/things/pack         # an interrupted run goes on when started again
+
+The first folder holds the archives that ``fetch_things.py`` fetched. Cameras, framing, light and layers are those of ``dataset.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import trimesh
+from dataset import DISTANCE, ELEVATION_DEG, FOV_Y_DEG
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from safetensors.torch import save
+from tqdm import tqdm
+from trimesh.ray.ray_pyembree import RayMeshIntersector
+
+from distill.cameras import Cameras, orbit
+from distill.embedded import obj, raycast, things, world
+from distill.files.atomic import write_atomic
+
+Array = NDArray[np.floating[Any]]
+#: Surfaces that a ray goes through at most: panes, and leaves cut out of their textures.
+DEPTH = 6
+#: Glass is never thinner than this, or a picture would not show it.
+LEAST_OPACITY = 0.35
+#: Pictures of each of the world's directions.
+EACH = 2
+COLUMNS = 6
+QUALITY = 94
+
+
+def shoot(
+    model: obj.Model, paint: tuple[float, float, float] | None, cameras: Cameras, size: int, samples: int
+) -> Array:
+    """Render a thing, both sides of its faces, through what is not opaque.
+
+    Args:
+        model: placed.
+        paint: the plain colour whose faces take the prompt's colour, or None.
+        cameras: where from.
+        size: height and width in pixels.
+        samples: rays per pixel along each axis.
+
+    Returns:
+        Painted premultiplied sRGB, tint and alpha, as ``raycast.Layers`` has them, shape ``[views, size, size, 5]``.
+    """
+    mesh = trimesh.Trimesh(model.vertices, model.faces, process=False)
+    corners = model.vertices[model.faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12)
+    chosen = obj.painted(model, paint)[model.material]
+    caster, fine = RayMeshIntersector(mesh), size * samples
+    pictures = []
+    for origin, direction in zip(*(rays.double().numpy() for rays in cameras.rays(fine, fine)), strict=True):
+        o, d = origin.reshape(-1, 3), direction.reshape(-1, 3)
+        sums, through, open_ = np.zeros((len(o), 5)), np.ones(len(o)), np.arange(len(o))
+        for _ in range(DEPTH):
+            face = np.asarray(caster.intersects_first(o[open_], d[open_]))
+            hit, open_ = face[face >= 0], open_[face >= 0]
+            if not len(open_):
+                break
+            across = (normals[hit] * d[open_]).sum(1)
+            safe = np.where(np.abs(across) < 1e-9, -1e-9, across)
+            distance = ((corners[hit, 0] - o[open_]) * normals[hit]).sum(1) / safe
+            point = o[open_] + distance[:, None] * d[open_]
+            where = trimesh.triangles.points_to_barycentric(corners[hit], point, method="cross")
+            rgba = obj.colours(model, hit, np.nan_to_num(where).clip(0, 1))
+            light = raycast.shade(np.where(across[:, None] > 0, -normals[hit], normals[hit]))
+            glass = (rgba[:, 3] > 0.04) & (rgba[:, 3] < LEAST_OPACITY)
+            opacity = np.where(glass, LEAST_OPACITY, rgba[:, 3])
+            weight = (through[open_] * opacity)[:, None]
+            own = ~chosen[hit][:, None]
+            shaded = np.concatenate([rgba[:, :3] * light[:, None] * own, light[:, None] * ~own], axis=1)
+            sums[open_] += weight * np.concatenate([shaded, np.ones_like(weight)], axis=1)
+            through[open_] *= 1 - opacity
+            o[open_] = point + 1e-4 * d[open_]
+            open_ = open_[through[open_] > 0.02]
+        pictures.append(sums.reshape(size, samples, size, samples, 5).mean((1, 3)))
+    return np.stack(pictures).astype(np.float32).clip(0, 1)
+
+
+def draw_angles(thing: things.Thing, seed: int = 0) -> NDArray[np.float32]:
+    """Azimuth, elevation in degrees and distance of a thing's pictures, the same at every call.
+
+    Every direction of the world has ``EACH`` pictures, in the world's order of directions; the azimuth is even over
+    its sector, all else by the laws of ``dataset.render_shape``.
+    """
+    digest = hashlib.sha256(f"{seed} {thing.id}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    middles = np.repeat(22.5 * np.arange(len(world.DIRECTIONS)), EACH)
+    azimuth = np.concatenate([middles + rng.uniform(-11.25, 11.25, len(middles)), rng.uniform(0, 360, EACH)])
+    elevation = np.concatenate([rng.uniform(*ELEVATION_DEG, len(middles)), rng.uniform(62, 88, EACH)])
+    azimuth = (azimuth + 180) % 360 - 180
+    return np.stack([azimuth, elevation, rng.uniform(*DISTANCE, len(azimuth))], axis=1).astype(np.float32)
+
+
+def cameras_of(angles: NDArray[np.float32]) -> Cameras:
+    azimuth, elevation, distance = torch.from_numpy(angles).unbind(1)
+    return orbit(azimuth, elevation, distance, FOV_Y_DEG)
+
+
+def sheet_of(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Square pictures side by side, ``COLUMNS`` a row: undone by ``things.tiles``."""
+    n, size, _, channels = pictures.shape
+    rows = -(-n // COLUMNS)
+    padded = np.zeros((rows * COLUMNS, size, size, channels), np.uint8)
+    padded[:n] = pictures
+    apart = padded.reshape(rows, COLUMNS, size, size, channels).swapaxes(1, 2)
+    return apart.reshape(rows * size, COLUMNS * size, channels)
+
+
+def webp(sheet: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    # What is premultiplied has colours that count where alpha is 0: they must stay as they are.
+    Image.fromarray(sheet).save(file, "webp", quality=QUALITY, method=5, exact=True, use_sharp_yuv=True)
+    return file.getvalue()
+
+
+def render_thing(thing: things.Thing, archives: Path) -> dict[str, NDArray[Any]]:
+    """A thing's compressed pictures and angles.
+
+    Raises:
+        ValueError: its model cannot be read.
+    """
+    angles = draw_angles(thing)
+    layers = shoot(things.model(thing, archives), thing.paint, cameras_of(angles), things.SIZE, 3)
+    levels = np.round(255 * layers).astype(np.uint8)
+    pictures = webp(sheet_of(levels[..., [0, 1, 2, 4]]))
+    tint = webp(np.repeat(sheet_of(levels[..., 3:4]), 3, axis=2)) if thing.paint else b""
+    return {
+        "pictures": np.frombuffer(pictures, np.uint8),
+        "tint": np.frombuffer(tint, np.uint8),
+        "angles": angles,
+    }
+
+
+def mark(thing: things.Thing) -> str:
+    """Names a render by all that it depends on."""
+    said = json.dumps(
+        [things.VERSION, EACH, QUALITY, thing.model, thing.archive, thing.turn, thing.size_cm, thing.paint]
+    )
+    return hashlib.sha256(f"{thing.id} {said}".encode()).hexdigest()[:24]
+
+
+def pack(listed: tuple[things.Thing, ...], archives: Path, folder: Path) -> None:
+    """Render what is not there yet, then write the pack; both of its files are whole or not there.
+
+    Raises:
+        ValueError: a model cannot be read.
+    """
+    renders = folder / "renders"
+    renders.mkdir(parents=True, exist_ok=True)
+    for thing in tqdm(listed, "rendering", mininterval=10):
+        path = renders / f"{mark(thing)}.npz"
+        if not path.exists():
+            file = io.BytesIO()
+            np.savez(file, **render_thing(thing, archives))
+            write_atomic(path, file.getvalue())
+    parts, angles = [], []
+    for thing in listed:
+        with np.load(renders / f"{mark(thing)}.npz") as one:
+            parts += [one["pictures"], one["tint"]]
+            angles.append(one["angles"])
+    tensors = {
+        "data": torch.from_numpy(np.concatenate(parts)),
+        "offsets": torch.tensor([0, *np.cumsum([len(part) for part in parts]).tolist()]),
+        "angles": torch.from_numpy(np.stack(angles)),
+    }
+    data = save(tensors)
+    index = {
+        "version": things.VERSION,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "size": things.SIZE,
+        "fov_y_deg": FOV_Y_DEG,
+        "things": [
+            {
+                "row": thing.row(),
+                "caption": things.caption(thing.name, thing.article),
+                "held_out_colours": [
+                    c for c in world.COLOURS if thing.paint and things.held_out(c, thing.name)
+                ],
+                "held_out_name": things.held_out_name(thing.name),
+                "views": [world.view_of(float(a), float(e)) for a, e, _ in one],
+            }
+            for thing, one in zip(listed, angles, strict=True)
+        ],
+    }
+    write_atomic(folder / things.PICTURES, data)
+    write_atomic(folder / things.INDEX, json.dumps(index, ensure_ascii=False, separators=(",", ":")) + "\n")
+    print(f"{len(listed)} things, {len(data) / 1e6:.1f} MB of pictures in {folder}")
+
+
+#: Views of a contact sheet: azimuth and elevation.
+CHECKED = ((0, 10), (90, 10), (180, 10), (35, 25), (0, 75))
+
+
+def sheets(
+    listed: tuple[things.Thing, ...], archives: Path, folder: Path, size: int = 60, per_sheet: int = 56
+) -> None:
+    """Write contact sheets, eight objects a column of rows, with each one's number in the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    angles = np.array([(a, e, 3.0) for a, e in CHECKED], np.float32)
+    width = size * len(CHECKED) + 8
+    for start in tqdm(range(0, len(listed), per_sheet), "sheets"):
+        path = folder / f"{start:03d}.png"
+        if path.exists():
+            continue
+        here = listed[start : start + per_sheet]
+        picture = Image.new("RGB", (width * 4, (size + 13) * -(-len(here) // 4)), "white")
+        draw = ImageDraw.Draw(picture)
+        for index, thing in enumerate(here):
+            layers = shoot(things.model(thing, archives), None, cameras_of(angles), size, 2)
+            x, y = index % 4 * width, index // 4 * (size + 13)
+            row = np.concatenate(list(layers[..., :3] + 0.85 * (1 - layers[..., 4:])), axis=1)
+            picture.paste(Image.fromarray((255 * row).round().astype(np.uint8)), (x, y + 12))
+            draw.text((x + 2, y), f"{start + index} {thing.name} [{thing.title}]"[:48], "black")
+        picture.save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("sheets", "pack"))
+    parser.add_argument("archives", type=Path, help="folder of the .sh3f archives")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--table", type=Path, default=things.TABLE)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    try:
+        make = sheets if options.what == "sheets" else pack
+        make(things.table(options.table), options.archives, options.output)
+    except ValueError as error:
+        sys.exit(f"render_things: {error}")
+
+
+if __name__ == "__main__":
+    main()
