@@ -36,9 +36,9 @@ MOST_FACES = 400_000
 LEAST_SHARE = 0.3
 #: Names without an article: plural ones and those of substances.
 PLAIN = frozenset(
-    """apples bread butter curtain_rods flowers folded_clothes french_fries glasses hanging_clothes headphones keys
-    kitchen_utensils logs milk orchids playing_cards scissors shelves shorts slippers sneakers soap stairs sugar sunglasses
-    track_lights trousers tulips women's_shoes bamboo cutting_pliers salad steak""".replace("\n", " ").split()
+    """ankle_boots bolt_cutters bread butter flowers folded_clothes french_fries glasses hanging_clothes headphones keys
+    kitchen_utensils logs orchids playing_cards scissors shelves shorts slippers sneakers oil_cruets sunglasses
+    track_lights trousers tulips women's_shoes bamboo""".replace("\n", " ").split()
 )
 
 
