@@ -322,10 +322,10 @@ def test_a_pack_is_read_back_as_it_was_rendered(made: Any, monkeypatch: Any) -> 
 
 def test_a_true_mesh_takes_a_colour_of_the_world(made: Any) -> None:
     folder, (box, card), _, _ = made
-    red = things.mesh(box, folder / "archives", "red").visual.face_colors
-    own = things.mesh(box, folder / "archives").visual.face_colors
-    assert Counter(map(tuple, red[:, :3].tolist())) == {(219, 26, 26): 10, (204, 0, 0): 2}
-    assert Counter(map(tuple, own[:, :3].tolist())) == {(128, 128, 128): 10, (204, 0, 0): 2}
+    red: Any = things.mesh(box, folder / "archives", "red").visual
+    own: Any = things.mesh(box, folder / "archives").visual
+    assert Counter(map(tuple, red.face_colors[:, :3].tolist())) == {(219, 26, 26): 10, (204, 0, 0): 2}
+    assert Counter(map(tuple, own.face_colors[:, :3].tolist())) == {(128, 128, 128): 10, (204, 0, 0): 2}
     with pytest.raises(ValueError, match="the colour of electric guitar"):
         things.mesh(card, folder / "archives", "red")
     with pytest.raises(ValueError, match=r"no archive of things; fetch it"):
@@ -375,6 +375,9 @@ def test_the_table_that_ships_and_its_credits_agree(example: Any) -> None:
     }
     text = (things.FOLDER / "CREDITS.md").read_text("utf-8")
     assert text == example("fetch_things").credits_of(shipped)
+    names = example("fetch_things").names_table(shipped)
+    assert (things.FOLDER / "names.csv").read_text("utf-8") == names
+    assert "electric guitar,an electric guitar,guitar,1,1," in names
     assert all(f"**{thing.creator}**, {thing.licence}:" in text for thing in shipped)
     assert all(thing.name == thing.name.lower() and thing.name.strip() == thing.name for thing in shipped)
     assert all(abs(np.linalg.det(np.reshape(thing.turn, (3, 3))) - 1) < 1e-3 for thing in shipped)

@@ -108,7 +108,7 @@ def _thing(values: dict[str, str]) -> Thing:
     turn = tuple(float(word) for word in values["turn"].split())
     width, height, depth = (float(word) for word in values["size_cm"].split())
     paint = values["paint"]
-    rgb = tuple(int(paint[at : at + 2], 16) / 255 for at in (1, 3, 5)) if paint else None
+    red, green, blue = (int(paint[at : at + 2] or "0", 16) / 255 for at in (1, 3, 5))
     if len(turn) != 9 or values["licence"] not in LICENCES or not values["name"]:
         raise ValueError(
             "a rotation of nine numbers, a licence that allows it to ship, and a name are needed"
@@ -116,7 +116,7 @@ def _thing(values: dict[str, str]) -> Thing:
     return Thing(
         values["id"], values["name"], values["also"], values["article"], int(values["variant"]), values["category"],
         values["creator"], values["licence"], values["archive"], values["model"], turn, (width, height, depth),
-        int(values["faces"]), values["textured"] == "1", rgb and (rgb[0], rgb[1], rgb[2]), float(values["share"]),
+        int(values["faces"]), values["textured"] == "1", (red, green, blue) if paint else None, float(values["share"]),
         values["title"],
     )  # fmt: skip
 

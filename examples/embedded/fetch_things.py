@@ -4,7 +4,8 @@
     python fetch_things.py ~/things --package FILE.deb       # has it already
     python fetch_things.py ~/things --folder FOLDER          # has the .sh3f archives already
 
-The archives go to the folder; ``table.csv``, ``left_out.csv`` and ``CREDITS.md`` to ``distill/embedded/things`` or ``--output``.
+The archives go to the folder; ``table.csv``, ``names.csv``, ``left_out.csv`` and ``CREDITS.md``
+to ``distill/embedded/things`` or ``--output``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from things_catalogue import Entry, also_called, names_of, read_folder, turned, 
 from tqdm import tqdm
 
 from distill.embedded import obj, things
+from distill.embedded.world import COLOURS
 from distill.files.atomic import write_atomic
 
 PACKAGE, VERSION = "sweethome3d-furniture", "1.8-1"
@@ -107,14 +109,14 @@ def measured(entry: Entry, name: str, archive: zipfile.ZipFile) -> things.Thing:
     if len(model.faces) > MOST_FACES:
         raise ValueError(f"more than {MOST_FACES} faces")
     used = [model.materials[index] for index in np.unique(model.material)]
-    paint = obj.largest_plain(model)
-    if paint is None or paint[1] < LEAST_SHARE:
-        paint = (None, 0.0)
+    colour, share = obj.largest_plain(model) or (None, 0.0)
+    if share < LEAST_SHARE:
+        colour, share = None, 0.0
     return things.Thing(
         id=entry.id, name=name, also="", article=things.article_of(name, PLAIN_NAMES), variant=0,
         category=entry.category, creator=entry.creator, licence=entry.licence, archive=entry.archive, model=entry.model,
         turn=tuple(turn.ravel().tolist()), size_cm=size, faces=len(model.faces),
-        textured=any(one.texture is not None for one in used), paint=paint[0], share=paint[1], title=entry.title,
+        textured=any(one.texture is not None for one in used), paint=colour, share=share, title=entry.title,
     )  # fmt: skip
 
 
@@ -178,6 +180,28 @@ def credits_of(kept: list[things.Thing] | tuple[things.Thing, ...]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def names_table(kept: list[things.Thing] | tuple[things.Thing, ...]) -> str:
+    """The names with their captions and splits, for people: ``distill.embedded.things`` computes the same."""
+    header = (
+        "name",
+        "caption",
+        "also",
+        "variants",
+        "variants_of_any_colour",
+        "held_out_colour",
+        "held_out_name",
+    )
+    rows = []
+    for name in things.names(kept):
+        here = [thing for thing in kept if thing.name == name]
+        free = sum(thing.paint is not None for thing in here)
+        colour = next(colour for colour in COLOURS if things.held_out(colour, name)) if free else ""
+        said = things.caption(name, here[0].article)
+        numbers = [str(len(here)), str(free)]
+        rows.append([name, said, here[0].also, *numbers, colour, str(int(things.held_out_name(name)))])
+    return _csv(header, rows)
+
+
 def write(output: Path, kept: list[things.Thing], out: list[tuple[Entry, str]]) -> None:
     """Write the table, what is left out, and the credits."""
     output.mkdir(parents=True, exist_ok=True)
@@ -185,7 +209,13 @@ def write(output: Path, kept: list[things.Thing], out: list[tuple[Entry, str]]) 
     rows = [[entry.id, entry.title, entry.category, entry.creator, entry.licence, why] for entry, why in out]
     header = ("id", "title", "category", "creator", "licence", "reason")
     write_atomic(output / "left_out.csv", _csv(header, rows))
+    write_atomic(output / "names.csv", names_table(kept))
     write_atomic(output / "CREDITS.md", credits_of(kept))
+
+
+def _short(why: str) -> str:
+    """A reason without the file that it is about."""
+    return "missing map" if why.startswith("the map") else "broken" if why.startswith("the model") else why
 
 
 def main() -> None:
@@ -208,9 +238,10 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"fetch_things: {error}")
     write(options.output, kept, out)
-    reasons = Counter(why if len(why) < 40 else why.split(" is ")[0].split(" ")[1] for _, why in out)
+    reasons = Counter(_short(why) for _, why in out)
+    said = ", ".join(f"{count} {why}" for why, count in reasons.most_common())
     print(
-        f"{len(kept)} objects of {len({t.name for t in kept})} names in {options.output}; left out {len(out)}: {dict(reasons)}"
+        f"{len(kept)} objects of {len(things.names(kept))} names in {options.output}; {len(out)} left out: {said}"
     )
 
 

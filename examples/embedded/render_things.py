@@ -128,8 +128,10 @@ def webp(sheet: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def render_thing(thing: things.Thing, archives: Path) -> dict[str, NDArray[Any]]:
-    """A thing's compressed pictures and angles.
+def render_thing(
+    thing: things.Thing, archives: Path
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
+    """A thing's compressed pictures and tint, and the angles of its cameras.
 
     Raises:
         ValueError: its model cannot be read.
@@ -139,11 +141,7 @@ def render_thing(thing: things.Thing, archives: Path) -> dict[str, NDArray[Any]]
     levels = np.round(255 * layers).astype(np.uint8)
     pictures = webp(sheet_of(levels[..., [0, 1, 2, 4]]))
     tint = webp(np.repeat(sheet_of(levels[..., 3:4]), 3, axis=2)) if thing.paint else b""
-    return {
-        "pictures": np.frombuffer(pictures, np.uint8),
-        "tint": np.frombuffer(tint, np.uint8),
-        "angles": angles,
-    }
+    return np.frombuffer(pictures, np.uint8), np.frombuffer(tint, np.uint8), angles
 
 
 def mark(thing: things.Thing) -> str:
@@ -166,7 +164,8 @@ def pack(listed: tuple[things.Thing, ...], archives: Path, folder: Path) -> None
         path = renders / f"{mark(thing)}.npz"
         if not path.exists():
             file = io.BytesIO()
-            np.savez(file, **render_thing(thing, archives))
+            pictures, tint, angle = render_thing(thing, archives)
+            np.savez(file, pictures=pictures, tint=tint, angles=angle)
             write_atomic(path, file.getvalue())
     parts, angles = [], []
     for thing in listed:
