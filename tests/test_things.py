@@ -189,6 +189,25 @@ def test_what_is_wrong_with_a_package_is_said_in_one_line(
     assert list((tmp_path / "things").iterdir()) == []
 
 
+def test_a_package_is_unpacked_once(tmp_path: Path, example: Any, monkeypatch: Any) -> None:
+    fetch, called = example("fetch_things"), []
+
+    def pretend(command: list[str], cwd: Path, **rest: Any) -> Any:
+        called.append(command[0])
+        if command[0] == "apt-get":
+            (cwd / "package.deb").write_bytes(b"the package")
+        else:
+            archive(cwd / "unpacked" / "Test.sh3f")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(fetch.subprocess, "run", pretend)
+    monkeypatch.setattr(fetch, "SHA256", hashlib.sha256(b"the package").hexdigest())
+    for _ in range(2):
+        fetch.fetch(tmp_path / "things", None)
+    assert called == ["apt-get", "dpkg-deb"]
+    assert sorted(path.name for path in (tmp_path / "things").iterdir()) == ["Test.sh3f", "package.txt"]
+
+
 def test_models_that_cannot_be_used_are_left_out_with_the_reason(tmp_path: Path, example: Any) -> None:
     fetch = example("fetch_things")
     changed: dict[str, Any] = {"test/card/a card.png": None, "test/box/box.obj": "v 0 0 0\nf 1 2 3\n"}

@@ -14,7 +14,7 @@ import argparse
 import csv
 import hashlib
 import io
-import shutil
+import os
 import subprocess
 import sys
 import tempfile
@@ -71,13 +71,14 @@ def _call(command: list[str], where: Path, remedy: str) -> None:
 
 
 def fetch(folder: Path, package: Path | None) -> None:
-    """Put the archives of the package into a folder, all of them or none; those that are there stay.
+    """Put the archives of the package into a folder; done already, it does nothing.
 
     Raises:
         ValueError: no network, no apt-get or dpkg-deb, or another package.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if list(folder.glob("*.sh3f")):
+    done = folder / "package.txt"
+    if done.is_file() and done.read_text("utf-8").split() == [PACKAGE, VERSION]:
         return
     with tempfile.TemporaryDirectory(dir=folder) as name:
         work = Path(name)
@@ -95,7 +96,9 @@ def fetch(folder: Path, package: Path | None) -> None:
         if not archives:
             raise ValueError(f"{package} holds no .sh3f archive; the package has changed")
         for archive in archives:
-            shutil.move(archive, folder / archive.name)
+            os.replace(archive, folder / archive.name)
+    # Last of all: without it, a folder may lack archives.
+    write_atomic(done, f"{PACKAGE} {VERSION}\n")
 
 
 def measured(entry: Entry, name: str, archive: zipfile.ZipFile) -> things.Thing:

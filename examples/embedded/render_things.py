@@ -239,8 +239,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     try:
+        listed = things.table(options.table)
+        missing = sorted({one.archive for one in listed if not (options.archives / one.archive).is_file()})
+        if missing:
+            raise ValueError(f"{options.archives} lacks {missing[0]}; fetch it with fetch_things.py")
         make = sheets if options.what == "sheets" else pack
-        make(things.table(options.table), options.archives, options.output)
+        make(listed, options.archives, options.output)
     except ValueError as error:
         sys.exit(f"render_things: {error}")
 
