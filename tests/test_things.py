@@ -222,6 +222,22 @@ def test_models_that_cannot_be_used_are_left_out_with_the_reason(tmp_path: Path,
     )
 
 
+def test_a_licence_beside_a_model_counts_where_it_asks_for_more(tmp_path: Path, example: Any) -> None:
+    catalogue = example("things_catalogue")
+    said: dict[str, Any] = {
+        "test/box/LICENSE.txt": "see https://creativecommons.org/licenses/by/3.0/",
+        "test/card/1 - License.html": '<a href="http://creativecommons.org/licenses/by-sa/3.0/">',
+    }
+    path = archive(tmp_path / "Test.sh3f", licence="Public domain", **said)
+    entries = catalogue.read_catalogue(path)
+    assert [entry.licence for entry in entries] == ["CC-BY 3.0", "CC-BY-SA", "CC0"]
+    assert [catalogue.why_left_out(entry) for entry in entries] == [
+        None,
+        "licence CC-BY-SA",
+        "plug or socket",
+    ]
+
+
 def test_a_model_is_placed_with_its_front_to_x_and_its_farthest_point_at_the_worlds_radius() -> None:
     box = obj.read(from_files(box__obj=BOX, box__mtl=BOX_MTL), "box.obj")
     placed = obj.placed(box, np.eye(3), (20, 40, 60))

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.embedded.things import LICENCES
+
 Array = NDArray[np.floating[Any]]
 HERE = Path(__file__).resolve().parent
 CATALOGUE = "PluginFurnitureCatalog.properties"
@@ -34,7 +36,7 @@ class Entry:
         title: the catalogue's name for it.
         category: the catalogue's.
         creator: who made it.
-        licence: ``CC0``, ``CC-BY 3.0`` or ``CC-BY 3.0 US``.
+        licence: ``CC0``, ``CC-BY 3.0``, ``CC-BY 3.0 US``, or another that keeps it out.
         archive: the name of the ``.sh3f`` file.
         model: path of the OBJ file in it.
         turn: the catalogue's rotation of column vectors, by rows; y is up and +z the front afterwards.
@@ -83,6 +85,21 @@ def licence_of(text: str, where: str) -> str:
     return "CC-BY 3.0 US" if "United States" in text else "CC-BY 3.0"
 
 
+def licence_within(archive: zipfile.ZipFile, model: str, licence: str) -> str:
+    """An object's licence: what a licence file beside its model says, where that asks for more than the catalogue does."""
+    folder = model.rsplit("/", 1)[0] + "/"
+    for name in archive.namelist():
+        if name.rpartition("/")[0] + "/" == folder and "licen" in name.lower():
+            kinds = set(
+                re.findall(r"creativecommons\.org/licenses/([\w-]+)", archive.read(name).decode("latin-1"))
+            )
+            if kinds - {"by"}:
+                return f"CC-{min(kinds - {'by'}).upper()}"
+            if kinds and licence == "CC0":
+                return "CC-BY 3.0"
+    return licence
+
+
 def _entry(values: dict[str, str], licence: str, archive: str, where: str) -> Entry:
     missing = [key for key in NEEDED if not values.get(key)]
     if missing:
@@ -110,18 +127,21 @@ def read_catalogue(path: Path) -> list[Entry]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            text = archive.read(CATALOGUE).decode("latin-1")
+            own, objects = properties(archive.read(CATALOGUE).decode("latin-1"))
+            licence = licence_of(own.get("license", ""), path.name)
+            said = {
+                number: licence_within(archive, values.get("model", "").lstrip("/"), licence)
+                for number, values in objects.items()
+            }
     except (zipfile.BadZipFile, KeyError, OSError):
         raise ValueError(
             f"{path} is no furniture catalogue: expected a zip archive with {CATALOGUE}"
         ) from None
-    own, objects = properties(text)
-    licence = licence_of(own.get("license", ""), path.name)
     if not objects:
         raise ValueError(
             f"{path.name} lists no objects; the catalogue has changed, take the version that is pinned"
         )
-    return [_entry(objects[n], licence, path.name, f"{path.name}, object {n}") for n in sorted(objects)]
+    return [_entry(objects[n], said[n], path.name, f"{path.name}, object {n}") for n in sorted(objects)]
 
 
 def read_folder(folder: Path) -> list[Entry]:
@@ -148,6 +168,8 @@ def _rows(name: str) -> list[list[str]]:
 
 def why_left_out(entry: Entry) -> str | None:
     """Why an object is no thing to generate, or None."""
+    if entry.licence not in LICENCES:
+        return f"licence {entry.licence}"
     if entry.opening:
         return "door or window"
     said = (f"name:{entry.title.lower()}", f"category:{entry.category}", f"id:{entry.id}")
