@@ -324,6 +324,7 @@ def test_a_pack_is_read_back_as_it_was_rendered(made: Any, monkeypatch: Any) -> 
         layers = pack.layers(index)
         assert layers.shape == (34, 64, 64, 5) and layers.dtype == torch.uint8
         error = (layers.numpy() / 255 - true) ** 2
+        assert (layers[..., :4] <= layers[..., 4:]).all()
         # Alpha is kept without loss, colours to better than 30 dB.
         assert error[..., 4].max() < 1e-5 and error.mean() < 1e-3
     red = pack.rgba(0, world.COLOURS["red"])

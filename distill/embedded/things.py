@@ -225,7 +225,9 @@ class Pack:
         rgba = self._picture(2 * index)
         tint = self._picture(2 * index + 1) if self.things[index].paint else np.zeros_like(rgba)
         views = self.angles.shape[1]
-        both = np.concatenate([rgba[..., :3], tint[..., :1], rgba[..., 3:]], axis=-1)
+        # Compression adds colour where nothing is; premultiplied, it is never more than the coverage.
+        colours = np.minimum(np.concatenate([rgba[..., :3], tint[..., :1]], axis=-1), rgba[..., 3:])
+        both = np.concatenate([colours, rgba[..., 3:]], axis=-1)
         return torch.from_numpy(tiles(both, views))
 
     def rgba(self, index: int, colour: tuple[float, float, float] | None = None) -> Tensor:
