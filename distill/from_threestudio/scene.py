@@ -162,7 +162,7 @@ def size(c: Conversion) -> None:
         c.say("data.width", f"{widths}: pictures are square here, {heights} pixels high")
     if not isinstance(heights, list):
         c.options["render.size"] = heights
-    elif len(heights) == 1 or not milestones or milestones[0] >= c.iterations:
+    elif len(set(heights)) == 1 or not milestones or milestones[0] >= c.iterations:
         c.options["render.size"] = heights[0]
     else:
         ends = {"from_step": milestones[0], "to_step": min(milestones[-1], c.iterations)}
