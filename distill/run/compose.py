@@ -187,7 +187,7 @@ def compose_config(overrides: Sequence[str], folders: Sequence[str] = ()) -> Dic
     with composing(folders) as search:
         config = compose_words([*with_preset(overrides), *search]).config
     check(config)
-    known = set(known_options())
+    known = {*known_options(), *_plugin_options()}
     check_idle(config, [name for name in (_split(word)[0] for word in overrides) if name in known])
     return config
 
@@ -221,6 +221,12 @@ def composing(folders: Sequence[str] = ()) -> Iterator[list[str]]:
             yield [f"hydra.searchpath=[{listed}]"] if paths else []
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain(error)) from error
+    except ValueError as error:
+        if not (found := re.search(r"Config group override must be .* Got (\w+)", str(error))):
+            raise
+        raise ValueError(
+            f"{', '.join(PARTS)}, preset and experiment take a name, got a value of type {found[1]}; write for example scene=hash_grid"
+        ) from error
     except (YAMLError, UnicodeDecodeError, OSError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"a configuration file cannot be read as YAML: {said}") from error
@@ -278,6 +284,12 @@ def explain(error: BaseException) -> str:
     if found := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", str(cause), re.DOTALL):
         key = getattr(cause, "full_key", None) or "an option"
         return f"{key} must be of type {found[2].lower()}, got {found[1]!r}"
+    whole = re.search(
+        r"override ([\w.]+)=(.*)\n(?:.*\n)*?Invalid type assigned: \w+ is not a subclass of",
+        f"{text}\n{cause}",
+    )
+    if whole:
+        return f"{whole[1]} is a group of options, got {whole[2]}; set one of them, such as {_first_of(whole[1])}="
     lines = [
         line.strip() for line in f"{text}\n{cause if cause is not error else ''}".splitlines() if line.strip()
     ]
@@ -294,19 +306,31 @@ def _unknown_choice(group: str, name: str, there: Sequence[str]) -> str:
 def _unknown_option(name: str) -> str:
     if name in MOVED:
         return f"there is no option {name!r} any more; {MOVED[name]}"
+    group, _, option = name.partition(".")
+    having = [choice for choice, target in plugins().get(group, {}).items() if option in _options(target)]
+    if having:
+        return f"the chosen {group} has no option {name!r}; {', '.join(f'{group}={choice}' for choice in having)} has it"
     close = difflib.get_close_matches(name, [*known_options(), *_plugin_options()], n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown option {name!r}; {hint}'distill --help' lists the options"
 
 
+def _first_of(group: str) -> str:
+    """An option in a group."""
+    return next(name for name in [*known_options(), f"{group}.NAME"] if name.startswith(f"{group}."))
+
+
 def _plugin_options() -> list[str]:
     return [
-        f"{group}.{item.name}"
+        f"{group}.{name}"
         for group, choices in plugins().items()
         for target in choices.values()
-        for item in dataclasses.fields(options_of(target))
-        if not item.name.startswith("_")
+        for name in _options(target)
     ]
+
+
+def _options(target: Callable[..., Any]) -> list[str]:
+    return [item.name for item in dataclasses.fields(options_of(target)) if not item.name.startswith("_")]
 
 
 #: First words of every option that the command line knows, groups included.
