@@ -21,7 +21,7 @@ from distill.live.server import watched
 from distill.run.assemble import assemble, check_prior, open_prior, pick_device, texts_of
 from distill.run.checks import check_prompt, numbers_of
 from distill.run.execute import carry_out
-from distill.run.folders import claim, is_finished
+from distill.run.folders import check_writable, claim, is_finished
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
         ValueError: the file cannot be read or has no prompts.
     """
     wanted = shard_of(read_prompts(config), config.shard)
-    root = Path(config.output_dir or "outputs").expanduser()
+    root = check_writable(config)
     device = pick_device(config.device)
     check_prior(config, device)
     rows: list[Row] = []

@@ -1,0 +1,132 @@
+"""Options that would do nothing, refusals that must come early and say enough, and light that two renderings share."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from scenes import hash_grid
+
+from distill.cameras import turntable
+from distill.renderers import volume
+from distill.renderers.patch import patched
+from distill.run import assemble, batch, execute
+from distill.run.compose import compose_config
+
+MUG = "prompt=a red mug"
+
+
+def _never(*arguments: object) -> None:
+    raise AssertionError("something was loaded")
+
+
+def test_a_window_has_the_light_of_what_is_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares, shade = [], volume._shade
+
+    def noted(*arguments: object) -> torch.Tensor:
+        shares.append(arguments[-1])
+        return shade(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(volume, "_shade", noted)
+    draw = patched(partial(hash_grid().render, shading="lambertian", soft_light=True), patch=9, coarse=8)
+    draw(turntable(1), 16, 16, generator=torch.Generator().manual_seed(0))
+    assert len(shares) == 2
+    assert shares[0] == shares[1] != volume._AMBIENT
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["render.soft_light=true"], "render.soft_light=True would do nothing: add render.shading=lambertian"),
+        (["view_port=9000"], "view_port=9000 would do nothing: add view=true"),
+        (["cameras.front_back_deg=40"], "cameras.front_back_deg=40 would do nothing: add cameras.front_back="),
+        (["cameras.area_elevation_deg=[-90,90]"], "would do nothing: add cameras.by_area=1"),
+        (["scene=image", "scene.levels=4"], "the chosen scene has no option 'scene.levels'; scene=hash_grid has it"),
+        (["render.turns=0.5"], "render.turns is a group of options, got 0.5; set one of them, such as render.turns."),
+        (["render.patch=7"], "render.patch must be an integer of at least 8"),
+        (["cameras=3"], "preset and experiment take a name, got a value of type int"),
+    ],
+)  # fmt: skip
+def test_what_does_nothing_or_is_not_there_is_refused(words: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=r"^.+$") as caught:
+        compose_config([MUG, *words])
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["render.soft_light=true", "render.turns.textureless={start: 0, end: 0.5}"],
+        ["render.soft_light=true", "render.shading=lambertian"],
+        ["cameras.front_back=0.3", "cameras.front_back_deg=40"],
+        ["cameras.by_area={start: 0, end: 1}", "cameras.area_elevation_deg=[-90,90]"],
+        ["cameras.front_back_deg=30"],
+        ["view=true", "view_port=9000"],
+    ],
+)
+def test_what_does_something_is_taken(words: list[str]) -> None:
+    assert isinstance(compose_config([MUG, *words]), DictConfig)
+
+
+def test_shares_are_added_up_just_before_a_schedule_jumps() -> None:
+    falls = "render.turns.lambertian={start: 1, end: 0, from_fraction: 0.5, to_fraction: 0.5}"
+    rises = "render.turns.normals={start: 0, end: %s, to_fraction: 0.5}"
+    with pytest.raises(ValueError, match="at most 1 together, got 2"):
+        compose_config([MUG, falls, rises % 1])
+    swapped = "render.turns.normals={start: 0, end: 1, from_fraction: 0.5, to_fraction: 0.5}"
+    assert compose_config([MUG, falls, swapped]).render.turns.normals.end == 1
+
+
+def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (execute, batch):
+        monkeypatch.setattr(module, "assemble", _never)
+    monkeypatch.setattr(batch, "open_prior", _never)
+    mine = compose_config([MUG, f"output_dir={tmp_path / 'mine'}"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text(OmegaConf.to_yaml(mine))
+    with pytest.raises(ValueError, match="already holds this run; add resume=true"):
+        execute.run(mine)
+    with pytest.raises(ValueError, match="holds something else than this run"):
+        execute.run(compose_config([MUG, "seed=1", f"output_dir={tmp_path / 'mine'}"]))
+    (tmp_path / "file").write_text("a red mug")
+    for below in ("file", "file/below"):
+        with pytest.raises(ValueError, match=r"cannot write to .* is a file\); choose a writable folder"):
+            execute.run(compose_config([MUG, f"output_dir={tmp_path / below}"]))
+    with pytest.raises(ValueError, match=r"cannot write to .* is a file\)"):
+        batch.run_prompts(compose_config([f"prompts={tmp_path / 'file'}", f"output_dir={tmp_path / 'file'}"]))
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("scene: {radius: 2.0}", "holds a scene with radius 2.0, not 1.0"),
+        ("scene: {}\nparticles: 2", "has 2 scenes; only a run with particles=1"),
+        ("scene: [", "cannot be read"),
+        ("nothing: 1", "cannot be read"),
+    ],
+)
+def test_a_run_that_cannot_be_gone_on_from_is_refused_before_anything_is_loaded(
+    written: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assemble, "open_prior", _never)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text(written)
+    with pytest.raises(ValueError, match=r"^.+$") as caught:
+        assemble.assemble(compose_config([MUG, f"init={tmp_path}"]))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words", [["scene.progressive_levels=[99,0.5]"], ["scene.progressive_levels=[2,0.5,0.5]"]]
+)
+def test_a_scene_that_cannot_be_made_is_refused_before_anything_is_loaded(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assemble, "open_prior", _never)
+    with pytest.raises(ValueError, match="expected progressive_levels"):
+        assemble.assemble(compose_config([MUG, *words]))
