@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from scenes import hash_grid
 
 from distill.cameras import turntable
+from distill.contracts import Condition
+from distill.guidance.vsd import VSD
+from distill.lab.novel_view.config import TrainConfig, check
+from distill.priors import load_prior
 from distill.renderers import volume
 from distill.renderers.patch import patched
 from distill.run import assemble, batch, execute
@@ -47,6 +52,7 @@ def test_a_window_has_the_light_of_what_is_around_it(monkeypatch: pytest.MonkeyP
         (["scene=image", "scene.levels=4"], "the chosen scene has no option 'scene.levels'; scene=hash_grid has it"),
         (["render.turns=0.5"], "render.turns is a group of options, got 0.5; set one of them, such as render.turns."),
         (["render.patch=7"], "render.patch must be an integer of at least 8"),
+        (["optimiser.weight_decay={start: 1, end: 0}"], "optimiser.weight_decay takes a plain value, neither null nor a schedule"),
         (["cameras=3"], "preset and experiment take a name, got a value of type int"),
     ],
 )  # fmt: skip
@@ -130,3 +136,36 @@ def test_a_scene_that_cannot_be_made_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(assemble, "open_prior", _never)
     with pytest.raises(ValueError, match="expected progressive_levels"):
         assemble.assemble(compose_config([MUG, *words]))
+
+
+def test_a_gradient_that_overflows_does_not_spoil_the_copy(pixel_folder: Path) -> None:
+    prior = load_prior(pixel_folder, dtype=torch.float32)
+    loss = VSD(prior, torch.Generator().manual_seed(0), warmup=0)
+    cond = Condition({"text": prior.embed(["a mug"]), "uncond": prior.embed([""])}, cameras=turntable(1))
+    x = torch.zeros(1, *prior.shape)
+    weights = list(loss.student.trainable())
+    before = [weight.detach().clone() for weight in weights]
+    overflow = weights[0].register_hook(lambda gradient: gradient * float("inf"))
+    loss.learn(prior, x, cond, torch.Generator().manual_seed(0))
+    assert all(map(torch.equal, before, weights))
+    overflow.remove()
+    loss.learn(prior, x, cond, torch.Generator().manual_seed(0))
+    assert not all(map(torch.equal, before, weights))
+    assert all(bool(weight.isfinite().all()) for weight in weights)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"log_every": 0}, "log_every must be at least 1, got 0"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"views": 1}, "views must be at least 2, got 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+        ({"weight_decay": float("nan")}, "weight_decay must be at least 0, got nan"),
+        ({"ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
+        ({"precision": "fp8"}, "precision must be no, fp16 or bf16, got 'fp8'"),
+    ],
+)
+def test_numbers_of_a_novel_view_training_are_checked_first(option: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check(TrainConfig(tracker="none", **option))
