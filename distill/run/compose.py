@@ -284,6 +284,8 @@ def explain(error: BaseException) -> str:
     if found := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", str(cause), re.DOTALL):
         key = getattr(cause, "full_key", None) or "an option"
         return f"{key} must be of type {found[2].lower()}, got {found[1]!r}"
+    if found := re.search(r"field '([\w.]+)' is not Optional", f"{text}\n{cause}"):
+        return f"{found[1]} takes a plain value, neither null nor a schedule; leave it out for the default"
     whole = re.search(
         r"override ([\w.]+)=(.*)\n(?:.*\n)*?Invalid type assigned: \w+ is not a subclass of",
         f"{text}\n{cause}",
