@@ -53,6 +53,7 @@ def test_a_window_has_the_light_of_what_is_around_it(monkeypatch: pytest.MonkeyP
         (["render.turns=0.5"], "render.turns is a group of options, got 0.5; set one of them, such as render.turns."),
         (["render.patch=7"], "render.patch must be an integer of at least 8"),
         (["optimiser.weight_decay={start: 1, end: 0}"], "optimiser.weight_decay takes a plain value, neither null nor a schedule"),
+        (["prior_options.embeddings=a.safetensors"], "is a list, got a.safetensors; write prior_options.embeddings=[a.safetensors]"),
         (["cameras=3"], "preset and experiment take a name, got a value of type int"),
     ],
 )  # fmt: skip
@@ -169,3 +170,18 @@ def test_a_gradient_that_overflows_does_not_spoil_the_copy(pixel_folder: Path) -
 def test_numbers_of_a_novel_view_training_are_checked_first(option: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check(TrainConfig(tracker="none", **option))
+
+
+def test_a_shard_without_prompts_ends_at_once_and_a_run_keeps_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(batch, "open_prior", _never)
+    (tmp_path / "list.txt").write_text("a red mug\na blue cube\n")
+    words = [f"prompts={tmp_path / 'list.txt'}", f"output_dir={tmp_path / 'out'}", "shard=3/5"]
+    with caplog.at_level("INFO"):
+        assert batch.run_prompts(compose_config(words)) == {}
+    assert "shard=3/5 has none of the 2 prompts" in caplog.text
+    assert (tmp_path / "out" / "batch-3-of-5.csv").read_text() == "prompt,state,folder,seconds\n"
+    (tmp_path / "out" / "config.yaml").write_text("prompt: a red mug")
+    with pytest.raises(ValueError, match="is the folder of a run; choose another output_dir="):
+        batch.run_prompts(compose_config(words))

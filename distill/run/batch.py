@@ -36,10 +36,17 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
         Prompt to ``finished``, ``skipped``, or the error.
 
     Raises:
-        ValueError: the file cannot be read or has no prompts.
+        ValueError: the file cannot be read or has no prompts, or the folder cannot be used.
     """
-    wanted = shard_of(read_prompts(config), config.shard)
+    every = read_prompts(config)
+    wanted = shard_of(every, config.shard)
     root = check_writable(config)
+    if (root / "config.yaml").exists():
+        raise ValueError(f"{root} is the folder of a run; choose another output_dir= for those of prompts=")
+    if not wanted:
+        log.info("shard=%s has none of the %d prompts of %s", config.shard, len(every), config.prompts)
+        tell([], table_of(config))
+        return {}
     device = pick_device(config.device)
     check_prior(config, device)
     rows: list[Row] = []

@@ -284,18 +284,27 @@ def explain(error: BaseException) -> str:
     if found := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", str(cause), re.DOTALL):
         key = getattr(cause, "full_key", None) or "an option"
         return f"{key} must be of type {found[2].lower()}, got {found[1]!r}"
-    if found := re.search(r"field '([\w.]+)' is not Optional", f"{text}\n{cause}"):
-        return f"{found[1]} takes a plain value, neither null nor a schedule; leave it out for the default"
-    whole = re.search(
-        r"override ([\w.]+)=(.*)\n(?:.*\n)*?Invalid type assigned: \w+ is not a subclass of",
-        f"{text}\n{cause}",
-    )
-    if whole:
-        return f"{whole[1]} is a group of options, got {whole[2]}; set one of them, such as {_first_of(whole[1])}="
+    if said := _mistyped(f"{text}\n{cause}"):
+        return said
     lines = [
         line.strip() for line in f"{text}\n{cause if cause is not error else ''}".splitlines() if line.strip()
     ]
     return f"could not read the options: {'; '.join(lines[:2])}; quote values as the shell and Hydra need"
+
+
+def _mistyped(error: str) -> str | None:
+    """Say what kind of value an option takes, where that is what Hydra complains of."""
+    if found := re.search(r"field '([\w.]+)' is not Optional", error):
+        return f"{found[1]} takes a plain value, neither null nor a schedule; leave it out for the default"
+    given = r"override ([\w.]+)=(.*)\n(?:.*\n)*?"
+    if found := re.search(rf"{given}.* is not a ListConfig", error):
+        return f"{found[1]} is a list, got {found[2]}; write {found[1]}=[{found[2]}]"
+    if found := re.search(rf"{given}Invalid type assigned: \w+ is not a subclass of", error):
+        name = next(
+            (option for option in known_options() if option.startswith(f"{found[1]}.")), f"{found[1]}.NAME"
+        )
+        return f"{found[1]} is a group of options, got {found[2]}; set one of them, such as {name}="
+    return None
 
 
 def _unknown_choice(group: str, name: str, there: Sequence[str]) -> str:
@@ -315,11 +324,6 @@ def _unknown_option(name: str) -> str:
     close = difflib.get_close_matches(name, [*known_options(), *_plugin_options()], n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown option {name!r}; {hint}'distill --help' lists the options"
-
-
-def _first_of(group: str) -> str:
-    """An option in a group."""
-    return next(name for name in [*known_options(), f"{group}.NAME"] if name.startswith(f"{group}."))
 
 
 def _plugin_options() -> list[str]:
