@@ -275,7 +275,7 @@ def explain(error: BaseException) -> str:
     if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
         return _unknown_choice(found[1], found[2], re.findall(r"^\t(\S+)$", text, re.MULTILINE))
     if found := re.search(r"Error resolving interpolation '\$\{preset\}.*keys: (.*)", text):
-        missing = [name for name in ("preset", *PARTS) if name not in found[1].split(", ")]
+        missing = [name for name in ("preset", *PARTS, "experiment") if name not in found[1].split(", ")]
         return f"{missing[0]} names no part; choose one with {missing[0]}=NAME"
     full = re.search(r"full_key: (\S+)", f"{text}\n{cause}")
     named = r"Could not override '([^']+)'", r"Key '([^']+)' (?:is )?not in"
