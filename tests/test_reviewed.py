@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from scenes import hash_grid
 
+from distill import inputs
 from distill.cameras import turntable
 from distill.contracts import Condition
 from distill.guidance.vsd import VSD
@@ -186,3 +189,20 @@ def test_a_shard_without_prompts_ends_at_once_and_a_run_keeps_its_folder(
     (tmp_path / "out" / "config.yaml").write_text("prompt: a red mug")
     with pytest.raises(ValueError, match="is the folder of a run; choose another output_dir="):
         batch.run_prompts(compose_config(words))
+    with pytest.raises(ValueError, match="is the folder of a run"):
+        inputs.writable(compose_config(words))
+
+
+def test_a_sweep_over_a_broken_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "bad.yaml").write_text(
+        "# @package _global_\nrender: {turns: {lambertin: 1}}\n"
+    )
+    words = ["a red mug", "--config-dir", str(tmp_path), "-m", "experiment=csd,bad"]
+    found = subprocess.run(
+        [sys.executable, "-m", "distill", *words], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    said = "distill: error: unknown option 'render.turns.lambertin'; did you mean 'render.turns.lambertian'?"
+    assert found.returncode == 2, found.stderr
+    assert found.stderr.startswith(said) and found.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.glob("outputs/*")] == ["sweeps"]  # Hydra's own

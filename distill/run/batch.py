@@ -21,7 +21,7 @@ from distill.live.server import watched
 from distill.run.assemble import assemble, check_prior, open_prior, pick_device, texts_of
 from distill.run.checks import check_prompt, numbers_of
 from distill.run.execute import carry_out
-from distill.run.folders import check_writable, claim, is_finished
+from distill.run.folders import check_root, claim, is_finished
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +40,7 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
     """
     every = read_prompts(config)
     wanted = shard_of(every, config.shard)
-    root = check_writable(config)
-    if (root / "config.yaml").exists():
-        raise ValueError(f"{root} is the folder of a run; choose another output_dir= for those of prompts=")
+    root = check_root(config)
     if not wanted:
         log.info("shard=%s has none of the %d prompts of %s", config.shard, len(every), config.prompts)
         tell([], table_of(config))

@@ -217,21 +217,32 @@ def composing(folders: Sequence[str] = ()) -> Iterator[list[str]]:
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_module("distill.conf", version_base="1.3"):
+        with one_line(), initialize_config_module("distill.conf", version_base="1.3"):
             yield [f"hydra.searchpath=[{listed}]"] if paths else []
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Make errors of Hydra and of configuration files one line.
+
+    Raises:
+        ValueError: instead of them.
+    """
+    try:
+        yield
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain(error)) from error
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"a configuration file cannot be read as YAML: {said}") from error
     except ValueError as error:
         if not (found := re.search(r"Config group override must be .* Got (\w+)", str(error))):
             raise
         raise ValueError(
             f"{', '.join(PARTS)}, preset and experiment take a name, got a value of type {found[1]}; write for example scene=hash_grid"
         ) from error
-    except (YAMLError, UnicodeDecodeError, OSError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"a configuration file cannot be read as YAML: {said}") from error
-    finally:
-        GlobalHydra.instance().hydra = outer
 
 
 def compose_words(words: Sequence[str]) -> Composed:

@@ -169,6 +169,18 @@ def check_writable(config: DictConfig) -> Path:
     return folder
 
 
+def check_root(config: DictConfig) -> Path:
+    """Return the folder that a batch's runs have their folders in.
+
+    Raises:
+        ValueError: it cannot be written, or is itself a run's.
+    """
+    root = check_writable(config)
+    if (root / "config.yaml").exists():
+        raise ValueError(f"{root} is the folder of a run; choose another output_dir= for those of prompts=")
+    return root
+
+
 def _named(folder: Path, config: DictConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with hold(folder):
