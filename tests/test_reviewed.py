@@ -58,6 +58,7 @@ def test_a_window_has_the_light_of_what_is_around_it(monkeypatch: pytest.MonkeyP
         (["optimiser.weight_decay={start: 1, end: 0}"], "optimiser.weight_decay takes a plain value, neither null nor a schedule"),
         (["prior_options.embeddings=a.safetensors"], "is a list, got a.safetensors; write prior_options.embeddings=[a.safetensors]"),
         (["experiment=[csd,sdi]"], "experiment names no part; choose one with experiment=NAME"),
+        (["render.turns.flat=1"], "unknown option 'render.turns.flat'; render.turns has lambertian, textureless, normals"),
         (["cameras=3"], "preset and experiment take a name, got a value of type int"),
     ],
 )  # fmt: skip

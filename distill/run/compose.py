@@ -332,6 +332,12 @@ def _unknown_option(name: str) -> str:
     having = [choice for choice, target in plugins().get(group, {}).items() if option in _options(target)]
     if having:
         return f"the chosen {group} has no option {name!r}; {', '.join(f'{group}={choice}' for choice in having)} has it"
+    above, _, last = name.rpartition(".")
+    beside = [
+        other.rpartition(".")[2] for other in known_options() if above and other.rpartition(".")[0] == above
+    ]
+    if beside and not difflib.get_close_matches(last, beside, n=1):
+        return f"unknown option {name!r}; {above} has {', '.join(beside)}"
     close = difflib.get_close_matches(name, [*known_options(), *_plugin_options()], n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown option {name!r}; {hint}'distill --help' lists the options"
