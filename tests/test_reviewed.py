@@ -207,3 +207,12 @@ def test_a_sweep_over_a_broken_file_is_refused_in_one_line(tmp_path: Path) -> No
     assert found.returncode == 2, found.stderr
     assert found.stderr.startswith(said) and found.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.glob("outputs/*")] == ["sweeps"]  # Hydra's own
+
+
+@pytest.mark.parametrize("option", ["loras", "embeddings"])
+def test_one_file_in_the_place_of_a_list_is_said(option: str) -> None:
+    given: dict[str, Any] = {option: "a.safetensors"}
+    with pytest.raises(
+        ValueError, match=rf"{option} is a list of files, got 'a.safetensors'; write {option}="
+    ):
+        load_prior("embedded", **given)

@@ -113,6 +113,11 @@ def load_prior(
     """
     device = torch.device(device)
     check_graphs(graphs, device)
+    for option, given in (("loras", loras), ("embeddings", embeddings)):
+        if isinstance(given, (str, Path)):
+            raise ValueError(
+                f"{option} is a list of files, got {str(given)!r}; write {option}=[{str(given)!r}]"
+            )
     files = [lora.parse(entry) for entry in loras]
     for file in files:
         lora.check(file)
