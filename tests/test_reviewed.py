@@ -34,12 +34,13 @@ def _never(*arguments: object) -> None:
 def test_a_window_has_the_light_of_what_is_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
     shares, shade = [], volume._shade
 
-    def noted(*arguments: object) -> torch.Tensor:
+    def noted(*arguments: Any) -> torch.Tensor:
         shares.append(arguments[-1])
-        return shade(*arguments)  # type: ignore[arg-type]
+        return shade(*arguments)
 
     monkeypatch.setattr(volume, "_shade", noted)
-    draw = patched(partial(hash_grid().render, shading="lambertian", soft_light=True), patch=9, coarse=8)
+    scene: Any = hash_grid()
+    draw = patched(partial(scene.render, shading="lambertian", soft_light=True), patch=9, coarse=8)
     draw(turntable(1), 16, 16, generator=torch.Generator().manual_seed(0))
     assert len(shares) == 2
     assert shares[0] == shares[1] != volume._AMBIENT
