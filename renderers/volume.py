@@ -125,8 +125,9 @@ def render(
     origins, directions = cameras.rays(height, width)
     backdrop = scene.backdrop(directions, generator)
     light = _light(cameras, shading, generator)[:, None, None].expand_as(directions).reshape(-1, 3)
-    jitter = _uniform(origins[..., 0].numel(), generator, device)
+    # Before the jitter, of which a window and what is around it draw different numbers: both have the same light.
     ambient = float(_uniform(1, generator, torch.device("cpu"))) if soft_light and generator else _AMBIENT
+    jitter = _uniform(origins[..., 0].numel(), generator, device)
     options = _Options(normals, shading, tuple(penalties), marcher, generator, ambient)
     rays = _Rays(origins.view(-1, 3), directions.view(-1, 3), jitter, light)
     trace = _trace_twice if recompute and torch.is_grad_enabled() else _trace

@@ -36,7 +36,7 @@ def fit(config: DictConfig, source: Source, device: torch.device) -> None:
             )  # fmt: skip
             return
     raise ValueError(
-        f"a step takes {needed / 1e9:.1f} GB by the forecast whatever is saved, and a tenth of max_vram={config.max_vram} is "
+        f"a step takes {needed / 1e9:.2g} GB by the forecast whatever is saved, and a tenth of max_vram={config.max_vram} is "
         "the driver's; choose a smaller prior_options.image_size, render.size, guidance or prior"
     )
 
