@@ -326,10 +326,11 @@ def opacity_penalties(opacity: Tensor, names: Sequence[str]) -> dict[str, Tensor
 
 
 def convexity(normal: Tensor, opacity: Tensor, side: int = 8) -> Tensor:
-    r"""How little a picture's normals turn outwards: minus the mean sine of the angle between neighbours, a scalar.
+    r"""Penalise hollows: minus the mean sine of the angle between neighbouring normals about the z axis, a scalar.
 
     The normals, as the picture :math:`(n + 1) / 2` times the opacity, are resized to a few pixels; from left to right and from
-    bottom to top, the third component of neighbours' cross products is averaged.
+    bottom to top, the third component of neighbours' cross products is averaged. As in the authors' code, it is that of the
+    world's frame, not of the camera's.
 
     Args:
         normal: unit vectors, shape ``[batch, height, width, 3]``.
