@@ -273,6 +273,9 @@ def _through_hydra(options: list[str], folders: Sequence[str]) -> int:
 
     settings.register()
     sys.argv = ["distill", *flags, *settings.with_preset(words)]
-    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
-    job()
+    os.environ.setdefault(
+        "HYDRA_FULL_ERROR", "1"
+    )  # which raises what is wrong rather than to print several lines
+    with settings.one_line():
+        job()
     return max(codes, default=0)

@@ -20,7 +20,7 @@ from distill.priors.load import family_of, loader
 from distill.run.assemble import check_fits, check_init, make_scenes
 from distill.run.batch import read_prompts, shard_of
 from distill.run.checks import check_prompt
-from distill.run.folders import refuse
+from distill.run.folders import check_root, refuse
 
 if TYPE_CHECKING:
     from distill.priors.diffusion import DiffusionPrior
@@ -62,7 +62,9 @@ def writable(config: DictConfig) -> str:
         raise ValueError(
             f"cannot write to {folder} ({error.strerror}); choose a writable folder with output_dir="
         ) from error
-    if config.output_dir and config.prompts is None and folder.is_dir():
+    if config.prompts is not None:
+        check_root(config)
+    elif config.output_dir and folder.is_dir():
         with hold(folder):
             refuse(folder, config)
     return str(folder)

@@ -8,7 +8,7 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from hydra.utils import get_method
@@ -18,6 +18,7 @@ from distill.domains import Follows, Losses, Scheduled, describe, fits
 from distill.samplers.schedules import Ramp
 
 
+@cache
 def options_of(target: Callable[..., Any], schedules: bool = False) -> type:
     """A dataclass of a callable's options: its keyword-only parameters, or all where every one has a default.
 

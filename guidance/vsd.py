@@ -160,12 +160,15 @@ class VSD:
                     loss = squared.mean() * (len(predicted) / batch)
                     (loss * enlarged).backward()
                 losses.append(loss.detach())
-            torch._foreach_div_([p.grad for p in self.student.trainable() if p.grad is not None], enlarged)
+            grads = [p.grad for p in self.student.trainable() if p.grad is not None]
+            torch._foreach_div_(grads, enlarged)
+            sizes = torch.stack(torch._foreach_norm(grads)).sum()
             self.done += 1
             for group in self.optimiser.param_groups:
                 group["lr"] = now["learning_rate"] * min(1.0, self.done / max(self.warmup, 1))
-            error = torch.stack(losses).sum().item()
-            if math.isfinite(error):
+            # A gradient that overflows in half precision would stay in the optimiser's averages for ever.
+            error, size = torch.stack([torch.stack(losses).sum().float(), sizes.float()]).tolist()
+            if math.isfinite(error) and math.isfinite(size):
                 self.optimiser.step()
         return error
 

@@ -125,8 +125,9 @@ def render(
     origins, directions = cameras.rays(height, width)
     backdrop = scene.backdrop(directions, generator)
     light = _light(cameras, shading, generator)[:, None, None].expand_as(directions).reshape(-1, 3)
-    jitter = _uniform(origins[..., 0].numel(), generator, device)
+    # Before the jitter, of which a window and what is around it draw different numbers: both have the same light.
     ambient = float(_uniform(1, generator, torch.device("cpu"))) if soft_light and generator else _AMBIENT
+    jitter = _uniform(origins[..., 0].numel(), generator, device)
     options = _Options(normals, shading, tuple(penalties), marcher, generator, ambient)
     rays = _Rays(origins.view(-1, 3), directions.view(-1, 3), jitter, light)
     trace = _trace_twice if recompute and torch.is_grad_enabled() else _trace
@@ -325,10 +326,11 @@ def opacity_penalties(opacity: Tensor, names: Sequence[str]) -> dict[str, Tensor
 
 
 def convexity(normal: Tensor, opacity: Tensor, side: int = 8) -> Tensor:
-    r"""How little a picture's normals turn outwards: minus the mean sine of the angle between neighbours, a scalar.
+    r"""Penalise hollows: minus the mean sine of the angle between neighbouring normals about the z axis, a scalar.
 
     The normals, as the picture :math:`(n + 1) / 2` times the opacity, are resized to a few pixels; from left to right and from
-    bottom to top, the third component of neighbours' cross products is averaged.
+    bottom to top, the third component of neighbours' cross products is averaged. As in the authors' code, it is that of the
+    world's frame, not of the camera's.
 
     Args:
         normal: unit vectors, shape ``[batch, height, width, 3]``.

@@ -10,8 +10,12 @@ import pytest
 import torch
 from tiny_pipelines import clip_tokenizer
 
+#: Files with tests of ten seconds and more. They come first: a worker that began one last would keep the others waiting.
+LONG = ("test_gpu_report", "test_compile", "test_comparison", "test_run", "test_benchmarks")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG)
     if torch.cuda.is_available():
         return
     for item in items:

@@ -144,7 +144,7 @@ def test_a_table_of_steps_on_the_cpu(scripts: Callable[[str], Any], tiny: Path, 
     said = run(
         "step.py", "--prior", tiny, "--device", "cpu", "--dtype", "float32", "--guidance", "vsd", "sds", "csd", "asd",
         "--size", 16, 32, "--backend", "all", "--marcher", "all", "--hold", "--warm-steps", 0, "--steps", 2,
-        "--output", tmp_path / "step.md", "--set", "prior_options.image_size=64",
+        "--output", tmp_path / "step.md", "--set", "prior_options.image_size=64", "scene.levels=4", "scene.log2_table_size=12",
     )  # fmt: skip
     report = (tmp_path / "step.md").read_text()
     assert said.endswith(report)

@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from distill.embedded.exact import exact_prior
 from distill.embedded.judge import load_judge
 from distill.guidance.csd import csd
 from distill.guidance.sds import sds
-from distill.lab.comparison import figures
+from distill.lab.comparison import figures, run
 from distill.lab.comparison.claims import Number, above, all_of, below, bootstrap, judge_claims, reached
 from distill.lab.comparison.cost import measure_cost
 from distill.lab.comparison.records import Cell
@@ -34,6 +35,12 @@ QUICK: dict[str, Any] = {
     "scene.log2_table_size": 12,
     "scene.levels": 4,
 }
+
+
+@pytest.fixture(autouse=True)
+def _few_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Profiles of a cell's gradient from 4 predictions, not 48: what they compute is checked against closed forms alone."""
+    monkeypatch.setattr(run, "gradient_profile", partial(figures.gradient_profile, levels=2, draws=2))
 
 
 def test_mean_colour_and_saturation_by_hand() -> None:

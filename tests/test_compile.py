@@ -23,7 +23,7 @@ X = torch.randn(2, 12, 8, 8, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module")
 def folder(pixel_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prior whose network has one level: compiling takes a while for every layer."""
+    """A prior whose network has one level, and attention on the way down alone: compiling takes a while for every layer."""
     from diffusers import UNet2DConditionModel
 
     folder = tmp_path_factory.mktemp("small") / "prior"
@@ -31,7 +31,7 @@ def folder(pixel_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     torch.manual_seed(0)
     UNet2DConditionModel(
         sample_size=8, in_channels=12, out_channels=12, block_out_channels=(8,), down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",), mid_block_type=None, layers_per_block=1, cross_attention_dim=16,
+        up_block_types=("UpBlock2D",), mid_block_type=None, layers_per_block=1, cross_attention_dim=16,
         attention_head_dim=2, norm_num_groups=4,
     ).save_pretrained(folder / "unet")  # fmt: skip
     return folder

@@ -16,6 +16,7 @@ from distill.cli import split_prompt
 from distill.from_threestudio.__main__ import main
 from distill.from_threestudio.convert import convert
 from distill.from_threestudio.read import RESOLVERS, largest
+from distill.from_threestudio.scene import rates
 from distill.from_threestudio.table import CONVERTED, QUIET, SAME, WITHOUT
 from distill.from_threestudio.values import GUIDANCE, Conversion
 from distill.options import schedule
@@ -143,23 +144,39 @@ def test_every_value_arrives_as_the_page_says(converted: Any) -> None:
     assert (config.guidance.scale, config.guidance.weighting) == (51, "uniform")
     assert config.timesteps._target_.endswith(".uniform") and config.timesteps.t_min == 0.02
     assert dict(config.timesteps.t_max) == {"start": 0.98, "end": 0.5, "from_step": 100, "to_step": 300}
-    assert config.penalties.sparsity == 0.5  # over lambda_sds
-    assert dict(config.penalties.orientation) == {"start": 5, "end": 10, "from_step": 0, "to_step": 200}
-    assert list(config.cameras.distance) == [1.0, 1.5] and list(config.cameras.fov_y_deg) == [40, 70]
+    assert (config.guidance_weight, config.penalties.sparsity, config.penalties.z_variance) == (2, 1, 0.5)
+    assert dict(config.penalties.orientation) == {"start": 10, "end": 20, "from_step": 0, "to_step": 200}
+    cameras = config.cameras
+    assert list(cameras.distance) == [2.0, 3.0] and list(cameras.fov_y_deg) == [40, 70]
+    # threestudio's own, which the file leaves out, as is the weight decay of AdamW.
+    assert (cameras.by_area, cameras.position_jitter, cameras.look_at_std, cameras.up_std) == (
+        0.5,
+        0.1,
+        0.2,
+        0.02,
+    )
+    assert (list(config.optimiser.betas), config.optimiser.eps, config.optimiser.weight_decay) == (
+        [0.9, 0.99],
+        1e-15,
+        0.01,
+    )
     assert (config.render.batch, config.render.size) == (2, 64)
     scene = config.scene
     assert (scene.levels, scene.base_resolution, scene.finest_resolution) == (4, 8, 8 * 2**3)
-    assert list(scene.progressive_levels) == [2, (100 + 2 * 50) / 400]
-    assert (scene.blob_radius, scene.march_steps, scene.background) == (0.25, 128, "learned")
+    assert list(scene.progressive_levels) == [2, (100 + 2 * 50) / 400, 100 / 400]
+    assert (scene.radius, scene.blob_radius) == (2, 0.5)
+    assert (scene.march_steps, scene.background, scene.random_background) == (128, "learned", 0)
     assert (scene.encoding_lr, scene.mlp_lr, scene.background_lr) == (0.02, 0.002, 0.003)
     assert scene.hidden_width == 64 and scene.features == 2  # threestudio's own, which the file leaves out
     said = dict(line.split(": ", 1) for line in notes.splitlines())
     assert said["system.guidance.guidance_scale"].startswith("s + 1")
-    assert said["system.optimizer.name"].startswith("AdamW: no counterpart")
-    assert said["system.loss.lambda_z_variance"].startswith("0.5: no counterpart")
-    assert said["system.material.ambient_only_steps"].startswith("401: no counterpart")
-    assert "system.loss.lambda_convex" in said["no counterpart, but without effect in this file"]
-    assert "2" in said["system.geometry.radius"] and "step" in said["system.guidance.max_step_percent"]
+    assert dict(config.render.turns) == {
+        "lambertian": 0,
+        "textureless": 0,
+        "normals": 0,
+    }  # ambient throughout
+    assert "data.camera_perturb" in said["not in the file, as threestudio has them"]
+    assert "step" in said["system.guidance.max_step_percent"] and "no counterpart" not in said
     assert "eval_fovy" not in notes and "tag" not in said
 
 
@@ -167,10 +184,11 @@ def test_a_picture_and_its_camera_arrive(converted: Any) -> None:
     config, notes = converted(PICTURE)
     assert (config.image, config.prompt, config.guidance.scale) == ("boat.png", "", 3)
     reference = config.reference
-    assert (reference.elevation_deg, reference.distance, reference.fov_y_deg) == (5, 1.9, 20)
-    assert config.penalties.reference_rgb == 5000 and config.penalties.start_rgb == 0
-    assert dict(config.penalties.reference_mask) == {"start": 10, "end": 20, "from_step": 0, "to_step": 100}
-    assert dict(config.render.size) == {"start": 64, "end": 128, "from_step": 200, "to_step": 201}
+    assert (reference.elevation_deg, reference.distance, reference.fov_y_deg) == (5, 3.8, 20)
+    assert config.guidance_weight == 0.1
+    assert config.penalties.reference_rgb == 500 and config.penalties.start_rgb == 0
+    assert dict(config.penalties.reference_mask) == {"start": 1, "end": 2, "from_step": 0, "to_step": 100}
+    assert dict(config.render.size) == {"start": 64, "end": 128, "from_step": 200, "to_step": 200}
     assert config.render.batch == 8 and "data.batch_size: [8, 4]" in notes
     assert config.optimiser.final_lr == 1
 
@@ -189,10 +207,12 @@ def test_a_text_prior_beside_a_picture_s_model_is_a_mix(converted: Any) -> None:
     )
     config, notes = converted(text)
     assert [dict(term) for term in config.guidance.terms] == [
-        {"loss": "sds", "weight": 1, "scale": 100},
-        {"loss": "sds", "prior": "novel_view", "weight": 40, "scale": 5},
+        {"loss": "sds", "weight": 0.025, "scale": 100},
+        {"loss": "sds", "prior": "novel_view", "weight": 1, "scale": 5},
     ]
-    assert config.penalties.reference_rgb == 40_000 and config.prompt == "a boat"
+    assert (
+        config.penalties.reference_rgb == 1000 and config.guidance_weight == 1 and config.prompt == "a boat"
+    )
     assert "system.guidance_3d.min_step_percent: 0.2: no counterpart" in notes
 
 
@@ -244,6 +264,101 @@ def test_schedules_with_more_points_or_in_epochs_are_named() -> None:
     assert said == ["long", "epochs"]
 
 
+def test_light_stages_and_ranges_that_widen(converted: Any) -> None:
+    text = changed(
+        TEXT,
+        data__progressive_until=799,
+        data__front_back_only_iters=40,
+        system__material={
+            "ambient_only_steps": 100,
+            "diffuse_prob": 0.6,
+            "textureless_prob": 0.25,
+            "soft_shading": True,
+        },
+        system__background={"random_aug": True},
+        system__optimizer={"name": "Adan", "args": {"lr": 0.02, "betas": [0.98, 0.92, 0.99]}},
+    )
+    config, notes = converted(text)
+    since = {"start": 0, "from_step": 100, "to_step": 100}
+    assert dict(config.render.turns.lambertian) == {**since, "end": 0.45} and config.render.soft_light
+    assert (
+        dict(config.render.turns.textureless) == {**since, "end": 0.15} and config.render.turns.normals == 0
+    )
+    # At the run's last step, 400 of 800, half of the way from 15 degrees and from 0.
+    low, high = config.cameras.elevation_deg
+    assert dict(low) == {"start": 15, "end": 2.5, "to_step": 400} and high["end"] == 30
+    assert [end["end"] for end in config.cameras.azimuth_deg] == [-90, 90]
+    assert dict(config.cameras.front_back) == {"start": 1, "end": 0, "from_step": 40, "to_step": 40}
+    assert config.scene.random_background == 0.5
+    assert "system.optimizer.name: Adan: no counterpart" in notes
+
+
+def test_a_stage_of_normals_and_its_latents(converted: Any) -> None:
+    text = changed(
+        TEXT, system_type="fantasia3d-system", system__latent_steps=100, system__geometry_type="implicit-sdf"
+    )
+    config, _ = converted(text)
+    assert (config.render.shading, config.render.latent_until) == ("normals", 0.25)
+    assert list(config.scene.background) == [0, 0, 0]
+    coloured, _ = converted(
+        OmegaConf.to_yaml(OmegaConf.merge(OmegaConf.create(text), {"system": {"texture": True}}))
+    )
+    assert (coloured.render.shading, coloured.render.latent_until) == ("albedo", 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "normalised"), [("deep-floyd-simple", True), ("stable-diffusion-triple", False)]
+)
+def test_classifier_score_distillation(converted: Any, kind: str, normalised: bool) -> None:
+    text = changed(
+        TEXT,
+        system__guidance_type=f"{kind}-guidance",
+        system__guidance__uncond_scale=[0, 0.0, -1.0, 200],
+        system__guidance__null_scale=[0, -1.0, 0.0, 200],
+        system__guidance__perpneg_scale=3.0,
+        system__prompt_processor__use_perp_neg=True,
+        system__prompt_processor__negative_prompt="blurry",
+        system__material={"ambient_only_steps": 0, "textureless_prob": 1.0, "textureless_normal": True},
+    )
+    config, _ = converted(text)
+    guidance, over = config.guidance, {"from_step": 0, "to_step": 200}
+    assert (guidance.positive, guidance.random, guidance.normalise) == (1, 0, normalised)
+    assert dict(guidance.negative) == {"start": 0, "end": -1, **over}
+    assert dict(guidance.empty) == {"start": -1, "end": 0, **over}
+    assert (config.perp_neg.strength, config.negative_prompt) == (3, "blurry")
+    assert dict(config.render.turns) == {"lambertian": 0, "textureless": 0, "normals": 0.75}
+
+
+def test_silent_files_have_each_kind_s_defaults(tmp_path: Path) -> None:
+    found = {}
+    for kind in ("stable-diffusion-guidance", "deep-floyd-guidance", "stable-diffusion-sdi-guidance"):
+        config = OmegaConf.create(changed(TEXT, system__guidance_type=kind))
+        del config.system.guidance, config.system.optimizer
+        (tmp_path / "mine.yaml").write_text(OmegaConf.to_yaml(config))
+        _, words = split_prompt(shlex.split(convert(tmp_path / "mine.yaml")[0])[1:])
+        made = dict(word.split("=", 1) for word in words)
+        found[kind] = (made["prior"], made["guidance.scale"], made["timesteps"])
+        # torch's own.
+        assert (made["optimiser.betas"], made["optimiser.eps"]) == ("[0.9,0.999]", "1e-08")
+        assert "optimiser.weight_decay" not in made
+        assert {made[f"scene.{name}_lr"] for name in ("encoding", "mlp", "background")} == {"0.001"}
+    assert found == {
+        "stable-diffusion-guidance": ("sd-1.5", "101", "uniform"),
+        "deep-floyd-guidance": ("if-xl", "21", "uniform"),
+        "stable-diffusion-sdi-guidance": ("sd-2.1-base", "101", "annealed"),
+    }
+
+
+def test_a_background_that_is_not_among_the_parameters_is_not_trained() -> None:
+    values = {"system.background_type": "neural-environment-map-background", "system.optimizer.args.lr": 0.02}
+    c = Conversion({**values, "system.optimizer.params.geometry.lr": 0.03})
+    rates(c)
+    assert c.options == {"scene.encoding_lr": 0.03, "scene.mlp_lr": 0.03, "scene.background_lr": 0}
+    c = Conversion(values)
+    rates(c)
+    assert c.options == {"scene.encoding_lr": 0.02, "scene.mlp_lr": 0.02, "scene.background_lr": 0.02}
+
+
 def test_what_cannot_be_worked_out_is_named_and_the_rest_converted(converted: Any) -> None:
     text = changed(TEXT, system__loss__lambda_opaque="${nothing.there}", system__loss__lambda_new=3.0)
     text += "elsewhere: ${unheard_of:3}\n"
@@ -289,7 +404,8 @@ WRONG = [
     (changed(TEXT, system__guidance_type="clip-guidance"), "has system.guidance_type 'clip-guidance'"),
     (changed(TEXT, trainer__max_steps="many"), "trainer.max_steps must be a number, got 'many'"),
     (changed(TEXT, system__loss__lambda_sparsity=[1, 2]), "lambda_sparsity must be a number or a list"),
-    (changed(TEXT, data__camera_distance_range=3), "data.camera_distance_range: 3"),
+    (changed(TEXT, data__camera_distance_range=3), "cameras.distance must be a list of 2"),
+    (changed(TEXT, data__elevation_range=3, data__progressive_until=9), "data.elevation_range: 3"),
     (changed(TEXT, data__batch_size=0), "render.batch must be an integer of at least 1, got 0"),
 ]
 

@@ -253,7 +253,8 @@ def test_every_option_has_a_default_and_goes_through_the_configuration_unchanged
         return OmegaConf.to_container(compose_config(["prompt=a red mug", *chosen]).guidance)
 
     plain = json.loads(json.dumps(options))  # tuples become lists
-    assert {key: composed()[key] for key in options} == plain
+    unchanged = composed()
+    assert {key: unchanged[key] for key in options} == plain
     hints = hints_of(loss, rules=True)
     numeric = {key: value for key, value in options.items() if type(value) in (int, float)}
     changed = {
@@ -263,7 +264,8 @@ def test_every_option_has_a_default_and_goes_through_the_configuration_unchanged
         for key, value in numeric.items()
     }
     overrides = as_overrides({f"guidance.{key}": value for key, value in changed.items()})
-    assert {key: composed(*overrides)[key] for key in changed} == changed
+    found = composed(*overrides)
+    assert {key: found[key] for key in changed} == changed
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -128,9 +128,7 @@ def prior(tmp_path_factory: pytest.TempPathFactory) -> DiffusionPrior:
     return distill.load_prior(folder, dtype=torch.float32, image_size=64)
 
 
-@pytest.mark.parametrize(
-    "name", sorted({e for e, family in TABLED if family == "latent"} - {"nfsd", "dreamtime"})
-)
+@pytest.mark.parametrize("name", sorted({e for e, family in TABLED if family == "latent"}))
 def test_thirty_steps_of_a_recipe(prior: DiffusionPrior, name: str, tmp_path: Path) -> None:
     size = WRITER.setting(
         WRITER.composed(TABLED[name, "latent"], PUBLISHED[TABLED[name, "latent"]]), "render.size"

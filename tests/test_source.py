@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -155,13 +155,17 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 
 def ask(
-    name: str, home: Path, url: str, find: str = "find", call: str = "", **more: str
+    names: str | Sequence[str], home: Path, url: str, find: str = "find", call: str = "", **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """Find a prior in a process of its own: the hub's client reads its settings once."""
+    """Find priors in a process of its own, for the hub's client reads its settings once; a line for each, and its exit code."""
     code = (
+        "import time; time.sleep = lambda seconds: None\n"  # the hub's client waits for 23 s between its tries
         f"import sys, json; from distill.priors.source import {find}\n"
-        f"try: print(json.dumps({{k: str(v) for k, v in vars(({call or find})(sys.argv[1])).items()}}))\n"
-        "except ValueError as error: sys.exit(f'error: {error}')"
+        "code = 0\n"
+        "for name in sys.argv[1:]:\n"
+        f"    try: print(json.dumps({{k: str(v) for k, v in vars(({call or find})(name)).items()}}))\n"
+        "    except ValueError as error: code = print(f'error: {error}', file=sys.stderr) or 1\n"
+        "sys.exit(code)"
     )
     settings = {
         "HF_ENDPOINT": url,
@@ -171,9 +175,19 @@ def ask(
         **more,
     }
     said = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | settings
+    asked = [names] if isinstance(names, str) else names
     return subprocess.run(
-        [sys.executable, "-c", code, name], capture_output=True, text=True, env=said, timeout=100
+        [sys.executable, "-c", code, *asked], capture_output=True, text=True, env=said, timeout=100
     )
+
+
+def check_refused(asked: subprocess.CompletedProcess[str], remedies: Mapping[str, str]) -> None:
+    """Whether each was refused with one line, which says what is expected, and none was found."""
+    lines = asked.stderr.strip().splitlines()
+    assert (asked.returncode, asked.stdout) == (1, "")
+    assert len(lines) == len(remedies), asked.stderr
+    for line, said in zip(lines, remedies.values(), strict=True):
+        assert line.startswith("error: ") and said in line
 
 
 def test_a_repository_is_fetched_once_and_found_again_offline(hub: Hub, tmp_path: Path) -> None:
@@ -200,12 +214,11 @@ def test_a_controlnet_is_fetched_too(hub: Hub, tmp_path: Path) -> None:
     assert (found["revision"], found["licence"]) == (COMMIT, "apache-2.0")
     names = {path.name for path in Path(found["folder"]).rglob("*") if path.is_file()}
     assert names == {"README.md", "config.json", "diffusion_pytorch_model.safetensors"}
-    for name, said in (
-        ("us/empty", "us/empty has no config.json, so it is no ControlNet of diffusers"),
-        ("us/gated", "ControlNet us/gated is gated"),
-    ):
-        asked = ask(name, tmp_path, hub.url, "find_controlnet")
-        assert asked.returncode == 1 and said in asked.stderr
+    remedies = {
+        "us/empty": "us/empty has no config.json, so it is no ControlNet of diffusers",
+        "us/gated": "ControlNet us/gated is gated",
+    }
+    check_refused(ask([*remedies], tmp_path, hub.url, "find_controlnet"), remedies)
 
 
 def test_the_settings_of_a_single_file_are_its_kinds_without_weights(hub: Hub, tmp_path: Path) -> None:
@@ -247,37 +260,23 @@ def test_a_novel_view_model_is_fetched_too(hub: Hub, tmp_path: Path) -> None:
         "image_encoder/model.safetensors", "cc_projection/config.json",
         "cc_projection/diffusion_pytorch_model.safetensors", "model_index.json",
     }  # fmt: skip
-    for name, said in (
-        ("us/empty", "us/empty has no unet/config.json, so it is no novel-view model of diffusers"),
-        ("us/old-views", "unet has pickled weights alone; download the repository and convert it"),
-        (
-            "nowhere",
-            "novel_view must be 'embedded', a hub id such as owner/repository@revision, or a folder of",
-        ),
-    ):
-        asked = ask(name, tmp_path, hub.url, "find_novel_view", NOVEL_VIEW)
-        assert asked.returncode == 1 and said in asked.stderr
-        assert len(asked.stderr.strip().splitlines()) == 1
+    remedies = {
+        "us/empty": "us/empty has no unet/config.json, so it is no novel-view model of diffusers",
+        "us/old-views": "unet has pickled weights alone; download the repository and convert it",
+        "nowhere": "novel_view must be 'embedded', a hub id such as owner/repository@revision, or a folder of",
+    }
+    check_refused(ask([*remedies], tmp_path, hub.url, "find_novel_view", NOVEL_VIEW), remedies)
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("us/gated", "prior us/gated is gated: accept its terms at https://huggingface.co/us/gated"),
-        ("us/none", "there is no us/none on the hub: removed, renamed, private, or misspelt"),
-        ("us/empty", "us/empty has no model_index.json"),
-        ("us/good@0000000000000000000000000000000000000000", "has no revision 00000"),
-        (
-            "us/pickled",
-            "unet has pickled weights alone; download the repository and convert it: python -m distill.convert",
-        ),
-    ],
-)
-def test_each_way_not_to_be_there_has_its_remedy(hub: Hub, tmp_path: Path, name: str, said: str) -> None:
-    asked = ask(name, tmp_path, hub.url)
-    assert asked.returncode == 1
-    assert said in asked.stderr
-    assert len(asked.stderr.strip().splitlines()) == 1
+def test_each_way_not_to_be_there_has_its_remedy(hub: Hub, tmp_path: Path) -> None:
+    remedies = {
+        "us/gated": "prior us/gated is gated: accept its terms at https://huggingface.co/us/gated",
+        "us/none": "there is no us/none on the hub: removed, renamed, private, or misspelt",
+        "us/empty": "us/empty has no model_index.json",
+        "us/good@0000000000000000000000000000000000000000": "has no revision 00000",
+        "us/pickled": "unet has pickled weights alone; download the repository and convert it: python -m distill.convert",
+    }
+    check_refused(ask([*remedies], tmp_path, hub.url), remedies)
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,20 @@ class Cost:
         return self.prior.peak + self.scene + self.beginning
 
 
-def cost(config: DictConfig, source: Source, device: torch.device) -> Cost:
+def cost(
+    config: DictConfig,
+    source: Source,
+    device: torch.device,
+    known: dict[tuple[int, bool], Forecast] | None = None,
+) -> Cost:
     """Forecast a configuration's step, from the networks' configurations and a small rendering.
+
+    Args:
+        config: of the run.
+        source: of its prior.
+        device: where it runs.
+        known: the prior's forecasts of configurations that differ in nothing but views at a time, rendering and checkpointing, by
+            the first and the last of these; what is missing is added.
 
     Raises:
         ValueError: the prior's folder is not one this library can use.
@@ -63,12 +75,16 @@ def cost(config: DictConfig, source: Source, device: torch.device) -> Cost:
     options, batch = config.prior_options, int(config.render.batch)
     at_once = min(config.render.at_once or batch, batch)
     dtype = default_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
-    prior = shadow(
-        source, dtype, options.image_size, checkpointing=options.checkpointing, controlnet=options.controlnet,
-        vae=options.vae,
-    )  # fmt: skip
-    rows, rank, decodes = calls(config, at_once)
-    found = forecast(prior, rows, at_once, rank=rank, decodes=decodes)
+    known = {} if known is None else known
+    key = (at_once, bool(options.checkpointing))
+    if key not in known:
+        prior = shadow(
+            source, dtype, options.image_size, checkpointing=options.checkpointing, controlnet=options.controlnet,
+            vae=options.vae,
+        )  # fmt: skip
+        rows, rank, decodes = calls(config, at_once)
+        known[key] = forecast(prior, rows, at_once, rank=rank, decodes=decodes)
+    found = known[key]
     scene, rendering, beginning = rendered(config, at_once, device)
     return Cost(found, scene, rendering, beginning, found.operations * -(-batch // at_once))
 

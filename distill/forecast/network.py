@@ -238,14 +238,18 @@ def forecast(
         x.backward(torch.zeros_like(x))
         encoding = max(kept, live.peak)
     operations = whole.get_total_flops()
-    largest, network = 0, 0
-    for count in rows:
-        counted, bytes_now = _call(prior, x.detach(), count, learns=False)
-        largest, network = max(largest, bytes_now), network + counted
+    # Calls of as many pictures cost the same: each size is counted once.
+    found = {
+        count: _call(prior, x.detach(), count, learns=False) for count in {*rows, *([batch] if rank else [])}
+    }
+    network, largest = (
+        sum(found[count][0] for count in rows),
+        max((found[count][1] for count in rows), default=0),
+    )
     learning = 0
     if rank:
         counted, learning = _call(prior, x.detach(), batch, learns=True)
-        network += counted + _call(prior, x.detach(), batch, learns=False)[0]
+        network += counted + found[batch][0]
         # Its weights, their gradients and Adam's two averages, in float32.
         learning += 16 * _low_rank(prior, rank)
     decoding = 0

@@ -11,9 +11,12 @@ from typing import Any
 
 from distill.cli import split_prompt
 from distill.from_threestudio.read import Values, read
+from distill.from_threestudio.scene import LIT
 from distill.from_threestudio.table import (
+    ALWAYS,
     CONVERTED,
     DEFAULTS,
+    LIT_DEFAULTS,
     QUIET,
     SAME,
     SYSTEMS,
@@ -38,9 +41,11 @@ def convert(path: Path) -> tuple[str, list[str]]:
         if not is_in(key, QUIET):
             c.say(key, f"cannot be worked out: {why}")
     for key, option in SAME.items():
-        if values.get(key) is not None and (key != "data.azimuth_range" or values[key] != [-180, 180]):
+        if values.get(key) is not None:
             c.options[option] = values[key]
-    for convert_some in dict.fromkeys(each for key, each in CONVERTED.items() if key in values):
+    for convert_some in dict.fromkeys(
+        each for key, each in CONVERTED.items() if key in values or each in ALWAYS
+    ):
         try:
             convert_some(c)
         except (TypeError, IndexError) as error:
@@ -48,7 +53,7 @@ def convert(path: Path) -> tuple[str, list[str]]:
             said = ", ".join(f"{key}: {values[key]!r}" for key in keys)
             raise ValueError(f"expected values as threestudio takes them, got {said}") from error
     if c.options.get("image") and not c.options["prompt"]:
-        for_words = ("views.", "perp_neg.", "negative_prompt", "prior_options.")
+        for_words = ("view_words", "views.", "perp_neg.", "negative_prompt", "prior_options.")
         c.options = {name: value for name, value in c.options.items() if not name.startswith(for_words)}
     if what := SYSTEMS[values["system_type"]]:
         c.say("system_type", f"{values['system_type']}: {what}")
@@ -89,7 +94,8 @@ def with_defaults(values: Values) -> tuple[Values, list[str]]:
     """Add what the file leaves out; returns the names of what is added as well."""
     picture = {"data.image_path": values.get("data.image_path", "YOUR_IMAGE.png")}
     of_picture = values.get("data_type") == "single-image-datamodule"
-    added = {key: value for key, value in DEFAULTS.items() if key not in values}
+    known = {**DEFAULTS, **(LIT_DEFAULTS if values.get("system.material_type") == LIT else {})}
+    added = {key: value for key, value in known.items() if key not in values}
     prompt = {} if "system.prompt_processor.prompt" in values else {"system.prompt_processor.prompt": None}
     return {**added, **prompt, **values, **(picture if of_picture else {})}, list(added)
 
@@ -136,7 +142,7 @@ def _value(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (int, float)):
-        return f"{value:.10g}"
+        return f"{value + 0:.10g}"  # -0 is 0
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(_value, value))}]"
     if isinstance(value, Mapping):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from distill.from_threestudio.read import Values
 from distill.priors.table import MODELS
@@ -11,33 +11,66 @@ from distill.priors.table import MODELS
 G, E, P, L = "system.guidance.", "system.geometry.", "system.prompt_processor.", "system.loss."
 LR = "system.optimizer.params."
 
-#: Weights of penalties, divided by the loss's own.
+#: Penalties by their weights; those after the third compare with a picture.
 PENALTIES = {
     L + "lambda_sparsity": "penalties.sparsity",
     L + "lambda_opaque": "penalties.opaqueness",
     L + "lambda_orient": "penalties.orientation",
+    L + "lambda_z_variance": "penalties.z_variance",
+    L + "lambda_convex": "penalties.convexity",
     L + "lambda_rgb": "penalties.reference_rgb",
     L + "lambda_mask": "penalties.reference_mask",
 }
-#: Weights of the loss itself.
-OWN = tuple(L + name for name in ("lambda_sds", "lambda_vsd", "lambda_sdi", "lambda_sd"))
+#: Weights of the loss itself, and of HiFA's distance in pixels.
+OWN = tuple(L + name for name in ("lambda_sds", "lambda_vsd", "lambda_sdi", "lambda_asd", "lambda_sd"))
+IN_PIXELS = (L + "lambda_sds_img", L + "lambda_sd_img")
 
-#: Kinds of guidance: the loss here, and whether its scale s is s + 1 here without Perp-Neg.
+
+class Kind(NamedTuple):
+    """What a kind of guidance is here, and its values where a file is silent.
+
+    Attributes:
+        loss: here.
+        plus_one: whether its scale s is s + 1 here without Perp-Neg.
+        scale: by default.
+        prior: by default.
+        normalised: whether the gradient is divided by its norm by default.
+    """
+
+    loss: str
+    plus_one: bool = False
+    scale: float = 100.0
+    prior: str = "sd-2.1-base"
+    normalised: bool = False
+
+
 GUIDANCE = {
-    "stable-diffusion-guidance": ("sds", True),
-    "deep-floyd-guidance": ("sds", True),
-    "stable-diffusion-sdi-guidance": ("sdi", True),
-    "stable-diffusion-vsd-guidance": ("vsd", False),
-    "stable-diffusion-unified-guidance": ("sds", False),
-    "zero123-guidance": ("sds", False),
-    "stable-zero123-guidance": ("sds", False),
-    "zero123-unified-guidance": ("sds", False),
+    "stable-diffusion-guidance": Kind("sds", plus_one=True, prior="sd-1.5"),
+    "deep-floyd-guidance": Kind("sds", plus_one=True, scale=20.0, prior="if-xl"),
+    "stable-diffusion-sdi-guidance": Kind("sdi", plus_one=True),
+    "stable-diffusion-vsd-guidance": Kind("vsd", scale=7.5),
+    "stable-diffusion-unified-guidance": Kind("sds", prior="sd-1.5"),
+    "zero123-guidance": Kind("sds", scale=5.0),
+    "stable-zero123-guidance": Kind("sds", scale=5.0),
+    "zero123-unified-guidance": Kind("sds", scale=5.0),
+    # Of extensions: classifier score distillation, and ScaleDreamer.
+    "deep-floyd-simple-guidance": Kind("csd", prior="if-xl", normalised=True),
+    "stable-diffusion-triple-guidance": Kind("csd", prior="sd-1.5"),
+    "stable-diffusion-asynchronous-score-distillation-guidance": Kind("asd", scale=7.5),
 }
-#: Originals that are gone, by the name that the library has for a copy.
+#: Originals that are gone, and a folder of ScaleDreamer's, by the name that the library has for a copy.
 RENAMED = {
     "stabilityai/stable-diffusion-2-1-base": "sd-2.1-base",
     "stabilityai/stable-diffusion-2-1": "sd-2.1",
     "runwayml/stable-diffusion-v1-5": "sd-1.5",
+    "pretrained/stable-diffusion-2-1-base": "sd-2.1-base",
+}
+#: Weights of timesteps.
+WEIGHTINGS = {
+    "sds": "sigma_squared",
+    "dreamfusion": "sigma_squared",
+    "uniform": "uniform",
+    "fantasia3d": "fantasia3d",
 }
 
 
@@ -78,15 +111,15 @@ class Conversion:
             raise ValueError(f"{key} must be a number, got {value!r}")
         return value
 
-    def schedule(self, key: str, by: float = 1.0) -> Any:
-        """Return a number, or a schedule in steps for ``[step, value, value, step]``, times ``by``.
+    def schedule(self, key: str) -> Any:
+        """Return a number, or a schedule in steps for ``[step, value, value, step]``.
 
         Raises:
             ValueError: the file has neither there.
         """
         value = self.get(key)
         if not isinstance(value, list):
-            return self.number(key, 0.0) * by
+            return self.number(key, 0.0)
         points = [0, *value] if len(value) == 3 else value
         if len(points) < 4 or len(points) % 2 or not all(isinstance(each, (int, float)) for each in points):
             raise ValueError(f"{key} must be a number or a list [step, value, value, step], got {value!r}")
@@ -98,38 +131,35 @@ class Conversion:
         if isinstance(until, float):
             self.say(key, f"{value}: threestudio counts a float such as {until} in epochs; here it is a step")
         if begin >= self.iterations or start == end:
-            return start * by
+            return start
         if until > self.iterations:
             end = start + (end - start) * (self.iterations - begin) / (until - begin)
             until = self.iterations
             self.say(key, f"{value}: the run ends before the schedule, so it ends at {end:g}")
         self.say(key, f"{value} is a schedule, from from_step to to_step")
-        return {"start": start * by, "end": end * by, "from_step": int(begin), "to_step": int(until)}
+        return {"start": start, "end": end, "from_step": int(begin), "to_step": int(until)}
 
 
 def guidance(c: Conversion) -> None:
     """The loss, its scale, its weight of timesteps, and what belongs to one loss alone."""
-    kind = c.values["system.guidance_type"]
-    loss, plus_one = GUIDANCE[kind]
-    if kind == "stable-diffusion-unified-guidance" and c.get(G + "guidance_type", "sds") in ("sds", "vsd"):
-        loss = c.get(G + "guidance_type", "sds")
-    if c.get(G + "use_img_loss") is True:
-        if loss == "sds":
-            loss = "hifa"
-        else:
-            c.say(
-                G + "use_img_loss", f"no counterpart with {loss}; guidance=hifa is SDS with the pixels' loss"
-            )
+    name = c.values["system.guidance_type"]
+    kind, loss = GUIDANCE[name], loss_of(c)
     perp = c.get(P + "use_perp_neg") is True
-    more = 1 if plus_one and not perp else 0
+    more = 1 if kind.plus_one and not perp else 0
     c.options["guidance"] = loss
-    default = 7.5 if loss in ("vsd", "sdi") else 100.0
-    c.options["guidance.scale"] = c.number(G + "guidance_scale", default) + more
+    if loss != "csd":
+        c.options["guidance.scale"] = c.number(G + "guidance_scale", kind.scale) + more
     if more:
         c.say(
             G + "guidance_scale",
             "s + 1: there s is the factor beside the text's prediction, without Perp-Neg",
         )
+    if loss in ("sds", "hifa", "asd", "csd"):
+        wanted = c.get(G + "weighting_strategy", "sds")
+        if wanted in WEIGHTINGS:
+            c.options["guidance.weighting"] = WEIGHTINGS[wanted]
+        else:
+            c.say(G + "weighting_strategy", f"{wanted!r} has no counterpart")
     if loss == "sdi":
         c.options |= {
             "guidance.inversion_scale": c.number(G + "inversion_guidance_scale", -7.5) + more,
@@ -139,26 +169,68 @@ def guidance(c: Conversion) -> None:
             "guidance.average": True,
         }
         c.say("system.guidance_type", "its loss is a mean over pixels, and its inversion goes in strides")
-    if loss == "sds" and (wanted := c.get(G + "weighting_strategy")) is not None:
-        known = {
-            "sds": "sigma_squared",
-            "dreamfusion": "sigma_squared",
-            "uniform": "uniform",
-            "fantasia3d": "fantasia3d",
-        }
-        if wanted in known:
-            c.options["guidance.weighting"] = known[wanted]
-        else:
-            c.say(G + "weighting_strategy", f"{wanted!r} has no counterpart")
     if loss == "vsd" and LR + "guidance.lr" in c.values:
         c.options["guidance.learning_rate"] = c.number(LR + "guidance.lr", 1e-4)
     if loss == "vsd" and c.get(G + "pretrained_model_name_or_path_lora"):
         c.say(G + "pretrained_model_name_or_path_lora", "no counterpart: the LoRA is in the prior itself")
+    if loss == "csd":
+        classifier(c, kind, perp)
+    if loss == "asd":
+        asynchronous(c, perp)
+
+
+def loss_of(c: Conversion) -> str:
+    """Return the loss: of the kind of guidance, or HiFA where it has a loss in pixels."""
+    name = c.values["system.guidance_type"]
+    loss = GUIDANCE[name].loss
+    unified = name == "stable-diffusion-unified-guidance"
+    if unified and c.get(G + "guidance_type", "sds") in ("sds", "vsd"):
+        loss = c.get(G + "guidance_type", "sds")
+    if c.get(G + "use_img_loss", unified) is not True or not c.first(*IN_PIXELS):
+        return loss
+    if loss == "sds":
+        return "hifa"
+    c.say(G + "use_img_loss", f"no counterpart with {loss}; guidance=hifa is SDS with the pixels' loss")
+    return loss
+
+
+def classifier(c: Conversion, kind: Kind, perp: bool) -> None:
+    """Classifier score distillation: the factors of its predictions."""
+    factors = {
+        "positive": ("cond", 1.0),
+        "negative": ("uncond", 0.0),
+        "empty": ("null", -1.0),
+        "random": ("noise", 0.0),
+    }
+    for name, (theirs, default) in factors.items():
+        key = G + f"{theirs}_scale"
+        value = c.schedule(key) if key in c.values else default
+        if value or name != "random":
+            c.options[f"guidance.{name}"] = value
+    if c.get(G + "grad_normalize", kind.normalised) is True:
+        c.options["guidance.normalise"] = True
+    if perp:
+        c.options["perp_neg.strength"] = c.number(G + "perpneg_scale", 0.0)
+
+
+def asynchronous(c: Conversion, perp: bool) -> None:
+    """Asynchronous score distillation: its shift of the timestep, and how strong its Perp-Neg is."""
+    c.options |= {
+        "guidance.eta": c.number(G + "plus_ratio", 0.1),
+        "guidance.random_shift": c.get(G + "plus_random", False),
+    }
+    if perp:
+        c.options["perp_neg.strength"] = abs(c.number(G + "guidance_perp_neg", 0.0))
 
 
 def timesteps(c: Conversion) -> None:
     low, high = c.schedule(G + "min_step_percent"), c.schedule(G + "max_step_percent")
-    if c.get(G + "t_anneal") is True and not isinstance(low, dict) and not isinstance(high, dict):
+    inverted = loss_of(c) == "sdi"
+    falls = c.get(G + "t_anneal", inverted) is True or c.get(G + "sqrt_anneal") is True
+    over = c.number(G + "trainer_max_steps", 10_000 if inverted else 25_000)
+    if falls and over != c.iterations:
+        c.say(G + "trainer_max_steps", f"timesteps fall within {over:g} steps there, and within the run here")
+    if c.get(G + "t_anneal", inverted) is True and not isinstance(low, dict) and not isinstance(high, dict):
         c.options |= {
             "timesteps": "annealed", "timesteps.t_min": high, "timesteps.t_min_end": low,
             "timesteps.t_max": high, "timesteps.t_max_end": low,
@@ -169,142 +241,44 @@ def timesteps(c: Conversion) -> None:
 
 
 def prior(c: Conversion) -> None:
-    if "zero123" in c.values["system.guidance_type"]:
+    kind = c.values["system.guidance_type"]
+    if "zero123" in kind:
         c.say(
             G + "pretrained_model_name_or_path",
             "the model of novel views is novel_view=FOLDER, in the layout of diffusers; without it, the one that ships",
         )
         return
-    said = str(c.get(G + "pretrained_model_name_or_path", "stabilityai/stable-diffusion-2-1-base"))
+    said = str(c.get(G + "pretrained_model_name_or_path", GUIDANCE[kind].prior))
     names = {model.repository.partition("@")[0]: name for name, model in MODELS.items()} | RENAMED
     c.options["prior"] = names.get(said, said)
-
-
-def half(c: Conversion) -> None:
+    if kind.startswith("stable-diffusion"):
+        c.options["prior_options.vae_sample"] = True
     if c.get(G + "half_precision_weights") is False:
         c.options["prior_options.dtype"] = "float32"
-    else:
-        c.say(G + "half_precision_weights", "float16 there; on CUDA the default here is bfloat16")
 
 
 def penalties(c: Conversion) -> None:
-    scale = next((c.values[key] for key in OWN if c.get(key)), 1.0)
-    own = float(scale) if isinstance(scale, (int, float)) else 1.0
-    if isinstance(scale, list):
-        c.say("system.loss", f"{scale}: the loss's own weight is 1 here, throughout the run")
+    """Weights of the loss and of the penalties; the one that a scene's defaults may have on is said to be off as well."""
+    own = next((key for key in OWN if c.get(key)), None)
+    weight = 1.0 if own is None else c.schedule(own)
+    if weight != 1 and "system.guidance_3d_type" not in c.values:
+        c.options["guidance_weight"] = weight
+    if c.options["guidance"] == "hifa":
+        pixels = next((key for key in IN_PIXELS if c.get(key)), None)
+        value = c.schedule(pixels) if pixels else 0.0
+        if isinstance(value, dict) or isinstance(weight, dict):
+            c.say(
+                str(pixels), "guidance.image_weight is relative to the loss's own weight; give it as a number"
+            )
+        else:
+            c.options["guidance.image_weight"] = value / weight
     for key, option in PENALTIES.items():
         if key in c.values and (c.get("data.image_path") or "reference" not in option):
-            value = c.schedule(key, 1 / own)
-            if value:
-                c.options[option] = value
-                if own != 1:
-                    c.say(key, f"divided by the loss's own weight, {own:g}, which is 1 here")
-
-
-def rates(c: Conversion) -> None:
-    """Learning rates: the hash grid's, the networks', the background's."""
-    general = (LR + "geometry.lr", "system.optimizer.args.lr")
-    networks = [
-        LR + f"geometry.{name}.lr"
-        for name in ("density_network", "feature_network", "network", "sdf_network")
-    ]
-    found = {
-        "scene.encoding_lr": c.first(LR + "geometry.encoding.lr", *general),
-        "scene.mlp_lr": c.first(*networks, *general),
+            c.options[option] = c.schedule(key)
+    c.options = {
+        name: value for name, value in c.options.items() if value != 0 or not name.startswith("penalties.")
     }
-    if c.get("system.background_type") == "neural-environment-map-background":
-        keys = [LR + "background.lr", LR + "background.network.lr", "system.optimizer.args.lr"]
-        found["scene.background_lr"] = c.first(*keys)
-    c.options |= {name: value for name, value in found.items() if value is not None}
-    given = {key: c.values[key] for key in networks if key in c.values}
-    if len(set(given.values())) > 1:
-        c.say(next(iter(given)), "the density and the colour are one network here, with one rate")
-
-
-def size(c: Conversion) -> None:
-    heights, milestones = c.get("data.height"), c.get("data.resolution_milestones") or []
-    widths = c.get("data.width", heights)
-    if heights != widths:
-        c.say("data.width", f"{widths}: pictures are square here, {heights} pixels high")
-    if not isinstance(heights, list):
-        c.options["render.size"] = heights
-    elif len(heights) == 1 or not milestones or milestones[0] >= c.iterations:
-        c.options["render.size"] = heights[0]
-    else:
-        ends = {"from_step": milestones[0], "to_step": min(milestones[-1] + 1, c.iterations)}
-        c.options["render.size"] = {"start": heights[0], "end": heights[-1], **ends}
-        c.say(
-            "data.resolution_milestones", f"{milestones}: a schedule of the size, linear if there are several"
-        )
-
-
-def batch(c: Conversion) -> None:
-    value = c.get("data.batch_size")
-    c.options["render.batch"] = value[0] if isinstance(value, list) else value
-    if isinstance(value, list) and len(set(value)) > 1:
-        c.say("data.batch_size", f"{value}: the batch is constant here, the first of them")
-
-
-def distance(c: Conversion) -> None:
-    """Lengths are in units of the scene's radius: the scene is the cube [-1, 1]."""
-    radius = c.number(E + "radius", 1.0)
-    c.options["cameras.distance"] = [each / radius for each in c.get("data.camera_distance_range")]
-    c.options["scene.blob_radius"] = c.number(E + "density_blob_std", 0.5) / radius
-    if "data.default_camera_distance" in c.values:
-        c.options["reference.distance"] = c.number("data.default_camera_distance", 1.0) / radius
-    if radius != 1:
-        c.say(E + "radius", f"lengths are divided by {radius:g}; densities, per length, are not converted")
-
-
-def grid(c: Conversion) -> None:
-    name = E + "pos_encoding_config."
-    levels, scale = (
-        int(c.number(name + "n_levels", 16)),
-        c.number(name + "per_level_scale", 1.447269237440378),
-    )
-    c.options["scene.finest_resolution"] = round(
-        c.number(name + "base_resolution", 16) * scale ** (levels - 1)
-    )
-    if name + "start_level" in c.values:
-        first = int(c.number(name + "start_level", levels))
-        steps = c.number(name + "start_step", 0) + (levels - first) * c.number(name + "update_steps", 0)
-        until = round(min(steps / c.iterations, 1), 4)
-        c.options["scene.progressive_levels"] = [first, until]
-        c.say(
-            name + "start_step",
-            f"levels are added evenly from the start of the run up to the fraction {until:g}",
-        )
-
-
-def activation(c: Conversion) -> None:
-    value = c.get(E + "density_activation")
-    known = {"softplus": "softplus", "exp": "exp", "trunc_exp": "exp", "relu": "relu"}
-    if value in known:
-        c.options["scene.density_activation"] = known[value]
-    else:
-        c.say(E + "density_activation", f"{value!r} has no counterpart")
-
-
-def background(c: Conversion) -> None:
-    kind, colour = c.get("system.background_type"), c.get("system.background.color", [1, 1, 1])
-    if c.get("data.image_path"):
-        c.options["scene.background"] = "white"
-        if colour != [1, 1, 1] or kind != "solid-color-background":
-            c.say("system.background_type", f"{kind}: with a picture, the background is white")
-    elif kind == "neural-environment-map-background":
-        c.options["scene.background"] = "learned"
-    elif kind == "solid-color-background" and len(colour) == 3:
-        c.options["scene.background"] = "white" if colour == [1, 1, 1] else list(map(float, colour))
-    else:
-        c.say("system.background_type", f"{kind} with color {colour} has no counterpart")
-
-
-def geometry(c: Conversion) -> None:
-    if c.get("system.geometry_type") != "implicit-volume":
-        c.say(
-            "system.geometry_type",
-            f"{c.get('system.geometry_type')} has no counterpart; the scene is a hash grid",
-        )
+    c.options.setdefault("penalties.sparsity", 0)
 
 
 def views(c: Conversion) -> None:
@@ -312,6 +286,8 @@ def views(c: Conversion) -> None:
     c.options["views.front_deg"] = found[0]
     if found[0] != found[1]:
         c.say(P + "back_threshold", f"{found[1]}: front and back have one threshold here, {found[0]}")
+    if c.get(G + "view_dependent_prompting") is False:
+        c.options["view_words"] = "none"
 
 
 def words(c: Conversion) -> None:
@@ -332,14 +308,14 @@ def both(c: Conversion) -> None:
     """Magic123: a text prior and a novel-view model."""
     weight = {"sd": c.number(L + "lambda_sd", 1.0), "3d": c.number(L + "lambda_3d_sd", 1.0)}
     terms = [
-        {"loss": c.options["guidance"], "weight": weight["sd"] / (weight["sd"] or 1), "scale": c.options["guidance.scale"]},
-        {"loss": "sds", "prior": "novel_view", "weight": weight["3d"] / (weight["sd"] or 1),
-         "scale": c.number("system.guidance_3d.guidance_scale", 3.0)},
+        {"loss": c.options["guidance"], "weight": weight["sd"], "scale": c.options["guidance.scale"]},
+        {"loss": "sds", "prior": "novel_view", "weight": weight["3d"],
+         "scale": c.number("system.guidance_3d.guidance_scale", 5.0)},
     ]  # fmt: skip
     for name in [name for name in c.options if name.startswith("guidance.")]:
         del c.options[name]
     c.options |= {"guidance": "mix", "guidance.terms": terms}
     c.say(
         L + "lambda_3d_sd",
-        "relative to lambda_sd, whose weight is 1 here; both terms have the timesteps of system.guidance",
+        "a weight of guidance.terms; both terms have the timesteps of system.guidance",
     )

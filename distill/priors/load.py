@@ -99,7 +99,6 @@ def load_prior(
         control_scale: what the ControlNet adds to the network's features is multiplied by this.
         prompt_weighting: prompts may have weights and be of any length, see ``distill.priors.families.weighted``.
         vae_sample: pictures are encoded to a sample of the VAE's distribution, as other libraries do, instead of its mode.
-
         config: a folder in the diffusers layout with the settings of a prior in a single file; by default those of the
             published model of its kind.
         vae: another VAE, see ``distill.priors.autoencoder``.
@@ -114,6 +113,11 @@ def load_prior(
     """
     device = torch.device(device)
     check_graphs(graphs, device)
+    for option, given in (("loras", loras), ("embeddings", embeddings)):
+        if isinstance(given, (str, Path)):
+            raise ValueError(
+                f"{option} is a list of files, got {str(given)!r}; write {option}=[{str(given)!r}]"
+            )
     files = [lora.parse(entry) for entry in loras]
     for file in files:
         lora.check(file)

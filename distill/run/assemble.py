@@ -66,6 +66,12 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
     if prior is None:
         check_prior(config, device)
     check_init(config)
+    # Before the prior is loaded, so that what they refuse is said at once.
+    generator = torch.Generator().manual_seed(config.seed)
+    scenes = make_scenes(config, generator, prior.device if prior else device)
+    cameras: CameraSampler = scheduled_sampler(
+        instantiate(config.cameras, _convert_="all"), **schedules_in(config, "cameras")
+    )
     picture = look_at(config, device) if config.image else None
     if picture and not config.prompt:
         prior = picture.prior
@@ -73,8 +79,6 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
         prior = open_prior(config, device)
     check_fits(config, prior)
 
-    generator = torch.Generator().manual_seed(config.seed)
-    scenes = make_scenes(config, generator, prior.device)
     guidance = make_guidance(config, prior, generator, {"novel_view": picture.prior} if picture else {})
     scene: Scene = scenes[0] if len(scenes) == 1 else Particles(scenes).to(prior.device)
     optimiser = loop.make_optimiser(
@@ -82,9 +86,6 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
     )
     learner = guidance if isinstance(guidance, Learner) else None
     settings = make_settings(config)
-    cameras: CameraSampler = scheduled_sampler(
-        instantiate(config.cameras, _convert_="all"), **schedules_in(config, "cameras")
-    )
     if picture and picture.drawn:
         until = config.reference.start_until
         cameras = views_first(cameras, picture.drawn.cameras, until)
@@ -109,13 +110,39 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
 
 
 def check_init(config: DictConfig) -> None:
-    """Check that ``init`` names an earlier run.
+    """Check that ``init`` names an earlier run, of one scene that has the same settings.
 
     Raises:
         ValueError: it does not.
     """
-    if config.init and not (Path(config.init).expanduser() / "checkpoints").is_dir():
+    if not config.init:
+        return
+    folder = Path(config.init).expanduser()
+    if not (folder / "checkpoints").is_dir():
         raise ValueError(f"init must be the folder of an earlier run, and {config.init} has no checkpoints")
+    path = folder / "config.yaml"
+    if not path.exists():
+        return
+    try:
+        earlier: Any = OmegaConf.load(path)
+        before, several = dict(earlier.scene), earlier.get("particles", 1) > 1
+    except Exception as error:  # of a file that is no YAML, or holds something else
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{path} cannot be read ({first}); init must be the folder of an earlier run"
+        ) from error
+    if several:
+        raise ValueError(
+            f"init={folder} has {earlier.particles} scenes; only a run with particles=1 can be gone on from"
+        )
+    defaults = OmegaConf.structured(options_of(get_method(config.scene._target_)))
+    for name, value in config.scene.items():
+        was = before.get(name, defaults.get(name))  # an earlier version may not have had it
+        if name not in LOOKS and was != value:
+            raise ValueError(
+                f"init={folder} holds a scene with {name} {was}, not {value}; give this run "
+                "the same scene= and scene.* options"
+            )
 
 
 def pick_device(name: str) -> torch.device:
@@ -208,31 +235,16 @@ def make_scenes(config: DictConfig, generator: torch.Generator, device: torch.de
     make = instantiate(config.scene, _convert_="all", **own)
     scenes: list[Scene] = [make(seed=generator).to(device) for _ in range(config.particles)]
     for scene in scenes if config.init else []:
-        start_from(Path(config.init).expanduser(), scene, config, device)
+        start_from(Path(config.init).expanduser(), scene, device)
     return scenes
 
 
-def start_from(folder: Path, scene: Scene, config: DictConfig, device: torch.device) -> None:
+def start_from(folder: Path, scene: Scene, device: torch.device) -> None:
     """Give a scene the parameters of an earlier run's.
 
     Raises:
-        ValueError: there is no such run, its scene has other settings, or it has several scenes.
+        ValueError: it has no checkpoint, or one of another scene.
     """
-    path = folder / "config.yaml"
-    earlier: Any = OmegaConf.load(path) if path.exists() else None
-    if earlier is not None:
-        if earlier.get("particles", 1) > 1:
-            raise ValueError(
-                f"init={folder} has {earlier.particles} scenes; only a run with particles=1 can be gone on from"
-            )
-        defaults = OmegaConf.structured(options_of(get_method(config.scene._target_)))
-        for name, value in config.scene.items():
-            before = earlier.scene.get(name, defaults.get(name))  # an earlier version may not have had it
-            if name not in LOOKS and before != value:
-                raise ValueError(
-                    f"init={folder} holds a scene with {name} {before}, not {value}; give this run "
-                    "the same scene= and scene.* options"
-                )
     saved = load_checkpoint(folder / "checkpoints", device)
     if saved is None:
         raise ValueError(

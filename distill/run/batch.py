@@ -21,7 +21,7 @@ from distill.live.server import watched
 from distill.run.assemble import assemble, check_prior, open_prior, pick_device, texts_of
 from distill.run.checks import check_prompt, numbers_of
 from distill.run.execute import carry_out
-from distill.run.folders import claim, is_finished
+from distill.run.folders import check_root, claim, is_finished
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +36,15 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
         Prompt to ``finished``, ``skipped``, or the error.
 
     Raises:
-        ValueError: the file cannot be read or has no prompts.
+        ValueError: the file cannot be read or has no prompts, or the folder cannot be used.
     """
-    wanted = shard_of(read_prompts(config), config.shard)
-    root = Path(config.output_dir or "outputs").expanduser()
+    every = read_prompts(config)
+    wanted = shard_of(every, config.shard)
+    root = check_root(config)
+    if not wanted:
+        log.info("shard=%s has none of the %d prompts of %s", config.shard, len(every), config.prompts)
+        tell([], table_of(config))
+        return {}
     device = pick_device(config.device)
     check_prior(config, device)
     rows: list[Row] = []

@@ -42,13 +42,21 @@ def plugins() -> dict[str, dict[str, Callable[..., Any]]]:
     }
 
 
+#: What Hydra was told of, by group and name.
+_told: dict[tuple[str, str], object] = {}
+
+
 def register() -> None:
-    """Tell Hydra of the schema and of every plug-in."""
+    """Tell Hydra of the schema and of every plug-in that it does not know yet: building their nodes takes a third of composing."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    if ("", "schema") not in _told:
+        store.store(name="schema", node=Config)
+        _told["", "schema"] = Config
     for group, choices in plugins().items():
         for name, target in choices.items():
-            store.store(group=group, name=name, node=options_of(target, schedules=group in SCHEDULED))
+            if _told.get((group, name)) is not target:
+                store.store(group=group, name=name, node=options_of(target, schedules=group in SCHEDULED))
+                _told[group, name] = target
 
 
 def quote(text: str) -> str:
@@ -187,7 +195,7 @@ def compose_config(overrides: Sequence[str], folders: Sequence[str] = ()) -> Dic
     with composing(folders) as search:
         config = compose_words([*with_preset(overrides), *search]).config
     check(config)
-    known = set(known_options())
+    known = {*known_options(), *_plugin_options()}
     check_idle(config, [name for name in (_split(word)[0] for word in overrides) if name in known])
     return config
 
@@ -217,15 +225,32 @@ def composing(folders: Sequence[str] = ()) -> Iterator[list[str]]:
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_module("distill.conf", version_base="1.3"):
+        with one_line(), initialize_config_module("distill.conf", version_base="1.3"):
             yield [f"hydra.searchpath=[{listed}]"] if paths else []
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Make errors of Hydra and of configuration files one line.
+
+    Raises:
+        ValueError: instead of them.
+    """
+    try:
+        yield
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain(error)) from error
     except (YAMLError, UnicodeDecodeError, OSError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"a configuration file cannot be read as YAML: {said}") from error
-    finally:
-        GlobalHydra.instance().hydra = outer
+    except ValueError as error:
+        if not (found := re.search(r"Config group override must be .* Got (\w+)", str(error))):
+            raise
+        raise ValueError(
+            f"{', '.join(PARTS)}, preset and experiment take a name, got a value of type {found[1]}; write for example scene=hash_grid"
+        ) from error
 
 
 def compose_words(words: Sequence[str]) -> Composed:
@@ -269,7 +294,7 @@ def explain(error: BaseException) -> str:
     if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
         return _unknown_choice(found[1], found[2], re.findall(r"^\t(\S+)$", text, re.MULTILINE))
     if found := re.search(r"Error resolving interpolation '\$\{preset\}.*keys: (.*)", text):
-        missing = [name for name in ("preset", *PARTS) if name not in found[1].split(", ")]
+        missing = [name for name in ("preset", *PARTS, "experiment") if name not in found[1].split(", ")]
         return f"{missing[0]} names no part; choose one with {missing[0]}=NAME"
     full = re.search(r"full_key: (\S+)", f"{text}\n{cause}")
     named = r"Could not override '([^']+)'", r"Key '([^']+)' (?:is )?not in"
@@ -278,10 +303,27 @@ def explain(error: BaseException) -> str:
     if found := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", str(cause), re.DOTALL):
         key = getattr(cause, "full_key", None) or "an option"
         return f"{key} must be of type {found[2].lower()}, got {found[1]!r}"
+    if said := _mistyped(f"{text}\n{cause}"):
+        return said
     lines = [
         line.strip() for line in f"{text}\n{cause if cause is not error else ''}".splitlines() if line.strip()
     ]
     return f"could not read the options: {'; '.join(lines[:2])}; quote values as the shell and Hydra need"
+
+
+def _mistyped(error: str) -> str | None:
+    """Say what kind of value an option takes, where that is what Hydra complains of."""
+    if found := re.search(r"field '([\w.]+)' is not Optional", error):
+        return f"{found[1]} takes a plain value, neither null nor a schedule; leave it out for the default"
+    given = r"override ([\w.]+)=(.*)\n(?:.*\n)*?"
+    if found := re.search(rf"{given}.* is not a ListConfig", error):
+        return f"{found[1]} is a list, got {found[2]}; write {found[1]}=[{found[2]}]"
+    if found := re.search(rf"{given}Invalid type assigned: \w+ is not a subclass of", error):
+        name = next(
+            (option for option in known_options() if option.startswith(f"{found[1]}.")), f"{found[1]}.NAME"
+        )
+        return f"{found[1]} is a group of options, got {found[2]}; set one of them, such as {name}="
+    return None
 
 
 def _unknown_choice(group: str, name: str, there: Sequence[str]) -> str:
@@ -294,6 +336,16 @@ def _unknown_choice(group: str, name: str, there: Sequence[str]) -> str:
 def _unknown_option(name: str) -> str:
     if name in MOVED:
         return f"there is no option {name!r} any more; {MOVED[name]}"
+    group, _, option = name.partition(".")
+    having = [choice for choice, target in plugins().get(group, {}).items() if option in _options(target)]
+    if having:
+        return f"the chosen {group} has no option {name!r}; {', '.join(f'{group}={choice}' for choice in having)} has it"
+    above, _, last = name.rpartition(".")
+    beside = [
+        other.rpartition(".")[2] for other in known_options() if above and other.rpartition(".")[0] == above
+    ]
+    if beside and not difflib.get_close_matches(last, beside, n=1):
+        return f"unknown option {name!r}; {above} has {', '.join(beside)}"
     close = difflib.get_close_matches(name, [*known_options(), *_plugin_options()], n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown option {name!r}; {hint}'distill --help' lists the options"
@@ -301,12 +353,15 @@ def _unknown_option(name: str) -> str:
 
 def _plugin_options() -> list[str]:
     return [
-        f"{group}.{item.name}"
+        f"{group}.{name}"
         for group, choices in plugins().items()
         for target in choices.values()
-        for item in dataclasses.fields(options_of(target))
-        if not item.name.startswith("_")
+        for name in _options(target)
     ]
+
+
+def _options(target: Callable[..., Any]) -> list[str]:
+    return [item.name for item in dataclasses.fields(options_of(target)) if not item.name.startswith("_")]
 
 
 #: First words of every option that the command line knows, groups included.

@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from distill.forecast.cost import SHARE, cost, log
+from distill.forecast.network import Forecast
 from distill.priors.load import family_of
 from distill.priors.source import Source
 from distill.run.checks import bytes_of
@@ -21,11 +22,11 @@ def fit(config: DictConfig, source: Source, device: torch.device) -> None:
         ValueError: nothing makes it fit.
     """
     room = bytes_of(config.max_vram)
-    trial, needed = config.copy(), 0
+    trial, needed, known = config.copy(), 0, dict[tuple[int, bool], Forecast]()
     for changes in savings(config, source):
         for name, value in changes.items():
             OmegaConf.update(trial, name, value)
-        needed = cost(trial, source, device).peak
+        needed = cost(trial, source, device, known).peak
         if needed <= SHARE * room:
             chosen = {name: OmegaConf.select(trial, name) for name in SAVINGS}
             config.merge_with(trial)
@@ -36,7 +37,7 @@ def fit(config: DictConfig, source: Source, device: torch.device) -> None:
             )  # fmt: skip
             return
     raise ValueError(
-        f"a step takes {needed / 1e9:.1f} GB by the forecast whatever is saved, and a tenth of max_vram={config.max_vram} is "
+        f"a step takes {needed / 1e9:.2g} GB by the forecast whatever is saved, and a tenth of max_vram={config.max_vram} is "
         "the driver's; choose a smaller prior_options.image_size, render.size, guidance or prior"
     )
 

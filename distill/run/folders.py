@@ -143,15 +143,42 @@ def claim(config: DictConfig, root: Path = Path("outputs")) -> Path:
 
 
 def check_unused(config: DictConfig) -> None:
-    """Refuse a folder that another run holds, before anything is loaded.
+    """Refuse a folder that a run cannot use, before anything is loaded.
 
     Raises:
-        InUse: as said.
+        InUse: another run holds it.
+        ValueError: it holds something else, or cannot be written.
     """
-    folder = Path(config.output_dir or "").expanduser()
+    folder = check_writable(config)
     if config.output_dir and folder.is_dir():
         with contextlib.suppress(OSError), hold(folder):  # what cannot be written is told by claim
-            pass
+            refuse(folder, config)
+
+
+def check_writable(config: DictConfig) -> Path:
+    """Return the folder that a configuration writes to, of which the part that is there can be written.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    folder = Path(config.output_dir or "outputs").expanduser()
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "permission denied" if there.is_dir() else f"{there} is a file"
+        raise ValueError(f"cannot write to {folder} ({why}); choose a writable folder with output_dir=")
+    return folder
+
+
+def check_root(config: DictConfig) -> Path:
+    """Return the folder that a batch's runs have their folders in.
+
+    Raises:
+        ValueError: it cannot be written, or is itself a run's.
+    """
+    root = check_writable(config)
+    if (root / "config.yaml").exists():
+        raise ValueError(f"{root} is the folder of a run; choose another output_dir= for those of prompts=")
+    return root
 
 
 def _named(folder: Path, config: DictConfig) -> Path:

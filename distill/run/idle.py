@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from distill.run.checks import default_of, moves
+from distill.options import options_of
+from distill.run.checks import PARTS, default_of, moves
 
 
 def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
@@ -19,6 +21,11 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
     def weightless(name: str) -> bool:
         return not moves(f"penalties.{name}", values["penalties"][name], values["iterations"])
 
+    lights = ("lambertian", "textureless")
+    lit = values["render"]["shading"] in lights or any(
+        moves(f"render.turns.{light}", values["render"]["turns"][light], values["iterations"])
+        for light in lights
+    )
     return [
         ("prior", pictured and not words, "image= alone asks the picture's own model; add a prompt"),
         ("novel_view", not pictured, "there is no picture; add image=FILE"),
@@ -32,6 +39,13 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
         ("source_prompt", target not in ("dds", "bridge", "mix"), "choose guidance=dds or guidance=bridge"),
         *((f"views.{angle}", values["view_words"] == "none", "leave out view_words=none") for angle in ("front_deg", "overhead_deg")),
         ("render.coarse", values["render"]["patch"] is None, "add render.patch="),
+        ("render.soft_light", not lit, "add render.shading=lambertian or render.turns.lambertian=0.5"),
+        ("penalties.start_rgb", reference["start"] != "samples", "add reference.start=samples"),
+        ("penalties.start_mask", reference["start"] != "samples", "add reference.start=samples"),
+        ("view_address", not values["view"], "add view=true"),
+        ("view_port", not values["view"], "add view=true"),
+        ("cameras.area_elevation_deg", values["cameras"].get("by_area") == 0, "add cameras.by_area=1"),
+        ("cameras.front_back_deg", values["cameras"].get("front_back") == 0, "add cameras.front_back=0.25"),
     ]  # fmt: skip
 
 
@@ -52,5 +66,13 @@ def check_idle(config: DictConfig, given: Iterable[str]) -> None:
         if isinstance(value, DictConfig):
             continue  # a group as a whole
         for group, unused, remedy in groups:
-            if unused and f"{name}.".startswith(f"{group}.") and value != default_of(name):
+            if unused and f"{name}.".startswith(f"{group}.") and value != _default_of(name, values):
                 raise ValueError(f"{name}={value} would do nothing: {remedy}, or leave out {name}=")
+
+
+def _default_of(name: str, values: Mapping[str, Any]) -> object:
+    """The default of an option, of the schema's or of a chosen part's own."""
+    group, _, option = name.partition(".")
+    if group not in PARTS:
+        return default_of(name)
+    return getattr(options_of(get_object(values[group]["_target_"]))(), option)

@@ -156,8 +156,8 @@ class Rendering:
     at_once: Count | None = None
     chunk_rays: Count = 16384
     recompute: bool = False
-    patch: Count | None = None
-    coarse: Count = 64
+    patch: Annotated[int, Range(8)] | None = None
+    coarse: Annotated[int, Range(8)] = 64
     latent_until: Fraction = 0.0
 
 

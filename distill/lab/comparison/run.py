@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -171,12 +172,15 @@ class PriorOf(Protocol):
 
 
 def counting(prior: Prior | PriorOf | None, device: torch.device) -> Callable[[str], Counted]:
-    """Return what gives the prior of a prompt's cells, its calls counted; the same for all where one is shared."""
+    """Return what gives the prior of a prompt's cells, its calls counted; the same for all where one is shared.
+
+    One that is made for a prompt takes seconds to make, and a prompt's cells follow each other: it is kept until the next prompt.
+    """
     if prior is None or isinstance(prior, Prior):
         shared = Counted(prior or load_prior(device=device))
         return lambda prompt: shared
     make = prior
-    return lambda prompt: Counted(make(prompt))
+    return lru_cache(maxsize=1)(lambda prompt: Counted(make(prompt)))
 
 
 def check_measurable(config: DictConfig) -> None:

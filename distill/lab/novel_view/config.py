@@ -144,6 +144,13 @@ FREE = frozenset(
         "save_minutes",
     }
 )
+#: The least that numbers may be, and those that must be above 0.
+LEAST = {
+    "views": 2, "size": 8, "iterations": 1, "batch": 1, "accumulate": 1, "warmup": 0, "workers": 0, "log_every": 1,
+    "validate_every": 0, "validation_pairs": 1, "validation_samples": 0, "checkpoint_every": 1, "keep_checkpoints": 1,
+    "final_rate": 0, "token_rate": 0, "weight_decay": 0, "clip_norm": 0,
+}  # fmt: skip
+POSITIVE = ("learning_rate", "save_minutes")
 #: What ``timestep_sampling`` may be, and the name of that law in ``levels``.
 LAWS = {"truncated_normal": "normal", "uniform": "uniform", "power": "power"}
 
@@ -154,6 +161,7 @@ def check(config: TrainConfig) -> None:
     Raises:
         ValueError: in one line.
     """
+    _check_numbers(config)
     check_tracker(config.tracker)
     law_of(config)
     turn_of(config)
@@ -170,6 +178,20 @@ def check(config: TrainConfig) -> None:
                 f"{told[0]}={getattr(config, told[0])} is made of a rotated code; add code=true, or leave it out"
             )
     _check_memory(config)
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    for name, least in LEAST.items():
+        if not getattr(config, name) >= least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+    for name in POSITIVE:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
+    for name in ("held_out", "dropout", "ema"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {getattr(config, name)}")
+    if config.precision not in ("no", "fp16", "bf16"):
+        raise ValueError(f"precision must be no, fp16 or bf16, got {config.precision!r}")
 
 
 def _check_memory(config: TrainConfig) -> None:

@@ -97,7 +97,7 @@ def configured(case: Case, folder: Path, device: torch.device, dry: bool) -> Any
 
 def row_of(case: Case, prior: Any, config: Any, device: torch.device, steps: int) -> Row:
     """Measure a case, and forecast its memory."""
-    found = measure(config, prior, case.marcher, 2 if steps < 4 else 6, steps)
+    found = measure(config, prior, case.marcher, min(steps, 6), steps)
     forecast = cost(config, find(config.prior), device)
     parts = {f"{part} ms": round(found[part], 2) for part in PARTS if part in found}
     return {
@@ -133,7 +133,7 @@ def measure_all(
                 gc.collect()
                 prior, loaded = open_prior(config, device), (case.dtype, case.compile)
             used = prior if case.graphs else replace(prior, graphs=None)
-            record.row(title, row_of(case, used, config, device, 2 if dry else 12))
+            record.row(title, row_of(case, used, config, device, 1 if dry else 12))
         except (RuntimeError, ValueError) as error:
             if dry:
                 raise
