@@ -494,7 +494,7 @@ def test_bad_options_are_one_line(option: str, said: str) -> None:
 
 
 def test_a_patch_too_small_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"render\.patch and render\.coarse must be at least 8"):
+    with pytest.raises(ValueError, match=r"render\.patch must be an integer of at least 8 or null, got 4"):
         distill.generate("a red mug", output_dir=tmp_path / "run", **{"render.patch": 4})
 
 

@@ -156,10 +156,13 @@ def test_weights_by_hand() -> None:
     assert (back.views, back.share) == ((1, 2), 0.0)
 
 
+ENABLED = ("prompt=x", "view_words=four", "perp_neg.enabled=true")
+
+
 @pytest.mark.parametrize("azimuth", [0.0, 9.0, 18.5, 45.0, -71.0, 80.0, 91.0, 107.0, -110.0, 150.0, 180.0])
 def test_the_authors_curves_have_their_cut_offs(azimuth: float) -> None:
     """2 exp(-2 r) and 2 exp(-10 (1 - r)) before the side, exp(-10 r) and 2 behind it; 0 within 18 degrees of the view itself."""
-    config = compose_config(["prompt=x", "perp_neg.curves=authors", "perp_neg.strength=0.5"])
+    config = compose_config([*ENABLED, "perp_neg.curves=authors", "perp_neg.strength=0.5"])
     found = shares(azimuth, curves(config))
     turned = abs(azimuth)
     if turned < 90:
@@ -173,7 +176,7 @@ def test_the_authors_curves_have_their_cut_offs(azimuth: float) -> None:
 
 
 def test_curves_from_the_command_line() -> None:
-    config = compose_config(["prompt=x", "perp_neg.strength=3", "perp_neg.side_from_back=[1,2,3]"])
+    config = compose_config([*ENABLED, "perp_neg.strength=3", "perp_neg.side_from_back=[1,2,3]"])
     assert curves(config) == Curves(side_from_back=(1.0, 2.0, 3.0), strength=3.0)
     plain, triple = (shares(130.0, Curves(strength=strength)).weights for strength in (1.0, 3.0))
     assert triple == pytest.approx([3 * weight for weight in plain])
