@@ -7,7 +7,8 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+
+from distill.files.paths import user_path
 
 HELP = """\
 Make a 3D asset from a text prompt or a picture.
@@ -102,7 +103,7 @@ def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
             f"expected one prompt, got {len(prompts)} ({', '.join(map(repr, prompts[:3]))}); put the prompt in quotes"
         )
     for text in prompts:
-        if text.lower().endswith(PICTURES) and Path(text).expanduser().is_file():
+        if text.lower().endswith(PICTURES) and user_path(text).is_file():
             raise ValueError(f"{text} is a picture; to start from it, write image={text}")
     return (prompts[0] if prompts else None), options
 

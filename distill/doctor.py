@@ -18,6 +18,7 @@ import torch
 from omegaconf import DictConfig
 
 from distill.convert import pickled
+from distill.files.paths import user_path
 from distill.inputs import fitting, looks
 from distill.loop import train
 from distill.priors import inversion
@@ -168,11 +169,11 @@ def places(config: DictConfig) -> Iterator[Finding]:
         ("embeddings", cache_folder()),
         ("hub cache", Path(constants.HF_HUB_CACHE)),
     ):
-        there = next(
-            path
-            for path in (folder.expanduser().absolute(), *folder.expanduser().absolute().parents)
-            if path.exists()
-        )
+        try:
+            here = user_path(folder).absolute()
+        except ValueError:
+            continue  # told where a run's inputs are looked at
+        there = next(path for path in (here, *here.parents) if path.exists())
         free = shutil.disk_usage(there).free
         said = f"{folder}: {free / 1e9:.1f} GB free"
         if name == "results" and free < ROOM:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +14,7 @@ from distill.conditions import prompts
 from distill.conditions.control import DRAWN, read_picture
 from distill.conditions.picture import framed, maps_of, model_of
 from distill.files.lock import hold
+from distill.files.paths import user_path
 from distill.priors import lora
 from distill.priors.load import family_of, loader
 from distill.run.assemble import check_fits, check_init, make_scenes
@@ -53,7 +53,7 @@ def looks(config: DictConfig) -> Iterator[Look]:
 
 def writable(config: DictConfig) -> str:
     """Check that a run can write its folder, and that nothing else is in it."""
-    folder = Path(config.output_dir or "outputs").expanduser()
+    folder = user_path(config.output_dir or "outputs")
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryDirectory(dir=there, prefix=".distill-doctor-"):
@@ -95,7 +95,7 @@ def pictured(config: DictConfig) -> str:
 
 def shown(control: str) -> str:
     """Check the picture that a ControlNet is shown."""
-    read_picture(Path(control).expanduser())
+    read_picture(user_path(control))
     return control
 
 
@@ -115,7 +115,7 @@ def whole_lora(entry: str) -> str:
 
 def student(path: str) -> str:
     """Check that there is a LoRA to start from."""
-    if not Path(path).expanduser().exists():
+    if not user_path(path).exists():
         raise ValueError(
             f"guidance.lora must be a file or folder that an earlier run wrote, and {path} is not there"
         )

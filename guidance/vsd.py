@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distill.contracts import Condition, Embedding, Prior
 from distill.domains import Count, Fraction, NotNegative, Range
+from distill.files.paths import user_path
 from distill.guidance import made_for_prior
 from distill.guidance.terms import Weighting, add_noise, predict_guided, weight
 from distill.samplers.schedules import at
@@ -109,7 +110,7 @@ class VSD:
             prior, rank=rank, alpha=alpha, targets=targets, cameras=cameras, generator=generator
         )
         if lora:
-            self.student.load(Path(lora).expanduser())
+            self.student.load(user_path(lora))
         fused = True if self.student.device.type == "cuda" else None
         self.optimiser = torch.optim.AdamW(self.student.trainable(), lr=1e-4, fused=fused)
 

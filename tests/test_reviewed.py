@@ -217,3 +217,34 @@ def test_one_file_in_the_place_of_a_list_is_said(option: str) -> None:
         ValueError, match=rf"{option} is a list of files, got 'a.safetensors'; write {option}="
     ):
         load_prior("embedded", **given)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a red mug", "output_dir=~nobody-here/x"], ["a mug", "prior=~nobody-here/x"], ["image=~nobody-here/x.png"],
+        ["prompts=~nobody-here/p.txt"], ["a red mug", "init=~nobody-here/x"], ["a red mug", "--config-dir", "~nobody-here"],
+        ["a red mug", "views.file=~nobody-here/v.yaml"], ["a red mug", "guidance=vsd", "guidance.lora='~nobody-here/l'"],
+    ],
+)  # fmt: skip
+def test_a_home_folder_that_is_not_known_is_said_in_one_line(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from distill import cli
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "iterations=1", "export.enabled=false"])
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("distill: error:")]
+    assert ended.value.code == 2 and len(said) == 1
+    assert "begins with a home folder that is not known here" in said[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_doctor_tells_of_a_home_folder_that_is_not_known() -> None:
+    from distill import doctor
+
+    config = compose_config(["prompt=a red mug", "output_dir='~nobody-here/x'"])
+    assert [found.name for found in doctor.places(config)] == ["embeddings", "hub cache"]
+    found = {each.name: each for each in doctor.inputs(config)}
+    assert found["output_dir"].verdict == "wrong" and "home folder" in found["output_dir"].said

@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate, normalize
 
 from distill.cameras import Cameras
 from distill.contracts import Condition, Conditioner, Prior, Render, Step
+from distill.files.paths import user_path
 from distill.priors.control import CONTROL
 from distill.transfer import send
 
@@ -83,7 +84,7 @@ def controlled(condition: Conditioner, prior: Prior, control: str) -> Conditione
         ValueError: the picture cannot be read.
     """
     size = prior.image_size
-    draw = DRAWN.get(control) or partial(_given, read_picture(Path(control).expanduser()).to(prior.device))
+    draw = DRAWN.get(control) or partial(_given, read_picture(user_path(control)).to(prior.device))
 
     @torch.no_grad()
     def conditioned(cameras: Cameras, step: Step, render: Render | None = None) -> Condition:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from distill.conditions.background import plain_background
 from distill.files.atomic import sha256
+from distill.files.paths import user_path
 
 log = logging.getLogger(__name__)
 
@@ -314,7 +315,7 @@ def rembg_model() -> tuple[str, Path]:
     earlier = own or f"{data or '~'}/.u2net"
     for name in NETWORKS:
         for folder in (f"{home}/models/{name}", earlier):
-            if (file := Path(folder).expanduser() / f"{name}.onnx").is_file():
+            if (file := user_path(folder) / f"{name}.onnx").is_file():
                 return name, file
     raise ValueError(
         f"reference.background=rembg cuts out with the network U2-Net, whose file is neither {home}/models/u2net/u2net.onnx nor "

@@ -28,6 +28,7 @@ from distill.conditions.start import LEVEL_DEG, STEEP_DEG, drawn_views, ring
 from distill.contracts import View
 from distill.export.pictures import to_uint8
 from distill.files.atomic import replacing, sha256
+from distill.files.paths import user_path
 from distill.priors.graphs import check_graphs
 from distill.priors.novel_view.elevation import Estimate, draw_around, estimate_elevation
 from distill.priors.novel_view.pipeline import NovelViewPipeline, read_conditioning
@@ -105,7 +106,7 @@ def framed(config: DictConfig) -> tuple[Image.Image, Frame]:
     Raises:
         ValueError: it cannot be used, in one line.
     """
-    said, path = config.reference, Path(config.image).expanduser()
+    said, path = config.reference, user_path(config.image)
     image = without_background(path, said.background)
     return image, frame_of(np.asarray(image.getchannel("A")), str(path), said.fill if said.recentre else None)
 
@@ -132,7 +133,7 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
     """
     from distill.priors.dtypes import default_dtype
 
-    said, path = config.reference, Path(config.image).expanduser()
+    said, path = config.reference, user_path(config.image)
     source = find_novel_view(config.novel_view, EMBEDDED)
     check_graphs(config.prior_options.graphs, device)
     # What is wrong with the picture is said before the model is loaded.

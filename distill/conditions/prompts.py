@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from distill.cameras import Cameras
 from distill.conditions import perp_neg
 from distill.conditions.perp_neg import Curves
 from distill.contracts import Condition, Conditioner, Embedding, Prior, Prompt, Render, Step, View
+from distill.files.paths import user_path
 from distill.transfer import send
 
 #: The views that can have prompts of their own.
@@ -90,7 +90,7 @@ def own_prompts(options: DictConfig) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     if options.file:
-        path = Path(options.file).expanduser()
+        path = user_path(options.file)
         try:
             said: Any = OmegaConf.to_container(OmegaConf.load(path))
         except Exception as error:  # what a YAML reader fails with

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from distill.files.paths import user_path
 from distill.priors.header import shapes_of
 from distill.priors.source import INDEX, REPOSITORY, Source, fetch, is_single, licence_of
 from distill.priors.whole import check_weights, settings_of
@@ -36,7 +37,7 @@ def find_vae(name: str | Path, prior: Source, index: dict[str, Any]) -> Source:
     own = prior.folder / "vae"
     text = str(name)
     if is_single(text):
-        return _single(Path(text).expanduser(), text, own)
+        return _single(user_path(text), text, own)
     source = _located(text)
     said, before = settings_of(source.folder / "config.json"), settings_of(own / "config.json")
     kind, wanted = said.get("_class_name"), index["vae"][1]
@@ -73,7 +74,7 @@ def _other(name: str, found: object, wanted: object, what: str) -> str:
 
 
 def _located(text: str) -> Source:
-    folder = Path(text).expanduser()
+    folder = user_path(text)
     for place in (folder, folder / "vae"):
         if (place / INDEX["VAE"]).is_file():
             return Source(place, text, licence=licence_of(place))

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from distill.contracts import Prompt
 from distill.files.atomic import sha256_once
+from distill.files.paths import user_path
 from distill.priors.families import Family
 from distill.priors.families.unet import PLAIN
 from distill.priors.header import shapes_of
@@ -63,10 +64,10 @@ def parse(entry: str | Path) -> Inversion:
     Raises:
         ValueError: there is no such file, it cannot be read, or it holds no embedding; in one line.
     """
-    path, token = Path(entry).expanduser(), ""
+    path, token = user_path(entry), ""
     head, sign, tail = str(entry).partition("=")
     if sign and not path.exists():
-        path, token = Path(tail).expanduser(), head.strip()
+        path, token = user_path(tail), head.strip()
     token = token or path.stem
     if not token.strip() or re.search(r"\s", token):
         raise ValueError(

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distill.files.atomic import sha256_once
+from distill.files.paths import user_path
 from distill.priors import lycoris
 from distill.priors.header import shapes_of
 from distill.priors.quiet import quiet
@@ -92,10 +93,10 @@ def parse(entry: str | Path) -> Lora:
     Raises:
         ValueError: there is no such file, it is none of safetensors, or the weight is no number.
     """
-    path, weight = Path(entry).expanduser(), 1.0
+    path, weight = user_path(entry), 1.0
     head, colon, tail = str(entry).rpartition(":")
     if colon and _is_number(tail) and not path.exists():
-        path, weight = Path(head).expanduser(), float(tail)
+        path, weight = user_path(head), float(tail)
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
         raise ValueError(
             f"the LoRA {path} is pickled, and only safetensors are read; give it as .safetensors"

@@ -11,6 +11,7 @@ from typing import Any
 
 from distill.convert import SUFFIXES
 from distill.files.atomic import sha256_once
+from distill.files.paths import user_path
 from distill.priors.header import kind_of, parts_in, shapes_of
 from distill.priors.table import MODELS
 
@@ -103,7 +104,7 @@ def find(name: str | Path, settings: str | Path | None = None) -> Source:
         )
     if text == "embedded":
         return Source(EMBEDDED, text, licence="apache-2.0")
-    folder = Path(text).expanduser()
+    folder = user_path(text)
     if (folder / "model_index.json").is_file():
         return Source(folder, text, licence=licence_of(folder))
     if text in MODELS:
@@ -120,7 +121,7 @@ def find(name: str | Path, settings: str | Path | None = None) -> Source:
 
 def is_single(name: str) -> bool:
     """Tell whether a prior's name is that of a single file, pickled ones among them."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     return path.suffix in (".safetensors", *SUFFIXES) and not path.is_dir()
 
 
@@ -130,7 +131,7 @@ def find_single(name: str, settings: str | Path | None = None) -> Source:
     Raises:
         ValueError: the file cannot be used, or its settings are not to be had; in one line with the remedy.
     """
-    file = Path(name).expanduser()
+    file = user_path(name)
     shapes = shapes_of(file)
     kind = kind_of(file, shapes)
     about: dict[str, Any] = {
@@ -139,7 +140,7 @@ def find_single(name: str, settings: str | Path | None = None) -> Source:
         "marks": frozenset({"v_pred", "ztsnr"} & set(shapes)),
     }
     if settings is not None:
-        folder = Path(settings).expanduser()
+        folder = user_path(settings)
         if not (folder / INDEX["settings"]).is_file():
             raise ValueError(
                 f"prior_options.config must be a folder in the diffusers layout, and {folder} has no {INDEX['settings']}"
@@ -163,7 +164,7 @@ def find_controlnet(name: str | Path) -> Source:
         ValueError: there is none, or it cannot be fetched, in one line with the remedy.
     """
     text = str(name)
-    folder = Path(text).expanduser()
+    folder = user_path(text)
     if (folder / INDEX["ControlNet"]).is_file():
         return Source(folder, text, licence=licence_of(folder))
     if REPOSITORY.fullmatch(text) and not folder.exists():
@@ -186,7 +187,7 @@ def find_novel_view(name: str | Path, embedded: Path) -> Source:
         ValueError: there is none, or it cannot be fetched, in one line with the remedy.
     """
     text = str(name)
-    folder = embedded if text == "embedded" else Path(text).expanduser()
+    folder = embedded if text == "embedded" else user_path(text)
     if (folder / "unet").is_dir():
         return Source(folder, text, licence=licence_of(folder))
     if REPOSITORY.fullmatch(text) and not folder.exists():

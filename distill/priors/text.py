@@ -20,6 +20,7 @@ from torch import Tensor
 
 from distill.contracts import Embedding, Prompt
 from distill.files.atomic import sha256_once, write_atomic
+from distill.files.paths import user_path
 from distill.priors.families.length import Lengths, cut_off
 from distill.priors.inversion import Words
 from distill.priors.quiet import quiet
@@ -37,7 +38,7 @@ Row = tuple[dict[str, Tensor], str]
 
 def cache_folder() -> Path:
     """Return the folder of cached embeddings: ``$DISTILL_CACHE``, or ``~/.cache/distill``."""
-    return Path(os.environ.get("DISTILL_CACHE") or "~/.cache/distill").expanduser()
+    return user_path(os.environ.get("DISTILL_CACHE") or "~/.cache/distill")
 
 
 @dataclass

@@ -32,6 +32,7 @@ from distill.contracts import (
     View,
 )
 from distill.files.checkpoint import load_checkpoint
+from distill.files.paths import user_path
 from distill.guidance import is_made_for_prior
 from distill.options import followed, options_of, schedule, schedules_in, value_over_run
 from distill.priors.diffusion import DiffusionPrior
@@ -117,7 +118,7 @@ def check_init(config: DictConfig) -> None:
     """
     if not config.init:
         return
-    folder = Path(config.init).expanduser()
+    folder = user_path(config.init)
     if not (folder / "checkpoints").is_dir():
         raise ValueError(f"init must be the folder of an earlier run, and {config.init} has no checkpoints")
     path = folder / "config.yaml"
@@ -178,7 +179,7 @@ def check_prior(config: DictConfig, device: torch.device) -> None:
         if not config.prior_options.controlnet:
             raise ValueError(TOGETHER)
         if control not in DRAWN:
-            read_picture(Path(control).expanduser())
+            read_picture(user_path(control))
     source = find(config.prior, config.prior_options.config)
     if config.max_vram:
         from distill.run.fit import fit
@@ -235,7 +236,7 @@ def make_scenes(config: DictConfig, generator: torch.Generator, device: torch.de
     make = instantiate(config.scene, _convert_="all", **own)
     scenes: list[Scene] = [make(seed=generator).to(device) for _ in range(config.particles)]
     for scene in scenes if config.init else []:
-        start_from(Path(config.init).expanduser(), scene, device)
+        start_from(user_path(config.init), scene, device)
     return scenes
 
 

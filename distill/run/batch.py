@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill.contracts import Prior
 from distill.files.atomic import write_atomic
 from distill.files.lock import InUse, hold
+from distill.files.paths import user_path
 from distill.live.desk import Desk
 from distill.live.server import watched
 from distill.run.assemble import assemble, check_prior, open_prior, pick_device, texts_of
@@ -80,7 +81,7 @@ def shard_of(prompts: Sequence[str], shard: str | None) -> list[str]:
 
 def table_of(config: DictConfig) -> Path:
     """The file of a batch's table, one for each shard."""
-    root = Path(config.output_dir or "outputs").expanduser()
+    root = user_path(config.output_dir or "outputs")
     if config.shard is None:
         return root / "batch.csv"
     first, count = numbers_of(config.shard)
@@ -112,7 +113,7 @@ def read_prompts(config: DictConfig) -> list[str]:
     Raises:
         ValueError: the file cannot be read or has no prompts.
     """
-    path = Path(config.prompts).expanduser()
+    path = user_path(config.prompts)
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

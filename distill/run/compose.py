@@ -20,6 +20,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from distill.files.paths import user_path
 from distill.options import GONE, SCHEDULED, options_of
 from distill.run.checks import PARTS, check
 from distill.run.idle import check_idle
@@ -174,9 +175,9 @@ def pipeline_of(prior: str) -> str:
         return MODELS[prior].pipeline
     try:
         if is_single(prior):
-            file = Path(prior).expanduser()
+            file = user_path(prior)
             return kind_of(file, shapes_of(file)).pipeline
-        index = json.loads((Path(prior).expanduser() / "model_index.json").read_text())
+        index = json.loads((user_path(prior) / "model_index.json").read_text())
         return str(index.get("_class_name", ""))
     except (OSError, ValueError, AttributeError):
         return ""
@@ -214,7 +215,7 @@ def composing(folders: Sequence[str] = ()) -> Iterator[list[str]]:
     Raises:
         ValueError: an option is unknown or has the wrong type, or a folder is not there.
     """
-    paths = [Path(folder).expanduser().resolve() for folder in folders]
+    paths = [user_path(folder).resolve() for folder in folders]
     if missing := [path for path in paths if not path.is_dir()]:
         raise ValueError(
             f"--config-dir must be a folder with configuration files, and {missing[0]} is not there"

@@ -20,6 +20,7 @@ from yaml import YAMLError
 from distill.files.atomic import is_half, write_atomic
 from distill.files.lock import NAME as LOCK
 from distill.files.lock import hold
+from distill.files.paths import user_path
 from distill.options import options_of
 from distill.run.checks import PARTS
 from distill.run.compose import known_options
@@ -131,9 +132,7 @@ def claim(config: DictConfig, root: Path = Path("outputs")) -> Path:
         ValueError: the folder holds another run, or cannot be written.
     """
     try:
-        folder = (
-            _named(Path(config.output_dir).expanduser(), config) if config.output_dir else _free(root, config)
-        )
+        folder = _named(user_path(config.output_dir), config) if config.output_dir else _free(root, config)
     except OSError as error:
         where = config.output_dir or root
         raise ValueError(
@@ -161,7 +160,7 @@ def check_writable(config: DictConfig) -> Path:
     Raises:
         ValueError: it cannot.
     """
-    folder = Path(config.output_dir or "outputs").expanduser()
+    folder = user_path(config.output_dir or "outputs")
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         why = "permission denied" if there.is_dir() else f"{there} is a file"

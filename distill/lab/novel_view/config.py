@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from distill.files.atomic import write_atomic
+from distill.files.paths import user_path
 from distill.lab.novel_view.levels import Law
 from distill.priors.novel_view.code import TurnOptions
 
@@ -246,7 +247,7 @@ def offset_of(config: TrainConfig) -> float:
     Raises:
         ValueError: the renders say otherwise.
     """
-    path = Path(config.data).expanduser() / "protocol.json"
+    path = user_path(config.data) / "protocol.json"
     said = json.loads(path.read_text()).get("offset", 0.0) if path.is_file() else None
     if config.offset is None:
         return float(said or 0.0)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from distill.files.checkpoint import load_checkpoint, save_checkpoint
+from distill.files.paths import user_path
 from distill.lab.novel_view import memory, stages
 from distill.lab.novel_view.config import TrainConfig, law_of
 from distill.lab.novel_view.evaluate import oriented
@@ -66,7 +67,7 @@ def train_in_memory(
     pipeline.model.to(device)
     stores = (memory.from_views(part).to(device) for part in (views, held_out))
     seen, unseen = (memory.encoded(store, pipeline.encoder) for store in stores)
-    folder = Path(config.output_dir).expanduser()
+    folder = user_path(config.output_dir)
     with stop_signals() as stop:
         fit(config, pipeline, seen, unseen, asked=stop.is_set)
     pipeline.save(folder / "model")
@@ -99,9 +100,9 @@ def fit(
         ValueError: the training has diverged, or a checkpoint is of another network.
         Interrupted: it was asked to stop; a checkpoint holds where it was.
     """
-    limits, root = limits or Limits(), Path(config.output_dir).expanduser()
+    limits, root = limits or Limits(), user_path(config.output_dir)
     began = time.perf_counter() if limits.began is None else limits.began
-    has_code = pipeline.model.turn is not None and not is_novel_view(Path(config.init).expanduser())
+    has_code = pipeline.model.turn is not None and not is_novel_view(user_path(config.init))
     if has_code and not _fit_code(config, pipeline, seen, unseen, root / "code", asked):
         raise Interrupted(f"stopped in the code's training; go on with resume=true: {root}")
     seconds = None

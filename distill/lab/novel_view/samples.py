@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from distill.files.paths import user_path
 from distill.lab.novel_view.cache import FeatureCache
 from distill.lab.novel_view.config import TrainConfig
 from distill.lab.novel_view.pairs import Pair, Pairs
@@ -29,7 +30,7 @@ def open_views(config: TrainConfig) -> Views:
         raise ValueError(
             "data= is needed: a folder of renders, or a pattern of shards such as 'shards/*.tar'"
         )
-    return from_folder(Path(config.data).expanduser(), count=count, size=size)
+    return from_folder(user_path(config.data), count=count, size=size)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from distill.files.paths import user_path
 from distill.lab.novel_view.config import TrainConfig, offset_of, turn_of
 from distill.priors.novel_view.code import TurnOptions
 from distill.priors.novel_view.features import Encoder
@@ -58,7 +59,7 @@ def open_pipeline(config: TrainConfig, encoder: Encoder) -> NovelViewPipeline:
     Raises:
         ValueError: it is no such model, or of other conditioning than the options say, in one line.
     """
-    folder = Path(config.init).expanduser()
+    folder = user_path(config.init)
     if not (folder / "unet").is_dir():
         raise ValueError(f"init must be a folder in the diffusers layout to begin from, got {config.init!r}")
     trained = is_novel_view(folder)

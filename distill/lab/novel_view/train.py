@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distill.files.paths import user_path
 from distill.lab.novel_view import loop
 from distill.lab.novel_view.cache import build_cache
 from distill.lab.novel_view.code_stage import train_code
@@ -71,7 +72,7 @@ def train(config: TrainConfig) -> Path:
 
     check(config)  # what is wrong is said before anything is made
     trackers = None if config.tracker == "none" or config.in_memory else config.tracker
-    folder = Path(config.output_dir).expanduser()
+    folder = user_path(config.output_dir)
     precision = "no" if config.in_memory else config.precision
     accelerator = Accelerator(mixed_precision=precision, log_with=trackers, project_dir=str(folder))
     if config.in_memory and accelerator.num_processes > 1:
@@ -80,13 +81,13 @@ def train(config: TrainConfig) -> Path:
         if accelerator.is_main_process:
             claim(folder, config)
     set_seed(config.seed)
-    encoder = load_encoder(Path(config.encoder).expanduser(), layers=config.layers, device=accelerator.device)
+    encoder = load_encoder(user_path(config.encoder), layers=config.layers, device=accelerator.device)
     views, held_out = open_views(config).split(config.held_out)
     if config.in_memory:
         pipeline = open_pipeline(config, encoder)
         return train_in_memory(config, pipeline, views, held_out, device=accelerator.device)
     with accelerator.main_process_first():
-        cache = build_cache(views, encoder, Path(config.cache).expanduser()) if config.cache else None
+        cache = build_cache(views, encoder, user_path(config.cache)) if config.cache else None
     pipeline = open_pipeline(config, encoder)
     pipeline.model.to(accelerator.device)
     if pipeline.vae is not None:
@@ -120,7 +121,7 @@ def _stages(
     """The code, where there is one that is not trained yet, and then the UNet."""
     from diffusers.training_utils import EMAModel
 
-    if config.code and not is_novel_view(Path(config.init).expanduser()):
+    if config.code and not is_novel_view(user_path(config.init)):
         train_code(config, folder / "code", accelerator, pipeline, samples, held_out, stop)
     freeze_code(pipeline.model)
     optimiser, schedule = make_optimiser(pipeline.model, config)
