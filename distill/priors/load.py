@@ -113,15 +113,10 @@ def load_prior(
     """
     device = torch.device(device)
     check_graphs(graphs, device)
-    for option, given in (("loras", loras), ("embeddings", embeddings)):
-        if isinstance(given, (str, Path)):
-            raise ValueError(
-                f"{option} is a list of files, got {str(given)!r}; write {option}=[{str(given)!r}]"
-            )
-    files = [lora.parse(entry) for entry in loras]
+    files = [lora.parse(entry) for entry in _listed("loras", loras)]
     for file in files:
         lora.check(file)
-    inversions = [inversion.parse(entry) for entry in embeddings]
+    inversions = [inversion.parse(entry) for entry in _listed("embeddings", embeddings)]
     asked = dtype_of(dtype)
     source = find(name, config)
     family, index = family_of(source.folder)
@@ -135,7 +130,6 @@ def load_prior(
     for module in (network, autoencoder):
         if module is not None:
             module.to(device).eval().requires_grad_(False)
-    own = family is PLAIN
     updates = [lora.read(file, loader(family, index), family.component, network.config) for file in files]
     for update in updates:
         lora.put_on(network, family.component, update)
@@ -155,25 +149,47 @@ def load_prior(
     space, patches = space_of(autoencoder, network, family, image_size)
     space = replace(space, sampled=vae_sample)
     schedule = read_schedule(scheduler, patches).to(device)
-    text_dtype = torch.float32 if own or device.type == "cpu" else dtype
-    load = loader_of(source, index, device, text_dtype, told, inversions, plain=own)
-    changes = [f"{update.lora.sha256} {update.lora.weight} by layer" for update in told]
-    changes += [f"{each.sha256} {each.token} embedding" for each in inversions]
-    # PixArt-alpha and -sigma have one encoder, and pad its states to different lengths.
-    kind = str(index.get("_class_name", ""))
-    text = TextEncoders(
-        load,
-        family.weighted if prompt_weighting and family.weighted else family.embed,
-        None if own else identity_of(source, kind, str(text_dtype), *changes, *weighting),
-        prompt_weighting,
-        {} if prompt_weighting else family.lengths,
-        Words(inversions),
-    )
+    text = _text(source, family, index, device, dtype, told, inversions, weighting)
     recorded = graphs_for(network, device, graphs, compiled=compile)
     return DiffusionPrior(
         network, space, text, family, schedule, device, dtype, source, tuple(files), control, recorded, own_vae,
         tuple(inversions),
     )  # fmt: skip
+
+
+def _listed(option: str, given: Sequence[str | Path]) -> Sequence[str | Path]:
+    """Refuse one path where a list of them is due: it would be read letter by letter."""
+    if isinstance(given, (str, Path)):
+        raise ValueError(f"{option} is a list of files, got {str(given)!r}; write {option}=[{str(given)!r}]")
+    return given
+
+
+def _text(
+    source: Source,
+    family: Family,
+    index: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    updates: Sequence[lora.Update],
+    inversions: Sequence[inversion.Inversion],
+    weighting: Sequence[str],
+) -> TextEncoders:
+    """The prior's text side, which loads its encoders when a prompt is new; ``weighting`` is what weighs prompts, if anything."""
+    own = family is PLAIN
+    dtype = torch.float32 if own or device.type == "cpu" else dtype
+    load = loader_of(source, index, device, dtype, updates, inversions, plain=own)
+    changes = [f"{update.lora.sha256} {update.lora.weight} by layer" for update in updates]
+    changes += [f"{each.sha256} {each.token} embedding" for each in inversions]
+    # PixArt-alpha and -sigma have one encoder, and pad its states to different lengths.
+    kind = str(index.get("_class_name", ""))
+    return TextEncoders(
+        load,
+        family.weighted if weighting and family.weighted else family.embed,
+        None if own else identity_of(source, kind, str(dtype), *changes, *weighting),
+        bool(weighting),
+        {} if weighting else family.lengths,
+        Words(inversions),
+    )
 
 
 def weighting_of(family: Family) -> list[str]:
