@@ -73,8 +73,8 @@ class HashGridScene(nn.Module):
         finest_resolution: of the finest level.
         hidden_width: of the network.
         hidden_layers: of the network.
-        radius: half of the cube's edge, scene units. What is exported is inside [-1, 1]^3 whatever it is; a larger cube has
-            room for what a camera inside it should see far away.
+        radius: half of the cube's edge, scene units. A larger cube leaves more empty space around the object; the mesh is
+            extracted from [-1, 1]^3 in any case.
         blob_scale: s, the density before activation that is added at the centre.
         blob_radius: r, where the blob crosses 0, scene units.
         density_activation: a: ``softplus``, ``exp`` or ``relu``.
