@@ -235,6 +235,10 @@ _OTHER = {
     "couch": "sofa",
     "motorcycle": "motorbike",
     "fridge": "refrigerator",
+    "hatchback": "car",
+    "minivan": "car",
+    "sedan": "car",
+    "suv": "car",
 }
 
 
