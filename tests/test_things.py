@@ -138,7 +138,7 @@ def made(tmp_path: Path, example: Any) -> Any:
 
 def test_a_catalogue_becomes_a_table_of_things_and_of_what_is_left_out(made: Any) -> None:
     folder, (box, card), _, _ = made
-    assert (box.name, box.article, box.creator, box.licence) == ("chair", "a", "José", "CC-BY 3.0")
+    assert (box.name, box.article, box.creator, box.licence) == ("dining chair", "a", "José", "CC-BY 3.0")
     assert (card.name, card.also, card.article) == ("electric guitar", "guitar", "an")
     # Sides of 2 x 4 x 6: 88 in all, of which the front has 8; the invisible triangle counts for nothing.
     assert box.faces == 12 and not box.textured and box.share == pytest.approx(80 / 88, abs=0.005)
