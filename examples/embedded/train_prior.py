@@ -1,7 +1,8 @@
-"""Train the embedded prior: a text-conditioned, v-prediction diffusion model of the embedded world.
+"""Train the embedded prior: a text-conditioned, v-prediction diffusion model of the embedded world and of real things.
 
 Run it from this folder; an interrupted run continues when started again:
-    python train_prior.py --work ~/embedded --images 1000000
+    python train_prior.py --work ~/embedded --images 1000000                      # the world alone
+    python train_prior.py --work ~/embedded --things ~/things/pack --start FOLDER   # and things, from a prior of the world
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import copy
 import json
 import math
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,61 +21,38 @@ from typing import Any
 import dataset
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from grown import grown
 from safetensors.torch import load_file
+from text_side import (
+    WIDTH,
+    WORLD_WIDTH,
+    Reader,
+    make_text_encoder,
+    make_tokenizer,
+    tokens,
+    train_text_encoder,
+    world_caption,
+)
+from things_dataset import ThingPictures, known
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from distill.embedded import world
+from distill.embedded import things, world
 from distill.run.journal import stop_signals
 
-WIDTH = 128
-TOKENS = 20
 PATCH = 4
-THUMBNAIL = 16
+#: Channels of the levels, of the world alone and with things; the deepest works on 4x4 cells, where parameters are cheap.
+CHANNELS, CHANNELS_OF_THINGS = (112, 128, 144), (112, 128, 256)
+GROUPS, HEADS = 16, 4
+#: Of the pictures, with things.
+WORLD_SHARE = 0.25
+WITHOUT_COLOUR = 0.08
+TEXT_STEPS = {False: 2000, True: 5000}
 SHIPPED = Path(__file__).resolve().parents[2] / "distill/embedded/prior"
 
 
-def make_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges spell out the world's words; other words fall apart into letters."""
-    text = [world.caption(c, k, v, f) for c in world.COLOURS for k in world.KINDS for v in world.VIEWS
-            for f in range(len(world.TEMPLATES))]  # fmt: skip
-    words = sorted({word for line in text for word in line.replace(",", " ").split()})
-    letters = [chr(code) for code in range(33, 127)]
-    vocab = [*letters, *(f"{letter}</w>" for letter in letters)]
-    merges = []
-    for word in words:
-        pieces = [*word[:-1], f"{word[-1]}</w>"]
-        while len(pieces) > 1:
-            merges.append((pieces[0], pieces[1]))
-            pieces[:2] = ["".join(pieces[:2])]
-            vocab.append(pieces[0])
-    vocab = list(dict.fromkeys([*vocab, "<|startoftext|>", "<|endoftext|>"]))
-    return CLIPTokenizer(
-        vocab={piece: index for index, piece in enumerate(vocab)},
-        merges=list(dict.fromkeys(merges)),
-        model_max_length=TOKENS,
-    )
-
-
-def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=2 * WIDTH,
-            projection_dim=WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def make_unet() -> UNet2DConditionModel:
+def make_unet(things_too: bool = False) -> UNet2DConditionModel:
     """Works on 4x4 patches (pixel unshuffle), 48 channels of 16x16: a quarter of the cost of 64x64.
 
     The text enters twice, as in DeepFloyd IF: pooled into the time embedding, and by cross-attention. It goes
@@ -83,17 +62,17 @@ def make_unet() -> UNet2DConditionModel:
         sample_size=dataset.SIZE // PATCH,
         in_channels=3 * PATCH**2,
         out_channels=3 * PATCH**2,
-        block_out_channels=(112, 128, 144),
+        block_out_channels=CHANNELS_OF_THINGS if things_too else CHANNELS,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=16,
+        cross_attention_dim=WIDTH if things_too else WORLD_WIDTH,
+        attention_head_dim=HEADS,
+        norm_num_groups=GROUPS,
         resnet_time_scale_shift="scale_shift",
         time_embedding_dim=192,
         addition_embed_type="text",
-        addition_embed_type_num_heads=4,
+        addition_embed_type_num_heads=HEADS,
     )
 
 
@@ -104,75 +83,6 @@ def make_scheduler() -> DDIMScheduler:
         clip_sample=False,
         timestep_spacing="trailing",
     )
-
-
-def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    return tokenizer(
-        captions, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
-    ).input_ids
-
-
-def picture_coordinates(pictures: dataset.Pictures, components: int = 72) -> Tensor:
-    """Principal coordinates of the mean picture of each kind and view, ``[kinds, views, components]``.
-
-    Principal components of thumbnails about each kind's mean, half whitened: by the fourth root of their
-    variance, so that what moves few pixels still counts.
-    """
-    kinds, views = len(world.KINDS), len(world.VIEWS)
-    index = pictures.kind * views + pictures.view
-    thumbnails = torch.zeros(kinds * views, 5 * THUMBNAIL**2)
-    for start in range(0, len(index), 1024):
-        part = pictures.layers[start : start + 1024].permute(0, 3, 1, 2).float() / 255
-        small = nn.functional.adaptive_avg_pool2d(part, THUMBNAIL).flatten(1)
-        thumbnails.index_add_(0, index[start : start + 1024], small)
-    thumbnails /= torch.bincount(index, minlength=kinds * views)[:, None]
-    about = thumbnails.view(kinds, views, -1)
-    about = (about - about.mean(1, keepdim=True)).flatten(0, 1)
-    left, strength, _ = torch.linalg.svd(about, full_matrices=False)
-    return (left * strength.sqrt())[:, :components].view(kinds, views, components)
-
-
-def train_text_encoder(
-    tokenizer: CLIPTokenizer, pictures: dataset.Pictures, steps: int = 2000
-) -> CLIPTextModel:
-    """Align the encoder with pictures: features from the caption's end on are coordinates of what it describes.
-
-    The first are the colour, then the kind, each one-hot, then ``picture_coordinates`` (their mean, 0, for a
-    caption without a view), scaled to half of the variance. Features that only name the words are not enough:
-    what a view looks like depends on the kind, and a UNet left to find that out learns colours and kinds
-    first and all but ignores the view. All tokens from the end of the caption on carry them, the padding too:
-    attention that has not yet learnt where to look dilutes a single one.
-    """
-    colours, kinds, views = len(world.COLOURS), len(world.KINDS), len(world.VIEWS)
-    places = picture_coordinates(pictures)
-    places = 7.0 * places / places.square().sum(-1).mean().sqrt()
-    names, size = list(world.COLOURS), colours + kinds + places.shape[-1]
-    encoder = make_text_encoder(tokenizer)
-    optimiser = torch.optim.AdamW(encoder.parameters(), lr=2e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
-    progress = tqdm(range(steps), "text encoder")
-    for _ in progress:
-        colour, kind, view, form = (
-            torch.randint(n, (192,)) for n in (colours, kinds, views + 1, len(world.TEMPLATES))
-        )
-        rows = zip(colour.tolist(), kind.tolist(), view.tolist(), form.tolist(), strict=True)
-        captions = [
-            world.caption(names[c], world.KINDS[k], world.VIEWS[v] if v < views else None, f)
-            for c, k, v, f in rows
-        ]
-        place = torch.where((view < views)[:, None], places[kind, view.clamp(max=views - 1)], 0.0)
-        target = torch.cat(
-            [5 * nn.functional.one_hot(colour, colours), 5 * nn.functional.one_hot(kind, kinds), place], dim=1
-        )
-        ids = tokens(tokenizer, captions)
-        errors = (encoder(ids).last_hidden_state[..., :size] - target[:, None]).square().sum(-1)
-        loss = errors[ids == tokenizer.eos_token_id].mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        progress.set_postfix(loss=f"{loss.item():.3f}", of=f"{target.square().sum(1).mean().item():.1f}")
-    return encoder.eval().requires_grad_(False)
 
 
 def patchify(images: Tensor) -> Tensor:
@@ -193,16 +103,44 @@ def timestep_exponent(done: float) -> float:
     return 0.12 + 0.58 * min(done / 0.7, 1.0)
 
 
-def write_folder(
-    folder: Path, unet_state: dict[str, Tensor], encoder: CLIPTextModel, tokenizer: CLIPTokenizer
-) -> None:
-    """Write the diffusers folder layout in fp16 safetensors."""
+@dataclass(frozen=True)
+class Data:
+    """Pictures of the world, and of things or None, with the tokenizer of their captions."""
+
+    world: dataset.Pictures
+    things: ThingPictures | None
+    tokenizer: CLIPTokenizer
+
+    def draw(self, n: int) -> tuple[Tensor, list[str]]:
+        """Draw pictures in [-1, 1], ``[n, 3, 64, 64]``, with a caption each; a tenth are empty."""
+        g = self.world.generator
+        real = int((torch.rand(n, generator=g) >= WORLD_SHARE).sum()) if self.things else 0
+        images, captions = [], []
+        if real < n:
+            batch = self.world.draw(n - real)
+            images.append(batch.images)
+            bare = torch.rand(n - real, generator=g) < (WITHOUT_COLOUR if self.things else 0.0)
+            for kind, text, plain in zip(
+                batch.kind.tolist(), self.world.captions(batch), bare.tolist(), strict=True
+            ):
+                view = text.partition(", ")[2] or None
+                captions.append(world_caption(None, world.KINDS[kind], view, 0) if plain else text)
+        if self.things and real:
+            thing = self.things.draw(real)
+            images.append(thing.images)
+            captions += self.things.captions(thing)
+        dropped = (torch.rand(n, generator=g) < 0.1).tolist()
+        return torch.cat(images), ["" if d else text for d, text in zip(dropped, captions, strict=True)]
+
+
+def write_folder(folder: Path, unet_state: dict[str, Tensor], encoder: CLIPTextModel, data: Data) -> None:
+    """Write the diffusers folder layout in fp16 safetensors, and what the prior knows."""
     folder.mkdir(parents=True, exist_ok=True)
-    unet = make_unet()
+    unet = make_unet(data.things is not None)
     unet.load_state_dict(unet_state)
     unet.half().save_pretrained(folder / "unet")
     copy.deepcopy(encoder).half().save_pretrained(folder / "text_encoder")
-    tokenizer.save_pretrained(folder / "tokenizer")
+    data.tokenizer.save_pretrained(folder / "tokenizer")
     make_scheduler().save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "DiffusionPipeline",
@@ -212,6 +150,8 @@ def write_folder(
         "unet": ["diffusers", "UNet2DConditionModel"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    if data.things:
+        (folder / "names.json").write_text(json.dumps(known(data.things.pack)) + "\n")
 
 
 @dataclass
@@ -257,48 +197,57 @@ class Run:
         self.generator.set_state(state["generator"].cpu())
 
 
-def start(options: argparse.Namespace, tokenizer: CLIPTokenizer, pictures: dataset.Pictures) -> Run:
+def started(unet: UNet2DConditionModel, folder: Path, data: Data) -> CLIPTextModel:
+    """Give a UNet the weights of a prior's folder, grown where it is wider; returns the encoder that goes with it."""
+    state = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    state = {name: value.float() for name, value in state.items()}
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval()
+    wide, narrow = (w["mid_block.resnets.0.conv1.weight"].shape[0] for w in (unet.state_dict(), state))
+    if wide == narrow:
+        unet.load_state_dict(state)
+        return encoder
+    if data.things is None or (narrow, wide) != (CHANNELS[-1], CHANNELS_OF_THINGS[-1]):
+        raise ValueError(
+            f"{folder} has {narrow} channels at its deepest level, and this prior {wide}: add or leave out --things"
+        )
+    new = grown(
+        state, unet.state_dict(), narrow=narrow, wide=wide, others=CHANNELS[:-1], groups=GROUPS, heads=HEADS
+    )
+    unet.load_state_dict(new)
+    old = Reader(encoder, CLIPTokenizer.from_pretrained(folder / "tokenizer"))
+    return train_text_encoder(data.tokenizer, data.world, data.things, old, TEXT_STEPS[True])
+
+
+def start(options: argparse.Namespace, data: Data) -> Run:
     """Go on from the work folder's state, else from ``--start``, else from nothing."""
-    device = torch.device(options.device)
-    unet, saved = make_unet(), options.work / "prior.pt"
-    if options.start:
-        unet.load_state_dict(load_file(options.start / "unet" / "diffusion_pytorch_model.safetensors"))
-    if saved.exists() or options.start:
-        encoder = make_text_encoder(tokenizer)
+    device, real = torch.device(options.device), data.things is not None
+    unet, saved = make_unet(real), options.work / "prior.pt"
+    if saved.exists():
+        encoder = make_text_encoder(data.tokenizer, WIDTH if real else WORLD_WIDTH)
+    elif options.start:
+        encoder = started(unet, options.start, data)
     else:
-        encoder = train_text_encoder(tokenizer, pictures)
-    if options.start:
-        encoder.load_state_dict(CLIPTextModel.from_pretrained(options.start / "text_encoder").state_dict())
+        encoder = train_text_encoder(data.tokenizer, data.world, data.things, steps=TEXT_STEPS[real])
     unet.to(device=device, memory_format=torch.channels_last)
     encoder.eval().requires_grad_(False).to(device)
     optimiser = torch.optim.AdamW(
         unet.parameters(), lr=1e-4, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
     ema = [parameter.detach().clone() for parameter in unet.parameters()]
-    run = Run(unet, encoder, optimiser, ema, pictures.generator)
+    run = Run(unet, encoder, optimiser, ema, data.world.generator)
     if saved.exists():
         run.load(saved, device)
         print(f"going on at {run.seen} images")
     return run
 
 
-def train_step(
-    run: Run,
-    model: Any,
-    pictures: dataset.Pictures,
-    tokenizer: CLIPTokenizer,
-    abar: Tensor,
-    n: int,
-    exponent: float,
-) -> None:
+def train_step(run: Run, model: Any, data: Data, abar: Tensor, n: int, exponent: float) -> None:
     """One step on ``n`` pictures: v-prediction's squared error, unweighted."""
     device, g = abar.device, run.generator
-    batch = pictures.draw(n)
-    dropped = torch.rand(n, generator=g) < 0.1
-    captions = ["" if d else text for d, text in zip(dropped, pictures.captions(batch), strict=True)]
+    images, captions = data.draw(n)
     with torch.no_grad():
-        cond = run.encoder(tokens(tokenizer, captions).to(device)).last_hidden_state
-    x = patchify(batch.images.to(device))
+        cond = run.encoder(tokens(data.tokenizer, captions).to(device)).last_hidden_state
+    x = patchify(images.to(device))
     # Stratified over the batch, for less variance.
     u = (torch.arange(n) + torch.rand(n, generator=g)) / n
     t = (u**exponent * 1000).long().clamp(max=999).to(device)
@@ -335,23 +284,36 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="15%% faster after a minute of compiling")
     parser.add_argument("--start", type=Path, help="a prior's folder to go on from, with a new optimiser")
+    parser.add_argument(
+        "--things",
+        type=Path,
+        help="pack of real things to learn beside the world, from render_things.py pack",
+    )
     parser.add_argument("--save-minutes", type=float, default=4)
     parser.add_argument("--output", type=Path, default=SHIPPED, help="prior's folder, rewritten at each save")
     return parser.parse_args()
 
 
+def load(options: argparse.Namespace) -> Data:
+    """The pictures, rendered or unpacked, and a tokenizer of their captions."""
+    pack = things.read_pack(options.things) if options.things else None
+    dataset.build(options.work / "pictures", shapes_per_kind=64, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    pictures = dataset.Pictures(options.work / "pictures", generator)
+    real = ThingPictures(pack, generator) if pack else None
+    return Data(pictures, real, make_tokenizer(real))
+
+
 def main() -> None:
     options = parse_options()
-    dataset.build(options.work / "pictures", shapes_per_kind=64, seed=0)
     torch.manual_seed(0)
-    pictures = dataset.Pictures(options.work / "pictures", torch.Generator().manual_seed(0))
-    tokenizer = make_tokenizer()
-    run = start(options, tokenizer, pictures)
-    print(f"UNet: {sum(p.numel() for p in run.unet.parameters()) / 1e6:.2f}M parameters")
+    data = load(options)
+    run = start(options, data)
+    print(f"UNet: {sum(p.numel() for p in run.unet.parameters()) / 1e6:.2f}M parameters", flush=True)
 
     def save() -> None:
         run.save(options.work / "prior.pt")
-        write_folder(options.output, run.averaged(), run.encoder, tokenizer)
+        write_folder(options.output, run.averaged(), run.encoder, data)
 
     abar = make_scheduler().alphas_cumprod.to(options.device)
     model = torch.compile(run.unet) if options.compile else run.unet
@@ -366,7 +328,7 @@ def main() -> None:
                 break
             for group in run.optimiser.param_groups:
                 group["lr"] = learning_rate(done, options.peak_lr)
-            train_step(run, model, pictures, tokenizer, abar, options.batch, timestep_exponent(done))
+            train_step(run, model, data, abar, options.batch, timestep_exponent(done))
             progress.update(options.batch)
             progress.set_postfix(loss=f"{run.loss:.4f}", refresh=False)
             if time.time() - saved > 60 * options.save_minutes:
@@ -378,4 +340,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

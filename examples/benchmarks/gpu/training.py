@@ -20,15 +20,15 @@ NOVEL_VIEW = Path(__file__).resolve().parents[1] / "novelview_training.py"
 def prior_rate(work: Path, device: torch.device, batch: int, steps: int) -> float:
     """Pictures a second of the prior's training, drawing and captioning them included."""
     pictures = dataset.Pictures(work / "pictures", torch.Generator().manual_seed(0))
-    tokenizer = train_prior.make_tokenizer()
+    data = train_prior.Data(pictures, None, train_prior.make_tokenizer())
     options = argparse.Namespace(device=str(device), work=work / "nothing", start=train_prior.SHIPPED)
-    run = train_prior.start(options, tokenizer, pictures)
+    run = train_prior.start(options, data)
     abar = train_prior.make_scheduler().alphas_cumprod.to(device)
 
     def take(count: int) -> float:
         started = time.perf_counter()
         for _ in range(count):
-            train_prior.train_step(run, run.unet, pictures, tokenizer, abar, batch, 0.5)
+            train_prior.train_step(run, run.unet, data, abar, batch, 0.5)
         return time.perf_counter() - started  # each step reads its loss back, and so waits
 
     take(min(3, steps))

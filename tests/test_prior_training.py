@@ -1,0 +1,189 @@
+"""Training of the embedded prior: what it draws, how a wider UNet starts, what it writes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distill.embedded import things, world
+from distill.priors import load_prior
+
+FOLDER = Path(__file__).parents[1] / "examples" / "embedded"
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+def thing(
+    name: str, paint: tuple[float, float, float] | None, also: str = "", variant: int = 1
+) -> things.Thing:
+    return things.Thing(
+        f"{name}{variant}", name, also, things.article_of(name), variant, "Test", "Ann", "CC0", "a.sh3f", "a.obj",
+        (1, 0, 0, 0, 1, 0, 0, 0, 1), (1, 1, 1), 12, False, paint, 0.9 if paint else 0.0, name,
+    )  # fmt: skip
+
+
+def webp(plane: tuple[int, int, int, int], views: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((64, 64 * views, 4), plane, np.uint8)).save(file, "webp", lossless=True)
+    return file.getvalue()
+
+
+@pytest.fixture
+def pack() -> things.Pack:
+    """Sofas of which all can be painted, and a hamburger that is green all over; two views, from the front and above."""
+    found = (
+        thing("sofa", (1.0, 1.0, 1.0), "couch"),
+        thing("sofa", (1.0, 0.0, 0.0), "couch", 2),
+        thing("hamburger", None, "mug"),
+    )
+    shaded, blank, green = webp((255, 255, 255, 255), 2), webp((0, 0, 0, 255), 2), webp((0, 255, 0, 255), 2)
+    parts = [blank, shaded, blank, shaded, green, b""]
+    offsets = torch.tensor([0, *np.cumsum([len(part) for part in parts])])
+    angles = torch.tensor([[0.0, 10.0, 3.2], [0.0, 80.0, 3.2]]).expand(3, 2, 3)
+    return things.Pack(
+        found, angles, torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8), offsets
+    )
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, example: Any) -> Any:
+    """Pictures of the world that show nothing but shading, one of each kind."""
+    dataset = example("dataset")
+    kinds = len(world.KINDS)
+    layers = np.zeros((kinds, 64, 64, 5), np.uint8)
+    layers[..., 3:] = 255
+    np.save(tmp_path / "layers.npy", layers)
+    np.save(tmp_path / "rows.npy", np.array([[k, 22.5 * k, 10.0] for k in range(kinds)], np.float32))
+    return dataset.Pictures(tmp_path, torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def data(pictures: Any, pack: things.Pack, example: Any) -> Any:
+    real = example("things_dataset").ThingPictures(pack, pictures.generator)
+    return example("train_prior").Data(pictures, real, example("text_side").make_tokenizer(real))
+
+
+def test_pictures_of_things_have_the_colours_that_their_captions_say(data: Any) -> None:
+    batch = data.things.draw(400)
+    told = {}
+    for image, text in zip(batch.images, data.things.captions(batch), strict=True):
+        words = text.replace(",", " ").split()
+        colours = [word for word in words if word in world.COLOURS]
+        mean = (image.mean((1, 2)) + 1) / 2
+        assert "mug" not in words  # the hamburger's other name is a kind of the world
+        if "hamburger" in words:
+            assert not colours and torch.allclose(mean, torch.tensor([0.0, 1.0, 0.0]), atol=1e-3)
+            continue
+        assert ("sofa" in words) != ("couch" in words)
+        # An own colour is white or red, each give or take the noise of a colour.
+        wanted = [world.COLOURS[c] for c in colours] or [(1.0, 1.0, 1.0), (1.0, 0.0, 0.0)]
+        assert min((mean - torch.tensor(rgb)).abs().max() for rgb in wanted) < 0.1, text
+        told[colours[0] if colours else "none"] = True
+    free = {c for c in world.COLOURS if not things.held_out(c, "sofa")}
+    assert set(told) == free | {"none"} and len(free) == len(world.COLOURS) - 1
+
+
+def test_a_tenth_of_all_captions_is_empty_and_a_quarter_of_the_pictures_is_the_worlds(data: Any) -> None:
+    images, captions = data.draw(4000)
+    assert images.shape == (4000, 3, 64, 64)
+    filled = [text for text in captions if text]
+    assert len(filled) / 4000 == pytest.approx(0.9, abs=0.02)
+    kinds = [text for text in filled if any(word in world.KINDS for word in text.replace(",", " ").split())]
+    assert len(kinds) / len(filled) == pytest.approx(0.25, abs=0.03)
+    plain = [
+        text for text in kinds if not any(word in world.COLOURS for word in text.replace(",", " ").split())
+    ]
+    assert len(plain) / len(kinds) == pytest.approx(0.08, abs=0.04)
+
+
+def test_every_word_of_a_caption_is_one_token(data: Any) -> None:
+    for text in [text for text in data.draw(200)[1] if text]:
+        count = len(text.replace(",", " ,").split())
+        ids = data.tokenizer(text).input_ids
+        assert len(ids) == count + 2, text
+
+
+def test_the_folder_says_what_a_prior_knows(data: Any, example: Any) -> None:
+    known = example("things_dataset").known(data.things.pack)
+    assert known == {
+        "version": 1,
+        "things": [["hamburger", "a", False, ""], ["sofa", "a", True, "couch"]],
+    }
+
+
+def test_a_grown_unet_predicts_what_the_narrower_one_does(example: Any) -> None:
+    train = example("train_prior")
+    torch.manual_seed(0)
+    old, new = train.make_unet(), train.make_unet(True)
+    state = example("grown").grown(
+        old.state_dict(), new.state_dict(), narrow=144, wide=256, others=(112, 128), groups=16, heads=4
+    )
+    new.load_state_dict(state)
+    g = torch.Generator().manual_seed(1)
+    x, text = torch.randn(1, 48, 16, 16, generator=g), torch.randn(1, 20, 128, generator=g)
+    text -= text.mean(-1, keepdim=True)
+    wider = torch.cat([text, torch.zeros(1, 20, 64)], dim=-1)
+    with torch.no_grad():
+        before, after = old(x, 500, text).sample, new(x, 500, wider).sample
+        other = new(x, 500, wider + torch.cat([torch.zeros(128), torch.ones(64)])).sample
+        told, read = old.add_embedding(text), new.add_embedding(wider)
+    # Norms over concatenated levels mix old and copied channels in other shares; all else is exact.
+    assert (after - before).norm() < 0.1 * before.norm()
+    torch.testing.assert_close(read, told, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(after, other, rtol=1e-3)  # the new features of the text are read
+
+
+def test_copies_share_what_an_old_channel_gave_unevenly(example: Any) -> None:
+    grown = example("grown")
+    level = grown._Widening(16, 32, (8,), 4, torch.Generator().manual_seed(0))
+    old = torch.randn(5, 24)
+    wide = level.inputs(old)
+    assert wide.shape == (5, 40)
+    back = torch.zeros(5, 24).index_add_(1, level.index(24), wide)
+    torch.testing.assert_close(back, old)
+    torch.testing.assert_close(wide[:, 32:], old[:, 16:])
+    assert (wide[:, 0] != wide[:, 4]).all() and level.copies[0] == level.copies[4]
+
+
+def test_training_goes_on_bit_for_bit_and_its_folder_loads(
+    tmp_path: Path, data: Any, example: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = example("train_prior")
+    monkeypatch.setattr(train, "TEXT_STEPS", {False: 2, True: 2})
+    torch.manual_seed(0)
+    options = argparse.Namespace(device="cpu", work=tmp_path, start=None)
+    abar = train.make_scheduler().alphas_cumprod
+    run = train.start(options, data)
+    train.train_step(run, run.unet, data, abar, 2, 0.5)
+    run.save(tmp_path / "prior.pt")
+    train.train_step(run, run.unet, data, abar, 2, 0.5)
+    again = train.start(options, data)
+    assert again.seen == 2
+    train.train_step(again, again.unet, data, abar, 2, 0.5)
+    for name, value in run.averaged().items():
+        assert torch.equal(value, again.averaged()[name]), name
+
+    train.write_folder(tmp_path / "prior", run.averaged(), run.encoder, data)
+    size = sum(path.stat().st_size for path in (tmp_path / "prior").rglob("*") if path.is_file())
+    assert size < 32e6
+    names = json.loads((tmp_path / "prior" / "names.json").read_text())
+    assert [row[0] for row in names["things"]] == ["hamburger", "sofa"]
+    prior = load_prior(tmp_path / "prior")
+    x = torch.zeros(1, *prior.shape)
+    with torch.no_grad():
+        assert prior.predict(x, torch.tensor([500]), prior.embed(["a red sofa"])).shape == x.shape
+    with pytest.raises(ValueError, match="add or leave out --things"):
+        train.started(train.make_unet(), tmp_path / "prior", data)
