@@ -212,7 +212,8 @@ def train(job: Job, on_step: OnStep = lambda *_: None) -> State:
         on_step: called after each step.
 
     Raises:
-        Diverged: ``settings.max_bad_steps`` steps in a row had gradients that are not finite.
+        Diverged: ``settings.max_bad_steps`` steps in a row had gradients, the scene's or the guidance's own, that are not
+            finite.
         OutOfMemory: a step does not fit, not even with less memory.
     """
     state, settings, bad = job.state, job.settings, 0
@@ -224,7 +225,8 @@ def train(job: Job, on_step: OnStep = lambda *_: None) -> State:
         except OutOfMemory:
             state.generator.set_state(before)  # a run that is resumed here begins with this step
             raise
-        bad = 0 if math.isfinite(metrics["grad_norm"]) else bad + 1
+        learnt = metrics.get("learner_loss", 0.0)
+        bad = 0 if math.isfinite(metrics["grad_norm"]) and math.isfinite(learnt) else bad + 1
         if bad >= settings.max_bad_steps:
             raise Diverged(_why(metrics, bad, state.step - 1))
         if on_step(state, metrics, seen.render):
@@ -395,7 +397,12 @@ def _too_large(step: int, at_once: int) -> str:
 
 def _why(metrics: Mapping[str, float], bad: int, step: int) -> str:
     """Say what was not finite, and the remedy."""
-    if math.isfinite(metrics["guidance_rms"]):
+    if math.isfinite(metrics["grad_norm"]):
+        what = "the gradient of what the guidance learns"
+        remedy = (
+            "start again with a lower guidance.learning_rate, or with prior_options.dtype=bfloat16 or float32"
+        )
+    elif math.isfinite(metrics["guidance_rms"]):
         what = "the scene's gradient"
         remedy = "start again with lower learning rates (scene.encoding_lr, scene.mlp_lr) or guidance.scale"
     else:

@@ -129,7 +129,11 @@ class VSD:
         generator: torch.Generator,
         at_once: int | None = None,
     ) -> float:
-        """Train the copy on what is rendered now, ``at_once`` pictures at a time; returns its mean squared error."""
+        """Train the copy on what is rendered now, ``at_once`` pictures at a time.
+
+        Returns:
+            Its mean squared error; nan where the last update was left out, since its gradient was not finite.
+        """
         error, now, batch = 0.0, at(self.training, cond.step.progress), len(x)
         # The gradient of a mean over a million numbers would underflow in half precision: it is that of about their sum, and
         # a power of two is divided out again without rounding.
@@ -171,6 +175,8 @@ class VSD:
             error, size = torch.stack([torch.stack(losses).sum().float(), sizes.float()]).tolist()
             if math.isfinite(error) and math.isfinite(size):
                 self.optimiser.step()
+            else:
+                error = math.nan
         return error
 
     def text(self, cond: Condition) -> Embedding:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -122,6 +122,22 @@ def test_a_prior_that_gives_nan_is_named() -> None:
     ):
         settings = loop.Settings(9, batch=1, size=Ramp(8), penalties={"sparsity": Ramp(1.0)}, max_bad_steps=2)
         loop.train(job(state, PULL, settings, broken_penalty))
+
+
+def test_a_guidance_that_cannot_learn_stops_the_run_after_a_while() -> None:
+    class Stuck:
+        """Learns nothing, as a copy of the prior whose gradients overflow in half precision."""
+
+        def learn(self, *_: Any) -> float:
+            return float("nan")
+
+    state = start()
+    state.learner = cast(Any, Stuck())
+    with pytest.raises(
+        loop.Diverged, match=r"what the guidance learns was not finite in 3 .* step 2; .*bfloat16"
+    ):
+        go(state, max_bad_steps=3)
+    assert (state.skipped, state.step) == (0, 3)
 
 
 def test_a_single_bad_step_is_skipped_and_counted() -> None:

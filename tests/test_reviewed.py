@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from functools import partial
@@ -153,10 +154,10 @@ def test_a_gradient_that_overflows_does_not_spoil_the_copy(pixel_folder: Path) -
     weights = list(loss.student.trainable())
     before = [weight.detach().clone() for weight in weights]
     overflow = weights[0].register_hook(lambda gradient: gradient * float("inf"))
-    loss.learn(prior, x, cond, torch.Generator().manual_seed(0))
+    assert math.isnan(loss.learn(prior, x, cond, torch.Generator().manual_seed(0)))
     assert all(map(torch.equal, before, weights))
     overflow.remove()
-    loss.learn(prior, x, cond, torch.Generator().manual_seed(0))
+    assert math.isfinite(loss.learn(prior, x, cond, torch.Generator().manual_seed(0)))
     assert not all(map(torch.equal, before, weights))
     assert all(bool(weight.isfinite().all()) for weight in weights)
 
@@ -248,3 +249,9 @@ def test_the_doctor_tells_of_a_home_folder_that_is_not_known() -> None:
     assert [found.name for found in doctor.places(config)] == ["embeddings", "hub cache"]
     found = {each.name: each for each in doctor.inputs(config)}
     assert found["output_dir"].verdict == "wrong" and "home folder" in found["output_dir"].said
+
+
+@pytest.mark.parametrize("part", ["preset", "experiment", "scene", "guidance", "cameras", "timesteps"])
+def test_a_list_is_no_name_of_a_part(part: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{part} takes one name, got a list .* {part}=NAME$"):
+        compose_config([MUG, f"{part}=[a,b]"])

@@ -294,6 +294,8 @@ def explain(error: BaseException) -> str:
     text = str(error)
     if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
         return _unknown_choice(found[1], found[2], re.findall(r"^\t(\S+)$", text, re.MULTILINE))
+    if found := re.search(r"In '[^']*': Could not load '([\w/]+)/[^']*'", text):
+        return f"{found[1]} takes one name, got a list or a name that is no file; choose one with {found[1]}=NAME"
     if found := re.search(r"Error resolving interpolation '\$\{preset\}.*keys: (.*)", text):
         missing = [name for name in ("preset", *PARTS, "experiment") if name not in found[1].split(", ")]
         return f"{missing[0]} names no part; choose one with {missing[0]}=NAME"
