@@ -96,13 +96,13 @@ def test_pictures_of_things_have_the_colours_that_their_captions_say(data: Any) 
     assert set(told) == free | {"none"} and len(free) == len(world.COLOURS) - 1
 
 
-def test_a_tenth_of_all_captions_is_empty_and_a_quarter_of_the_pictures_is_the_worlds(data: Any) -> None:
+def test_a_tenth_of_all_captions_is_empty_and_a_fifth_of_the_pictures_is_the_worlds(data: Any) -> None:
     images, captions = data.draw(4000)
     assert images.shape == (4000, 3, 64, 64)
     filled = [text for text in captions if text]
     assert len(filled) / 4000 == pytest.approx(0.9, abs=0.02)
     kinds = [text for text in filled if any(word in world.KINDS for word in text.replace(",", " ").split())]
-    assert len(kinds) / len(filled) == pytest.approx(0.25, abs=0.03)
+    assert len(kinds) / len(filled) == pytest.approx(0.2, abs=0.03)
     plain = [
         text for text in kinds if not any(word in world.COLOURS for word in text.replace(",", " ").split())
     ]

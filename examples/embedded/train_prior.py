@@ -46,7 +46,7 @@ PATCH = 4
 CHANNELS, CHANNELS_OF_THINGS = (112, 128, 144), (112, 128, 256)
 GROUPS, HEADS = 16, 4
 #: Of the pictures, with things.
-WORLD_SHARE = 0.25
+WORLD_SHARE = 0.2
 WITHOUT_COLOUR = 0.08
 TEXT_STEPS = {False: 2000, True: 5000}
 SHIPPED = Path(__file__).resolve().parents[2] / "distill/embedded/prior"
