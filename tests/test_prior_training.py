@@ -6,6 +6,8 @@ import argparse
 import importlib
 import io
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,15 @@ from distill.embedded import things, world
 from distill.priors import load_prior
 
 FOLDER = Path(__file__).parents[1] / "examples" / "embedded"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for one another are slower than one, on small batches beside other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -164,7 +175,7 @@ def test_training_goes_on_bit_for_bit_and_its_folder_loads(
     train = example("train_prior")
     monkeypatch.setattr(train, "TEXT_STEPS", {False: 2, True: 2})
     torch.manual_seed(0)
-    options = argparse.Namespace(device="cpu", work=tmp_path, start=None)
+    options = argparse.Namespace(device="cpu", work=tmp_path, start=None, text_side=None)
     abar = train.make_scheduler().alphas_cumprod
     run = train.start(options, data)
     train.train_step(run, run.unet, data, abar, 2, 0.5)
@@ -187,3 +198,9 @@ def test_training_goes_on_bit_for_bit_and_its_folder_loads(
         assert prior.predict(x, torch.tensor([500]), prior.embed(["a red sofa"])).shape == x.shape
     with pytest.raises(ValueError, match="add or leave out --things"):
         train.started(train.make_unet(), tmp_path / "prior", data)
+    taken = train.aligned(tmp_path / "prior", data).state_dict()
+    for name, value in run.encoder.state_dict().items():
+        torch.testing.assert_close(taken[name], value, atol=1e-3, rtol=1e-3)
+    other = replace(data, tokenizer=example("text_side").make_tokenizer())
+    with pytest.raises(ValueError, match="trained on other names"):
+        train.aligned(tmp_path / "prior", other)

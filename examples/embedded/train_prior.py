@@ -197,8 +197,17 @@ class Run:
         self.generator.set_state(state["generator"].cpu())
 
 
-def started(unet: UNet2DConditionModel, folder: Path, data: Data) -> CLIPTextModel:
-    """Give a UNet the weights of a prior's folder, grown where it is wider; returns the encoder that goes with it."""
+def started(
+    unet: UNet2DConditionModel, folder: Path, data: Data, text_side: Path | None = None
+) -> CLIPTextModel:
+    """Give a UNet the weights of a prior's folder, grown where it is wider; returns the encoder that goes with it.
+
+    Args:
+        unet: is changed.
+        folder: the prior's.
+        data: what is trained on.
+        text_side: a prior's folder whose encoder, aligned with the same data, is taken for the grown UNet.
+    """
     state = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     state = {name: value.float() for name, value in state.items()}
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval()
@@ -214,8 +223,21 @@ def started(unet: UNet2DConditionModel, folder: Path, data: Data) -> CLIPTextMod
         state, unet.state_dict(), narrow=narrow, wide=wide, others=CHANNELS[:-1], groups=GROUPS, heads=HEADS
     )
     unet.load_state_dict(new)
+    if text_side is not None:
+        return aligned(text_side, data)
     old = Reader(encoder, CLIPTokenizer.from_pretrained(folder / "tokenizer"))
     return train_text_encoder(data.tokenizer, data.world, data.things, old, TEXT_STEPS[True])
+
+
+def aligned(folder: Path, data: Data) -> CLIPTextModel:
+    """The text encoder of a prior that was trained on the same names.
+
+    Raises:
+        ValueError: it was trained on others.
+    """
+    if CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab() != data.tokenizer.get_vocab():
+        raise ValueError(f"{folder} was trained on other names: leave out --text-side, or take that pack")
+    return CLIPTextModel.from_pretrained(folder / "text_encoder").float()
 
 
 def start(options: argparse.Namespace, data: Data) -> Run:
@@ -225,7 +247,7 @@ def start(options: argparse.Namespace, data: Data) -> Run:
     if saved.exists():
         encoder = make_text_encoder(data.tokenizer, WIDTH if real else WORLD_WIDTH)
     elif options.start:
-        encoder = started(unet, options.start, data)
+        encoder = started(unet, options.start, data, options.text_side)
     else:
         encoder = train_text_encoder(data.tokenizer, data.world, data.things, steps=TEXT_STEPS[real])
     unet.to(device=device, memory_format=torch.channels_last)

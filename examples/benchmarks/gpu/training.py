@@ -21,7 +21,9 @@ def prior_rate(work: Path, device: torch.device, batch: int, steps: int) -> floa
     """Pictures a second of the prior's training, drawing and captioning them included."""
     pictures = dataset.Pictures(work / "pictures", torch.Generator().manual_seed(0))
     data = train_prior.Data(pictures, None, train_prior.make_tokenizer())
-    options = argparse.Namespace(device=str(device), work=work / "nothing", start=train_prior.SHIPPED)
+    options = argparse.Namespace(
+        device=str(device), work=work / "nothing", start=train_prior.SHIPPED, text_side=None
+    )
     run = train_prior.start(options, data)
     abar = train_prior.make_scheduler().alphas_cumprod.to(device)
 
