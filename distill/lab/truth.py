@@ -19,6 +19,7 @@ from torch import Tensor
 from distill.cameras import Cameras, orbit, turntable
 from distill.contracts import View
 from distill.embedded import raycast, shapes, things, world
+from distill.embedded.judge import Judge
 from distill.embedded.shoot import shoot
 from distill.lab.metrics import best_turn, mean_colour, silhouette_iou, true_silhouettes
 
@@ -172,11 +173,12 @@ def captions(table: Iterable[things.Thing]) -> list[str]:
     return list(dict.fromkeys(said))
 
 
-def check(prompts: Sequence[str], source: Source) -> None:
-    """Refuse what has no truth to be found, before anything is made.
+def check(prompts: Sequence[str], source: Source, judge: Judge) -> None:
+    """Refuse what cannot be measured, before anything is made.
 
     Raises:
-        ValueError: a prompt cannot be read; or an archive that is needed, or the pack, is missing or broken.
+        ValueError: a prompt cannot be read; an archive that is needed, or the pack, is missing or broken; or the judge does
+            not know a prompt's words.
     """
     if source.pack is not None:
         _pack(source.pack)
@@ -187,6 +189,23 @@ def check(prompts: Sequence[str], source: Source) -> None:
                     f"{source.archives / thing.archive} is not there, and {prompt!r} needs it; "
                     f"fetch it with examples/embedded/fetch_things.py"
                 )
+
+    check_words([asked(prompt, source).caption for prompt in prompts], judge)
+
+
+def check_words(said: Sequence[str], judge: Judge) -> None:
+    """Refuse captions that a judge cannot read.
+
+    Raises:
+        ValueError: it does not know a word.
+    """
+    try:
+        judge.text_features(list(said))
+    except ValueError as error:
+        why = str(error).partition(";")[0]
+        raise ValueError(
+            f"{why}, so it cannot measure things; train it on their pack with examples/embedded/train_judge.py"
+        ) from None
 
 
 def origin(prompt: str, source: Source) -> str:

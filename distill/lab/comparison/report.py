@@ -108,7 +108,7 @@ def figure_of(record: Record, name: str) -> float | None:
     """One of ``FIGURES``; None where there is no truth that it needs."""
     final = record["final"]
     if name != "oversaturation":
-        return final.get(name)  # type: ignore[no-any-return]
+        return final.get(name)
     true = final.get("true_saturation")
     return None if true is None else final["saturation"] - true
 

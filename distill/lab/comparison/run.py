@@ -56,6 +56,34 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "asd_eta_0": {"guidance": "asd", "timesteps": "uniform", "guidance.eta": 0},
     "asd_eta_1": {"guidance": "asd", "timesteps": "uniform", "guidance.eta": 1},
 }
+#: The papers' losses with and without DreamTime's timesteps, for things: names with variants, between which seeds can differ.
+ON_THINGS: dict[str, dict[str, Any]] = {
+    "sds_100": VARIANTS["sds_100"],
+    "tp_sds_100": {"guidance": "sds", "timesteps": "dreamtime", "guidance.scale": 100},
+    "sds_7.5": VARIANTS["sds_7.5"],
+    "tp_sds_7.5": {"guidance": "sds", "timesteps": "dreamtime", "guidance.scale": 7.5},
+    "csd": METHODS["csd"],
+    "tp_csd": VARIANTS["tp_csd"],
+    "asd": METHODS["asd"],
+    "tp_asd": VARIANTS["tp_asd"],
+    "vsd": METHODS["vsd"],
+    "tp_vsd": VARIANTS["tp_vsd"],
+}
+#: Names of things with three variants or more, in colours of their own.
+THINGS = (
+    "an armchair",
+    "a sofa",
+    "a dining chair",
+    "a desk",
+    "a vase",
+    "a sedan",
+    "a bench",
+    "a coffee table",
+    "a lamp",
+    "a bed",
+    "a plant",
+    "a truck",
+)
 PROMPTS = (
     "a blue chair",
     "a green mug",
@@ -129,11 +157,11 @@ def compare(
         raise ValueError(f"part must be (k, n) with 1 <= k <= n, got {part}")
     if not prompts or not seeds:
         raise ValueError("a comparison needs at least one prompt and one seed")
-    check(prompts, source)
     chosen = {name: dict(wanted) for name, wanted in (methods or METHODS).items()}
     for wanted in chosen.values():
         check_measurable(compose({"iterations": iterations, **options, **wanted}, prompts[0], seeds[0]))
     root, judge = Path(output_dir), load_judge()
+    check(prompts, source, judge)
     device = pick_device(str(options.get("device", "auto")))
     prior_of = counting(prior, device)
     made_with = {"prior": prior_name(prior), "measure_every": measure_every}
