@@ -134,16 +134,14 @@ def _asked_thing(prompt: str, source: Source) -> Asked:
     words = [word for word in re.findall(r"[^\W_]+(?:'[^\W_]+)?", prompt.lower()) if word not in _FILLER]
     colours = [word for word in words if word in world.COLOURS]
     name = " ".join(word for word in words if word not in world.COLOURS)
-    all_of_them = things.table(source.table)
-    found = [one for one in all_of_them if one.name == name] or [
-        one for one in all_of_them if one.also == name
-    ]
+    listed = things.table(source.table) if name else ()
+    found = [one for one in listed if one.name == name] or [one for one in listed if one.also == name]
     names = things.names(found)
     shown = prompt if len(prompt) <= 60 else prompt[:57] + "..."
     if len(names) != 1 or len(colours) > 1:
         why = "has several colours" if names and len(colours) > 1 else "names no kind and no thing"
         if len(names) > 1:
-            why = f"may be any of {', '.join(names)}"
+            why = f"may be any of {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
         raise ValueError(
             f"the prompt {shown!r} {why}: there is no one truth to measure it against; name one of "
             f"{things.TABLE.parent.name}/names.csv or a kind of the embedded world in a colour"
@@ -267,7 +265,9 @@ def _of_pack(pack: things.Pack, index: int, colour: str | None) -> Truth:
     """The pictures whose cameras come nearest to evenly spaced ones, and those cameras."""
     azimuth, elevation, distance = pack.angles[index].unbind(1)
     evenly = torch.arange(VIEWS)[:, None] * (360 / VIEWS)
-    off = ((azimuth - evenly + 180) % 360 - 180).abs() + (elevation - ELEVATION_DEG).abs()
+    aside = ((azimuth - evenly + 180) % 360 - 180).abs()
+    # Each of the world's sixteen directions has pictures; another direction's is no match, whatever its height.
+    off = aside + (elevation - ELEVATION_DEG).abs() + 1000.0 * (aside > 180 / len(world.DIRECTIONS) + 1e-3)
     nearest = off.argmin(1)
     rgba = pack.rgba(index, world.COLOURS[colour] if colour else None)[nearest]
     cameras = orbit(azimuth[nearest], elevation[nearest], distance[nearest], FOV_Y_DEG)
