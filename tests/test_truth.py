@@ -17,7 +17,6 @@ from tiny_things import Tiny, judge_of, view_of
 from distill.cameras import turntable
 from distill.embedded import things, world
 from distill.lab.comparison import figures, run
-from distill.lab.comparison.cost import compose
 from distill.lab.metrics import mean_colour, saturation
 from distill.lab.truth import (
     VIEWS,
@@ -47,12 +46,12 @@ def meshes(tiny: Tiny) -> Source:
 
 @pytest.fixture(scope="module")
 def pictures(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Source:
-    """The same things without their archives, from a pack."""
+    """Two of the stools without their archives, from a pack."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "embedded"))
         render = importlib.import_module("render_things")
     folder = tmp_path_factory.mktemp("pack")
-    render.pack(tiny.things, tiny.archives, folder)
+    render.pack(tiny.things[:2], tiny.archives, folder)
     return Source(None, folder, tiny.table)
 
 
@@ -173,8 +172,8 @@ def test_an_asset_is_compared_with_every_variant(tiny: Tiny, meshes: Source, tur
 
 def test_a_pack_gives_truths_at_its_own_cameras(tiny: Tiny, meshes: Source, pictures: Source) -> None:
     packed, true = truths("a stool", pictures), truths("a stool", meshes)
-    assert [truth.variant for truth in packed] == [1, 2, 3] and all(truth.mesh is None for truth in packed)
-    for ours, theirs in zip(packed, true, strict=True):
+    assert [truth.variant for truth in packed] == [1, 2] and all(truth.mesh is None for truth in packed)
+    for ours, theirs in zip(packed, true, strict=False):
         assert ours.cameras is not None and ours.masks.shape == (VIEWS, 64, 64)
         off = (ours.cameras.azimuth_deg - turntable(VIEWS).azimuth_deg + 180) % 360 - 180
         assert off.abs().max() <= 11.25
@@ -275,8 +274,7 @@ def test_the_comparison_on_things_has_ten_names_with_variants_and_every_loss_twi
     assert len({one.name for one in names}) == len(run.THINGS) >= 10
     assert all(variants[one.name] >= 3 and one.colour is None for one in names)
     assert [one.caption for one in names] == list(run.THINGS)
-    chosen = {name: compose(wanted, "a red mug", 0) for name, wanted in run.ON_THINGS.items()}
     for name in ("sds_100", "sds_7.5", "csd", "asd", "vsd"):
-        plain, paced = chosen[name], chosen[f"tp_{name}"]
-        assert plain.guidance == paced.guidance and plain.timesteps != paced.timesteps
-    assert (chosen["sds_100"].guidance.scale, chosen["sds_7.5"].guidance.scale) == (100, 7.5)
+        plain, paced = run.ON_THINGS[name], run.ON_THINGS[f"tp_{name}"]
+        assert {**plain, "timesteps": "dreamtime"} == paced and plain["timesteps"] == "uniform"
+    assert [run.ON_THINGS[name]["guidance.scale"] for name in ("sds_100", "sds_7.5")] == [100, 7.5]
