@@ -123,6 +123,10 @@ def test_samples_ask_for_every_name_in_every_way(samples: Any, tiny: Tiny) -> No
         assert (one.colour is None) == (one.way == "as it is") and held_out == (one.way == "held out")
     assert len({one.direction for one in stools}) == 12
     assert vases[0].prompt == f"a vase, {world.DIRECTIONS[5]}"
+    assert [one.name for one in samples.requests(things.table(), 2)] == [
+        things.names()[0],
+        things.names()[len(things.names()) // 2],
+    ]
     every = samples.requests(things.table(), len(things.names()))
     assert [one.name for one in every] == list(things.names())
     ways = Counter(one.way for one in every)
@@ -164,8 +168,11 @@ def test_shares_and_the_worst_names_by_hand(samples: Any) -> None:
         "| all | 100.0 ± 0.0 | 50.0 ± 20.4 | 6 |",
     ]
     lines = samples.worst(asked_for, truth, made).splitlines()
-    assert lines[0].startswith("| the worst 2 of 3 names |")
+    assert lines[0].startswith("| the worst 2 of 3 names; 1 have no sample right |")
     assert lines[2:] == ["| mat | 0 | 2 | 2 |", "| cat | 1 | 2 | 2 |"]
+    # Of two that are equally bad, the one that the judge can tell from its own pictures comes first.
+    told = samples.worst(asked_for, [True, False, False, False, True, True], [False] * 6).splitlines()
+    assert [line.split()[1] for line in told[2:]] == ["mat", "hat", "cat"]
     assert samples.worst(asked_for, truth, truth) == "Every sample of every name is right."
     assert samples.chosen(438)[:3] == [0, 6, 13] and len(samples.chosen(438)) == 64
     assert samples.chosen(3) == [0, 1, 2]

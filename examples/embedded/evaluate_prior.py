@@ -1,6 +1,6 @@
 """Evaluate a prior's samples with the judge, on trained and on held-out pairs, and of real things with --pack.
 
-Run from this folder, after ``train_prior.py``. A sample of the prior that ships takes about half a second on one core:
+Run from this folder, after ``train_prior.py``. A sample takes about half a second on one core, and all of them ten minutes at most:
     python evaluate_prior.py --work ~/embedded --prior embedded --pack ~/things/pack
 """
 
@@ -147,7 +147,9 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for the new ground-truth renders")
     parser.add_argument("--prior", default="embedded", help="'embedded' or a folder")
-    parser.add_argument("--per-pair", type=int, default=4, help="samples of each of the 128 pairs")
+    parser.add_argument(
+        "--per-pair", type=int, help="samples of each of the 128 pairs: 4, or 2 beside things"
+    )
     parser.add_argument("--pack", type=Path, help="folder of the pictures of things: samples of them too")
     parser.add_argument("--things", type=int, help="samples of things in all; one of each name by default")
     parser.add_argument("--steps", type=int, default=30)
@@ -161,6 +163,8 @@ def parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.things is not None and (options.pack is None or options.things < 1):
         parser.error("--things is a number of samples of the things in --pack, and at least 1")
+    if options.per_pair is None:
+        options.per_pair = 2 if options.pack else 4
     if options.quick:
         options.per_pair, options.steps = 1, 15
         options.things = options.things or 64

@@ -43,13 +43,15 @@ class Request:
 
 
 def requests(listed: Sequence[things.Thing], count: int) -> list[Request]:
-    """So many samples, name after name, each name's again once all have had their turn.
+    """So many samples, name after name, each name's again once all have had their turn; of evenly spread ones for fewer.
 
     Names, ways to ask and directions take turns, so that every share of them is asked for from all sides.
     """
     articles = {thing.name: thing.article for thing in listed}
     paintable = {thing.name for thing in listed if thing.paint is not None}
     names, made = sorted(articles), []
+    if count < len(names):
+        names = [names[index * len(names) // count] for index in range(count)]
     for number in range(count):
         turn, index = divmod(number, len(names))
         name = names[index]
@@ -123,15 +125,18 @@ def worst(asked: Sequence[Request], truth: Sequence[bool], made: Sequence[bool],
     hits: dict[str, list[int]] = {}
     for index, one in enumerate(asked):
         hits.setdefault(one.name, []).append(index)
-    rows = sorted((sum(made[i] for i in own) / len(own), name, own) for name, own in hits.items())
+    def share_of(right: Sequence[bool], own: list[int]) -> float:
+        return sum(right[i] for i in own) / len(own)
+
+    # Where samples are equally bad, names come first that the judge itself knows from their own pictures.
+    rows = sorted((share_of(made, own), -share_of(truth, own), name, own) for name, own in hits.items())
+    never = sum(row[0] == 0 for row in rows)
     rows = [row for row in rows if row[0] < 1][:count]
     if not rows:
         return "Every sample of every name is right."
-    lines = [
-        f"| the worst {len(rows)} of {len(hits)} names | samples right | the pack's own right | of each |"
-    ]
-    lines.append("|---|---|---|---|")
-    for _, name, own in rows:
+    title = f"the worst {len(rows)} of {len(hits)} names; {never} have no sample right"
+    lines = [f"| {title} | samples right | the pack's own right | of each |", "|---|---|---|---|"]
+    for *_, name, own in rows:
         counts = [sum(right[i] for i in own) for right in (made, truth)]
         lines.append(f"| {name} | {counts[0]} | {counts[1]} | {len(own)} |")
     return "\n".join(lines)
