@@ -84,6 +84,7 @@ def test_a_prompt_is_read(prompt: str, name: str, colour: str | None, caption: s
     [
         ("a wombat", "names no kind and no thing"),
         ("a red", "names no kind and no thing"),
+        ("a mug", "says no colour, and a kind of the world has none of its own"),
         ("a red blue sofa", "has several colours"),
         ("a red cat", "the colour in the prompt 'a red cat' cannot be chosen"),
     ],

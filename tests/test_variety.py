@@ -23,6 +23,9 @@ from distill.lab.comparison.report import figure_of, variants_of
 from distill.lab.comparison.verdicts import Number, decide, found_above, found_below
 from distill.lab.truth import Source
 
+#: Named by its folder, it is asked for a stool in plain words, whatever it knows.
+PRIOR = Path(distill.__file__).parent / "embedded" / "prior"
+
 
 def final(variant: int, red: float = 0.0, variants: int = 3) -> dict[str, Any]:
     return {"variant": variant, "variants": variants, "red": red, "green": 0.0, "blue": 0.0}
@@ -175,7 +178,7 @@ def test_a_comparison_on_a_thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(run, "gradient_profile", partial(figures.gradient_profile, levels=2, draws=2))
     source = Source(tiny.archives if with_truth else None, table=tiny.table)
     options: dict[str, Any] = {"iterations": 2, "measure_every": 2, "render.size": 16, "scene.log2_table_size": 12,
-                               "scene.levels": 4, "prior": distill.load_prior("embedded")}  # fmt: skip
+                               "scene.levels": 4, "prior": distill.load_prior(PRIOR)}  # fmt: skip
     methods = {"sds": {"guidance": "sds", "guidance.scale": 1}}
     page = distill.compare(methods, ["a stool"], [0, 1], output_dir=tmp_path, source=source, **options)
     lines = list(csv.DictReader((tmp_path / "results.csv").open()))

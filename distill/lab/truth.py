@@ -140,6 +140,8 @@ def _asked_thing(prompt: str, source: Source) -> Asked:
     shown = prompt if len(prompt) <= 60 else prompt[:57] + "..."
     if len(names) != 1 or len(colours) > 1:
         why = "has several colours" if names and len(colours) > 1 else "names no kind and no thing"
+        if name in world.KINDS and not colours:
+            why = "says no colour, and a kind of the world has none of its own"
         if len(names) > 1:
             why = f"may be any of {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
         raise ValueError(

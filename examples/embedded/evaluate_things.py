@@ -125,6 +125,7 @@ def worst(asked: Sequence[Request], truth: Sequence[bool], made: Sequence[bool],
     hits: dict[str, list[int]] = {}
     for index, one in enumerate(asked):
         hits.setdefault(one.name, []).append(index)
+
     def share_of(right: Sequence[bool], own: list[int]) -> float:
         return sum(right[i] for i in own) / len(own)
 

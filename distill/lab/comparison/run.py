@@ -118,7 +118,7 @@ def compare(
     budget: str = "steps",
     measure_every: int = 50,
     part: tuple[int, int] = (1, 1),
-    source: Source = SHAPES,
+    source: Source | None = None,
     **options: Any,
 ) -> Path:
     """Make and measure every cell, then write the report on what is there; rerun to go on where it stopped.
@@ -136,7 +136,8 @@ def compare(
         budget: ``steps`` or ``calls``.
         measure_every: steps between two points of the curves; measuring does not count as time.
         part: ``(k, n)`` makes only the k-th of n shares of the cells, for n processes with one folder.
-        source: where the truths of things come from; by default they have none, and what needs one is left out.
+        source: where the truths of things come from, a ``distill.lab.truth.Source``; by default they have none, and what
+            needs one is left out.
         **options: for all cells.
 
     Returns:
@@ -160,7 +161,7 @@ def compare(
     chosen = {name: dict(wanted) for name, wanted in (methods or METHODS).items()}
     for wanted in chosen.values():
         check_measurable(compose({"iterations": iterations, **options, **wanted}, prompts[0], seeds[0]))
-    root, judge = Path(output_dir), load_judge()
+    root, judge, source = Path(output_dir), load_judge(), source or SHAPES
     check(prompts, source, judge)
     device = pick_device(str(options.get("device", "auto")))
     prior_of = counting(prior, device)
