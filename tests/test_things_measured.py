@@ -139,19 +139,24 @@ def test_a_sample_is_right_where_the_judge_names_what_was_asked_for(samples: Any
     plain = samples.Request("stool", "a", None, 0, "as it is")
 
     class Fixed:
-        """Names the caption whose number is the picture's value."""
+        """Ranks the captions whose numbers are a picture's first row first."""
 
         def rank(self, images: torch.Tensor, candidates: list[str]) -> torch.Tensor:
-            return images[:, 0, 0, :1].long()
+            return images[:, 0, 0].long()
 
-    def right(one: Any, caption: str) -> bool:
-        shown = torch.full((1, 3, 2, 2), float(said.index(caption)))
-        (found,) = samples.judge_right(Fixed(), shown, [one], said)
+    def right(one: Any, *order: str) -> bool:
+        ranked = [*order, *(caption for caption in said if caption not in order)]
+        shown = torch.tensor([said.index(caption) for caption in ranked]).float().expand(1, 3, 1, -1)
+        judge: Any = Fixed()
+        (found,) = samples.judge_right(judge, shown, [one], said)
         return bool(found)
 
-    assert right(blue, "a blue stool") and not right(blue, "a red stool") and not right(blue, "a stool")
+    assert right(blue, "a blue stool") and not right(blue, "a red stool")
+    # A stool without a colour says nothing of it: the next one that has one does.
+    assert right(blue, "a stool", "a vase", "a blue stool") and not right(blue, "a stool", "a red stool")
+    assert not right(blue, "a vase", "a blue stool")
     # A thing as it is may happen to be blue.
-    assert right(plain, "a stool") and right(plain, "a blue stool") and not right(plain, "a vase")
+    assert right(plain, "a stool") and right(plain, "a blue stool") and not right(plain, "a vase", "a stool")
 
 
 def test_shares_and_the_worst_names_by_hand(samples: Any) -> None:

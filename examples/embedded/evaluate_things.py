@@ -64,15 +64,20 @@ def requests(listed: Sequence[things.Thing], count: int) -> list[Request]:
 
 
 def judge_right(judge: Judge, images: Tensor, asked: Sequence[Request], candidates: list[str]) -> list[bool]:
-    """Tell whether the judge's first caption of all is the one that was asked for.
+    """Tell whether the judge's first caption of all says the name that was asked for, and its first colour for it the colour.
 
-    A thing as it is has a colour of its own: there, a caption of the name in any colour is right too.
+    A caption without a colour is true of a thing in any colour, so it neither hides one nor stands for one; and a thing that
+    was asked for as it is may be called by the colour that it has.
     """
-    best = judge.rank(images, candidates)[:, 0].tolist()
     right = []
-    for guess, one in zip(best, asked, strict=True):
-        colours = [one.colour] if one.colour else [None, *world.COLOURS]
-        right.append(candidates[guess] in {things.caption(one.name, one.article, word) for word in colours})
+    for order, one in zip(judge.rank(images, candidates).tolist(), asked, strict=True):
+        own = [things.caption(one.name, one.article, word) for word in (None, *world.COLOURS)]
+        named = candidates[order[0]] in own
+        coloured = (candidates[index] for index in order if candidates[index] in own[1:])
+        right.append(
+            named
+            and (one.colour is None or next(coloured) == things.caption(one.name, one.article, one.colour))
+        )
     return right
 
 
