@@ -2,8 +2,10 @@
 
 An interrupted run continues when started again; run one command for each --part to use several cores. --claims adds the
 methods that test the papers' claims. --exact uses the exact prior of each prompt instead of the network (without VSD,
-which trains one).
+which trains one). --things compares SDS at two scales, CSD, ASD and VSD, each with and without DreamTime's timesteps, on
+names of real things with several variants, for a prior that knows them.
     python compare.py --output ~/comparison --methods sds csd asd --prompts 4 --seeds 2
+    python compare.py --output ~/variants --things --archives ~/things --seeds 3 --iterations 300 --part 1/2
 """
 
 from __future__ import annotations
@@ -12,32 +14,35 @@ import argparse
 import csv
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import distill
 from distill.embedded.exact import exact_prior
+from distill.embedded.judge import load_judge
 from distill.lab.comparison.pictured import OBJECTS, THROUGH, compare_pictures
-from distill.lab.comparison.run import METHODS, MORE_PROMPTS, PROMPTS, VARIANTS
+from distill.lab.comparison.run import METHODS, MORE_PROMPTS, ON_THINGS, PROMPTS, THINGS, VARIANTS
 from distill.lab.comparison.shares import share
+from distill.lab.truth import Source, check
 from distill.run.journal import Interrupted
 
 
-def main() -> None:
+def parse_options(every: Mapping[str, Any]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("comparison"))
-    every = {**METHODS, **VARIANTS}
     known = list(dict.fromkeys([*every, *THROUGH]))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=known)
+    parser.add_argument("--methods", nargs="+", choices=known)
     parser.add_argument("--claims", action="store_true", help="all methods and variants, claims judged")
     parser.add_argument("--exact", action="store_true", help="on each prompt's exact prior")
+    parser.add_argument("--things", action="store_true", help=f"on {len(THINGS)} names of real things")
+    parser.add_argument("--archives", type=Path, help="folder of the things' archives, for their true meshes")
+    parser.add_argument("--pack", type=Path, help="folder of their pictures, where there are no archives")
+    parser.add_argument("--prior", help="folder of another prior than the one that ships")
     parser.add_argument(
-        "--prompts",
-        type=int,
-        default=len(PROMPTS),
-        help="the first so many, at most 16; 0 for pictures alone",
+        "--prompts", type=int, help="the first so many, of 16 or of the things; 0 for pictures alone"
     )
     parser.add_argument(
         "--pictures",
@@ -50,10 +55,25 @@ def main() -> None:
     parser.add_argument("--budget", default="steps", choices=("steps", "calls"))
     parser.add_argument("--part", type=share, default=(1, 1), help="k/n: the k-th of n shares of the work")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    chosen = every if options.claims else options.methods
+    if options.prompts is None:
+        options.prompts = len(THINGS) if options.things else len(PROMPTS)
     if min(options.prompts, options.seeds, options.iterations) < 1 and not options.pictures:
         parser.error("--prompts, --seeds and --iterations must be at least 1")
+    if options.exact and (options.things or options.prior):
+        parser.error(
+            "--exact has a prior of its own for each prompt of the world; leave out --things and --prior"
+        )
+    if (options.archives or options.pack) and not options.things:
+        parser.error("--archives and --pack are for --things")
+    return options
+
+
+def main() -> None:
+    every = {**METHODS, **VARIANTS, **ON_THINGS}
+    options = parse_options(every)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    usual = ON_THINGS if options.things else {**METHODS, **VARIANTS} if options.claims else METHODS
+    chosen = options.methods or list(usual)
     if options.pictures:
         # Methods that differ in the scale of text alone have no counterpart.
         through = {name: wanted for name, wanted in THROUGH.items() if options.claims or name in chosen}
@@ -67,16 +87,22 @@ def main() -> None:
         )
     if not options.prompts:
         return
-    exact: dict[str, Any] = {"prior": exact_prior, "scene.background": "white"} if options.exact else {}
+    more: dict[str, Any] = {"prior": exact_prior, "scene.background": "white"} if options.exact else {}
+    source = Source(options.archives, options.pack)
+    prompts = (THINGS if options.things else (*PROMPTS, *MORE_PROMPTS))[: options.prompts]
+    if options.prior:
+        check(prompts, source, load_judge())
+        more["prior"] = distill.load_prior(options.prior)
     report = distill.compare(
         {name: every[name] for name in chosen if name in every and not (options.exact and "vsd" in name)},
-        (*PROMPTS, *MORE_PROMPTS)[: options.prompts],
+        prompts,
         range(options.seeds),
         output_dir=options.output,
         iterations=options.iterations,
         budget=options.budget,
         part=options.part,
-        **exact,
+        source=source,
+        **more,
     )
     for claim in csv.DictReader((options.output / "claims.csv").open()):
         print(f"{claim['verdict']}: {claim['claim']}: {claim['numbers']}")

@@ -21,11 +21,13 @@ from distill.embedded.judge import load_judge
 from distill.guidance.csd import csd
 from distill.guidance.sds import sds
 from distill.lab.comparison import figures, run
-from distill.lab.comparison.claims import Number, above, all_of, below, bootstrap, judge_claims, reached
+from distill.lab.comparison.claims import judge_claims, reached
 from distill.lab.comparison.cost import measure_cost
 from distill.lab.comparison.records import Cell
 from distill.lab.comparison.report import as_csv, at_calls, chart, spread
 from distill.lab.comparison.shares import share
+from distill.lab.comparison.verdicts import Number, above, all_of, below, bootstrap
+from distill.lab.truth import asked, truths
 from distill.priors.exact import gaussian
 
 QUICK: dict[str, Any] = {
@@ -57,22 +59,23 @@ def test_mean_colour_and_saturation_by_hand() -> None:
 @pytest.mark.parametrize("kind", ["chair", "car", "rocket"])
 def test_the_truth_scores_as_it_should(kind: str) -> None:
     judge, prompt = load_judge(), f"a red {kind}"
-    pictures, _ = figures.true_pictures(prompt)
+    pictures = truths(prompt)[0].rgb
     assert figures.judge_scores(judge, pictures, prompt)["r_precision"] == 1.0
     assert figures.judge_scores(judge, pictures, "a blue torus")["r_precision"] == 0.0
     assert figures.judge_scores(judge, pictures, prompt)["similarity"] > 0.5
 
 
 def test_janus_is_what_the_judge_sees_behind() -> None:
-    judge, prompt = load_judge(), "a red car"
-    pictures, _ = figures.true_pictures(prompt)
-    assert figures.janus(judge, pictures, prompt, 0.0) == 0.0
+    judge, (truth,) = load_judge(), truths("a red car")
+    pictures = truth.rgb
+    assert figures.janus(judge, pictures, truth, 0.0) == 0.0
     # Turned by half a turn, its front is behind; an offset of 180 says so, and it counts as right again.
     turned = pictures.roll(4, dims=0)
-    assert figures.janus(judge, turned, prompt, 180.0) == 0.0
+    assert figures.janus(judge, turned, truth, 180.0) == 0.0
     twofaced = torch.cat([pictures[[0, 1]], pictures[[7, 7, 0, 1, 1]], pictures[[7]]])
-    assert figures.janus(judge, twofaced, prompt, 0.0) == 1.0
-    assert figures.janus(judge, pictures, "a red sphere", 0.0) is None
+    assert figures.janus(judge, twofaced, truth, 0.0) == 1.0
+    for prompt, front in (("a red car", True), ("a red sphere", False)):
+        assert figures.has_front(judge, asked(prompt), truths(prompt)[0]) is front
 
 
 def test_diversity_is_zero_for_copies_and_one_for_nothing_in_common() -> None:
@@ -266,7 +269,7 @@ def test_claims_on_figures_made_by_hand(tmp_path: Path) -> None:
     judge: Any = None
     found = {claim.text.split(":")[0]: claim for claim in judge_claims(records, tmp_path, judge, costs)}
     verdicts = {text.split()[0]: claim.verdict for text, claim in found.items()}
-    assert [claim.verdict for claim in found.values()] == ["holds"] * 4 + ["does not hold"] * 2
+    assert [claim.verdict for claim in found.values()] == ["holds"] * 5 + ["does not hold"] * 2
     assert set(verdicts) == {"CSD", "SDS", "ASD", "ASD's", "Too"}
     against_vsd = next(claim for text, claim in found.items() if text.startswith("ASD matches"))
     assert [round(number.value, 3) for number in against_vsd.numbers] == [0.1, 0.5, 0.9]
@@ -314,10 +317,12 @@ def test_dreamtimes_claims_on_curves_made_by_hand(tmp_path: Path) -> None:
                 folder.mkdir(parents=True)
                 Image.new("RGB", (128, 128), (levels[seed],) * 3).save(folder / "views.png")
     judge: Any = Brightness()
-    faster, wider = judge_claims(records, tmp_path, judge, {})
+    faster, wider, finished = judge_claims(records, tmp_path, judge, {})
     assert (faster.verdict, faster.numbers[0].value) == ("holds", 0.5)
     assert wider.verdict == "holds"
     assert wider.numbers[0].value == pytest.approx(1.0, abs=1e-3)
+    assert (finished.verdict, finished.numbers[0].value) == ("holds", pytest.approx(1.0, abs=1e-3))
+    assert finished.numbers[1].value == pytest.approx(0.4)  # beside it, what it costs in similarity
 
 
 def broken(prior: Any, x: torch.Tensor, cond: Any, t: Any, noise: Any, *, scale: float = 1.0) -> Any:

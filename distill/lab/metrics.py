@@ -1,4 +1,4 @@
-"""Distances between an asset and the ground-truth shape: silhouettes and surfaces."""
+"""Distances between an asset and the ground-truth shape: silhouettes and surfaces; and its colours."""
 
 from __future__ import annotations
 
@@ -69,18 +69,58 @@ def best_azimuth_iou(
     Raises:
         ValueError: the number of azimuths is not a multiple of ``views``.
     """
-    azimuths, height, width = truth.shape
+    _, height, width = truth.shape
+    seen = view(turntable(views, elevation_deg), height, width).opacity[..., 0].cpu() > 0.5
+    return best_turn(seen, truth)
+
+
+def best_turn(seen: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Compare silhouettes from evenly spaced azimuths with more true ones, at the turn that fits best.
+
+    Args:
+        seen: true inside, the front first, shape ``[views, height, width]``.
+        truth: shape ``[azimuths, height, width]``, a multiple of as many.
+
+    Returns:
+        As of ``best_azimuth_iou``.
+
+    Raises:
+        ValueError: the number of azimuths is not a multiple of the views.
+    """
+    views, azimuths = len(seen), len(truth)
     if azimuths % views:
         raise ValueError(
             f"expected a multiple of {views} true silhouettes, got {azimuths}; render {2 * views}"
         )
-    seen = view(turntable(views, elevation_deg), height, width).opacity[..., 0].cpu() > 0.5
     comb = torch.arange(views) * (azimuths // views)
     scores = torch.stack(
         [silhouette_iou(seen, truth[(comb + shift) % azimuths]).mean() for shift in range(azimuths)]
     )
     best = int(scores.argmax())
     return scores[best].item(), best * 360 / azimuths
+
+
+def mean_colour(rgb: Tensor, opacity: Tensor) -> Tensor:
+    """Mean colour of what is there over white, weighted by opacity; white shining through is taken out.
+
+    Args:
+        rgb: in [0, 1], shape ``[views, 3, height, width]``.
+        opacity: shape ``[views, 1, height, width]``.
+
+    Returns:
+        sRGB, shape ``[3]``.
+    """
+    inside = (rgb - (1 - opacity)).clamp(min=0).sum((0, 2, 3))
+    return inside / opacity.sum().clamp(min=1e-6)
+
+
+def saturation(rgb: Tensor, opacity: Tensor) -> float:
+    """Mean saturation (HSV: 1 - min / max) of solid pixels; 0 where there are none."""
+    solid = opacity[:, 0] > 0.9
+    highest, lowest = rgb.amax(1)[solid], rgb.amin(1)[solid]
+    if not len(highest):
+        return 0.0
+    return (1 - lowest / highest.clamp(min=1e-6)).mean().item()
 
 
 def chamfer(mesh_a: trimesh.Trimesh, mesh_b: trimesh.Trimesh, n: int = 10_000, seed: int = 0) -> float:

@@ -1,15 +1,18 @@
-"""Benchmark of whole assets: sixteen prompts of the embedded world, each kind once, each colour twice.
+"""Benchmark of whole assets: sixteen prompts of the embedded world, each kind once, each colour twice; or forty real things.
 
-Four of the pairs are held out from the prior's training. The metrics are the judge's R-precision at 1 over eight views,
-silhouette IoU with the ground truth at the best azimuth, and the seconds from prompt to files, including loading. An
-interrupted run continues when started again; an asset that was interrupted halfway is finished but not timed.
+Four of the sixteen pairs, and eight of the forty, are held out from the prior's training. The metrics are the judge's
+R-precision at 1 over eight views, silhouette IoU with the ground truth at the best azimuth, of a thing with the variant
+that fits best, and the seconds from prompt to files, including loading. An interrupted run continues when started again; an
+asset that was interrupted halfway is finished but not timed.
     python quality.py --output ~/quality --prompts 16 --set iterations=800
+    python quality.py --output ~/quality-things --things 40 --archives ~/things --set prior=~/prior
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +20,16 @@ from typing import Any
 
 import torch
 from measuring import finished
+from measuring import table as format_table
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 import distill
 from distill.cameras import turntable
 from distill.contracts import View
-from distill.embedded import raycast, shapes, world
 from distill.embedded.judge import load_judge, r_precision
-from distill.lab.metrics import best_azimuth_iou, true_silhouettes
+from distill.lab.truth import ELEVATION_DEG, VIEWS, Source, asked, best_shape, check, matches, origin, truths
 
 PROMPTS = (
     "a blue sphere",
@@ -45,40 +49,93 @@ PROMPTS = (
     "a green robot",
     "a purple teapot",
 )
-VIEWS, ELEVATION_DEG, SIZE = 8, 15.0, 128
+#: Twenty names as they are, twelve in a colour, and eight in the one that is held out; the first of them are mixed.
+THINGS = (
+    "a hamburger",
+    "a red sofa",
+    "a grand piano",
+    "a yellow tent",
+    "an electric guitar",
+    "a teddy bear",
+    "a red fire hydrant",
+    "a bicycle",
+    "a pink deer",
+    "an armchair",
+    "a cactus",
+    "an orange traffic cone",
+    "a cat",
+    "a red vase",
+    "a horse",
+    "a yellow umbrella",
+    "a wheelbarrow",
+    "a christmas tree",
+    "a blue mailbox",
+    "a truck",
+    "an orange tricycle",
+    "a motorcycle",
+    "a red sedan",
+    "a dog",
+    "a brown biplane",
+    "a rocking horse",
+    "a green bench",
+    "a palm tree",
+    "a blue table lamp",
+    "a laptop",
+    "a purple hat",
+    "a barrel",
+    "an orange fridge",
+    "a birthday cake",
+    "a brown desk",
+    "a street light",
+    "a green clock",
+    "a pink bed",
+    "a green backpack",
+    "a blue suitcase",
+)
+SIZE = 128
+NO_COLOUR = "no colour"
+#: Truths of kinds alone.
+KINDS = Source(size=SIZE, fine=SIZE)
 Made = dict[str, Any]
 
 
-def measure(view: View, prompt: str) -> Made:
-    """R-precision at 1 over eight views, of the true shape too, and the IoU at the best azimuth."""
-    _, kind = world.parse(prompt)
-    pictures = view(turntable(VIEWS, ELEVATION_DEG), SIZE, SIZE).rgb.detach().cpu().permute(0, 3, 1, 2)
-    iou, offset = best_azimuth_iou(view, true_silhouettes(kind, size=SIZE), VIEWS, ELEVATION_DEG)
-    truth = true_pictures(prompt, VIEWS).permute(0, 3, 1, 2)
-    judge = load_judge()
-    return {
-        "r_precision": r_precision(judge, pictures, prompt),
-        "true_r_precision": r_precision(judge, truth, prompt),
-        "iou": iou,
-        "azimuth_offset_deg": offset,
-    }
+def measure(view: View, prompt: str, source: Source = KINDS) -> tuple[Made, Tensor | None]:
+    """R-precision at 1 over eight views, of the true object too, and the IoU at the best azimuth, with the best variant.
+
+    Returns:
+        The figures, None where there is no truth, and the true front over white, ``[3, height, width]``.
+    """
+    seen = view(turntable(VIEWS, ELEVATION_DEG), SIZE, SIZE)
+    rgb, opacity = (x.detach().cpu().movedim(-1, 1) for x in (seen.rgb, seen.opacity))
+    judge, caption = load_judge(), asked(prompt, source).caption
+    figures: Made = {"r_precision": r_precision(judge, rgb, caption), "truth": origin(prompt, source)}
+    compared = matches(view, truths(prompt, source), rgb, opacity)
+    if not compared:
+        return figures | dict.fromkeys(
+            ("true_r_precision", "iou", "azimuth_offset_deg", "variant", "variants")
+        ), None
+    best = best_shape(compared)
+    return figures | {
+        "true_r_precision": r_precision(judge, best.truth.rgb, caption),
+        "iou": best.iou,
+        "azimuth_offset_deg": best.offset_deg,
+        "variant": best.truth.variant,
+        "variants": len(compared),
+    }, best.truth.rgb[0]
 
 
-def true_pictures(prompt: str, views: int) -> Tensor:
-    """The true object over white from evenly spaced sides, the front first, ``[views, size, size, 3]``."""
-    colour, kind = world.parse(prompt)
-    layers = raycast.render(shapes.build(kind), turntable(views, ELEVATION_DEG), SIZE, samples=2)
-    return torch.from_numpy(raycast.over(layers.rgba(world.COLOURS[colour]), 1.0))
-
-
-def save_strip(view: View, prompt: str, path: Path) -> None:
-    """Save the true front and four sides of the asset next to each other."""
+def save_strip(view: View, front: Tensor | None, path: Path) -> None:
+    """Save the true front, empty where it is not known, and four sides of the asset next to each other."""
     sides = view(turntable(4, ELEVATION_DEG), SIZE, SIZE).rgb.detach().cpu()
-    strip = torch.cat(list(torch.cat([true_pictures(prompt, 1), sides])), dim=1)
+    true = torch.ones(1, 3, SIZE, SIZE) if front is None else front[None]
+    true = interpolate(true, (SIZE, SIZE), mode="bilinear", align_corners=False).movedim(1, -1)
+    strip = torch.cat(list(torch.cat([true, sides])), dim=1)
     Image.fromarray((strip.clamp(0, 1) * 255).round().byte().numpy()).save(path)
 
 
-def make(prompt: str, folder: Path, overrides: dict[str, Any], generate: Callable[..., Any]) -> Made:
+def make(
+    prompt: str, folder: Path, overrides: dict[str, Any], generate: Callable[..., Any], source: Source = KINDS
+) -> Made:
     """Make and measure one asset, or read the measurement of an earlier run."""
     result = folder / "quality.json"
     made: Made | None = finished(result, overrides)
@@ -89,12 +146,25 @@ def make(prompt: str, folder: Path, overrides: dict[str, Any], generate: Callabl
     asset = generate(prompt, output_dir=str(folder / "asset"), resume=resumed, **({"seed": 0} | overrides))
     seconds = None if resumed else time.perf_counter() - start
     folder.mkdir(parents=True, exist_ok=True)
-    save_strip(asset.view, prompt, folder / "strip.png")
-    held_out = world.held_out(*world.parse(prompt))
-    made = {"prompt": prompt, "held_out": held_out, "seconds": seconds, "overrides": overrides}
-    made |= measure(asset.view, prompt)
+    figures, front = measure(asset.view, prompt, source)
+    save_strip(asset.view, front, folder / "strip.png")
+    wanted = asked(prompt, source)
+    pair = NO_COLOUR if wanted.colour is None else "held out" if wanted.held_out else "trained"
+    made = {
+        "prompt": prompt,
+        "pair": pair,
+        "held_out": wanted.held_out,
+        "seconds": seconds,
+        "overrides": overrides,
+    }
+    made |= figures
     result.write_text(json.dumps(made, indent=1) + "\n")
     return made
+
+
+def pair_of(row: Made) -> str:
+    """Whether the pair was trained; earlier versions had no names without a colour."""
+    return str(row.get("pair", "held out" if row["held_out"] else "trained"))
 
 
 def mean(rows: list[Made], key: str) -> float:
@@ -102,23 +172,34 @@ def mean(rows: list[Made], key: str) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
+def shown(rows: list[Made], key: str, digits: int = 3) -> str:
+    """The mean of what is known, or a dash."""
+    known = [row for row in rows if row[key] is not None]
+    return f"{mean(known, key):.{digits}f}" if known else "-"
+
+
+def variant_of(row: Made) -> str:
+    """The variant that the IoU is with, of how many; empty for an object that has no others."""
+    return f"{row['variant']} of {row['variants']}" if (row.get("variants") or 1) > 1 else ""
+
+
 def table(rows: list[Made]) -> str:
-    """Markdown: a line for each asset, then means over the trained, the held-out and all pairs."""
-    titles = ("prompt", "pair", "R-precision@1", "of the true shape", "IoU", "turned by", "seconds")
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    """Markdown: a line for each asset, then means over the trained, the held-out, those without a colour, and all."""
+    named = any(variant_of(row) for row in rows)
+    titles = ["prompt", "pair", "R-precision@1", "of the true shape", "IoU", "turned by", "seconds"]
+    lines = [[*titles, *(["variant"] if named else [])]]
     for row in rows:
-        pair = "held out" if row["held_out"] else "trained"
-        lines.append(
-            f"| {row['prompt']} | {pair} | {row['r_precision']:.3f} | {row['true_r_precision']:.3f} "
-            f"| {row['iou']:.3f} | {row['azimuth_offset_deg']:g}° | {mean([row], 'seconds'):.0f} |"
-        )
-    for name, wanted in (("trained", (False,)), ("held out", (True,)), ("all", (False, True))):
-        part = [row for row in rows if row["held_out"] in wanted]
+        turned = "-" if row["iou"] is None else f"{row['azimuth_offset_deg']:g}°"
+        shares = [shown([row], key) for key in ("r_precision", "true_r_precision", "iou")]
+        line = [row["prompt"], pair_of(row), *shares, turned, shown([row], "seconds", 0)]
+        lines.append([*line, *([variant_of(row)] if named else [])])
+    for name in ("trained", "held out", NO_COLOUR, "all"):
+        part = [row for row in rows if name in ("all", pair_of(row))]
         if part:
-            shares = f"{mean(part, 'r_precision'):.3f} | {mean(part, 'true_r_precision'):.3f}"
-            figures = f"{mean(part, 'iou'):.3f} | | {mean(part, 'seconds'):.0f}"
-            lines.append(f"| **mean of {len(part)}** | {name} | {shares} | {figures} |")
-    return "\n".join(lines)
+            shares = [shown(part, key) for key in ("r_precision", "true_r_precision", "iou")]
+            line = [f"**mean of {len(part)}**", name, *shares, "", shown(part, "seconds", 0)]
+            lines.append([*line, *([""] if named else [])])
+    return format_table(lines[0], lines[1:])
 
 
 def draw_sheet(rows: list[Made], strips: list[Path], path: Path) -> None:
@@ -136,10 +217,13 @@ def draw_sheet(rows: list[Made], strips: list[Path], path: Path) -> None:
         left, top = index // half * (width + gap), bar + index % half * deep
         middle = top + SIZE // 2
         pen.text((left + 10, middle - 18), row["prompt"], "black", anchor="lm", font_size=16)
-        figures = f"R {row['r_precision']:.2f}   IoU {row['iou']:.2f}"
+        figures = f"R {row['r_precision']:.2f}   IoU {shown([row], 'iou', 2)}"
         pen.text((left + 10, middle + 4), figures, "#555555", anchor="lm", font_size=13)
         if row["held_out"]:
             pen.text((left + 10, middle + 24), "pair never seen", "#b03010", anchor="lm", font_size=13)
+        if variant_of(row):
+            words = f"variant {variant_of(row)}"
+            pen.text((left + 10, middle + 44), words, "#555555", anchor="lm", font_size=13)
         sheet.paste(Image.open(strip), (left + label, top))
         pen.rectangle((left + label, top, left + label + SIZE - 1, top + SIZE - 1), outline="#bbbbbb")
     sheet.save(path)
@@ -156,23 +240,41 @@ def parse_value(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def main() -> None:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("quality"))
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="only the first so many")
     parser.add_argument(
+        "--things", type=int, metavar="N", help=f"the first N of {len(THINGS)} real things instead"
+    )
+    parser.add_argument("--archives", type=Path, help="folder of the things' archives, for their true meshes")
+    parser.add_argument("--pack", type=Path, help="folder of their pictures, where there are no archives")
+    parser.add_argument(
         "--set", type=parse_value, nargs="*", default=[], metavar="KEY=VALUE", dest="overrides"
     )
     options = parser.parse_args()
+    if options.things is None and (options.archives or options.pack):
+        parser.error("--archives and --pack are for --things")
+    return options
+
+
+def main() -> None:
+    options = parse_options()
     overrides = dict(options.overrides)
+    prompts = PROMPTS[: options.prompts] if options.things is None else THINGS[: options.things]
+    source = Source(options.archives, options.pack, size=SIZE, fine=SIZE)
+    check(prompts, source, load_judge())
+    if options.things and not (options.archives or options.pack):
+        print("no truth of things: give --archives or --pack for the IoU and the true object's R-precision")
     rows, strips = [], []
-    for prompt in PROMPTS[: options.prompts]:
+    for prompt in prompts:
         folder = options.output / prompt.replace(" ", "-")
-        rows.append(make(prompt, folder, overrides, distill.generate))
+        rows.append(make(prompt, folder, overrides, distill.generate, source))
         strips.append(folder / "strip.png")
-        print(f"{prompt}: R-precision {rows[-1]['r_precision']:.3f}, IoU {rows[-1]['iou']:.3f}", flush=True)
+        said = f"R-precision {rows[-1]['r_precision']:.3f}, IoU {shown(rows[-1:], 'iou')}"
+        print(f"{prompt}: {said}", flush=True)
         # Rewritten after each asset, so that an interrupted run still leaves its figures.
         (options.output / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
         (options.output / "results.md").write_text(table(rows) + "\n")
@@ -181,4 +283,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

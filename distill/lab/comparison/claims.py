@@ -1,91 +1,39 @@
-"""The papers' claims, each put to the test on a comparison's figures.
-
-A number stands with the interval in which it falls for 90% of resamplings of the prompts (Efron's percentile
-bootstrap, each prompt with all its seeds). A claim that the number is above a threshold holds where the whole
-interval is, does not where none of it is or by less than what matters, and is not decidable otherwise.
-"""
+"""The papers' claims, each put to the test on a comparison's figures."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from distill.embedded.judge import Judge
-from distill.lab.comparison.figures import diversity
+from distill.lab.comparison.figures import colour_spread, distinct, diversity
 from distill.lab.comparison.records import Record, by_prompt, of, views_of
-
-#: What a number is computed from: the prompts drawn, as indices.
-Statistic = Callable[[Sequence[int]], float]
+from distill.lab.comparison.verdicts import (
+    Claim,
+    Finding,
+    Number,
+    Statistic,
+    bootstrap,
+    decide,
+    found_above,
+    found_below,
+)
 
 #: Similarities this close count as equal: the judge's cosine of a true shape with its own caption is 0.84, and 0.26
 #: lower with the caption of the next kind or colour.
 MARGIN = 0.03
 #: A difference of saturation that nobody sees.
 PALER = 0.02
+#: Methods that may have a counterpart with DreamTime's timesteps, named ``tp_``.
+PACED = ("sds", "sds_7.5", "sds_100", "csd", "asd", "vsd")
 #: By how much a ratio of two measured costs may be off.
 NOISE = 0.05
-
-
-@dataclass(frozen=True)
-class Number:
-    """A figure, and where it lies for 90% of resamplings of the prompts."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim with its verdict: ``holds``, ``does not hold`` or ``not decidable``."""
-
-    text: str
-    verdict: str
-    numbers: list[Number] = field(default_factory=list)
-
-
-def bootstrap(name: str, statistic: Statistic, prompts: int, draws: int = 1000) -> Number:
-    """A statistic of all prompts and its 5th and 95th percentile over resampled ones."""
-    value = statistic(range(prompts))
-    if prompts < 2:
-        return Number(name, value, -math.inf, math.inf)  # one prompt says nothing of others
-    generator = np.random.default_rng(0)
-    values = sorted(statistic(generator.integers(prompts, size=prompts).tolist()) for _ in range(draws))
-    # No interpolation: a curve that is never reached counts as infinitely late.
-    low, high = math.floor(0.05 * (draws - 1)), math.ceil(0.95 * (draws - 1))
-    return Number(name, value, values[low], values[high])
-
-
-def above(number: Number, threshold: float = 0.0, matters: float = 0.0) -> str:
-    """Verdict on a number's being above a threshold; by less than what ``matters``, it may as well not be."""
-    if number.low > threshold:
-        return "holds"
-    return "does not hold" if number.high <= threshold + matters else "not decidable"
-
-
-def below(number: Number, threshold: float) -> str:
-    """Verdict on a number's being below a threshold."""
-    if number.high < threshold:
-        return "holds"
-    return "does not hold" if number.low >= threshold else "not decidable"
-
-
-def all_of(*verdicts: str) -> str:
-    """Verdict on several things together."""
-    if "does not hold" in verdicts:
-        return "does not hold"
-    return "not decidable" if "not decidable" in verdicts else "holds"
 
 
 @dataclass(frozen=True)
@@ -94,6 +42,9 @@ class Comparison:
 
     prompts: dict[str, list[list[Record]]]
     root: Path
+
+    def __len__(self) -> int:
+        return len(next(iter(self.prompts.values())))
 
     def final(self, method: str, name: str, index: int) -> float:
         """Mean of a figure over the seeds of a prompt."""
@@ -105,12 +56,30 @@ class Comparison:
 
     def difference(self, better: str, worse: str, name: str = "similarity") -> Number:
         """Measure how much larger a metric is for one method than for another."""
-        first, second = self.mean(better, name), self.mean(worse, name)
+        first, second = self.seeds(better, name), self.seeds(worse, name)
+        cells = [[a - b for a, b in zip(*both, strict=False)] for both in zip(first, second, strict=True)]
         title = f"{name.replace('_', '-')} of {better} less that of {worse}"
-        return self.number(title, lambda drawn: first(drawn) - second(drawn))
+        means, others = self.mean(better, name), self.mean(worse, name)
+        return self.number(title, lambda drawn: means(drawn) - others(drawn), cells)
 
-    def number(self, name: str, statistic: Statistic) -> Number:
-        return bootstrap(name, statistic, len(next(iter(self.prompts.values()))))
+    def seeds(self, method: str, name: str) -> list[list[float]]:
+        """A figure of each prompt, of each of its seeds."""
+        return [[cell["final"][name] for cell in cells] for cells in self.prompts[method]]
+
+    def number(self, name: str, statistic: Statistic, cells: Sequence[Sequence[float]] = ()) -> Number:
+        found = bootstrap(name, statistic, len(self))
+        return replace(found, cells=tuple(tuple(row) for row in cells))
+
+    def between_seeds(
+        self, paced: str, plain: str, what: str, figure: Callable[[Sequence[Record]], float | None]
+    ) -> Number | None:
+        """Measure how much larger a figure of a prompt's seeds together is for one method; None where a prompt has none."""
+        values = [[figure(cells) for cells in self.prompts[name]] for name in (paced, plain)]
+        gains = [a - b for a, b in zip(*values, strict=True) if a is not None and b is not None]
+        if len(gains) < len(self):
+            return None
+        title = f"{what} of {paced} less that of {plain}"
+        return self.number(title, lambda drawn: statistics.fmean(gains[index] for index in drawn))
 
     def curve(self, method: str, drawn: Sequence[int]) -> list[tuple[float, float]]:
         """Fraction of training and mean similarity, point by point."""
@@ -174,8 +143,11 @@ def spread_at_equal_quality(data: Comparison, paced: str, plain: str, judge: Jud
 
 def excess(data: Comparison, method: str) -> Number:
     """Measure how much more saturated a method's assets are than the ground truth."""
-    own, true = data.mean(method, "saturation"), data.mean(method, "true_saturation")
-    return data.number(f"saturation of {method} above the truth's", lambda drawn: own(drawn) - true(drawn))
+    own, true = data.seeds(method, "saturation"), data.seeds(method, "true_saturation")
+    cells = [[a - b for a, b in zip(*both, strict=True)] for both in zip(own, true, strict=True)]
+    means = [statistics.fmean(row) for row in cells]
+    title = f"saturation of {method} above the truth's"
+    return data.number(title, lambda drawn: statistics.fmean(means[index] for index in drawn), cells)
 
 
 def judge_claims(
@@ -189,31 +161,46 @@ def judge_claims(
         judge: measures distances between pictures.
         costs: by method, as of ``distill.lab.comparison.cost.measure_cost``; may be empty.
     """
-    tests: list[tuple[set[str], Callable[[Comparison], Claim | None]]] = [
+    tests: list[tuple[set[str], tuple[str, ...], Callable[[Comparison], Claim | None]]] = [
         *(
-            ({name, f"tp_{name}"}, partial(test, name=name, judge=judge))
-            for name in ("sds", "csd", "asd", "vsd")
-            for test in (_dreamtime_speed, _dreamtime_spread)
+            ({name, f"tp_{name}"}, figures, partial(test, name=name, judge=judge))
+            for name in PACED
+            for test, figures in (
+                (_dreamtime_speed, ()),
+                (_dreamtime_spread, ()),
+                (_dreamtime_finished, ()),
+                (_dreamtime_variants, ("variant",)),
+            )
         ),
-        ({"csd", "sds_100"}, _csd_alone),
-        ({"sds_7.5", "csd", "asd"}, _small_scale),
-        ({"sds_100", "asd", "vsd"}, _saturation),
-        ({"asd", "vsd"}, partial(_asd_against_vsd, costs=costs)),
-        ({"asd", "asd_fixed", "asd_eta_0"}, _random_shift),
-        ({"asd", "asd_eta_1", "sds_7.5"}, _large_eta),
+        ({"csd", "sds_100"}, (), _csd_alone),
+        ({"sds_7.5", "csd", "asd"}, (), _small_scale),
+        ({"sds_100", "asd", "vsd"}, ("true_saturation",), _saturation),
+        ({"sds_100", "asd", "vsd"}, ("true_saturation",), _oversaturation),
+        ({"asd", "vsd"}, (), partial(_asd_against_vsd, costs=costs)),
+        ({"asd", "asd_fixed", "asd_eta_0"}, (), _random_shift),
+        ({"asd", "asd_eta_1", "sds_7.5"}, (), _large_eta),
     ]
-    found = [test(data) for needed, test in tests if (data := select(records, needed, root))]
+    found = [
+        test(data) for needed, figures, test in tests if (data := select(records, needed, root, figures))
+    ]
     return [claim for claim in found if claim]
 
 
-def select(records: Sequence[Record], methods: set[str], root: Path) -> Comparison | None:
-    """The cells of some methods on the prompts that all of them finished; None where there are none."""
+def select(
+    records: Sequence[Record], methods: set[str], root: Path, figures: Sequence[str] = ()
+) -> Comparison | None:
+    """The cells of some methods on the prompts that all of them finished, with these figures; None where there are none."""
     of_each = {name: by_prompt(of(records, name)) for name in sorted(methods)}
     whole = [
         {
             cells[0]["prompt"]
             for cells in groups
-            if all(not cell["error"] and "final" in cell for cell in cells)
+            if all(
+                not cell["error"]
+                and "final" in cell
+                and all(cell["final"].get(name) is not None for name in figures)
+                for cell in cells
+            )
         }
         for groups in of_each.values()
     ]
@@ -231,75 +218,117 @@ def select(records: Sequence[Record], methods: set[str], root: Path) -> Comparis
 
 def _dreamtime_speed(data: Comparison, name: str, judge: Judge) -> Claim:
     when, gain = speed(data, f"tp_{name}", name)
-    return Claim(
-        f"DreamTime's timesteps bring {name} to its final score in fewer iterations",
-        below(gain, 0.0),
-        [when, gain],
-    )
+    text = f"DreamTime's timesteps bring {name} to its final score in fewer iterations"
+    claim = decide(text, len(data), found_below(gain, 0.0))
+    return replace(claim, numbers=[when, gain])
+
+
+def _several_seeds(data: Comparison) -> bool:
+    return all(len(cells) > 1 for groups in data.prompts.values() for cells in groups)
 
 
 def _dreamtime_spread(data: Comparison, name: str, judge: Judge) -> Claim | None:
-    if any(len(cells) < 2 for groups in data.prompts.values() for cells in groups):
+    if not _several_seeds(data):
         return None
-    found = spread_at_equal_quality(data, f"tp_{name}", name, judge)
-    return Claim(f"DreamTime's timesteps give {name} more diverse assets across seeds", above(found), [found])
+    found = found_above(spread_at_equal_quality(data, f"tp_{name}", name, judge))
+    return decide(f"DreamTime's timesteps give {name} more diverse assets across seeds", len(data), found)
+
+
+def _dreamtime_finished(data: Comparison, name: str, judge: Judge) -> Claim | None:
+    paced = f"tp_{name}"
+
+    def apart(cells: Sequence[Record]) -> float | None:
+        return diversity(judge, [views_of(cell, data.root)[-1] for cell in cells])
+
+    if not _several_seeds(data):
+        return None
+    found = data.between_seeds(paced, name, "distance between seeds' finished assets", apart)
+    colours = data.between_seeds(paced, name, "distance between their mean colours", _colours)
+    beside = [data.difference(paced, name), *([colours] if colours else [])]
+    text = f"DreamTime's timesteps give {name} more diverse finished assets"
+    return decide(text, len(data), found_above(found), beside=beside) if found else None
+
+
+def _colours(cells: Sequence[Record]) -> float | None:
+    return colour_spread([cell["final"] for cell in cells])
+
+
+def _dreamtime_variants(data: Comparison, name: str, judge: Judge) -> Claim | None:
+    def variants(cells: Sequence[Record]) -> float | None:
+        return distinct([cell["final"] for cell in cells])
+
+    kept = [
+        index
+        for index in range(len(data))
+        if all(variants(groups[index]) is not None for groups in data.prompts.values())
+    ]
+    if not kept:
+        return None
+    part = replace(data, prompts={key: [groups[i] for i in kept] for key, groups in data.prompts.items()})
+    found = part.between_seeds(f"tp_{name}", name, "variants among the seeds", variants)
+    text = f"DreamTime's timesteps bring {name}'s seeds to more of a name's variants"
+    return decide(text, len(part), found_above(found)) if found else None
 
 
 def _csd_alone(data: Comparison) -> Claim:
-    found = data.difference("csd", "sds_100")
-    return Claim(
+    found = found_above(data.difference("csd", "sds_100"), -MARGIN)
+    return decide(
         f"CSD alone carries SDS at scale 100: without the generator's term it is within {MARGIN} of it or better",
-        above(found, -MARGIN),
-        [found],
+        len(data),
+        found,
     )
 
 
 def _small_scale(data: Comparison) -> Claim:
-    low = data.number("r-precision of sds_7.5", data.mean("sds_7.5", "r_precision"))
-    others = [
-        data.number(f"r-precision of {name}", data.mean(name, "r_precision")) for name in ("csd", "asd")
-    ]
-    verdicts = [below(low, 0.5), *(above(number, 0.5) for number in others)]
-    return Claim(
+    low, *others = (
+        data.number(f"r-precision of {name}", data.mean(name, "r_precision"), data.seeds(name, "r_precision"))
+        for name in ("sds_7.5", "csd", "asd")
+    )
+    return decide(
         "SDS at scale 7.5 fails (an R-precision below a half) where CSD and ASD do not",
-        all_of(*verdicts),
-        [low, *others],
+        len(data),
+        found_below(low, 0.5),
+        *(found_above(number, 0.5) for number in others),
     )
 
 
 def _saturation(data: Comparison) -> Claim:
     most = excess(data, "sds_100")
     lower = [data.difference("sds_100", name, "saturation") for name in ("asd", "vsd")]
-    verdicts = [above(most), *(above(number, matters=PALER) for number in lower)]
-    return Claim("SDS at scale 100 oversaturates; ASD and VSD do less", all_of(*verdicts), [most, *lower])
+    findings = [found_above(most), *(found_above(number, matters=PALER) for number in lower)]
+    return decide("SDS at scale 100 oversaturates; ASD and VSD do less", len(data), *findings)
+
+
+def _oversaturation(data: Comparison) -> Claim:
+    findings = [
+        found_above(excess(data, "sds_100"), PALER),
+        *(found_below(excess(data, name), PALER) for name in ("asd", "vsd")),
+    ]
+    text = f"SDS at scale 100 oversaturates (by more than {PALER}); ASD and VSD do not"
+    return decide(text, len(data), *findings)
 
 
 def _asd_against_vsd(data: Comparison, costs: Mapping[str, Mapping[str, float]]) -> Claim:
-    numbers = [data.difference("asd", "vsd")]
-    verdicts = [above(numbers[0], -MARGIN)]
+    findings = [found_above(data.difference("asd", "vsd"), -MARGIN)]
     for key, title in (("step_ms", "time of a step"), ("peak_mib", "peak memory")):
         if {"asd", "vsd"} <= set(costs):
             share = costs["asd"][key] / costs["vsd"][key]
-            numbers.append(
-                Number(f"{title} with asd over that with vsd", share, share - NOISE, share + NOISE)
-            )
-            verdicts.append(below(numbers[-1], 1.0))
+            cost = Number(f"{title} with asd over that with vsd", share, share - NOISE, share + NOISE)
+            # More prompts measure a cost no better.
+            findings.append(replace(found_below(cost, 1.0), gap=0.0))
         else:
-            verdicts.append("not decidable")
-    return Claim(
-        f"ASD matches VSD (within {MARGIN}) or beats it at less time and memory", all_of(*verdicts), numbers
-    )
+            findings.append(Finding("not decidable", None))
+    text = f"ASD matches VSD (within {MARGIN}) or beats it at less time and memory"
+    return decide(text, len(data), *findings)
 
 
 def _random_shift(data: Comparison) -> Claim:
     gains = [data.difference("asd", name) for name in ("asd_fixed", "asd_eta_0")]
-    return Claim(
-        "ASD's random shift beats a fixed shift and none",
-        all_of(*(above(gain, matters=MARGIN) for gain in gains)),
-        gains,
-    )
+    findings = [found_above(gain, matters=MARGIN) for gain in gains]
+    return decide("ASD's random shift beats a fixed shift and none", len(data), *findings)
 
 
 def _large_eta(data: Comparison) -> Claim:
-    gains = [data.difference("asd", "asd_eta_1"), data.difference("asd_eta_1", "sds_7.5")]
-    return Claim("Too large an eta degrades ASD (towards SDS)", above(gains[0], matters=MARGIN), gains)
+    found = found_above(data.difference("asd", "asd_eta_1"), matters=MARGIN)
+    beside = [data.difference("asd_eta_1", "sds_7.5")]
+    return decide("Too large an eta degrades ASD (towards SDS)", len(data), found, beside=beside)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from distill.files.atomic import write_atomic
-from distill.lab.comparison.figures import SIZE
+from distill.lab.comparison.figures import SIZE, colour_spread, distinct
 from distill.lab.comparison.records import Record, by_prompt, of, views_of
 
 #: Figures of the table: name and title.
@@ -27,6 +27,7 @@ FIGURES: tuple[tuple[str, str], ...] = (
     ("colour_error", "colour error"),
     ("saturation", "saturation"),
     ("true_saturation", "true saturation"),
+    ("oversaturation", "oversaturation"),
     ("janus", "Janus rate"),
 )
 COLOURS = ("#4269d0", "#ef7d22", "#3ca951", "#b5446e", "#8561c5", "#8c6d46", "#2a9d9d", "#777777", "#c2a300",
@@ -54,7 +55,11 @@ def write_report(root: Path, records: Sequence[Record]) -> Path:
     costs = json.loads((root / "costs.json").read_text()) if (root / "costs.json").exists() else {}
     claims = judge_claims(records, root, load_judge(), costs)
     lines = [
-        {"claim": claim.text, "verdict": claim.verdict, "numbers": "; ".join(map(str, claim.numbers))}
+        {
+            "claim": claim.text,
+            "verdict": claim.verdict,
+            "numbers": "; ".join([*map(str, claim.numbers), *claim.notes]),
+        }
         for claim in claims
     ]
     write_atomic(root / "claims.csv", as_csv(lines))
@@ -76,6 +81,8 @@ def write_report(root: Path, records: Sequence[Record]) -> Path:
         limit=limit,
         claims=lines,
         failures=[record for record in records if record["error"]],
+        variants=variants_of(records),
+        untold=sorted({r["prompt"] for r in records if "final" in r and r["final"].get("iou") is None}),
     )
     write_atomic(root / "report.html", page)
     return root / "report.html"
@@ -95,6 +102,15 @@ def row(record: Record) -> dict[str, Any]:
     """One cell as a line of the table."""
     kept = ("method", "prompt", "seed", "seconds", "calls", "skipped", "error")
     return {**{key: record.get(key) for key in kept}, **record.get("final", {})}
+
+
+def figure_of(record: Record, name: str) -> float | None:
+    """One of ``FIGURES``; None where there is no truth that it needs."""
+    final = record["final"]
+    if name != "oversaturation":
+        return final.get(name)
+    true = final.get("true_saturation")
+    return None if true is None else final["saturation"] - true
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -139,14 +155,35 @@ def summary(
         means = [spread([figure(record) for record in group]) for group in whole]
         return [found[0] if found else None for found in means]
 
-    line = [text(per_prompt(lambda r, name=name: r["final"][name])) for name, _ in FIGURES]  # type: ignore[misc]
+    line = [text(per_prompt(lambda r, name=name: figure_of(r, name))) for name, _ in FIGURES]  # type: ignore[misc]
     line += [text(values) for values in from_pictures(root, records[0]["method"])]
     line.append(text(per_prompt(lambda record: at_calls(record, limit))))
     line.append(text([diversity_of(group, root) for group in whole]))
+    finals = [[record["final"] for record in group] for group in whole]
+    line += [text([distinct(group) for group in finals], 2), text([colour_spread(group) for group in finals])]
     line.append(text(per_prompt(lambda record: record["seconds"]), 1))
     line.append(text(per_prompt(lambda record: record["calls"]), 0))
     line += [f"{cost[key]:.0f}" if cost else "-" for key in ("step_ms", "peak_mib")]
     return [*line, str(sum(bool(record["error"]) for record in records))]
+
+
+def variants_of(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
+    """For each method and prompt with several variants, which of them each seed came nearest to.
+
+    Returns:
+        A heading and lines, each the method and a cell for each prompt; empty where no prompt has variants.
+    """
+    told = [record for record in records if (record.get("final", {}).get("variants") or 1) > 1]
+    prompts = list(dict.fromkeys(record["prompt"] for record in told))
+    if not prompts:
+        return []
+    counts = {record["prompt"]: record["final"]["variants"] for record in told}
+    lines = [("method", [f"{prompt} (of {counts[prompt]})" for prompt in prompts])]
+    for method in dict.fromkeys(record["method"] for record in told):
+        own = {cells[0]["prompt"]: cells for cells in by_prompt(of(told, method))}
+        numbers = [", ".join(str(r["final"]["variant"]) for r in own.get(prompt, [])) for prompt in prompts]
+        lines.append((method, numbers))
+    return lines
 
 
 def from_pictures(root: Path, method: str) -> list[list[float | None]]:

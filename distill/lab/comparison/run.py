@@ -25,6 +25,7 @@ from distill.lab.comparison.cost import compose, few_steps, measure_cost
 from distill.lab.comparison.counted import Counted
 from distill.lab.comparison.figures import gradient_profile
 from distill.lab.comparison.records import Cell
+from distill.lab.truth import SHAPES, Source, asked, check, origin
 from distill.loop import Diverged, Job, State, train
 from distill.priors import load_prior
 from distill.run.assemble import assemble, pick_device
@@ -55,6 +56,34 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "asd_eta_0": {"guidance": "asd", "timesteps": "uniform", "guidance.eta": 0},
     "asd_eta_1": {"guidance": "asd", "timesteps": "uniform", "guidance.eta": 1},
 }
+#: The papers' losses with and without DreamTime's timesteps, for things: names with variants, between which seeds can differ.
+ON_THINGS: dict[str, dict[str, Any]] = {
+    "sds_100": VARIANTS["sds_100"],
+    "tp_sds_100": {"guidance": "sds", "timesteps": "dreamtime", "guidance.scale": 100},
+    "sds_7.5": VARIANTS["sds_7.5"],
+    "tp_sds_7.5": {"guidance": "sds", "timesteps": "dreamtime", "guidance.scale": 7.5},
+    "csd": METHODS["csd"],
+    "tp_csd": VARIANTS["tp_csd"],
+    "asd": METHODS["asd"],
+    "tp_asd": VARIANTS["tp_asd"],
+    "vsd": METHODS["vsd"],
+    "tp_vsd": VARIANTS["tp_vsd"],
+}
+#: Names of things with three variants or more, in colours of their own.
+THINGS = (
+    "an armchair",
+    "a sofa",
+    "a dining chair",
+    "a desk",
+    "a vase",
+    "a sedan",
+    "a bench",
+    "a coffee table",
+    "a lamp",
+    "a bed",
+    "a plant",
+    "a truck",
+)
 PROMPTS = (
     "a blue chair",
     "a green mug",
@@ -89,13 +118,14 @@ def compare(
     budget: str = "steps",
     measure_every: int = 50,
     part: tuple[int, int] = (1, 1),
+    source: Source | None = None,
     **options: Any,
 ) -> Path:
     """Make and measure every cell, then write the report on what is there; rerun to go on where it stopped.
 
     Args:
         methods: options of ``distill.generate`` by a name of one's choice; ``METHODS`` by default.
-        prompts: of the embedded world.
+        prompts: of the embedded world, or names of things with a colour or without.
         seeds: of each.
         output_dir: where cells, ``results.csv``, ``curves.csv``, ``claims.csv``, ``costs.json``, ``grid.png`` and
             ``report.html`` go.
@@ -106,6 +136,8 @@ def compare(
         budget: ``steps`` or ``calls``.
         measure_every: steps between two points of the curves; measuring does not count as time.
         part: ``(k, n)`` makes only the k-th of n shares of the cells, for n processes with one folder.
+        source: where the truths of things come from, a ``distill.lab.truth.Source``; by default they have none, and what
+            needs one is left out.
         **options: for all cells.
 
     Returns:
@@ -129,7 +161,8 @@ def compare(
     chosen = {name: dict(wanted) for name, wanted in (methods or METHODS).items()}
     for wanted in chosen.values():
         check_measurable(compose({"iterations": iterations, **options, **wanted}, prompts[0], seeds[0]))
-    root, judge = Path(output_dir), load_judge()
+    root, judge, source = Path(output_dir), load_judge(), source or SHAPES
+    check(prompts, source, judge)
     device = pick_device(str(options.get("device", "auto")))
     prior_of = counting(prior, device)
     made_with = {"prior": prior_name(prior), "measure_every": measure_every}
@@ -145,22 +178,30 @@ def compare(
     with stop_signals() as stop:
         for done, cell in enumerate(mine):
             folder, wanted = cell.folder(root), settings[cell.method]
-            if finished(folder, {"options": wanted, **made_with}):
+            made_so = {**made_with, "truth": origin(cell.prompt, source)}
+            if finished(folder, {"options": wanted, **made_so}):
                 continue
             model = prior_of(cell.prompt)
-            record = {**run_cell(cell, wanted, model, judge, folder, measure_every, stop), **made_with}
+            record = run_cell(cell, wanted, model, judge, folder, measure_every, stop, source) | made_so
             if stop.is_set():
                 raise Interrupted(f"stopped after {done} of {len(mine)} cells; run again to go on")
             write_atomic(folder / "cell.json", json.dumps(record) + "\n")
-            said = (
-                record["error"] or f"R {record['final']['r_precision']:.2f}, IoU {record['final']['iou']:.2f}"
-            )
+            said = record["error"] or in_short(record["final"])
             log.info("%d of %d: %s, %s, seed %d: %s", done + 1, len(mine), *vars(cell).values(), said)
     paths = [cell.folder(root) / "cell.json" for cell in cells]
     found = [path for path in paths if path.exists()]
     if prior is None and len(found) == len(paths):
         measure_costs(root, settings, prompts[0])
     return write_report(root, [json.loads(path.read_text()) for path in found])
+
+
+def in_short(final: Mapping[str, Any]) -> str:
+    """A cell's figures for the log."""
+    iou = "no truth to measure the shape against" if final["iou"] is None else f"IoU {final['iou']:.2f}"
+    several = (final["variants"] or 1) > 1
+    return f"R {final['r_precision']:.2f}, {iou}" + (
+        f", nearest to variant {final['variant']} of {final['variants']}" if several else ""
+    )
 
 
 class PriorOf(Protocol):
@@ -253,12 +294,13 @@ def run_cell(
     folder: Path,
     every: int,
     stop: threading.Event,
+    source: Source = SHAPES,
 ) -> dict[str, Any]:
     """Train and measure one asset; a failure is part of the record."""
     from PIL import Image
 
     config = compose(wanted, cell.prompt, cell.seed)
-    job, before = assemble(config, prior), prior.calls
+    job, before, caption = assemble(config, prior), prior.calls, asked(cell.prompt, source).caption
     field = job.scenes[0].field()
     assert field is not None  # see check_measurable
     points: list[dict[str, float]] = []
@@ -269,7 +311,7 @@ def run_cell(
         clock["seconds"] += time.perf_counter() - clock["since"]
         if state.step % every == 0 or state.step == config.iterations:
             seen, _ = figures.pictures_of(job.views[0])
-            scores = figures.judge_scores(judge, seen, cell.prompt)
+            scores = figures.judge_scores(judge, seen, caption)
             spent = {"seconds": clock["seconds"], "calls": prior.calls - before}
             points.append({"step": state.step, **spent, **scores})
             rows.append(seen.permute(2, 0, 3, 1).flatten(1, 2))
@@ -284,7 +326,7 @@ def run_cell(
     if stop.is_set():
         return record
     record |= {"seconds": clock["seconds"], "calls": prior.calls - before, "skipped": job.state.skipped}
-    record["final"] = figures.measure(job.views[0], field, cell.prompt, judge)
+    record["final"] = figures.measure(job.views[0], field, cell.prompt, judge, source)
     record["gradient"] = profile(job, config.seed)
     folder.mkdir(parents=True, exist_ok=True)
     # A row for every point of the curves, the finished asset last.

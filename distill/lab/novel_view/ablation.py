@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.lab.comparison.claims import Claim, Number, above, all_of, bootstrap, reached
+from distill.lab.comparison.claims import reached
+from distill.lab.comparison.verdicts import Claim, Number, above, all_of, bootstrap
 from distill.lab.novel_view.cells import (
     BASELINE,
     CODE_ROWS,

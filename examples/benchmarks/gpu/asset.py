@@ -63,7 +63,7 @@ def make(prompt: str, folder: Path, device: torch.device, overrides: dict[str, A
 
 
 def measured(asset: Asset, prompt: str) -> dict[str, Any]:
-    found = measure(asset.view, prompt)
+    found, _ = measure(asset.view, prompt)
     return {name: found[name] for name in ("r_precision", "true_r_precision", "iou", "azimuth_offset_deg")}
 
 

@@ -1,0 +1,204 @@
+"""Benchmarks on real things: whole assets of names and variants, and a prior's samples of every name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny_things
+import torch
+from PIL import Image
+from tiny_things import Tiny, view_of
+
+from distill.embedded import things, world
+from distill.lab.truth import Source, asked, captions
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return tiny_things.write(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def quality(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The benchmark, with a judge that finds half of the pictures right."""
+    monkeypatch.syspath_prepend(str(EXAMPLES / "benchmarks"))
+    module = importlib.import_module("quality")
+    monkeypatch.setattr(module, "r_precision", lambda judge, shown, caption: 0.5)
+    monkeypatch.setattr(module, "load_judge", lambda: tiny_things.judge_of(["stool", "vase"]))
+    return module
+
+
+@pytest.fixture
+def samples(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(EXAMPLES / "embedded"))
+    return importlib.import_module("evaluate_things")
+
+
+def test_the_benchmark_on_things_asks_for_forty_names_eight_of_them_in_held_out_colours(quality: Any) -> None:
+    found = [asked(prompt) for prompt in quality.THINGS]
+    assert [one.caption for one in found] == list(quality.THINGS)
+    assert len({one.name for one in found}) == len(found) == 40
+    assert Counter((one.colour is None, one.held_out) for one in found) == {
+        (True, False): 20, (False, False): 12, (False, True): 8,
+    }  # fmt: skip
+
+
+def test_an_asset_of_a_thing_is_measured_against_its_variants(
+    quality: Any, tiny: Tiny, tmp_path: Path
+) -> None:
+    source = Source(tiny.archives, table=tiny.table, size=64, fine=64)
+    colour = world.COLOURS["red"]
+    asset, made = SimpleNamespace(view=view_of(tiny.things[1], tiny.archives, 45.0, colour)), []
+
+    def generate(prompt: str, **options: Any) -> Any:
+        made.append((prompt, options))
+        return asset
+
+    for _ in range(2):
+        row = quality.make("a red stool", tmp_path / "red", {"iterations": 3}, generate, source)
+    # The second time, what was measured is read.
+    assert len(made) == 1 and made[0][1]["iterations"] == 3
+    assert (row["variant"], row["variants"], row["azimuth_offset_deg"]) == (2, 2, 45.0)
+    assert row["iou"] == pytest.approx(1.0, abs=1e-3) and row["truth"] == "archives"
+    assert (row["r_precision"], row["true_r_precision"]) == (0.5, 0.5)
+    held_out = things.held_out("red", "stool")
+    assert quality.pair_of(row) == ("held out" if held_out else "trained")
+    with pytest.raises(ValueError, match="choose another --output"):
+        quality.make("a red stool", tmp_path / "red", {"iterations": 4}, generate, source)
+    bare = quality.make("a stool", tmp_path / "bare", {}, generate, Source(table=tiny.table))
+    assert (bare["iou"], bare["true_r_precision"], bare["truth"]) == (None, None, "none")
+    row["seconds"], bare["seconds"] = 30.0, None
+    first, _, *lines = quality.table([row, bare]).splitlines()
+    assert first.endswith("| turned by | seconds | variant |")
+    pair = "held out" if held_out else "trained"
+    assert lines == [
+        f"| a red stool | {pair} | 0.500 | 0.500 | 1.000 | 45° | 30 | 2 of 2 |",
+        "| a stool | no colour | 0.500 | - | - | - | - |  |",
+        f"| **mean of 1** | {pair} | 0.500 | 0.500 | 1.000 |  | 30 |  |",
+        "| **mean of 1** | no colour | 0.500 | - | - |  | - |  |",
+        "| **mean of 2** | all | 0.500 | 0.500 | 1.000 |  | 30 |  |",
+    ]
+    strips = [tmp_path / name / "strip.png" for name in ("red", "bare")]
+    with Image.open(strips[0]) as known, Image.open(strips[1]) as unknown:
+        assert known.size == unknown.size == (5 * 128, 128)
+        assert known.getpixel((64, 64)) != (255, 255, 255) == unknown.getpixel((64, 64))
+    quality.draw_sheet([row, bare], strips, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").exists()
+
+
+def test_the_benchmark_refuses_before_it_makes_anything(
+    quality: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality.distill, "generate", None)
+    for options, said in (
+        (["--things", "2", "--archives", str(tmp_path)], "is not there, and 'a hamburger' needs it"),
+        (["--things", "2", "--pack", str(tmp_path)], "holds no pack of things"),
+        (["--things", "2"], "the judge does not know 'hamburger'"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["quality.py", "--output", str(tmp_path / "out"), *options])
+        with pytest.raises(ValueError, match=said):
+            quality.main()
+    monkeypatch.setattr(sys, "argv", ["quality.py", "--archives", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        quality.main()
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_ask_for_every_name_in_every_way(samples: Any, tiny: Tiny) -> None:
+    found = samples.requests(tiny.things, 24)
+    assert [one.name for one in found] == ["stool", "vase"] * 12
+    stools, vases = found[::2], found[1::2]
+    assert Counter(one.way for one in stools) == dict.fromkeys(samples.WAYS, 4)
+    assert all(one.way == "as it is" and one.colour is None for one in vases)
+    for one in stools:
+        held_out = one.colour is not None and things.held_out(one.colour, "stool")
+        assert (one.colour is None) == (one.way == "as it is") and held_out == (one.way == "held out")
+    assert len({one.direction for one in stools}) == 12
+    assert vases[0].prompt == f"a vase, {world.DIRECTIONS[5]}"
+    assert [one.name for one in samples.requests(things.table(), 2)] == [
+        things.names()[0],
+        things.names()[len(things.names()) // 2],
+    ]
+    every = samples.requests(things.table(), len(things.names()))
+    assert [one.name for one in every] == list(things.names())
+    ways = Counter(one.way for one in every)
+    assert min(ways.values()) > 80 and len({one.direction for one in every}) == 16
+
+
+def test_a_sample_is_right_where_the_judge_names_what_was_asked_for(samples: Any, tiny: Tiny) -> None:
+    said = captions(tiny.things)
+    blue = samples.Request("stool", "a", "blue", 0, "trained")
+    plain = samples.Request("stool", "a", None, 0, "as it is")
+
+    class Fixed:
+        """Ranks the captions whose numbers are a picture's first row first."""
+
+        def rank(self, images: torch.Tensor, candidates: list[str]) -> torch.Tensor:
+            return images[:, 0, 0].long()
+
+    def right(one: Any, *order: str) -> bool:
+        ranked = [*order, *(caption for caption in said if caption not in order)]
+        shown = torch.tensor([said.index(caption) for caption in ranked]).float().expand(1, 3, 1, -1)
+        judge: Any = Fixed()
+        (found,) = samples.judge_right(judge, shown, [one], said)
+        return bool(found)
+
+    assert right(blue, "a blue stool") and not right(blue, "a red stool")
+    # A stool without a colour says nothing of it: the next one that has one does.
+    assert right(blue, "a stool", "a vase", "a blue stool") and not right(blue, "a stool", "a red stool")
+    assert not right(blue, "a vase", "a blue stool")
+    # A thing as it is may happen to be blue.
+    assert right(plain, "a stool") and right(plain, "a blue stool") and not right(plain, "a vase", "a stool")
+
+
+def test_shares_and_the_worst_names_by_hand(samples: Any) -> None:
+    asked_for = [
+        samples.Request(name, "a", None if way == "as it is" else "red", 0, way)
+        for name in ("hat", "cat", "mat")
+        for way in ("as it is", "trained")
+    ]
+    truth, made = [True] * 6, [True, True, True, False, False, False]
+    assert samples.summary(asked_for, truth, made).splitlines()[2:] == [
+        "| as they are: name right | 100.0 ± 0.0 | 66.7 ± 27.2 | 3 |",
+        "| trained pairs: name and colour right | 100.0 ± 0.0 | 33.3 ± 27.2 | 3 |",
+        "| held-out pairs: name and colour right | - | - | 0 |",
+        "| all | 100.0 ± 0.0 | 50.0 ± 20.4 | 6 |",
+    ]
+    lines = samples.worst(asked_for, truth, made).splitlines()
+    assert lines[0].startswith("| the worst 2 of 3 names; 1 have no sample right |")
+    assert lines[2:] == ["| mat | 0 | 2 | 2 |", "| cat | 1 | 2 | 2 |"]
+    # Of two that are equally bad, the one that the judge can tell from its own pictures comes first.
+    told = samples.worst(asked_for, [True, False, False, False, True, True], [False] * 6).splitlines()
+    assert [line.split()[1] for line in told[2:]] == ["mat", "hat", "cat"]
+    assert samples.worst(asked_for, truth, truth) == "Every sample of every name is right."
+    assert samples.chosen(438)[:3] == [0, 6, 13] and len(samples.chosen(438)) == 64
+    assert samples.chosen(3) == [0, 1, 2]
+
+
+def test_things_are_sampled_judged_and_drawn(
+    samples: Any, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distill.priors import load_prior
+
+    importlib.import_module("render_things").pack(tiny.things[1:], tiny.archives, tmp_path / "pack")
+    pack = things.read_pack(tmp_path / "pack")
+    evaluate = importlib.import_module("evaluate_prior")
+    options = SimpleNamespace(things=None, steps=1, scale=1.0, seed=0, things_sheet=tmp_path / "things.png")
+    judge, said = tiny_things.judge_of(["stool", "vase"]), captions(pack.things)
+    text = evaluate.evaluate_names(options, judge, load_prior("embedded"), pack, said)
+    assert text.splitlines()[0].startswith("| things, measured by the judge")
+    with Image.open(tmp_path / "things.png") as sheet:
+        assert sheet.size == (8 * 96, 96 + 26)  # one of each of the two names
+    # A red stool is the variant that can be red, a stool as it is any of the two in turn.
+    red = samples.Request("stool", "a", "red", 4, "trained")
+    shown = samples.true_pictures(pack, [red, samples.Request("stool", "a", None, 4, "as it is")])
+    centre = shown[:, :, 32, 32]
+    assert centre[0, 0] > 4 * centre[0, 1] and centre[1, 2] > centre[1, 0]
