@@ -21,6 +21,8 @@ from distill.embedded.phrases import (
 from distill.embedded.vocabulary import Known, Name, of_prior, tokens
 from distill.embedded.world import TEMPLATES, VIEWS
 
+#: Words of the longest of ``OUTSIDE``.
+LONGEST = max(map(len, OUTSIDE))
 #: The remedy for what a prior does not know.
 LARGER = "for any other prompt choose a larger prior with prior=FOLDER"
 
@@ -125,28 +127,47 @@ class Part(NamedTuple):
 
 
 def read(text: Sequence[str], known: Known) -> Iterator[Part]:
-    """Take the words of a prompt apart, the longest name first; fillers are left out."""
-    longest, at = max(known.longest, max(len(each) for each in OUTSIDE)), 0
+    """Take the words of a prompt apart: its colours, then the rest, the longest name first; fillers are left out."""
+    colours, text = without_colours(text, known)
+    yield from colours
+    longest, at = max(known.longest, LONGEST), 0
     while at < len(text):
-        if text[at] in SHADES and is_colour(text[at + 1 : at + 2]):
-            yield Part("outside", text[at], "", True)
-            at += 1
-            continue
         for length in range(min(longest, len(text) - at), 0, -1):
             if part := part_of(text[at : at + length], known):
                 break
         else:
             length, part = 1, Part("word", text[at])
         at += length
-        if part.role == "joining" and part.given == "in" and is_colour(text[at : at + 1]):
-            continue  # a mug in red
         if part.role != "filler":
             yield part
 
 
-def is_colour(text: Sequence[str]) -> bool:
-    """Tell whether a word is a colour, known or near."""
-    return bool(text) and (text[0] in COLOURS or text[0] in NEAR_COLOURS)
+def without_colours(text: Sequence[str], known: Known) -> tuple[list[Part], list[str]]:
+    """Take the colours out of a prompt, with words for their shade and an ``in`` before them: a small red car is a small car.
+
+    A colour in a known name, such as a golden retriever's, stays.
+    """
+    found: list[Part] = []
+    rest: list[str] = []
+    for at, word in enumerate(text):
+        colour = word if word in COLOURS else NEAR_COLOURS.get(word)
+        if colour is None or is_named(text, at, known):
+            rest.append(word)
+            continue
+        if rest and rest[-1] in SHADES:
+            found.append(Part("outside", rest.pop(), "", True))
+        if rest and rest[-1] == "in":
+            rest.pop()
+        found.append(Part("colour", word, colour, colour != word))
+    return found, rest
+
+
+def is_named(text: Sequence[str], at: int, known: Known) -> bool:
+    """Tell whether a word is part of a known name of several words."""
+    spans = ((start, end) for start in range(at + 1) for end in range(at + 1, len(text) + 1))
+    return any(
+        " ".join(text[start:end]) in known.names for start, end in spans if 1 < end - start <= known.longest
+    )
 
 
 def part_of(text: Sequence[str], known: Known) -> Part | None:
@@ -162,10 +183,6 @@ def part_of(text: Sequence[str], known: Known) -> Part | None:
                 return Part(role, given)
         if given in DROPPED:
             return Part("outside", given, "", True)
-        if given in COLOURS:
-            return Part("colour", given, given)
-        if given in NEAR_COLOURS:
-            return Part("colour", given, NEAR_COLOURS[given], True)
     one = next((each for each in singulars(given) if each in known.names), None)
     return Part("name", given, one, True) if one else None
 

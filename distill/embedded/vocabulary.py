@@ -38,16 +38,13 @@ class Known:
         names: the kinds of the embedded world, and things by both of their names.
         things: first names of the things, sorted.
         bare: whether a prompt may leave the colour out.
+        longest: words of the longest name.
     """
 
     names: Mapping[str, Name]
     things: tuple[str, ...]
     bare: bool
-
-    @property
-    def longest(self) -> int:
-        """Words of the longest name."""
-        return max(len(name.split()) for name in self.names)
+    longest: int
 
 
 def knowing(rows: Iterable[Row]) -> Known:
@@ -58,7 +55,8 @@ def knowing(rows: Iterable[Row]) -> Known:
         if also and also not in {row[0] for row in rows}:
             found[also] = Name(article, paintable or (also in found and found[also].paintable))
     found |= {kind: Name("a", True) for kind in KINDS}
-    return Known(found, tuple(sorted({row[0] for row in rows})), bool(rows))
+    longest = max(len(name.split()) for name in found)
+    return Known(found, tuple(sorted({row[0] for row in rows})), bool(rows), longest)
 
 
 @lru_cache(maxsize=8)
