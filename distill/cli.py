@@ -25,6 +25,7 @@ Make a 3D asset from a text prompt or a picture.
   distill "a red mug" image=mug.png           from a picture and a prompt
   distill -- "seed=1 is my prompt"            a prompt that looks like an option
   distill priors                              list the models that prior= knows by name
+  distill priors embedded                     list the objects and colours that the embedded prior knows
   distill doctor prior=sd-2.1-base guidance=vsd   check the machine, forecast memory and time (--json)
 
 Common options (name=value):
@@ -118,6 +119,14 @@ def _fail(error: BaseException) -> None:
     _say(" ".join(str(error).split()) or type(error).__name__)
 
 
+def _list(of: Sequence[str]) -> str:
+    """The table of the priors that are known by name, or what the embedded one knows."""
+    from distill.embedded import vocabulary
+    from distill.priors.table import describe
+
+    return vocabulary.describe(vocabulary.known(vocabulary.SHIPPED)) if of else describe()
+
+
 def _job(config: object) -> int:
     """Run one configuration and return the exit code; every foreseeable failure is one line."""
     from omegaconf import DictConfig
@@ -163,13 +172,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(__version__)
         sys.exit(0)
-    if arguments == ["priors"]:
-        from distill.priors.table import describe
-
+    if arguments in (["priors"], ["priors", "embedded"]):
         try:
-            print(describe(), flush=True)
+            print(_list(arguments[1:]), flush=True)
         except BrokenPipeError:  # of a reader that has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except ValueError as error:
+            _fail(error)
+            sys.exit(2)
         sys.exit(0)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # they set their own levels as they are imported

@@ -73,17 +73,17 @@ def writable(config: DictConfig) -> str:
 def listed(config: DictConfig) -> str:
     """Check each prompt of a file."""
     wanted = shard_of(read_prompts(config), config.shard)
+    said = []
     for prompt in wanted:
         one = OmegaConf.merge(config, {"prompt": prompt.replace("${", r"\${")})
         assert isinstance(one, DictConfig)
-        known(one)
-    return f"{config.prompts}: {len(wanted)} prompts"
+        said.append(check_prompt(one))
+    return "; ".join([f"{config.prompts}: {len(wanted)} prompts", *filter(None, said)])
 
 
 def known(config: DictConfig) -> str:
-    """Check that the prior knows the words of a prompt."""
-    check_prompt(config)
-    return str(config.prompt)
+    """Check that the prior knows the words of a prompt, or near ones."""
+    return check_prompt(config) or str(config.prompt)
 
 
 def pictured(config: DictConfig) -> str:

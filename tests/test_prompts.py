@@ -31,7 +31,7 @@ class Listed:
     noises: list[Tensor] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
     calls: int = 0
-    device = torch.device("cpu")
+    device, name = torch.device("cpu"), "listed"
     num_timesteps = 10
     image_size, views, words = 2, 1, True
 

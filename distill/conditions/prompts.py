@@ -109,6 +109,17 @@ def own_prompts(options: DictConfig) -> dict[str, str]:
 PICTURED = "the object in the picture"
 
 
+def asked(prior: Prior, text: str) -> str:
+    """What a prior is asked for where a user asks for ``text``: the same, but for the embedded one, which has words of its own.
+
+    Raises:
+        ValueError: it is the embedded one, and knows nothing of that kind.
+    """
+    from distill.embedded import prompt
+
+    return prompt.asked(prior.name, text) if text and prior.words else text
+
+
 def conditioner(
     prior: Prior,
     prompt: str,
@@ -123,7 +134,7 @@ def conditioner(
 
     Args:
         prior: embeds.
-        prompt: what to make.
+        prompt: what to make; see ``asked``.
         negative_prompt: what to stay away from, the same for every view; empty for none, or for no picture where the prior
             knows no words.
         views: words added to the prompt and to the source prompt.
@@ -132,7 +143,7 @@ def conditioner(
         away: push predictions away from the other views (Perp-Neg).
 
     Raises:
-        ValueError: ``unconditional`` is unknown, or ``away`` is given without four views' words or for a multi-view prior.
+        ValueError: the prior is the embedded one and knows no such prompt, ``unconditional`` is unknown, or ``away`` is given without four views' words or for a multi-view prior.
     """
     if unconditional not in ("auto", "null"):
         raise ValueError(f"unconditional must be auto or null, got {unconditional!r}")
@@ -145,7 +156,7 @@ def conditioner(
         raise ValueError(
             f"perp_neg.enabled: {prior.name} is conditioned on cameras and needs none; leave it out"
         )
-    table = _Table(prior, prompt, negative_prompt, views, source_prompt)
+    table = _Table(prior, asked(prior, prompt), negative_prompt, views, asked(prior, source_prompt))
     if unconditional == "null":
         table.zero_empty()
 

@@ -359,7 +359,8 @@ def words_of(config: DictConfig, prior: Prior, features: frozenset[str]) -> prom
 def texts_of(config: DictConfig, prior: Prior) -> list[str]:
     """Everything that a run of a configuration asks a prior to embed."""
     words = words_of(config, prior, get_object(config.scene._target_).features)
-    return prompts.Texts.of(config.prompt, config.negative_prompt, words, config.source_prompt).all()
+    prompt, source = (prompts.asked(prior, text) for text in (config.prompt, config.source_prompt))
+    return prompts.Texts.of(prompt, config.negative_prompt, words, source).all()
 
 
 def make_condition(config: DictConfig, prior: Prior, scene: Scene) -> Conditioner:

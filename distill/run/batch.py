@@ -48,6 +48,7 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
         return {}
     device = pick_device(config.device)
     check_prior(config, device)
+    say_first(config, wanted)
     rows: list[Row] = []
     with watched(config) as desk:
         prior = open_prior(config, device)
@@ -124,6 +125,17 @@ def read_prompts(config: DictConfig) -> list[str]:
     if not wanted:
         raise ValueError(f"prompts must be a text file with one prompt per line, but {path} has none")
     return wanted
+
+
+def say_first(config: DictConfig, wanted: Sequence[str]) -> None:
+    """Say of every prompt of a queue what it is taken for, or that it will be refused, before anything is loaded."""
+    for prompt in wanted:
+        try:
+            said = check_prompt(_one(config, prompt))
+        except ValueError as error:
+            said = f"{prompt}: will be refused: {error}"
+        if said:
+            log.warning("%s", said)
 
 
 def embed_first(config: DictConfig, wanted: Sequence[str], prior: Prior) -> None:

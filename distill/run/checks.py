@@ -413,9 +413,17 @@ def needing_words() -> tuple[Callable[..., Any], ...]:
     return tuple(losses[name] for name in NEEDING_WORDS)
 
 
-def check_prompt(config: DictConfig) -> None:
-    """Refuse what the embedded prior cannot draw, before anything is loaded."""
-    if config.prior == "embedded" and config.prompt:
-        from distill.embedded import world
+def check_prompt(config: DictConfig) -> str:
+    """Refuse what the embedded prior cannot draw, before anything is loaded.
 
-        world.parse(config.prompt)
+    Returns:
+        What the prompt is taken for, in one line; empty where it is taken as it is.
+
+    Raises:
+        ValueError: the prior does not know what the prompt names.
+    """
+    from distill.embedded.prompt import told, understand
+    from distill.embedded.vocabulary import of_prior
+
+    own = of_prior(config.prior) if config.prompt else None
+    return "" if own is None else told(config.prompt, understand(config.prompt, own))

@@ -21,7 +21,7 @@ from distill.files.lock import hold
 from distill.live.desk import Desk
 from distill.live.server import watched
 from distill.run.assemble import assemble
-from distill.run.checks import check_loaded
+from distill.run.checks import check_loaded, check_prompt
 from distill.run.compose import as_overrides, compose_config
 from distill.run.folders import check_unused, claim
 from distill.run.journal import Interrupted, Journal, stop_signals
@@ -81,6 +81,8 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
     """
     started = time.perf_counter()
     check_unused(config)
+    if said := check_prompt(config):
+        log.warning("%s", said)
     with watched(config) as desk:
         job = assemble(config, prior)
         folder = claim(config)

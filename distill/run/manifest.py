@@ -12,6 +12,7 @@ import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
+from distill.conditions.prompts import asked
 from distill.export.report import write_report
 from distill.files.atomic import sha256, write_atomic
 from distill.files.lock import NAME as LOCK
@@ -47,6 +48,8 @@ def describe(config: DictConfig, job: Job) -> dict[str, Any]:
         },
         "skipped_steps": job.state.skipped,
     }
+    if (caption := asked(job.prior, config.prompt)) != config.prompt:
+        said["asked"] = caption
     if said["controlnet"]:
         said["controlnet"]["shown"] = config.prior_options.control
     if job.picture:

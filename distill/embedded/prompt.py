@@ -1,0 +1,256 @@
+"""What a prompt means to a prior of the embedded world."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from distill.embedded import words
+from distill.embedded.phrases import (
+    COLOURS,
+    DROPPED,
+    FILLER,
+    JOINING,
+    NEAR_COLOURS,
+    OTHER_COLOURS,
+    OUTSIDE,
+    SHADES,
+    singulars,
+)
+from distill.embedded.vocabulary import Known, Name, of_prior, tokens
+from distill.embedded.world import TEMPLATES, VIEWS
+
+#: Words of the longest of ``OUTSIDE``.
+LONGEST = max(map(len, OUTSIDE))
+#: The remedy for what a prior does not know.
+LARGER = "for any other prompt choose a larger prior with prior=FOLDER"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a prompt means.
+
+    Attributes:
+        colour: one of the world's, or None for the thing's own.
+        name: of what to make.
+        view: words of a direction, or None.
+        caption: what the prior is asked for.
+        taken: what was given and what it is taken for, empty where it is left out.
+        own_colour: the colour of such a thing cannot be chosen, and one was.
+    """
+
+    colour: str | None
+    name: str
+    view: str | None
+    caption: str
+    taken: tuple[tuple[str, str], ...] = ()
+    own_colour: bool = False
+
+
+def asked(name: str, prompt: str) -> str:
+    """What the prior of a name is asked for where a user asks for ``prompt``.
+
+    Raises:
+        ValueError: see ``understand``.
+    """
+    own = of_prior(name)
+    return prompt if own is None else understand(prompt, own).caption
+
+
+def understand(prompt: str, known: Known) -> Meaning:
+    """Read a prompt: the longest name that is known, one of the eight colours or a near one, words of a view.
+
+    Words that are not known are taken for a name that is near; words that say nothing of the object, and words in front of
+    what it is, are left out. ``told`` says so.
+
+    Raises:
+        ValueError: the prompt names nothing that is known or near, several things, or a colour that is none of the eight.
+    """
+    plain, view = without_view(prompt)
+    parts = list(read(tokens(plain), known))
+    joined = [part for part in parts if part.role == "joining"]
+    named = [part.value for part in parts if part.role == "name"]
+    colours = list(dict.fromkeys(part.value for part in parts if part.role == "colour"))
+    if len(named) > 1 or joined or len(colours) > 1:
+        found = [*named, *colours] if len(named) > 1 or len(colours) > 1 else [part.given for part in joined]
+        raise ValueError(
+            f"the embedded prior makes one object in one colour, and the prompt {shown(prompt)} has "
+            f"{' and '.join(map(repr, found))}; leave out what else there is, or {LARGER}"
+        )
+    if other := [part.given for part in parts if part.role == "other colour"]:
+        raise ValueError(
+            f"the embedded prior does not know the colour {other[0]!r} in the prompt {shown(prompt)}; it knows "
+            f"{', '.join(COLOURS)}; {LARGER}"
+        )
+    name, taken = thing_of(prompt, [part for part in parts if part.role in ("name", "word")], known)
+    taken = [*((part.given, part.value) for part in parts if part.changed), *taken]
+    colour = colours[0] if colours else None
+    if colour is None and not known.bare:
+        raise ValueError(
+            f"the embedded prior needs one colour and one kind in the prompt {shown(prompt)}; its colours are {', '.join(COLOURS)}"
+        )
+    caption = captioned(" ".join(prompt.lower().split()), name, known.names[name], colour, view)
+    return Meaning(
+        colour, name, view, caption, tuple(taken), bool(colour) and not known.names[name].paintable
+    )
+
+
+def shown(prompt: str) -> str:
+    """A prompt in quotes, cut off where it is long."""
+    return repr(prompt if len(prompt) <= 60 else prompt[:57] + "...")
+
+
+def without_view(prompt: str) -> tuple[str, str | None]:
+    """Take the words of a view off the end of a prompt."""
+    text = " ".join(prompt.lower().split()).rstrip(" .")
+    for view in sorted(VIEWS, key=len, reverse=True):
+        if text.endswith((f", {view}", f" {view}")):
+            return text.removesuffix(view).rstrip(" ,"), view
+    return text, None
+
+
+class Part(NamedTuple):
+    """A piece of a prompt.
+
+    Attributes:
+        role: ``name``, ``colour``, ``other colour``, ``joining``, ``outside`` for what says nothing of the object, or ``word``.
+        given: as it was.
+        value: the name or colour that it is; empty for what is left out.
+        changed: whether that must be said.
+    """
+
+    role: str
+    given: str
+    value: str = ""
+    changed: bool = False
+
+
+def read(text: Sequence[str], known: Known) -> Iterator[Part]:
+    """Take the words of a prompt apart: its colours, then the rest, the longest name first; fillers are left out."""
+    colours, text = without_colours(text, known)
+    yield from colours
+    longest, at = max(known.longest, LONGEST), 0
+    while at < len(text):
+        for length in range(min(longest, len(text) - at), 0, -1):
+            if part := part_of(text[at : at + length], known):
+                break
+        else:
+            length, part = 1, Part("word", text[at])
+        at += length
+        if part.role != "filler":
+            yield part
+
+
+def without_colours(text: Sequence[str], known: Known) -> tuple[list[Part], list[str]]:
+    """Take the colours out of a prompt, with words for their shade and an ``in`` before them: a small red car is a small car.
+
+    A colour in a known name, such as a golden retriever's, stays.
+    """
+    found: list[Part] = []
+    rest: list[str] = []
+    for at, word in enumerate(text):
+        colour = word if word in COLOURS else NEAR_COLOURS.get(word)
+        if colour is None or is_named(text, at, known):
+            rest.append(word)
+            continue
+        if rest and rest[-1] in SHADES:
+            found.append(Part("outside", rest.pop(), "", True))
+        if rest and rest[-1] == "in":
+            rest.pop()
+        found.append(Part("colour", word, colour, colour != word))
+    return found, rest
+
+
+def is_named(text: Sequence[str], at: int, known: Known) -> bool:
+    """Tell whether a word is part of a known name of several words."""
+    spans = ((start, end) for start in range(at + 1) for end in range(at + 1, len(text) + 1))
+    return any(
+        " ".join(text[start:end]) in known.names for start, end in spans if 1 < end - start <= known.longest
+    )
+
+
+def part_of(text: Sequence[str], known: Known) -> Part | None:
+    """What some words are together, or None."""
+    given = " ".join(text)
+    if given in known.names:
+        return Part("name", given, given)
+    if tuple(text) in OUTSIDE:
+        return Part("outside", given, "", True)
+    if len(text) == 1:
+        for role, of in (("filler", FILLER), ("joining", JOINING), ("other colour", OTHER_COLOURS)):
+            if given in of:
+                return Part(role, given)
+        if given in DROPPED:
+            return Part("outside", given, "", True)
+    one = next((each for each in singulars(given) if each in known.names), None)
+    return Part("name", given, one, True) if one else None
+
+
+def thing_of(prompt: str, parts: Sequence[Part], known: Known) -> tuple[str, list[tuple[str, str]]]:
+    """The name that the words left of a prompt stand for, and what was taken for something.
+
+    What it is comes last in English: of "coffee mug" the mug, and of "car seat" no car.
+
+    Raises:
+        ValueError: there are none, or they are not known and nothing is near.
+    """
+    if not parts:
+        raise ValueError(
+            f"the embedded prior needs one thing that it knows in the prompt {shown(prompt)}; 'distill priors embedded' lists "
+            f"them; {LARGER}"
+        )
+    said = [part.given for part in parts]
+    name, given, first = None, said[-1], len(parts) - 1
+    for start in range(len(parts)):
+        phrase = " ".join(said[start:])
+        if start == len(parts) - 1 and parts[-1].role == "name":
+            name = parts[-1].value
+            break
+        if name := near_name(phrase, known):
+            given, first = phrase, start
+            break
+    strange = [each for each in said[:first] if not words.is_word(each) and not each.isdigit()]
+    if name is None or strange:
+        raise ValueError(unknown(prompt, strange[0] if strange else said[-1], known))
+    left_out = [(each, "") for each in said[:first]]
+    return name, left_out if parts[-1].role == "name" and given == said[-1] else [*left_out, (given, name)]
+
+
+def near_name(phrase: str, known: Known) -> str | None:
+    """The known name that a word or phrase, or its singular, is taken for."""
+    for form in (phrase, *singulars(phrase)):
+        if found := words.taken_for(form, known.names):
+            return found
+    return None
+
+
+def unknown(prompt: str, word: str, known: Known) -> str:
+    """The line that refuses a word."""
+    close = ", ".join(words.suggestions(word, list(known.names)))
+    return (
+        f"the embedded prior does not know {word!r} in the prompt {shown(prompt)}; the nearest of what it knows are {close}; "
+        f"'distill priors embedded' lists all; {LARGER}"
+    )
+
+
+def captioned(prompt: str, name: str, own: Name, colour: str | None, view: str | None) -> str:
+    """The prompt, if it is a caption as the prior was trained with; else the plainest one that says the same."""
+    from distill.embedded.things import caption
+
+    every = [caption(name, own.article, colour, view, form) for form in range(len(TEMPLATES))]
+    return prompt if prompt in every else every[0]
+
+
+def told(prompt: str, meaning: Meaning) -> str:
+    """Say in one line what a prompt is taken for; empty where it is taken as it is."""
+    said = []
+    left_out = [given for given, name in meaning.taken if not name]
+    said += [f"{given!r} is not known, {name!r} is" for given, name in meaning.taken if name]
+    if left_out:
+        said.append(f"{', '.join(map(repr, left_out))} left out")
+    if meaning.own_colour:
+        said.append(f"the colour of {meaning.name!r} is its own, and {meaning.colour!r} may not be followed")
+    if not said:
+        return ""
+    return f"{shown(prompt)} is taken for {meaning.caption!r}: {'; '.join(said)}"

@@ -1,0 +1,164 @@
+"""What a prior of the embedded world knows: kinds, colours, and the things that its folder names."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from distill.embedded.world import COLOURS, KINDS
+from distill.files.atomic import write_atomic
+from distill.files.paths import user_path
+
+#: The prior that ships.
+SHIPPED = Path(__file__).with_name("prior")
+
+#: The file in a prior's folder that says which things it knows, and the version of its layout.
+NAMES, VERSION = "names.json", 1
+#: Name, article (``a``, ``an`` or empty), whether its colour can be chosen, and another name or nothing.
+Row = tuple[str, str, bool, str]
+
+
+class Name(NamedTuple):
+    """How a known name is used: its article, and whether its colour can be chosen."""
+
+    article: str
+    paintable: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What a prior knows.
+
+    Attributes:
+        names: the kinds of the embedded world, and things by both of their names.
+        things: first names of the things, sorted.
+        bare: whether a prompt may leave the colour out.
+        longest: words of the longest name.
+    """
+
+    names: Mapping[str, Name]
+    things: tuple[str, ...]
+    bare: bool
+    longest: int
+
+
+def knowing(rows: Iterable[Row]) -> Known:
+    """What a prior knows that was trained on the embedded world and on these things."""
+    rows = list(rows)
+    found = {name: Name(article, paintable) for name, article, paintable, _ in rows}
+    for _, article, paintable, also in rows:
+        if also and also not in {row[0] for row in rows}:
+            found[also] = Name(article, paintable or (also in found and found[also].paintable))
+    found |= {kind: Name("a", True) for kind in KINDS}
+    longest = max(len(name.split()) for name in found)
+    return Known(found, tuple(sorted({row[0] for row in rows})), bool(rows), longest)
+
+
+@lru_cache(maxsize=8)
+def known(folder: Path) -> Known:
+    """Read what the prior in a folder knows: the sixteen kinds, and the things of ``names.json`` if it has one.
+
+    Raises:
+        ValueError: that file cannot be read, or is of another version.
+    """
+    path = folder / NAMES
+    if not path.exists():
+        return knowing([])
+    return knowing(read_names(path))
+
+
+def of_prior(name: str) -> Known | None:
+    """What the prior of a name knows: ``embedded``, or a folder with ``names.json``; None for any other, which is asked in plain words.
+
+    Raises:
+        ValueError: see ``known``.
+    """
+    if name == "embedded":
+        return known(SHIPPED)
+    if not name:
+        return None
+    folder = user_path(name)
+    return known(folder) if (folder / NAMES).is_file() else None
+
+
+def read_names(path: Path) -> list[Row]:
+    """Read and check a ``names.json``.
+
+    Raises:
+        ValueError: it is none, in one line.
+    """
+    try:
+        said: Any = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} must say which things the prior knows, and cannot be read ({' '.join(str(error).split())}); copy the "
+            "prior's folder again"
+        ) from None
+    if not isinstance(said, dict) or said.get("version") != VERSION:
+        version = said.get("version") if isinstance(said, dict) else None
+        raise ValueError(
+            f"{path} is of version {version!r}, and this library reads {VERSION}; update the library, or take a prior that fits it"
+        )
+    return checked(said.get("things"), str(path))
+
+
+def write_names(folder: Path, rows: Iterable[Row]) -> None:
+    """Write the ``names.json`` of a prior's folder.
+
+    Raises:
+        ValueError: a row is not as ``Row`` says.
+    """
+    things = checked([list(row) for row in rows], NAMES)
+    write_atomic(folder / NAMES, json.dumps({"version": VERSION, "things": things}) + "\n")
+
+
+def checked(rows: object, where: str) -> list[Row]:
+    """Check rows of ``names.json``.
+
+    Raises:
+        ValueError: one is not as ``Row`` says, or a name comes twice.
+    """
+    wanted = "a list of [name, article, colour can be chosen, another name] for different names"
+    if not isinstance(rows, list):
+        raise ValueError(f"{where}: things must be {wanted}, got {type(rows).__name__}")
+    seen = set()
+    for row in rows:
+        if not is_row(row) or row[0] in seen:
+            raise ValueError(f"{where}: things must be {wanted}, got {str(row)[:60]}")
+        seen.add(row[0])
+    return [(name, article, paintable, also) for name, article, paintable, also in rows]
+
+
+def is_row(row: object) -> bool:
+    """Tell whether a value is as ``Row`` says; names are in lower case, of letters, digits and apostrophes."""
+    if not isinstance(row, (list, tuple)) or [type(value) for value in row] != [str, str, bool, str]:
+        return False
+    name, article, _, also = row
+    plain = all(each == " ".join(tokens(each)) for each in (name, also))
+    return bool(name) and plain and article in ("", "a", "an")
+
+
+def tokens(text: str) -> list[str]:
+    """The words of a text in lower case; hyphens separate, apostrophes do not."""
+    return re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("\u2019", "'"))
+
+
+def describe(known: Known, width: int = 100) -> str:
+    """What a prior knows as text: kinds and colours, then the names of the things in columns."""
+    lines = [f"{len(KINDS)} kinds in {len(COLOURS)} colours", f"  kinds    {', '.join(KINDS)}",
+             f"  colours  {', '.join(COLOURS)}"]  # fmt: skip
+    if known.things:
+        lines += ["", f"{len(known.things)} things; * those whose colour can be chosen"]
+        marked = [name + ("*" if known.names[name].paintable else "") for name in known.things]
+        wide = max(map(len, marked)) + 2
+        count = max(1, (width - 2) // wide)
+        rows = -(-len(marked) // count)
+        lines += [
+            "  " + "".join(each.ljust(wide) for each in marked[row::rows]).rstrip() for row in range(rows)
+        ]
+    return "\n".join(lines)

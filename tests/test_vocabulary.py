@@ -1,0 +1,367 @@
+"""What prompts mean to the embedded prior: names that it knows, words that are near one, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.cli import main
+from distill.conditions import prompts
+from distill.conditions.perp_neg import Curves
+from distill.embedded import things, words, world
+from distill.embedded.phrases import COLOURS, NEAR_COLOURS, OTHER_COLOURS, singulars
+from distill.embedded.prompt import Meaning, asked, told, understand
+from distill.embedded.vocabulary import describe, knowing, known, of_prior, read_names, write_names
+from distill.inputs import looks
+from distill.run import batch, execute, manifest
+from distill.run.checks import check_prompt
+from distill.run.compose import compose_config
+
+
+def rows_of(every: tuple[things.Thing, ...]) -> list[Any]:
+    """A row for each name, whose colour can be chosen where that of one of the objects can."""
+    chosen = {one.name for one in every if one.paint is not None}
+    return [
+        list(row)
+        for row in dict.fromkeys((one.name, one.article, one.name in chosen, one.also) for one in every)
+    ]
+
+
+ROWS = rows_of(things.table())
+ALL = knowing(ROWS)
+WORLD = knowing([])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of a prior that knows some things."""
+    names = {"sofa", "hamburger", "grand piano", "scissors", "bicycle", "table with tablecloth"}
+    rows: dict[str, Any] = {row[0]: row for row in ROWS if row[0] in names}
+    assert set(rows) == names
+    write_names(tmp_path, rows.values())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("prompt", "caption", "taken"),
+    [
+        ("a blue sofa", "a blue sofa", ()),
+        ("A Photo of the RED  mug.", "a red mug", ()),
+        ("red mug", "red mug", ()),
+        ("a mug", "a mug", ()),
+        ("a photo of an orange mug, left view", "a photo of an orange mug, left view", ()),
+        ("a mug that is orange", "a mug that is orange", ()),
+        ("the grand piano", "a grand piano", ()),
+        ("a grand-piano", "a grand piano", ()),
+        ("a blue table with tablecloth", "a blue table with tablecloth", ()),
+        ("rubik\u2019s cube", "a rubik's cube", ()),
+        ("red scissors", "red scissors", ()),
+        ("two blue mugs", "a blue mug", (("mugs", "mug"), ("two", ""))),
+        ("a sneaker", "sneakers", (("sneaker", "sneakers"),)),
+        ("a crimson mug", "a red mug", (("crimson", "red"),)),
+        ("a dark green mug", "a green mug", (("dark", ""),)),
+        ("a mug in blue", "a blue mug", ()),
+        ("a small red car", "a red small car", ()),
+        ("a coffee mug in navy", "a blue coffee mug", (("navy", "blue"),)),
+        ("a DSLR photo of a rusty red car, highly detailed", "a red car",
+         (("dslr photo", ""), ("highly detailed", ""), ("rusty", ""))),
+        ("a brown puppy, back view", "a brown dog, back view", (("puppy", "dog"),)),
+        ("a red lorry", "a red truck", (("lorry", "truck"),)),
+        ("a green hamburger", "a green hamburger", ()),
+    ],
+)  # fmt: skip
+def test_a_prompt_means_what_a_reader_takes_it_for(
+    prompt: str, caption: str, taken: tuple[tuple[str, str], ...]
+) -> None:
+    found = understand(prompt, ALL)
+    assert (found.caption, found.taken) == (caption, taken)
+
+
+def test_a_meaning_has_its_parts() -> None:
+    assert understand("a navy lorry, left view", ALL) == Meaning(
+        "blue", "truck", "left view", "a blue truck, left view", (("navy", "blue"), ("lorry", "truck"))
+    )
+    assert understand("a hamburger", ALL) == Meaning(None, "hamburger", None, "a hamburger")
+
+
+def test_what_is_taken_for_something_is_said_in_one_line() -> None:
+    said = {prompt: told(prompt, understand(prompt, ALL)) for prompt in ("a red mug", "a rusty blue lorry")}
+    assert said == {
+        "a red mug": "",
+        "a rusty blue lorry": "'a rusty blue lorry' is taken for 'a blue truck': 'lorry' is not known, 'truck' is; 'rusty' left out",
+    }
+
+
+def test_a_colour_that_cannot_be_chosen_goes_on_and_is_said() -> None:
+    assert not ALL.names["hamburger"].paintable and ALL.names["sofa"].paintable
+    found = understand("a green hamburger", ALL)
+    assert found.own_colour and "'green' may not be followed" in told("a green hamburger", found)
+    assert not understand("a hamburger", ALL).own_colour and not understand("a green sofa", ALL).own_colour
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("a purple dragon", "does not know 'dragon'"),
+        ("a asdfgh mug", "does not know 'asdfgh'"),
+        ("a red car seatt", "does not know 'seatt'"),
+        ("a red mug on a table", "'mug' and 'table'"),
+        ("a red mug with steam", "has 'with'"),
+        ("a red mug chair", "'mug' and 'chair'"),
+        ("a cat and a dog", "'cat' and 'dog'"),
+        ("a red blue mug", "'red' and 'blue'"),
+        ("a white mug", "does not know the colour 'white'"),
+        ("", "needs one thing"),
+        ("a red", "needs one thing"),
+        ("a", "needs one thing"),
+        ("...", "needs one thing"),
+    ],
+)  # fmt: skip
+def test_what_is_beyond_the_prior_is_refused_in_one_line(prompt: str, said: str) -> None:
+    with pytest.raises(ValueError, match=r"prior=FOLDER") as caught:
+        understand(prompt, ALL)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_refusal_names_the_five_nearest_names_and_how_to_list_them() -> None:
+    with pytest.raises(ValueError, match="distill priors embedded") as caught:
+        understand("a red zebra", ALL)
+    close = str(caught.value).partition("nearest of what it knows are ")[2].partition(";")[0].split(", ")
+    assert len(close) == 5 and set(close) < set(ALL.names) and "horse" in close
+    with pytest.raises(ValueError, match="nearest of what it knows are hamburger") as caught:
+        understand("a hamburgr", ALL)
+
+
+def test_the_world_alone_needs_a_colour_and_takes_what_is_near_its_kinds() -> None:
+    assert not WORLD.bare and set(WORLD.names) == set(world.KINDS)
+    assert understand("a green coffee mug", WORLD).caption == "a green mug"
+    with pytest.raises(ValueError, match="needs one colour and one kind"):
+        understand("a mug", WORLD)
+    for prompt in ("a red hamburger", "a blue grand piano", "a purple zebra", "a red dragon"):
+        with pytest.raises(ValueError, match="does not know"):
+            understand(prompt, WORLD)
+
+
+@pytest.mark.parametrize("own", [ALL, WORLD], ids=["things", "world"])
+def test_every_caption_of_every_name_is_understood_as_itself(own: Any) -> None:
+    views = (None, "front view", "back slightly right view", world.OVERHEAD)
+    colours = [*COLOURS, None] if own.bare else list(COLOURS)
+    for at, (name, (article, paintable)) in enumerate(own.names.items()):
+        for form in range(len(world.TEMPLATES)):
+            for step, colour in list(enumerate(colours))[(at + form) % 3 :: 3]:
+                view = views[(at + form + step) % len(views)]
+                text = things.caption(name, article, colour, view, form)
+                found = understand(text, own)
+                assert (found.name, found.colour, found.view, found.caption, found.taken) == (
+                    name, colour, view, text, (),
+                ), text  # fmt: skip
+                assert found.own_colour == (colour is not None and not paintable)
+
+
+def test_the_world_is_read_as_its_own_parser_reads_it() -> None:
+    for colour in COLOURS:
+        for kind in world.KINDS:
+            text = world.caption(colour, kind, "left view", 3)
+            found = understand(text, WORLD)
+            assert (found.colour, found.name) == world.parse(text)
+
+
+PIECES = st.sampled_from(
+    [*list(ALL.names)[::9], *COLOURS, *NEAR_COLOURS, "on", "and", "settee", "the", "photo", "of", "view", ",", "-", "'", "zebra",
+     "light", "in", "3d", "highly", "detailed", "mugs", "xyzzy", "front view", "\u2019s", "é", "ß", "İ", "\n", "${x}"]
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(st.text(max_size=60), st.lists(PIECES, max_size=7).map(" ".join)))
+def test_any_text_has_a_meaning_or_one_line(text: str) -> None:
+    for own in (ALL, WORLD):
+        try:
+            found = understand(text, own)
+        except ValueError as error:
+            assert str(error) and "\n" not in str(error)
+            continue
+        assert "\n" not in told(text, found)
+        again = understand(found.caption, own)
+        assert (again.caption, again.name, again.colour, again.taken) == (
+            found.caption, found.name, found.colour, (),
+        )  # fmt: skip
+
+
+def test_plurals_have_their_singulars() -> None:
+    found = {word: singulars(word)[0] for word in ("mugs", "cherries", "knives", "mice", "wine bottles", "snowmen", "glass")
+             if singulars(word)}  # fmt: skip
+    assert found == {"mugs": "mug", "cherries": "cherry", "knives": "knif", "mice": "mouse", "wine bottles": "wine bottle",
+                     "snowmen": "snowman"}  # fmt: skip
+    assert "knife" in singulars("knives") and "box" in singulars("boxes")
+
+
+def test_near_colours_name_the_eight_and_are_none_of_them() -> None:
+    assert not set(NEAR_COLOURS) & ({*COLOURS} | OTHER_COLOURS) and set(NEAR_COLOURS.values()) == set(COLOURS)
+
+
+def test_a_priors_folder_says_what_it_knows(folder: Path) -> None:
+    own = known(folder)
+    assert own.bare and own.things == (
+        "bicycle",
+        "grand piano",
+        "hamburger",
+        "scissors",
+        "sofa",
+        "table with tablecloth",
+    )
+    assert set(own.names) == {*own.things, "piano", "table", *world.KINDS}
+    assert own.names["scissors"].article == "" and own.names["piano"] == own.names["grand piano"]
+    assert of_prior(str(folder)) is own and known(folder) is own
+    assert of_prior("embedded") is not None and of_prior("sd-1.5") is None and of_prior("") is None
+    assert (
+        asked(str(folder), "a blue couch") == "a blue sofa"
+        and asked("exact", "a blue couch") == "a blue couch"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "version None"),
+        ('{"version": 2, "things": []}', "version 2"),
+        ('{"version": 1}', "got NoneType"),
+        ('{"version": 1, "things": [["Sofa", "a", true, ""]]}', "Sofa"),
+        ('{"version": 1, "things": [["sofa", "an", 1, ""]]}', "sofa"),
+        ('{"version": 1, "things": [["sofa", "the", true, ""]]}', "the"),
+        ('{"version": 1, "things": [["sofa", "a", true, ""], ["sofa", "a", true, ""]]}', "different names"),
+    ],
+)
+def test_a_broken_list_of_names_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "names.json").write_text(text)
+    with pytest.raises(ValueError, match=r"names\.json") as caught:
+        known(tmp_path)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_names_are_written_as_they_are_read(tmp_path: Path) -> None:
+    rows = [("sofa", "a", True, "couch"), ("scissors", "", False, "")]
+    write_names(tmp_path, rows)
+    assert read_names(tmp_path / "names.json") == rows
+    assert json.loads((tmp_path / "names.json").read_text())["version"] == 1
+    with pytest.raises(ValueError, match="different names"):
+        write_names(tmp_path, [("Sofa", "a", True, "")])
+
+
+class Asked:
+    """A prior that notes the texts that it is asked to embed."""
+
+    words, views, device = True, 1, torch.device("cpu")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.texts: list[str] = []
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def embed(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        self.texts = [*map(str, texts)]
+        return {"states": torch.zeros(len(texts), 2)}
+
+
+def test_the_prior_is_asked_in_its_own_words_with_those_of_the_view(folder: Path) -> None:
+    own: Any = Asked(str(folder))
+    views = prompts.view_words("four", "other")
+    prompts.conditioner(own, "a navy couch", "ugly, blurry couch", views, "a red bike", away=Curves())
+    sides = ("front view", "side view", "back view", "overhead view")
+    assert own.texts == [
+        *(f"a blue sofa, {side}" for side in sides), *(f"a red bicycle, {side}" for side in sides),
+        "", "ugly, blurry couch", "a blue sofa",
+    ]  # fmt: skip
+    other: Any = Asked("somebody's")
+    prompts.conditioner(other, "a navy couch")
+    assert other.texts == ["a navy couch", "", "", "a navy couch"]
+    with pytest.raises(ValueError, match="does not know 'dragon'"):
+        prompts.conditioner(own, "a dragon")
+
+
+def test_a_run_says_what_it_takes_a_prompt_for_before_it_loads(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stop(*_: object) -> None:
+        raise RuntimeError("loading")
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(execute, "assemble", stop)
+    config = compose_config(["prompt=a blue couch", f"prior={folder}"])
+    with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="loading"):
+        execute.run(config)
+    line = "'a blue couch' is taken for 'a blue sofa': 'couch' is not known, 'sofa' is"
+    assert caplog.messages == [line] and config.prompt == "a blue couch"
+    assert dict(looks(config))["prompt"]() == line == check_prompt(config)
+
+
+def test_a_queue_says_it_of_every_prompt_before_it_loads(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stop(*_: object) -> None:
+        raise RuntimeError("loading")
+
+    monkeypatch.chdir(folder)
+    (folder / "list.txt").write_text("a blue couch\na red mug\na dragon\na red bike\n")
+    monkeypatch.setattr(batch, "open_prior", stop)
+    monkeypatch.setattr(batch, "check_prior", lambda *_: None)
+    config = compose_config(["prompts=list.txt", f"prior={folder}"])
+    with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="loading"):
+        batch.run_prompts(config)
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "'a blue couch' is taken for 'a blue sofa'", "a dragon", "'a red bike' is taken for 'a red bicycle'",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="does not know 'dragon'"):
+        dict(looks(config))["prompts"]()
+    (folder / "list.txt").write_text("a blue couch\na red mug\n")
+    assert "2 prompts; 'a blue couch' is taken for" in dict(looks(config))["prompts"]()
+
+
+def test_the_command_lists_what_the_prior_knows(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["priors", "embedded"])
+    shown = capsys.readouterr().out
+    assert stopped.value.code == 0 and all(word in shown for word in (*world.KINDS, *COLOURS))
+    told_of = describe(known(folder)).splitlines()
+    assert told_of[0] == "16 kinds in 8 colours" and "6 things" in told_of[4]
+    listed = " ".join(told_of[5:])
+    assert all(name in listed for name in known(folder).things)
+    assert "sofa*" in listed and "hamburger*" not in listed
+    assert max(map(len, describe(ALL).splitlines())) <= 130
+
+
+def test_the_manifest_has_the_users_prompt_and_what_the_prior_was_asked_for(folder: Path) -> None:
+    prior: Any = Asked(str(folder))
+    job: Any = SimpleNamespace(prior=prior, state=SimpleNamespace(skipped=0), picture=None)
+    said = {
+        text: manifest.describe(compose_config([f"prompt={text}", f"prior={folder}"]), job)
+        for text in ("a navy couch", "a red mug")
+    }
+    assert said["a navy couch"]["prompt"] == "a navy couch" and said["a navy couch"]["asked"] == "a blue sofa"
+    assert "asked" not in said["a red mug"]
+
+
+def test_a_colour_in_a_name_is_part_of_it() -> None:
+    own = knowing([("golden retriever", "a", True, "")])
+    assert understand("a brown golden retriever", own).caption == "a brown golden retriever"
+    assert understand("a golden retriever", own).colour is None
+    assert understand("an orange mug", own).caption == "an orange mug"
+
+
+def test_words_are_read_only_where_one_is_not_known() -> None:
+    words.table.cache_clear()
+    understand("a photo of a crimson mug, left view", ALL)
+    assert words.table.cache_info().currsize == 0
+    understand("a crimson lorry", ALL)
+    assert words.table.cache_info().currsize == 1

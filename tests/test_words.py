@@ -1,0 +1,117 @@
+"""The table of words: small, whole, and as often right as is written; and what makes it."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distill.embedded import things, words
+from distill.embedded.phrases import COLOURS
+from distill.embedded.prompt import understand
+from distill.embedded.vocabulary import knowing
+
+ALL = knowing([(one.name, one.article, True, one.also) for one in things.table()])
+CASES = Path(__file__).parents[1] / "examples/embedded/word_cases.csv"
+
+
+def test_cases_that_did_not_choose_the_threshold_come_out_as_often_as_is_written() -> None:
+    with CASES.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))[1::2]
+    right = wrong = taken = far = 0
+    for row in rows:
+        wanted = set(row["names"].split("|")) - {""}
+        far += not wanted
+        try:
+            name = understand(row["given"], ALL).name
+        except ValueError:
+            continue
+        right, wrong, taken = (
+            right + (name in wanted),
+            wrong + (bool(wanted) and name not in wanted),
+            taken + (not wanted),
+        )
+    near = len(rows) - far
+    assert near >= 50 and far >= 50
+    assert right / near >= 0.75 and wrong / near <= 0.08 and taken / far <= 0.08
+
+
+def test_the_table_of_words_is_small_and_whole() -> None:
+    files = list(words.FOLDER.iterdir())
+    assert {path.name for path in files} == {words.LIST, words.BROADER, words.VECTORS, "CREDITS.md"}
+    assert sum(path.stat().st_size for path in files) < 3.2e6
+    table = words.table()
+    assert len(table.index) == len(table.letters) == len(table.vectors) > 20_000
+    assert table.vectors.dtype == np.int8 and (np.abs(table.vectors).max(1) == 127).all()
+    assert set(table.letters) == {"", "a", "f", "n", "p"}
+    assert set(ALL.names) | set(COLOURS) <= set(table.index)
+    assert all(set(names) <= set(ALL.names) for names in table.broader.values())
+
+
+def test_directions_are_of_length_one_and_a_phrase_has_the_mean_of_its_words() -> None:
+    cat, dog = (words.vector(word) for word in ("cat", "dog"))
+    assert cat is not None and dog is not None
+    assert np.linalg.norm(cat) == pytest.approx(1, abs=1e-6) and words.vector("xyzzy") is None
+    assert "cat dog" not in words.table().index
+    both = words.vector("cat dog")
+    assert both is not None
+    np.testing.assert_allclose(both, (cat + dog) / np.linalg.norm(cat + dog), atol=1e-6)
+    assert dict(words.nearest("cat", ["dog"]))["dog"] == pytest.approx(float(cat @ dog), abs=1e-6)
+
+
+def test_a_word_is_not_taken_for_what_it_only_stands_in_front_of() -> None:
+    assert words.nearest("hospital", ALL.names)[0][0] == "hospital bed"
+    assert words.taken_for("hospital", ALL.names) != "hospital bed"
+
+
+NOUNS = """\
+  1 a licence
+00000100 06 n 02 seat 0 Sitz 0 001 @ 00000900 n 0000 | for sitting on; "he took a seat"
+00000200 06 n 01 sofa 0 002 @ 00000100 n 0000 ~ 00000300 n 0000 | a soft seat
+00000300 06 n 02 settee 0 love_seat 0 001 @ 00000200 n 0000 | a small sofa
+00000400 04 n 01 sofa 0 000 | the act of sitting
+00000900 03 n 01 entity 0 000 | what is
+"""
+INDEX = """\
+  1 a licence
+seat n 1 1 @ 1 1 00000100
+sofa n 2 2 @ ~ 2 1 00000400 00000200
+settee n 1 1 @ 1 0 00000300
+love_seat n 1 1 @ 1 0 00000300
+entity n 1 0 1 0 00000900
+"""
+
+
+def test_wordnets_files_are_read_and_lead_upwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(CASES.parent))
+    wordnet, make = (importlib.import_module(name) for name in ("wordnet", "word_vectors"))
+    with pytest.raises(ValueError, match="wordnet-base"):
+        wordnet.read(tmp_path)
+    (tmp_path / "data.noun").write_text(NOUNS)
+    for part in ("noun", "verb", "adj", "adv"):
+        (tmp_path / f"index.{part}").write_text(INDEX if part == "noun" else "")
+    net = wordnet.read(tmp_path)
+    assert net.meant("sofa") == "00000200" and net.letter("sofa") == "a"  # the thing before the act
+    assert net.described("love seat") == "love seat, settee: a small sofa" and net.described("and") == "and"
+    assert net.letter("entity") == "" and net.of("and") == ()
+    named = make.by_sense(net, ["seat", "sofa", "tv stand"])
+    assert named == {"00000100": ["seat"], "00000200": ["sofa"]}
+    assert make.links(net, "settee", named) == {"sofa": 1, "seat": 2} and make.links(net, "sofa", named) == {
+        "seat": 1
+    }
+
+
+def test_small_vectors_keep_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(CASES.parent))
+    make = importlib.import_module("word_vectors")
+    generator = np.random.default_rng(0)
+    full = make.unit((generator.normal(size=(300, 50)) @ generator.normal(size=(50, 120))).astype(np.float32))
+    few = make.small(full)  # of rank 50, which 96 directions hold
+    assert few.dtype == np.int8 and few.shape == (300, make.DIMENSIONS)
+    assert (
+        np.abs(make.unit(few.astype(np.float32)) @ make.unit(few.astype(np.float32)).T - full @ full.T).max()
+        < 0.02
+    )
