@@ -22,7 +22,7 @@ from distill.embedded.prompt import Meaning, asked, told, understand
 from distill.embedded.vocabulary import describe, knowing, known, of_prior, read_names, write_names
 from distill.inputs import looks
 from distill.run import batch, execute, manifest
-from distill.run.checks import check_prompt
+from distill.run.checks import check_perp_neg, check_prompt
 from distill.run.compose import compose_config
 
 
@@ -365,3 +365,15 @@ def test_words_are_read_only_where_one_is_not_known() -> None:
     assert words.table.cache_info().currsize == 0
     understand("a crimson lorry", ALL)
     assert words.table.cache_info().currsize == 1
+
+
+def test_a_folder_that_names_things_is_run_as_the_embedded_prior_is(folder: Path) -> None:
+    own, other = (compose_config(["prompt=a sofa", f"prior={prior}"]) for prior in (folder, "sd-1.5"))
+    shipped = compose_config(["prompt=a red mug"])
+    assert (own.iterations, own.guidance) == (shipped.iterations, shipped.guidance)
+    assert own.guidance != other.guidance
+    words = prompts.view_words("auto", str(folder))
+    assert words is not None and words.words == world.VIEWS
+    assert prompts.view_words("auto", "sd-1.5").words == prompts.FOUR_VIEWS  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"view_words=four"):
+        check_perp_neg(compose_config(["prompt=a sofa", f"prior={folder}", "perp_neg.enabled=true"]))

@@ -64,11 +64,11 @@ def view_words(
     Raises:
         ValueError: the style is unknown, or has no such views.
     """
-    from distill.embedded import world
+    from distill.embedded import vocabulary, world
 
     own = {f"{view} view": text for view, text in (own or {}).items()}
     if style == "auto":
-        style = "sixteen" if prior_name == "embedded" and not own else "four"
+        style = "sixteen" if vocabulary.of_prior(prior_name) and not own else "four"
     name = partial(four_views, front_deg=front_deg, overhead_deg=overhead_deg)
     styles = {
         "none": None,

@@ -261,8 +261,10 @@ def check_perp_neg(config: DictConfig) -> None:
     Raises:
         ValueError: they name more, or none.
     """
+    from distill.embedded.vocabulary import of_prior
+
     style = config.view_words
-    if style == "auto" and config.prior == "embedded" and not any(config.views[name] for name in OWN_PROMPTS):
+    if style == "auto" and of_prior(config.prior) and not any(config.views[name] for name in OWN_PROMPTS):
         style = "sixteen"
     if config.perp_neg.enabled and style in ("sixteen", "none"):
         raise ValueError(

@@ -158,9 +158,12 @@ def _expand(alias: str, timesteps: str | None) -> dict[str, str]:
 
 
 def preset_of(prior: str) -> str:
-    """The preset of a prior's family, ``none`` where the family is not known."""
+    """The preset of a prior's family, ``none`` where the family is not known; ``embedded`` for a prior of the embedded world."""
+    from distill.embedded.vocabulary import of_prior
     from distill.priors.families import FAMILIES
 
+    if of_prior(prior):
+        return "embedded"
     family = FAMILIES.get(pipeline_of(prior))
     return family.preset if family else "none"
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.embedded import things, world
+from distill.embedded.vocabulary import Row
 
 WITHOUT_VIEW = 0.1
 #: Of the things whose colour can be chosen, so many are shown and told as they are.
@@ -93,10 +94,11 @@ class ThingPictures:
         ]
 
 
-def known(pack: things.Pack) -> dict[str, object]:
-    """What a prior that is trained on a pack knows, as ``names.json`` of its folder says it."""
-    rows = {}
-    for one, other in zip(pack.things, another_names(pack.things), strict=True):
-        paintable = one.paint is not None or rows.get(one.name, [0, 0, False])[2]
-        rows[one.name] = [one.name, one.article, paintable, "" if other == one.name else other]
-    return {"version": 1, "things": [rows[name] for name in sorted(rows)]}
+def known(pack: things.Pack) -> list[Row]:
+    """What a prior that is trained on a pack knows, a row for each name."""
+    chosen = {one.name for one in pack.things if one.paint is not None}
+    found = {
+        one.name: (one.name, one.article, one.name in chosen, "" if other == one.name else other)
+        for one, other in zip(pack.things, another_names(pack.things), strict=True)
+    }
+    return [found[name] for name in sorted(found)]

@@ -39,6 +39,7 @@ from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from distill.embedded import things, world
+from distill.embedded.vocabulary import write_names
 from distill.run.journal import stop_signals
 
 PATCH = 4
@@ -151,7 +152,7 @@ def write_folder(folder: Path, unet_state: dict[str, Tensor], encoder: CLIPTextM
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     if data.things:
-        (folder / "names.json").write_text(json.dumps(known(data.things.pack)) + "\n")
+        write_names(folder, known(data.things.pack))
 
 
 @dataclass
