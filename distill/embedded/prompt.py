@@ -250,7 +250,8 @@ def told(prompt: str, meaning: Meaning) -> str:
     if left_out:
         said.append(f"{', '.join(map(repr, left_out))} left out")
     if meaning.own_colour:
-        said.append(f"the colour of {meaning.name!r} is its own, and {meaning.colour!r} may not be followed")
+        said.append(f"a {meaning.name} has colours of its own, and {meaning.colour!r} may not be followed")
     if not said:
         return ""
-    return f"{shown(prompt)} is taken for {meaning.caption!r}: {'; '.join(said)}"
+    taken = f" is taken for {meaning.caption!r}" if meaning.taken else ""
+    return f"{shown(prompt)}{taken}: {'; '.join(said)}"
