@@ -81,5 +81,5 @@ def test_over_the_kinds_alone_the_first_caption_decides() -> None:
 
 
 def test_a_colour_that_no_caption_says_is_refused() -> None:
-    with pytest.raises(ValueError, match="'a red cactus'; its colour cannot be chosen"):
+    with pytest.raises(ValueError, match="'a red cactus': either its colour cannot be chosen"):
         captions.right(torch.zeros(1, 1), [("cactus", "red")], [("cactus", None)])

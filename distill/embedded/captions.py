@@ -119,12 +119,18 @@ def right(similarity: Tensor, asked: Sequence[Meaning], said: Sequence[Meaning] 
     known = set(said) | {(name, None) for name, _ in said}
     for name, colour in asked:
         if (name, colour) not in known:
-            raise ValueError(f"no caption to rank says {write(name, colour)!r}; its colour cannot be chosen")
+            raise ValueError(
+                f"no caption to rank says {write(name, colour)!r}: either its colour cannot be chosen, or the judge does not "
+                "know the name"
+            )
     number = {name: index for index, name in enumerate(articles())}
     hue = {colour: index for index, colour in enumerate((None, *world.COLOURS))}
-    of_name, of_hue = (torch.tensor(row) for row in zip(*((number[n], hue[c]) for n, c in said), strict=True))
-    name, colour = (torch.tensor(row) for row in zip(*((number[n], hue[c]) for n, c in asked), strict=True))
-    named = of_name[similarity.argmax(1)] == name
-    coloured = (of_name == name[:, None]) & (of_hue > 0)
-    first = of_hue[similarity.masked_fill(~coloured, -torch.inf).argmax(1)]
-    return named & ((colour == 0) | (first == colour))
+
+    def indices(listed: Sequence[Meaning]) -> tuple[Tensor, Tensor]:
+        return torch.tensor([number[name] for name, _ in listed]), torch.tensor([hue[c] for _, c in listed])
+
+    (names, colours), (wanted, wanted_colour) = indices(said), indices(asked)
+    named = names[similarity.argmax(1)] == wanted
+    coloured = (names == wanted[:, None]) & (colours > 0)
+    first = colours[similarity.masked_fill(~coloured, -torch.inf).argmax(1)]
+    return named & ((wanted_colour == 0) | (first == wanted_colour))
