@@ -4,9 +4,11 @@ It is trained on every pair of colour and name of both halves, including those h
 kinds. Blur, shifts, recolouring and noise imitate the renders of an optimised scene. ``--things`` names the pack that
 ``render_things.py pack`` makes; ``--start`` names an earlier judge's folder, whose weights are its first.
 
-Run it from this folder; an interrupted run continues when started again. The shipped weights began with those of the kinds alone (240,000
-pictures of them, batches of 128):
-    python train_judge.py --work ~/judge --things ~/things/pack --start KINDS --images 300000
+Run it from this folder; an interrupted run continues when started again:
+    python train_judge.py --work ~/judge --things ~/things/pack --start ../../distill/embedded/judge --images 415000 --output ~/judge/weights
+
+The weights that ship know the kinds alone. They were made by this script before it read things: 240,000 pictures of the kinds, in batches
+of 128 with four pictures of each pair and a peak learning rate of 0.002.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from judge_pictures import FRESH_SEED, Half, Source, of_pack, of_world, over_whi
 from torch import Tensor
 from tqdm import tqdm
 
-from distill.embedded.judge import SHIPPED, Judge, load_judge, save_judge, vocabulary
+from distill.embedded.judge import Judge, load_judge, save_judge, vocabulary
 
 SEED = 10_000_000
 
@@ -82,14 +84,16 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures and training state")
     parser.add_argument("--things", type=Path, required=True, help="pack of real things")
     parser.add_argument("--start", type=Path, help="folder of an earlier judge whose weights to begin with")
-    parser.add_argument("--share", type=float, default=0.2, help="of the sixteen kinds among the pictures")
+    parser.add_argument("--share", type=float, default=0.3, help="of the sixteen kinds among the pictures")
     parser.add_argument("--images", type=int, default=400_000, help="pictures to train on, in all")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--peak-lr", type=float, default=1.5e-3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="of the CPU; torch's choice without it")
     parser.add_argument("--save-minutes", type=float, default=1)
-    parser.add_argument("--output", type=Path, default=SHIPPED, help="rewritten at each save")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of the weights, rewritten at each save"
+    )
     options = parser.parse_args()
     if not 0 <= options.share <= 1:
         parser.error(f"--share must be in [0, 1], not {options.share}")
