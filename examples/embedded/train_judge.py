@@ -185,7 +185,8 @@ def main() -> None:
     judge = Judge(vocabulary())
     if options.start:
         begin_with(judge, load_judge(folder=options.start))
-    judge = judge.to(options.device, memory_format=torch.channels_last)
+    judge = judge.to(options.device)
+    judge.image_tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     print(f"judge: {sum(p.numel() for p in judge.parameters()) / 1e6:.2f}M parameters")
     train(judge, source, fresh, options)
     clean, worn = (accuracy(judge, fresh, torch.Generator().manual_seed(1), worn) for worn in (False, True))
