@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from tiny_things import Tiny, view_of
 
-from distill.embedded import things, world
-from distill.lab.truth import Source, asked, captions
+from distill.embedded import captions, things, world
+from distill.lab.truth import Source, asked
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -134,7 +134,8 @@ def test_samples_ask_for_every_name_in_every_way(samples: Any, tiny: Tiny) -> No
 
 
 def test_a_sample_is_right_where_the_judge_names_what_was_asked_for(samples: Any, tiny: Tiny) -> None:
-    said = captions(tiny.things)
+    meanings = captions.of(tiny.things)
+    said = [captions.write(*meaning) for meaning in meanings]
     blue = samples.Request("stool", "a", "blue", 0, "trained")
     plain = samples.Request("stool", "a", None, 0, "as it is")
 
@@ -148,7 +149,7 @@ def test_a_sample_is_right_where_the_judge_names_what_was_asked_for(samples: Any
         ranked = [*order, *(caption for caption in said if caption not in order)]
         shown = torch.tensor([said.index(caption) for caption in ranked]).float().expand(1, 3, 1, -1)
         judge: Any = Fixed()
-        (found,) = samples.judge_right(judge, shown, [one], said)
+        (found,) = samples.judge_right(judge, shown, [one], meanings)
         return bool(found)
 
     assert right(blue, "a blue stool") and not right(blue, "a red stool")
@@ -192,7 +193,7 @@ def test_things_are_sampled_judged_and_drawn(
     pack = things.read_pack(tmp_path / "pack")
     evaluate = importlib.import_module("evaluate_prior")
     options = SimpleNamespace(things=None, steps=1, scale=1.0, seed=0, things_sheet=tmp_path / "things.png")
-    judge, said = tiny_things.judge_of(["stool", "vase"]), captions(pack.things)
+    judge, said = tiny_things.judge_of(["stool", "vase"]), captions.of(pack.things)
     text = evaluate.evaluate_names(options, judge, load_prior("embedded"), pack, said)
     assert text.splitlines()[0].startswith("| things, measured by the judge")
     with Image.open(tmp_path / "things.png") as sheet:

@@ -25,7 +25,6 @@ from distill.lab.truth import (
     Truth,
     asked,
     best_shape,
-    captions,
     check,
     matches,
     nearest,
@@ -93,16 +92,6 @@ def test_what_has_no_one_truth_is_refused_in_one_line(prompt: str, said: str) ->
     with pytest.raises(ValueError, match=said) as caught:
         asked(prompt)
     assert "\n" not in str(caught.value)
-
-
-def test_captions_are_of_all_pairs_and_names(tiny: Tiny) -> None:
-    said = captions(tiny.things)
-    # A stool as it is and in eight colours, a vase as it is.
-    assert said[:128] == world.all_captions() and len(said) == len(set(said)) == 128 + 9 + 1
-    assert said[128:130] == ["a stool", "a red stool"] and said[-1] == "a vase"
-    every = captions(things.table())
-    paintable = {thing.name for thing in things.table() if thing.paint is not None}
-    assert len(every) == len(set(every)) == 128 + len(things.names()) + 8 * len(paintable)
 
 
 def corners_seen(size_cm: tuple[float, float, float], azimuth_deg: float, size: int) -> np.ndarray[Any, Any]:

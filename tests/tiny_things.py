@@ -13,7 +13,7 @@ import torch
 from distill.cameras import orbit
 from distill.contracts import Render
 from distill.embedded import things
-from distill.embedded.judge import Judge, world_vocabulary
+from distill.embedded.judge import Judge, load_judge
 from distill.embedded.shoot import shoot
 
 #: A closed box in OBJ's axes, all in one material.
@@ -97,4 +97,4 @@ def view_of(thing: things.Thing, archives: Path, turned_deg: float = 0.0, paint:
 def judge_of(names: list[str]) -> Judge:
     """A judge that knows these words beside the world's, and was trained on nothing."""
     torch.manual_seed(0)
-    return Judge([*world_vocabulary(), *names]).eval().requires_grad_(False)
+    return Judge([*load_judge().vocabulary, *names]).eval().requires_grad_(False)

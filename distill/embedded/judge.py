@@ -1,4 +1,4 @@
-"""An independent image-text model that says what a picture of the embedded world shows.
+"""An independent image-text model that says what a picture of either half of the embedded world shows.
 
 It measures and never guides: its architecture, its pictures and its weights are not the prior's. Two towers
 map pictures and captions to one sphere, trained by contrast as in CLIP (Radford et al. 2021,
@@ -8,7 +8,7 @@ arXiv:2103.00020); ``examples/embedded/train_judge.py`` makes the weights.
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from distill.embedded import world
+from distill.embedded import captions, world
+from distill.embedded.captions import words
 
 #: Height and width of the pictures that the judge looks at; others are resized.
 SIZE = 64
@@ -60,21 +61,15 @@ def _image_tower(channels: tuple[int, int, int] = (48, 96, 192)) -> nn.Sequentia
     )
 
 
-def words(caption: str) -> list[str]:
-    """Split a caption into lower-case words, without punctuation."""
-    return re.findall(r"[^\W_]+", caption.lower())
-
-
-def world_vocabulary() -> list[str]:
-    """Every word of the world's captions, sorted; a word's index here is one less than its number."""
-    captions = [
-        world.caption(colour, kind, view, template)
-        for colour in world.COLOURS
-        for kind in world.KINDS
-        for view in world.VIEWS
+def vocabulary() -> list[str]:
+    """Every word of the captions of both halves, sorted; a word's index here is one less than its number."""
+    pairs = [("mug", colour, view) for colour in world.COLOURS for view in world.VIEWS]
+    phrasings = [
+        captions.write(*said, template)
+        for said in [*pairs, ("scissors", "red", None)]  # what is plural has "are"
         for template in range(len(world.TEMPLATES))
     ]
-    return sorted({word for caption in captions for word in words(caption)})
+    return sorted({word for text in [*phrasings, *captions.all_captions()] for word in words(text)})
 
 
 class Judge(nn.Module):
@@ -96,17 +91,18 @@ class Judge(nn.Module):
             images = interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
         return normalize(self.image_tower(images.clamp(0, 1) * 4 - 2), dim=-1)
 
-    def text_features(self, captions: list[str]) -> Tensor:
+    def text_features(self, captions: Sequence[str]) -> Tensor:
         """Map captions to unit vectors ``[captions, 128]``.
 
         Raises:
-            ValueError: a caption is empty or has a word that is not one of the world's.
+            ValueError: a caption is empty or has a word that is not in the vocabulary.
         """
         rows = [words(caption) for caption in captions]
         unknown = [word for row in rows for word in row if word not in self.number]
         if unknown or not all(rows):
             what = f"know {unknown[0]!r}" if unknown else "read an empty caption"
-            raise ValueError(f"the judge does not {what}; its words are {', '.join(self.vocabulary)}")
+            known = f"the {len(self.vocabulary)} words of the captions that it was trained on"
+            raise ValueError(f"the judge does not {what}; it knows {known}")
         lengths = [len(row) for row in rows]
         numbers = [[self.number[word] for word in row] + [0] * (max(lengths) - len(row)) for row in rows]
         states, _ = self.reader(self.embedding(torch.tensor(numbers, device=self.log_scale.device)))
@@ -115,7 +111,12 @@ class Judge(nn.Module):
         return normalize(self.text_head(last), dim=-1)
 
     @torch.no_grad()
-    def rank(self, images: Tensor, captions: list[str]) -> Tensor:
+    def similarity(self, images: Tensor, captions: Sequence[str]) -> Tensor:
+        """Cosine of each picture with each caption, ``[batch, captions]``; images as ``rank`` takes them."""
+        images = images.to(self.log_scale.device)
+        return self.image_features(images) @ self.text_features(captions).T
+
+    def rank(self, images: Tensor, captions: Sequence[str]) -> Tensor:
         """Order captions by how well they describe each picture, best first.
 
         Args:
@@ -125,9 +126,7 @@ class Judge(nn.Module):
         Returns:
             Indices into ``captions``, shape ``[batch, captions]``.
         """
-        images = images.to(self.log_scale.device)
-        similarity = self.image_features(images) @ self.text_features(captions).T
-        return similarity.argsort(dim=1, descending=True)
+        return self.similarity(images, captions).argsort(dim=1, descending=True)
 
 
 class ImageTower(nn.Module):
@@ -166,21 +165,35 @@ class ImageTower(nn.Module):
         save_judge(self.judge, Path(folder))
 
 
-def r_precision(judge: Judge, images: Tensor, prompt: str) -> float:
-    """R-precision at 1: the share of pictures of which the judge, given all 128 pairs, names the prompt's.
+def readable(judge: Judge) -> tuple[captions.Meaning, ...]:
+    """What the captions say that a judge has words for: those of both halves, or of the kinds alone for one trained on these."""
+    named = {name for name in captions.articles() if all(word in judge.number for word in words(name))}
+    return tuple(meaning for meaning in captions.meanings() if meaning[0] in named)
+
+
+def r_precision(
+    judge: Judge, images: Tensor, prompt: str, among: Sequence[captions.Meaning] | None = None
+) -> float:
+    """R-precision at 1: the share of pictures for which the judge ranks the prompt's name and colour first.
+
+    A picture is right if the first of all captions says the prompt's name and, where the prompt says a colour, the first
+    caption of that name that says a colour says that one.
 
     Args:
         judge: from ``load_judge``.
         images: in [0, 1], shape ``[batch, 3, height, width]``.
-        prompt: says a colour and a kind, in any of the world's phrasings.
+        prompt: says a name, and a colour or none, in any of the world's phrasings.
+        among: what the captions to rank say; None for all that the judge has words for.
 
     Raises:
-        ValueError: the prompt is not one of the world's.
+        ValueError: the prompt says none of the names, or a colour that cannot be chosen.
 
     Source: Park et al. 2021, as used with CLIP by DreamFields and DreamFusion.
     """
-    right = world.all_captions().index(world.caption(*world.parse(prompt)))
-    return (judge.rank(images, world.all_captions())[:, 0] == right).float().mean().item()
+    said = readable(judge) if among is None else tuple(among)
+    asked = [captions.parse(prompt)] * len(images)
+    found = judge.similarity(images, [captions.write(*meaning) for meaning in said]).cpu()
+    return captions.right(found, asked, said).float().mean().item()
 
 
 def save_judge(judge: Judge, folder: Path = SHIPPED) -> None:

@@ -7,7 +7,7 @@ from the pack's pictures, else none.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -157,20 +157,6 @@ def _asked_thing(prompt: str, source: Source) -> Asked:
             )
     held_out = colour is not None and things.held_out(colour, names[0])
     return Asked(names[0], colour, things.caption(names[0], found[0].article, colour), held_out, tuple(found))
-
-
-def captions(table: Iterable[things.Thing]) -> list[str]:
-    """All that a judge of the world and of things chooses between, each once.
-
-    Returns:
-        The world's captions, then for each name one as it is and, where its colour can be chosen, one for each colour.
-    """
-    said = world.all_captions()
-    for thing in table:
-        said.append(things.caption(thing.name, thing.article))
-        if thing.paint is not None:
-            said += [things.caption(thing.name, thing.article, colour) for colour in world.COLOURS]
-    return list(dict.fromkeys(said))
 
 
 def check(prompts: Sequence[str], source: Source, judge: Judge) -> None:

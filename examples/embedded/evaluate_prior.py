@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +22,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
-from distill.embedded import things, world
+from distill.embedded import captions, things, world
 from distill.embedded.judge import Judge, load_judge
 from distill.embedded.shapes import ORIENTED
-from distill.lab.truth import captions, check_words
+from distill.lab.truth import check_words
 from distill.priors import load_prior
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.sampling import sample
@@ -191,14 +192,18 @@ def evaluate_kinds(
 
 
 def evaluate_names(
-    options: argparse.Namespace, judge: Judge, prior: DiffusionPrior, pack: things.Pack, candidates: list[str]
+    options: argparse.Namespace,
+    judge: Judge,
+    prior: DiffusionPrior,
+    pack: things.Pack,
+    said: Sequence[captions.Meaning],
 ) -> str:
     """Sample things, draw 64 of the samples, and return the tables."""
     asked = evaluate_things.requests(pack.things, options.things or len(things.names(pack.things)))
     prompts = [one.prompt for one in asked]
     made = pictures_of(prior, prompts, options.steps, options.scale, options.seed + 2)
     fresh = evaluate_things.true_pictures(pack, asked)
-    truth, right = (evaluate_things.judge_right(judge, x, asked, candidates) for x in (fresh, made))
+    truth, right = (evaluate_things.judge_right(judge, x, asked, said) for x in (fresh, made))
     shown = evaluate_things.chosen(len(asked))
     evaluate_things.draw_sheet(made[shown], [asked[index] for index in shown], options.things_sheet)
     counted = evaluate_things.summary(asked, truth, right)
@@ -209,13 +214,14 @@ def main() -> None:
     options = parse_options()
     pack = None if options.pack is None else things.read_pack(options.pack)
     judge = load_judge()
-    candidates = captions(() if pack is None else pack.things)
+    said = captions.of(() if pack is None else pack.things)
+    candidates = [captions.write(*meaning) for meaning in said]
     check_words(candidates, judge)
     prior = load_prior(options.prior, options.device)
     setup = f"{options.steps} DDIM steps, guidance scale {options.scale:g}, seed {options.seed}, "
     parts = [setup + f"judged among {len(candidates)} captions"]
     if pack is not None:
-        parts.append(evaluate_names(options, judge, prior, pack, candidates))
+        parts.append(evaluate_names(options, judge, prior, pack, said))
         print(parts[-1], flush=True)
     parts.append(evaluate_kinds(options, judge, prior, candidates))
     print(parts[-1])

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from distill.embedded import things, world
+from distill.embedded import captions, things, world
 from distill.embedded.judge import Judge
 
 #: Ways to ask for a name, in turn; one whose colour cannot be chosen is always asked for as it is.
@@ -63,22 +63,16 @@ def requests(listed: Sequence[things.Thing], count: int) -> list[Request]:
     return made
 
 
-def judge_right(judge: Judge, images: Tensor, asked: Sequence[Request], candidates: list[str]) -> list[bool]:
-    """Tell whether the judge's first caption of all says the name that was asked for, and its first colour for it the colour.
-
-    A caption without a colour is true of a thing in any colour, so it neither hides one nor stands for one; and a thing that
-    was asked for as it is may be called by the colour that it has.
-    """
-    right = []
-    for order, one in zip(judge.rank(images, candidates).tolist(), asked, strict=True):
-        own = [things.caption(one.name, one.article, word) for word in (None, *world.COLOURS)]
-        named = candidates[order[0]] in own
-        coloured = (candidates[index] for index in order if candidates[index] in own[1:])
-        right.append(
-            named
-            and (one.colour is None or next(coloured) == things.caption(one.name, one.article, one.colour))
-        )
-    return right
+def judge_right(
+    judge: Judge, images: Tensor, asked: Sequence[Request], said: Sequence[captions.Meaning]
+) -> list[bool]:
+    """Tell of which pictures the judge says what was asked for, see ``distill.embedded.captions``; ``said`` is what it may say."""
+    order = judge.rank(images, [captions.write(*meaning) for meaning in said]).cpu()
+    similarity = torch.empty(order.shape).scatter_(
+        1, order, -torch.arange(order.shape[1]).float().expand_as(order)
+    )
+    hits: list[bool] = captions.right(similarity, [(one.name, one.colour) for one in asked], said).tolist()
+    return hits
 
 
 def true_pictures(pack: things.Pack, asked: Sequence[Request]) -> Tensor:

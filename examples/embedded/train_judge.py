@@ -1,11 +1,14 @@
 """Train the judge: a contrastive image-text model of the embedded world that is used for evaluation only.
 
-It is trained on every pair of colour and kind, including those held out from the prior, with other shapes. Blur, shifts,
-recolouring and noise imitate the renders of an optimised scene.
+It is trained on every pair of colour and name of both halves, including those held out from the prior, with other shapes of the world's
+kinds. Blur, shifts, recolouring and noise imitate the renders of an optimised scene. ``--things`` names the pack that
+``render_things.py pack`` makes; ``--start`` names an earlier judge's folder, whose weights are its first.
 
-Run it from this folder; an interrupted run continues when started again. The shipped weights were trained on 160,000 pictures, then
-continued to 240,000:
-    python train_judge.py --work ~/judge --images 240000
+Run it from this folder; an interrupted run continues when started again:
+    python train_judge.py --work ~/judge --things ~/things/pack --start ../../distill/embedded/judge --images 415000 --output ~/judge/weights
+
+The weights that ship know the kinds alone. They were made by this script before it read things: 240,000 pictures of the kinds, in batches
+of 128 with four pictures of each pair and a peak learning rate of 0.002.
 """
 
 from __future__ import annotations
@@ -13,128 +16,59 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 import time
 from pathlib import Path
 
 import dataset
 import torch
+from evaluate_judge import accuracy
+from judge_pictures import FRESH_SEED, Half, Source, of_pack, of_world, over_white, truth
 from torch import Tensor
-from torch.nn.functional import affine_grid, conv2d, grid_sample
 from tqdm import tqdm
 
-from distill.embedded import world
-from distill.embedded.judge import SHIPPED, Judge, save_judge, world_vocabulary
+from distill.embedded.judge import Judge, load_judge, save_judge, vocabulary
 
-SEED, FRESH_SEED = 10_000_000, 20_000_000
-WITH_VIEW = 0.5
-#: Pictures of each pair in a batch, so that captions of one pair that differ in the view meet.
-TOGETHER = 4
-
-
-def uniform(low: float, high: float, shape: tuple[int, ...], g: torch.Generator) -> Tensor:
-    return low + (high - low) * torch.rand(shape, generator=g)
-
-
-def move(layers: Tensor, g: torch.Generator) -> Tensor:
-    """Shift, zoom and roll a little; what comes in from outside is empty."""
-    n = len(layers)
-    roll, zoom = uniform(-0.12, 0.12, (n,), g), uniform(0.85, 1.25, (n,), g)
-    cos, sin = torch.cos(roll) * zoom, torch.sin(roll) * zoom
-    shift = uniform(-0.15, 0.15, (2, n), g)
-    theta = torch.stack([cos, -sin, shift[0], sin, cos, shift[1]], dim=1).view(n, 2, 3)
-    grid = affine_grid(theta, list(layers.shape), align_corners=False)
-    return grid_sample(layers, grid, align_corners=False)
-
-
-def blur(layers: Tensor, g: torch.Generator) -> Tensor:
-    """Blur by a Gaussian whose width, up to 1.5 pixels, is drawn for the batch."""
-    sigma = float(uniform(0.05, 1.5, (1,), g))
-    kernel = torch.exp(-0.5 * (torch.arange(-3, 4) / sigma).square())
-    kernel = (kernel / kernel.sum()).repeat(layers.shape[1], 1, 1, 1)
-    groups = layers.shape[1]
-    layers = conv2d(layers, kernel, padding=(0, 3), groups=groups)
-    return conv2d(layers, kernel.transpose(2, 3), padding=(3, 0), groups=groups)
-
-
-def recolour(image: Tensor, g: torch.Generator) -> Tensor:
-    """Change saturation, brightness and white balance a little, and add noise."""
-    n = len(image)
-    grey = image.mean(1, keepdim=True)
-    image = grey + (image - grey) * uniform(0.75, 1.4, (n, 1, 1, 1), g)
-    image = image * uniform(0.8, 1.15, (n, 1, 1, 1), g) * uniform(0.95, 1.05, (n, 3, 1, 1), g)
-    strength = uniform(0.0, 0.08, (n, 1, 1, 1), g)
-    return (image + strength * torch.randn(image.shape, generator=g)).clamp(0, 1)
-
-
-def picture(pictures: dataset.Pictures, index: Tensor, colour: Tensor, g: torch.Generator) -> Tensor:
-    """Make augmented pictures in [0, 1] of chosen renders in chosen colours, ``[batch, 3, 64, 64]``."""
-    layers = pictures.layers[index].permute(0, 3, 1, 2).float() / 255
-    layers = move(layers, g)
-    if torch.rand(1, generator=g) < 0.6:
-        layers = blur(layers, g)
-    n = len(index)
-    rgb = (pictures.palette[colour] + 0.03 * torch.randn(n, 3, generator=g)).clamp(0, 1)
-    # A thin scene lets the background through.
-    solid = uniform(0.75, 1.0, (n, 1, 1, 1), g) * layers[:, 4:5]
-    shown = layers[:, :3] + layers[:, 3:4] * rgb[:, :, None, None]
-    shown = shown * solid / layers[:, 4:5].clamp(min=1e-3)
-    background = uniform(0.4, 1.0, (n, 1, 1, 1), g).masked_fill(
-        torch.rand(n, 1, 1, 1, generator=g) < 0.4, 1.0
-    )
-    return recolour(shown + (1 - solid) * background, g)
+SEED = 10_000_000
 
 
 def plain(pictures: dataset.Pictures, index: Tensor, colour: Tensor) -> Tensor:
-    """Chosen renders in chosen colours over white, in [0, 1], ``[batch, 3, 64, 64]``."""
-    layers = pictures.layers[index].permute(0, 3, 1, 2).float() / 255
-    return layers[:, :3] + layers[:, 3:4] * pictures.palette[colour][:, :, None, None] + 1 - layers[:, 4:5]
+    """Chosen renders of the kinds in chosen colours over white, in [0, 1], ``[batch, 3, 64, 64]``."""
+    return over_white(pictures.layers[index], pictures.palette[colour])
 
 
-def contrast(judge: Judge, images: Tensor, captions: list[str], matches: Tensor) -> Tensor:
-    """CLIP's symmetric loss where several captions can be right for a picture, each as much as the others."""
-    logits = (
-        judge.log_scale.exp().clamp(max=50) * judge.image_features(images) @ judge.text_features(captions).T
-    )
-    rows = -(logits.log_softmax(1) * matches).sum(1) / matches.sum(1)
-    columns = -(logits.log_softmax(0) * matches).sum(0) / matches.sum(0)
+def contrast(
+    judge: Judge, images: Tensor, told: list[str], others: list[str], true: Tensor, open_: Tensor
+) -> Tensor:
+    """CLIP's symmetric loss where several captions can be right for a picture, each as much as the others.
+
+    Args:
+        judge: in training.
+        images: in [0, 1], shape ``[batch, 3, 64, 64]``.
+        told: a caption of each picture.
+        others: further captions, that are mostly wrong for all of them.
+        true: which of ``told`` and ``others`` are true of which picture, bool, shape ``[batch, told + others]``.
+        open_: of which that is not known, likewise; these count neither way.
+
+    Returns:
+        Scalar.
+    """
+    with torch.autocast(images.device.type, torch.bfloat16):
+        seen = judge.image_features(images)
+    # Those with a view are twice as long: read apart, the others need no padding.
+    texts = [*told, *others]
+    order = sorted(range(len(texts)), key=lambda index: ", " in texts[index])
+    few = sum(", " in text for text in texts)
+    parts = [order[: len(texts) - few], order[len(texts) - few :]]
+    read = torch.cat([judge.text_features([texts[index] for index in part]) for part in parts if part])
+    read = read[torch.tensor(order).argsort()]
+    logits = judge.log_scale.exp().clamp(max=50) * seen.float() @ read.T
+    logits = logits.masked_fill(open_ & ~true, -1e4)
+    weight = true.float()
+    rows = -(logits.log_softmax(1) * weight).sum(1) / weight.sum(1)
+    own, weight = logits[:, : len(told)], weight[:, : len(told)]
+    columns = -(own.log_softmax(0) * weight).sum(0) / weight.sum(0)
     return (rows.mean() + columns.mean()) / 2
-
-
-def draw(pictures: dataset.Pictures, batch: int, g: torch.Generator) -> tuple[Tensor, list[str], Tensor]:
-    """Draw pictures, a caption of each, and which caption is true of which picture (1 or 0)."""
-    pairs = batch // TOGETHER
-    kind = torch.randint(len(world.KINDS), (pairs,), generator=g)
-    # One render in sixteen is from overhead; these are the hardest to tell and are drawn four times as often.
-    weight = 1.0 + 3.0 * (pictures.view == world.VIEWS.index(world.OVERHEAD))
-    own = (pictures.kind == kind[:, None]) * weight
-    index = torch.multinomial(own, TOGETHER, replacement=True, generator=g).flatten()
-    kind, view = pictures.kind[index], pictures.view[index]
-    colour = torch.randint(len(world.COLOURS), (pairs,), generator=g).repeat_interleave(TOGETHER)
-    told = torch.rand(len(index), generator=g) < WITH_VIEW
-    template = torch.randint(len(world.TEMPLATES), (len(index),), generator=g)
-    names = list(world.COLOURS)
-    captions = [
-        world.caption(names[c], world.KINDS[k], world.VIEWS[v] if tell else None, form)
-        for c, k, v, tell, form in zip(
-            *(x.tolist() for x in (colour, kind, view, told, template)), strict=True
-        )
-    ]
-    same = (colour[:, None] == colour) & (kind[:, None] == kind) & ((view[:, None] == view) | ~told)
-    return picture(pictures, index, colour, g), captions, same.float()
-
-
-@torch.no_grad()
-def accuracy(judge: Judge, pictures: dataset.Pictures, g: torch.Generator, augmented: bool = False) -> float:
-    """The share of pictures whose first caption of the world's 128 has the right colour and kind."""
-    judge.eval()
-    device, right = judge.log_scale.device, 0
-    for index in torch.arange(len(pictures.kind)).split(256):
-        colour = torch.randint(len(world.COLOURS), (len(index),), generator=g)
-        images = picture(pictures, index, colour, g) if augmented else plain(pictures, index, colour)
-        best = judge.rank(images.to(device), world.all_captions())[:, 0].cpu()
-        right += int((best == pictures.kind[index] * len(world.COLOURS) + colour).sum())
-    judge.train()
-    return right / len(pictures.kind)
 
 
 def save_state(path: Path, state: dict[str, object]) -> None:
@@ -148,24 +82,61 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures and training state")
-    parser.add_argument("--images", type=int, default=240_000, help="pictures to train on, in all")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--peak-lr", type=float, default=2e-3)
+    parser.add_argument("--things", type=Path, required=True, help="pack of real things")
+    parser.add_argument("--start", type=Path, help="folder of an earlier judge whose weights to begin with")
+    parser.add_argument("--share", type=float, default=0.3, help="of the sixteen kinds among the pictures")
+    parser.add_argument("--images", type=int, default=400_000, help="pictures to train on, in all")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--peak-lr", type=float, default=1.5e-3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="of the CPU; torch's choice without it")
     parser.add_argument("--save-minutes", type=float, default=1)
-    parser.add_argument("--output", type=Path, default=SHIPPED, help="rewritten at each save")
-    return parser.parse_args()
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of the weights, rewritten at each save"
+    )
+    options = parser.parse_args()
+    if not 0 <= options.share <= 1:
+        parser.error(f"--share must be in [0, 1], not {options.share}")
+    if options.batch < 8 or options.batch % 2:
+        parser.error(f"--batch must be an even number from 8, not {options.batch}")
+    return options
 
 
-def main() -> None:
-    options = parse_options()
+def source_of(options: argparse.Namespace) -> tuple[Source, Half]:
+    """What training draws from, and true renders of the kinds for the progress line.
+
+    Raises:
+        ValueError: the pack cannot be read.
+    """
+    real = of_pack(options.things)
     dataset.build(options.work / "pictures", shapes_per_kind=24, seed=SEED)
     dataset.build(options.work / "fresh", shapes_per_kind=4, seed=FRESH_SEED)
+    g = torch.Generator()
+    kinds, fresh = (of_world(dataset.Pictures(options.work / name, g)) for name in ("pictures", "fresh"))
+    return Source(kinds, real, options.share), fresh
+
+
+def begin_with(judge: Judge, earlier: Judge) -> None:
+    """Take an earlier judge's weights, and those of the words that it knows."""
+    state = {name: value for name, value in earlier.state_dict().items() if name != "embedding.weight"}
+    judge.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        for word in set(judge.vocabulary) & set(earlier.vocabulary):
+            judge.embedding.weight[judge.number[word]] = earlier.embedding.weight[earlier.number[word]]
+
+
+def step(judge: Judge, source: Source, batch: int, g: torch.Generator) -> Tensor:
+    """The loss of a new batch."""
+    device = judge.log_scale.device
+    images, shown = source.draw(batch, g)
+    told, others = source.told(shown, g), source.others(shown, g)
+    true, open_ = (flags.to(device) for flags in truth(shown, told.beside(others)))
+    images = images.to(device).contiguous(memory_format=torch.channels_last)
+    return contrast(judge, images, told.captions(g), others.captions(g), true, open_)
+
+
+def train(judge: Judge, source: Source, fresh: Half, options: argparse.Namespace) -> None:
     g = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    pictures, fresh = (dataset.Pictures(options.work / name, g) for name in ("pictures", "fresh"))
-    judge = Judge(world_vocabulary()).to(options.device)
-    print(f"judge: {sum(p.numel() for p in judge.parameters()) / 1e6:.2f}M parameters")
     optimiser = torch.optim.AdamW(judge.parameters(), lr=options.peak_lr, weight_decay=0.02)
     seen, path = 0, options.work / "judge.pt"
     if path.exists():
@@ -183,8 +154,7 @@ def main() -> None:
     progress = tqdm(total=options.images, initial=seen, unit="img", mininterval=10)
     saved = time.time()
     while seen < options.images:
-        images, captions, matches = draw(pictures, options.batch, g)
-        loss = contrast(judge, images.to(options.device), captions, matches.to(options.device))
+        loss = step(judge, source, options.batch, g)
         optimiser.zero_grad()
         loss.backward()
         done = seen / options.images
@@ -196,14 +166,31 @@ def main() -> None:
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if time.time() - saved > 60 * options.save_minutes:
             save()
-            probe = torch.Generator().manual_seed(1)
-            tqdm.write(f"{seen} images, right on fresh renders: {accuracy(judge, fresh, probe):.2%}")
+            right = accuracy(judge, fresh, torch.Generator().manual_seed(1))
+            tqdm.write(f"{seen} images, fresh renders of the kinds right among all captions: {right:.2%}")
             saved = time.time()
     save()
     progress.close()
-    probe = torch.Generator().manual_seed(1)
-    clean, worn = accuracy(judge, fresh, probe), accuracy(judge, fresh, probe, augmented=True)
-    print(f"{seen} images; right on fresh renders {clean:.2%}, on augmented {worn:.2%}; in {options.output}")
+
+
+def main() -> None:
+    options = parse_options()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        source, fresh = source_of(options)
+    except ValueError as error:
+        sys.exit(f"train_judge: {error}")
+    torch.manual_seed(0)
+    judge = Judge(vocabulary())
+    if options.start:
+        begin_with(judge, load_judge(folder=options.start))
+    judge = judge.to(options.device)
+    judge.image_tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    print(f"judge: {sum(p.numel() for p in judge.parameters()) / 1e6:.2f}M parameters")
+    train(judge, source, fresh, options)
+    clean, worn = (accuracy(judge, fresh, torch.Generator().manual_seed(1), worn) for worn in (False, True))
+    print(f"kinds: right on fresh renders {clean:.2%}, on augmented {worn:.2%}; in {options.output}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,135 @@
+"""Captions of both halves of the embedded world, kinds and real things: what the judge ranks, and what it counts as right.
+
+A picture is right for a prompt if the first of all captions says the prompt's name and, where the prompt says a colour, the
+first caption of that name that says a colour says that one. A caption without a colour is true of a thing in any paint, so
+it can neither be wrong about the paint nor hide it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from distill.embedded import things, world
+
+#: A name, and the colour that is said with it or None.
+Meaning = tuple[str, str | None]
+
+
+def words(caption: str) -> list[str]:
+    """Split a caption into lower-case words, without punctuation."""
+    return re.findall(r"[^\W_]+", caption.lower())
+
+
+@lru_cache(maxsize=1)
+def articles() -> dict[str, str]:
+    """Every name of both halves, the world's kinds first, with its indefinite article, which is empty for some."""
+    kinds = {kind: things.article_of(kind) for kind in world.KINDS}
+    return kinds | {thing.name: thing.article for thing in sorted(things.table(), key=lambda one: one.name)}
+
+
+def of(table: Iterable[things.Thing]) -> tuple[Meaning, ...]:
+    """What is said of the world's kinds, in each colour, and of the names of a table, as they are and in each colour that can
+    be chosen for at least one object."""
+    table = sorted(table, key=lambda one: one.name)
+    chosen = {thing.name for thing in table if thing.paint is not None}
+    found: list[Meaning] = [(kind, colour) for kind in world.KINDS for colour in world.COLOURS]
+    for name in dict.fromkeys(thing.name for thing in table):
+        # The world's kinds have no colour of their own.
+        found += [(name, colour) for colour in (*(world.COLOURS if name in chosen else ()), None)]
+    return tuple(found)
+
+
+@lru_cache(maxsize=1)
+def meanings() -> tuple[Meaning, ...]:
+    """What each of ``all_captions`` says, in the same order."""
+    return of(things.table())
+
+
+def write(name: str, colour: str | None, view: str | None = None, template: int = 0) -> str:
+    """Write a caption of either half; ``template`` indexes ``world.TEMPLATES``."""
+    if name in world.KINDS and colour is not None:
+        return world.caption(colour, name, view, template)
+    return things.caption(name, articles().get(name, things.article_of(name)), colour, view, template)
+
+
+@lru_cache(maxsize=1)
+def all_captions() -> tuple[str, ...]:
+    """One caption, without a view, for each name in each colour that can be chosen, and for each thing as it is."""
+    return tuple(write(*meaning) for meaning in meanings())
+
+
+@lru_cache(maxsize=1)
+def _named() -> dict[tuple[str, ...], str]:
+    return {tuple(words(name)): name for name in articles()}
+
+
+def parse(text: str) -> Meaning:
+    """Read the name, and the colour if one is said, from a caption of either half, in any of the world's phrasings.
+
+    Raises:
+        ValueError: what remains without the phrasing, the colour and the view is no name.
+    """
+    plain = text.lower().strip()
+    for view in sorted(world.VIEWS, key=len, reverse=True):
+        plain = plain.removesuffix(f", {view}")
+    said = words(plain)
+    if (said[:1] == ["a"] and said[1:3] == ["photo", "of"]) or said[:2] == ["photo", "of"]:
+        said = said[said.index("of") + 1 :]
+    if said[:1] and said[0] in ("a", "an", "the"):
+        said = said[1:]
+    colour = None
+    if len(said) > 3 and said[-3] == "that" and said[-2] in ("is", "are") and said[-1] in world.COLOURS:
+        said, colour = said[:-3], said[-1]
+    elif said[:1] and said[0] in world.COLOURS:
+        said, colour = said[1:], said[0]
+    name = _named().get(tuple(said))
+    if name is None and set(words(plain)) & set(world.KINDS):
+        # The world's own reader takes words in any order.
+        colour, name = world.parse(text)
+    if name is None:
+        shown = text if len(text) <= 60 else text[:57] + "..."
+        raise ValueError(
+            f"{shown!r} names none of the embedded world's {len(articles())} things; write a colour and a name, such as "
+            f"'a red mug'; distill.embedded.captions.articles() lists the names"
+        )
+    return name, colour
+
+
+def right(similarity: Tensor, asked: Sequence[Meaning], said: Sequence[Meaning] | None = None) -> Tensor:
+    """Tell of which pictures captions in the order of these similarities are right, by the rule of this module.
+
+    Args:
+        similarity: of each picture with each caption, shape ``[batch, captions]``.
+        asked: what each picture should show; a colour of None asks for none.
+        said: what the captions say; None for ``meanings()``.
+
+    Returns:
+        bool, shape ``[batch]``.
+
+    Raises:
+        ValueError: no caption says what is asked for.
+    """
+    said = meanings() if said is None else tuple(said)
+    known = set(said) | {(name, None) for name, _ in said}
+    for name, colour in asked:
+        if (name, colour) not in known:
+            raise ValueError(
+                f"no caption to rank says {write(name, colour)!r}: either its colour cannot be chosen, or the judge does not "
+                "know the name"
+            )
+    number = {name: index for index, name in enumerate(articles())}
+    hue = {colour: index for index, colour in enumerate((None, *world.COLOURS))}
+
+    def indices(listed: Sequence[Meaning]) -> tuple[Tensor, Tensor]:
+        return torch.tensor([number[name] for name, _ in listed]), torch.tensor([hue[c] for _, c in listed])
+
+    (names, colours), (wanted, wanted_colour) = indices(said), indices(asked)
+    named = names[similarity.argmax(1)] == wanted
+    coloured = (names == wanted[:, None]) & (colours > 0)
+    first = colours[similarity.masked_fill(~coloured, -torch.inf).argmax(1)]
+    return named & ((wanted_colour == 0) | (first == wanted_colour))

@@ -1,0 +1,270 @@
+"""Pictures of both halves of the embedded world for the judge: training batches, and true renders that it never saw.
+
+Cameras of the fresh renders of things are drawn anew, from the true meshes; the pack's 34 views of each train.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import dataset
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+from tqdm import tqdm
+
+from distill.embedded import captions, things, world
+from distill.files.atomic import write_atomic
+
+#: Pictures of each pair in a batch, so that captions of one pair that differ in the view meet.
+TOGETHER = 2
+#: Names, drawn anew for each batch, whose captions stand beside those of the pictures.
+BESIDE = 128
+WITH_VIEW, WITH_COLOUR, IN_A_COLOUR = 0.4, 0.85, 0.5
+#: An index of colours and of views that stands for none.
+NONE = -1
+#: Pictures of each thing that are rendered anew, and the seed of what is fresh in both halves.
+FRESH_EACH, FRESH_SEED = 4, 20_000_000
+
+
+@dataclass(frozen=True)
+class Half:
+    """Renders before their colour is chosen.
+
+    Attributes:
+        layers: as ``dataset.Pictures`` has them, uint8, shape ``[pictures, 64, 64, 5]``.
+        name: each picture's index in ``captions.articles()``, shape ``[pictures]``.
+        view: its index in ``world.VIEWS``, likewise.
+        paint: its own colour, sRGB, shape ``[pictures, 3]``.
+        chosen: whether that can be changed, bool, shape ``[pictures]``.
+    """
+
+    layers: Tensor
+    name: Tensor
+    view: Tensor
+    paint: Tensor
+    chosen: Tensor
+
+    def rows(self, listed: list[int]) -> tuple[Tensor, ...]:
+        """Indices of the pictures of each name."""
+        return tuple((self.name == name).nonzero()[:, 0] for name in listed)
+
+
+def of_world(pictures: dataset.Pictures) -> Half:
+    """The half of kinds."""
+    n = len(pictures.kind)
+    chosen = torch.ones(n, dtype=torch.bool)
+    return Half(pictures.layers, pictures.kind, pictures.view, torch.zeros(n, 3), chosen)
+
+
+def _of_things(listed: tuple[things.Thing, ...], angles: Tensor, layers: Tensor) -> Half:
+    """The half of things, ``[things, views, ...]`` brought to one row of pictures."""
+    number = {name: index for index, name in enumerate(captions.articles())}
+    each = angles.shape[1]
+    view = [world.VIEWS.index(world.view_of(float(a), float(e))) for a, e, _ in angles.flatten(0, 1)]
+    name = torch.tensor([number[thing.name] for thing in listed]).repeat_interleave(each)
+    paint = torch.tensor([thing.paint or (0.0, 0.0, 0.0) for thing in listed]).repeat_interleave(each, dim=0)
+    chosen = torch.tensor([thing.paint is not None for thing in listed]).repeat_interleave(each)
+    return Half(layers.flatten(0, 1), name, torch.tensor(view), paint, chosen)
+
+
+def of_pack(folder: Path) -> Half:
+    """The half of things, from their pack.
+
+    Raises:
+        ValueError: see ``things.read_pack``; or the pack names what the library's table does not.
+    """
+    pack = things.read_pack(folder)
+    unknown = sorted({thing.name for thing in pack.things} - set(captions.articles()))
+    if unknown:
+        raise ValueError(
+            f"{folder} has {unknown[0]!r}, which the table does not; make it again with render_things.py pack"
+        )
+    layers = torch.stack([pack.layers(index) for index in range(len(pack.things))])
+    return _of_things(pack.things, pack.angles, layers)
+
+
+def fresh_things(archives: Path, folder: Path, seed: int) -> Half:
+    """True renders of each thing from cameras drawn anew, ``FRESH_EACH`` each, rendered once into ``folder``.
+
+    Raises:
+        ValueError: an archive is missing or a model cannot be read.
+    """
+    from render_things import cameras_of, draw_angles, shoot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    layers, angles = [], []
+    for thing in tqdm(things.table(), "fresh things", mininterval=10):
+        said = f"{seed} {FRESH_EACH} {thing.archive} {thing.model} {thing.turn} {thing.size_cm} {thing.paint}"
+        path = folder / f"{thing.id.replace('/', '_')} {hashlib.sha256(said.encode()).hexdigest()[:12]}.npz"
+        if not path.exists():
+            drawn = draw_angles(thing, seed)
+            rng = np.random.default_rng(int.from_bytes(hashlib.sha256(said.encode()).digest()[:8], "big"))
+            chosen = drawn[rng.choice(len(drawn), FRESH_EACH, replace=False)]
+            made = shoot(things.model(thing, archives), thing.paint, cameras_of(chosen), things.SIZE, 3)
+            file = io.BytesIO()
+            np.savez_compressed(file, layers=np.round(255 * made).astype(np.uint8), angles=chosen)
+            write_atomic(path, file.getvalue())
+        with np.load(path) as one:
+            layers.append(torch.from_numpy(one["layers"]))
+            angles.append(torch.from_numpy(one["angles"]))
+    return _of_things(things.table(), torch.stack(angles), torch.stack(layers))
+
+
+def uniform(low: float, high: float, shape: tuple[int, ...], g: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=g)
+
+
+def move(layers: Tensor, g: torch.Generator) -> Tensor:
+    """Shift, zoom and roll a little; what comes in from outside is empty."""
+    n = len(layers)
+    roll, zoom = uniform(-0.12, 0.12, (n,), g), uniform(0.85, 1.25, (n,), g)
+    cos, sin = torch.cos(roll) * zoom, torch.sin(roll) * zoom
+    shift = uniform(-0.15, 0.15, (2, n), g)
+    theta = torch.stack([cos, -sin, shift[0], sin, cos, shift[1]], dim=1).view(n, 2, 3)
+    grid = affine_grid(theta, list(layers.shape), align_corners=False)
+    return grid_sample(layers, grid, align_corners=False)
+
+
+def blur(layers: Tensor, g: torch.Generator) -> Tensor:
+    """Blur by a Gaussian whose width, up to 1.5 pixels, is drawn for the batch."""
+    sigma = float(uniform(0.05, 1.5, (1,), g))
+    size = layers.shape[-1]
+    apart = torch.arange(size)[:, None] - torch.arange(size)
+    kernel = torch.exp(-0.5 * (torch.arange(-3, 4) / sigma).square()).sum()
+    # As a matrix: on a CPU, far quicker than a convolution of each channel.
+    band = torch.exp(-0.5 * (apart / sigma).square()).masked_fill(apart.abs() > 3, 0) / kernel
+    return band @ layers @ band
+
+
+def recolour(image: Tensor, g: torch.Generator) -> Tensor:
+    """Change saturation, brightness and white balance a little, and add noise."""
+    n = len(image)
+    grey = image.mean(1, keepdim=True)
+    image = grey + (image - grey) * uniform(0.75, 1.4, (n, 1, 1, 1), g)
+    image = image * uniform(0.8, 1.15, (n, 1, 1, 1), g) * uniform(0.95, 1.05, (n, 3, 1, 1), g)
+    strength = uniform(0.0, 0.08, (n, 1, 1, 1), g)
+    return (image + strength * torch.randn(image.shape, generator=g)).clamp(0, 1)
+
+
+def augmented(stored: Tensor, paint: Tensor, g: torch.Generator) -> Tensor:
+    """Make augmented pictures in [0, 1] of renders ``[batch, 64, 64, 5]`` in paints ``[batch, 3]``."""
+    layers = move(stored.permute(0, 3, 1, 2).float() / 255, g)
+    if torch.rand(1, generator=g) < 0.6:
+        layers = blur(layers, g)
+    n = len(layers)
+    rgb = (paint + 0.03 * torch.randn(n, 3, generator=g)).clamp(0, 1)
+    # A thin scene lets the background through.
+    solid = uniform(0.75, 1.0, (n, 1, 1, 1), g) * layers[:, 4:5]
+    shown = layers[:, :3] + layers[:, 3:4] * rgb[:, :, None, None]
+    shown = shown * solid / layers[:, 4:5].clamp(min=1e-3)
+    background = uniform(0.4, 1.0, (n, 1, 1, 1), g).masked_fill(
+        torch.rand(n, 1, 1, 1, generator=g) < 0.4, 1.0
+    )
+    return recolour(shown + (1 - solid) * background, g)
+
+
+def over_white(stored: Tensor, paint: Tensor) -> Tensor:
+    """Renders ``[batch, 64, 64, 5]`` in paints ``[batch, 3]`` over white, in [0, 1], ``[batch, 3, 64, 64]``."""
+    layers = stored.permute(0, 3, 1, 2).float() / 255
+    return (layers[:, :3] + layers[:, 3:4] * paint[:, :, None, None] + 1 - layers[:, 4:5]).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What pictures show, or captions say: indices of names, colours and views, ``NONE`` where there is none."""
+
+    name: Tensor
+    colour: Tensor
+    view: Tensor
+
+    def captions(self, g: torch.Generator) -> list[str]:
+        """Captions in phrasings drawn for each."""
+        names, colours = list(captions.articles()), [*world.COLOURS, None]
+        views = [*world.VIEWS, None]
+        template = torch.randint(len(world.TEMPLATES), (len(self.name),), generator=g)
+        rows = torch.stack([self.name, self.colour, self.view, template], dim=1).tolist()
+        return [captions.write(names[n], colours[c], views[v], form) for n, c, v, form in rows]
+
+    def beside(self, more: Shown) -> Shown:
+        """These, then others."""
+        pairs = ((self.name, more.name), (self.colour, more.colour), (self.view, more.view))
+        return Shown(*(torch.cat(pair) for pair in pairs))
+
+
+def truth(pictures: Shown, said: Shown) -> tuple[Tensor, Tensor]:
+    """Which captions are true of which pictures, and of which that is not known, bool, shape ``[pictures, captions]``.
+
+    A caption that says less is true as well. Whether a thing in its own paint is red, say, is not known.
+    """
+    name = pictures.name[:, None] == said.name
+    view = (said.view == NONE) | (pictures.view[:, None] == said.view)
+    colour = (said.colour == NONE) | (pictures.colour[:, None] == said.colour)
+    open_ = (pictures.colour[:, None] == NONE) & (said.colour != NONE)
+    return name & view & colour, name & open_
+
+
+class Source:
+    """Draws pictures of both halves, names evenly in each."""
+
+    def __init__(self, kinds: Half, real: Half, share: float) -> None:
+        self.kinds, self.real, self.share = kinds, real, share
+        self.palette = torch.tensor(list(world.COLOURS.values()))
+        self.first, count = len(world.KINDS), len(captions.articles())
+        painted = replace(real, name=torch.where(real.chosen, real.name, NONE))
+        of_kinds, listed = kinds.rows(list(range(self.first))), list(range(self.first, count))
+        self.rows, self.painted = (of_kinds + half.rows(listed) for half in (real, painted))
+        self.can = torch.tensor([len(rows) > 0 for rows in self.painted])
+        # One render in sixteen is from overhead; these are the hardest to tell and are drawn four times as often.
+        self.weight = 1.0 + 3.0 * (kinds.view == world.VIEWS.index(world.OVERHEAD))
+
+    def draw(self, batch: int, g: torch.Generator) -> tuple[Tensor, Shown]:
+        """Augmented pictures in [0, 1], ``[batch, 3, 64, 64]``, and what they show."""
+        stored, paints, name, colour, view = [], [], [], [], []
+        for _ in range(batch // TOGETHER):
+            which = int(torch.randint(self.first, (1,), generator=g))
+            if torch.rand(1, generator=g) >= self.share:
+                which = self.first + int(torch.randint(len(self.rows) - self.first, (1,), generator=g))
+            of_kinds = which < self.first
+            half = self.kinds if of_kinds else self.real
+            coloured = of_kinds or bool(len(self.painted[which]) and torch.rand(1, generator=g) < IN_A_COLOUR)
+            rows = self.painted[which] if coloured else self.rows[which]
+            even = self.weight[rows] if of_kinds else torch.ones(len(rows))
+            index = rows[torch.multinomial(even, TOGETHER, replacement=True, generator=g)]
+            hue = int(torch.randint(len(self.palette), (1,), generator=g)) if coloured else NONE
+            paints.append(self.palette[hue].expand(TOGETHER, 3) if coloured else half.paint[index])
+            stored.append(half.layers[index])
+            name.append(half.name[index])
+            view.append(half.view[index])
+            colour.append(torch.full((TOGETHER,), hue))
+        shown = Shown(torch.cat(name), torch.cat(colour), torch.cat(view))
+        return augmented(torch.cat(stored), torch.cat(paints), g), shown
+
+    def told(self, shown: Shown, g: torch.Generator) -> Shown:
+        """What a caption of each picture says: not always its view and its colour."""
+        n = len(shown.name)
+        view = torch.where(torch.rand(n, generator=g) < WITH_VIEW, shown.view, NONE)
+        bare = (torch.rand(n, generator=g) >= WITH_COLOUR) & (shown.name >= self.first)
+        return Shown(shown.name, torch.where(bare, NONE, shown.colour), view)
+
+    def others(self, shown: Shown, g: torch.Generator) -> Shown:
+        """What more captions say: names drawn at random, and the drawn pairs in another colour and from another side."""
+        name = torch.randperm(len(self.rows), generator=g)[:BESIDE]
+        hue = torch.randint(len(self.palette), name.shape, generator=g)
+        say = self.can[name] & ((name < self.first) | (torch.rand(len(name), generator=g) < 0.5))
+        pairs = Shown(*(value[::TOGETHER] for value in (shown.name, shown.colour, shown.view)))
+        turn = torch.randint(1, len(self.palette), pairs.colour.shape, generator=g)
+        turned = ((pairs.colour + turn) % len(self.palette))[pairs.colour != NONE]
+        side = (pairs.view + torch.randint(1, len(world.VIEWS), pairs.view.shape, generator=g)) % len(
+            world.VIEWS
+        )
+        none = [torch.full_like(one, NONE) for one in (name, turned)]
+        return Shown(
+            torch.cat([name, pairs.name[pairs.colour != NONE], pairs.name]),
+            torch.cat([torch.where(say, hue, NONE), turned, pairs.colour]),
+            torch.cat([*none, side]),
+        )

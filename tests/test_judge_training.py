@@ -1,0 +1,140 @@
+"""How the judge is trained: what is true of a picture, the loss by hand, and how both halves are drawn."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.embedded import captions, things, world
+from distill.embedded.judge import Judge
+
+FOLDER = Path(__file__).parents[1] / "examples" / "embedded"
+
+
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("judge_pictures")
+
+
+@pytest.fixture
+def source(pictures: Any) -> Any:
+    """Two pictures of each name, of which the first can be painted where one of its objects can be."""
+    names = list(captions.articles())
+
+    def half(listed: list[int], painted: Tensor) -> Any:
+        name = torch.tensor(listed).repeat_interleave(2)
+        layers = torch.full((len(name), 8, 8, 5), 255, dtype=torch.uint8)
+        return pictures.Half(layers, name, name % 17, torch.rand(len(name), 3), painted)
+
+    some = torch.tensor([(name, "red") in captions.meanings() for name in names[16:]]).repeat_interleave(2)
+    some[1::2] = False
+    return pictures.Source(half(list(range(16)), torch.ones(32, dtype=torch.bool)),
+                           half(list(range(16, len(names))), some), 0.3)  # fmt: skip
+
+
+def shown(pictures: Any, *rows: tuple[int, int, int]) -> Any:
+    return pictures.Shown(*torch.tensor(rows).T)
+
+
+def test_what_is_true_of_a_picture_by_hand(pictures: Any) -> None:
+    seen = shown(pictures, (20, 3, 5), (20, -1, 5))  # one in a chosen colour, one in its own
+    said = shown(pictures, (20, 3, 5), (20, -1, -1), (20, 4, -1), (20, -1, 6), (21, -1, -1), (20, 3, -1))
+    true, open_ = pictures.truth(seen, said)
+    assert true.int().tolist() == [[1, 1, 0, 0, 0, 1], [0, 1, 0, 0, 0, 0]]
+    assert open_.int().tolist() == [[0, 0, 0, 0, 0, 0], [1, 0, 1, 0, 0, 1]]
+
+
+def test_the_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    train = importlib.import_module("train_judge")
+    axes = {"first": [1.0, 0, 0], "second": [0, 1.0, 0], "third": [0, 0, 1.0]}
+    judge: Any = SimpleNamespace(
+        log_scale=torch.tensor(math.log(3.0)),
+        image_features=lambda images: images,
+        text_features=lambda texts: torch.tensor([axes[text] for text in texts]),
+    )
+    images = torch.eye(3)[:2]
+    true, open_ = torch.eye(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.bool)
+    told = math.log(math.e**3 + 1) - 3  # each caption chooses between two pictures
+    wide = math.log(math.e**3 + 2) - 3  # each picture between three captions
+    found = train.contrast(judge, images, ["first", "second"], ["third"], true, open_)
+    assert found.item() == pytest.approx((told + wide) / 2, abs=1e-5)
+    open_[0, 2] = True  # the first picture's third caption counts neither way
+    found = train.contrast(judge, images, ["first", "second"], ["third"], true, open_)
+    assert found.item() == pytest.approx((told + (told + wide) / 2) / 2, abs=1e-5)
+
+
+def test_halves_and_names_are_drawn_evenly(pictures: Any, source: Any) -> None:
+    g = torch.Generator().manual_seed(0)
+    parts = [source.draw(256, g)[1] for _ in range(60)]
+    name = torch.cat([part.name for part in parts])[:: pictures.TOGETHER]
+    colour = torch.cat([part.colour for part in parts])[:: pictures.TOGETHER]
+    kinds = name < 16
+    assert kinds.float().mean().item() == pytest.approx(0.3, abs=0.025)  # 3840 groups: three standard errors
+    assert len(name[kinds].unique()) == 16 and len(name[~kinds].unique()) > 0.99 * 438
+    can = torch.tensor([(one, "red") in captions.meanings() for one in captions.articles()])
+    assert (colour[kinds] >= 0).all() and (colour[~can[name]] == pictures.NONE).all()
+    assert (colour[~kinds & can[name]] >= 0).float().mean().item() == pytest.approx(0.5, abs=0.04)
+
+
+def test_only_a_picture_whose_colour_can_be_chosen_is_painted(pictures: Any, source: Any) -> None:
+    source.real.view[0::2], source.real.view[1::2] = 3, 4  # the second of each name cannot be
+    g = torch.Generator().manual_seed(1)
+    seen = source.draw(2048, g)[1]
+    real, painted = seen.name >= 16, seen.colour >= 0
+    assert set(seen.view[real & painted].tolist()) == {3} and set(seen.view[real & ~painted].tolist()) == {
+        3,
+        4,
+    }
+
+
+def test_captions_that_are_told_are_true_and_the_others_name_everything(pictures: Any, source: Any) -> None:
+    g = torch.Generator().manual_seed(2)
+    images, seen = source.draw(64, g)
+    assert images.shape == (64, 3, 8, 8) and images.min() >= 0 and images.max() <= 1
+    told, others = source.told(seen, g), source.others(seen, g)
+    true, _ = pictures.truth(seen, told.beside(others))
+    assert true[:, :64].diagonal().all()
+    beside = pictures.BESIDE
+    assert len(others.name[:beside].unique()) == beside and (others.view[:beside] == pictures.NONE).all()
+    assert (others.colour[:beside][others.name[:beside] < 16] >= 0).all()
+    names = list(captions.articles())
+    for text, name, colour in zip(others.captions(g), others.name, others.colour, strict=True):
+        assert captions.parse(text) == (names[name], None if colour < 0 else list(world.COLOURS)[colour])
+    # The drawn pairs in another colour, then from another side: both wrong for them.
+    pairs, coloured = seen.name[:: pictures.TOGETHER], seen.colour[:: pictures.TOGETHER] >= 0
+    assert torch.equal(others.name[beside:], torch.cat([pairs[coloured], pairs]))
+    assert not (
+        others.colour[beside:][: int(coloured.sum())] == seen.colour[:: pictures.TOGETHER][coloured]
+    ).any()
+    assert not (others.view[-len(pairs) :] == seen.view[:: pictures.TOGETHER]).any()
+
+
+def test_a_judge_begins_with_the_words_that_an_earlier_one_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    train = importlib.import_module("train_judge")
+    earlier, judge = Judge(["mug", "red"]).eval(), Judge(["a", "mug", "red", "sofa"]).eval()
+    own = judge.embedding.weight[4].clone()
+    train.begin_with(judge, earlier)
+    assert torch.equal(judge.text_features(["red mug"]), earlier.text_features(["red mug"]))
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(judge.image_features(images), earlier.image_features(images))
+    assert torch.equal(judge.embedding.weight[4], own)
+
+
+def test_a_pack_of_other_names_is_refused(pictures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    stranger = replace(things.table()[0], name="zeppelin")
+    pack = things.Pack((stranger,), torch.zeros(1, 1, 3), torch.zeros(0), torch.zeros(3))
+    monkeypatch.setattr(things, "read_pack", lambda folder: pack)
+    with pytest.raises(ValueError, match="has 'zeppelin', which the table does not"):
+        pictures.of_pack(Path("pack"))
