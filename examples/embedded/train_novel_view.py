@@ -60,7 +60,7 @@ def composed(options: argparse.Namespace) -> TrainConfig:
         "tokens": options.tokens, "film": options.film, "draft": options.draft, "offset": options.offset,
         "views": options.views + options.steep, "iterations": options.updates, "batch": options.batch,
         "learning_rate": options.rate, "code_iterations": options.code_updates, "code_batch": options.code_batch,
-        "code_rate": options.code_rate, "ema": options.ema, "minutes": options.minutes, "code_share": options.code_share,
+        "code_rate": options.code_rate, "code_again": options.code_again, "ema": options.ema, "minutes": options.minutes, "code_share": options.code_share,
         "save_minutes": options.save_minutes, "seed": options.seed, "tracker": "none",
     }  # fmt: skip
     words = as_overrides({name: value for name, value in given.items() if value is not None})
@@ -81,6 +81,7 @@ def pictures(options: argparse.Namespace, colours: int) -> tuple[memory.Store, d
         shapes=options.shapes,
         views=options.views,
         steep=options.steep,
+        steep_from_deg=options.steep_from,
         offset=options.offset,
         seed=options.seed,
     )
@@ -105,7 +106,8 @@ def pictures(options: argparse.Namespace, colours: int) -> tuple[memory.Store, d
         name: memory.painted(one, held_out=True, colours=1, seed=usual.seed, device=options.device)
         for name, one in zip(unseen, new, strict=True)
     }
-    return memory.joined([store.to(options.device) for store in found]), held_out
+    trained = memory.joined([store.to(options.device) for store in found])
+    return replace(trained, steep_first=options.steep_first), held_out
 
 
 def write_folder(pipeline: NovelViewPipeline, output: Path, tars: Path | None) -> None:
@@ -163,12 +165,28 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--encoder", type=Path, default=SHIPPED / "image_encoder")
     parser.add_argument("--start", type=Path, help="a model with a code to go on from, instead of the prior")
+    parser.add_argument(
+        "--code-again",
+        action="store_true",
+        help="train the code of --start on as well, first, with --code-updates",
+    )
     parser.add_argument("--renders", type=Path, nargs="*", default=[], help="of other objects, as wide")
     parser.add_argument("--shapes", type=int, default=140, help="of each kind")
     parser.add_argument("--views", type=int, default=12, help="of each shape")
     parser.add_argument(
         "--steep", type=int, default=3, help="further views from any height, straight above and below too"
     )
+    parser.add_argument(
+        "--steep-from",
+        type=float,
+        default=0.0,
+        help="and from at least so many degrees above or below the horizon",
+    )
+    parser.add_argument(
+        "--steep-first", type=float,
+        help="probability that the steep picture of a pair is the given one, where one of the two is from 60 degrees or more "
+        "above or below; by chance",
+    )  # fmt: skip
     parser.add_argument(
         "--offset", type=float, default=0.0, help="shapes are up to so far from the axis, scene units"
     )
@@ -196,6 +214,12 @@ def parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     if not 0 <= options.offset <= 0.5:
         parser.error(f"--offset must be in [0, 0.5], or shapes leave the picture, got {options.offset:g}")
+    if not 0 <= options.steep_from < 89:
+        parser.error(f"--steep-from must be in [0, 89), degrees, got {options.steep_from:g}")
+    if options.steep_first is not None and not 0 <= options.steep_first <= 1:
+        parser.error(f"--steep-first must be a probability, in [0, 1], got {options.steep_first:g}")
+    if options.code_again and options.start is None:
+        parser.error("--code-again trains the code of --start on; give --start, or leave it out")
     for name in ("work", "output", "tars", "encoder", "start"):
         if getattr(options, name) is not None:
             setattr(options, name, getattr(options, name).expanduser())

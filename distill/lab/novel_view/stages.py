@@ -128,14 +128,27 @@ def thumbnails(seen: Encodings, index: Tensor, size: int) -> Tensor:
     return objective.thumbnails(seen.store.rgb(index), size)
 
 
-def code_stage(turn: Turn, seen: Encodings, recipe: CodeRecipe, pace: Pace, seed: int = 0) -> Stage:
-    """Prepare the code for its training; a draft that the UNet is not to be told is trained beside it and left out."""
+def code_stage(
+    turn: Turn, seen: Encodings, recipe: CodeRecipe, pace: Pace, seed: int = 0, *, new: bool = True
+) -> Stage:
+    """Prepare the code for its training; a draft that the UNet is not to be told is trained beside it and left out.
+
+    Args:
+        turn: with the code.
+        seen: what is trained on.
+        recipe: hyperparameters.
+        pace: of the stage.
+        seed: of what is drawn.
+        new: begin the draft as the mean of some pictures; one that has been trained keeps the mean that it was trained with.
+    """
     device = seen.store.pictures.device
     draft = turn.draft or Draft(turn.options.hidden, 16).to(device)
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
+        # Drawn in either case, so that the pairs are the same.
         some = torch.randint(len(seen.store.pictures), (4096,), generator=generator, device=device)
-        draft.mean.copy_(thumbnails(seen, some, draft.size).mean(0))
+        if new or turn.draft is None:
+            draft.mean.copy_(thumbnails(seen, some, draft.size).mean(0))
     modules = nn.ModuleDict({"code": turn.code, "draft": draft}).requires_grad_(True).train()
     optimiser = torch.optim.AdamW(
         modules.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
