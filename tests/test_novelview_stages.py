@@ -323,6 +323,28 @@ def test_a_code_that_is_trained_on_keeps_its_thumbnails_mean(tmp_path: Path) -> 
     assert torch.equal(kept.generator.get_state(), anew.generator.get_state())
 
 
+def test_codes_of_usual_pairs_are_held_where_they_were(tmp_path: Path) -> None:
+    """Steep pictures may change all they like; without ``keep``, those of usual pairs move much further."""
+    encoder = load_encoder(write_encoder(tmp_path / "e", "dinov2"), layers=[2, 4])
+    seen = memory.encoded(quarter_turns(), encoder)
+    condition, target = torch.tensor([0, 1, 2, 5]), torch.tensor([1, 3, 0, 6])
+    maps, pose = seen.features(condition).maps, seen.store.pose(condition, target)
+    apart = []
+    for keep in (0.0, 100.0):
+        turn = pipeline_of(tmp_path / f"{keep}").model.turn
+        assert turn is not None
+        first = turn.code(maps, pose).detach()
+        recipe = stages.CodeRecipe(batch=8, learning_rate=3e-3, keep=keep)
+        stage = stages.code_stage(turn, seen, recipe, stages.Pace(updates=60))
+        assert (stage.before is None) == (keep == 0)
+        stages.fit_code(stage, seen, recipe, noting([]))
+        now = turn.code(maps, pose)
+        apart.append(((now - first).square().sum() / first.square().sum()).item())
+        if stage.before is not None:
+            assert stages.moved(now, stage.before, maps, pose).item() == pytest.approx(apart[-1], rel=1e-5)
+    assert apart[1] < 0.1 * apart[0]
+
+
 def test_features_may_be_kept_or_made_anew(tmp_path: Path) -> None:
     encoder = load_encoder(write_encoder(tmp_path / "dinov2", "dinov2"), layers=[2, 4])
     store = quarter_turns()

@@ -60,7 +60,8 @@ def composed(options: argparse.Namespace) -> TrainConfig:
         "tokens": options.tokens, "film": options.film, "draft": options.draft, "offset": options.offset,
         "views": options.views + options.steep, "iterations": options.updates, "batch": options.batch,
         "learning_rate": options.rate, "code_iterations": options.code_updates, "code_batch": options.code_batch,
-        "code_rate": options.code_rate, "code_again": options.code_again, "ema": options.ema, "minutes": options.minutes, "code_share": options.code_share,
+        "code_rate": options.code_rate, "code_again": options.code_again,
+        "code_keep": options.code_keep, "ema": options.ema, "minutes": options.minutes, "code_share": options.code_share,
         "save_minutes": options.save_minutes, "seed": options.seed, "tracker": "none",
     }  # fmt: skip
     words = as_overrides({name: value for name, value in given.items() if value is not None})
@@ -169,6 +170,9 @@ def parse_options() -> argparse.Namespace:
         "--code-again",
         action="store_true",
         help="train the code of --start on as well, first, with --code-updates",
+    )
+    parser.add_argument(
+        "--code-keep", type=float, help="with it: weight of the change of the codes of usual pictures"
     )
     parser.add_argument("--renders", type=Path, nargs="*", default=[], help="of other objects, as wide")
     parser.add_argument("--shapes", type=int, default=140, help="of each kind")

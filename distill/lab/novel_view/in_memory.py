@@ -46,7 +46,7 @@ class Limits:
 
 def recipes(config: TrainConfig) -> tuple[stages.CodeRecipe, stages.UNetRecipe]:
     """Hyperparameters of both stages."""
-    code = stages.CodeRecipe(batch=config.code_batch, learning_rate=config.code_rate)
+    code = stages.CodeRecipe(batch=config.code_batch, learning_rate=config.code_rate, keep=config.code_keep)
     unet = stages.UNetRecipe(
         config.batch, config.learning_rate, config.final_rate / config.learning_rate, config.token_rate,
         config.weight_decay, config.clip_norm, config.dropout, law_of(config), config.ema, config.precision == "bf16",

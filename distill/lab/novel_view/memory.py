@@ -92,10 +92,10 @@ class Store:
         swap = (from_steep != to_steep) & (from_steep != first)
         return torch.where(swap, wanted, given), torch.where(swap, given, wanted)
 
-    def steep(self, index: Tensor) -> Tensor:
-        """Whether pictures, given by index, were taken from ``STEEP_DEG`` or more above or below."""
+    def steep(self, index: Tensor, from_deg: float = STEEP_DEG) -> Tensor:
+        """Whether pictures, given by index, were taken from so many degrees or more above or below the horizon."""
         positions = self.positions[index]
-        return positions[:, 2].abs() >= math.sin(math.radians(STEEP_DEG)) * positions.norm(dim=-1)
+        return positions[:, 2].abs() >= math.sin(math.radians(from_deg)) * positions.norm(dim=-1)
 
     def pose(self, condition: Tensor, target: Tensor) -> Tensor:
         """Return the poses of pictures relative to others, both given by index, shape ``[n, 4]``."""
