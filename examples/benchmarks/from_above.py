@@ -109,12 +109,9 @@ def asset_of(
     """Make an asset, its elevation given; returns its figures, and the picture and three views: true, drawn, the asset's."""
     path = folder / f"{name}{elevation_deg:g}.png"
     rgb, surface = taken(pipeline, name, elevation_deg, path)
-    given = {
-        "image": str(path),
-        "novel_view": str(novel_view),
-        "seed": 0,
-        "reference.azimuth_deg": AZIMUTH_DEG,
-    }
+    # The settings of the model that ships, for any folder.
+    given = {"image": str(path), "novel_view": str(novel_view), "preset": "embedded_image", "seed": 0}
+    given["reference.azimuth_deg"] = AZIMUTH_DEG
     job = assemble(compose_config(as_overrides(given | {"reference.elevation_deg": elevation_deg})))
     train(job)
     view = look(job.scenes[0], job.prior.device)
