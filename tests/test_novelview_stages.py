@@ -274,6 +274,77 @@ def test_steep_views_reach_straight_above_and_below() -> None:
     assert (elevation > 60).float().mean().item() == pytest.approx(1 / 6, abs=0.06)
 
 
+def test_steep_views_may_be_of_both_caps_alone() -> None:
+    caps = memory.WorldOptions(shapes=1, views=0, steep=400, size=2, samples=1, steep_from_deg=45)
+    _, positions = memory.render_shape(caps, ("cube", 0))
+    eye = torch.from_numpy(positions)
+    elevation = torch.rad2deg(torch.asin(eye[:, 2] / eye.norm(dim=1)))
+    assert elevation.abs().min() > 44.9
+    # Angles from 45 to 89.9 degrees are equally likely, above as below: a third of them is from 75 degrees.
+    assert (elevation > 0).float().mean().item() == pytest.approx(1 / 2, abs=0.08)
+    assert (elevation > 75).float().mean().item() == pytest.approx(1 / 6, abs=0.06)
+    assert (elevation < -75).float().mean().item() == pytest.approx(1 / 6, abs=0.06)
+
+
+def test_a_steep_picture_of_a_pair_is_given_as_often_as_asked() -> None:
+    height = torch.deg2rad(torch.tensor([10.0, 59.0, 61.0, -90.0]))
+    positions = 3 * torch.stack([height.cos(), 0 * height, height.sin()], dim=1)
+    pictures = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+    plain = memory.Store(pictures, positions, torch.tensor([0, 4]), ("a",))
+    assert plain.steep(torch.arange(4)).tolist() == [False, False, True, True]
+    counts = []
+    for store in (plain, replace(plain, steep_first=0.9)):
+        given, wanted = store.draw(60_000, torch.Generator().manual_seed(0))
+        counts.append(torch.bincount(4 * given + wanted, minlength=16).reshape(4, 4) / 60_000)
+    expected = torch.full((4, 4), 1 / 12).fill_diagonal_(0)
+    torch.testing.assert_close(counts[0], expected, atol=0.006, rtol=0)
+    # The eight pairs of a steep and a usual picture: two thirds in all, nine tenths of them with the steep one given.
+    expected[2:, :2], expected[:2, 2:] = 0.9 / 6, 0.1 / 6
+    torch.testing.assert_close(counts[1], expected, atol=0.006, rtol=0)
+    assert replace(plain, steep_first=0.9).to("cpu").steep_first == 0.9
+    with pytest.raises(ValueError, match="steep_first must be a probability or None, got 2"):
+        replace(plain, steep_first=2.0)
+
+
+def test_a_code_that_is_trained_on_keeps_its_thumbnails_mean(tmp_path: Path) -> None:
+    pipeline, seen = (
+        pipeline_of(tmp_path),
+        memory.encoded(quarter_turns(), load_encoder(write_encoder(tmp_path / "e", "dinov2"), layers=[2, 4])),
+    )
+    turn = pipeline.model.turn
+    assert turn is not None and turn.draft is not None
+    turn.draft.mean.fill_(0.25)
+    recipe, pace = stages.CodeRecipe(batch=4), stages.Pace(updates=1)
+    kept = stages.code_stage(turn, seen, recipe, pace, new=False)
+    assert (turn.draft.mean == 0.25).all()
+    anew = stages.code_stage(turn, seen, recipe, pace)
+    # A quarter of each picture is black in two of three channels of one kind: neither mean nor pairs are chance.
+    assert not (turn.draft.mean == 0.25).any()
+    assert torch.equal(kept.generator.get_state(), anew.generator.get_state())
+
+
+def test_codes_of_usual_pairs_are_held_where_they_were(tmp_path: Path) -> None:
+    """Steep pictures may change all they like; without ``keep``, those of usual pairs move much further."""
+    encoder = load_encoder(write_encoder(tmp_path / "e", "dinov2"), layers=[2, 4])
+    seen = memory.encoded(quarter_turns(), encoder)
+    condition, target = torch.tensor([0, 1, 2, 5]), torch.tensor([1, 3, 0, 6])
+    maps, pose = seen.features(condition).maps, seen.store.pose(condition, target)
+    apart = []
+    for keep in (0.0, 100.0):
+        turn = pipeline_of(tmp_path / f"{keep}").model.turn
+        assert turn is not None
+        first = turn.code(maps, pose).detach()
+        recipe = stages.CodeRecipe(batch=8, learning_rate=3e-3, keep=keep)
+        stage = stages.code_stage(turn, seen, recipe, stages.Pace(updates=60))
+        assert (stage.before is None) == (keep == 0)
+        stages.fit_code(stage, seen, recipe, noting([]))
+        now = turn.code(maps, pose)
+        apart.append(((now - first).square().sum() / first.square().sum()).item())
+        if stage.before is not None:
+            assert stages.moved(now, stage.before, maps, pose).item() == pytest.approx(apart[-1], rel=1e-5)
+    assert apart[1] < 0.1 * apart[0]
+
+
 def test_features_may_be_kept_or_made_anew(tmp_path: Path) -> None:
     encoder = load_encoder(write_encoder(tmp_path / "dinov2", "dinov2"), layers=[2, 4])
     store = quarter_turns()

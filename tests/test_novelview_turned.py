@@ -158,11 +158,26 @@ def test_a_model_with_a_code_is_trained_on_without_its_first_stage(
         open_pipeline(changed(turned, init=str(plain)), encoder)
 
 
+def test_a_code_may_be_trained_on_as_well(turned: TrainConfig, tmp_path: Path) -> None:
+    first = open_pipeline(turned, load_encoder(turned.encoder)).save(tmp_path / "first")
+    whole = NovelViewPipeline.load(first).model.state_dict()
+    for more in (turned, kept(turned)):
+        folder = tmp_path / f"again{more.in_memory}"
+        after = weights(train(changed(more, init=str(first), output_dir=str(folder), code_again=True)).parent)
+        moved = {name for name in whole if not torch.equal(after[name], whole[name])}
+        assert {"turn.code.encode.0.weight", "turn.draft.projection.weight", "unet.conv_in.weight"} <= moved
+        # The mean that the thumbnail begins with is not that of these pictures: the code knows the one that it has.
+        assert "turn.draft.mean" not in moved
+        assert (folder / "code" / "metrics.jsonl").is_file()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"tokens": 2}, "tokens=2 is made of a rotated code; add code=true"),
         ({"film": False}, "film=False is made of a rotated code; add code=true"),
+        ({"code": True, "code_again": True, "code_keep": 0.1}, "needs code_again=true and in_memory=true"),
+        ({"code_again": True}, "code_again=true trains a rotated code on; add code=true"),
         ({"code": True, "tokens": 0, "film": False, "draft": 0}, "at least one of tokens, film and draft"),
         ({"code": True, "tokens": -1}, "none of them negative"),
         ({"code": True, "code_batch": 0}, "code_iterations, code_batch and code_rate must be positive"),

@@ -4,7 +4,7 @@
     python train_novel_view.py --work ~/novel_view --minutes 5     # so many minutes in all, on a GPU
 
 The shapes of the world are rendered once and painted in the colours that are trained on; ``--renders`` adds other
-objects, in the layout of ``distill-views render``. Then ``distill.lab.novel_view`` trains with ``recipe=embedded``, or
+objects, in the layout of ``distill-views render``, and ``--things`` the real things of a pack. Then ``distill.lab.novel_view`` trains with ``recipe=embedded``, or
 ``embedded-gpu``: a code that turns with the camera learns to draw thumbnails, and the embedded prior's UNet learns to draw
 views, told by it. The folder is written every minute, so that one is there whenever it stops; run it again to go on.
 """
@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.embedded.things import Pack, read_pack
 from distill.files.atomic import write_atomic
 from distill.lab.novel_view import memory
 from distill.lab.novel_view.config import TrainConfig, check, claim, compose
@@ -60,7 +61,8 @@ def composed(options: argparse.Namespace) -> TrainConfig:
         "tokens": options.tokens, "film": options.film, "draft": options.draft, "offset": options.offset,
         "views": options.views + options.steep, "iterations": options.updates, "batch": options.batch,
         "learning_rate": options.rate, "code_iterations": options.code_updates, "code_batch": options.code_batch,
-        "code_rate": options.code_rate, "ema": options.ema, "minutes": options.minutes, "code_share": options.code_share,
+        "code_rate": options.code_rate, "code_again": options.code_again,
+        "code_keep": options.code_keep, "ema": options.ema, "minutes": options.minutes, "code_share": options.code_share,
         "save_minutes": options.save_minutes, "seed": options.seed, "tracker": "none",
     }  # fmt: skip
     words = as_overrides({name: value for name, value in given.items() if value is not None})
@@ -69,18 +71,22 @@ def composed(options: argparse.Namespace) -> TrainConfig:
     return replace(config, final_rate=0.05 * config.learning_rate)
 
 
-def pictures(options: argparse.Namespace, colours: int) -> tuple[memory.Store, dict[str, memory.Store]]:
+def pictures(
+    options: argparse.Namespace, colours: int, pack: Pack | None
+) -> tuple[memory.Store, dict[str, memory.Store]]:
     """What is trained on, the world's trained pairs of colour and kind and other renders, and what is measured on.
 
     The latter are the pairs that the world holds out, shapes of a fresh seed: seen by cameras like the scenes', the same shapes
-    beside the axis, and these mostly from steep angles.
+    beside the axis, and these mostly from steep angles; and, of a pack of real things, those whose names are held out.
     """
+    from distill.lab.novel_view.named import from_pack
     from distill.lab.novel_view.views import from_folder
 
     said = memory.WorldOptions(
         shapes=options.shapes,
         views=options.views,
         steep=options.steep,
+        steep_from_deg=options.steep_from,
         offset=options.offset,
         seed=options.seed,
     )
@@ -101,11 +107,16 @@ def pictures(options: argparse.Namespace, colours: int) -> tuple[memory.Store, d
     for folder in options.renders:
         count = len(list(next(path for path in folder.iterdir() if path.is_dir()).glob("*.png")))
         found.append(memory.from_views(from_folder(folder, count=count, size=said.size, check=False)))
+    if pack is not None:
+        found.append(from_pack(pack, colours=options.colours or colours, seed=options.seed))
     held_out = {
         name: memory.painted(one, held_out=True, colours=1, seed=usual.seed, device=options.device)
         for name, one in zip(unseen, new, strict=True)
     }
-    return memory.joined([store.to(options.device) for store in found]), held_out
+    if pack is not None:
+        held_out["things"] = from_pack(pack, held_out=True, colours=0).to(options.device)
+    trained = memory.joined([store.to(options.device) for store in found])
+    return replace(trained, steep_first=options.steep_first), held_out
 
 
 def write_folder(pipeline: NovelViewPipeline, output: Path, tars: Path | None) -> None:
@@ -163,12 +174,32 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--encoder", type=Path, default=SHIPPED / "image_encoder")
     parser.add_argument("--start", type=Path, help="a model with a code to go on from, instead of the prior")
+    parser.add_argument(
+        "--code-again",
+        action="store_true",
+        help="train the code of --start on as well, first, with --code-updates",
+    )
+    parser.add_argument(
+        "--code-keep", type=float, help="with it: weight of the change of the codes of usual pictures"
+    )
     parser.add_argument("--renders", type=Path, nargs="*", default=[], help="of other objects, as wide")
+    parser.add_argument("--things", type=Path, help="pack of real things, made by render_things.py")
     parser.add_argument("--shapes", type=int, default=140, help="of each kind")
     parser.add_argument("--views", type=int, default=12, help="of each shape")
     parser.add_argument(
         "--steep", type=int, default=3, help="further views from any height, straight above and below too"
     )
+    parser.add_argument(
+        "--steep-from",
+        type=float,
+        default=0.0,
+        help="and from at least so many degrees above or below the horizon",
+    )
+    parser.add_argument(
+        "--steep-first", type=float,
+        help="probability that the steep picture of a pair is the given one, where one of the two is from 60 degrees or more "
+        "above or below; by chance",
+    )  # fmt: skip
     parser.add_argument(
         "--offset", type=float, default=0.0, help="shapes are up to so far from the axis, scene units"
     )
@@ -196,7 +227,13 @@ def parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     if not 0 <= options.offset <= 0.5:
         parser.error(f"--offset must be in [0, 0.5], or shapes leave the picture, got {options.offset:g}")
-    for name in ("work", "output", "tars", "encoder", "start"):
+    if not 0 <= options.steep_from < 89:
+        parser.error(f"--steep-from must be in [0, 89), degrees, got {options.steep_from:g}")
+    if options.steep_first is not None and not 0 <= options.steep_first <= 1:
+        parser.error(f"--steep-first must be a probability, in [0, 1], got {options.steep_first:g}")
+    if options.code_again and options.start is None:
+        parser.error("--code-again trains the code of --start on; give --start, or leave it out")
+    for name in ("work", "output", "tars", "encoder", "start", "things"):
         if getattr(options, name) is not None:
             setattr(options, name, getattr(options, name).expanduser())
     return options
@@ -210,8 +247,9 @@ def main() -> None:
     kind = torch.device(options.device).type
     config = composed(options)
     check(config)
+    pack = None if options.things is None else read_pack(options.things)
     claim(options.work, config)
-    store, held_out = pictures(options, COLOURS[kind])
+    store, held_out = pictures(options, COLOURS[kind], pack)
     encoder = load_encoder(options.encoder, device=options.device)
     say(f"{len(store)} objects, {len(store.pictures)} pictures; {len(held_out['usual'])} unseen ones")
     seen, unseen = (memory.encoded(part, encoder) for part in (store, held_out["usual"]))

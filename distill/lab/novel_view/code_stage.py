@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from distill.files.paths import user_path
 from distill.lab.novel_view import loop
 from distill.lab.novel_view.config import TrainConfig
 from distill.lab.novel_view.objective import Drawing, drawing_loss, thumbnails
@@ -21,6 +22,7 @@ from distill.lab.novel_view.pairs import draw_indices
 from distill.lab.novel_view.progress import Progress, scheduled
 from distill.lab.novel_view.samples import Samples, collate
 from distill.lab.novel_view.stages import CodeRecipe
+from distill.lab.novel_view.start import is_novel_view
 from distill.lab.novel_view.validation import validation_pairs
 from distill.priors.novel_view.code import Draft, Turn
 from distill.priors.novel_view.pipeline import NovelViewPipeline
@@ -58,13 +60,16 @@ def prepare(config: TrainConfig, turn: Turn, samples: Samples) -> Progress:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         draft = turn.draft or Draft(turn.options.hidden, THUMBNAIL).to(device)
+    drawing = Drawing(turn.code, draft).requires_grad_(True).train()
+    progress = Progress(drawing, *scheduled([{"params": list(drawing.parameters())}], code_config(config)))
+    if turn.draft is not None and is_novel_view(user_path(config.init)):
+        return progress  # it keeps the mean that it was trained with
     pairs = samples.pairs
     places = [draw_indices(n, len(pairs.views), pairs.views.count, pairs.seed) for n in range(SOME)]
     read = [pairs.views.read(pairs.views.uids[place], target)[0] for place, _, target in places]
     with torch.no_grad():
         draft.mean.copy_(thumbnails(torch.stack(read), draft.size).mean(0))
-    drawing = Drawing(turn.code, draft).requires_grad_(True).train()
-    return Progress(drawing, *scheduled([{"params": list(drawing.parameters())}], code_config(config)))
+    return progress
 
 
 def train_code(

@@ -33,6 +33,8 @@ class TrainConfig:
         code_iterations: updates of the code alone.
         code_batch: samples of such an update in one process.
         code_rate: peak learning rate of the code.
+        code_again: train the code of a model that has one on as well, instead of the UNet alone.
+        code_keep: with it, in memory: weight of the difference of the codes of pairs of usual pictures from what they were.
         offset: how far objects are from the axis that the cameras go round, at most, scene units; saved with the model. Null is
             what the renders' ``protocol.json`` says, 0 without one.
         views: pictures of each object.
@@ -90,6 +92,8 @@ class TrainConfig:
     code_iterations: int = 8000
     code_batch: int = 256
     code_rate: float = 1e-3
+    code_again: bool = False
+    code_keep: float = 0.0
     offset: float | None = None
     views: int = 12
     size: int = 256
@@ -178,6 +182,12 @@ def check(config: TrainConfig) -> None:
             raise ValueError(
                 f"{told[0]}={getattr(config, told[0])} is made of a rotated code; add code=true, or leave it out"
             )
+        if config.code_again:
+            raise ValueError("code_again=true trains a rotated code on; add code=true, or leave it out")
+    if config.code_keep and not (config.code_keep > 0 and config.code_again and config.in_memory):
+        raise ValueError(
+            f"code_keep must not be negative, and needs code_again=true and in_memory=true, got {config.code_keep:g}"
+        )
     _check_memory(config)
 
 

@@ -18,7 +18,7 @@ from distill.files.paths import user_path
 from distill.lab.novel_view import memory, stages
 from distill.lab.novel_view.config import TrainConfig, law_of
 from distill.lab.novel_view.evaluate import oriented
-from distill.lab.novel_view.start import is_novel_view
+from distill.lab.novel_view.start import is_novel_view, trains_code
 from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.run.journal import Interrupted, keep_lines_before, stop_signals
 
@@ -46,7 +46,7 @@ class Limits:
 
 def recipes(config: TrainConfig) -> tuple[stages.CodeRecipe, stages.UNetRecipe]:
     """Hyperparameters of both stages."""
-    code = stages.CodeRecipe(batch=config.code_batch, learning_rate=config.code_rate)
+    code = stages.CodeRecipe(batch=config.code_batch, learning_rate=config.code_rate, keep=config.code_keep)
     unet = stages.UNetRecipe(
         config.batch, config.learning_rate, config.final_rate / config.learning_rate, config.token_rate,
         config.weight_decay, config.clip_norm, config.dropout, law_of(config), config.ema, config.precision == "bf16",
@@ -102,7 +102,7 @@ def fit(
     """
     limits, root = limits or Limits(), user_path(config.output_dir)
     began = time.perf_counter() if limits.began is None else limits.began
-    has_code = pipeline.model.turn is not None and not is_novel_view(user_path(config.init))
+    has_code = pipeline.model.turn is not None and trains_code(config)
     if has_code and not _fit_code(config, pipeline, seen, unseen, root / "code", asked):
         raise Interrupted(f"stopped in the code's training; go on with resume=true: {root}")
     seconds = None
@@ -121,7 +121,9 @@ def _fit_code(
     assert turn is not None
     seconds = None if config.minutes is None else 60 * config.minutes * config.code_share
     pace = stages.Pace(None if seconds else config.code_iterations, seconds)
-    stage = stages.code_stage(turn, seen, recipe, pace, config.seed)
+    stage = stages.code_stage(
+        turn, seen, recipe, pace, config.seed, new=not is_novel_view(user_path(config.init))
+    )
     pairs = memory.fixed_pairs(unseen.store)
 
     def measure() -> dict[str, float]:

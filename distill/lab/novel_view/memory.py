@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,6 +32,9 @@ from distill.priors.novel_view.pose import between
 if TYPE_CHECKING:
     from distill.priors.novel_view.features import Encoder
 
+#: Elevation from which a picture shows an object's top or bottom rather than its sides, degrees above or below the horizon.
+STEEP_DEG = 60.0
+
 
 @dataclass(frozen=True)
 class Store:
@@ -42,24 +45,32 @@ class Store:
         positions: of the cameras that took them, shape ``[pictures, 3]``.
         first: where each object's begin, and where the last one's end, shape ``[objects + 1]``.
         uids: of the objects.
+        steep_first: of a pair of which one picture is steep, from ``STEEP_DEG`` or more above or below, and the other is not,
+            the steep one is the given one with this probability; None leaves it to chance, as for all other pairs.
     """
 
     pictures: Tensor
     positions: Tensor
     first: Tensor
     uids: tuple[str, ...]
+    steep_first: float | None = None
 
     def __post_init__(self) -> None:
         if not torch.isfinite(self.positions).all() or (self.positions.norm(dim=-1) == 0).any():
             raise ValueError("every camera's position must be finite and away from the origin")
         if (self.first.diff() < 2).any():
             raise ValueError("every object needs at least two pictures")
+        if self.steep_first is not None and not 0 <= self.steep_first <= 1:
+            raise ValueError(f"steep_first must be a probability or None, got {self.steep_first}")
 
     def __len__(self) -> int:
         return len(self.uids)
 
     def to(self, device: torch.device | str) -> Store:
-        return Store(self.pictures.to(device), self.positions.to(device), self.first.to(device), self.uids)
+        pictures, positions, first = (
+            value.to(device) for value in (self.pictures, self.positions, self.first)
+        )
+        return replace(self, pictures=pictures, positions=positions, first=first)
 
     def rgb(self, index: Tensor) -> Tensor:
         """Pictures in [0, 1], shape ``[n, 3, size, size]``."""
@@ -73,7 +84,18 @@ class Store:
         u = torch.rand(2, count, generator=generator, device=device)
         condition = (u[0] * views).long().clamp(max=views - 1)
         target = (u[1] * (views - 1)).long().clamp(max=views - 2)
-        return start + condition, start + target + (target >= condition)
+        given, wanted = start + condition, start + target + (target >= condition)
+        if self.steep_first is None:
+            return given, wanted
+        from_steep, to_steep = self.steep(given), self.steep(wanted)
+        first = torch.rand(count, generator=generator, device=device) < self.steep_first
+        swap = (from_steep != to_steep) & (from_steep != first)
+        return torch.where(swap, wanted, given), torch.where(swap, given, wanted)
+
+    def steep(self, index: Tensor, from_deg: float = STEEP_DEG) -> Tensor:
+        """Whether pictures, given by index, were taken from so many degrees or more above or below the horizon."""
+        positions = self.positions[index]
+        return positions[:, 2].abs() >= math.sin(math.radians(from_deg)) * positions.norm(dim=-1)
 
     def pose(self, condition: Tensor, target: Tensor) -> Tensor:
         """Return the poses of pictures relative to others, both given by index, shape ``[n, 4]``."""
@@ -141,6 +163,7 @@ class WorldOptions:
         distance: range of the cameras' distances.
         elevation_deg: range of the elevations of ``views``.
         steep_deg: range of the elevations of ``steep``, equally likely angles.
+        steep_from_deg: those of ``steep`` are at least so far above or below the horizon.
         fov_y_deg: range of the field of view, one for each shape.
         scale: range that a shape's size is multiplied by, one for each.
         offset: each shape is moved away from the axis that the cameras go round, once for all of its pictures, by up to so
@@ -157,6 +180,7 @@ class WorldOptions:
     distance: tuple[float, float] = (3.0, 3.4)
     elevation_deg: tuple[float, float] = (-10.0, 60.0)
     steep_deg: tuple[float, float] = (-89.9, 89.9)
+    steep_from_deg: float = 0.0
     fov_y_deg: tuple[float, float] = (37.0, 43.0)
     scale: tuple[float, float] = (0.75, 1.25)
     offset: float = 0.0
@@ -175,6 +199,14 @@ def _elevations(g: np.random.Generator, ends: Sequence[float], count: int) -> ND
     return np.degrees(np.arcsin(g.uniform(low, high, count)))
 
 
+def _steep(g: np.random.Generator, options: WorldOptions) -> NDArray[Any]:
+    """Elevations of ``steep``: equally likely angles of both ends of the range, without what lies between them."""
+    (low, high), least = options.steep_deg, options.steep_from_deg
+    below, above = max(-least - low, 0.0), max(high - least, 0.0)
+    angle = _uniform(g, (-below, above), options.steep)
+    return angle + np.copysign(least, angle)
+
+
 def render_shape(options: WorldOptions, job: tuple[str, int]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """One shape's layers, ``[views, size, size, 5]`` (painted, tint, alpha), and its cameras' positions."""
     from distill.cameras import orbit
@@ -191,7 +223,7 @@ def render_shape(options: WorldOptions, job: tuple[str, int]) -> tuple[NDArray[n
         [
             _elevations(g, options.elevation_deg, options.views),
             # Even over the sphere, few would come from straight above or below.
-            _uniform(g, options.steep_deg, options.steep),
+            _steep(g, options),
         ]
     )
     azimuth, distance = g.uniform(-180, 180, count), _uniform(g, options.distance, count)

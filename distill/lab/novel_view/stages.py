@@ -9,6 +9,7 @@ that is over; it can stop after any update and go on later.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,9 @@ from distill.priors.novel_view.model import NovelView
 from distill.priors.novel_view.pipeline import Given, NovelViewPipeline
 from distill.priors.predictions import from_noise
 
+#: Pairs of pictures from less far above or below the horizon are usual, degrees.
+KEPT_DEG = 45.0
+
 
 @dataclass(frozen=True)
 class CodeRecipe:
@@ -36,6 +40,8 @@ class CodeRecipe:
         final: share of it at the end.
         weight_decay: of AdamW.
         clip_norm: largest gradient norm.
+        keep: weight of the squared difference of the codes of usual pairs from what they were when the stage began, relative
+            to their square: it holds what a trained code knows while it learns of steep pictures.
     """
 
     batch: int = 256
@@ -43,6 +49,7 @@ class CodeRecipe:
     final: float = 0.02
     weight_decay: float = 0.05
     clip_norm: float = 1.0
+    keep: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ class Stage:
         pace: how far it is.
         generator: of everything drawn, on the device.
         average: of the parameters, empty for none.
+        before: the code as it was when its stage began, where it is to be kept.
     """
 
     modules: nn.ModuleDict
@@ -91,6 +99,7 @@ class Stage:
     pace: Pace
     generator: torch.Generator
     average: list[Tensor] = field(default_factory=list)
+    before: nn.Module | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -128,19 +137,33 @@ def thumbnails(seen: Encodings, index: Tensor, size: int) -> Tensor:
     return objective.thumbnails(seen.store.rgb(index), size)
 
 
-def code_stage(turn: Turn, seen: Encodings, recipe: CodeRecipe, pace: Pace, seed: int = 0) -> Stage:
-    """Prepare the code for its training; a draft that the UNet is not to be told is trained beside it and left out."""
+def code_stage(
+    turn: Turn, seen: Encodings, recipe: CodeRecipe, pace: Pace, seed: int = 0, *, new: bool = True
+) -> Stage:
+    """Prepare the code for its training; a draft that the UNet is not to be told is trained beside it and left out.
+
+    Args:
+        turn: with the code.
+        seen: what is trained on.
+        recipe: hyperparameters.
+        pace: of the stage.
+        seed: of what is drawn.
+        new: begin the draft as the mean of some pictures; one that has been trained keeps the mean that it was trained with.
+    """
     device = seen.store.pictures.device
     draft = turn.draft or Draft(turn.options.hidden, 16).to(device)
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
+        # Drawn in either case, so that the pairs are the same.
         some = torch.randint(len(seen.store.pictures), (4096,), generator=generator, device=device)
-        draft.mean.copy_(thumbnails(seen, some, draft.size).mean(0))
+        if new or turn.draft is None:
+            draft.mean.copy_(thumbnails(seen, some, draft.size).mean(0))
     modules = nn.ModuleDict({"code": turn.code, "draft": draft}).requires_grad_(True).train()
     optimiser = torch.optim.AdamW(
         modules.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
-    return Stage(modules, optimiser, pace, generator)
+    before = deepcopy(turn.code).requires_grad_(False).eval() if recipe.keep else None
+    return Stage(modules, optimiser, pace, generator, before=before)
 
 
 def fit_code(stage: Stage, seen: Encodings, recipe: CodeRecipe, after: After) -> None:
@@ -151,12 +174,23 @@ def fit_code(stage: Stage, seen: Encodings, recipe: CodeRecipe, after: After) ->
     while (done := stage.pace.done) < 1:
         _set_rate(stage.optimiser, recipe.learning_rate * learning_rate(done, recipe.final))
         condition, target = seen.store.draw(recipe.batch, stage.generator)
-        drawn = draft(code(seen.features(condition).maps, seen.store.pose(condition, target)))
-        loss = nn.functional.mse_loss(drawn, thumbnails(seen, target, draft.size))
+        maps, pose = seen.features(condition).maps, seen.store.pose(condition, target)
+        found = code(maps, pose)
+        loss = nn.functional.mse_loss(draft(found), thumbnails(seen, target, draft.size))
+        if stage.before is not None:
+            usual = ~(seen.store.steep(condition, KEPT_DEG) | seen.store.steep(target, KEPT_DEG))
+            loss = loss + recipe.keep * moved(found[usual], stage.before, maps[usual], pose[usual])
         _update(stage, loss, recipe.clip_norm)
         if after(stage, loss.detach()):
             return
     stage.modules.eval().requires_grad_(False)
+
+
+def moved(found: Tensor, before: nn.Module, maps: Tensor, pose: Tensor) -> Tensor:
+    """Squared difference of codes from an earlier code's of the same pictures, over the mean square of the latter."""
+    with torch.no_grad():
+        was = before(maps, pose)
+    return (found - was).square().sum() / was.square().sum().clamp(min=1e-12)
 
 
 def unet_stage(pipeline: NovelViewPipeline, recipe: UNetRecipe, pace: Pace, seed: int = 0) -> Stage:

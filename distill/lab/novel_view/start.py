@@ -111,6 +111,11 @@ def is_novel_view(folder: Path) -> bool:
     return any((folder / place).is_dir() for place in ("conditioning", *PUBLISHED))
 
 
+def trains_code(config: TrainConfig) -> bool:
+    """Whether a training begins with the code: a model that has one keeps it, unless it is to be trained on."""
+    return config.code and (config.code_again or not is_novel_view(user_path(config.init)))
+
+
 def chosen_turn(config: TrainConfig, folder: Path, said: Mapping[str, Any] | None) -> TurnOptions | None:
     """Settle what the UNet is told of a rotated code: what the options say, which a novel-view model has to have.
 

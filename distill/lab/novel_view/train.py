@@ -30,7 +30,7 @@ from distill.lab.novel_view.pairs import Pairs
 from distill.lab.novel_view.progress import Progress, averaged, make_optimiser
 from distill.lab.novel_view.samples import Samples, collate, numbers_of, open_views
 from distill.lab.novel_view.stages import freeze_code
-from distill.lab.novel_view.start import is_novel_view, open_pipeline
+from distill.lab.novel_view.start import open_pipeline, trains_code
 from distill.lab.novel_view.validation import measure_samples, validate, validation_pairs
 from distill.priors.novel_view.features import load_encoder
 from distill.run.journal import Interrupted, stop_signals
@@ -121,7 +121,7 @@ def _stages(
     """The code, where there is one that is not trained yet, and then the UNet."""
     from diffusers.training_utils import EMAModel
 
-    if config.code and not is_novel_view(user_path(config.init)):
+    if trains_code(config):
         train_code(config, folder / "code", accelerator, pipeline, samples, held_out, stop)
     freeze_code(pipeline.model)
     optimiser, schedule = make_optimiser(pipeline.model, config)
