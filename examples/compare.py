@@ -20,11 +20,10 @@ from typing import Any
 
 import distill
 from distill.embedded.exact import exact_prior
-from distill.embedded.judge import load_judge
 from distill.lab.comparison.pictured import OBJECTS, THROUGH, compare_pictures
 from distill.lab.comparison.run import METHODS, MORE_PROMPTS, ON_THINGS, PROMPTS, THINGS, VARIANTS
 from distill.lab.comparison.shares import share
-from distill.lab.truth import Source, check
+from distill.lab.truth import Source, check, judge_of
 from distill.run.journal import Interrupted
 
 
@@ -40,6 +39,7 @@ def parse_options(every: Mapping[str, Any]) -> argparse.Namespace:
     parser.add_argument("--things", action="store_true", help=f"on {len(THINGS)} names of real things")
     parser.add_argument("--archives", type=Path, help="folder of the things' archives, for their true meshes")
     parser.add_argument("--pack", type=Path, help="folder of their pictures, where there are no archives")
+    parser.add_argument("--judge", type=Path, help="folder of a judge that was trained on things")
     parser.add_argument("--prior", help="folder of another prior than the one that ships")
     parser.add_argument(
         "--prompts", type=int, help="the first so many, of 16 or of the things; 0 for pictures alone"
@@ -63,8 +63,8 @@ def parse_options(every: Mapping[str, Any]) -> argparse.Namespace:
         parser.error(
             "--exact has a prior of its own for each prompt of the world; leave out --things and --prior"
         )
-    if (options.archives or options.pack) and not options.things:
-        parser.error("--archives and --pack are for --things")
+    if (options.archives or options.pack or options.judge) and not options.things:
+        parser.error("--archives, --pack and --judge are for --things")
     return options
 
 
@@ -88,10 +88,10 @@ def main() -> None:
     if not options.prompts:
         return
     more: dict[str, Any] = {"prior": exact_prior, "scene.background": "white"} if options.exact else {}
-    source = Source(options.archives, options.pack)
+    source = Source(options.archives, options.pack, judge=options.judge)
     prompts = (THINGS if options.things else (*PROMPTS, *MORE_PROMPTS))[: options.prompts]
     if options.prior:
-        check(prompts, source, load_judge())
+        check(prompts, source, judge_of(source))
         more["prior"] = distill.load_prior(options.prior)
     report = distill.compare(
         {name: every[name] for name in chosen if name in every and not (options.exact and "vsd" in name)},

@@ -115,10 +115,20 @@ def _quick(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from distill.forecast import cost, network
     from distill.lab.comparison import run as comparison
 
-    def some(view: View, field: Field, prompt: str, judge: Judge) -> dict[str, Any]:
+    def some(view: View, field: Field, prompt: str, judge: Judge, source: Any) -> dict[str, Any]:
         density, colour = field(torch.zeros(1, 3))
         assert density.shape == (1,) and colour.shape == (1, 3)
-        measured = ("iou", "offset_deg", "colour_error", "saturation", "true_saturation", "janus", "chamfer")
+        measured = (
+            "iou",
+            "variant",
+            "variants",
+            "offset_deg",
+            "colour_error",
+            "saturation",
+            "true_saturation",
+            "janus",
+            "chamfer",
+        )
         return {"r_precision": 0.0, "similarity": 0.0, **dict.fromkeys(measured, 0.5)}
 
     def counted(
@@ -130,7 +140,7 @@ def _quick(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "smoke", lambda device: doctor.Finding("step", "ok", ""))
     monkeypatch.setattr(network, "speed_of", lambda device, dtype: 1e9)
     monkeypatch.setattr(cost, "forecast", counted)
-    monkeypatch.setattr(comparison, "load_judge", judge)
+    monkeypatch.setattr(comparison, "judge_of", lambda source: judge())
     monkeypatch.setattr(comparison, "gradient_profile", partial(gradient_profile, levels=2, draws=2))
     monkeypatch.setattr(figures, "measure", some)
     monkeypatch.setattr(figures, "judge_scores", lambda *given: {"r_precision": 0.0, "similarity": 0.0})
@@ -146,7 +156,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("something was loaded before the options were refused")
 
     monkeypatch.setattr(assemble, "load_prior", loads)
-    monkeypatch.setattr(comparison, "load_judge", loads)
+    monkeypatch.setattr(comparison, "judge_of", loads)
     monkeypatch.setattr(NovelViewPipeline, "load", loads)
 
 

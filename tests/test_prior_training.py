@@ -176,7 +176,7 @@ def test_training_goes_on_bit_for_bit_and_its_folder_loads(
     abar = train.make_scheduler().alphas_cumprod
     run = train.start(options, data)
     train.train_step(run, run.unet, data, abar, 2, 0.5)
-    run.save(tmp_path / "prior.pt")
+    run.save(tmp_path / "prior.pt", data.tokenizer.get_vocab())
     train.train_step(run, run.unet, data, abar, 2, 0.5)
     again = train.start(options, data)
     assert again.seen == 2
@@ -201,3 +201,47 @@ def test_training_goes_on_bit_for_bit_and_its_folder_loads(
     other = replace(data, tokenizer=example("text_side").make_tokenizer())
     with pytest.raises(ValueError, match="trained on other names"):
         train.aligned(tmp_path / "prior", other)
+    with pytest.raises(ValueError, match="training on other names"):
+        again.load(tmp_path / "prior.pt", torch.device("cpu"), other.tokenizer.get_vocab())
+    # From the folder, and from one of the world alone with that text side.
+    same = train.make_unet(True)
+    encoder = train.started(same, tmp_path / "prior", data)
+    for name, value in run.averaged().items():
+        torch.testing.assert_close(same.state_dict()[name], value, atol=1e-3, rtol=1e-3)
+    assert torch.equal(encoder.state_dict()[name_of(encoder)], taken[name_of(encoder)])
+    text = train.started(train.make_unet(True), train.SHIPPED, data, tmp_path / "prior").state_dict()
+    assert torch.equal(text[name_of(encoder)], taken[name_of(encoder)])
+
+
+def name_of(encoder: Any) -> str:
+    return next(iter(encoder.state_dict()))
+
+
+def test_a_prior_of_the_world_goes_on_with_its_own_words(example: Any, pictures: Any) -> None:
+    train = example("train_prior")
+    data = train.Data(pictures, None, train.tokenizer_for(train.SHIPPED, None))
+    unet = train.make_unet()
+    encoder = train.started(unet, train.SHIPPED, data)
+    prior = load_prior("embedded")
+    said = ["a red mug, front view", "a blue car"]
+    ids = example("text_side").tokens(data.tokenizer, said)
+    torch.testing.assert_close(
+        encoder(ids).last_hidden_state, prior.embed(said)["encoder_hidden_states"], atol=2e-2, rtol=2e-2
+    )
+
+
+def test_options_that_do_not_go_together_are_refused(
+    example: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parse = example("train_prior").parse_options
+    assert parse(["--work", "w"]).output == example("train_prior").SHIPPED
+    given = parse(["--work", "~/w", "--things", "p", "--start", "s", "--output", "o", "--text-side", "t"])
+    assert (given.text_side, given.work) == (Path("t"), Path("~/w").expanduser())
+    for words in (
+        ["--things", "p"],
+        ["--text-side", "t"],
+        ["--things", "p", "--output", "o", "--text-side", "t"],
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            parse(["--work", "w", *words])
+    assert "--things needs --output" in capsys.readouterr().err

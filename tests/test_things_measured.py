@@ -32,7 +32,7 @@ def quality(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(EXAMPLES / "benchmarks"))
     module = importlib.import_module("quality")
     monkeypatch.setattr(module, "r_precision", lambda judge, shown, caption: 0.5)
-    monkeypatch.setattr(module, "load_judge", lambda: tiny_things.judge_of(["stool", "vase"]))
+    monkeypatch.setattr(module, "judge_of", lambda source: tiny_things.judge_of(["stool", "vase"]))
     return module
 
 

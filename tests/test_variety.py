@@ -14,7 +14,7 @@ import tiny_things
 from PIL import Image
 
 import distill
-from distill.embedded import judge as judges
+from distill.embedded.judge import save_judge
 from distill.lab.comparison import figures, run
 from distill.lab.comparison.claims import Comparison, judge_claims, select
 from distill.lab.comparison.power import INTERVAL, POWER, prompts_needed, seeds_needed
@@ -171,12 +171,11 @@ def test_the_report_lists_the_variant_of_each_seed() -> None:
 @pytest.mark.parametrize("with_truth", [True, False])
 def test_a_comparison_on_a_thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_truth: bool) -> None:
     tiny = tiny_things.write(tmp_path / "tiny")
-    judge = tiny_things.judge_of(["stool"])
-    monkeypatch.setattr(run, "load_judge", lambda: judge)
-    monkeypatch.setattr(judges, "load_judge", lambda: judge)
+    judge = tmp_path / "judge"
+    save_judge(tiny_things.judge_of(["stool"]), judge)
     monkeypatch.setattr(figures, "r_precision", lambda judge, shown, caption: 0.5)
     monkeypatch.setattr(run, "gradient_profile", partial(figures.gradient_profile, levels=2, draws=2))
-    source = Source(tiny.archives if with_truth else None, table=tiny.table)
+    source = Source(tiny.archives if with_truth else None, table=tiny.table, judge=judge)
     options: dict[str, Any] = {"iterations": 2, "measure_every": 2, "render.size": 16, "scene.log2_table_size": 12,
                                "scene.levels": 4, "prior": distill.load_prior(PRIOR)}  # fmt: skip
     methods = {"sds": {"guidance": "sds", "guidance.scale": 1}}
@@ -190,5 +189,5 @@ def test_a_comparison_on_a_thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     else:
         assert {line["iou"] for line in lines} == {""} and "No truth was given for a stool" in text
         with pytest.raises(ValueError, match="was made with truth none, not archives"):
-            again = Source(tiny.archives, table=tiny.table)
+            again = Source(tiny.archives, table=tiny.table, judge=judge)
             distill.compare(methods, ["a stool"], [0, 1], output_dir=tmp_path, source=again, **options)

@@ -105,7 +105,7 @@ def test_a_colour_that_cannot_be_chosen_goes_on_and_is_said() -> None:
     found = understand("a green hamburger", ALL)
     assert found.own_colour
     assert told("a green hamburger", found) == (
-        "'a green hamburger': a hamburger has colours of its own, and 'green' may not be followed"
+        "'a green hamburger': the colour of 'hamburger' cannot be chosen, and 'green' may not be followed"
     )
     assert not understand("a hamburger", ALL).own_colour and not understand("a green sofa", ALL).own_colour
 
@@ -146,7 +146,7 @@ def test_a_refusal_names_the_five_nearest_names_and_how_to_list_them() -> None:
 def test_the_world_alone_needs_a_colour_and_takes_what_is_near_its_kinds() -> None:
     assert not WORLD.bare and set(WORLD.names) == set(world.KINDS)
     assert understand("a green coffee mug", WORLD).caption == "a green mug"
-    with pytest.raises(ValueError, match="needs one colour and one kind"):
+    with pytest.raises(ValueError, match="needs a colour beside"):
         understand("a mug", WORLD)
     for prompt in ("a red hamburger", "a blue grand piano", "a purple zebra", "a red dragon"):
         with pytest.raises(ValueError, match="does not know"):
@@ -380,3 +380,37 @@ def test_a_folder_that_names_things_is_run_as_the_embedded_prior_is(folder: Path
     assert prompts.view_words("auto", "sd-1.5").words == prompts.FOUR_VIEWS  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=r"view_words=four"):
         check_perp_neg(compose_config(["prompt=a sofa", f"prior={folder}", "perp_neg.enabled=true"]))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "the leg of a table", "a wheel of a car", "a statue of a horse", "a photo of the door of a house", "a vase of flowers",
+        "no mug", "not a mug", "never a mug", "a lamp shade", "a car wheel", "a horse shoe",
+    ],
+)  # fmt: skip
+def test_parts_of_things_and_what_is_not_wanted_are_refused(prompt: str) -> None:
+    with pytest.raises(ValueError, match=r"^the embedded prior (makes one object|does not know)") as caught:
+        understand(prompt, ALL)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a photo of a red mug", "a 3d render of a red mug", "a picture of the red mug"]
+)
+def test_of_after_what_shows_the_thing_is_nothing(prompt: str) -> None:
+    assert understand(prompt, ALL).name == "mug"
+    assert understand("a pair of scissors", ALL).name == "scissors"
+
+
+def test_a_long_prompt_is_read_as_a_short_one() -> None:
+    with pytest.raises(ValueError, match="needs one thing"):
+        understand("red " * 20_000, ALL)
+
+
+def test_a_source_prompt_is_read_before_anything_is_loaded() -> None:
+    words = ["prompt=a red mug", "guidance=dds", "source_prompt=a blue dragon"]
+    with pytest.raises(ValueError, match="does not know 'dragon'"):
+        check_prompt(compose_config(words))
+    said = check_prompt(compose_config([*words[:2], "source_prompt=a blue cup"]))
+    assert said.startswith("'a blue cup' is taken for 'a blue mug'")

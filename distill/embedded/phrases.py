@@ -42,7 +42,7 @@ OTHER_COLOURS = frozenset(
 )
 #: Words of the captions that a prior is trained with, and words as empty as these.
 FILLER = frozenset(
-    ["a", "an", "the", "photo", "of", "that", "is", "are", "view", "one", "some", "my", "this"]
+    ["a", "an", "the", "photo", "that", "is", "are", "view", "one", "some", "my", "this", "pair"]
 )
 #: What says how a picture is made, not what it is of.
 OUTSIDE = frozenset(
@@ -98,6 +98,9 @@ DROPPED = frozenset(
 #: Words between two objects, or between an object and where it is.
 JOINING = frozenset(
     [
+        "no",
+        "not",
+        "never",
         "and",
         "with",
         "without",

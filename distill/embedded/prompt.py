@@ -88,7 +88,7 @@ def understand(prompt: str, known: Known) -> Meaning:
     colour = colours[0] if colours else None
     if colour is None and not known.bare:
         raise ValueError(
-            f"the embedded prior needs one colour and one kind in the prompt {shown(prompt)}; its colours are {', '.join(COLOURS)}"
+            f"the embedded prior needs a colour beside {name!r} in the prompt {shown(prompt)}; its colours are {', '.join(COLOURS)}"
         )
     caption = captioned(" ".join(prompt.lower().split()), name, known.names[name], colour, view)
     return Meaning(
@@ -127,10 +127,13 @@ class Part(NamedTuple):
 
 
 def read(text: Sequence[str], known: Known) -> Iterator[Part]:
-    """Take the words of a prompt apart: its colours, then the rest, the longest name first; fillers are left out."""
+    """Take the words of a prompt apart: its colours, then the rest, the longest name first; fillers are left out.
+
+    An ``of`` is a filler in "a photo of a mug", and joins two things in "a photo of the leg of a table".
+    """
     colours, text = without_colours(text, known)
     yield from colours
-    longest, at = max(known.longest, LONGEST), 0
+    longest, at, begun = max(known.longest, LONGEST), 0, False
     while at < len(text):
         for length in range(min(longest, len(text) - at), 0, -1):
             if part := part_of(text[at : at + length], known):
@@ -138,6 +141,9 @@ def read(text: Sequence[str], known: Known) -> Iterator[Part]:
         else:
             length, part = 1, Part("word", text[at])
         at += length
+        if part.given == "of" and part.role == "word":
+            part = Part("joining" if begun else "filler", "of")
+        begun = begun or part.role in ("name", "word")
         if part.role != "filler":
             yield part
 
@@ -164,10 +170,12 @@ def without_colours(text: Sequence[str], known: Known) -> tuple[list[Part], list
 
 def is_named(text: Sequence[str], at: int, known: Known) -> bool:
     """Tell whether a word is part of a known name of several words."""
-    spans = ((start, end) for start in range(at + 1) for end in range(at + 1, len(text) + 1))
-    return any(
-        " ".join(text[start:end]) in known.names for start, end in spans if 1 < end - start <= known.longest
+    spans = (
+        (start, start + length)
+        for length in range(2, known.longest + 1)
+        for start in range(max(0, at - length + 1), at + 1)
     )
+    return any(" ".join(text[start:end]) in known.names for start, end in spans if end <= len(text))
 
 
 def part_of(text: Sequence[str], known: Known) -> Part | None:
@@ -210,6 +218,13 @@ def thing_of(prompt: str, parts: Sequence[Part], known: Known) -> tuple[str, lis
         if name := near_name(phrase, known):
             given, first = phrase, start
             break
+    # A part of a known thing, such as a lamp shade, is not what its last word is near to.
+    if (
+        name is not None
+        and parts[-1].role != "name"
+        and (of := [p.given for p in parts[:first] if p.role == "name"])
+    ):
+        raise ValueError(unknown(prompt, " ".join([*of, *said[first:]]), known))
     strange = [each for each in said[:first] if not words.is_word(each) and not each.isdigit()]
     if name is None or strange:
         raise ValueError(unknown(prompt, strange[0] if strange else said[-1], known))
@@ -250,7 +265,9 @@ def told(prompt: str, meaning: Meaning) -> str:
     if left_out:
         said.append(f"{', '.join(map(repr, left_out))} left out")
     if meaning.own_colour:
-        said.append(f"a {meaning.name} has colours of its own, and {meaning.colour!r} may not be followed")
+        said.append(
+            f"the colour of {meaning.name!r} cannot be chosen, and {meaning.colour!r} may not be followed"
+        )
     if not said:
         return ""
     taken = f" is taken for {meaning.caption!r}" if meaning.taken else ""

@@ -19,7 +19,8 @@ from torch import Tensor
 from distill.cameras import Cameras, orbit, turntable
 from distill.contracts import View
 from distill.embedded import raycast, shapes, things, world
-from distill.embedded.judge import Judge
+from distill.embedded.judge import SHIPPED, Judge, load_judge
+from distill.embedded.prompt import without_view
 from distill.embedded.shoot import shoot
 from distill.lab.metrics import best_turn, mean_colour, silhouette_iou, true_silhouettes
 
@@ -42,6 +43,7 @@ class Source:
         table: the things' table.
         size: height and width of pictures, pixels.
         fine: of silhouettes; the pack's have 64.
+        judge: folder of the judge that ranks captions, or None for the one that ships, which knows kinds alone.
     """
 
     archives: Path | None = None
@@ -49,6 +51,7 @@ class Source:
     table: Path = things.TABLE
     size: int = 64
     fine: int = 96
+    judge: Path | None = None
 
 
 #: Knows the truths of kinds alone.
@@ -131,7 +134,8 @@ def asked(prompt: str, source: Source = SHAPES) -> Asked:
 
 
 def _asked_thing(prompt: str, source: Source) -> Asked:
-    words = [word for word in re.findall(r"[^\W_]+(?:'[^\W_]+)?", prompt.lower()) if word not in _FILLER]
+    plain, _ = without_view(prompt)
+    words = [word for word in re.findall(r"[^\W_]+(?:'[^\W_]+)?", plain) if word not in _FILLER]
     colours = [word for word in words if word in world.COLOURS]
     name = " ".join(word for word in words if word not in world.COLOURS)
     listed = things.table(source.table) if name else ()
@@ -157,6 +161,15 @@ def _asked_thing(prompt: str, source: Source) -> Asked:
             )
     held_out = colour is not None and things.held_out(colour, names[0])
     return Asked(names[0], colour, things.caption(names[0], found[0].article, colour), held_out, tuple(found))
+
+
+def judge_of(source: Source) -> Judge:
+    """Load the judge of a source.
+
+    Raises:
+        ValueError: its folder holds none.
+    """
+    return load_judge(folder=source.judge or SHIPPED)
 
 
 def check(prompts: Sequence[str], source: Source, judge: Judge) -> None:
@@ -190,7 +203,7 @@ def check_words(said: Sequence[str], judge: Judge) -> None:
     except ValueError as error:
         why = str(error).partition(";")[0]
         raise ValueError(
-            f"{why}, so it cannot measure things; train it on their pack with examples/embedded/train_judge.py"
+            f"{why}, so it cannot measure things; give one that was trained on them with --judge (examples/embedded/train_judge.py --things)"
         ) from None
 
 

@@ -419,13 +419,17 @@ def check_prompt(config: DictConfig) -> str:
     """Refuse what the embedded prior cannot draw, before anything is loaded.
 
     Returns:
-        What the prompt is taken for, in one line; empty where it is taken as it is.
+        What the prompt and the source prompt are taken for, in one line; empty where they are taken as they are.
 
     Raises:
-        ValueError: the prior does not know what the prompt names.
+        ValueError: the prior does not know what one of them names.
     """
     from distill.embedded.prompt import told, understand
     from distill.embedded.vocabulary import of_prior
 
-    own = of_prior(config.prior) if config.prompt else None
-    return "" if own is None else told(config.prompt, understand(config.prompt, own))
+    given = [text for text in (config.prompt, config.source_prompt) if text]
+    own = of_prior(config.prior) if given else None
+    if own is None:
+        return ""
+    said = (told(text, understand(text, own)) for text in given)
+    return "; ".join(each for each in said if each)

@@ -5,7 +5,7 @@ R-precision at 1 over eight views, silhouette IoU with the ground truth at the b
 that fits best, and the seconds from prompt to files, including loading. An interrupted run continues when started again; an
 asset that was interrupted halfway is finished but not timed.
     python quality.py --output ~/quality --prompts 16 --set iterations=800
-    python quality.py --output ~/quality-things --things 40 --archives ~/things --set prior=~/prior
+    python quality.py --output ~/quality-things --things 40 --archives ~/things --judge ~/judge/weights --set prior=~/prior/prior
 """
 
 from __future__ import annotations
@@ -28,8 +28,19 @@ from torch.nn.functional import interpolate
 import distill
 from distill.cameras import turntable
 from distill.contracts import View
-from distill.embedded.judge import load_judge, r_precision
-from distill.lab.truth import ELEVATION_DEG, VIEWS, Source, asked, best_shape, check, matches, origin, truths
+from distill.embedded.judge import r_precision
+from distill.lab.truth import (
+    ELEVATION_DEG,
+    VIEWS,
+    Source,
+    asked,
+    best_shape,
+    check,
+    judge_of,
+    matches,
+    origin,
+    truths,
+)
 
 PROMPTS = (
     "a blue sphere",
@@ -107,7 +118,7 @@ def measure(view: View, prompt: str, source: Source = KINDS) -> tuple[Made, Tens
     """
     seen = view(turntable(VIEWS, ELEVATION_DEG), SIZE, SIZE)
     rgb, opacity = (x.detach().cpu().movedim(-1, 1) for x in (seen.rgb, seen.opacity))
-    judge, caption = load_judge(), asked(prompt, source).caption
+    judge, caption = judge_of(source), asked(prompt, source).caption
     figures: Made = {"r_precision": r_precision(judge, rgb, caption), "truth": origin(prompt, source)}
     compared = matches(view, truths(prompt, source), rgb, opacity)
     if not compared:
@@ -251,12 +262,13 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--archives", type=Path, help="folder of the things' archives, for their true meshes")
     parser.add_argument("--pack", type=Path, help="folder of their pictures, where there are no archives")
+    parser.add_argument("--judge", type=Path, help="folder of a judge that was trained on things")
     parser.add_argument(
         "--set", type=parse_value, nargs="*", default=[], metavar="KEY=VALUE", dest="overrides"
     )
     options = parser.parse_args()
-    if options.things is None and (options.archives or options.pack):
-        parser.error("--archives and --pack are for --things")
+    if options.things is None and (options.archives or options.pack or options.judge):
+        parser.error("--archives, --pack and --judge are for --things")
     return options
 
 
@@ -264,8 +276,8 @@ def main() -> None:
     options = parse_options()
     overrides = dict(options.overrides)
     prompts = PROMPTS[: options.prompts] if options.things is None else THINGS[: options.things]
-    source = Source(options.archives, options.pack, size=SIZE, fine=SIZE)
-    check(prompts, source, load_judge())
+    source = Source(options.archives, options.pack, size=SIZE, fine=SIZE, judge=options.judge)
+    check(prompts, source, judge_of(source))
     if options.things and not (options.archives or options.pack):
         print("no truth of things: give --archives or --pack for the IoU and the true object's R-precision")
     rows, strips = [], []

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.embedded import captions, things, world
-from distill.embedded.judge import Judge, load_judge
+from distill.embedded.judge import SHIPPED, Judge, load_judge
 from distill.embedded.shapes import ORIENTED
 from distill.lab.truth import check_words
 from distill.priors import load_prior
@@ -152,6 +152,7 @@ def parse_options() -> argparse.Namespace:
         "--per-pair", type=int, help="samples of each of the 128 pairs: 4, or 2 beside things"
     )
     parser.add_argument("--pack", type=Path, help="folder of the pictures of things: samples of them too")
+    parser.add_argument("--judge", type=Path, help="folder of a judge that was trained on things, for --pack")
     parser.add_argument("--things", type=int, help="samples of things in all; one of each name by default")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--scale", type=float, default=3.0, help="classifier-free guidance scale")
@@ -213,7 +214,7 @@ def evaluate_names(
 def main() -> None:
     options = parse_options()
     pack = None if options.pack is None else things.read_pack(options.pack)
-    judge = load_judge()
+    judge = load_judge(folder=options.judge or SHIPPED)
     said = captions.of(() if pack is None else pack.things)
     candidates = [captions.write(*meaning) for meaning in said]
     check_words(candidates, judge)

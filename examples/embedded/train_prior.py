@@ -14,6 +14,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from distill.embedded import things, world
-from distill.embedded.vocabulary import write_names
+from distill.embedded.vocabulary import NAMES, write_names
 from distill.run.journal import stop_signals
 
 PATCH = 4
@@ -153,6 +154,8 @@ def write_folder(folder: Path, unet_state: dict[str, Tensor], encoder: CLIPTextM
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     if data.things:
         write_names(folder, known(data.things.pack))
+    else:
+        (folder / NAMES).unlink(missing_ok=True)
 
 
 @dataclass
@@ -173,8 +176,9 @@ class Run:
         names = [name for name, _ in self.unet.named_parameters()]
         return {name: value.cpu().clone() for name, value in zip(names, self.ema, strict=True)}
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, words: Mapping[str, int]) -> None:
         state = {
+            "words": dict(words),
             "unet": self.unet.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "ema": self.ema,
@@ -188,8 +192,17 @@ class Run:
         torch.save(state, temporary)
         os.replace(temporary, path)
 
-    def load(self, path: Path, device: torch.device) -> None:
+    def load(self, path: Path, device: torch.device, words: Mapping[str, int]) -> None:
+        """Take over a saved state.
+
+        Raises:
+            ValueError: it is of a training on other names.
+        """
         state = torch.load(path, map_location=device, weights_only=True)
+        if state.get("words", dict(words)) != dict(words):
+            raise ValueError(
+                f"{path} is of a training on other names: give the --things it was begun with, or another --work"
+            )
         self.unet.load_state_dict(state["unet"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.encoder.load_state_dict(state["text_encoder"])
@@ -215,7 +228,7 @@ def started(
     wide, narrow = (w["mid_block.resnets.0.conv1.weight"].shape[0] for w in (unet.state_dict(), state))
     if wide == narrow:
         unet.load_state_dict(state)
-        return encoder
+        return aligned(folder, data)
     if data.things is None or (narrow, wide) != (CHANNELS[-1], CHANNELS_OF_THINGS[-1]):
         raise ValueError(
             f"{folder} has {narrow} channels at its deepest level, and this prior {wide}: add or leave out --things"
@@ -230,14 +243,21 @@ def started(
     return train_text_encoder(data.tokenizer, data.world, data.things, old, TEXT_STEPS[True])
 
 
+def same_words(one: CLIPTokenizer, other: CLIPTokenizer) -> bool:
+    """Whether two tokenizers give every caption the same numbers."""
+    return bool(one.get_vocab() == other.get_vocab())
+
+
 def aligned(folder: Path, data: Data) -> CLIPTextModel:
     """The text encoder of a prior that was trained on the same names.
 
     Raises:
         ValueError: it was trained on others.
     """
-    if CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab() != data.tokenizer.get_vocab():
-        raise ValueError(f"{folder} was trained on other names: leave out --text-side, or take that pack")
+    if not same_words(CLIPTokenizer.from_pretrained(folder / "tokenizer"), data.tokenizer):
+        raise ValueError(
+            f"{folder} was trained on other names, so its text encoder does not fit: take the pack that it was trained on"
+        )
     return CLIPTextModel.from_pretrained(folder / "text_encoder").float()
 
 
@@ -259,7 +279,7 @@ def start(options: argparse.Namespace, data: Data) -> Run:
     ema = [parameter.detach().clone() for parameter in unet.parameters()]
     run = Run(unet, encoder, optimiser, ema, data.world.generator)
     if saved.exists():
-        run.load(saved, device)
+        run.load(saved, device, data.tokenizer.get_vocab())
         print(f"going on at {run.seen} images")
     return run
 
@@ -291,7 +311,7 @@ def train_step(run: Run, model: Any, data: Data, abar: Tensor, n: int, exponent:
     run.loss = 0.99 * run.loss + 0.01 * loss.item() if run.loss else loss.item()
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -308,13 +328,32 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="15%% faster after a minute of compiling")
     parser.add_argument("--start", type=Path, help="a prior's folder to go on from, with a new optimiser")
     parser.add_argument(
+        "--text-side",
+        type=Path,
+        help="a prior of the same things whose text encoder is taken for the grown one, instead of aligning it anew",
+    )
+    parser.add_argument(
         "--things",
         type=Path,
         help="pack of real things to learn beside the world, from render_things.py pack",
     )
     parser.add_argument("--save-minutes", type=float, default=4)
-    parser.add_argument("--output", type=Path, default=SHIPPED, help="prior's folder, rewritten at each save")
-    return parser.parse_args()
+    parser.add_argument(
+        "--output", type=Path,
+        help="prior's folder, rewritten at each save; without --things by default the one that ships",
+    )  # fmt: skip
+    options = parser.parse_args(words)
+    if options.things and not options.output:
+        parser.error(
+            "--things needs --output, the folder of the new prior: the one that ships is of the world alone"
+        )
+    if options.text_side and not (options.things and options.start):
+        parser.error("--text-side is for --things with --start, where a prior of the world is grown")
+    options.output = options.output or SHIPPED
+    for name in ("work", "things", "start", "text_side", "output"):
+        if getattr(options, name) is not None:
+            setattr(options, name, getattr(options, name).expanduser())
+    return options
 
 
 def load(options: argparse.Namespace) -> Data:
@@ -324,7 +363,15 @@ def load(options: argparse.Namespace) -> Data:
     generator = torch.Generator().manual_seed(0)
     pictures = dataset.Pictures(options.work / "pictures", generator)
     real = ThingPictures(pack, generator) if pack else None
-    return Data(pictures, real, make_tokenizer(real))
+    return Data(pictures, real, tokenizer_for(options.start, real))
+
+
+def tokenizer_for(folder: Path | None, real: ThingPictures | None) -> CLIPTokenizer:
+    """A prior's own tokenizer where the same captions are trained on, else a new one."""
+    if folder is None or real is not None:
+        return make_tokenizer(real)
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    return tokenizer
 
 
 def main() -> None:
@@ -335,7 +382,7 @@ def main() -> None:
     print(f"UNet: {sum(p.numel() for p in run.unet.parameters()) / 1e6:.2f}M parameters", flush=True)
 
     def save() -> None:
-        run.save(options.work / "prior.pt")
+        run.save(options.work / "prior.pt", data.tokenizer.get_vocab())
         write_folder(options.output, run.averaged(), run.encoder, data)
 
     abar = make_scheduler().alphas_cumprod.to(options.device)

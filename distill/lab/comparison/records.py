@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from distill.embedded.judge import SHIPPED, Judge, load_judge
 from distill.lab.comparison.figures import SIZE
 from distill.run.folders import folder_name
 
@@ -41,6 +42,20 @@ def by_prompt(records: Sequence[Record]) -> list[list[Record]]:
     """The records of each prompt, prompts and seeds in order."""
     ordered = sorted(records, key=lambda record: (record["prompt"], record["seed"]))
     return [list(group) for _, group in groupby(ordered, key=lambda record: record["prompt"])]
+
+
+def judge_of(records: Sequence[Record]) -> Judge:
+    """Load the judge that measured cells.
+
+    Raises:
+        ValueError: several did, so that their figures cannot be compared.
+    """
+    folders = {record.get("judge", "") for record in records}
+    if len(folders) > 1:
+        raise ValueError(
+            f"the cells were measured by several judges ({', '.join(sorted(map(str, folders)))}); compare into another folder"
+        )
+    return load_judge(folder=Path(folder) if (folder := "".join(folders)) else SHIPPED)
 
 
 def views_of(record: Record, root: Path) -> Tensor:

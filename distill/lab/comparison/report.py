@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from distill.files.atomic import write_atomic
 from distill.lab.comparison.figures import SIZE, colour_spread, distinct
-from distill.lab.comparison.records import Record, by_prompt, of, views_of
+from distill.lab.comparison.records import Record, by_prompt, judge_of, of, views_of
 
 #: Figures of the table: name and title.
 FIGURES: tuple[tuple[str, str], ...] = (
@@ -40,7 +40,6 @@ PICTURED: tuple[tuple[str, str], ...] = (("iou", "IoU from a picture"), ("psnr",
 
 def write_report(root: Path, records: Sequence[Record]) -> Path:
     """Write ``results.csv``, ``curves.csv``, ``claims.csv``, ``grid.png`` and ``report.html``; returns the last."""
-    from distill.embedded.judge import load_judge
     from distill.lab.comparison.claims import judge_claims
 
     methods = list(dict.fromkeys(record["method"] for record in records))
@@ -53,7 +52,7 @@ def write_report(root: Path, records: Sequence[Record]) -> Path:
     write_atomic(root / "curves.csv", as_csv(points))
     draw_grid(root, records)
     costs = json.loads((root / "costs.json").read_text()) if (root / "costs.json").exists() else {}
-    claims = judge_claims(records, root, load_judge(), costs)
+    claims = judge_claims(records, root, judge_of(records), costs)
     lines = [
         {
             "claim": claim.text,
@@ -198,11 +197,10 @@ def from_pictures(root: Path, method: str) -> list[list[float | None]]:
 
 def diversity_of(records: Sequence[Record], root: Path) -> float | None:
     """Between the seeds of one prompt, from the pictures that the cells kept."""
-    from distill.embedded.judge import load_judge
     from distill.lab.comparison.figures import diversity
 
     sets = [views_of(record, root)[-1] for record in records if record["points"]]
-    return diversity(load_judge(), sets)
+    return diversity(judge_of(records), sets)
 
 
 def colours(methods: Sequence[str]) -> list[str]:

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from distill.cameras import turntable
 from distill.contracts import Prior, Render, Step
-from distill.embedded.judge import Judge, load_judge
+from distill.embedded.judge import Judge
 from distill.files.atomic import write_atomic
 from distill.lab.comparison import figures
 from distill.lab.comparison.cost import compose, few_steps, measure_cost
 from distill.lab.comparison.counted import Counted
 from distill.lab.comparison.figures import gradient_profile
 from distill.lab.comparison.records import Cell
-from distill.lab.truth import SHAPES, Source, asked, check, origin
+from distill.lab.truth import SHAPES, Source, asked, check, judge_of, origin
 from distill.loop import Diverged, Job, State, train
 from distill.priors import load_prior
 from distill.run.assemble import assemble, pick_device
@@ -161,11 +161,12 @@ def compare(
     chosen = {name: dict(wanted) for name, wanted in (methods or METHODS).items()}
     for wanted in chosen.values():
         check_measurable(compose({"iterations": iterations, **options, **wanted}, prompts[0], seeds[0]))
-    root, judge, source = Path(output_dir), load_judge(), source or SHAPES
+    root, source = Path(output_dir), source or SHAPES
+    judge = judge_of(source)
     check(prompts, source, judge)
     device = pick_device(str(options.get("device", "auto")))
     prior_of = counting(prior, device)
-    made_with = {"prior": prior_name(prior), "measure_every": measure_every}
+    made_with = {"prior": prior_name(prior), "measure_every": measure_every, "judge": str(source.judge or "")}
     cells = [Cell(name, prompt, seed) for prompt in prompts for seed in seeds for name in chosen]
     settings = {name: {"iterations": iterations, **options, **wanted} for name, wanted in chosen.items()}
     if budget == "calls":

@@ -20,7 +20,7 @@ NOVEL_VIEW = Path(__file__).resolve().parents[1] / "novelview_training.py"
 def prior_rate(work: Path, device: torch.device, batch: int, steps: int) -> float:
     """Pictures a second of the prior's training, drawing and captioning them included."""
     pictures = dataset.Pictures(work / "pictures", torch.Generator().manual_seed(0))
-    data = train_prior.Data(pictures, None, train_prior.make_tokenizer())
+    data = train_prior.Data(pictures, None, train_prior.tokenizer_for(train_prior.SHIPPED, None))
     options = argparse.Namespace(
         device=str(device), work=work / "nothing", start=train_prior.SHIPPED, text_side=None
     )
