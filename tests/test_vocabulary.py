@@ -242,6 +242,9 @@ def test_a_priors_folder_says_what_it_knows(folder: Path) -> None:
         ('{"version": 1, "things": [["sofa", "an", 1, ""]]}', "sofa"),
         ('{"version": 1, "things": [["sofa", "the", true, ""]]}', "the"),
         ('{"version": 1, "things": [["sofa", "a", true, ""], ["sofa", "a", true, ""]]}', "different names"),
+        ('{"version": 1, "things": [["mug", "a", true, ""]]}', "prompts mean those; got ['mug'"),
+        ('{"version": 1, "things": [["red", "a", true, ""]]}', "prompts mean those; got ['red'"),
+        ('{"version": 1, "things": [["beet", "a", true, "orange"]]}', "prompts mean those; got ['beet'"),
     ],
 )
 def test_a_broken_list_of_names_is_one_line(tmp_path: Path, text: str, said: str) -> None:

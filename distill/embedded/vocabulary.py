@@ -121,7 +121,7 @@ def checked(rows: object, where: str) -> list[Row]:
     """Check rows of ``names.json``.
 
     Raises:
-        ValueError: one is not as ``Row`` says, or a name comes twice.
+        ValueError: one is not as ``Row`` says, a name comes twice, or prompts could not mean it.
     """
     wanted = "a list of [name, article, colour can be chosen, another name] for different names"
     if not isinstance(rows, list):
@@ -130,6 +130,11 @@ def checked(rows: object, where: str) -> list[Row]:
     for row in rows:
         if not is_row(row) or row[0] in seen:
             raise ValueError(f"{where}: things must be {wanted}, got {str(row)[:60]}")
+        if row[0] in (*KINDS, *COLOURS) or row[3] in COLOURS:
+            raise ValueError(
+                f"{where}: a thing cannot have the name of a kind of the embedded world or of a colour, for prompts mean those; "
+                f"got {str(row)[:60]}"
+            )
         seen.add(row[0])
     return [(name, article, paintable, also) for name, article, paintable, also in rows]
 
