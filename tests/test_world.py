@@ -39,8 +39,11 @@ def test_one_pair_in_eight_is_held_out_each_kind_once_and_each_colour_twice() ->
     assert all(sum(colour == c for c, _ in out) == 2 for colour in world.COLOURS)
 
 
-def test_the_quality_benchmark_asks_for_each_kind_once_each_colour_twice_and_four_new_pairs() -> None:
+def test_the_quality_benchmark_asks_for_each_kind_once_each_colour_twice_and_four_new_pairs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     path = Path(__file__).parents[1] / "examples/benchmarks/quality.py"
+    monkeypatch.syspath_prepend(str(path.parent))
     prompts = runpy.run_path(str(path), run_name="quality")["PROMPTS"]
     pairs = [world.parse(prompt) for prompt in prompts]
     assert tuple(kind for _, kind in pairs) == world.KINDS
