@@ -38,8 +38,8 @@ class Hub:
     url: str = ""
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path | str]:
+    """What the hub has: folders, or the error that it answers with."""
     good = tmp_path_factory.mktemp("good")
     make("stable_diffusion").save_pretrained(good)
     (good / "README.md").write_text("---\nlicense: openrail\ntags: [a]\n---\nA model.\n")
@@ -72,13 +72,16 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     for file in ("unet/config.json", "unet/diffusion_pytorch_model.bin"):
         (old / file).parent.mkdir(exist_ok=True)
         (old / file).write_text("{}")
-    known = Hub(
-        {
-            "us/views": views, "us/old-views": old,
-            "us/control": control, "us/good": good, "us/pickled": pickled, "us/gated": "GatedRepo", "us/none": "RepoNotFound",
-            "us/empty": "EntryNotFound", MODELS["sd-1.5"].repository: good, MODELS["sdxl"].repository: "GatedRepo",
-        }
-    )  # fmt: skip
+    return {
+        "us/views": views, "us/old-views": old,
+        "us/control": control, "us/good": good, "us/pickled": pickled, "us/gated": "GatedRepo", "us/none": "RepoNotFound",
+        "us/empty": "EntryNotFound", MODELS["sd-1.5"].repository: good, MODELS["sdxl"].repository: "GatedRepo",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    known = Hub(repositories(tmp_path_factory))
 
     class Handler(BaseHTTPRequestHandler):
         commit = COMMIT

@@ -225,6 +225,15 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=25, help="of the sampler, when measured at the end")
     parser.add_argument("--scale", type=float, default=2.0, help="of guidance, likewise")
     options = parser.parse_args()
+    check_options(parser, options)
+    for name in ("work", "output", "tars", "encoder", "start", "things"):
+        if getattr(options, name) is not None:
+            setattr(options, name, getattr(options, name).expanduser())
+    return options
+
+
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse values out of range, and options that do not go together."""
     if not 0 <= options.offset <= 0.5:
         parser.error(f"--offset must be in [0, 0.5], or shapes leave the picture, got {options.offset:g}")
     if not 0 <= options.steep_from < 89:
@@ -233,10 +242,6 @@ def parse_options() -> argparse.Namespace:
         parser.error(f"--steep-first must be a probability, in [0, 1], got {options.steep_first:g}")
     if options.code_again and options.start is None:
         parser.error("--code-again trains the code of --start on; give --start, or leave it out")
-    for name in ("work", "output", "tars", "encoder", "start", "things"):
-        if getattr(options, name) is not None:
-            setattr(options, name, getattr(options, name).expanduser())
-    return options
 
 
 def main() -> None:

@@ -149,15 +149,10 @@ def compare(
     """
     from distill.lab.comparison.report import write_report
 
-    if isinstance(prior, str):
-        raise ValueError(f"prior must be a loaded one, got {prior!r}; give distill.load_prior({prior!r})")
-    if budget not in ("steps", "calls"):
-        raise ValueError(f"budget must be steps or calls, got {budget!r}")
-    number, parts = part
-    if not 1 <= number <= parts:
-        raise ValueError(f"part must be (k, n) with 1 <= k <= n, got {part}")
     if not prompts or not seeds:
         raise ValueError("a comparison needs at least one prompt and one seed")
+    check_asked(prior, budget, part)
+    number, parts = part
     chosen = {name: dict(wanted) for name, wanted in (methods or METHODS).items()}
     for wanted in chosen.values():
         check_measurable(compose({"iterations": iterations, **options, **wanted}, prompts[0], seeds[0]))
@@ -194,6 +189,16 @@ def compare(
     if prior is None and len(found) == len(paths):
         measure_costs(root, settings, prompts[0])
     return write_report(root, [json.loads(path.read_text()) for path in found])
+
+
+def check_asked(prior: object, budget: str, part: tuple[int, int]) -> None:
+    """Refuse a prior's name in place of a prior, an unknown budget, and a share of the cells that is none."""
+    if isinstance(prior, str):
+        raise ValueError(f"prior must be a loaded one, got {prior!r}; give distill.load_prior({prior!r})")
+    if budget not in ("steps", "calls"):
+        raise ValueError(f"budget must be steps or calls, got {budget!r}")
+    if not 1 <= part[0] <= part[1]:
+        raise ValueError(f"part must be (k, n) with 1 <= k <= n, got {part}")
 
 
 def in_short(final: Mapping[str, Any]) -> str:
