@@ -140,10 +140,11 @@ def test_a_sample_is_right_where_the_judge_names_what_was_asked_for(samples: Any
     plain = samples.Request("stool", "a", None, 0, "as it is")
 
     class Fixed:
-        """Ranks the captions whose numbers are a picture's first row first."""
+        """Finds the captions whose numbers are a picture's first row the nearer the earlier they stand there."""
 
-        def rank(self, images: torch.Tensor, candidates: list[str]) -> torch.Tensor:
-            return images[:, 0, 0].long()
+        def similarity(self, images: torch.Tensor, candidates: list[str]) -> torch.Tensor:
+            order = images[:, 0, 0].long()
+            return -order.argsort(dim=1).float()
 
     def right(one: Any, *order: str) -> bool:
         ranked = [*order, *(caption for caption in said if caption not in order)]

@@ -9,7 +9,6 @@ another judge's folder, for the kinds' figures side by side. The fresh renders o
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import dataset
 import torch
+from evaluate_things import share
 from judge_pictures import FRESH_SEED, NONE, Half, augmented, fresh_things, of_world, over_white
 from torch import Tensor
 
@@ -84,12 +84,6 @@ def accuracy(judge: Judge, half: Half, g: torch.Generator, worn: bool = False) -
     return captions.right(found, asked_of(half, colour)).float().mean().item()
 
 
-def share(hits: Tensor) -> str:
-    """A share in per cent with its binomial standard error."""
-    p = hits.float().mean().item()
-    return f"{100 * p:.1f} ± {100 * math.sqrt(p * (1 - p) / len(hits)):.1f}"
-
-
 def alike(one: str, other: str) -> bool:
     return any(one in group and other in group for group in ALIKE)
 
@@ -108,7 +102,7 @@ def kinds_rows(judge: Judge, half: Half, said: tuple[Meaning, ...], seed: int) -
     clean = captions.right(similarities(judge, half, colour, said), asked, said)
     worn = captions.right(similarities(judge, half, colour, said, g), asked, said)
     above = half.view == world.VIEWS.index(world.OVERHEAD)
-    return [share(clean), share(clean[~above]), share(clean[above]), share(worn)]
+    return [share(hits.tolist()) for hits in (clean, clean[~above], clean[above], worn)]
 
 
 def things_table(judge: Judge, half: Half, seed: int) -> str:
@@ -133,7 +127,9 @@ def things_table(judge: Judge, half: Half, seed: int) -> str:
             joined[at] |= name != guess and alike(name, guess) and (hue is None or told in (None, hue))
             if label.startswith("all") and name != guess:
                 missed[name, guess] += 1
-        lines.append(f"| {label} | {share(hits)} | {even(hits, part)} | {share(joined)} | {len(hits)} |")
+        lines.append(
+            f"| {label} | {share(hits.tolist())} | {even(hits, part)} | {share(joined.tolist())} | {len(hits)} |"
+        )
     wrong = sum(missed.values())
     same = sum(count for pair, count in missed.items() if alike(*pair))
     lines.append(

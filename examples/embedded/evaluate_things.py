@@ -67,10 +67,7 @@ def judge_right(
     judge: Judge, images: Tensor, asked: Sequence[Request], said: Sequence[captions.Meaning]
 ) -> list[bool]:
     """Tell of which pictures the judge says what was asked for, see ``distill.embedded.captions``; ``said`` is what it may say."""
-    order = judge.rank(images, [captions.write(*meaning) for meaning in said]).cpu()
-    similarity = torch.empty(order.shape).scatter_(
-        1, order, -torch.arange(order.shape[1]).float().expand_as(order)
-    )
+    similarity = judge.similarity(images, [captions.write(*meaning) for meaning in said]).cpu()
     hits: list[bool] = captions.right(similarity, [(one.name, one.colour) for one in asked], said).tolist()
     return hits
 
