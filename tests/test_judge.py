@@ -57,7 +57,7 @@ def share_of_all(judge: Any, images: Any, pairs: Any) -> Any:
 def share_right(judge: Any, images: Any, pairs: Any) -> Any:
     """Of the kinds' 128 captions alone."""
     best = judge.rank(images, world.all_captions())[:, 0].tolist()
-    named = [world.parse(world.all_captions()[index]) for index in best]
+    named = [world.pair_of(world.all_captions()[index]) for index in best]
     return np.mean([name == pair for name, pair in zip(named, pairs, strict=True)])
 
 
@@ -102,7 +102,7 @@ def test_phrasings_of_one_pair_lie_closer_than_other_pairs(judge: Any) -> None:
     for colour, kind in (("red", "mug"), ("blue", "house"), ("yellow", "duck")):
         forms = range(len(world.TEMPLATES))
         own = judge.text_features([world.caption(colour, kind, None, form) for form in forms])
-        others = [text for text in world.all_captions() if world.parse(text) != (colour, kind)]
+        others = [text for text in world.all_captions() if world.pair_of(text) != (colour, kind)]
         assert (own @ own.T).min() > (own @ judge.text_features(others).T).max()
 
 
@@ -141,7 +141,7 @@ def test_unknown_words_are_named(judge: Any) -> None:
     with pytest.raises(ValueError, match="'zeppelin'") as caught:
         judge.text_features(["a red zeppelin"])
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="'a red zeppelin' names none"):
+    with pytest.raises(ValueError, match="'zeppelin' is none of its names"):
         r_precision(judge, torch.ones(1, 3, 64, 64), "a red zeppelin")
 
 

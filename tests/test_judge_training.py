@@ -108,7 +108,8 @@ def test_captions_that_are_told_are_true_and_the_others_name_everything(pictures
     assert (others.colour[:beside][others.name[:beside] < 16] >= 0).all()
     names = list(captions.articles())
     for text, name, colour in zip(others.captions(g), others.name, others.colour, strict=True):
-        assert captions.parse(text) == (names[name], None if colour < 0 else list(world.COLOURS)[colour])
+        said = world.parse(text, names)
+        assert (said.colour, said.name) == (None if colour < 0 else list(world.COLOURS)[colour], names[name])
     # The drawn pairs in another colour, then from another side: both wrong for them.
     pairs, coloured = seen.name[:: pictures.TOGETHER], seen.colour[:: pictures.TOGETHER] >= 0
     assert torch.equal(others.name[beside:], torch.cat([pairs[coloured], pairs]))

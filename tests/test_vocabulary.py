@@ -169,12 +169,12 @@ def test_every_caption_of_every_name_is_understood_as_itself(own: Any) -> None:
                 assert found.own_colour == (colour is not None and not paintable)
 
 
-def test_the_world_is_read_as_its_own_parser_reads_it() -> None:
+def test_a_prompt_that_is_a_caption_means_what_it_says() -> None:
     for colour in COLOURS:
         for kind in world.KINDS:
             text = world.caption(colour, kind, "left view", 3)
             found = understand(text, WORLD)
-            assert (found.colour, found.name) == world.parse(text)
+            assert (found.colour, found.name, found.view) == world.parse(text)
 
 
 PIECES = st.sampled_from(

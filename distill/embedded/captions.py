@@ -63,43 +63,6 @@ def all_captions() -> tuple[str, ...]:
     return tuple(write(*meaning) for meaning in meanings())
 
 
-@lru_cache(maxsize=1)
-def _named() -> dict[tuple[str, ...], str]:
-    return {tuple(words(name)): name for name in articles()}
-
-
-def parse(text: str) -> Meaning:
-    """Read the name, and the colour if one is said, from a caption of either half, in any of the world's phrasings.
-
-    Raises:
-        ValueError: what remains without the phrasing, the colour and the view is no name.
-    """
-    plain = text.lower().strip()
-    for view in sorted(world.VIEWS, key=len, reverse=True):
-        plain = plain.removesuffix(f", {view}")
-    said = words(plain)
-    if (said[:1] == ["a"] and said[1:3] == ["photo", "of"]) or said[:2] == ["photo", "of"]:
-        said = said[said.index("of") + 1 :]
-    if said[:1] and said[0] in ("a", "an", "the"):
-        said = said[1:]
-    colour = None
-    if len(said) > 3 and said[-3] == "that" and said[-2] in ("is", "are") and said[-1] in world.COLOURS:
-        said, colour = said[:-3], said[-1]
-    elif said[:1] and said[0] in world.COLOURS:
-        said, colour = said[1:], said[0]
-    name = _named().get(tuple(said))
-    if name is None and set(words(plain)) & set(world.KINDS):
-        # The world's own reader takes words in any order.
-        colour, name = world.parse(text)
-    if name is None:
-        shown = text if len(text) <= 60 else text[:57] + "..."
-        raise ValueError(
-            f"{shown!r} names none of the embedded world's {len(articles())} things; write a colour and a name, such as "
-            f"'a red mug'; distill.embedded.captions.articles() lists the names"
-        )
-    return name, colour
-
-
 def right(similarity: Tensor, asked: Sequence[Meaning], said: Sequence[Meaning] | None = None) -> Tensor:
     """Tell of which pictures captions in the order of these similarities are right, by the rule of this module.
 

@@ -30,7 +30,7 @@ def exact_prior(prompt: str, pictures: int = 1500, seed: int = 0) -> ExactPrior:
     from distill.priors.exact import empirical, scaled_linear
     from distill.samplers.cameras import ranges
 
-    colour, kind = world.parse(prompt)
+    colour, kind = world.pair_of(prompt)
     cameras = ranges()(0.0, pictures, torch.Generator().manual_seed(seed))
     layers = raycast.render(shapes.build(kind), cameras, samples=2)
     rgb = torch.from_numpy(raycast.over(layers.rgba(world.COLOURS[colour]), 1.0)).movedim(-1, 1).float()

@@ -191,7 +191,8 @@ def r_precision(
     Source: Park et al. 2021, as used with CLIP by DreamFields and DreamFusion.
     """
     said = readable(judge) if among is None else tuple(among)
-    asked = [captions.parse(prompt)] * len(images)
+    wanted = world.parse(prompt, captions.articles())
+    asked = [(wanted.name, wanted.colour)] * len(images)
     found = judge.similarity(images, [captions.write(*meaning) for meaning in said]).cpu()
     return captions.right(found, asked, said).float().mean().item()
 

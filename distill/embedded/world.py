@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import trimesh
@@ -69,7 +71,11 @@ OVERHEAD_DEG = 60.0
 TEMPLATES = ("{article} {colour} {kind}", "{colour} {kind}", "a photo of {article} {colour} {kind}",
              "{kind_article} {kind} that is {colour}")  # fmt: skip
 
-_FILLER = frozenset(["a", "an", "the", "photo", "of", "that", "is", "view"])
+#: What ``TEMPLATES`` write, with a view or none; a colour stands before the name or after it.
+_CAPTION = re.compile(
+    rf"(?:(?:a )?photo of )?(?:(?:an?|the) )?(?:(?P<before>{'|'.join(COLOURS)}) )?(?P<name>.+?)"
+    rf"(?(before)|(?: that (?:is|are) (?P<after>{'|'.join(COLOURS)}))?)(?:, (?P<view>{'|'.join(VIEWS)}))?"
+)
 
 
 def held_out(colour: str, kind: str) -> bool:
@@ -101,27 +107,49 @@ def view_of(azimuth_deg: float, elevation_deg: float) -> str:
     return DIRECTIONS[round(azimuth_deg / 22.5) % 16]
 
 
-def parse(text: str) -> tuple[str, str]:
-    """Read the colour and the kind from a caption.
+class Said(NamedTuple):
+    """What a caption says: a colour or None, a name, and the words of a view or None."""
+
+    colour: str | None
+    name: str
+    view: str | None
+
+
+def parse(text: str, names: Collection[str] = KINDS) -> Said:
+    """Read a caption: a name, with or without a colour and a view, in one of ``TEMPLATES``.
+
+    Case, spaces, a full stop and the choice of article do not matter. What a user's own words mean to a prior,
+    ``distill.embedded.prompt.understand`` says.
+
+    Args:
+        text: the caption.
+        names: what it may name.
 
     Raises:
-        ValueError: a word is unknown, or the colour or the kind is missing or ambiguous.
+        ValueError: it is not worded so, or names something else.
     """
-    plain = text.lower()
-    for view in sorted(VIEWS, key=len, reverse=True):
-        plain = plain.removesuffix(f", {view}")
-    words = re.findall(r"[^\W_]+", plain)
-    colours = [word for word in words if word in COLOURS]
-    kinds = [word for word in words if word in KINDS]
-    unknown = [word for word in words if word not in _FILLER and word not in COLOURS and word not in KINDS]
-    if unknown or len(colours) != 1 or len(kinds) != 1:
-        what = f"does not know {unknown[0]!r}" if unknown else "needs one colour and one kind"
-        shown = text if len(text) <= 60 else text[:57] + "..."
-        raise ValueError(
-            f"the embedded prior {what} in the prompt {shown!r}; it knows the colours {', '.join(COLOURS)} "
-            f"and the kinds {', '.join(KINDS)}; for any other prompt choose a larger prior with prior=FOLDER"
-        )
-    return colours[0], kinds[0]
+    found = _CAPTION.fullmatch(" ".join(text.lower().split()).rstrip(" ."))
+    name = found["name"] if found else ""
+    if found and name in names:
+        return Said(found["before"] or found["after"], name, found["view"])
+    shown = text if len(text) <= 60 else text[:57] + "..."
+    near = ", ".join(difflib.get_close_matches(name[:60], names, 5, 0.0))
+    raise ValueError(
+        f"{shown!r} is no caption of the embedded world: {name[:60]!r} is none of its names; write a name, after one colour "
+        f"({', '.join(COLOURS)}) or none, as in 'a red mug'; the nearest names are {near}"
+    )
+
+
+def pair_of(text: str) -> tuple[str, str]:
+    """Read the colour and the kind from a caption that says both.
+
+    Raises:
+        ValueError: see ``parse``; or it says no colour, and a kind has none of its own.
+    """
+    colour, kind, _ = parse(text)
+    if colour is None:
+        raise ValueError(f"a {kind} has no colour of its own; write it with one of {', '.join(COLOURS)}")
+    return colour, kind
 
 
 def mesh(prompt: str) -> trimesh.Trimesh:
@@ -131,7 +159,7 @@ def mesh(prompt: str) -> trimesh.Trimesh:
 
     from distill.embedded import shapes
 
-    colour, kind = parse(prompt)
+    colour, kind = pair_of(prompt)
     parts = shapes.build(kind)
     for part in parts:
         paint = COLOURS[colour] if part.paint is None else part.paint

@@ -6,7 +6,6 @@ from the pack's pictures, else none.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -20,7 +19,6 @@ from distill.cameras import Cameras, orbit, turntable
 from distill.contracts import View
 from distill.embedded import raycast, shapes, things, world
 from distill.embedded.judge import SHIPPED, Judge, load_judge
-from distill.embedded.prompt import without_view
 from distill.embedded.shoot import shoot
 from distill.lab.metrics import best_turn, mean_colour, silhouette_iou, true_silhouettes
 
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 VIEWS, ELEVATION_DEG, FOV_Y_DEG = 8, 15.0, 40.0
 #: Turns about the vertical axis at which an asset is compared.
 TURNS = 16
-_FILLER = frozenset(("a", "an", "the", "photo", "of", "that", "is", "are"))
 
 
 @dataclass(frozen=True)
@@ -126,41 +123,27 @@ def asked(prompt: str, source: Source = SHAPES) -> Asked:
     Raises:
         ValueError: it names neither, or several things, or one whose colour cannot be chosen in a colour.
     """
-    try:
-        colour, kind = world.parse(prompt)
-    except ValueError:
-        return _asked_thing(prompt, source)
-    return Asked(kind, colour, world.caption(colour, kind), world.held_out(colour, kind))
-
-
-def _asked_thing(prompt: str, source: Source) -> Asked:
-    plain, _ = without_view(prompt)
-    words = [word for word in re.findall(r"[^\W_]+(?:'[^\W_]+)?", plain) if word not in _FILLER]
-    colours = [word for word in words if word in world.COLOURS]
-    name = " ".join(word for word in words if word not in world.COLOURS)
-    listed = things.table(source.table) if name else ()
-    found = [one for one in listed if one.name == name] or [one for one in listed if one.also == name]
-    names = things.names(found)
-    shown = prompt if len(prompt) <= 60 else prompt[:57] + "..."
-    if len(names) != 1 or len(colours) > 1:
-        why = "has several colours" if names and len(colours) > 1 else "names no kind and no thing"
-        if name in world.KINDS and not colours:
-            why = "says no colour, and a kind of the world has none of its own"
-        if len(names) > 1:
-            why = f"may be any of {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+    table = things.table(source.table)
+    names = {name for thing in table for name in (thing.name, thing.also) if name}
+    colour, name, _ = world.parse(prompt, {*world.KINDS, *names})
+    if name in world.KINDS and (colour is not None or name not in names):
+        colour, kind = world.pair_of(prompt)
+        return Asked(kind, colour, world.caption(colour, kind), world.held_out(colour, kind))
+    found = [one for one in table if one.name == name] or [one for one in table if one.also == name]
+    first, *others = things.names(found)
+    if others:
         raise ValueError(
-            f"the prompt {shown!r} {why}: there is no one truth to measure it against; name one of "
-            f"{things.TABLE.parent.name}/names.csv or a kind of the embedded world in a colour"
+            f"{prompt!r} may be any of {', '.join([first, *others][:6])}{', ...' if len(others) > 5 else ''}: there is no one "
+            "truth to measure it against; write one of these names"
         )
-    colour = colours[0] if colours else None
     if colour is not None:
         found = [one for one in found if one.paint is not None]
         if not found:
             raise ValueError(
-                f"the colour in the prompt {shown!r} cannot be chosen: no plain colour covers most of a {names[0]}; leave it out"
+                f"the colour in the prompt {prompt!r} cannot be chosen: no plain colour covers most of a {first}; leave it out"
             )
-    held_out = colour is not None and things.held_out(colour, names[0])
-    return Asked(names[0], colour, things.caption(names[0], found[0].article, colour), held_out, tuple(found))
+    held_out = colour is not None and things.held_out(colour, first)
+    return Asked(first, colour, things.caption(first, found[0].article, colour), held_out, tuple(found))
 
 
 def judge_of(source: Source) -> Judge:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from distill.embedded import things, world
+from distill.embedded import captions, things, world
 
 #: Features of a token, and those of them that the world alone needs.
 WIDTH, WORLD_WIDTH = 192, 128
@@ -24,18 +24,12 @@ PLACES, LOOKS, CODES, DETAILS, DIRECTION = 72, 32, 40, 16, 8
 WITHOUT_COLOUR = 0.08
 
 
-def world_caption(colour: str | None, kind: str, view: str | None, template: int) -> str:
-    if colour is None:
-        return things.caption(kind, things.article_of(kind), None, view, template)
-    return world.caption(colour, kind, view, template)
-
-
 def vocabulary(pictures: ThingPictures | None) -> list[str]:
     """All words of the captions, sorted."""
     forms = range(len(world.TEMPLATES))
     text = [world.caption(c, k, v, f) for c in world.COLOURS for k in world.KINDS for v in world.VIEWS
             for f in forms]  # fmt: skip
-    text += [world_caption(None, k, None, f) for k in world.KINDS for f in forms]
+    text += [captions.write(k, None, None, f) for k in world.KINDS for f in forms]
     if pictures:
         rows = zip(pictures.pack.things, pictures.other, strict=True)
         text += [
@@ -179,21 +173,21 @@ def directions() -> Tensor:
     return 2.5 * torch.cat([level, overhead])
 
 
-def _world_batch(n: int, places: Coordinates) -> tuple[list[str], Tensor]:
-    """Captions of the world and their features, ``[n, 96]``."""
+def _world_batch(n: int, places: Coordinates) -> tuple[list[str], Tensor, Tensor]:
+    """Captions of the world, which of them say a colour, bool ``[n]``, and their features, ``[n, 96]``."""
     colours, kinds, views = len(world.COLOURS), len(world.KINDS), len(world.VIEWS)
     colour, kind, view, form = (
         torch.randint(k, (n,)) for k in (colours, kinds, views + 1, len(world.TEMPLATES))
     )
     colour = torch.where(torch.rand(n) < WITHOUT_COLOUR, colours, colour)
     names: list[str | None] = [*world.COLOURS, None]
-    captions = [
-        world_caption(names[c], world.KINDS[k], world.VIEWS[v] if v < views else None, f)
+    texts = [
+        captions.write(world.KINDS[k], names[c], world.VIEWS[v] if v < views else None, f)
         for c, k, v, f in zip(colour.tolist(), kind.tolist(), view.tolist(), form.tolist(), strict=True)
     ]
     place = torch.where((view < views)[:, None], places.kinds[kind, view.clamp(max=views - 1)], 0.0)
     told = 5 * nn.functional.one_hot(colour, colours + 1)[:, :colours]
-    return captions, torch.cat([told, 5 * nn.functional.one_hot(kind, kinds), place], dim=1)
+    return texts, colour < colours, torch.cat([told, 5 * nn.functional.one_hot(kind, kinds), place], dim=1)
 
 
 def _things_batch(n: int, real: ThingPictures, places: Coordinates) -> tuple[list[str], Tensor]:
@@ -206,7 +200,7 @@ def _things_batch(n: int, real: ThingPictures, places: Coordinates) -> tuple[lis
     chosen = real.paintable[thing] & (torch.rand(n) < 0.6)
     colour = torch.where(chosen, torch.randint(colours, (n,)), colours)
     words: list[str | None] = [*world.COLOURS, None]
-    captions = [
+    texts = [
         things.caption(
             real.other[i] if alias else real.pack.things[i].name,
             real.article[i],
@@ -229,7 +223,7 @@ def _things_batch(n: int, real: ThingPictures, places: Coordinates) -> tuple[lis
         torch.where(seen, places.details[name, at], 0.0),
         torch.where(seen, directions()[at], 0.0),
     ]
-    return captions, torch.cat(features, dim=1)
+    return texts, torch.cat(features, dim=1)
 
 
 @dataclass(frozen=True)
@@ -250,8 +244,8 @@ def _batches(
     """Token numbers, the features that are wanted ``[n, tokens, width]``, and where they count, 0 or 1."""
     width = WIDTH if real else WORLD_WIDTH
     while True:
-        captions, wanted = _world_batch(n, places)
-        ids = tokens(tokenizer, captions)
+        texts, told, wanted = _world_batch(n, places)
+        ids = tokens(tokenizer, texts)
         target = torch.zeros(n, TOKENS, width)
         target[..., : wanted.shape[1]] = wanted[:, None]
         counts = (ids == tokenizer.eos_token_id).float()[..., None].expand(-1, -1, width).clone()
@@ -259,10 +253,7 @@ def _batches(
             counts[..., wanted.shape[1] :] = 0
         if old is not None:
             # The UNet that is gone on from has never seen a caption without a colour.
-            told = torch.tensor(
-                [any(word in world.COLOURS for word in line.replace(",", " ").split()) for line in captions]
-            )
-            lines = [line for line, known in zip(captions, told.tolist(), strict=True) if known]
+            lines = [line for line, known in zip(texts, told.tolist(), strict=True) if known]
             target[told, :, :WORLD_WIDTH] = old(lines)[:, -1:]
             counts[told] = (ids[told] == tokenizer.eos_token_id).float()[..., None]
         if real is not None:

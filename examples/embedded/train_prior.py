@@ -32,7 +32,6 @@ from text_side import (
     make_tokenizer,
     tokens,
     train_text_encoder,
-    world_caption,
 )
 from things_dataset import ThingPictures, known
 from torch import Tensor, nn
@@ -40,6 +39,7 @@ from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from distill.embedded import things, world
+from distill.embedded.captions import write
 from distill.embedded.vocabulary import NAMES, write_names
 from distill.run.journal import stop_signals
 
@@ -125,8 +125,7 @@ class Data:
             for kind, text, plain in zip(
                 batch.kind.tolist(), self.world.captions(batch), bare.tolist(), strict=True
             ):
-                view = text.partition(", ")[2] or None
-                captions.append(world_caption(None, world.KINDS[kind], view, 0) if plain else text)
+                captions.append(write(world.KINDS[kind], None, world.parse(text).view) if plain else text)
         if self.things and real:
             thing = self.things.draw(real)
             images.append(thing.images)

@@ -110,7 +110,7 @@ def measure(view: View, surface: Surface) -> dict[str, Any]:
 
 def make(prompt: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Make one object from its picture, whose elevation is given, and measure it; keeps no files."""
-    colour, kind = world.parse(prompt)
+    colour, kind = world.pair_of(prompt)
     surface = from_world(f"{colour}-{kind}-{SHAPE}", 1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "input.png"
