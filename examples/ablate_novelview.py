@@ -3,10 +3,10 @@
 Every training begins from the embedded prior, sees equally many pairs in an order that follows from its seed, and is measured
 on held-out pairs of colour and kind. Pictures and features are kept in memory, and several processes share the device.
 
-    python embedded/train_clip.py --pictures package/assets --output clip
-    python embedded/train_encoder.py --work encoder
-    python ablate_novelview.py --work ablation --clip clip --dino encoder/encoder --minutes 170 --processes 2    # two CPU cores
-    python ablate_novelview.py --work ablation --clip clip --dino encoder/encoder --minutes 4.8                  # one GPU
+    python examples/embedded/train_clip.py --pictures package/assets --output clip
+    python examples/embedded/train_encoder.py --work encoder
+    python examples/ablate_novelview.py --work ablation --clip clip --dino encoder/encoder --minutes 170 --processes 2    # two CPU cores
+    python examples/ablate_novelview.py --work ablation --clip clip --dino encoder/encoder --minutes 4.8                  # one GPU
 
 The number of updates is chosen so that all fits the minutes, and is the same for all rows; ``--updates`` sets it instead. All
 rows of a seed come before the next seed's, so what is finished when time is over can be compared. Run it again to go on with what

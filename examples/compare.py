@@ -4,8 +4,8 @@ An interrupted run continues when started again; run one command for each --part
 methods that test the papers' claims. --exact uses the exact prior of each prompt instead of the network (without VSD,
 which trains one). --things compares SDS at two scales, CSD, ASD and VSD, each with and without DreamTime's timesteps, on
 names of real things with several variants, for a prior that knows them.
-    python compare.py --output ~/comparison --methods sds csd asd --prompts 4 --seeds 2
-    python compare.py --output ~/variants --things --archives ~/things --seeds 3 --iterations 300 --part 1/2
+    python examples/compare.py --output ~/comparison --methods sds csd asd --prompts 4 --seeds 2
+    python examples/compare.py --output ~/variants --things --archives ~/things --seeds 3 --iterations 300 --part 1/2
 """
 
 from __future__ import annotations

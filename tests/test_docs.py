@@ -61,6 +61,19 @@ def test_every_module_that_is_run_is_there(page: Path) -> None:
     assert all((ROOT / script).is_file() for script in scripts)
 
 
+def test_every_script_says_how_to_run_it_from_the_repositorys_root() -> None:
+    said = {
+        path.relative_to(ROOT).as_posix(): re.findall(
+            r"^    python (\S+\.py)",
+            ast.get_docstring(ast.parse(path.read_text()), clean=False) or "",
+            re.MULTILINE,
+        )
+        for path in (ROOT / "examples").rglob("*.py")
+    }
+    assert sum(map(len, said.values())) > 20
+    assert {path: one for path, found in said.items() for one in found if not (ROOT / one).is_file()} == {}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python_imports_what_is_there(page: Path) -> None:
     missing = []

@@ -3,9 +3,9 @@
 Objects of held-out pairs of colour and kind, each in one picture from each elevation, which the model is told. The picture is
 cut out, centred and scaled as any user's is, and the ground truth is moved and scaled accordingly. The silhouettes of eight
 views that the model draws at 25 degrees are compared with the true ones, before any distillation.
-    python from_above.py                                       # the model that ships
-    python from_above.py --novel-view FOLDER --elevations 85 90 --objects brown-mug
-    python from_above.py --assets --output ~/from_above        # also three assets, in from_above.jpg
+    python examples/benchmarks/from_above.py                                       # the model that ships
+    python examples/benchmarks/from_above.py --novel-view FOLDER --elevations 85 90 --objects brown-mug
+    python examples/benchmarks/from_above.py --assets --output ~/from_above        # also three assets, in from_above.jpg
 """
 
 from __future__ import annotations

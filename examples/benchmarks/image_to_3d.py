@@ -4,7 +4,7 @@ Their pairs of colour and kind and their shapes were not used in training. The m
 other views, against the ground truth in its own orientation rather than the best fit; whether the asset is rotated by half
 a turn; seconds and peak memory. With --text, the same object is also made from its prompt alone; since a prompt does not
 determine the orientation, the best one is measured too. An interrupted run continues when started again.
-    python image_to_3d.py --output ~/image_to_3d --text --set iterations=300
+    python examples/benchmarks/image_to_3d.py --output ~/image_to_3d --text --set iterations=300
 
 The picture is cut out, centred and scaled as any user's is, and the ground truth is moved and scaled accordingly; with
 ``--set reference.recentre=false`` it is used as it was taken.

@@ -4,7 +4,7 @@ It compares an update in float32 that encodes its input pictures, the same in bf
 ``distill.lab.novel_view.stages`` makes them for the paper's design. The network is initialised from a prior, by default the
 embedded one. Pictures are kept in memory, so disk access is not timed.
 
-    python novelview_training.py --output ~/ablation    # also writes costs.json, for the ablation's report
+    python examples/benchmarks/novelview_training.py --output ~/ablation    # also writes costs.json, for the ablation's report
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Four of the sixteen pairs, and eight of the forty, are held out from the prior's
 R-precision at 1 over eight views, silhouette IoU with the ground truth at the best azimuth, of a thing with the variant
 that fits best, and the seconds from prompt to files, including loading. An interrupted run continues when started again; an
 asset that was interrupted halfway is finished but not timed.
-    python quality.py --output ~/quality --prompts 16 --set iterations=800
-    python quality.py --output ~/quality-things --things 40 --archives ~/things --judge ~/judge/weights --set prior=~/prior/prior
+    python examples/benchmarks/quality.py --output ~/quality --prompts 16 --set iterations=800
+    python examples/benchmarks/quality.py --output ~/quality-things --things 40 --archives ~/things --judge ~/judge/weights --set prior=~/prior/prior
 """
 
 from __future__ import annotations

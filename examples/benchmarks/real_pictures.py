@@ -3,8 +3,8 @@
 Nothing tells what the other sides of these objects look like, so only the view that the picture shows is measured: the IoU of its
 silhouette, its PSNR over white, and the seconds of processor time. A sheet shows the other sides. An interrupted run
 continues when started again.
-    python real_pictures.py --output ~/real_pictures --fetch
-    python real_pictures.py --output ~/real_pictures --emoji package/assets --stamps usr/share/tuxpaint/stamps
+    python examples/benchmarks/real_pictures.py --output ~/real_pictures --fetch
+    python examples/benchmarks/real_pictures.py --output ~/real_pictures --emoji package/assets --stamps usr/share/tuxpaint/stamps
 
 --fetch gets the two packages that have the pictures, with npm (``@lobehub/fluent-emoji-3d``) and with apt-get and dpkg-deb of Debian 12
 (``tuxpaint-stamps-default``), 180 MB in total, and checks their SHA-256. Their licences are in ``LICENCES`` and ``PHOTOGRAPHS``.

@@ -1,6 +1,6 @@
 """Evaluate the judge on true renders that it never saw, of both halves of the embedded world, and say what it confuses.
 
-    python evaluate_judge.py --work ~/judge --archives ~/things --beside OLDER
+    python examples/embedded/evaluate_judge.py --work ~/judge --archives ~/things --beside OLDER
 
 ``--work`` is the folder that ``train_judge.py`` was given; ``--archives`` holds what ``fetch_things.py`` fetched. ``--beside`` names
 another judge's folder, for the kinds' figures side by side. The fresh renders of things have other cameras than the pack's.

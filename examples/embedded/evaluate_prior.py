@@ -1,7 +1,8 @@
 """Evaluate a prior's samples with the judge, on trained and on held-out pairs, and of real things with --pack.
 
-Run from this folder, after ``train_prior.py``. A sample takes about half a second on one core, and all of them ten minutes at most:
-    python evaluate_prior.py --work ~/embedded --prior embedded --pack ~/things/pack
+Use it after ``train_prior.py``. A sample takes about half a second on one core, and all of them ten minutes at most:
+
+    python examples/embedded/evaluate_prior.py --work ~/embedded --prior embedded --pack ~/things/pack
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Fetch real, named, licensed objects (Debian's package of furniture for Sweet Home 3D) and write the table that ships.
 
-    python fetch_things.py ~/things                          # downloads the package with apt-get
-    python fetch_things.py ~/things --package FILE.deb       # has it already
-    python fetch_things.py ~/things --folder FOLDER          # has the .sh3f archives already
+    python examples/embedded/fetch_things.py ~/things                          # downloads the package with apt-get
+    python examples/embedded/fetch_things.py ~/things --package FILE.deb       # has it already
+    python examples/embedded/fetch_things.py ~/things --folder FOLDER          # has the .sh3f archives already
 
 The archives go to the folder; ``table.csv``, ``names.csv``, ``left_out.csv`` and ``CREDITS.md``
 to ``distill/embedded/things`` or ``--output``.

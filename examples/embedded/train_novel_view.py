@@ -1,7 +1,7 @@
 """Train the embedded novel-view model end to end, from renders to the folder that ships, on a CPU or a GPU.
 
-    python train_novel_view.py --work ~/novel_view                 # two to three hours on two CPU cores
-    python train_novel_view.py --work ~/novel_view --minutes 5     # so many minutes in all, on a GPU
+    python examples/embedded/train_novel_view.py --work ~/novel_view                 # two to three hours on two CPU cores
+    python examples/embedded/train_novel_view.py --work ~/novel_view --minutes 5     # so many minutes in all, on a GPU
 
 The shapes of the world are rendered once and painted in the colours that are trained on; ``--renders`` adds other
 objects, in the layout of ``distill-views render``, and ``--things`` the real things of a pack. Then ``distill.lab.novel_view`` trains with ``recipe=embedded``, or

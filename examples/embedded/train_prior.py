@@ -1,8 +1,9 @@
 """Train the embedded prior: a text-conditioned, v-prediction diffusion model of the embedded world and of real things.
 
-Run it from this folder; an interrupted run continues when started again:
-    python train_prior.py --work ~/embedded --images 1000000                      # the world alone
-    python train_prior.py --work ~/embedded --things ~/things/pack --start FOLDER   # and things, from a prior of the world
+An interrupted run continues when started again:
+
+    python examples/embedded/train_prior.py --work ~/embedded --images 1000000                      # the world alone
+    python examples/embedded/train_prior.py --work ~/embedded --things ~/things/pack --start FOLDER   # and things, from a prior of the world
 """
 
 from __future__ import annotations

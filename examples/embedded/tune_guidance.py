@@ -3,7 +3,7 @@
 The prompts are of kinds that the comparison of losses does not use. A setting's score is the mean of R-precision and
 silhouette IoU; the best one is adopted if it beats the defaults by more than 0.02. An interrupted run continues when started
 again.
-    python tune_guidance.py --output ~/tuning --losses csd asd
+    python examples/embedded/tune_guidance.py --output ~/tuning --losses csd asd
 """
 
 from __future__ import annotations

