@@ -131,6 +131,37 @@ def test_a_judge_begins_with_the_words_that_an_earlier_one_knows(monkeypatch: py
     assert torch.equal(judge.embedding.weight[4], own)
 
 
+def test_a_state_goes_on_only_with_the_pack_and_the_judge_that_it_began_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    train = importlib.import_module("train_judge")
+    for name in ("pack", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "things.safetensors").write_text(name)
+        (tmp_path / name / "judge.safetensors").write_text(name)
+
+    def options(things: str, start: str | None) -> Any:
+        folder = None if start is None else tmp_path / start
+        return SimpleNamespace(work=tmp_path, things=tmp_path / things, start=folder, device="cpu")
+
+    first = options("pack", "pack")
+    assert train.load_state(first) is None
+    train.save_state(tmp_path / "judge.pt", {"begun": train.begun_with(first), "seen": 64})
+    assert train.load_state(first)["seen"] == 64
+    for given, said in (
+        (options("other", "pack"), "another --things"),
+        (options("pack", "other"), "another --start"),
+        (options("pack", None), "another --start, or without it"),
+        (options("nowhere", None), "cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=said) as caught:
+            train.load_state(given)
+        assert "\n" not in str(caught.value)
+    train.save_state(tmp_path / "judge.pt", {"seen": 64})  # of an earlier version
+    assert train.load_state(options("pack", None))["seen"] == 64
+
+
 def test_a_pack_of_other_names_is_refused(pictures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 

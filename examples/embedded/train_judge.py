@@ -4,8 +4,9 @@ It is trained on every pair of colour and name of both halves, including those h
 kinds. Blur, shifts, recolouring and noise imitate the renders of an optimised scene. ``--things`` names the pack that
 ``render_things.py pack`` makes; ``--start`` names an earlier judge's folder, whose weights are its first.
 
-Run it from this folder; an interrupted run continues when started again:
-    python train_judge.py --work ~/judge --things ~/things/pack --start ../../distill/embedded/judge --images 415000 --output ~/judge/weights
+An interrupted run continues when started again:
+
+    python examples/embedded/train_judge.py --work ~/judge --things ~/things/pack --start distill/embedded/judge --images 415000 --output ~/judge/weights
 
 The weights that ship know the kinds alone. They were made by this script before it read things: 240,000 pictures of the kinds, in batches
 of 128 with four pictures of each pair and a peak learning rate of 0.002.
@@ -19,6 +20,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import dataset
 import torch
@@ -27,9 +29,13 @@ from judge_pictures import FRESH_SEED, Half, Source, of_pack, of_world, over_whi
 from torch import Tensor
 from tqdm import tqdm
 
+from distill.embedded import things
 from distill.embedded.judge import Judge, load_judge, save_judge, vocabulary
+from distill.files.atomic import sha256
 
 SEED = 10_000_000
+#: The training state in the work folder.
+STATE = "judge.pt"
 
 
 def plain(pictures: dataset.Pictures, index: Tensor, colour: Tensor) -> Tensor:
@@ -75,6 +81,42 @@ def save_state(path: Path, state: dict[str, object]) -> None:
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
     os.replace(temporary, path)
+
+
+def begun_with(options: argparse.Namespace) -> dict[str, str]:
+    """Checksums of the pack and of the judge that a training begins with, under the options that name them.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    files = {"--things": options.things / things.PICTURES}
+    if options.start:
+        files["--start"] = options.start / "judge.safetensors"
+    try:
+        return {name: sha256(path) for name, path in files.items()}
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename} cannot be read ({error.strerror}); --things must be a pack's folder, and --start a judge's"
+        ) from error
+
+
+def load_state(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The training state in the work folder, or None where training has not begun.
+
+    Raises:
+        ValueError: it was begun with another pack or another judge.
+    """
+    path, given = options.work / STATE, begun_with(options)
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location=options.device, weights_only=True)
+    begun = state.get("begun", given)  # earlier versions did not keep it
+    for name in ("--things", "--start"):
+        if begun.get(name) != given.get(name):
+            raise ValueError(
+                f"{path} is of a training that began with another {name}, or without it: give what it began with, or another --work"
+            )
+    return state
 
 
 def parse_options() -> argparse.Namespace:
@@ -135,20 +177,22 @@ def step(judge: Judge, source: Source, batch: int, g: torch.Generator) -> Tensor
     return contrast(judge, images, told.captions(g), others.captions(g), true, open_)
 
 
-def train(judge: Judge, source: Source, fresh: Half, options: argparse.Namespace) -> None:
-    g = torch.Generator().manual_seed(0)
+def train(
+    judge: Judge, source: Source, fresh: Half, options: argparse.Namespace, state: dict[str, Any] | None
+) -> None:
+    """Train until ``--images`` pictures are seen, from a saved state or the start; saves as it goes."""
+    begun, g = begun_with(options), torch.Generator().manual_seed(0)
     optimiser = torch.optim.AdamW(judge.parameters(), lr=options.peak_lr, weight_decay=0.02)
-    seen, path = 0, options.work / "judge.pt"
-    if path.exists():
-        state = torch.load(path, map_location=options.device, weights_only=True)
+    seen = 0
+    if state:
         judge.load_state_dict(state["judge"])
         optimiser.load_state_dict(state["optimiser"])
         g.set_state(state["generator"].cpu())
         seen = state["seen"]
 
     def save() -> None:
-        save_state(path, {"judge": judge.state_dict(), "optimiser": optimiser.state_dict(),
-                          "generator": g.get_state(), "seen": seen})  # fmt: skip
+        save_state(options.work / STATE, {"begun": begun, "judge": judge.state_dict(), "seen": seen,
+                                          "optimiser": optimiser.state_dict(), "generator": g.get_state()})  # fmt: skip
         save_judge(judge, options.output)
 
     progress = tqdm(total=options.images, initial=seen, unit="img", mininterval=10)
@@ -177,10 +221,8 @@ def main() -> None:
     options = parse_options()
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        source, fresh = source_of(options)
-    except ValueError as error:
-        sys.exit(f"train_judge: {error}")
+    state = load_state(options)
+    source, fresh = source_of(options)
     torch.manual_seed(0)
     judge = Judge(vocabulary())
     if options.start:
@@ -188,10 +230,13 @@ def main() -> None:
     judge = judge.to(options.device)
     judge.image_tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     print(f"judge: {sum(p.numel() for p in judge.parameters()) / 1e6:.2f}M parameters")
-    train(judge, source, fresh, options)
+    train(judge, source, fresh, options, state)
     clean, worn = (accuracy(judge, fresh, torch.Generator().manual_seed(1), worn) for worn in (False, True))
     print(f"kinds: right on fresh renders {clean:.2%}, on augmented {worn:.2%}; in {options.output}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
