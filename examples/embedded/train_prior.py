@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from text_side import (
 )
 from things_dataset import ThingPictures, known
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -296,7 +298,9 @@ def train_step(run: Run, model: Any, data: Data, abar: Tensor, n: int, exponent:
     t = (u**exponent * 1000).long().clamp(max=999).to(device)
     noise = torch.randn(x.shape, generator=g).to(device)
     alpha, sigma = abar[t].sqrt()[:, None, None, None], (1 - abar[t]).sqrt()[:, None, None, None]
-    with torch.autocast(device.type, torch.bfloat16):
+    # So few tokens in such narrow heads are attended to faster by plain products: 0.43 instead of 0.47 s for 16 pictures.
+    attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    with attention, torch.autocast(device.type, torch.bfloat16):
         v = model(alpha * x + sigma * noise, t, cond).sample
     loss = (v.float() - (alpha * noise - sigma * x)).square().mean()
     run.optimiser.zero_grad(set_to_none=True)
