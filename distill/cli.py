@@ -25,7 +25,7 @@ Make a 3D asset from a text prompt or a picture.
   distill "a red mug" image=mug.png           from a picture and a prompt
   distill -- "seed=1 is my prompt"            a prompt that looks like an option
   distill priors                              list the models that prior= knows by name
-  distill priors embedded                     list the objects and colours that the embedded prior knows
+  distill priors embedded                     list the objects and colours that the embedded prior knows; for another prior, give its folder
   distill doctor prior=sd-2.1-base guidance=vsd   check the machine, forecast memory and time (--json)
 
 Common options (name=value):
@@ -120,11 +120,22 @@ def _fail(error: BaseException) -> None:
 
 
 def _list(of: Sequence[str]) -> str:
-    """The table of the priors that are known by name, or what the embedded one knows."""
+    """The table of the priors that are known by name, or what one that was trained on the embedded world knows.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
     from distill.embedded import vocabulary
     from distill.priors.table import describe
 
-    return vocabulary.describe(vocabulary.known(vocabulary.SHIPPED)) if of else describe()
+    if not of:
+        return describe()
+    if (known := vocabulary.of_prior(of[0])) is None:
+        raise ValueError(
+            f"distill priors lists what the embedded prior knows, or a folder with {vocabulary.NAMES}, got {of[0]!r}; leave it "
+            "out to list the models that prior= knows by name"
+        )
+    return vocabulary.describe(known)
 
 
 def _job(config: object) -> int:
@@ -172,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(__version__)
         sys.exit(0)
-    if arguments in (["priors"], ["priors", "embedded"]):
+    if arguments[0] == "priors" and len(arguments) <= 2:
         try:
             print(_list(arguments[1:]), flush=True)
         except BrokenPipeError:  # of a reader that has seen enough

@@ -143,6 +143,12 @@ def test_a_refusal_names_the_five_nearest_names_and_how_to_list_them() -> None:
         understand("a hamburgr", ALL)
 
 
+def test_a_refusal_names_the_priors_own_folder(folder: Path) -> None:
+    for prompt in ("a red zebra", "a red"):
+        with pytest.raises(ValueError, match=f"'distill priors {folder}' lists"):
+            understand(prompt, known(folder))
+
+
 def test_the_world_alone_needs_a_colour_and_takes_what_is_near_its_kinds() -> None:
     assert not WORLD.bare and set(WORLD.names) == set(world.KINDS)
     assert understand("a green coffee mug", WORLD).caption == "a green mug"
@@ -344,6 +350,13 @@ def test_the_command_lists_what_the_prior_knows(capsys: pytest.CaptureFixture[st
     listed = " ".join(told_of[5:])
     assert all(name in listed for name in known(folder).things)
     assert "sofa*" in listed and "hamburger*" not in listed
+    with pytest.raises(SystemExit) as stopped:
+        main(["priors", str(folder)])
+    assert stopped.value.code == 0 and capsys.readouterr().out == describe(known(folder)) + "\n"
+    with pytest.raises(SystemExit) as stopped:
+        main(["priors", "nowhere"])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1 and "got 'nowhere'; leave it out" in said
     assert max(map(len, describe(ALL).splitlines())) <= 130
 
 

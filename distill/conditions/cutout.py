@@ -190,7 +190,9 @@ def read_rgba(path: Path, largest: int = READ) -> Image.Image:
         ValueError: it is not there, or no picture.
     """
     if not path.is_file():
-        raise ValueError(f"image must be a picture file, and {path} is not there")
+        raise ValueError(
+            f"image must be a picture file, and {path} is not there; give its path from the current folder, or in full"
+        )
     try:
         with Image.open(path) as opened:
             opened.load()

@@ -205,7 +205,7 @@ def thing_of(prompt: str, parts: Sequence[Part], known: Known) -> tuple[str, lis
     """
     if not parts:
         raise ValueError(
-            f"the embedded prior needs one thing that it knows in the prompt {shown(prompt)}; 'distill priors embedded' lists "
+            f"the embedded prior needs one thing that it knows in the prompt {shown(prompt)}; '{known.command}' lists "
             f"them; {LARGER}"
         )
     said = [part.given for part in parts]
@@ -245,7 +245,7 @@ def unknown(prompt: str, word: str, known: Known) -> str:
     close = ", ".join(words.suggestions(word, list(known.names)))
     return (
         f"the embedded prior does not know {word!r} in the prompt {shown(prompt)}; the nearest of what it knows are {close}; "
-        f"'distill priors embedded' lists all; {LARGER}"
+        f"'{known.command}' lists all; {LARGER}"
     )
 
 

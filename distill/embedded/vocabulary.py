@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,16 +40,23 @@ class Known:
         things: first names of the things, sorted.
         bare: whether a prompt may leave the colour out.
         longest: words of the longest name.
+        prior: what ``prior=`` calls it, ``embedded`` or its folder.
     """
 
     names: Mapping[str, Name]
     things: tuple[str, ...]
     bare: bool
     longest: int
+    prior: str = "embedded"
+
+    @property
+    def command(self) -> str:
+        """The command that lists all of this."""
+        return f"distill priors {shlex.quote(self.prior)}"
 
 
-def knowing(rows: Iterable[Row]) -> Known:
-    """What a prior knows that was trained on the embedded world and on these things."""
+def knowing(rows: Iterable[Row], prior: str = "embedded") -> Known:
+    """What a prior of this name knows that was trained on the embedded world and on these things."""
     rows = list(rows)
     found = {name: Name(article, paintable) for name, article, paintable, _ in rows}
     for _, article, paintable, also in rows:
@@ -56,7 +64,7 @@ def knowing(rows: Iterable[Row]) -> Known:
             found[also] = Name(article, paintable or (also in found and found[also].paintable))
     found |= {kind: Name("a", True) for kind in KINDS}
     longest = max(len(name.split()) for name in found)
-    return Known(found, tuple(sorted({row[0] for row in rows})), bool(rows), longest)
+    return Known(found, tuple(sorted({row[0] for row in rows})), bool(rows), longest, prior)
 
 
 @lru_cache(maxsize=8)
@@ -66,14 +74,18 @@ def known(folder: Path) -> Known:
     Raises:
         ValueError: that file cannot be read, or is of another version.
     """
-    path = folder / NAMES
-    if not path.exists():
-        return knowing([])
-    return knowing(read_names(path))
+    path, name = folder / NAMES, "embedded" if folder == SHIPPED else str(folder)
+    return knowing(read_names(path) if path.exists() else [], name)
 
 
 def of_prior(name: str) -> Known | None:
-    """What the prior of a name knows: ``embedded``, or a folder with ``names.json``; None for any other, which is asked in plain words.
+    """Return what a prior knows whose prompts must be worded as it was trained: ``embedded``, or a folder with ``names.json``.
+
+    Args:
+        name: as ``prior=`` has it.
+
+    Returns:
+        None for any other prior, which takes prompts as they are.
 
     Raises:
         ValueError: see ``known``.
