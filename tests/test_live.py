@@ -26,7 +26,7 @@ import distill
 from distill.cameras import Cameras, turntable
 from distill.contracts import Render
 from distill.live.desk import EVERY, SHARE, WAITING, Desk, Look
-from distill.live.server import Server, is_here, listen, refusal
+from distill.live.server import Server, is_here, listen, refusal, take_leave
 from distill.run.batch import run_prompts
 from distill.run.compose import compose_config
 from distill.run.journal import Interrupted
@@ -165,7 +165,11 @@ def test_stop_leaves_a_checkpoint_and_says_how_to_go_on(start: Any, tmp_path: Pa
     assert running.result().folder.name == "run"
 
 
-def test_a_queue_keeps_one_page_for_all_its_runs(start: Any, tmp_path: Path) -> None:
+def test_a_queue_keeps_one_page_for_all_its_runs(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, say = list[str](), Desk.say
+    monkeypatch.setattr(Desk, "say", lambda desk, phase, *more: (said.append(phase), say(desk, phase, *more)))
     (tmp_path / "list.txt").write_text("a red mug\na blue cube\n")
     words = [f"{name}={value}" for name, value in {**OPTIONS, **VIEW, "iterations": 3}.items()]
     client, running = start(run_prompts, compose_config([*words, "prompts=list.txt"]))
@@ -176,6 +180,23 @@ def test_a_queue_keeps_one_page_for_all_its_runs(start: Any, tmp_path: Path) -> 
     assert (first["prompt"], second["prompt"]) == ("a red mug", "a blue cube")
     assert first["folder"] != second["folder"]
     assert running.result() == {"a red mug": "finished", "a blue cube": "finished"}
+    assert said == [*["loading", "exporting", "finished"] * 2, "finished"]
+
+
+def test_a_page_that_an_export_kept_waiting_still_hears_the_last_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk = Desk()
+    desk.asked_at = time.monotonic() - 10
+    began = time.monotonic()
+    asking = threading.Timer(0.2, desk.state, (0, 0))
+    asking.start()
+    take_leave(desk)
+    assert desk.asked_at >= began + 0.2
+    monkeypatch.setattr(desk, "asked_at", time.monotonic() - 60)  # a page that was closed
+    began = time.monotonic()
+    take_leave(desk)
+    assert time.monotonic() - began < 0.1
 
 
 def flat(cameras: Cameras, height: int, width: int) -> Render:

@@ -41,6 +41,8 @@ HEADERS = {
 }
 #: Seconds that a server waits at its end for a page that is open to fetch the last words.
 FAREWELL = 2.0
+#: Seconds since its last question in which a page counts as open: it asks twice a second, but an export may keep it waiting.
+OPEN = 30.0
 
 
 class Reply(NamedTuple):
@@ -269,7 +271,7 @@ def watched(config: DictConfig) -> Iterator[Desk | None]:
 def take_leave(desk: Desk) -> None:
     """Wait a moment for a page that is open, so that it can fetch how the run ended."""
     now = time.monotonic()
-    if now - desk.asked_at < 3:
+    if now - desk.asked_at < OPEN:
         while desk.asked_at < now and time.monotonic() < now + FAREWELL:
             time.sleep(0.05)
         time.sleep(0.1)  # for the answer to leave

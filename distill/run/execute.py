@@ -119,6 +119,8 @@ def carry_out(
         asset = describe_and_export(config, folder, job.scenes[0], job.views[0], manifest)
     else:
         asset = export_particles(config, folder, job, manifest)
+    if desk:
+        desk.say("finished", f"the results are in {folder}")
     log.info(
         "%.0f s in all; results in %s: open %s", time.perf_counter() - started, folder, folder / "report.html"
     )
