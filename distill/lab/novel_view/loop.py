@@ -54,7 +54,15 @@ def resume(course: Course, state: Progress, accelerator: Accelerator) -> bool:
     saved = load_checkpoint(course.folder / "checkpoints", accelerator.device)
     if saved:
         state.load_state_dict(saved)
+        if accelerator.scaler and saved.get("scaler"):  # not in checkpoints of earlier versions
+            accelerator.scaler.load_state_dict(saved["scaler"])
     return bool(saved)
+
+
+def saved_state(state: Progress, accelerator: Accelerator) -> dict[str, Any]:
+    """What a checkpoint holds: the progress, and with ``precision=fp16`` the scale of the gradients."""
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+    return {**state.state_dict(), "scaler": scaler}
 
 
 def run(course: Course, state: Progress, accelerator: Accelerator, stop: threading.Event) -> None:
@@ -88,8 +96,8 @@ def run(course: Course, state: Progress, accelerator: Accelerator, stop: threadi
         stopping = bool(accelerator.reduce(asked).item())
         due = stopping or state.update % config.checkpoint_every == 0
         if main and (due or state.update == config.iterations):
-            kept = config.keep_checkpoints
-            save_checkpoint(course.folder / "checkpoints", state.update, state.state_dict(), kept)
+            saved, kept = saved_state(state, accelerator), config.keep_checkpoints
+            save_checkpoint(course.folder / "checkpoints", state.update, saved, kept)
         if stopping:
             break
     bar.close()
