@@ -176,7 +176,11 @@ def test_a_code_may_be_trained_on_as_well(turned: TrainConfig, tmp_path: Path) -
     [
         ({"tokens": 2}, "tokens=2 is made of a rotated code; add code=true"),
         ({"film": False}, "film=False is made of a rotated code; add code=true"),
-        ({"code": True, "code_again": True, "code_keep": 0.1}, "needs code_again=true and in_memory=true"),
+        (
+            {"code": True, "code_again": True, "code_keep": 0.1},
+            "code_keep=0.1 needs code_again=true and in_memory=true",
+        ),
+        ({"code": True, "code_keep": -1.0}, "code_keep must be at least 0, got -1"),
         ({"code_again": True}, "code_again=true trains a rotated code on; add code=true"),
         ({"code": True, "tokens": 0, "film": False, "draft": 0}, "at least one of tokens, film and draft"),
         ({"code": True, "tokens": -1}, "none of them negative"),

@@ -110,10 +110,13 @@ PICTURED = "the object in the picture"
 
 
 def asked(prior: Prior, text: str) -> str:
-    """What a prior is asked for where a user asks for ``text``: the same, but for the embedded one, which has words of its own.
+    """Return the prompt that a prior is given for the text of a user.
+
+    A prior with a vocabulary (see ``distill.embedded.vocabulary.of_prior``) is given the caption that the text is taken for,
+    any other prior the text itself.
 
     Raises:
-        ValueError: it is the embedded one, and knows nothing of that kind.
+        ValueError: the prior's vocabulary has nothing that the text names.
     """
     from distill.embedded import prompt
 

@@ -1,8 +1,11 @@
 """Captions of both halves of the embedded world, kinds and real things: what the judge ranks, and what it counts as right.
 
-A picture is right for a prompt if the first of all captions says the prompt's name and, where the prompt says a colour, the
-first caption of that name that says a colour says that one. A caption without a colour is true of a thing in any paint, so
-it can neither be wrong about the paint nor hide it.
+The judge ranks all captions by their similarity to a picture. The picture is right for a prompt if
+
+- the first caption has the prompt's name, and
+- if the prompt has a colour: of the captions with that name and some colour, the first has the prompt's colour.
+
+The second condition skips captions without a colour, because these are true of a thing in any colour.
 """
 
 from __future__ import annotations

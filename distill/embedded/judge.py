@@ -174,10 +174,7 @@ def readable(judge: Judge) -> tuple[captions.Meaning, ...]:
 def r_precision(
     judge: Judge, images: Tensor, prompt: str, among: Sequence[captions.Meaning] | None = None
 ) -> float:
-    """R-precision at 1: the share of pictures for which the judge ranks the prompt's name and colour first.
-
-    A picture is right if the first of all captions says the prompt's name and, where the prompt says a colour, the first
-    caption of that name that says a colour says that one.
+    """R-precision at 1: the share of pictures that are right for a prompt, by the rule of ``distill.embedded.captions``.
 
     Args:
         judge: from ``load_judge``.

@@ -49,7 +49,11 @@ class Meaning:
 
 
 def asked(name: str, prompt: str) -> str:
-    """What the prior of a name is asked for where a user asks for ``prompt``.
+    """Return the prompt that a prior is given for the prompt of a user: a caption of its vocabulary, if it has one.
+
+    Args:
+        name: the value of ``prior=``.
+        prompt: the user's.
 
     Raises:
         ValueError: see ``understand``.

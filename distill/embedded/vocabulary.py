@@ -79,13 +79,12 @@ def known(folder: Path) -> Known:
 
 
 def of_prior(name: str) -> Known | None:
-    """Return what a prior knows whose prompts must be worded as it was trained: ``embedded``, or a folder with ``names.json``.
+    """Return the vocabulary of a prior, or None for a prior that takes any prompt.
+
+    Only ``embedded`` and folders with a ``names.json`` have one.
 
     Args:
-        name: as ``prior=`` has it.
-
-    Returns:
-        None for any other prior, which takes prompts as they are.
+        name: the value of ``prior=``.
 
     Raises:
         ValueError: see ``known``.

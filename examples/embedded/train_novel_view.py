@@ -180,7 +180,9 @@ def parse_options() -> argparse.Namespace:
         help="train the code of --start on as well, first, with --code-updates",
     )
     parser.add_argument(
-        "--code-keep", type=float, help="with it: weight of the change of the codes of usual pictures"
+        "--code-keep",
+        type=float,
+        help="with --code-again: weight of a loss that keeps the codes of usual pictures as they are",
     )
     parser.add_argument("--renders", type=Path, nargs="*", default=[], help="of other objects, as wide")
     parser.add_argument("--things", type=Path, help="pack of real things, made by render_things.py")

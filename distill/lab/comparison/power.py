@@ -19,16 +19,18 @@ POWER = statistics.NormalDist().inv_cdf(0.80)
 
 
 def prompts_needed(low: float, high: float, gap: float, prompts: int) -> int | None:
-    """Number of prompts that would decide, n ((z(.95) + z(.80)) s / (sqrt(n) gap))^2; s is read from the interval.
+    """Number of prompts with which the inequality above holds: ``prompts ((z(.95) + z(.80)) error / gap)^2``, rounded up.
+
+    ``error`` is the standard error with ``prompts`` prompts, half of the interval's width over z(.95).
 
     Args:
-        low: the interval's lower end, with ``prompts``.
+        low: lower end of the measured interval.
         high: its upper end.
-        gap: distance from the number to the bound.
-        prompts: how many were measured.
+        gap: distance from the measured number to the bound.
+        prompts: number of prompts that were measured.
 
     Returns:
-        None where nothing can be said: the interval has no end, or the number is on the bound.
+        At least ``prompts + 1``; None if the interval is infinite or the number is on the bound.
     """
     if not math.isfinite(high - low) or not 0 < gap < math.inf:
         return None

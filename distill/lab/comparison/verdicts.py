@@ -122,11 +122,17 @@ def decide(text: str, prompts: int, *findings: Finding, beside: Sequence[Number]
 
 
 def what_would_decide(findings: Sequence[Finding], prompts: int) -> str:
-    """Say how many prompts, or seeds of the same, would decide in four of five repetitions, the numbers being as measured.
+    """Estimate how much more data would decide a claim, as a note for the report.
+
+    The note names a number of prompts and, if more seeds can decide, a number of seeds of the same prompts. Both assume that
+    the measured numbers are the true ones, and decide in 80% of repetitions (``distill.lab.comparison.power``).
+
+    A claim holds if all of its findings do. So if findings speak against it, the one that needs the least data decides;
+    otherwise all must be decided.
 
     Args:
-        findings: undecided ones. All must hold, so one that speaks against the claim is enough to decide it.
-        prompts: how many were measured.
+        findings: those that are not decidable yet.
+        prompts: number of prompts that were measured.
     """
     numbers = [(finding.number, finding.gap, finding.against) for finding in findings if finding.number]
     if len(numbers) < len(findings):

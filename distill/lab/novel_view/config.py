@@ -34,7 +34,8 @@ class TrainConfig:
         code_batch: samples of such an update in one process.
         code_rate: peak learning rate of the code.
         code_again: train the code of a model that has one on as well, instead of the UNet alone.
-        code_keep: with it, in memory: weight of the difference of the codes of pairs of usual pictures from what they were.
+        code_keep: weight of a loss that keeps the codes of usual pairs as they are, see ``stages.CodeRecipe.keep``; needs
+            ``code_again`` and ``in_memory``.
         offset: how far objects are from the axis that the cameras go round, at most, scene units; saved with the model. Null is
             what the renders' ``protocol.json`` says, 0 without one.
         views: pictures of each object.
@@ -184,9 +185,11 @@ def check(config: TrainConfig) -> None:
             )
         if config.code_again:
             raise ValueError("code_again=true trains a rotated code on; add code=true, or leave it out")
-    if config.code_keep and not (config.code_keep > 0 and config.code_again and config.in_memory):
+    if not config.code_keep >= 0:
+        raise ValueError(f"code_keep must be at least 0, got {config.code_keep:g}")
+    if config.code_keep and not (config.code_again and config.in_memory):
         raise ValueError(
-            f"code_keep must not be negative, and needs code_again=true and in_memory=true, got {config.code_keep:g}"
+            f"code_keep={config.code_keep:g} needs code_again=true and in_memory=true; add them, or leave it out"
         )
     _check_memory(config)
 

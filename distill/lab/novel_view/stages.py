@@ -40,8 +40,9 @@ class CodeRecipe:
         final: share of it at the end.
         weight_decay: of AdamW.
         clip_norm: largest gradient norm.
-        keep: weight of the squared difference of the codes of usual pairs from what they were when the stage began, relative
-            to their square: it holds what a trained code knows while it learns of steep pictures.
+        keep: weight of a loss that keeps the codes of usual pairs as they are, while a trained code learns from steep pictures:
+            the mean squared change since the stage began, over the codes' mean square. 0 leaves it out. A pair is usual if
+            neither of its pictures is steep, see ``KEPT_DEG``.
     """
 
     batch: int = 256
