@@ -309,6 +309,16 @@ def run(options: argparse.Namespace) -> None:
     bring(options)
 
 
+#: What depends on the device where it is not given.
+BY_DEVICE: dict[str, dict[str, Any]] = {
+    "cuda": {"processes": 10, "batch": 128, "code_updates": 2000, "code_batch": 512, "shapes": 120, "pace_seconds": 4.0},
+    "cpu": {"processes": os.cpu_count() or 1, "batch": 16, "code_updates": 1500, "code_batch": 256, "shapes": 40, "pace_seconds": 30.0},
+}  # fmt: skip
+COUNTS = (
+    "processes", "seeds", "batch", "shapes", "colours", "unseen", "points", "steps", "code_updates", "code_batch",
+)  # fmt: skip
+
+
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -319,9 +329,30 @@ def parse_options() -> argparse.Namespace:
         "--dino", type=Path, default=EMBEDDED / "image_encoder", help="folder of an image encoder"
     )
     parser.add_argument("--prior", type=Path, default=PRIOR, help="that the UNets begin from")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--bring", type=Path, help="folder for a copy of the results, in a few files, as they come"
+    )
+    parser.add_argument("--report", action="store_true", help="train nothing")
+    parser.add_argument("--docs", type=Path, help="page to write the tables into, between its marks")
+    add_training_options(parser)
+    options = parser.parse_args()
+    for name, value in BY_DEVICE[torch.device(options.device).type].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    for name in ("work", "clip", "dino", "bring", "docs"):
+        if getattr(options, name) is not None:
+            setattr(options, name, getattr(options, name).expanduser())
+    for name in COUNTS:
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    return options
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Options of what is trained, and for how long."""
     parser.add_argument("--size", type=int, default=64, help="of the prior's pictures, pixels")
     parser.add_argument("--only", default="", help="rows and laws whose name holds this text")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=170.0, help="of everything")
     parser.add_argument(
         "--processes", type=int, help="that train at a time; 10 on a GPU, one for each core on a CPU"
@@ -349,37 +380,6 @@ def parse_options() -> argparse.Namespace:
         "--cost-rounds", type=int, default=12, help="updates to measure what precision and caching save"
     )
     parser.add_argument("--workers", type=int, default=max((os.cpu_count() or 1) - 1, 1), help="that render")
-    parser.add_argument(
-        "--bring", type=Path, help="folder for a copy of the results, in a few files, as they come"
-    )
-    parser.add_argument("--report", action="store_true", help="train nothing")
-    parser.add_argument("--docs", type=Path, help="page to write the tables into, between its marks")
-    options = parser.parse_args()
-    by_device = {
-        "cuda": {"processes": 10, "batch": 128, "code_updates": 2000, "code_batch": 512, "shapes": 120, "pace_seconds": 4.0},
-        "cpu": {"processes": os.cpu_count() or 1, "batch": 16, "code_updates": 1500, "code_batch": 256, "shapes": 40, "pace_seconds": 30.0},
-    }  # fmt: skip
-    for name, value in by_device[torch.device(options.device).type].items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    for name in ("work", "clip", "dino", "bring", "docs"):
-        if getattr(options, name) is not None:
-            setattr(options, name, getattr(options, name).expanduser())
-    for name in (
-        "processes",
-        "seeds",
-        "batch",
-        "shapes",
-        "colours",
-        "unseen",
-        "points",
-        "steps",
-        "code_updates",
-        "code_batch",
-    ):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
-    return options
 
 
 def main() -> None:

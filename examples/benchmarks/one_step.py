@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from distill.contracts import Condition, Step
 from distill.forecast.network import calls_of
 from distill.guidance.terms import predict
-from distill.loop import clipped
+from distill.loop import Job, clipped
 from distill.renderers.march import composite, march
 from distill.run.assemble import assemble
 from distill.transfer import send
@@ -48,61 +47,77 @@ def measure(config: Any, prior: Any, marcher: str, warm_steps: int, steps: int) 
     for name, value in FIXED.items():
         if OmegaConf.select(config, name) != value:
             raise ValueError(f"steps are measured without {name}=; leave it out")
-    job = assemble(config, prior)
-    scene, optimiser, learner = job.scenes[0], job.state.optimiser, job.state.learner
-    render = partial(cast(Any, job.render), marcher=marcher)
-    batch, size, device, g = config.render.batch, config.render.size, prior.device, job.state.generator
+    job, batch, device = assemble(config, prior), config.render.batch, prior.device
+    learner = job.state.learner
     rows = [2 * batch] if learner else calls_of(job.guidance, batch)
     clock, samples, peaks = Clock(device), list[int](), list[float]()
-
-    def step(number: int) -> None:
-        progress = number / config.iterations
-        reset_peak(device)
-        with clock("occupancy"):
-            scene.update(Step(number, progress), optimiser, g)
-        with clock("step"):
-            cameras = job.cameras(progress, batch, g)
-            views = cameras.to(device)
-            with clock("render"):
-                picture = render(views, size, size, generator=g)
-            image = picture.rgb.movedim(-1, 1)
-            cut = image.detach().requires_grad_()  # tells the VAE's way back from the renderer's
-            with clock("encode"):
-                x = prior.encode(cut)
-            t = send(job.timesteps(progress, batch, g), device)
-            noise = send(torch.randn(x.shape, generator=g), device).to(x)
-            uniform = send(torch.rand(batch, generator=g), device)
-            cond = replace(job.condition(cameras, Step(number, progress, uniform), picture), cameras=views)
-            with clock("prior and loss"), torch.no_grad():
-                grad = job.guidance(prior, x.detach(), cond, t, noise)
-            optimiser.zero_grad(set_to_none=True)
-            with clock("backward"):
-                with clock("encode back"):
-                    x.backward(grad / batch)
-                image.backward(cut.grad)
-            x = x.detach()
-            if learner:
-                with clock("learner"):
-                    learner.learn(prior, x, cond, g)
-            with clock("optimiser"):
-                norm = clipped(job.state.parameters(), 0.0).item()
-                optimiser.step()
-        if not math.isfinite(norm):
-            raise ValueError(
-                f"expected finite gradients, got one of norm {norm} in step {number}; try --dtype float32"
-            )
-        peaks.append(peak_gib(device))
-        # Beside each step, in the same weather: the network alone, and the render's parts again.
-        with clock("network"):
-            network_alone(prior, learner, rows, x, t, cond)
-        samples.append(inside(clock, scene, views, size, marcher))
-
     for number in range(warm_steps + steps):
         if number == warm_steps:
             for kept in (clock.parts, samples, peaks):
                 kept.clear()
-        step(number)
+        reset_peak(device)
+        x, t, cond = timed_step(config, job, clock, marcher, number)
+        peaks.append(peak_gib(device))
+        # Beside each step, in the same weather: the network alone, and the render's parts again.
+        with clock("network"):
+            network_alone(prior, learner, rows, x, t, cond)
+        samples.append(inside(clock, job.scenes[0], cond.cameras, config.render.size, marcher))
+    return figures(clock, samples, peaks)
 
+
+def timed_step(
+    config: Any, job: Job, clock: Clock, marcher: str, number: int
+) -> tuple[Tensor, Tensor, Condition]:
+    """Do one training step and time its parts; returns the latents, the timesteps and the condition.
+
+    Raises:
+        ValueError: a gradient is not finite.
+    """
+    prior, optimiser, learner, g = job.prior, job.state.optimiser, job.state.learner, job.state.generator
+    batch, size, device, progress = (
+        config.render.batch,
+        config.render.size,
+        job.prior.device,
+        number / config.iterations,
+    )
+    with clock("occupancy"):
+        job.scenes[0].update(Step(number, progress), optimiser, g)
+    with clock("step"):
+        cameras = job.cameras(progress, batch, g)
+        views = cameras.to(device)
+        with clock("render"):
+            picture = cast(Any, job.render)(views, size, size, generator=g, marcher=marcher)
+        image = picture.rgb.movedim(-1, 1)
+        cut = image.detach().requires_grad_()  # tells the VAE's way back from the renderer's
+        with clock("encode"):
+            x = prior.encode(cut)
+        t = send(job.timesteps(progress, batch, g), device)
+        noise = send(torch.randn(x.shape, generator=g), device).to(x)
+        uniform = send(torch.rand(batch, generator=g), device)
+        cond = replace(job.condition(cameras, Step(number, progress, uniform), picture), cameras=views)
+        with clock("prior and loss"), torch.no_grad():
+            grad = job.guidance(prior, x.detach(), cond, t, noise)
+        optimiser.zero_grad(set_to_none=True)
+        with clock("backward"):
+            with clock("encode back"):
+                x.backward(grad / batch)
+            image.backward(cut.grad)
+        x = x.detach()
+        if learner:
+            with clock("learner"):
+                learner.learn(prior, x, cond, g)
+        with clock("optimiser"):
+            norm = clipped(job.state.parameters(), 0.0).item()
+            optimiser.step()
+    if not math.isfinite(norm):
+        raise ValueError(
+            f"expected finite gradients, got one of norm {norm} in step {number}; try --dtype float32"
+        )
+    return x, t, cond
+
+
+def figures(clock: Clock, samples: Sequence[int], peaks: Sequence[float]) -> dict[str, float]:
+    """Summarise measured steps, as ``measure`` returns them."""
     found = {part: statistics.median(clock.parts[part]) for part in PARTS if part in clock.parts}
     found["occupancy"] = statistics.mean(clock.parts["occupancy"])  # once in 16 steps, so its mean
     found["step"] += found["occupancy"]

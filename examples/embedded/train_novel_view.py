@@ -172,18 +172,21 @@ def parse_options() -> argparse.Namespace:
         "--tars", type=Path, help="folder of the model once more, in tar files of at most 15 MiB"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--encoder", type=Path, default=SHIPPED / "image_encoder")
-    parser.add_argument("--start", type=Path, help="a model with a code to go on from, instead of the prior")
-    parser.add_argument(
-        "--code-again",
-        action="store_true",
-        help="train the code of --start on as well, first, with --code-updates",
-    )
-    parser.add_argument(
-        "--code-keep",
-        type=float,
-        help="with --code-again: weight of a loss that keeps the codes of usual pictures as they are",
-    )
+    parser.add_argument("--save-minutes", type=float, default=1.0)
+    parser.add_argument("--steps", type=int, default=25, help="of the sampler, when measured at the end")
+    parser.add_argument("--scale", type=float, default=2.0, help="of guidance, likewise")
+    add_data_options(parser)
+    add_model_options(parser)
+    options = parser.parse_args()
+    check_options(parser, options)
+    for name in ("work", "output", "tars", "encoder", "start", "things"):
+        if getattr(options, name) is not None:
+            setattr(options, name, getattr(options, name).expanduser())
+    return options
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the pictures that are trained and measured on."""
     parser.add_argument("--renders", type=Path, nargs="*", default=[], help="of other objects, as wide")
     parser.add_argument("--things", type=Path, help="pack of real things, made by render_things.py")
     parser.add_argument("--shapes", type=int, default=140, help="of each kind")
@@ -207,6 +210,23 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--colours", type=int, help="of each shape; one on a CPU, all seven on a GPU")
     parser.add_argument("--unseen", type=int, default=10, help="shapes of each kind to measure on")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the model and of its training."""
+    parser.add_argument("--encoder", type=Path, default=SHIPPED / "image_encoder")
+    parser.add_argument("--start", type=Path, help="a model with a code to go on from, instead of the prior")
+    parser.add_argument(
+        "--code-again",
+        action="store_true",
+        help="train the code of --start on as well, first, with --code-updates",
+    )
+    parser.add_argument(
+        "--code-keep",
+        type=float,
+        help="with --code-again: weight of a loss that keeps the codes of usual pictures as they are",
+    )
     parser.add_argument("--tokens", type=int, default=4)
     parser.add_argument("--film", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--draft", type=int, default=16)
@@ -222,16 +242,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--code-rate", type=float)
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--save-minutes", type=float, default=1.0)
-    parser.add_argument("--steps", type=int, default=25, help="of the sampler, when measured at the end")
-    parser.add_argument("--scale", type=float, default=2.0, help="of guidance, likewise")
-    options = parser.parse_args()
-    check_options(parser, options)
-    for name in ("work", "output", "tars", "encoder", "start", "things"):
-        if getattr(options, name) is not None:
-            setattr(options, name, getattr(options, name).expanduser())
-    return options
 
 
 def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

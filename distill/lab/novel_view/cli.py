@@ -22,25 +22,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``distill-views``."""
     parser = argparse.ArgumentParser(prog="distill-views", description="Renders for novel-view models.")
     commands = parser.add_subparsers(dest="command", required=True)
-    render = commands.add_parser("render", help="pictures and cameras of meshes, in Zero-1-to-3's layout")
-    render.add_argument(
+    for name, (about, add_options, run) in COMMANDS.items():
+        command = commands.add_parser(name, help=about)
+        add_options(command)
+        command.set_defaults(run=run)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        sys.exit(options.run(options))
+    except (ValueError, OSError) as error:
+        print(f"distill-views: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _render_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "inputs", nargs="*", type=Path, help="mesh files (GLB, OBJ, PLY, ...) or folders of them"
     )
-    render.add_argument("output", type=Path)
-    render.add_argument(
+    parser.add_argument("output", type=Path)
+    parser.add_argument(
         "--world", type=int, metavar="N", help="N objects of each pair of the embedded world instead"
     )
-    render.add_argument("--views", type=int, default=12)
-    render.add_argument(
+    parser.add_argument("--views", type=int, default=12)
+    parser.add_argument(
         "--steep", type=int, default=0, help="further views from any height, straight above and below too"
     )
-    render.add_argument(
+    parser.add_argument(
         "--offset", type=float, default=0.0, help="objects are up to so far from the axis, scene units"
     )
-    render.add_argument("--size", type=int, default=256)
-    render.add_argument("--distance", type=float, nargs=2, default=(1.5, 2.2), metavar=("NEAR", "FAR"))
-    render.add_argument("--elevation", type=float, nargs=2, default=(-90.0, 90.0), metavar=("LOW", "HIGH"))
-    render.add_argument(
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--distance", type=float, nargs=2, default=(1.5, 2.2), metavar=("NEAR", "FAR"))
+    parser.add_argument("--elevation", type=float, nargs=2, default=(-90.0, 90.0), metavar=("LOW", "HIGH"))
+    parser.add_argument(
         "--fov",
         type=float,
         nargs=2,
@@ -48,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar=("LOW", "HIGH"),
         help="vertical, degrees",
     )
-    render.add_argument(
+    parser.add_argument(
         "--scale",
         type=float,
         nargs=2,
@@ -56,41 +69,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar=("LOW", "HIGH"),
         help="of an object's size",
     )
-    render.add_argument(
+    parser.add_argument(
         "--lights", type=float, default=0.0, help="turned by up to so many degrees, per object"
     )
-    render.add_argument("--up", choices=("y", "z"), default="y", help="the meshes' upward axis")
-    render.add_argument("--seed", type=int, default=0)
-    render.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    pack = commands.add_parser("pack", help="a folder of renders as tar shards")
-    pack.add_argument("folder", type=Path)
-    pack.add_argument("output", type=Path)
-    pack.add_argument("--objects", type=int, default=1000, help="in each shard")
-    evaluate = commands.add_parser("evaluate", help="a model's views against true ones")
-    evaluate.add_argument("model", type=Path)
-    evaluate.add_argument("renders", type=Path)
-    evaluate.add_argument("output", type=Path)
-    evaluate.add_argument("--pairs", type=Path, help="JSON list of pairs; written where it is not there yet")
-    evaluate.add_argument("--per-object", type=int, default=2, help="pairs of each object of a new list")
-    evaluate.add_argument("--views", type=int, default=12, help="pictures of each object")
-    evaluate.add_argument("--steps", type=int, default=50)
-    evaluate.add_argument("--scale", type=float, default=3.0)
-    evaluate.add_argument("--seed", type=int, default=0)
-    features = commands.add_parser("features", help="what an encoder sees, drawn")
-    features.add_argument("encoder", type=Path, help="its folder")
-    features.add_argument(
+    parser.add_argument("--up", choices=("y", "z"), default="y", help="the meshes' upward axis")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+
+
+def _pack_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--objects", type=int, default=1000, help="in each shard")
+
+
+def _evaluate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path)
+    parser.add_argument("renders", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--pairs", type=Path, help="JSON list of pairs; written where it is not there yet")
+    parser.add_argument("--per-object", type=int, default=2, help="pairs of each object of a new list")
+    parser.add_argument("--views", type=int, default=12, help="pictures of each object")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--scale", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _features_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("encoder", type=Path, help="its folder")
+    parser.add_argument(
         "pictures", nargs="+", type=Path, help="of objects; matches are drawn for the first two"
     )
-    features.add_argument("output", type=Path, help="a picture to write")
-    features.add_argument("--layers", type=int, nargs="+", help="by default four, evenly spaced")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        run = {"render": _render, "pack": _pack, "evaluate": _evaluate, "features": _features}
-        sys.exit(run[options.command](options))
-    except (ValueError, OSError) as error:
-        print(f"distill-views: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    parser.add_argument("output", type=Path, help="a picture to write")
+    parser.add_argument("--layers", type=int, nargs="+", help="by default four, evenly spaced")
 
 
 def _render(options: argparse.Namespace) -> int:
@@ -199,6 +210,15 @@ def _features(options: argparse.Namespace) -> int:
     drawn = draw_features(encoder, torch.stack(pictures), options.output)
     print(f"{len(pictures)} pictures, {len(encoder.layers)} layers, {drawn} matches in {options.output}")
     return 0
+
+
+#: What each command is for, what adds its options, and what carries it out.
+COMMANDS = {
+    "render": ("pictures and cameras of meshes, in Zero-1-to-3's layout", _render_options, _render),
+    "pack": ("a folder of renders as tar shards", _pack_options, _pack),
+    "evaluate": ("a model's views against true ones", _evaluate_options, _evaluate),
+    "features": ("what an encoder sees, drawn", _features_options, _features),
+}
 
 
 if __name__ == "__main__":
