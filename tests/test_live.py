@@ -169,7 +169,12 @@ def test_a_queue_keeps_one_page_for_all_its_runs(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said, say = list[str](), Desk.say
-    monkeypatch.setattr(Desk, "say", lambda desk, phase, *more: (said.append(phase), say(desk, phase, *more)))
+
+    def noted(desk: Desk, phase: str, message: str = "") -> None:
+        said.append(phase)
+        say(desk, phase, message)
+
+    monkeypatch.setattr(Desk, "say", noted)
     (tmp_path / "list.txt").write_text("a red mug\na blue cube\n")
     words = [f"{name}={value}" for name, value in {**OPTIONS, **VIEW, "iterations": 3}.items()]
     client, running = start(run_prompts, compose_config([*words, "prompts=list.txt"]))

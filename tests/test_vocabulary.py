@@ -334,6 +334,14 @@ def test_a_queue_says_it_of_every_prompt_before_it_loads(
     assert [message.partition(":")[0] for message in caplog.messages] == [
         "'a blue couch' is taken for 'a blue sofa'", "a dragon", "'a red bike' is taken for 'a red bicycle'",
     ]  # fmt: skip
+    caplog.clear()
+    config = compose_config(
+        ["prompts=list.txt", f"prior={folder}", "source_prompt=a green couch", "guidance=dds"]
+    )
+    with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="loading"):
+        batch.run_prompts(config)
+    assert len(caplog.messages) == 4 and "'a green couch' is taken for" in caplog.messages[0]
+    assert sum("a green couch" in message for message in caplog.messages) == 1
     with pytest.raises(ValueError, match="does not know 'dragon'"):
         dict(looks(config))["prompts"]()
     (folder / "list.txt").write_text("a blue couch\na red mug\n")

@@ -128,10 +128,15 @@ def read_prompts(config: DictConfig) -> list[str]:
 
 
 def say_first(config: DictConfig, wanted: Sequence[str]) -> None:
-    """Say of every prompt of a queue what it is taken for, or that it will be refused, before anything is loaded."""
-    for prompt in wanted:
+    """Say of every prompt of a queue what it is taken for, or that it will be refused, before anything is loaded.
+
+    The source prompt, which all runs share, comes first and once.
+    """
+    for prompt in filter(None, [config.source_prompt, *wanted]):
+        one = _one(config, prompt)
+        one.source_prompt = ""
         try:
-            said = check_prompt(_one(config, prompt))
+            said = check_prompt(one)
         except ValueError as error:
             said = f"{prompt}: will be refused: {error}"
         if said:
