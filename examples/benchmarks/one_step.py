@@ -74,12 +74,8 @@ def timed_step(
         ValueError: a gradient is not finite.
     """
     prior, optimiser, learner, g = job.prior, job.state.optimiser, job.state.learner, job.state.generator
-    batch, size, device, progress = (
-        config.render.batch,
-        config.render.size,
-        job.prior.device,
-        number / config.iterations,
-    )
+    batch, size, device = config.render.batch, config.render.size, prior.device
+    progress = number / config.iterations
     with clock("occupancy"):
         job.scenes[0].update(Step(number, progress), optimiser, g)
     with clock("step"):

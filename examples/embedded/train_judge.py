@@ -141,6 +141,8 @@ def parse_options() -> argparse.Namespace:
         parser.error(f"--share must be in [0, 1], not {options.share}")
     if options.batch < 8 or options.batch % 2:
         parser.error(f"--batch must be an even number from 8, not {options.batch}")
+    if options.start and options.start.resolve() == options.output.resolve():
+        parser.error(f"--output would overwrite the judge of --start, {options.start}; give another folder")
     return options
 
 
