@@ -173,6 +173,7 @@ FEATURES = {
     "normals": "has normals",
     "shading": "can be shaded",
     "chunks": "is rendered in chunks of rays",
+    "library": "makes the scenes of a library of prompts",
 }
 #: The feature that each option needs of a scene, where it is not at its default.
 NEEDS = {
