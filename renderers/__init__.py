@@ -47,7 +47,12 @@ def available() -> dict[str, Callable[..., Any]]:
     from distill.renderers.image import ImageScene
     from distill.renderers.nerf import HashGridScene
 
-    own = {"hash_grid": HashGridScene, "hyper_conv": hyper_conv, "hyper_grid": hyper_grid, "image": ImageScene}
+    own = {
+        "hash_grid": HashGridScene,
+        "hyper_conv": hyper_conv,
+        "hyper_grid": hyper_grid,
+        "image": ImageScene,
+    }
     return {**own, **_registered}
 
 

@@ -123,9 +123,7 @@ class GeneratedScene(nn.Module):
         with torch.no_grad():
             density = partial(self.plain.density, weights=self.weights_of(self.library.embedding()))
         plain = self.plain
-        self.library.refresh(
-            plain.occupancy, density, plain.step_size, generator, plain.occupancy_threshold
-        )
+        self.library.refresh(plain.occupancy, density, plain.step_size, generator, plain.occupancy_threshold)
 
     def render(
         self,
@@ -164,9 +162,7 @@ class GeneratedScene(nn.Module):
         """
         made = copy.deepcopy(self.plain)
         found = self.weights_of(embedding.to(self.plain.grid.device))
-        for own, value in zip(
-            (made.grid, *made.mlp.parameters()), (found.grid, *found.head), strict=True
-        ):
+        for own, value in zip((made.grid, *made.mlp.parameters()), (found.grid, *found.head), strict=True):
             own.copy_(value)
         settle(made.occupancy, made.density, made.step_size, made.occupancy_threshold)
         return made

@@ -28,9 +28,7 @@ class _Stage(nn.Module):
         self.kernel = nn.Parameter(torch.empty(outer, inner, 3, 3, 3).uniform_(-bound, bound, generator=g))
         self.style = linear(style, 2 * outer, g, math.sqrt(3 / style))
         # Small: all prompts begin close to the same scene.
-        self.out = nn.Parameter(
-            torch.empty(features, outer, 1, 1, 1).uniform_(-0.01, 0.01, generator=g)
-        )
+        self.out = nn.Parameter(torch.empty(features, outer, 1, 1, 1).uniform_(-0.01, 0.01, generator=g))
 
     def forward(self, x: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
         x = conv3d(x, self.kernel, padding=1)

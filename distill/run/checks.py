@@ -428,7 +428,7 @@ def check_prompt(config: DictConfig) -> str:
     from distill.embedded.prompt import told, understand
     from distill.embedded.vocabulary import of_prior
 
-    given = [text for text in (config.prompt, config.source_prompt) if text]
+    given = [text for text in (config.prompt, config.source_prompt, config.generator_mix) if text]
     own = of_prior(config.prior) if given else None
     if own is None:
         return ""
