@@ -220,7 +220,7 @@ def _start(arguments: Sequence[str]) -> int:
     library = arguments[0] == "amortise"
     prompt, options = split_prompt(arguments[1:] if library else arguments)
     if library:
-        options = _of_library(prompt, options)
+        options = of_library(prompt, options)
     traced, options = _values_of("--why", options)
     if prompt is not None:
         options.append(f"prompt={settings.quote(prompt)}")
@@ -242,7 +242,7 @@ def _start(arguments: Sequence[str]) -> int:
     return _through_hydra(options, folders)
 
 
-def _of_library(prompt: str | None, options: list[str]) -> list[str]:
+def of_library(prompt: str | None, options: list[str]) -> list[str]:
     """The options of ``distill amortise``: with the scene that learns a library, where none is chosen.
 
     Raises:
