@@ -255,7 +255,9 @@ def of_library(prompt: str | None, options: list[str]) -> list[str]:
         raise ValueError(f"distill amortise takes a library, prompts=FILE, and no prompt, got {prompt!r}")
     if not keys.get("prompts"):
         raise ValueError("distill amortise needs a library of prompts: add prompts=FILE")
-    scenes = [name for name, scene in plugins()["scene"].items() if "library" in scene.features]
+    scenes = [
+        name for name, scene in plugins()["scene"].items() if "library" in getattr(scene, "features", ())
+    ]
     if "scene" in keys and keys["scene"] not in scenes:
         raise ValueError(
             f"distill amortise needs scene={' or scene='.join(scenes)}, got scene={keys['scene']}"

@@ -67,7 +67,8 @@ class ConvolutionalNetwork(nn.Module):
     def forward(self, embedding: Tensor) -> Offsets:
         """Map a prepared embedding, ``[width]``, to what it adds to the grid, ``[layout.num_params]``."""
         style = leaky_relu(self.turn(leaky_relu(self.read(embedding), 0.2)), 0.2)
-        x, parts = self.start, []
+        x: Tensor = self.start
+        parts: list[Tensor] = []
         for level, stage in zip(self.layout.levels, self.stages, strict=True):
             if level.resolution > COARSEST:
                 x = interpolate(x, scale_factor=2, mode="trilinear", align_corners=False)

@@ -110,7 +110,7 @@ def _of_json(path: Path, text: str) -> Prompts:
             isinstance(each, str) and each.strip() for each in prompts
         ):
             raise ValueError(f"the list {name} of {path} must hold prompts, texts that are not empty")
-    lists = {name: tuple(each.strip() for each in prompts) for name, prompts in said.items()}
+    lists: dict[str, Any] = {name: tuple(each.strip() for each in prompts) for name, prompts in said.items()}
     lines = dict[str, int]()
     for number, line in enumerate(text.splitlines(), start=1):
         for prompt in _strings(line):
@@ -168,7 +168,7 @@ def embed(prior: Prior, texts: Sequence[str], beside: Callable[[str], Sequence[s
     Returns:
         On the CPU, shape ``[texts, width]``.
     """
-    rows = []
+    rows: list[Tensor] = []
     for start in range(0, len(texts), AT_ONCE):
         part = texts[start : start + AT_ONCE]
         if beside:

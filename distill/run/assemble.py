@@ -66,7 +66,8 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
     if prior is None:
         check_prior(config, device)
     check_init(config)
-    library, embeddings = (library_of(config) if amortised(config) else None), None
+    library = library_of(config) if amortised(config) else None
+    embeddings: Tensor | None = None
     generator = torch.Generator().manual_seed(config.seed)
     if library:
         prior = prior or open_prior(config, device)
@@ -205,7 +206,7 @@ def make_scenes(
         own |= {"background": "white"} if config.scene.get("background") in ("grey", "random") else {}
         own |= {"random_background": 0.0} if config.scene.get("random_background") else {}
     make = instantiate(config.scene, _convert_="all", **own)
-    told = {} if embeddings is None else {"embeddings": embeddings}
+    told: dict[str, Any] = {} if embeddings is None else {"embeddings": embeddings}
     scenes: list[Scene] = [make(seed=generator, **told).to(device) for _ in range(config.particles)]
     for scene in scenes if config.init else []:
         start_from(user_path(config.init), scene, device)

@@ -39,7 +39,7 @@ OF_ONE = {
 
 def amortised(config: DictConfig) -> bool:
     """Tell whether a configuration is of a library's run, which its scene says."""
-    return "library" in get_object(config.scene._target_).features
+    return bool("library" in get_object(config.scene._target_).features)
 
 
 def check_together(config: DictConfig) -> None:

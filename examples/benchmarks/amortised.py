@@ -58,7 +58,12 @@ def train(folder: Path, size: int, steps: int, loss: str, overrides: dict[str, A
     if (made / "manifest.json").exists():
         return made
     every = max(iterations // 10, 1)
-    told = {"log.preview_every": every, "log.checkpoint_every": min(every, 500), **QUIET, **overrides}
+    told: dict[str, Any] = {
+        "log.preview_every": every,
+        "log.checkpoint_every": min(every, 500),
+        **QUIET,
+        **overrides,
+    }
     return amortise(file, output_dir=made, guidance=loss, iterations=iterations, resume=made.exists(), **told)
 
 
