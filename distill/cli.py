@@ -19,6 +19,8 @@ Make a 3D asset from a text prompt or a picture.
   distill "a red mug" view=true               print the address of a page to watch, pause and stop the run
   distill prompts=FILE                        one asset for each line of a file
   distill prompts=FILE shard=1/4              the first of four parts of a file, each for a process of its own
+  distill amortise prompts=FILE               train one generator for a library of prompts
+  distill "a red mug" generator=FOLDER        make a prompt's scene with a generator, without training
   distill "a red mug" -m seed=0,1,2           sweep
   distill "a blue mug" init=RUN guidance=dds source_prompt="a red mug"   edit a finished run
   distill image=mug.png                       from a picture: RGBA, or on a plain background
@@ -143,12 +145,17 @@ def _job(config: object) -> int:
     from omegaconf import DictConfig
 
     from distill.loop import Diverged, OutOfMemory
+    from distill.run.amortise import run_library
     from distill.run.batch import run_prompts, table_of
     from distill.run.execute import ExportFailed, run
+    from distill.run.generator import amortised
     from distill.run.journal import Interrupted
 
     assert isinstance(config, DictConfig)
     try:
+        if amortised(config):
+            run_library(config)
+            return 0
         if config.prompts is None:
             run(config)
             return 0
@@ -221,7 +228,10 @@ def _start(arguments: Sequence[str]) -> int:
             options.append(f"prompt={settings.quote(prompt)}")
         overrides = _with_example([settings.quote_text(text) for text in options], "a red mug")
         return doctor(settings.compose_config(overrides, folders), as_json="--json" in arguments)
-    prompt, options = split_prompt(arguments)
+    library = arguments[0] == "amortise"
+    prompt, options = split_prompt(arguments[1:] if library else arguments)
+    if library:
+        options = of_library(prompt, options)
     traced, options = _values_of("--why", options)
     if prompt is not None:
         options.append(f"prompt={settings.quote(prompt)}")
@@ -241,6 +251,29 @@ def _start(arguments: Sequence[str]) -> int:
     if not flags and not any(text.startswith("hydra") for text in overrides):
         return _job(settings.compose_config(overrides, folders))
     return _through_hydra(options, folders)
+
+
+def of_library(prompt: str | None, options: list[str]) -> list[str]:
+    """The options of ``distill amortise``: with the scene that learns a library, where none is chosen.
+
+    Raises:
+        ValueError: there is a prompt, no file of prompts, or a scene of one prompt.
+    """
+    from distill.run.compose import plugins
+
+    keys = {text.lstrip("+").partition("=")[0]: text.partition("=")[2] for text in options}
+    if prompt is not None:
+        raise ValueError(f"distill amortise takes a library, prompts=FILE, and no prompt, got {prompt!r}")
+    if not keys.get("prompts"):
+        raise ValueError("distill amortise needs a library of prompts: add prompts=FILE")
+    scenes = [
+        name for name, scene in plugins()["scene"].items() if "library" in getattr(scene, "features", ())
+    ]
+    if "scene" in keys and keys["scene"] not in scenes:
+        raise ValueError(
+            f"distill amortise needs scene={' or scene='.join(scenes)}, got scene={keys['scene']}"
+        )
+    return options if {"scene", "experiment"} & {*keys} else [*options, "scene=hyper_grid"]
 
 
 def _values_of(flag: str, options: Sequence[str], short: str = "") -> tuple[list[str], list[str]]:

@@ -364,12 +364,20 @@ class Writer(Protocol):
         ...
 
 
+class Draw(NamedTuple):
+    """What a step makes of a library's prompts: ``amount`` of the way from the ``first`` to the ``second``, by number."""
+
+    first: int
+    second: int
+    amount: float
+
+
 class Scene(Protocol):
     """A scene representation: a torch module that renders itself.
 
     ``features`` says what its ``render`` can do, so that what it cannot is refused before training: ``sides`` (it looks
     different from different sides), ``volume`` (it fills the cube [-1, 1]^3), ``normals``, ``shading``, ``chunks`` (it
-    takes ``chunk_rays`` and ``recompute``), and the names of the penalties that it computes.
+    takes ``chunk_rays`` and ``recompute``), ``library`` (it is a ``Generator``), and the names of the penalties that it computes.
     """
 
     @property
@@ -453,5 +461,32 @@ class Conditioner(Protocol):
                 without waiting for the device, and puts its copy on the device into a condition that holds them.
             step: where in training the step is.
             render: what they show, for a ControlNet.
+        """
+        ...
+
+
+class Generator(Scene, Protocol):
+    """A scene for every prompt of a library: its ``update`` draws a prompt, whose scene it is until the next.
+
+    Its maker takes ``embeddings``, shape ``[prompts, width]``, beside ``seed``.
+    """
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Options of ``scene=hash_grid`` for the scene of one prompt."""
+        ...
+
+    def drawn(self) -> Draw:
+        """Return the last draw."""
+        ...
+
+    def seen(self) -> int:
+        """Return how many prompts were drawn so far, repetitions counted."""
+        ...
+
+    def scene_of(self, embedding: Tensor) -> Scene:
+        """Make the scene of one prompt, in the library or not, from its embedding, shape ``[width]``.
+
+        It is an ordinary scene, of ``options``, and shares nothing with the generator.
         """
         ...

@@ -17,10 +17,12 @@ from distill.files.lock import hold
 from distill.files.paths import user_path
 from distill.priors import lora
 from distill.priors.load import family_of, loader
-from distill.run.assemble import check_fits, check_init, make_scenes
+from distill.run.assemble import check_fits, make_scenes
 from distill.run.batch import read_prompts, shard_of
 from distill.run.checks import check_prompt
 from distill.run.folders import check_root, refuse
+from distill.run.generator import amortised, library_of
+from distill.run.initial import check_init
 
 if TYPE_CHECKING:
     from distill.priors.diffusion import DiffusionPrior
@@ -62,7 +64,7 @@ def writable(config: DictConfig) -> str:
         raise ValueError(
             f"cannot write to {folder} ({error.strerror}); choose a writable folder with output_dir="
         ) from error
-    if config.prompts is not None:
+    if config.prompts is not None and not amortised(config):
         check_root(config)
     elif config.output_dir and folder.is_dir():
         with hold(folder):
@@ -72,6 +74,8 @@ def writable(config: DictConfig) -> str:
 
 def listed(config: DictConfig) -> str:
     """Check each prompt of a file."""
+    if amortised(config):
+        return f"{config.prompts}: {len(library_of(config).train)} prompts to learn"
     wanted = shard_of(read_prompts(config), config.shard)
     said = []
     for prompt in wanted:

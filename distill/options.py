@@ -25,8 +25,8 @@ def options_of(target: Callable[..., Any], schedules: bool = False) -> type:
     With ``schedules``, numbers accept a schedule too: their type is checked by ``schedule``, not by Hydra.
     """
     signature = inspect.signature(target)
-    # Where randomness comes from is the run's business, not an option of a part.
-    given = ("seed", "generator")
+    # Where randomness and prompts come from is the run's business, not an option of a part.
+    given = ("seed", "generator", "embeddings")
     parameters = [
         p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in given
     ]

@@ -43,7 +43,9 @@ def setting(config: Mapping[str, Any], option: str) -> Any:
 
 def composed(name: str, recipe: Mapping[str, Any]) -> Any:
     """Return the whole configuration of a recipe on its prior, as plain values."""
-    words = ["prompt=x", f"prior={recipe['prior']}", f"experiment={recipe.get('experiment', name)}"]
+    # A recipe with a scene of its own is for a library, whose file is not read here.
+    asked = "prompts=x" if "scene" in recipe else "prompt=x"
+    words = [asked, f"prior={recipe['prior']}", f"experiment={recipe.get('experiment', name)}"]
     return OmegaConf.to_container(compose_config(words))
 
 

@@ -42,10 +42,18 @@ def register(scene: Make) -> Make:
 
 def available() -> dict[str, Callable[..., Any]]:
     """Return every scene by name."""
+    from distill.renderers.hyper_conv import hyper_conv
+    from distill.renderers.hyper_grid import hyper_grid
     from distill.renderers.image import ImageScene
     from distill.renderers.nerf import HashGridScene
 
-    return {"hash_grid": HashGridScene, "image": ImageScene, **_registered}
+    own = {
+        "hash_grid": HashGridScene,
+        "hyper_conv": hyper_conv,
+        "hyper_grid": hyper_grid,
+        "image": ImageScene,
+    }
+    return {**own, **_registered}
 
 
 def __getattr__(name: str) -> Any:

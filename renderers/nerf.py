@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from distill.domains import Count, Fraction, Length, NotNegative, Positive, Rang
 from distill.renderers.hashgrid import choose_backend, encode, has_warp
 from distill.renderers.layout import hash_layout
 from distill.renderers.occupancy import occupancy_grid, update_occupancy
-from distill.renderers.volume import PENALTIES, render
+from distill.renderers.volume import PENALTIES, Volume, render
 from distill.transfer import send
 
 BACKGROUNDS = ("white", "grey", "random", "learned")
@@ -58,6 +59,18 @@ def _mlp(sizes: Sequence[int], generator: torch.Generator) -> nn.Sequential:
         nn.init.zeros_(linear.bias)
         layers += [linear, nn.ReLU(inplace=True)]
     return nn.Sequential(*layers[:-1])
+
+
+class Weights(NamedTuple):
+    """What a hash-grid scene is evaluated with: its own parameters, or what stands in for them.
+
+    Attributes:
+        grid: entries of the hash grid, shape ``[layout.num_params]``.
+        head: weight and bias of each layer of the network, in turn.
+    """
+
+    grid: Tensor
+    head: tuple[Tensor, ...]
 
 
 class HashGridScene(nn.Module):
@@ -185,6 +198,24 @@ class HashGridScene(nn.Module):
             parameters["background"] = list(self.background_mlp.parameters())
         return {name: Group(values, self.rates[name]) for name, values in parameters.items()}
 
+    @property
+    def weights(self) -> Weights:
+        """Its own parameters."""
+        return Weights(self.grid, tuple(self.mlp.parameters()))
+
+    def open_levels(self, progress: float) -> None:
+        """Open the levels of the grid that are due at a fraction of training."""
+        if self.progressive_levels is None:
+            return
+        start, until, since = (*self.progressive_levels, 0.0)[:3]
+        total = len(self.layout.levels)
+        # Fractions of a run are rounded: 2,500 of 10,000 steps must not fall short of a quarter.
+        done = (progress - since) / (until - since) * (1 + 1e-9) + 1e-9
+        due = min(total, start + max(0, int((total - start) * done)))
+        if due != self._active:
+            self._active = due
+            self.active_levels.fill_(due)
+
     def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
         """Open the levels that are due and, every so many steps, evaluate which cells are occupied.
 
@@ -193,15 +224,7 @@ class HashGridScene(nn.Module):
             optimiser: not used: the number of parameters stays.
             generator: drawn from on the steps that evaluate the cells.
         """
-        if self.progressive_levels is not None:
-            start, until, since = (*self.progressive_levels, 0.0)[:3]
-            total = len(self.layout.levels)
-            # Fractions of a run are rounded: 2,500 of 10,000 steps must not fall short of a quarter.
-            done = (step.progress - since) / (until - since) * (1 + 1e-9) + 1e-9
-            due = min(total, start + max(0, int((total - start) * done)))
-            if due != self._active:
-                self._active = due
-                self.active_levels.fill_(due)
+        self.open_levels(step.progress)
         if step.index % self.occupancy_every == 0:
             update_occupancy(
                 self.occupancy, self.density, self.step_size, generator, self.occupancy_threshold
@@ -220,22 +243,16 @@ class HashGridScene(nn.Module):
     ) -> Render:
         """Render it; see ``distill.renderers.volume.render``, which has the other options."""
         options |= {"generator": generator, "normals": normals, "penalties": penalties}
-        if self.radius == 1:
-            return render(self, cameras, height, width, **options)
-        found = render(self, cameras.scaled(1 / self.radius), height, width, **options)
-        variance = {
-            name: self.radius**2 * value for name, value in found.penalties.items() if name == "z_variance"
-        }
-        return replace(found, depth=self.radius * found.depth, penalties={**found.penalties, **variance})
+        return render_cube(self, self.radius, cameras, height, width, **options)
 
     def field(self) -> Field:
         """Return the density per scene unit and the albedo at points in scene units, on any device."""
+        return partial(self.look_up, None)
 
-        def look_up(points: Tensor) -> tuple[Tensor, Tensor]:
-            density, albedo = self.query(points.to(self.grid.device) / self.radius)
-            return density / self.radius, albedo
-
-        return look_up
+    def look_up(self, weights: Weights | None, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Density per scene unit and albedo at points in scene units, on any device; weights as of ``query``."""
+        density, albedo = self.query(points.to(self.grid.device) / self.radius, weights)
+        return density / self.radius, albedo
 
     def assets(self) -> dict[str, Writer]:
         """Return the writer of mesh files."""
@@ -243,19 +260,24 @@ class HashGridScene(nn.Module):
 
         return {"mesh": mesh_writer(self.field())}
 
-    def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Density per radius, ``[n]``, and albedo in [0, 1], ``[n, 3]``, at points ``[n, 3]`` in radii."""
+    def query(self, points: Tensor, weights: Weights | None = None) -> tuple[Tensor, Tensor]:
+        """Density per radius, ``[n]``, and albedo in [0, 1], ``[n, 3]``, at points ``[n, 3]`` in radii.
+
+        Args:
+            points: where.
+            weights: used instead of its own; the gradient goes to them.
+        """
         if self._fits(points):
-            density, albedo = self._evaluate(points)
+            density, albedo = self._evaluate(points, weights or self.weights)
             return self._per_radius(density), albedo
-        raw, colour = self._network(points).split([1, 3], dim=1)
+        raw, colour = self._network(points, weights or self.weights).split([1, 3], dim=1)
         return self._density(points, raw), torch.sigmoid(colour)
 
-    def density(self, points: Tensor) -> Tensor:
-        """Density alone, shape ``[n]``."""
+    def density(self, points: Tensor, weights: Weights | None = None) -> Tensor:
+        """Density alone, shape ``[n]``; arguments as of ``query``."""
         if self._fits(points):
-            return self._per_radius(self._evaluate(points)[0])
-        return self._density(points, self._network(points)[:, :1])
+            return self._per_radius(self._evaluate(points, weights or self.weights)[0])
+        return self._density(points, self._network(points, weights or self.weights)[:, :1])
 
     def _fits(self, points: Tensor) -> bool:
         """Whether one kernel evaluates the field here; it has no gradient to the points."""
@@ -263,23 +285,24 @@ class HashGridScene(nn.Module):
             return False
         return choose_backend(self.backend, self.grid) == "warp"
 
-    def _evaluate(self, points: Tensor) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, points: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         from distill.renderers._warp_field import evaluate_warp
 
-        weight1, bias1, weight2, bias2 = self.mlp.parameters()
+        weight1, bias1, weight2, bias2 = weights.head
         network = (weight1, bias1, weight2, bias2)
         blob = (self.blob_scale, self.blob_radius)
         return evaluate_warp(
-            points, self.grid, network, self.layout, self._active, self.density_activation, blob, self.rounded
-        )
+            points, weights.grid, network, self.layout, self._active, self.density_activation, blob, self.rounded
+        )  # fmt: skip
 
-    def _network(self, points: Tensor) -> Tensor:
-        unit = torch.add(0.5, points, alpha=0.5)
-        grid = (
-            self.grid + (self.grid.half().to(self.grid) - self.grid).detach() if self.rounded else self.grid
-        )
-        features = encode(unit, grid, self.layout, self.backend, self._active)
-        return self.mlp(features)
+    def _network(self, points: Tensor, weights: Weights) -> Tensor:
+        unit, grid = torch.add(0.5, points, alpha=0.5), weights.grid
+        if self.rounded:
+            grid = grid + (grid.half().to(grid) - grid).detach()
+        x = encode(unit, grid, self.layout, self.backend, self._active)
+        for weight, bias in zip(weights.head[:-2:2], weights.head[1:-2:2], strict=True):
+            x = torch.relu(nn.functional.linear(x, weight, bias))
+        return nn.functional.linear(x, *weights.head[-2:])
 
     def _density(self, points: Tensor, raw: Tensor) -> Tensor:
         blob = self.blob_scale - (self.blob_scale / self.blob_radius) * points.norm(dim=1)
@@ -316,6 +339,17 @@ class HashGridScene(nn.Module):
         if self.background == "grey":
             colour = 0.5 + 0.5 * colour
         return send(colour, directions.device).to(directions).expand(-1, 1, 1, 3)
+
+
+def render_cube(
+    scene: Volume, radius: float, cameras: Cameras, height: int, width: int, **options: Any
+) -> Render:
+    """Render a field that is kept in radii, from cameras in scene units; options as of ``distill.renderers.volume.render``."""
+    if radius == 1:
+        return render(scene, cameras, height, width, **options)
+    found = render(scene, cameras.scaled(1 / radius), height, width, **options)
+    variance = {name: radius**2 * value for name, value in found.penalties.items() if name == "z_variance"}
+    return replace(found, depth=radius * found.depth, penalties={**found.penalties, **variance})
 
 
 def _check(

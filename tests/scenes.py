@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from distill.contracts import Scene, Step
+from distill.renderers.hyper_conv import hyper_conv
+from distill.renderers.hyper_grid import hyper_grid
 from distill.renderers.image import ImageScene
 from distill.renderers.nerf import HashGridScene
 from distill.renderers.particles import Particles
@@ -34,6 +36,25 @@ def spheres() -> Any:
 def hash_grid(seed: Any = 0) -> Scene:
     return HashGridScene(
         levels=2, log2_table_size=8, hidden_width=8, march_steps=24, occupancy_resolution=8, background="random", seed=seed
+    )  # fmt: skip
+
+
+def small_library(count: int = 3, width: int = 6) -> torch.Tensor:
+    """Embeddings of prompts that differ in every number."""
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(7))
+
+
+def hyper(seed: Any = 0) -> Scene:
+    return hyper_grid(
+        levels=2, log2_table_size=8, hidden_width=8, text_width=8, march_steps=24, occupancy_resolution=8,
+        background="learned", seed=seed, embeddings=small_library(),
+    )  # fmt: skip
+
+
+def conv(seed: Any = 0) -> Scene:
+    return hyper_conv(
+        finest_resolution=8, features=2, channels=(4,), text_width=8, hidden_width=8, march_steps=24,
+        occupancy_resolution=8, mix_share=0.5, seed=seed, embeddings=small_library(),
     )  # fmt: skip
 
 
@@ -77,7 +98,9 @@ def replace(optimiser: torch.optim.Optimizer, new: Mapping[nn.Parameter, nn.Para
 
 
 #: One scene of each kind, from a seed or a generator.
-SINGLE: dict[str, Callable[..., Scene]] = {"hash_grid": hash_grid, "image": picture, "spheres": custom}
+SINGLE: dict[str, Callable[..., Scene]] = {
+    "hash_grid": hash_grid, "image": picture, "spheres": custom, "hyper_grid": hyper, "hyper_conv": conv,
+}  # fmt: skip
 
 
 def several(make: Callable[..., Scene]) -> Callable[..., Scene]:

@@ -358,6 +358,9 @@ EXPERIMENTS = {
     "csd_refine": ("csd", "uniform"),
     "prolificdreamer": ("vsd", "annealed"),
     "scaledreamer": ("asd", "annealed"),
+    "scaledreamer_mg15": ("asd", "annealed"),
+    "scaledreamer_df415": ("asd", "annealed"),
+    "scaledreamer_dl17k": ("asd", "annealed"),
     "lucid": ("ism", "uniform"),
     "sdi": ("sdi", "annealed"),
     "nfsd": ("nfsd", "uniform"),
@@ -374,7 +377,9 @@ def test_every_experiment_is_listed() -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.parametrize("preset", ["embedded", "none"])
 def test_an_experiment_chooses_its_loss_and_timesteps_and_leaves_the_budget(name: str, preset: str) -> None:
-    config = compose_config(["prompt=x", f"experiment={name}", f"preset={preset}"])
+    # Those for a library have a scene that learns one.
+    asked = "prompts=x" if name.startswith("scaledreamer_") else "prompt=x"
+    config = compose_config([asked, f"experiment={name}", f"preset={preset}"])
     chosen = tuple(config[part]._target_.rpartition(".")[2].lower() for part in ("guidance", "timesteps"))
     assert chosen == EXPERIMENTS[name]
     assert config.iterations == {"embedded": 400, "none": 10_000}[preset]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tiny_pipelines import make
 
 import distill
 from distill.priors.diffusion import DiffusionPrior
+from distill.run.amortise import amortise
 from distill.run.compose import compose_config
 from distill.samplers.schedules import Ramp
 from distill.samplers.shading import by_turns
@@ -50,7 +52,10 @@ def test_a_recipe_has_the_published_values(name: str) -> None:
 
 def test_every_recipe_is_beside_its_published_values() -> None:
     files = {path.stem for path in (FOLDER / "recipe").glob("*.yaml")}
-    named = {f"{family}_hash_grid_{experiment}" for experiment, family in TABLED}
+    named = {
+        f"{family}_{PUBLISHED[name].get('scene', 'hash_grid')}_{experiment}"
+        for (experiment, family), name in TABLED.items()
+    }
     # What is another's copy in one family needs no table of its own.
     assert files - named == {
         "pixel_hash_grid_dreamtime",
@@ -75,7 +80,8 @@ def options_in(values: dict[str, Any], shown: set[str], prefix: str = "") -> set
 def test_a_recipe_sets_nothing_that_its_table_does_not_show() -> None:
     for name, recipe in PUBLISHED.items():
         family = "pixel" if recipe["prior"] == "if-xl" else "latent"
-        path = FOLDER / "recipe" / f"{family}_hash_grid_{recipe.get('experiment', name)}.yaml"
+        scene = recipe.get("scene", "hash_grid")
+        path = FOLDER / "recipe" / f"{family}_{scene}_{recipe.get('experiment', name)}.yaml"
         loaded: Any = OmegaConf.to_container(OmegaConf.load(path))
         loaded.pop("defaults", None)
         shown = {option for option, _, _ in recipe["rows"] if option}
@@ -89,10 +95,15 @@ def test_the_page_shows_what_the_configuration_says() -> None:
     assert {found[2] for found in WRITER.MARKED.finditer(page)} == set(PUBLISHED)
 
 
+#: Recipes for a library of prompts, which have a scene of their own.
+LIBRARIES = {name for name, recipe in PUBLISHED.items() if "scene" in recipe}
+
+
 @pytest.mark.parametrize("name", sorted({experiment for experiment, _ in TABLED}))
 def test_on_the_prior_that_ships_an_experiment_keeps_what_suits_that_prior(name: str) -> None:
-    plain = compose_config(["prompt=a red mug"])
-    config = compose_config(["prompt=a red mug", f"experiment={name}"])
+    many = [f"scene={PUBLISHED[name]['scene']}", "prompts=x"] if name in LIBRARIES else ["prompt=a red mug"]
+    plain = compose_config(many)
+    config = compose_config([*many[-1:], f"experiment={name}"])
     for option in (
         "iterations",
         "render",
@@ -128,7 +139,7 @@ def prior(tmp_path_factory: pytest.TempPathFactory) -> DiffusionPrior:
     return distill.load_prior(folder, dtype=torch.float32, image_size=64)
 
 
-@pytest.mark.parametrize("name", sorted({e for e, family in TABLED if family == "latent"}))
+@pytest.mark.parametrize("name", sorted({e for e, family in TABLED if family == "latent"} - LIBRARIES))
 def test_thirty_steps_of_a_recipe(prior: DiffusionPrior, name: str, tmp_path: Path) -> None:
     size = WRITER.setting(
         WRITER.composed(TABLED[name, "latent"], PUBLISHED[TABLED[name, "latent"]]), "render.size"
@@ -139,6 +150,23 @@ def test_thirty_steps_of_a_recipe(prior: DiffusionPrior, name: str, tmp_path: Pa
     assert asset.manifest["skipped_steps"] == 0
     metrics = [line for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if line]
     assert len(metrics) == 30
+
+
+@pytest.mark.parametrize("name", sorted(LIBRARIES))
+def test_some_steps_of_a_librarys_recipe(prior: DiffusionPrior, name: str, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red mug\na blue mug\n")
+    told = {key: value for key, value in SCALED.items() if key != "scene.log2_table_size"}
+    told |= {"iterations": 4, "experiment": name, "render.size": 8, "export.enabled": False}
+    own = (
+        {"log2_table_size": 8}
+        if PUBLISHED[name]["scene"] == "hyper_grid"
+        else {"channels": [4], "finest_resolution": 8}
+    )
+    told |= {f"scene.{key}": value for key, value in own.items()}
+    options: dict[str, Any] = {**told, "scene": PUBLISHED[name]["scene"]}
+    folder = amortise(tmp_path / "prompts.txt", prior=prior, output_dir=tmp_path / "run", **options)
+    assert json.loads((folder / "manifest.json").read_text())["skipped_steps"] == 0
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4
 
 
 def test_shadings_take_turns_by_their_shares() -> None:

@@ -23,7 +23,7 @@ _POINTS = 300  # per curve: about one for each unit of the drawing's width
 def write_report(folder: Path | str, *, title: str | None = None) -> Path:
     """Write report.html from what a run's folder holds: a self-contained page that needs no network.
 
-    It shows mesh.glb, turntable.mp4, contact.png, reference.png, metrics.jsonl (one object per line: ``step`` and
+    It shows mesh.glb, turntable.mp4, contact.png, wall.png, reference.png, metrics.jsonl (one object per line: ``step`` and
     numbers), manifest.json and config.yaml; what is missing is left out.
 
     Args:
@@ -50,6 +50,7 @@ def write_report(folder: Path | str, *, title: str | None = None) -> Path:
         glb=_base64(folder / "mesh.glb"),
         video=_base64(folder / "turntable.mp4"),
         contact=_base64(folder / "contact.png"),
+        wall=_base64(folder / "wall.png"),
         reference=_base64(folder / "reference.png"),
         curves=curves(_metrics(folder / "metrics.jsonl")),
         particles=manifest.get("particles", []),

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from hydra.utils import get_method, get_object, instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import Tensor
 
 from distill import loop
 from distill.cameras import Cameras
+from distill.conditions import library as libraries
 from distill.conditions import prompts
 from distill.conditions.control import DRAWN, controlled, read_picture
+from distill.conditions.library import Prompts
 from distill.conditions.perp_neg import PUBLISHED, Curves
 from distill.conditions.picture import Picture, look_at
 from distill.conditions.start import asked_later, views_first
 from distill.contracts import (
     CameraSampler,
     Conditioner,
+    Generator,
     Guidance,
     Learner,
     Prior,
@@ -31,10 +34,9 @@ from distill.contracts import (
     Scene,
     View,
 )
-from distill.files.checkpoint import load_checkpoint
 from distill.files.paths import user_path
 from distill.guidance import is_made_for_prior
-from distill.options import followed, options_of, schedule, schedules_in, value_over_run
+from distill.options import followed, schedule, schedules_in, value_over_run
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.graphs import check_graphs
 from distill.priors.load import load_prior
@@ -43,14 +45,10 @@ from distill.renderers import reference
 from distill.renderers.particles import Particles
 from distill.renderers.patch import patched
 from distill.run.checks import check_prompt
+from distill.run.generator import amortised, check_generator, library_of
+from distill.run.initial import check_init, generated, start_from
 from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
 from distill.samplers.shading import by_turns
-
-#: Options of a scene that say how it is rendered and trained, not what it is.
-LOOKS = frozenset(
-    {"background", "random_background", "march_steps", "occupancy_resolution", "occupancy_threshold", "occupancy_every", "backend",
-     "encoding_lr", "mlp_lr", "background_lr", "lr"}
-)  # fmt: skip
 
 
 def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
@@ -64,12 +62,18 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
         ValueError: something in the configuration is wrong, in one line.
     """
     device = pick_device(config.device)
+    check_generator(config)
     if prior is None:
         check_prior(config, device)
     check_init(config)
-    # Before the prior is loaded, so that what they refuse is said at once.
+    library = library_of(config) if amortised(config) else None
+    embeddings: Tensor | None = None
     generator = torch.Generator().manual_seed(config.seed)
-    scenes = make_scenes(config, generator, prior.device if prior else device)
+    if library:
+        prior = prior or open_prior(config, device)
+        embeddings = embed_library(config, prior, library)
+    # Before the prior is loaded, so that what they refuse is said at once.
+    scenes = make_scenes(config, generator, prior.device if prior else device, embeddings)
     cameras: CameraSampler = scheduled_sampler(
         instantiate(config.cameras, _convert_="all"), **schedules_in(config, "cameras")
     )
@@ -79,6 +83,8 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
     elif prior is None:
         prior = open_prior(config, device)
     check_fits(config, prior)
+    if config.generator:
+        scenes[0].load_state_dict(generated(config, prior).state_dict())
 
     guidance = make_guidance(config, prior, generator, {"novel_view": picture.prior} if picture else {})
     scene: Scene = scenes[0] if len(scenes) == 1 else Particles(scenes).to(prior.device)
@@ -96,7 +102,7 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
         state=loop.State(scene, optimiser, generator, learner=learner),
         prior=prior,
         guidance=guidance,
-        condition=make_condition(config, prior, scenes[0]),
+        condition=make_condition(config, prior, scenes[0], library),
         render=render(),
         frugal=render(frugal=True),
         cameras=cameras,
@@ -105,45 +111,9 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
         ),
         settings=settings,
         scenes=scenes,
-        views=[look(each, prior.device) for each in scenes],
+        views=looks(prior, scenes, library),
         picture=picture,
     )
-
-
-def check_init(config: DictConfig) -> None:
-    """Check that ``init`` names an earlier run, of one scene that has the same settings.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if not config.init:
-        return
-    folder = user_path(config.init)
-    if not (folder / "checkpoints").is_dir():
-        raise ValueError(f"init must be the folder of an earlier run, and {config.init} has no checkpoints")
-    path = folder / "config.yaml"
-    if not path.exists():
-        return
-    try:
-        earlier: Any = OmegaConf.load(path)
-        before, several = dict(earlier.scene), earlier.get("particles", 1) > 1
-    except Exception as error:  # of a file that is no YAML, or holds something else
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{path} cannot be read ({first}); init must be the folder of an earlier run"
-        ) from error
-    if several:
-        raise ValueError(
-            f"init={folder} has {earlier.particles} scenes; only a run with particles=1 can be gone on from"
-        )
-    defaults = OmegaConf.structured(options_of(get_method(config.scene._target_)))
-    for name, value in config.scene.items():
-        was = before.get(name, defaults.get(name))  # an earlier version may not have had it
-        if name not in LOOKS and was != value:
-            raise ValueError(
-                f"init={folder} holds a scene with {name} {was}, not {value}; give this run "
-                "the same scene= and scene.* options"
-            )
 
 
 def pick_device(name: str) -> torch.device:
@@ -227,38 +197,20 @@ TOGETHER = (
 )
 
 
-def make_scenes(config: DictConfig, generator: torch.Generator, device: torch.device) -> list[Scene]:
-    """Make as many scenes as there are particles, from an earlier run's where ``init`` names one."""
+def make_scenes(
+    config: DictConfig, generator: torch.Generator, device: torch.device, embeddings: Tensor | None = None
+) -> list[Scene]:
+    """Make as many scenes as there are particles, from an earlier run's where ``init`` names one; or one for a library."""
     own: dict[str, Any] = {}
     if config.init and config.source_prompt:  # what is edited and its source must differ in the object alone
         own |= {"background": "white"} if config.scene.get("background") in ("grey", "random") else {}
         own |= {"random_background": 0.0} if config.scene.get("random_background") else {}
     make = instantiate(config.scene, _convert_="all", **own)
-    scenes: list[Scene] = [make(seed=generator).to(device) for _ in range(config.particles)]
+    told: dict[str, Any] = {} if embeddings is None else {"embeddings": embeddings}
+    scenes: list[Scene] = [make(seed=generator, **told).to(device) for _ in range(config.particles)]
     for scene in scenes if config.init else []:
         start_from(user_path(config.init), scene, device)
     return scenes
-
-
-def start_from(folder: Path, scene: Scene, device: torch.device) -> None:
-    """Give a scene the parameters of an earlier run's.
-
-    Raises:
-        ValueError: it has no checkpoint, or one of another scene.
-    """
-    saved = load_checkpoint(folder / "checkpoints", device)
-    if saved is None:
-        raise ValueError(
-            f"init must be the folder of an earlier run, and the checkpoints of {folder} are empty"
-        )
-    try:
-        scene.load_state_dict(saved["scene"])
-    except RuntimeError as error:
-        raise ValueError(
-            f"init={folder} holds a scene of other settings; give this run the same scene= and scene.* options"
-        ) from error
-    if saved["average"] is not None:
-        loop.take(scene, saved["average"])
 
 
 def make_guidance(
@@ -313,6 +265,22 @@ def look(scene: Scene, device: torch.device) -> View:
     return view
 
 
+def looks(prior: Prior, scenes: Sequence[Scene], library: Prompts | None) -> list[View]:
+    """What renders each scene, or some of a library's prompts as the generator has them at that moment."""
+    if not library:
+        return [look(each, prior.device) for each in scenes]
+    shown = [prompts.asked(prior, text) for text in library.previewed()]
+
+    def of(embedding: Tensor) -> View:
+        def view(cameras: Cameras, height: int, width: int) -> Render:
+            made = cast(Generator, scenes[0]).scene_of(embedding)
+            return look(made, prior.device)(cameras, height, width)
+
+        return view
+
+    return [of(embedding) for embedding in libraries.embed(prior, shown)]
+
+
 def make_renderer(
     config: DictConfig,
     scene: Scene,
@@ -363,17 +331,37 @@ def texts_of(config: DictConfig, prior: Prior) -> list[str]:
     return prompts.Texts.of(prompt, config.negative_prompt, words, source).all()
 
 
-def make_condition(config: DictConfig, prior: Prior, scene: Scene) -> Conditioner:
+def embed_library(config: DictConfig, prior: Prior, library: Prompts) -> Tensor:
+    """Embed the prompts of a library once: for the generator without view words, and for the prior in every view."""
+    words = words_of(config, prior, get_object(config.scene._target_).features)
+
+    def beside(text: str) -> list[str]:
+        return prompts.Texts.of(text, config.negative_prompt, words, "").all()
+
+    return libraries.embed(prior, [prompts.asked(prior, text) for text in library.train], beside)
+
+
+def make_condition(
+    config: DictConfig, prior: Prior, scene: Scene, library: Prompts | None = None
+) -> Conditioner:
     """Embed a configuration's prompts, with view words where the scene has sides; add what else the prior is conditioned on."""
-    condition = prompts.conditioner(
-        prior,
-        config.prompt if prior.words else prompts.PICTURED,
-        config.negative_prompt,
-        words_of(config, prior, scene.features),
-        config.source_prompt,
-        unconditional=config.unconditional,
-        away=curves(config) if config.perp_neg.enabled else None,
-    )
+
+    def of(prompt: str) -> Conditioner:
+        return prompts.conditioner(
+            prior,
+            prompt if prior.words else prompts.PICTURED,
+            config.negative_prompt,
+            words_of(config, prior, scene.features),
+            config.source_prompt,
+            unconditional=config.unconditional,
+            away=curves(config) if config.perp_neg.enabled else None,
+        )
+
+    if library:
+        train, drawn = library.train, cast(Generator, scene).drawn
+        condition = libraries.conditioner(lambda index: of(train[index]), drawn)
+    else:
+        condition = of(config.prompt)
     if config.init and config.source_prompt:
         source = copy.deepcopy(scene)
         condition = prompts.with_source(condition, look(source, prior.device), prior)

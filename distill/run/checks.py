@@ -173,6 +173,7 @@ FEATURES = {
     "normals": "has normals",
     "shading": "can be shaded",
     "chunks": "is rendered in chunks of rays",
+    "library": "makes the scenes of a library of prompts",
 }
 #: The feature that each option needs of a scene, where it is not at its default.
 NEEDS = {
@@ -427,7 +428,7 @@ def check_prompt(config: DictConfig) -> str:
     from distill.embedded.prompt import told, understand
     from distill.embedded.vocabulary import of_prior
 
-    given = [text for text in (config.prompt, config.source_prompt) if text]
+    given = [text for text in (config.prompt, config.source_prompt, config.generator_mix) if text]
     own = of_prior(config.prior) if given else None
     if own is None:
         return ""

@@ -23,6 +23,7 @@ from yaml import YAMLError
 from distill.files.paths import user_path
 from distill.options import GONE, SCHEDULED, options_of
 from distill.run.checks import PARTS, check
+from distill.run.generator import check_together, implied_by
 from distill.run.idle import check_idle
 from distill.run.schema import Config
 
@@ -71,7 +72,7 @@ def quote_text(override: str) -> str:
     """Quote a value that is plain text whatever it holds: a path, a negative prompt."""
     key, _, value = override.partition("=")
     texts = (
-        "output_dir", "init", "prior", "prompts", "view_address", "negative_prompt", "source_prompt", "image", "novel_view",
+        "output_dir", "init", "generator", "generator_mix", "prior", "prompts", "view_address", "negative_prompt", "source_prompt", "image", "novel_view",
         "reference.depth", "reference.normal", "views.front", "views.side", "views.back", "views.overhead", "views.file",
         "prior_options.controlnet", "prior_options.control", "prior_options.config", "prior_options.vae",
     )  # fmt: skip
@@ -128,6 +129,10 @@ def implied(words: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     if (alias := given.get("guidance", "")) in ALIASES:
         found |= _expand(alias, given.get("timesteps"))
+    if (folder := given.get("generator", "null")) not in ("null", ""):
+        followed = {key: value for key, value in implied_by(folder).items() if key not in given}
+        found |= dict.fromkeys(as_overrides(followed), "follows from generator=")
+        given.setdefault("prior", str(followed.get("prior", "embedded")))
     if "preset" in given:
         return found
     if given.get("image", "null") not in ("null", ""):
@@ -199,6 +204,7 @@ def compose_config(overrides: Sequence[str], folders: Sequence[str] = ()) -> Dic
     with composing(folders) as search:
         config = compose_words([*with_preset(overrides), *search]).config
     check(config)
+    check_together(config)
     known = {*known_options(), *_plugin_options()}
     check_idle(config, [name for name in (_split(word)[0] for word in overrides) if name in known])
     return config

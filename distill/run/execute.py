@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,7 @@ def generate(
     Raises:
         ValueError: an option or the prompt is wrong, in one line.
     """
-    loaded = prior if isinstance(prior, Prior) else None
-    if not (loaded or isinstance(prior, (str, Path))):
-        raise ValueError(
-            f"prior must be a name, a folder, or a loaded prior (distill.contracts.Prior), got {type(prior).__name__}"
-        )
-    name = (loaded.name or UNNAMED) if loaded else str(prior)
+    name, loaded = given(prior)
     overrides = {"prompt": prompt, "prior": name, **options}
     if output_dir is not None:
         overrides["output_dir"] = str(output_dir)
@@ -68,6 +63,20 @@ def generate(
     if loaded:
         check_loaded(config)
     return run(config, loaded)
+
+
+def given(prior: object) -> tuple[str, Prior | None]:
+    """The name of a prior that is given by name, folder or as an object, and the object.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    loaded = prior if isinstance(prior, Prior) else None
+    if not (loaded or isinstance(prior, (str, Path))):
+        raise ValueError(
+            f"prior must be a name, a folder, or a loaded prior (distill.contracts.Prior), got {type(prior).__name__}"
+        )
+    return (loaded.name or UNNAMED) if loaded else str(prior), loaded
 
 
 def run(config: DictConfig, prior: Prior | None = None) -> Asset:
@@ -127,18 +136,36 @@ def carry_out(
     return asset
 
 
-def train(config: DictConfig, folder: Path, job: loop.Job, desk: Desk | None = None) -> None:
+def train(
+    config: DictConfig,
+    folder: Path,
+    job: loop.Job,
+    desk: Desk | None = None,
+    *,
+    notes: Callable[[], Mapping[str, float]] | None = None,
+    show: Callable[[int], None] | None = None,
+) -> None:
     """Run the loop with its journal; saves a last checkpoint and what the guidance learnt.
+
+    Args:
+        config: of the run.
+        folder: its folder.
+        job: its parts.
+        desk: of the page that shows the run, if one does.
+        notes: further figures of each step, for the log.
+        show: writes previews, given the steps done, instead of the journal's own.
 
     Raises:
         Interrupted: a signal asked the run to stop.
     """
     state = job.state
     with stop_signals() as stop:
-        journal = Journal(folder, config.log, config.iterations, state.step, job.views, stop, desk)
+        journal = Journal(
+            folder, config.log, config.iterations, state.step, job.views, stop, desk, notes, show
+        )
         if desk:
             desk.begin(
-                config.prompt or Path(config.image).name,
+                config.prompt or Path(config.image or config.prompts).name,
                 folder,
                 config.iterations,
                 state.step,

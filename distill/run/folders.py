@@ -232,7 +232,7 @@ def _free(root: Path, config: DictConfig) -> Path:
 
 
 def _next(root: Path, config: DictConfig) -> Path:
-    base = folder_name(config.prompt or Path(config.image or "").stem)
+    base = folder_name(config.prompt or Path(config.image or config.prompts or "").stem)
     for number in count(1):
         folder = root / (base if number == 1 else f"{base}-{number}")
         if config.resume and same_run(folder, config):

@@ -35,6 +35,8 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
         ("reference.start_until", reference["start"] != "samples", "add reference.start=samples"),
         ("reference.fill", not reference["recentre"], "add reference.recentre=true"),
         ("prior_options.control_scale", not values["prior_options"]["controlnet"], "add prior_options.controlnet="),
+        ("generator_mix", not values["generator"], "there is no generator; add generator=FOLDER"),
+        ("generator_share", not values["generator_mix"], "add generator_mix="),
         ("perp_neg", not values["perp_neg"]["enabled"], "add perp_neg.enabled=true"),
         ("source_prompt", target not in ("dds", "bridge", "mix"), "choose guidance=dds or guidance=bridge"),
         *((f"views.{angle}", values["view_words"] == "none", "leave out view_words=none") for angle in ("front_deg", "overhead_deg")),

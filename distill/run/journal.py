@@ -8,7 +8,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -82,8 +82,11 @@ class Journal:
         views: Sequence[View],
         stop: threading.Event,
         desk: Desk | None = None,
+        notes: Callable[[], Mapping[str, float]] | None = None,
+        show: Callable[[int], None] | None = None,
     ) -> None:
         self.folder, self.options, self.views, self.stop, self.desk = folder, options, views, stop, desk
+        self.notes, self.show = notes, show or self.preview
         keep_lines_before(folder / "metrics.jsonl", start)
         self.lines = (folder / "metrics.jsonl").open("a", buffering=1)
         self.board = None
@@ -97,7 +100,7 @@ class Journal:
 
     def __call__(self, state: State, metrics: dict[str, float], picture: Render) -> bool:
         now = time.perf_counter()
-        metrics = {**metrics, "seconds": round(now - self.before, 4)}
+        metrics = {**metrics, **(self.notes() if self.notes else {}), "seconds": round(now - self.before, 4)}
         self.before = now
         self.lines.write(json.dumps(metrics) + "\n")
         if self.board:
@@ -107,9 +110,10 @@ class Journal:
         self.bar.update()
         if state.step % 10 == 0:
             shown = {"opacity": f"{metrics['opacity']:.3f}", "skipped": state.skipped}
+            shown |= {"prompts": metrics.get("prompts_seen", 0)}
             self.bar.set_postfix({name: value for name, value in shown.items() if value}, refresh=False)
         if self._due(self.options.preview_every, state.step):
-            self.preview(state.step)
+            self.show(state.step)
         if self.desk:
             # Not of the next step's seconds: a pause can be long.
             self.before += self.desk.attend(state.step, metrics, lambda: self.checkpoint(state))

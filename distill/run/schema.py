@@ -212,7 +212,8 @@ class Export:
 class Config:
     """One run, or with ``prompts`` one run per line of a file; with ``shard=i/n``, of every n-th line from the i-th.
 
-    ``guidance_weight`` is the weight of the loss beside the penalties, a number or a schedule. ``view`` serves a page at
+    ``generator`` is the folder of a ``distill amortise`` run, which makes the scene to begin with from the prompt; with
+    ``generator_mix``, from what lies between the prompt and this one, ``generator_share`` of the way. ``guidance_weight`` is the weight of the loss beside the penalties, a number or a schedule. ``view`` serves a page at
     ``view_address`` and ``view_port``, 0 for any free port, see ``distill.live.server``.
     """
 
@@ -227,7 +228,7 @@ class Config:
     views: Views = field(default_factory=Views)
     perp_neg: PerpNeg = field(default_factory=PerpNeg)
     unconditional: Annotated[str, OneOf(("auto", "null"))] = "auto"
-    iterations: Count = 400
+    iterations: Annotated[int, Range(0)] = 400
     guidance_weight: Weight = 1.0
     particles: Count = 1
     seed: Annotated[int, Range(0, 2**64 - 1)] = 0
@@ -237,6 +238,9 @@ class Config:
     max_vram: str | None = None
     output_dir: str | None = None
     init: str | None = None
+    generator: str | None = None
+    generator_mix: str = ""
+    generator_share: Fraction = 0.5
     resume: bool = False
     view: bool = False
     view_address: str = "127.0.0.1"

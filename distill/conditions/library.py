@@ -1,0 +1,212 @@
+"""A library of prompts: its file, the embeddings that a generator is told, and the condition of the prompt of a step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.cameras import Cameras
+from distill.contracts import Condition, Conditioner, Draw, Embedding, Prior, Render, Step
+from distill.files.paths import user_path
+
+#: Lists of a library's file: what is trained on, and what is looked at.
+LISTS = ("train", "validation", "held_out")
+#: Prompts whose embeddings are kept in memory; others are made, or read from the disk, again.
+KEPT = 256
+#: Prompts that are embedded together.
+AT_ONCE = 16
+FORM = 'a JSON file such as {"train": ["a red mug"], "held_out": []}, or a text file with one prompt per line'
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A library's prompts.
+
+    Attributes:
+        train: those to learn.
+        validation: looked at while training, and not learnt.
+        held_out: likewise, for the end.
+        lines: line of each prompt in the file, from 1.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+    lines: Mapping[str, int] | None = None
+
+    def all(self) -> tuple[str, ...]:
+        """Every prompt, those to learn first."""
+        return (*self.train, *self.validation, *self.held_out)
+
+    def previewed(self, most: int = 8) -> tuple[str, ...]:
+        """Prompts to look at while training: at most so many of those to learn, evenly chosen, and as many of the others."""
+        step = -(-len(self.train) // most)
+        return (*self.train[::step], *(*self.validation, *self.held_out)[:most])
+
+    def where(self, prompt: str) -> str:
+        """The line of a prompt, for errors."""
+        line = (self.lines or {}).get(prompt)
+        return f"line {line}" if line else "a line"
+
+    def lists(self) -> dict[str, list[str]]:
+        """The lists by name, as in a file."""
+        return {name: list(prompts) for name, prompts in zip(LISTS, self._lists(), strict=True)}
+
+    def _lists(self) -> tuple[tuple[str, ...], ...]:
+        return self.train, self.validation, self.held_out
+
+
+def read_library(file: str) -> Prompts:
+    """Read a library: JSON with the lists ``train``, ``validation`` and ``held_out``, or plain text, a prompt to learn in each line.
+
+    Raises:
+        ValueError: the file is not there or has another form, there is nothing to train on, or a prompt is there twice.
+    """
+    path = user_path(file)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise ValueError(f"prompts must be {FORM}, and {path} cannot be read: {why}") from error
+    is_json = path.suffix.lower() == ".json" or text.lstrip()[:1] in ("{", "[")
+    found = _of_json(path, text) if is_json else _of_text(text)
+    if not found.train:
+        what = "its list train is empty" if is_json else "it has no prompts"
+        raise ValueError(f"prompts must be {FORM}, and {path} has nothing to train on: {what}")
+    seen = set[str]()
+    for prompt in found.all():
+        if prompt in seen:
+            raise ValueError(f"{path} has the prompt {prompt!r} twice; leave one of them out")
+        seen.add(prompt)
+    return found
+
+
+def _of_text(text: str) -> Prompts:
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    kept = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    return Prompts(tuple(line for _, line in kept), lines={line: number for number, line in kept})
+
+
+def _of_json(path: Path, text: str) -> Prompts:
+    try:
+        said: Any = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"prompts must be {FORM}, and {path} is not JSON at line {error.lineno}: {error.msg}"
+        ) from error
+    if not isinstance(said, dict) or "train" not in said:
+        raise ValueError(f"prompts must be {FORM}, and {path} has no list train")
+    if unknown := [name for name in said if name not in LISTS]:
+        raise ValueError(f"{path} has {unknown[0]!r}; the lists of a library are {', '.join(LISTS)}")
+    for name, prompts in said.items():
+        if not isinstance(prompts, list) or not all(
+            isinstance(each, str) and each.strip() for each in prompts
+        ):
+            raise ValueError(f"the list {name} of {path} must hold prompts, texts that are not empty")
+    lists: dict[str, Any] = {name: tuple(each.strip() for each in prompts) for name, prompts in said.items()}
+    lines = dict[str, int]()
+    for number, line in enumerate(text.splitlines(), start=1):
+        for prompt in _strings(line):
+            lines.setdefault(prompt.strip(), number)
+    return Prompts(**lists, lines=lines)
+
+
+def _strings(line: str) -> Iterator[str]:
+    """The JSON strings in a line."""
+    decoder, at = json.JSONDecoder(), line.find('"')
+    while at >= 0:
+        try:
+            found, end = decoder.raw_decode(line, at)
+        except json.JSONDecodeError:
+            return
+        yield str(found)
+        at = line.find('"', end)
+
+
+def pooled(embedding: Embedding) -> Tensor:
+    """One vector for each prompt: the text encoder's pooled embedding, or the mean of its states, in single precision.
+
+    Args:
+        embedding: of ``Prior.embed``.
+
+    Returns:
+        Shape ``[prompts, width]``.
+
+    Raises:
+        ValueError: it has neither.
+    """
+    for name in ("text_embeds", "pooled_projections"):
+        if name in embedding:
+            return embedding[name].float()
+    if "encoder_hidden_states" not in embedding:
+        raise ValueError(
+            f"a generator is told a text's embedding, and this prior has none: it gives {', '.join(embedding)}; choose a "
+            "prior that knows words"
+        )
+    states = embedding["encoder_hidden_states"].float()
+    if "encoder_attention_mask" not in embedding:
+        return states.mean(1)
+    told = embedding["encoder_attention_mask"].to(states)[..., None]
+    return (states * told).sum(1) / told.sum(1).clamp(min=1)
+
+
+def embed(prior: Prior, texts: Sequence[str], beside: Callable[[str], Sequence[str]] | None = None) -> Tensor:
+    """Embed prompts for a generator, without view words, some at a time.
+
+    Args:
+        prior: embeds.
+        texts: as the prior is asked for them.
+        beside: what else a run asks of a prompt, to embed it while large text encoders are in memory; it is kept by the prior.
+
+    Returns:
+        On the CPU, shape ``[texts, width]``.
+    """
+    rows: list[Tensor] = []
+    for start in range(0, len(texts), AT_ONCE):
+        part = texts[start : start + AT_ONCE]
+        if beside:
+            prior.embed(list(dict.fromkeys([*part, *(each for text in part for each in beside(text))])))
+        # One at a time: what a text is embedded beside may change its length, and so its mean.
+        rows += [pooled(prior.embed([text])).cpu() for text in part]
+    return torch.cat(rows)
+
+
+def conditioner(make: Callable[[int], Conditioner], drawn: Callable[[], Draw]) -> Conditioner:
+    """Condition each step on the prompt that was drawn for it, or on a mean of two.
+
+    Args:
+        make: the conditioner of a prompt, by number.
+        drawn: the last draw.
+    """
+    kept = lru_cache(maxsize=KEPT)(make)
+
+    def condition(cameras: Cameras, step: Step, render: Render | None = None) -> Condition:
+        draw = drawn()
+        first = kept(draw.first)(cameras, step, render)
+        if not draw.amount:
+            return first
+        return between(first, kept(draw.second)(cameras, step, render), draw.amount)
+
+    return condition
+
+
+def between(first: Condition, second: Condition, amount: float) -> Condition:
+    """Interpolate the embeddings of two conditions whose rest is the same; those of other lengths are the nearer one's.
+
+    Source: Lorraine et al. 2023 (ATT3D), arXiv:2306.07349, Sec. 4.2.
+    """
+    near = first if amount < 0.5 else second
+
+    def mean(role: str, name: str) -> Tensor:
+        a, b, own = (each.prompts[role][name] for each in (first, second, near))
+        return torch.lerp(a, b, amount) if a.shape == b.shape and a.is_floating_point() else own
+
+    prompts = {role: {name: mean(role, name) for name in rows} for role, rows in near.prompts.items()}
+    return Condition(prompts, near.cameras, near.step, near.source_x, near.away)

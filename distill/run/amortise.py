@@ -1,0 +1,144 @@
+"""Training a generator: one scene learns the prompts of a library, and makes an unseen prompt's in a moment."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig
+
+from distill import loop
+from distill.conditions.library import Prompts, read_library
+from distill.contracts import Generator, Prior
+from distill.export.report import write_report
+from distill.export.wall import write_wall
+from distill.files.atomic import clear, write_atomic
+from distill.files.checkpoint import load_checkpoint
+from distill.files.lock import hold
+from distill.live.desk import Desk
+from distill.live.server import watched
+from distill.run.assemble import assemble
+from distill.run.compose import as_overrides, compose_config
+from distill.run.execute import given, train
+from distill.run.folders import check_unused, claim
+from distill.run.generator import describe_generator, library_of
+from distill.run.manifest import describe, finish
+
+log = logging.getLogger(__name__)
+
+#: The library in a generator's folder.
+LIBRARY = "library.json"
+
+
+def amortise(
+    prompts: str | Path,
+    *,
+    output_dir: str | Path | None = None,
+    prior: object = "embedded",
+    scene: str = "hyper_grid",
+    **options: Any,
+) -> Path:
+    """Train one generator for a library of prompts; ``distill.generate(prompt, generator=FOLDER)`` makes scenes with it.
+
+    Args:
+        prompts: a JSON file with the lists ``train``, ``validation`` and ``held_out``, or a text file with a prompt to learn in
+            each line.
+        output_dir: where its files go; by default a new folder under ``outputs``.
+        prior: ``embedded``, a folder in the diffusers layout, or a loaded prior.
+        scene: ``hyper_grid`` or ``hyper_conv``.
+        **options: as on the command line.
+
+    Returns:
+        The generator's folder.
+
+    Raises:
+        ValueError: an option or a prompt is wrong, in one line.
+    """
+    name, loaded = given(prior)
+    overrides: dict[str, Any] = {"prompts": str(prompts), "prior": name, "scene": scene, **options}
+    if output_dir is not None:
+        overrides["output_dir"] = str(output_dir)
+    return run_library(compose_config(as_overrides(overrides)), loaded)
+
+
+def run_library(config: DictConfig, prior: Prior | None = None) -> Path:
+    """Train the generator of a configuration, or go on with it; returns its folder.
+
+    Raises:
+        ValueError: something in the configuration or in the library is wrong, in one line.
+        Interrupted: a signal asked the run to stop; a checkpoint holds where it was.
+        Diverged: too many steps in a row were not finite.
+    """
+    started = time.perf_counter()
+    check_unused(config)
+    library = library_of(config)
+    with watched(config) as desk:
+        job = assemble(config, prior)
+        folder = claim(config)
+        with hold(folder):
+            carry_out(config, folder, library, job, started, desk)
+    return folder
+
+
+def carry_out(
+    config: DictConfig,
+    folder: Path,
+    library: Prompts,
+    job: loop.Job,
+    started: float,
+    desk: Desk | None = None,
+) -> None:
+    """Train and describe an assembled generator in a folder that is held; arguments as of ``execute.carry_out``."""
+    clear(folder)
+    keep(folder, library)
+    scene = cast(Generator, job.scenes[0])
+    saved = load_checkpoint(folder / "checkpoints", job.prior.device) if config.resume else None
+    if saved:
+        job.state.load_state_dict(saved)
+        log.info("resuming %s at step %d", folder, job.state.step)
+    describe_generator(folder, config, scene.options, scene.state_dict()["library.embeddings"].shape[1])
+    count, loaded = len(library.train), time.perf_counter()
+    log.info("%d prompts to learn, %.4g steps for each", count, config.iterations / count)
+    train(
+        config, folder, job, desk,
+        notes=partial(seen, scene, count), show=partial(show, folder, library, job),
+    )  # fmt: skip
+    show(folder, library, job, config.iterations)
+    manifest = describe(config, job)
+    manifest |= {"prompts": {name: len(prompts) for name, prompts in library.lists().items()}}
+    manifest["seconds"] = {"load": loaded - started, "train": time.perf_counter() - loaded}
+    finish(folder, manifest)
+    log.info('results in %s; make a scene with: distill "PROMPT" generator=%s', folder, folder)
+
+
+def keep(folder: Path, library: Prompts) -> None:
+    """Keep the library beside the generator.
+
+    Raises:
+        ValueError: the folder is of another library.
+    """
+    path = folder / LIBRARY
+    if path.exists() and read_library(str(path)).lists() != library.lists():
+        raise ValueError(
+            f"{folder} learns another library, the one in its {LIBRARY}; give that one as prompts=, or choose another output_dir="
+        )
+    if not path.exists():
+        write_atomic(path, json.dumps(library.lists(), indent=1, ensure_ascii=False) + "\n")
+
+
+def seen(scene: Generator, count: int) -> Mapping[str, float]:
+    """How many prompts were drawn so far, and how often each of them, for the log."""
+    return {"prompts_seen": scene.seen(), "rounds": round(scene.seen() / count, 3)}
+
+
+def show(folder: Path, library: Prompts, job: loop.Job, step: int) -> None:
+    """Write a sheet of some prompts, add it to the wall, and write the report with it."""
+    labels = library.previewed()
+    learnt = set(library.train)
+    write_wall(folder, step, job.views, [(text, text in learnt) for text in labels])
+    write_report(folder)

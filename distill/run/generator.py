@@ -1,0 +1,162 @@
+"""What goes with a library of prompts, and with the generator that is made of it: checks, and the file that describes one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from distill.conditions.library import Prompts, read_library
+from distill.files.atomic import write_atomic
+from distill.files.paths import user_path
+from distill.run.schema import Config
+
+#: What describes a generator, in its folder.
+NAME = "generator.json"
+#: The scene of one prompt.
+PLAIN = "distill.renderers.nerf.HashGridScene"
+#: Options of a scene that say how it is rendered and trained, not what it is.
+LOOKS = frozenset(
+    {"background", "random_background", "march_steps", "occupancy_resolution", "occupancy_threshold", "occupancy_every", "backend",
+     "encoding_lr", "mlp_lr", "background_lr", "lr"}
+)  # fmt: skip
+#: Options that are of one prompt's run, and what a library's has instead.
+OF_ONE = {
+    "image": "a picture is of one object",
+    "init": "a generator starts from nothing, or goes on with resume=true",
+    "generator": "it is for making one prompt's scene",
+    "source_prompt": "an edit is of one object",
+    "particles": "the prompts take turns in one scene",
+    "shard": "one process learns all of it",
+    "max_vram": "the forecast is of one prompt's run; choose render.at_once= and render.recompute=",
+    **{f"views.{name}": "whole prompts for a view are one object's" for name in ("front", "side", "back", "overhead", "file")},
+}  # fmt: skip
+
+
+def amortised(config: DictConfig) -> bool:
+    """Tell whether a configuration is of a library's run, which its scene says."""
+    return bool("library" in get_object(config.scene._target_).features)
+
+
+def check_together(config: DictConfig) -> None:
+    """Check what goes with a library of prompts, and with a generator.
+
+    Raises:
+        ValueError: an option does not.
+    """
+    if amortised(config):
+        name = config.scene._target_.rpartition(".")[2]
+        if config.prompt or config.prompts is None:
+            raise ValueError(
+                f"scene={name} learns a library of prompts; write distill amortise prompts=FILE, and make one prompt's scene of the "
+                "result with generator="
+            )
+        for option, why in OF_ONE.items():
+            value = OmegaConf.select(config, option)
+            if value != _default(option):
+                raise ValueError(f"{option}={value} does not go with a library: {why}; leave it out")
+    if config.iterations == 0 and not config.generator:
+        raise ValueError(
+            "iterations must be a whole number of at least 1, got 0; 0 is for a scene that comes from generator="
+        )
+    if not config.generator:
+        return
+    for option, default in (("init", None), ("image", None), ("particles", 1)):
+        if config[option] != default:
+            raise ValueError(
+                f"generator= makes the scene to begin with, so it does not go with {option}={config[option]}; leave out one of them"
+            )
+
+
+def _default(option: str) -> object:
+    value: Any = Config()
+    for name in option.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def library_of(config: DictConfig) -> Prompts:
+    """Read the library of a configuration, and check every prompt.
+
+    Raises:
+        ValueError: it cannot be read, or the prior does not know what a prompt names; with its line.
+    """
+    from distill.embedded.prompt import understand
+    from distill.embedded.vocabulary import of_prior
+
+    library = read_library(config.prompts)
+    known = of_prior(config.prior)
+    for prompt in library.all() if known else ():
+        try:
+            understand(prompt, known)
+        except ValueError as error:
+            raise ValueError(f"{library.where(prompt)} of {config.prompts}: {error}") from error
+    return library
+
+
+def describe_generator(folder: Path, config: DictConfig, options: Mapping[str, Any], width: int) -> None:
+    """Write what a generator makes: the prior whose embeddings it is told, their width, and the options of its scenes."""
+    said = {"prior": config.prior, "width": width, "scene": dict(options)}
+    write_atomic(folder / NAME, json.dumps(said, indent=2) + "\n")
+
+
+def read_generator(folder: str) -> dict[str, Any]:
+    """Read what ``describe_generator`` wrote.
+
+    Raises:
+        ValueError: the folder is no generator's.
+    """
+    path = user_path(folder) / NAME
+    try:
+        said: Any = json.loads(path.read_text("utf-8"))
+        return {"prior": str(said["prior"]), "width": int(said["width"]), "scene": dict(said["scene"])}
+    except OSError as error:
+        raise ValueError(
+            f"generator must be the folder of a distill amortise run, and {folder} has no {NAME}; make one with distill amortise "
+            "prompts=FILE"
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"generator must be the folder of a distill amortise run, and {path} cannot be read"
+        ) from error
+
+
+def implied_by(folder: str) -> dict[str, Any]:
+    """Options that follow from a generator: its prior, its scenes' options, and no training."""
+    said = read_generator(folder)
+    # How fast it learnt says nothing of how fast one scene is refined.
+    scene = {f"scene.{name}": value for name, value in said["scene"].items() if not name.endswith("_lr")}
+    return {"prior": said["prior"], "iterations": 0, "scene": "hash_grid", **scene}
+
+
+def check_generator(config: DictConfig) -> None:
+    """Check that a configuration has the prior and the scene of its generator.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not config.generator:
+        return
+    said = read_generator(config.generator)
+    if said["prior"] != config.prior:
+        raise ValueError(
+            f"generator={config.generator} was made with prior={said['prior']}, whose embeddings it is told, not with "
+            f"{config.prior}; leave out prior="
+        )
+    if config.scene._target_ != PLAIN:
+        raise ValueError(f"generator={config.generator} makes scene=hash_grid; leave out scene=")
+    for name, value in said["scene"].items():
+        found = config.scene[name]
+        found = list(found) if OmegaConf.is_list(found) else found
+        if name not in LOOKS and found != value:
+            raise ValueError(
+                f"generator={config.generator} makes scenes with {name} {value}, not {found}; leave out scene.{name}="
+            )
+    if not (user_path(config.generator) / "checkpoints").is_dir():
+        raise ValueError(
+            f"generator={config.generator} has no checkpoints yet; finish its training with resume=true"
+        )

@@ -1,0 +1,124 @@
+"""Scenes to begin with: an earlier run's, or a generator's of one prompt."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from distill import loop
+from distill.conditions import library, prompts
+from distill.contracts import Generator, Prior, Scene
+from distill.files.checkpoint import load_checkpoint
+from distill.files.paths import user_path
+from distill.options import options_of
+from distill.run.generator import LOOKS
+
+log = logging.getLogger(__name__)
+
+
+def check_init(config: DictConfig) -> None:
+    """Check that ``init`` names an earlier run, of one scene that has the same settings.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not config.init:
+        return
+    folder = user_path(config.init)
+    if not (folder / "checkpoints").is_dir():
+        raise ValueError(f"init must be the folder of an earlier run, and {config.init} has no checkpoints")
+    path = folder / "config.yaml"
+    if not path.exists():
+        return
+    try:
+        earlier: Any = OmegaConf.load(path)
+        before, several = dict(earlier.scene), earlier.get("particles", 1) > 1
+    except Exception as error:  # of a file that is no YAML, or holds something else
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{path} cannot be read ({first}); init must be the folder of an earlier run"
+        ) from error
+    if several:
+        raise ValueError(
+            f"init={folder} has {earlier.particles} scenes; only a run with particles=1 can be gone on from"
+        )
+    defaults = OmegaConf.structured(options_of(get_method(config.scene._target_)))
+    for name, value in config.scene.items():
+        was = before.get(name, defaults.get(name))  # an earlier version may not have had it
+        if name not in LOOKS and was != value:
+            raise ValueError(
+                f"init={folder} holds a scene with {name} {was}, not {value}; give this run "
+                "the same scene= and scene.* options"
+            )
+
+
+def start_from(folder: Path, scene: Scene, device: torch.device) -> None:
+    """Give a scene the parameters of an earlier run's.
+
+    Raises:
+        ValueError: it has no checkpoint, or one of another scene.
+    """
+    saved = load_checkpoint(folder / "checkpoints", device)
+    if saved is None:
+        raise ValueError(
+            f"init must be the folder of an earlier run, and the checkpoints of {folder} are empty"
+        )
+    try:
+        scene.load_state_dict(saved["scene"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"init={folder} holds a scene of other settings; give this run the same scene= and scene.* options"
+        ) from error
+    if saved["average"] is not None:
+        loop.take(scene, saved["average"])
+
+
+def open_generator(folder: Path, device: torch.device) -> Generator:
+    """Load a generator, with the moving average of its parameters where there is one.
+
+    Raises:
+        ValueError: the folder holds none that can be read.
+    """
+    saved = load_checkpoint(folder / "checkpoints", device)
+    if saved is None:
+        raise ValueError(f"generator={folder} has no checkpoint yet; finish its training with resume=true")
+    try:
+        made = instantiate(OmegaConf.load(folder / "config.yaml").scene, _convert_="all")
+        generator: Generator = made(seed=0, embeddings=saved["scene"]["library.embeddings"]).to(device)
+        generator.load_state_dict(saved["scene"])
+    except Exception as error:  # of what another version wrote, or a hand changed
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"generator={folder} cannot be read ({first}); make it anew with distill amortise"
+        ) from error
+    if saved["average"] is not None:
+        loop.take(generator, saved["average"])
+    return generator
+
+
+def generated(config: DictConfig, prior: Prior) -> Scene:
+    """Make the scene of a configuration's prompt with its generator, or of what lies between it and ``generator_mix``.
+
+    Raises:
+        ValueError: the generator cannot be read, or is told embeddings of another width.
+    """
+    generator = open_generator(user_path(config.generator), prior.device)
+    texts = [config.prompt, *([config.generator_mix] if config.generator_mix else [])]
+    told = library.embed(prior, [prompts.asked(prior, text) for text in texts])
+    width = generator.state_dict()["library.embeddings"].shape[1]
+    if told.shape[1] != width:
+        raise ValueError(
+            f"generator={config.generator} is told embeddings of {width} numbers, and {prior.name or 'this prior'} gives "
+            f"{told.shape[1]}; use the prior that it was made with"
+        )
+    began = time.perf_counter()
+    share = config.generator_share if config.generator_mix else 0.0
+    scene = generator.scene_of(torch.lerp(told[0], told[-1], share))
+    log.info("the generator made the scene in %.2f s", time.perf_counter() - began)
+    return scene

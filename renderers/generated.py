@@ -1,0 +1,187 @@
+"""A hash-grid scene for every prompt of a library, whose weights a network makes of the prompt's embedding."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from distill.cameras import Cameras
+from distill.contracts import Draw, Field, Group, Render, Step, Writer
+from distill.renderers.library import Library, settle
+from distill.renderers.nerf import HashGridScene, Weights, render_cube
+
+if TYPE_CHECKING:
+    from nerfacc import OccGridEstimator
+
+Make = TypeVar("Make", bound=Callable[..., Any])
+#: Width of the embedding of the one prompt that a scene without a library has.
+_WIDTH = 64
+
+
+class Offsets(NamedTuple):
+    """What a prompt adds to the weights that all prompts share; None adds nothing.
+
+    Attributes:
+        grid: shape of the grid's entries.
+        head: of the network's weights and biases in turn, flat, one after the other.
+    """
+
+    grid: Tensor | None = None
+    head: Tensor | None = None
+
+
+@dataclass
+class _Bound:
+    """A hash-grid scene with other weights, as the renderer needs it."""
+
+    scene: HashGridScene
+    weights: Weights
+    occupancy: OccGridEstimator
+    step_size: float
+
+    def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        return self.scene.query(points, self.weights)
+
+    def density(self, points: Tensor) -> Tensor:
+        return self.scene.density(points, self.weights)
+
+    def backdrop(self, directions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.scene.backdrop(directions, generator)
+
+    def parameters(self) -> Any:
+        return self.scene.parameters()
+
+
+class GeneratedScene(nn.Module):
+    """Scenes of many prompts, of which every ``update`` draws the one that is rendered until the next.
+
+    The weights of a prompt's scene are the plain scene's own parameters, which all prompts share, and what the network adds; so
+    each of them is a ``HashGridScene`` and can be had as one.
+
+    Args:
+        plain: the scene that all prompts share.
+        network: maps a prepared embedding, shape ``[width]``, to ``Offsets``.
+        rate: learning rate of the network, peak.
+        options: those that ``plain`` was made with.
+        embeddings: of the library's prompts, shape ``[prompts, width]``; None for one prompt of zeros.
+        share: of the steps that interpolate between two prompts.
+        generator: of the sampler.
+
+    Source: Lorraine et al. 2023 (ATT3D), arXiv:2306.07349; Ma et al. 2024 (ScaleDreamer), arXiv:2407.02040, Sec. 4.
+    """
+
+    features: ClassVar[frozenset[str]] = HashGridScene.features | {"library"}
+
+    def __init__(
+        self,
+        plain: HashGridScene,
+        network: nn.Module,
+        rate: float,
+        options: dict[str, Any],
+        embeddings: Tensor | None,
+        share: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.plain, self.network, self.rate, self.options = plain, network, rate, options
+        known = torch.zeros(1, _WIDTH) if embeddings is None else embeddings
+        self.library = Library(known, plain.occupancy.occs.numel(), share, generator)
+
+    def parameter_groups(self) -> dict[str, Group]:
+        """Return the plain scene's parameters by kind, and ``network``."""
+        return {**self.plain.parameter_groups(), "network": Group(list(self.network.parameters()), self.rate)}
+
+    def weights_of(self, embedding: Tensor) -> Weights:
+        """The weights of a prompt's scene, with gradient to all parameters; embedding of shape ``[width]``."""
+        grid, head = self.plain.weights
+        added: Offsets = self.network(self.library.prepared(embedding))
+        if added.grid is not None:
+            grid = grid + added.grid
+        if added.head is not None:
+            parts = added.head.split([value.numel() for value in head])
+            head = tuple(own + part.view_as(own) for own, part in zip(head, parts, strict=True))
+        return Weights(grid, head)
+
+    def drawn(self) -> Draw:
+        """The prompt, or the two, of the last ``update``."""
+        return self.library.drawn()
+
+    def seen(self) -> int:
+        """Prompts drawn so far, repetitions counted."""
+        return self.library.count
+
+    def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        """Draw the next prompt, open the levels that are due, and evaluate which cells of its scene are occupied."""
+        self.library.draw()
+        self.plain.open_levels(step.progress)
+        with torch.no_grad():
+            density = partial(self.plain.density, weights=self.weights_of(self.library.embedding()))
+        plain = self.plain
+        self.library.refresh(plain.occupancy, density, plain.step_size, generator, plain.occupancy_threshold)
+
+    def render(
+        self,
+        cameras: Cameras,
+        height: int,
+        width: int,
+        *,
+        generator: torch.Generator | None = None,
+        normals: bool = False,
+        penalties: Sequence[str] = (),
+        **options: Any,
+    ) -> Render:
+        """Render the scene of the prompt that was drawn; options as of ``distill.renderers.volume.render``."""
+        options |= {"generator": generator, "normals": normals, "penalties": penalties}
+        weights = self.weights_of(self.library.embedding())
+        bound = _Bound(self.plain, weights, self.plain.occupancy, self.plain.step_size)
+        return render_cube(bound, self.plain.radius, cameras, height, width, **options)
+
+    def field(self) -> Field:
+        """Return the field of the prompt that was drawn, without gradient."""
+        with torch.no_grad():
+            return partial(self.plain.look_up, self.weights_of(self.library.embedding()))
+
+    def assets(self) -> dict[str, Writer]:
+        """Return the writer of mesh files of the prompt that was drawn."""
+        from distill.export.asset import mesh_writer
+
+        return {"mesh": mesh_writer(self.field())}
+
+    @torch.no_grad()
+    def scene_of(self, embedding: Tensor) -> HashGridScene:
+        """Make the scene of one prompt, an ordinary hash grid that shares nothing with this one.
+
+        Args:
+            embedding: of the prompt, in the library or not, shape ``[width]``.
+        """
+        made = copy.deepcopy(self.plain)
+        found = self.weights_of(embedding.to(self.plain.grid.device))
+        for own, value in zip((made.grid, *made.mlp.parameters()), (found.grid, *found.head), strict=True):
+            own.copy_(value)
+        settle(made.occupancy, made.density, made.step_size, made.occupancy_threshold)
+        return made
+
+
+def generates(make: Make) -> Make:
+    """Mark a function that makes a ``GeneratedScene``: what it makes has these features; usable as a decorator."""
+    vars(make)["features"] = GeneratedScene.features
+    return make
+
+
+def linear(fan_in: int, fan_out: int, generator: torch.Generator, bound: float) -> nn.Linear:
+    """A linear layer, uniform in [-bound, bound], its bias 0; torch's global generator is left alone."""
+    layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out)
+    nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def width_of(embeddings: Tensor | None) -> int:
+    """Numbers of a prompt's embedding."""
+    return _WIDTH if embeddings is None else embeddings.shape[1]
