@@ -21,6 +21,7 @@ from distill.run.assemble import check_fits, check_init, make_scenes
 from distill.run.batch import read_prompts, shard_of
 from distill.run.checks import check_prompt
 from distill.run.folders import check_root, refuse
+from distill.run.judge import check_judge, judge_of
 
 if TYPE_CHECKING:
     from distill.priors.diffusion import DiffusionPrior
@@ -36,6 +37,8 @@ def looks(config: DictConfig) -> Iterator[Look]:
         yield "prompts", partial(listed, config)
     elif config.prompt:
         yield "prompt", partial(known, config)
+    if judge_of(config) is not None:
+        yield "judge", partial(judged, config)
     if config.image:
         yield "image", partial(pictured, config)
         yield "novel_view", partial(lambda: str(model_of(config.novel_view).folder))
@@ -84,6 +87,12 @@ def listed(config: DictConfig) -> str:
 def known(config: DictConfig) -> str:
     """Check that the prior knows the words of a prompt, or near ones."""
     return check_prompt(config) or str(config.prompt)
+
+
+def judged(config: DictConfig) -> str:
+    """Check that the judge is there, and knows the words of a prompt."""
+    check_judge(config)
+    return str(judge_of(config))
 
 
 def pictured(config: DictConfig) -> str:

@@ -22,7 +22,11 @@ from distill.live.server import watched
 from distill.run.assemble import assemble, check_prior, open_prior, pick_device, texts_of
 from distill.run.checks import check_prompt, numbers_of
 from distill.run.execute import carry_out
+from distill.run.failures import line_of
 from distill.run.folders import check_root, claim, is_finished
+from distill.run.judge import check_judge
+from distill.run.seeding import several
+from distill.run.seeds import run_seeds
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
         return {}
     device = pick_device(config.device)
     check_prior(config, device)
+    check_judge(config)
     say_first(config, wanted)
     rows: list[Row] = []
     with watched(config) as desk:
@@ -55,9 +60,7 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
         embed_first(config, wanted, prior)
         try:
             for prompt in wanted:
-                started = time.perf_counter()
-                state, folder = _run_one(config, prompt, root, prior, desk)
-                rows.append(Row(prompt, state, folder, round(time.perf_counter() - started, 1)))
+                rows.append(make_one(config, prompt, root, prior, desk))
         finally:
             tell(rows, table_of(config))
     return {row.prompt: row.state for row in rows}
@@ -131,11 +134,22 @@ def say_first(config: DictConfig, wanted: Sequence[str]) -> None:
     """Say of every prompt of a queue what it is taken for, or that it will be refused, before anything is loaded."""
     for prompt in wanted:
         try:
-            said = check_prompt(_one(config, prompt))
+            said = check_one(_one(config, prompt))
         except ValueError as error:
             said = f"{prompt}: will be refused: {error}"
         if said:
             log.warning("%s", said)
+
+
+def check_one(one: DictConfig) -> str:
+    """Check a prompt against the prior's words and the judge's; returns what it is taken for.
+
+    Raises:
+        ValueError: one of them does not know it.
+    """
+    said = check_prompt(one)
+    check_judge(one)
+    return said
 
 
 def embed_first(config: DictConfig, wanted: Sequence[str], prior: Prior) -> None:
@@ -164,25 +178,48 @@ def _one(config: DictConfig, prompt: str) -> DictConfig:
     return one
 
 
+def make_one(
+    config: DictConfig, prompt: str, root: Path, prior: Prior, desk: Desk | None = None
+) -> Row:
+    """Make the asset of one prompt of a queue; for who hands out the prompts himself, such as ``examples/queues/ray_prompts.py``.
+
+    Args:
+        config: of the queue, from ``compose_config`` with ``prompts=``.
+        prompt: one of its lines.
+        root: the folder for all assets' folders, on a file system that all workers share.
+        prior: of the configuration, loaded by ``open_prior``.
+        desk: of the page that shows the run, if one does.
+
+    Returns:
+        What became of it: a finished one is skipped, and so is one that another process is at work on.
+    """
+    started = time.perf_counter()
+    state, folder = _run_one(config, prompt, root, prior, desk)
+    return Row(prompt, state, folder, round(time.perf_counter() - started, 1))
+
+
 def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior, desk: Desk | None) -> tuple[str, str]:
     folder: Path | str = ""
     one = _one(config, prompt)
     if desk:
         desk.say("loading")
     try:
-        check_prompt(one)
+        check_one(one)
         folder = claim(one, root)
         with hold(folder):
             if is_finished(folder):
                 log.info("%s: finished before, in %s", prompt, folder)
                 return "skipped", str(folder)
             one.output_dir = str(folder)
-            carry_out(one, folder, assemble(one, prior), time.perf_counter(), desk)
+            if several(one):
+                run_seeds(one, folder, prior, carry_out, desk)
+            else:
+                carry_out(one, folder, assemble(one, prior), time.perf_counter(), desk)
     except InUse as busy:
         log.info("%s: %s", prompt, busy)
         return "skipped", str(folder)
     except (ValueError, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = line_of(error)
         log.error("%s: %s", prompt, reason)
         return reason, str(folder)
     return "finished", str(folder)
