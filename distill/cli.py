@@ -326,7 +326,9 @@ def _through_hydra(options: list[str], folders: Sequence[str]) -> int:
                 raise
             # A worker was killed, or the cluster took it away.
             lost = " ".join(str(error).split())[:300]
-            _say(f"a job of the sweep was lost: {lost}; the same command goes on where it was, with resume=true for single prompts")
+            _say(
+                f"a job of the sweep was lost: {lost}; the same command goes on where it was, with resume=true for single prompts"
+            )
             return 1
     return max(codes, default=0)
 
@@ -369,5 +371,7 @@ def _launcher(words: Sequence[str], flags: Sequence[str]) -> str | None:
             f"hydra/launcher={name} needs the package {LAUNCHERS[name]}; install it with pip install 'distill3d[queues]'"
         )
     if not {"-m", "--multirun"} & set(flags):
-        raise ValueError(f"hydra/launcher={name} distributes the jobs of a sweep; add -m and several values of an option")
+        raise ValueError(
+            f"hydra/launcher={name} distributes the jobs of a sweep; add -m and several values of an option"
+        )
     return name

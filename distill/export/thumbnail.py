@@ -36,7 +36,10 @@ def draw(folder: Path) -> bytes:
     for path in (folder / "contact.png", *previews, folder / "image.png"):
         try:
             with Image.open(path) as sheet:
-                wide = {"contact.png": (sheet.width - (COLUMNS - 1) * GAP) // COLUMNS, "image.png": sheet.width}
+                wide = {
+                    "contact.png": (sheet.width - (COLUMNS - 1) * GAP) // COLUMNS,
+                    "image.png": sheet.width,
+                }
                 side = wide.get(path.name, PREVIEW)
                 front = sheet.crop((0, 0, side, min(side, sheet.height))).convert("RGB")
         except (OSError, UnidentifiedImageError, ValueError):

@@ -13,8 +13,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.options import check_option, check_options, options_of, schedule, shown
-from distill.run.seeding import check_seeds
 from distill.run.schema import Config, PriorOptions, Views
+from distill.run.seeding import check_seeds
 from distill.samplers.schedules import Ramp, turns
 
 #: The parts of a run that plug in: each is a callable with options.

@@ -75,7 +75,9 @@ def check_folder(folder: Path) -> None:
         )
     for name in ("model.safetensors", "tokenizer_config.json", "preprocessor_config.json"):
         if not ((folder / name).is_file() or (folder / f"{name}.index.json").is_file()):
-            raise ValueError(f"judge={folder} has no {name}; copy the whole folder of the model, with safetensors")
+            raise ValueError(
+                f"judge={folder} has no {name}; copy the whole folder of the model, with safetensors"
+            )
 
 
 def scored(config: DictConfig, view: View) -> dict[str, Any]:
@@ -145,7 +147,9 @@ def clip(folder: Path, device: torch.device) -> Similarity:
         model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         said = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
-        mean, std = (torch.tensor(said[name], device=device).view(1, 3, 1, 1) for name in ("image_mean", "image_std"))
+        mean, std = (
+            torch.tensor(said[name], device=device).view(1, 3, 1, 1) for name in ("image_mean", "image_std")
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"judge={folder} cannot be read: {' '.join(str(error).split())[:300]}") from error
     model = model.eval().requires_grad_(False).to(device)
@@ -154,7 +158,9 @@ def clip(folder: Path, device: torch.device) -> Similarity:
 
     @torch.no_grad()
     def similarity(pictures: Tensor, texts: Sequence[str]) -> Tensor:
-        resized = interpolate(pictures.to(device), (size, size), mode="bicubic", antialias=True, align_corners=False)
+        resized = interpolate(
+            pictures.to(device), (size, size), mode="bicubic", antialias=True, align_corners=False
+        )
         tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
         found = model(
             input_ids=tokens["input_ids"].to(device),

@@ -39,11 +39,15 @@ def check_seeds(config: DictConfig) -> None:
         ValueError: a judge has no words to judge by, or there are several scenes in a run to choose among.
     """
     if config.seed + config.seeds + config.retries > 2**64:
-        raise ValueError(f"the last of seeds={config.seeds} from seed={config.seed} on is too large; start at a smaller seed=")
+        raise ValueError(
+            f"the last of seeds={config.seeds} from seed={config.seed} on is too large; start at a smaller seed="
+        )
     if config.keep != "best" and config.judge is None:
         return
     option = "keep=best" if config.keep == "best" else "judge="
     if not config.prompt.strip() and config.prompts is None:
-        raise ValueError(f"{option} compares pictures with the prompt, and there is none; add a prompt, or leave it out")
+        raise ValueError(
+            f"{option} compares pictures with the prompt, and there is none; add a prompt, or leave it out"
+        )
     if config.keep == "best" and config.particles > 1:
         raise ValueError("keep=best chooses among runs of one scene; leave out particles=, or keep=best")

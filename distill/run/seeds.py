@@ -56,7 +56,9 @@ class Made(NamedTuple):
         return Path(self.config.output_dir)
 
 
-def run_seeds(config: DictConfig, folder: Path, prior: Prior | None, carry: Carry, desk: Desk | None = None) -> Made:
+def run_seeds(
+    config: DictConfig, folder: Path, prior: Prior | None, carry: Carry, desk: Desk | None = None
+) -> Made:
     """Make ``config.seeds`` assets in a held folder, with up to ``config.retries`` further seeds for those that fail.
 
     Finished seeds are not made again, so an interrupted run goes on where it was. With ``keep=best``, or one seed, the files
@@ -114,7 +116,9 @@ def _make(
                 if config.watchdog:
                     check_collapse(own)
                 job = assemble(one, prior)
-                prior = job.prior if one.prompt else prior  # the model of a picture is loaded with the picture
+                prior = (
+                    job.prior if one.prompt else prior
+                )  # the model of a picture is loaded with the picture
                 asset = carry(one, own, job, started, desk)
             except OF_A_SEED as error:
                 state, why = state_of(error), line_of(error)

@@ -78,7 +78,9 @@ def summarise(root: Path) -> tuple[list[Run], Path]:
         write_atomic(root / "summary.csv", as_csv(found))
         write_atomic(root / "summary.html", page(found, root))
     except OSError as error:
-        raise ValueError(f"the summary cannot be written to {root} ({error.strerror}); free some space, or make it writable") from error
+        raise ValueError(
+            f"the summary cannot be written to {root} ({error.strerror}); free some space, or make it writable"
+        ) from error
     return found, root / "summary.html"
 
 
@@ -199,6 +201,8 @@ def as_text(runs: Sequence[Run], most: int = PRINTED) -> str:
     titles = ("prompt", "state", "score", "seconds", "steps", "why")
     rows = [titles, *(tuple(shown(getattr(run, name)) for name in titles) for run in runs[:most])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
     more = [f"and {len(runs) - most} more"] if len(runs) > most else []
     return "\n".join([*lines, *more, counted(runs)])
