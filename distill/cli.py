@@ -286,6 +286,7 @@ def _through_hydra(options: list[str], folders: Sequence[str]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     from distill.run import compose as settings
 
@@ -322,7 +323,7 @@ def _through_hydra(options: list[str], folders: Sequence[str]) -> int:
             _say(str(ended))
             return ended.code
         except Exception as error:
-            if not launcher or isinstance(error, (ValueError, HydraException)):
+            if not launcher or isinstance(error, (ValueError, HydraException, OmegaConfBaseException)):
                 raise
             # A worker was killed, or the cluster took it away.
             lost = " ".join(str(error).split())[:300]
@@ -366,7 +367,8 @@ def _launcher(words: Sequence[str], flags: Sequence[str]) -> str | None:
     name = next((word.partition("=")[2] for word in words if word.startswith("hydra/launcher=")), "basic")
     if name == "basic":
         return None
-    if name in LAUNCHERS and find_spec(f"hydra_plugins.{LAUNCHERS[name].replace('-', '_')}") is None:
+    package = f"hydra_plugins.{LAUNCHERS.get(name, '').replace('-', '_')}"
+    if name in LAUNCHERS and not (find_spec("hydra_plugins") and find_spec(package)):
         raise ValueError(
             f"hydra/launcher={name} needs the package {LAUNCHERS[name]}; install it with pip install 'distill3d[queues]'"
         )

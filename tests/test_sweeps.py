@@ -11,12 +11,15 @@ import pytest
 from distill import cli
 from distill.cli import split_prompt
 
-#: The packages of the launchers, which are an extra.
-joblib = pytest.mark.skipif(
-    find_spec("hydra_plugins.hydra_joblib_launcher") is None, reason="hydra-joblib-launcher is not here"
-)
+
+def is_here(package: str) -> bool:
+    """Tell whether a launcher's package, which is an extra, is installed."""
+    return bool(find_spec("hydra_plugins") and find_spec(f"hydra_plugins.{package}"))
+
+
+joblib = pytest.mark.skipif(not is_here("hydra_joblib_launcher"), reason="hydra-joblib-launcher is not here")
 submitit = pytest.mark.skipif(
-    find_spec("hydra_plugins.hydra_submitit_launcher") is None, reason="hydra-submitit-launcher is not here"
+    not is_here("hydra_submitit_launcher"), reason="hydra-submitit-launcher is not here"
 )
 #: One step of a small picture.
 QUICK = [

@@ -21,7 +21,7 @@ from distill.files.checkpoint import load_checkpoint
 from distill.files.lock import hold
 from distill.live.desk import Desk
 from distill.live.server import watched
-from distill.run.assemble import assemble
+from distill.run.assemble import assemble, check_init, check_prior, pick_device
 from distill.run.checks import check_loaded, check_prompt
 from distill.run.compose import as_overrides, compose_config
 from distill.run.failures import ExportFailed, check_collapse, forget, note, noted
@@ -99,6 +99,9 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
 
 def of_seeds(config: DictConfig, prior: Prior | None, desk: Desk | None) -> Asset:
     """Make an asset for each seed of a run; returns the best one, or the first, with the run's folder and manifest."""
+    if prior is None:
+        check_prior(config, pick_device(config.device))
+    check_init(config)
     folder = claim(config)
     with hold(folder):
         made = run_seeds(config, folder, prior, carry_out, desk)

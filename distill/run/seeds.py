@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from distill import loop
 from distill.asset import Asset
 from distill.contracts import Prior
+from distill.export.thumbnail import NAME as THUMBNAIL
 from distill.files.atomic import clear, replacing
 from distill.files.checkpoint import load_checkpoint
 from distill.files.lock import NAME as LOCK
@@ -139,6 +140,8 @@ def _manifest(config: DictConfig, folder: Path, best: Made, made: Sequence[Made]
         manifest |= {"seed": best.row["seed"], "chosen": best.row["folder"]}
         log.info("%s: %s is the run's own", config.prompt, best.row["folder"])
     else:
+        if (best.folder / THUMBNAIL).is_file():
+            shutil.copy2(best.folder / THUMBNAIL, folder / THUMBNAIL)
         manifest = {name: value for name, value in manifest.items() if name not in OF_ONE}
     parts = [each.manifest.get("seconds", {}) for each in made]
     names = dict.fromkeys(name for part in parts for name in part)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,20 @@ class Worker:
         return make_one(self.config, prompt, self.root, self.prior)
 
 
+def fitting(there: Mapping[str, float], each: Mapping[str, float]) -> int:
+    """How many workers that need so much each fit a cluster; one that never starts would hold its prompt forever.
+
+    Raises:
+        ValueError: not even one does.
+    """
+    most = min((int(there.get(name, 0.0) / need) for name, need in each.items() if need), default=10**9)
+    if most < 1:
+        raise ValueError(
+            f"a worker needs {dict(each)} of a cluster that has {dict(there)}; choose other --cpus and --gpus"
+        )
+    return most
+
+
 def make_all(
     config: DictConfig,
     prompts: Sequence[str],
@@ -70,6 +84,7 @@ def make_all(
     """
     import ray
 
+    workers = min(workers, len(prompts), fitting(ray.cluster_resources(), {"CPU": cpus, "GPU": gpus}))
     actor: Any = ray.remote(num_gpus=gpus, num_cpus=cpus)(Worker)
     waiting = deque((prompt, 1) for prompt in prompts)
     rows: list[Row] = []
@@ -83,7 +98,7 @@ def make_all(
     first = actor.remote(config, str(root))
     ray.get(first.embed.remote(list(prompts)))
     give(first)
-    for _ in range(min(workers, len(prompts)) - 1):
+    for _ in range(workers - 1):
         give(actor.remote(config, str(root)))
     while at_work:
         (done,), _ = ray.wait(list(at_work), num_returns=1)
@@ -109,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("options", nargs="*", help="of the runs, such as iterations=400 prior=FOLDER")
     parser.add_argument("--workers", type=int, default=2, help="how many actors")
     parser.add_argument("--gpus", type=float, default=0.0, help="of each actor, such as 1")
-    parser.add_argument("--cpus", type=float, default=1.0, help="of each actor")
+    parser.add_argument("--cpus", type=float, default=1.0, help="of each actor, above 0")
     parser.add_argument("--tries", type=int, default=3, help="workers that may die of one prompt")
     parser.add_argument(
         "--address", help="of a running cluster, such as auto; without it, Ray is started on this machine"
@@ -131,8 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = (
             make_all(config, left, root, given.workers, given.gpus, given.cpus, given.tries) if left else []
         )
-    except ray.exceptions.RayError as error:
-        print(f"ray_prompts: no worker could start: {' '.join(str(error).split())[-300:]}", file=sys.stderr)
+    except (ray.exceptions.RayError, ValueError) as error:
+        print(f"ray_prompts: no worker can start: {' '.join(str(error).split())[-300:]}", file=sys.stderr)
         return 1
     finally:
         ray.shutdown()
