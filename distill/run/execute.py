@@ -174,7 +174,7 @@ def train(config: DictConfig, folder: Path, job: loop.Job, desk: Desk | None = N
                 job.views,
                 stop,
             )
-        on_step = guarded(journal, config, job) if config.watchdog else journal
+        on_step: loop.OnStep = guarded(journal, config, job) if config.watchdog else journal
         try:
             loop.train(job, on_step)
             if state.step == config.iterations:
