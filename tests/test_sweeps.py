@@ -49,25 +49,17 @@ def table(shard: str) -> list[tuple[str, str]]:
 
 @submitit
 def test_shards_are_jobs_of_a_cluster_and_a_failing_one_is_named(capfd: pytest.CaptureFixture[str]) -> None:
-    """The first of two parts makes a mug; the second is refused a dragon, which makes its exit code, and so the sweep's, 1."""
-    code = command(
-        "prompts=list.txt",
-        *QUICK,
-        "-m",
-        "shard=1/2,2/2",
-        "hydra/launcher=submitit_local",
-        "hydra.launcher.timeout_min=9",
-    )
+    """Of two prompts in three parts, the third has none, and says so at once; there is no fourth of three."""
+    code = command("prompts=list.txt", *QUICK, "-m", "shard=3/3,4/3", "hydra/launcher=submitit_local")
     (error,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("distill: error:")]
     assert (
-        code == 1
-        and "a job of the sweep ended with exit code 1: prompts=list.txt" in error
-        and "shard=2/2" in error
+        code == 2
+        and "a job of the sweep ended with exit code 2: prompts=list.txt" in error
+        and "shard=4/3" in error
     )
-    assert table("1-of-2") == [("a red mug", "finished")]
-    ((prompt, state),) = table("2-of-2")
-    assert prompt == "a dragon" and "does not know 'dragon'" in state
-    assert list(Path("out").glob("a-red-mug-*/report.html"))
+    assert table("3-of-3") == [] and not Path("out/batch-4-of-3.csv").exists()
+    logs = [path.read_text() for path in Path("outputs/sweeps").glob("*/.submitit/*/*_log.err")]
+    assert sum("shard must be i/n with i from 1 to n" in text for text in logs) == 1
 
 
 @joblib
