@@ -32,7 +32,7 @@ check: $(READY)  ## lint, format and types
 	rm -rf build/typing
 	$(BIN)/pip install --quiet --no-deps --target build/typing .
 	MYPYPATH=build/typing $(BIN)/mypy --explicit-package-bases build/typing/distill
-	MYPYPATH=build/typing:examples/embedded:examples/benchmarks:examples/benchmarks/gpu:examples/soak $(BIN)/mypy --explicit-package-bases examples/*.py examples/benchmarks/*.py examples/benchmarks/gpu/*.py examples/embedded/*.py examples/soak/*.py
+	MYPYPATH=build/typing:examples/embedded:examples/benchmarks:examples/benchmarks/gpu:examples/queues:examples/soak $(BIN)/mypy --explicit-package-bases examples/*.py examples/benchmarks/*.py examples/benchmarks/gpu/*.py examples/embedded/*.py examples/queues/*.py examples/soak/*.py
 	MYPYPATH=build/typing:examples/embedded:tests $(BIN)/mypy --explicit-package-bases tests/*.py
 
 docs: $(READY)  ## the pages under docs/, with an API reference, into build/docs; a broken link is an error

@@ -21,7 +21,10 @@ Make a 3D asset from a text prompt or a picture.
   distill prompts=FILE shard=1/4              the first of four parts of a file, each for a process of its own
   distill amortise prompts=FILE               train one generator for a library of prompts
   distill "a red mug" generator=FOLDER        make a prompt's scene with a generator, without training
+  distill "a red mug" seeds=4 keep=best       four seeds; the files of the one that a judge prefers are the run's own
   distill "a red mug" -m seed=0,1,2           sweep
+  distill prompts=FILE -m shard=1/2,2/2 hydra/launcher=joblib   a sweep whose jobs are processes; submitit_slurm: of a cluster
+  distill summary outputs/                    one table over all runs in a folder: summary.csv, summary.html
   distill "a blue mug" init=RUN guidance=dds source_prompt="a red mug"   edit a finished run
   distill image=mug.png                       from a picture: RGBA, or on a plain background
   distill "a red mug" image=mug.png           from a picture and a prompt
@@ -31,7 +34,7 @@ Make a 3D asset from a text prompt or a picture.
   distill doctor prior=sd-2.1-base guidance=vsd   check the machine, forecast memory and time (--json)
 
 Common options (name=value):
-  iterations, seed, particles, init, image, reference.elevation_deg, output_dir, prior, device, guidance,
+  iterations, seed, seeds, retries, particles, init, image, reference.elevation_deg, output_dir, prior, device, guidance,
   guidance.scale, timesteps, timesteps.t_max, render.size, render.batch, scene.encoding_lr, export.resolution,
   preset, experiment
 
@@ -89,7 +92,7 @@ def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
             (text.startswith("-") and not re.search(r"\s", text))
             or (
                 (found := _OPTION.match(text))
-                and (found[1].split("@")[0] in KEYS)
+                and (found[1].split("@")[0] in KEYS or found[1].startswith("hydra/"))
                 and (found[3] or text[0] == "~")
             )
             or (text.startswith("+") and found)
@@ -144,10 +147,10 @@ def _job(config: object) -> int:
     """Run one configuration and return the exit code; every foreseeable failure is one line."""
     from omegaconf import DictConfig
 
-    from distill.loop import Diverged, OutOfMemory
     from distill.run.amortise import run_library
     from distill.run.batch import run_prompts, table_of
-    from distill.run.execute import ExportFailed, run
+    from distill.run.execute import run
+    from distill.run.failures import FORESEEN
     from distill.run.generator import amortised
     from distill.run.journal import Interrupted
 
@@ -166,7 +169,7 @@ def _job(config: object) -> int:
     except ValueError as error:
         _fail(error)
         return 2
-    except (Diverged, OutOfMemory, ExportFailed, OSError) as error:
+    except FORESEEN as error:
         _fail(error)
         return 1
     failed = {prompt: why for prompt, why in results.items() if why not in ("finished", "skipped")}
@@ -199,6 +202,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _fail(error)
             sys.exit(2)
         sys.exit(0)
+    _quieten()
+    try:
+        sys.exit(_start(arguments))
+    except ValueError as error:
+        _fail(error)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _quieten() -> None:
+    """Log this library's words as they are, and of others only what goes wrong."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # they set their own levels as they are imported
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
@@ -207,13 +222,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("hydra.utils").setLevel(
         logging.CRITICAL
     )  # what it says before it fails is in the error
-    try:
-        sys.exit(_start(arguments))
-    except ValueError as error:
-        _fail(error)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def _start(arguments: Sequence[str]) -> int:
@@ -228,6 +236,8 @@ def _start(arguments: Sequence[str]) -> int:
             options.append(f"prompt={settings.quote(prompt)}")
         overrides = _with_example([settings.quote_text(text) for text in options], "a red mug")
         return doctor(settings.compose_config(overrides, folders), as_json="--json" in arguments)
+    if arguments[0] == "summary":
+        return _summary(arguments[1:])
     library = arguments[0] == "amortise"
     prompt, options = split_prompt(arguments[1:] if library else arguments)
     if library:
@@ -276,6 +286,17 @@ def of_library(prompt: str | None, options: list[str]) -> list[str]:
     return options if {"scene", "experiment"} & {*keys} else [*options, "scene=hyper_grid"]
 
 
+def _summary(arguments: Sequence[str]) -> int:
+    """Print one table over all runs in a folder."""
+    from distill.run.summary import as_text, summarise
+
+    if len(arguments) > 1:
+        raise ValueError(f"summary takes one folder, such as outputs/, got {' '.join(arguments)}")
+    runs, page = summarise(user_path(arguments[0] if arguments else "outputs"))
+    print(f"{as_text(runs)}\nopen {page}")
+    return 0
+
+
 def _values_of(flag: str, options: Sequence[str], short: str = "") -> tuple[list[str], list[str]]:
     """The values of a flag, written ``--flag value`` or ``--flag=value``, and what else is on the line.
 
@@ -308,23 +329,31 @@ def _through_hydra(options: list[str], folders: Sequence[str]) -> int:
     """Sweeps and Hydra's own flags; each job is composed anew from its words, as it would be alone."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     from distill.run import compose as settings
 
     codes: list[int] = []
     flags = [text for text in options if "=" not in text or text.startswith("-")]
     words = [text for text in options if text not in flags]
+    launcher = _launcher(words, flags)
     added = settings.implied(words)
 
     @hydra.main(version_base="1.3", config_path="pkg://distill.conf", config_name="config")
     def job(config: object) -> None:
         given = [word for word in HydraConfig.get().overrides.task if word not in added]
         aliases = [word for word in words if word.startswith("guidance=") and "," not in word]
+        if launcher:
+            _quieten()  # another process, which has not been told
         try:
-            codes.append(_job(settings.compose_config([*given, *aliases], folders)))
+            code = _job(settings.compose_config([*given, *aliases], folders))
         except ValueError as error:
             _fail(error)
-            codes.append(2)
+            code = 2
+        if launcher and code:  # what another process appends stays there
+            raise JobEnded(code, given)
+        codes.append(code)
 
     settings.register()
     sys.argv = ["distill", *flags, *settings.with_preset(words)]
@@ -332,5 +361,63 @@ def _through_hydra(options: list[str], folders: Sequence[str]) -> int:
         "HYDRA_FULL_ERROR", "1"
     )  # which raises what is wrong rather than to print several lines
     with settings.one_line():
-        job()
+        try:
+            job()
+        except JobEnded as ended:
+            _say(str(ended))
+            return ended.code
+        except Exception as error:
+            if not launcher or isinstance(error, (ValueError, HydraException, OmegaConfBaseException)):
+                raise
+            # A worker was killed, or the cluster took it away.
+            lost = " ".join(str(error).split())[:300]
+            _say(
+                f"a job of the sweep was lost: {lost}; the same command goes on where it was, with resume=true for single prompts"
+            )
+            return 1
     return max(codes, default=0)
+
+
+class JobEnded(Exception):
+    """A job of a sweep in another process did not succeed."""
+
+    def __init__(self, code: int, words: Sequence[str]) -> None:
+        super().__init__(code, words)
+        self.code, self.words = code, words
+
+    def __str__(self) -> str:
+        return (
+            f"a job of the sweep ended with exit code {self.code}: {' '.join(self.words)}; the other jobs have ended, too; "
+            "distill summary lists what became of all runs"
+        )
+
+
+#: Hydra's launchers other than its own, and the packages that they are in.
+LAUNCHERS = {
+    "joblib": "hydra-joblib-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+}
+
+
+def _launcher(words: Sequence[str], flags: Sequence[str]) -> str | None:
+    """The launcher that gives a sweep's jobs to other processes, or None.
+
+    Raises:
+        ValueError: its package is not installed, or there is no sweep.
+    """
+    from importlib.util import find_spec
+
+    name = next((word.partition("=")[2] for word in words if word.startswith("hydra/launcher=")), "basic")
+    if name == "basic":
+        return None
+    package = f"hydra_plugins.{LAUNCHERS.get(name, '').replace('-', '_')}"
+    if name in LAUNCHERS and not (find_spec("hydra_plugins") and find_spec(package)):
+        raise ValueError(
+            f"hydra/launcher={name} needs the package {LAUNCHERS[name]}; install it with pip install 'distill3d[queues]'"
+        )
+    if not {"-m", "--multirun"} & set(flags):
+        raise ValueError(
+            f"hydra/launcher={name} distributes the jobs of a sweep; add -m and several values of an option"
+        )
+    return name

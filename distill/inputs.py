@@ -23,6 +23,7 @@ from distill.run.checks import check_prompt
 from distill.run.folders import check_root, refuse
 from distill.run.generator import amortised, library_of
 from distill.run.initial import check_init
+from distill.run.judge import check_judge, judge_of
 
 if TYPE_CHECKING:
     from distill.priors.diffusion import DiffusionPrior
@@ -38,6 +39,8 @@ def looks(config: DictConfig) -> Iterator[Look]:
         yield "prompts", partial(listed, config)
     elif config.prompt:
         yield "prompt", partial(known, config)
+    if judge_of(config) is not None:
+        yield "judge", partial(judged, config)
     if config.image:
         yield "image", partial(pictured, config)
         yield "novel_view", partial(lambda: str(model_of(config.novel_view).folder))
@@ -88,6 +91,12 @@ def listed(config: DictConfig) -> str:
 def known(config: DictConfig) -> str:
     """Check that the prior knows the words of a prompt, or near ones."""
     return check_prompt(config) or str(config.prompt)
+
+
+def judged(config: DictConfig) -> str:
+    """Check that the judge is there, and knows the words of a prompt."""
+    check_judge(config)
+    return str(judge_of(config))
 
 
 def pictured(config: DictConfig) -> str:

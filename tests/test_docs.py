@@ -20,7 +20,7 @@ from distill.run.compose import compose_config, quote, quote_text
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: Words of commands that do not start a run, and of flags that Hydra reads.
-OTHER = ("priors", "--options", "--why", "--config-dir", "-m")
+OTHER = ("priors", "summary", "--options", "--why", "--config-dir", "-m")
 
 
 def blocks(page: Path, *languages: str) -> list[str]:

@@ -67,7 +67,7 @@ def test_the_encoders_are_loaded_once_and_freed(
     assert list(results.values()) == ["finished"] * 3
     assert len(loaded) == 1 and alive == [0, 0, 0]
     again = run_prompts(compose_config([*QUICK, *more]))
-    assert list(again.values()) == ["skipped"] * 3 and len(loaded) == (1 if kept else 2)
+    assert list(again.values()) == ["skipped"] * 3 and len(loaded) == 1
 
 
 def test_many_prompts_are_embedded_in_parts_and_as_alone(

@@ -1,6 +1,6 @@
 """An independent image-text model that says what a picture of either half of the embedded world shows.
 
-It measures and never guides: its architecture, its pictures and its weights are not the prior's. Two towers
+It measures and never guides, and with ``keep=best`` it chooses among finished assets: its architecture, its pictures and its weights are not the prior's. Two towers
 map pictures and captions to one sphere, trained by contrast as in CLIP (Radford et al. 2021,
 arXiv:2103.00020); ``examples/embedded/train_judge.py`` makes the weights.
 """

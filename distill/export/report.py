@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from distill.export.thumbnail import thumbnail
 from distill.files.atomic import replacing
 
 _POINTS = 300  # per curve: about one for each unit of the drawing's width
@@ -40,10 +41,9 @@ def write_report(folder: Path | str, *, title: str | None = None) -> Path:
     if not folder.is_dir():
         raise ValueError(f"Expected the folder of a run, got {str(folder)!r}, which is not a folder.")
     manifest = _manifest(folder / "manifest.json")
-    script = files("distill.export").joinpath("viewer.js").read_text("utf-8")
-    # Markup marks it as safe to insert: the page's policy lets this very script run and no other.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = _template().render(
+    page = render(
+        "report.html",
+        "viewer.js",
         title=title
         or str(manifest.get("prompt") or manifest.get("picture", {}).get("file") or folder.resolve().name),
         summary=_summary(manifest),
@@ -54,15 +54,41 @@ def write_report(folder: Path | str, *, title: str | None = None) -> Path:
         reference=_base64(folder / "reference.png"),
         curves=curves(_metrics(folder / "metrics.jsonl")),
         particles=manifest.get("particles", []),
+        seeds=[_seed(folder, row, manifest.get("chosen")) for row in manifest.get("seeds", [])],
         manifest=flatten(manifest),
         config=_text(folder / "config.yaml"),
-        script=Markup(script),
-        script_hash=f"sha256-{digest}",
     )
     path = folder / "report.html"
     with replacing(path) as part:
         part.write_text(page, "utf-8")
     return path
+
+
+def render(template: str, script: str, **values: Any) -> str:
+    """Fill a template of this folder with values, the shared style, and a script, the only one that the page lets run."""
+    home = files("distill.export")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    code = home.joinpath(script).read_text("utf-8")
+    # Markup marks it as safe to insert.
+    return environment.from_string(home.joinpath(template).read_text("utf-8")).render(
+        style=Markup(home.joinpath("style.css").read_text("utf-8")),
+        script=Markup(code),
+        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}",
+        **values,
+    )
+
+
+def _seed(folder: Path, row: Mapping[str, Any], chosen: object) -> dict[str, Any]:
+    """What the page shows of one of several seeds."""
+    words = [] if row["score"] is None else [f"score {row['score']}"]
+    words += [f"{row['seconds']} s"] if row["state"] == "finished" else [f"{row['state']}: {row.get('why')}"]
+    return {
+        "folder": row["folder"],
+        "said": ", ".join([*words, *(["the run's own"] if row["folder"] == chosen else [])]),
+        "chosen": row["folder"] == chosen,
+        "finished": row["state"] == "finished",
+        "picture": thumbnail(folder / row["folder"]),
+    }
 
 
 def curves(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -138,11 +164,6 @@ def _summary(manifest: Mapping[str, Any]) -> str:
     found = [(name, manifest.get(name)) for name in ("guidance", "prior", "iterations", "seed", "device")]
     named = [(name, value.get("name") if isinstance(value, Mapping) else value) for name, value in found]
     return " \N{MIDDLE DOT} ".join(f"{name} {value}" for name, value in named if value is not None)
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(files("distill.export").joinpath("report.html").read_text("utf-8"))
 
 
 def _manifest(path: Path) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from distill.options import check_option, check_options, options_of, schedule, shown
 from distill.run.schema import Config, PriorOptions, Views
+from distill.run.seeding import check_seeds
 from distill.samplers.schedules import Ramp, turns
 
 #: The parts of a run that plug in: each is a callable with options.
@@ -137,6 +138,7 @@ def check_words(config: DictConfig) -> None:
         raise ValueError(
             'the prompt is empty; say what to make, for example: distill "a red mug", or give a picture: image=FILE'
         )
+    check_seeds(config)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
         raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {config.device!r}")
 

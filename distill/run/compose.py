@@ -72,7 +72,8 @@ def quote_text(override: str) -> str:
     """Quote a value that is plain text whatever it holds: a path, a negative prompt."""
     key, _, value = override.partition("=")
     texts = (
-        "output_dir", "init", "generator", "generator_mix", "prior", "prompts", "view_address", "negative_prompt", "source_prompt", "image", "novel_view",
+        "output_dir", "init", "generator", "generator_mix", "prior", "prompts", "view_address", "negative_prompt", "source_prompt",
+        "image", "novel_view", "judge",
         "reference.depth", "reference.normal", "views.front", "views.side", "views.back", "views.overhead", "views.file",
         "prior_options.controlnet", "prior_options.control", "prior_options.config", "prior_options.vae",
     )  # fmt: skip

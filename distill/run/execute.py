@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,30 @@ from omegaconf import DictConfig
 from distill import loop
 from distill.asset import Asset
 from distill.conditions.picture import write_beside
-from distill.contracts import Learner, Prior, Scene, View
+from distill.contracts import Learner, Prior, Render, Scene, View
 from distill.export.pictures import write_pictures
 from distill.files.atomic import clear
 from distill.files.checkpoint import load_checkpoint
 from distill.files.lock import hold
 from distill.live.desk import Desk
 from distill.live.server import watched
-from distill.run.assemble import assemble
+from distill.run.assemble import assemble, check_prior, pick_device
 from distill.run.checks import check_loaded, check_prompt
 from distill.run.compose import as_overrides, compose_config
+from distill.run.failures import ExportFailed, check_collapse, forget, note, noted
 from distill.run.folders import check_unused, claim
+from distill.run.initial import check_init
 from distill.run.journal import Interrupted, Journal, stop_signals
+from distill.run.judge import check_judge, scored
 from distill.run.manifest import describe, finish
+from distill.run.seeding import several
+from distill.run.seeds import reopen, run_seeds
+from distill.run.watchdog import Collapsed, watch
 
 log = logging.getLogger(__name__)
 
 #: What a configuration calls a prior that was given as an object without a name.
 UNNAMED = "given"
-
-
-class ExportFailed(RuntimeError):
-    """The scene is trained and saved, but no mesh can be made of it."""
 
 
 def generate(
@@ -86,23 +89,40 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
         ValueError: something in the configuration is wrong, in one line.
         Interrupted: a signal asked the run to stop; a checkpoint holds where it was.
         Diverged: too many steps in a row were not finite.
+        Collapsed: there is nothing left to train, see ``distill.run.watchdog``.
         ExportFailed: the scene has no surface.
+        NoSeedFinished: of several seeds, all failed in one of these three ways.
     """
     started = time.perf_counter()
     check_unused(config)
     if said := check_prompt(config):
         log.warning("%s", said)
+    check_judge(config)
     with watched(config) as desk:
+        if several(config):
+            return of_seeds(config, prior, desk)
         job = assemble(config, prior)
         folder = claim(config)
         with hold(folder):
             return carry_out(config, folder, job, started, desk)
 
 
+def of_seeds(config: DictConfig, prior: Prior | None, desk: Desk | None) -> Asset:
+    """Make an asset for each seed of a run; returns the best one, or the first, with the run's folder and manifest."""
+    if prior is None:
+        check_prior(config, pick_device(config.device))
+    check_init(config)
+    folder = claim(config)
+    with hold(folder):
+        made = run_seeds(config, folder, prior, carry_out, desk)
+        log.info("results in %s: open %s", folder, folder / "report.html")
+        return replace(made.asset or reopen(made, prior), folder=folder, manifest=noted(folder))
+
+
 def carry_out(
     config: DictConfig, folder: Path, job: loop.Job, started: float, desk: Desk | None = None
 ) -> Asset:
-    """Train, export and describe an assembled run in a folder that is held.
+    """Train, export and describe an assembled run in a folder that is held; a failure is noted in its manifest.
 
     Args:
         config: of the run.
@@ -112,6 +132,18 @@ def carry_out(
         desk: of the page that shows the run, if one does.
     """
     clear(folder)
+    if config.watchdog:
+        check_collapse(folder)
+    forget(folder)
+    try:
+        return _carry_out(config, folder, job, started, desk)
+    except (RuntimeError, ValueError, OSError) as error:
+        seconds = {"train": time.perf_counter() - started}
+        note(folder, {**describe(config, job), "step": job.state.step, "seconds": seconds}, error)
+        raise
+
+
+def _carry_out(config: DictConfig, folder: Path, job: loop.Job, started: float, desk: Desk | None) -> Asset:
     saved = load_checkpoint(folder / "checkpoints", job.prior.device) if config.resume else None
     if saved:
         job.state.load_state_dict(saved)
@@ -172,11 +204,12 @@ def train(
                 job.views,
                 stop,
             )
+        on_step: loop.OnStep = guarded(journal, config, job) if config.watchdog else journal
         try:
-            loop.train(job, journal)
+            loop.train(job, on_step)
             if state.step == config.iterations:
                 journal.checkpoint(state)
-        except loop.OutOfMemory:
+        except (loop.OutOfMemory, Collapsed):
             journal.checkpoint(state)
             raise
         finally:
@@ -191,11 +224,24 @@ def train(
         loop.take(state.scene, state.average)
 
 
+def guarded(journal: Journal, config: DictConfig, job: loop.Job) -> loop.OnStep:
+    """The journal, and after it a look at each scene's collapse, which ends the run."""
+    after: Callable[[int, Render], None] = watch(config.iterations, "volume" in job.scenes[0].features)
+
+    def on_step(state: loop.State, metrics: dict[str, float], picture: Render) -> bool:
+        stop = journal(state, metrics, picture)
+        after(state.step, picture)
+        return stop
+
+    return on_step
+
+
 def describe_and_export(
     config: DictConfig, folder: Path, scene: Scene, view: View, manifest: dict[str, Any]
 ) -> Asset:
-    """Write one scene's files, its manifest and its report."""
+    """Write one scene's files, its judge's score, its manifest and its report."""
     started = time.perf_counter()
+    manifest |= scored(config, view)
     if config.export.enabled:
         manifest["export"] = export(config.export, folder, scene, view)
     manifest["seconds"]["export"] = time.perf_counter() - started

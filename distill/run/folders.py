@@ -28,7 +28,7 @@ from distill.run.compose import known_options
 #: Settings that may change between a run and its resumption: where it is computed, in how much memory, what is written.
 _FREE = (
     "resume", "output_dir", "prompts", "shard", "view", "view_address", "view_port", "log", "export", "device", "max_vram",
-    "render.at_once", "render.recompute", "render.chunk_rays", "prior_options.checkpointing", "prior_options.graphs",
+    "watchdog", "retries", "render.at_once", "render.recompute", "render.chunk_rays", "prior_options.checkpointing", "prior_options.graphs",
 )  # fmt: skip
 
 

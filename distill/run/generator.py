@@ -32,6 +32,7 @@ OF_ONE = {
     "source_prompt": "an edit is of one object",
     "particles": "the prompts take turns in one scene",
     "shard": "one process learns all of it",
+    **dict.fromkeys(("seeds", "retries", "keep", "judge"), "a judge chooses among scenes of one prompt"),
     "max_vram": "the forecast is of one prompt's run; choose render.at_once= and render.recompute=",
     **{f"views.{name}": "whole prompts for a view are one object's" for name in ("front", "side", "back", "overhead", "file")},
 }  # fmt: skip

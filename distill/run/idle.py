@@ -44,6 +44,7 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
         ("render.soft_light", not lit, "add render.shading=lambertian or render.turns.lambertian=0.5"),
         ("penalties.start_rgb", reference["start"] != "samples", "add reference.start=samples"),
         ("penalties.start_mask", reference["start"] != "samples", "add reference.start=samples"),
+        ("keep", values["seeds"] == 1, "add seeds=4"),
         ("view_address", not values["view"], "add view=true"),
         ("view_port", not values["view"], "add view=true"),
         ("cameras.area_elevation_deg", values["cameras"].get("by_area") == 0, "add cameras.by_area=1"),

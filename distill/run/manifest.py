@@ -13,6 +13,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from distill.conditions.prompts import asked
+from distill.export import thumbnail
 from distill.export.report import write_report
 from distill.files.atomic import sha256, write_atomic
 from distill.files.lock import NAME as LOCK
@@ -58,7 +59,9 @@ def describe(config: DictConfig, job: Job) -> dict[str, Any]:
 
 
 def finish(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest, then the report, which marks the run as finished."""
+    """Write the thumbnail and the manifest, then the report, which marks the run as finished."""
+    if picture := thumbnail.draw(folder):
+        write_atomic(folder / thumbnail.NAME, picture)
     made = [*folder.iterdir(), *folder.glob("term-*/*")]
     files = [p for p in sorted(made) if p.is_file() and p.name not in ("manifest.json", "report.html", LOCK)]
     manifest["files"] = {

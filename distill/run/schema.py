@@ -213,7 +213,13 @@ class Config:
     """One run, or with ``prompts`` one run per line of a file; with ``shard=i/n``, of every n-th line from the i-th.
 
     ``generator`` is the folder of a ``distill amortise`` run, which makes the scene to begin with from the prompt; with
-    ``generator_mix``, from what lies between the prompt and this one, ``generator_share`` of the way. ``guidance_weight`` is the weight of the loss beside the penalties, a number or a schedule. ``view`` serves a page at
+    ``generator_mix``, from what lies between the prompt and this one, ``generator_share`` of the way.
+
+    With ``seeds=n``, a run is n of them, from ``seed`` on, in folders below its own; ``keep=best`` makes the files of the one
+    that ``judge`` prefers, ``embedded`` or a folder with a CLIP, those of the run. ``watchdog`` ends a run that has collapsed,
+    see ``distill.run.watchdog``; with ``retries=n``, up to n further seeds take the place of those.
+
+    ``guidance_weight`` is the weight of the loss beside the penalties, a number or a schedule. ``view`` serves a page at
     ``view_address`` and ``view_port``, 0 for any free port, see ``distill.live.server``.
     """
 
@@ -232,6 +238,11 @@ class Config:
     guidance_weight: Weight = 1.0
     particles: Count = 1
     seed: Annotated[int, Range(0, 2**64 - 1)] = 0
+    seeds: Count = 1
+    keep: Annotated[str, OneOf(("all", "best"))] = "all"
+    judge: str | None = None
+    retries: Annotated[int, Range(0)] = 0
+    watchdog: bool = True
     device: str = "auto"
     prior: str = "embedded"
     prior_options: PriorOptions = field(default_factory=PriorOptions)

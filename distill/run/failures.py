@@ -1,0 +1,75 @@
+"""How a run can fail, and the word of it in the run's manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.files.atomic import write_atomic
+from distill.loop import Diverged, OutOfMemory
+from distill.run.watchdog import Collapsed
+
+log = logging.getLogger(__name__)
+
+
+class ExportFailed(RuntimeError):
+    """The scene is trained and saved, but no mesh can be made of it."""
+
+
+class NoSeedFinished(RuntimeError):
+    """None of a run's seeds became an asset."""
+
+
+#: What may happen with one seed and not with the next.
+OF_A_SEED = (Collapsed, Diverged, ExportFailed)
+#: What a run foresees to fail with, other than for wrong input.
+FORESEEN = (*OF_A_SEED, NoSeedFinished, OutOfMemory, OSError)
+
+
+def state_of(error: BaseException) -> str:
+    """``collapsed`` or ``failed``."""
+    return "collapsed" if isinstance(error, Collapsed) else "failed"
+
+
+def line_of(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def note(folder: Path, manifest: Mapping[str, Any], error: BaseException) -> None:
+    """Write into a folder's ``manifest.json`` how its run failed, under ``state`` and ``why``; a full disk takes nothing else away."""
+    said = {**manifest, "state": state_of(error), "why": line_of(error)}
+    try:
+        write_atomic(folder / "manifest.json", json.dumps(said, indent=2, ensure_ascii=False) + "\n")
+    except OSError as full:
+        log.error("the failure cannot be noted in %s: %s", folder, full.strerror)
+
+
+def noted(folder: Path) -> dict[str, Any]:
+    """A folder's ``manifest.json``; empty where there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folder / "manifest.json").read_text("utf-8"))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def forget(folder: Path) -> None:
+    """Remove the word of an earlier failure: the run goes on."""
+    if "state" in noted(folder):
+        (folder / "manifest.json").unlink(missing_ok=True)
+
+
+def check_collapse(folder: Path) -> None:
+    """Refuse to go on with a run that has collapsed: it would do so again.
+
+    Raises:
+        Collapsed: it has, with what was said then.
+    """
+    said = noted(folder)
+    if said.get("state") == "collapsed":
+        raise Collapsed(str(said.get("why")))

@@ -1,0 +1,162 @@
+"""One table over all runs in a folder: what it reads, its order, its files, and wrong folders."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from distill.cli import main
+from distill.export.thumbnail import draw
+from distill.run.summary import Run, as_text, folders, head, summarise
+
+
+def run_in(
+    folder: Path, manifest: dict[str, Any] | None = None, config: str = "", finished: bool = False
+) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(
+        config or "prompt: a red mug\nseed: 5\nimage: null\niterations: 400\n"
+    )
+    if manifest is not None:
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    if finished:
+        (folder / "report.html").write_text("<!doctype html>")
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """One of each kind."""
+    root = tmp_path / "outputs"
+    made = {
+        "prompt": "a blue cube",
+        "seed": 0,
+        "iterations": 400,
+        "score": 0.5,
+        "seconds": {"load": 1.0, "train": 2.25},
+    }
+    seeds = [
+        {"folder": "seed-0", "state": "collapsed", "why": "empty"},
+        {"folder": "seed-1", "state": "finished"},
+    ]
+    best = run_in(root / "cube", {**made, "seeds": seeds}, finished=True)
+    run_in(best / "seed-1", made, finished=True)
+    sheet = Image.new("RGB", (4 * 16 + 12, 2 * 16 + 4), "white")
+    sheet.paste((255, 0, 0), (0, 0, 16, 16))
+    sheet.save(best / "contact.png")
+    half = run_in(root / "half", config='prompt: "a\n\n  mug"\nseed: 5\niterations: 400\nviews:\n  seed: 9\n')
+    (half / "metrics.jsonl").write_text('{"step": 0}\n{"step": 118}\n{"step": 1')
+    failed = {"prompt": "a <b>fog</b>", "seed": 1, "iterations": 400, "step": 120, "seconds": {"train": 9.0}}
+    run_in(root / "sweeps/1/fog", {**failed, "state": "collapsed", "why": "full, for long"})
+    run_in(root / "pink", {**failed, "prompt": "a pink cone", "state": "failed", "why": "no surface"})
+    (root / "batch.csv").write_text(
+        "prompt,state,folder,seconds\na dragon,does not know,,0.0\na pink cone,no surface,outputs/pink,9.0\na blue cube,finished,x,3\n"
+    )
+    return root
+
+
+def test_every_run_has_its_line_and_what_failed_comes_first(root: Path) -> None:
+    runs, page = summarise(root)
+    assert runs == [
+        Run("a pink cone", 1, "failed", None, 9.0, "120/400", "pink", "no surface"),
+        Run("a <b>fog</b>", 1, "collapsed", None, 9.0, "120/400", "sweeps/1/fog", "full, for long"),
+        Run("a dragon", None, "refused", None, None, "", "", "does not know"),
+        Run("a\nmug", 5, "unfinished", None, None, "119/400", "half", ""),
+        Run("a blue cube", 0, "finished", 0.5, 3.2, "400/400", "cube", "seed-0: empty"),
+    ]
+    rows = list(csv.DictReader((root / "summary.csv").open(newline="")))
+    assert [row["prompt"] for row in rows] == [run.prompt for run in runs]
+    assert rows[1] == {
+        "prompt": "a <b>fog</b>", "seed": "1", "state": "collapsed", "score": "", "seconds": "9.0", "steps": "120/400",
+        "folder": "sweeps/1/fog", "why": "full, for long",
+    }  # fmt: skip
+    assert page == root / "summary.html"
+
+
+def test_the_page_needs_nothing_else_and_shows_text_as_text(root: Path) -> None:
+    page = summarise(root)[1].read_text()
+    assert "default-src 'none'" in page and not re.search(r"(?:src|href)=\"?(?:https?:|//)", page)
+    assert "a &lt;b&gt;fog&lt;/b&gt;" in page and "<b>fog" not in page
+    assert page.count("data:image/jpeg;base64,") == 1 and 'href="cube/report.html"' in page
+    assert "5 runs: 1 finished, 1 unfinished, 1 refused, 1 collapsed, 1 failed" in page
+    assert [int(i) for i in re.findall(r'data-index="(\d)"', page)] == [1, 2, 3, 4, 5]
+
+
+def test_the_text_is_short_and_counts_all(root: Path) -> None:
+    lines = as_text(summarise(root)[0], most=2).splitlines()
+    assert lines[0].split() == ["prompt", "state", "score", "seconds", "steps", "why"]
+    assert lines[1].split() == ["a", "pink", "cone", "failed", "9.0", "120/400", "no", "surface"]
+    assert lines[3:] == ["and 3 more", "1 finished, 1 unfinished, 1 refused, 1 collapsed, 1 failed"]
+
+
+def test_the_thumbnail_is_the_front_of_the_contact_sheet(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "front.jpg").write_bytes(draw(root / "cube"))
+    with Image.open(tmp_path / "front.jpg") as front:
+        assert front.size == (16, 16)
+        pixel = front.convert("RGB").getpixel((8, 8))
+    assert isinstance(pixel, tuple) and pixel[0] > 240 and pixel[1] < 15
+    assert draw(root / "half") == b""
+    (root / "half/previews").mkdir()
+    (root / "half/previews/step-000100.png").write_bytes(b"no picture")
+    assert draw(root / "half") == b""
+
+
+def test_a_configuration_s_first_lines_are_enough(tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    from distill.run.compose import compose_config
+
+    for prompt in ("a red mug", "a: {b} # 'c' \"d\"", "many words " * 30, "ein schöner Becher 🫖"):
+        config = compose_config(["prompt=x", "seed=7", "iterations=9", "prior=gone"])
+        config.prompt = prompt
+        (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
+        assert head(tmp_path / "config.yaml") == {"prompt": prompt, "seed": 7, "image": None, "iterations": 9}
+    assert head(tmp_path / "gone.yaml") == {}
+
+
+def test_many_runs_are_one_page(tmp_path: Path) -> None:
+    manifest = json.dumps({"prompt": "a red mug", "seed": 0, "iterations": 4, "seconds": {"train": 1.0}})
+    for number in range(1000):
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}/manifest.json").write_text(manifest)
+        (tmp_path / f"{number}/report.html").touch()
+    assert len(list(folders(tmp_path))) == len(summarise(tmp_path)[0]) == 1000
+    assert (tmp_path / "summary.html").read_text().count('class="card finished"') == 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["gone"], "needs a folder with runs, such as outputs/, and gone is none"),
+        ([], "and outputs is none"),
+        (["file"], "and file is none"),
+        (["empty"], "empty holds no run: no folder in it has a config.yaml or a manifest.json"),
+        (["empty", "gone"], "summary takes one folder, such as outputs/, got empty gone"),
+    ],
+)
+def test_a_wrong_folder_is_one_line(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty/inner").mkdir(parents=True)
+    Path("file").touch()
+    with pytest.raises(SystemExit) as ended:
+        main(["summary", *arguments])
+    error = capsys.readouterr().err
+    assert (
+        ended.value.code == 2
+        and error.startswith("distill: error:")
+        and said in error
+        and error.count("\n") == 1
+    )
+    assert not Path("empty/summary.csv").exists()

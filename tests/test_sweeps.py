@@ -1,0 +1,139 @@
+"""Sweeps whose jobs are processes of their own: joblib on this machine, submitit's local executor for a cluster."""
+
+from __future__ import annotations
+
+import csv
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from distill import cli
+from distill.cli import split_prompt
+
+
+def is_here(package: str) -> bool:
+    """Tell whether a launcher's package, which is an extra, is installed."""
+    return bool(find_spec("hydra_plugins") and find_spec(f"hydra_plugins.{package}"))
+
+
+joblib = pytest.mark.skipif(not is_here("hydra_joblib_launcher"), reason="hydra-joblib-launcher is not here")
+submitit = pytest.mark.skipif(
+    not is_here("hydra_submitit_launcher"), reason="hydra-submitit-launcher is not here"
+)
+#: One step of a small picture.
+QUICK = [
+    "scene=image", "iterations=1", "render.size=16", "render.batch=1", "export.enabled=false", "log.tensorboard=false",
+    "log.preview_every=0", "view_words=none", "device=cpu", "output_dir=out",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "list.txt").write_text("a red mug\na dragon\n")
+
+
+def command(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def table(shard: str) -> list[tuple[str, str]]:
+    with Path(f"out/batch-{shard}.csv").open(newline="") as file:
+        return [(row["prompt"], row["state"]) for row in csv.DictReader(file)]
+
+
+@submitit
+def test_shards_are_jobs_of_a_cluster_and_a_failing_one_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    """Of two prompts in three parts, the third has none, and says so at once; there is no fourth of three."""
+    code = command("prompts=list.txt", *QUICK, "-m", "shard=3/3,4/3", "hydra/launcher=submitit_local")
+    (error,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("distill: error:")]
+    assert (
+        code == 2
+        and "a job of the sweep ended with exit code 2: prompts=list.txt" in error
+        and "shard=4/3" in error
+    )
+    assert table("3-of-3") == [] and not Path("out/batch-4-of-3.csv").exists()
+    logs = [path.read_text() for path in Path("outputs/sweeps").glob("*/.submitit/*/*_log.err")]
+    assert sum("shard must be i/n with i from 1 to n" in text for text in logs) == 1
+
+
+@joblib
+def test_shards_are_processes_of_this_machine(capfd: pytest.CaptureFixture[str]) -> None:
+    """Of two prompts in five parts, the fourth and the fifth have none, and say so at once."""
+    assert (
+        command(
+            "prompts=list.txt",
+            *QUICK,
+            "-m",
+            "shard=4/5,5/5",
+            "hydra/launcher=joblib",
+            "hydra.launcher.n_jobs=2",
+        )
+        == 0
+    )
+    assert table("4-of-5") == table("5-of-5") == []
+    assert "distill: error:" not in capfd.readouterr().err
+
+
+def test_a_launcher_is_an_option_and_no_prompt() -> None:
+    assert split_prompt(["a red mug", "-m", "hydra/launcher=joblib"]) == (
+        "a red mug",
+        ["-m", "hydra/launcher=joblib"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "there", "said"),
+    [
+        (
+            ["hydra/launcher=joblib"],
+            True,
+            "hydra/launcher=joblib distributes the jobs of a sweep; add -m and several values",
+        ),
+        (
+            ["-m", "seed=0,1", "hydra/launcher=joblib"],
+            False,
+            "needs the package hydra-joblib-launcher; install it with pip install",
+        ),
+        (
+            ["-m", "seed=0,1", "hydra/launcher=submitit_slurm"],
+            False,
+            "needs the package hydra-submitit-launcher",
+        ),
+    ],
+)
+def test_a_launcher_that_cannot_be_used_is_one_line(
+    words: list[str],
+    there: bool,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if there else None)
+    assert command("a red mug", *words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("distill: error:") and said in error and error.count("\n") == 1
+
+
+def test_a_lost_worker_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(*arguments: object, **options: object) -> object:
+        def job() -> None:
+            raise RuntimeError("a worker process was terminated:\n  its exit code is -9")
+
+        return lambda function: job
+
+    monkeypatch.setattr("hydra.main", lost)
+    monkeypatch.setattr(cli, "_launcher", lambda *_: "joblib")
+    assert command("a red mug", "-m", "seed=0,1", "hydra/launcher=joblib") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "distill: error: a job of the sweep was lost: a worker process was terminated: its exit code is -9; the same"
+    )
+    assert error.count("\n") == 1
