@@ -44,7 +44,7 @@ def read_surface(options: Mapping[str, Any]) -> Surface:
     path = user_path(options["file"])
     scene = _load(path)
     turn, said = rotation(path, options["up"], options["front"])
-    surface = _placed(path, scene, turn, frozenset(options["keep"]))
+    surface = surface_of(path, scene, turn, frozenset(options["keep"]))
     log.info("%s: %d faces in %d parts; %s", path.name, len(surface.faces), len(surface.parts), said)
     return surface
 
@@ -96,8 +96,18 @@ def _load(path: Path) -> trimesh.Scene:
     return scene
 
 
-def _placed(path: Path, scene: trimesh.Scene, turn: Floats, keep: frozenset[str]) -> Surface:
-    """Flatten a scene's graph: what is placed several times is first itself, then repeats."""
+def surface_of(path: Path, scene: trimesh.Scene, turn: Floats, keep: frozenset[str]) -> Surface:
+    """Flatten a scene's graph: what is placed several times is first itself, then repeats.
+
+    Args:
+        path: of its file, for errors and for what its suffix says of colours.
+        scene: as it was read.
+        turn: rotation to the scene's frame, shape ``[3, 3]``.
+        keep: names of materials that stay as they are.
+
+    Raises:
+        ValueError: it is broken, too large, or has no such materials.
+    """
     pieces, parts, index = _Pieces(), list[Part](), dict[str, int]()
     placed = [(scene.graph[node]) for node in scene.graph.nodes_geometry]
     whole = [(matrix, name) for matrix, name in placed if isinstance(scene.geometry[name], trimesh.Trimesh)]
