@@ -24,9 +24,10 @@ from trimesh.visual.material import PBRMaterial
 
 from distill.cameras import Cameras, orbit, turntable
 from distill.conditions.control import draw_depth
+from distill.contracts import Render
 from distill.meshes.read import RADIUS, read_surface, rotation, surface_of
 from distill.meshes.surface import Surface
-from distill.meshes.write import usable, write_textured
+from distill.meshes.write import _own, usable, write_textured
 from distill.renderers.surface import SurfaceScene, own_points
 from distill.run.compose import compose_config
 
@@ -214,6 +215,10 @@ def family(path: Path) -> None:
     path.write_bytes(scene.export(file_type="glb"))
 
 
+def unseen(cameras: Cameras, height: int, width: int) -> Render:
+    raise AssertionError("the colours are asked for, not pictures")
+
+
 def validated(path: Path) -> None:
     environment = os.environ | {"NODE_PATH": os.environ.get("NODE_PATH", str(TESTS / "node_modules"))}
     asked = ["node", "-e", "require.resolve('gltf-validator')"]
@@ -251,7 +256,7 @@ def test_what_is_written_is_the_same_mesh_with_the_scenes_colours(tmp_path: Path
     scene = small(before, samples=1, seed=generator())
     with torch.no_grad():
         scene.colours.grid.uniform_(-2, 2, generator=generator(1))
-    figures = scene.assets()["mesh"](tmp_path, lambda *_: None, {"texture_size": 512})  # type: ignore[arg-type, return-value]
+    figures = scene.assets()["mesh"](tmp_path, unseen, {"texture_size": 512})
     assert (figures["textures"], figures["own_uv"]) == (2, 0.5)
     after = reading(tmp_path / "mesh.glb")
     a, b = before.scene, after.scene
@@ -267,7 +272,7 @@ def test_what_is_written_is_the_same_mesh_with_the_scenes_colours(tmp_path: Path
     assert decibels(shown(after, turntable(3, 20.0), 64), seen) > 34
     validated(tmp_path / "mesh.glb")
     written = (tmp_path / "mesh.glb").read_bytes()
-    scene.assets()["mesh"](tmp_path, lambda *_: None, {"texture_size": 512})  # type: ignore[arg-type, return-value]
+    scene.assets()["mesh"](tmp_path, unseen, {"texture_size": 512})
     assert (tmp_path / "mesh.glb").read_bytes() == written
 
 
@@ -305,8 +310,6 @@ def test_texture_coordinates_that_overlap_repeat_or_are_tiny_are_replaced() -> N
     stacked = np.tile(apart[:3], (12, 1))
     for uv, good in ((apart, True), (stacked, False), (apart * 3, False), (apart * 0.01, False)):
         mesh = placed(painted_box("wood", uv, picture))
-        from distill.meshes.write import _own
-
         assert usable(mesh, mesh.parts, [_own(mesh, mesh.parts[0])]) == good
 
 

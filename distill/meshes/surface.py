@@ -34,9 +34,8 @@ class Look:
 
     def to(self, device: torch.device) -> Look:
         """Copy them to a device."""
-        return Look(
-            *(None if value is None else value.to(device) for value in (self.corners, self.uv, self.texture))  # type: ignore[arg-type]
-        )
+        uv, texture = (None if value is None else value.to(device) for value in (self.uv, self.texture))
+        return Look(self.corners.to(device), uv, texture)
 
     def colours(self, face: Tensor, weight: Tensor) -> Tensor:
         """Look colours up at points of the part.

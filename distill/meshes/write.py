@@ -149,9 +149,10 @@ def _own(surface: Surface, part: Part) -> Mapped | None:
 
 def usable(surface: Surface, parts: Sequence[Part], own: Sequence[Mapped | None]) -> bool:
     """Tell whether parts' own texture coordinates cover enough of one texture, and hardly any of it twice."""
-    if not all(own):
+    pairs = [(part, mapped) for part, mapped in zip(parts, own, strict=True) if mapped]
+    if len(pairs) < len(parts):
         return False
-    uv, faces, corners = _stacked(surface, list(zip(parts, own, strict=True)))  # type: ignore[arg-type]
+    uv, faces, corners = _stacked(surface, pairs)
     flat = uv[faces].astype(np.float64)
     b, c = flat[:, 1] - flat[:, 0], flat[:, 2] - flat[:, 0]
     area = np.abs(b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0]) / 2

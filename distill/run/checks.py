@@ -220,7 +220,7 @@ def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:
             f"{', '.join(FEATURES)} and the penalties that it computes; frozenset() for none"
         )
     if features & {"volume", "mesh"}:
-        features |= {"shape"}
+        features = features | {"shape"}
     check_mesh(values, features)
     check_turns(values)
     for option, feature, meaning in needed(values):
