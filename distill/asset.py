@@ -46,7 +46,7 @@ class Asset:
         field = self.scene.field()
         if field is None:
             raise ValueError(
-                "this scene has no surface to make a mesh of; choose one that has, such as scene=hash_grid"
+                "this scene has no field to make a mesh of; what it is made of is in its folder, or choose scene=hash_grid"
             )
         bare = extract_mesh(field, self.view, faces=10_000)
         return bake_texture(bare, field)

@@ -28,6 +28,7 @@ Make a 3D asset from a text prompt or a picture.
   distill "a blue mug" init=RUN guidance=dds source_prompt="a red mug"   edit a finished run
   distill image=mug.png                       from a picture: RGBA, or on a plain background
   distill "a red mug" image=mug.png           from a picture and a prompt
+  distill "a leather armchair" mesh=chair.glb   a texture for a mesh of your own
   distill -- "seed=1 is my prompt"            a prompt that looks like an option
   distill priors                              list the models that prior= knows by name
   distill priors embedded                     list the objects and colours that the embedded prior, or one in a folder, knows

@@ -376,8 +376,10 @@ class Scene(Protocol):
     """A scene representation: a torch module that renders itself.
 
     ``features`` says what its ``render`` can do, so that what it cannot is refused before training: ``sides`` (it looks
-    different from different sides), ``volume`` (it fills the cube [-1, 1]^3), ``normals``, ``shading``, ``chunks`` (it
-    takes ``chunk_rays`` and ``recompute``), ``library`` (it is a ``Generator``), and the names of the penalties that it computes.
+    different from different sides), ``volume`` (it fills the cube [-1, 1]^3), ``mesh`` (it colours a
+    ``distill.meshes.surface.Surface``, its constructor's first argument, and has ``begin_with_colours(generator)``),
+    ``normals``, ``shading``, ``chunks`` (it takes ``chunk_rays`` and ``recompute``), ``library`` (it is a ``Generator``), and
+    the names of the penalties that it computes.
     """
 
     @property

@@ -44,6 +44,8 @@ def looks(config: DictConfig) -> Iterator[Look]:
     if config.image:
         yield "image", partial(pictured, config)
         yield "novel_view", partial(lambda: str(model_of(config.novel_view).folder))
+    if config.mesh.file:
+        yield "mesh", partial(shaped, config)
     for entry in config.prior_options.loras:
         yield "lora", partial(whole_lora, entry)
     if (control := config.prior_options.control) and control not in DRAWN:
@@ -117,6 +119,14 @@ def begun(config: DictConfig) -> str:
     check_init(config)
     make_scenes(config, torch.Generator().manual_seed(config.seed), torch.device("cpu"))
     return str(config.init)
+
+
+def shaped(config: DictConfig) -> str:
+    """Check the mesh that is textured."""
+    from distill.meshes.read import read_surface
+
+    surface = read_surface(config.mesh)
+    return f"{surface.file}: {len(surface.faces)} faces in {len(surface.parts)} parts"
 
 
 def whole_lora(entry: str) -> str:

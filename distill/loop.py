@@ -324,6 +324,7 @@ def see(job: Job, now: Step, cameras: Cameras) -> Seen:
     share = count / settings.batch
     weighted = [share * settings.penalties[k](now.progress) * value for k, value in render.penalties.items()]
     of_loss = grad * settings.guidance_weight(now.progress) / (1 if settings.summed else settings.batch)
+    weighted = [value for value in weighted if value.requires_grad]  # a given shape's opacity does not
     torch.autograd.backward([x, *weighted], [of_loss, *[None] * len(weighted)])
     return Seen(x.detach(), t, cond, grad, render.detached())
 

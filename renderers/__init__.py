@@ -15,9 +15,19 @@ if TYPE_CHECKING:
     from distill.renderers.hashgrid import encode, hash_layout
     from distill.renderers.image import ImageScene
     from distill.renderers.nerf import HashGridScene
+    from distill.renderers.surface import SurfaceScene
     from distill.renderers.volume import render
 
-__all__ = ["HashGridScene", "ImageScene", "available", "encode", "hash_layout", "register", "render"]
+__all__ = [
+    "HashGridScene",
+    "ImageScene",
+    "SurfaceScene",
+    "available",
+    "encode",
+    "hash_layout",
+    "register",
+    "render",
+]
 
 if __name__ == "renderers":
     raise ImportError("this folder is distill.renderers; write 'import distill.renderers' instead")
@@ -26,6 +36,7 @@ _HOMES = {
     "HashGridScene": "nerf",
     "render": "volume",
     "ImageScene": "image",
+    "SurfaceScene": "surface",
     "encode": "hashgrid",
     "hash_layout": "layout",
 }
@@ -46,12 +57,14 @@ def available() -> dict[str, Callable[..., Any]]:
     from distill.renderers.hyper_grid import hyper_grid
     from distill.renderers.image import ImageScene
     from distill.renderers.nerf import HashGridScene
+    from distill.renderers.surface import SurfaceScene
 
     own = {
         "hash_grid": HashGridScene,
         "hyper_conv": hyper_conv,
         "hyper_grid": hyper_grid,
         "image": ImageScene,
+        "surface": SurfaceScene,
     }
     return {**own, **_registered}
 

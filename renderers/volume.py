@@ -24,7 +24,7 @@ PENALTIES = ("sparsity", "opaqueness", "orientation", "smoothness", "z_variance"
 #: Those that need normals.
 _OF_NORMALS = frozenset({"orientation", "smoothness", "convexity"})
 #: Of the light that falls on a surface, the share that comes from everywhere.
-_AMBIENT = 0.1
+AMBIENT = 0.1
 _TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
 #: Half the edge of a cell of the default grid's finest level, scene units.
 _NORMAL_STEP = 0.008
@@ -119,14 +119,14 @@ def render(
     Raises:
         ValueError: an option is not known, or a size is below 1.
     """
-    _check(height, width, shading, penalties, chunk_rays)
+    check(height, width, shading, penalties, chunk_rays)
     device = next(scene.parameters()).device
     cameras = cameras.to(device)
     origins, directions = cameras.rays(height, width)
     backdrop = scene.backdrop(directions, generator)
-    light = _light(cameras, shading, generator)[:, None, None].expand_as(directions).reshape(-1, 3)
+    light = towards_light(cameras, shading, generator)[:, None, None].expand_as(directions).reshape(-1, 3)
     # Before the jitter, of which a window and what is around it draw different numbers: both have the same light.
-    ambient = float(_uniform(1, generator, torch.device("cpu"))) if soft_light and generator else _AMBIENT
+    ambient = float(_uniform(1, generator, torch.device("cpu"))) if soft_light and generator else AMBIENT
     jitter = _uniform(origins[..., 0].numel(), generator, device)
     options = _Options(normals, shading, tuple(penalties), marcher, generator, ambient)
     rays = _Rays(origins.view(-1, 3), directions.view(-1, 3), jitter, light)
@@ -138,7 +138,7 @@ def render(
     return _assemble(sums, opacity, backdrop, (len(cameras), height, width), options, found)
 
 
-def _check(height: int, width: int, shading: str, penalties: Sequence[str], chunk_rays: int) -> None:
+def check(height: int, width: int, shading: str, penalties: Sequence[str], chunk_rays: int) -> None:
     if min(height, width, chunk_rays) < 1:
         raise ValueError(f"expected sizes of at least 1, got {height} x {width} in chunks of {chunk_rays}")
     if shading not in SHADINGS:
@@ -153,7 +153,7 @@ def _uniform(n: int, generator: torch.Generator | None, device: torch.device) ->
     return send(torch.rand(n, generator=generator, device=generator.device), device)
 
 
-def _light(cameras: Cameras, shading: str, generator: torch.Generator | None) -> Tensor:
+def towards_light(cameras: Cameras, shading: str, generator: torch.Generator | None) -> Tensor:
     """Unit direction towards the light of each picture, ``[batch, 3]``: the camera's, jittered in training.
 
     Source: Poole et al. 2022, arXiv:2209.14988, App. A.2. Differs: the light is far away, so that its
@@ -175,7 +175,7 @@ def _trace(scene: Volume, rays: _Rays, options: _Options) -> _Traced:
     normals = finite_difference_normals(scene, samples.points) if options.wants_normals else None
     if normals is not None and options.shading != "albedo":
         light = rays.light[samples.ray]
-        colour = _shade(colour, normals, light, options.shading, options.ambient)
+        colour = shade(colour, normals, light, options.shading, options.ambient)
     spread = _from_the_middle(rays, samples) if "z_variance" in options.penalties else None
     seen = [colour, samples.distance[:, None], *(value for value in (normals, spread) if value is not None)]
     sums, opacity, weights = composite(density, torch.cat(seen, dim=1), samples, options.marcher)
@@ -249,7 +249,7 @@ def finite_difference_normals(scene: Volume, points: Tensor, step: float = _NORM
     return normalize(-(density.T @ corners), dim=-1, eps=1e-6)
 
 
-def _shade(albedo: Tensor, normals: Tensor, light: Tensor, shading: str, ambient: float = _AMBIENT) -> Tensor:
+def shade(albedo: Tensor, normals: Tensor, light: Tensor, shading: str, ambient: float = AMBIENT) -> Tensor:
     """Lambert's law with ambient light: albedo * (ambient + diffuse * max(0, n . l)); or the normals as colours."""
     if shading == "normals":
         return (normals + 1) / 2

@@ -8,15 +8,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import trimesh
 from torch import nn
 
 from distill.contracts import Scene, Step
+from distill.meshes.read import surface_of
 from distill.renderers.hyper_conv import hyper_conv
 from distill.renderers.hyper_grid import hyper_grid
 from distill.renderers.image import ImageScene
 from distill.renderers.nerf import HashGridScene
 from distill.renderers.particles import Particles
+from distill.renderers.surface import SurfaceScene
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_scene.py"
 
@@ -62,6 +66,13 @@ def picture(seed: Any = 0) -> Scene:
     return ImageScene(16, 16, batch=2, seed=seed)
 
 
+def surface(seed: Any = 0) -> Scene:
+    box, ball = trimesh.creation.box(), trimesh.creation.icosphere(subdivisions=1)
+    ball.apply_translation((0, 0, 1))
+    mesh = surface_of(Path("toy.glb"), trimesh.Scene([box, ball]), np.eye(3, dtype=np.float32), frozenset())
+    return SurfaceScene(mesh, levels=2, log2_table_size=8, hidden_width=8, background="random", seed=seed)
+
+
 def custom(seed: Any = 0) -> Scene:
     scene: Scene = spheres()(count=20, radius=0.2, seed=seed)
     return scene
@@ -99,7 +110,7 @@ def replace(optimiser: torch.optim.Optimizer, new: Mapping[nn.Parameter, nn.Para
 
 #: One scene of each kind, from a seed or a generator.
 SINGLE: dict[str, Callable[..., Scene]] = {
-    "hash_grid": hash_grid, "image": picture, "spheres": custom, "hyper_grid": hyper, "hyper_conv": conv,
+    "hash_grid": hash_grid, "image": picture, "surface": surface, "spheres": custom, "hyper_grid": hyper, "hyper_conv": conv,
 }  # fmt: skip
 
 

@@ -471,7 +471,7 @@ def test_what_does_not_belong_together_is_said(case: Case, tmp_path: Path) -> No
     ):
         run(case.prior, str(tmp_path / "nowhere.png"))
     flat: dict[str, Any] = {"prompt": "a mug", "scene": "image", "log.tensorboard": False, "preset": "none"}
-    with pytest.raises(ValueError, match=r"prior_options.control=depth needs a scene that fills space"):
+    with pytest.raises(ValueError, match=r"prior_options.control=depth needs a scene that has a shape"):
         distill.generate(
             prior=case.prior, output_dir=tmp_path / "run", **flat, **{"prior_options.control": "depth"}
         )

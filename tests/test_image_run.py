@@ -187,7 +187,7 @@ WRONG = [
         "reference.elevation_deg must be a number in [-90, 90] or null, got 95",
     ),
     ([*GIVEN, "scene.background=grey"], "scene.background must be white, got grey"),
-    ([*GIVEN, "scene=image"], "needs a scene that fills space, and ImageScene does not; leave it out"),
+    ([*GIVEN, "scene=image"], "needs a scene that has a shape, and ImageScene does not; leave it out"),
     ([*GIVEN, "guidance=mix"], "mixes a picture with text, or compares texts; add a prompt"),
     ([*GIVEN, "negative_prompt=blurry"], "is for a prior that knows words"),
     ([*GIVEN, "guidance=dds"], "mixes a picture with text, or compares texts"),

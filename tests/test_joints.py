@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 from scenes import spheres
 from test_novelview_pipeline import make as make_novel_view
@@ -38,6 +39,7 @@ SCENES: dict[str, dict[str, Any]] = {
         "scene.march_steps": 24,
     },
     "image": {"scene.height": 16, "scene.width": 16},
+    "surface": {"mesh.file": "toy.ply", "scene.levels": 2, "scene.log2_table_size": 8, "scene.hidden_width": 8},
     "spheres": {"scene.count": 20, "scene.radius": 0.2, "scene.background": "white"},
 }  # fmt: skip
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -63,12 +65,12 @@ def refusal(scene: str, particles: int, condition: str, how: str) -> str | None:
         # The first option that is looked at.
         return r"view_words=four needs a scene that looks different from different sides.*leave it out"
     if flat and condition == "control":
-        return r"prior_options.control=depth needs a scene that fills space.*leave it out"
+        return r"prior_options.control=depth needs a scene that has a shape.*leave it out"
     if flat and condition == "picture":
-        return r"image=p.png needs a scene that fills space.*leave it out"
+        return r"image=p.png needs a scene that has a shape.*leave it out"
     if condition == "picture" and particles > 1:
         return r"image= makes one asset; leave out prompts= and particles="
-    if flat and how == "compare":
+    if scene in ("image", "surface") and how == "compare":
         return r"a comparison measures shapes.*choose one that fills space, such as scene=hash_grid"
     return None
 
@@ -90,6 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = np.full((48, 48, 3), 255, np.uint8)
     pixels[12:36, 16:40] = (200, 40, 30)
     Image.fromarray(pixels).save(root / "p.png")
+    (root / "toy.ply").write_bytes(trimesh.creation.cone(0.5, 1).export(file_type="ply"))
     return root
 
 
@@ -252,13 +255,18 @@ def test_a_combination_works_or_is_refused_in_one_line(
 def test_everything_is_exported(scene: str, particles: int, tmp_path: Path) -> None:
     options = options_of(scene, particles, "plain", "run")
     exported = {
-        "export.enabled": True, "export.resolution": 24, "export.faces": 200, "export.texture_size": 64, "export.frames": 2,
+        "export.enabled": True,
+        "export.texture_size": 64,
+        "export.frames": 2,
         "export.picture_size": 16,
-    }  # fmt: skip
+    }
+    if scene != "surface":
+        exported |= {"export.resolution": 24, "export.faces": 200}
     assert command("a red mug", *line({**options, **exported}), f"output_dir={tmp_path / 'run'}") == 0
     own = {
         "hash_grid": {"mesh.glb", "mesh.obj", "mesh.ply", "contact.png", "turntable.mp4"},
         "image": {"image.png"},
+        "surface": {"mesh.glb", "contact.png", "turntable.mp4"},
         "spheres": {"spheres.json", "contact.png", "turntable.mp4"},
     }[scene]
     folders = [tmp_path / "run" / f"particle-{i + 1}" for i in range(particles)]

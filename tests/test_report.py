@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trimesh
 
 from distill.export.files import write_glb
 from distill.export.mesh import Mesh, vertex_normals
@@ -205,7 +206,7 @@ def test_viewer_reads_what_the_exporter_writes(folder: Path) -> None:
     model = in_viewer(
         "(({ position, normal, colour, indices }) => ({ position: [...position.data], "
         "normal: [...normal.data], colour: [...colour.data], indices: [...indices.data] }))"
-        "(parseGlb(new Uint8Array(require('fs').readFileSync(args[0])).buffer))",
+        "(parseGlb(new Uint8Array(require('fs').readFileSync(args[0])).buffer)[0])",
         str(folder / "mesh.glb"),
     )
     mesh = tetrahedron()
@@ -214,6 +215,29 @@ def test_viewer_reads_what_the_exporter_writes(folder: Path) -> None:
     assert model["indices"] == mesh.faces.ravel().tolist()
     assert mesh.colours is not None
     np.testing.assert_allclose(np.reshape(model["colour"], (4, 4))[:, :3], mesh.colours * 255)
+
+
+def test_viewer_places_every_node_of_a_file(tmp_path: Path) -> None:
+    scene, turn = trimesh.Scene(), trimesh.transformations.rotation_matrix(0.8, (1, 2, 3), (1, 0, 2))
+    scene.graph.update("group", "world", matrix=turn @ np.diag([2, 3, 1, 1]))
+    box = trimesh.creation.box()
+    scene.add_geometry(box, geom_name="box", node_name="first", parent_node_name="group", transform=turn)
+    scene.graph.update("second", "group", matrix=np.diag([1, 1, -1, 1]), geometry="box")
+    (tmp_path / "m.glb").write_bytes(scene.export(file_type="glb", include_normals=True))
+    found = in_viewer(
+        "parseGlb(new Uint8Array(require('fs').readFileSync(args[0])).buffer).map(({ position, normal }) =>"
+        "[[...position.data], [...normal.data]])",
+        str(tmp_path / "m.glb"),
+    )
+    read = trimesh.load_scene(tmp_path / "m.glb", process=False)
+    places = [read.graph[name][0] for name in read.graph.nodes_geometry]
+    expected = sorted(trimesh.transform_points(box.vertices, place).round(4).tolist() for place in places)
+    assert sorted(np.reshape(position, (-1, 3)).round(4).tolist() for position, _ in found) == expected
+    for position, normal in found:
+        # A box's vertex normals point away from its middle, whatever shears it: n is A^-T times the direction before.
+        away, (_, size) = np.reshape(position, (-1, 3)), np.reshape(normal, (-1, 3)).shape
+        assert size == 3
+        assert (((away - away.mean(0)) * np.reshape(normal, (-1, 3))).sum(1) > 0).all()
 
 
 def test_viewer_camera_is_a_look_at_projection() -> None:

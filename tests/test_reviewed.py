@@ -33,18 +33,18 @@ def _never(*arguments: object) -> None:
 
 
 def test_a_window_has_the_light_of_what_is_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    shares, shade = [], volume._shade
+    shares, shade = [], volume.shade
 
     def noted(*arguments: Any) -> torch.Tensor:
         shares.append(arguments[-1])
         return shade(*arguments)
 
-    monkeypatch.setattr(volume, "_shade", noted)
+    monkeypatch.setattr(volume, "shade", noted)
     scene: Any = hash_grid()
     draw = patched(partial(scene.render, shading="lambertian", soft_light=True), patch=9, coarse=8)
     draw(turntable(1), 16, 16, generator=torch.Generator().manual_seed(0))
     assert len(shares) == 2
-    assert shares[0] == shares[1] != volume._AMBIENT
+    assert shares[0] == shares[1] != volume.AMBIENT
 
 
 @pytest.mark.parametrize(

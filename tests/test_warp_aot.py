@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import warp as wp
 
-from distill.renderers import _warp_field, _warp_hashgrid, _warp_march
+from distill.renderers import _warp_field, _warp_hashgrid, _warp_march, _warp_mesh
 
 #: Ampere's, Hopper's and Blackwell's data centre chips.
 ARCHITECTURES = (80, 90, 100)
 MODULES: dict[str, Callable[[], Any]] = {
     "march": lambda: _warp_march.march,
+    "cast": lambda: _warp_mesh.cast,
     **{f"encode {n}": partial(_warp_hashgrid._forward_kernel, n) for n in (1, 2, 4, 8)},
     **{f"encode back {n}": partial(_warp_hashgrid._backward_kernel, n) for n in (1, 2, 4, 8)},
 }

@@ -52,7 +52,7 @@ def write_glb(mesh: Mesh, path: Path, *, up: Up = "y") -> None:
     scene = trimesh.Scene()
     scene.add_geometry(_as_trimesh(mesh, up, visual), node_name="object", geom_name="object")
     with replacing(path) as part:
-        part.write_bytes(export_glb(scene, include_normals=True, tree_postprocessor=_complete))
+        part.write_bytes(export_glb(scene, include_normals=True, tree_postprocessor=complete))
 
 
 def write_obj(mesh: Mesh, path: Path, *, up: Up = "y") -> None:
@@ -116,7 +116,7 @@ def _as_trimesh(mesh: Mesh, up: Up, visual: TextureVisuals | ColorVisuals | None
     )
 
 
-def _complete(tree: dict[str, Any]) -> None:
+def complete(tree: dict[str, Any]) -> None:
     """Say in glTF's JSON what each buffer is for (34962 vertices, 34963 indices) and who wrote it."""
     tree["asset"]["generator"] = "distill"
     for primitive in (p for mesh in tree["meshes"] for p in mesh["primitives"]):

@@ -17,7 +17,7 @@ from distill.export.mesh import Floats, Ints, Mesh, evaluate
 _OUTSIDE, _INSIDE, _STEPS = 0.02, 0.08, 8
 
 #: How far around the charts their own colours go on, in texels: as far as bilinear filtering looks.
-_GUTTER = 1.5
+GUTTER = 1.5
 
 
 def colour_vertices(mesh: Mesh, query: Field, *, device: torch.device | str = "cpu") -> Mesh:
@@ -46,7 +46,7 @@ def bake_texture(mesh: Mesh, query: Field, *, size: int = 512, device: torch.dev
         raise ValueError(f"Expected a texture size of at least 64 texels, got {size}; the default is 512.")
     mesh = unwrap(mesh, size)
     assert mesh.uv is not None
-    texel, face, weight = rasterise(mesh.uv, mesh.faces, size, reach=_GUTTER)
+    texel, face, weight = rasterise(mesh.uv, mesh.faces, size, reach=GUTTER)
     corners = mesh.faces[face]
     points = np.einsum("nc,nck->nk", weight, mesh.vertices[corners])
     normals = np.einsum("nc,nck->nk", weight, mesh.normals[corners])

@@ -30,6 +30,54 @@ const ARRAYS = { 5120: Int8Array, 5121: Uint8Array, 5122: Int16Array, 5123: Uint
   5126: Float32Array };
 const COUNTS = { SCALAR: 1, VEC2: 2, VEC3: 3, VEC4: 4 };
 
+// Matrices of 4 x 4, column by column.
+function product(a, b) {
+  return b.map((_, i) => [0, 1, 2, 3].reduce((sum, k) => sum + a[4 * k + (i % 4)] * b[i - (i % 4) + k], 0));
+}
+
+function matrixOf({ matrix, translation: t = [0, 0, 0], rotation: [x, y, z, w] = [0, 0, 0, 1], scale: s = [1, 1, 1] }) {
+  if (matrix) return matrix;
+  const columns = [
+    [1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)],
+    [2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)],
+    [2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)],
+  ];
+  return [...columns.flatMap((column, i) => [...column.map((value) => value * s[i]), 0]), ...t, 1];
+}
+
+function moved(data, m) {
+  const found = new Float32Array(data.length);
+  for (let i = 0; i < data.length; i += 3)
+    for (let row = 0; row < 3; row++)
+      found[i + row] = m[row] * data[i] + m[4 + row] * data[i + 1] + m[8 + row] * data[i + 2] + m[12 + row];
+  return found;
+}
+
+// Normals of the faces around each vertex, by their areas, for files that have none.
+function normalsOf(position, indices) {
+  const found = new Float32Array(position.length);
+  for (let i = 0; i < indices.length; i += 3) {
+    const [a, b, c] = [0, 1, 2].map((k) => 3 * indices[i + k]);
+    const u = [0, 1, 2].map((k) => position[b + k] - position[a + k]);
+    const v = [0, 1, 2].map((k) => position[c + k] - position[a + k]);
+    const n = [u[1] * v[2] - u[2] * v[1], u[2] * v[0] - u[0] * v[2], u[0] * v[1] - u[1] * v[0]];
+    for (const corner of [a, b, c]) for (let k = 0; k < 3; k++) found[corner + k] += n[k];
+  }
+  return found;
+}
+
+// The inverse's transpose of the upper 3 x 3 part, but for its scale: what turns normals.
+function forNormals(m) {
+  const minor = (r, c) => {
+    const [r1, r2, c1, c2] = [(r + 1) % 3, (r + 2) % 3, (c + 1) % 3, (c + 2) % 3];
+    return m[4 * c1 + r1] * m[4 * c2 + r2] - m[4 * c2 + r1] * m[4 * c1 + r2];
+  };
+  const mirrored = m[0] * minor(0, 0) + m[1] * minor(1, 0) + m[2] * minor(2, 0) < 0 ? -1 : 1;
+  const column = (c) => [0, 1, 2].map((r) => mirrored * minor(r, c));
+  return [0, 1, 2].flatMap((c) => [...column(c), 0]).concat([0, 0, 0, 1]);
+}
+
+// Triangles of every node, in the frame of the whole.
 function parseGlb(buffer) {
   const words = new DataView(buffer);
   if (words.getUint32(0, true) !== 0x46546c67) throw new Error("not a GLB file");
@@ -46,14 +94,32 @@ function parseGlb(buffer) {
     const data = new ARRAYS[a.componentType](buffer.slice(offset, offset + a.count * size * bytes));
     return { data, size, type: a.componentType, normalized: Boolean(a.normalized) };
   };
-  const primitive = json.meshes[0].primitives[0];
-  const { POSITION, NORMAL, TEXCOORD_0, COLOR_0 } = primitive.attributes;
-  const image = json.images && json.bufferViews[json.images[0].bufferView];
-  return {
-    position: accessor(POSITION), normal: accessor(NORMAL), uv: accessor(TEXCOORD_0),
-    colour: accessor(COLOR_0), indices: accessor(primitive.indices),
-    image: image && new Blob([new Uint8Array(buffer, slice(image), image.byteLength)]),
+  const imageOf = (material) => {
+    const texture = json.materials?.[material]?.pbrMetallicRoughness?.baseColorTexture;
+    const image = texture && json.images[json.textures[texture.index].source];
+    const view = image && json.bufferViews[image.bufferView];
+    return view ? new Blob([new Uint8Array(buffer, slice(view), view.byteLength)]) : null;
   };
+  const factorOf = (material) => json.materials?.[material]?.pbrMetallicRoughness?.baseColorFactor;
+  const floats = (data) => ({ data, size: 3, type: 5126, normalized: false });
+  const found = [];
+  const visit = (index, above) => {
+    const node = json.nodes[index], matrix = product(above, matrixOf(node));
+    for (const primitive of node.mesh === undefined ? [] : json.meshes[node.mesh].primitives) {
+      const { POSITION, NORMAL, TEXCOORD_0, COLOR_0 } = primitive.attributes;
+      if ((primitive.mode ?? 4) !== 4 || primitive.indices === undefined) continue;
+      const position = moved(accessor(POSITION).data, matrix), indices = accessor(primitive.indices);
+      const normal = NORMAL === undefined ? normalsOf(position, indices.data)
+        : moved(accessor(NORMAL).data, forNormals(matrix));
+      found.push({ position: floats(position), normal: floats(normal), uv: accessor(TEXCOORD_0),
+        colour: accessor(COLOR_0), factor: factorOf(primitive.material), indices,
+        image: TEXCOORD_0 === undefined ? null : imageOf(primitive.material) });
+    }
+    for (const child of node.children || []) visit(child, matrix);
+  };
+  for (const root of json.scenes[json.scene || 0].nodes) visit(root, [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]);
+  if (!found.length) throw new Error("the file has no triangles");
+  return found;
 }
 
 function makeProgram(gl) {
@@ -70,11 +136,13 @@ function makeProgram(gl) {
 }
 
 function uploadMesh(gl, program, model) {
+  model.array = gl.createVertexArray();
+  gl.bindVertexArray(model.array);
   const attributes = { a_position: model.position, a_normal: model.normal, a_uv: model.uv, a_colour: model.colour };
   for (const [name, source] of Object.entries(attributes)) {
     const place = gl.getAttribLocation(program, name);
     if (place < 0) continue;
-    if (!source) { gl.vertexAttrib4f(place, 0.8, 0.8, 0.8, 1); continue; }
+    if (!source) continue; // each model sets it when it is drawn
     gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
     gl.bufferData(gl.ARRAY_BUFFER, source.data, gl.STATIC_DRAW);
     gl.enableVertexAttribArray(place);
@@ -84,22 +152,25 @@ function uploadMesh(gl, program, model) {
   gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, model.indices.data, gl.STATIC_DRAW);
 }
 
-async function uploadTexture(gl, blob) {
-  const picture = await createImageBitmap(blob, { colorSpaceConversion: "none" });
-  gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
+async function uploadTexture(gl, model) {
+  const picture = await createImageBitmap(model.image, { colorSpaceConversion: "none" });
+  model.texture = gl.createTexture();
+  gl.bindTexture(gl.TEXTURE_2D, model.texture);
   gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, picture);
   // No mipmaps: at small sizes they would mix colours of charts that lie apart on the mesh.
   gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.LINEAR);
-  gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_WRAP_S, gl.CLAMP_TO_EDGE);
-  gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_WRAP_T, gl.CLAMP_TO_EDGE);
+  const wrap = model.uv.data.some((value) => value < 0 || value > 1) ? gl.REPEAT : gl.CLAMP_TO_EDGE;
+  gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_WRAP_S, wrap);
+  gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_WRAP_T, wrap);
 }
 
 // Centre of the bounding box and radius of the sphere around it.
-function bounds(positions) {
+function bounds(models) {
   const low = [Infinity, Infinity, Infinity], high = [-Infinity, -Infinity, -Infinity];
-  positions.forEach((value, i) => {
-    low[i % 3] = Math.min(low[i % 3], value); high[i % 3] = Math.max(high[i % 3], value);
-  });
+  for (const { position } of models)
+    position.data.forEach((value, i) => {
+      low[i % 3] = Math.min(low[i % 3], value); high[i % 3] = Math.max(high[i % 3], value);
+    });
   return { centre: low.map((value, i) => (value + high[i]) / 2),
     radius: Math.hypot(...low.map((value, i) => high[i] - value)) / 2 || 1 };
 }
@@ -161,16 +232,18 @@ function listen(canvas, state) {
 async function view(canvas, buffer, state) {
   const gl = canvas.getContext("webgl2", { antialias: true, alpha: true });
   if (!gl) throw new Error("this browser has no WebGL 2");
-  const model = parseGlb(buffer);
+  const models = parseGlb(buffer);
   const program = makeProgram(gl);
   const uniform = (name) => gl.getUniformLocation(program, name);
-  uploadMesh(gl, program, model);
-  if (model.image) await uploadTexture(gl, model.image);
-  const box = bounds(model.position.data);
+  for (const model of models) {
+    uploadMesh(gl, program, model);
+    if (model.image) await uploadTexture(gl, model);
+  }
+  const box = bounds(models);
   listen(canvas, state);
   gl.useProgram(program);
   gl.enable(gl.DEPTH_TEST);
-  gl.uniform1i(uniform("u_textured"), model.image ? 1 : 0);
+  const colour = gl.getAttribLocation(program, "a_colour");
   let last = performance.now();
   const draw = (now) => {
     if (state.spin) state.yaw += Math.min(now - last, 100) * 0.0004;
@@ -184,7 +257,13 @@ async function view(canvas, buffer, state) {
     gl.uniformMatrix4fv(uniform("u_camera"), false, eye.matrix);
     for (const axis of ["right", "up", "back"]) gl.uniform3fv(uniform("u_" + axis), eye[axis]);
     gl.uniform1i(uniform("u_clay"), state.clay ? 1 : 0);
-    gl.drawElements(gl.TRIANGLES, model.indices.data.length, model.indices.type, 0);
+    for (const model of models) {
+      gl.bindVertexArray(model.array);
+      gl.bindTexture(gl.TEXTURE_2D, model.texture || null);
+      gl.uniform1i(uniform("u_textured"), model.texture ? 1 : 0);
+      if (colour >= 0 && !model.colour) gl.vertexAttrib4fv(colour, model.factor || [0.8, 0.8, 0.8, 1]);
+      gl.drawElements(gl.TRIANGLES, model.indices.data.length, model.indices.type, 0);
+    }
     requestAnimationFrame(draw);
   };
   requestAnimationFrame(draw);

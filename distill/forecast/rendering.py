@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from distill.cameras import turntable
@@ -15,6 +14,7 @@ from distill.forecast.network import LiveBytes
 from distill.loop import make_optimiser
 from distill.options import schedule
 from distill.renderers import reference
+from distill.run.scenes import scene_maker
 
 #: Bytes that a rendered pixel keeps whatever is computed again: its ray, its sums, and the picture.
 _PIXEL = 128
@@ -54,7 +54,7 @@ def rendered(config: DictConfig, views: int, device: torch.device) -> Rendering:
     tables = (
         {"log2_table_size": _SMALL_TABLE} if config.scene.get("log2_table_size", 0) > _SMALL_TABLE else {}
     )
-    make = instantiate(config.scene, _convert_="all", **here)
+    make = scene_maker(config, **here)
     scene: Scene = make(seed=0).to(device)
     gradient = sum(
         p.numel() * p.element_size() for group in scene.parameter_groups().values() for p in group.parameters

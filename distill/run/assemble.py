@@ -47,6 +47,7 @@ from distill.renderers.patch import patched
 from distill.run.checks import check_prompt
 from distill.run.generator import amortised, check_generator, library_of
 from distill.run.initial import check_init, generated, start_from
+from distill.run.scenes import scene_maker
 from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
 from distill.samplers.shading import by_turns
 
@@ -202,15 +203,24 @@ def make_scenes(
 ) -> list[Scene]:
     """Make as many scenes as there are particles, from an earlier run's where ``init`` names one; or one for a library."""
     own: dict[str, Any] = {}
-    if config.init and config.source_prompt:  # what is edited and its source must differ in the object alone
+    if edits(config):  # what is edited and its source must differ in the object alone
         own |= {"background": "white"} if config.scene.get("background") in ("grey", "random") else {}
         own |= {"random_background": 0.0} if config.scene.get("random_background") else {}
-    make = instantiate(config.scene, _convert_="all", **own)
+    make = scene_maker(config, **own)
     told: dict[str, Any] = {} if embeddings is None else {"embeddings": embeddings}
     scenes: list[Scene] = [make(seed=generator, **told).to(device) for _ in range(config.particles)]
-    for scene in scenes if config.init else []:
-        start_from(user_path(config.init), scene, device)
+    for scene in scenes:
+        if config.init:
+            start_from(user_path(config.init), scene, device)
+        elif config.mesh.init_texture:
+            begin: Any = scene  # of a scene that textures a mesh
+            begin.begin_with_colours(generator)
     return scenes
+
+
+def edits(config: DictConfig) -> bool:
+    """Tell whether a run changes what there is already, an earlier run's scene or a mesh's own texture, as its prompts say."""
+    return bool(config.source_prompt and (config.init or config.mesh.init_texture))
 
 
 def make_guidance(
@@ -362,7 +372,7 @@ def make_condition(
         condition = libraries.conditioner(lambda index: of(train[index]), drawn)
     else:
         condition = of(config.prompt)
-    if config.init and config.source_prompt:
+    if edits(config):
         source = copy.deepcopy(scene)
         condition = prompts.with_source(condition, look(source, prior.device), prior)
     if config.prior_options.control:

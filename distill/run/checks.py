@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 from hydra.utils import get_object
@@ -172,6 +172,8 @@ def bytes_of(text: str) -> float:
 FEATURES = {
     "sides": "looks different from different sides",
     "volume": "fills space",
+    "mesh": "textures a mesh",
+    "shape": "has a shape",
     "normals": "has normals",
     "shading": "can be shaded",
     "chunks": "is rendered in chunks of rays",
@@ -179,7 +181,8 @@ FEATURES = {
 }
 #: The feature that each option needs of a scene, where it is not at its default.
 NEEDS = {
-    "image": "volume",
+    "image": "shape",
+    "mesh.file": "mesh",
     "view_words": "sides",
     **{
         f"views.{name}": "sides"
@@ -195,7 +198,7 @@ NEEDS = {
     "render.latent_until": "normals",
 }
 #: The feature that drawing each of these for a ControlNet needs.
-DRAWING = {"depth": "volume", "normal": "normals", "mask": "volume"}
+DRAWING = {"depth": "shape", "normal": "normals", "mask": "shape"}
 
 
 #: How the names of penalties begin that compare with known views rather than ask the scene.
@@ -219,6 +222,9 @@ def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:
             f"the scene {name} does not say what it can do; give its class the attribute features, a frozenset with any of "
             f"{', '.join(FEATURES)} and the penalties that it computes; frozenset() for none"
         )
+    if features & {"volume", "mesh"}:
+        features = features | {"shape"}
+    check_mesh(values, features)
     check_turns(values)
     for option, feature, meaning in needed(values):
         if feature not in features:
@@ -233,6 +239,26 @@ def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:
             raise ValueError(
                 f"penalties.{penalty} needs a scene that {FEATURES['normals']}, and {name} does not; leave it out"
             )
+
+
+def check_mesh(values: Mapping[str, Any], features: Set[str]) -> None:
+    """Check what does not go with a mesh that is textured.
+
+    Raises:
+        ValueError: there is no mesh for a scene that needs one, or an option would shape it or colour it twice.
+    """
+    if "mesh" not in features:
+        return
+    if not values["mesh"]["file"]:
+        raise ValueError("the scene textures a mesh, and there is none; add mesh=FILE, or leave out scene=")
+    if values["render"]["latent_until"]:
+        raise ValueError(
+            "render.latent_until shapes a scene, and a mesh that is textured keeps its shape; leave it out"
+        )
+    if values["init"] and values["mesh"]["init_texture"]:
+        raise ValueError(
+            "init= and mesh.init_texture=true both say which colours to begin with; leave one of them out"
+        )
 
 
 def check_turns(values: Mapping[str, Any]) -> None:

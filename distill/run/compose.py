@@ -75,7 +75,8 @@ def quote_text(override: str) -> str:
         "output_dir", "init", "generator", "generator_mix", "prior", "prompts", "view_address", "negative_prompt", "source_prompt",
         "image", "novel_view", "judge",
         "reference.depth", "reference.normal", "views.front", "views.side", "views.back", "views.overhead", "views.file",
-        "prior_options.controlnet", "prior_options.control", "prior_options.config", "prior_options.vae",
+        "prior_options.controlnet", "prior_options.control", "prior_options.config", "prior_options.vae", "mesh", "mesh.file",
+        "mesh.up", "mesh.front",
     )  # fmt: skip
     plain = key in texts and value != "null"
     return f"{key}={quote(value)}" if plain and value[:1] not in ("'", '"') else override
@@ -107,6 +108,7 @@ ALIASES = {"tp_sds": ("sds", "dreamtime")}
 def with_preset(overrides: Sequence[str]) -> list[str]:
     """The words of a command line with those that follow from them, see ``implied``."""
     words = [re.sub(r"^\+(experiment|preset)=", r"\1=", word) for word in overrides]
+    words = [re.sub(r"^mesh=(?!\{|null$)", "mesh.file=", word) for word in words]
     kept = [word for word in words if _split(word)[0] != "guidance" or _split(word)[1] not in ALIASES]
     return [*(each for word in kept for each in (*cleared(word), word)), *implied(words)]
 
@@ -128,6 +130,8 @@ def implied(words: Sequence[str]) -> dict[str, str]:
     """
     given = dict(_split(word) for word in words)
     found: dict[str, str] = {}
+    if given.get("mesh.file", "null") not in ("null", "") and "scene" not in given:
+        found["scene=surface"] = "follows from mesh="
     if (alias := given.get("guidance", "")) in ALIASES:
         found |= _expand(alias, given.get("timesteps"))
     if (folder := given.get("generator", "null")) not in ("null", ""):

@@ -27,6 +27,7 @@ LOOKS = frozenset(
 #: Options that are of one prompt's run, and what a library's has instead.
 OF_ONE = {
     "image": "a picture is of one object",
+    "mesh.file": "a mesh is of one object",
     "init": "a generator starts from nothing, or goes on with resume=true",
     "generator": "it is for making one prompt's scene",
     "source_prompt": "an edit is of one object",

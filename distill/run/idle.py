@@ -11,6 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from distill.options import options_of
 from distill.run.checks import PARTS, default_of, moves
 
+#: Options of an export that shape the mesh which is made of a field.
+SHAPING = ("resolution", "faces", "iso", "largest_component", "up")
+
 
 def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
     """Options and groups of them, whether each does nothing beside the others, and the remedy."""
@@ -34,6 +37,8 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
         ("reference.normal", weightless("reference_normal"), "add a weight such as penalties.reference_normal=100"),
         ("reference.start_until", reference["start"] != "samples", "add reference.start=samples"),
         ("reference.fill", not reference["recentre"], "add reference.recentre=true"),
+        ("mesh", not values["mesh"]["file"], "there is no mesh; add mesh=FILE"),
+        *((f"export.{name}", bool(values["mesh"]["file"]), "a mesh that is textured stays as it is") for name in SHAPING),
         ("prior_options.control_scale", not values["prior_options"]["controlnet"], "add prior_options.controlnet="),
         ("generator_mix", not values["generator"], "there is no generator; add generator=FOLDER"),
         ("generator_share", not values["generator_mix"], "add generator_mix="),

@@ -17,6 +17,7 @@ from distill.export import thumbnail
 from distill.export.report import write_report
 from distill.files.atomic import sha256, write_atomic
 from distill.files.lock import NAME as LOCK
+from distill.files.paths import user_path
 from distill.loop import Job
 
 
@@ -55,6 +56,9 @@ def describe(config: DictConfig, job: Job) -> dict[str, Any]:
         said["controlnet"]["shown"] = config.prior_options.control
     if job.picture:
         said["picture"] = job.picture.describe()
+    if config.mesh.file:
+        mesh = user_path(config.mesh.file)
+        said["mesh"] = {"file": mesh.name, "sha256": sha256(mesh), "kept": list(config.mesh.keep)}
     return said
 
 

@@ -65,6 +65,21 @@ class Reference:
 
 
 @dataclass
+class MeshFile:
+    """A mesh to texture, see ``distill.meshes``; ``mesh=FILE`` is short for ``mesh.file=FILE`` and implies ``scene=surface``.
+
+    ``up`` and ``front`` are axes of the file. The materials in ``keep`` stay as they are. With ``init_texture``, the scene begins
+    with the mesh's own texture or colours.
+    """
+
+    file: str | None = None
+    up: Annotated[str, OneOf(("auto", "+x", "-x", "+y", "-y", "+z", "-z"))] = "auto"
+    front: Annotated[str, OneOf(("auto", "+x", "-x", "+y", "-y", "+z", "-z"))] = "auto"
+    keep: list[str] = field(default_factory=list)
+    init_texture: bool = False
+
+
+@dataclass
 class PriorOptions:
     """Options of loading a prior, see ``distill.load_prior``; ``dtype`` is ``auto``, ``float32``, ``bfloat16`` or ``float16``.
 
@@ -230,6 +245,7 @@ class Config:
     source_prompt: str = ""
     image: str | None = None
     novel_view: str = "embedded"
+    mesh: MeshFile = field(default_factory=MeshFile)
     view_words: Annotated[str, OneOf(("auto", "four", "sixteen", "none"))] = "auto"
     views: Views = field(default_factory=Views)
     perp_neg: PerpNeg = field(default_factory=PerpNeg)

@@ -1,0 +1,86 @@
+"""The colours that a mesh file gives its faces, as sRGB."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import trimesh
+from trimesh.visual import TextureVisuals
+from trimesh.visual.material import PBRMaterial
+
+from distill.export.files import srgb_to_linear
+from distill.meshes.surface import Floats, Look
+
+#: Larger textures are shrunk to this side.
+MOST_TEXELS = 4096
+#: The colour of what has none.
+PLAIN = 0.8
+
+
+def look_of(mesh: trimesh.Trimesh, linear: bool) -> tuple[Look, bool]:
+    """Return what a geometry looks like, and whether its file says so.
+
+    Args:
+        mesh: as it was read.
+        linear: colours of vertices are linear, as in glTF, rather than sRGB.
+    """
+    if isinstance(mesh.visual, TextureVisuals):
+        return _of_material(mesh)
+    kind = mesh.visual.kind
+    if kind == "vertex":
+        colours = np.asarray(mesh.visual.vertex_colors)[:, :3][mesh.faces] / 255
+    elif kind == "face":
+        colours = np.repeat(np.asarray(mesh.visual.face_colors)[:, None, :3], 3, axis=1) / 255
+    else:
+        return _plain(mesh, np.full(3, PLAIN)), False
+    return Look(_tensor(to_srgb(colours) if linear else colours)), True
+
+
+def _of_material(mesh: trimesh.Trimesh) -> tuple[Look, bool]:
+    material: Any = mesh.visual.material
+    uv = mesh.visual.uv
+    if isinstance(material, PBRMaterial):
+        image, factor = material.baseColorTexture, _factor(material.baseColorFactor)
+        if image is None or uv is None:
+            return _plain(mesh, to_srgb(factor)), material.baseColorFactor is not None
+        picture = srgb_to_linear(_picture(image)) * factor if (factor < 1).any() else None
+        texture = _picture(image) if picture is None else to_srgb(picture)
+    else:  # of an MTL file, whose colours are as they are shown
+        image = getattr(material, "image", None)
+        if image is None or uv is None:
+            colour = getattr(material, "diffuse", None)
+            return _plain(mesh, np.full(3, PLAIN) if colour is None else _factor(colour)), colour is not None
+        texture = _picture(image)
+    corners = np.nan_to_num(np.asarray(uv, np.float32))[mesh.faces]
+    return Look(_plain(mesh, np.full(3, PLAIN)).corners, _tensor(corners), _tensor(texture)), True
+
+
+def _plain(mesh: trimesh.Trimesh, colour: Floats) -> Look:
+    return Look(_tensor(colour).expand(len(mesh.faces), 3, 3))
+
+
+def _factor(colour: Any) -> Floats:
+    if colour is None:
+        return np.ones(3, np.float32)
+    found = np.asarray(colour)[:3]
+    return np.asarray(found / 255 if found.dtype.kind in "ui" else found, np.float32)
+
+
+def _picture(image: Any) -> Floats:
+    shown = image.convert("RGB")
+    if max(shown.size) > MOST_TEXELS:
+        shown.thumbnail((MOST_TEXELS, MOST_TEXELS))
+    return np.asarray(shown, np.float32) / 255
+
+
+def _tensor(values: Any) -> torch.Tensor:
+    return torch.from_numpy(np.array(values, np.float32))
+
+
+def to_srgb(colour: Floats) -> Floats:
+    """Encode linear values in [0, 1] as sRGB (IEC 61966-2-1)."""
+    return np.where(
+        colour <= 0.0031308, colour * 12.92, 1.055 * np.maximum(colour, 1e-9) ** (1 / 2.4) - 0.055
+    )

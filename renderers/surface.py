@@ -1,0 +1,346 @@
+"""A mesh whose shape is fixed and whose colour is learnt: rays meet its triangles, and a hash grid colours where they do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.utils.checkpoint import checkpoint
+
+from distill.cameras import Cameras
+from distill.contracts import Group, Render, Step, View, Writer
+from distill.domains import Count, Fraction, Length, NotNegative, Range
+from distill.meshes.surface import Surface
+from distill.renderers import volume
+from distill.renderers.hashgrid import has_warp
+from distill.renderers.nerf import HashGridScene
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Shading:
+    kind: str
+    ambient: float
+    normals: bool
+
+
+class SurfaceScene(nn.Module):
+    r"""A given mesh with a learnt colour, :math:`rgb(x) = \mathrm{sigmoid}(g(x))` at the point x where a ray meets it.
+
+    Opacity, depth and normals are those of the triangles, and have no gradient. Both sides of a triangle are seen, and have
+    one colour.
+
+    Args:
+        mesh: of ``distill.meshes.read.read_surface``.
+        samples: rays along each side of a pixel; its square is the number of rays a pixel, which smooths edges.
+        levels: of the hash grid, coarse to fine; it and the network are those of ``HashGridScene``.
+        features: numbers per grid entry: 1, 2, 4 or 8.
+        log2_table_size: binary logarithm of a level's largest size.
+        base_resolution: of the coarsest level, vertices along the cube's edge.
+        finest_resolution: of the finest level.
+        hidden_width: of the network.
+        hidden_layers: of the network.
+        background: see ``HashGridScene``.
+        random_background: share of training pictures that have a random colour behind them instead of ``background``.
+        backend: of the grid and the network, see ``HashGridScene``; rays are cast by Warp in any case.
+        precision: in which the grid's entries are read, ``float32`` or ``float16``.
+        encoding_lr: learning rate of the hash grid, peak.
+        mlp_lr: learning rate of the network, peak.
+        background_lr: learning rate of a learned background, peak.
+        seed: of the initial parameters, or a generator to draw them from.
+
+    Raises:
+        ValueError: an option is outside its range, or Warp is not installed.
+    """
+
+    features: ClassVar[frozenset[str]] = frozenset({"sides", "normals", "shading", "chunks", "mesh"})
+    triangles: Tensor
+    paint: Tensor
+    normals: Tensor
+    kept: Tensor
+    fingerprint: Tensor
+
+    def __init__(
+        self,
+        mesh: Surface,
+        *,
+        samples: Annotated[int, Range(1, 16)] = 2,
+        levels: Count = 12,
+        features: Literal[1, 2, 4, 8] = 2,
+        log2_table_size: Annotated[int, Range(3, 24)] = 15,
+        base_resolution: Annotated[int, Range(1, 65536)] = 8,
+        finest_resolution: Annotated[int, Range(1, 65536)] = 128,
+        hidden_width: Count = 32,
+        hidden_layers: Annotated[int, Range(0)] = 1,
+        background: Literal["white", "grey", "random", "learned"]
+        | Annotated[Sequence[float], Length.exactly(3), Range(0, 1)] = "white",
+        random_background: Fraction = 0.0,
+        backend: Literal["auto", "fused", "torch", "warp", "tinycudann"] = "auto",
+        precision: Literal["float32", "float16"] = "float32",
+        encoding_lr: NotNegative = 0.01,
+        mlp_lr: NotNegative = 0.01,
+        background_lr: NotNegative = 0.001,
+        seed: int | torch.Generator = 0,
+    ) -> None:
+        super().__init__()
+        if not has_warp():
+            raise ValueError(
+                "scene=surface casts rays with Warp, which is not installed here; pip install warp-lang"
+            )
+        if samples < 1:
+            raise ValueError(f"expected samples of at least 1, got {samples}")
+        self.mesh, self.samples = mesh, samples
+        # Only its colours and its background are asked for; its density has no gradient.
+        self.colours = HashGridScene(
+            levels=levels, features=features, log2_table_size=log2_table_size, base_resolution=base_resolution,
+            finest_resolution=finest_resolution, hidden_width=hidden_width, hidden_layers=hidden_layers, blob_scale=0.0,
+            background=background, random_background=random_background, occupancy_resolution=2, backend=backend,
+            precision=precision, encoding_lr=encoding_lr, mlp_lr=mlp_lr, background_lr=background_lr, seed=seed,
+        )  # fmt: skip
+        # What a file says again need not be in every checkpoint; of it, a number that tells whether it is the same file.
+        self.register_buffer("fingerprint", torch.tensor(mesh.fingerprint()))
+        self._hold("triangles", mesh.corners)
+        self._hold("paint", mesh.paint)
+        self._hold("normals", mesh.normals)
+        kept = [part.kept for part in mesh.parts]
+        self._hold("kept", torch.tensor(kept)[torch.from_numpy(mesh.part)])
+        self._there: dict[torch.device, Any] = {}
+
+    def _hold(self, name: str, values: Any) -> None:
+        self.register_buffer(name, torch.as_tensor(values), persistent=False)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        saved = state.get(f"{prefix}fingerprint")
+        if saved is not None and int(saved) != int(self.fingerprint):
+            raise ValueError(
+                f"the checkpoint was trained on another mesh than {self.mesh.file}, or with other mesh.* options; give it the same, "
+                "or start anew in another output_dir="
+            )
+        super()._load_from_state_dict(state, prefix, *args, **kwargs)
+
+    def parameter_groups(self) -> dict[str, Group]:
+        """Return its parameters by kind: ``encoding``, ``mlp``, and ``background`` where it is learnt."""
+        return self.colours.parameter_groups()
+
+    def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        """Do nothing: all of its state is learnt."""
+
+    def render(
+        self,
+        cameras: Cameras,
+        height: int,
+        width: int,
+        *,
+        generator: torch.Generator | None = None,
+        normals: bool = False,
+        penalties: Sequence[str] = (),
+        shading: str = "albedo",
+        soft_light: bool = False,
+        chunk_rays: int = 16384,
+        recompute: bool = False,
+    ) -> Render:
+        """Render it; see ``distill.renderers.volume.render`` for the options.
+
+        Depth and normals are means over those of a pixel's rays that hit; normals face the camera.
+
+        Raises:
+            ValueError: an option is not known, a size is below 1, or a penalty is asked for: a fixed shape has none.
+        """
+        if penalties:
+            raise ValueError(
+                f"scene=surface computes no penalties, got {', '.join(penalties)}; leave them out"
+            )
+        volume.check(height, width, shading, (), chunk_rays)
+        device, n, batch = self.paint.device, self.samples, len(cameras)
+        cameras = cameras.to(device)
+        origins, directions = (
+            # A pixel's rays follow one another.
+            rays.view(batch, height, n, width, n, 3).transpose(2, 3).reshape(-1, n * n, 3)
+            for rays in cameras.rays(height * n, width * n)
+        )
+        backdrop = self.colours.backdrop(cameras.rays(height, width)[1], generator)
+        light = volume.towards_light(cameras, shading, generator).repeat_interleave(height * width, 0)
+        drawn = soft_light and generator is not None
+        ambient = float(torch.rand(1, generator=generator)) if drawn else volume.AMBIENT
+        style = _Shading(shading, ambient, normals or shading != "albedo")
+        size = max(1, chunk_rays // (n * n))
+        chunks = [slice(i, i + size) for i in range(0, len(light), size)]
+        traced = []
+        for chunk in chunks:
+            rays = origins[chunk], directions[chunk], light[chunk]
+            if recompute and torch.is_grad_enabled():
+                traced.append(
+                    checkpoint(self._trace, *rays, style, use_reentrant=False, preserve_rng_state=False)
+                )
+            else:
+                traced.append(self._trace(*rays, style))
+        colour, opacity, depth, normal = (
+            torch.cat(parts).view(batch, height, width, -1) for parts in zip(*traced, strict=True)
+        )
+        rgb = colour + (1 - opacity) * backdrop
+        return Render(rgb, opacity, depth, normal if style.normals else None)
+
+    def _trace(
+        self, origins: Tensor, directions: Tensor, light: Tensor, style: _Shading
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Colour, opacity, depth and normal of pixels from their rays, ``[pixels, rays, 3]``, over black."""
+        pixels, rays = origins.shape[:2]
+        with torch.no_grad():
+            face, distance, weight = self._cast(origins.reshape(-1, 3), directions.reshape(-1, 3))
+            hit = (face >= 0).nonzero()[:, 0]
+            face, weight = face[hit], weight[hit]
+            count = (
+                torch.zeros(pixels * rays, device=hit.device)
+                .index_fill(0, hit, 1.0)
+                .view(pixels, rays)
+                .sum(1)
+            )
+            depth = distance.view(pixels, rays).sum(1) / count.clamp(min=1)
+            facing = self._normals(face, weight, directions.reshape(-1, 3)[hit]) if style.normals else None
+        colour = self._colour(face, weight)
+        if style.kind != "albedo" and facing is not None:
+            lit = volume.shade(colour, facing, light[hit // rays], style.kind, style.ambient)
+            colour = lit + 0 * colour  # what shows no colour has a gradient of 0 rather than none
+        normal = facing if facing is not None else torch.zeros_like(weight)
+        # Each ray has a place of its own, and a sum over places has one order on every device.
+        colour, normal = (
+            values.new_zeros(pixels * rays, 3).index_copy(0, hit, values).view(pixels, rays, 3).sum(1)
+            for values in (colour, normal)
+        )
+        return colour / rays, count / rays, depth, normalize(normal, dim=-1, eps=1e-6)
+
+    def _cast(self, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        from distill.renderers._warp_mesh import Caster
+
+        device = origins.device
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(
+                f"scene=surface casts rays on the CPU or on CUDA, got device={device.type}; use device=cpu"
+            )
+        if device not in self._there:
+            vertices, faces = torch.from_numpy(self.mesh.vertices), torch.from_numpy(self.mesh.faces)
+            looks = [part.look.to(device) if part.kept else None for part in self.mesh.parts]
+            part, first = (
+                torch.from_numpy(self.mesh.part),
+                torch.tensor([p.faces[0] for p in self.mesh.parts]),
+            )
+            local = torch.from_numpy(self.mesh.origin) - first[part]
+            self._there[device] = (
+                Caster(vertices.to(device), faces.to(device)),
+                looks,
+                part.to(device),
+                local.to(device),
+            )
+        found: tuple[Tensor, Tensor, Tensor] = self._there[device][0](origins, directions)
+        return found
+
+    def _normals(self, face: Tensor, weight: Tensor, directions: Tensor) -> Tensor:
+        """Unit normals towards the camera: the file's, where it has some, else the triangles'."""
+        corners = self.triangles[face]
+        flat = normalize(
+            torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]),
+            dim=-1,
+            eps=1e-20,
+        )
+        given = (weight[..., None] * self.normals[face]).sum(1)
+        smooth = torch.where(given.norm(dim=-1, keepdim=True) > 0.1, normalize(given, dim=-1), flat)
+        # Files have normals, and windings, that face inwards.
+        smooth = torch.where((smooth * flat).sum(-1, keepdim=True) < 0, -smooth, smooth)
+        return torch.where((flat * directions).sum(-1, keepdim=True) > 0, -smooth, smooth)
+
+    def _colour(self, face: Tensor, weight: Tensor) -> Tensor:
+        """Albedo at points of faces: learnt, or the file's own where it is kept."""
+        points = (weight[..., None] * self.paint[face]).sum(1)
+        colour = self.colours.query(points)[1]
+        kept = self.kept[face]
+        if not any(part.kept for part in self.mesh.parts):
+            return colour
+        _, looks, part, local = self._there[face.device]
+        own = torch.zeros_like(colour)
+        with torch.no_grad():
+            for number, look in enumerate(looks):
+                here = (part[face] == number).nonzero()[:, 0]
+                if look is not None and len(here):
+                    own[here] = look.colours(local[face[here]], weight[here])
+        return torch.where(kept[:, None], own, colour)
+
+    def begin_with_colours(self, generator: torch.Generator, steps: int = 300, points: int = 8192) -> None:
+        """Fit the colour to the mesh's own, by regression on points that are even over its area.
+
+        Args:
+            generator: of the points.
+            steps: of Adam, at twice the scene's own rates.
+            points: of each step.
+
+        Raises:
+            ValueError: the mesh has no colours.
+        """
+        if not any(part.coloured for part in self.mesh.parts if not part.kept):
+            raise ValueError(
+                f"mesh.init_texture=true starts from the mesh's own texture or colours, and {self.mesh.file} has none; leave it out"
+            )
+        groups = [group for name, group in self.parameter_groups().items() if name != "background"]
+        optimiser = torch.optim.Adam(
+            [{"params": group.parameters, "lr": 2 * (group.rate or 0.01)} for group in groups],
+            betas=(0.9, 0.99),
+            eps=1e-15,
+        )
+        face, weight, colour = own_points(self.mesh, steps * points, generator)
+        device, error = self.paint.device, torch.zeros(())
+        for step in range(steps):
+            here = slice(step * points, (step + 1) * points)
+            for group in optimiser.param_groups:
+                group["lr"] *= 1 if step < 2 * steps // 3 else 0.97
+            places = (weight[here, :, None].to(device) * self.paint[face[here].to(device)]).sum(1)
+            optimiser.zero_grad(set_to_none=True)
+            error = (self.colours.query(places)[1] - colour[here].to(device)).square().mean()
+            error.backward()
+            optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        log.info("%s: began with its own colours, mean squared error %.2g", self.mesh.file.name, error.item())
+
+    def field(self) -> None:
+        """Return None: its shape is given, not in a field."""
+
+    def assets(self) -> dict[str, Writer]:
+        """Return the writer of mesh.glb: the mesh that was given, with the new texture."""
+        return {"mesh": self._write}
+
+    def _write(self, folder: Path, view: View, options: Any) -> dict[str, Any]:
+        from distill.meshes.write import write_textured
+
+        @torch.no_grad()
+        def albedo(points: Tensor) -> Tensor:
+            return self.colours.query(points.to(self.paint.device))[1].cpu()
+
+        return write_textured(self.mesh, albedo, folder / "mesh.glb", size=options["texture_size"])
+
+
+def own_points(mesh: Surface, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw points evenly over the area of a mesh that is textured, with the file's own colours.
+
+    Returns:
+        Faces ``[count]``, barycentric weights ``[count, 3]`` and colours ``[count, 3]``, on the CPU.
+    """
+    part = torch.from_numpy(mesh.part)
+    wanted = torch.tensor([not p.kept for p in mesh.parts])[part]
+    heap = (torch.from_numpy(mesh.areas()).double() * wanted).cumsum(0)
+    drawn = torch.rand(count, 3, generator=generator, dtype=torch.float64)
+    face = torch.searchsorted(heap, drawn[:, 0] * heap[-1]).clamp(max=len(heap) - 1)
+    # Uniform over a triangle: the square is folded along its diagonal.
+    a, b = (
+        (torch.where(drawn[:, 1:].sum(1, keepdim=True) > 1, 1 - drawn[:, 1:], drawn[:, 1:])).float().unbind(1)
+    )
+    weight = torch.stack([1 - a - b, a, b], dim=1)
+    colour, origin = torch.empty(count, 3), torch.from_numpy(mesh.origin)[face]
+    for number, piece in enumerate(mesh.parts):
+        here = (part[face] == number).nonzero()[:, 0]
+        colour[here] = piece.look.colours(origin[here] - piece.faces[0], weight[here])
+    return face, weight, colour
