@@ -5,8 +5,9 @@ too. The metrics are those of quality.py: the judge's R-precision at 1 among all
 budget, in steps for each prompt, is a training of its own, as it is for a single prompt; so the rows are the amortisation curve.
 With several losses and sizes of the library, the rows say which losses scale (Ma et al. 2024, arXiv:2407.02040). An interrupted
 benchmark continues when started again.
-    python amortised.py --output ~/amortised --steps 25,50,100,200,400
-    python amortised.py --output ~/losses --losses sds,csd,vsd,asd --sizes 16,112 --steps 100 --singles 0
+
+    python examples/benchmarks/amortised.py --output ~/amortised --steps 25,50,100,200,400
+    python examples/benchmarks/amortised.py --output ~/losses --losses sds,csd,vsd,asd --sizes 16,112 --steps 100 --singles 0
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ Each mesh is written as GLB in one colour and textured after a prompt that says 
 in as many steps. The metrics are the judge's R-precision at 1 over eight views, the distance of the mean colour from the true
 object's, and the seconds from prompt to files. An interrupted run continues when started again; an asset that was interrupted halfway
 is finished but not timed.
-    python texturing.py --output ~/texturing --set iterations=200
-    python texturing.py --output ~/texturing --kinds chair mug --without-nerf
-    python texturing.py --output ~/real --meshes ~/furniture --prompt "a red chair" --set iterations=20
+
+    python examples/benchmarks/texturing.py --output ~/texturing --set iterations=200
+    python examples/benchmarks/texturing.py --output ~/texturing --kinds chair mug --without-nerf
+    python examples/benchmarks/texturing.py --output ~/real --meshes ~/furniture --prompt "a red chair" --set iterations=20
 
 With --meshes, every mesh in a folder is loaded, textured, exported and read back instead; with node and gltf-validator, its file is
 validated, too.
