@@ -39,9 +39,10 @@ def error_of(*words: str) -> str:
 
 @functools.cache
 def composed(*words: str) -> Any:
-    # A scene that learns a library has its file of prompts, which is not read here.
+    # A scene that learns a library has its file of prompts, one that textures a mesh has that; neither is read here.
     asked = "prompts=x" if any(word.startswith("scene=hyper") for word in words) else "prompt='a red mug'"
-    return OmegaConf.to_container(compose_config([asked, *words]))
+    given = ["mesh.file=x"] if "scene=surface" in words else []
+    return OmegaConf.to_container(compose_config([asked, *given, *words]))
 
 
 def refused(words: tuple[str, ...], name: str, value: object) -> str:
