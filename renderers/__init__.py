@@ -59,7 +59,7 @@ def available() -> dict[str, Callable[..., Any]]:
     from distill.renderers.nerf import HashGridScene
     from distill.renderers.surface import SurfaceScene
 
-    own = {
+    own: dict[str, Callable[..., Any]] = {
         "hash_grid": HashGridScene,
         "hyper_conv": hyper_conv,
         "hyper_grid": hyper_grid,

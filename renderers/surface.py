@@ -116,14 +116,16 @@ class SurfaceScene(nn.Module):
     def _hold(self, name: str, values: Any) -> None:
         self.register_buffer(name, torch.as_tensor(values), persistent=False)
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        saved = state.get(f"{prefix}fingerprint")
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        saved = state_dict.get(f"{prefix}fingerprint")
         if saved is not None and int(saved) != int(self.fingerprint):
             raise ValueError(
                 f"the checkpoint was trained on another mesh than {self.mesh.file}, or with other mesh.* options; give it the same, "
                 "or start anew in another output_dir="
             )
-        super()._load_from_state_dict(state, prefix, *args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def parameter_groups(self) -> dict[str, Group]:
         """Return its parameters by kind: ``encoding``, ``mlp``, and ``background`` where it is learnt."""

@@ -92,7 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = np.full((48, 48, 3), 255, np.uint8)
     pixels[12:36, 16:40] = (200, 40, 30)
     Image.fromarray(pixels).save(root / "p.png")
-    (root / "toy.ply").write_bytes(trimesh.creation.cone(0.5, 1).export(file_type="ply"))
+    trimesh.creation.cone(0.5, 1).export(root / "toy.ply")
     return root
 
 

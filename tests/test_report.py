@@ -189,7 +189,7 @@ def test_a_folder_that_is_none_is_an_error(tmp_path: Path) -> None:
         write_report(tmp_path / "nowhere")
 
 
-def in_viewer(expression: str, *arguments: str) -> dict[str, list[float]]:
+def in_viewer(expression: str, *arguments: str) -> Any:
     """Evaluate an expression where the viewer's functions are defined; ``args`` are the arguments."""
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
@@ -235,9 +235,8 @@ def test_viewer_places_every_node_of_a_file(tmp_path: Path) -> None:
     assert sorted(np.reshape(position, (-1, 3)).round(4).tolist() for position, _ in found) == expected
     for position, normal in found:
         # A box's vertex normals point away from its middle, whatever shears it: n is A^-T times the direction before.
-        away, (_, size) = np.reshape(position, (-1, 3)), np.reshape(normal, (-1, 3)).shape
-        assert size == 3
-        assert (((away - away.mean(0)) * np.reshape(normal, (-1, 3))).sum(1) > 0).all()
+        away, normals = np.reshape(position, (-1, 3)), np.reshape(normal, (-1, 3))
+        assert (((away - away.mean(0)) * normals).sum(1) > 0).all()
 
 
 def test_viewer_camera_is_a_look_at_projection() -> None:

@@ -177,9 +177,9 @@ def test_the_gradient_to_the_grid_is_that_of_finite_differences(backend: str) ->
     (gradient,) = torch.autograd.grad(value(), scene.colours.grid)
     way = torch.randn(gradient.shape, generator=g)
     with torch.no_grad():
-        scene.colours.grid += 1e-3 * way
+        scene.colours.grid.add_(way, alpha=1e-3)
         more = value()
-        scene.colours.grid -= 2e-3 * way
+        scene.colours.grid.sub_(way, alpha=2e-3)
         less = value()
     assert ((more - less) / 2e-3).item() == pytest.approx((gradient * way).sum().item(), rel=5e-3)
 

@@ -26,21 +26,22 @@ def look_of(mesh: trimesh.Trimesh, linear: bool) -> tuple[Look, bool]:
         mesh: as it was read.
         linear: colours of vertices are linear, as in glTF, rather than sRGB.
     """
-    if isinstance(mesh.visual, TextureVisuals):
-        return _of_material(mesh)
-    kind = mesh.visual.kind
-    if kind == "vertex":
-        colours = np.asarray(mesh.visual.vertex_colors)[:, :3][mesh.faces] / 255
-    elif kind == "face":
-        colours = np.repeat(np.asarray(mesh.visual.face_colors)[:, None, :3], 3, axis=1) / 255
+    visual: Any = mesh.visual
+    if isinstance(visual, TextureVisuals):
+        return _of_material(mesh, visual)
+    if visual is not None and visual.kind == "vertex":
+        colours = np.asarray(visual.vertex_colors, np.float32)[:, :3][mesh.faces] / 255
+    elif visual is not None and visual.kind == "face":
+        colours = np.repeat(np.asarray(visual.face_colors, np.float32)[:, None, :3], 3, axis=1) / 255
     else:
         return _plain(mesh, np.full(3, PLAIN)), False
-    return Look(_tensor(to_srgb(colours) if linear else colours)), True
+    shown = np.asarray(colours, np.float32)
+    return Look(_tensor(to_srgb(shown) if linear else shown)), True
 
 
-def _of_material(mesh: trimesh.Trimesh) -> tuple[Look, bool]:
-    material: Any = mesh.visual.material
-    uv = mesh.visual.uv
+def _of_material(mesh: trimesh.Trimesh, visual: TextureVisuals) -> tuple[Look, bool]:
+    material: Any = visual.material
+    uv = visual.uv
     if isinstance(material, PBRMaterial):
         image, factor = material.baseColorTexture, _factor(material.baseColorFactor)
         if image is None or uv is None:
@@ -72,7 +73,7 @@ def _picture(image: Any) -> Floats:
     shown = image.convert("RGB")
     if max(shown.size) > MOST_TEXELS:
         shown.thumbnail((MOST_TEXELS, MOST_TEXELS))
-    return np.asarray(shown, np.float32) / 255
+    return np.asarray(np.asarray(shown) / 255, np.float32)
 
 
 def _tensor(values: Any) -> torch.Tensor:

@@ -109,7 +109,8 @@ def surface_of(path: Path, scene: trimesh.Scene, turn: Floats, keep: frozenset[s
         ValueError: it is broken, too large, or has no such materials.
     """
     pieces, parts, index = _Pieces(), list[Part](), dict[str, int]()
-    placed = [(scene.graph[node]) for node in scene.graph.nodes_geometry]
+    nodes = [scene.graph[node] for node in scene.graph.nodes_geometry]
+    placed = [(matrix, str(name)) for matrix, name in nodes]
     whole = [(matrix, name) for matrix, name in placed if isinstance(scene.geometry[name], trimesh.Trimesh)]
     count = sum(len(scene.geometry[name].faces) for _, name in whole)
     if count > MOST_FACES:

@@ -92,7 +92,9 @@ def library_of(config: DictConfig) -> Prompts:
 
     library = read_library(config.prompts)
     known = of_prior(config.prior)
-    for prompt in library.all() if known else ():
+    for prompt in library.all():
+        if known is None:
+            break
         try:
             understand(prompt, known)
         except ValueError as error:
