@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 import distill
-from distill.cli import split_prompt
+from distill.arguments import split_prompt
 from distill.contracts import Condition, Step
 from distill.guidance.asd import asd
 from distill.options import followed, options_of, schedule, schedules_in, value_over_run

@@ -13,7 +13,7 @@ import pytest
 from hydra.utils import instantiate
 
 from distill import guidance
-from distill.cli import of_library, split_prompt
+from distill.arguments import of_library, split_prompt
 from distill.forecast.network import calls_of
 from distill.run.compose import compose_config, quote, quote_text
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from distill.cli import split_prompt
+from distill.arguments import split_prompt
 from distill.from_threestudio.__main__ import main
 from distill.from_threestudio.convert import convert
 from distill.from_threestudio.read import RESOLVERS, largest

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from distill import cli
-from distill.cli import split_prompt
+from distill.arguments import split_prompt
+from distill.run import sweep
 
 
 def is_here(package: str) -> bool:
@@ -114,7 +115,7 @@ def test_a_launcher_that_cannot_be_used_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if there else None)
+    monkeypatch.setattr(sweep, "find_spec", lambda name: name if there else None)
     assert command("a red mug", *words) == 2
     error = capsys.readouterr().err
     assert error.startswith("distill: error:") and said in error and error.count("\n") == 1
@@ -130,7 +131,7 @@ def test_a_lost_worker_is_one_line(
         return lambda function: job
 
     monkeypatch.setattr("hydra.main", lost)
-    monkeypatch.setattr(cli, "_launcher", lambda *_: "joblib")
+    monkeypatch.setattr(sweep, "launcher_of", lambda *_: "joblib")
     assert command("a red mug", "-m", "seed=0,1", "hydra/launcher=joblib") == 1
     error = capsys.readouterr().err
     assert error.startswith(

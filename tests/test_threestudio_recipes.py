@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from distill.cli import split_prompt
+from distill.arguments import split_prompt
 from distill.from_threestudio.convert import convert
 from distill.options import schedule
 from distill.run.compose import compose_config, quote_text

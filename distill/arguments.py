@@ -1,0 +1,123 @@
+"""The words of the command line: which of them are the prompt, and which are options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from distill.files.paths import user_path
+
+#: Endings of pictures, which are no prompts.
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic")
+_OPTION = re.compile(r"[+~]{0,2}([A-Za-z_][\w/@:]*)(\.[\w.]+)?(=|$)")
+_VALUE_FLAGS = (
+    "--why",
+    "--config-dir",
+    "-cd",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+    "--package",
+    "-p",
+    "--info",
+    "-i",
+    "--cfg",
+    "-c",
+)
+
+
+def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Tell the prompt from the options.
+
+    The prompt is the one argument that is neither a flag nor ``name=value`` with a name this program knows;
+    after ``--`` it is whatever comes next.
+
+    Raises:
+        ValueError: there are two prompts.
+    """
+    from distill.run.compose import KEYS
+
+    prompts: list[str] = []
+    options: list[str] = []
+    waiting = iter(arguments)
+    for text in waiting:
+        if text == "--":
+            prompts += waiting
+        elif text in _VALUE_FLAGS:
+            options += [text, *([value] if (value := next(waiting, None)) is not None else [])]
+        elif (
+            (text.startswith("-") and not re.search(r"\s", text))
+            or (
+                (found := _OPTION.match(text))
+                and (found[1].split("@")[0] in KEYS or found[1].startswith("hydra/"))
+                and (found[3] or text[0] == "~")
+            )
+            or (text.startswith("+") and found)
+        ):
+            options.append(text)
+        else:
+            prompts.append(text)
+    if len(prompts) > 1:
+        # An argument such as iteratons=5 is more likely a slip in an option than a second prompt.
+        slips = [text for text in prompts if re.match(r"[A-Za-z_][\w.]*=", text)]
+        if slips and len(prompts) - len(slips) == 1:
+            return next(text for text in prompts if text not in slips), options + slips
+        raise ValueError(
+            f"expected one prompt, got {len(prompts)} ({', '.join(map(repr, prompts[:3]))}); put the prompt in quotes"
+        )
+    for text in prompts:
+        if text.lower().endswith(PICTURES) and user_path(text).is_file():
+            raise ValueError(f"{text} is a picture; to start from it, write image={text}")
+    return (prompts[0] if prompts else None), options
+
+
+def of_library(prompt: str | None, options: list[str]) -> list[str]:
+    """The options of ``distill amortise``: with the scene that learns a library, where none is chosen.
+
+    Raises:
+        ValueError: there is a prompt, no file of prompts, or a scene of one prompt.
+    """
+    from distill.run.compose import plugins
+
+    keys = {text.lstrip("+").partition("=")[0]: text.partition("=")[2] for text in options}
+    if prompt is not None:
+        raise ValueError(f"distill amortise takes a library, prompts=FILE, and no prompt, got {prompt!r}")
+    if not keys.get("prompts"):
+        raise ValueError("distill amortise needs a library of prompts: add prompts=FILE")
+    scenes = [
+        name for name, scene in plugins()["scene"].items() if "library" in getattr(scene, "features", ())
+    ]
+    if "scene" in keys and keys["scene"] not in scenes:
+        raise ValueError(
+            f"distill amortise needs scene={' or scene='.join(scenes)}, got scene={keys['scene']}"
+        )
+    return options if {"scene", "experiment"} & {*keys} else [*options, "scene=hyper_grid"]
+
+
+def values_of(flag: str, options: Sequence[str], short: str = "") -> tuple[list[str], list[str]]:
+    """The values of a flag, written ``--flag value`` or ``--flag=value``, and what else is on the line.
+
+    Raises:
+        ValueError: the last one has no value.
+    """
+    values: list[str] = []
+    rest: list[str] = []
+    waiting = iter(options)
+    for text in waiting:
+        if text in (flag, short):
+            value = next(waiting, None)
+            if value is None:
+                raise ValueError(f"{flag} needs a value after it")
+            values.append(value)
+        elif text.startswith(f"{flag}="):
+            values.append(text.partition("=")[2])
+        else:
+            rest.append(text)
+    return values, rest
+
+
+def with_example(overrides: list[str], prompt: str = "example") -> list[str]:
+    """A command line with a prompt, where it has neither one nor a picture."""
+    given = any(text.startswith(("prompt=", "prompts=", "image=")) for text in overrides)
+    return overrides if given else [*overrides, f"prompt={prompt}"]
