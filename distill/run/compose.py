@@ -356,7 +356,10 @@ def _unknown_option(name: str) -> str:
     group, _, option = name.partition(".")
     having = [choice for choice, target in plugins().get(group, {}).items() if option in _options(target)]
     if having:
-        return f"the chosen {group} has no option {name!r}; {', '.join(f'{group}={choice}' for choice in having)} has it"
+        others = ", ".join(f"{group}={choice}" for choice in having)
+        return (
+            f"the chosen {group} has no option {name!r}; {others} {'has' if len(having) == 1 else 'have'} it"
+        )
     above, _, last = name.rpartition(".")
     beside = [
         other.rpartition(".")[2] for other in known_options() if above and other.rpartition(".")[0] == above

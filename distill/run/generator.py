@@ -63,7 +63,7 @@ def check_together(config: DictConfig) -> None:
                 raise ValueError(f"{option}={value} does not go with a library: {why}; leave it out")
     if config.iterations == 0 and not config.generator:
         raise ValueError(
-            "iterations must be a whole number of at least 1, got 0; 0 is for a scene that comes from generator="
+            "iterations must be an integer of at least 1, got 0; 0 is for a scene that comes from generator="
         )
     if not config.generator:
         return
