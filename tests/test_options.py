@@ -66,12 +66,16 @@ def schema_options(schema: type = Config, prefix: str = "") -> Iterator[tuple[st
 
 
 def part_options() -> Iterator[tuple[str, str, Any]]:
+    """Each option of the choices of a group; where several have the same option with the same rule, that of the first."""
     for group, choices in plugins().items():
+        seen: set[tuple[str, str]] = set()
         for name, target in choices.items():
             hints = hints_of(target, rules=True)
-            for option in dataclasses.fields(options_of(target)):
-                if not option.name.startswith("_"):
-                    yield f"{group}={name}", f"{group}.{option.name}", hints[option.name]
+            options = [item.name for item in dataclasses.fields(options_of(target))]
+            for option in options:
+                if not option.startswith("_") and (rule := (option, repr(hints[option]))) not in seen:
+                    seen.add(rule)
+                    yield f"{group}={name}", f"{group}.{option}", hints[option]
 
 
 ALL: list[tuple[tuple[str, ...], str, Any]] = [((), name, hint) for name, hint in schema_options()]
