@@ -138,3 +138,16 @@ def test_a_lost_worker_is_one_line(
         "distill: error: a job of the sweep was lost: a worker process was terminated: its exit code is -9; the same"
     )
     assert error.count("\n") == 1
+
+
+def test_the_queue_of_a_cluster_takes_options_of_runs_after_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples" / "queues")
+    import ray_prompts
+
+    (tmp_path / "list.txt").write_text("a red mug\n")
+    # What is wrong is found after the words are read, and before ray, which may not be here, is imported.
+    words = [str(tmp_path / "list.txt"), "--workers", "2", "iterations=400", "render.size=7.5"]
+    assert ray_prompts.main(words) == 2
+    assert "render.size" in capsys.readouterr().err

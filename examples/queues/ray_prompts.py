@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--address", help="of a running cluster, such as auto; without it, Ray is started on this machine"
     )
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     try:
         config = compose_config([f"prompts={quote(given.prompts)}", *map(quote_text, given.options)])
         prompts, root = read_prompts(config), check_root(config)

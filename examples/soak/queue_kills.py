@@ -48,6 +48,8 @@ def check(root: Path, wanted: list[str], first_seen: dict[str, tuple[int, int]],
     """Everything that is wrong with what the workers left."""
     from distill.run.folders import folder_name
 
+    if not root.is_dir():
+        return [f"nothing was made; see {log}"]
     faults = []
     now, names = finished(root), {folder_name(text) for text in wanted}
     faults += [f"lost: {name}" for name in sorted(names - now.keys())]
