@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from distill.cameras import Cameras
 from distill.contracts import Draw, Field, Group, Render, Step, Writer
-from distill.renderers.library import Library, settle
 from distill.renderers.nerf import HashGridScene, Weights, render_cube
+from distill.renderers.prompt_library import Library, settle
 
 if TYPE_CHECKING:
     from nerfacc import OccGridEstimator
@@ -91,7 +92,7 @@ class GeneratedScene(nn.Module):
         super().__init__()
         self.plain, self.network, self.rate, self.options = plain, network, rate, options
         known = torch.zeros(1, _WIDTH) if embeddings is None else embeddings
-        self.library = Library(known, plain.occupancy.occs.numel(), share, generator)
+        self.prompts = Library(known, plain.occupancy.occs.numel(), share, generator)
 
     def parameter_groups(self) -> dict[str, Group]:
         """Return the plain scene's parameters by kind, and ``network``."""
@@ -100,7 +101,7 @@ class GeneratedScene(nn.Module):
     def weights_of(self, embedding: Tensor) -> Weights:
         """The weights of a prompt's scene, with gradient to all parameters; embedding of shape ``[width]``."""
         grid, head = self.plain.weights
-        added: Offsets = self.network(self.library.prepared(embedding))
+        added: Offsets = self.network(self.prompts.prepared(embedding))
         if added.grid is not None:
             grid = grid + added.grid
         if added.head is not None:
@@ -110,20 +111,20 @@ class GeneratedScene(nn.Module):
 
     def drawn(self) -> Draw:
         """The prompt, or the two, of the last ``update``."""
-        return self.library.drawn()
+        return self.prompts.drawn()
 
     def seen(self) -> int:
         """Prompts drawn so far, repetitions counted."""
-        return self.library.count
+        return self.prompts.count
 
     def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
         """Draw the next prompt, open the levels that are due, and evaluate which cells of its scene are occupied."""
-        self.library.draw()
+        self.prompts.draw()
         self.plain.open_levels(step.progress)
         with torch.no_grad():
-            density = partial(self.plain.density, weights=self.weights_of(self.library.embedding()))
+            density = partial(self.plain.density, weights=self.weights_of(self.prompts.embedding()))
         plain = self.plain
-        self.library.refresh(plain.occupancy, density, plain.step_size, generator, plain.occupancy_threshold)
+        self.prompts.refresh(plain.occupancy, density, plain.step_size, generator, plain.occupancy_threshold)
 
     def render(
         self,
@@ -138,14 +139,14 @@ class GeneratedScene(nn.Module):
     ) -> Render:
         """Render the scene of the prompt that was drawn; options as of ``distill.renderers.volume.render``."""
         options |= {"generator": generator, "normals": normals, "penalties": penalties}
-        weights = self.weights_of(self.library.embedding())
+        weights = self.weights_of(self.prompts.embedding())
         bound = _Bound(self.plain, weights, self.plain.occupancy, self.plain.step_size)
         return render_cube(bound, self.plain.radius, cameras, height, width, **options)
 
     def field(self) -> Field:
         """Return the field of the prompt that was drawn, without gradient."""
         with torch.no_grad():
-            return partial(self.plain.look_up, self.weights_of(self.library.embedding()))
+            return partial(self.plain.look_up, self.weights_of(self.prompts.embedding()))
 
     def assets(self) -> dict[str, Writer]:
         """Return the writer of mesh files of the prompt that was drawn."""
@@ -168,10 +169,39 @@ class GeneratedScene(nn.Module):
         return made
 
 
-def generates(make: Make) -> Make:
-    """Mark a function that makes a ``GeneratedScene``: what it makes has these features; usable as a decorator."""
-    vars(make)["features"] = GeneratedScene.features
-    return make
+def generates(*without: str, **defaults: Any) -> Callable[[Make], Make]:
+    """Let a function that makes a ``GeneratedScene`` take the options of ``HashGridScene`` too; usable as a decorator.
+
+    Those that are no parameters of its own are given to it as keyword arguments, and appear in its signature.
+
+    Args:
+        without: options that it does not take.
+        **defaults: of options whose default is another one here.
+    """
+
+    def decorate(make: Make) -> Make:
+        theirs = inspect.signature(HashGridScene).parameters
+        own = [p for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        taken = [name for name in theirs if name not in {*without, *(p.name for p in own)}]
+        default = {name: theirs[name].default for name in taken} | defaults
+
+        @wraps(make)
+        def made(**options: Any) -> GeneratedScene:
+            if unknown := options.keys() - default.keys() - {p.name for p in own}:
+                raise TypeError(f"{make.__name__} has no option {min(unknown)!r}")
+            scene: GeneratedScene = make(**default | options)
+            return scene
+
+        types = {name: get_type_hints(HashGridScene.__init__, include_extras=True)[name] for name in taken}
+        shared = [theirs[name].replace(default=default[name], annotation=types[name]) for name in taken]
+        vars(made).update(
+            features=GeneratedScene.features,
+            __signature__=inspect.Signature([*own, *shared], return_annotation=GeneratedScene),
+        )
+        made.__annotations__ = {**get_type_hints(make, include_extras=True), **types}
+        return cast(Make, made)
+
+    return decorate
 
 
 def linear(fan_in: int, fan_out: int, generator: torch.Generator, bound: float) -> nn.Linear:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv3d, interpolate, leaky_relu
 
-from distill.domains import Count, Fraction, Length, NotNegative, Positive, Range
+from distill.domains import Count, Fraction, Length, NotNegative
 from distill.renderers.generated import GeneratedScene, Offsets, generates, linear, width_of
 from distill.renderers.layout import Layout
 from distill.renderers.nerf import HashGridScene
@@ -80,57 +80,46 @@ class ConvolutionalNetwork(nn.Module):
         return Offsets(grid=torch.cat(parts).flatten())
 
 
-@generates
+@generates(
+    "levels",
+    "base_resolution",
+    "log2_table_size",
+    "progressive_levels",
+    "occupancy_every",
+    features=8,
+    mlp_lr=0.001,
+)
 def hyper_conv(
     *,
     finest_resolution: Literal[4, 8, 16, 32, 64, 128] = 32,
-    features: Literal[1, 2, 4, 8] = 8,
     channels: Annotated[Sequence[Count], Length(1, 6)] = (64, 64, 32, 32),
     text_width: Count = 64,
     mix_share: Fraction = 0.0,
-    hidden_width: Count = 32,
-    hidden_layers: Annotated[int, Range(0)] = 1,
-    radius: Positive = 1.0,
-    blob_scale: float = 10.0,
-    blob_radius: Positive = 0.5,
-    density_activation: Literal["softplus", "exp", "relu"] = "softplus",
-    background: Literal["white", "grey", "random", "learned"]
-    | Annotated[Sequence[float], Length.exactly(3), Range(0, 1)] = "white",
-    random_background: Fraction = 0.0,
-    march_steps: Count = 64,
-    occupancy_resolution: Count = 32,
-    occupancy_threshold: Fraction = 0.01,
-    backend: Literal["auto", "fused", "torch", "warp", "tinycudann"] = "auto",
-    precision: Literal["float32", "float16"] = "float32",
-    encoding_lr: NotNegative = 0.01,
-    mlp_lr: NotNegative = 0.001,
-    background_lr: NotNegative = 0.001,
     network_lr: NotNegative = 0.001,
     seed: int | torch.Generator = 0,
     embeddings: Tensor | None = None,
+    **shared: Any,
 ) -> GeneratedScene:
     """Scenes of a library's prompts, each a grid of features of its own, which 3D convolutions make from the text.
 
     The grids of 4, 8, ... vertices along the edge are the levels of a hash grid without hashing, so that a prompt's scene is a
-    ``distill.renderers.HashGridScene``, whose options mean the same here.
+    ``distill.renderers.HashGridScene``. The other options are those of that scene, which mean the same here.
 
     Args:
         finest_resolution: vertices along the edge of the finest grid.
         channels: of the convolutions at each resolution, coarse to fine; the last one is repeated for the rest.
         text_width: of the text after its two layers.
         mix_share: share of the steps that interpolate between two prompts.
-        encoding_lr: learning rate of the grid that all prompts share, to which the convolutions add.
         network_lr: learning rate of the convolutions, peak.
         embeddings: of the prompts, shape ``[prompts, width]``; None for one prompt of zeros.
 
     Source: after Ma et al. 2024 (ScaleDreamer), arXiv:2407.02040, 3DConv-net. Differs: a density; a grid at every resolution
     rather than sums of them at the finest; styles scale and shift channels, and no noise is added.
     """
-    options = dict(locals())
-    own = ("channels", "text_width", "mix_share", "network_lr", "seed", "embeddings")
-    shared: dict[str, Any] = {name: value for name, value in options.items() if name not in own}
     levels = int(math.log2(finest_resolution // COARSEST)) + 1
-    shared |= {"levels": levels, "base_resolution": COARSEST, "log2_table_size": 3 * (levels + 1)}
+    shared |= {
+        "levels": levels, "base_resolution": COARSEST, "log2_table_size": 3 * (levels + 1), "finest_resolution": finest_resolution,
+    }  # fmt: skip
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     plain = HashGridScene(**shared, seed=generator)
     assert all(level.dense for level in plain.layout.levels)

@@ -16,12 +16,12 @@ from torch import Tensor
 import distill
 from distill import cli
 from distill.cameras import turntable
-from distill.conditions import library
+from distill.conditions import prompt_library
 from distill.contracts import Condition, Draw, Step
 from distill.files.checkpoint import load_checkpoint
 from distill.renderers.hyper_grid import hyper_grid
-from distill.renderers.library import Library, epoch
 from distill.renderers.nerf import HashGridScene
+from distill.renderers.prompt_library import Library, epoch
 from distill.run import initial
 from distill.run.amortise import amortise
 from distill.run.compose import compose_config
@@ -54,8 +54,8 @@ def test_with_a_frozen_text_a_generator_is_a_plain_scene_in_values_and_gradients
         levels=2, log2_table_size=8, hidden_width=8, text_width=8, march_steps=16, occupancy_resolution=8,
         backend=backend, embeddings=small_library(),  # type: ignore[arg-type]
     )  # fmt: skip
-    made.library.draw()
-    embedding = made.library.embedding()
+    made.prompts.draw()
+    embedding = made.prompts.embedding()
     plain: Any = made.scene_of(embedding)
     assert type(plain) is HashGridScene
     plain.occupancy.load_state_dict(made.plain.occupancy.state_dict())
@@ -74,7 +74,7 @@ def test_with_a_frozen_text_a_generator_is_a_plain_scene_in_values_and_gradients
     flat = torch.cat([grad.flatten() for grad in own])
     torch.testing.assert_close(made.network.write.bias.grad, flat)
     with torch.no_grad():
-        told = made.library.prepared(embedding)
+        told = made.prompts.prepared(embedding)
         hidden = torch.nn.functional.silu(made.network.norm(made.network.read(told)))
     torch.testing.assert_close(made.network.write.weight.grad, torch.outer(flat, hidden))
 
@@ -100,7 +100,7 @@ def test_a_convolutional_generators_grid_holds_what_its_stages_say_at_each_verte
     volumes: list[Tensor] = []
     for stage in made.network.stages:
         stage.register_forward_hook(lambda _, __, out: volumes.append(out[1]))
-    added = made.network(made.library.prepared(small_library()[0])).grid
+    added = made.network(made.prompts.prepared(small_library()[0])).grid
     assert [tuple(v.shape) for v in volumes] == [(1, 2, 4, 4, 4), (1, 2, 8, 8, 8)]
     entries = added.view(-1, 2)
     for level, volume in zip(layout.levels, volumes, strict=True):
@@ -145,13 +145,13 @@ def test_each_prompt_keeps_the_occupancy_of_its_own_draws() -> None:
     made: Any = hyper()
     kept: dict[int, Tensor] = {}
     for step in range(7):
-        before = made.library.occupied.clone()
+        before = made.prompts.occupied.clone()
         made.update(Step(step, step / 7), None, torch.Generator().manual_seed(step))
         row = made.drawn().first
         others = [i for i in range(3) if i != row]
-        assert torch.equal(made.library.occupied[others], before[others])
-        assert torch.equal(made.library.occupied[row], made.plain.occupancy.occs.half())
-        kept[row] = made.library.occupied[row]
+        assert torch.equal(made.prompts.occupied[others], before[others])
+        assert torch.equal(made.prompts.occupied[row], made.plain.occupancy.occs.half())
+        kept[row] = made.prompts.occupied[row]
     assert set(kept) == {0, 1, 2} and all(value.max() > 0 for value in kept.values())
 
 
@@ -163,7 +163,7 @@ def test_conditions_follow_the_draw_and_lie_between_where_it_does() -> None:
         rows = {"text": {"states": torch.full((1, 2), float(index)), "mask": torch.tensor([[index]])}}
         return lambda cameras, step, render=None: Condition(rows, cameras, step)
 
-    condition = library.conditioner(make, lambda: drawn[0])
+    condition = prompt_library.conditioner(make, lambda: drawn[0])
     values = []
     for draw in (Draw(0, 0, 0.0), Draw(2, 2, 0.0), Draw(0, 2, 0.25), Draw(0, 2, 0.75)):
         drawn[0] = draw
@@ -175,11 +175,15 @@ def test_conditions_follow_the_draw_and_lie_between_where_it_does() -> None:
 
 def test_pooled_is_the_pooled_embedding_or_the_mean_of_the_tokens_that_count() -> None:
     states, mask = torch.tensor([[[1.0], [3.0], [50.0]]]), torch.tensor([[1, 1, 0]])
-    assert library.pooled({"encoder_hidden_states": states}).item() == 18
-    assert library.pooled({"encoder_hidden_states": states, "encoder_attention_mask": mask}).item() == 2
-    assert library.pooled({"encoder_hidden_states": states, "text_embeds": torch.ones(1, 4)}).shape == (1, 4)
+    assert prompt_library.pooled({"encoder_hidden_states": states}).item() == 18
+    assert (
+        prompt_library.pooled({"encoder_hidden_states": states, "encoder_attention_mask": mask}).item() == 2
+    )
+    assert prompt_library.pooled(
+        {"encoder_hidden_states": states, "text_embeds": torch.ones(1, 4)}
+    ).shape == (1, 4)
     with pytest.raises(ValueError, match="this prior has none: it gives prompt"):
-        library.pooled({"prompt": torch.zeros(1)})
+        prompt_library.pooled({"prompt": torch.zeros(1)})
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +258,7 @@ def test_a_made_scene_is_the_generators_own_of_that_prompt_and_can_be_refined(
     )  # fmt: skip
     made: Any = initial.open_generator(generator, CPU)
     prior = distill.load_prior("embedded")
-    (embedding,) = library.embed(prior, ["a red duck"])
+    (embedding,) = prompt_library.embed(prior, ["a red duck"])
     own: Any = made.scene_of(embedding)
     assert torch.equal(asset.view(turntable(2), 16, 16).rgb, own.render(turntable(2), 16, 16).rgb)
     density, albedo = made.plain.query(points(), made.weights_of(embedding))
@@ -281,7 +285,7 @@ def test_between_two_prompts_is_the_scene_of_what_lies_between_their_embeddings(
     )
     prior = distill.load_prior("embedded")
     found: Any = initial.generated(config, prior)
-    a, b = library.embed(prior, ["a red mug", "a blue duck"])
+    a, b = prompt_library.embed(prior, ["a red mug", "a blue duck"])
     made: Any = initial.open_generator(generator, CPU)
     expected: Any = made.scene_of(0.75 * a + 0.25 * b)
     torch.testing.assert_close(found.grid, expected.grid)
@@ -291,14 +295,14 @@ def test_between_two_prompts_is_the_scene_of_what_lies_between_their_embeddings(
 
 def test_libraries_are_read_from_json_and_from_text(tmp_path: Path) -> None:
     text = "# colours\na red mug\n\n a blue duck \n"
-    found = library.read_library(str(written(tmp_path, text, "prompts.txt")))
+    found = prompt_library.read_library(str(written(tmp_path, text, "prompts.txt")))
     assert (found.train, found.held_out) == (("a red mug", "a blue duck"), ())
     assert (found.where("a red mug"), found.where("a blue duck")) == ("line 2", "line 4")
     path = written(tmp_path, '{"train": ["x", "a \\"b\\""],\n "validation": ["y"],\n "held_out": ["z"]}')
-    told = library.read_library(str(path))
+    told = prompt_library.read_library(str(path))
     assert told.all() == ("x", 'a "b"', "y", "z")
     assert [told.where(text) for text in told.all()] == ["line 1", "line 1", "line 2", "line 3"]
-    many = library.Prompts(tuple(map(str, range(100))), held_out=("x",))
+    many = prompt_library.Prompts(tuple(map(str, range(100))), held_out=("x",))
     assert len(many.previewed()) <= 9 and many.previewed()[-1] == "x"
 
 

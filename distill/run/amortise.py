@@ -13,7 +13,7 @@ from typing import Any, cast
 from omegaconf import DictConfig
 
 from distill import loop
-from distill.conditions.library import Prompts, read_library
+from distill.conditions.prompt_library import Prompts, read_library
 from distill.contracts import Generator, Prior
 from distill.export.report import write_report
 from distill.export.wall import write_wall
@@ -101,7 +101,7 @@ def carry_out(
     if saved:
         job.state.load_state_dict(saved)
         log.info("resuming %s at step %d", folder, job.state.step)
-    describe_generator(folder, config, scene.options, scene.state_dict()["library.embeddings"].shape[1])
+    describe_generator(folder, config, scene.options, scene.state_dict()["prompts.embeddings"].shape[1])
     count, loaded = len(library.train), time.perf_counter()
     log.info("%d prompts to learn, %.4g steps for each", count, config.iterations / count)
     train(

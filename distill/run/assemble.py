@@ -15,12 +15,11 @@ from torch import Tensor
 
 from distill import loop
 from distill.cameras import Cameras
-from distill.conditions import library as libraries
-from distill.conditions import prompts
+from distill.conditions import prompt_library, prompts
 from distill.conditions.control import DRAWN, controlled, read_picture
-from distill.conditions.library import Prompts
 from distill.conditions.perp_neg import PUBLISHED, Curves
 from distill.conditions.picture import Picture, look_at
+from distill.conditions.prompt_library import Prompts
 from distill.conditions.start import asked_later, views_first
 from distill.contracts import (
     CameraSampler,
@@ -288,7 +287,7 @@ def looks(prior: Prior, scenes: Sequence[Scene], library: Prompts | None) -> lis
 
         return view
 
-    return [of(embedding) for embedding in libraries.embed(prior, shown)]
+    return [of(embedding) for embedding in prompt_library.embed(prior, shown)]
 
 
 def make_renderer(
@@ -348,7 +347,7 @@ def embed_library(config: DictConfig, prior: Prior, library: Prompts) -> Tensor:
     def beside(text: str) -> list[str]:
         return prompts.Texts.of(text, config.negative_prompt, words, "").all()
 
-    return libraries.embed(prior, [prompts.asked(prior, text) for text in library.train], beside)
+    return prompt_library.embed(prior, [prompts.asked(prior, text) for text in library.train], beside)
 
 
 def make_condition(
@@ -369,7 +368,7 @@ def make_condition(
 
     if library:
         train, drawn = library.train, cast(Generator, scene).drawn
-        condition = libraries.conditioner(lambda index: of(train[index]), drawn)
+        condition = prompt_library.conditioner(lambda index: of(train[index]), drawn)
     else:
         condition = of(config.prompt)
     if edits(config):

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from distill.conditions.library import Prompts, read_library
+from distill.conditions.prompt_library import Prompts, read_library
 from distill.files.atomic import write_atomic
 from distill.files.paths import user_path
 from distill.run.schema import Config

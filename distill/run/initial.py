@@ -12,7 +12,7 @@ from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from distill import loop
-from distill.conditions import library, prompts
+from distill.conditions import prompt_library, prompts
 from distill.contracts import Generator, Prior, Scene
 from distill.files.checkpoint import load_checkpoint
 from distill.files.paths import user_path
@@ -90,7 +90,7 @@ def open_generator(folder: Path, device: torch.device) -> Generator:
         raise ValueError(f"generator={folder} has no checkpoint yet; finish its training with resume=true")
     try:
         made = instantiate(OmegaConf.load(folder / "config.yaml").scene, _convert_="all")
-        generator: Generator = made(seed=0, embeddings=saved["scene"]["library.embeddings"]).to(device)
+        generator: Generator = made(seed=0, embeddings=saved["scene"]["prompts.embeddings"]).to(device)
         generator.load_state_dict(saved["scene"])
     except Exception as error:  # of what another version wrote, or a hand changed
         first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -110,8 +110,8 @@ def generated(config: DictConfig, prior: Prior) -> Scene:
     """
     generator = open_generator(user_path(config.generator), prior.device)
     texts = [config.prompt, *([config.generator_mix] if config.generator_mix else [])]
-    told = library.embed(prior, [prompts.asked(prior, text) for text in texts])
-    width = generator.state_dict()["library.embeddings"].shape[1]
+    told = prompt_library.embed(prior, [prompts.asked(prior, text) for text in texts])
+    width = generator.state_dict()["prompts.embeddings"].shape[1]
     if told.shape[1] != width:
         raise ValueError(
             f"generator={config.generator} is told embeddings of {width} numbers, and {prior.name or 'this prior'} gives "

@@ -24,7 +24,7 @@ from measuring import table as format_table
 from quality import make, measure, parse_value
 
 import distill
-from distill.conditions import library, prompts
+from distill.conditions import prompt_library, prompts
 from distill.contracts import Prior, View
 from distill.embedded import world
 from distill.run.amortise import amortise
@@ -73,7 +73,7 @@ def views_of(folder: Path, prior: Prior) -> Callable[[str], View]:
     generator = open_generator(folder, prior.device)
 
     def view(prompt: str) -> View:
-        (told,) = library.embed(prior, [prompts.asked(prior, prompt)])
+        (told,) = prompt_library.embed(prior, [prompts.asked(prior, prompt)])
         return look(generator.scene_of(told), prior.device)
 
     return view
