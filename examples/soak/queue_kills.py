@@ -15,6 +15,7 @@ import csv
 import random
 import time
 from collections import Counter
+from collections.abc import Sequence
 from itertools import islice, product
 from pathlib import Path
 
@@ -73,6 +74,23 @@ def check(root: Path, wanted: list[str], first_seen: dict[str, tuple[int, int]],
     return faults
 
 
+def place(output: Path, count: int) -> tuple[Path, Path, Path, list[str]]:
+    """Where runs go, the list of prompts, which is written, the log, and the prompts."""
+    output.mkdir(parents=True, exist_ok=True)
+    root, listed, log = (output / name for name in ("runs", "prompts.txt", "log.txt"))
+    wanted = prompts(count)
+    listed.write_text("\n".join(wanted) + "\n")
+    return root, listed, log, wanted
+
+
+def told(faults: Sequence[str], root: Path) -> int:
+    """Print the faults that were found; returns the exit code."""
+    for fault in faults[:20]:
+        print(f"fault: {fault}")
+    print(f"{len(finished(root))} finished; {len(faults)} faults")
+    return 1 if faults else 0
+
+
 def main() -> int:
     """Run the script; returns its exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -85,10 +103,7 @@ def main() -> int:
         "--output", type=Path, required=True, help="an empty folder for what is made, and for log.txt"
     )
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    root, listed, log = (options.output / name for name in ("runs", "prompts.txt", "log.txt"))
-    wanted = prompts(options.prompts)
-    listed.write_text("\n".join(wanted) + "\n")
+    root, listed, log, wanted = place(options.output, options.prompts)
     log.touch()
     preload()
     arguments = [f"prompts={listed}", *ONE_STEP, f"output_dir={root}"]
@@ -118,13 +133,10 @@ def main() -> int:
         if code := run(words, log):
             faults.append(f"{words[0]} ended with {code} at the end; see {log}")
     faults += check(root, wanted, first_seen, log)
-    for fault in faults[:20]:
-        print(f"fault: {fault}")
     print(
-        f"queue_kills: {len(wanted)} prompts, {options.workers} workers, {kills} kills, {time.monotonic() - began:.0f} s; "
-        f"{len(finished(root))} finished; {len(faults)} faults"
+        f"queue_kills: {len(wanted)} prompts, {options.workers} workers, {kills} kills, {time.monotonic() - began:.0f} s"
     )
-    return 1 if faults else 0
+    return told(faults, root)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from queue_kills import ONE_STEP, check, finished, prompts
+from queue_kills import ONE_STEP, check, finished, place, told
 
 SCRIPT = Path(__file__).parents[1] / "queues" / "ray_prompts.py"
 
@@ -47,10 +47,7 @@ def main() -> int:
         "--output", type=Path, required=True, help="an empty folder for what is made, and for log.txt"
     )
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    root, listed, log = (options.output / name for name in ("runs", "prompts.txt", "log.txt"))
-    wanted = prompts(options.prompts)
-    listed.write_text("\n".join(wanted) + "\n")
+    root, listed, log, wanted = place(options.output, options.prompts)
     command = [sys.executable, str(SCRIPT), str(listed), "--workers", "2", *ONE_STEP, f"output_dir={root}"]
     chance, kills, killed, began = random.Random(options.seed), 0, set[int](), time.monotonic()
     first_seen: dict[str, tuple[int, int]] = {}
@@ -70,13 +67,8 @@ def main() -> int:
                 print(f"killed {pid}: {kills} kills, {time.monotonic() - began:.0f} s", flush=True)
     faults = [f"the script ended with {running.returncode}; see {log}"] if running.returncode else []
     faults += check(root, wanted, first_seen, log)
-    for fault in faults[:20]:
-        print(f"fault: {fault}")
-    print(
-        f"ray_kills: {len(wanted)} prompts, 2 workers, {kills} kills, {time.monotonic() - began:.0f} s; {len(finished(root))} finished; "
-        f"{len(faults)} faults"
-    )
-    return 1 if faults else 0
+    print(f"ray_kills: {len(wanted)} prompts, 2 workers, {kills} kills, {time.monotonic() - began:.0f} s")
+    return told(faults, root)
 
 
 if __name__ == "__main__":
