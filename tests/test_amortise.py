@@ -52,7 +52,7 @@ def written(folder: Path, said: object = LISTS, name: str = "library.json") -> P
 def test_with_a_frozen_text_a_generator_is_a_plain_scene_in_values_and_gradients(backend: str) -> None:
     made: Any = hyper_grid(
         levels=2, log2_table_size=8, hidden_width=8, text_width=8, march_steps=16, occupancy_resolution=8,
-        backend=backend, embeddings=small_library(),  # type: ignore[arg-type]
+        backend=backend, embeddings=small_library(),
     )  # fmt: skip
     made.prompts.draw()
     embedding = made.prompts.embedding()
