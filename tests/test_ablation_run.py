@@ -15,6 +15,7 @@ from conftest import write_tiny_prior
 from test_novelview_model import write_encoder
 
 from distill.lab.novel_view import cells, memory, stages
+from distill.lab.novel_view.start import from_prior
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "ablate_novelview.py"
 
@@ -93,7 +94,7 @@ def test_rows_differ_in_what_they_are_named_for() -> None:
 def test_the_script_goes_from_renders_to_a_report_and_on(parts: Path, tmp_path: Path) -> None:
     command = [
         sys.executable, SCRIPT, "--work", tmp_path / "work", "--clip", parts / "clip", "--dino", parts / "dino",
-        "--prior", parts / "prior", "--size", 8, "--device", "cpu", "--processes", 1, "--workers", 1, "--shapes", 1,
+        "--prior", parts / "prior", "--size", 16, "--device", "cpu", "--processes", 1, "--workers", 1, "--shapes", 1,
         "--unseen", 1, "--batch", 2, "--code-updates", 2, "--code-batch", 4, "--points", 1, "--steps", 1, "--cost-rounds", 1,
         "--seeds", 1, "--minutes", 5, "--updates", 2, "--only", "power", "--no-costs", "--bring", tmp_path / "out",
     ]  # fmt: skip
@@ -109,3 +110,11 @@ def test_the_script_goes_from_renders_to_a_report_and_on(parts: Path, tmp_path: 
     )
     assert wrong.returncode == 1
     assert wrong.stderr.splitlines()[-1].startswith("error: --clip must be a folder of an image encoder")
+
+
+def test_a_size_that_the_prior_cannot_halve_is_refused(bench: cells.Bench, parts: Path) -> None:
+    encoder = bench.seen("dino")[0]
+    with pytest.raises(ValueError, match="multiple of 2 pixels high, got 7"):
+        from_prior(parts / "prior", encoder, turn=None, size=7)
+    assert from_prior(parts / "prior", encoder, turn=None, size=12).size == 12
+    assert from_prior(parts / "prior", encoder, turn=None).size == 8

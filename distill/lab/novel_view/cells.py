@@ -246,6 +246,7 @@ def begun(
         encoder,
         turn=row.turn,
         amalgamation=row.amalgamation,
+        size=setup.world.size,
         seed=cell.seed,
         device=setup.device,
     )

@@ -20,6 +20,7 @@ from distill.priors.novel_view.pipeline import (
     take_conditioning,
     turn_options,
 )
+from distill.priors.space import downsampling
 
 
 def from_prior(
@@ -28,6 +29,7 @@ def from_prior(
     *,
     turn: TurnOptions | None,
     amalgamation: bool = True,
+    size: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> NovelViewPipeline:
@@ -38,13 +40,25 @@ def from_prior(
         encoder: of the condition picture.
         turn: what the UNet is told of a rotated code, or None for the paper's pose token.
         amalgamation: add the encoder's maps to the UNet.
+        size: of the pictures that it is to draw, pixels, or None for the text-to-image model's own.
         seed: of what is initialised at random.
         device: where the model is to lie.
+
+    Raises:
+        ValueError: the UNet cannot halve pictures of that size as often as it does.
     """
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
     scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+    if size is not None:
+        patch = downsampling(None, unet.config.out_channels)
+        step = patch * 2 ** (len(unet.config.block_out_channels) - 1)
+        if size < step or size % step:
+            raise ValueError(
+                f"pictures for the prior in {folder} must be a multiple of {step} pixels high, got {size}"
+            )
+        unet.register_to_config(sample_size=size // patch)
     torch.manual_seed(seed)
     model = build(
         widen(unet, draft=turn is not None and turn.draft > 0), token_width=encoder.token_width,
