@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,18 +19,28 @@ from distill.cameras import Cameras
 from distill.contracts import Group, Render, Step, View, Writer
 from distill.domains import Count, Fraction, Length, NotNegative, Range
 from distill.meshes.surface import Surface
-from distill.renderers import volume
+from distill.renderers import environment, volume
 from distill.renderers.hashgrid import has_warp
 from distill.renderers.nerf import HashGridScene
 
 log = logging.getLogger(__name__)
 
 
+#: Of a material, what a network can make of it (Chen et al. 2023, Fantasia3D, arXiv:2303.13873): no mirror, and no bare metal.
+ROUGHNESS, METALLIC = (0.08, 0.9), (0.0, 0.9)
+#: What is not learnt yet is this much less likely to be metal than not.
+_NO_METAL = math.exp(2)
+
+
 @dataclass(frozen=True)
-class _Shading:
+class _Style:
+    """How pictures are shaded: the light of each, its share from everywhere, and the environment for materials."""
+
     kind: str
+    light: Tensor
     ambient: float
     normals: bool
+    around: environment.Environment | None
 
 
 class SurfaceScene(nn.Module):
@@ -37,8 +49,13 @@ class SurfaceScene(nn.Module):
     Opacity, depth and normals are those of the triangles, and have no gradient. Both sides of a triangle are seen, and have
     one colour.
 
+    With ``material="pbr"`` a second grid learns roughness and metallic, and pictures that would show the plain colour show the
+    material in the light of an environment: another one for each picture in training, so that no light fits into the colour, and a
+    studio's otherwise.
+
     Args:
         mesh: of ``distill.meshes.read.read_surface``.
+        material: ``albedo``, a colour alone, or ``pbr``.
         samples: rays along each side of a pixel; its square is the number of rays a pixel, which smooths edges.
         levels: of the hash grid, coarse to fine; it and the network are those of ``HashGridScene``.
         features: numbers per grid entry: 1, 2, 4 or 8.
@@ -71,6 +88,7 @@ class SurfaceScene(nn.Module):
         self,
         mesh: Surface,
         *,
+        material: Literal["albedo", "pbr"] = "albedo",
         samples: Annotated[int, Range(1, 16)] = 2,
         levels: Count = 12,
         features: Literal[1, 2, 4, 8] = 2,
@@ -96,14 +114,21 @@ class SurfaceScene(nn.Module):
             )
         if samples < 1:
             raise ValueError(f"expected samples of at least 1, got {samples}")
+        if material not in ("albedo", "pbr"):
+            raise ValueError(f"expected material albedo or pbr, got {material!r}")
         self.mesh, self.samples = mesh, samples
-        # Only its colours and its background are asked for; its density has no gradient.
-        self.colours = HashGridScene(
-            levels=levels, features=features, log2_table_size=log2_table_size, base_resolution=base_resolution,
-            finest_resolution=finest_resolution, hidden_width=hidden_width, hidden_layers=hidden_layers, blob_scale=0.0,
-            background=background, random_background=random_background, occupancy_resolution=2, backend=backend,
+        # Only a grid's three colours are asked for, and the first's background; its density has no gradient.
+        grid = partial(
+            HashGridScene, features=features, log2_table_size=log2_table_size, base_resolution=base_resolution,
+            hidden_width=hidden_width, hidden_layers=hidden_layers, blob_scale=0.0, occupancy_resolution=2, backend=backend,
             precision=precision, encoding_lr=encoding_lr, mlp_lr=mlp_lr, background_lr=background_lr, seed=seed,
         )  # fmt: skip
+        self.colours = grid(
+            levels=levels, finest_resolution=finest_resolution, background=background, random_background=random_background
+        )  # fmt: skip
+        # A material varies less than a colour, and the loss says little of it: coarse levels alone keep noise out.
+        coarse = max(base_resolution, finest_resolution // 4)
+        self.finish = grid(levels=(levels + 1) // 2, finest_resolution=coarse) if material == "pbr" else None
         # What a file says again need not be in every checkpoint; of it, a number that tells whether it is the same file.
         self.register_buffer("fingerprint", torch.tensor(mesh.fingerprint()))
         self._hold("triangles", mesh.corners)
@@ -129,7 +154,14 @@ class SurfaceScene(nn.Module):
 
     def parameter_groups(self) -> dict[str, Group]:
         """Return its parameters by kind: ``encoding``, ``mlp``, and ``background`` where it is learnt."""
-        return self.colours.parameter_groups()
+        groups = self.colours.parameter_groups()
+        if self.finish is None:
+            return groups
+        own = self.finish.parameter_groups()
+        return groups | {
+            name: Group([*groups[name].parameters, *own[name].parameters], groups[name].rate)
+            for name in ("encoding", "mlp")
+        }
 
     def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
         """Do nothing: all of its state is learnt."""
@@ -150,7 +182,8 @@ class SurfaceScene(nn.Module):
     ) -> Render:
         """Render it; see ``distill.renderers.volume.render`` for the options.
 
-        Depth and normals are means over those of a pixel's rays that hit; normals face the camera.
+        Depth and normals are means over those of a pixel's rays that hit; normals face the camera. With ``shading="albedo"``, a
+        ``pbr`` material is lit by an environment.
 
         Raises:
             ValueError: an option is not known, a size is below 1, or a penalty is asked for: a fixed shape has none.
@@ -168,15 +201,15 @@ class SurfaceScene(nn.Module):
             for rays in cameras.rays(height * n, width * n)
         )
         backdrop = self.colours.backdrop(cameras.rays(height, width)[1], generator)
-        light = volume.towards_light(cameras, shading, generator).repeat_interleave(height * width, 0)
-        drawn = soft_light and generator is not None
-        ambient = float(torch.rand(1, generator=generator)) if drawn else volume.AMBIENT
-        style = _Shading(shading, ambient, normals or shading != "albedo")
-        size = max(1, chunk_rays // (n * n))
-        chunks = [slice(i, i + size) for i in range(0, len(light), size)]
+        style = self._style(cameras, shading, normals, soft_light, generator)
+        picture = torch.arange(batch, device=device).repeat_interleave(height * width)
+        kept = (
+            torch.is_grad_enabled() and not recompute
+        )  # all of it is kept for the way back, so parts would save nothing
+        size = len(picture) if kept else max(1, chunk_rays // (n * n))
         traced = []
-        for chunk in chunks:
-            rays = origins[chunk], directions[chunk], light[chunk]
+        for chunk in (slice(i, i + size) for i in range(0, len(picture), size)):
+            rays = origins[chunk], directions[chunk], picture[chunk]
             if recompute and torch.is_grad_enabled():
                 traced.append(
                     checkpoint(self._trace, *rays, style, use_reentrant=False, preserve_rng_state=False)
@@ -189,10 +222,29 @@ class SurfaceScene(nn.Module):
         rgb = colour + (1 - opacity) * backdrop
         return Render(rgb, opacity, depth, normal if style.normals else None)
 
+    def _style(
+        self,
+        cameras: Cameras,
+        shading: str,
+        normals: bool,
+        soft_light: bool,
+        generator: torch.Generator | None,
+    ) -> _Style:
+        light = volume.towards_light(cameras, shading, generator)
+        drawn = soft_light and generator is not None
+        ambient = float(torch.rand(1, generator=generator)) if drawn else volume.AMBIENT
+        around = None
+        if self.finish is not None and shading == "albedo":
+            count = len(cameras)
+            made = environment.draw(count, generator) if generator else environment.studio(count)
+            around = made.to(self.paint.device)
+        wanted = normals or shading != "albedo" or around is not None
+        return _Style(shading, light, ambient, wanted, around)
+
     def _trace(
-        self, origins: Tensor, directions: Tensor, light: Tensor, style: _Shading
+        self, origins: Tensor, directions: Tensor, picture: Tensor, style: _Style
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Colour, opacity, depth and normal of pixels from their rays, ``[pixels, rays, 3]``, over black."""
+        """Colour, opacity, depth and normal of pixels from their rays, ``[pixels, rays, 3]``, and their pictures' numbers."""
         pixels, rays = origins.shape[:2]
         with torch.no_grad():
             face, distance, weight = self._cast(origins.reshape(-1, 3), directions.reshape(-1, 3))
@@ -207,9 +259,15 @@ class SurfaceScene(nn.Module):
             depth = distance.view(pixels, rays).sum(1) / count.clamp(min=1)
             facing = self._normals(face, weight, directions.reshape(-1, 3)[hit]) if style.normals else None
         colour = self._colour(face, weight)
-        if style.kind != "albedo" and facing is not None:
-            lit = volume.shade(colour, facing, light[hit // rays], style.kind, style.ambient)
-            colour = lit + 0 * colour  # what shows no colour has a gradient of 0 rather than none
+        if facing is not None:
+            seen = picture[hit // rays]
+            if style.around is not None:
+                finish = self.material((weight[..., None] * self.paint[face]).sum(1))
+                ray = directions.reshape(-1, 3)[hit]
+                colour = environment.lit(colour, *finish, facing, ray, style.around[seen])
+            elif style.kind != "albedo":
+                lit = volume.shade(colour, facing, style.light[seen], style.kind, style.ambient)
+                colour = lit + 0 * colour  # what shows no colour has a gradient of 0 rather than none
         normal = facing if facing is not None else torch.zeros_like(weight)
         # Each ray has a place of its own, and a sum over places has one order on every device.
         colour, normal = (
@@ -273,6 +331,18 @@ class SurfaceScene(nn.Module):
                     own[here] = look.colours(local[face[here]], weight[here])
         return torch.where(kept[:, None], own, colour)
 
+    def material(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Roughness and metallic at points of the surface, ``[n, 3]`` to ``[n, 1]`` each, within ``ROUGHNESS`` and ``METALLIC``.
+
+        Raises:
+            ValueError: the scene has a colour alone.
+        """
+        if self.finish is None:
+            raise ValueError("the scene has material=albedo, and no roughness or metallic; use material=pbr")
+        rough, metal = self.finish.query(points)[1][:, 1:].split(1, dim=1)
+        metal = metal / (metal + (1 - metal) * _NO_METAL)
+        return tuple(low + (high - low) * x for x, (low, high) in ((rough, ROUGHNESS), (metal, METALLIC)))
+
     def begin_with_colours(self, generator: torch.Generator, steps: int = 300, points: int = 8192) -> None:
         """Fit the colour to the mesh's own, by regression on points that are even over its area.
 
@@ -316,13 +386,18 @@ class SurfaceScene(nn.Module):
         return {"mesh": self._write}
 
     def _write(self, folder: Path, view: View, options: Any) -> dict[str, Any]:
-        from distill.meshes.write import write_textured
+        from distill.meshes.write import Paints, write_textured
 
         @torch.no_grad()
         def albedo(points: Tensor) -> Tensor:
             return self.colours.query(points.to(self.paint.device))[1].cpu()
 
-        return write_textured(self.mesh, albedo, folder / "mesh.glb", size=options["texture_size"])
+        @torch.no_grad()
+        def finish(points: Tensor) -> Tensor:
+            return torch.cat(self.material(points.to(self.paint.device)), dim=1).cpu()
+
+        paints = Paints(albedo, finish if self.finish is not None else None)
+        return write_textured(self.mesh, paints, folder / "mesh.glb", size=options["texture_size"])
 
 
 def own_points(mesh: Surface, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

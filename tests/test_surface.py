@@ -27,7 +27,7 @@ from distill.conditions.control import draw_depth
 from distill.contracts import Render
 from distill.meshes.read import RADIUS, read_surface, rotation, surface_of
 from distill.meshes.surface import Surface
-from distill.meshes.write import _own, usable, write_textured
+from distill.meshes.write import Paints, _own, usable, write_textured
 from distill.renderers.surface import SurfaceScene, own_points
 from distill.run.compose import compose_config
 
@@ -296,7 +296,7 @@ def test_what_is_placed_twice_has_one_colour_and_what_is_kept_stays(tmp_path: Pa
     torch.testing.assert_close(
         scene._colour(faces, weight), wheel.look.colours(faces - wheel.faces[0], weight)
     )
-    write_textured(mesh, lambda points: points.abs(), tmp_path / "out.glb", size=64)
+    write_textured(mesh, Paints(torch.abs), tmp_path / "out.glb", size=64)
     a, b = (one.geometry["wheel"].visual for one in (mesh.scene, reading(tmp_path / "out.glb").scene))
     np.testing.assert_array_equal(
         np.asarray(a.material.baseColorTexture), np.asarray(b.material.baseColorTexture)
@@ -315,7 +315,7 @@ def test_texture_coordinates_that_overlap_repeat_or_are_tiny_are_replaced() -> N
 
 def test_a_stacked_texture_is_unwrapped_and_its_charts_are_apart(tmp_path: Path) -> None:
     mesh = placed(painted_box("wood", np.tile(triangles_apart()[:3], (12, 1)), np.zeros((4, 4, 3), np.uint8)))
-    figures = write_textured(mesh, lambda points: (points + 1) / 2, tmp_path / "out.glb", size=256)
+    figures = write_textured(mesh, Paints(lambda points: (points + 1) / 2), tmp_path / "out.glb", size=256)
     assert figures["own_uv"] == 0 and figures["faces"] == 12
     after = reading(tmp_path / "out.glb", up="+z", front="+x")
     face, weight, colour = own_points(after, 2000, generator())

@@ -29,8 +29,22 @@ from distill.meshes.surface import Floats, Ints, Part, Surface
 
 log = logging.getLogger(__name__)
 
-#: Albedo in [0, 1] at points in the scene's frame, ``[n, 3]`` to ``[n, 3]``.
-Albedo = Callable[[Tensor], Tensor]
+#: Values in [0, 1] at points in the scene's frame, ``[n, 3]`` to ``[n, channels]``.
+Paint = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Paints:
+    """What is baked.
+
+    Attributes:
+        albedo: the new colours, sRGB, three channels.
+        finish: roughness and metallic, two channels; None for a rough material that is no metal.
+    """
+
+    albedo: Paint
+    finish: Paint | None = None
+
 
 #: Texels along a side, to see how much of a texture is used and how much twice.
 _LOOK = 512
@@ -61,12 +75,12 @@ class Mapped:
     uv: Floats
 
 
-def write_textured(surface: Surface, albedo: Albedo, path: Path, *, size: int) -> dict[str, Any]:
+def write_textured(surface: Surface, paints: Paints, path: Path, *, size: int) -> dict[str, Any]:
     """Write a GLB file of a mesh with all of its nodes, names and transforms, and a baked texture.
 
     Args:
         surface: the mesh; parts that are kept are written as they were read.
-        albedo: the new colours, sRGB.
+        paints: what is baked.
         path: the file.
         size: of each texture, in texels.
 
@@ -83,7 +97,9 @@ def write_textured(surface: Surface, albedo: Albedo, path: Path, *, size: int) -
     geometry = dict(surface.scene.geometry)
     with timed(seconds, "texture"):
         for group in groups:
-            material = _material(surface, [part for part, _ in group], bake(surface, group, albedo, size))
+            colour = bake(surface, group, paints.albedo, size)
+            finish = bake(surface, group, paints.finish, size) if paints.finish else None
+            material = _material(surface, [part for part, _ in group], colour, finish)
             for part, mapped in group:
                 geometry[part.name] = _textured(surface, part, mapped, material)
     scene = trimesh.Scene(geometry=geometry, graph=surface.scene.graph.copy())
@@ -214,21 +230,22 @@ def _stacked(surface: Surface, group: Sequence[tuple[Part, Mapped]]) -> tuple[Fl
 
 
 def bake(
-    surface: Surface, group: Sequence[tuple[Part, Mapped]], albedo: Albedo, size: int
+    surface: Surface, group: Sequence[tuple[Part, Mapped]], paint: Paint, size: int
 ) -> NDArray[np.uint8]:
-    """Paint the albedo onto a group's texture, up to and past the charts' edges.
+    """Paint a group's texture, up to and past the charts' edges.
 
     Returns:
-        sRGB, the first row on top, shape ``[size, size, 3]``.
+        The paint's values, the first row on top, shape ``[size, size, channels]``.
     """
     uv, faces, corners = _stacked(surface, group)
-    texture, painted = np.zeros((size * size, 3), np.float32), np.zeros(size * size, bool)
+    channels = paint(torch.zeros(1, 3)).shape[1]
+    texture, painted = np.zeros((size * size, channels), np.float32), np.zeros(size * size, bool)
     # First past the edges, then within: a chart's own texels are not painted over by a neighbour's rim.
     for reach in (GUTTER, 0.0):
         for chunk in _chunks(uv, faces, size, reach):
             texel, face, weight = rasterise(uv, faces[chunk], size, reach=reach)
             points = np.einsum("nc,nck->nk", weight, corners[chunk][face]).astype(np.float32)
-            texture[texel] = albedo(torch.from_numpy(points)).numpy()
+            texture[texel] = paint(torch.from_numpy(points)).numpy()
             painted[texel] = True
     if not painted.any():
         raise ValueError(
@@ -237,7 +254,7 @@ def bake(
     rows, columns = ndimage.distance_transform_edt(
         ~painted.reshape(size, size), return_distances=False, return_indices=True
     )
-    filled = texture.reshape(size, size, 3)[rows, columns]
+    filled = texture.reshape(size, size, channels)[rows, columns]
     return np.round(np.clip(filled, 0, 1) * 255).astype(np.uint8)
 
 
@@ -254,14 +271,25 @@ def _chunks(uv: Floats, faces: Ints, size: int, reach: float) -> Iterator[slice]
         begin = end
 
 
-def _material(surface: Surface, parts: Sequence[Part], texture: NDArray[np.uint8]) -> PBRMaterial:
-    """A rough, non-metallic material with the texture; named, and seen from both sides, as the parts' own was."""
+def _material(
+    surface: Surface, parts: Sequence[Part], texture: NDArray[np.uint8], finish: NDArray[np.uint8] | None
+) -> PBRMaterial:
+    """A material with the texture; named, and seen from both sides, as the parts' own was."""
     visuals = [surface.scene.geometry[part.name].visual for part in parts]
     own = [visual.material for visual in visuals if isinstance(visual, TextureVisuals)]
     names = {part.material for part in parts}
     double = any(bool(getattr(material, "doubleSided", False)) for material in own)
+    factors: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 0.9}
+    if finish is not None:
+        # glTF reads roughness from green and metallic from blue; red is for occlusion, which is not told.
+        packed = np.concatenate([np.full_like(finish[..., :1], 255), finish], axis=-1)
+        factors = {
+            "metallicFactor": 1.0,
+            "roughnessFactor": 1.0,
+            "metallicRoughnessTexture": Image.fromarray(packed),
+        }
     return PBRMaterial(
-        name=names.pop() if len(names) == 1 else "surface", baseColorTexture=Image.fromarray(texture), metallicFactor=0.0, roughnessFactor=0.9, doubleSided=double
+        name=names.pop() if len(names) == 1 else "surface", baseColorTexture=Image.fromarray(texture), doubleSided=double, **factors
     )  # fmt: skip
 
 
