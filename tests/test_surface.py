@@ -42,7 +42,9 @@ def placed(*meshes: trimesh.Trimesh, keep: Sequence[str] = (), turn: Any = None)
 
 
 def reading(path: Path, **options: Any) -> Surface:
-    return read_surface({"file": str(path), "up": "auto", "front": "auto", "keep": [], **options})
+    return read_surface(
+        {"file": str(path), "up": "auto", "front": "auto", "keep": [], "init_texture": False, **options}
+    )
 
 
 def small(mesh: Surface, **options: Any) -> SurfaceScene:
