@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import trimesh
 from trimesh.visual import TextureVisuals
-from trimesh.visual.material import PBRMaterial, empty_material
+from trimesh.visual.material import PBRMaterial, SimpleMaterial, empty_material
 
 from distill.export.files import srgb_to_linear
 from distill.meshes.surface import Floats, Look
@@ -43,7 +43,7 @@ def _of_material(mesh: trimesh.Trimesh, visual: TextureVisuals) -> tuple[Look, b
     material: Any = visual.material
     if isinstance(material, PBRMaterial):
         return _of_gltf(mesh, visual, material)
-    if _is_filler(material):  # of texture coordinates without a material
+    if is_filler(material):
         return _plain(mesh, np.full(3, PLAIN)), False
     # Of an MTL file, whose colours are as they are shown.
     if material.image is None or visual.uv is None:
@@ -69,9 +69,9 @@ def _of_gltf(mesh: trimesh.Trimesh, visual: TextureVisuals, material: PBRMateria
     return _textured(mesh, visual.uv, texture, None if tint is None or (tint == 1).all() else tint), True
 
 
-def _is_filler(material: Any) -> bool:
-    """Whether a material is the one of one colour that trimesh gives what has none."""
-    if material.name is not None or material.image is None:
+def is_filler(material: Any) -> bool:
+    """Tell whether a material is the grey one that trimesh gives texture coordinates without any."""
+    if not isinstance(material, SimpleMaterial) or material.image is None or material.kwargs:
         return False
     filler = empty_material().image
     return bool(material.image.size == filler.size and material.image.tobytes() == filler.tobytes())

@@ -12,7 +12,7 @@ import trimesh
 
 from distill.files.paths import user_path
 from distill.meshes.gltf import load_gltf
-from distill.meshes.look import look_of
+from distill.meshes.look import is_filler, look_of
 from distill.meshes.obj import load_obj
 from distill.meshes.surface import Floats, Part, Surface, Unfit
 
@@ -229,7 +229,8 @@ def _flat(mesh: trimesh.Trimesh) -> bool:
 
 def _part(name: str, mesh: trimesh.Trimesh, pieces: _Pieces, keep: frozenset[str], linear: bool) -> Part:
     look, coloured = look_of(mesh, linear)
-    material = str(getattr(getattr(mesh.visual, "material", None), "name", None) or name)
+    own = getattr(mesh.visual, "material", None)
+    material = str(name if is_filler(own) else getattr(own, "name", None) or name)
     return Part(
         name, material, material in keep, coloured, (pieces.faces, len(mesh.faces)), (pieces.vertices, len(mesh.vertices)), look
     )  # fmt: skip
