@@ -109,11 +109,11 @@ def test_an_objs_texture_is_shown_where_its_file_puts_it_and_stays_there(tmp_pat
     face, weight, colour = own_points(surface, 500, generator())
     np.testing.assert_allclose(colour, colours[face], atol=1e-6)
     assert weight.shape == (500, 3) and surface.parts[0].coloured
-    np.testing.assert_allclose(surface.parts[0].look.uv, uv, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(surface.parts[0].look.uv), uv, atol=1e-6)
     figures = write_textured(surface, lambda points: (points + 1) / 2, tmp_path / "out.glb", size=256)
     assert figures["own_uv"] == 1
     (after,) = reading(tmp_path / "out.glb").parts
-    np.testing.assert_allclose(after.look.uv, uv, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(after.look.uv), uv, atol=1e-6)
 
 
 def test_a_meshs_texture_that_cannot_be_read_is_refused_only_where_it_is_needed(tmp_path: Path) -> None:
