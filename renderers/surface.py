@@ -277,9 +277,13 @@ class SurfaceScene(nn.Module):
         return colour / rays, count / rays, depth, normalize(normal, dim=-1, eps=1e-6)
 
     def _cast(self, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found: tuple[Tensor, Tensor, Tensor] = self._on(origins.device)[0](origins, directions)
+        return found
+
+    def _on(self, device: torch.device) -> Any:
+        """The caster, the looks of kept parts, and each face's part and number within it, on a device."""
         from distill.renderers._warp_mesh import Caster
 
-        device = origins.device
         if device.type not in ("cpu", "cuda"):
             raise ValueError(
                 f"scene=surface casts rays on the CPU or on CUDA, got device={device.type}; use device=cpu"
@@ -298,8 +302,7 @@ class SurfaceScene(nn.Module):
                 part.to(device),
                 local.to(device),
             )
-        found: tuple[Tensor, Tensor, Tensor] = self._there[device][0](origins, directions)
-        return found
+        return self._there[device]
 
     def _normals(self, face: Tensor, weight: Tensor, directions: Tensor) -> Tensor:
         """Unit normals towards the camera: the file's, where it has some, else the triangles'."""
@@ -322,7 +325,7 @@ class SurfaceScene(nn.Module):
         kept = self.kept[face]
         if not any(part.kept for part in self.mesh.parts):
             return colour
-        _, looks, part, local = self._there[face.device]
+        _, looks, part, local = self._on(face.device)
         own = torch.zeros_like(colour)
         with torch.no_grad():
             for number, look in enumerate(looks):

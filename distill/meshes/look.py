@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import trimesh
 from trimesh.visual import TextureVisuals
-from trimesh.visual.material import PBRMaterial
+from trimesh.visual.material import PBRMaterial, SimpleMaterial, empty_material
 
 from distill.export.files import srgb_to_linear
 from distill.meshes.surface import Floats, Look
@@ -41,21 +41,46 @@ def look_of(mesh: trimesh.Trimesh, linear: bool) -> tuple[Look, bool]:
 
 def _of_material(mesh: trimesh.Trimesh, visual: TextureVisuals) -> tuple[Look, bool]:
     material: Any = visual.material
-    uv = visual.uv
     if isinstance(material, PBRMaterial):
-        image, factor = material.baseColorTexture, _factor(material.baseColorFactor)
-        if image is None or uv is None:
-            return _plain(mesh, to_srgb(factor)), material.baseColorFactor is not None
-        picture = srgb_to_linear(_picture(image)) * factor if (factor < 1).any() else None
-        texture = _picture(image) if picture is None else to_srgb(picture)
-    else:  # of an MTL file, whose colours are as they are shown
-        image = getattr(material, "image", None)
-        if image is None or uv is None:
-            colour = getattr(material, "diffuse", None)
-            return _plain(mesh, np.full(3, PLAIN) if colour is None else _factor(colour)), colour is not None
-        texture = _picture(image)
+        return _of_gltf(mesh, visual, material)
+    if is_filler(material):
+        return _plain(mesh, np.full(3, PLAIN)), False
+    # Of an MTL file, whose colours are as they are shown.
+    if material.image is None or visual.uv is None:
+        said = "kd" in material.kwargs
+        return _plain(mesh, _factor(material.diffuse) if said else np.full(3, PLAIN)), said
+    return _textured(mesh, visual.uv, _picture(material.image)), True
+
+
+def _of_gltf(mesh: trimesh.Trimesh, visual: TextureVisuals, material: PBRMaterial) -> tuple[Look, bool]:
+    """The base colour: the product of a factor, the vertices' colours and a texture, linear."""
+    image, factor = material.baseColorTexture, _factor(material.baseColorFactor)
+    found = visual.vertex_attributes.get("color")
+    tint = None
+    if found is not None and len(found) == len(mesh.vertices):
+        tint = _factor(np.asarray(found)[:, :3].T).T[mesh.faces]
+    if image is None or visual.uv is None:
+        said = material.baseColorFactor is not None or tint is not None
+        linear = np.ones((len(mesh.faces), 3, 3), np.float32) if tint is None else tint
+        return Look(_tensor(to_srgb(np.asarray(linear * factor, np.float32)))), said
+    texture = _picture(image)
+    if (factor < 1).any():
+        texture = to_srgb(srgb_to_linear(texture) * factor)
+    return _textured(mesh, visual.uv, texture, None if tint is None or (tint == 1).all() else tint), True
+
+
+def is_filler(material: Any) -> bool:
+    """Tell whether a material is the grey one that trimesh gives texture coordinates without any."""
+    if not isinstance(material, SimpleMaterial) or material.image is None or material.kwargs:
+        return False
+    filler = empty_material().image
+    return bool(material.image.size == filler.size and material.image.tobytes() == filler.tobytes())
+
+
+def _textured(mesh: trimesh.Trimesh, uv: Any, texture: Floats, tint: Floats | None = None) -> Look:
     corners = np.nan_to_num(np.asarray(uv, np.float32))[mesh.faces]
-    return Look(_plain(mesh, np.full(3, PLAIN)).corners, _tensor(corners), _tensor(texture)), True
+    blank = _plain(mesh, np.full(3, PLAIN)).corners
+    return Look(blank, _tensor(corners), _tensor(texture), None if tint is None else _tensor(tint))
 
 
 def _plain(mesh: trimesh.Trimesh, colour: Floats) -> Look:
@@ -65,7 +90,7 @@ def _plain(mesh: trimesh.Trimesh, colour: Floats) -> Look:
 def _factor(colour: Any) -> Floats:
     if colour is None:
         return np.ones(3, np.float32)
-    found = np.asarray(colour)[:3]
+    found = np.asarray(colour)[:3]  # bytes or shares
     return np.asarray(found / 255 if found.dtype.kind in "ui" else found, np.float32)
 
 

@@ -11,8 +11,10 @@ import numpy as np
 import trimesh
 
 from distill.files.paths import user_path
-from distill.meshes.look import look_of
-from distill.meshes.surface import Floats, Part, Surface
+from distill.meshes.gltf import load_gltf
+from distill.meshes.look import is_filler, look_of
+from distill.meshes.obj import load_obj
+from distill.meshes.surface import Floats, Part, Surface, Unfit
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +38,17 @@ def read_surface(options: Mapping[str, Any]) -> Surface:
     """Read a mesh, turn its front to +x and its top to +z, and place it as scenes are placed.
 
     Args:
-        options: the group ``mesh``: ``file``, ``up`` and ``front`` (``auto`` or an axis of the file), and ``keep``.
+        options: the group ``mesh``: ``file``, ``up`` and ``front`` (``auto`` or an axis of the file), ``keep`` and
+            ``init_texture``.
 
     Raises:
         ValueError: the file is not there, is no mesh or a broken one, or the options do not fit it; in one line.
     """
     path = user_path(options["file"])
-    scene = _load(path)
+    keep = frozenset(options["keep"])
+    scene = _load(path, keep, bool(options["init_texture"]))
     turn, said = rotation(path, options["up"], options["front"])
-    surface = surface_of(path, scene, turn, frozenset(options["keep"]))
+    surface = surface_of(path, scene, turn, keep)
     log.info("%s: %d faces in %d parts; %s", path.name, len(surface.faces), len(surface.parts), said)
     return surface
 
@@ -77,15 +81,18 @@ def _axis(name: str) -> Floats:
     return np.eye(3, dtype=np.float32)["xyz".index(name[1])] * (-1 if name[0] == "-" else 1)
 
 
-def _load(path: Path) -> trimesh.Scene:
-    """A file as trimesh reads it, vertices and faces in their order."""
+def _load(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
+    """A file as trimesh reads it, faces in their order."""
     expected = f"mesh.file must be a mesh in {', '.join(USUAL)}"
     if path.suffix.lower() not in USUAL:
         raise ValueError(f"{expected}, got {path.name}; convert it, for example with Blender")
     if not path.is_file():
         raise ValueError(f"{expected}, and {path} is not there; check the path")
     try:
-        scene = trimesh.load_scene(path, process=False, maintain_order=True)
+        load = load_gltf if path.suffix.lower() in (".glb", ".gltf") else load_obj
+        scene = load(path, keep, begin)
+    except Unfit:
+        raise
     except Exception as error:  # whatever a reader fails with on a broken file
         first = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
         raise ValueError(
@@ -108,7 +115,7 @@ def surface_of(path: Path, scene: trimesh.Scene, turn: Floats, keep: frozenset[s
     Raises:
         ValueError: it is broken, too large, or has no such materials.
     """
-    pieces, parts, index = _Pieces(), list[Part](), dict[str, int]()
+    pieces, parts, index, left = _Pieces(), list[Part](), dict[str, int](), list[str]()
     nodes = [scene.graph[node] for node in scene.graph.nodes_geometry]
     placed = [(matrix, str(name)) for matrix, name in nodes]
     whole = [(matrix, name) for matrix, name in placed if isinstance(scene.geometry[name], trimesh.Trimesh)]
@@ -122,10 +129,19 @@ def surface_of(path: Path, scene: trimesh.Scene, turn: Floats, keep: frozenset[s
         if not len(mesh.faces):
             continue
         _check(path, name, mesh, np.asarray(matrix))
+        if _flat(mesh):
+            left.append(name)
+            continue
         if name not in index:
             index[name] = len(parts)
             parts.append(_part(name, mesh, pieces, keep, linear=path.suffix.lower() in (".glb", ".gltf")))
         pieces.add(mesh, np.asarray(matrix), turn, index[name], parts[index[name]].faces[0])
+    if not parts:
+        raise ValueError(f"{path} has faces without area; export it again")
+    if left:
+        log.info(
+            "%s: nothing can be seen of %s, whose faces have no area", path.name, ", ".join(sorted({*left}))
+        )
     _check_kept(path, parts, keep)
     vertices = pieces.joined("vertices")
     used = vertices[np.unique(pieces.joined("faces"))]
@@ -203,9 +219,18 @@ def _check(path: Path, name: str, mesh: trimesh.Trimesh, matrix: Floats) -> None
         raise ValueError(f"{path} places {name} with a scale of 0; apply or remove that transform")
 
 
+def _flat(mesh: trimesh.Trimesh) -> bool:
+    """Whether all faces of a geometry are collapsed to points or lines, as some exporters leave them."""
+    a, b, c = np.moveaxis(np.asarray(mesh.vertices, np.float64)[mesh.faces], 1, 0)
+    reach = np.ptp(np.concatenate([a, b, c]), axis=0).max()
+    area = np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2
+    return bool(area <= 1e-10 * reach**2)
+
+
 def _part(name: str, mesh: trimesh.Trimesh, pieces: _Pieces, keep: frozenset[str], linear: bool) -> Part:
     look, coloured = look_of(mesh, linear)
-    material = str(getattr(getattr(mesh.visual, "material", None), "name", None) or name)
+    own = getattr(mesh.visual, "material", None)
+    material = str(name if is_filler(own) else getattr(own, "name", None) or name)
     return Part(
         name, material, material in keep, coloured, (pieces.faces, len(mesh.faces)), (pieces.vertices, len(mesh.vertices)), look
     )  # fmt: skip

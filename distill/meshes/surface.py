@@ -18,6 +18,10 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
+class Unfit(ValueError):
+    """A mesh file is whole but cannot be used; the message is one line for the user."""
+
+
 @dataclass(frozen=True)
 class Look:
     """The colours of a part's faces as its file has them, sRGB in [0, 1].
@@ -26,16 +30,20 @@ class Look:
         corners: colours of the faces' corners, shape ``[faces, 3, 3]``; a texture stands in their place where there is one.
         uv: texture coordinates of the corners, (0, 0) at the lower left, shape ``[faces, 3, 2]``.
         texture: repeats outside [0, 1], the first row on top, shape ``[height, width, 3]``.
+        tint: linear factors of the texture's colours at the corners, shape ``[faces, 3, 3]``.
     """
 
     corners: Tensor
     uv: Tensor | None = None
     texture: Tensor | None = None
+    tint: Tensor | None = None
 
     def to(self, device: torch.device) -> Look:
         """Copy them to a device."""
-        uv, texture = (None if value is None else value.to(device) for value in (self.uv, self.texture))
-        return Look(self.corners.to(device), uv, texture)
+        uv, texture, tint = (
+            None if value is None else value.to(device) for value in (self.uv, self.texture, self.tint)
+        )
+        return Look(self.corners.to(device), uv, texture, tint)
 
     def colours(self, face: Tensor, weight: Tensor) -> Tensor:
         """Look colours up at points of the part.
@@ -59,7 +67,13 @@ class Look:
                 part = (x - left if right else 1 - x + left) * (y - top if down else 1 - y + top)
                 row, column = (top + down).long() % height, (left + right).long() % width
                 found += part[:, None] * self.texture[row, column]
-        return found
+        if self.tint is None:
+            return found
+        linear = torch.where(found <= 0.04045, found / 12.92, ((found + 0.055) / 1.055) ** 2.4)
+        linear = linear * (weight[..., None] * self.tint[face]).sum(1)
+        return torch.where(
+            linear <= 0.0031308, linear * 12.92, 1.055 * linear.clamp(min=1e-9) ** (1 / 2.4) - 0.055
+        )
 
 
 @dataclass(frozen=True)

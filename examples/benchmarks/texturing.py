@@ -190,7 +190,7 @@ def try_mesh(path: Path, prompt: str, folder: Path, options: Mapping[str, Any]) 
             mesh=str(path),
             **options,
         )
-        read = {"up": "auto", "front": "auto", "keep": []}
+        read = {"up": "auto", "front": "auto", "keep": [], "init_texture": False}
         before, after = (
             read_surface({"file": str(file), **read}) for file in (path, folder / "asset" / "mesh.glb")
         )

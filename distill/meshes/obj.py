@@ -1,0 +1,68 @@
+"""OBJ, PLY and STL files as trimesh reads them, with a word on textures that it leaves out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import trimesh
+from trimesh.visual import TextureVisuals
+
+from distill.meshes.surface import Unfit
+
+
+def load_obj(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
+    """Read an OBJ file with its MTL file, or PLY or STL.
+
+    Args:
+        path: of the file.
+        keep: names of materials that are written as they were read.
+        begin: the textures of the other ones are needed, too.
+
+    Raises:
+        Unfit: a texture that is needed cannot be read.
+        Exception: it is broken, in whatever way.
+    """
+    # With maintain_order, the corners of a vertex would share the texture coordinates that they do not share in the file.
+    options: dict[str, Any] = {"split_objects": True} if path.suffix.lower() == ".obj" else {}
+    scene = trimesh.load_scene(path, process=False, **options)
+    named = _textures(path) if path.suffix.lower() == ".obj" else {}
+    for geometry in scene.geometry.values():
+        if not isinstance(geometry.visual, TextureVisuals):
+            continue
+        material: Any = geometry.visual.material
+        name = material.name
+        if _whole(material) and (material.image is not None or name not in named):
+            continue
+        material.image = None
+        if name in keep or begin:
+            option = f"mesh.keep={name}" if name in keep else "mesh.init_texture=true"
+            raise Unfit(
+                f"{option} needs the texture {named.get(name, 'beside it')} of {name} that cannot be read, in {path}; put it there, "
+                "as PNG or JPEG, without options in the MTL file"
+            )
+    return scene
+
+
+def _whole(material: Any) -> bool:
+    try:
+        if material.image is not None:
+            material.image.load()
+    except OSError:
+        return False
+    return True
+
+
+def _textures(path: Path) -> dict[str, str]:
+    """What an MTL file calls the textures of its materials, by their names."""
+    with path.open(errors="replace") as lines:
+        library = next((line[6:].strip() for line in lines if line.startswith("mtllib")), "")
+    found, name = dict[str, str](), ""
+    if library and (path.parent / library).is_file():
+        for line in (path.parent / library).read_text(errors="replace").splitlines():
+            key, _, value = line.strip().partition(" ")
+            if key.lower() == "newmtl":
+                name = " ".join(value.split())
+            elif key.lower() == "map_kd":
+                found[name] = value.strip()
+    return found

@@ -1,0 +1,464 @@
+"""Mesh files as they are in the wild: what each says of coordinates, colours and parts, against values worked out by hand."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+from test_run import QUICK, command, error_of
+from test_surface import decibels, generator, halves, reading, shown, small, triangles_apart
+
+from distill.cameras import turntable
+from distill.meshes.read import given_normals
+from distill.meshes.surface import Surface
+from distill.meshes.write import write_textured
+from distill.renderers.surface import SurfaceScene, own_points
+
+BOX = trimesh.creation.box()
+#: One texel of each triangle's colour; twelve of them, 4 x 3.
+CELLS = np.random.default_rng(0).integers(0, 255, (3, 4, 3), np.uint8)
+CORNERS = ("v/vt", "v//vn", "v/vt/vn")
+
+
+def decoded(colour: Any) -> Any:
+    return np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+
+
+def encoded(linear: Any) -> Any:
+    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def thirds(part: Any) -> Any:
+    """Colours in the middle of a part's faces."""
+    count = part.faces[1]
+    return part.look.colours(torch.arange(count), torch.full((count, 3), 1 / 3)).numpy()
+
+
+# --- OBJ ----------------------------------------------------------------------------------------
+
+
+def obj(path: Path, corner: str = "v/vt", back: bool = False, head: str = "", picture: bool = False) -> Any:
+    """A cube of eight v whose corners have a vt and a vn of their own; returns these, ``[12, 3, 2]`` and ``[12, 3, 3]``."""
+    uv = np.random.default_rng(1).permutation(triangles_apart().reshape(12, 3, 2))
+    normals = np.random.default_rng(2).normal(size=(12, 3, 3))
+    normals /= np.linalg.norm(normals, axis=2, keepdims=True)
+    lines = [head] if head else []
+    lines += [f"{key} " + " ".join(f"{v:.7f}" for v in row) for key, rows in
+              (("v", BOX.vertices), ("vt", uv.reshape(-1, 2)), ("vn", normals.reshape(-1, 3))) for row in rows]  # fmt: skip
+    if picture:
+        lines.append("usemtl wood")
+    for number, face in enumerate(BOX.faces):
+        words = []
+        for i, v in enumerate(face):
+            at = 3 * number + i
+            index = (
+                {"v": v - 8, "vt": at - 36, "vn": at - 36}
+                if back
+                else {"v": v + 1, "vt": at + 1, "vn": at + 1}
+            )
+            words.append("/".join(str(index[key]) if key else "" for key in corner.split("/")))
+        lines.append("f " + " ".join(words))
+    path.write_text("\n".join(lines) + "\n")
+    return uv, normals
+
+
+def with_picture(path: Path) -> Any:
+    """The cube with an MTL file; returns its coordinates and each face's colour, by where its middle lies."""
+    uv, _ = obj(path, "v/vt/vn", head="mtllib m.mtl", picture=True)
+    (path.parent / "m.mtl").write_text("newmtl wood\nKd 1 1 1\nmap_Kd p.png\n")
+    Image.fromarray(CELLS).resize((256, 192), Image.Resampling.NEAREST).save(path.parent / "p.png")
+    middle = uv.mean(1)
+    column, row = (middle[:, 0] * 4).astype(int), ((1 - middle[:, 1]) * 3).astype(int)
+    return uv, CELLS[row, column] / 255
+
+
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("corner", CORNERS)
+def test_corners_that_share_a_vertex_keep_what_they_do_not_share(
+    tmp_path: Path, corner: str, back: bool
+) -> None:
+    uv, normals = obj(tmp_path / "m.obj", corner, back)
+    surface = reading(tmp_path / "m.obj", up="+z", front="+x")
+    (mesh,) = surface.scene.geometry.values()
+    np.testing.assert_allclose(mesh.triangles, BOX.triangles, atol=1e-6)
+    if "vt" in corner:
+        np.testing.assert_allclose(mesh.visual.uv[mesh.faces], uv, atol=1e-6)
+    if "vn" in corner:
+        found = given_normals(mesh)
+        assert found is not None
+        np.testing.assert_allclose(found[mesh.faces], normals, atol=1e-5)
+        np.testing.assert_allclose(surface.normals, normals, atol=1e-5)  # what is shaded
+    (part,) = surface.parts
+    assert (
+        not part.coloured and part.material == part.name
+    )  # coordinates alone are no colours, and no material
+
+
+def test_an_objs_texture_is_shown_where_its_file_puts_it_and_stays_there(tmp_path: Path) -> None:
+    uv, colours = with_picture(tmp_path / "m.obj")
+    surface = reading(tmp_path / "m.obj", init_texture=True)
+    face, weight, colour = own_points(surface, 500, generator())
+    np.testing.assert_allclose(colour, colours[face], atol=1e-6)
+    assert weight.shape == (500, 3) and surface.parts[0].coloured
+    np.testing.assert_allclose(np.asarray(surface.parts[0].look.uv), uv, atol=1e-6)
+    figures = write_textured(surface, lambda points: (points + 1) / 2, tmp_path / "out.glb", size=256)
+    assert figures["own_uv"] == 1
+    (after,) = reading(tmp_path / "out.glb").parts
+    np.testing.assert_allclose(np.asarray(after.look.uv), uv, atol=1e-6)
+
+
+def test_a_meshs_texture_that_cannot_be_read_is_refused_only_where_it_is_needed(tmp_path: Path) -> None:
+    with_picture(tmp_path / "m.obj")
+    for spoil in (lambda path: path.write_bytes(path.read_bytes()[:200]), Path.unlink):
+        spoil(tmp_path / "p.png")
+        assert len(reading(tmp_path / "m.obj").parts) == 1
+        with pytest.raises(ValueError, match=r"^mesh\.init_texture=true needs the texture p\.png of wood"):
+            reading(tmp_path / "m.obj", init_texture=True)
+
+
+def test_an_objs_objects_are_parts_with_their_names(tmp_path: Path) -> None:
+    (tmp_path / "m.mtl").write_text("newmtl wood\nKd 0.5 0.25 0\n")
+    lines = ["mtllib m.mtl"]
+    for number, name in enumerate(("seat", "back")):
+        lines += [f"o {name}", *(f"v {x + 2 * number} {y} {z}" for x, y, z in BOX.vertices), "usemtl wood"]
+        lines += ["f " + " ".join(str(v + 1 + 8 * number) for v in face) for face in BOX.faces]
+    (tmp_path / "m.obj").write_text("\n".join(lines) + "\n")
+    surface = reading(tmp_path / "m.obj")
+    assert {(part.name, part.material, part.faces[1]) for part in surface.parts} == {
+        ("seat", "wood", 12), ("back", "wood", 12),
+    }  # fmt: skip
+    assert surface.parts[0].look.corners[0, 0].tolist() == pytest.approx([0.5, 0.25, 0], abs=0.003)
+    write_textured(surface, lambda points: points.abs(), tmp_path / "out.glb", size=64)
+    assert {*reading(tmp_path / "out.glb").scene.geometry} == {"seat", "back"}
+
+
+# --- glTF ---------------------------------------------------------------------------------------
+
+
+class Built:
+    """A glTF file that is put together by hand."""
+
+    def __init__(self) -> None:
+        self.tree: dict[str, Any] = {
+            "asset": {"version": "2.0"}, "scene": 0, "scenes": [{"nodes": []}], "nodes": [], "meshes": [],
+            "accessors": [], "bufferViews": [], "materials": [], "buffers": [],
+        }  # fmt: skip
+
+    def view(self, data: bytes, **more: Any) -> int:
+        uri = "data:application/octet-stream;base64," + base64.b64encode(data).decode()
+        self.tree["buffers"].append({"byteLength": len(data), "uri": uri})
+        number = len(self.tree["buffers"]) - 1
+        self.tree["bufferViews"].append({"buffer": number, "byteLength": len(data), **more})
+        return len(self.tree["bufferViews"]) - 1
+
+    def accessor(self, values: Any, **more: Any) -> int:
+        codes = {"int8": 5120, "uint8": 5121, "int16": 5122, "uint16": 5123, "uint32": 5125, "float32": 5126}
+        kind = "SCALAR" if values.ndim == 1 else f"VEC{values.shape[1]}"
+        accessor = {"componentType": codes[values.dtype.name], "type": kind, "count": len(values)}
+        self.tree["accessors"].append({"bufferView": self.view(values.tobytes()), **accessor, **more})
+        return len(self.tree["accessors"]) - 1
+
+    def picture(self, pixels: Any, folder: Path, name: str) -> dict[str, Any]:
+        Image.fromarray(pixels).save(folder / name)
+        self.tree.setdefault("images", []).append({"uri": name.replace(" ", "%20")})
+        self.tree.setdefault("textures", []).append({"source": len(self.tree["images"]) - 1})
+        return {"index": len(self.tree["textures"]) - 1}
+
+    def mesh(
+        self, name: str, attributes: dict[str, int], material: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        primitive: dict[str, Any] = {"attributes": attributes}
+        if material is not None:
+            self.tree["materials"].append(material)
+            primitive["material"] = len(self.tree["materials"]) - 1
+        self.tree["meshes"].append({"name": name, "primitives": [primitive]})
+        self.tree["nodes"].append({"name": f"{name} node", "mesh": len(self.tree["meshes"]) - 1})
+        self.tree["scenes"][0]["nodes"].append(len(self.tree["nodes"]) - 1)
+        return primitive
+
+    def save(self, path: Path) -> Path:
+        path.write_text(json.dumps(self.tree))
+        return path
+
+
+def triangles(count: int) -> Any:
+    """Triangles of one size along x, float, ``[3 count, 3]``."""
+    one = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]])
+    return (one + np.arange(count)[:, None, None] * (2, 0, 0)).reshape(-1, 3).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint8", "uint16"])
+@pytest.mark.parametrize("width", [3, 4])
+def test_vertex_colours_multiply_the_base_colour_linearly(tmp_path: Path, kind: str, width: int) -> None:
+    built, whole = Built(), {"float32": 1, "uint8": 255, "uint16": 65535}[kind]
+    share = np.repeat([[0.2, 0.6, 1.0, 0.5]], 3, axis=0)[:, :width]  # 51 and 153 of 255
+    colours = built.accessor((share * whole).astype(kind), normalized=kind != "float32")
+    grey = built.picture(np.full((2, 2, 3), 128, np.uint8), tmp_path, "a grey.png")
+    uv = built.accessor(np.full((3, 2), 0.5, np.float32))
+    place = built.accessor(triangles(1))
+    factor = {"baseColorFactor": [0.4, 1, 0.2, 1]}  # 102 and 51 of 255
+    both = {"POSITION": place, "COLOR_0": colours}
+    built.mesh("flat", dict(both), {"name": "a", "pbrMetallicRoughness": factor})
+    built.mesh("white", dict(both), {"name": "b"})
+    built.mesh("bare", dict(both))
+    textured = {"name": "c", "pbrMetallicRoughness": {**factor, "baseColorTexture": grey}}
+    built.mesh("textured", {**both, "TEXCOORD_0": uv}, textured)
+    parts = {part.name: part for part in reading(built.save(tmp_path / "m.gltf"), init_texture=True).parts}
+    linear = np.array([0.2, 0.6, 1.0])
+    expected = {
+        "flat": linear * (0.4, 1, 0.2), "white": linear, "bare": linear,
+        "textured": linear * (0.4, 1, 0.2) * decoded(128 / 255),
+    }  # fmt: skip
+    for name, product in expected.items():
+        np.testing.assert_allclose(thirds(parts[name])[0], encoded(product), atol=2e-3, err_msg=name)
+        assert parts[name].coloured
+    torch.testing.assert_close(
+        parts["textured"].look.to(torch.device("cpu")).tint, parts["textured"].look.tint
+    )
+
+
+def test_colours_of_vertices_on_a_texture_are_interpolated_linearly(tmp_path: Path) -> None:
+    built = Built()
+    colours = built.accessor(np.array([[0, 0, 0], [1, 1, 1], [1, 1, 1]], np.float32))
+    info = built.picture(np.full((2, 2, 3), 200, np.uint8), tmp_path, "p.png")
+    uv = built.accessor(np.full((3, 2), 0.5, np.float32))
+    attributes = {"POSITION": built.accessor(triangles(1)), "COLOR_0": colours, "TEXCOORD_0": uv}
+    built.mesh("m", attributes, {"name": "a", "pbrMetallicRoughness": {"baseColorTexture": info}})
+    (part,) = reading(built.save(tmp_path / "m.gltf")).parts
+    weight = torch.tensor([[0.75, 0.25, 0.0], [0.5, 0.2, 0.3]])
+    found = part.look.colours(torch.zeros(2, dtype=torch.long), weight)[:, 0]
+    np.testing.assert_allclose(found, encoded(decoded(200 / 255) * np.array([0.25, 0.5])), atol=1e-5)
+
+
+CHANGES: list[tuple[dict[str, Any], Any]] = [
+    ({"offset": [0.25, 0.5]}, lambda u, v: (u + 0.25, v + 0.5)),
+    ({"scale": [0.5, 2]}, lambda u, v: (0.5 * u, 2 * v)),
+    # A quarter, counter-clockwise where v points down: right becomes up.
+    ({"rotation": np.pi / 2}, lambda u, v: (v, -u)),
+    (
+        {"rotation": np.pi / 2, "scale": [2, 3], "offset": [0.1, 0.2]},
+        lambda u, v: (3 * v + 0.1, -2 * u + 0.2),
+    ),
+    ({"texCoord": 1}, lambda u, v: (1 - u, 1 - v)),
+]
+
+
+def on_squares(tmp_path: Path, info: dict[str, Any], **sets: Any) -> Built:
+    built = Built()
+    info = {**built.picture(CELLS, tmp_path, "p.png"), **info}
+    attributes = {
+        "POSITION": built.accessor(triangles(4)),
+        **{name: built.accessor(*v) for name, v in sets.items()},
+    }
+    built.mesh("m", attributes, {"name": "wood", "pbrMetallicRoughness": {"baseColorTexture": info}})
+    return built
+
+
+@pytest.mark.parametrize(("change", "by_hand"), CHANGES)
+def test_a_textures_transform_and_set_of_coordinates_are_those_of_the_file(
+    tmp_path: Path, change: dict[str, Any], by_hand: Any
+) -> None:
+    uv = np.random.default_rng(3).random((12, 2)).astype(np.float32)
+    info = {"extensions": {"KHR_texture_transform": change}}
+    built = on_squares(tmp_path, info, TEXCOORD_0=(uv,), TEXCOORD_1=(1 - uv,))
+    built.tree["extensionsRequired"] = ["KHR_texture_transform"]
+    surface = reading(built.save(tmp_path / "m.gltf"), init_texture=True)
+    u, v = by_hand(*uv.T)
+    found = surface.parts[0].look.uv
+    assert found is not None
+    np.testing.assert_allclose(found.reshape(-1, 2), np.stack([u, 1 - v], 1), atol=1e-6)
+
+
+def test_the_set_that_a_texture_names_may_be_the_second_or_absent(tmp_path: Path) -> None:
+    uv = np.random.default_rng(3).random((12, 2)).astype(np.float32)
+    built = on_squares(tmp_path, {"texCoord": 1}, TEXCOORD_0=(uv,), TEXCOORD_1=(uv / 2,))
+    found = reading(built.save(tmp_path / "m.gltf")).parts[0].look.uv
+    np.testing.assert_allclose(
+        np.asarray(found).reshape(-1, 2), np.stack([uv[:, 0] / 2, 1 - uv[:, 1] / 2], 1), atol=1e-6
+    )
+    built = on_squares(tmp_path, {"texCoord": 1}, TEXCOORD_0=(uv,))
+    assert reading(built.save(tmp_path / "m.gltf")).parts[0].look.texture is None
+
+
+def test_a_kept_material_has_one_set_of_coordinates_or_is_refused(tmp_path: Path) -> None:
+    uv = np.random.default_rng(3).random((12, 2)).astype(np.float32)
+    info = {"extensions": {"KHR_texture_transform": {"scale": [0.5, 0.5]}}}
+    built = on_squares(tmp_path, info, TEXCOORD_0=(uv,))
+    built.mesh("other", {"POSITION": built.accessor(triangles(1))}, {"name": "other"})
+    kept = reading(built.save(tmp_path / "m.gltf"), keep=["wood"])
+    write_textured(kept, lambda points: points.abs(), tmp_path / "out.glb", size=64)
+    after = {part.material: part for part in reading(tmp_path / "out.glb").parts}["wood"].look
+    before = next(part.look for part in kept.parts if part.kept)
+    torch.testing.assert_close(after.colours(torch.arange(4), torch.full((4, 3), 1 / 3)),
+                               before.colours(torch.arange(4), torch.full((4, 3), 1 / 3)))  # fmt: skip
+    built.tree["materials"][0]["normalTexture"] = {"index": 0}
+    with pytest.raises(ValueError, match=r"cannot keep wood of .*that differ; export it with one set"):
+        reading(built.save(tmp_path / "m.gltf"), keep=["wood"])
+    assert len(reading(tmp_path / "m.gltf").parts) == 2
+
+
+def test_numbers_are_read_however_they_are_stored(tmp_path: Path) -> None:
+    """Normalised, interleaved and sparse ones, in files with and without a binary chunk."""
+    uv = np.random.default_rng(3).integers(0, 65535, (12, 2), np.uint16)
+    built = on_squares(tmp_path, {}, TEXCOORD_0=(uv,))
+    tree = built.tree
+    tree["accessors"][1]["normalized"] = True
+    tree["extensionsRequired"] = ["KHR_mesh_quantization"]
+    small_ints = np.zeros((12, 4), np.int16)
+    small_ints[:, :3] = (triangles(4) * 4000).astype(np.int16)
+    tree["accessors"][0] = {"bufferView": built.view(small_ints.tobytes(), byteStride=8), "componentType": 5122,
+                            "type": "VEC3", "count": 12, "normalized": True}  # fmt: skip
+    rows, values = np.array([2, 5], np.uint16), np.array([[0, 1, 2], [3, 4, 5]], np.float32)
+    sparse = {"count": 2, "indices": {"bufferView": built.view(rows.tobytes()), "componentType": 5123},
+              "values": {"bufferView": built.view(values.tobytes())}}  # fmt: skip
+    tree["accessors"].append({"componentType": 5126, "type": "VEC3", "count": 6, "sparse": sparse})
+    built.mesh("sparse", {"POSITION": len(tree["accessors"]) - 1})
+    surface = reading(built.save(tmp_path / "m.gltf"), init_texture=True)
+    geometry = surface.scene.geometry
+    np.testing.assert_allclose(geometry["m"].vertices, triangles(4) * 4000 / 32767, atol=1e-4)
+    expected = np.zeros((6, 3))
+    expected[rows] = values
+    np.testing.assert_allclose(geometry["sparse"].vertices, expected)
+    found = np.asarray(surface.parts[0].look.uv).reshape(-1, 2)
+    np.testing.assert_allclose(
+        found, np.stack([uv[:, 0], 65535 - uv[:, 1].astype(int)], 1) / 65535, atol=1e-6
+    )
+
+
+def spoiled(kind: str, folder: Path) -> Path:
+    built = on_squares(folder, {}, TEXCOORD_0=(np.zeros((12, 2), np.float32),))
+    tree = built.tree
+    primitive = tree["meshes"][0]["primitives"][0]
+    if kind in ("KHR_draco_mesh_compression", "VENDOR_other"):
+        primitive["extensions"] = {kind: {"bufferView": 0}}
+        for number in primitive["attributes"].values():
+            del tree["accessors"][number]["bufferView"]
+    elif kind in ("EXT_meshopt_compression", "KHR_meshopt_compression"):
+        tree["buffers"].append({"byteLength": 144})
+        tree["bufferViews"][1] |= {"buffer": len(tree["buffers"]) - 1, "extensions": {kind: {"buffer": 0}}}
+    elif kind == "EXT_mesh_gpu_instancing":
+        tree["nodes"][0]["extensions"] = {kind: {"attributes": {}}}
+    elif kind == "fan":
+        primitive["mode"] = 6
+    elif kind == "no data":
+        del tree["accessors"][0]["bufferView"]
+    else:
+        tree["extensionsRequired"] = [kind.removeprefix("required ")]
+    return built.save(folder / "m.gltf")
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("KHR_draco_mesh_compression", r"compressed with Draco \(KHR_draco_mesh_compression\).*without compression"),
+        ("EXT_meshopt_compression", r"compressed with meshopt \(EXT_meshopt"),
+        ("KHR_meshopt_compression", r"compressed with meshopt \(KHR_meshopt"),
+        ("required KHR_draco_mesh_compression", "compressed with Draco"),
+        ("required EXT_meshopt_compression", "compressed with meshopt"),
+        ("required VENDOR_shapes", "needs VENDOR_shapes, which mesh= does not read; export it again without it"),
+        ("VENDOR_other", "needs VENDOR_other"),
+        ("EXT_mesh_gpu_instancing", "needs EXT_mesh_gpu_instancing"),
+        ("fan", "has a fan of triangles, in m; export"),
+        ("no data", "cannot be read .values are not there; they may be compressed"),
+    ],
+)  # fmt: skip
+def test_what_trimesh_would_fill_with_zeros_or_leave_out_is_refused(
+    tmp_path: Path, kind: str, expected: str
+) -> None:
+    with pytest.raises(ValueError, match=expected) as caught:
+        reading(spoiled(kind, tmp_path))
+    assert "\n" not in str(caught.value) and "m.gltf" in str(caught.value)
+
+
+def test_a_compression_that_is_not_required_is_read_from_what_stands_beside_it(tmp_path: Path) -> None:
+    built = on_squares(tmp_path, {}, TEXCOORD_0=(np.zeros((12, 2), np.float32),))
+    primitive = built.tree["meshes"][0]["primitives"][0]
+    primitive["extensions"] = {"KHR_draco_mesh_compression": {"bufferView": 0, "attributes": {"POSITION": 0}}}
+    built.tree["extensionsUsed"] = ["KHR_draco_mesh_compression"]
+    (mesh,) = reading(built.save(tmp_path / "m.gltf")).scene.geometry.values()
+    np.testing.assert_allclose(mesh.vertices, triangles(4))
+
+
+def test_a_gltfs_texture_that_cannot_be_read_is_refused_only_where_it_is_needed(tmp_path: Path) -> None:
+    def cut(path: Path, tree: Any) -> None:
+        path.write_bytes(path.read_bytes()[:60])
+
+    def away(path: Path, tree: Any) -> None:
+        path.unlink()
+
+    def other(path: Path, tree: Any) -> None:
+        tree["textures"][0] = {"extensions": {"KHR_texture_basisu": {"source": 0}}}
+
+    for spoil, said in (
+        (cut, "not a whole PNG"),
+        (away, "p.png is not there"),
+        (other, "KHR_texture_basisu"),
+    ):
+        built = on_squares(tmp_path, {}, TEXCOORD_0=(np.zeros((12, 2), np.float32),))
+        built.mesh("other", {"POSITION": built.accessor(triangles(1))}, {"name": "other"})
+        spoil(tmp_path / "p.png", built.tree)
+        built.save(tmp_path / "m.gltf")
+        assert len(reading(tmp_path / "m.gltf", keep=["other"]).parts) == 2
+        with pytest.raises(ValueError, match=rf"^mesh\.init_texture=true needs a texture of wood .*{said}"):
+            reading(tmp_path / "m.gltf", init_texture=True)
+        with pytest.raises(ValueError, match=rf"^mesh\.keep=wood needs a texture of wood .*{said}"):
+            reading(tmp_path / "m.gltf", keep=["wood"])
+
+
+def test_a_part_without_area_beside_others_is_left_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    built = Built()
+    line = triangles(2)
+    line[:, 1:] = line[:, :1]
+    built.mesh("good", {"POSITION": built.accessor(triangles(2))})
+    built.mesh("line", {"POSITION": built.accessor(line)})
+    with caplog.at_level(logging.INFO):
+        surface: Surface = reading(built.save(tmp_path / "m.gltf"))
+    assert [part.name for part in surface.parts] == ["good"] and len(surface.faces) == 2
+    assert "nothing can be seen of line, whose faces have no area" in caplog.text
+    write_textured(surface, lambda points: points.abs(), tmp_path / "out.glb", size=64)
+    np.testing.assert_allclose(reading(tmp_path / "out.glb").scene.geometry["line"].vertices, line)
+
+
+# --- a whole run --------------------------------------------------------------------------------
+
+TINY = [
+    *(word for word in QUICK if not word.startswith(("export.resolution", "export.faces"))),
+    "scene.levels=4",
+    "scene.log2_table_size=10",
+    "scene.finest_resolution=32",
+    "iterations=2",
+]
+STILL = ["scene.encoding_lr=0", "scene.mlp_lr=0"]
+
+
+def run(words: Sequence[str], prior: Path) -> int:
+    return command("a ball", f"prior={prior}", "guidance=sds", *TINY, *words)
+
+
+def test_a_run_begins_with_the_meshs_own_colours(
+    tmp_path: Path, pixel_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(SurfaceScene.begin_with_colours, "__defaults__", (80, 1024))  # enough for two colours
+    halves(trimesh.creation.icosphere(subdivisions=2), axis=0).export(tmp_path / "m.glb")
+    own = reading(tmp_path / "m.glb")
+    # Without a rate, what is written is what it began with.
+    assert run(["mesh=m.glb", "mesh.init_texture=true", *STILL, "output_dir=out"], pixel_folder) == 0
+    cameras = turntable(3)
+    written, grey = shown(reading(tmp_path / "out" / "mesh.glb"), cameras, 32), small(own, samples=1)
+    assert decibels(written, shown(own, cameras, 32)) > 20
+    assert decibels(grey.render(cameras, 32, 32).rgb.detach(), shown(own, cameras, 32)) < 15
+    obj(tmp_path / "m.obj")
+    said = error_of(capsys, "a ball", f"prior={pixel_folder}", "mesh=m.obj", "mesh.init_texture=true", *TINY)
+    assert "m.obj has none; leave it out" in said
