@@ -20,7 +20,7 @@ from test_surface import decibels, generator, halves, reading, shown, small, tri
 from distill.cameras import turntable
 from distill.meshes.read import given_normals
 from distill.meshes.surface import Surface
-from distill.meshes.write import write_textured
+from distill.meshes.write import Paints, write_textured
 from distill.renderers.surface import SurfaceScene, own_points
 
 BOX = trimesh.creation.box()
@@ -110,7 +110,7 @@ def test_an_objs_texture_is_shown_where_its_file_puts_it_and_stays_there(tmp_pat
     np.testing.assert_allclose(colour, colours[face], atol=1e-6)
     assert weight.shape == (500, 3) and surface.parts[0].coloured
     np.testing.assert_allclose(np.asarray(surface.parts[0].look.uv), uv, atol=1e-6)
-    figures = write_textured(surface, lambda points: (points + 1) / 2, tmp_path / "out.glb", size=256)
+    figures = write_textured(surface, Paints(lambda points: (points + 1) / 2), tmp_path / "out.glb", size=256)
     assert figures["own_uv"] == 1
     (after,) = reading(tmp_path / "out.glb").parts
     np.testing.assert_allclose(np.asarray(after.look.uv), uv, atol=1e-6)
@@ -137,7 +137,7 @@ def test_an_objs_objects_are_parts_with_their_names(tmp_path: Path) -> None:
         ("seat", "wood", 12), ("back", "wood", 12),
     }  # fmt: skip
     assert surface.parts[0].look.corners[0, 0].tolist() == pytest.approx([0.5, 0.25, 0], abs=0.003)
-    write_textured(surface, lambda points: points.abs(), tmp_path / "out.glb", size=64)
+    write_textured(surface, Paints(torch.abs), tmp_path / "out.glb", size=64)
     assert {*reading(tmp_path / "out.glb").scene.geometry} == {"seat", "back"}
 
 
@@ -295,7 +295,7 @@ def test_a_kept_material_has_one_set_of_coordinates_or_is_refused(tmp_path: Path
     built = on_squares(tmp_path, info, TEXCOORD_0=(uv,))
     built.mesh("other", {"POSITION": built.accessor(triangles(1))}, {"name": "other"})
     kept = reading(built.save(tmp_path / "m.gltf"), keep=["wood"])
-    write_textured(kept, lambda points: points.abs(), tmp_path / "out.glb", size=64)
+    write_textured(kept, Paints(torch.abs), tmp_path / "out.glb", size=64)
     after = {part.material: part for part in reading(tmp_path / "out.glb").parts}["wood"].look
     before = next(part.look for part in kept.parts if part.kept)
     torch.testing.assert_close(after.colours(torch.arange(4), torch.full((4, 3), 1 / 3)),
@@ -426,7 +426,7 @@ def test_a_part_without_area_beside_others_is_left_as_it_is(
         surface: Surface = reading(built.save(tmp_path / "m.gltf"))
     assert [part.name for part in surface.parts] == ["good"] and len(surface.faces) == 2
     assert "nothing can be seen of line, whose faces have no area" in caplog.text
-    write_textured(surface, lambda points: points.abs(), tmp_path / "out.glb", size=64)
+    write_textured(surface, Paints(torch.abs), tmp_path / "out.glb", size=64)
     np.testing.assert_allclose(reading(tmp_path / "out.glb").scene.geometry["line"].vertices, line)
 
 

@@ -316,7 +316,7 @@ def test_what_is_placed_twice_has_one_colour_and_what_is_kept_stays(tmp_path: Pa
 def test_what_is_written_passes_the_khronos_validator(tmp_path: Path, keep: Sequence[str]) -> None:
     family(tmp_path / "in.glb")
     mesh = reading(tmp_path / "in.glb", keep=keep)
-    write_textured(mesh, lambda points: points.abs(), tmp_path / "out.glb", size=64)
+    write_textured(mesh, Paints(torch.abs), tmp_path / "out.glb", size=64)
     validated(tmp_path / "out.glb")
 
 
