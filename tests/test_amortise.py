@@ -20,7 +20,7 @@ from distill.contracts import Condition, Draw, Step
 from distill.files.checkpoint import load_checkpoint
 from distill.renderers.hyper_grid import hyper_grid
 from distill.renderers.nerf import HashGridScene
-from distill.renderers.occupancy import decoded, encoded
+from distill.renderers.occupancy import encoded
 from distill.renderers.prompt_library import Library, epoch
 from distill.run import initial
 from distill.run.amortise import amortise
