@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -73,11 +73,11 @@ class Library(nn.Module):
         # The same numbers on the CPU: reading the buffers would wait for the device.
         self._seed, self.count = int(self.order), 0
 
-    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        saved = state.get(f"{prefix}occupied", self.occupied)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        saved = state_dict.get(f"{prefix}occupied", self.occupied)
         if len(saved) != len(self.occupied):
             self.occupied = self.occupied.new_zeros(len(saved), self.occupied.shape[1])
-        super()._load_from_state_dict(state, prefix, *args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._seed, self.count = int(self.order), int(self.draws)
 
     def draw(self, number: int) -> Draw:
