@@ -187,11 +187,12 @@ def test_a_draw_follows_from_the_number_that_a_step_gives() -> None:
 
 
 def test_a_library_that_fails_is_no_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options, folder = {**SMALL, "output_dir": tmp_path / "run"}, tmp_path / "run"
+    folder = tmp_path / "run"
+    options: dict[str, Any] = {**SMALL, "output_dir": folder, "optimiser.max_bad_steps": 3}
     with monkeypatch.context() as patch:
         patch.setattr(loop, "clipped", lambda *_: torch.tensor(math.nan))
         with pytest.raises(loop.Diverged):
-            amortise(library(tmp_path), **options, **{"optimiser.max_bad_steps": 3})
+            amortise(library(tmp_path), **options)
     assert (folder / "wall.png").is_file() and not is_finished(folder)
     listed, manifest = state(folder)
     assert (listed, manifest["state"], manifest["step"]) == ("failed", "failed", 3)
@@ -297,7 +298,7 @@ def test_a_run_begins_with_a_scene_of_other_options_that_may_change(
     for a, b in zip(new.mlp.parameters(), old.mlp.parameters(), strict=True):
         torch.testing.assert_close(a, b + shift)
     if new.background_mlp is not None:
-        wanted = (
+        wanted: list[Any] = (
             [p + shift for p in old.background_mlp.parameters()]
             if old.background_mlp is not None
             else own[-4:]
@@ -369,10 +370,11 @@ def test_a_made_scene_is_gone_on_from_with_no_option_but_its_folder(generator: P
     )  # fmt: skip
     config = compose_config(["prompt=a red mug", f"init={tmp_path / 'mug'}", "iterations=1"])
     initial.check_init(config)
-    scene = scene_maker(config)(seed=3)
+    scene: Any = scene_maker(config)(seed=3)
     initial.start_from(tmp_path / "mug", scene, CPU)
     # All that is learnt, the background too; how finely it is marched is the new run's own.
-    before = dict(asset.scene.named_parameters())  # type: ignore[attr-defined]
+    earlier: Any = asset.scene
+    before = dict(earlier.named_parameters())
     assert before.keys() == dict(scene.named_parameters()).keys() and len(before) == 9
     assert all(torch.equal(value, before[name]) for name, value in scene.named_parameters())
     scene.update(Step(), None, torch.Generator())
@@ -442,9 +444,8 @@ def test_a_generator_is_opened_without_its_librarys_occupancies(generator: Path)
     assert saved["prompts.occupied"].dtype == torch.uint8 and len(saved["prompts.occupied"]) == 3
     opened: Any = initial.open_generator(generator, CPU)
     assert opened.prompts.occupied.numel() == 0
-    whole: Any = scene_maker(OmegaConf.load(generator / "config.yaml"))(
-        seed=0, embeddings=saved["prompts.embeddings"]
-    )
+    config: Any = OmegaConf.load(generator / "config.yaml")
+    whole: Any = scene_maker(config)(seed=0, embeddings=saved["prompts.embeddings"])
     whole.load_state_dict(saved)
     assert torch.equal(whole.prompts.occupied, saved["prompts.occupied"])
     told = saved["prompts.embeddings"][1]
