@@ -72,30 +72,68 @@ def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     return (prompts[0] if prompts else None), options
 
 
-def of_library(prompt: str | None, options: list[str]) -> list[str]:
-    """The options of ``distill amortise``: with the scene that learns a library, where none is chosen.
+def of_library(prompt: str | None, options: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
+    """Check the options of ``distill amortise``; returns those that follow: the scene that learns a library, where none is chosen.
+
+    Args:
+        prompt: that stands beside them.
+        options: without flags that have values.
+        folders: with configuration files of the user's own.
 
     Raises:
         ValueError: there is a prompt, no file of prompts, or a scene of one prompt.
     """
-    from distill.run.compose import plugins
-
-    keys = {text.lstrip("+").partition("=")[0]: text.partition("=")[2] for text in options}
     if prompt is not None:
         raise ValueError(f"distill amortise takes a library, prompts=FILE, and no prompt, got {prompt!r}")
-    if not keys.get("prompts"):
+    if not _written(options).get("prompts"):
         raise ValueError("distill amortise needs a library of prompts: add prompts=FILE")
-    scenes = [
-        name for name, scene in plugins()["scene"].items() if "library" in getattr(scene, "features", ())
-    ]
-    if "scene" in keys and keys["scene"] not in scenes:
+    return library_scene(options, folders)
+
+
+def library_scene(options: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
+    """The word that chooses the scene of a library, where neither the options nor their experiment choose one that learns it.
+
+    Several values, of a sweep, must all lead to the same word.
+
+    Raises:
+        ValueError: a scene of one prompt is chosen, or some of several experiments have a library's scene.
+    """
+    from distill.run.compose import compose_words, composing, plugins
+    from distill.run.generator import amortised
+
+    written = _written(options)
+    if "scene" in written:
+        scenes = [
+            name for name, scene in plugins()["scene"].items() if "library" in getattr(scene, "features", ())
+        ]
+        if not set(written["scene"].split(",")) <= {*scenes}:
+            raise ValueError(
+                f"distill amortise needs scene={' or scene='.join(scenes)}, got scene={written['scene']}"
+            )
+        return []
+    default = "scene=hyper_grid"
+    if not (experiments := written.get("experiment", "")):
+        return [default]
+    with composing(folders) as search:
+        learns = {
+            name: amortised(compose_words([f"experiment={name}", *search]).config)
+            for name in experiments.split(",")
+        }
+    if len({*learns.values()}) > 1:
+        without = next(name for name, itself in learns.items() if not itself)
         raise ValueError(
-            f"distill amortise needs scene={' or scene='.join(scenes)}, got scene={keys['scene']}"
+            f"of experiment={experiments}, {without} has no scene of a library and others have one; add scene=, such as {default}"
         )
-    return options if {"scene", "experiment"} & {*keys} else [*options, "scene=hyper_grid"]
+    return [] if all(learns.values()) else [default]
 
 
-def values_of(flag: str, options: Sequence[str], short: str = "") -> tuple[list[str], list[str]]:
+def _written(options: Sequence[str]) -> dict[str, str]:
+    """What stands on a line as ``name=value``, flags left out."""
+    words = [text for text in options if "=" in text and not text.startswith("-")]
+    return {text.lstrip("+").partition("=")[0]: text.partition("=")[2].strip("'\"") for text in words}
+
+
+def values_of(flag: str, options: Sequence[str], short: str | None = None) -> tuple[list[str], list[str]]:
     """The values of a flag, written ``--flag value`` or ``--flag=value``, and what else is on the line.
 
     Raises:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from distill.arguments import of_library, split_prompt, values_of, with_example
 from distill.files.paths import user_path
@@ -80,8 +81,8 @@ def _list(of: Sequence[str]) -> str:
     return vocabulary.describe(known)
 
 
-def _job(config: object) -> int:
-    """Run one configuration and return the exit code; every foreseeable failure is one line."""
+def _job(config: object, library: bool = False) -> int:
+    """Run one configuration, perhaps as that of a library, and return the exit code; every foreseeable failure is one line."""
     from omegaconf import DictConfig
 
     from distill.run.amortise import run_library
@@ -93,7 +94,7 @@ def _job(config: object) -> int:
 
     assert isinstance(config, DictConfig)
     try:
-        if amortised(config):
+        if library or amortised(config):
             run_library(config)
             return 0
         if config.prompts is None:
@@ -118,13 +119,13 @@ def _job(config: object) -> int:
     return 1 if failed else 0
 
 
-def _swept(words: Sequence[str], folders: Sequence[str]) -> int:
+def _swept(words: Sequence[str], folders: Sequence[str], library: bool = False) -> int:
     """Run one job of a sweep, composed from its words as it would be alone, and return the exit code."""
     from distill.run.compose import compose_config
 
     _quieten()  # the job may be in another process, which has not been told
     try:
-        return _job(compose_config(words, folders))
+        return _job(compose_config(words, folders), library)
     except ValueError as error:
         _fail(error)
         return 2
@@ -189,12 +190,12 @@ def _start(arguments: Sequence[str]) -> int:
         return _summary(arguments[1:])
     library = arguments[0] == "amortise"
     prompt, options = split_prompt(arguments[1:] if library else arguments)
-    if library:
-        options = of_library(prompt, options)
     traced, options = values_of("--why", options)
-    if prompt is not None:
-        options.append(f"prompt={settings.quote(prompt)}")
     folders, rest = values_of("--config-dir", options, "-cd")
+    added = of_library(prompt, rest, folders) if library else []
+    if prompt is not None:
+        added.append(f"prompt={settings.quote(prompt)}")
+    options, rest = [*options, *added], [*rest, *added]
     flags = [text for text in rest if text.startswith("-")]
     overrides = [settings.quote_text(text) for text in rest if text not in flags]
     if traced:
@@ -208,10 +209,10 @@ def _start(arguments: Sequence[str]) -> int:
         print(OmegaConf.to_yaml(settings.compose_config(with_example(overrides), folders)), end="")
         return 0
     if not flags and not any(text.startswith("hydra") for text in overrides):
-        return _job(settings.compose_config(overrides, folders))
+        return _job(settings.compose_config(overrides, folders), library)
     from distill.run.sweep import sweep
 
-    return sweep(options, folders, _swept)
+    return sweep(options, folders, partial(_swept, library=library))
 
 
 def _summary(arguments: Sequence[str]) -> int:

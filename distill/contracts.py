@@ -44,11 +44,13 @@ class Step:
         progress: fraction of training done, in [0, 1).
         uniform: a random number in [0, 1) per picture, shape ``[batch]``, for losses that draw a second timestep; the same
             for all views that a multi-view prior takes at once.
+        drawn: prompts of a library drawn before this one's, by all steps; None for one in each step, as many as ``index``.
     """
 
     index: int = 0
     progress: float = 0.0
     uniform: Tensor | None = None
+    drawn: int | None = None
 
     def part(self, begin: int, end: int) -> Step:
         """Return the step of the pictures from ``begin`` up to but not including ``end``."""
@@ -469,6 +471,8 @@ class Conditioner(Protocol):
 
 class Generator(Scene, Protocol):
     """A scene for every prompt of a library: its ``update`` draws a prompt, whose scene it is until the next.
+
+    Which one follows from ``Step.index`` (or ``Step.drawn``) alone, so a step that is done again draws the same.
 
     Its maker takes ``embeddings``, shape ``[prompts, width]``, beside ``seed``.
     """

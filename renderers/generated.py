@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distill.cameras import Cameras
 from distill.contracts import Draw, Field, Group, Render, Step, Writer
 from distill.renderers.nerf import HashGridScene, Weights, render_cube
-from distill.renderers.prompt_library import Library, settle
+from distill.renderers.prompt_library import Library
 
 if TYPE_CHECKING:
     from nerfacc import OccGridEstimator
@@ -118,8 +118,8 @@ class GeneratedScene(nn.Module):
         return self.prompts.count
 
     def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
-        """Draw the next prompt, open the levels that are due, and evaluate which cells of its scene are occupied."""
-        self.prompts.draw()
+        """Draw the step's prompt, open the levels that are due, and evaluate which cells of its scene are occupied."""
+        self.prompts.draw(step.index if step.drawn is None else step.drawn)
         self.plain.open_levels(step.progress)
         with torch.no_grad():
             density = partial(self.plain.density, weights=self.weights_of(self.prompts.embedding()))
@@ -165,7 +165,7 @@ class GeneratedScene(nn.Module):
         found = self.weights_of(embedding.to(self.plain.grid.device))
         for own, value in zip((made.grid, *made.mlp.parameters()), (found.grid, *found.head), strict=True):
             own.copy_(value)
-        settle(made.occupancy, made.density, made.step_size, made.occupancy_threshold)
+        made.settle()
         return made
 
 

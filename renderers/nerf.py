@@ -17,7 +17,7 @@ from distill.contracts import Field, Group, Render, Step, Writer
 from distill.domains import Count, Fraction, Length, NotNegative, Positive, Range
 from distill.renderers.hashgrid import choose_backend, encode, has_warp
 from distill.renderers.layout import hash_layout
-from distill.renderers.occupancy import occupancy_grid, update_occupancy
+from distill.renderers.occupancy import occupancy_grid, settle, update_occupancy
 from distill.renderers.volume import PENALTIES, Volume, render
 from distill.transfer import send
 
@@ -204,17 +204,20 @@ class HashGridScene(nn.Module):
         return Weights(self.grid, tuple(self.mlp.parameters()))
 
     def open_levels(self, progress: float) -> None:
-        """Open the levels of the grid that are due at a fraction of training."""
-        if self.progressive_levels is None:
-            return
-        start, until, since = (*self.progressive_levels, 0.0)[:3]
-        total = len(self.layout.levels)
-        # Fractions of a run are rounded: 2,500 of 10,000 steps must not fall short of a quarter.
-        done = (progress - since) / (until - since) * (1 + 1e-9) + 1e-9
-        due = min(total, start + max(0, int((total - start) * done)))
-        if due != self._active:
+        """Open the levels of the grid that are due at a fraction of training; those that are open, also from an earlier run, stay so."""
+        due = total = len(self.layout.levels)
+        if self.progressive_levels is not None:
+            start, until, since = (*self.progressive_levels, 0.0)[:3]
+            # Fractions of a run are rounded: 2,500 of 10,000 steps must not fall short of a quarter.
+            done = (progress - since) / (until - since) * (1 + 1e-9) + 1e-9
+            due = min(total, start + max(0, int((total - start) * done)))
+        if due > self._active:
             self._active = due
             self.active_levels.fill_(due)
+
+    def settle(self) -> None:
+        """Find which cells are occupied, whatever was known of them; the same each time."""
+        settle(self.occupancy, self.density, self.step_size, self.occupancy_threshold)
 
     def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
         """Open the levels that are due and, every so many steps, evaluate which cells are occupied.

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from distill.contracts import Draw
-from distill.renderers.occupancy import update_occupancy
+from distill.renderers.occupancy import decoded, encoded, update_occupancy
 
 if TYPE_CHECKING:
     from nerfacc import OccGridEstimator
 
 #: Seeds of the sampler are below this, so that the number of an epoch can be added.
 _SEEDS = 2**62
-#: Evaluations of every cell for a scene whose occupancy was never tracked.
-_LOOKS = 4
 
 
 @lru_cache(maxsize=2)
@@ -41,8 +39,9 @@ def epoch(count: int, share: float, seed: int) -> list[Draw]:
 class Library(nn.Module):
     """Embeddings of prompts, drawn one at a time without replacement until each was drawn, and an occupancy for each.
 
-    An epoch's order follows from a seed and the epoch's number, so the number of draws is the sampler's whole state; it and the
-    occupancies are buffers, and so in every checkpoint.
+    An epoch's order follows from a seed and the epoch's number, so a draw follows from its number, and a step that is done again
+    draws the same prompt. The last draw's number, and the occupancies of what was drawn so far, are buffers and so in every
+    checkpoint; the occupancies are bytes, none before the first draw, and scenes can be made without them.
 
     Args:
         embeddings: of the prompts, shape ``[prompts, width]``.
@@ -66,21 +65,24 @@ class Library(nn.Module):
         self.register_buffer("embeddings", embeddings)
         self.register_buffer("centre", centre)
         self.register_buffer("spread", spread if spread > 1e-6 else torch.ones(()))
-        # Half is enough for opacities that are compared with a threshold, and a large library has many.
-        self.register_buffer("occupied", torch.zeros(len(embeddings), cells, dtype=torch.half))
+        # A large library has many, and nothing but training needs them.
+        self.register_buffer("occupied", torch.zeros(0, cells, dtype=torch.uint8))
         self.register_buffer("order", torch.randint(_SEEDS, (1,), generator=generator))
         self.register_buffer("draws", torch.zeros(1, dtype=torch.long))
         self.share = share
         # The same numbers on the CPU: reading the buffers would wait for the device.
         self._seed, self.count = int(self.order), 0
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        saved = state_dict.get(f"{prefix}occupied", self.occupied)
+        if len(saved) != len(self.occupied):
+            self.occupied = self.occupied.new_zeros(len(saved), self.occupied.shape[1])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._seed, self.count = int(self.order), int(self.draws)
 
-    def draw(self) -> Draw:
-        """Go on to the next draw."""
-        self.count += 1
+    def draw(self, number: int) -> Draw:
+        """Make the draw of a number, from 0 on, the last one."""
+        self.count = number + 1
         self.draws.fill_(self.count)
         return self.drawn()
 
@@ -108,20 +110,12 @@ class Library(nn.Module):
     ) -> None:
         """Make an occupancy grid that of the last draw; arguments as of ``update_occupancy``."""
         draw = self.drawn()
+        if not len(self.occupied):
+            self.occupied = self.occupied.new_zeros(len(self.embeddings), self.occupied.shape[1])
         if draw.amount:  # what lies between two prompts is drawn once
             grid.occs.zero_()
         else:
-            grid.occs.copy_(self.occupied[draw.first])
+            grid.occs.copy_(decoded(self.occupied[draw.first]))
         update_occupancy(grid, density, step_size, generator, threshold)
         if not draw.amount:
-            self.occupied[draw.first] = grid.occs.to(self.occupied)
-
-
-def settle(
-    grid: OccGridEstimator, density: Callable[[Tensor], Tensor], step_size: float, threshold: float
-) -> None:
-    """Find where a scene is that was never tracked, from a generator of its own: the same each time."""
-    g = torch.Generator().manual_seed(0)
-    grid.occs.zero_()
-    for _ in range(_LOOKS):
-        update_occupancy(grid, density, step_size, g, threshold, decay=1.0)
+            self.occupied[draw.first] = encoded(grid.occs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from distill.contracts import Condition, Draw, Step
 from distill.files.checkpoint import load_checkpoint
 from distill.renderers.hyper_grid import hyper_grid
 from distill.renderers.nerf import HashGridScene
+from distill.renderers.occupancy import encoded
 from distill.renderers.prompt_library import Library, epoch
 from distill.run import initial
 from distill.run.amortise import amortise
@@ -54,7 +54,7 @@ def test_with_a_frozen_text_a_generator_is_a_plain_scene_in_values_and_gradients
         levels=2, log2_table_size=8, hidden_width=8, text_width=8, march_steps=16, occupancy_resolution=8,
         backend=backend, embeddings=small_library(),
     )  # fmt: skip
-    made.prompts.draw()
+    made.prompts.draw(0)
     embedding = made.prompts.embedding()
     plain: Any = made.scene_of(embedding)
     assert type(plain) is HashGridScene
@@ -114,7 +114,7 @@ def test_an_epoch_draws_every_prompt_once_and_the_next_in_another_order() -> Non
     assert sorted(drawn) == list(range(50)) and drawn != sorted(drawn)
     assert drawn != [draw.first for draw in epoch(50, 0.0, 8)]
     held = Library(torch.eye(5), 8, 0.0, torch.Generator().manual_seed(0))
-    counts = Counter(held.draw().first for _ in range(15))
+    counts = Counter(held.draw(number).first for number in range(15))
     assert counts == dict.fromkeys(range(5), 3)
     assert all(draw.second == draw.first and draw.amount == 0 for draw in epoch(50, 0.0, 7))
 
@@ -126,31 +126,34 @@ def test_draws_that_interpolate_have_their_share_and_lie_between() -> None:
     assert len(mixed) / 4000 == pytest.approx(0.25, abs=0.028)
     assert sorted(draw.first for draw in draws) == list(range(4000))
     held = Library(torch.tensor([[0.0], [8.0]]), 8, 1.0, torch.Generator().manual_seed(0))
-    draw = held.draw()
+    draw = held.draw(0)
     a, b = (8.0 * draw.first, 8.0 * draw.second)
     assert held.embedding().item() == pytest.approx(a + draw.amount * (b - a), abs=1e-5)
 
 
 def test_a_sampler_goes_on_where_its_state_says() -> None:
     whole, part = (Library(torch.eye(4), 8, 0.5, torch.Generator().manual_seed(5)) for _ in range(2))
-    wanted = [whole.draw() for _ in range(11)]
-    assert [part.draw() for _ in range(6)] == wanted[:6]
+    wanted = [whole.draw(number) for number in range(11)]
+    assert [part.draw(number) for number in range(6)] == wanted[:6]
+    assert part.draw(3) == wanted[3], "what is done again is the same"
+    part.draw(5)
     again = Library(torch.eye(4), 8, 0.5, torch.Generator().manual_seed(99))
     again.load_state_dict(part.state_dict())
     assert again.drawn() == wanted[5]
-    assert [again.draw() for _ in range(5)] == wanted[6:]
+    assert [again.draw(number) for number in range(6, 11)] == wanted[6:]
 
 
 def test_each_prompt_keeps_the_occupancy_of_its_own_draws() -> None:
     made: Any = hyper()
+    assert made.prompts.occupied.shape == (0, 512), "nothing is kept before the first draw"
     kept: dict[int, Tensor] = {}
     for step in range(7):
-        before = made.prompts.occupied.clone()
+        before = made.prompts.occupied.clone() if step else torch.zeros(3, 512, dtype=torch.uint8)
         made.update(Step(step, step / 7), None, torch.Generator().manual_seed(step))
         row = made.drawn().first
         others = [i for i in range(3) if i != row]
         assert torch.equal(made.prompts.occupied[others], before[others])
-        assert torch.equal(made.prompts.occupied[row], made.plain.occupancy.occs.half())
+        assert torch.equal(made.prompts.occupied[row], encoded(made.plain.occupancy.occs))
         kept[row] = made.prompts.occupied[row]
     assert set(kept) == {0, 1, 2} and all(value.max() > 0 for value in kept.values())
 
@@ -270,7 +273,7 @@ def test_a_made_scene_is_the_generators_own_of_that_prompt_and_can_be_refined(
     assert asset.manifest["iterations"] == 0
     refined = distill.generate(
         "a red duck", init=str(tmp_path / "duck"), output_dir=tmp_path / "more", guidance="csd",
-        **{**SMALL, "iterations": 1, "export.enabled": False}, **SCENE,
+        **{**SMALL, "iterations": 1, "export.enabled": False},
     )  # fmt: skip
     assert refined.manifest["skipped_steps"] == 0
     at_once = compose_config(
@@ -320,6 +323,8 @@ def test_libraries_are_read_from_json_and_from_text(tmp_path: Path) -> None:
         ),
         ('{"train": ["x", ""]}', "the list train of .* must hold prompts"),
         ('{"train": ["x"], "held_out": ["x"]}', "has the prompt 'x' twice"),
+        ('{"train": ["x"], "train": ["y"]}', "has 'train' twice; put what is in both into one"),
+        ('{"train": ["x"], "held_out": [], "held_out": []}', "has 'held_out' twice"),
         ('{"train": ["a red mug",\n "a red spaceship mug cube"]}', "line 2 of .*: the embedded prior"),
     ],
 )
@@ -372,7 +377,6 @@ def test_the_command_says_what_it_needs(
 
 
 def test_a_generator_of_another_prior_width_or_scene_is_refused(generator: Path, tmp_path: Path) -> None:
-    config = partial(compose_config)
     with pytest.raises(ValueError, match="was made with prior=embedded"):
         distill.generate("x", generator=str(generator), prior="sd-2.1-base", output_dir=tmp_path / "a")
     with pytest.raises(ValueError, match=r"makes scenes with levels 2, not 5; leave out scene\.levels="):
@@ -380,7 +384,7 @@ def test_a_generator_of_another_prior_width_or_scene_is_refused(generator: Path,
             "a red mug", generator=str(generator), output_dir=tmp_path / "b", **{"scene.levels": 5}
         )
     with pytest.raises(ValueError, match="does not go with init=run"):
-        config(["prompt=a red mug", f"generator={generator}", "init=run"])
+        compose_config(["prompt=a red mug", f"generator={generator}", "init=run"])
     other = tmp_path / "other"
     other.mkdir()
     said = json.loads((generator / "generator.json").read_text())
@@ -389,8 +393,7 @@ def test_a_generator_of_another_prior_width_or_scene_is_refused(generator: Path,
         distill.generate("a red mug", generator=str(other), output_dir=tmp_path / "c")
     (other / "generator.json").write_text("[]")
     with pytest.raises(ValueError, match=r"generator.json cannot be read"):
-        config(["prompt=a red mug", f"generator={other}"])
-    prior = distill.load_prior("embedded")
+        compose_config(["prompt=a red mug", f"generator={other}"])
 
     class Wider:
         name, words, device = "embedded", True, CPU
@@ -400,5 +403,4 @@ def test_a_generator_of_another_prior_width_or_scene_is_refused(generator: Path,
 
     wide: Any = Wider()
     with pytest.raises(ValueError, match="is told embeddings of 128 numbers, and embedded gives 999"):
-        initial.generated(config(["prompt=a red mug", f"generator={generator}"]), wide)
-    assert prior.words
+        initial.generated(compose_config(["prompt=a red mug", f"generator={generator}"]), wide)

@@ -52,7 +52,7 @@ def test_every_command_composes(arguments: list[str]) -> None:
     doctor = arguments[0] == "doctor"
     library = arguments[0] == "amortise"
     prompt, options = split_prompt([text for text in arguments[doctor or library :] if text != "--json"])
-    options = of_library(prompt, options) if library else options
+    options += of_library(prompt, options) if library else []
     said = [f"prompt={quote(prompt or 'example')}"] if prompt or doctor else []
     config = compose_config([*map(quote_text, options), *said])
     assert config.prompt == (prompt or ("example" if doctor else ""))

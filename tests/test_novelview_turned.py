@@ -108,7 +108,7 @@ def stopping(after: int) -> Callable[[], bool]:
 def test_a_training_in_memory_goes_on_to_the_same_bits(
     turned: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(in_memory, "LOOK", 1)
+    monkeypatch.setattr(in_memory, "ASK_EVERY", 1)
     said = kept(turned)
     whole = weights(train(said).parent)
     views, held_out = open_views(said).split(said.held_out)

@@ -95,8 +95,15 @@ def _of_text(text: str) -> Prompts:
 
 
 def _of_json(path: Path, text: str) -> Prompts:
+
+    def named(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ValueError(f"{path} has {twice[0]!r} twice; put what is in both into one")
+        return dict(pairs)
+
     try:
-        said: Any = json.loads(text)
+        said: Any = json.loads(text, object_pairs_hook=named)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"prompts must be {FORM}, and {path} is not JSON at line {error.lineno}: {error.msg}"

@@ -27,12 +27,18 @@ def thumbnail(folder: Path) -> str:
     return base64.b64encode(found).decode()
 
 
+def sheets(folder: Path) -> list[tuple[int, Path]]:
+    """A run's previews, each with its step, in the order of the steps."""
+    found = (folder / "previews").glob("step-*.png")
+    return sorted((int(path.stem[5:]), path) for path in found if path.stem[5:].isdecimal())
+
+
 def draw(folder: Path) -> bytes:
     """Draw the front of a run's object as JPEG; empty where there is no picture that can be read.
 
     It is the first picture of contact.png, else of the last preview, else image.png, the scene of a run with ``scene=image``.
     """
-    previews = sorted((folder / "previews").glob("step-*.png"))[-1:]
+    previews = [path for _, path in sheets(folder)][-1:]
     for path in (folder / "contact.png", *previews, folder / "image.png"):
         try:
             with Image.open(path) as sheet:

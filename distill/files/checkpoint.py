@@ -126,10 +126,12 @@ def _write(folder: Path, final: Path, state: dict[str, Any]) -> None:
 
 def _steps(folder: Path) -> list[Path]:
     """Checkpoints, the newest first; of two of the same step, the one that was to take the other's place."""
-    found = [path for path in folder.glob("step-*") if path.is_dir()]
-    return sorted(
-        found, key=lambda path: (path.name.removesuffix(EARLIER), path.suffix != EARLIER), reverse=True
-    )
+
+    def step_of(path: Path) -> str:
+        return path.name.removesuffix(EARLIER).removeprefix("step-")
+
+    found = [path for path in folder.glob("step-*") if path.is_dir() and step_of(path).isdecimal()]
+    return sorted(found, key=lambda path: (int(step_of(path)), path.suffix != EARLIER), reverse=True)
 
 
 def _damage(checkpoint: Path) -> str | None:

@@ -13,20 +13,20 @@ from typing import Any, cast
 from omegaconf import DictConfig
 
 from distill import loop
+from distill.arguments import library_scene
 from distill.conditions.prompt_library import Prompts, read_library
 from distill.contracts import Generator, Prior
-from distill.export.report import write_report
 from distill.export.wall import write_wall
-from distill.files.atomic import clear, write_atomic
+from distill.files.atomic import write_atomic
 from distill.files.checkpoint import load_checkpoint
 from distill.files.lock import hold
 from distill.live.desk import Desk
 from distill.live.server import watched
 from distill.run.assemble import assemble
 from distill.run.compose import as_overrides, compose_config
-from distill.run.execute import given, train
+from distill.run.execute import given, noting, train
 from distill.run.folders import check_unused, claim
-from distill.run.generator import describe_generator, library_of
+from distill.run.generator import amortised, describe_generator, library_of
 from distill.run.manifest import describe, finish
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def amortise(
     *,
     output_dir: str | Path | None = None,
     prior: object = "embedded",
-    scene: str = "hyper_grid",
+    scene: str | None = None,
     **options: Any,
 ) -> Path:
     """Train one generator for a library of prompts; ``distill.generate(prompt, generator=FOLDER)`` makes scenes with it.
@@ -50,7 +50,7 @@ def amortise(
             each line.
         output_dir: where its files go; by default a new folder under ``outputs``.
         prior: ``embedded``, a folder in the diffusers layout, or a loaded prior.
-        scene: ``hyper_grid`` or ``hyper_conv``.
+        scene: ``hyper_grid`` or ``hyper_conv``; by default that of an ``experiment=`` for libraries, else ``hyper_grid``.
         **options: as on the command line.
 
     Returns:
@@ -60,10 +60,12 @@ def amortise(
         ValueError: an option or a prompt is wrong, in one line.
     """
     name, loaded = given(prior)
-    overrides: dict[str, Any] = {"prompts": str(prompts), "prior": name, "scene": scene, **options}
+    overrides: dict[str, Any] = {"prompts": str(prompts), "prior": name, **options}
+    overrides |= {"scene": scene} if scene is not None else {}
     if output_dir is not None:
         overrides["output_dir"] = str(output_dir)
-    return run_library(compose_config(as_overrides(overrides)), loaded)
+    words = as_overrides(overrides)
+    return run_library(compose_config([*words, *library_scene(words)]), loaded)
 
 
 def run_library(config: DictConfig, prior: Prior | None = None) -> Path:
@@ -75,6 +77,10 @@ def run_library(config: DictConfig, prior: Prior | None = None) -> Path:
         Diverged: too many steps in a row were not finite.
     """
     started = time.perf_counter()
+    if not amortised(config):
+        raise ValueError(
+            f"scene={config.scene._target_.rpartition('.')[2]} is of one prompt and learns no library; add scene=hyper_grid"
+        )
     check_unused(config)
     library = library_of(config)
     with watched(config) as desk:
@@ -93,8 +99,15 @@ def carry_out(
     started: float,
     desk: Desk | None = None,
 ) -> None:
-    """Train and describe an assembled generator in a folder that is held; arguments as of ``execute.carry_out``."""
-    clear(folder)
+    """Train and describe an assembled generator in a folder that is held; arguments and failures as of ``execute.carry_out``."""
+    check_library(folder, library)
+    with noting(config, folder, job, started):
+        _carry_out(config, folder, library, job, started, desk)
+
+
+def _carry_out(
+    config: DictConfig, folder: Path, library: Prompts, job: loop.Job, started: float, desk: Desk | None
+) -> None:
     keep(folder, library)
     scene = cast(Generator, job.scenes[0])
     saved = load_checkpoint(folder / "checkpoints", job.prior.device) if config.resume else None
@@ -116,17 +129,22 @@ def carry_out(
     log.info('results in %s; make a scene with: distill "PROMPT" generator=%s', folder, folder)
 
 
-def keep(folder: Path, library: Prompts) -> None:
-    """Keep the library beside the generator.
+def check_library(folder: Path, library: Prompts) -> None:
+    """Check that a folder is of no other library.
 
     Raises:
-        ValueError: the folder is of another library.
+        ValueError: it is.
     """
     path = folder / LIBRARY
     if path.exists() and read_library(str(path)).lists() != library.lists():
         raise ValueError(
             f"{folder} learns another library, the one in its {LIBRARY}; give that one as prompts=, or choose another output_dir="
         )
+
+
+def keep(folder: Path, library: Prompts) -> None:
+    """Keep the library beside the generator."""
+    path = folder / LIBRARY
     if not path.exists():
         write_atomic(path, json.dumps(library.lists(), indent=1, ensure_ascii=False) + "\n")
 
@@ -137,8 +155,7 @@ def seen(scene: Generator, count: int) -> Mapping[str, float]:
 
 
 def show(folder: Path, library: Prompts, job: loop.Job, step: int) -> None:
-    """Write a sheet of some prompts, add it to the wall, and write the report with it."""
+    """Write a sheet of some prompts, and add it to the wall; the report, which marks a finished run, waits for the end."""
     labels = library.previewed()
     learnt = set(library.train)
     write_wall(folder, step, job.views, [(text, text in learnt) for text in labels])
-    write_report(folder)

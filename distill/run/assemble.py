@@ -45,7 +45,7 @@ from distill.renderers.particles import Particles
 from distill.renderers.patch import patched
 from distill.run.checks import check_prompt
 from distill.run.generator import amortised, check_generator, library_of
-from distill.run.initial import check_init, generated, start_from
+from distill.run.initial import begin_generated, check_init, start_from
 from distill.run.scenes import scene_maker
 from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
 from distill.samplers.shading import by_turns
@@ -84,7 +84,7 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
         prior = open_prior(config, device)
     check_fits(config, prior)
     if config.generator:
-        scenes[0].load_state_dict(generated(config, prior).state_dict())
+        begin_generated(scenes[0], config, prior)
 
     guidance = make_guidance(config, prior, generator, {"novel_view": picture.prior} if picture else {})
     scene: Scene = scenes[0] if len(scenes) == 1 else Particles(scenes).to(prior.device)

@@ -25,6 +25,7 @@ from distill.options import GONE, SCHEDULED, options_of
 from distill.run.checks import PARTS, check
 from distill.run.generator import check_together, implied_by
 from distill.run.idle import check_idle
+from distill.run.scenes import scene_of_run
 from distill.run.schema import Config
 
 
@@ -123,7 +124,7 @@ def implied(words: Sequence[str]) -> dict[str, str]:
     """Return the options that a command line implies, each with its reason.
 
     The preset fits the picture's model, the embedded prior or the prior's family; a picture with a prompt is guided by both; an
-    alias stands for a loss and its timesteps.
+    alias stands for a loss and its timesteps; a scene to begin with has its own options.
 
     Raises:
         ValueError: other timesteps are given beside an alias.
@@ -132,6 +133,12 @@ def implied(words: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     if given.get("mesh.file", "null") not in ("null", "") and "scene" not in given:
         found["scene=surface"] = "follows from mesh="
+        given["scene"] = "surface"
+    if (earlier := given.get("init", "null")) not in ("null", ""):
+        before = scene_of_run(earlier, plugins()["scene"])
+        same = given.get("scene", before.get("scene")) == before.get("scene")
+        followed = {key: value for key, value in before.items() if same and key not in given}
+        found |= dict.fromkeys(as_overrides(followed), "follows from init=")
     if (alias := given.get("guidance", "")) in ALIASES:
         found |= _expand(alias, given.get("timesteps"))
     if (folder := given.get("generator", "null")) not in ("null", ""):

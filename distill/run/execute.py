@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,12 +132,23 @@ def carry_out(
         started: when, as ``time.perf_counter`` has it.
         desk: of the page that shows the run, if one does.
     """
+    with noting(config, folder, job, started):
+        return _carry_out(config, folder, job, started, desk)
+
+
+@contextmanager
+def noting(config: DictConfig, folder: Path, job: loop.Job, started: float) -> Iterator[None]:
+    """Note in a held folder's manifest how a run fails within the context; arguments as of ``carry_out``.
+
+    Raises:
+        Collapsed: the run has collapsed before, and is watched still.
+    """
     clear(folder)
     if config.watchdog:
         check_collapse(folder)
     forget(folder)
     try:
-        return _carry_out(config, folder, job, started, desk)
+        yield
     except (RuntimeError, ValueError, OSError) as error:
         seconds = {"train": time.perf_counter() - started}
         note(folder, {**describe(config, job), "step": job.state.step, "seconds": seconds}, error)

@@ -19,11 +19,14 @@ from distill.run.schema import Config
 NAME = "generator.json"
 #: The scene of one prompt.
 PLAIN = "distill.renderers.nerf.HashGridScene"
-#: Options of a scene that say how it is rendered and trained, not what it is.
-LOOKS = frozenset(
-    {"background", "random_background", "march_steps", "occupancy_resolution", "occupancy_threshold", "occupancy_every", "backend",
-     "encoding_lr", "mlp_lr", "background_lr", "lr"}
-)  # fmt: skip
+#: Options of a scene that say how fast, and which parts of it first, it is trained.
+TRAINING = frozenset(
+    {"encoding_lr", "mlp_lr", "background_lr", "lr", "progressive_levels", "occupancy_every"}
+)
+#: Options that may change where a run begins with an earlier one's scene: they say how it is rendered and trained, not what it is.
+CHANGEABLE = TRAINING | {
+    "background", "random_background", "march_steps", "occupancy_resolution", "occupancy_threshold", "backend",
+}  # fmt: skip
 #: Options that are of one prompt's run, and what a library's has instead.
 OF_ONE = {
     "image": "a picture is of one object",
@@ -132,8 +135,8 @@ def read_generator(folder: str) -> dict[str, Any]:
 def implied_by(folder: str) -> dict[str, Any]:
     """Options that follow from a generator: its prior, its scenes' options, and no training."""
     said = read_generator(folder)
-    # How fast it learnt says nothing of how fast one scene is refined.
-    scene = {f"scene.{name}": value for name, value in said["scene"].items() if not name.endswith("_lr")}
+    # How it learnt says nothing of how one scene is refined.
+    scene = {f"scene.{name}": value for name, value in said["scene"].items() if name not in TRAINING}
     return {"prior": said["prior"], "iterations": 0, "scene": "hash_grid", **scene}
 
 
@@ -156,7 +159,7 @@ def check_generator(config: DictConfig) -> None:
     for name, value in said["scene"].items():
         found = config.scene[name]
         found = list(found) if OmegaConf.is_list(found) else found
-        if name not in LOOKS and found != value:
+        if name not in CHANGEABLE and found != value:
             raise ValueError(
                 f"generator={config.generator} makes scenes with {name} {value}, not {found}; leave out scene.{name}="
             )

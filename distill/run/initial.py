@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from distill import loop
 from distill.conditions import prompt_library, prompts
@@ -17,7 +19,7 @@ from distill.contracts import Generator, Prior, Scene
 from distill.files.checkpoint import load_checkpoint
 from distill.files.paths import user_path
 from distill.options import options_of
-from distill.run.generator import LOOKS
+from distill.run.generator import CHANGEABLE
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ def check_init(config: DictConfig) -> None:
     defaults = OmegaConf.structured(options_of(get_method(config.scene._target_)))
     for name, value in config.scene.items():
         was = before.get(name, defaults.get(name))  # an earlier version may not have had it
-        if name not in LOOKS and was != value:
+        if name not in CHANGEABLE and was != value:
             raise ValueError(
                 f"init={folder} holds a scene with {name} {was}, not {value}; give this run "
                 "the same scene= and scene.* options"
@@ -70,13 +72,41 @@ def start_from(folder: Path, scene: Scene, device: torch.device) -> None:
             f"init must be the folder of an earlier run, and the checkpoints of {folder} are empty"
         )
     try:
-        scene.load_state_dict(saved["scene"])
+        begin_as(scene, saved["scene"])
     except RuntimeError as error:
         raise ValueError(
             f"init={folder} holds a scene of other settings; give this run the same scene= and scene.* options"
         ) from error
     if saved["average"] is not None:
-        loop.take(scene, saved["average"])
+        parameters = [p for group in scene.parameter_groups().values() for p in group.parameters]
+        # A learnt background comes last, and one of the two runs may be without.
+        for parameter, value in zip(parameters, saved["average"], strict=False):
+            parameter.data.copy_(value)
+
+
+#: Parts of a scene that options decide which may change: what is occupied, for its resolution, and a learnt background.
+OWN_PARTS = ("occupancy", "background_mlp")
+
+
+def begin_as(scene: Scene, saved: Mapping[str, Tensor]) -> None:
+    """Give a scene the state of another one; what may change, and is another in the two, stays the scene's own.
+
+    Raises:
+        RuntimeError: they differ in something else.
+    """
+    own = scene.state_dict()
+
+    def part_of(name: str) -> str:
+        return next((part for part in OWN_PARTS if part in name.split(".")), "")
+
+    differing = {
+        part_of(name)
+        for name in {*own, *saved}
+        if not (name in own and name in saved and own[name].shape == saved[name].shape)
+    } - {""}
+    kept = {name: value for name, value in own.items() if part_of(name) in differing}
+    taken = {name: value for name, value in saved.items() if part_of(name) not in differing}
+    scene.load_state_dict({**taken, **kept})
 
 
 def open_generator(folder: Path, device: torch.device) -> Generator:
@@ -91,7 +121,9 @@ def open_generator(folder: Path, device: torch.device) -> Generator:
     try:
         made = instantiate(OmegaConf.load(folder / "config.yaml").scene, _convert_="all")
         generator: Generator = made(seed=0, embeddings=saved["scene"]["prompts.embeddings"]).to(device)
-        generator.load_state_dict(saved["scene"])
+        # Where the library's objects are is for training alone, and the largest part of a large library.
+        where = saved["scene"]["prompts.occupied"][:0]
+        generator.load_state_dict({**saved["scene"], "prompts.occupied": where})
     except Exception as error:  # of what another version wrote, or a hand changed
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
@@ -100,6 +132,17 @@ def open_generator(folder: Path, device: torch.device) -> Generator:
     if saved["average"] is not None:
         loop.take(generator, saved["average"])
     return generator
+
+
+def begin_generated(scene: Scene, config: DictConfig, prior: Prior) -> None:
+    """Give a hash grid what a generator makes of the configuration's prompt, see ``generated``; it finds itself where that is.
+
+    Raises:
+        ValueError: the generator cannot be read, or is told embeddings of another width.
+    """
+    begin_as(scene, generated(config, prior).state_dict())
+    made: Any = scene  # of the class ``generator.PLAIN``
+    made.settle()
 
 
 def generated(config: DictConfig, prior: Prior) -> Scene:

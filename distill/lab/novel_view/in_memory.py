@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Updates between looks at the clock; in between, work piles up on a GPU and not here.
-LOOK = 20
+ASK_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def fit(
         pipeline: with the model to train, on the pictures' device.
         seen: what is trained on.
         unseen: objects that are measured on, with as many pictures each.
-        asked: whether to stop; looked at every ``LOOK`` updates.
+        asked: whether to stop; looked at every ``ASK_EVERY`` updates.
         saved: is given the averaged model whenever a checkpoint is written.
         limits: of ``minutes``.
 
@@ -221,7 +221,7 @@ class Watch:
     def __call__(self, stage: stages.Stage, loss: Tensor) -> bool:
         self.total = loss.clone() if self.total is None else self.total + loss
         self.count += 1
-        if self.count % LOOK == 0 or stage.pace.done >= 1:
+        if self.count % ASK_EVERY == 0 or stage.pace.done >= 1:
             now = time.perf_counter()
             if now - self.since > 5 or stage.pace.done >= 1:
                 self.say(stage)
