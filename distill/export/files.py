@@ -16,7 +16,7 @@ from trimesh.visual import ColorVisuals, TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
 from distill.export.choices import USUAL, check_files
-from distill.export.frame import Pivot, Up, placed, srgb_to_linear, turned, welded
+from distill.export.frame import Pivot, Up, place_of, srgb_to_linear, turned, welded
 from distill.export.lods import RATIO, levels
 from distill.export.mesh import Floats, Mesh
 from distill.export.usd import write_usdz
@@ -42,7 +42,7 @@ def save_meshes(
         folder: created if need be; files of the same names are replaced.
         formats: of glb, obj, ply, stl and usdz; None for the first three.
         name: of the files, without ending, and of the object and its material in them.
-        pivot: where the origin is: ``scene``, ``centre`` or ``ground``, see ``distill.export.frame.placed``.
+        pivot: where the origin is: ``scene``, ``centre`` or ``ground``, see ``distill.export.frame.place_of``.
         size_m: the largest extent in metres; None leaves one scene unit one metre.
         lods: simplified meshes besides the full one, each of half the faces of the one before.
         lod_as: where they go: ``files`` (NAME_lod1.glb and so on, of each format), ``msft`` (into the GLB, as MSFT_lod), or ``both``.
@@ -75,8 +75,10 @@ def write_meshes(
 ) -> dict[str, Any]:
     """Write a mesh as ``save_meshes`` does, with options that are checked and any name that the file system takes."""
     folder.mkdir(parents=True, exist_ok=True)
-    mesh = placed(mesh, pivot=pivot, size_m=size_m)
-    lower, made = levels(mesh, lods), list[str]()
+    place = place_of(mesh, pivot=pivot, size_m=size_m)
+    # Simplified in the scene's units, so that a size does not change which edges collapse.
+    mesh, *lower = (place(level) for level in (mesh, *levels(mesh, lods)))
+    made: list[str] = []
     for ending in dict.fromkeys(USUAL if formats is None else formats):
         inside = ending == "glb" and lod_as != "files"
         path = folder / f"{name}.{ending}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from distill.export.choices import PIVOTS
 from distill.export.mesh import Floats, Mesh
 
 Up = Literal["y", "z"]
@@ -20,8 +22,19 @@ def turned(vectors: Floats, up: Up) -> Floats:
     return vectors[:, [1, 2, 0]] if up == "y" else vectors
 
 
-def placed(mesh: Mesh, *, pivot: Pivot = "scene", size_m: float | None = None) -> Mesh:
-    """Move a mesh's origin, then scale the mesh about it.
+class Place(NamedTuple):
+    """Where a mesh goes: its vertices less ``origin``, shape ``[3]``, times ``scale``."""
+
+    origin: NDArray[np.float64]
+    scale: float
+
+    def __call__(self, mesh: Mesh) -> Mesh:
+        """Move a mesh there."""
+        return replace(mesh, vertices=((mesh.vertices - self.origin) * self.scale).astype(np.float32))
+
+
+def place_of(mesh: Mesh, *, pivot: Pivot = "scene", size_m: float | None = None) -> Place:
+    """Say where a mesh goes for a file: its origin is moved, then it is scaled about it.
 
     Args:
         mesh: in the internal frame, z up.
@@ -32,16 +45,15 @@ def placed(mesh: Mesh, *, pivot: Pivot = "scene", size_m: float | None = None) -
     Raises:
         ValueError: an unknown pivot, or a size that is not positive.
     """
-    if pivot not in ("scene", "centre", "ground"):
-        raise ValueError(f"pivot must be scene, centre or ground, got {pivot!r}")
+    if pivot not in PIVOTS:
+        raise ValueError(f"pivot must be {', '.join(PIVOTS)}, got {pivot!r}")
     if size_m is not None and not 0 < size_m < np.inf:
         raise ValueError(f"size_m is the largest extent in metres, above 0, got {size_m}")
     low, high = mesh.vertices.min(0).astype(np.float64), mesh.vertices.max(0).astype(np.float64)
     origin = np.zeros(3) if pivot == "scene" else (low + high) / 2
     if pivot == "ground":
         origin[2] = low[2]
-    scale = 1.0 if size_m is None else size_m / max((high - low).max(), 1e-20)
-    return replace(mesh, vertices=((mesh.vertices - origin) * scale).astype(np.float32))
+    return Place(origin, 1.0 if size_m is None else size_m / max((high - low).max(), 1e-20))
 
 
 def welded(mesh: Mesh) -> Mesh:

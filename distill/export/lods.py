@@ -17,6 +17,8 @@ from distill.export.mesh import Floats, Ints, Mesh, adjacency, decimate, vertex_
 RATIO = 0.5
 #: Samples of the full mesh near a point whose faces are looked at for the nearest one.
 _NEAR = 16
+#: Points whose nearest faces are looked for at a time; each takes some kilobytes.
+_AT_ONCE = 16_384
 
 
 class _Samples(NamedTuple):
@@ -146,13 +148,17 @@ def _nearest(
 
     Faces that are turned away, such as the other side of a thin wall, are taken only where there is nothing else nearby.
     """
-    _, index = samples.tree.query(points, k=min(_NEAR, len(samples.face)))
-    face = samples.face[index.reshape(len(points), -1)]
-    weight, distance = closest(points[:, None], triangles[face])
-    away = np.einsum("nkc,nc->nk", facing[face], normals) <= 0
-    best = (distance + away * 1e6).argmin(1)
-    row = np.arange(len(points))
-    return face[row, best], weight[row, best]
+    face, weight = np.zeros(len(points), np.int64), np.zeros((len(points), 3))
+    for start in range(0, len(points), _AT_ONCE):
+        here = slice(start, start + _AT_ONCE)
+        _, index = samples.tree.query(points[here], k=min(_NEAR, len(samples.face)))
+        near = samples.face[index.reshape(-1, min(_NEAR, len(samples.face)))]
+        weights, distance = closest(points[here, None], triangles[near])
+        away = np.einsum("nkc,nc->nk", facing[near], normals[here]) <= 0
+        best = (distance + away * 1e6).argmin(1)
+        row = np.arange(len(near))
+        face[here], weight[here] = near[row, best], weights[row, best]
+    return face, weight
 
 
 def closest(
