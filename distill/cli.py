@@ -220,7 +220,9 @@ def _start(arguments: Sequence[str]) -> int:
 def _export(arguments: Sequence[str]) -> int:
     """Export a finished run anew, and print the files."""
     if not arguments:
-        raise ValueError("distill export takes a run's folder: distill export outputs/RUN export.formats=usdz")
+        raise ValueError(
+            "distill export takes a run's folder: distill export outputs/RUN export.formats=usdz"
+        )
     from distill.run.failures import FORESEEN
     from distill.run.reexport import export_anew
 

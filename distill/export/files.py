@@ -165,9 +165,12 @@ def chain(tree: dict[str, Any], names: Sequence[str]) -> None:
     """
     found = {node.get("name"): index for index, node in enumerate(tree["nodes"])}
     first, *others = (found[name] for name in names)
-    for node in tree["nodes"]:
-        if "children" in node:
-            node["children"] = [child for child in node["children"] if child not in others]
+    for parent, key in [
+        *((node, "children") for node in tree["nodes"]),
+        *((one, "nodes") for one in tree["scenes"]),
+    ]:
+        if key in parent:
+            parent[key] = [child for child in parent[key] if child not in others]
     tree["nodes"][first]["extensions"] = {"MSFT_lod": {"ids": others}}
     coverage = [0.5 * RATIO**level for level in range(len(others))]
     tree["nodes"][first]["extras"] = {"MSFT_screencoverage": [*coverage, 0.0]}
