@@ -72,7 +72,7 @@ def _config(folder: Path, words: Sequence[str]) -> DictConfig:
     """
     path = folder / "config.yaml"
     try:
-        stored = OmegaConf.load(path)
+        stored: Any = OmegaConf.load(path)
         before = {name: value for name, value in dict(stored.get("export", {})).items() if name in EXPORT}
         config = OmegaConf.merge(
             OmegaConf.structured(Config), {name: stored[name] for name in OPTIONS if name in stored}
