@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from distill.contracts import Scene, View
 
 if TYPE_CHECKING:
+    from distill.export.frame import Pivot, Up
     from distill.export.mesh import Mesh
 
 
@@ -35,13 +37,13 @@ class Asset:
 
     @cached_property
     def mesh(self) -> Mesh:
-        """The textured mesh, made when first asked for.
+        """The mesh with its texture and its vertices' colours, made when first asked for.
 
         Raises:
             ValueError: the scene is empty.
         """
         from distill.export.mesh import extract_mesh
-        from distill.export.texture import bake_texture
+        from distill.export.texture import bake_texture, colour_vertices
 
         field = self.scene.field()
         if field is None:
@@ -49,15 +51,52 @@ class Asset:
                 "this scene has no field to make a mesh of; what it is made of is in its folder, or choose scene=hash_grid"
             )
         bare = extract_mesh(field, self.view, faces=10_000)
-        return bake_texture(bare, field)
+        return bake_texture(colour_vertices(bare, field), field)
 
-    def save(self, path: str | Path) -> Path:
-        """Write the mesh as ``.glb``, ``.obj`` or ``.ply``.
+    def save(
+        self,
+        path: str | Path,
+        *,
+        formats: Sequence[str] | None = None,
+        name: str | None = None,
+        pivot: Pivot = "scene",
+        size_m: float | None = None,
+        lods: int = 0,
+        lod_as: str = "files",
+        up: Up = "y",
+    ) -> Path:
+        """Write the mesh: one file, ``asset.save("mug.glb")``, or with formats a folder, ``asset.save("mug", formats=["glb", "usdz"])``.
+
+        Args:
+            path: a file that ends in .glb, .obj, .ply, .stl or .usdz; or with ``formats`` a folder, created if need be. Files of the
+                same names are replaced.
+            formats: of glb, obj, ply, stl and usdz.
+            name: of the files in the folder, and of the object and its material in them, by default ``mesh``; a single file is
+                named by its path.
+            pivot: where the origin is: as in the ``scene``, the ``centre`` of the bounding box, or on the ``ground`` beneath it.
+            size_m: the largest extent in metres; None leaves one scene unit one metre.
+            lods: simplified meshes besides the full one, each of half the faces of the one before.
+            lod_as: where they go: ``files`` such as mug_lod1.glb, ``msft`` (into the GLB, as MSFT_lod), or ``both``.
+            up: "y" or "z", the files' upward axis.
+
+        Returns:
+            The path.
 
         Raises:
-            ValueError: another suffix, or the scene is empty.
+            ValueError: another suffix, an option is out of range, a package is missing, or the scene is empty.
         """
-        from distill.export.files import save_mesh
+        from distill.export.choices import check_files
+        from distill.export.files import write_meshes
 
-        save_mesh(self.mesh, Path(path))
-        return Path(path)
+        path, single = Path(path), formats is None
+        if single and name is not None:
+            raise ValueError(
+                f"name= is for a folder, with formats=; {path} names its file itself, leave it out"
+            )
+        kinds = [path.suffix.lower().removeprefix(".")] if formats is None else formats
+        check_files(kinds, name or "mesh", lods, lod_as)
+        folder, stem = (path.parent, path.stem) if single else (path, name or "mesh")
+        write_meshes(
+            self.mesh, folder, formats=kinds, name=stem, pivot=pivot, size_m=size_m, lods=lods, lod_as=lod_as, up=up
+        )  # fmt: skip
+        return path

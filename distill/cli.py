@@ -25,6 +25,7 @@ Make a 3D asset from a text prompt or a picture.
   distill "a red mug" seeds=4 keep=best       four seeds; the files of the one that a judge prefers are the run's own
   distill "a red mug" -m seed=0,1,2           sweep
   distill prompts=FILE -m shard=1/2,2/2 hydra/launcher=joblib   a sweep whose jobs are processes; submitit_slurm: of a cluster
+  distill export RUN export.formats=usdz      the mesh of a finished run once more: formats, name, pivot, size_m, lods
   distill summary outputs/                    one table over all runs in a folder: summary.csv, summary.html
   distill "a blue mug" init=RUN guidance=dds source_prompt="a red mug"   edit a finished run
   distill image=mug.png                       from a picture: RGBA, or on a plain background
@@ -188,6 +189,8 @@ def _start(arguments: Sequence[str]) -> int:
         return doctor(settings.compose_config(overrides, folders), as_json="--json" in arguments)
     if arguments[0] == "summary":
         return _summary(arguments[1:])
+    if arguments[0] == "export":
+        return _export(arguments[1:])
     library = arguments[0] == "amortise"
     prompt, options = split_prompt(arguments[1:] if library else arguments)
     traced, options = values_of("--why", options)
@@ -213,6 +216,24 @@ def _start(arguments: Sequence[str]) -> int:
     from distill.run.sweep import sweep
 
     return sweep(options, folders, partial(_swept, library=library))
+
+
+def _export(arguments: Sequence[str]) -> int:
+    """Export a finished run anew, and print the files."""
+    if not arguments:
+        raise ValueError(
+            "distill export takes a run's folder: distill export outputs/RUN export.formats=usdz"
+        )
+    from distill.run.failures import FORESEEN
+    from distill.run.reexport import export_anew
+
+    try:
+        for path in export_anew(arguments[0], arguments[1:]):
+            print(path)
+    except FORESEEN as error:
+        _fail(error)
+        return 1
+    return 0
 
 
 def _summary(arguments: Sequence[str]) -> int:

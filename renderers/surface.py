@@ -385,7 +385,7 @@ class SurfaceScene(nn.Module):
         """Return None: its shape is given, not in a field."""
 
     def assets(self) -> dict[str, Writer]:
-        """Return the writer of mesh.glb: the mesh that was given, with the new texture."""
+        """Return the writer of mesh.glb, or of ``name`` with another name: the mesh that was given, with the new texture."""
         return {"mesh": self._write}
 
     def _write(self, folder: Path, view: View, options: Any) -> dict[str, Any]:
@@ -400,7 +400,9 @@ class SurfaceScene(nn.Module):
             return torch.cat(self.material(points.to(self.paint.device)), dim=1).cpu()
 
         paints = Paints(albedo, finish if self.finish is not None else None)
-        return write_textured(self.mesh, paints, folder / "mesh.glb", size=options["texture_size"])
+        name = f"{options.get('name', 'mesh')}.glb"
+        figures = write_textured(self.mesh, paints, folder / name, size=options["texture_size"])
+        return {**figures, "meshes": [name]}
 
 
 def own_points(mesh: Surface, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -49,13 +49,13 @@ COMMANDS = {
 
 @pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS.keys())
 def test_every_command_composes(arguments: list[str]) -> None:
-    doctor = arguments[0] == "doctor"
-    library = arguments[0] == "amortise"
-    prompt, options = split_prompt([text for text in arguments[doctor or library :] if text != "--json"])
+    doctor, library, export = (arguments[0] == word for word in ("doctor", "amortise", "export"))
+    begin = 2 if export else int(doctor or library)  # after the folder of a run
+    prompt, options = split_prompt([text for text in arguments[begin:] if text != "--json"])
     options += of_library(prompt, options) if library else []
-    said = [f"prompt={quote(prompt or 'example')}"] if prompt or doctor else []
+    said = [f"prompt={quote(prompt or 'example')}"] if prompt or doctor or export else []
     config = compose_config([*map(quote_text, options), *said])
-    assert config.prompt == (prompt or ("example" if doctor else ""))
+    assert config.prompt == (prompt or ("example" if doctor or export else ""))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -422,9 +422,9 @@ def test_obj_without_texture_carries_the_vertices_colours(tmp_path: Path) -> Non
     assert not (tmp_path / "m.mtl").exists()
 
 
-@pytest.mark.parametrize("name", ["mesh.stl", "mesh", "mesh.glb.zip"])
+@pytest.mark.parametrize("name", ["mesh.fbx", "mesh", "mesh.glb.zip"])
 def test_unknown_suffix_lists_the_known_ones(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"\.glb, \.obj, \.ply, got .*{name}") as caught:
+    with pytest.raises(ValueError, match=rf"\.glb, \.obj, \.ply, \.stl, \.usdz, got .*{name}") as caught:
         save_mesh(marker(), tmp_path / name)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 

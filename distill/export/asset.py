@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from distill.contracts import Field, View, Writer
-from distill.export.files import Up, save_mesh
+from distill.export.files import save_meshes
+from distill.export.frame import Pivot, Up
 from distill.export.mesh import extract_mesh
 from distill.export.pictures import timed, write_pictures
 from distill.export.texture import bake_texture, colour_vertices
@@ -27,8 +28,14 @@ def export_asset(
     picture_size: int = 192,
     elevation_deg: float = 15.0,
     up: Up = "y",
+    formats: Sequence[str] | None = None,
+    name: str = "mesh",
+    pivot: Pivot = "scene",
+    size_m: float | None = None,
+    lods: int = 0,
+    lod_as: str = "files",
 ) -> dict[str, Any]:
-    """Write contact.png, turntable.mp4, mesh.glb, mesh.obj (with .mtl and .png) and mesh.ply.
+    """Write contact.png, turntable.mp4 and the mesh, by default mesh.glb, mesh.obj (with .mtl and .png) and mesh.ply.
 
     The pictures come first: an empty scene still has them when the mesh fails.
 
@@ -45,19 +52,26 @@ def export_asset(
         picture_size: of the video and of the sheet's pictures, in pixels, a multiple of 16.
         elevation_deg: of the pictures' cameras.
         up: "y" or "z", the mesh files' upward axis.
+        formats: of glb, obj, ply, stl and usdz; this and what follows is as in ``distill.export.files.save_meshes``.
+        name: of the mesh files, and of the object and the material in them.
+        pivot: where the origin is: ``scene``, ``centre`` or ``ground``.
+        size_m: the largest extent in metres.
+        lods: simplified meshes besides the full one.
+        lod_as: ``files``, ``msft`` or ``both``.
 
     Returns:
-        ``seconds`` by part, ``iso_level``, ``silhouette_iou``, ``vertices`` and ``faces``.
+        ``seconds`` by part, ``iso_level``, ``silhouette_iou``, ``vertices`` and ``faces``, ``meshes`` and with levels ``lods``.
 
     Raises:
-        ValueError: the scene is empty, or an option is out of range.
+        ValueError: the scene is empty, an option is out of range, or a package is missing.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {"frames": frames, "picture_size": picture_size, "elevation_deg": elevation_deg}
     meshes = {
         "resolution": resolution, "faces": faces, "iso": iso, "largest_component": largest_component,
-        "texture_size": texture_size, "up": up,
+        "texture_size": texture_size, "up": up, "formats": formats, "name": name, "pivot": pivot, "size_m": size_m, "lods": lods,
+        "lod_as": lod_as,
     }  # fmt: skip
     seconds = write_pictures(folder, view, pictures)
     figures = mesh_writer(query)(folder, view, meshes)
@@ -65,10 +79,9 @@ def export_asset(
 
 
 def mesh_writer(query: Field) -> Writer:
-    """Return the writer of mesh.glb, mesh.obj (with .mtl and .png) and mesh.ply.
+    """Return the writer of a mesh with a baked texture, by default as mesh.glb, mesh.obj (with .mtl and .png) and mesh.ply.
 
-    It takes the options ``resolution``, ``faces``, ``iso``, ``largest_component``, ``texture_size`` and ``up`` of
-    ``export_asset``, and returns ``seconds`` by part, ``iso_level``, ``silhouette_iou``, ``vertices`` and ``faces``.
+    It takes the options of ``export_asset`` that are not of the pictures, and returns what that does, ``seconds`` of its own parts.
 
     Args:
         query: the scene's density and albedo at points on the CPU.
@@ -76,22 +89,26 @@ def mesh_writer(query: Field) -> Writer:
 
     def write(folder: Path, view: View, options: Mapping[str, Any]) -> dict[str, Any]:
         seconds: dict[str, float] = {}
-        chosen = {name: options[name] for name in ("resolution", "faces", "iso", "largest_component")}
         with timed(seconds, "mesh"):
-            mesh = extract_mesh(query, view, **chosen)
+            mesh = extract_mesh(query, view, **{name: options[name] for name in SHAPING})
         with timed(seconds, "texture"):
-            textured = bake_texture(mesh, query, size=options["texture_size"])
+            textured = bake_texture(colour_vertices(mesh, query), query, size=options["texture_size"])
         with timed(seconds, "files"):
-            up = options["up"]
-            save_mesh(colour_vertices(mesh, query), folder / "mesh.ply", up=up)
-            save_mesh(textured, folder / "mesh.obj", up=up)
-            save_mesh(textured, folder / "mesh.glb", up=up)
+            written = save_meshes(
+                textured, folder, **{name: options[name] for name in SAVING if name in options}
+            )
         return {
             "seconds": seconds,
             "iso_level": mesh.iso_level,
             "silhouette_iou": mesh.silhouette_iou,
             "vertices": len(mesh.vertices),
             "faces": len(mesh.faces),
+            **written,
         }
 
     return write
+
+
+#: Options of ``extract_mesh`` and of ``save_meshes``.
+SHAPING = ("resolution", "faces", "iso", "largest_component")
+SAVING = ("formats", "name", "pivot", "size_m", "lods", "lod_as", "up")

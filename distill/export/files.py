@@ -1,10 +1,10 @@
-"""Mesh files: GLB, OBJ and PLY. Each is complete or absent, never half written."""
+"""Mesh files: GLB, OBJ, PLY, STL and USDZ. Each is complete or absent, never half written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import trimesh
@@ -15,18 +15,101 @@ from trimesh.exchange.ply import export_ply
 from trimesh.visual import ColorVisuals, TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
+from distill.export.choices import USUAL, check_files
+from distill.export.frame import Pivot, Up, place_of, srgb_to_linear, turned, welded
+from distill.export.lods import RATIO, levels
 from distill.export.mesh import Floats, Mesh
+from distill.export.usd import write_usdz
 from distill.files.atomic import replacing
 
-Up = Literal["y", "z"]
+
+def save_meshes(
+    mesh: Mesh,
+    folder: Path | str,
+    *,
+    formats: Sequence[str] | None = None,
+    name: str = "mesh",
+    pivot: Pivot = "scene",
+    size_m: float | None = None,
+    lods: int = 0,
+    lod_as: str = "files",
+    up: Up = "y",
+) -> dict[str, Any]:
+    """Write a mesh in several formats, with levels of detail; what every export of a scene goes through.
+
+    Args:
+        mesh: in the internal frame, with texture and vertex colours as far as the formats are to have them.
+        folder: created if need be; files of the same names are replaced.
+        formats: of glb, obj, ply, stl and usdz; None for the first three.
+        name: of the files, without ending, and of the object and its material in them.
+        pivot: where the origin is: ``scene``, ``centre`` or ``ground``, see ``distill.export.frame.place_of``.
+        size_m: the largest extent in metres; None leaves one scene unit one metre.
+        lods: simplified meshes besides the full one, each of half the faces of the one before.
+        lod_as: where they go: ``files`` (NAME_lod1.glb and so on, of each format), ``msft`` (into the GLB, as MSFT_lod), or ``both``.
+        up: "y" or "z", the files' upward axis.
+
+    Returns:
+        ``meshes``, the names of the files that hold the full mesh and of its levels; with levels also ``lods``, the ``faces`` and
+        ``vertices`` of each.
+
+    Raises:
+        ValueError: an option is out of range, or a package is missing.
+    """
+    check_files(formats, name, lods, lod_as)
+    return write_meshes(
+        mesh, Path(folder), formats=formats, name=name, pivot=pivot, size_m=size_m, lods=lods, lod_as=lod_as, up=up
+    )  # fmt: skip
+
+
+def write_meshes(
+    mesh: Mesh,
+    folder: Path,
+    *,
+    formats: Sequence[str] | None,
+    name: str,
+    pivot: Pivot,
+    size_m: float | None,
+    lods: int,
+    lod_as: str,
+    up: Up,
+) -> dict[str, Any]:
+    """Write a mesh as ``save_meshes`` does, with options that are checked and any name that the file system takes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = place_of(mesh, pivot=pivot, size_m=size_m)
+    # Simplified in the scene's units, so that a size does not change which edges collapse.
+    mesh, *lower = (place(level) for level in (mesh, *levels(mesh, lods)))
+    made: list[str] = []
+    for ending in dict.fromkeys(USUAL if formats is None else formats):
+        inside = ending == "glb" and lod_as != "files"
+        path = folder / f"{name}.{ending}"
+        if inside:
+            write_glb(mesh, path, up=up, lods=lower)
+        else:
+            WRITERS[path.suffix](mesh, path, up=up)
+        made.append(path.name)
+        for number, level in enumerate(lower if lod_as != "msft" else (), start=1):
+            path = folder / f"{name}_lod{number}.{ending}"
+            WRITERS[path.suffix](level, path, up=up, of=name)
+            made.append(path.name)
+    sizes = [{"faces": len(level.faces), "vertices": len(level.vertices)} for level in lower]
+    return {"meshes": made, **({"lods": sizes} if lods else {})}
+
+
+def names_of(options: Mapping[str, Any]) -> list[str]:
+    """The files that ``save_meshes`` may write with these options, pictures of OBJ files among them."""
+    name, formats = options["name"], USUAL if options["formats"] is None else options["formats"]
+    count = options["lods"] if options["lod_as"] != "msft" else 0
+    stems = [name, *(f"{name}_lod{number + 1}" for number in range(count))]
+    files = [f"{stem}.{ending}" for stem in stems for ending in dict.fromkeys(formats)]
+    return [*files, f"{name}.mtl", f"{name}.png"] if "obj" in formats else files
 
 
 def save_mesh(mesh: Mesh, path: Path | str, *, up: Up = "y") -> None:
-    """Write a mesh in the format that the path's suffix names: .glb, .obj or .ply.
+    """Write a mesh in the format that the path's suffix names: .glb, .obj, .ply, .stl or .usdz.
 
     Args:
         mesh: in the internal frame.
-        path: the file; its folder exists.
+        path: the file; its folder exists. Its object and its material are named as it is.
         up: "y" turns the front (+x) to +z and the top (+z) to +y, as glTF and most viewers want it;
             "z" keeps the internal frame.
 
@@ -39,37 +122,76 @@ def save_mesh(mesh: Mesh, path: Path | str, *, up: Up = "y") -> None:
     WRITERS[suffix](mesh, Path(path), up=up)
 
 
-def write_glb(mesh: Mesh, path: Path, *, up: Up = "y") -> None:
-    """Write binary glTF 2.0: normals, texture or else vertex colours, and a rough, non-metallic material."""
-    material = PBRMaterial(name="surface", metallicFactor=0.0, roughnessFactor=0.9)
-    visual: TextureVisuals | ColorVisuals | None = None
+def write_glb(
+    mesh: Mesh, path: Path, *, up: Up = "y", of: str | None = None, lods: Sequence[Mesh] = ()
+) -> None:
+    """Write binary glTF 2.0: normals, texture or else vertex colours, and a rough, non-metallic material.
+
+    Args:
+        mesh: in the internal frame.
+        path: the file.
+        up: as in ``save_mesh``.
+        of: name of the full mesh, where this is a level of one and shares its material.
+        lods: simplified meshes with the same texture, finest first, which are added as MSFT_lod.
+    """
+    material = PBRMaterial(name=of or path.stem, metallicFactor=0.0, roughnessFactor=0.9)
     if mesh.texture is not None:
         material.baseColorTexture = Image.fromarray(mesh.texture)
-        visual = TextureVisuals(uv=mesh.uv, material=material)
-    elif mesh.colours is not None:
-        # In glTF a texture's values are sRGB, the vertices' colours linear.
-        visual = ColorVisuals(vertex_colors=_bytes(srgb_to_linear(mesh.colours)))
     scene = trimesh.Scene()
-    scene.add_geometry(_as_trimesh(mesh, up, visual), node_name="object", geom_name="object")
+    names = [path.stem, *(f"{path.stem}_lod{number + 1}" for number in range(len(lods)))]
+    for level, name in zip((mesh, *lods), names, strict=True):
+        visual: TextureVisuals | ColorVisuals | None = None
+        if mesh.texture is not None:
+            visual = TextureVisuals(uv=level.uv, material=material)
+        elif level.colours is not None:
+            # In glTF a texture's values are sRGB, the vertices' colours linear.
+            visual = ColorVisuals(vertex_colors=_bytes(srgb_to_linear(level.colours)))
+        scene.add_geometry(_as_trimesh(level, up, visual), node_name=name, geom_name=name)
+
+    def finished(tree: dict[str, Any]) -> None:
+        complete(tree)
+        if lods:
+            chain(tree, names)
+
     with replacing(path) as part:
-        part.write_bytes(export_glb(scene, include_normals=True, tree_postprocessor=complete))
+        part.write_bytes(export_glb(scene, include_normals=True, tree_postprocessor=finished))
 
 
-def write_obj(mesh: Mesh, path: Path, *, up: Up = "y") -> None:
-    """Write Wavefront OBJ; with a texture, also an MTL and a PNG of the same name beside it.
+def chain(tree: dict[str, Any], names: Sequence[str]) -> None:
+    """Make nodes of a glTF's JSON the levels of the first one, as MSFT_lod says: only that one stays in the scene.
+
+    A level is for as many pixels as keep the faces about as large on the screen as the full mesh's are where it covers half of
+    it; the last one is for all that are fewer.
+    """
+    found = {node.get("name"): index for index, node in enumerate(tree["nodes"])}
+    first, *others = (found[name] for name in names)
+    for parent, key in [
+        *((node, "children") for node in tree["nodes"]),
+        *((one, "nodes") for one in tree["scenes"]),
+    ]:
+        if key in parent:
+            parent[key] = [child for child in parent[key] if child not in others]
+    tree["nodes"][first]["extensions"] = {"MSFT_lod": {"ids": others}}
+    coverage = [0.5 * RATIO**level for level in range(len(others))]
+    tree["nodes"][first]["extras"] = {"MSFT_screencoverage": [*coverage, 0.0]}
+    tree["extensionsUsed"] = [*tree.get("extensionsUsed", ()), "MSFT_lod"]
+
+
+def write_obj(mesh: Mesh, path: Path, *, up: Up = "y", of: str | None = None) -> None:
+    """Write Wavefront OBJ; with a texture, also an MTL and a PNG of the same name beside it, or those of the mesh ``of``.
 
     Without one, the vertices' sRGB colours follow their coordinates, which most readers understand.
     """
     vertices = turned(mesh.vertices, up)
-    lines = ["# sRGB colours; " + ("y up, front towards +z" if up == "y" else "z up, front towards +x")]
+    axes = "y up, front towards +z" if up == "y" else "z up, front towards +x"
+    lines = [f"# OBJ has no units: 1 is 1 metre, as in glTF; {axes}; sRGB colours"]
+    # A blank would end a name.
+    lines.append(f"o {'_'.join(path.stem.split())}")
     if mesh.texture is not None:
-        # Kd multiplies the texture: at its usual default of 0.4 it would darken it.
-        material = f"newmtl surface\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {path.stem}.png\n"
-        with replacing(path.with_suffix(".png")) as part:
-            Image.fromarray(mesh.texture).save(part)
-        with replacing(path.with_suffix(".mtl")) as part:
-            part.write_text(material)
-        lines += [f"mtllib {path.stem}.mtl", "usemtl surface"]
+        material = "_".join((of or path.stem).split())
+        lines += [f"mtllib {of or path.stem}.mtl", f"usemtl {material}"]
+        if of is None:
+            _write_material(mesh.texture, path, material)
     elif mesh.colours is not None:
         vertices = np.concatenate([vertices, mesh.colours], axis=1)
     lines += _rows("v", vertices)
@@ -82,28 +204,45 @@ def write_obj(mesh: Mesh, path: Path, *, up: Up = "y") -> None:
         part.write_text("\n".join(lines) + "\n")
 
 
-def write_ply(mesh: Mesh, path: Path, *, up: Up = "y") -> None:
-    """Write binary PLY with normals and the vertices' colours, sRGB."""
+def _write_material(texture: NDArray[np.uint8], path: Path, name: str) -> None:
+    """Write the MTL and the PNG of an OBJ."""
+    with replacing(path.with_suffix(".png")) as part:
+        Image.fromarray(texture).save(part)
+    with replacing(path.with_suffix(".mtl")) as part:
+        # Kd multiplies the texture: at its usual default of 0.4 it would darken it.
+        part.write_text(f"newmtl {name}\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {path.stem}.png\n")
+
+
+def write_ply(mesh: Mesh, path: Path, *, up: Up = "y", of: str | None = None) -> None:
+    """Write binary PLY with normals and the vertices' colours, sRGB; vertices that seams had doubled are one again."""
+    mesh = welded(mesh)
     visual = None if mesh.colours is None else ColorVisuals(vertex_colors=_bytes(mesh.colours))
     content = export_ply(_as_trimesh(mesh, up, visual), vertex_normal=True)
     with replacing(path) as part:
         part.write_bytes(content)
 
 
+def write_stl(mesh: Mesh, path: Path, *, up: Up = "y", of: str | None = None) -> None:
+    """Write binary STL: the faces and their flat normals, in metres; the format has no colours, names or units."""
+    corners = turned(mesh.vertices, up)[mesh.faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    rows = np.zeros(len(corners), [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+    rows["normal"] = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)
+    rows["corners"] = corners
+    # Readers take a file that begins with "solid" for text.
+    header = f"binary STL of distill: no units, 1 is 1 metre; {up} up".encode().ljust(80)
+    with replacing(path) as part:
+        part.write_bytes(header + np.uint32(len(corners)).astype("<u4").tobytes() + rows.tobytes())
+
+
 #: The formats by suffix.
-WRITERS: dict[str, Callable[..., None]] = {".glb": write_glb, ".obj": write_obj, ".ply": write_ply}
-
-
-def turned(vectors: Floats, up: Up) -> Floats:
-    """Turn from the internal frame: for "y", +x (front) to +z, +y to +x and +z (top) to +y."""
-    if up not in ("y", "z"):
-        raise ValueError(f"Expected up to be 'y' or 'z', got {up!r}.")
-    return vectors[:, [1, 2, 0]] if up == "y" else vectors
-
-
-def srgb_to_linear(colour: Floats) -> Floats:
-    """Decode sRGB (IEC 61966-2-1), values in [0, 1]."""
-    return np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+WRITERS: dict[str, Callable[..., None]] = {
+    ".glb": write_glb,
+    ".obj": write_obj,
+    ".ply": write_ply,
+    ".stl": write_stl,
+    ".usdz": write_usdz,
+}
 
 
 def _as_trimesh(mesh: Mesh, up: Up, visual: TextureVisuals | ColorVisuals | None) -> trimesh.Trimesh:

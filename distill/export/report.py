@@ -24,7 +24,7 @@ _POINTS = 300  # per curve: about one for each unit of the drawing's width
 def write_report(folder: Path | str, *, title: str | None = None) -> Path:
     """Write report.html from what a run's folder holds: a self-contained page that needs no network.
 
-    It shows mesh.glb, turntable.mp4, contact.png, wall.png, reference.png, metrics.jsonl (one object per line: ``step`` and
+    It shows the exported GLB, turntable.mp4, contact.png, wall.png, reference.png, metrics.jsonl (one object per line: ``step`` and
     numbers), manifest.json and config.yaml; what is missing is left out.
 
     Args:
@@ -47,7 +47,7 @@ def write_report(folder: Path | str, *, title: str | None = None) -> Path:
         title=title
         or str(manifest.get("prompt") or manifest.get("picture", {}).get("file") or folder.resolve().name),
         summary=_summary(manifest),
-        glb=_base64(folder / "mesh.glb"),
+        glb=_base64(folder / _glb(manifest)),
         video=_base64(folder / "turntable.mp4"),
         contact=_base64(folder / "contact.png"),
         wall=_base64(folder / "wall.png"),
@@ -192,6 +192,13 @@ def _metrics(path: Path) -> list[Mapping[str, Any]]:
         if isinstance(record, dict):
             records.append(record)
     return records
+
+
+def _glb(manifest: Mapping[str, Any]) -> str:
+    """The name of the GLB that an export wrote."""
+    export = manifest.get("export")
+    meshes = export.get("meshes", ()) if isinstance(export, Mapping) else ()
+    return next((name for name in meshes if name.endswith(".glb")), "mesh.glb")
 
 
 def _text(path: Path) -> str | None:

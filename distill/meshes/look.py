@@ -10,7 +10,7 @@ import trimesh
 from trimesh.visual import TextureVisuals
 from trimesh.visual.material import PBRMaterial, SimpleMaterial, empty_material
 
-from distill.export.files import srgb_to_linear
+from distill.export.frame import srgb_to_linear
 from distill.meshes.surface import Floats, Look
 
 #: Larger textures are shrunk to this side.

@@ -12,6 +12,7 @@ from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from distill.export.choices import check_files
 from distill.options import check_option, check_options, options_of, schedule, shown
 from distill.run.schema import Config, PriorOptions, Views
 from distill.run.seeding import check_seeds
@@ -225,6 +226,8 @@ def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:
     if features & {"volume", "mesh"}:
         features = features | {"shape"}
     check_mesh(values, features)
+    export = values["export"]
+    check_files(export["formats"], export["name"], export["lods"], export["lod_as"], "mesh" in features)
     check_turns(values)
     for option, feature, meaning in needed(values):
         if feature not in features:

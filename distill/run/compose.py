@@ -110,6 +110,10 @@ def with_preset(overrides: Sequence[str]) -> list[str]:
     """The words of a command line with those that follow from them, see ``implied``."""
     words = [re.sub(r"^\+(experiment|preset)=", r"\1=", word) for word in overrides]
     words = [re.sub(r"^mesh=(?!\{|null$)", "mesh.file=", word) for word in words]
+    words = [
+        re.sub(r"^export\.formats=(?!null$)['\"]?([\w, ]+)['\"]?$", r"export.formats=[\1]", word)
+        for word in words
+    ]
     kept = [word for word in words if _split(word)[0] != "guidance" or _split(word)[1] not in ALIASES]
     return [*(each for word in kept for each in (*cleared(word), word)), *implied(words)]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from distill.domains import Angle, Count, Fraction, Length, NotNegative, OneOf, Positive, Range, Scheduled
+from distill.export.choices import FORMATS, LOD_PLACES, MOST_LODS, PIVOTS
 
 #: A number or a schedule, at least 0.
 Weight = Annotated[Any, Scheduled(), Range(0)]
@@ -209,7 +210,11 @@ class Logging:
 
 @dataclass
 class Export:
-    """Export of the finished scene; see ``distill.export.export_asset``."""
+    """Export of the finished scene; see ``distill.export.asset.export_asset``.
+
+    ``formats`` may be written ``glb,usdz``; without it there are GLB, OBJ and PLY, and of a mesh that is textured GLB alone.
+    ``lods`` are simplified meshes besides the full one, in files of their own or (``lod_as=msft``) in the GLB.
+    """
 
     enabled: bool = True
     resolution: Annotated[int, Range(8)] = 128
@@ -221,6 +226,12 @@ class Export:
     picture_size: Annotated[int, Range(16, multiple=16)] = 192
     elevation_deg: Annotated[float, Range(-89, 89)] = 15.0
     up: Annotated[str, OneOf(("y", "z"))] = "y"
+    formats: Annotated[list[str] | None, Length(1, None), OneOf(FORMATS)] = None
+    name: str = "mesh"
+    pivot: Annotated[str, OneOf(PIVOTS)] = "scene"
+    size_m: Positive | None = None
+    lods: Annotated[int, Range(0, MOST_LODS)] = 0
+    lod_as: Annotated[str, OneOf(LOD_PLACES)] = "files"
 
 
 @dataclass

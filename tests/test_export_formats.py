@@ -1,0 +1,672 @@
+"""What people get: each format read back by another reader, names, places and sizes, levels of detail, and a run exported anew."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import struct
+import subprocess
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+from trimesh.ray.ray_pyembree import RayMeshIntersector
+
+from distill.asset import Asset
+from distill.cameras import Cameras, turntable
+from distill.cli import main
+from distill.contracts import Render
+from distill.export import choices
+from distill.export.asset import mesh_writer
+from distill.export.choices import FORMATS, check_files
+from distill.export.files import WRITERS, names_of, save_mesh, save_meshes
+from distill.export.frame import place_of, welded
+from distill.export.lods import charts, closest, levels
+from distill.export.mesh import Mesh, vertex_normals
+from distill.export.texture import bake_texture, colour_vertices
+from distill.files.checkpoint import save_checkpoint
+from distill.loop import State, make_optimiser
+from distill.run.assemble import look
+from distill.run.compose import as_overrides, compose_config
+from distill.run.scenes import scene_maker
+
+TESTS = Path(__file__).parent
+#: Of the box: its middle and its edges, in the scene's frame; +x is the front, +y the left, +z the top.
+MIDDLE, EDGES = np.array([0.1, -0.2, 0.3]), np.array([0.4, 0.2, 0.8])
+#: Colours of its sides +x, -x, +y, -y, +z, -z.
+COLOURS = np.array(
+    [[200, 10, 20], [30, 190, 40], [50, 60, 180], [170, 160, 70], [80, 150, 140], [120, 90, 130]], np.uint8
+)
+#: Texels of a side's square; there are three in a row, and two rows.
+TILE = 16
+
+
+def crate() -> Mesh:
+    """A box of 12 triangles whose sides are charts of one colour each, the vertices coloured by where they are."""
+    vertices, faces, uv = [], [], []
+    for side in range(6):
+        axis, sign = side // 2, 1 - 2 * (side % 2)
+        across, up = np.roll(np.eye(3), -axis, axis=0)[1:]
+        # Counter-clockwise from outside.
+        corners = [(-1, -1), (1, -1), (1, 1), (-1, 1)][::sign]
+        vertices += [sign * np.eye(3)[axis] + a * across + b * up for a, b in corners]
+        faces += [[4 * side, 4 * side + 1, 4 * side + 2], [4 * side, 4 * side + 2, 4 * side + 3]]
+        left, top = side % 3, side // 3
+        uv += [((left + 0.5 + 0.4 * a) / 3, 1 - (top + 0.5 + 0.4 * b) / 2) for a, b in corners]
+    unit = np.array(vertices)
+    texture = np.repeat(np.repeat(COLOURS.reshape(2, 3, 3), TILE, axis=0), TILE, axis=1)
+    # Three and two tiles are no square, which a texture need not be.
+    placed = (MIDDLE + unit * EDGES / 2).astype(np.float32)
+    shape = Mesh(
+        placed,
+        np.array(faces),
+        placed,
+        np.array(uv, np.float32),
+        texture,
+        ((unit + 1) / 2).astype(np.float32),
+    )
+    joined = welded(replace(shape, normals=np.zeros_like(placed)))
+    normals = vertex_normals(joined.vertices, joined.faces)
+    found = [np.flatnonzero((joined.vertices == one).all(1))[0] for one in placed]
+    return replace(shape, normals=normals[found])
+
+
+def read_glb(path: Path) -> tuple[dict[str, Any], bytes]:
+    content = path.read_bytes()
+    magic, version, whole, length = struct.unpack("<4sIII", content[:16])
+    assert (magic, version, whole) == (b"glTF", 2, len(content))
+    return json.loads(content[20 : 20 + length]), content[28 + length :]
+
+
+def in_scene(tree: dict[str, Any]) -> int:
+    """The one node of a scene, which may be inside another one; neither moves it."""
+    (index,) = tree["scenes"][tree["scene"]]["nodes"]
+    assert not {"matrix", "translation", "rotation", "scale"} & {*tree["nodes"][index]}
+    inside = tree["nodes"][index].get("children", [])
+    if not inside:
+        return int(index)
+    (child,) = inside
+    assert not {"matrix", "translation", "rotation", "scale", "children"} & {*tree["nodes"][child]}
+    return int(child)
+
+
+def accessor(tree: dict[str, Any], data: bytes, index: int) -> np.ndarray:
+    told = tree["accessors"][index]
+    view = tree["bufferViews"][told["bufferView"]]
+    kind: Any = {5125: np.uint32, 5123: np.uint16, 5126: np.float32}[told["componentType"]]
+    width = {"SCALAR": 1, "VEC2": 2, "VEC3": 3}[told["type"]]
+    start = view.get("byteOffset", 0) + told.get("byteOffset", 0)
+    return np.frombuffer(data, kind, told["count"] * width, start).reshape(told["count"], width)
+
+
+class Read:
+    """What a reader found in a file; ``texel`` gives the texture's colour at coordinates with (0, 0) at the lower left."""
+
+    def __init__(self, vertices: Any, faces: Any, normals: Any, names: set[str]) -> None:
+        self.vertices, self.faces = np.asarray(vertices, np.float64), np.asarray(faces).reshape(-1, 3)
+        self.normals: Any = None if normals is None else np.asarray(normals)
+        self.names = names
+        self.uv: Any = None
+        self.picture: Any = None
+        self.colours: Any = None
+
+    def texels(self) -> np.ndarray:
+        """The texture's colours at the faces' middles."""
+        u, v = self.uv[self.faces].mean(1).T
+        height, width = self.picture.shape[:2]
+        return self.picture[((1 - v) * height).astype(int), (u * width).astype(int)]
+
+
+def by_hand(path: Path) -> Read:
+    """A GLB, from its chunks."""
+    tree, data = read_glb(path)
+    node = tree["nodes"][in_scene(tree)]
+    mesh = tree["meshes"][node["mesh"]]
+    (primitive,) = mesh["primitives"]
+    at = primitive["attributes"]
+    material = tree["materials"][primitive["material"]]
+    found = Read(
+        accessor(tree, data, at["POSITION"]), accessor(tree, data, primitive["indices"]), accessor(tree, data, at["NORMAL"]),
+        {node["name"], mesh["name"], material["name"]},
+    )  # fmt: skip
+    uv = accessor(tree, data, at["TEXCOORD_0"])
+    found.uv = np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)  # glTF counts from the top
+    source = tree["textures"][material["pbrMetallicRoughness"]["baseColorTexture"]["index"]]["source"]
+    view = tree["bufferViews"][tree["images"][source]["bufferView"]]
+    start = view.get("byteOffset", 0)
+    found.picture = np.asarray(
+        Image.open(io.BytesIO(data[start : start + view["byteLength"]])).convert("RGB")
+    )
+    return found
+
+
+def by_trimesh(path: Path) -> Read:
+    """An OBJ, PLY or STL."""
+    mesh: Any = trimesh.load_mesh(path, process=False, maintain_order=True)
+    words = [line.split() for line in path.read_text().splitlines()] if path.suffix == ".obj" else []
+    names = {word[1] for word in words if word[0] in ("o", "usemtl")}
+    given: Any = None  # those of the file, which trimesh would otherwise make
+    if path.suffix == ".obj":
+        given = [[float(number) for number in word[1:]] for word in words if word[0] == "vn"]
+    elif path.suffix == ".ply":
+        rows = mesh.metadata["_ply_raw"]["vertex"]["data"]
+        given = np.stack([rows[axis].ravel() for axis in ("nx", "ny", "nz")], axis=1)
+    found = Read(mesh.vertices, mesh.faces, given, names)
+    if path.suffix == ".obj":
+        found.uv, found.picture = mesh.visual.uv, np.asarray(mesh.visual.material.image.convert("RGB"))
+    elif path.suffix == ".ply":
+        found.colours = np.asarray(mesh.visual.vertex_colors)[:, :3]
+    return found
+
+
+def by_pxr(path: Path) -> Read:
+    """A USDZ package, by Pixar's library."""
+    from pxr import Usd, UsdGeom, UsdShade
+
+    stage = Usd.Stage.Open(str(path))
+    root = stage.GetDefaultPrim()
+    (prim,) = (prim for prim in stage.Traverse() if prim.IsA(UsdGeom.Mesh))
+    mesh = UsdGeom.Mesh(prim)
+    material, _ = UsdShade.MaterialBindingAPI(prim).ComputeBoundMaterial()
+    assert set(mesh.GetFaceVertexCountsAttr().Get()) == {3}
+    assert (
+        mesh.GetOrientationAttr().Get() == "rightHanded" and mesh.GetSubdivisionSchemeAttr().Get() == "none"
+    )
+    assert mesh.GetNormalsInterpolation() == "vertex"
+    names = {root.GetName(), prim.GetName(), material.GetPrim().GetName()}
+    found = Read(
+        mesh.GetPointsAttr().Get(), mesh.GetFaceVertexIndicesAttr().Get(), mesh.GetNormalsAttr().Get(), names
+    )
+    surface = material.ComputeSurfaceSource()[0]
+    assert surface.GetIdAttr().Get() == "UsdPreviewSurface"
+    texture = UsdShade.Shader(surface.GetInput("diffuseColor").GetConnectedSources()[0][0].source.GetPrim())
+    assert texture.GetInput("sourceColorSpace").Get() == "sRGB"
+    reader = UsdShade.Shader(texture.GetInput("st").GetConnectedSources()[0][0].source.GetPrim())
+    found.uv = np.asarray(UsdGeom.PrimvarsAPI(prim).GetPrimvar(reader.GetInput("varname").Get()).Get())
+    inside = texture.GetInput("file").Get().path.removeprefix("./")
+    with zipfile.ZipFile(path) as package:
+        found.picture = np.asarray(Image.open(io.BytesIO(package.read(inside))).convert("RGB"))
+    return found
+
+
+READERS = {"glb": by_hand, "obj": by_trimesh, "ply": by_trimesh, "stl": by_trimesh, "usdz": by_pxr}
+#: Of the box, where its origin is beneath it and its longest edge, 0.8, is 0.25 m: x is the left, y the top, z the front.
+LOW, HIGH = np.array([-0.03125, 0, -0.0625]), np.array([0.03125, 0.25, 0.0625])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_another_reader_finds_the_box_in_its_place_with_its_colours_and_names(
+    tmp_path: Path, kind: str
+) -> None:
+    if kind == "usdz":
+        pytest.importorskip("pxr", reason="usd-core is not installed")
+    told = save_meshes(crate(), tmp_path, formats=[kind], name="crate", pivot="ground", size_m=0.25)
+    assert told == {"meshes": [f"crate.{kind}"]}
+    assert {path.name for path in tmp_path.iterdir()} == set(names_of(
+        {"formats": [kind], "name": "crate", "lods": 0, "lod_as": "files"}
+    ))  # fmt: skip
+    read = READERS[kind](tmp_path / f"crate.{kind}")
+    np.testing.assert_allclose([read.vertices.min(0), read.vertices.max(0)], [LOW, HIGH], atol=1e-7)
+    assert len(read.faces) == 12
+    a, b, c = np.moveaxis(read.vertices[read.faces], 1, 0)
+    middle = (LOW + HIGH) / 2
+    assert (np.einsum("nk,nk->n", np.cross(b - a, c - a), (a + b + c) / 3 - middle) > 0).all()
+    assert read.names == ({"crate"} if kind not in ("ply", "stl") else set())
+    if kind != "stl":
+        # Of a box, a corner's normal is the mean of three sides at right angles.
+        outward = np.sign(read.vertices - middle) / np.sqrt(3)
+        np.testing.assert_allclose(read.normals, outward, atol=1e-5)
+    if kind in ("glb", "obj", "usdz"):
+        # The sides +x, -x, +y, -y, +z, -z of the scene are +z, -z, +x, -x, +y, -y of the file.
+        np.testing.assert_array_equal(read.texels(), np.repeat(COLOURS, 2, axis=0))
+        side = ((a + b + c) / 3 - middle) / (HIGH - LOW) * 2
+        expected = np.repeat(np.eye(3)[[2, 2, 0, 0, 1, 1]] * np.tile([[1], [-1]], (3, 1)), 2, axis=0)
+        np.testing.assert_allclose(np.where(np.abs(side) > 0.9, side, 0), expected, atol=1e-5)
+    if kind == "ply":
+        assert len(read.vertices) == 8
+        np.testing.assert_array_equal(read.colours, (read.vertices[:, [2, 0, 1]] > middle[[2, 0, 1]]) * 255)
+
+
+def test_stl_begins_with_what_no_reader_takes_for_text_and_says_its_unit(tmp_path: Path) -> None:
+    save_mesh(crate(), tmp_path / "crate.stl")
+    content = (tmp_path / "crate.stl").read_bytes()
+    assert len(content) == 84 + 50 * 12 and not content.lower().startswith(b"solid")
+    assert b"1 is 1 metre" in content[:80]
+    # The first triangle is of the scene's side +x, the file's +z.
+    np.testing.assert_allclose(struct.unpack("<3f", content[84:96]), [0, 0, 1], atol=1e-6)
+
+
+def test_obj_says_its_unit_and_its_axes(tmp_path: Path) -> None:
+    save_mesh(crate(), tmp_path / "my crate.obj")
+    first, second, *_ = (tmp_path / "my crate.obj").read_text().splitlines()
+    assert first == "# OBJ has no units: 1 is 1 metre, as in glTF; y up, front towards +z; sRGB colours"
+    assert second == "o my_crate"
+
+
+def test_every_format_has_a_writer() -> None:
+    assert tuple(suffix[1:] for suffix in WRITERS) == FORMATS
+
+
+# --- places and names ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pivot", "size_m", "low", "high"),
+    [
+        ("scene", None, MIDDLE - EDGES / 2, MIDDLE + EDGES / 2),
+        ("centre", None, -EDGES / 2, EDGES / 2),
+        ("ground", None, [-0.2, -0.1, 0], [0.2, 0.1, 0.8]),
+        ("ground", 4.0, [-1, -0.5, 0], [1, 0.5, 4]),
+        ("scene", 1.6, 2 * MIDDLE - EDGES, 2 * MIDDLE + EDGES),
+    ],
+)
+def test_pivot_and_size_are_those_worked_out_by_hand(
+    pivot: Any, size_m: float | None, low: Any, high: Any
+) -> None:
+    mesh = place_of(crate(), pivot=pivot, size_m=size_m)(crate())
+    np.testing.assert_allclose([mesh.vertices.min(0), mesh.vertices.max(0)], [low, high], atol=1e-6)
+
+
+def test_corner_normals_do_not_depend_on_how_sides_are_cut() -> None:
+    mesh = welded(crate())
+    other = mesh.faces.reshape(6, 2, 3).copy()
+    a, b, c, d = other[:, 0, 0], other[:, 0, 1], other[:, 0, 2], other[:, 1, 2]
+    flipped = np.stack([np.stack([a, b, d], 1), np.stack([b, c, d], 1)], 1).reshape(-1, 3)
+    for faces in (mesh.faces, flipped):
+        found = vertex_normals(mesh.vertices, faces)
+        np.testing.assert_allclose(found, np.sign(mesh.vertices - MIDDLE) / np.sqrt(3), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a mug", "../mug", "mug.v2", "-mug", "größe", "m" * 65, "a/b", "contact", "Wall", "COM1"]
+)
+def test_names_that_some_program_cannot_read_or_that_are_taken_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"export\.name") as caught:
+        check_files(None, name, 0, "files")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "word", ["export.formats=glb,stl", "export.formats=[glb,stl]", "export.formats='glb,stl'"]
+)
+def test_formats_are_a_list_however_it_is_written(word: str) -> None:
+    assert list(compose_config(["prompt=x", word]).export.formats) == ["glb", "stl"]
+
+
+def test_formats_are_a_list_from_python_too() -> None:
+    for given in ("stl", ["stl"], ("stl",)):
+        assert list(
+            compose_config(as_overrides({"prompt": "x", "export.formats": given})).export.formats
+        ) == ["stl"]
+    assert compose_config(["prompt=x", "export.formats=null"]).export.formats is None
+
+
+REFUSED = [
+    (["export.name='a mug'"], r"export\.name must be 1 to 64 letters.*got 'a mug'"),
+    (["export.formats=glb,fbx"], r"export\.formats must be glb, obj, ply, stl or usdz.*fbx"),
+    (["export.formats=[]"], r"export\.formats must be"),
+    (["export.pivot=top"], r"export\.pivot must be scene, centre or ground, got 'top'"),
+    (["export.size_m=0"], r"export\.size_m must be .*above 0.*got 0"),
+    (["export.lods=9"], r"export\.lods must be .*\[0, 8\]"),
+    (["export.lod_as=msft"], r"export\.lod_as=msft would do nothing: add export\.lods=3"),
+    (
+        ["export.lod_as=msft", "export.lods=2", "export.formats=obj"],
+        r"into the GLB; add glb to export\.formats",
+    ),
+    (
+        ["mesh=x.glb", "export.pivot=ground"],
+        r"export\.pivot=ground would do nothing: a mesh that is textured stays as it is",
+    ),
+    (["mesh=x.glb", "export.size_m=1"], r"export\.size_m=1\.0 would do nothing"),
+    (["mesh=x.glb", "export.lods=2"], r"export\.lods=2 would do nothing"),
+    (["mesh=x.glb", "export.formats=usdz"], r"comes back with its nodes and materials, as GLB alone"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), REFUSED)
+def test_what_cannot_be_exported_is_refused_before_anything_is_loaded(words: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        compose_config(["prompt=x", *words])
+    assert "\n" not in str(caught.value)
+
+
+def test_without_usd_core_a_line_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(choices, "find_spec", lambda name: None)
+    said = r"usd-core; install it with pip install 'distill3d\[usd\]'"
+    with pytest.raises(ValueError, match=said):
+        compose_config(["prompt=x", "export.formats=usdz"])
+    with pytest.raises(ValueError, match=said):
+        save_mesh(crate(), tmp_path / "crate.usdz")
+    assert not list(tmp_path.iterdir())
+
+
+# --- USDZ ---------------------------------------------------------------------------------------
+
+
+def complaints(path: Path) -> list[str]:
+    """What Pixar's validators find in a package; an older library has them as a checker."""
+    from pxr import Usd, UsdUtils
+
+    try:
+        from pxr import UsdValidation
+    except ImportError:
+        checker = UsdUtils.ComplianceChecker(arkit=True)
+        checker.CheckCompliance(str(path))
+        return [*checker.GetErrors(), *checker.GetFailedChecks()]
+    validators = UsdValidation.ValidationRegistry().GetOrLoadAllValidators()
+    context = UsdValidation.ValidationContext(validators)
+    return [f"{each.GetName()}: {each.GetMessage()}" for each in context.Validate(Usd.Stage.Open(str(path)))]
+
+
+@pytest.mark.parametrize("kind", ["textured", "coloured", "plain"])
+@pytest.mark.parametrize("up", ["y", "z"])
+def test_usdz_is_valid_aligned_in_metres_and_upright(tmp_path: Path, kind: str, up: Any) -> None:
+    pytest.importorskip("pxr", reason="usd-core is not installed")
+    from pxr import Usd, UsdGeom
+
+    textured = crate()
+    mesh = {
+        "textured": textured,
+        "coloured": welded(textured),
+        "plain": replace(welded(textured), colours=None),
+    }[kind]
+    path = tmp_path / "3d-crate.usdz"  # a prim's name begins with a letter and has no minus
+    save_mesh(mesh, path, up=up)
+    assert complaints(path) == []
+    stage = Usd.Stage.Open(str(path))
+    assert UsdGeom.GetStageMetersPerUnit(stage) == 1.0 and UsdGeom.GetStageUpAxis(stage) == up.upper()
+    assert stage.GetDefaultPrim().GetPath() == "/_d_crate"
+    with zipfile.ZipFile(path) as package:
+        inside = package.infolist()
+        assert [Path(each.filename).suffix for each in inside] == [
+            ".usdc",
+            *([".png"] if kind == "textured" else []),
+        ]
+        content = path.read_bytes()
+        for each in inside:
+            named, extra = struct.unpack("<HH", content[each.header_offset + 26 : each.header_offset + 30])
+            assert (each.header_offset + 30 + named + extra) % 64 == 0
+            assert each.compress_type == zipfile.ZIP_STORED
+    save_mesh(mesh, path, up=up)
+    assert path.read_bytes() == content and os.listdir(tmp_path) == [path.name]
+
+
+def test_the_validators_see_a_package_without_its_texture(tmp_path: Path) -> None:
+    pytest.importorskip("pxr", reason="usd-core is not installed")
+    save_mesh(crate(), tmp_path / "crate.usdz")
+    with zipfile.ZipFile(tmp_path / "crate.usdz") as package:
+        layer = package.read("crate.usdc")
+    with zipfile.ZipFile(tmp_path / "bare.usdz", "w") as package:
+        package.writestr("crate.usdc", layer)
+    assert complaints(tmp_path / "bare.usdz")
+
+
+# --- levels of detail ---------------------------------------------------------------------------
+
+
+def wavy(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A ball of radius 0.6, with colours that change smoothly and an edge between front and back."""
+    colour = 0.5 + 0.3 * torch.sin(4 * points)
+    colour = torch.where(points[:, :1] > 0, colour, 1 - colour)
+    return 4 * torch.exp(20 * (0.6 - points.norm(dim=-1))), colour
+
+
+@pytest.fixture(scope="module")
+def ball() -> Mesh:
+    """A sphere of 1,280 faces with a baked texture."""
+    made = trimesh.creation.icosphere(3, 0.6)
+    vertices, faces = np.asarray(made.vertices, np.float32), np.asarray(made.faces)
+    bare = Mesh(vertices, faces, vertex_normals(vertices, faces))
+    return bake_texture(colour_vertices(bare, wavy), wavy, size=128)
+
+
+@pytest.fixture(scope="module")
+def lower(ball: Mesh) -> list[Mesh]:
+    return levels(ball, 3)
+
+
+def shown(mesh: Mesh, cameras: Cameras, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures of a mesh, one ray a pixel, its texture read at the nearest texel; and where they show it."""
+    assert mesh.texture is not None and mesh.uv is not None
+    origins, directions = (rays.reshape(-1, 3).numpy() for rays in cameras.rays(size, size))
+    solid = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    face, ray, place = RayMeshIntersector(solid).intersects_id(
+        origins, directions, multiple_hits=False, return_locations=True
+    )
+    weight = trimesh.triangles.points_to_barycentric(solid.triangles[face], place)
+    u, v = np.einsum("nc,nck->kn", weight, mesh.uv[mesh.faces[face]])
+    height, width = mesh.texture.shape[:2]
+    row, column = (
+        np.clip(at, 0, most - 1).astype(int) for at, most in (((1 - v) * height, height), (u * width, width))
+    )
+    picture, seen = np.ones((len(origins), 3)), np.zeros(len(origins), bool)
+    picture[ray], seen[ray] = mesh.texture[row, column] / 255, True
+    return picture, seen
+
+
+def test_levels_halve_the_faces_stay_closed_and_share_the_texture(ball: Mesh, lower: list[Mesh]) -> None:
+    assert [len(mesh.faces) for mesh in lower] == [640, 320, 160]
+    for mesh in lower:
+        assert mesh.texture is ball.texture
+        joined = welded(mesh)
+        solid = trimesh.Trimesh(joined.vertices, joined.faces, process=False)
+        assert solid.is_watertight and solid.volume == pytest.approx(4 / 3 * np.pi * 0.6**3, rel=0.12)
+        assert (np.einsum("nk,nk->n", mesh.normals, mesh.vertices) > 0.55).all()  # outward, of length 1
+
+
+def test_levels_look_like_the_full_mesh(ball: Mesh, lower: list[Mesh]) -> None:
+    cameras = turntable(4, 25.0)
+    full, there = shown(ball, cameras, 96)
+    errors = []
+    for mesh in lower:
+        picture, seen = shown(mesh, cameras, 96)
+        assert (there & seen).sum() > 0.93 * (there | seen).sum()
+        errors.append(np.abs(picture - full)[there & seen].mean())
+    # The colours' own spread is 0.2: coordinates of other charts, or of other places of one, would be as wrong as that.
+    assert np.abs(full[there] - full[there].mean(0)).mean() > 0.15
+    assert errors[0] < 0.005 and errors[1] < 0.01 and errors[2] < 0.015, errors
+
+
+def test_a_level_s_coordinates_lead_back_to_the_place_that_they_colour(ball: Mesh, lower: list[Mesh]) -> None:
+    assert ball.uv is not None
+    (u0, v0), (u1, v1), (u2, v2) = np.moveaxis(ball.uv[ball.faces].astype(np.float64), 0, -1)
+    area = (u1 - u0) * (v2 - v0) - (u2 - u0) * (v1 - v0)
+    for mesh, far in zip(lower, (0.03, 0.05, 0.08), strict=True):
+        assert mesh.uv is not None
+        u, v = mesh.uv[:, :1].astype(np.float64), mesh.uv[:, 1:].astype(np.float64)
+        b = ((u - u0) * (v2 - v0) - (u2 - u0) * (v - v0)) / area
+        c = ((u1 - u0) * (v - v0) - (u - u0) * (v1 - v0)) / area
+        inside = np.minimum(np.minimum(b, c), 1 - b - c)
+        face = inside.argmax(1)
+        assert (inside.max(1) > -1e-3).all()  # every vertex is in some face of the atlas
+        row = np.arange(len(face))
+        weight = np.stack([1 - b[row, face] - c[row, face], b[row, face], c[row, face]], axis=1)
+        place = np.einsum("nc,nck->nk", weight, ball.vertices[ball.faces[face]])
+        apart = np.linalg.norm(place - mesh.vertices, axis=1)
+        # At a seam the nearest point of a face's chart is a little away.
+        assert np.median(apart) < far / 3 and np.quantile(apart, 0.99) < 4 * far
+        assert len(np.unique(charts(ball)[face])) > 1
+
+
+def test_no_vertex_is_doubled_but_for_other_coordinates(lower: list[Mesh]) -> None:
+    for mesh in lower:
+        assert mesh.uv is not None
+        both = np.concatenate([mesh.vertices, mesh.uv], axis=1)
+        assert len(np.unique(both, axis=0)) == len(both) > len(np.unique(mesh.vertices, axis=0))
+        assert set(np.unique(mesh.faces)) == set(range(len(mesh.vertices)))
+
+
+def test_a_single_chart_needs_no_doubled_vertices(ball: Mesh) -> None:
+    (mesh,) = levels(welded(ball), 1)
+    assert len(mesh.vertices) == len(np.unique(mesh.vertices, axis=0)) and mesh.uv is None
+    assert mesh.colours is not None
+    # Colours of vertices are those of the nearest place, where the field has them.
+    wanted = wavy(torch.from_numpy(mesh.vertices))[1].numpy()
+    assert np.abs(mesh.colours - wanted).mean() < 0.02
+
+
+def test_the_nearest_point_of_a_triangle_is_trimesh_s() -> None:
+    random = np.random.default_rng(0)
+    triangles, points = random.normal(size=(500, 3, 3)), random.normal(size=(500, 3)) * 1.5
+    weight, distance = closest(points, triangles)
+    found = trimesh.triangles.closest_point(triangles, points)
+    np.testing.assert_allclose(np.einsum("nc,nck->nk", weight, triangles), found, atol=1e-9)
+    np.testing.assert_allclose(distance, np.linalg.norm(found - points, axis=1), atol=1e-9)
+    line = np.array([[[0, 0, 0], [1, 0, 0], [2, 0, 0]]], float)  # without area
+    np.testing.assert_allclose(closest(np.array([[1.5, 1, 0]]), line)[1], [1.0])
+
+
+def test_what_cannot_be_simplified_has_fewer_levels() -> None:
+    vertices = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
+    faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
+    assert levels(Mesh(vertices, faces, vertex_normals(vertices, faces)), 3) == []
+
+
+def test_levels_are_files_of_every_format_that_share_one_material(tmp_path: Path, ball: Mesh) -> None:
+    told = save_meshes(ball, tmp_path, formats=["glb", "obj", "stl"], name="ball", lods=2, size_m=0.3)
+    assert [level["faces"] for level in told["lods"]] == [640, 320]
+    assert {path.name for path in tmp_path.iterdir()} == {*told["meshes"], "ball.mtl", "ball.png"}
+    for number, faces in enumerate((1280, 640, 320)):
+        stem = "ball" if number == 0 else f"ball_lod{number}"
+        glb, obj = by_hand(tmp_path / f"{stem}.glb"), by_trimesh(tmp_path / f"{stem}.obj")
+        assert len(glb.faces) == len(obj.faces) == len(by_trimesh(tmp_path / f"{stem}.stl").faces) == faces
+        assert glb.names == obj.names == {stem, "ball"}
+        assert ball.texture is not None
+        np.testing.assert_array_equal(obj.picture, ball.texture)
+        np.testing.assert_array_equal(glb.picture, ball.texture)
+        assert np.ptp(glb.vertices, axis=0).max() == pytest.approx(0.3, rel=0.06)
+
+
+def test_msft_lod_puts_the_levels_into_one_file_with_one_texture(tmp_path: Path, ball: Mesh) -> None:
+    told = save_meshes(ball, tmp_path, formats=["glb"], name="ball", lods=2, lod_as="msft")
+    assert told["meshes"] == ["ball.glb"] == os.listdir(tmp_path)
+    tree, _ = read_glb(tmp_path / "ball.glb")
+    assert tree["extensionsUsed"] == ["MSFT_lod"] and "extensionsRequired" not in tree
+    first = in_scene(tree)  # the full mesh alone
+    ids = tree["nodes"][first]["extensions"]["MSFT_lod"]["ids"]
+    assert tree["nodes"][first]["extras"] == {"MSFT_screencoverage": [0.5, 0.25, 0.0]}
+    chain = [tree["nodes"][index] for index in (first, *ids)]
+    assert [node["name"] for node in chain] == ["ball", "ball_lod1", "ball_lod2"]
+    primitives = [tree["meshes"][node["mesh"]]["primitives"][0] for node in chain]
+    assert [tree["accessors"][each["indices"]]["count"] // 3 for each in primitives] == [1280, 640, 320]
+    assert {each["material"] for each in primitives} == {0} and len(tree["images"]) == 1
+    assert len(trimesh.load_mesh(tmp_path / "ball.glb", process=False).faces) == 1280
+    validated(tmp_path / "ball.glb")
+
+
+def validated(path: Path) -> None:
+    """Ask the Khronos validator, which does not know MSFT_lod and takes its levels for unused, but has nothing else to say."""
+    environment = os.environ | {"NODE_PATH": os.environ.get("NODE_PATH", str(TESTS / "node_modules"))}
+    asked = ["node", "-e", "require.resolve('gltf-validator')"]
+    if (
+        shutil.which("node") is None
+        or subprocess.run(asked, env=environment, cwd=TESTS, capture_output=True).returncode
+    ):
+        pytest.skip("gltf-validator is not installed; npm install --prefix tests")
+    command = ["node", str(TESTS / "validate_gltf.js"), str(path)]
+    report = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
+    assert (report["numErrors"], report["numWarnings"]) == (0, 0), report["messages"]
+    assert {each["code"] for each in report["messages"]} <= {"UNSUPPORTED_EXTENSION", "UNUSED_OBJECT"}
+
+
+# --- assets and runs ----------------------------------------------------------------------------
+
+
+def unseen(cameras: Cameras, height: int, width: int) -> Render:
+    raise AssertionError("no picture is needed")
+
+
+def test_an_asset_is_saved_as_one_file_or_as_a_folder(tmp_path: Path) -> None:
+    scene: Any = None
+    asset = Asset("a crate", tmp_path, scene, unseen, {})
+    asset.__dict__["mesh"] = crate()  # as if it had been made
+    assert asset.save(tmp_path / "my crate.glb", pivot="ground", size_m=0.25) == tmp_path / "my crate.glb"
+    read = by_hand(tmp_path / "my crate.glb")
+    np.testing.assert_allclose([read.vertices.min(0), read.vertices.max(0)], [LOW, HIGH], atol=1e-7)
+    assert read.names == {"my crate"}
+    asset.save(tmp_path / "all", formats=["glb", "stl"], name="crate")
+    assert set(os.listdir(tmp_path / "all")) == {"crate.glb", "crate.stl"}
+    with pytest.raises(ValueError, match=r"glb, obj, ply, stl, usdz, got fbx"):
+        asset.save(tmp_path / "crate.fbx")
+    with pytest.raises(ValueError, match="name= is for a folder"):
+        asset.save(tmp_path / "crate.glb", name="box")
+    with pytest.raises(ValueError, match="lods is 0 to 8"):
+        check_files(["glb"], "crate", 9, "files")
+
+
+SMALL = ["prompt=a red mug", "iterations=3", "scene.levels=2", "scene.occupancy_resolution=16", "export.resolution=24", "export.faces=300", "export.texture_size=64",
+         "export.formats=stl", "export.iso=2", "device=cpu"]  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> tuple[Path, Any]:
+    """The folder of a run of three steps that was exported as STL, and its scene."""
+    from omegaconf import OmegaConf
+
+    config = compose_config(SMALL)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    generator = torch.Generator().manual_seed(0)
+    scene = scene_maker(config)(seed=generator)
+    state = State(scene, make_optimiser(scene, (0.9, 0.99), 1e-15, 0.0), generator)
+    save_checkpoint(folder / "checkpoints", 3, {**state.state_dict(), "step": 3})
+    (folder / "manifest.json").write_text('{"prompt": "a red mug", "state": "failed", "why": "no surface"}')
+    return folder, scene
+
+
+def command(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_a_finished_run_is_exported_anew_without_its_prior(
+    run: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, scene = run
+    assert command("export", str(folder), "export.formats=glb,ply", "export.name=mug", "export.lods=1") == 0
+    names = ["mug.glb", "mug_lod1.glb", "mug.ply", "mug_lod1.ply"]
+    assert capsys.readouterr().out.splitlines() == [str(folder / name) for name in names]
+    options = {**compose_config(SMALL).export, "formats": ["glb", "ply"], "name": "mug", "lods": 1}
+    (tmp_path / "own").mkdir()
+    mesh_writer(scene.field())(tmp_path / "own", look(scene, torch.device("cpu")), options)
+    assert all((folder / name).read_bytes() == (tmp_path / "own" / name).read_bytes() for name in names)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (said,) = manifest["exports"]
+    assert said["meshes"] == names and said["lods"][0]["faces"] == said["faces"] // 2
+    assert said["options"] == ["export.formats=glb,ply", "export.name=mug", "export.lods=1"]
+    assert "state" not in manifest and {*names} <= {*manifest["files"]}
+    assert (folder / "report.html").is_file()
+
+
+def test_exporting_anew_replaces_nothing(run: tuple[Path, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = run
+    (folder / "mesh.png").write_text("mine")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    refused = [
+        (
+            ["export.formats=obj"],
+            r"mesh.png is there already, and distill export replaces nothing; choose another export.name=",
+        ),
+        (["iterations=4"], "takes options of export"),
+        (["export.formats=fbx"], "export.formats must be"),
+    ]
+    for words, said in refused:
+        assert command("export", str(folder), *words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+    assert command("export", str(folder / "nowhere")) == 2
+    assert command("export") == 2
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if ".lock" not in path.name} == before
