@@ -22,10 +22,12 @@ LAUNCHERS = {
     "submitit_local": "hydra-submitit-launcher",
     "submitit_slurm": "hydra-submitit-launcher",
 }
+#: Exit code of a run that a signal has stopped.
+INTERRUPTED = 130
 
 
 class JobEnded(Exception):
-    """A job of a sweep in another process did not succeed."""
+    """A job of a sweep in another process did not succeed, or one in this process was interrupted."""
 
     def __init__(self, code: int, words: Sequence[str]) -> None:
         super().__init__(code, words)
@@ -60,7 +62,8 @@ def sweep(options: Sequence[str], folders: Sequence[str], run_job: RunJob) -> in
         given = [word for word in HydraConfig.get().overrides.task if word not in added]
         aliases = [word for word in words if word.startswith("guidance=") and "," not in word]
         code = run_job([*given, *aliases], folders)
-        if launcher and code:  # what another process appends stays there
+        # What another process appends stays there; who interrupts a job wants no further one.
+        if code and (launcher or code == INTERRUPTED):
             raise JobEnded(code, given)
         codes.append(code)
 
@@ -73,6 +76,9 @@ def sweep(options: Sequence[str], folders: Sequence[str], run_job: RunJob) -> in
         try:
             job()
         except JobEnded as ended:
+            if not launcher:
+                print("distill: the sweep was stopped, its further jobs are not started", file=sys.stderr)
+                return ended.code
             print(f"distill: error: {ended}", file=sys.stderr)
             return ended.code
         except Exception as error:
