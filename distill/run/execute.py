@@ -29,7 +29,7 @@ from distill.run.folders import check_unused, claim
 from distill.run.initial import check_init
 from distill.run.journal import Interrupted, Journal, stop_signals
 from distill.run.judge import check_judge, scored
-from distill.run.manifest import describe, finish
+from distill.run.manifest import describe, finish, outline
 from distill.run.seeding import several
 from distill.run.seeds import reopen, run_seeds
 from distill.run.watchdog import Collapsed, watch
@@ -139,7 +139,7 @@ def carry_out(
         return _carry_out(config, folder, job, started, desk)
     except (RuntimeError, ValueError, OSError) as error:
         seconds = {"train": time.perf_counter() - started}
-        note(folder, {**describe(config, job), "step": job.state.step, "seconds": seconds}, error)
+        note(folder, {**outline(config, job), "step": job.state.step, "seconds": seconds}, error)
         raise
 
 
@@ -226,11 +226,11 @@ def train(
 
 def guarded(journal: Journal, config: DictConfig, job: loop.Job) -> loop.OnStep:
     """The journal, and after it a look at each scene's collapse, which ends the run."""
-    after: Callable[[int, Render], None] = watch(config.iterations, "volume" in job.scenes[0].features)
+    after = [watch(config.iterations, "volume" in scene.features) for scene in job.scenes]
 
     def on_step(state: loop.State, metrics: dict[str, float], picture: Render) -> bool:
         stop = journal(state, metrics, picture)
-        after(state.step, picture)
+        after[job.drawn()](state.step, picture)
         return stop
 
     return on_step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -14,6 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from distill.run import compose as settings
 
+#: Several names or paths for one option, whose jobs are to differ in it; a text with anything else in it is one value.
+_LIST = re.compile(r"(?!negative_prompt=|source_prompt=|views\.)[^=]+=[\w.:/@~+-]+(?:,[\w.:/@~+-]+)+")
 #: Runs one job, given its words and the folders of configuration files; returns the exit code.
 RunJob = Callable[[Sequence[str], Sequence[str]], int]
 #: Hydra's launchers other than its own, and the packages that they are in.
@@ -53,7 +56,12 @@ def sweep(options: Sequence[str], folders: Sequence[str], run_job: RunJob) -> in
     """
     codes: list[int] = []
     flags = [text for text in options if "=" not in text or text.startswith("-")]
-    words = [text for text in options if text not in flags]
+    swept = bool({"-m", "--multirun"} & set(flags))
+    words = [
+        text if swept and _LIST.fullmatch(text) else settings.quote_text(text)
+        for text in options
+        if text not in flags
+    ]
     launcher = launcher_of(words, flags)
     added = settings.implied(words)
 
