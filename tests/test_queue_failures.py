@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,18 +69,18 @@ def test_a_root_that_is_taken_is_waited_for_and_said(
 ) -> None:
     """Longer than a word takes; no prompt is dropped."""
     monkeypatch.setattr(lock, "SAY_EVERY", 0.1)
-    root, held, enough = Path("out"), threading.Event(), threading.Event()
+    root, held, end = Path("out"), threading.Event(), time.monotonic() + 60
     root.mkdir()
 
     def other() -> None:
         with hold(root):
             held.set()
-            enough.wait(20)
+            while "waiting for" not in caplog.text and time.monotonic() < end:
+                time.sleep(0.05)
 
     holder = threading.Thread(target=other)
     holder.start()
     held.wait()
-    threading.Timer(0.5, enough.set).start()
     with caplog.at_level(logging.INFO):
         results = batch.run_prompts(compose_config(["prompts=list.txt", "output_dir=out"]))
     holder.join()

@@ -29,8 +29,12 @@ LAUNCHERS = {
 INTERRUPTED = 130
 
 
+class Stopped(BaseException):
+    """A job of a sweep in this process was interrupted; Hydra would take an ``Exception`` for the end of this job alone."""
+
+
 class JobEnded(Exception):
-    """A job of a sweep in another process did not succeed, or one in this process was interrupted."""
+    """A job of a sweep in another process did not succeed."""
 
     def __init__(self, code: int, words: Sequence[str]) -> None:
         super().__init__(code, words)
@@ -70,8 +74,9 @@ def sweep(options: Sequence[str], folders: Sequence[str], run_job: RunJob) -> in
         given = [word for word in HydraConfig.get().overrides.task if word not in added]
         aliases = [word for word in words if word.startswith("guidance=") and "," not in word]
         code = run_job([*given, *aliases], folders)
-        # What another process appends stays there; who interrupts a job wants no further one.
-        if code and (launcher or code == INTERRUPTED):
+        if code == INTERRUPTED and not launcher:  # who interrupts a job wants no further one
+            raise Stopped
+        if launcher and code:  # what another process appends stays there
             raise JobEnded(code, given)
         codes.append(code)
 
@@ -83,10 +88,10 @@ def sweep(options: Sequence[str], folders: Sequence[str], run_job: RunJob) -> in
     with settings.one_line():
         try:
             job()
+        except Stopped:
+            print("distill: the sweep was stopped, and its further jobs are not started", file=sys.stderr)
+            return INTERRUPTED
         except JobEnded as ended:
-            if not launcher:
-                print("distill: the sweep was stopped, its further jobs are not started", file=sys.stderr)
-                return ended.code
             print(f"distill: error: {ended}", file=sys.stderr)
             return ended.code
         except Exception as error:
