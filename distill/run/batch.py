@@ -143,12 +143,11 @@ def say_first(config: DictConfig, wanted: Sequence[str]) -> None:
     """
     if of_prior(config.prior) is None:
         return  # any prompt is taken as it is, and the judge was looked at
-    said = list[str]()
-    if config.source_prompt and (taken := check_prompt(next(_each(config, [config.source_prompt])))):
-        said.append(taken)
-    for one in _each(config, wanted):
+    said, shared = list[str](), config.source_prompt
+    for one in _each(config, [*filter(None, [shared]), *wanted]):
+        one.source_prompt = ""
         try:
-            taken = check_one(one)
+            taken = check_prompt(one) if one.prompt == shared else check_one(one)
         except ValueError as error:
             taken = f"{one.prompt}: will be refused: {error}"
         said += [taken] if taken else []
