@@ -291,7 +291,12 @@ def test_an_earlier_failure_is_forgotten_while_seeds_are_made(monkeypatch: pytes
     folder = claim(config)
     note(folder, {"prompt": "a red mug"}, RuntimeError("of an earlier time"))
     states = list[Any]()
-    monkeypatch.setattr(seeds, "assemble", lambda *_: states.append(noted(folder).get("state")) or raising(KeyboardInterrupt())())  # fmt: skip
+
+    def assemble(*_: object) -> None:
+        states.append(noted(folder).get("state"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(seeds, "assemble", assemble)
     with pytest.raises(KeyboardInterrupt):
         seeds.run_seeds(config, folder, None, raising(KeyboardInterrupt()))
     assert states == [None]
@@ -479,7 +484,12 @@ def test_one_refused_prompt_leaves_the_others_embedded(monkeypatch: pytest.Monke
 def test_prompts_of_a_queue_are_checked_with_one_composition(monkeypatch: pytest.MonkeyPatch) -> None:
     composed = list[str]()
     plain = batch._one
-    monkeypatch.setattr(batch, "_one", lambda config, prompt: composed.append(prompt) or plain(config, prompt))  # fmt: skip
+
+    def one(config: Any, prompt: str) -> Any:
+        composed.append(prompt)
+        return plain(config, prompt)
+
+    monkeypatch.setattr(batch, "_one", one)
     wanted = [f"a red mug {i}" for i in range(20)]
     batch.say_first(compose_config(["prompts=list.txt"]), wanted)
     assert len(composed) == 1
