@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from distill.files.paths import user_path
 
 #: Endings of pictures, which are no prompts.
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic")
 _OPTION = re.compile(r"[+~]{0,2}([A-Za-z_][\w/@:]*)(\.[\w.]+)?(=|$)")
+#: Options that say what to make, beside which a word such as iteratons=5 is a slip and no prompt.
+_WHAT = ("prompt", "prompts", "image", "mesh", "mesh.file")
+_SLIP = re.compile(r"[A-Za-z_][\w.]*=")
 _VALUE_FLAGS = (
     "--why",
     "--config-dir",
@@ -30,8 +34,8 @@ _VALUE_FLAGS = (
 def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """Tell the prompt from the options.
 
-    The prompt is the one argument that is neither a flag nor ``name=value`` with a name this program knows;
-    after ``--`` it is whatever comes next.
+    The prompt is the one argument that is neither a flag nor ``name=value`` with a name this program knows; beside a prompt, a
+    picture, a mesh or a file of prompts, ``name=value`` is an option whatever the name. After ``--`` it is whatever comes next.
 
     Raises:
         ValueError: there are two prompts.
@@ -40,10 +44,11 @@ def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
     prompts: list[str] = []
     options: list[str] = []
+    literal: list[str] = []
     waiting = iter(arguments)
     for text in waiting:
         if text == "--":
-            prompts += waiting
+            literal += waiting
         elif text in _VALUE_FLAGS:
             options += [text, *([value] if (value := next(waiting, None)) is not None else [])]
         elif (
@@ -58,11 +63,15 @@ def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
             options.append(text)
         else:
             prompts.append(text)
+    slips = [text for text in prompts if _SLIP.match(text)]
+    others = [text for text in prompts if text not in slips] + literal
+    named = any(text.lstrip("+").partition("=")[0] in _WHAT for text in options)
+    if slips and (len(others) == 1 or (named and not others)):
+        # An argument such as iteratons=5 is more likely a slip in an option than a prompt.
+        prompts, options = others, options + slips
+    else:
+        prompts += literal
     if len(prompts) > 1:
-        # An argument such as iteratons=5 is more likely a slip in an option than a second prompt.
-        slips = [text for text in prompts if re.match(r"[A-Za-z_][\w.]*=", text)]
-        if slips and len(prompts) - len(slips) == 1:
-            return next(text for text in prompts if text not in slips), options + slips
         raise ValueError(
             f"expected one prompt, got {len(prompts)} ({', '.join(map(repr, prompts[:3]))}); put the prompt in quotes"
         )
@@ -70,6 +79,26 @@ def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
         if text.lower().endswith(PICTURES) and user_path(text).is_file():
             raise ValueError(f"{text} is a picture; to start from it, write image={text}")
     return (prompts[0] if prompts else None), options
+
+
+#: Flags of Hydra, and those of this program that are not read before them.
+_FLAGS = {
+    *_VALUE_FLAGS, "--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc",
+    "--experimental-rerun", "--options",
+}  # fmt: skip
+
+
+def check_flags(options: Sequence[str], known: Collection[str] = frozenset(_FLAGS)) -> None:
+    """Refuse flags that nobody knows.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for text in options:
+        if text.startswith("-") and (flag := text.partition("=")[0]) not in known:
+            close = difflib.get_close_matches(flag, known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ValueError(f"unknown flag {flag}; {hint}'distill --help' lists the flags and options")
 
 
 def of_library(prompt: str | None, options: Sequence[str], folders: Sequence[str] = ()) -> list[str]:

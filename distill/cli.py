@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 
-from distill.arguments import of_library, split_prompt, values_of, with_example
+from distill.arguments import check_flags, of_library, split_prompt, values_of, with_example
 from distill.files.paths import user_path
 
 HELP = """\
@@ -57,10 +58,18 @@ def _say(message: str) -> None:
     print(f"distill: error: {message}", file=sys.stderr)
 
 
+def _too_long(error: BaseException) -> bool:
+    """Tell whether an option names a file that no file system could hold."""
+    return isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+
+
 def _fail(error: BaseException) -> None:
     if os.environ.get("DISTILL_TRACEBACK"):
         logging.getLogger(__name__).error("traceback", exc_info=error)
-    _say(" ".join(str(error).split()) or type(error).__name__)
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and _too_long(error):
+        said = f"the name of a file is too long: {str(error.filename)[:60]}...; give a shorter one"
+    _say(said)
 
 
 def _list(of: Sequence[str]) -> str:
@@ -92,6 +101,7 @@ def _job(config: object, library: bool = False) -> int:
     from distill.run.failures import FORESEEN
     from distill.run.generator import amortised
     from distill.run.journal import Interrupted
+    from distill.run.table import SHOWN
 
     assert isinstance(config, DictConfig)
     try:
@@ -110,12 +120,14 @@ def _job(config: object, library: bool = False) -> int:
         return 2
     except FORESEEN as error:
         _fail(error)
-        return 1
+        return 2 if _too_long(error) else 1
     failed = {prompt: why for prompt, why in results.items() if why not in ("finished", "skipped")}
     counts = [list(results.values()).count(word) for word in ("finished", "skipped")]
     print(f"{counts[0]} finished, {counts[1]} skipped, {len(failed)} failed")
-    for prompt, why in failed.items():
+    for prompt, why in list(failed.items())[:SHOWN]:
         print(f"  failed: {prompt}: {why}")
+    if len(failed) > SHOWN:
+        print(f"  ... and {len(failed) - SHOWN} more that failed")
     print(f"open {table_of(config)}")
     return 1 if failed else 0
 
@@ -159,6 +171,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         _fail(error)
         sys.exit(2)
+    except OSError as error:
+        if not _too_long(error):
+            raise
+        _fail(error)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -183,6 +200,7 @@ def _start(arguments: Sequence[str]) -> int:
 
         prompt, options = split_prompt([text for text in arguments[1:] if text != "--json"])
         folders, options = values_of("--config-dir", options, "-cd")
+        check_flags(options, ["--json"])
         if prompt is not None:
             options.append(f"prompt={settings.quote(prompt)}")
         overrides = with_example([settings.quote_text(text) for text in options], "a red mug")
@@ -200,6 +218,7 @@ def _start(arguments: Sequence[str]) -> int:
         added.append(f"prompt={settings.quote(prompt)}")
     options, rest = [*options, *added], [*rest, *added]
     flags = [text for text in rest if text.startswith("-")]
+    check_flags(flags)
     overrides = [settings.quote_text(text) for text in rest if text not in flags]
     if traced:
         from distill.run.why import explain_options

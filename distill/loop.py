@@ -161,6 +161,7 @@ class Job:
         scenes: the scenes that are trained: one, or the particles.
         views: render each of them for viewing.
         picture: the input picture of a run that has one.
+        drawn: tells which of the scenes the last step has trained.
     """
 
     state: State
@@ -175,6 +176,7 @@ class Job:
     scenes: Sequence[Scene] = ()
     views: Sequence[View] = ()
     picture: Picture | None = None
+    drawn: Callable[[], int] = lambda: 0
 
 
 #: Called after each step with the state, the step's metrics and its pictures; returning True stops the run there.

@@ -116,7 +116,8 @@ def test_a_configuration_s_first_lines_are_enough(tmp_path: Path) -> None:
         config = compose_config(["prompt=x", "seed=7", "iterations=9", "prior=gone"])
         config.prompt = prompt
         (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
-        assert head(tmp_path / "config.yaml") == {"prompt": prompt, "seed": 7, "image": None, "iterations": 9}
+        wanted = {"prompt": prompt, "seed": 7, "seeds": 1, "image": None, "iterations": 9}
+        assert head(tmp_path / "config.yaml") == wanted
     assert head(tmp_path / "gone.yaml") == {}
 
 

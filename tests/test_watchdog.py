@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.cli import main
-from distill.contracts import Render
+from distill.contracts import Render, Step
 from distill.run import watchdog
+from distill.run.assemble import assemble
+from distill.run.compose import compose_config
 from distill.run.watchdog import Collapsed, Sight, kind_of, look, patience, verdict, watch
 
 NAN = float("nan")
@@ -94,6 +96,28 @@ def test_a_run_is_watched_step_by_step() -> None:
     ) as said:
         after(140, picture(there, empty))
     assert "\n" not in str(said.value) and str(said.value).endswith("watchdog=false goes on")
+
+
+def test_each_of_several_scenes_is_watched_for_itself() -> None:
+    """Of three scenes that are drawn in turn, the second is empty: its own 110th step is step 329, and others' looks count for nothing."""
+    after = [watch(400, volume=True) for _ in range(3)]
+    rgb, empty = torch.zeros(1, 4, 4, 3), torch.zeros(1, 4, 4, 1)
+    thing = empty.clone()
+    thing[0, 1:3, 1:3] = 1.0
+    with pytest.raises(Collapsed, match="collapsed at step 329 of 400: empty for 100 steps"):
+        for step in range(1, 401):
+            which = (step - 1) % 3
+            after[which](step, picture(rgb, empty if which == 1 else thing))
+
+
+def test_a_run_of_particles_says_which_one_a_step_has_trained() -> None:
+    """By the visits that the particles count themselves."""
+    job = assemble(compose_config(["prompt=a red mug", "particles=3", "render.size=8", "device=cpu"]))
+    visits = torch.zeros(3, dtype=torch.long)
+    for step in range(12):
+        job.state.scene.update(Step(step, step / 12), job.state.optimiser, job.state.generator)
+        visits[job.drawn()] += 1
+    assert torch.equal(job.state.scene.state_dict()["visits"], visits) and (visits > 0).all()
 
 
 def command(*arguments: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -17,10 +18,22 @@ log = logging.getLogger(__name__)
 NAME = ".lock"
 #: Where the byte lies that Windows locks: behind what is written, so that it can be read.
 _BYTE = 4096
+#: What a file system says that has no locks at all; anything else is a fault of this one lock.
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
+#: Seconds between two words to who waits.
+SAY_EVERY = 30.0
 
 
 class InUse(ValueError):
-    """Another run holds a folder."""
+    """Another run holds a folder.
+
+    Attributes:
+        folder: which one.
+    """
+
+    def __init__(self, folder: Path, said: str) -> None:
+        super().__init__(said)
+        self.folder = folder
 
 
 @contextlib.contextmanager
@@ -29,18 +42,24 @@ def hold(folder: Path, wait: float = 0.5) -> Iterator[None]:
 
     Args:
         folder: must exist.
-        wait: how long to try, seconds.
+        wait: how long to try, seconds; who waits for long is told so.
 
     Raises:
         InUse: another process, or another call in this one, holds it.
         OSError: it cannot be written.
     """
-    path, end = folder / NAME, time.monotonic() + wait
+    path, began = folder / NAME, time.monotonic()
+    told = began
     while (descriptor := _take(path)) is None:
-        if time.monotonic() > end:
+        now = time.monotonic()
+        if now > began + wait:
             raise InUse(
-                f"{folder} is in use by another run ({_holder(path)}); wait until it ends, or choose another output_dir="
+                folder,
+                f"{folder} is in use by another run ({_holder(path)}); wait until it ends, or choose another output_dir=",
             )
+        if now > told + SAY_EVERY:
+            log.info("waiting for %s, which is in use (%s), for %.0f s", folder, _holder(path), now - began)
+            told = now
         time.sleep(0.05)
     try:
         yield
@@ -74,7 +93,11 @@ def _same(descriptor: int, path: Path) -> bool:
 
 
 def _lock(descriptor: int) -> bool:
-    """Tell whether an open file could be locked; true with a warning on a file system that has no locks."""
+    """Tell whether an open file could be locked; true with a warning on a file system that has no locks.
+
+    Raises:
+        OSError: it cannot be locked for another reason.
+    """
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -89,6 +112,8 @@ def _lock(descriptor: int) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
         log.warning("this file system has no locks (%s): let no two runs write into one folder", error)
     return True
 

@@ -24,7 +24,7 @@ from distill.live.desk import Desk
 from distill.live.server import watched
 from distill.run.assemble import assemble
 from distill.run.compose import as_overrides, compose_config
-from distill.run.execute import given, noting, train
+from distill.run.execute import given, noting_training, train
 from distill.run.folders import check_unused, claim
 from distill.run.generator import amortised, describe_generator, library_of
 from distill.run.manifest import describe, finish
@@ -101,7 +101,7 @@ def carry_out(
 ) -> None:
     """Train and describe an assembled generator in a folder that is held; arguments and failures as of ``execute.carry_out``."""
     check_library(folder, library)
-    with noting(config, folder, job, started):
+    with noting_training(config, folder, job, started):
         _carry_out(config, folder, library, job, started, desk)
 
 

@@ -87,7 +87,8 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
         begin_generated(scenes[0], config, prior)
 
     guidance = make_guidance(config, prior, generator, {"novel_view": picture.prior} if picture else {})
-    scene: Scene = scenes[0] if len(scenes) == 1 else Particles(scenes).to(prior.device)
+    particles = Particles(scenes).to(prior.device) if len(scenes) > 1 else None
+    scene: Scene = particles or scenes[0]
     optimiser = loop.make_optimiser(
         scene, tuple(config.optimiser.betas), config.optimiser.eps, config.optimiser.weight_decay
     )
@@ -113,6 +114,7 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
         scenes=scenes,
         views=looks(prior, scenes, library),
         picture=picture,
+        drawn=lambda: particles.drawn if particles else 0,
     )
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from textwrap import shorten
-from typing import Any, NamedTuple
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from distill.contracts import Prior
-from distill.files.atomic import write_atomic
+from distill.embedded.vocabulary import of_prior
 from distill.files.lock import InUse, hold
 from distill.files.paths import user_path
 from distill.live.desk import Desk
@@ -22,11 +19,12 @@ from distill.live.server import watched
 from distill.run.assemble import assemble, check_prior, open_prior, pick_device, texts_of
 from distill.run.checks import check_prompt, numbers_of
 from distill.run.execute import carry_out
-from distill.run.failures import line_of
-from distill.run.folders import check_root, claim, folder_name, is_finished
+from distill.run.failures import line_of, noting
+from distill.run.folders import OtherLayout, check_root, claim, folder_name, is_finished, left_as_it_is
 from distill.run.judge import check_judge
-from distill.run.seeding import several
+from distill.run.seeding import literal, several
 from distill.run.seeds import run_seeds
+from distill.run.table import SHOWN, Row, tell
 
 log = logging.getLogger(__name__)
 
@@ -77,15 +75,6 @@ def run_prompts(config: DictConfig) -> dict[str, str]:
     return {row.prompt: row.state for row in rows}
 
 
-class Row(NamedTuple):
-    """What became of a prompt: ``finished``, ``skipped`` or the error; its folder, and how long it took, seconds."""
-
-    prompt: str
-    state: str
-    folder: str
-    seconds: float
-
-
 def shard_of(prompts: Sequence[str], shard: str | None) -> list[str]:
     """Every n-th prompt from the i-th, for ``i/n``: n processes share a file, and each prompt is one's alone; all without a shard."""
     if shard is None:
@@ -103,31 +92,14 @@ def table_of(config: DictConfig) -> Path:
     return root / f"batch-{first}-of-{count}.csv"
 
 
-def tell(rows: Sequence[Row], path: Path) -> None:
-    """Write a batch's table as CSV, and show it; a disk that is full is said, and takes nothing else away."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([Row._fields, *rows])
-    lines = [
-        (shorten(row.prompt, 40), shorten(row.state, 40), row.folder, f"{row.seconds:.1f}") for row in rows
-    ]
-    widths = [max(map(len, column)) for column in zip(Row._fields, *lines, strict=True)]
-    for cells in (Row._fields, *lines):
-        log.info(
-            "%s", "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-        )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text.getvalue())
-    except OSError as error:
-        log.error("the table cannot be written to %s: %s", path, error.strerror)
-
-
 def read_prompts(config: DictConfig) -> list[str]:
     """The prompts of ``config.prompts``: a line each, without empty lines, comments and repetitions.
 
     Raises:
         ValueError: the file cannot be read or has no prompts.
     """
+    if not config.prompts.strip():
+        raise ValueError("prompts= is empty; write prompts=FILE, a text file with one prompt per line")
     path = user_path(config.prompts)
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
@@ -155,7 +127,7 @@ def finished_before(config: DictConfig, root: Path) -> Callable[[str], Path | No
         folder = root / folder_name(prompt)
         if not is_finished(folder):
             return None
-        wanted = OmegaConf.to_yaml({"prompt": _literal(prompt)}) + whole[len(first) :]
+        wanted = OmegaConf.to_yaml({"prompt": literal(prompt)}) + whole[len(first) :]
         try:
             return folder if (folder / "config.yaml").read_text("utf-8") == wanted else None
         except (OSError, UnicodeDecodeError):
@@ -169,15 +141,20 @@ def say_first(config: DictConfig, wanted: Sequence[str]) -> None:
 
     The source prompt, which all runs share, comes first and once.
     """
-    for prompt in filter(None, [config.source_prompt, *wanted]):
-        one = _one(config, prompt)
+    if of_prior(config.prior) is None:
+        return  # any prompt is taken as it is, and the judge was looked at
+    said, shared = list[str](), config.source_prompt
+    for one in _each(config, [*filter(None, [shared]), *wanted]):
         one.source_prompt = ""
         try:
-            said = check_prompt(one) if prompt == config.source_prompt else check_one(one)
+            taken = check_prompt(one) if one.prompt == shared else check_one(one)
         except ValueError as error:
-            said = f"{prompt}: will be refused: {error}"
-        if said:
-            log.warning("%s", said)
+            taken = f"{one.prompt}: will be refused: {error}"
+        said += [taken] if taken else []
+    for taken in said[:SHOWN]:
+        log.warning("%s", taken)
+    if len(said) > SHOWN:
+        log.warning("... and %d more prompts, each of which says so when it is its turn", len(said) - SHOWN)
 
 
 def check_one(one: DictConfig) -> str:
@@ -194,27 +171,36 @@ def check_one(one: DictConfig) -> str:
 def embed_first(config: DictConfig, wanted: Sequence[str], prior: Prior) -> None:
     """Embed the prompts of all runs of a queue at once, so that large text encoders are loaded once; they are kept by the prior.
 
-    What cannot be embedded is told by its own run. Of a long queue, the embeddings that are in memory are those of
-    ``AT_ONCE`` texts.
+    What cannot be embedded is told by its own run, and takes the others' embeddings not away. Of a long queue, the embeddings
+    that are in memory are those of ``AT_ONCE`` texts.
     """
-    try:
-        runs = [texts_of(_one(config, prompt), prior) for prompt in wanted]
-        texts = list(dict.fromkeys(text for texts in runs for text in texts))
-        for start in range(0, len(texts), AT_ONCE):
-            prior.embed(texts[start : start + AT_ONCE])
-    except (ValueError, OSError, RuntimeError) as error:
-        log.debug("the prompts are embedded run by run: %s", error)
+    texts = dict[str, None]()
+    for one in _each(config, wanted):
+        try:
+            check_one(one)
+            texts |= dict.fromkeys(texts_of(one, prior))
+        except (ValueError, OSError, RuntimeError) as error:
+            log.debug("%s is not embedded now: %s", one.prompt, error)
+    listed = list(texts)
+    for start in range(0, len(listed), AT_ONCE):
+        try:
+            prior.embed(listed[start : start + AT_ONCE])
+        except (ValueError, OSError, RuntimeError) as error:
+            log.debug("these prompts are embedded run by run: %s", error)
 
 
-def _literal(prompt: str) -> str:
-    """A prompt in which OmegaConf sees no interpolation."""
-    return prompt.replace("${", r"\${")
+def _each(config: DictConfig, prompts: Sequence[str]) -> Iterator[DictConfig]:
+    """One configuration, which has one prompt after the other: to compose it takes longer than to look at it."""
+    one = _one(config, "x")
+    for prompt in prompts:
+        one.prompt = literal(prompt)
+        yield one
 
 
 def _one(config: DictConfig, prompt: str) -> DictConfig:
     """The configuration of one run of a queue."""
     changes: Mapping[str, Any] = {
-        "prompt": _literal(prompt),
+        "prompt": literal(prompt),
         "prompts": None,
         "shard": None,
         "output_dir": None,
@@ -253,18 +239,36 @@ def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior, desk: De
         folder = claim(one, root)
         with hold(folder):
             if is_finished(folder):
-                log.info("%s: finished before, in %s", prompt, folder)
-                return "skipped", str(folder)
-            one.output_dir = str(folder)
+                return _skipped(prompt, folder, one)
+            one.output_dir = literal(str(folder))
             if several(one):
                 run_seeds(one, folder, prior, carry_out, desk)
             else:
-                carry_out(one, folder, assemble(one, prior), time.perf_counter(), desk)
+                with noting(one, folder):
+                    job = assemble(one, prior)
+                    carry_out(one, folder, job, time.perf_counter(), desk)
     except InUse as busy:
-        log.info("%s: %s", prompt, busy)
-        return "skipped", str(folder)
+        if busy.folder == folder:  # another process makes this very prompt
+            log.info("%s: %s", prompt, busy)
+            return "skipped", str(folder)
+        return _failed(prompt, busy, folder)
+    except OtherLayout as other:
+        if is_finished(other.folder):
+            return _skipped(prompt, other.folder, one)
+        return _failed(prompt, other, other.folder)
     except (ValueError, OSError, RuntimeError) as error:
-        reason = line_of(error)
-        log.error("%s: %s", prompt, reason)
-        return reason, str(folder)
+        return _failed(prompt, error, folder)
     return "finished", str(folder)
+
+
+def _skipped(prompt: str, folder: Path, one: DictConfig) -> tuple[str, str]:
+    log.info("%s: finished before, in %s", prompt, folder)
+    if said := left_as_it_is(folder, one):
+        log.warning("%s: %s", prompt, said)
+    return "skipped", str(folder)
+
+
+def _failed(prompt: str, error: BaseException, folder: Path | str) -> tuple[str, str]:
+    reason = line_of(error)
+    log.error("%s: %s", prompt, reason)
+    return reason, str(folder)

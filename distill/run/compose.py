@@ -27,6 +27,7 @@ from distill.run.generator import check_together, implied_by
 from distill.run.idle import check_idle
 from distill.run.scenes import scene_of_run
 from distill.run.schema import Config
+from distill.run.seeding import literal
 
 
 def plugins() -> dict[str, dict[str, Callable[..., Any]]]:
@@ -64,9 +65,7 @@ def register() -> None:
 
 def quote(text: str) -> str:
     """Write any text as a value that Hydra's grammar and OmegaConf's interpolation give back unchanged."""
-    # A backslash before ${ keeps it literal; one that the text itself has there must be doubled first.
-    escaped = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
-    return QuotedString(text=escaped, quote=Quote.single).with_quotes()
+    return QuotedString(text=literal(text), quote=Quote.single).with_quotes()
 
 
 def quote_text(override: str) -> str:

@@ -30,7 +30,7 @@ from distill.run.folders import check_unused, claim
 from distill.run.initial import check_init
 from distill.run.journal import Interrupted, Journal, stop_signals
 from distill.run.judge import check_judge, scored
-from distill.run.manifest import describe, finish
+from distill.run.manifest import describe, finish, outline
 from distill.run.seeding import several
 from distill.run.seeds import reopen, run_seeds
 from distill.run.watchdog import Collapsed, watch
@@ -132,12 +132,12 @@ def carry_out(
         started: when, as ``time.perf_counter`` has it.
         desk: of the page that shows the run, if one does.
     """
-    with noting(config, folder, job, started):
+    with noting_training(config, folder, job, started):
         return _carry_out(config, folder, job, started, desk)
 
 
 @contextmanager
-def noting(config: DictConfig, folder: Path, job: loop.Job, started: float) -> Iterator[None]:
+def noting_training(config: DictConfig, folder: Path, job: loop.Job, started: float) -> Iterator[None]:
     """Note in a held folder's manifest how a run fails within the context; arguments as of ``carry_out``.
 
     Raises:
@@ -151,7 +151,7 @@ def noting(config: DictConfig, folder: Path, job: loop.Job, started: float) -> I
         yield
     except (RuntimeError, ValueError, OSError) as error:
         seconds = {"train": time.perf_counter() - started}
-        note(folder, {**describe(config, job), "step": job.state.step, "seconds": seconds}, error)
+        note(folder, {**outline(config, job), "step": job.state.step, "seconds": seconds}, error)
         raise
 
 
@@ -238,11 +238,11 @@ def train(
 
 def guarded(journal: Journal, config: DictConfig, job: loop.Job) -> loop.OnStep:
     """The journal, and after it a look at each scene's collapse, which ends the run."""
-    after: Callable[[int, Render], None] = watch(config.iterations, "volume" in job.scenes[0].features)
+    after = [watch(config.iterations, "volume" in scene.features) for scene in job.scenes]
 
     def on_step(state: loop.State, metrics: dict[str, float], picture: Render) -> bool:
         stop = journal(state, metrics, picture)
-        after(state.step, picture)
+        after[job.drawn()](state.step, picture)
         return stop
 
     return on_step

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from distill.files.atomic import write_atomic
+from distill.files.lock import InUse
 from distill.loop import Diverged, OutOfMemory
 from distill.run.watchdog import Collapsed
 
@@ -41,7 +44,12 @@ def line_of(error: BaseException) -> str:
 
 
 def note(folder: Path, manifest: Mapping[str, Any], error: BaseException) -> None:
-    """Write into a folder's ``manifest.json`` how its run failed, under ``state`` and ``why``; a full disk takes nothing else away."""
+    """Write into a folder's ``manifest.json`` how its run failed, under ``state`` and ``why``; a full disk takes nothing else away.
+
+    A report marks a run as finished, so that of an earlier success is kept as ``report-earlier.html``.
+    """
+    with contextlib.suppress(OSError):
+        (folder / "report.html").replace(folder / "report-earlier.html")
     said = {**manifest, "state": state_of(error), "why": line_of(error)}
     try:
         write_atomic(folder / "manifest.json", json.dumps(said, indent=2, ensure_ascii=False) + "\n")
@@ -56,6 +64,21 @@ def noted(folder: Path) -> dict[str, Any]:
         if isinstance(found, dict):
             return found
     return {}
+
+
+@contextlib.contextmanager
+def noting(config: DictConfig, folder: Path) -> Iterator[None]:
+    """Note a failure that nothing within noted, such as one before the training; that a run has collapsed stays noted."""
+    before = noted(folder)
+    try:
+        yield
+    except InUse:
+        raise  # what another run is at work on has not failed
+    except (RuntimeError, ValueError, OSError) as error:
+        now = noted(folder)
+        if now.get("state") != "collapsed" and not ("state" in now and now != before):
+            note(folder, {"prompt": config.prompt, "seed": config.seed}, error)
+        raise
 
 
 def forget(folder: Path) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,35 @@ from yaml import YAMLError
 
 from distill.files.atomic import is_half, write_atomic
 from distill.files.lock import NAME as LOCK
-from distill.files.lock import hold
+from distill.files.lock import InUse, hold
 from distill.files.paths import user_path
 from distill.options import options_of
 from distill.run.checks import PARTS
 from distill.run.compose import known_options
+from distill.run.seeding import several
 
 #: Settings that may change between a run and its resumption: where it is computed, in how much memory, what is written.
 _FREE = (
     "resume", "output_dir", "prompts", "shard", "view", "view_address", "view_port", "log", "export", "device", "max_vram",
     "watchdog", "retries", "render.at_once", "render.recompute", "render.chunk_rays", "prior_options.checkpointing", "prior_options.graphs",
 )  # fmt: skip
+
+#: Of these, what decides which files a finished run has; a run that is finished is not written again for them.
+_WRITTEN = ("log", "export")
+#: Seconds to wait for the folder that others have theirs made in, a moment each.
+WAIT = 600.0
+
+
+class OtherLayout(ValueError):
+    """A folder holds this run without a folder for each seed, and it is asked for with them, or the other way round.
+
+    Attributes:
+        folder: which one.
+    """
+
+    def __init__(self, folder: Path, said: str) -> None:
+        super().__init__(said)
+        self.folder = folder
 
 
 def folder_name(prompt: str) -> str:
@@ -53,11 +71,38 @@ def same_run(folder: Path, config: DictConfig) -> bool:
     """Tell whether a folder holds a run with these settings.
 
     Raises:
+        OtherLayout: it does, with other ``retries``, which go with other folders.
         ValueError: it does, as far as can be told, but another version of distill made it; or its settings cannot be read.
+    """
+    stored = stored_in(folder)
+    if stored is None:
+        return False
+    made, wanted = flat(settings_of(stored)), flat(settings_of(config))
+    told = other_version(made, wanted)
+    if told and agree(made, wanted):
+        raise ValueError(
+            f"{folder} was made by another version of distill: its config.yaml has {told}; finish it with that version, or choose "
+            "another output_dir= to start anew"
+        )
+    if made == wanted and several(stored) != several(config):
+        raise OtherLayout(
+            folder,
+            f"{folder} holds this run with retries={stored.retries}, which has "
+            f"{'a folder for each seed' if several(stored) else 'no folders for seeds'}, so retries={config.retries} cannot go on with "
+            f"it; add retries={stored.retries}, or choose another output_dir= to start anew",
+        )
+    return made == wanted
+
+
+def stored_in(folder: Path) -> DictConfig | None:
+    """The configuration that a folder's run was started with, None where it has none.
+
+    Raises:
+        ValueError: it cannot be read.
     """
     path = folder / "config.yaml"
     if not path.is_file():
-        return False
+        return None
     try:
         stored = OmegaConf.load(path)
     except (YAMLError, UnicodeDecodeError, OSError) as error:
@@ -66,14 +111,27 @@ def same_run(folder: Path, config: DictConfig) -> bool:
         ) from error
     if not isinstance(stored, DictConfig) or "prompt" not in stored:
         raise ValueError(f"{path} holds no settings of a run; remove {folder}, or choose another output_dir=")
-    made, wanted = flat(settings_of(stored)), flat(settings_of(config))
-    told = other_version(made, wanted)
-    if told and agree(made, wanted):
-        raise ValueError(
-            f"{folder} was made by another version of distill: its config.yaml has {told}; finish it with that version, or choose "
-            "another output_dir= to start anew"
-        )
-    return made == wanted
+    return stored
+
+
+def left_as_it_is(folder: Path, config: DictConfig) -> str:
+    """Say which options ask for other files than a finished run has, which is not made again for them; empty for none."""
+    try:
+        stored = stored_in(folder)
+    except ValueError:
+        return ""
+    if stored is None:
+        return ""
+    differing: list[str] = []
+    for group in _WRITTEN:
+        made: Any = OmegaConf.to_container(stored.get(group) or OmegaConf.create(), resolve=False)
+        wanted: Any = OmegaConf.to_container(config[group], resolve=False)
+        differing += [
+            f"{group}.{name}={value}" for name, value in wanted.items() if made.get(name, value) != value
+        ]
+    if not differing:
+        return ""
+    return f"it was finished without {', '.join(differing)}, and is left as it is; to write its files anew, resume it alone"
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -128,7 +186,8 @@ def claim(config: DictConfig, root: Path = Path("outputs")) -> Path:
     ask at once, one is first; who writes into the folder holds it, see ``distill.files.lock``.
 
     Raises:
-        InUse: another run holds the folder.
+        InUse: another run holds the folder that ``output_dir`` names.
+        OtherLayout: it holds this run with other ``retries``.
         ValueError: the folder holds another run, or cannot be written.
     """
     try:
@@ -183,15 +242,10 @@ def check_root(config: DictConfig) -> Path:
 def _named(folder: Path, config: DictConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with hold(folder):
-        return _checked(folder, config)
-
-
-def _checked(folder: Path, config: DictConfig) -> Path:
-    """A held folder, after a look at what is in it."""
-    if _unused(folder):
-        return _described(folder, config)
-    refuse(folder, config)
-    return folder
+        if _unused(folder):
+            return _described(folder, OmegaConf.to_yaml(config))
+        refuse(folder, config)
+        return folder
 
 
 def refuse(folder: Path, config: DictConfig) -> None:
@@ -217,24 +271,44 @@ def _unused(folder: Path) -> bool:
     return all(path.name == LOCK or is_half(path) for path in folder.iterdir())
 
 
-def _described(folder: Path, config: DictConfig) -> Path:
+def _described(folder: Path, settings: str) -> Path:
     """A folder with the run's ``config.yaml``."""
     path = folder / "config.yaml"
     if not path.exists():
-        write_atomic(path, OmegaConf.to_yaml(config))
+        write_atomic(path, settings)
     return folder
 
 
 def _free(root: Path, config: DictConfig) -> Path:
     root.mkdir(parents=True, exist_ok=True)
-    with hold(root, wait=30.0):  # a moment each, for as many as start at once
-        return _next(root, config)
+    settings, others = OmegaConf.to_yaml(config), set[Path]()
+    # As much as can be is done before the lock, for as many as start at once.
+    for folder in _names(root, config):
+        if not (folder / "config.yaml").is_file():
+            break
+        if config.resume and same_run(folder, config):
+            return folder
+        others.add(folder)
+    try:
+        with hold(root, wait=WAIT):
+            return _next(root, config, settings, others)
+    except InUse as busy:
+        raise ValueError(
+            f"the name of a folder could not be chosen: for {WAIT:.0f} s, {busy}"
+        ) from busy  # of the root, not of the run
 
 
-def _next(root: Path, config: DictConfig) -> Path:
+def _names(root: Path, config: DictConfig) -> Iterator[Path]:
+    """The folders that a run may have, in the order in which they are tried."""
     base = folder_name(config.prompt or Path(config.image or config.prompts or "").stem)
-    for number in count(1):
-        folder = root / (base if number == 1 else f"{base}-{number}")
+    return (root / (base if number == 1 else f"{base}-{number}") for number in count(1))
+
+
+def _next(root: Path, config: DictConfig, settings: str, others: Collection[Path]) -> Path:
+    """The run's own folder, or the first free one, of a root that is held; ``others`` are known to hold other runs."""
+    for folder in _names(root, config):
+        if folder in others:
+            continue
         if config.resume and same_run(folder, config):
             return folder
         try:
@@ -242,5 +316,5 @@ def _next(root: Path, config: DictConfig) -> Path:
         except FileExistsError:
             if not (folder.is_dir() and _unused(folder)):
                 continue
-        return _described(folder, config)
+        return _described(folder, settings)
     raise AssertionError("unreachable")

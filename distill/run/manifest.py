@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import platform
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from distill.files.atomic import sha256, write_atomic
 from distill.files.lock import NAME as LOCK
 from distill.files.paths import user_path
 from distill.loop import Job
+
+log = logging.getLogger(__name__)
 
 
 def describe(config: DictConfig, job: Job) -> dict[str, Any]:
@@ -60,6 +63,15 @@ def describe(config: DictConfig, job: Job) -> dict[str, Any]:
         mesh = user_path(config.mesh.file)
         said["mesh"] = {"file": mesh.name, "sha256": sha256(mesh), "kept": list(config.mesh.keep)}
     return said
+
+
+def outline(config: DictConfig, job: Job) -> dict[str, Any]:
+    """What made an asset, of a run that has failed; its settings alone where a part cannot be described any more."""
+    try:
+        return describe(config, job)
+    except Exception as error:  # whatever it is, how the run failed comes first
+        log.debug("the run's parts cannot be described: %s", error)
+        return {"prompt": config.prompt, "seed": config.seed, "iterations": config.iterations}
 
 
 def finish(folder: Path, manifest: dict[str, Any]) -> None:

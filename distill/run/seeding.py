@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+
+def literal(text: str) -> str:
+    """A text in which OmegaConf sees no interpolation, and which it gives back unchanged."""
+    # A backslash before ${ keeps it literal; one that the text itself has there must be doubled first.
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
 def several(config: DictConfig) -> bool:
@@ -25,7 +32,7 @@ def one_seed(config: DictConfig, number: int, folder: Path, judge: str | None) -
     seed = config.seed + number
     changes: dict[str, Any] = {
         "seed": seed, "seeds": 1, "retries": 0, "keep": "all", "judge": judge, "resume": True,
-        "output_dir": str(folder / f"seed-{seed}").replace("${", r"\${"),
+        "output_dir": literal(str(folder / f"seed-{seed}")),
     }  # fmt: skip
     one = OmegaConf.merge(config, OmegaConf.create(changes))
     assert isinstance(one, DictConfig)

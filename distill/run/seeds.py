@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import time
@@ -22,8 +23,18 @@ from distill.files.lock import NAME as LOCK
 from distill.files.lock import hold
 from distill.live.desk import Desk
 from distill.run.assemble import assemble
-from distill.run.failures import OF_A_SEED, NoSeedFinished, check_collapse, line_of, note, noted, state_of
-from distill.run.folders import claim, is_finished
+from distill.run.failures import (
+    OF_A_SEED,
+    NoSeedFinished,
+    check_collapse,
+    forget,
+    line_of,
+    note,
+    noted,
+    noting,
+    state_of,
+)
+from distill.run.folders import claim, is_finished, left_as_it_is
 from distill.run.judge import judge_of
 from distill.run.manifest import finish
 from distill.run.seeding import one_seed
@@ -79,6 +90,14 @@ def run_seeds(
         NoSeedFinished: all of them failed; says how.
     """
     clear(folder)
+    forget(folder)
+    with noting(config, folder):
+        return _run_seeds(config, folder, prior, carry, desk)
+
+
+def _run_seeds(
+    config: DictConfig, folder: Path, prior: Prior | None, carry: Carry, desk: Desk | None
+) -> Made:
     made: list[Made] = []
     best: Made | None = None
     for number in range(config.seeds + config.retries):
@@ -99,8 +118,10 @@ def run_seeds(
 
 
 def better(row: Mapping[str, Any], than: Mapping[str, Any], keep: str) -> bool:
-    """Tell whether a finished seed is to be preferred; the first of equals is kept."""
-    return keep == "best" and row["score"] > than["score"]
+    """Tell whether a finished seed is to be preferred; the first of equals is kept, and a score that is not a number never wins."""
+    if keep != "best" or math.isnan(row["score"]):
+        return False
+    return math.isnan(than["score"]) or bool(row["score"] > than["score"])
 
 
 def _make(
@@ -111,16 +132,19 @@ def _make(
     own, asset, why = claim(one), None, ""
     state, started = "finished", time.perf_counter()
     with hold(own):
-        if not is_finished(own):
+        if is_finished(own):
+            if said := left_as_it_is(own, one):
+                log.warning("%s: seed %d: %s", config.prompt, one.seed, said)
+        else:
             log.info("%s: seed %d", config.prompt, one.seed)
             try:
                 if config.watchdog:
                     check_collapse(own)
-                job = assemble(one, prior)
-                prior = (
-                    job.prior if one.prompt else prior
-                )  # the model of a picture is loaded with the picture
-                asset = carry(one, own, job, started, desk)
+                with noting(one, own):
+                    job = assemble(one, prior)
+                    # The model of a picture is loaded with the picture.
+                    prior = job.prior if one.prompt else prior
+                    asset = carry(one, own, job, started, desk)
             except OF_A_SEED as error:
                 state, why = state_of(error), line_of(error)
                 log.error("%s: seed %d: %s", config.prompt, one.seed, why)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, NamedTuple
 
 import yaml
@@ -19,6 +20,10 @@ from distill.export.report import render
 from distill.export.thumbnail import thumbnail
 from distill.files.atomic import write_atomic
 from distill.run.failures import noted
+from distill.run.table import cut
+from distill.run.table import read as read_table
+
+log = logging.getLogger(__name__)
 
 #: States of a run, in the order of the table: what needs a look comes first.
 STATES = ("failed", "collapsed", "refused", "unfinished", "finished")
@@ -55,7 +60,8 @@ class Run(NamedTuple):
 def summarise(root: Path) -> tuple[list[Run], Path]:
     """Read all runs below a folder, and write ``summary.csv`` and ``summary.html`` into it.
 
-    A run's seeds and particles are in its own line. Prompts that were refused stand in the tables that batches wrote.
+    A run's seeds and particles are in its own line. Prompts that were refused stand in the tables that batches wrote. What cannot
+    be read, or vanishes meanwhile, is said and left out.
 
     Args:
         root: a folder, such as ``outputs``.
@@ -68,9 +74,17 @@ def summarise(root: Path) -> tuple[list[Run], Path]:
     """
     if not root.is_dir():
         raise ValueError(f"summary needs a folder with runs, such as outputs/, and {root} is none")
-    found = [read(folder, root) for folder in folders(root)]
+    found, tables = list[Run](), list[Path]()
+    for folder, names in walk(root):
+        if is_run(names):
+            try:
+                found.append(read(folder, root))
+            except OSError as error:
+                log.warning("%s cannot be read: %s", folder, error.strerror)
+        else:
+            tables += [folder / name for name in sorted(names) if re.fullmatch(r"batch.*\.csv", name)]
     done = {run.prompt for run in found}
-    found += [run for run in refused(root) if run.prompt not in done]
+    found += [run for run in refused(tables) if run.prompt not in done]
     if not found:
         raise ValueError(f"{root} holds no run: no folder in it has a config.yaml or a manifest.json")
     found.sort(key=lambda run: (STATES.index(run.state), run.prompt, run.folder))
@@ -86,52 +100,106 @@ def summarise(root: Path) -> tuple[list[Run], Path]:
 
 def folders(root: Path) -> Iterator[Path]:
     """Yield the folders of runs below a folder, itself among them; what is in a run's folder is its own."""
-    names, below = set(), []
-    with os.scandir(root) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                below.append(entry.name)
-            else:
-                names.add(entry.name)
-    if names & {"config.yaml", "manifest.json"}:
-        yield root
+    return (folder for folder, names in walk(root) if is_run(names))
+
+
+def is_run(names: Collection[str]) -> bool:
+    """Tell whether a folder with these files is a run's."""
+    return "config.yaml" in names or "manifest.json" in names
+
+
+def walk(root: Path) -> Iterator[tuple[Path, set[str]]]:
+    """Yield a folder and those below it, each with the names of its files; of what is in a run's folder, nothing."""
+    names, below = set[str](), list[str]()
+    try:
+        with os.scandir(root) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    below.append(entry.name)
+                else:
+                    names.add(entry.name)
+    except OSError as error:
+        log.warning("%s cannot be read: %s", root, error.strerror)
         return
-    for name in sorted(below):
-        if not name.startswith("."):
-            yield from folders(root / name)
+    yield root, names
+    if not is_run(names):
+        for name in sorted(below):
+            if not name.startswith("."):
+                yield from walk(root / name)
 
 
 def read(folder: Path, root: Path) -> Run:
-    """The line of one run."""
+    """The line of one run, whatever its files hold.
+
+    Raises:
+        OSError: the folder cannot be looked into.
+    """
     said = noted(folder)
     asked = {} if {"prompt", "seed", "iterations"} <= set(said) else head(folder / "config.yaml")
     finished = (folder / "report.html").is_file()
     state = "finished" if finished else str(said.get("state", "unfinished"))
-    iterations = said.get("iterations", asked.get("iterations"))
-    done = iterations if finished else said.get("step") or steps_of(folder / "metrics.jsonl")
+    iterations = number(said.get("iterations", asked.get("iterations")))
+    seeds = [row for row in listed(said.get("seeds")) if isinstance(row, dict)]
     seconds = said.get("seconds")
-    seeds = said.get("seeds") or []
-    lost = [f"{row['folder']}: {row['why']}" for row in seeds if row.get("why")]
+    parts = [number(part) or 0.0 for part in seconds.values()] if isinstance(seconds, dict) else None
+    lost = [f"{row.get('folder')}: {row['why']}" for row in seeds if row.get("why")]
+    name = asked.get("image") if isinstance(asked.get("image"), str) else None
     return Run(
-        prompt=str(said.get("prompt") or asked.get("prompt") or Path(asked.get("image") or folder).stem),
-        seed=said.get("seed", asked.get("seed")),
+        prompt=plain(said.get("prompt") or asked.get("prompt") or Path(name or folder).stem),
+        seed=whole(said.get("seed", asked.get("seed"))),
         state=state if state in STATES else "failed",
-        score=said.get("score"),
-        seconds=round(sum(seconds.values()), 1) if isinstance(seconds, dict) else None,
-        steps=f"{done}/{iterations}" if iterations else "",
-        folder=folder.relative_to(root).as_posix(),
-        why=str(said["why"]) if said.get("why") else "; ".join(lost),
+        score=number(said.get("score")),
+        seconds=None if parts is None else round(sum(parts), 1),
+        steps=progress(folder, finished, int(iterations), said, asked) if iterations else "",
+        folder=plain(folder.relative_to(root).as_posix()),
+        why=plain(said["why"]) if said.get("why") else plain("; ".join(lost)),
     )
 
 
+def progress(
+    folder: Path, finished: bool, iterations: int, said: Mapping[str, Any], asked: Mapping[str, Any]
+) -> str:
+    """How many steps are done, of how many; of a run of several seeds, those of all that have begun."""
+    if finished:
+        return f"{iterations}/{iterations}"
+    if own := sorted(folder.glob("seed-*/config.yaml")):
+        done = sum(steps_of(path.with_name("metrics.jsonl")) for path in own)
+        return f"{done}/{iterations * max(len(own), whole(asked.get('seeds')) or 1)}"
+    return f"{whole(said.get('step')) or steps_of(folder / 'metrics.jsonl')}/{iterations}"
+
+
+def number(value: object) -> float | None:
+    """A finite number of a file that may hold anything, else None."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    try:
+        return value if known and math.isfinite(value) else None  # type: ignore[arg-type, return-value]
+    except OverflowError:  # an integer of more digits than a float has room for
+        return None
+
+
+def whole(value: object) -> int | None:
+    """An integer of a file that may hold anything, else None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def listed(value: object) -> list[Any]:
+    """A list of a file that may hold anything, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def plain(value: object) -> str:
+    """A text that can be written: what is no character, as in the names of some files, is a question mark."""
+    return str(value).encode("utf-8", "replace").decode()
+
+
 def head(path: Path) -> dict[str, Any]:
-    """The prompt, the seed, the picture and the iterations of a ``config.yaml``, without reading the rest of it as YAML."""
+    """The prompt, the seed, how many of them, the picture and the iterations of a ``config.yaml``, without reading the rest of it as YAML."""
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
         return {}
     # Top-level entries, each with the lines that belong to it.
-    wanted = re.findall(r"^(?:prompt|seed|image|iterations):.*\n(?:[ \t].*\n|\n)*", text, re.MULTILINE)
+    wanted = re.findall(r"^(?:prompt|seed|seeds|image|iterations):.*\n(?:[ \t].*\n|\n)*", text, re.MULTILINE)
     try:
         found = yaml.safe_load("".join(wanted))
     except yaml.YAMLError:
@@ -155,13 +223,28 @@ def steps_of(path: Path) -> int:
     return 0
 
 
-def refused(root: Path) -> Iterator[Run]:
-    """Yield the prompts that have no folder, from the tables of batches in a folder."""
-    for path in sorted(root.glob("batch*.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row.get("state") not in ("finished", "skipped", None) and not row.get("folder"):
-                    yield Run(row["prompt"], None, "refused", None, None, "", "", str(row["state"]))
+def refused(tables: Sequence[Path]) -> Iterator[Run]:
+    """Yield the prompts that have no folder, each once, from the tables of batches; the newest table has the last word."""
+    found = dict[str, Run]()
+    for path in sorted(tables, key=changed):
+        if (rows := read_table(path)) is None:
+            log.warning("%s is no table of a batch, and is left out", path)
+            continue
+        for row in rows:
+            found.pop(row.prompt, None)
+            if row.failed and not row.folder:
+                found[row.prompt] = Run(
+                    row.prompt, None, "refused", None, None, "", "", " ".join(row.state.split())
+                )
+    yield from found.values()
+
+
+def changed(path: Path) -> float:
+    """When a file was written, seconds; 0 for one that is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def as_csv(runs: Sequence[Run]) -> str:
@@ -196,7 +279,7 @@ def as_text(runs: Sequence[Run], most: int = PRINTED) -> str:
     """The table's first lines, for a terminal."""
 
     def shown(value: object) -> str:
-        return "" if value is None else shorten(str(value), 48, placeholder="...")
+        return "" if value is None else cut(str(value), 48)
 
     titles = ("prompt", "state", "score", "seconds", "steps", "why")
     rows = [titles, *(tuple(shown(getattr(run, name)) for name in titles) for run in runs[:most])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -14,6 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from distill.run import compose as settings
 
+#: Several names or paths for one option, whose jobs are to differ in it; a text with anything else in it is one value.
+_LIST = re.compile(r"(?!negative_prompt=|source_prompt=|views\.)[^=]+=[\w.:/@~+-]+(?:,[\w.:/@~+-]+)+")
 #: Runs one job, given its words and the folders of configuration files; returns the exit code.
 RunJob = Callable[[Sequence[str], Sequence[str]], int]
 #: Hydra's launchers other than its own, and the packages that they are in.
@@ -22,6 +25,12 @@ LAUNCHERS = {
     "submitit_local": "hydra-submitit-launcher",
     "submitit_slurm": "hydra-submitit-launcher",
 }
+#: Exit code of a run that a signal has stopped.
+INTERRUPTED = 130
+
+
+class Stopped(BaseException):
+    """A job of a sweep in this process was interrupted; Hydra would take an ``Exception`` for the end of this job alone."""
 
 
 class JobEnded(Exception):
@@ -51,7 +60,12 @@ def sweep(options: Sequence[str], folders: Sequence[str], run_job: RunJob) -> in
     """
     codes: list[int] = []
     flags = [text for text in options if "=" not in text or text.startswith("-")]
-    words = [text for text in options if text not in flags]
+    swept = bool({"-m", "--multirun"} & set(flags))
+    words = [
+        text if swept and _LIST.fullmatch(text) else settings.quote_text(text)
+        for text in options
+        if text not in flags
+    ]
     launcher = launcher_of(words, flags)
     added = settings.implied(words)
 
@@ -60,6 +74,8 @@ def sweep(options: Sequence[str], folders: Sequence[str], run_job: RunJob) -> in
         given = [word for word in HydraConfig.get().overrides.task if word not in added]
         aliases = [word for word in words if word.startswith("guidance=") and "," not in word]
         code = run_job([*given, *aliases], folders)
+        if code == INTERRUPTED and not launcher:  # who interrupts a job wants no further one
+            raise Stopped
         if launcher and code:  # what another process appends stays there
             raise JobEnded(code, given)
         codes.append(code)
@@ -72,6 +88,9 @@ def sweep(options: Sequence[str], folders: Sequence[str], run_job: RunJob) -> in
     with settings.one_line():
         try:
             job()
+        except Stopped:
+            print("distill: the sweep was stopped, and its further jobs are not started", file=sys.stderr)
+            return INTERRUPTED
         except JobEnded as ended:
             print(f"distill: error: {ended}", file=sys.stderr)
             return ended.code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -112,7 +113,9 @@ def patience(iterations: int) -> int:
 
 
 def watch(iterations: int, volume: bool) -> Callable[[int, Render], None]:
-    """Return what is called after each step, with the steps done and their pictures.
+    """Return what is called after each step of a scene, with the steps that the run has done and their pictures.
+
+    Of several scenes, each has one of its own, which counts the steps that train this scene.
 
     Args:
         iterations: of the run.
@@ -123,11 +126,12 @@ def watch(iterations: int, volume: bool) -> Callable[[int, Render], None]:
     """
     steps = patience(iterations)
     seen: deque[Sight] = deque(maxlen=steps // EVERY + 2)
+    own = count(1)
 
     def after(step: int, picture: Render) -> None:
-        if step % EVERY:
+        if (mine := next(own)) % EVERY:
             return
-        seen.append(look(step, picture))
+        seen.append(look(mine, picture))
         if kind := verdict(seen, steps, volume):
             raise Collapsed(
                 f"collapsed at step {step} of {iterations}: {kind} for {steps} steps: {SAID[kind]}; watchdog=false goes on"

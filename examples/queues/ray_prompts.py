@@ -6,8 +6,9 @@
 
 Each worker is an actor that loads the prior once; the driver gives a prompt to each that is free. What is finished is skipped, so the same
 command goes on after anything. If a worker dies, its prompt goes back to the queue and a new worker takes its place; a prompt that was
-given ``--tries`` times to workers that died is given up. All workers write below one folder, which must be on a file system that they share.
-At the end there is one table over all (``distill summary``).
+given ``--tries`` times to workers that died is given up, and one that fails is told in the table. All workers write below one folder, which
+must be on a file system that they share. With ``shard=i/n``, the list is every n-th prompt. At the end there is one table over all
+(``distill summary``).
 """
 
 from __future__ import annotations
@@ -15,24 +16,35 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
-from distill.run.batch import Row, embed_first, finished_before, make_one, read_prompts, tell
+from distill.run.assemble import check_prior, open_prior, pick_device
+from distill.run.batch import (
+    embed_first,
+    finished_before,
+    make_one,
+    read_prompts,
+    say_first,
+    shard_of,
+    table_of,
+)
 from distill.run.compose import compose_config, quote, quote_text
 from distill.run.folders import check_root
+from distill.run.judge import check_judge
 from distill.run.summary import as_text, summarise
+from distill.run.table import Row, tell
 
 
 class Worker:
     """A process with a prior: Ray makes it an actor."""
 
     def __init__(self, config: DictConfig, root: str) -> None:
-        from distill.run.assemble import open_prior, pick_device
-
         self.config, self.root = config, Path(root)
         self.prior = open_prior(config, pick_device(config.device))
 
@@ -67,27 +79,30 @@ def make_all(
     gpus: float = 0.0,
     cpus: float = 1.0,
     tries: int = 3,
-) -> list[Row]:
+) -> Iterator[Row]:
     """Make the assets of prompts with workers of a Ray that is started.
 
     Args:
         config: of the queue, with ``prompts=``.
-        prompts: whose assets to make.
+        prompts: whose assets to make, one at least.
         root: the folder for all, which the workers share.
         workers: how many actors.
         gpus: of each actor; Ray shows each its own.
         cpus: of each actor.
         tries: how many workers may die of one prompt.
 
-    Returns:
-        A row for each prompt, in the order in which they ended.
+    Yields:
+        A row for each prompt, in the order in which they end.
+
+    Raises:
+        ValueError: no worker fits the cluster.
+        ray.exceptions.RayError: the first worker does not start.
     """
     import ray
 
     workers = min(workers, len(prompts), fitting(ray.cluster_resources(), {"CPU": cpus, "GPU": gpus}))
     actor: Any = ray.remote(num_gpus=gpus, num_cpus=cpus)(Worker)
     waiting = deque((prompt, 1) for prompt in prompts)
-    rows: list[Row] = []
     at_work: dict[Any, tuple[Any, str, int]] = {}
 
     def give(worker: Any) -> None:
@@ -96,25 +111,38 @@ def make_all(
             at_work[worker.make.remote(prompt)] = (worker, prompt, tried)
 
     first = actor.remote(config, str(root))
-    ray.get(first.embed.remote(list(prompts)))
+    try:
+        ray.get(first.embed.remote(list(prompts)))
+    except ray.exceptions.RayTaskError as error:
+        print(f"the prompts are embedded run by run: {line_of(error)}", file=sys.stderr)
     give(first)
     for _ in range(workers - 1):
         give(actor.remote(config, str(root)))
     while at_work:
         (done,), _ = ray.wait(list(at_work), num_returns=1)
         worker, prompt, tried = at_work.pop(done)
+        row: Row | None = None
         try:
-            rows.append(ray.get(done))
-        except ray.exceptions.RayActorError as error:
+            row = ray.get(done)
+        except ray.exceptions.RayTaskError as error:  # the prompt has failed; its worker is as before
+            row = Row(prompt, line_of(error), "", 0.0)
+        except ray.exceptions.RayError as error:
             print(f"{prompt}: its worker died ({str(error).splitlines()[0]})", file=sys.stderr)
             if tried < tries:
                 waiting.append((prompt, tried + 1))
             else:
-                rows.append(Row(prompt, f"{tries} workers died of it", "", 0.0))
+                row = Row(prompt, f"{tries} workers died of it", "", 0.0)
             worker = actor.remote(config, str(root)) if waiting else None
         if worker is not None:
             give(worker)
-    return rows
+        if row:
+            yield row
+
+
+def line_of(error: BaseException) -> str:
+    """What an error of Ray says, in one line: of a traceback, its last line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[-1].split())[:300]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,28 +160,81 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_intermixed_args(arguments)
     try:
         config = compose_config([f"prompts={quote(given.prompts)}", *map(quote_text, given.options)])
-        prompts, root = read_prompts(config), check_root(config)
+        root, left = to_make(config, given.gpus)
+        if find_spec("ray") is None:
+            raise ValueError(
+                "this script needs the package ray; install it with pip install 'distill3d[ray]'"
+            )
     except ValueError as error:
-        print(f"ray_prompts: {error}", file=sys.stderr)
+        print(f"ray_prompts: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    rows = list[Row]()
+    try:
+        if left:
+            work(config, left, root, given, rows)
+    except KeyboardInterrupt:
+        return 130
+    except ValueError as error:
+        print(f"ray_prompts: error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"ray_prompts: error: {error}", file=sys.stderr)
+        return 1
+    finally:  # whatever ended the work
+        if rows:
+            tell(rows, (path := table_of(config)).with_name(path.name.replace("batch", "batch-ray")))
+    try:
+        print(as_text(summarise(root)[0]))
+    except ValueError as error:
+        print(f"ray_prompts: error: {error}", file=sys.stderr)
+        return 1
+    return 1 if any(row.failed for row in rows) else 0
+
+
+def to_make(config: DictConfig, gpus: float) -> tuple[Path, list[str]]:
+    """Check a queue before any worker is started; returns the folder for all and the prompts that are not finished.
+
+    Raises:
+        ValueError: something in the configuration is wrong, in one line.
+    """
+    if config.view:
+        raise ValueError("view=true shows the runs of one process, and Ray's are many; leave it out")
+    prompts, root = shard_of(read_prompts(config), config.shard), check_root(config).absolute()
+    if not prompts:
+        raise ValueError(f"shard={config.shard} has none of the prompts of {config.prompts}")
     done = finished_before(config, root)
     left = [prompt for prompt in prompts if not done(prompt)]
     print(f"{len(prompts) - len(left)} of {len(prompts)} prompts were finished before")
+    if left:
+        # The workers have the GPUs; this machine may have none. With max_vram, this chooses what all of them do.
+        check_prior(config, torch.device("cuda") if gpus else pick_device(config.device))
+        check_judge(config)
+        say_first(config, left)
+    return root, left
+
+
+def work(
+    config: DictConfig, left: Sequence[str], root: Path, given: argparse.Namespace, rows: list[Row]
+) -> None:
+    """Start Ray, and append a row for each prompt as it ends.
+
+    Raises:
+        ValueError: no worker fits the cluster.
+        RuntimeError: no worker starts, or Ray itself fails.
+    """
     import ray
 
-    ray.init(address=given.address, include_dashboard=False, log_to_driver=True)
     try:
-        rows = (
-            make_all(config, left, root, given.workers, given.gpus, given.cpus, given.tries) if left else []
-        )
-    except (ray.exceptions.RayError, ValueError) as error:
-        print(f"ray_prompts: no worker can start: {' '.join(str(error).split())[-300:]}", file=sys.stderr)
-        return 1
+        ray.init(address=given.address, include_dashboard=False, log_to_driver=True)
+    except (OSError, ray.exceptions.RayError) as error:  # a cluster that is not there is a ConnectionError
+        raise RuntimeError(f"Ray does not start: {line_of(error)}") from error
+    try:
+        for row in make_all(config, left, root, given.workers, given.gpus, given.cpus, given.tries):
+            rows.append(row)
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(f"no worker can start: {line_of(error)}") from error
     finally:
         ray.shutdown()
-    tell(rows, root / "batch-ray.csv")
-    print(as_text(summarise(root)[0]))
-    return 0 if all(row.state in ("finished", "skipped") for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -23,8 +23,22 @@ from queue_kills import ONE_STEP, check, finished, place, told
 SCRIPT = Path(__file__).parents[1] / "queues" / "ray_prompts.py"
 
 
-def workers(root: Path) -> list[int]:
-    """Process ids of those that hold the folder of an asset, as their locks say."""
+def below(pid: int) -> set[int]:
+    """Ids of the processes that a process has started, those that they have started, and so on."""
+    said = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(child): int(parent) for child, parent in map(str.split, said.splitlines())}
+    found: set[int] = set()
+    new = {pid}
+    while new := {child for child, parent in parents.items() if parent in new} - found:
+        found |= new
+    return found
+
+
+def workers(root: Path, driver: int) -> list[int]:
+    """Process ids of those that hold the folder of an asset, as their locks say, and that a driver has started.
+
+    A lock that is left of a process that was killed may have the number of a stranger's by now.
+    """
     found = []
     for path in root.glob("*/.lock"):
         try:
@@ -33,7 +47,8 @@ def workers(root: Path) -> list[int]:
             continue
         if words[:1] == ["process"] and not (path.parent / "report.html").exists():
             found.append(int(words[1]))
-    return found
+    ours = below(driver) if found else set()
+    return [pid for pid in found if pid in ours]
 
 
 def main() -> int:
@@ -57,7 +72,7 @@ def main() -> int:
         while running.poll() is None:
             time.sleep(0.01)
             first_seen = {**finished(root), **first_seen}
-            busy = [pid for pid in workers(root) if pid not in killed]
+            busy = [pid for pid in workers(root, running.pid) if pid not in killed]
             if busy and kills < options.kills and time.monotonic() >= due:
                 pid = chance.choice(busy)
                 os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,91 @@
+"""The table of a batch, and texts short enough for a line of one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from distill.files.atomic import write_atomic
+
+log = logging.getLogger(__name__)
+
+#: Lines of a table or a list that are shown; the file has all.
+SHOWN = 40
+#: Longest field of a table that is read, characters: a prompt may be longer than the 131,072 that ``csv`` takes.
+FIELD = 2**31 - 1
+
+
+class Row(NamedTuple):
+    """What became of a prompt: ``finished``, ``skipped`` or the error; its folder, and how long it took, seconds."""
+
+    prompt: str
+    state: str
+    folder: str
+    seconds: float
+
+    @property
+    def failed(self) -> bool:
+        return self.state not in ("finished", "skipped")
+
+
+def cut(text: str, width: int) -> str:
+    """A text in one line of at most so many characters, whether it has spaces or not."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 3].rstrip() + "..."
+
+
+def tell(rows: Sequence[Row], path: Path) -> None:
+    """Write a batch's table as CSV, and show its first lines, what failed before the rest.
+
+    Rows of other prompts that are in the file stay in it; a disk that is full is said, and takes nothing else away.
+    """
+    shown = sorted(rows, key=lambda row: not row.failed)[:SHOWN]
+    lines = [(cut(row.prompt, 40), cut(row.state, 40), row.folder, f"{row.seconds:.1f}") for row in shown]
+    widths = [max(map(len, column)) for column in zip(Row._fields, *lines, strict=True)]
+    for cells in (Row._fields, *lines):
+        log.info(
+            "%s", "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        )
+    if len(rows) > SHOWN:
+        log.info("... and %d more in %s", len(rows) - SHOWN, path)
+    try:
+        write(rows, path)
+    except OSError as error:
+        log.error("the table cannot be written to %s: %s", path, error.strerror)
+
+
+def write(rows: Sequence[Row], path: Path) -> None:
+    """Write a table, below the rows that a file of that name has of other prompts.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = read(path) if path.exists() else []
+    if before is None:
+        log.error("%s is no table of a batch and stays; move it to have the table written there", path)
+        return
+    mine = {row.prompt for row in rows}
+    text = io.StringIO()
+    kept = [row for row in before if row.prompt not in mine]
+    csv.writer(text, lineterminator="\n").writerows([Row._fields, *kept, *rows])
+    write_atomic(path, text.getvalue())
+
+
+def read(path: Path) -> list[Row] | None:
+    """The rows of a table; None where the file cannot be read or is none of a batch."""
+    limit = csv.field_size_limit(FIELD)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            found = csv.reader(file)
+            if tuple(next(found, ())) != Row._fields:
+                return None
+            return [Row(prompt, state, folder, float(seconds)) for prompt, state, folder, seconds in found]
+    except (OSError, ValueError, csv.Error):  # not UTF-8 and other numbers of fields are ValueErrors
+        return None
+    finally:
+        csv.field_size_limit(limit)
