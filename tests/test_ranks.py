@@ -204,7 +204,7 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
     return {name: leaf for key, item in inside for name, leaf in leaves(item, f"{path}.{key}").items()}
 
 
-def same(one: Any, other: Any, **tolerance: float) -> None:
+def same(one: Any, other: Any, **tolerance: Any) -> None:
     first, second = leaves(one), leaves(other)
     assert first.keys() == second.keys()
     for name, value in first.items():
