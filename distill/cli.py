@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -95,30 +96,32 @@ def _job(config: object, library: bool = False) -> int:
     """Run one configuration, perhaps as that of a library, and return the exit code; every foreseeable failure is one line."""
     from omegaconf import DictConfig
 
-    from distill.run.amortise import run_library
+    from distill.ranks import Ended, Lost, joined
     from distill.run.batch import run_prompts, table_of
-    from distill.run.execute import run
     from distill.run.failures import FORESEEN
     from distill.run.generator import amortised
     from distill.run.journal import Interrupted
+    from distill.run.launched import check_shared, run_on
     from distill.run.table import SHOWN
 
     assert isinstance(config, DictConfig)
     try:
-        if library or amortised(config):
-            run_library(config)
-            return 0
-        if config.prompts is None:
-            run(config)
-            return 0
+        with joined(config.device) as ranks:
+            if library or amortised(config) or config.prompts is None:
+                run_on(ranks, config, library)
+                return 0
+            check_shared(config, ranks.size)
         results = run_prompts(config)
+    except Ended:
+        time.sleep(1)  # a launcher ends all as soon as one does, and the one that failed is to speak first
+        return 1
     except Interrupted as stopped:
         print(f"distill: {stopped}", file=sys.stderr)
         return 130
     except ValueError as error:
         _fail(error)
         return 2
-    except FORESEEN as error:
+    except (*FORESEEN, Lost) as error:
         _fail(error)
         return 2 if _too_long(error) else 1
     failed = {prompt: why for prompt, why in results.items() if why not in ("finished", "skipped")}
@@ -169,7 +172,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sys.exit(_start(arguments))
     except ValueError as error:
-        _fail(error)
+        from distill.ranks import speaks
+
+        if speaks():
+            _fail(error)
         sys.exit(2)
     except OSError as error:
         if not _too_long(error):
@@ -232,8 +238,14 @@ def _start(arguments: Sequence[str]) -> int:
         return 0
     if not flags and not any(text.startswith("hydra") for text in overrides):
         return _job(settings.compose_config(overrides, folders), library)
+    from distill.ranks import launched
     from distill.run.sweep import sweep
 
+    if launched() > 1:
+        raise ValueError(
+            f"a sweep (-m) starts runs of its own, which {launched()} processes of a launcher cannot share; start it without the "
+            "launcher, for example with hydra/launcher=joblib"
+        )
     return sweep(options, folders, partial(_swept, library=library))
 
 

@@ -26,6 +26,7 @@ from distill.contracts import (
     TimestepSampler,
     View,
 )
+from distill.ranks import ALONE, Ranks, streams
 from distill.samplers.schedules import Ramp
 from distill.samplers.timesteps import check_timesteps
 from distill.transfer import send
@@ -110,9 +111,11 @@ class Settings:
 
     Attributes:
         iterations: steps in all.
-        batch: pictures per step.
+        batch: pictures per step, or per prompt of a library.
         at_once: of these, how many are rendered and given to the prior at a time, their gradients added up; None for
-            all of them.
+            all of them that a process has.
+        accumulate: prompts of a library per step, the mean of whose gradients is taken; each begins with an ``update`` of the
+            scene.
         latent_until: fraction of training up to which normals and opacity stand in for the prior's latent.
         normals: render normals in every step, for a ControlNet.
         size: height and width rendered, pixels; rounded to multiples of 8.
@@ -130,6 +133,7 @@ class Settings:
     iterations: int
     batch: int = 4
     at_once: int | None = None
+    accumulate: int = 1
     latent_until: float = 0.0
     normals: bool = False
     size: Ramp = field(default_factory=lambda: Ramp(64))
@@ -162,6 +166,7 @@ class Job:
         views: render each of them for viewing.
         picture: the input picture of a run that has one.
         drawn: tells which of the scenes the last step has trained.
+        ranks: the processes that share the prompts of a step; where there is one prompt, its views.
     """
 
     state: State
@@ -177,6 +182,7 @@ class Job:
     views: Sequence[View] = ()
     picture: Picture | None = None
     drawn: Callable[[], int] = lambda: 0
+    ranks: Ranks = ALONE
 
 
 #: Called after each step with the state, the step's metrics and its pictures; returning True stops the run there.
@@ -249,9 +255,9 @@ class Seen:
 
 
 class Gradients(Protocol):
-    """Accumulates a step's gradient in the scene's parameters."""
+    """Accumulates the gradient of one prompt's views in the scene's parameters."""
 
-    def __call__(self, job: Job, now: Step, cameras: Cameras, /) -> Seen: ...
+    def __call__(self, job: Job, now: Step, cameras: Cameras, generator: torch.Generator, /) -> Seen: ...
 
 
 def step(job: Job, gradients: Gradients | None = None) -> tuple[Seen, dict[str, float]]:
@@ -262,20 +268,44 @@ def step(job: Job, gradients: Gradients | None = None) -> tuple[Seen, dict[str, 
         gradients: ``accumulate`` by default; ``train`` gives one that tries again with less memory.
 
     Returns:
-        What the prior was given and returned, and the step's metrics.
+        What the prior was given and returned, for the last prompt of this process, and the step's metrics.
     """
-    state, settings, g = job.state, job.settings, job.state.generator
-    now = Step(state.step, state.step / settings.iterations)
-    state.scene.update(now, state.optimiser, g)
-    cameras = job.cameras(now.progress, settings.batch, g)
-    seen = (gradients or accumulate)(job, now, cameras)
-    metrics = _measure(state.step, seen, clipped(state.parameters(), settings.clip_norm))
+    state, settings, ranks = job.state, job.settings, job.ranks
+    now, parameters = Step(state.step, state.step / settings.iterations), list[nn.Parameter]()
+    prompts = range(settings.accumulate)
+    own, seen = ranks.share(prompts) if settings.accumulate > 1 else prompts, list[Seen]()
+    for prompt, g in zip(prompts, streams(state.generator, settings.accumulate), strict=True):
+        now = replace(now, drawn=state.step * settings.accumulate + prompt)
+        # Of every prompt, so that all processes know what is where.
+        state.scene.update(now, state.optimiser, g)
+        if prompt in own:
+            before = [parameter.grad for parameter in parameters]
+            cameras = job.cameras(now.progress, settings.batch, g)
+            seen.append((gradients or accumulate)(job, now, cameras, g))
+            parameters = state.parameters()
+            _plus(parameters, before)
+    ranks.add(parameters)
+    _divide(parameters, settings.accumulate)
+    metrics = _measure(state.step, seen, clipped(parameters, settings.clip_norm), ranks)
     if math.isfinite(metrics["grad_norm"]):
         move(state, settings, now.progress)
     else:
         state.skipped += 1
     state.step += 1
-    return seen, metrics
+    return seen[-1], metrics
+
+
+def _plus(parameters: Sequence[nn.Parameter], before: Sequence[Tensor | None]) -> None:
+    """Add earlier gradients, none at first."""
+    for parameter, earlier in zip(parameters, before or [None] * len(parameters), strict=True):
+        if earlier is not None:
+            parameter.grad = earlier if parameter.grad is None else earlier.add_(parameter.grad)
+
+
+def _divide(parameters: Sequence[nn.Parameter], count: int) -> None:
+    """Divide gradients by a number."""
+    if count > 1:
+        torch._foreach_div_([p.grad for p in parameters if p.grad is not None], float(count))
 
 
 def clipped(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
@@ -286,26 +316,39 @@ def clipped(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-def accumulate(job: Job, now: Step, cameras: Cameras) -> Seen:
-    """Accumulate a step's gradient, ``settings.at_once`` views at a time, and train the guidance if it learns."""
-    state = job.state
+def accumulate(job: Job, now: Step, cameras: Cameras, generator: torch.Generator | None = None) -> Seen:
+    """Accumulate the gradient of a prompt's views, ``settings.at_once`` at a time, and train the guidance if it learns.
+
+    Args:
+        job: the parts.
+        now: where in training the step is.
+        cameras: all of the prompt's views; where processes share them, this one renders its own.
+        generator: of all that is random; the run's by default.
+    """
+    state, at_once = job.state, views_at_once(job)
+    g = generator or state.generator
     state.optimiser.zero_grad(set_to_none=True)
-    seen = joined([see(job, now, part) for part in cameras.split(views_at_once(job))])
+    blocks = cameras.split(views_of_a_process(job))
+    parts = [part for block in blocks for part in block.split(at_once)]
+    drawn = list(zip(parts, streams(g, len(parts)), strict=True))
+    own = job.ranks.share(drawn) if len(blocks) > 1 else drawn
+    seen = joined([see(job, now, part, stream) for part, stream in own])
     if state.learner:
-        learnt = state.learner.learn(job.prior, seen.x, seen.cond, state.generator, views_at_once(job))
-        seen = replace(seen, learnt=learnt)
+        seen = replace(seen, learnt=state.learner.learn(job.prior, seen.x, seen.cond, g, at_once))
     return seen
 
 
-def see(job: Job, now: Step, cameras: Cameras) -> Seen:
+def see(job: Job, now: Step, cameras: Cameras, generator: torch.Generator | None = None) -> Seen:
     """Render some of a step's views, ask the prior, and add their share of the step's gradient to the scene's.
 
     Args:
         job: the parts.
         now: where in training the step is.
         cameras: where they are drawn, on the CPU; the renderer and the loss get them on the prior's device.
+        generator: of all that is random; the run's by default.
     """
-    prior, settings, g, count = job.prior, job.settings, job.state.generator, len(cameras)
+    prior, settings, count = job.prior, job.settings, len(cameras)
+    g = generator or job.state.generator
     there = cameras.to(prior.device)
     size = 8 * round(settings.size(now.progress) / 8)
     latent = now.progress < settings.latent_until
@@ -331,9 +374,15 @@ def see(job: Job, now: Step, cameras: Cameras) -> Seen:
     return Seen(x.detach(), t, cond, grad, render.detached())
 
 
+def views_of_a_process(job: Job) -> int:
+    """Return how many of a prompt's views each process has: a share where there is one prompt to share, else all of them."""
+    return job.settings.batch // (job.ranks.size if job.settings.accumulate == 1 else 1)
+
+
 def views_at_once(job: Job) -> int:
     """Return how many views are in memory at a time: a multiple of those that the prior takes together."""
-    wanted = min(job.settings.at_once or job.settings.batch, job.settings.batch)
+    most = views_of_a_process(job)
+    wanted = min(job.settings.at_once or most, most)
     return max(wanted // job.prior.views, 1) * job.prior.views
 
 
@@ -341,11 +390,11 @@ def retrying(job: Job) -> Gradients:
     """Return ``accumulate`` that, from a step on that runs out of memory, renders frugally and half as many views at a time."""
     smaller: Job | None = None
 
-    def gradients(job: Job, now: Step, cameras: Cameras) -> Seen:
+    def gradients(job: Job, now: Step, cameras: Cameras, generator: torch.Generator) -> Seen:
         nonlocal smaller
-        before = job.state.generator.get_state()
+        before = generator.get_state()
         try:
-            return accumulate(smaller or job, now, cameras)
+            return accumulate(smaller or job, now, cameras, generator)
         except torch.OutOfMemoryError as error:
             if smaller or job.frugal is None:
                 raise OutOfMemory(_too_large(now.index, views_at_once(smaller or job))) from error
@@ -357,9 +406,9 @@ def retrying(job: Job) -> Gradients:
             now.index,
             views_at_once(smaller),
         )
-        job.state.generator.set_state(before)
+        generator.set_state(before)
         torch.cuda.empty_cache()
-        return gradients(job, now, cameras)
+        return gradients(job, now, cameras, generator)
 
     return gradients
 
@@ -429,16 +478,22 @@ def move(state: State, settings: Settings, progress: float) -> None:
         torch._foreach_lerp_(state.average, parameters, 1 - settings.ema)
 
 
-def _measure(step: int, seen: Seen, norm: Tensor) -> dict[str, float]:
-    """Return a step's metrics."""
-    values = {
-        "t": seen.t.float().mean(),
-        "guidance_rms": seen.grad.square().mean().sqrt(),
-        "grad_norm": norm,
-        "opacity": seen.render.opacity.mean(),
-        **seen.render.penalties,
-    }
+def _measure(step: int, seen: Sequence[Seen], norm: Tensor, ranks: Ranks) -> dict[str, float]:
+    """Return a step's metrics, means over its prompts and over all processes."""
+    each = [
+        {
+            "t": one.t.float().mean(),
+            "guidance_rms": one.grad.square().mean(),
+            "opacity": one.render.opacity.mean(),
+            **one.render.penalties,
+        }
+        for one in seen
+    ]
+    names = list(each[0])
+    rows = torch.stack([torch.stack([one[name].detach().float() for name in names]) for one in each])
     # One transfer for all of them: each .item() would wait for the device.
-    numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()
-    learnt = {} if seen.learnt is None else {"learner_loss": seen.learnt}
-    return {"step": step, **dict(zip(values, numbers, strict=True)), **learnt}
+    *means, size = torch.cat([ranks.mean(rows.mean(0)), norm.detach().float().view(1)]).tolist()
+    numbers = dict(zip(names, means, strict=True)) | {"grad_norm": size}
+    numbers["guidance_rms"] = math.sqrt(numbers["guidance_rms"])
+    learnt = [one.learnt for one in seen if one.learnt is not None]
+    return {"step": step, **numbers, **({"learner_loss": sum(learnt) / len(learnt)} if learnt else {})}

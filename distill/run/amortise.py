@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from distill import loop
 from distill.arguments import library_scene
@@ -20,8 +20,10 @@ from distill.export.wall import write_wall
 from distill.files.atomic import write_atomic
 from distill.files.checkpoint import load_checkpoint
 from distill.files.lock import hold
+from distill.files.paths import user_path
 from distill.live.desk import Desk
 from distill.live.server import watched
+from distill.ranks import ALONE, Ranks
 from distill.run.assemble import assemble
 from distill.run.compose import as_overrides, compose_config
 from distill.run.execute import given, noting_training, train
@@ -68,8 +70,13 @@ def amortise(
     return run_library(compose_config([*words, *library_scene(words)]), loaded)
 
 
-def run_library(config: DictConfig, prior: Prior | None = None) -> Path:
+def run_library(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALONE) -> Path:
     """Train the generator of a configuration, or go on with it; returns its folder.
+
+    Args:
+        config: of the run.
+        prior: a loaded prior, which saves loading it again.
+        ranks: the processes that share the prompts of each step, of which this is the first.
 
     Raises:
         ValueError: something in the configuration or in the library is wrong, in one line.
@@ -81,14 +88,34 @@ def run_library(config: DictConfig, prior: Prior | None = None) -> Path:
         raise ValueError(
             f"scene={config.scene._target_.rpartition('.')[2]} is of one prompt and learns no library; add scene=hyper_grid"
         )
+    set_accumulate(config, ranks.size)
     check_unused(config)
     library = library_of(config)
+    ranks.meet()
     with watched(config) as desk:
-        job = assemble(config, prior)
+        job = assemble(config, prior, ranks)
         folder = claim(config)
         with hold(folder):
             carry_out(config, folder, library, job, started, desk)
     return folder
+
+
+def set_accumulate(config: DictConfig, processes: int) -> None:
+    """Say in a configuration how many prompts a step takes: one for each process, if it does not say so.
+
+    Raises:
+        ValueError: the run that is resumed takes another number.
+    """
+    if config.optimiser.accumulate is None:
+        config.optimiser.accumulate = processes
+    stored = user_path(config.output_dir) / "config.yaml" if config.output_dir else None
+    if config.resume and stored and stored.is_file():
+        before = OmegaConf.select(OmegaConf.load(stored), "optimiser.accumulate")
+        if before not in (None, config.optimiser.accumulate):
+            raise ValueError(
+                f"{stored.parent} takes {before} prompts in each step, and this would be {config.optimiser.accumulate}; add "
+                f"optimiser.accumulate={before}, which any number of processes that divides it can share"
+            )
 
 
 def carry_out(
@@ -116,7 +143,8 @@ def _carry_out(
         log.info("resuming %s at step %d", folder, job.state.step)
     describe_generator(folder, config, scene.options, scene.state_dict()["prompts.embeddings"].shape[1])
     count, loaded = len(library.train), time.perf_counter()
-    log.info("%d prompts to learn, %.4g steps for each", count, config.iterations / count)
+    each = config.iterations * config.optimiser.accumulate / count
+    log.info("%d prompts to learn, %.4g steps for each", count, each)
     train(
         config, folder, job, desk,
         notes=partial(seen, scene, count), show=partial(show, folder, library, job),

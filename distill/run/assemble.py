@@ -40,6 +40,7 @@ from distill.priors.diffusion import DiffusionPrior
 from distill.priors.graphs import check_graphs
 from distill.priors.load import load_prior
 from distill.priors.source import find
+from distill.ranks import ALONE, Ranks
 from distill.renderers import reference
 from distill.renderers.particles import Particles
 from distill.renderers.patch import patched
@@ -51,12 +52,13 @@ from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
 from distill.samplers.shading import by_turns
 
 
-def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
+def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALONE) -> loop.Job:
     """Make every part that a configuration names, ready for ``loop.train``.
 
     Args:
         config: of ``compose_config``; ``max_vram`` changes its memory options in place.
         prior: a loaded prior, which saves loading the one that the configuration names.
+        ranks: the processes that share each step.
 
     Raises:
         ValueError: something in the configuration is wrong, in one line.
@@ -82,7 +84,7 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
         prior = picture.prior
     elif prior is None:
         prior = open_prior(config, device)
-    check_fits(config, prior)
+    check_fits(config, prior, ranks.size)
     if config.generator:
         begin_generated(scenes[0], config, prior)
 
@@ -93,6 +95,8 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
         scene, tuple(config.optimiser.betas), config.optimiser.eps, config.optimiser.weight_decay
     )
     learner = guidance if isinstance(guidance, Learner) else None
+    if learner and ranks.size > 1:
+        raise ValueError(LEARNS)
     settings = make_settings(config)
     if picture and picture.drawn:
         until = config.reference.start_until
@@ -105,7 +109,7 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
         guidance=guidance,
         condition=make_condition(config, prior, scenes[0], library),
         render=render(),
-        frugal=render(frugal=True),
+        frugal=render(frugal=True) if ranks.size == 1 else None,  # all processes divide a step alike
         cameras=cameras,
         timesteps=scheduled_sampler(
             instantiate(config.timesteps, _convert_="all"), prior=prior, **schedules_in(config, "timesteps")
@@ -115,6 +119,7 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
         views=looks(prior, scenes, library),
         picture=picture,
         drawn=lambda: particles.drawn if particles else 0,
+        ranks=ranks,
     )
 
 
@@ -170,8 +175,8 @@ def open_prior(config: DictConfig, device: torch.device) -> DiffusionPrior:
     return load_prior(config.prior, device, None if name == "auto" else getattr(torch, name), **options)
 
 
-def check_fits(config: DictConfig, prior: Prior) -> None:
-    """Refuse options that a loaded prior cannot follow.
+def check_fits(config: DictConfig, prior: Prior, processes: int = 1) -> None:
+    """Refuse options that a loaded prior cannot follow, on so many processes.
 
     Raises:
         ValueError: the batch is no multiple of a multi-view prior's views, ``latent_until`` needs four latent channels, or
@@ -182,6 +187,12 @@ def check_fits(config: DictConfig, prior: Prior) -> None:
             f"render.batch must be a multiple of the {prior.views} views that {prior.name} takes together, got "
             f"{config.render.batch}"
         )
+    sharing = processes if (config.optimiser.accumulate or 1) == 1 else 1
+    if config.render.batch // sharing % prior.views:
+        raise ValueError(
+            f"render.batch={config.render.batch} on {processes} processes is {config.render.batch // sharing} views for each, and "
+            f"{prior.name} takes {prior.views} together; make it a multiple of {prior.views * processes}"
+        )
     if config.render.latent_until and not (prior.latent and prior.shape[0] == 4):
         found = f"{prior.shape[0]}" if prior.latent else "pixels"
         raise ValueError(
@@ -191,6 +202,12 @@ def check_fits(config: DictConfig, prior: Prior) -> None:
     if prior.has_control != bool(config.prior_options.control):
         raise ValueError(TOGETHER)
 
+
+#: A loss with parameters of its own has seen other pictures on each process.
+LEARNS = (
+    "this guidance trains a copy of the prior on the pictures of each step, of which each of several processes has only some; "
+    "choose a guidance= that learns nothing, such as csd or asd, or start one process"
+)
 
 #: A ControlNet and what it is given are two options.
 TOGETHER = (
@@ -252,6 +269,7 @@ def make_settings(config: DictConfig) -> loop.Settings:
         iterations=config.iterations,
         batch=config.render.batch,
         at_once=config.render.at_once,
+        accumulate=optimiser.accumulate or 1,
         latent_until=config.render.latent_until,
         normals=config.prior_options.control == "normal",
         size=ramp("render.size"),

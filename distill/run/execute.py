@@ -22,6 +22,7 @@ from distill.files.checkpoint import load_checkpoint
 from distill.files.lock import hold
 from distill.live.desk import Desk
 from distill.live.server import watched
+from distill.ranks import ALONE, Ranks
 from distill.run.assemble import assemble, check_prior, pick_device
 from distill.run.checks import check_loaded, check_prompt
 from distill.run.compose import as_overrides, compose_config
@@ -83,8 +84,13 @@ def given(prior: object) -> tuple[str, Prior | None]:
     return (loaded.name or UNNAMED) if loaded else str(prior), loaded
 
 
-def run(config: DictConfig, prior: Prior | None = None) -> Asset:
-    """Train, export and describe one asset, or go on with one; ``prior`` saves loading it again.
+def run(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALONE) -> Asset:
+    """Train, export and describe one asset, or go on with one.
+
+    Args:
+        config: of the run.
+        prior: a loaded prior, which saves loading it again.
+        ranks: the processes that share the views of each step, of which this is the first.
 
     Raises:
         ValueError: something in the configuration is wrong, in one line.
@@ -99,10 +105,11 @@ def run(config: DictConfig, prior: Prior | None = None) -> Asset:
     if said := check_prompt(config):
         log.warning("%s", said)
     check_judge(config)
+    ranks.meet()
     with watched(config) as desk:
         if several(config):
             return of_seeds(config, prior, desk)
-        job = assemble(config, prior)
+        job = assemble(config, prior, ranks)
         folder = claim(config)
         with hold(folder):
             return carry_out(config, folder, job, started, desk)
@@ -202,8 +209,11 @@ def train(
     Raises:
         Interrupted: a signal asked the run to stop.
     """
-    state = job.state
-    with stop_signals() as stop:
+    state, ranks = job.state, job.ranks
+    ranks.tell((str(folder), state.step))
+    with stop_signals() as asked:
+        stop = ranks.heed(asked)
+        ranks.begin(state.parameters())
         journal = Journal(
             folder, config.log, config.iterations, state.step, job.views, stop, desk, notes, show
         )
@@ -221,6 +231,7 @@ def train(
             loop.train(job, on_step)
             if state.step == config.iterations:
                 journal.checkpoint(state)
+            ranks.part()
         except (loop.OutOfMemory, Collapsed):
             journal.checkpoint(state)
             raise

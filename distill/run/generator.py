@@ -64,6 +64,11 @@ def check_together(config: DictConfig) -> None:
             value = OmegaConf.select(config, option)
             if value != _default(option):
                 raise ValueError(f"{option}={value} does not go with a library: {why}; leave it out")
+    elif (config.optimiser.accumulate or 1) > 1:
+        raise ValueError(
+            f"optimiser.accumulate={config.optimiser.accumulate} takes several prompts of a library in each step, and this run has "
+            "one prompt; raise render.batch= instead, with render.at_once= for the memory"
+        )
     if config.iterations == 0 and not config.generator:
         raise ValueError(
             "iterations must be an integer of at least 1, got 0; 0 is for a scene that comes from generator="

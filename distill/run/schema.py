@@ -184,6 +184,7 @@ class Optimiser:
     Attributes:
         weight_decay: of the parameters, decoupled from the gradient as in AdamW; times the learning rate, in each step.
         reduction: of the loss over a batch, ``mean`` or ``sum``; penalties are means.
+        accumulate: prompts of a library per step, over whose gradients the mean is taken; None is one for each process.
     """
 
     betas: Annotated[list[float], Length.exactly(2), Range(0, 1, below=True)] = field(
@@ -196,6 +197,7 @@ class Optimiser:
     final_lr: NotNegative = 1.0
     ema: Annotated[float, Range(0, 1, below=True)] = 0.0
     max_bad_steps: Annotated[int, Range(0)] = 20
+    accumulate: Count | None = None
 
 
 @dataclass
