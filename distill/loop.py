@@ -161,6 +161,7 @@ class Job:
         scenes: the scenes that are trained: one, or the particles.
         views: render each of them for viewing.
         picture: the input picture of a run that has one.
+        conversion: of a second stage, how its pictures differ from its field's.
     """
 
     state: State
@@ -175,6 +176,7 @@ class Job:
     scenes: Sequence[Scene] = ()
     views: Sequence[View] = ()
     picture: Picture | None = None
+    conversion: Mapping[str, float] = field(default_factory=dict)
 
 
 #: Called after each step with the state, the step's metrics and its pictures; returning True stops the run there.

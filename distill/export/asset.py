@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from distill.contracts import Field, View, Writer
 from distill.export.files import Up, save_mesh
 from distill.export.mesh import extract_mesh
 from distill.export.pictures import timed, write_pictures
 from distill.export.texture import bake_texture, colour_vertices
+from distill.export.zero_set import extract_zero_set
 
 
 def export_asset(
@@ -64,7 +67,7 @@ def export_asset(
     return {**figures, "seconds": seconds | figures["seconds"]}
 
 
-def mesh_writer(query: Field) -> Writer:
+def mesh_writer(query: Field, distance: Callable[[Tensor], Tensor] | None = None) -> Writer:
     """Return the writer of mesh.glb, mesh.obj (with .mtl and .png) and mesh.ply.
 
     It takes the options ``resolution``, ``faces``, ``iso``, ``largest_component``, ``texture_size`` and ``up`` of
@@ -72,13 +75,18 @@ def mesh_writer(query: Field) -> Writer:
 
     Args:
         query: the scene's density and albedo at points on the CPU.
+        distance: its signed distance, negative inside, whose zero set is then the surface, whatever ``iso`` is; at points on the
+            CPU, scene units.
     """
 
     def write(folder: Path, view: View, options: Mapping[str, Any]) -> dict[str, Any]:
         seconds: dict[str, float] = {}
-        chosen = {name: options[name] for name in ("resolution", "faces", "iso", "largest_component")}
+        chosen = {name: options[name] for name in ("resolution", "faces", "largest_component")}
         with timed(seconds, "mesh"):
-            mesh = extract_mesh(query, view, **chosen)
+            if distance is None:
+                mesh = extract_mesh(query, view, iso=options["iso"], **chosen)
+            else:
+                mesh = extract_zero_set(distance, view, **chosen)
         with timed(seconds, "texture"):
             textured = bake_texture(mesh, query, size=options["texture_size"])
         with timed(seconds, "files"):

@@ -178,6 +178,7 @@ FEATURES = {
     "shading": "can be shaded",
     "chunks": "is rendered in chunks of rays",
     "library": "makes the scenes of a library of prompts",
+    "from_field": "begins with the field of an earlier run",
 }
 #: The feature that each option needs of a scene, where it is not at its default.
 NEEDS = {
@@ -225,6 +226,11 @@ def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:
     if features & {"volume", "mesh"}:
         features = features | {"shape"}
     check_mesh(values, features)
+    if "from_field" in features and not values["init"]:
+        raise ValueError(
+            f"the scene {name} begins with the field of an earlier run, and there is none; add init=outputs/RUN, the folder of a "
+            "finished run of scene=hash_grid"
+        )
     check_turns(values)
     for option, feature, meaning in needed(values):
         if feature not in features:

@@ -22,7 +22,7 @@ PLAIN = "distill.renderers.nerf.HashGridScene"
 #: Options of a scene that say how it is rendered and trained, not what it is.
 LOOKS = frozenset(
     {"background", "random_background", "march_steps", "occupancy_resolution", "occupancy_threshold", "occupancy_every", "backend",
-     "encoding_lr", "mlp_lr", "background_lr", "lr"}
+     "encoding_lr", "mlp_lr", "background_lr", "lr", "geometry_lr", "width", "geometry", "texture"}
 )  # fmt: skip
 #: Options that are of one prompt's run, and what a library's has instead.
 OF_ONE = {
