@@ -223,8 +223,8 @@ def make_scenes(
             if conversion is not None:
                 conversion |= found
         elif config.mesh.init_texture:
-            begin: Any = scene  # of a scene that textures a mesh
-            begin.begin_with_colours(generator)
+            textured: Any = scene  # of a scene that textures a mesh
+            textured.begin_with_colours(generator)
     return scenes
 
 
