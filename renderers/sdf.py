@@ -353,7 +353,7 @@ def _check(geometry: Sequence[float], texture: Sequence[float]) -> None:
     for name, (since, until) in (("geometry", geometry), ("texture", texture)):
         if since > until:
             raise ValueError(
-                f"expected {name} as two fractions of training, the first no larger, got {list((since, until))}"
+                f"expected {name} as two fractions of training, the first no larger, got {[since, until]}"
             )
     done = 0.0
     for since, until in sorted(each for each in (geometry, texture) if each[1] > each[0]):
