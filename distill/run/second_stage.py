@@ -35,7 +35,7 @@ def begin(scene: Any, field: HashGridScene) -> dict[str, float]:
     """Let a scene of a signed distance begin with a field: its surface, its colours and its background.
 
     Args:
-        scene: has ``begin_with`` and ``base``, see ``distill.renderers.sdf.SdfScene``; with the field's grid and radius.
+        scene: has ``begin_with``, and ``base``, its grid of distances; see ``distill.renderers.sdf.SdfScene``; with the field's grid and radius.
         field: what an earlier run made.
 
     Returns:
