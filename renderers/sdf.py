@@ -356,7 +356,7 @@ def _check(geometry: Sequence[float], texture: Sequence[float]) -> None:
                 f"expected {name} as two fractions of training, the first no larger, got {[since, until]}"
             )
     done = 0.0
-    for since, until in sorted(each for each in (geometry, texture) if each[1] > each[0]):
+    for since, until in sorted((each[0], each[1]) for each in (geometry, texture) if each[1] > each[0]):
         if since > done:
             break
         done = max(done, until)
