@@ -143,7 +143,7 @@ class SdfScene(nn.Module):
             levels=levels, features=features, finest_resolution=detail, hidden_width=hidden_width,
             hidden_layers=hidden_layers, **both,
         )  # fmt: skip
-        nn.init.zeros_(self.change.mlp[-1].weight)
+        nn.init.zeros_(self.change.weights.head[-2])
         self.radius, self.reach = radius, reach / radius
         self.widths = (width[0] / radius, width[1] / radius)
         self.trained = {"geometry": tuple(geometry), "texture": tuple(texture)}

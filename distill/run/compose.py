@@ -140,8 +140,8 @@ def implied(words: Sequence[str]) -> dict[str, str]:
         found |= dict.fromkeys(as_overrides(followed), "follows from generator=")
         given.setdefault("prior", str(followed.get("prior", "embedded")))
     if given.get("scene") == "sdf" and (earlier := given.get("init", "null")) not in ("null", ""):
-        own = {name: value for name, value in follows_from(earlier).items() if name not in given}
-        found |= dict.fromkeys(as_overrides(own), "follows from init=")
+        shared = {name: value for name, value in follows_from(earlier).items() if name not in given}
+        found |= dict.fromkeys(as_overrides(shared), "follows from init=")
     if "preset" in given:
         return found
     if given.get("image", "null") not in ("null", ""):
