@@ -246,10 +246,11 @@ def test_shape_and_texture_are_trained_in_their_times() -> None:
     assert moved(0.5, "albedo") == {"encoding", "mlp"}
     assert "geometry" not in moved(0.9, "normals")  # shows nothing that is trained, and does not fail
     assert scene.width == pytest.approx(0.015 * (1 / 3) ** 0.9)
-    for wrong in (
+    gaps: list[dict[str, Any]] = [
         {"geometry": (0.0, 0.4), "texture": (0.5, 1.0)},
         {"geometry": (0.0, 0.0), "texture": (0.0, 0.9)},
-    ):
+    ]
+    for wrong in gaps:
         with pytest.raises(ValueError, match=r"cover all of training.*nothing would be trained"):
             SdfScene(**SMALL, **wrong)
     with pytest.raises(ValueError, match="geometry as two fractions"):
