@@ -380,7 +380,8 @@ class Scene(Protocol):
     ``features`` says what its ``render`` can do, so that what it cannot is refused before training: ``sides`` (it looks
     different from different sides), ``volume`` (it fills the cube [-1, 1]^3), ``mesh`` (it colours a
     ``distill.meshes.surface.Surface``, its constructor's first argument, and has ``begin_with_colours(generator)``),
-    ``normals``, ``shading``, ``chunks`` (it takes ``chunk_rays`` and ``recompute``), ``library`` (it is a ``Generator``), and
+    ``normals``, ``shading``, ``chunks`` (it takes ``chunk_rays`` and ``recompute``), ``library`` (it is a ``Generator``),
+    ``from_field`` (it begins with the field of an earlier run, and has ``begin_with(field, distance)``), and
     the names of the penalties that it computes.
     """
 

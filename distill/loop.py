@@ -167,6 +167,7 @@ class Job:
         picture: the input picture of a run that has one.
         drawn: tells which of the scenes the last step has trained.
         ranks: the processes that share the prompts of a step; where there is one prompt, its views.
+        conversion: of a second stage, how its pictures differ from its field's.
     """
 
     state: State
@@ -183,6 +184,7 @@ class Job:
     picture: Picture | None = None
     drawn: Callable[[], int] = lambda: 0
     ranks: Ranks = ALONE
+    conversion: Mapping[str, float] = field(default_factory=dict)
 
 
 #: Called after each step with the state, the step's metrics and its pictures; returning True stops the run there.

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from distill.renderers.hashgrid import encode, hash_layout
     from distill.renderers.image import ImageScene
     from distill.renderers.nerf import HashGridScene
+    from distill.renderers.sdf import SdfScene
     from distill.renderers.surface import SurfaceScene
     from distill.renderers.volume import render
 
 __all__ = [
     "HashGridScene",
     "ImageScene",
+    "SdfScene",
     "SurfaceScene",
     "available",
     "encode",
@@ -36,6 +38,7 @@ _HOMES = {
     "HashGridScene": "nerf",
     "render": "volume",
     "ImageScene": "image",
+    "SdfScene": "sdf",
     "SurfaceScene": "surface",
     "encode": "hashgrid",
     "hash_layout": "layout",
@@ -57,6 +60,7 @@ def available() -> dict[str, Callable[..., Any]]:
     from distill.renderers.hyper_grid import hyper_grid
     from distill.renderers.image import ImageScene
     from distill.renderers.nerf import HashGridScene
+    from distill.renderers.sdf import SdfScene
     from distill.renderers.surface import SurfaceScene
 
     own: dict[str, Callable[..., Any]] = {
@@ -64,6 +68,7 @@ def available() -> dict[str, Callable[..., Any]]:
         "hyper_conv": hyper_conv,
         "hyper_grid": hyper_grid,
         "image": ImageScene,
+        "sdf": SdfScene,
         "surface": SurfaceScene,
     }
     return {**own, **_registered}

@@ -32,8 +32,17 @@ def cast(
         weight[r] = wp.vec3(hit.u, hit.v, 1.0 - hit.u - hit.v)
 
 
+@wp.kernel
+def nearest(
+    first: int, mesh: wp.uint64, points: wp.array(dtype=wp.vec3), distance: wp.array(dtype=wp.float32)
+):
+    i = first + wp.tid()
+    found = wp.mesh_query_point_no_sign(mesh, points[i], 1.0e10)
+    distance[i] = wp.length(points[i] - wp.mesh_eval_position(mesh, found.face, found.u, found.v))
+
+
 class Caster:
-    """Casts rays at a mesh on one device.
+    """Casts rays at a mesh on one device, and finds what is nearest.
 
     Args:
         vertices: shape ``[v, 3]``, on the CPU or on CUDA.
@@ -70,3 +79,10 @@ class Caster:
         found = [_warp.view(face, wp.int32), _warp.view(distance, wp.float32), _warp.view(weight, wp.vec3)]
         _warp.launch(cast, n, [wp.uint64(self._mesh.id), *rays, *found], device)
         return face.long(), distance, weight
+
+    def distance(self, points: Tensor) -> Tensor:
+        """Distance from points to the nearest place of the mesh; shapes ``[n, 3]`` to ``[n]``."""
+        found = torch.empty(len(points), device=points.device)
+        arrays = _warp.view(points.float().contiguous(), wp.vec3), _warp.view(found, wp.float32)
+        _warp.launch(nearest, len(points), [wp.uint64(self._mesh.id), *arrays], points.device)
+        return found

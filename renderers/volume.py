@@ -25,7 +25,8 @@ PENALTIES = ("sparsity", "opaqueness", "orientation", "smoothness", "z_variance"
 _OF_NORMALS = frozenset({"orientation", "smoothness", "convexity"})
 #: Of the light that falls on a surface, the share that comes from everywhere.
 AMBIENT = 0.1
-_TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
+#: Corners around a point, whose mean is the point: a gradient from four values.
+TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
 #: Half the edge of a cell of the default grid's finest level, scene units.
 _NORMAL_STEP = 0.008
 
@@ -45,6 +46,23 @@ class Volume(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
+class Medium(Protocol):
+    """How a scene stops light where that is no density at points: opacity may depend on where a ray goes."""
+
+    def along(self, samples: Samples, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean density in each sample's section, ``[m]``, and its albedo, ``[m, 3]``.
+
+        Args:
+            samples: each stands for half a step before it and half a step behind.
+            directions: of the rays, unit, shape ``[rays, 3]``.
+        """
+        ...
+
+    def normals(self, points: Tensor) -> Tensor:
+        """Return outward unit normals at points, both ``[n, 3]``."""
+        ...
+
+
 @dataclass(frozen=True)
 class _Options:
     normals: bool
@@ -53,6 +71,7 @@ class _Options:
     marcher: str
     generator: torch.Generator | None
     ambient: float
+    medium: Medium | None
 
     @property
     def wants_normals(self) -> bool:
@@ -93,6 +112,7 @@ def render(
     marcher: str = "auto",
     chunk_rays: int = 16384,
     recompute: bool = False,
+    medium: Medium | None = None,
 ) -> Render:
     """Render a scene that fills space.
 
@@ -112,6 +132,7 @@ def render(
         chunk_rays: rays at a time, which bounds memory when looking, and with ``recompute`` in training, too.
         recompute: keep nothing of a chunk but its pixels, and trace it again on the way back: the same gradient for
             the memory of one chunk and the time of one more rendering.
+        medium: how the scene stops light, and its normals; by default as its density and that one's slope say.
 
     Returns:
         Pictures with the named penalties, each a scalar.
@@ -128,7 +149,7 @@ def render(
     # Before the jitter, of which a window and what is around it draw different numbers: both have the same light.
     ambient = float(_uniform(1, generator, torch.device("cpu"))) if soft_light and generator else AMBIENT
     jitter = _uniform(origins[..., 0].numel(), generator, device)
-    options = _Options(normals, shading, tuple(penalties), marcher, generator, ambient)
+    options = _Options(normals, shading, tuple(penalties), marcher, generator, ambient, medium)
     rays = _Rays(origins.view(-1, 3), directions.view(-1, 3), jitter, light)
     trace = _trace_twice if recompute and torch.is_grad_enabled() else _trace
     traced = [trace(scene, rays.part(i, i + chunk_rays), options) for i in range(0, len(jitter), chunk_rays)]
@@ -171,8 +192,9 @@ def _trace(scene: Volume, rays: _Rays, options: _Options) -> _Traced:
     samples = march(
         rays.origins, rays.directions, rays.jitter, scene.occupancy, scene.step_size, options.marcher
     )
-    density, colour = scene.query(samples.points)
-    normals = finite_difference_normals(scene, samples.points) if options.wants_normals else None
+    medium = options.medium
+    density, colour = medium.along(samples, rays.directions) if medium else scene.query(samples.points)
+    normals = _normals(scene, samples.points, options) if options.wants_normals else None
     if normals is not None and options.shading != "albedo":
         light = rays.light[samples.ray]
         colour = shade(colour, normals, light, options.shading, options.ambient)
@@ -230,6 +252,10 @@ def _trace_twice(scene: Volume, rays: _Rays, options: _Options) -> _Traced:
     return found
 
 
+def _normals(scene: Volume, points: Tensor, options: _Options) -> Tensor:
+    return options.medium.normals(points) if options.medium else finite_difference_normals(scene, points)
+
+
 def finite_difference_normals(scene: Volume, points: Tensor, step: float = _NORMAL_STEP) -> Tensor:
     """Outward unit normals: minus the density's gradient, from the corners of a tetrahedron around them.
 
@@ -243,7 +269,7 @@ def finite_difference_normals(scene: Volume, points: Tensor, step: float = _NORM
     Returns:
         Shape ``[n, 3]``; 0 where the density is flat.
     """
-    corners = send(torch.tensor(_TETRAHEDRON, dtype=points.dtype), points.device)
+    corners = send(torch.tensor(TETRAHEDRON, dtype=points.dtype), points.device)
     around = (points + step * corners[:, None]).view(-1, 3)
     density = scene.density(around).view(4, -1)
     return normalize(-(density.T @ corners), dim=-1, eps=1e-6)
@@ -276,7 +302,7 @@ def _sample_penalties(
         away = (normals * rays.directions[samples.ray]).sum(-1).clamp(min=0)
         found["orientation"] = along(weights * away.square())
     if "smoothness" in options.penalties:
-        near = finite_difference_normals(scene, samples.points + _nudge(samples.points, options.generator))
+        near = _normals(scene, samples.points + _nudge(samples.points, options.generator), options)
         found["smoothness"] = along(weights * (normals - near).square().sum(-1))
     return found
 

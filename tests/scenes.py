@@ -20,6 +20,7 @@ from distill.renderers.hyper_grid import hyper_grid
 from distill.renderers.image import ImageScene
 from distill.renderers.nerf import HashGridScene
 from distill.renderers.particles import Particles
+from distill.renderers.sdf import SdfScene
 from distill.renderers.surface import SurfaceScene
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_scene.py"
@@ -73,6 +74,13 @@ def surface(seed: Any = 0) -> Scene:
     return SurfaceScene(mesh, levels=2, log2_table_size=8, hidden_width=8, background="random", seed=seed)
 
 
+def sdf(seed: Any = 0) -> Scene:
+    return SdfScene(
+        levels=2, log2_table_size=8, hidden_width=8, resolution=16, detail=16, width=(0.05, 0.02), march_steps=48,
+        occupancy_resolution=8, background="random", seed=seed,
+    )  # fmt: skip
+
+
 def custom(seed: Any = 0) -> Scene:
     scene: Scene = spheres()(count=20, radius=0.2, seed=seed)
     return scene
@@ -110,7 +118,8 @@ def replace(optimiser: torch.optim.Optimizer, new: Mapping[nn.Parameter, nn.Para
 
 #: One scene of each kind, from a seed or a generator.
 SINGLE: dict[str, Callable[..., Scene]] = {
-    "hash_grid": hash_grid, "image": picture, "surface": surface, "spheres": custom, "hyper_grid": hyper, "hyper_conv": conv,
+    "hash_grid": hash_grid, "image": picture, "surface": surface, "sdf": sdf, "spheres": custom, "hyper_grid": hyper,
+    "hyper_conv": conv,
 }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ from distill.lab.comparison.counted import Counted
 from distill.priors import load_prior
 from distill.priors.exact import ExactPrior, gaussian
 from distill.priors.novel_view.prior import NovelViewPrior
-from distill.renderers import reference, volume
+from distill.renderers import reference, sdf, volume
 from distill.run.assemble import check_fits
 from distill.run.checks import FEATURES
 from distill.run.compose import compose_config
@@ -85,7 +85,7 @@ def test_a_scene_has_every_member_and_says_what_it_can_do(make_scene: Callable[.
     }  # fmt: skip
     assert all(hasattr(scene, name) for name in members(Scene))
     assert isinstance(scene.features, frozenset)
-    assert scene.features <= {*FEATURES, *volume.PENALTIES}
+    assert scene.features <= {*FEATURES, *volume.PENALTIES, *sdf.PENALTIES}
     assert not scene.features & {*reference.PENALTIES}
 
 
@@ -153,7 +153,7 @@ def test_a_scene_draws_from_its_generator_alone(make_scene: Callable[..., Scene]
 @every_scene
 def test_a_scene_renders_what_its_features_say(make_scene: Callable[..., Scene]) -> None:
     scene: Any = warmed(make_scene)  # whose features bring keywords of their own
-    names = tuple(sorted(scene.features & {*volume.PENALTIES}))
+    names = tuple(sorted(scene.features & {*volume.PENALTIES, *sdf.PENALTIES}))
     seen = scene.render(turntable(2), 8, 8, generator=generator(), penalties=names)
     assert set(seen.penalties) == set(names)
     assert all(value.shape == () and value.isfinite() for value in seen.penalties.values())

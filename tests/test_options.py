@@ -39,9 +39,10 @@ def error_of(*words: str) -> str:
 
 @functools.cache
 def composed(*words: str) -> Any:
-    # A scene that learns a library has its file of prompts, one that textures a mesh has that; neither is read here.
+    # A scene that learns a library has its file of prompts, one that textures a mesh has that, one that begins with a field
+    # its run; none is read here.
     asked = "prompts=x" if any(word.startswith("scene=hyper") for word in words) else "prompt='a red mug'"
-    given = ["mesh.file=x"] if "scene=surface" in words else []
+    given = {"scene=surface": ["mesh.file=x"], "scene=sdf": ["init=x"]}.get(" ".join(words[:1]), [])
     return OmegaConf.to_container(compose_config([asked, *given, *words]))
 
 

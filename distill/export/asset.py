@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from distill.contracts import Field, View, Writer
 from distill.export.files import save_meshes
@@ -12,6 +14,7 @@ from distill.export.frame import Pivot, Up
 from distill.export.mesh import extract_mesh
 from distill.export.pictures import timed, write_pictures
 from distill.export.texture import bake_texture, colour_vertices
+from distill.export.zero_set import extract_zero_set
 
 
 def export_asset(
@@ -78,19 +81,26 @@ def export_asset(
     return {**figures, "seconds": seconds | figures["seconds"]}
 
 
-def mesh_writer(query: Field) -> Writer:
+def mesh_writer(query: Field, distance: Callable[[Tensor], Tensor] | None = None) -> Writer:
     """Return the writer of a mesh with a baked texture, by default as mesh.glb, mesh.obj (with .mtl and .png) and mesh.ply.
 
     It takes the options of ``export_asset`` that are not of the pictures, and returns what that does, ``seconds`` of its own parts.
 
     Args:
         query: the scene's density and albedo at points on the CPU.
+        distance: its signed distance, negative inside, whose zero set is then the surface, whatever ``iso`` is; at points on the
+            CPU, scene units.
     """
 
     def write(folder: Path, view: View, options: Mapping[str, Any]) -> dict[str, Any]:
         seconds: dict[str, float] = {}
+        chosen = {name: options[name] for name in SHAPING}
         with timed(seconds, "mesh"):
-            mesh = extract_mesh(query, view, **{name: options[name] for name in SHAPING})
+            if distance is None:
+                mesh = extract_mesh(query, view, **chosen)
+            else:
+                del chosen["iso"]
+                mesh = extract_zero_set(distance, view, **chosen)
         with timed(seconds, "texture"):
             textured = bake_texture(colour_vertices(mesh, query), query, size=options["texture_size"])
         with timed(seconds, "files"):

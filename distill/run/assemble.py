@@ -46,7 +46,7 @@ from distill.renderers.particles import Particles
 from distill.renderers.patch import patched
 from distill.run.checks import check_prompt
 from distill.run.generator import amortised, check_generator, library_of
-from distill.run.initial import begin_generated, check_init, start_from
+from distill.run.initial import begin, begin_generated, check_init
 from distill.run.scenes import scene_maker
 from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
 from distill.samplers.shading import by_turns
@@ -75,7 +75,8 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         prior = prior or open_prior(config, device)
         embeddings = embed_library(config, prior, library)
     # Before the prior is loaded, so that what they refuse is said at once.
-    scenes = make_scenes(config, generator, prior.device if prior else device, embeddings)
+    conversion: dict[str, float] = {}
+    scenes = make_scenes(config, generator, prior.device if prior else device, embeddings, conversion)
     cameras: CameraSampler = scheduled_sampler(
         instantiate(config.cameras, _convert_="all"), **schedules_in(config, "cameras")
     )
@@ -120,6 +121,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         picture=picture,
         drawn=lambda: particles.drawn if particles else 0,
         ranks=ranks,
+        conversion=conversion,
     )
 
 
@@ -217,9 +219,16 @@ TOGETHER = (
 
 
 def make_scenes(
-    config: DictConfig, generator: torch.Generator, device: torch.device, embeddings: Tensor | None = None
+    config: DictConfig,
+    generator: torch.Generator,
+    device: torch.device,
+    embeddings: Tensor | None = None,
+    conversion: dict[str, float] | None = None,
 ) -> list[Scene]:
-    """Make as many scenes as there are particles, from an earlier run's where ``init`` names one; or one for a library."""
+    """Make as many scenes as there are particles, from an earlier run's where ``init`` names one; or one for a library.
+
+    Of a second stage, ``conversion`` is filled with how its pictures differ from its field's.
+    """
     own: dict[str, Any] = {}
     if edits(config):  # what is edited and its source must differ in the object alone
         own |= {"background": "white"} if config.scene.get("background") in ("grey", "random") else {}
@@ -229,10 +238,12 @@ def make_scenes(
     scenes: list[Scene] = [make(seed=generator, **told).to(device) for _ in range(config.particles)]
     for scene in scenes:
         if config.init:
-            start_from(user_path(config.init), scene, device)
+            found = begin(config, scene, device)
+            if conversion is not None:
+                conversion |= found
         elif config.mesh.init_texture:
-            begin: Any = scene  # of a scene that textures a mesh
-            begin.begin_with_colours(generator)
+            textured: Any = scene  # of a scene that textures a mesh
+            textured.begin_with_colours(generator)
     return scenes
 
 

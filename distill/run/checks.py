@@ -179,6 +179,7 @@ FEATURES = {
     "shading": "can be shaded",
     "chunks": "is rendered in chunks of rays",
     "library": "makes the scenes of a library of prompts",
+    "from_field": "begins with the field of an earlier run",
 }
 #: The feature that each option needs of a scene, where it is not at its default.
 NEEDS = {
@@ -228,6 +229,11 @@ def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:
     check_mesh(values, features)
     export = values["export"]
     check_files(export["formats"], export["name"], export["lods"], export["lod_as"], "mesh" in features)
+    if "from_field" in features and not values["init"]:
+        raise ValueError(
+            f"the scene {name} begins with the field of an earlier run, and there is none; add init=outputs/RUN, the folder of a "
+            "finished run of scene=hash_grid"
+        )
     check_turns(values)
     for option, feature, meaning in needed(values):
         if feature not in features:

@@ -23,6 +23,7 @@ from yaml import YAMLError
 from distill.files.paths import user_path
 from distill.options import GONE, SCHEDULED, options_of
 from distill.run.checks import PARTS, check
+from distill.run.earlier import follows_from
 from distill.run.generator import check_together, implied_by
 from distill.run.idle import check_idle
 from distill.run.scenes import scene_of_run
@@ -148,6 +149,9 @@ def implied(words: Sequence[str]) -> dict[str, str]:
         followed = {key: value for key, value in implied_by(folder).items() if key not in given}
         found |= dict.fromkeys(as_overrides(followed), "follows from generator=")
         given.setdefault("prior", str(followed.get("prior", "embedded")))
+    if given.get("scene") == "sdf" and (earlier := given.get("init", "null")) not in ("null", ""):
+        shared = {name: value for name, value in follows_from(earlier).items() if name not in given}
+        found |= dict.fromkeys(as_overrides(shared), "follows from init=")
     if "preset" in given:
         return found
     if given.get("image", "null") not in ("null", ""):

@@ -21,11 +21,21 @@ NAME = "generator.json"
 PLAIN = "distill.renderers.nerf.HashGridScene"
 #: Options of a scene that say how fast, and which parts of it first, it is trained.
 TRAINING = frozenset(
-    {"encoding_lr", "mlp_lr", "background_lr", "lr", "progressive_levels", "occupancy_every"}
+    {
+        "encoding_lr",
+        "mlp_lr",
+        "background_lr",
+        "lr",
+        "progressive_levels",
+        "occupancy_every",
+        "geometry_lr",
+        "geometry",
+        "texture",
+    }
 )
 #: Options that may change where a run begins with an earlier one's scene: they say how it is rendered and trained, not what it is.
 CHANGEABLE = TRAINING | {
-    "background", "random_background", "march_steps", "occupancy_resolution", "occupancy_threshold", "backend",
+    "background", "random_background", "march_steps", "occupancy_resolution", "occupancy_threshold", "backend", "width",
 }  # fmt: skip
 #: Options that are of one prompt's run, and what a library's has instead.
 OF_ONE = {

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.options import options_of
 from distill.run.checks import PARTS, default_of, moves
+from distill.run.earlier import SECOND
 
 #: Options of an export that shape or place the mesh which is made of a field.
 SHAPING = ("resolution", "faces", "iso", "largest_component", "up", "pivot", "size_m", "lods", "lod_as")
@@ -40,6 +41,7 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
         ("mesh", not values["mesh"]["file"], "there is no mesh; add mesh=FILE"),
         *((f"export.{name}", bool(values["mesh"]["file"]), "a mesh that is textured stays as it is") for name in SHAPING),
         ("export.lod_as", not values["export"]["lods"], "add export.lods=3"),
+        ("export.iso", values["scene"]["_target_"] == SECOND, "the surface is where the signed distance is 0"),
         ("prior_options.control_scale", not values["prior_options"]["controlnet"], "add prior_options.controlnet="),
         ("generator_mix", not values["generator"], "there is no generator; add generator=FOLDER"),
         ("generator_share", not values["generator_mix"], "add generator_mix="),

@@ -19,7 +19,9 @@ from distill.contracts import Generator, Prior, Scene
 from distill.files.checkpoint import load_checkpoint
 from distill.files.paths import user_path
 from distill.options import options_of
+from distill.run.earlier import SECOND, SHARED, holds_field, read_settings
 from distill.run.generator import CHANGEABLE
+from distill.run.scenes import scene_maker
 
 log = logging.getLogger(__name__)
 
@@ -35,29 +37,47 @@ def check_init(config: DictConfig) -> None:
     folder = user_path(config.init)
     if not (folder / "checkpoints").is_dir():
         raise ValueError(f"init must be the folder of an earlier run, and {config.init} has no checkpoints")
-    path = folder / "config.yaml"
-    if not path.exists():
+    second = config.scene._target_ == SECOND
+    if not second and not (folder / "config.yaml").exists():
         return
-    try:
-        earlier: Any = OmegaConf.load(path)
-        before, several = dict(earlier.scene), earlier.get("particles", 1) > 1
-    except Exception as error:  # of a file that is no YAML, or holds something else
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{path} cannot be read ({first}); init must be the folder of an earlier run"
-        ) from error
+    earlier = read_settings(config.init)
+    before, several = dict(earlier.scene), earlier.get("particles", 1) > 1
     if several:
         raise ValueError(
             f"init={folder} has {earlier.particles} scenes; only a run with particles=1 can be gone on from"
         )
+    of_field = second and holds_field(earlier, config.init)
     defaults = OmegaConf.structured(options_of(get_method(config.scene._target_)))
     for name, value in config.scene.items():
+        if of_field and name not in SHARED:
+            continue
         was = before.get(name, defaults.get(name))  # an earlier version may not have had it
         if name not in CHANGEABLE and was != value:
             raise ValueError(
                 f"init={folder} holds a scene with {name} {was}, not {value}; give this run "
                 "the same scene= and scene.* options"
             )
+
+
+def begin(config: DictConfig, scene: Scene, device: torch.device) -> dict[str, float]:
+    """Let a scene begin with that of the earlier run which ``init`` names; a second stage, with its field.
+
+    Returns:
+        Of a field, how much the pictures change, see ``distill.run.second_stage``; else nothing.
+
+    Raises:
+        ValueError: the run has no checkpoint, or one of another scene.
+    """
+    folder = user_path(config.init)
+    if config.scene._target_ != SECOND or not holds_field(earlier := read_settings(config.init), config.init):
+        start_from(folder, scene, device)
+        return {}
+    from distill.run import second_stage
+
+    # What encoded on a GPU may not run here.
+    field: Any = scene_maker(earlier, backend=config.scene.backend)(seed=0).to(device)
+    start_from(folder, field, device)
+    return second_stage.begin(scene, field)
 
 
 def start_from(folder: Path, scene: Scene, device: torch.device) -> None:

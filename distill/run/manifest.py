@@ -59,6 +59,8 @@ def describe(config: DictConfig, job: Job) -> dict[str, Any]:
         said["controlnet"]["shown"] = config.prior_options.control
     if job.picture:
         said["picture"] = job.picture.describe()
+    if job.conversion:
+        said["conversion"] = {"init": config.init, **job.conversion}
     if config.mesh.file:
         mesh = user_path(config.mesh.file)
         said["mesh"] = {"file": mesh.name, "sha256": sha256(mesh), "kept": list(config.mesh.keep)}

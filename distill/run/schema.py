@@ -31,6 +31,8 @@ class Penalties:
     smoothness: Weight = 0.0
     z_variance: Weight = 0.0
     convexity: Weight = 0.0
+    eikonal: Weight = 0.0
+    curvature: Weight = 0.0
 
     reference_rgb: Weight = 0.0
     reference_mask: Weight = 0.0

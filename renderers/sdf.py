@@ -1,0 +1,367 @@
+"""A surface as the zero set of a signed distance, rendered by the marcher as a thin shell around it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import grid_sample, normalize, softplus
+
+from distill.cameras import Cameras
+from distill.contracts import Field, Group, Render, Step, Writer
+from distill.domains import Count, Fraction, Length, NotNegative, Positive, Range
+from distill.renderers import volume
+from distill.renderers.march import Samples
+from distill.renderers.nerf import HashGridScene, render_cube
+from distill.renderers.occupancy import occupancy_grid
+from distill.transfer import send
+
+#: Penalties that ask for a distance, beside those of ``volume.PENALTIES``.
+PENALTIES = ("eikonal", "curvature")
+#: Points in the shell on which a step's penalties are evaluated.
+_POINTS = 4096
+#: Half the shell in widths of the opacity's rise: the logistic function leaves 1 / (1 + exp(4)), 2%, beyond it.
+_BAND = 4.0
+#: Radius of the ball that a scene is before it begins with a field, in halves of the cube's edge.
+_BALL = 0.5
+
+Interval = Annotated[Sequence[float], Length.exactly(2), Range(0, 1)]
+
+
+def optical_depth(enter: Tensor, leave: Tensor, width: float) -> Tensor:
+    r"""How much a section of a ray stops, from the signed distances at its two ends.
+
+    .. math:: \tau = \max(0, \log\Phi(d_{in} / w) - \log\Phi(d_{out} / w)), \quad \Phi(x) = 1 / (1 + e^{-x})
+
+    Along a ray that goes in, the sections' sum telescopes: its opacity is :math:`1 - \Phi(d_{last} / w) / \Phi(d_{first} / w)`
+    however long they are. The opacity is a half where the distance is 0, seen from outside, whatever the angle.
+
+    Args:
+        enter: signed distances where the ray enters each section, negative inside, shape ``[n]``.
+        leave: where it leaves them.
+        width: w, of the logistic function, in the distances' unit.
+
+    Source: Wang et al. 2021 (NeuS), arXiv:2106.10689, Eq. 13, whose opacity is :math:`1 - e^{-\tau}`.
+    """
+    return torch.relu(softplus(-leave / width) - softplus(-enter / width))
+
+
+class SdfScene(nn.Module):
+    r"""The second stage of a field: a signed distance and an albedo in a cube, :math:`d(x) = d_0(x) + r \tanh(f(x) / 2)`.
+
+    The distance :math:`d_0`, of the field's own surface, is kept on a grid; f is a small hash grid with a network, 0 to begin
+    with. The albedo is the field's own hash grid and network. The two share no parameters, so that training one leaves the other
+    as it is. ``distill.run.second_stage`` makes one of a finished field; before that it is a ball.
+
+    Args:
+        levels: of the albedo's hash grid, coarse to fine; this and the next six are the field's, see ``HashGridScene``.
+        features: numbers per grid entry: 1, 2, 4 or 8.
+        log2_table_size: binary logarithm of a level's largest size.
+        base_resolution: of the coarsest level, vertices along the cube's edge.
+        finest_resolution: of the finest level.
+        hidden_width: of the network.
+        hidden_layers: of the network.
+        radius: half of the cube's edge, scene units.
+        resolution: nodes of the distance's grid along the cube's edge.
+        detail: vertices of f's finest level along the cube's edge.
+        reach: r, how far the surface may move, scene units.
+        width: of the shell in which the opacity rises, at the beginning and at the end of training, with a constant ratio from
+            step to step; scene units, see ``optical_depth``.
+        geometry: the shape is trained between these two fractions of training; ``[0, 0]`` keeps it.
+        texture: the albedo is trained between these; ``[0, 0]`` keeps it.
+        background: see ``HashGridScene``.
+        random_background: share of training pictures that have a random colour behind them instead of ``background``.
+        march_steps: steps along the cube's diagonal, which fixes the step's length.
+        occupancy_resolution: cells along an axis; those that the shell does not touch are skipped.
+        occupancy_every: training steps between updates of these cells.
+        backend: see ``HashGridScene``.
+        precision: in which the hash grids' entries are read, ``float32`` or ``float16``.
+        encoding_lr: learning rate of the albedo's hash grid, peak.
+        mlp_lr: learning rate of its network, peak.
+        geometry_lr: learning rate of f, peak.
+        background_lr: learning rate of a learned background, peak.
+        seed: of the initial parameters, or a generator to draw them from.
+
+    Raises:
+        ValueError: an option is outside its range, or at some time neither shape nor albedo is trained.
+    """
+
+    features: ClassVar[frozenset[str]] = HashGridScene.features | {"from_field", *PENALTIES}
+    base: Tensor
+    progress: Tensor
+
+    def __init__(
+        self,
+        *,
+        levels: Count = 12,
+        features: Literal[1, 2, 4, 8] = 2,
+        log2_table_size: Annotated[int, Range(3, 24)] = 15,
+        base_resolution: Annotated[int, Range(1, 65536)] = 8,
+        finest_resolution: Annotated[int, Range(1, 65536)] = 128,
+        hidden_width: Count = 32,
+        hidden_layers: Annotated[int, Range(0)] = 1,
+        radius: Positive = 1.0,
+        resolution: Annotated[int, Range(8)] = 96,
+        detail: Annotated[int, Range(8, 65536)] = 64,
+        reach: Positive = 0.2,
+        width: Annotated[Sequence[float], Length.exactly(2), Range(0, above=True)] = (0.015, 0.005),
+        geometry: Interval = (0.0, 1.0),
+        texture: Interval = (0.0, 1.0),
+        background: Literal["white", "grey", "random", "learned"]
+        | Annotated[Sequence[float], Length.exactly(3), Range(0, 1)] = "white",
+        random_background: Fraction = 0.0,
+        march_steps: Count = 128,
+        occupancy_resolution: Annotated[int, Range(2)] = 64,
+        occupancy_every: Count = 16,
+        backend: Literal["auto", "fused", "torch", "warp", "tinycudann"] = "auto",
+        precision: Literal["float32", "float16"] = "float32",
+        encoding_lr: NotNegative = 0.01,
+        mlp_lr: NotNegative = 0.01,
+        geometry_lr: NotNegative = 0.005,
+        background_lr: NotNegative = 0.001,
+        seed: int | torch.Generator = 0,
+    ) -> None:
+        super().__init__()
+        _check(geometry, texture)
+        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        both: dict[str, Any] = {
+            "blob_scale": 0.0, "occupancy_resolution": 2, "backend": backend, "precision": precision, "seed": generator,
+        }  # fmt: skip
+        # Only its albedo and background are asked for.
+        self.colours = HashGridScene(
+            levels=levels, features=features, log2_table_size=log2_table_size, base_resolution=base_resolution,
+            finest_resolution=finest_resolution, hidden_width=hidden_width, hidden_layers=hidden_layers,
+            background=background, random_background=random_background, encoding_lr=encoding_lr, mlp_lr=mlp_lr,
+            background_lr=background_lr, **both,
+        )  # fmt: skip
+        # Its first colour is a half to begin with, which stands for no change. Shaped alike, one kernel evaluates both.
+        self.change = HashGridScene(
+            levels=levels, features=features, finest_resolution=detail, hidden_width=hidden_width,
+            hidden_layers=hidden_layers, **both,
+        )  # fmt: skip
+        nn.init.zeros_(self.change.weights.head[-2])
+        self.radius, self.reach = radius, reach / radius
+        self.widths = (width[0] / radius, width[1] / radius)
+        self.trained = {"geometry": tuple(geometry), "texture": tuple(texture)}
+        self.step_size = 2 * math.sqrt(3) / march_steps
+        self.occupancy_every, self.geometry_lr = occupancy_every, geometry_lr
+        axis = torch.linspace(-1, 1, resolution)
+        nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
+        self.register_buffer("base", nodes.norm(dim=-1) - _BALL)
+        self.register_buffer("progress", torch.zeros(()))
+        self._progress = 0.0  # the same on the CPU: reading the buffer would wait for the device
+        self.occupancy = occupancy_grid(occupancy_resolution)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._progress = float(self.progress)
+
+    def parameter_groups(self) -> dict[str, Group]:
+        """Return its parameters by kind: ``encoding`` and ``mlp`` of the albedo, ``geometry``, and a learnt ``background``."""
+        shape = Group([self.change.grid, *self.change.mlp.parameters()], self.geometry_lr)
+        return {**self.colours.parameter_groups(), "geometry": shape}
+
+    @property
+    def width(self) -> float:
+        """Width of the opacity's rise at this point of training, radii."""
+        first, last = self.widths
+        return float(first * (last / first) ** self._progress)
+
+    def trains(self, part: str) -> bool:
+        """Tell whether ``geometry`` or ``texture`` is trained at this point of training."""
+        since, until = self.trained[part]
+        return since <= self._progress < until
+
+    def begin_with(self, field: HashGridScene, distance: Tensor) -> None:
+        """Take over a field's albedo and background, and a surface.
+
+        Args:
+            field: has the same hash grid and network.
+            distance: signed distances at the grid's nodes, x first, radii, shape ``[resolution] * 3``.
+
+        Raises:
+            ValueError: the field has another hash grid or network.
+        """
+        if [p.shape for p in field.weights.head] != [p.shape for p in self.colours.weights.head] or (
+            field.layout != self.colours.layout
+        ):
+            raise ValueError(
+                "expected a field with the same hash grid and network; give the scene the field's options"
+            )
+        taken = {
+            name: value for name, value in field.state_dict().items() if not name.startswith("occupancy")
+        }
+        if self.colours.background_mlp is None or field.background_mlp is None:
+            taken = {name: value for name, value in taken.items() if not name.startswith("background_mlp")}
+        self.colours.load_state_dict(taken, strict=False)
+        with torch.no_grad():
+            self.base.copy_(distance)
+        self.fit_shell()
+
+    def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        """Narrow the opacity's rise and, every so many steps, find the cells that the shell touches.
+
+        Args:
+            step: of training.
+            optimiser: not used: the number of parameters stays.
+            generator: not used: the cells' centres are asked.
+        """
+        self._progress = step.progress
+        self.progress.fill_(step.progress)
+        if step.index % self.occupancy_every == 0:
+            self.fit_shell()
+
+    @torch.no_grad()
+    def fit_shell(self) -> None:
+        """Mark the cells in which a sample's section may touch the shell: distances change no faster than places do."""
+        cells = self.occupancy.binaries.shape[-1]
+        centre = (torch.arange(cells, device=self.base.device) + 0.5) * (2 / cells) - 1
+        points = torch.stack(torch.meshgrid(centre, centre, centre, indexing="ij"), dim=-1).view(-1, 3)
+        near = _BAND * self.width + self.step_size / 2 + math.sqrt(3) / cells
+        distance = torch.cat([self.distance(part) for part in points.split(2**18)])
+        found = (distance.abs() <= near).view(1, cells, cells, cells)
+        self.occupancy.binaries.copy_(found if bool(found.any()) else torch.ones_like(found))
+
+    def distance(self, points: Tensor) -> Tensor:
+        """Signed distance, negative inside, ``[n]``, at points ``[n, 3]``; both in radii."""
+        with torch.no_grad():
+            base = _interpolated(self.base, points)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains("geometry")):
+            change = self.change.query(points)[1][:, 0]
+        return base + self.reach * (2 * change - 1)
+
+    def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Density per radius, ``[n]``, of what is met head-on, and albedo, ``[n, 3]``, at points ``[n, 3]`` in radii."""
+        return self.density(points), self._albedo(points)
+
+    def density(self, points: Tensor) -> Tensor:
+        """Density alone: minus the derivative of the transmittance's logarithm, per radius."""
+        return torch.sigmoid(-self.distance(points) / self.width) / self.width
+
+    def _albedo(self, points: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains("texture")):
+            return self.colours.query(points)[1]
+
+    def along(self, samples: Samples, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean density in the sections of samples, and their albedo; see ``volume.Medium``."""
+        half = 0.5 * samples.step * directions[samples.ray]
+        ends = self.distance(torch.cat([samples.points - half, samples.points + half]))
+        enter, leave = ends.chunk(2)
+        return optical_depth(enter, leave, self.width) / samples.step, self._albedo(samples.points)
+
+    def normals(self, points: Tensor) -> Tensor:
+        """Outward unit normals, ``[n, 3]``, from distances one node of the grid away."""
+        return normalize(self._around(points)[0], dim=-1, eps=1e-6)
+
+    def _around(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """The distance's gradient ``[n, 3]`` and, but for a sixth of its value here, its Laplacian: the corners' mean ``[n]``."""
+        corners = send(torch.tensor(volume.TETRAHEDRON, dtype=points.dtype), points.device)
+        there = (points + self.spacing * corners[:, None]).view(-1, 3)
+        distance = self.distance(there).view(4, -1)
+        return distance.T @ corners / (4 * self.spacing), distance.mean(0)
+
+    @property
+    def spacing(self) -> float:
+        """Edge of a cell of the distance's grid, radii."""
+        return 2 / (len(self.base) - 1)
+
+    def render(
+        self,
+        cameras: Cameras,
+        height: int,
+        width: int,
+        *,
+        generator: torch.Generator | None = None,
+        normals: bool = False,
+        penalties: Sequence[str] = (),
+        **options: Any,
+    ) -> Render:
+        """Render it; see ``distill.renderers.volume.render``, which has the other options and penalties.
+
+        ``eikonal``: (|grad d| - 1)^2, so that d stays a distance (Gropp et al. 2020, arXiv:2002.10099, Eq. 2). ``curvature``:
+        \\|laplacian d\\|, twice the surface's mean curvature, per scene unit. Both are means over random points of the shell.
+        """
+        own = [name for name in penalties if name in PENALTIES]
+        options |= {"generator": generator, "normals": normals, "medium": self}
+        options["penalties"] = [name for name in penalties if name not in own]
+        found = render_cube(self, self.radius, cameras, height, width, **options)
+        if own:
+            found = replace(found, penalties={**found.penalties, **self._penalties(own, generator)})
+        if torch.is_grad_enabled() and generator is not None and not found.rgb.requires_grad:
+            # What shows nothing that is trained, such as normals of a shape that is kept, has a gradient of 0.
+            found = replace(found, rgb=found.rgb + 0 * self.colours.grid[0])
+        return found
+
+    def _penalties(self, names: Sequence[str], generator: torch.Generator | None) -> dict[str, Tensor]:
+        points = self._in_shell(generator)
+        slope, mean = self._around(points)
+        found = {"eikonal": (slope.norm(dim=-1) - 1).square().mean()}
+        if "curvature" in names:
+            # To second order, the mean over a tetrahedron's corners is larger by half of the spacing's square times it.
+            laplacian = (mean - self.distance(points)) * (2 / self.spacing**2)
+            found["curvature"] = laplacian.abs().mean() / self.radius
+        return {name: found[name] for name in names}
+
+    def _in_shell(self, generator: torch.Generator | None) -> Tensor:
+        """Random points in the cells that the shell touches; without a generator, centres of cells."""
+        full = self.occupancy.binaries[0].nonzero()
+        if generator is None:
+            chosen = torch.arange(_POINTS, device=full.device) * len(full) // _POINTS
+            offset: Tensor | float = 0.5
+        else:
+            drawn = torch.rand(_POINTS, 4, generator=generator, device=generator.device)
+            drawn = send(drawn, full.device)
+            chosen, offset = (drawn[:, 0] * len(full)).long().clamp(max=len(full) - 1), drawn[:, 1:]
+        return (full[chosen] + offset) * (2 / self.occupancy.binaries.shape[-1]) - 1
+
+    def field(self) -> Field:
+        """Return the density per scene unit and the albedo at points in scene units, on any device."""
+
+        def look_up(points: Tensor) -> tuple[Tensor, Tensor]:
+            density, albedo = self.query(points.to(self.base.device) / self.radius)
+            return density / self.radius, albedo
+
+        return look_up
+
+    def signed_distance(self, points: Tensor) -> Tensor:
+        """Signed distance ``[n]`` at points ``[n, 3]``, both in scene units, on any device."""
+        return self.distance(points.to(self.base.device) / self.radius) * self.radius
+
+    def assets(self) -> dict[str, Writer]:
+        """Return the writer of mesh files, of the surface where the distance is 0."""
+        from distill.export.asset import mesh_writer
+
+        return {"mesh": mesh_writer(self.field(), self.signed_distance)}
+
+    def backdrop(self, directions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Colour behind the scene, see ``HashGridScene.backdrop``."""
+        return self.colours.backdrop(directions, generator)
+
+
+def _interpolated(grid: Tensor, points: Tensor) -> Tensor:
+    """Values of a grid over the cube, x first, ``[r, r, r]``, at points ``[n, 3]``, clamped to it; trilinear, ``[n]``."""
+    places = points.to(grid).flip(-1).view(1, 1, 1, -1, 3)  # torch has the last axis first
+    return grid_sample(grid[None, None], places, padding_mode="border", align_corners=True).view(-1)
+
+
+def _check(geometry: Sequence[float], texture: Sequence[float]) -> None:
+    """Refuse intervals that leave a time at which nothing is trained."""
+    for name, (since, until) in (("geometry", geometry), ("texture", texture)):
+        if since > until:
+            raise ValueError(
+                f"expected {name} as two fractions of training, the first no larger, got {[since, until]}"
+            )
+    done = 0.0
+    for since, until in sorted((each[0], each[1]) for each in (geometry, texture) if each[1] > each[0]):
+        if since > done:
+            break
+        done = max(done, until)
+    if done < 1:
+        raise ValueError(
+            f"expected geometry and texture to cover all of training, [0, 1] together, got {list(geometry)} and {list(texture)}: "
+            f"nothing would be trained from {done:g} on"
+        )
