@@ -78,6 +78,10 @@ _FLUX = {
 #: In the order in which they are looked for.
 KINDS = (
     Kind(
+        "sd-2.1-base", "MVDreamPipeline", ("model.diffusion_model.camera_embed.0.weight",),
+        {"unet": _UNET, "vae": _VAE, "text_encoder": ("cond_stage_model.",)},
+    ),
+    Kind(
         "sdxl", "StableDiffusionXLPipeline", ("model.diffusion_model.label_emb.0.0.weight",),
         {"unet": _UNET, "vae": _VAE, "text_encoder": ("conditioner.embedders.0.",),
          "text_encoder_2": ("conditioner.embedders.1.",)},
@@ -116,7 +120,7 @@ def kind_of(path: Path, shapes: Shapes) -> Kind:
             f"{path} is one part of a model; give the folder that has its model_index.json, or a file with the whole model"
         )
     raise ValueError(
-        f"{path} holds no model that is known as a single file: Stable Diffusion 1, 2, XL, 3, 3.5 or FLUX.1, under its authors' "
+        f"{path} holds no model that is known as a single file: Stable Diffusion 1, 2, XL, 3, 3.5, FLUX.1 or MVDream, under its authors' "
         "names; give a folder in the diffusers layout"
     )
 
