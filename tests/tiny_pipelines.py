@@ -130,6 +130,16 @@ def stable_diffusion(prediction: str = "epsilon") -> Any:
     )
 
 
+def multi_view() -> Any:
+    """Stable Diffusion whose network is told cameras."""
+    from diffusers import StableDiffusionPipeline
+
+    network = unet(class_embed_type="projection", projection_class_embeddings_input_dim=16)
+    return StableDiffusionPipeline(
+        vae(), clip(), clip_tokenizer(), network, ddim(), None, None, requires_safety_checker=False
+    )
+
+
 def stable_diffusion_xl() -> Any:
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
@@ -238,6 +248,7 @@ def sana() -> Any:
 MAKERS = {
     "stable_diffusion": stable_diffusion,
     "stable_diffusion_v": lambda: stable_diffusion("v_prediction"),
+    "multi_view": multi_view,
     "stable_diffusion_xl": stable_diffusion_xl,
     "deepfloyd": deepfloyd,
     "pixart": pixart,

@@ -39,6 +39,7 @@ from distill.options import followed, schedule, schedules_in, value_over_run
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.graphs import check_graphs
 from distill.priors.load import load_prior
+from distill.priors.multi_view.camera import check_groups
 from distill.priors.source import find
 from distill.renderers import reference
 from distill.renderers.particles import Particles
@@ -83,6 +84,9 @@ def assemble(config: DictConfig, prior: Prior | None = None) -> loop.Job:
     elif prior is None:
         prior = open_prior(config, device)
     check_fits(config, prior)
+    if prior.views > 1:
+        drawn = cameras(0.0, config.render.batch, torch.Generator().manual_seed(0))
+        check_groups(drawn, prior.views, prior.name)
     if config.generator:
         scenes[0].load_state_dict(generated(config, prior).state_dict())
 
@@ -324,7 +328,8 @@ def make_renderer(
 def words_of(config: DictConfig, prior: Prior, features: frozenset[str]) -> prompts.ViewWords | None:
     """The view words of a configuration, for a scene with these features."""
     style = config.view_words
-    if not prior.words or (style == "auto" and "sides" not in features):
+    # A multi-view prior is told its cameras in numbers.
+    if not prior.words or (style == "auto" and ("sides" not in features or prior.views > 1)):
         style = "none"
     options = config.views
     return prompts.view_words(
