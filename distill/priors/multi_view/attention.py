@@ -58,9 +58,7 @@ def takes_cameras(settings: Mapping[str, Any]) -> bool:
     return all(settings.get(name) == value for name, value in TOLD.items())
 
 
-def views_of(
-    settings: Mapping[str, Any], wanted: int | None, name: str, *, controlnet: bool = False
-) -> int:
+def views_of(settings: Mapping[str, Any], wanted: int | None, name: str, *, controlnet: bool = False) -> int:
     """Return how many views a network takes together: as many as wanted, by default four where it is told cameras.
 
     Args:
