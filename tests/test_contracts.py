@@ -436,9 +436,7 @@ LOSSES = guidance.available()
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-@pytest.mark.parametrize(
-    "prior", ["deepfloyd", "novel_view", "several views", "multi_view"], indirect=True
-)
+@pytest.mark.parametrize("prior", ["deepfloyd", "novel_view", "several views", "multi_view"], indirect=True)
 def test_a_loss_gives_a_gradient_for_every_kind_of_prior(loss: Any, prior: Prior) -> None:
     if prior.trainable is None and loss is LOSSES["vsd"]:
         with pytest.raises(ValueError, match=r"LoRA|network"):
