@@ -14,11 +14,14 @@ import torch
 from scenes import SINGLE
 from tiny_pipelines import make, unet
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from distill import loop
 from distill.cameras import Cameras, orbit, turntable
 from distill.contracts import Condition
 from distill.files.checkpoint import load_checkpoint, save_checkpoint
+from distill.forecast.network import forecast, shadow
 from distill.guidance.mix import mix
 from distill.guidance.sds import sds
 from distill.priors import load_prior
@@ -26,6 +29,7 @@ from distill.priors.diffusion import DiffusionPrior
 from distill.priors.exact import ExactPrior, gaussian
 from distill.priors.multi_view.attention import CAMERA, fold, takes_cameras
 from distill.priors.multi_view.camera import check_groups, numbers
+from distill.priors.source import find
 from distill.run.assemble import assemble
 from distill.run.compose import compose_config, with_preset
 from distill.samplers.cameras import groups, ranges
@@ -477,6 +481,21 @@ def test_scenes_train_in_whole_groups(folder: Path, prior: DiffusionPrior) -> No
     loop.train(job)
     assert job.state.skipped == 0
     assert all(not torch.equal(*pair) for pair in zip(before, job.state.parameters(), strict=True))
+
+
+def test_a_shadow_counts_what_the_folded_network_does(folder: Path, prior: DiffusionPrior) -> None:
+    counted = shadow(find(folder), torch.float32, 64)
+    assert counted.views == 4
+    found = forecast(counted, [8, 4], 4)
+    x, _, _ = asked(prior, 12)
+    # As many tokens as CLIP gives, which the small text encoder does not.
+    cond = {name: torch.ones(12, *value.shape[1:]) for name, value in counted.embed([""]).items()}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        prior.predict(x, torch.full((12,), 3), cond)
+    assert found.network == counter.get_total_flops()
+    # Attention to four views takes more than to one.
+    single = shadow(find(folder), torch.float32, 64, views=1)
+    assert forecast(single, [8, 4], 4).network < found.network
 
 
 def test_a_network_without_self_attention_is_refused() -> None:

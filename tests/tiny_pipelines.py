@@ -248,7 +248,6 @@ def sana() -> Any:
 MAKERS = {
     "stable_diffusion": stable_diffusion,
     "stable_diffusion_v": lambda: stable_diffusion("v_prediction"),
-    "multi_view": multi_view,
     "stable_diffusion_xl": stable_diffusion_xl,
     "deepfloyd": deepfloyd,
     "pixart": pixart,
@@ -261,9 +260,13 @@ MAKERS = {
 }
 
 
+#: Of several pictures at a time, which no pipeline of diffusers is.
+TOGETHER = {"multi_view": multi_view}
+
+
 def make(name: str) -> Any:
     """A pipeline with the same weights at every call, silent."""
     torch.manual_seed(0)
-    pipeline = MAKERS[name]()
+    pipeline = {**MAKERS, **TOGETHER}[name]()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -177,7 +177,9 @@ def check_complete(source: Source, family: Family, index: dict[str, Any]) -> Non
         said = network_settings(source, family) if own else None
         names = {_plain(name) for name in _names(source.folder, part, said)}
         called: dict[int, set[str]] = {}
-        for name, value in _empty(source.folder / part, *kind, said).named_parameters(remove_duplicate=False):
+        for name, value in _empty(source.folder / part, kind[0], kind[1], said).named_parameters(
+            remove_duplicate=False
+        ):
             called.setdefault(id(value), set()).add(_plain(name))
         if missing := sorted(min(each) for each in called.values() if not each & names):
             raise ValueError(
