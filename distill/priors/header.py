@@ -53,12 +53,14 @@ class Kind:
         pipeline: its class in diffusers.
         mark: what one tensor's name begins or ends with, which no kind before it has.
         parts: what the names of each part's tensors begin with; the denoiser's first.
+        begun: the name in the table of another model whose settings are taken instead: that it was trained from.
     """
 
     known: str
     pipeline: str
     mark: tuple[str, ...]
     parts: Mapping[str, tuple[str, ...]]
+    begun: str = ""
 
 
 _UNET, _VAE = ("model.diffusion_model.",), ("first_stage_model.", "vae.")
@@ -78,8 +80,8 @@ _FLUX = {
 #: In the order in which they are looked for.
 KINDS = (
     Kind(
-        "sd-2.1-base", "MVDreamPipeline", ("model.diffusion_model.camera_embed.0.weight",),
-        {"unet": _UNET, "vae": _VAE, "text_encoder": ("cond_stage_model.",)},
+        "mvdream", "MVDreamPipeline", ("model.diffusion_model.camera_embed.0.weight",),
+        {"unet": _UNET, "vae": _VAE, "text_encoder": ("cond_stage_model.",)}, "sd-2.1-base",
     ),
     Kind(
         "sdxl", "StableDiffusionXLPipeline", ("model.diffusion_model.label_emb.0.0.weight",),

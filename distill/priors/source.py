@@ -148,7 +148,7 @@ def find_single(name: str, settings: str | Path | None = None) -> Source:
                 f"prior_options.config must be a folder in the diffusers layout, and {folder} has no {INDEX['settings']}"
             )
         return Source(folder, name, settings=str(settings), **about)
-    model = MODELS[kind.known]
+    model = MODELS[kind.begun or kind.known]
     try:
         found = fetch(model.repository, model.repository, model.revision, kind="settings")
     except ValueError as error:
