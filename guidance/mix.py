@@ -204,6 +204,7 @@ def make_term(
     own = own_prior(where, term, prior, priors)
     condition = own_condition(where, term, own, prior, view_words)
     model = own or prior
+    check_views(where, model, prior)
     made = is_made_for_prior(maker)
     loss = maker(model, generator, priors, **bound) if made else scheduled(maker, **bound)
     return Term(
@@ -225,6 +226,19 @@ def own_prior(where: str, term: Mapping[str, Any], prior: Prior, priors: Mapping
     if named == NOVEL_VIEW:
         raise ValueError(f"{where} names the model of an input picture, and there is none; add image=FILE")
     return load_prior(named, prior.device)
+
+
+def check_views(where: str, model: Prior, prior: Prior) -> None:
+    """Refuse a term's prior that takes more views together than the run's, by which timesteps are drawn.
+
+    Raises:
+        ValueError: it does.
+    """
+    if prior.views % model.views:
+        raise ValueError(
+            f"{where}: {model.name} takes {model.views} views together and the run's prior {prior.views}; make {model.name} the "
+            "run's with prior=, and give the other one to the term"
+        )
 
 
 def own_condition(
@@ -250,7 +264,8 @@ def own_condition(
         return prompts.conditioner(model, prompts.PICTURED)
     if not term.get("prompt"):
         raise ValueError(f'{where} has its own prior, which needs its own prompt; add prompt: "..."')
-    words = prompts.view_words(view_words, model.name)
+    told = view_words == "auto" and model.views > 1  # its cameras, in numbers
+    words = prompts.view_words("none" if told else view_words, model.name)
     return prompts.conditioner(model, term["prompt"], views=words)
 
 

@@ -89,6 +89,31 @@ def predict_guided(
     return classifier_free_guidance(origin, text, scale)
 
 
+def rescaled(prior: Prior, x_t: Tensor, t: Tensor, guided: Tensor, text: Tensor, share: float) -> Tensor:
+    """Give the clean picture that a guided prediction stands for some of its contrast without guidance back.
+
+    Args:
+        prior: the frozen diffusion model.
+        x_t: noised pictures, shape ``[batch, channel, height, width]``.
+        t: timesteps, shape ``[batch]``.
+        guided: the noise that is predicted with guidance.
+        text: the noise that is predicted under the prompt alone.
+        share: how much of the difference in standard deviation, which is over the views of an object, is undone.
+
+    Returns:
+        The noise that the changed picture stands for.
+    """
+    alpha, sigma = prior.alpha(t), prior.sigma(t)
+    clean, alone = ((x_t - sigma * noise) / alpha for noise in (guided, text))
+
+    def spread(pictures: Tensor) -> Tensor:
+        views = pictures.reshape(-1, prior.views * pictures[0].numel())
+        return views.std(dim=1).repeat_interleave(prior.views)[:, None, None, None]
+
+    factor = share * (spread(alone) + 1e-8) / (spread(clean) + 1e-8) + 1 - share
+    return guided + alpha / sigma * (1 - factor) * clean
+
+
 def ddim_step(prior: Prior, x_t: Tensor, noise: Tensor, t: Tensor, to: Tensor) -> Tensor:
     """Move along the predicted noise from timestep ``t`` to ``to`` (Song et al. 2021, Eq. 12, zero variance)."""
     clean = (x_t - prior.sigma(t) * noise) / prior.alpha(t)

@@ -7,6 +7,7 @@ Camera frame (OpenGL): x right, y up, looking along -z.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distill.cameras import Cameras, moved, orbit
-from distill.domains import Angle, Fraction, NotNegative, Positive, Range
+from distill.domains import Angle, Count, Fraction, NotNegative, Positive, Range
 
 
 def ranges(
@@ -81,5 +82,53 @@ def ranges(
         look_at = look_at + look_at_std * torch.randn(batch, 3, generator=generator)
         up = torch.tensor([0.0, 0.0, 1.0]) + up_std * torch.randn(batch, 3, generator=generator)
         return moved(cameras, by, look_at, up)
+
+    return sample
+
+
+def groups(
+    views: Count = 4,
+    distance: tuple[Positive, Positive] = (3.0, 3.4),
+    elevation_deg: Annotated[tuple[float, float], Range(-90, 90)] = (0.0, 45.0),
+    fov_y_deg: Annotated[tuple[float, float], Range(0, 180, above=True, below=True)] = (40.0, 40.0),
+    relative_distance: bool = False,
+) -> Callable[[float, int, torch.Generator], Cameras]:
+    """Draw cameras for multi-view priors: evenly around an object, at one elevation, distance and field of view.
+
+    The cameras of an object are in consecutive rows. Their azimuths are a ring turned by a random angle, stratified over the
+    objects of a batch as ``ranges`` does it.
+
+    Args:
+        views: of an object, 360 / views degrees of azimuth apart.
+        distance: from the origin, scene units.
+        elevation_deg: degrees above the horizon.
+        fov_y_deg: vertical field of view, degrees.
+        relative_distance: ``distance`` is in units of half of what the picture sees at the origin, as in MVDream: it is
+            divided by the tangent of half the field of view, so that the object stays as large.
+
+    Returns:
+        A camera sampler ``(progress, batch, generator) -> Cameras``.
+
+    Source: Shi et al. 2023 (MVDream), arXiv:2308.16512, and the authors' configuration in threestudio. Differs: the elevation
+    is uniform in degrees for all objects, theirs for half of the steps.
+    """
+
+    def sample(progress: float, batch: int, generator: torch.Generator) -> Cameras:
+        if batch % views:
+            raise ValueError(
+                f"render.batch must be a multiple of cameras.views={views}, whose cameras are drawn together, got {batch}"
+            )
+        objects = batch // views
+
+        def uniform(low: float, high: float) -> Tensor:
+            return low + (high - low) * torch.rand(objects, generator=generator)
+
+        comb = (torch.arange(objects) + torch.rand(objects, generator=generator)) / objects
+        comb = torch.remainder(comb + torch.rand(1, generator=generator), 1.0)
+        azimuth = (comb[:, None] + torch.arange(views)) * (360 / views)
+        elevation, far, field = uniform(*elevation_deg), uniform(*distance), uniform(*fov_y_deg)
+        if relative_distance:
+            far = far / torch.tan(field * (math.pi / 360))
+        return orbit(azimuth.flatten(), *(each.repeat_interleave(views) for each in (elevation, far, field)))
 
     return sample

@@ -306,7 +306,7 @@ MADE: dict[str, Callable[[], Prior]] = {"exact": exact, "several views": several
 #: Priors that are loaded, from the library or from a folder.
 LOADED = (
     "embedded", "counted", "novel_view", "novel_view_latent", "stable_diffusion", "stable_diffusion_xl", "deepfloyd",
-    "pixart", "stable_diffusion_3", "flux", "sana",
+    "pixart", "stable_diffusion_3", "flux", "sana", "multi_view",
 )  # fmt: skip
 
 
@@ -404,14 +404,15 @@ def test_a_priors_network_can_be_trained_inside(prior: Prior) -> None:
         return
     assert members(Trainable) == {"network", "clock", "forward"}
     assert hasattr(network.network.get_submodule(network.clock), "linear_2")
-    x, t = torch.randn(1, *prior.shape, generator=generator(1)), torch.tensor([400])
+    n = prior.views
+    x, t = torch.randn(n, *prior.shape, generator=generator(1)), torch.full((n,), 400)
     with torch.enable_grad():
         leaf = x.clone().requires_grad_()
-        network.forward(leaf, t, words(prior, 1), turntable(1)).square().sum().backward()
+        network.forward(leaf, t, words(prior, n), turntable(n)).square().sum().backward()
     assert leaf.grad is not None
     torch.testing.assert_close(
-        network.forward(x, t, words(prior, 1), turntable(1)).detach(),
-        prior.predict_noise(x, t, words(prior, 1), turntable(1)),
+        network.forward(x, t, words(prior, n), turntable(n)).detach(),
+        prior.predict_noise(x, t, words(prior, n), turntable(n)),
     )
 
 
@@ -435,7 +436,7 @@ LOSSES = guidance.available()
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-@pytest.mark.parametrize("prior", ["deepfloyd", "novel_view", "several views"], indirect=True)
+@pytest.mark.parametrize("prior", ["deepfloyd", "novel_view", "several views", "multi_view"], indirect=True)
 def test_a_loss_gives_a_gradient_for_every_kind_of_prior(loss: Any, prior: Prior) -> None:
     if prior.trainable is None and loss is LOSSES["vsd"]:
         with pytest.raises(ValueError, match=r"LoRA|network"):

@@ -130,6 +130,16 @@ def stable_diffusion(prediction: str = "epsilon") -> Any:
     )
 
 
+def multi_view() -> Any:
+    """Stable Diffusion whose network is told cameras."""
+    from diffusers import StableDiffusionPipeline
+
+    network = unet(class_embed_type="projection", projection_class_embeddings_input_dim=16)
+    return StableDiffusionPipeline(
+        vae(), clip(), clip_tokenizer(), network, ddim(), None, None, requires_safety_checker=False
+    )
+
+
 def stable_diffusion_xl() -> Any:
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
@@ -250,9 +260,13 @@ MAKERS = {
 }
 
 
+#: Of several pictures at a time, which no pipeline of diffusers is.
+TOGETHER = {"multi_view": multi_view}
+
+
 def make(name: str) -> Any:
     """A pipeline with the same weights at every call, silent."""
     torch.manual_seed(0)
-    pipeline = MAKERS[name]()
+    pipeline = {**MAKERS, **TOGETHER}[name]()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -151,13 +151,13 @@ def conditioner(
     if unconditional not in ("auto", "null"):
         raise ValueError(f"unconditional must be auto or null, got {unconditional!r}")
     words = views.words if views else ()
-    if away and words != FOUR_VIEWS:
-        raise ValueError(
-            "perp_neg needs view_words=four, for it tells the front, the sides and the back apart"
-        )
     if away and prior.views > 1:
         raise ValueError(
             f"perp_neg.enabled: {prior.name} is conditioned on cameras and needs none; leave it out"
+        )
+    if away and words != FOUR_VIEWS:
+        raise ValueError(
+            "perp_neg needs view_words=four, for it tells the front, the sides and the back apart"
         )
     table = _Table(prior, asked(prior, prompt), negative_prompt, views, asked(prior, source_prompt))
     if unconditional == "null":

@@ -14,7 +14,10 @@ from distill.forecast.rendering import rendered
 from distill.guidance import is_made_for_prior
 from distill.options import schedules_in
 from distill.priors.dtypes import default_dtype
+from distill.priors.load import family_of
+from distill.priors.multi_view.attention import views_of
 from distill.priors.source import Source
+from distill.priors.whole import network_settings
 from distill.samplers.schedules import scheduled
 
 log = logging.getLogger(__name__)
@@ -73,14 +76,16 @@ def cost(
         ValueError: the prior's folder is not one this library can use.
     """
     options, batch = config.prior_options, int(config.render.batch)
-    at_once = min(config.render.at_once or batch, batch)
+    family, _ = family_of(source.folder)
+    together = views_of(network_settings(source, family), options.views, source.name)
+    at_once = max(min(config.render.at_once or batch, batch) // together, 1) * together
     dtype = default_dtype(device) if options.dtype == "auto" else getattr(torch, options.dtype)
     known = {} if known is None else known
     key = (at_once, bool(options.checkpointing))
     if key not in known:
         prior = shadow(
             source, dtype, options.image_size, checkpointing=options.checkpointing, controlnet=options.controlnet,
-            vae=options.vae,
+            vae=options.vae, views=options.views,
         )  # fmt: skip
         rows, rank, decodes = calls(config, at_once)
         known[key] = forecast(prior, rows, at_once, rank=rank, decodes=decodes)

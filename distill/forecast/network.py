@@ -25,8 +25,10 @@ from distill.priors.autoencoder import find_vae
 from distill.priors.control import CONTROL, ControlNet, find_kind
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.load import checkpoint, family_of, read_scheduler, space_of
+from distill.priors.multi_view.attention import fold, views_of
 from distill.priors.schedule import read_schedule
 from distill.priors.source import Source
+from distill.priors.whole import network_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -171,6 +173,7 @@ def shadow(
     checkpointing: bool = False,
     controlnet: str | None = None,
     vae: str | None = None,
+    views: int | None = None,
 ) -> DiffusionPrior:
     """A prior without weights, on the meta device; options as of ``load_prior``.
 
@@ -182,15 +185,19 @@ def shadow(
     folder = source.folder
     family, index = family_of(folder)
 
-    def empty(part: Path, kind: str) -> Any:
-        settings = json.loads((part / "config.json").read_text())
+    def empty(part: Path, kind: str, settings: dict[str, Any] | None = None) -> Any:
+        settings = settings or json.loads((part / "config.json").read_text())
         with torch.device("meta"):
             made = getattr(diffusers, kind).from_config(settings).eval().requires_grad_(False)
             return torch.nn.Module.to(
                 made, dtype
             )  # diffusers' own would warn of layers that it keeps in float32
 
-    network = empty(folder / family.component, family.network)
+    settings = network_settings(source, family)
+    network = empty(folder / family.component, family.network, settings)
+    together = views_of(settings, views, source.name, controlnet=bool(controlnet))
+    if together > 1:
+        fold(network, together)
     place = find_vae(vae, source, index).folder if vae else folder / "vae"
     autoencoder = empty(place, index["vae"][1]) if "vae" in index else None
     if checkpointing and autoencoder is not None:
@@ -207,8 +214,9 @@ def shadow(
         return {name: value.expand(len(prompts), *value.shape[1:]) for name, value in told.items()}
 
     prior = DiffusionPrior(
-        network, space, text, family, schedule, torch.device("meta"), dtype, source, control=control
-    )
+        network, space, text, family, schedule, torch.device("meta"), dtype, source, control=control,
+        views=together,
+    )  # fmt: skip
     if control:
         told[CONTROL] = prior.show(torch.zeros(1, 3, prior.image_size, prior.image_size, device="meta"))
     return prior

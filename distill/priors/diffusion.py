@@ -16,6 +16,8 @@ from distill.priors.families import Family
 from distill.priors.graphs import Graphs
 from distill.priors.inversion import Inversion
 from distill.priors.lora import Lora
+from distill.priors.multi_view.attention import CAMERA, takes_cameras
+from distill.priors.multi_view.camera import NUMBERS, check_rows, numbers
 from distill.priors.predictions import to_noise
 from distill.priors.schedule import Schedule
 from distill.priors.source import Source
@@ -43,6 +45,7 @@ class DiffusionPrior:
         graphs: CUDA graphs of its predictions, or None to launch their kernels one by one.
         vae: where another VAE than the prior's own is from, or None.
         inversions: the user's textual-inversion embeddings.
+        views: of one object that its network takes together, with their cameras; 1 for single pictures.
     """
 
     network: ModelMixin
@@ -58,8 +61,9 @@ class DiffusionPrior:
     graphs: Graphs | None = None
     vae: Source | None = None
     inversions: Sequence[Inversion] = ()
+    views: int = 1
 
-    views, words = 1, True
+    words = True
 
     @property
     def name(self) -> str:
@@ -144,15 +148,31 @@ class DiffusionPrior:
     def predict_noise(
         self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None
     ) -> Tensor:
-        """Predict the noise in ``x_t``, float32, same shape; the cameras are not used."""
+        """Predict the noise in ``x_t``, float32, same shape; the cameras are used by a multi-view prior alone.
+
+        Raises:
+            ValueError: a multi-view prior has no cameras, or the batch does not hold whole objects at one timestep each.
+        """
+        cond = self._told(x_t, t, cond, cameras)
         if self.graphs is not None:
             return self.graphs.predict(self, x_t, t, cond)
         return self.forward(x_t, t, cond)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None) -> Tensor:
         """Predict the noise as ``predict_noise`` does, with gradient to the network's parameters."""
-        output = self.predict(x_t, t, cond)
+        output = self.predict(x_t, t, self._told(x_t, t, cond, cameras))
         return to_noise(self.schedule.prediction, output, x_t, self.alpha(t), self.sigma(t))
+
+    def _told(self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None) -> Embedding:
+        """An embedding with what a multi-view network is told of the cameras."""
+        if self.views == 1 or CAMERA in cond:
+            return cond
+        check_rows(len(x_t), t, self.views, self.name)
+        if cameras is None:
+            raise ValueError(
+                f"{self.name} needs the cameras of the {self.views} views that it denoises together; pass cameras="
+            )
+        return {**cond, CAMERA: numbers(cameras).to(x_t.device)}
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:
         """The network's own kind of prediction, float32, same shape as ``x_t``."""
@@ -162,6 +182,8 @@ class DiffusionPrior:
         told = {
             name: value.to(self.dtype) if value.is_floating_point() else value for name, value in cond.items()
         }
+        if CAMERA not in told and takes_cameras(self.network.config):
+            told[CAMERA] = sample.new_zeros(len(sample), NUMBERS)
         shown, time = told.pop(CONTROL, None), self.schedule.time[t]
         if self.control is not None and shown is not None:
             told = self.control.beside(self.network, sample, time, told, shown)

@@ -53,12 +53,14 @@ class Kind:
         pipeline: its class in diffusers.
         mark: what one tensor's name begins or ends with, which no kind before it has.
         parts: what the names of each part's tensors begin with; the denoiser's first.
+        begun: the name in the table of another model whose settings are taken instead: that it was trained from.
     """
 
     known: str
     pipeline: str
     mark: tuple[str, ...]
     parts: Mapping[str, tuple[str, ...]]
+    begun: str = ""
 
 
 _UNET, _VAE = ("model.diffusion_model.",), ("first_stage_model.", "vae.")
@@ -77,6 +79,10 @@ _FLUX = {
 }
 #: In the order in which they are looked for.
 KINDS = (
+    Kind(
+        "mvdream", "MVDreamPipeline", ("model.diffusion_model.camera_embed.0.weight",),
+        {"unet": _UNET, "vae": _VAE, "text_encoder": ("cond_stage_model.",)}, "sd-2.1-base",
+    ),
     Kind(
         "sdxl", "StableDiffusionXLPipeline", ("model.diffusion_model.label_emb.0.0.weight",),
         {"unet": _UNET, "vae": _VAE, "text_encoder": ("conditioner.embedders.0.",),
@@ -116,7 +122,7 @@ def kind_of(path: Path, shapes: Shapes) -> Kind:
             f"{path} is one part of a model; give the folder that has its model_index.json, or a file with the whole model"
         )
     raise ValueError(
-        f"{path} holds no model that is known as a single file: Stable Diffusion 1, 2, XL, 3, 3.5 or FLUX.1, under its authors' "
+        f"{path} holds no model that is known as a single file: Stable Diffusion 1, 2, XL, 3, 3.5, FLUX.1 or MVDream, under its authors' "
         "names; give a folder in the diffusers layout"
     )
 

@@ -22,11 +22,13 @@ from distill.priors.families import FAMILIES, Family, weighted
 from distill.priors.families.unet import PLAIN
 from distill.priors.graphs import check_graphs, graphs_for
 from distill.priors.inversion import Words
+from distill.priors.multi_view.attention import fold, takes_cameras, views_of
+from distill.priors.multi_view.published import CAMERA_PART, MARK, files_of, load_unet
 from distill.priors.schedule import check_prediction, read_schedule
 from distill.priors.source import Source, find, variant_of
 from distill.priors.space import Space, downsampling
 from distill.priors.text import TextEncoders, identity_of
-from distill.priors.whole import check_whole, settings_of
+from distill.priors.whole import check_whole, network_settings, settings_of
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
@@ -57,7 +59,15 @@ def family_of(folder: Path) -> tuple[Family, dict[str, Any]]:
             f"a prior of this kind needs {family.component}, scheduler, tokenizer and text_encoder, but {folder} lacks "
             f"{', '.join(missing)}"
         )
+    if name == MVDREAM:
+        # A port's pipeline and its own UNet are none of diffusers', which has all that they consist of.
+        index = {key: value for key, value in index.items() if key != CAMERA_PART}
+        index |= {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", family.network]}
     return family, index
+
+
+#: What a folder of either port says that its pipeline is.
+MVDREAM = "MVDreamPipeline"
 
 
 def load_prior(
@@ -78,6 +88,7 @@ def load_prior(
     vae: str | Path | None = None,
     prediction_type: str | None = None,
     embeddings: Sequence[str | Path] = (),
+    views: int | None = None,
 ) -> DiffusionPrior:
     """Load a frozen prior.
 
@@ -106,10 +117,12 @@ def load_prior(
             say it rightly.
         embeddings: textual-inversion embeddings, safetensors files whose tokens prompts may have, each ``path`` or
             ``token=path``; the token is the file's name where it is not said.
+        views: of one object that a multi-view prior takes together, four by default; with 1, it is one of single pictures
+            and told no cameras.
 
     Raises:
         ValueError: there is no such prior or dtype, its folder is not one this library can use, a LoRA or the ControlNet does
-            not fit it, or graphs are asked for on another device than CUDA.
+            not fit it, graphs are asked for on another device than CUDA, or several views of a prior that is told no cameras.
     """
     device = torch.device(device)
     check_graphs(graphs, device)
@@ -122,6 +135,8 @@ def load_prior(
     family, index = family_of(source.folder)
     dtype, of_vae = asked or default_dtype(device, family.half), asked or default_dtype(device)
     check_whole(source, family, index)
+    settings = network_settings(source, family)
+    together = views_of(settings, views, source.name, controlnet=bool(controlnet))
     scheduler = _scheduler(source, index, prediction_type)
     own_vae = find_vae(vae, source, index) if vae else None
     inversion.check(inversions, source, family, index)
@@ -130,6 +145,8 @@ def load_prior(
     for module in (network, autoencoder):
         if module is not None:
             module.to(device).eval().requires_grad_(False)
+    if takes_cameras(settings):
+        fold(network, together)
     updates = [lora.read(file, loader(family, index), family.component, network.config) for file in files]
     for update in updates:
         lora.put_on(network, family.component, update)
@@ -153,7 +170,7 @@ def load_prior(
     recorded = graphs_for(network, device, graphs, compiled=compile)
     return DiffusionPrior(
         network, space, text, family, schedule, device, dtype, source, tuple(files), control, recorded, own_vae,
-        tuple(inversions),
+        tuple(inversions), together,
     )  # fmt: skip
 
 
@@ -253,7 +270,7 @@ def _parts(
             autoencoder = _component(
                 source, "vae", index["vae"][1], _vae_dtype(source.folder / "vae", dtypes[1])
             )
-        return _component(source, family.component, family.network, dtypes[0]), autoencoder
+        return _network(source, family, dtypes[0]), autoencoder
     except _FAILURES as error:
         raise _unreadable(source, error) from error
 
@@ -313,6 +330,13 @@ def space_of(
     if size % folded:
         raise ValueError(f"image_size must be a multiple of {folded} for this prior, got {size}")
     return Space.of(vae, network.config.in_channels, size), (size // folded) ** 2
+
+
+def _network(source: Source, family: Family, dtype: torch.dtype) -> ModelMixin:
+    """The denoiser, a published multi-view one as diffusers' class."""
+    if files := files_of(source.folder, source.file if MARK in source.marks else None):
+        return load_unet(files, network_settings(source, family), dtype)
+    return _component(source, family.component, family.network, dtype)
 
 
 def _component(source: Source, part: str, kind: str, dtype: torch.dtype) -> ModelMixin:

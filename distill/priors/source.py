@@ -13,6 +13,7 @@ from distill.convert import SUFFIXES
 from distill.files.atomic import sha256_once
 from distill.files.paths import user_path
 from distill.priors.header import kind_of, parts_in, shapes_of
+from distill.priors.multi_view.published import marked
 from distill.priors.table import MODELS
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "prior"
@@ -57,7 +58,8 @@ class Source:
         file: a single file with the prior's weights, or None where the folder has them.
         parts: of the pipeline that the file has.
         settings: where the settings beside a file are from.
-        marks: empty tensors in the file that say what its settings do not: ``v_pred``, ``ztsnr``.
+        marks: what the file's tensors say and its settings do not: ``v_pred`` and ``ztsnr`` by empty ones of these names,
+            ``cameras`` by the layers of a multi-view model.
     """
 
     folder: Path
@@ -137,7 +139,7 @@ def find_single(name: str, settings: str | Path | None = None) -> Source:
     about: dict[str, Any] = {
         "file": file,
         "parts": parts_in(kind, shapes),
-        "marks": frozenset({"v_pred", "ztsnr"} & set(shapes)),
+        "marks": frozenset({"v_pred", "ztsnr"} & set(shapes)) | marked(shapes, file),
     }
     if settings is not None:
         folder = user_path(settings)
@@ -146,7 +148,7 @@ def find_single(name: str, settings: str | Path | None = None) -> Source:
                 f"prior_options.config must be a folder in the diffusers layout, and {folder} has no {INDEX['settings']}"
             )
         return Source(folder, name, settings=str(settings), **about)
-    model = MODELS[kind.known]
+    model = MODELS[kind.begun or kind.known]
     try:
         found = fetch(model.repository, model.repository, model.revision, kind="settings")
     except ValueError as error:

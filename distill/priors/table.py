@@ -88,6 +88,16 @@ MODELS: dict[str, Model] = {
         mirrors=("SfinOe/stable-diffusion-v2-1",),
         note="a mirror; predicts v; the original, of stabilityai, is gone",
     ),
+    "mvdream": Model(
+        "ashawkey/mvdream-sd2.1-diffusers",
+        "MVDreamPipeline",
+        "openrail",
+        256,
+        868,
+        7.5,
+        sds_scale=50.0,
+        note="four views together (docs/multi-view.md); SDS with guidance.rescale=0.5; a port of MVDream/MVDream, whose code is not run",
+    ),
     "sdxl": Model(
         "stabilityai/stable-diffusion-xl-base-1.0",
         "StableDiffusionXLPipeline",

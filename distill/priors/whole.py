@@ -11,6 +11,7 @@ import torch
 from distill.convert import pickled
 from distill.priors.families import Family
 from distill.priors.header import AGAIN, shapes_of
+from distill.priors.multi_view.published import CAMERA_PART, MARK, names_of, settings_of_unet
 from distill.priors.quiet import quiet
 from distill.priors.source import Source, variant_of
 
@@ -37,6 +38,7 @@ def check_whole(source: Source, family: Family, index: dict[str, Any]) -> None:
     encoders = [part for part in index if part.startswith("text_encoder") and named(index, part)]
     weighty = [family.component, *(["vae"] if named(index, "vae") else []), *encoders]
     settings = {part: settings_of(folder / part / "config.json") for part in weighty}
+    settings[family.component] = network_settings(source, family)
     settings_of(folder / "scheduler" / "scheduler_config.json")
     if source.file:
         check_single(source, family, settings)
@@ -49,6 +51,20 @@ def check_whole(source: Source, family: Family, index: dict[str, Any]) -> None:
                 f"the prior in {folder} has no {part}: {folder / part} is missing or empty; {AGAIN}"
             )
     check_together(folder, family, settings)
+
+
+def network_settings(source: Source, family: Family) -> dict[str, Any]:
+    """Read the settings of a prior's denoiser as diffusers' class takes them; of a multi-view prior with its cameras.
+
+    Raises:
+        ValueError: they cannot be read, or are of a port of another model than MVDream.
+    """
+    path = source.folder / family.component / "config.json"
+    said = settings_of(path)
+    if family.component != "unet":
+        return said
+    beside = (source.folder / CAMERA_PART).is_dir() and family.component not in source.parts
+    return settings_of_unet(said, str(path), cameras=beside or MARK in source.marks)
 
 
 def check_single(source: Source, family: Family, settings: dict[str, dict[str, Any]]) -> None:
@@ -157,16 +173,28 @@ def check_complete(source: Source, family: Family, index: dict[str, Any]) -> Non
         kind = index.get(part)
         if part in source.parts or not (named(index, part) and isinstance(kind, list) and len(kind) == 2):
             continue
-        names: set[str] = set()
-        for file in (source.folder / part).glob("*.safetensors"):
-            names |= {_plain(name) for name in shapes_of(file)}
+        own = part == family.component
+        said = network_settings(source, family) if own else None
+        names = {_plain(name) for name in _names(source.folder, part, said)}
         called: dict[int, set[str]] = {}
-        for name, value in _empty(source.folder / part, *kind).named_parameters(remove_duplicate=False):
+        for name, value in _empty(source.folder / part, kind[0], kind[1], said).named_parameters(
+            remove_duplicate=False
+        ):
             called.setdefault(id(value), set()).add(_plain(name))
         if missing := sorted(min(each) for each in called.values() if not each & names):
             raise ValueError(
                 f"{source.folder / part} lacks {len(missing)} of its weights, such as {missing[0]}; {AGAIN}"
             )
+
+
+def _names(folder: Path, part: str, said: dict[str, Any] | None) -> set[str]:
+    """Names of the weights in a part's files, those of a multi-view UNet as diffusers has them."""
+    names = {name for file in (folder / part).glob("*.safetensors") for name in shapes_of(file)}
+    if part != "unet" or said is None:
+        return names
+    cameras = (folder / CAMERA_PART).glob("*.safetensors")
+    beside = {f"class_embedding.{name}" for file in cameras for name in shapes_of(file)}
+    return {*names_of(names, said).values(), *beside} if "layers_per_block" in said else names
 
 
 def _plain(name: str) -> str:
@@ -176,8 +204,8 @@ def _plain(name: str) -> str:
     return name.removeprefix("text_model.")
 
 
-def _empty(folder: Path, library: str, kind: str) -> torch.nn.Module:
-    """A part without weights, on the meta device."""
+def _empty(folder: Path, library: str, kind: str, said: dict[str, Any] | None) -> torch.nn.Module:
+    """A part without weights, on the meta device, with its own settings or those that are given."""
     import diffusers
     import transformers
 
@@ -186,7 +214,7 @@ def _empty(folder: Path, library: str, kind: str) -> torch.nn.Module:
             made = getattr(transformers, kind)
             empty: torch.nn.Module = made(made.config_class.from_pretrained(folder))
         else:
-            empty = getattr(diffusers, kind).from_config(settings_of(folder / "config.json"))
+            empty = getattr(diffusers, kind).from_config(said or settings_of(folder / "config.json"))
     return empty
 
 

@@ -39,6 +39,7 @@ from distill.options import followed, schedule, schedules_in, value_over_run
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.graphs import check_graphs
 from distill.priors.load import load_prior
+from distill.priors.multi_view.camera import check_groups
 from distill.priors.source import find
 from distill.ranks import ALONE, Ranks
 from distill.renderers import reference
@@ -86,6 +87,9 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
     elif prior is None:
         prior = open_prior(config, device)
     check_fits(config, prior, ranks.size)
+    if prior.views > 1:
+        drawn = cameras(0.0, config.render.batch, torch.Generator().manual_seed(0))
+        check_groups(drawn, prior.views, prior.name)
     if config.generator:
         begin_generated(scenes[0], config, prior)
 
@@ -355,7 +359,8 @@ def make_renderer(
 def words_of(config: DictConfig, prior: Prior, features: frozenset[str]) -> prompts.ViewWords | None:
     """The view words of a configuration, for a scene with these features."""
     style = config.view_words
-    if not prior.words or (style == "auto" and "sides" not in features):
+    # A multi-view prior is told its cameras in numbers.
+    if not prior.words or (style == "auto" and ("sides" not in features or prior.views > 1)):
         style = "none"
     options = config.views
     return prompts.view_words(

@@ -42,7 +42,7 @@ def plugins() -> dict[str, dict[str, Callable[..., Any]]]:
             sorted({**losses, **{name: losses[loss] for name, (loss, _) in ALIASES.items()}}.items())
         ),
         "timesteps": {name: getattr(timesteps, name) for name in timesteps.__all__},
-        "cameras": {"ranges": cameras.ranges},
+        "cameras": {"ranges": cameras.ranges, "groups": cameras.groups},
         "scene": renderers.available(),
     }
 
@@ -152,6 +152,8 @@ def implied(words: Sequence[str]) -> dict[str, str]:
     if given.get("scene") == "sdf" and (earlier := given.get("init", "null")) not in ("null", ""):
         shared = {name: value for name, value in follows_from(earlier).items() if name not in given}
         found |= dict.fromkeys(as_overrides(shared), "follows from init=")
+    if takes_views(given):
+        found["cameras=groups"] = f"follows from prior={given['prior']}"
     if "preset" in given:
         return found
     if given.get("image", "null") not in ("null", ""):
@@ -162,6 +164,21 @@ def implied(words: Sequence[str]) -> dict[str, str]:
     elif (prior := given.get("prior", "embedded")) != "embedded":
         found[f"preset={preset_of(prior)}"] = f"follows from prior={prior}"
     return found
+
+
+def takes_views(given: Mapping[str, str]) -> bool:
+    """Tell whether options name a multi-view prior that is to take several views, so that cameras are drawn in groups."""
+    from distill.priors.multi_view.attention import takes_cameras
+
+    prior = given.get("prior", "embedded")
+    if prior == "embedded" or given.get("prior_options.views") == "1" or "cameras" in given:
+        return False
+    if pipeline_of(prior) == "MVDreamPipeline":
+        return True
+    try:
+        return takes_cameras(json.loads((user_path(prior) / "unet" / "config.json").read_text()))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _split(word: str) -> tuple[str, str]:

@@ -89,6 +89,7 @@ class PriorOptions:
     Each of ``loras`` is ``path`` or ``path:weight``, each of ``embeddings`` ``path`` or ``token=path``. ``control`` is what the ControlNet is shown: ``depth``, ``normal`` or
     ``mask`` of the scene from each camera, or a picture. ``config`` is a folder with the settings of a prior in a single
     file. ``vae`` is another VAE, and ``prediction_type`` what the network predicts where its scheduler does not say it rightly.
+    ``views`` is how many a multi-view prior takes together, four by default; with 1, it is one of single pictures.
     """
 
     image_size: Annotated[int | None, Range(8)] = None
@@ -106,6 +107,7 @@ class PriorOptions:
     vae: str | None = None
     prediction_type: Annotated[str | None, OneOf(("epsilon", "v_prediction", "sample"))] = None
     embeddings: list[str] = field(default_factory=list)
+    views: Count | None = None
 
 
 @dataclass

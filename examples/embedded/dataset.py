@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from distill.cameras import orbit
+from distill.cameras import Cameras, orbit
 from distill.embedded import raycast, shapes, world
 
 SIZE = 64
@@ -34,10 +34,15 @@ def render_shape(job: tuple[int, str]) -> tuple[np.ndarray, np.ndarray]:
     elevation = np.where(above, rng.uniform(62, 88, len(above)), rng.uniform(*ELEVATION_DEG, len(above)))
     distance = torch.from_numpy(rng.uniform(*DISTANCE, VIEWS_PER_SHAPE)).float()
     cameras = orbit(azimuth, torch.from_numpy(elevation).float(), distance, FOV_Y_DEG)
+    rows = np.stack([np.full(VIEWS_PER_SHAPE, world.KINDS.index(kind)), azimuth.numpy(), elevation], axis=1)
+    return layers_of(parts, cameras), rows.astype(np.float32)
+
+
+def layers_of(parts: list[shapes.Part], cameras: Cameras) -> np.ndarray:
+    """An object's pictures before its colour is chosen, uint8, ``[views, 64, 64, 5]``."""
     layers = raycast.render(parts, cameras, SIZE)
     stacked = np.concatenate([layers.painted, layers.tint[..., None], layers.alpha[..., None]], axis=-1)
-    rows = np.stack([np.full(VIEWS_PER_SHAPE, world.KINDS.index(kind)), azimuth.numpy(), elevation], axis=1)
-    return np.round(255 * stacked.clip(0, 1)).astype(np.uint8), rows.astype(np.float32)
+    return np.round(255 * stacked.clip(0, 1)).astype(np.uint8)
 
 
 def build(folder: Path, shapes_per_kind: int, seed: int) -> None:
@@ -69,6 +74,13 @@ class Batch:
     view: Tensor
 
 
+def composed(layers: Tensor, rgb: Tensor, grey: Tensor) -> Tensor:
+    """Pictures in [-1, 1] of uint8 layers ``[batch, 64, 64, 5]``, in these colours over these greys."""
+    layers = layers.permute(0, 3, 1, 2).float() / 255
+    image = layers[:, :3] + layers[:, 3:4] * rgb[:, :, None, None]
+    return (image + (1 - layers[:, 4:5]) * grey[:, None, None, None]) * 2 - 1
+
+
 class Pictures:
     """Draws batches: a random render in a random trained colour over white or grey."""
 
@@ -88,15 +100,19 @@ class Pictures:
         g = self.generator
         index = torch.randint(len(self.kind), (batch,), generator=g)
         kind = self.kind[index]
+        colour, rgb, grey = self.paints(kind, darkest, held_out)
+        return Batch(composed(self.layers[index], rgb, grey), colour, kind, self.view[index])
+
+    def paints(
+        self, kind: Tensor, darkest: float = 0.5, held_out: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw for objects of these kinds a colour's number, the colour itself and the grey behind."""
+        g, batch = self.generator, len(kind)
         allowed = 1 - self.allowed[kind] if held_out else self.allowed[kind]
         colour = torch.multinomial(allowed, 1, generator=g)[:, 0]
         rgb = (self.palette[colour] + 0.02 * torch.randn(batch, 3, generator=g)).clamp(0, 1)
         grey = darkest + (1 - darkest) * torch.rand(batch, generator=g)
-        grey = torch.where(torch.rand(batch, generator=g) < 0.4, 1.0, grey)
-        layers = self.layers[index].permute(0, 3, 1, 2).float() / 255
-        image = layers[:, :3] + layers[:, 3:4] * rgb[:, :, None, None]
-        image = image + (1 - layers[:, 4:5]) * grey[:, None, None, None]
-        return Batch(image * 2 - 1, colour, kind, self.view[index])
+        return colour, rgb, torch.where(torch.rand(batch, generator=g) < 0.4, 1.0, grey)
 
     def captions(self, batch: Batch, without_view: float = 0.1) -> list[str]:
         """Write a random caption for each picture."""

@@ -1,0 +1,1 @@
+"""Multi-view priors: several views of one object denoised together, each told its camera."""

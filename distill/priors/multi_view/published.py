@@ -1,0 +1,226 @@
+"""Published multi-view models as networks of diffusers: their settings, and the names of their tensors.
+
+Three layouts are known, all of them of weights alone: MVDream's file as its authors saved it, and two ports to folders of
+diffusers. One of these keeps the authors' names in a UNet of its own (``MultiViewUNetModel``), the other has diffusers' names
+and the camera's layers in a part of their own (``camera_proj``). No code of a port is run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from distill.priors.header import AGAIN
+from distill.priors.multi_view.attention import TOLD
+from distill.priors.multi_view.camera import NUMBERS
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+#: The class that the port under the authors' names says its UNet is of.
+PORTED = "MultiViewUNetModel"
+#: The part of the other port that embeds cameras.
+CAMERA_PART = "camera_proj"
+#: What a ``Source`` calls a single file whose network is told cameras.
+MARK = "cameras"
+#: Height and width of MVDream's latents: pictures of 256.
+SIZE = 32
+#: What the names of the denoiser's tensors begin with in a single file.
+IN_FILE = "model.diffusion_model."
+#: The first of the camera's layers, under the authors' name.
+FIRST = "camera_embed.0.weight"
+#: In names of ImageDream's tensors: its picture's tokens.
+PICTURE = (".to_k_ip.", "image_embed.")
+IMAGEDREAM = (
+    "is ImageDream, which is conditioned on a picture, and its picture's tokens and fifth view are not supported; choose MVDream, or "
+    "give the picture with image= and a novel-view model"
+)
+
+_LAYERS = {
+    "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
+    "out_layers.3": "conv2", "skip_connection": "conv_shortcut",
+}  # fmt: skip
+_ENDS = {
+    "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
+    "camera_embed.0": "class_embedding.linear_1", "camera_embed.2": "class_embedding.linear_2",
+    "input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out",
+}  # fmt: skip
+_MIDDLE = {"0": "mid_block.resnets.0", "1": "mid_block.attentions.0", "2": "mid_block.resnets.1"}
+
+
+def settings_of_unet(said: Mapping[str, Any], where: str, *, cameras: bool = False) -> dict[str, Any]:
+    """Return a denoiser's settings as diffusers' UNet takes them.
+
+    Args:
+        said: what its ``config.json`` says, of diffusers or of a port.
+        where: that file, for errors.
+        cameras: a part or a file beside it has the camera's layers.
+
+    Raises:
+        ValueError: they are of a network that is not MVDream's.
+    """
+    if cameras:
+        # Stable Diffusion's settings, whose pictures are twice as large.
+        return {**said, **TOLD, "sample_size": min(int(said.get("sample_size") or SIZE), SIZE)}
+    if said.get("_class_name") != PORTED:
+        return dict(said)
+    if said.get("ip_dim"):
+        raise ValueError(f"{where} {IMAGEDREAM}")
+    try:
+        widths = [said["model_channels"] * times for times in said["channel_mult"]]
+        attends = [2**level in said["attention_resolutions"] for level in range(len(widths))]
+        layers, text, inner = said["num_res_blocks"], said["context_dim"], said["num_head_channels"]
+        size, channels, out = said["image_size"], said["in_channels"], said["out_channels"]
+        heads = [width // inner for width in widths]
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{where} must have the settings of MVDream's UNet, and {error} is missing or wrong; {AGAIN}"
+        ) from error
+    if said.get("camera_dim") != NUMBERS:
+        raise ValueError(
+            f"{where} must be of a UNet that is told cameras by {NUMBERS} numbers, got camera_dim={said.get('camera_dim')}"
+        )
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": size,
+        "in_channels": channels,
+        "out_channels": out,
+        "block_out_channels": widths,
+        "layers_per_block": layers,
+        "down_block_types": ["CrossAttnDownBlock2D" if own else "DownBlock2D" for own in attends],
+        "up_block_types": ["CrossAttnUpBlock2D" if own else "UpBlock2D" for own in reversed(attends)],
+        "attention_head_dim": heads,
+        "cross_attention_dim": text,
+        "transformer_layers_per_block": said.get("transformer_depth", 1),
+        "use_linear_projection": True,
+        **TOLD,
+    }
+
+
+def renamed(name: str, layers: int) -> str:
+    """Return diffusers' name of a UNet's tensor for its authors' name, for example ``input_blocks.1.0.in_layers.0.weight``.
+
+    Args:
+        name: without what stands in front of it in a single file.
+        layers: of each level, ``layers_per_block``.
+
+    Raises:
+        ValueError: it is no name of a UNet's tensor.
+    """
+    for theirs, ours in _ENDS.items():
+        if name.startswith(f"{theirs}."):
+            return ours + name[len(theirs) :]
+    found = re.fullmatch(r"(input|output)_blocks\.(\d+)\.(\d+)\.(.+)", name)
+    if found:
+        way, rest = ("down" if found[1] == "input" else "up"), found[4]
+        level, place = divmod(int(found[2]) - (way == "down"), layers + 1)
+        block = f"{way}_blocks.{level}"
+        if changes := re.fullmatch(r"(?:op|conv)\.(weight|bias)", rest):
+            return f"{block}.{way}samplers.0.conv.{changes[1]}"
+        kind = "resnets" if found[3] == "0" else "attentions"
+        return f"{block}.{kind}.{place}.{_layer(rest)}"
+    if (middle := re.fullmatch(r"middle_block\.([012])\.(.+)", name)) is not None:
+        return f"{_MIDDLE[middle[1]]}.{_layer(middle[2])}"
+    raise ValueError(f"{name!r} is no name of a tensor of MVDream's UNet")
+
+
+def _layer(rest: str) -> str:
+    """Name a residual block's layer as diffusers does; an attention's are the same."""
+    for theirs, ours in _LAYERS.items():
+        if rest.startswith(f"{theirs}."):
+            return ours + rest[len(theirs) :]
+    return rest
+
+
+def marked(names: Iterable[str], file: Path) -> frozenset[str]:
+    """Return ``MARK`` where a single file's network is told cameras.
+
+    Raises:
+        ValueError: it is ImageDream.
+    """
+    names = list(names)
+    if not any(name.endswith(FIRST) for name in names):
+        return frozenset()
+    if any(part in name for name in names for part in PICTURE):
+        raise ValueError(f"{file} {IMAGEDREAM}")
+    return frozenset({MARK})
+
+
+def names_of(found: Iterable[str], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return diffusers' name for each of a UNet's names, the authors' or diffusers' own."""
+    layers = int(settings["layers_per_block"])
+    theirs = re.compile(r"(input_blocks|output_blocks|middle_block|time_embed|camera_embed|out)\.")
+    return {name: renamed(name, layers) if theirs.match(name) else name for name in found}
+
+
+def files_of(folder: Path, file: Path | None = None) -> dict[Path, str]:
+    """Return the files of a published multi-view UNet, each with what the names of its tensors begin with.
+
+    None where the folder's UNet is one of diffusers that needs no other names.
+
+    Args:
+        folder: of the prior.
+        file: with all of its weights, under its authors' names; or None.
+    """
+    if file is not None:
+        return {file: IN_FILE}
+    unet, cameras = folder / "unet", sorted((folder / CAMERA_PART).glob("*.safetensors"))
+    said = json.loads((unet / "config.json").read_text()) if (unet / "config.json").is_file() else {}
+    if said.get("_class_name") != PORTED and not cameras:
+        return {}
+    found = sorted(unet.glob("*.safetensors"))
+    # Of weights in two precisions, those in full.
+    full = [path for path in found if not re.search(r"\.(fp16|bf16)[.-]", path.name)]
+    return dict.fromkeys([*(full or found), *cameras], "")
+
+
+def load_unet(
+    files: Mapping[Path, str], settings: Mapping[str, Any], dtype: torch.dtype
+) -> UNet2DConditionModel:
+    """Make the UNet of diffusers with published weights.
+
+    Args:
+        files: safetensors, each with what the names of the tensors that are taken from it begin with.
+        settings: of ``settings_of_unet``.
+        dtype: of the weights in memory.
+
+    Raises:
+        ValueError: a weight is missing, not known, or of another shape.
+    """
+    from diffusers import UNet2DConditionModel
+
+    state: dict[str, Tensor] = {}
+    for path, prefix in files.items():
+        with safe_open(path, "pt") as opened:
+            plain = {
+                name.removeprefix(prefix): name
+                for name in opened.keys()  # noqa: SIM118
+                if name.startswith(prefix)
+            }
+            known = names_of(plain, settings)
+            state |= {known[name]: opened.get_tensor(whole).to(dtype) for name, whole in plain.items()}
+    # The other port's part for cameras has the two layers alone.
+    state = {re.sub(r"^(?=linear_[12]\.)", "class_embedding.", name): value for name, value in state.items()}
+    with torch.device("meta"):
+        network: UNet2DConditionModel = UNet2DConditionModel.from_config(dict(settings))
+    wanted = {name: value.shape for name, value in network.state_dict().items()}
+    wrong = sorted(name for name in {*wanted, *state} if wanted.get(name) != _shape(state.get(name)))
+    if wrong:
+        where = next(iter(files))
+        raise ValueError(
+            f"{where} does not have the weights of MVDream's UNet: {len(wrong)} are missing, not known or of another shape, "
+            f"such as {wrong[0]}; {AGAIN}"
+        )
+    network.load_state_dict(state, assign=True)
+    return network
+
+
+def _shape(value: Tensor | None) -> torch.Size | None:
+    return None if value is None else value.shape

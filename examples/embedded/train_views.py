@@ -1,0 +1,243 @@
+"""Train an embedded multi-view prior from the text prior that ships: four views of an object together, or one picture.
+
+An interrupted run continues when started again:
+
+    python examples/embedded/train_views.py --work ~/views --output ~/views/prior --images 500000
+
+The network begins as the prior that it is started from: what it makes of a camera is added to the time embedding and is 0 at first.
+In some of the updates it sees single pictures, captioned with their view and told no camera, so that it stays a prior of these
+(``prior_options.views=1``); in the others it sees objects in rings of four views, captioned without a view.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dataset
+import torch
+import views_dataset
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+from text_side import tokens
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+from train_prior import SHIPPED, Run, learning_rate, make_scheduler, patchify, timestep_exponent
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from distill.embedded.vocabulary import NAMES, write_names
+from distill.priors.multi_view.attention import TOLD, VIEWS, Folded, fold
+from distill.priors.multi_view.camera import NUMBERS
+from distill.run.journal import stop_signals
+
+#: Parts of the folder that stay as they are.
+KEPT = ("text_encoder", "tokenizer", "scheduler")
+#: Of captions, how many are empty, for classifier-free guidance.
+WITHOUT_TEXT = 0.1
+
+
+def make_unet(folder: Path) -> UNet2DConditionModel:
+    """The UNet of a prior's folder with layers for cameras, the last of which is 0; or with those that it has."""
+    said = UNet2DConditionModel.load_config(folder / "unet")
+    unet: UNet2DConditionModel = UNet2DConditionModel.from_config({**said, **TOLD})
+    state = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    unknown = unet.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
+    if unknown.missing_keys:
+        nn.init.zeros_(unet.class_embedding.linear_2.weight)
+        nn.init.zeros_(unet.class_embedding.linear_2.bias)
+    return unet
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The processors of a UNet's attention, for four views together and for single pictures."""
+
+    together: dict[str, Any]
+    single: dict[str, Any]
+
+    @classmethod
+    def of(cls, unet: UNet2DConditionModel) -> Attention:
+        """Fold a UNet's attention, and keep both kinds."""
+        fold(unet, VIEWS)
+        folded = dict(unet.attn_processors)
+        plain = {name: each.plain if isinstance(each, Folded) else each for name, each in folded.items()}
+        return cls(folded, plain)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Single pictures, rings of views, and the tokenizer of their captions."""
+
+    pictures: dataset.Pictures
+    rings: views_dataset.Rings
+    tokenizer: CLIPTokenizer
+
+    def draw(self, n: int, views: int) -> tuple[Tensor, Tensor, list[str]]:
+        """Draw ``n`` pictures, ``views`` of each object: in [-1, 1], with their cameras' numbers and captions."""
+        if views == 1:
+            batch = self.pictures.draw(n)
+            images, cameras, said = batch.images, torch.zeros(n, NUMBERS), self.pictures.captions(batch)
+        else:
+            images, cameras, said = self.rings.draw(n // views)
+        g = self.pictures.generator
+        dropped = (torch.rand(n // views, generator=g) < WITHOUT_TEXT).repeat_interleave(views).tolist()
+        return images, cameras, ["" if d else text for d, text in zip(dropped, said, strict=True)]
+
+
+def load(options: argparse.Namespace) -> Data:
+    """The pictures, rendered where they are not there yet, and the started prior's tokenizer."""
+    dataset.build(options.work / "pictures", shapes_per_kind=options.shapes, seed=0)
+    views_dataset.build(options.work / "rings", options.shapes, seed=0, rings=options.rings)
+    pictures = dataset.Pictures(options.work / "pictures", torch.Generator().manual_seed(0))
+    rings = views_dataset.Rings.of(options.work / "rings", pictures)
+    return Data(pictures, rings, CLIPTokenizer.from_pretrained(options.start / "tokenizer"))
+
+
+def start(options: argparse.Namespace, data: Data) -> tuple[Run, Attention]:
+    """Go on from the work folder's state, else from the prior in ``--start``."""
+    device, saved = torch.device(options.device), options.work / "views.pt"
+    unet = make_unet(options.start)
+    attention = Attention.of(unet)
+    unet.to(device=device, memory_format=torch.channels_last)
+    encoder = CLIPTextModel.from_pretrained(options.start / "text_encoder").float()
+    encoder.eval().requires_grad_(False).to(device)
+    optimiser = torch.optim.AdamW(
+        unet.parameters(), lr=1e-4, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
+    ema = [parameter.detach().clone() for parameter in unet.parameters()]
+    run = Run(unet, encoder, optimiser, ema, data.pictures.generator)
+    if saved.exists():
+        run.load(saved, device, data.tokenizer.get_vocab())
+        print(f"going on at {run.seen} images")
+    return run, attention
+
+
+def train_step(
+    run: Run, attention: Attention, data: Data, abar: Tensor, n: int, exponent: float, single: float
+) -> int:
+    """One step on ``n`` pictures, v-prediction's squared error; returns how many views each object had."""
+    device, g = abar.device, run.generator
+    views = 1 if float(torch.rand(1, generator=g)) < single else VIEWS
+    run.unet.set_attn_processor(dict(attention.single if views == 1 else attention.together))
+    images, cameras, captions = data.draw(n, views)
+    with torch.no_grad():
+        cond = run.encoder(tokens(data.tokenizer, captions).to(device)).last_hidden_state
+    x, objects = patchify(images.to(device)), n // views
+    # One timestep an object, stratified over the batch.
+    u = (torch.arange(objects) + torch.rand(objects, generator=g)) / objects
+    t = (u**exponent * 1000).long().clamp(max=999).repeat_interleave(views).to(device)
+    noise = torch.randn(x.shape, generator=g).to(device)
+    alpha, sigma = abar[t].sqrt()[:, None, None, None], (1 - abar[t]).sqrt()[:, None, None, None]
+    # As for the text prior: plain products are faster for so few tokens in such narrow heads.
+    kernel = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    with kernel, torch.autocast(device.type, torch.bfloat16):
+        v = run.unet(alpha * x + sigma * noise, t, cond, class_labels=cameras.to(device)).sample
+    loss = (v.float() - (alpha * noise - sigma * x)).square().mean()
+    run.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(run.unet.parameters(), 1.0)
+    run.optimiser.step()
+    run.seen += n
+    with torch.no_grad():
+        decay = min(0.999, (1 + run.seen / n) / (10 + run.seen / n))
+        torch._foreach_lerp_(run.ema, list(run.unet.parameters()), 1 - decay)
+    run.loss = 0.99 * run.loss + 0.01 * loss.item() if run.loss else loss.item()
+    return views
+
+
+def write_folder(folder: Path, run: Run, begun: Path) -> None:
+    """Write the prior's folder in fp16 safetensors; all but the UNet is that of the prior it began as."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = UNet2DConditionModel.from_config(run.unet.config)
+    made.load_state_dict(run.averaged())
+    made.half().save_pretrained(folder / "unet")
+    for part in KEPT:
+        shutil.copytree(begun / part, folder / part, dirs_exist_ok=True)
+    shutil.copy(begun / "model_index.json", folder / "model_index.json")
+    if (begun / NAMES).is_file():
+        shutil.copy(begun / NAMES, folder / NAMES)
+    else:
+        write_names(folder, [])
+
+
+def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder for pictures and training state")
+    parser.add_argument("--output", type=Path, required=True, help="prior's folder, rewritten at each save")
+    parser.add_argument("--start", type=Path, default=SHIPPED, help="folder of the text prior to begin as")
+    parser.add_argument("--images", type=int, default=500_000, help="pictures to train on, in all")
+    parser.add_argument("--minutes", type=float, help="train for so long, in all, and not for --images")
+    parser.add_argument("--batch", type=int, default=16, help="pictures per update, a multiple of 4")
+    parser.add_argument("--single", type=float, default=0.3, help="share of the updates on single pictures")
+    parser.add_argument("--peak-lr", type=float, default=2e-4)
+    parser.add_argument("--shapes", type=int, default=64, help="shapes of each kind")
+    parser.add_argument("--rings", type=int, default=views_dataset.RINGS, help="rings of views of each shape")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--save-minutes", type=float, default=4)
+    options = parser.parse_args(words)
+    if options.batch < VIEWS or options.batch % VIEWS:
+        parser.error(
+            f"--batch must be a multiple of the {VIEWS} views of an object, at least {VIEWS}, got {options.batch}"
+        )
+    if not 0 <= options.single <= 1:
+        parser.error(f"--single must be a share in [0, 1], got {options.single:g}")
+    for name in ("work", "start", "output"):
+        setattr(options, name, getattr(options, name).expanduser())
+    if options.output.resolve() in (SHIPPED.resolve(), options.start.resolve()):
+        parser.error("--output must be a folder of its own, not that of the prior to begin as")
+    if not (options.start / "unet" / "config.json").is_file():
+        parser.error(
+            f"--start must be the folder of a text prior, and {options.start} has no unet/config.json"
+        )
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    options = parse_options(words)
+    torch.manual_seed(0)
+    data = load(options)
+    run, attention = start(options, data)
+    print(f"UNet: {sum(p.numel() for p in run.unet.parameters()) / 1e6:.2f}M parameters", flush=True)
+
+    def save() -> None:
+        run.save(options.work / "views.pt", data.tokenizer.get_vocab())
+        write_folder(options.output, run, options.start)
+
+    abar = make_scheduler().alphas_cumprod.to(options.device)
+    total = None if options.minutes else options.images
+    progress = tqdm(total=total, initial=run.seen, unit="img", mininterval=10)
+    saved, began = time.time(), time.time() - run.seconds
+    with stop_signals() as stop:
+        while not stop.is_set():
+            run.seconds = time.time() - began
+            done = run.seconds / (60 * options.minutes) if options.minutes else run.seen / options.images
+            if done >= 1:
+                break
+            for group in run.optimiser.param_groups:
+                group["lr"] = learning_rate(done, options.peak_lr)
+            train_step(run, attention, data, abar, options.batch, timestep_exponent(done), options.single)
+            progress.update(options.batch)
+            progress.set_postfix(loss=f"{run.loss:.4f}", refresh=False)
+            if time.time() - saved > 60 * options.save_minutes:
+                save()
+                saved = time.time()
+    save()
+    progress.close()
+    print(f"{run.seen} images, loss {run.loss:.4f}; state in {options.work}, prior in {options.output}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
