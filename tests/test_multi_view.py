@@ -158,7 +158,7 @@ def attending_by_hand(network: nn.Module, views: int) -> Iterator[None]:
     layers = [layer for name, layer in network.named_modules() if name.endswith("attn1")]
     assert layers
     for layer in layers:
-        layer.forward = lambda hidden, *_, own=layer, **__: attend(own, hidden)  # type: ignore[assignment]
+        layer.forward = lambda hidden, *_, own=layer, **__: attend(own, hidden)
     try:
         yield
     finally:
@@ -215,7 +215,9 @@ def test_with_one_view_it_is_the_unmodified_unet(folder: Path, prior: DiffusionP
 @torch.no_grad()
 def test_as_many_equal_views_are_one_view(folder: Path, prior: DiffusionPrior) -> None:
     """A softmax over copies of the same keys gives the same average."""
-    x, t, cond = (value[:1] if isinstance(value, Tensor) else value for value in asked(prior, 1))
+    x, t, found = asked(prior, 1)
+    cond: dict[str, Tensor] = dict(found)
+    x, t = x[:1], t[:1]
     camera = numbers(turntable(1))
     alone = load(folder, views=1).forward(x, t, {**cond, CAMERA: camera})
     same = {name: value.expand(4, *value.shape[1:]) for name, value in {**cond, CAMERA: camera}.items()}

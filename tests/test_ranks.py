@@ -267,8 +267,8 @@ def test_a_step_of_several_prompts_has_the_mean_of_their_gradients() -> None:
     loop.step(whole)
     drawn, sums = list[int](), None
     seeds = torch.randint(2**62, (3,), generator=parts.state.generator).tolist()
-    for seed in seeds:
-        g, now = torch.Generator().manual_seed(seed), Step(0, 0.0)
+    for number, seed in enumerate(seeds):
+        g, now = torch.Generator().manual_seed(seed), Step(0, 0.0, drawn=number)
         parts.state.scene.update(now, parts.state.optimiser, g)
         library: Any = parts.state.scene
         drawn.append(library.drawn().first)

@@ -29,7 +29,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     sys.path.insert(0, str(FOLDER))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    dataset = importlib.import_module("dataset")
+    dataset: Any = importlib.import_module("dataset")
     views, dataset.VIEWS_PER_SHAPE = dataset.VIEWS_PER_SHAPE, 3
     yield importlib.import_module("train_views")
     dataset.VIEWS_PER_SHAPE = views
