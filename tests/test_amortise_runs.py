@@ -267,7 +267,8 @@ OTHERS: dict[str, list[tuple[Any, Any]]] = {
 
 
 def test_every_option_that_may_change_is_tried() -> None:
-    assert OTHERS.keys() == CHANGEABLE - {"lr"}  # of a picture
+    of_others = {"lr", "geometry_lr", "geometry", "texture", "width"}  # of a picture, and of a second stage
+    assert OTHERS.keys() == CHANGEABLE - of_others
 
 
 def small_grid(seed: int, **options: Any) -> HashGridScene:

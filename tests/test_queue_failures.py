@@ -22,7 +22,7 @@ from distill import cli
 from distill.arguments import check_flags, split_prompt
 from distill.files import lock
 from distill.files.lock import InUse, hold
-from distill.run import batch, execute, folders, seeds, sweep
+from distill.run import batch, execute, folders, launched, seeds, sweep
 from distill.run.compose import compose_config
 from distill.run.failures import forget, note, noted, noting
 from distill.run.folders import OtherLayout, claim, same_run
@@ -166,11 +166,11 @@ def test_who_stops_a_sweep_stops_all_of_it(
 
     jobs = list[object]()
 
-    def work(config: Any, *_: object) -> None:
+    def work(config: Any, *_: object, **__: object) -> None:
         jobs.append((config.seed, config.shard))
         raise Interrupted("stopped at step 3 of 5") if stop == "Interrupted" else KeyboardInterrupt
 
-    monkeypatch.setattr(execute, "run", work)
+    monkeypatch.setattr(launched, "run", work)
     monkeypatch.setattr(batch, "run_prompts", work)
     assert command(*words) == 130
     assert len(jobs) == 1
@@ -180,11 +180,11 @@ def test_who_stops_a_sweep_stops_all_of_it(
 def test_a_job_that_fails_does_not_stop_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = list[int]()
 
-    def work(config: Any) -> None:
+    def work(config: Any, *_: object, **__: object) -> None:
         jobs.append(config.seed)
         raise ValueError("this one fails")
 
-    monkeypatch.setattr(execute, "run", work)
+    monkeypatch.setattr(launched, "run", work)
     assert command("a red mug", "-m", "seed=0,1,2") == 2 and jobs == [0, 1, 2]
 
 
@@ -204,7 +204,7 @@ def test_texts_are_one_value_in_a_sweep_and_several_in_quotes(
     word: str, values: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = list[str]()
-    monkeypatch.setattr(execute, "run", lambda config: found.append(config[word.partition("=")[0]]))
+    monkeypatch.setattr(launched, "run", lambda config, **_: found.append(config[word.partition("=")[0]]))
     assert command("a red mug", word, "-m", "seed=0") == 0
     assert found == values
 

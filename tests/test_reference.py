@@ -133,7 +133,7 @@ def test_beside_a_text_prior_it_sees_the_same_pictures(told: Any) -> None:
     )
 
     class Doubled:
-        num_timesteps = text.num_timesteps
+        num_timesteps, views = text.num_timesteps, text.views
 
         def decode(self, z: torch.Tensor) -> torch.Tensor:
             return model.decode(z / 2)

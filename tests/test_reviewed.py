@@ -54,7 +54,7 @@ def test_a_window_has_the_light_of_what_is_around_it(monkeypatch: pytest.MonkeyP
         (["view_port=9000"], "view_port=9000 would do nothing: add view=true"),
         (["cameras.front_back_deg=40"], "cameras.front_back_deg=40 would do nothing: add cameras.front_back="),
         (["cameras.area_elevation_deg=[-90,90]"], "would do nothing: add cameras.by_area=1"),
-        (["scene=image", "scene.levels=4"], "'scene.levels'; scene=hash_grid, scene=hyper_grid, scene=surface have it"),
+        (["scene=image", "scene.levels=4"], "'scene.levels'; scene=hash_grid, scene=hyper_grid, scene=sdf, scene=surface have it"),
         (["scene=image", "scene.samples=4"], "the chosen scene has no option 'scene.samples'; scene=surface has it"),
         (["render.turns=0.5"], "render.turns is a group of options, got 0.5; set one of them, such as render.turns."),
         (["render.patch=7"], "render.patch must be an integer of at least 8"),

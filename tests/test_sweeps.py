@@ -55,7 +55,7 @@ def test_shards_are_jobs_of_a_cluster_and_a_failing_one_is_named(capfd: pytest.C
     (error,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("distill: error:")]
     assert (
         code == 2
-        and "a job of the sweep ended with exit code 2: prompts=list.txt" in error
+        and "a job of the sweep ended with exit code 2: prompts='list.txt'" in error
         and "shard=4/3" in error
     )
     assert table("3-of-3") == [] and not Path("out/batch-4-of-3.csv").exists()

@@ -24,7 +24,7 @@ for half in (False, True):
     shape = _warp_field.Shape(levels=12, features=2, hidden=32, activation="softplus", lanes=1, half=half)
     MODULES[f"field{' in half' * half}"] = partial(_warp_field.forward_kernel, shape)
     MODULES[f"field back{' in half' * half}"] = partial(_warp_field.backward_kernel, shape)
-KERNELS = {"march": 3}
+KERNELS = {"march": 3, "cast": 2}
 
 
 @pytest.mark.parametrize("name", MODULES)
