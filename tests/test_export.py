@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import struct
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import imageio_ffmpeg
+import khronos
 import numpy as np
 import pytest
 import torch
@@ -446,18 +445,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) ->
 
 @pytest.mark.parametrize("kind", ["plain", "coloured", "textured"])
 def test_glb_passes_the_khronos_validator(tmp_path: Path, painted: Mesh, kind: str) -> None:
-    if shutil.which("node") is None:
-        pytest.skip("node is not installed")
-    environment = os.environ | {"NODE_PATH": os.environ.get("NODE_PATH", str(TESTS / "node_modules"))}
-    found = subprocess.run(["node", "-e", "require.resolve('gltf-validator')"], env=environment, cwd=TESTS)
-    if found.returncode:
-        pytest.skip("gltf-validator is not installed; npm install --prefix tests")
     mesh = {"plain": marker(), "coloured": marker(np.eye(4, 3, dtype=np.float32)), "textured": painted}[kind]
     save_mesh(mesh, tmp_path / "m.glb")
-    command = ["node", str(TESTS / "validate_gltf.js"), str(tmp_path / "m.glb")]
-    report = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
-    assert report["messages"] == [], report["messages"]
-    assert (report["numErrors"], report["numWarnings"]) == (0, 0)
+    assert khronos.findings(tmp_path / "m.glb") == []
 
 
 # --- pictures -----------------------------------------------------------------------------------

@@ -245,7 +245,10 @@ def test_both_stop_after_the_same_step_and_go_on_to_the_same_bits(both: Path) ->
 def test_one_process_goes_on_with_what_two_began(both: Path) -> None:
     alone = job(hyper, ALONE, accumulate=2, iterations=6)
     alone.state.load_state_dict(saved(both / "stopped"))
-    same(saved(both / "whole-0"), loop.train(alone).state_dict(), rtol=1e-4, atol=1e-5)
+    assert alone.state.step == 3
+    ended = loop.train(alone).state_dict()
+    assert ended["step"] == 6
+    same(saved(both / "whole-0"), ended, rtol=1e-4, atol=1e-5)
 
 
 def test_all_end_with_one_and_the_first_that_failed_speaks(both: Path) -> None:
