@@ -28,7 +28,6 @@ from distill.export.pictures import to_uint8, write_contact_sheet, write_turntab
 from distill.export.texture import bake_texture, rasterise, surface_albedo, unwrap
 from distill.files.atomic import replacing
 
-TESTS = Path(__file__).parent
 RED, BLUE = (0.9, 0.1, 0.2), (0.2, 0.1, 0.9)
 
 

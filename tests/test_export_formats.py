@@ -37,7 +37,6 @@ from distill.run.assemble import look
 from distill.run.compose import as_overrides, compose_config
 from distill.run.scenes import scene_maker
 
-TESTS = Path(__file__).parent
 #: Of the box: its middle and its edges, in the scene's frame; +x is the front, +y the left, +z the top.
 MIDDLE, EDGES = np.array([0.1, -0.2, 0.3]), np.array([0.4, 0.2, 0.8])
 #: Colours of its sides +x, -x, +y, -y, +z, -z.

@@ -28,7 +28,6 @@ from distill.meshes.write import Paints, _own, usable, write_textured
 from distill.renderers.surface import SurfaceScene, own_points
 from distill.run.compose import compose_config
 
-TESTS = Path(__file__).parent
 RED, BLUE = (230, 25, 50), (50, 25, 230)
 
 

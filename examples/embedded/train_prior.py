@@ -11,20 +11,17 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
-import os
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dataset
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from grown import grown
+from prior_training import PATCH, Run, learn, make_scheduler, train
 from safetensors.torch import load_file
 from text_side import (
     WIDTH,
@@ -36,17 +33,13 @@ from text_side import (
     train_text_encoder,
 )
 from things_dataset import ThingPictures, known
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from distill.embedded import things, world
 from distill.embedded.captions import write
 from distill.embedded.vocabulary import NAMES, write_names
-from distill.run.journal import stop_signals
 
-PATCH = 4
 #: Channels of the levels, of the world alone and with things; the deepest works on 4x4 cells, where parameters are cheap.
 CHANNELS, CHANNELS_OF_THINGS = (112, 128, 144), (112, 128, 256)
 GROUPS, HEADS = 16, 4
@@ -79,33 +72,6 @@ def make_unet(things_too: bool = False) -> UNet2DConditionModel:
         addition_embed_type="text",
         addition_embed_type_num_heads=HEADS,
     )
-
-
-def make_scheduler() -> DDIMScheduler:
-    return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="v_prediction",
-        clip_sample=False,
-        timestep_spacing="trailing",
-    )
-
-
-def patchify(images: Tensor) -> Tensor:
-    return nn.functional.pixel_unshuffle(images, PATCH).contiguous(memory_format=torch.channels_last)
-
-
-def learning_rate(done: float, peak: float) -> float:
-    """Linear warm-up over 1%, then cosine to 2% of the peak."""
-    return peak * min(done / 0.01, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1))))
-
-
-def timestep_exponent(done: float) -> float:
-    """Exponent ``p`` of ``t = 1000 u**p``: 0.12 (half of the timesteps above 920) rising to 0.7 at 70%.
-
-    Where a view differs is decided at the noisiest timesteps and learnt last: begun there, it comes many times
-    sooner, and what the less noisy ones need comes quickly after.
-    """
-    return 0.12 + 0.58 * min(done / 0.7, 1.0)
 
 
 @dataclass(frozen=True)
@@ -158,59 +124,6 @@ def write_folder(folder: Path, unet_state: dict[str, Tensor], encoder: CLIPTextM
         write_names(folder, known(data.things.pack))
     else:
         (folder / NAMES).unlink(missing_ok=True)
-
-
-@dataclass
-class Run:
-    """Everything that changes while the UNet trains."""
-
-    unet: UNet2DConditionModel
-    encoder: CLIPTextModel
-    optimiser: torch.optim.Optimizer
-    ema: list[Tensor]
-    generator: torch.Generator
-    seen: int = 0
-    loss: float = 0.0
-    seconds: float = 0.0
-
-    def averaged(self) -> dict[str, Tensor]:
-        """The moving average under the parameters' names."""
-        names = [name for name, _ in self.unet.named_parameters()]
-        return {name: value.cpu().clone() for name, value in zip(names, self.ema, strict=True)}
-
-    def save(self, path: Path, words: Mapping[str, int]) -> None:
-        state = {
-            "words": dict(words),
-            "unet": self.unet.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "ema": self.ema,
-            "seen": self.seen,
-            "loss": self.loss,
-            "seconds": self.seconds,
-            "generator": self.generator.get_state(),
-            "text_encoder": self.encoder.state_dict(),
-        }
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
-
-    def load(self, path: Path, device: torch.device, words: Mapping[str, int]) -> None:
-        """Take over a saved state.
-
-        Raises:
-            ValueError: it is of a training on other names.
-        """
-        state = torch.load(path, map_location=device, weights_only=True)
-        if state.get("words", dict(words)) != dict(words):
-            raise ValueError(
-                f"{path} is of a training on other names: give the --things it was begun with, or another --work"
-            )
-        self.unet.load_state_dict(state["unet"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.encoder.load_state_dict(state["text_encoder"])
-        self.ema, self.seen = [value.detach() for value in state["ema"]], state["seen"]
-        self.loss, self.seconds = state.get("loss", 0.0), state.get("seconds", 0.0)
-        self.generator.set_state(state["generator"].cpu())
 
 
 def started(
@@ -273,13 +186,7 @@ def start(options: argparse.Namespace, data: Data) -> Run:
         encoder = started(unet, options.start, data, options.text_side)
     else:
         encoder = train_text_encoder(data.tokenizer, data.world, data.things, steps=TEXT_STEPS[real])
-    unet.to(device=device, memory_format=torch.channels_last)
-    encoder.eval().requires_grad_(False).to(device)
-    optimiser = torch.optim.AdamW(
-        unet.parameters(), lr=1e-4, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-    )
-    ema = [parameter.detach().clone() for parameter in unet.parameters()]
-    run = Run(unet, encoder, optimiser, ema, data.world.generator)
+    run = Run.begin(unet, encoder, data.world.generator, device)
     if saved.exists():
         run.load(saved, device, data.tokenizer.get_vocab())
         print(f"going on at {run.seen} images")
@@ -287,32 +194,11 @@ def start(options: argparse.Namespace, data: Data) -> Run:
 
 
 def train_step(run: Run, model: Any, data: Data, abar: Tensor, n: int, exponent: float) -> None:
-    """One step on ``n`` pictures: v-prediction's squared error, unweighted."""
-    device, g = abar.device, run.generator
+    """One update on ``n`` pictures."""
     images, captions = data.draw(n)
     with torch.no_grad():
-        cond = run.encoder(tokens(data.tokenizer, captions).to(device)).last_hidden_state
-    x = patchify(images.to(device))
-    # Stratified over the batch, for less variance.
-    u = (torch.arange(n) + torch.rand(n, generator=g)) / n
-    t = (u**exponent * 1000).long().clamp(max=999).to(device)
-    noise = torch.randn(x.shape, generator=g).to(device)
-    alpha, sigma = abar[t].sqrt()[:, None, None, None], (1 - abar[t]).sqrt()[:, None, None, None]
-    # So few tokens in such narrow heads are attended to faster by plain products: 0.43 instead of 0.47 s for 16 pictures.
-    attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-    with attention, torch.autocast(device.type, torch.bfloat16):
-        v = model(alpha * x + sigma * noise, t, cond).sample
-    loss = (v.float() - (alpha * noise - sigma * x)).square().mean()
-    run.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(run.unet.parameters(), 1.0)
-    run.optimiser.step()
-    run.seen += n
-    steps = run.seen / n
-    with torch.no_grad():
-        decay = min(0.999, (1 + steps) / (10 + steps))
-        torch._foreach_lerp_(run.ema, list(run.unet.parameters()), 1 - decay)
-    run.loss = 0.99 * run.loss + 0.01 * loss.item() if run.loss else loss.item()
+        cond = run.encoder(tokens(data.tokenizer, captions).to(abar.device)).last_hidden_state
+    learn(run, model, images, cond, abar, exponent)
 
 
 def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -391,26 +277,7 @@ def main() -> None:
 
     abar = make_scheduler().alphas_cumprod.to(options.device)
     model = torch.compile(run.unet) if options.compile else run.unet
-    total = None if options.minutes else options.images
-    progress = tqdm(total=total, initial=run.seen, unit="img", mininterval=10)
-    saved, began = time.time(), time.time() - run.seconds
-    with stop_signals() as stop:
-        while not stop.is_set():
-            run.seconds = time.time() - began
-            done = run.seconds / (60 * options.minutes) if options.minutes else run.seen / options.images
-            if done >= 1:
-                break
-            for group in run.optimiser.param_groups:
-                group["lr"] = learning_rate(done, options.peak_lr)
-            train_step(run, model, data, abar, options.batch, timestep_exponent(done))
-            progress.update(options.batch)
-            progress.set_postfix(loss=f"{run.loss:.4f}", refresh=False)
-            if time.time() - saved > 60 * options.save_minutes:
-                save()
-                saved = time.time()
-    save()
-    progress.close()
-    print(f"{run.seen} images, loss {run.loss:.4f}; state in {options.work}, prior in {options.output}")
+    train(run, options, lambda exponent: train_step(run, model, data, abar, options.batch, exponent), save)
 
 
 if __name__ == "__main__":

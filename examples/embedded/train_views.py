@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,18 +23,16 @@ import dataset
 import torch
 import views_dataset
 from diffusers import UNet2DConditionModel
+from prior_training import Run, learn, make_scheduler, train
 from safetensors.torch import load_file
 from text_side import tokens
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
-from train_prior import SHIPPED, Run, learning_rate, make_scheduler, patchify, timestep_exponent
+from train_prior import SHIPPED
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from distill.embedded.vocabulary import NAMES, write_names
 from distill.priors.multi_view.attention import TOLD, VIEWS, Folded, fold
 from distill.priors.multi_view.camera import NUMBERS
-from distill.run.journal import stop_signals
 
 #: Parts of the folder that stay as they are.
 KEPT = ("text_encoder", "tokenizer", "scheduler")
@@ -106,14 +102,8 @@ def start(options: argparse.Namespace, data: Data) -> tuple[Run, Attention]:
     device, saved = torch.device(options.device), options.work / "views.pt"
     unet = make_unet(options.start)
     attention = Attention.of(unet)
-    unet.to(device=device, memory_format=torch.channels_last)
     encoder = CLIPTextModel.from_pretrained(options.start / "text_encoder").float()
-    encoder.eval().requires_grad_(False).to(device)
-    optimiser = torch.optim.AdamW(
-        unet.parameters(), lr=1e-4, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-    )
-    ema = [parameter.detach().clone() for parameter in unet.parameters()]
-    run = Run(unet, encoder, optimiser, ema, data.pictures.generator)
+    run = Run.begin(unet, encoder, data.pictures.generator, device)
     if saved.exists():
         run.load(saved, device, data.tokenizer.get_vocab())
         print(f"going on at {run.seen} images")
@@ -123,33 +113,13 @@ def start(options: argparse.Namespace, data: Data) -> tuple[Run, Attention]:
 def train_step(
     run: Run, attention: Attention, data: Data, abar: Tensor, n: int, exponent: float, single: float
 ) -> int:
-    """One step on ``n`` pictures, v-prediction's squared error; returns how many views each object had."""
-    device, g = abar.device, run.generator
-    views = 1 if float(torch.rand(1, generator=g)) < single else VIEWS
+    """One update on ``n`` pictures; returns how many views each object had."""
+    views = 1 if float(torch.rand(1, generator=run.generator)) < single else VIEWS
     run.unet.set_attn_processor(dict(attention.single if views == 1 else attention.together))
     images, cameras, captions = data.draw(n, views)
     with torch.no_grad():
-        cond = run.encoder(tokens(data.tokenizer, captions).to(device)).last_hidden_state
-    x, objects = patchify(images.to(device)), n // views
-    # One timestep an object, stratified over the batch.
-    u = (torch.arange(objects) + torch.rand(objects, generator=g)) / objects
-    t = (u**exponent * 1000).long().clamp(max=999).repeat_interleave(views).to(device)
-    noise = torch.randn(x.shape, generator=g).to(device)
-    alpha, sigma = abar[t].sqrt()[:, None, None, None], (1 - abar[t]).sqrt()[:, None, None, None]
-    # As for the text prior: plain products are faster for so few tokens in such narrow heads.
-    kernel = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-    with kernel, torch.autocast(device.type, torch.bfloat16):
-        v = run.unet(alpha * x + sigma * noise, t, cond, class_labels=cameras.to(device)).sample
-    loss = (v.float() - (alpha * noise - sigma * x)).square().mean()
-    run.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(run.unet.parameters(), 1.0)
-    run.optimiser.step()
-    run.seen += n
-    with torch.no_grad():
-        decay = min(0.999, (1 + run.seen / n) / (10 + run.seen / n))
-        torch._foreach_lerp_(run.ema, list(run.unet.parameters()), 1 - decay)
-    run.loss = 0.99 * run.loss + 0.01 * loss.item() if run.loss else loss.item()
+        cond = run.encoder(tokens(data.tokenizer, captions).to(abar.device)).last_hidden_state
+    learn(run, run.unet, images, cond, abar, exponent, views, class_labels=cameras.to(abar.device))
     return views
 
 
@@ -214,26 +184,11 @@ def main(words: Sequence[str] | None = None) -> None:
         write_folder(options.output, run, options.start)
 
     abar = make_scheduler().alphas_cumprod.to(options.device)
-    total = None if options.minutes else options.images
-    progress = tqdm(total=total, initial=run.seen, unit="img", mininterval=10)
-    saved, began = time.time(), time.time() - run.seconds
-    with stop_signals() as stop:
-        while not stop.is_set():
-            run.seconds = time.time() - began
-            done = run.seconds / (60 * options.minutes) if options.minutes else run.seen / options.images
-            if done >= 1:
-                break
-            for group in run.optimiser.param_groups:
-                group["lr"] = learning_rate(done, options.peak_lr)
-            train_step(run, attention, data, abar, options.batch, timestep_exponent(done), options.single)
-            progress.update(options.batch)
-            progress.set_postfix(loss=f"{run.loss:.4f}", refresh=False)
-            if time.time() - saved > 60 * options.save_minutes:
-                save()
-                saved = time.time()
-    save()
-    progress.close()
-    print(f"{run.seen} images, loss {run.loss:.4f}; state in {options.work}, prior in {options.output}")
+
+    def update(exponent: float) -> None:
+        train_step(run, attention, data, abar, options.batch, exponent, options.single)
+
+    train(run, options, update, save)
 
 
 if __name__ == "__main__":
