@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast, get_type_hints
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +15,11 @@ from distill.cameras import Cameras
 from distill.contracts import Draw, Field, Group, Render, Step, Writer
 from distill.renderers.nerf import HashGridScene, Weights, render_cube
 from distill.renderers.prompt_library import Library
+from distill.renderers.shared_options import Make, takes_options_of
 
 if TYPE_CHECKING:
     from nerfacc import OccGridEstimator
 
-Make = TypeVar("Make", bound=Callable[..., Any])
 #: Width of the embedding of the one prompt that a scene without a library has.
 _WIDTH = 64
 
@@ -172,34 +171,16 @@ class GeneratedScene(nn.Module):
 def generates(*without: str, **defaults: Any) -> Callable[[Make], Make]:
     """Let a function that makes a ``GeneratedScene`` take the options of ``HashGridScene`` too; usable as a decorator.
 
-    Those that are no parameters of its own are given to it as keyword arguments, and appear in its signature.
-
     Args:
         without: options that it does not take.
         **defaults: of options whose default is another one here.
     """
+    take = takes_options_of(HashGridScene, without=without, **defaults)
 
     def decorate(make: Make) -> Make:
-        theirs = inspect.signature(HashGridScene).parameters
-        own = [p for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        taken = [name for name in theirs if name not in {*without, *(p.name for p in own)}]
-        default = {name: theirs[name].default for name in taken} | defaults
-
-        @wraps(make)
-        def made(**options: Any) -> GeneratedScene:
-            if unknown := options.keys() - default.keys() - {p.name for p in own}:
-                raise TypeError(f"{make.__name__} has no option {min(unknown)!r}")
-            scene: GeneratedScene = make(**default | options)
-            return scene
-
-        types = {name: get_type_hints(HashGridScene.__init__, include_extras=True)[name] for name in taken}
-        shared = [theirs[name].replace(default=default[name], annotation=types[name]) for name in taken]
-        vars(made).update(
-            features=GeneratedScene.features,
-            __signature__=inspect.Signature([*own, *shared], return_annotation=GeneratedScene),
-        )
-        made.__annotations__ = {**get_type_hints(make, include_extras=True), **types}
-        return cast(Make, made)
+        made = take(make)
+        vars(made)["features"] = GeneratedScene.features
+        return made
 
     return decorate
 

@@ -48,6 +48,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+#: Options that a scene has whose albedo is a hash grid and whose shape is something else.
+OF_ALBEDO = (
+    "levels", "features", "log2_table_size", "base_resolution", "finest_resolution", "hidden_width", "hidden_layers", "background",
+    "random_background", "backend", "precision", "encoding_lr", "mlp_lr", "background_lr",
+)  # fmt: skip
+
+
 def _mlp(sizes: Sequence[int], generator: torch.Generator) -> nn.Sequential:
     """Linear layers with ReLU between, drawn from the generator (He et al. 2015, uniform), biases 0."""
     layers: list[nn.Module] = []

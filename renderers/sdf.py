@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,12 @@ from torch.nn.functional import grid_sample, normalize, softplus
 
 from distill.cameras import Cameras
 from distill.contracts import Field, Group, Render, Step, Writer
-from distill.domains import Count, Fraction, Length, NotNegative, Positive, Range
+from distill.domains import Count, Length, NotNegative, Positive, Range
 from distill.renderers import volume
 from distill.renderers.march import Samples
-from distill.renderers.nerf import HashGridScene, render_cube
+from distill.renderers.nerf import OF_ALBEDO, HashGridScene, render_cube
 from distill.renderers.occupancy import occupancy_grid
+from distill.renderers.shared_options import takes_options_of
 from distill.transfer import send
 
 #: Penalties that ask for a distance, beside those of ``volume.PENALTIES``.
@@ -57,15 +58,10 @@ class SdfScene(nn.Module):
     with. The albedo is the field's own hash grid and network. The two share no parameters, so that training one leaves the other
     as it is. ``distill.run.second_stage`` makes one of a finished field; before that it is a ball.
 
+    The other options are those of ``HashGridScene`` that say what its albedo is and how it is trained, and ``radius``; a field and
+    its second stage have the same hash grid and network.
+
     Args:
-        levels: of the albedo's hash grid, coarse to fine; this and the next six are the field's, see ``HashGridScene``.
-        features: numbers per grid entry: 1, 2, 4 or 8.
-        log2_table_size: binary logarithm of a level's largest size.
-        base_resolution: of the coarsest level, vertices along the cube's edge.
-        finest_resolution: of the finest level.
-        hidden_width: of the network.
-        hidden_layers: of the network.
-        radius: half of the cube's edge, scene units.
         resolution: nodes of the distance's grid along the cube's edge.
         detail: vertices of f's finest level along the cube's edge.
         reach: r, how far the surface may move, scene units.
@@ -73,17 +69,10 @@ class SdfScene(nn.Module):
             step to step; scene units, see ``optical_depth``.
         geometry: the shape is trained between these two fractions of training; ``[0, 0]`` keeps it.
         texture: the albedo is trained between these; ``[0, 0]`` keeps it.
-        background: see ``HashGridScene``.
-        random_background: share of training pictures that have a random colour behind them instead of ``background``.
         march_steps: steps along the cube's diagonal, which fixes the step's length.
         occupancy_resolution: cells along an axis; those that the shell does not touch are skipped.
         occupancy_every: training steps between updates of these cells.
-        backend: see ``HashGridScene``.
-        precision: in which the hash grids' entries are read, ``float32`` or ``float16``.
-        encoding_lr: learning rate of the albedo's hash grid, peak.
-        mlp_lr: learning rate of its network, peak.
         geometry_lr: learning rate of f, peak.
-        background_lr: learning rate of a learned background, peak.
         seed: of the initial parameters, or a generator to draw them from.
 
     Raises:
@@ -94,55 +83,34 @@ class SdfScene(nn.Module):
     base: Tensor
     progress: Tensor
 
+    @takes_options_of(HashGridScene, only=(*OF_ALBEDO, "radius"))
     def __init__(
         self,
         *,
-        levels: Count = 12,
-        features: Literal[1, 2, 4, 8] = 2,
-        log2_table_size: Annotated[int, Range(3, 24)] = 15,
-        base_resolution: Annotated[int, Range(1, 65536)] = 8,
-        finest_resolution: Annotated[int, Range(1, 65536)] = 128,
-        hidden_width: Count = 32,
-        hidden_layers: Annotated[int, Range(0)] = 1,
-        radius: Positive = 1.0,
         resolution: Annotated[int, Range(8)] = 96,
         detail: Annotated[int, Range(8, 65536)] = 64,
         reach: Positive = 0.2,
         width: Annotated[Sequence[float], Length.exactly(2), Range(0, above=True)] = (0.015, 0.005),
         geometry: Interval = (0.0, 1.0),
         texture: Interval = (0.0, 1.0),
-        background: Literal["white", "grey", "random", "learned"]
-        | Annotated[Sequence[float], Length.exactly(3), Range(0, 1)] = "white",
-        random_background: Fraction = 0.0,
         march_steps: Count = 128,
         occupancy_resolution: Annotated[int, Range(2)] = 64,
         occupancy_every: Count = 16,
-        backend: Literal["auto", "fused", "torch", "warp", "tinycudann"] = "auto",
-        precision: Literal["float32", "float16"] = "float32",
-        encoding_lr: NotNegative = 0.01,
-        mlp_lr: NotNegative = 0.01,
         geometry_lr: NotNegative = 0.005,
-        background_lr: NotNegative = 0.001,
         seed: int | torch.Generator = 0,
+        **grid: Any,
     ) -> None:
         super().__init__()
         _check(geometry, texture)
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-        both: dict[str, Any] = {
-            "blob_scale": 0.0, "occupancy_resolution": 2, "backend": backend, "precision": precision, "seed": generator,
-        }  # fmt: skip
+        radius = grid.pop("radius")
+        grid |= {"blob_scale": 0.0, "occupancy_resolution": 2, "seed": generator}
         # Only its albedo and background are asked for.
-        self.colours = HashGridScene(
-            levels=levels, features=features, log2_table_size=log2_table_size, base_resolution=base_resolution,
-            finest_resolution=finest_resolution, hidden_width=hidden_width, hidden_layers=hidden_layers,
-            background=background, random_background=random_background, encoding_lr=encoding_lr, mlp_lr=mlp_lr,
-            background_lr=background_lr, **both,
-        )  # fmt: skip
+        self.colours = HashGridScene(**grid)
         # Its first colour is a half to begin with, which stands for no change. Shaped alike, one kernel evaluates both.
         self.change = HashGridScene(
-            levels=levels, features=features, finest_resolution=detail, hidden_width=hidden_width,
-            hidden_layers=hidden_layers, **both,
-        )  # fmt: skip
+            **{**grid, "base_resolution": 8, "finest_resolution": detail, "background": "white"}
+        )
         nn.init.zeros_(self.change.weights.head[-2])
         self.radius, self.reach = radius, reach / radius
         self.widths = (width[0] / radius, width[1] / radius)

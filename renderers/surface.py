@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,11 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from distill.cameras import Cameras
 from distill.contracts import Group, Render, Step, View, Writer
-from distill.domains import Count, Fraction, Length, NotNegative, Range
+from distill.domains import Range
 from distill.meshes.surface import Surface
 from distill.renderers import environment, volume
 from distill.renderers.hashgrid import has_warp
-from distill.renderers.nerf import HashGridScene
+from distill.renderers.nerf import OF_ALBEDO, HashGridScene
+from distill.renderers.shared_options import takes_options_of
 
 log = logging.getLogger(__name__)
 
@@ -53,24 +53,14 @@ class SurfaceScene(nn.Module):
     material in the light of an environment: another one for each picture in training, so that no light fits into the colour, and a
     studio's otherwise.
 
+    The other options are those of ``HashGridScene`` that say what its albedo is and how it is trained: the grid's, the network's,
+    the background's, ``backend``, which is the grid's and the network's here, for rays are cast by Warp in any case, ``precision`` and
+    learning rates.
+
     Args:
         mesh: of ``distill.meshes.read.read_surface``.
         material: ``albedo``, a colour alone, or ``pbr``.
         samples: rays along each side of a pixel; its square is the number of rays a pixel, which smooths edges.
-        levels: of the hash grid, coarse to fine; it and the network are those of ``HashGridScene``.
-        features: numbers per grid entry: 1, 2, 4 or 8.
-        log2_table_size: binary logarithm of a level's largest size.
-        base_resolution: of the coarsest level, vertices along the cube's edge.
-        finest_resolution: of the finest level.
-        hidden_width: of the network.
-        hidden_layers: of the network.
-        background: see ``HashGridScene``.
-        random_background: share of training pictures that have a random colour behind them instead of ``background``.
-        backend: of the grid and the network, see ``HashGridScene``; rays are cast by Warp in any case.
-        precision: in which the grid's entries are read, ``float32`` or ``float16``.
-        encoding_lr: learning rate of the hash grid, peak.
-        mlp_lr: learning rate of the network, peak.
-        background_lr: learning rate of a learned background, peak.
         seed: of the initial parameters, or a generator to draw them from.
 
     Raises:
@@ -84,28 +74,15 @@ class SurfaceScene(nn.Module):
     kept: Tensor
     fingerprint: Tensor
 
+    @takes_options_of(HashGridScene, only=OF_ALBEDO)
     def __init__(
         self,
         mesh: Surface,
         *,
         material: Literal["albedo", "pbr"] = "albedo",
         samples: Annotated[int, Range(1, 16)] = 2,
-        levels: Count = 12,
-        features: Literal[1, 2, 4, 8] = 2,
-        log2_table_size: Annotated[int, Range(3, 24)] = 15,
-        base_resolution: Annotated[int, Range(1, 65536)] = 8,
-        finest_resolution: Annotated[int, Range(1, 65536)] = 128,
-        hidden_width: Count = 32,
-        hidden_layers: Annotated[int, Range(0)] = 1,
-        background: Literal["white", "grey", "random", "learned"]
-        | Annotated[Sequence[float], Length.exactly(3), Range(0, 1)] = "white",
-        random_background: Fraction = 0.0,
-        backend: Literal["auto", "fused", "torch", "warp", "tinycudann"] = "auto",
-        precision: Literal["float32", "float16"] = "float32",
-        encoding_lr: NotNegative = 0.01,
-        mlp_lr: NotNegative = 0.01,
-        background_lr: NotNegative = 0.001,
         seed: int | torch.Generator = 0,
+        **grid: Any,
     ) -> None:
         super().__init__()
         if not has_warp():
@@ -118,17 +95,14 @@ class SurfaceScene(nn.Module):
             raise ValueError(f"expected material albedo or pbr, got {material!r}")
         self.mesh, self.samples = mesh, samples
         # Only a grid's three colours are asked for, and the first's background; its density has no gradient.
-        grid = partial(
-            HashGridScene, features=features, log2_table_size=log2_table_size, base_resolution=base_resolution,
-            hidden_width=hidden_width, hidden_layers=hidden_layers, blob_scale=0.0, occupancy_resolution=2, backend=backend,
-            precision=precision, encoding_lr=encoding_lr, mlp_lr=mlp_lr, background_lr=background_lr, seed=seed,
-        )  # fmt: skip
-        self.colours = grid(
-            levels=levels, finest_resolution=finest_resolution, background=background, random_background=random_background
-        )  # fmt: skip
-        # A material varies less than a colour, and the loss says little of it: coarse levels alone keep noise out.
-        coarse = max(base_resolution, finest_resolution // 4)
-        self.finish = grid(levels=(levels + 1) // 2, finest_resolution=coarse) if material == "pbr" else None
+        grid |= {"blob_scale": 0.0, "occupancy_resolution": 2, "seed": seed}
+        self.colours = HashGridScene(**grid)
+        self.finish: HashGridScene | None = None
+        if material == "pbr":
+            # A material varies less than a colour, and the loss says little of it: coarse levels alone keep noise out.
+            grid |= {"levels": (grid["levels"] + 1) // 2, "background": "white"}
+            grid["finest_resolution"] = max(grid["base_resolution"], grid["finest_resolution"] // 4)
+            self.finish = HashGridScene(**grid)
         # What a file says again need not be in every checkpoint; of it, a number that tells whether it is the same file.
         self.register_buffer("fingerprint", torch.tensor(mesh.fingerprint()))
         self._hold("triangles", mesh.corners)
