@@ -79,78 +79,82 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path | s
     }  # fmt: skip
 
 
+class Handler(BaseHTTPRequestHandler):
+    """Answers as the hub does; of one hub in each subclass."""
+
+    known: Hub
+    commit = COMMIT
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0].strip("/")
+        self.known.asked.append(path)
+        parts = path.removeprefix("api/models/").split("/")
+        there = self.known.repositories.get("/".join(parts[:2]), "RepoNotFound")
+        if "revision" in parts[2:3] + parts[3:4] or path.startswith("api/"):
+            return self.say_of(there, parts)
+        if isinstance(there, str):
+            return self.fail(there)
+        if parts[3] not in ("main", COMMIT, PINNED):
+            return self.fail("RevisionNotFound")
+        self.commit = PINNED if parts[3] == PINNED else COMMIT
+        file = there.joinpath(*parts[4:])
+        return self.give(file.read_bytes()) if file.is_file() else self.fail("EntryNotFound")
+
+    def say_of(self, there: Path | str, parts: list[str]) -> None:
+        if isinstance(there, str) and there != "EntryNotFound":
+            return self.fail(there)
+        if parts[2:3] == ["revision"] and parts[3] not in ("main", COMMIT, PINNED):
+            return self.fail("RevisionNotFound")
+        names = [] if isinstance(there, str) else [p for p in there.rglob("*") if p.is_file()]
+        files = [{"rfilename": str(p.relative_to(there))} for p in names]
+        if "tree" in parts:
+            tree = [
+                {
+                    "type": "file",
+                    "path": str(p.relative_to(there)),
+                    "size": p.stat().st_size,
+                    "oid": "0" * 40,
+                }
+                for p in names
+            ]
+            return self.give(json.dumps(tree).encode(), "application/json")
+        about = {
+            "id": "/".join(parts[:2]),
+            "sha": PINNED if PINNED in parts else COMMIT,
+            "siblings": files,
+            "tags": [],
+            "private": False,
+        }
+        self.give(json.dumps(about).encode(), "application/json")
+
+    def give(self, content: bytes, kind: str = "application/octet-stream") -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.commit)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def fail(self, code: str) -> None:
+        self.send_response(403 if code == "GatedRepo" else 404)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     known = Hub(repositories(tmp_path_factory))
-
-    class Handler(BaseHTTPRequestHandler):
-        commit = COMMIT
-
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0].strip("/")
-            known.asked.append(path)
-            parts = path.removeprefix("api/models/").split("/")
-            there = known.repositories.get("/".join(parts[:2]), "RepoNotFound")
-            if "revision" in parts[2:3] + parts[3:4] or path.startswith("api/"):
-                return self.say_of(there, parts)
-            if isinstance(there, str):
-                return self.fail(there)
-            if parts[3] not in ("main", COMMIT, PINNED):
-                return self.fail("RevisionNotFound")
-            self.commit = PINNED if parts[3] == PINNED else COMMIT
-            file = there.joinpath(*parts[4:])
-            return self.give(file.read_bytes()) if file.is_file() else self.fail("EntryNotFound")
-
-        def say_of(self, there: Path | str, parts: list[str]) -> None:
-            if isinstance(there, str) and there != "EntryNotFound":
-                return self.fail(there)
-            if parts[2:3] == ["revision"] and parts[3] not in ("main", COMMIT, PINNED):
-                return self.fail("RevisionNotFound")
-            names = [] if isinstance(there, str) else [p for p in there.rglob("*") if p.is_file()]
-            files = [{"rfilename": str(p.relative_to(there))} for p in names]
-            if "tree" in parts:
-                tree = [
-                    {
-                        "type": "file",
-                        "path": str(p.relative_to(there)),
-                        "size": p.stat().st_size,
-                        "oid": "0" * 40,
-                    }
-                    for p in names
-                ]
-                return self.give(json.dumps(tree).encode(), "application/json")
-            about = {
-                "id": "/".join(parts[:2]),
-                "sha": PINNED if PINNED in parts else COMMIT,
-                "siblings": files,
-                "tags": [],
-                "private": False,
-            }
-            self.give(json.dumps(about).encode(), "application/json")
-
-        def give(self, content: bytes, kind: str = "application/octet-stream") -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("X-Repo-Commit", self.commit)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        def fail(self, code: str) -> None:
-            self.send_response(403 if code == "GatedRepo" else 404)
-            self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    answers = type("Answers", (Handler,), {"known": known})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), answers)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     known.url = f"http://127.0.0.1:{server.server_address[1]}"
     yield known

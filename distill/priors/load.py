@@ -147,10 +147,7 @@ def load_prior(
             module.to(device).eval().requires_grad_(False)
     if takes_cameras(settings):
         fold(network, together)
-    updates = [lora.read(file, loader(family, index), family.component, network.config) for file in files]
-    for update in updates:
-        lora.put_on(network, family.component, update)
-    told = [update.without(family.component) for update in updates if update.parts() != {family.component}]
+    told = _add_loras(files, network, family, index)
     keep_last(network, family.last)
     if family.channels_last:
         network.to(memory_format=torch.channels_last)
@@ -179,6 +176,16 @@ def _listed(option: str, given: Sequence[str | Path]) -> Sequence[str | Path]:
     if isinstance(given, (str, Path)):
         raise ValueError(f"{option} is a list of files, got {str(given)!r}; write {option}=[{str(given)!r}]")
     return given
+
+
+def _add_loras(
+    files: Sequence[lora.Lora], network: ModelMixin, family: Family, index: dict[str, Any]
+) -> list[lora.Update]:
+    """Add LoRA files to a network's weights; returns what they have for the text encoders."""
+    updates = [lora.read(file, loader(family, index), family.component, network.config) for file in files]
+    for update in updates:
+        lora.put_on(network, family.component, update)
+    return [update.without(family.component) for update in updates if update.parts() != {family.component}]
 
 
 def _text(

@@ -87,9 +87,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
     elif prior is None:
         prior = open_prior(config, device)
     check_fits(config, prior, ranks.size)
-    if prior.views > 1:
-        drawn = cameras(0.0, config.render.batch, torch.Generator().manual_seed(0))
-        check_groups(drawn, prior.views, prior.name)
+    check_cameras(cameras, config.render.batch, prior)
     if config.generator:
         begin_generated(scenes[0], config, prior)
 
@@ -207,6 +205,17 @@ def check_fits(config: DictConfig, prior: Prior, processes: int = 1) -> None:
         )
     if prior.has_control != bool(config.prior_options.control):
         raise ValueError(TOGETHER)
+
+
+def check_cameras(cameras: CameraSampler, batch: int, prior: Prior) -> None:
+    """Refuse cameras that do not stand around an object as a multi-view prior wants them.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if prior.views > 1:
+        drawn = cameras(0.0, batch, torch.Generator().manual_seed(0))
+        check_groups(drawn, prior.views, prior.name)
 
 
 #: A loss with parameters of its own has seen other pictures on each process.
