@@ -473,6 +473,18 @@ def test_a_batch_that_splits_an_object_is_refused_where_it_is_denoised(prior: Di
     check_groups(ranges(elevation_deg=(15, 15), distance=(3, 3))(0.0, 1, generator()), 1, "x")
 
 
+def test_cameras_that_refuse_the_batch_do_so_before_a_folder_is_made(tmp_path: Path) -> None:
+    """Also beside a prior of single pictures, which asks nothing of them."""
+    from distill.run.execute import run
+
+    said = compose_config(
+        ["prompt=a red mug", "cameras=groups", "render.batch=3", f"output_dir={tmp_path / 'out'}"]
+    )
+    with pytest.raises(ValueError, match=r"render.batch must be a multiple of cameras.views=4, .* got 3"):
+        run(said)
+    assert not (tmp_path / "out").exists()
+
+
 def test_scenes_train_in_whole_groups(folder: Path, prior: DiffusionPrior) -> None:
     """A scene that looks different from every side, through the real network."""
     from test_contracts import job_of as contract_job

@@ -208,13 +208,13 @@ def check_fits(config: DictConfig, prior: Prior, processes: int = 1) -> None:
 
 
 def check_cameras(cameras: CameraSampler, batch: int, prior: Prior) -> None:
-    """Refuse cameras that do not stand around an object as a multi-view prior wants them.
+    """Draw cameras once, so that what they refuse is said before training, and look whether they suit a multi-view prior.
 
     Raises:
-        ValueError: they do not.
+        ValueError: they refuse the batch, or do not stand around an object as the prior wants them.
     """
+    drawn = cameras(0.0, batch, torch.Generator().manual_seed(0))
     if prior.views > 1:
-        drawn = cameras(0.0, batch, torch.Generator().manual_seed(0))
         check_groups(drawn, prior.views, prior.name)
 
 
