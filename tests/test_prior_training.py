@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -211,6 +212,43 @@ def test_training_goes_on_bit_for_bit_and_its_folder_loads(
     assert torch.equal(encoder.state_dict()[name_of(encoder)], taken[name_of(encoder)])
     text = train.started(train.make_unet(True), train.SHIPPED, data, tmp_path / "prior").state_dict()
     assert torch.equal(text[name_of(encoder)], taken[name_of(encoder)])
+
+
+def test_captions_that_the_teacher_knows_are_learnt_from_it(example: Any) -> None:
+    train, teacher = example("train_prior"), load_prior("embedded")
+    g = torch.Generator().manual_seed(0)
+    captions = ["a red mug, front view", "", "a mug, front view", "a red sofa", "a blue duck"]
+    noisy, v = torch.randn(2, 5, *teacher.shape, generator=g)
+    t = torch.tensor([900, 800, 700, 600, 500])
+    wanted = train.taught(teacher, captions, noisy, t, v)
+    assert torch.equal(wanted[1:4], v[1:4])
+    for row in (0, 4):
+        at, noise = t[row : row + 1], noisy[row : row + 1]
+        alpha, sigma = teacher.alpha(at), teacher.sigma(at)
+        said = teacher.predict_noise(noise, at, teacher.embed([captions[row]]))
+        # v = alpha noise - sigma x, where x = (noisy - sigma noise) / alpha.
+        torch.testing.assert_close(
+            wanted[row : row + 1], (said - sigma * noise) / alpha, atol=1e-3, rtol=1e-3
+        )
+    assert torch.equal(train.taught(teacher, captions[1:4], noisy[1:4], t[1:4], v[1:4]), v[1:4])
+
+
+def test_a_target_takes_the_place_of_the_pictures_own_v(example: Any) -> None:
+    training = example("prior_training")
+    net = torch.nn.Conv2d(48, 48, 1)
+    torch.nn.init.zeros_(net.weight), torch.nn.init.zeros_(net.bias)
+    run = training.Run.begin(net, torch.nn.Identity(), torch.Generator().manual_seed(0), torch.device("cpu"))
+
+    def model(noisy: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=net(noisy))
+
+    def three(noisy: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        assert noisy.shape == v.shape == (2, 48, 16, 16) and t.shape == (2,)
+        return torch.full_like(v, 3.0)
+
+    abar = training.make_scheduler().alphas_cumprod
+    training.learn(run, model, torch.zeros(2, 3, 64, 64), torch.zeros(2, 1), abar, 0.5, target=three)
+    assert run.loss == 9.0 and (net.bias > 0).all()
 
 
 def name_of(encoder: Any) -> str:

@@ -125,7 +125,8 @@ class Run:
 
 
 def learn(
-    run: Run, model: Any, images: Tensor, cond: Tensor, abar: Tensor, exponent: float, views: int = 1, **told: Any
+    run: Run, model: Any, images: Tensor, cond: Tensor, abar: Tensor, exponent: float, views: int = 1,
+    target: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None, **told: Any,
 ) -> None:  # fmt: skip
     """One update on some pictures: v-prediction's squared error, unweighted.
 
@@ -137,6 +138,7 @@ def learn(
         abar: of the scheduler, on the device.
         exponent: of the timesteps, see ``timestep_exponent``.
         views: so many consecutive pictures have one timestep.
+        target: what is to be predicted, given the noisy pictures, their timesteps and their v; by default the v.
         **told: what the UNet is told besides.
     """
     device, g, n = abar.device, run.generator, len(images)
@@ -148,9 +150,11 @@ def learn(
     alpha, sigma = abar[t].sqrt()[:, None, None, None], (1 - abar[t]).sqrt()[:, None, None, None]
     # So few tokens in such narrow heads are attended to faster by plain products: 0.43 instead of 0.47 s for 16 pictures.
     attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    noisy, wanted = alpha * x + sigma * noise, alpha * noise - sigma * x
     with attention, torch.autocast(device.type, torch.bfloat16):
-        v = model(alpha * x + sigma * noise, t, cond, **told).sample
-    loss = (v.float() - (alpha * noise - sigma * x)).square().mean()
+        wanted = target(noisy, t, wanted) if target else wanted
+        v = model(noisy, t, cond, **told).sample
+    loss = (v.float() - wanted).square().mean()
     run.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(run.unet.parameters(), 1.0)
