@@ -33,6 +33,7 @@ from distill.contracts import (
 from distill.files.checkpoint import load_checkpoint, save_checkpoint
 from distill.forecast.network import Counting
 from distill.guidance import is_made_for_prior
+from distill.job import Job, Settings, State, make_optimiser, take, views_at_once
 from distill.lab.comparison.counted import Counted
 from distill.priors import load_prior
 from distill.priors.exact import ExactPrior, gaussian
@@ -63,7 +64,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def optimiser_of(scene: Scene) -> torch.optim.Optimizer:
-    return loop.make_optimiser(scene)
+    return make_optimiser(scene)
 
 
 def warmed(make: Callable[..., Scene], seed: int = 0) -> Scene:
@@ -476,10 +477,10 @@ def test_parts_of_a_condition_are_joined_to_the_same() -> None:
 
 def job_of(
     scene: Scene, prior: Prior, loss: Any, cameras: CameraSampler, *, iterations: int = 2, **settings: Any
-) -> loop.Job:
-    state = loop.State(scene, loop.make_optimiser(scene), generator())
+) -> Job:
+    state = State(scene, make_optimiser(scene), generator())
     given = bound(loss, prior)
-    return loop.Job(
+    return Job(
         state=state,
         prior=prior,
         guidance=given,
@@ -487,7 +488,7 @@ def job_of(
         render=scene.render,
         cameras=cameras,
         timesteps=uniform(prior),
-        settings=loop.Settings(iterations, size=Ramp(8), **settings),
+        settings=Settings(iterations, size=Ramp(8), **settings),
     )
 
 
@@ -499,17 +500,17 @@ def test_a_multi_view_prior_trains_a_scene(loss: str, at_once: int | None) -> No
     before = {name: value.clone() for name, value in scene.state_dict().items()}
     shared: list[Tensor] = []
 
-    def on_step(state: loop.State, metrics: dict[str, float], render: Render) -> None:
+    def on_step(state: State, metrics: dict[str, float], render: Render) -> None:
         assert render.rgb.shape[0] == 8
         shared.append(state.generator.get_state())
 
-    assert loop.views_at_once(job) == (8 if at_once in (8, None) else 4)
+    assert views_at_once(job) == (8 if at_once in (8, None) else 4)
     loop.train(job, on_step)
-    assert len(prior.calls) == 2 * 8 // loop.views_at_once(job)
+    assert len(prior.calls) == 2 * 8 // views_at_once(job)
     assert job.state.skipped == 0
     assert all(not torch.equal(value, scene.state_dict()[name]) for name, value in before.items())
     # Each object has a timestep of its own.
-    times = torch.cat([t[: loop.views_at_once(job)] for t, _ in prior.calls]).view(-1, 4)[:, 0]
+    times = torch.cat([t[: views_at_once(job)] for t, _ in prior.calls]).view(-1, 4)[:, 0]
     assert len(times) == 4 and len(times.unique()) > 1
 
 
@@ -522,10 +523,10 @@ def test_a_batch_that_does_not_hold_whole_objects_is_refused() -> None:
 
 
 def test_a_scene_that_grows_trains_and_resumes(tmp_path: Path) -> None:
-    def grow(stop: int, job: loop.Job) -> loop.State:
+    def grow(stop: int, job: Job) -> State:
         return loop.train(job, lambda state, metrics, render: state.step >= stop)
 
-    def job() -> loop.Job:
+    def job() -> Job:
         scene: Scene = Growing(6, 6)
         return job_of(scene, exact(), LOSSES["sds"], ranges(), iterations=10, batch=2, ema=0.9)
 
@@ -546,7 +547,7 @@ def test_a_scene_that_grows_trains_and_resumes(tmp_path: Path) -> None:
     again = grow(10, resumed)
     assert isinstance(again.scene, Growing)
     assert torch.equal(again.scene.image, image)
-    loop.take(again.scene, whole.average)
+    take(again.scene, whole.average)
     assert torch.equal(again.scene.image, whole.average[0])
 
 

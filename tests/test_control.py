@@ -22,6 +22,7 @@ from distill.cameras import Cameras, orbit, turntable
 from distill.conditions.control import controlled, draw_depth, draw_mask, draw_normal, with_control
 from distill.contracts import Condition, Render, Step
 from distill.forecast.network import forecast, shadow
+from distill.job import Job, Settings, State, make_optimiser
 from distill.priors import load_prior
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.exact import dirac
@@ -349,10 +350,10 @@ def test_the_loop_tells_every_embedding_of_its_own_render() -> None:
 
     shown: list[Render] = []
     loop.train(
-        loop.Job(
-            loop.State(scene, loop.make_optimiser(scene), g), prior, guidance,
+        Job(
+            State(scene, make_optimiser(scene), g), prior, guidance,
             controlled(unconditioned, showing(16, times=2.0), "mask"), render, ranges(), uniform(prior),
-            loop.Settings(2, batch=2, size=Ramp(8)),
+            Settings(2, batch=2, size=Ramp(8)),
         ),
         lambda state, metrics, picture: shown.append(picture),
     )  # fmt: skip

@@ -32,7 +32,7 @@ from distill.export.lods import charts, closest, levels
 from distill.export.mesh import Mesh, vertex_normals
 from distill.export.texture import bake_texture, colour_vertices
 from distill.files.checkpoint import save_checkpoint
-from distill.loop import State, make_optimiser
+from distill.job import State, make_optimiser
 from distill.run.assemble import look
 from distill.run.compose import as_overrides, compose_config
 from distill.run.scenes import scene_maker

@@ -19,6 +19,7 @@ from torch import Tensor
 from distill import loop
 from distill.cameras import orbit, turntable
 from distill.guidance.terms import add_noise
+from distill.job import State
 from distill.priors import load_prior
 from distill.priors.adapter import Student
 from distill.renderers import HashGridScene, render
@@ -328,7 +329,7 @@ def test_steps_on_cuda_are_those_on_the_cpu(guidance: str, on_cpu: Callable[[], 
         prior = load_prior("embedded", device, torch.float32)
         found = []
 
-        def on_step(state: loop.State, metrics: dict[str, float], picture: Any) -> bool:
+        def on_step(state: State, metrics: dict[str, float], picture: Any) -> bool:
             found.append(metrics)
             return state.step == 3
 

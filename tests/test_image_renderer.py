@@ -11,7 +11,7 @@ import torch
 
 from distill.cameras import turntable
 from distill.contracts import Step
-from distill.loop import make_optimiser
+from distill.job import make_optimiser
 from distill.renderers import ImageScene
 
 

@@ -12,6 +12,7 @@ from distill import loop
 from distill.conditions import prompts
 from distill.contracts import Condition, Prior, Render
 from distill.guidance.sds import sds
+from distill.job import Job, Settings, State, make_optimiser
 from distill.priors.exact import dirac
 from distill.renderers import HashGridScene
 from distill.renderers.image import ImageScene
@@ -26,29 +27,27 @@ PRIOR = dirac({"mug": TARGET, "": torch.zeros_like(TARGET)})
 PULL = partial(sds, scale=1.0)
 
 
-def start(seed: int = 0) -> loop.State:
+def start(seed: int = 0) -> State:
     g = torch.Generator().manual_seed(seed)
     scene = ImageScene(8, 8, lr=0.02, seed=g)
-    return loop.State(scene, loop.make_optimiser(scene), g)
+    return State(scene, make_optimiser(scene), g)
 
 
-def job(state: loop.State, guidance: Any, settings: loop.Settings, render: Any = None) -> loop.Job:
-    return loop.Job(
+def job(state: State, guidance: Any, settings: Settings, render: Any = None) -> Job:
+    return Job(
         state, PRIOR, guidance, prompts.conditioner(PRIOR, "mug"), render or state.scene.render, ranges(),
         uniform(PRIOR), settings,
     )  # fmt: skip
 
 
-def go(
-    state: loop.State, iterations: int = 300, guidance: Any = PULL, stop_at: int = -1, **settings: Any
-) -> Any:
+def go(state: State, iterations: int = 300, guidance: Any = PULL, stop_at: int = -1, **settings: Any) -> Any:
     return loop.train(
-        job(state, guidance, loop.Settings(iterations, batch=2, size=Ramp(8), **settings)),
+        job(state, guidance, Settings(iterations, batch=2, size=Ramp(8), **settings)),
         on_step=lambda now, metrics, picture: now.step == stop_at,
     )
 
 
-def image_of(state: loop.State) -> torch.Tensor:
+def image_of(state: State) -> torch.Tensor:
     """Return the pixels of an image scene."""
     return state.scene.state_dict()["image"].detach()
 
@@ -76,7 +75,7 @@ def test_the_moving_average_follows_its_recurrence() -> None:
     seen: list[torch.Tensor] = []
     state = start()
     loop.train(
-        job(state, PULL, loop.Settings(3, batch=1, size=Ramp(8), ema=0.9)),
+        job(state, PULL, Settings(3, batch=1, size=Ramp(8), ema=0.9)),
         on_step=lambda now, metrics, picture: seen.append(image_of(now).clone()),
     )
     expected = 0.9 * (0.9 * seen[0] + 0.1 * seen[1]) + 0.1 * seen[2]
@@ -120,7 +119,7 @@ def test_a_prior_that_gives_nan_is_named() -> None:
     with pytest.raises(
         loop.Diverged, match=r"the scene's gradient was not finite .* with lower learning rates"
     ):
-        settings = loop.Settings(9, batch=1, size=Ramp(8), penalties={"sparsity": Ramp(1.0)}, max_bad_steps=2)
+        settings = Settings(9, batch=1, size=Ramp(8), penalties={"sparsity": Ramp(1.0)}, max_bad_steps=2)
         loop.train(job(state, PULL, settings, broken_penalty))
 
 
@@ -162,7 +161,7 @@ def test_penalties_enter_the_gradient_with_their_weight() -> None:
         return torch.zeros_like(x)
 
     norms: list[float] = []
-    settings = loop.Settings(2, batch=1, size=Ramp(8), penalties={"sparsity": Ramp(3.0, 5.0, 0.0, 0.5)})
+    settings = Settings(2, batch=1, size=Ramp(8), penalties={"sparsity": Ramp(3.0, 5.0, 0.0, 0.5)})
     loop.train(
         job(state, nothing, settings, penalised),
         on_step=lambda now, metrics, picture: norms.append(metrics["grad_norm"]),
@@ -173,7 +172,7 @@ def test_penalties_enter_the_gradient_with_their_weight() -> None:
 
 def test_each_kind_of_parameter_has_the_scenes_own_rate() -> None:
     scene = HashGridScene(levels=2, encoding_lr=0.1, mlp_lr=0.2, background_lr=0.3, background="learned")
-    groups = loop.make_optimiser(scene, (0.5, 0.6), 1e-3).param_groups
+    groups = make_optimiser(scene, (0.5, 0.6), 1e-3).param_groups
     assert [(group["lr"], group["peak_lr"]) for group in groups] == [(0.1, 0.1), (0.2, 0.2), (0.3, 0.3)]
     assert all((group["betas"], group["eps"]) == ((0.5, 0.6), 1e-3) for group in groups)
     parameters = [id(p) for group in groups for p in group["params"]]
@@ -183,7 +182,7 @@ def test_each_kind_of_parameter_has_the_scenes_own_rate() -> None:
 def test_the_loss_can_be_weighed_and_summed_over_the_batch() -> None:
     def gradient(**settings: Any) -> torch.Tensor:
         state = start()
-        now = job(state, PULL, loop.Settings(10, batch=2, size=Ramp(8), **settings))
+        now = job(state, PULL, Settings(10, batch=2, size=Ramp(8), **settings))
         loop.accumulate(now, loop.Step(0, 0.5), now.cameras(0.5, 2, state.generator))
         found = state.parameters()[0].grad
         assert found is not None
@@ -197,7 +196,7 @@ def test_the_loss_can_be_weighed_and_summed_over_the_batch() -> None:
 
 def test_weight_decay_is_decoupled_and_none_is_adam() -> None:
     scene = ImageScene(8, 8, lr=0.02, seed=torch.Generator().manual_seed(0))
-    plain, decayed = loop.make_optimiser(scene), loop.make_optimiser(scene, weight_decay=0.1)
+    plain, decayed = make_optimiser(scene), make_optimiser(scene, weight_decay=0.1)
     (image,) = [p for group in scene.parameter_groups().values() for p in group.parameters]
     before = image.detach().clone()
     adam = torch.optim.Adam([before.clone().requires_grad_()], lr=0.02, betas=(0.9, 0.99), eps=1e-15)

@@ -25,6 +25,7 @@ from distill.forecast.cost import calls, cost
 from distill.forecast.network import LiveBytes
 from distill.guidance.sds import sds
 from distill.guidance.vsd import VSD
+from distill.job import Job, Settings, State, make_optimiser
 from distill.priors import load_prior
 from distill.priors.exact import dirac
 from distill.priors.source import find
@@ -48,12 +49,12 @@ def squares(prior: Any, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) ->
     return x * (1 + cond.cameras.azimuth_deg[:, None, None, None] / 360)
 
 
-def one_step(at_once: int | None, take: Any, scene: Any, smaller: Any = None, **settings: Any) -> loop.State:
-    state = loop.State(scene, loop.make_optimiser(scene), torch.Generator().manual_seed(3))
+def one_step(at_once: int | None, take: Any, scene: Any, smaller: Any = None, **settings: Any) -> State:
+    state = State(scene, make_optimiser(scene), torch.Generator().manual_seed(3))
     return loop.train(
-        loop.Job(
+        Job(
             state, PRIOR, squares, prompts.conditioner(PRIOR, "mug"), take, ranges(), uniform(PRIOR),
-            loop.Settings(1, **{"batch": 5, "size": Ramp(8), "at_once": at_once, **settings}), frugal=smaller,
+            Settings(1, **{"batch": 5, "size": Ramp(8), "at_once": at_once, **settings}), frugal=smaller,
         )
     )  # fmt: skip
 
@@ -63,7 +64,7 @@ def resting() -> HashGridScene:
     return HashGridScene(levels=2, encoding_lr=0.0, mlp_lr=0.0)
 
 
-def gradients(state: loop.State) -> list[Tensor]:
+def gradients(state: State) -> list[Tensor]:
     return [p.grad for p in state.parameters() if p.grad is not None]
 
 
@@ -161,7 +162,7 @@ def test_a_window_casts_the_rays_of_its_part_of_the_picture() -> None:
 
 def test_a_patch_is_the_picture_there_and_coarse_elsewhere() -> None:
     scene = HashGridScene(levels=4, background="random")
-    scene.update(Step(), loop.make_optimiser(scene), torch.Generator().manual_seed(0))
+    scene.update(Step(), make_optimiser(scene), torch.Generator().manual_seed(0))
     drawn: list[tuple[Cameras, int]] = []
 
     def take(cameras: Cameras, height: int, width: int, **options: Any) -> Render:
@@ -236,19 +237,19 @@ class Student:
         pass
 
 
-def three_steps(student: Student, smaller: bool) -> tuple[loop.State, list[float]]:
+def three_steps(student: Student, smaller: bool) -> tuple[State, list[float]]:
     scene, losses = ImageScene(8, 8, lr=0.0), list[float]()
     generator = torch.Generator().manual_seed(3)
-    state = loop.State(scene, loop.make_optimiser(scene), generator, learner=student)
+    state = State(scene, make_optimiser(scene), generator, learner=student)
 
-    def note(_: loop.State, metrics: dict[str, float], picture: Render) -> None:
+    def note(_: State, metrics: dict[str, float], picture: Render) -> None:
         losses.append(metrics["learner_loss"])
 
     with suppress(loop.OutOfMemory):
         loop.train(
-            loop.Job(
+            Job(
                 state, PRIOR, squares, prompts.conditioner(PRIOR, "mug"), scene.render, ranges(), uniform(PRIOR),
-                loop.Settings(3, batch=4, at_once=9, size=Ramp(8)), frugal=scene.render if smaller else None,
+                Settings(3, batch=4, at_once=9, size=Ramp(8)), frugal=scene.render if smaller else None,
             ),
             note,
         )  # fmt: skip
@@ -402,7 +403,7 @@ def test_a_forecast_tells_the_first_step_from_a_full_cube(latent_folder: Path) -
         return live.peak
 
     assert found.rendering == pytest.approx(kept(), rel=0.1)
-    scene.update(Step(), loop.make_optimiser(scene), torch.Generator().manual_seed(0))
+    scene.update(Step(), make_optimiser(scene), torch.Generator().manual_seed(0))
     assert scene.occupancy.binaries.float().mean() < 0.2
     assert found.beginning == pytest.approx(kept(), rel=0.15)
     gradient = sum(p.numel() * p.element_size() for p in scene.parameters())
@@ -501,11 +502,11 @@ def test_a_patch_too_small_is_refused(tmp_path: Path) -> None:
 def test_sds_still_works_in_parts_on_an_exact_prior() -> None:
     g = torch.Generator().manual_seed(0)
     scene = ImageScene(8, 8, lr=0.02, seed=g)
-    state = loop.State(scene, loop.make_optimiser(scene), g)
+    state = State(scene, make_optimiser(scene), g)
     loop.train(
-        loop.Job(
+        Job(
             state, PRIOR, partial(sds, scale=1.0), prompts.conditioner(PRIOR, "mug"), scene.render, ranges(),
-            uniform(PRIOR), loop.Settings(300, batch=2, at_once=1, size=Ramp(8), final_lr=0.01),
+            uniform(PRIOR), Settings(300, batch=2, at_once=1, size=Ramp(8), final_lr=0.01),
         )
     )  # fmt: skip
     assert (scene.image[0].movedim(-1, 0) - TARGET).abs().max().item() < 0.01

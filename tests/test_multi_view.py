@@ -24,6 +24,7 @@ from distill.files.checkpoint import load_checkpoint, save_checkpoint
 from distill.forecast.network import forecast, shadow
 from distill.guidance.mix import mix
 from distill.guidance.sds import sds
+from distill.job import Job, State, views_at_once
 from distill.priors import load_prior
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.exact import ExactPrior, gaussian
@@ -346,10 +347,10 @@ def test_every_loss_trains_and_resumes_to_the_same_bits(
     config = composed(folder, "scene=image", "render.at_once=5", *LOSSES[name])
     drawn: list[Tensor] = []
 
-    def made() -> loop.Job:
+    def made() -> Job:
         return assemble(config, prior)
 
-    def train(job: loop.Job, stop: int) -> loop.State:
+    def train(job: Job, stop: int) -> State:
         timesteps = job.timesteps
 
         def counted(progress: float, batch: int, generator: torch.Generator) -> Tensor:
@@ -490,7 +491,7 @@ def test_scenes_train_in_whole_groups(folder: Path, prior: DiffusionPrior) -> No
     from test_contracts import job_of as contract_job
 
     job = contract_job(SINGLE["spheres"](), prior, sds, groups(), batch=8, at_once=6)
-    assert loop.views_at_once(job) == 4
+    assert views_at_once(job) == 4
     before = [p.detach().clone() for p in job.state.parameters()]
     loop.train(job)
     assert job.state.skipped == 0

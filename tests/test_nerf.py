@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.cameras import Cameras, orbit
 from distill.contracts import Render, Step
-from distill.loop import make_optimiser
+from distill.job import make_optimiser
 from distill.renderers import HashGridScene, _warp, render
 from distill.renderers.march import Samples, composite, march, nerfacc_compiled
 from distill.renderers.occupancy import occupancy_grid, update_occupancy

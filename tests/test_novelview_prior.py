@@ -19,7 +19,8 @@ from distill.guidance.nfsd import nfsd
 from distill.guidance.sds import sds
 from distill.guidance.terms import predict
 from distill.guidance.vsd import VSD
-from distill.loop import Job, Settings, State, make_optimiser, train
+from distill.job import Job, Settings, State, make_optimiser
+from distill.loop import train
 from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.novel_view.pose import relative_cameras
 from distill.priors.novel_view.prior import NovelViewPrior

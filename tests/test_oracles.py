@@ -25,7 +25,8 @@ from distill.guidance.ism import ism
 from distill.guidance.nfsd import nfsd
 from distill.guidance.sdi import sdi
 from distill.guidance.sds import sds
-from distill.loop import Job, Settings, State, make_optimiser, train
+from distill.job import Job, Settings, State, make_optimiser
+from distill.loop import train
 from distill.priors.exact import ExactPrior, cosine, dirac, gaussian, mixture, scaled_linear
 from distill.renderers.image import ImageScene
 from distill.samplers import timesteps

@@ -14,7 +14,8 @@ from torch import Tensor
 import distill
 from distill.conditions.prompts import conditioner
 from distill.contracts import Render, Step
-from distill.loop import Job, Settings, State, make_optimiser, train
+from distill.job import Job, Settings, State, make_optimiser
+from distill.loop import train
 from distill.priors.exact import dirac
 from distill.renderers.image import ImageScene
 from distill.renderers.particles import Particles

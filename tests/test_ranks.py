@@ -26,6 +26,7 @@ from distill.conditions import prompt_library, prompts
 from distill.contracts import Scene, Step
 from distill.files.checkpoint import load_checkpoint, save_checkpoint
 from distill.guidance.sds import sds
+from distill.job import Job, Settings, State, make_optimiser
 from distill.priors.exact import dirac
 from distill.ranks import ALONE, Ended, Lost, Ranks, joined, streams
 from distill.run import execute, journal
@@ -44,7 +45,7 @@ PRIOR = dirac({"mug": LEVELS, "duck": LEVELS.flip(1), "chair": LEVELS.flip(2), "
 TWO = 2
 
 
-def job(make: Callable[..., Scene], ranks: Ranks, iterations: int = 4, **settings: Any) -> loop.Job:
+def job(make: Callable[..., Scene], ranks: Ranks, iterations: int = 4, **settings: Any) -> Job:
     """A run of a scene of one prompt, or of a library's generator."""
     g = torch.Generator().manual_seed(3)
     scene = make(g)
@@ -54,9 +55,9 @@ def job(make: Callable[..., Scene], ranks: Ranks, iterations: int = 4, **setting
         condition = prompt_library.conditioner(
             lambda number: prompts.conditioner(PRIOR, NAMES[number]), library.drawn
         )
-    wanted = loop.Settings(iterations, **{"batch": 2, "size": Ramp(8), **settings})
-    return loop.Job(
-        loop.State(scene, loop.make_optimiser(scene), g), PRIOR, partial(sds, scale=1.0), condition,
+    wanted = Settings(iterations, **{"batch": 2, "size": Ramp(8), **settings})
+    return Job(
+        State(scene, make_optimiser(scene), g), PRIOR, partial(sds, scale=1.0), condition,
         partial(scene.render, penalties=tuple(wanted.penalties)), ranges(), uniform(PRIOR), wanted, ranks=ranks,
     )  # fmt: skip
 
@@ -93,7 +94,7 @@ def stopped(ranks: Ranks, folder: Path) -> dict[str, Any]:
     asked, own = threading.Event(), job(hyper, ranks, accumulate=2, iterations=6)
     stop, metrics = ranks.heed(asked), list[dict[str, float]]()
 
-    def on_step(state: loop.State, now: dict[str, float], _: Any) -> bool:
+    def on_step(state: State, now: dict[str, float], _: Any) -> bool:
         metrics.append(now)
         if ranks.rank == 1 and state.step == 2:
             asked.set()

@@ -16,10 +16,10 @@ from test_run import OPTIONS, QUICK, command, error_of
 from torch import Tensor
 
 import distill
-from distill import loop
 from distill.cameras import turntable
 from distill.contracts import Render, Step
 from distill.export.zero_set import extract_zero_set, zero_set
+from distill.job import make_optimiser
 from distill.renderers.nerf import HashGridScene
 from distill.renderers.sdf import SdfScene, optical_depth
 from distill.run import second_stage
@@ -45,7 +45,7 @@ def ball_field(blob_scale: float = 60.0, **options: Any) -> HashGridScene:
     with torch.no_grad():
         field.grid.zero_()
         list(field.mlp.parameters())[-1].copy_(torch.tensor([0.0, 1.0, -1.0, 0.5]))
-    field.update(Step(), loop.make_optimiser(field), torch.Generator().manual_seed(0))
+    field.update(Step(), make_optimiser(field), torch.Generator().manual_seed(0))
     return field
 
 
@@ -226,7 +226,7 @@ def test_penalties_of_a_ball(generator: torch.Generator | None) -> None:
 
 def test_shape_and_texture_are_trained_in_their_times() -> None:
     scene = SdfScene(**SMALL, resolution=16, geometry=(0.0, 0.5), texture=(0.5, 1.0), occupancy_resolution=8)
-    optimiser, g = loop.make_optimiser(scene), torch.Generator().manual_seed(0)
+    optimiser, g = make_optimiser(scene), torch.Generator().manual_seed(0)
 
     def moved(progress: float, shading: str) -> set[str]:
         scene.update(Step(0, progress), optimiser, g)

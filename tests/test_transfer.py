@@ -25,6 +25,7 @@ from distill.contracts import Render, Step
 from distill.guidance.asd import asd
 from distill.guidance.csd import csd
 from distill.guidance.sds import sds
+from distill.job import Job, Settings, State, make_optimiser
 from distill.priors.novel_view.pose import relative_cameras
 from distill.priors.space import Space
 from distill.renderers import HashGridScene
@@ -122,13 +123,13 @@ class Prior:
         return 0.5 * x_t
 
 
-def job(guidance: Any, condition: Any) -> loop.Job:
+def job(guidance: Any, condition: Any) -> Job:
     generator = torch.Generator().manual_seed(0)
     scene: Any = ImageScene(8, 8, seed=generator).to(META)
-    state = loop.State(scene, loop.make_optimiser(scene), generator)
+    state = State(scene, make_optimiser(scene), generator)
     prior: Any = Prior()
-    settings = loop.Settings(4, batch=2, size=Ramp(8))
-    return loop.Job(state, prior, guidance, condition, scene.render, ranges(), uniform(prior), settings)
+    settings = Settings(4, batch=2, size=Ramp(8))
+    return Job(state, prior, guidance, condition, scene.render, ranges(), uniform(prior), settings)
 
 
 def test_the_count_sees_what_would_wait() -> None:
@@ -279,9 +280,9 @@ def test_gradients_are_scaled_only_where_they_have_a_bound() -> None:
 
 def test_adam_is_fused_where_torch_has_that_kernel() -> None:
     scene: Any = ImageScene(8, 8)
-    fused = loop.make_optimiser(scene)
+    fused = make_optimiser(scene)
     assert fused.defaults["fused"] is True
-    assert loop.make_optimiser(copy.deepcopy(scene).to("meta")).defaults["fused"] is None
+    assert make_optimiser(copy.deepcopy(scene).to("meta")).defaults["fused"] is None
     # The first step of Adam moves every parameter by its rate; a checkpoint of one kind goes on with the other.
     plain = torch.optim.Adam(
         [{"params": [scene.image], "lr": 0.03}], betas=(0.9, 0.99), eps=1e-15, fused=False
@@ -349,7 +350,7 @@ def test_levels_follow_a_checkpoint() -> None:
     scene, other = make(), make()
     torch.nn.init.normal_(scene.grid)
     before = scene.query(points)[1]
-    optimiser = loop.make_optimiser(scene)
+    optimiser = make_optimiser(scene)
     scene.update(Step(1, 0.34), optimiser, torch.Generator())
     assert int(scene.active_levels) == 3
     assert not torch.equal(scene.query(points)[1], before)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from distill.cameras import turntable
 from distill.contracts import Scene, Step
 from distill.forecast.network import LiveBytes
-from distill.loop import make_optimiser
+from distill.job import make_optimiser
 from distill.options import schedule
 from distill.renderers import reference
 from distill.run.scenes import scene_maker

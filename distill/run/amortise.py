@@ -12,7 +12,6 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from distill import loop
 from distill.arguments import library_scene
 from distill.conditions.prompt_library import Prompts, read_library
 from distill.contracts import Generator, Prior
@@ -21,6 +20,7 @@ from distill.files.atomic import write_atomic
 from distill.files.checkpoint import load_checkpoint
 from distill.files.lock import hold
 from distill.files.paths import user_path
+from distill.job import Job
 from distill.live.desk import Desk
 from distill.live.server import watched
 from distill.ranks import ALONE, Ranks
@@ -122,7 +122,7 @@ def carry_out(
     config: DictConfig,
     folder: Path,
     library: Prompts,
-    job: loop.Job,
+    job: Job,
     started: float,
     desk: Desk | None = None,
 ) -> None:
@@ -133,7 +133,7 @@ def carry_out(
 
 
 def _carry_out(
-    config: DictConfig, folder: Path, library: Prompts, job: loop.Job, started: float, desk: Desk | None
+    config: DictConfig, folder: Path, library: Prompts, job: Job, started: float, desk: Desk | None
 ) -> None:
     keep(folder, library)
     scene = cast(Generator, job.scenes[0])
@@ -182,7 +182,7 @@ def seen(scene: Generator, count: int) -> Mapping[str, float]:
     return {"prompts_seen": scene.seen(), "rounds": round(scene.seen() / count, 3)}
 
 
-def show(folder: Path, library: Prompts, job: loop.Job, step: int) -> None:
+def show(folder: Path, library: Prompts, job: Job, step: int) -> None:
     """Write a sheet of some prompts, and add it to the wall; the report, which marks a finished run, waits for the end."""
     labels = library.previewed()
     learnt = set(library.train)

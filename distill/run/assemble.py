@@ -13,7 +13,6 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from distill import loop
 from distill.cameras import Cameras
 from distill.conditions import prompt_library, prompts
 from distill.conditions.control import DRAWN, controlled, read_picture
@@ -35,6 +34,7 @@ from distill.contracts import (
 )
 from distill.files.paths import user_path
 from distill.guidance import is_made_for_prior
+from distill.job import Job, Settings, State, make_optimiser
 from distill.options import followed, schedule, schedules_in, value_over_run
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.graphs import check_graphs
@@ -53,7 +53,7 @@ from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
 from distill.samplers.shading import by_turns
 
 
-def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALONE) -> loop.Job:
+def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALONE) -> Job:
     """Make every part that a configuration names, ready for ``loop.train``.
 
     Args:
@@ -94,7 +94,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
     guidance = make_guidance(config, prior, generator, {"novel_view": picture.prior} if picture else {})
     particles = Particles(scenes).to(prior.device) if len(scenes) > 1 else None
     scene: Scene = particles or scenes[0]
-    optimiser = loop.make_optimiser(
+    optimiser = make_optimiser(
         scene, tuple(config.optimiser.betas), config.optimiser.eps, config.optimiser.weight_decay
     )
     learner = guidance if isinstance(guidance, Learner) else None
@@ -106,8 +106,8 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         cameras = views_first(cameras, picture.drawn.cameras, until)
         guidance = asked_later(guidance, until)
     render = partial(make_renderer, config, scene, settings.penalties, picture)
-    return loop.Job(
-        state=loop.State(scene, optimiser, generator, learner=learner),
+    return Job(
+        state=State(scene, optimiser, generator, learner=learner),
         prior=prior,
         guidance=guidance,
         condition=make_condition(config, prior, scenes[0], library),
@@ -279,7 +279,7 @@ def make_guidance(
     return scheduled(loss, **moving)
 
 
-def make_settings(config: DictConfig) -> loop.Settings:
+def make_settings(config: DictConfig) -> Settings:
     """Read the loop's settings."""
 
     def ramp(name: str) -> Ramp:
@@ -289,7 +289,7 @@ def make_settings(config: DictConfig) -> loop.Settings:
     weights = {name: ramp(f"penalties.{name}") for name in config.penalties}
     optimiser, shares = config.optimiser, {name: ramp(f"render.turns.{name}") for name in config.render.turns}
     turns = {name: share for name, share in shares.items() if share.start or share.end}
-    return loop.Settings(
+    return Settings(
         iterations=config.iterations,
         batch=config.render.batch,
         at_once=config.render.at_once,

@@ -20,6 +20,7 @@ from distill.export.pictures import write_pictures
 from distill.files.atomic import clear
 from distill.files.checkpoint import load_checkpoint
 from distill.files.lock import hold
+from distill.job import Job, OnStep, State, take
 from distill.live.desk import Desk
 from distill.live.server import watched
 from distill.ranks import ALONE, Ranks
@@ -127,9 +128,7 @@ def of_seeds(config: DictConfig, prior: Prior | None, desk: Desk | None) -> Asse
         return replace(made.asset or reopen(made, prior), folder=folder, manifest=noted(folder))
 
 
-def carry_out(
-    config: DictConfig, folder: Path, job: loop.Job, started: float, desk: Desk | None = None
-) -> Asset:
+def carry_out(config: DictConfig, folder: Path, job: Job, started: float, desk: Desk | None = None) -> Asset:
     """Train, export and describe an assembled run in a folder that is held; a failure is noted in its manifest.
 
     Args:
@@ -144,7 +143,7 @@ def carry_out(
 
 
 @contextmanager
-def noting_training(config: DictConfig, folder: Path, job: loop.Job, started: float) -> Iterator[None]:
+def noting_training(config: DictConfig, folder: Path, job: Job, started: float) -> Iterator[None]:
     """Note in a held folder's manifest how a run fails within the context; arguments as of ``carry_out``.
 
     Raises:
@@ -162,7 +161,7 @@ def noting_training(config: DictConfig, folder: Path, job: loop.Job, started: fl
         raise
 
 
-def _carry_out(config: DictConfig, folder: Path, job: loop.Job, started: float, desk: Desk | None) -> Asset:
+def _carry_out(config: DictConfig, folder: Path, job: Job, started: float, desk: Desk | None) -> Asset:
     saved = load_checkpoint(folder / "checkpoints", job.prior.device) if config.resume else None
     if saved:
         job.state.load_state_dict(saved)
@@ -190,7 +189,7 @@ def _carry_out(config: DictConfig, folder: Path, job: loop.Job, started: float, 
 def train(
     config: DictConfig,
     folder: Path,
-    job: loop.Job,
+    job: Job,
     desk: Desk | None = None,
     *,
     notes: Callable[[], Mapping[str, float]] | None = None,
@@ -226,7 +225,7 @@ def train(
                 job.views,
                 stop,
             )
-        on_step: loop.OnStep = guarded(journal, config, job) if config.watchdog else journal
+        on_step: OnStep = guarded(journal, config, job) if config.watchdog else journal
         try:
             loop.train(job, on_step)
             if state.step == config.iterations:
@@ -244,14 +243,14 @@ def train(
             f"stopped at step {state.step} of {config.iterations}; go on with resume=true; results so far in {folder}"
         )
     if state.average is not None:
-        loop.take(state.scene, state.average)
+        take(state.scene, state.average)
 
 
-def guarded(journal: Journal, config: DictConfig, job: loop.Job) -> loop.OnStep:
+def guarded(journal: Journal, config: DictConfig, job: Job) -> OnStep:
     """The journal, and after it a look at each scene's collapse, which ends the run."""
     after = [watch(config.iterations, "volume" in scene.features) for scene in job.scenes]
 
-    def on_step(state: loop.State, metrics: dict[str, float], picture: Render) -> bool:
+    def on_step(state: State, metrics: dict[str, float], picture: Render) -> bool:
         stop = journal(state, metrics, picture)
         after[job.drawn()](state.step, picture)
         return stop
@@ -272,7 +271,7 @@ def describe_and_export(
     return Asset(config.prompt, folder, scene, view, manifest)
 
 
-def export_particles(config: DictConfig, folder: Path, job: loop.Job, manifest: dict[str, Any]) -> Asset:
+def export_particles(config: DictConfig, folder: Path, job: Job, manifest: dict[str, Any]) -> Asset:
     """Write every particle's files to a folder of its own, ``particle-1`` and so on, then the run's report.
 
     Raises:

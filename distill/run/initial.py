@@ -13,11 +13,11 @@ from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from distill import loop
 from distill.conditions import prompt_library, prompts
 from distill.contracts import Generator, Prior, Scene
 from distill.files.checkpoint import load_checkpoint
 from distill.files.paths import user_path
+from distill.job import take
 from distill.options import options_of
 from distill.run.earlier import SECOND, SHARED, holds_field, read_settings
 from distill.run.generator import CHANGEABLE
@@ -150,7 +150,7 @@ def open_generator(folder: Path, device: torch.device) -> Generator:
             f"generator={folder} cannot be read ({first}); make it anew with distill amortise"
         ) from error
     if saved["average"] is not None:
-        loop.take(generator, saved["average"])
+        take(generator, saved["average"])
     return generator
 
 

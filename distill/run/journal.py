@@ -20,8 +20,8 @@ from distill.cameras import turntable
 from distill.contracts import Render, View
 from distill.files.atomic import write_atomic
 from distill.files.checkpoint import save_checkpoint
+from distill.job import State
 from distill.live.desk import Desk
-from distill.loop import State
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

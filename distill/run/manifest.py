@@ -19,7 +19,7 @@ from distill.export.report import write_report
 from distill.files.atomic import sha256, write_atomic
 from distill.files.lock import NAME as LOCK
 from distill.files.paths import user_path
-from distill.loop import Job
+from distill.job import Job
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from distill import loop
 from distill.contracts import Scene
 from distill.export.files import names_of
 from distill.files.checkpoint import load_checkpoint
 from distill.files.lock import hold
 from distill.files.paths import user_path
+from distill.job import take
 from distill.renderers.particles import Particles
 from distill.run.assemble import look, pick_device
 from distill.run.checks import check_scene
@@ -119,7 +119,7 @@ def _scenes(folder: Path, config: DictConfig) -> tuple[list[Scene], torch.device
     whole.load_state_dict(saved["scene"])
     if saved["average"] is not None:
         with torch.no_grad():
-            loop.take(whole, saved["average"])
+            take(whole, saved["average"])
     return scenes, device
 
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Protocol
 
 from omegaconf import DictConfig
 
-from distill import loop
 from distill.asset import Asset
 from distill.contracts import Prior
 from distill.export.thumbnail import NAME as THUMBNAIL
@@ -21,6 +20,7 @@ from distill.files.atomic import clear, replacing
 from distill.files.checkpoint import load_checkpoint
 from distill.files.lock import NAME as LOCK
 from distill.files.lock import hold
+from distill.job import Job, take
 from distill.live.desk import Desk
 from distill.run.assemble import assemble
 from distill.run.failures import (
@@ -51,7 +51,7 @@ class Carry(Protocol):
     """Trains, exports and describes an assembled run, see ``distill.run.execute.carry_out``."""
 
     def __call__(
-        self, config: DictConfig, folder: Path, job: loop.Job, started: float, desk: Desk | None = None, /
+        self, config: DictConfig, folder: Path, job: Job, started: float, desk: Desk | None = None, /
     ) -> Asset: ...
 
 
@@ -195,5 +195,5 @@ def reopen(made: Made, prior: Prior | None) -> Asset:
     assert saved is not None
     job.state.load_state_dict(saved)
     if job.state.average is not None:
-        loop.take(job.state.scene, job.state.average)
+        take(job.state.scene, job.state.average)
     return Asset(made.config.prompt, made.folder, job.scenes[0], job.views[0], dict(made.manifest))

@@ -16,7 +16,8 @@ from torch import Tensor
 from distill.contracts import Condition, Step
 from distill.forecast.network import calls_of
 from distill.guidance.terms import predict
-from distill.loop import Job, clipped
+from distill.job import Job
+from distill.loop import clipped
 from distill.renderers.march import composite, march
 from distill.run.assemble import assemble
 from distill.transfer import send

@@ -18,7 +18,8 @@ import torch
 from omegaconf import DictConfig
 
 from distill.contracts import Prior, Render
-from distill.loop import State, train
+from distill.job import State
+from distill.loop import train
 from distill.priors import load_prior
 from distill.run.assemble import assemble, pick_device
 from distill.run.compose import as_overrides, compose_config

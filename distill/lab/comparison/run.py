@@ -20,13 +20,14 @@ from distill.cameras import turntable
 from distill.contracts import Prior, Render, Step
 from distill.embedded.judge import Judge
 from distill.files.atomic import write_atomic
+from distill.job import Job, State
 from distill.lab.comparison import figures
 from distill.lab.comparison.cost import compose, few_steps, measure_cost
 from distill.lab.comparison.counted import Counted
 from distill.lab.comparison.figures import gradient_profile
 from distill.lab.comparison.records import Cell
 from distill.lab.truth import SHAPES, Source, asked, check, judge_of, origin
-from distill.loop import Diverged, Job, State, train
+from distill.loop import Diverged, train
 from distill.priors import load_prior
 from distill.run.assemble import assemble, pick_device
 from distill.run.checks import check_loaded

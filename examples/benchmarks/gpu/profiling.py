@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from distill import loop
 from distill.contracts import Render
+from distill.job import State
 from distill.run.assemble import assemble
 from distill.run.compose import as_overrides, compose_config
 
@@ -35,7 +36,7 @@ def trainer(device: torch.device, overrides: dict[str, Any]) -> Callable[[int], 
     def take(count: int) -> None:
         end = job.state.step + count
 
-        def on_step(state: loop.State, metrics: dict[str, float], picture: Render) -> bool:
+        def on_step(state: State, metrics: dict[str, float], picture: Render) -> bool:
             return state.step >= end
 
         loop.train(job, on_step)
