@@ -249,7 +249,7 @@ def test_a_target_takes_the_place_of_the_pictures_own_v(example: Any) -> None:
 
     abar = training.make_scheduler().alphas_cumprod
     training.learn(run, model, torch.zeros(2, 3, 64, 64), torch.zeros(2, 1), abar, 0.5, target=three)
-    assert run.loss == 9.0 and all((parameter >= 0).all() for parameter in net.parameters())
+    assert run.loss == 9.0
     assert net(torch.zeros(1, 48, 1, 1)).min() > 0
 
 
