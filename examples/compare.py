@@ -65,16 +65,29 @@ def parse_options(every: Mapping[str, Any]) -> argparse.Namespace:
         )
     if (options.archives or options.pack or options.judge) and not options.things:
         parser.error("--archives, --pack and --judge are for --things")
+    of_pictures = [name for name in options.methods or () if name not in every]
+    if of_pictures and not options.pictures:
+        parser.error(f"{', '.join(of_pictures)}: for pictures alone; add --pictures N, or leave it out")
+    if options.prompts and not of_words(options, every):
+        parser.error(
+            "none of --methods is for prompts (--exact leaves VSD out); choose others, or add --pictures N --prompts 0"
+        )
     return options
+
+
+def of_words(options: argparse.Namespace, every: Mapping[str, Any]) -> dict[str, Any]:
+    """The chosen methods that prompts are compared by."""
+    usual = ON_THINGS if options.things else {**METHODS, **VARIANTS} if options.claims else METHODS
+    chosen = options.methods or list(usual)
+    return {name: every[name] for name in chosen if name in every and not (options.exact and "vsd" in name)}
 
 
 def main() -> None:
     every = {**METHODS, **VARIANTS, **ON_THINGS}
     options = parse_options(every)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    usual = ON_THINGS if options.things else {**METHODS, **VARIANTS} if options.claims else METHODS
-    chosen = options.methods or list(usual)
     if options.pictures:
+        chosen = options.methods or list(of_words(options, every))
         # Methods that differ in the scale of text alone have no counterpart.
         through = {name: wanted for name, wanted in THROUGH.items() if options.claims or name in chosen}
         print(
@@ -94,7 +107,7 @@ def main() -> None:
         check(prompts, source, judge_of(source))
         more["prior"] = distill.load_prior(options.prior)
     report = distill.compare(
-        {name: every[name] for name in chosen if name in every and not (options.exact and "vsd" in name)},
+        of_words(options, every),
         prompts,
         range(options.seeds),
         output_dir=options.output,

@@ -24,6 +24,7 @@ if __name__ == "guidance":
 _SHARED = frozenset({"terms"})
 _registered: dict[str, Callable[..., Any]] = {}
 _made: set[Callable[..., Any]] = set()
+_second: dict[Callable[..., Any], tuple[str, str | None]] = {}
 
 Make = TypeVar("Make", bound=Callable[..., Any])
 
@@ -43,6 +44,26 @@ def made_for_prior(loss: Make) -> Make:
 def is_made_for_prior(loss: Callable[..., Any]) -> bool:
     """Return whether a loss takes ``(prior, generator, priors)`` and returns what is called."""
     return loss in _made
+
+
+def needs_prompt(role: str, option: str | None = None) -> Callable[[Make], Make]:
+    """Mark a loss that cannot do without a second prompt, so that a run without it is refused before anything is loaded.
+
+    Args:
+        role: of the prompt, ``negative`` or ``source``; the option that gives it is ``<role>_prompt``.
+        option: of the loss, a number or a schedule, where that decides: the prompt is needed unless it is always 0.
+    """
+
+    def mark(loss: Make) -> Make:
+        _second[loss] = (role, option)
+        return loss
+
+    return mark
+
+
+def needed_prompt(loss: Callable[..., Any]) -> tuple[str, str | None] | None:
+    """Return what ``needs_prompt`` was told of a loss, None where it does without."""
+    return _second.get(loss)
 
 
 def register_weighting(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

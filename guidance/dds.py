@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill.contracts import Condition, Prior
+from distill.guidance import needs_prompt
 from distill.guidance.terms import Weighting, add_noise, predict_guided, require, weight
 
 
+@needs_prompt("source")
 def dds(
     prior: Prior,
     x: Tensor,

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from distill.contracts import Condition, Prior
 from distill.domains import Fraction
+from distill.guidance import needs_prompt
 from distill.guidance.terms import Weighting, add_noise, predict, require, weight
 
 
+@needs_prompt("negative")
 def nfsd(
     prior: Prior,
     x: Tensor,

@@ -143,6 +143,8 @@ def test_every_loss_is_in_the_api_and_costs_what_its_table_says() -> None:
         assert re.search(rf"\.{loss.__name__}$", api, re.MULTILINE), name
     for name in said.keys() - {"vsd"}:
         # VSD needs a prior to train a LoRA in: 2 evaluations of the prior, 1 with the LoRA, 1 to train it.
-        made = instantiate(compose_config(["prompt=a", "preset=none", f"guidance={name}"]).guidance)
+        second = ["negative_prompt=b"] + ["source_prompt=c"] * (name in ("dds", "bridge"))
+        words = ["prompt=a", "preset=none", f"guidance={name}", *second]
+        made = instantiate(compose_config(words).guidance)
         asked = calls_of(made, 1)
         assert said[name] == (sum(asked), len(asked)), name

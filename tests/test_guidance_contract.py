@@ -249,7 +249,8 @@ def test_every_option_has_a_default_and_goes_through_the_configuration_unchanged
     assert inspect.Parameter.empty not in options.values()
 
     def composed(*overrides: str) -> Any:
-        chosen = [f"guidance={name}", "tuned/guidance=nothing", *overrides]
+        second = ["negative_prompt=b"] + ["source_prompt=c"] * (name in ("dds", "bridge"))
+        chosen = [f"guidance={name}", "tuned/guidance=nothing", *second, *overrides]
         return OmegaConf.to_container(compose_config(["prompt=a red mug", *chosen]).guidance)
 
     plain = json.loads(json.dumps(options))  # tuples become lists

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import make
 
-from distill import cli, doctor
+from distill import cli, doctor, guidance
 from distill.conditions.cutout import cut_out, describe_rembg, read_rgba
 from distill.export.report import write_report
 from distill.priors import load_prior
@@ -386,3 +389,39 @@ def test_the_network_that_cut_out_is_described(tmp_path: Path, monkeypatch: pyte
         "file": "u2net.onnx",
         "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",  # of abc, FIPS 180
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("guidance=nfsd", 'nfsd needs a second prompt, and none is given; add negative_prompt="..."'),
+        ("guidance=dds", 'dds needs a second prompt, and none is given; add source_prompt="..."'),
+        ("guidance=bridge", 'bridge needs a second prompt, and none is given; add source_prompt="..."'),
+        ("guidance=csd guidance.negative=-1 guidance.empty=0", "csd with negative coefficients needs"),
+        ("guidance=mix guidance.terms=[{loss:sds},{loss:nfsd}]", "nfsd needs a second prompt"),
+        ("guidance=mix guidance.terms=[{loss:csd,negative:{start:0,end:-1},empty:{start:-1,end:0}}]", "csd with negative"),
+        ("guidance=csd", ""),
+        ("guidance=nfsd negative_prompt=bad", ""),
+        ("experiment=csd", ""),
+        ("guidance=dds source_prompt='a blue mug'", ""),
+        ("guidance=mix guidance.terms=[{loss:nfsd,prior:novel_view}] image=mug.png", ""),
+    ],
+)  # fmt: skip
+def test_a_loss_without_its_second_prompt_is_refused_before_anything_is_loaded(
+    options: str, said: str
+) -> None:
+    words = ["prompt=a red mug", *shlex.split(options)]
+    if not said:
+        compose_config(words)
+        return
+    with pytest.raises(ValueError, match="second prompt") as caught:
+        compose_config(words)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_loss_that_asks_for_a_prompt_in_its_first_step_says_so_beforehand() -> None:
+    """Whatever calls ``require`` is marked with ``needs_prompt``."""
+    for name, loss in guidance.available().items():
+        source = inspect.getsource(inspect.getmodule(loss) or loss)
+        asked = re.findall(r"^\s+require\(cond, \"(\w+)\"", source, re.MULTILINE)
+        assert [role for role, _ in filter(None, [guidance.needed_prompt(loss)])] == asked, name

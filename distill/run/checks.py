@@ -43,6 +43,7 @@ def check(config: DictConfig) -> None:
         check_known(name, target, values[name])
     check_perp_neg(config)
     check_novel_view(values)
+    check_second_prompts(values, targets["guidance"])
     if config.image:
         check_image(config, targets["guidance"])
 
@@ -333,6 +334,29 @@ def check_novel_view(values: Mapping[str, Any]) -> None:
             )
         if own not in (None, "novel_view") and not term.get("prompt"):
             raise ValueError(f'{where} has its own prior, which needs its own prompt; add prompt: "..."')
+
+
+def check_second_prompts(values: Mapping[str, Any], loss: Callable[..., Any]) -> None:
+    """Check that the losses have the prompts that they compare with.
+
+    Raises:
+        ValueError: one has none.
+    """
+    from distill import guidance
+
+    if values["image"] and not values["prompt"].strip():
+        return  # the picture's model knows no words
+    known, own = guidance.available(), values["guidance"]
+    terms = [term for term in own.get("terms") or () if term.get("prior") != "novel_view"]
+    losses = [(loss, own), *((known[term["loss"]], term) for term in terms if term.get("loss") in known)]
+    for each, options in losses:
+        role, option = guidance.needed_prompt(each) or ("", None)
+        if not role or values[f"{role}_prompt"].strip():
+            continue
+        value = options.get(option, getattr(options_of(each)(), option)) if option else 1
+        if moves(f"guidance.{option}", value, values["iterations"]):
+            what = each.__name__ + (f" with {option} coefficients" if option else "")
+            raise ValueError(f'{what} needs a second prompt, and none is given; add {role}_prompt="..."')
 
 
 def needed(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -45,13 +45,13 @@ def learning_rate(done: float, peak: float) -> float:
     return peak * min(done / 0.01, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1))))
 
 
-def timestep_exponent(done: float) -> float:
-    """Exponent ``p`` of ``t = 1000 u**p``: 0.12 (half of the timesteps above 920) rising to 0.7 at 70%.
+def timestep_exponent(done: float, last: float = 0.7) -> float:
+    """Exponent ``p`` of ``t = 1000 u**p``: 0.12 (half of the timesteps above 920) rising to ``last`` at 70%.
 
     Where a view differs is decided at the noisiest timesteps and learnt last: begun there, it comes many times
     sooner, and what the less noisy ones need comes quickly after.
     """
-    return 0.12 + 0.58 * min(done / 0.7, 1.0)
+    return 0.12 + (last - 0.12) * min(done / 0.7, 1.0)
 
 
 @dataclass
@@ -174,7 +174,7 @@ def train(
 
     Args:
         run: goes on from where it is.
-        options: have ``images``, ``minutes``, ``batch``, ``peak_lr``, ``save_minutes``, ``work`` and ``output``.
+        options: have ``images``, ``minutes``, ``batch``, ``peak_lr``, ``last_exponent``, ``save_minutes``, ``work`` and ``output``.
         update: does one update on ``options.batch`` pictures, given the exponent of its timesteps.
         save: writes the run and the prior.
     """
@@ -189,7 +189,7 @@ def train(
                 break
             for group in run.optimiser.param_groups:
                 group["lr"] = learning_rate(done, options.peak_lr)
-            update(timestep_exponent(done))
+            update(timestep_exponent(done, options.last_exponent))
             progress.update(options.batch)
             progress.set_postfix(loss=f"{run.loss:.4f}", refresh=False)
             if time.time() - saved > 60 * options.save_minutes:

@@ -46,7 +46,7 @@ from distill.priors.diffusion import DiffusionPrior
 #: Channels of the levels, of the world alone and with things; the deepest works on 4x4 cells, where parameters are cheap.
 CHANNELS, CHANNELS_OF_THINGS = (112, 128, 144), (112, 128, 256)
 GROUPS, HEADS = 16, 4
-#: Of the pictures, with things.
+#: The world's, of the pictures, with things.
 WORLD_SHARE = 0.2
 WITHOUT_COLOUR = 0.08
 TEXT_STEPS = {False: 2000, True: 5000}
@@ -79,16 +79,17 @@ def make_unet(things_too: bool = False) -> UNet2DConditionModel:
 
 @dataclass(frozen=True)
 class Data:
-    """Pictures of the world, and of things or None, with the tokenizer of their captions."""
+    """Pictures of the world, and of things or None, with the tokenizer of their captions, and the world's share of them."""
 
     world: dataset.Pictures
     things: ThingPictures | None
     tokenizer: CLIPTokenizer
+    world_share: float = WORLD_SHARE
 
     def draw(self, n: int) -> tuple[Tensor, list[str]]:
         """Draw pictures in [-1, 1], ``[n, 3, 64, 64]``, with a caption each; a tenth are empty."""
         g = self.world.generator
-        real = int((torch.rand(n, generator=g) >= WORLD_SHARE).sum()) if self.things else 0
+        real = int((torch.rand(n, generator=g) >= self.world_share).sum()) if self.things else 0
         images, captions = [], []
         if real < n:
             batch = self.world.draw(n - real)
@@ -249,6 +250,9 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         "was chosen for 16",
     )  # fmt: skip
     parser.add_argument("--peak-lr", type=float, default=8e-4)
+    parser.add_argument(
+        "--last-exponent", type=float, default=0.7, help="p of t = 1000 u^p at the end; small is noisy"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="15%% faster after a minute of compiling")
     parser.add_argument("--start", type=Path, help="a prior's folder to go on from, with a new optimiser")
@@ -261,6 +265,9 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--things",
         type=Path,
         help="pack of real things to learn beside the world, from render_things.py pack",
+    )
+    parser.add_argument(
+        "--world-share", type=float, default=WORLD_SHARE, help="of the pictures, with --things"
     )
     parser.add_argument(
         "--teacher", type=Path, help="a prior of the world alone, whose predictions the world's captions are learnt from"
@@ -291,7 +298,7 @@ def load(options: argparse.Namespace) -> Data:
     generator = torch.Generator().manual_seed(0)
     pictures = dataset.Pictures(options.work / "pictures", generator)
     real = ThingPictures(pack, generator) if pack else None
-    return Data(pictures, real, tokenizer_for(options.start, real))
+    return Data(pictures, real, tokenizer_for(options.start, real), options.world_share)
 
 
 def tokenizer_for(folder: Path | None, real: ThingPictures | None) -> CLIPTokenizer:

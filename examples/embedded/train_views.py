@@ -152,6 +152,9 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--peak-lr", type=float, default=2e-4)
     parser.add_argument("--shapes", type=int, default=64, help="shapes of each kind")
     parser.add_argument("--rings", type=int, default=views_dataset.RINGS, help="rings of views of each shape")
+    parser.add_argument(
+        "--last-exponent", type=float, default=0.7, help="p of t = 1000 u^p at the end; small is noisy"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save-minutes", type=float, default=4)
     options = parser.parse_args(words)

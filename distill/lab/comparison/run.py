@@ -150,11 +150,12 @@ def compare(
     """
     from distill.lab.comparison.report import write_report
 
-    if not prompts or not seeds:
-        raise ValueError("a comparison needs at least one prompt and one seed")
+    methods = METHODS if methods is None else methods
+    if not prompts or not seeds or not methods:
+        raise ValueError("a comparison needs at least one method, one prompt and one seed")
     check_asked(prior, budget, part)
     number, parts = part
-    chosen = {name: dict(wanted) for name, wanted in (methods or METHODS).items()}
+    chosen = {name: dict(wanted) for name, wanted in methods.items()}
     for wanted in chosen.values():
         check_measurable(compose({"iterations": iterations, **options, **wanted}, prompts[0], seeds[0]))
     root, source = Path(output_dir), source or SHAPES
