@@ -137,8 +137,10 @@ def test_a_grown_unet_predicts_what_the_narrower_one_does(example: Any) -> None:
     train = example("train_prior")
     torch.manual_seed(0)
     old, new = train.make_unet(), train.make_unet(True)
+    begun = old.state_dict()
+    begun["conv_in.weight"] = torch.nn.functional.pad(begun["conv_in.weight"], (0, 0, 0, 0, 0, train.DRAFT))
     state = example("grown").grown(
-        old.state_dict(), new.state_dict(), narrow=144, wide=256, others=(112, 128), groups=16, heads=4
+        begun, new.state_dict(), narrow=144, wide=256, others=(112, 128), groups=16, heads=4
     )
     new.load_state_dict(state)
     g = torch.Generator().manual_seed(1)
@@ -146,7 +148,10 @@ def test_a_grown_unet_predicts_what_the_narrower_one_does(example: Any) -> None:
     text -= text.mean(-1, keepdim=True)
     wider = torch.cat([text, torch.zeros(1, 20, 64)], dim=-1)
     with torch.no_grad():
-        before, after = old(x, 500, text).sample, new(x, 500, wider).sample
+        before = old(x, 500, text).sample
+        # What begins as a prior without a draft does not see one at first.
+        x = torch.cat([x, torch.randn(1, train.DRAFT, 16, 16, generator=g)], dim=1)
+        after = new(x, 500, wider).sample
         other = new(x, 500, wider + torch.cat([torch.zeros(128), torch.ones(64)])).sample
         told, read = old.add_embedding(text), new.add_embedding(wider)
     # Norms over concatenated levels mix old and copied channels in other shares; all else is exact.
@@ -176,24 +181,28 @@ def test_training_goes_on_bit_for_bit_and_its_folder_loads(
     options = argparse.Namespace(device="cpu", work=tmp_path, start=None, text_side=None)
     abar = train.make_scheduler().alphas_cumprod
     run = train.start(options, data)
-    train.train_step(run, run.unet, data, abar, 2, 0.5)
+    draft = example("text_side").fit_draft(run.encoder, data.tokenizer, data.world, data.things)
+    train.train_step(run, run.unet, data, abar, 2, 0.5, draft=draft)
     run.save(tmp_path / "prior.pt", data.tokenizer.get_vocab())
-    train.train_step(run, run.unet, data, abar, 2, 0.5)
+    train.train_step(run, run.unet, data, abar, 2, 0.5, draft=draft)
     again = train.start(options, data)
     assert again.seen == 2
-    train.train_step(again, again.unet, data, abar, 2, 0.5)
+    train.train_step(again, again.unet, data, abar, 2, 0.5, draft=draft)
     for name, value in run.averaged().items():
         assert torch.equal(value, again.averaged()[name]), name
 
-    train.write_folder(tmp_path / "prior", run.averaged(), run.encoder, data)
+    train.write_folder(tmp_path / "prior", run.averaged(), run.encoder, data, draft)
     size = sum(path.stat().st_size for path in (tmp_path / "prior").rglob("*") if path.is_file())
     assert size < 32e6
     names = json.loads((tmp_path / "prior" / "names.json").read_text())
     assert [row[0] for row in names["things"]] == ["hamburger", "sofa"]
     prior = load_prior(tmp_path / "prior")
-    x = torch.zeros(1, *prior.shape)
+    assert prior.shape == (48, 16, 16)
+    x, t, said = torch.zeros(1, *prior.shape), torch.tensor([500]), prior.embed(["a red sofa"])
+    run.unet.load_state_dict(run.averaged())
     with torch.no_grad():
-        assert prior.predict(x, torch.tensor([500]), prior.embed(["a red sofa"])).shape == x.shape
+        wanted = run.unet(draft.beside(x, said["encoder_hidden_states"]), t, **said).sample
+        torch.testing.assert_close(prior.predict(x, t, said), wanted, atol=2e-2, rtol=2e-2)
     with pytest.raises(ValueError, match="add or leave out --things"):
         train.started(train.make_unet(), tmp_path / "prior", data)
     taken = train.aligned(tmp_path / "prior", data).state_dict()
@@ -251,6 +260,32 @@ def test_a_target_takes_the_place_of_the_pictures_own_v(example: Any) -> None:
     training.learn(run, model, torch.zeros(2, 3, 64, 64), torch.zeros(2, 1), abar, 0.5, target=three)
     assert run.loss == 9.0
     assert net(torch.zeros(1, 48, 1, 1)).min() > 0
+
+
+def test_a_draft_is_the_least_squares_of_mean_pictures(example: Any, data: Any) -> None:
+    side = example("text_side")
+    encoder = side.make_text_encoder(data.tokenizer).eval()
+    draft = side.fit_draft(encoder, data.tokenizer, data.world, data.things)
+    lines, wanted = side.mean_pictures(data.world, data.things)
+    assert len(lines) == len(set(lines)) == (2 * len(world.KINDS) + 2) * len(world.VIEWS)
+    assert wanted.mean().abs() < 1e-5 and abs(wanted.std() - 1) < 1e-5
+    # All that is painted and opaque: the fourth and the fifth layer are 1, and no colour is the sofa's own.
+    sofa, burger = (
+        wanted[lines.index(f"a {name}, front view")].view(5, 256) for name in ("sofa", "hamburger")
+    )
+    assert (sofa.amin(1) == sofa.amax(1)).all() and sofa[3, 0] == sofa[4, 0] > sofa[0, 0] == sofa[
+        1, 0
+    ] == sofa[2, 0]
+    assert burger[1, 0] == burger[4, 0] == sofa[3, 0] and burger[3, 0] == sofa[0, 0]
+    with torch.no_grad():
+        features = encoder(side.tokens(data.tokenizer, lines)).last_hidden_state
+        made = draft(features).flatten(1)
+    known = np.concatenate([features[:, -1].numpy(), np.ones((len(lines), 1))], axis=1)
+    # The penalty of 0.1 on each weight, as rows of their own.
+    more = np.concatenate([known, 0.1**0.5 * np.eye(known.shape[1])])
+    zeros = np.zeros((known.shape[1], wanted.shape[1]))
+    best = known @ np.linalg.lstsq(more, np.concatenate([wanted.numpy(), zeros]), rcond=None)[0]
+    np.testing.assert_allclose(made.numpy(), best, atol=0.02)
 
 
 def name_of(encoder: Any) -> str:

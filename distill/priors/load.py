@@ -16,6 +16,7 @@ from distill.priors import inversion, lora
 from distill.priors.autoencoder import find_vae
 from distill.priors.control import load_controlnet
 from distill.priors.diffusion import DiffusionPrior
+from distill.priors.draft import PART, Draft, channels_of, show
 from distill.priors.dtypes import default_dtype, dtype_of, keep_last, precision
 from distill.priors.encoders import check_filled, from_file, loader_of
 from distill.priors.families import FAMILIES, Family, weighted
@@ -28,7 +29,7 @@ from distill.priors.schedule import check_prediction, read_schedule
 from distill.priors.source import Source, find, variant_of
 from distill.priors.space import Space, downsampling
 from distill.priors.text import TextEncoders, identity_of
-from distill.priors.whole import check_whole, network_settings, settings_of
+from distill.priors.whole import check_whole, named, network_settings, settings_of
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
@@ -147,13 +148,15 @@ def load_prior(
             module.to(device).eval().requires_grad_(False)
     if takes_cameras(settings):
         fold(network, together)
+    if named(index, PART):
+        show(network, Draft.read(source.folder / PART).to(device))
     told = _add_loras(files, network, family, index)
     keep_last(network, family.last)
     if family.channels_last:
         network.to(memory_format=torch.channels_last)
     control = None
     if controlnet:
-        factor = downsampling(autoencoder, network.config.in_channels)
+        factor = downsampling(autoencoder, channels_of(network))
         control = load_controlnet(controlnet, control_scale, family, network, factor, **precision(dtype))
         control.network.to(device)
     if checkpointing and autoencoder is not None:
@@ -331,12 +334,12 @@ def space_of(
     Raises:
         ValueError: ``image_size`` does not fit the network.
     """
-    factor = downsampling(vae, network.config.in_channels)
+    factor = downsampling(vae, channels_of(network))
     size = image_size or int(network.config.get("sample_size") or 128) * factor
     folded = factor * family.patch
     if size % folded:
         raise ValueError(f"image_size must be a multiple of {folded} for this prior, got {size}")
-    return Space.of(vae, network.config.in_channels, size), (size // folded) ** 2
+    return Space.of(vae, channels_of(network), size), (size // folded) ** 2
 
 
 def _network(source: Source, family: Family, dtype: torch.dtype) -> ModelMixin:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from distill.convert import pickled
+from distill.priors.draft import PART as DRAFT
 from distill.priors.families import Family
 from distill.priors.header import AGAIN, shapes_of
 from distill.priors.multi_view.published import CAMERA_PART, MARK, names_of, settings_of_unet
@@ -36,7 +37,8 @@ def check_whole(source: Source, family: Family, index: dict[str, Any]) -> None:
     """
     folder = source.folder
     encoders = [part for part in index if part.startswith("text_encoder") and named(index, part)]
-    weighty = [family.component, *(["vae"] if named(index, "vae") else []), *encoders]
+    beside = [part for part in ("vae", DRAFT) if named(index, part)]
+    weighty = [family.component, *beside, *encoders]
     settings = {part: settings_of(folder / part / "config.json") for part in weighty}
     settings[family.component] = network_settings(source, family)
     settings_of(folder / "scheduler" / "scheduler_config.json")
@@ -227,6 +229,17 @@ def check_together(folder: Path, family: Family, settings: dict[str, dict[str, A
     if family.component != "unet":
         return
     network = settings["unet"]
+    if draft := settings.get(DRAFT):
+        fits = (
+            network.get("cross_attention_dim"),
+            network["in_channels"] - network["out_channels"],
+            network["sample_size"],
+        )
+        if (draft.get("width"), draft.get("channels"), draft.get("size")) != fits:
+            raise ValueError(
+                f"{folder / DRAFT} does not fit {folder / 'unet'}, which takes {fits[1]} channels of {fits[2]} pixels made of "
+                f"{fits[0]} features; both must be of one training"
+            )
     taken, given = network.get("in_channels", 4), settings.get("vae", {}).get("latent_channels", 4)
     if "vae" in settings and taken != given:
         why = " (it is one for inpainting or editing)" if taken > given else ""

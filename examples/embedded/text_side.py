@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from distill.embedded import captions, things, world
+from distill.priors.draft import Draft
 
 #: Features of a token, and those of them that the world alone needs.
 WIDTH, WORLD_WIDTH = 192, 128
@@ -98,6 +99,19 @@ def mean_thumbnails(layers: Tensor, group: Tensor, groups: int) -> Tensor:
             0, group[start : start + 1024], nn.functional.adaptive_avg_pool2d(part, THUMBNAIL).flatten(1)
         )
     return total / torch.bincount(group, minlength=groups).clamp(min=1)[:, None]
+
+
+def mean_views(pictures: dataset.Pictures, real: ThingPictures) -> tuple[Tensor, Tensor]:
+    """The mean small picture of each view of each kind, and of each name of things, ``[kinds or names, views, 1280]``."""
+    views = len(world.VIEWS)
+    rows = (
+        (pictures.layers, pictures.kind * views + pictures.view, len(world.KINDS)),
+        (real.layers.flatten(0, 1), (real.name[:, None] * views + real.view).flatten(), len(real.names)),
+    )
+    kinds, names = (
+        mean_thumbnails(layers, group, count * views).view(count, views, -1) for layers, group, count in rows
+    )
+    return kinds, names
 
 
 def _about(means: Tensor) -> Tensor:
@@ -224,6 +238,48 @@ def _things_batch(n: int, real: ThingPictures, places: Coordinates) -> tuple[lis
         torch.where(seen, directions()[at], 0.0),
     ]
     return texts, torch.cat(features, dim=1)
+
+
+def mean_pictures(pictures: dataset.Pictures, real: ThingPictures) -> tuple[list[str], Tensor]:
+    """Captions with a view, of kinds in two colours and of things as they are, and the mean small picture of each.
+
+    The pictures have the five layers of ``dataset``, before a colour is chosen, with mean 0 and standard deviation 1 over all,
+    shape ``[captions, 1280]``.
+    """
+    kinds, names = mean_views(pictures, real)
+    articles = {one.name: one.article for one in real.pack.things}
+    colours = list(world.COLOURS)[:: len(world.COLOURS) // 2]
+    lines = [
+        world.caption(colour, kind, view, form % len(world.TEMPLATES))
+        for form, colour in enumerate(colours)
+        for kind in world.KINDS
+        for view in world.VIEWS
+    ]
+    lines += [
+        things.caption(name, articles[name], None, view, 0) for name in real.names for view in world.VIEWS
+    ]
+    seen = torch.cat([*[kinds.flatten(0, 1)] * len(colours), names.flatten(0, 1)])
+    return lines, (seen - seen.mean()) / seen.std()
+
+
+@torch.no_grad()
+def fit_draft(
+    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, pictures: dataset.Pictures, real: ThingPictures
+) -> Draft:
+    """Fit the draft that an aligned encoder's features make: the least squares to ``mean_pictures``, slightly penalised."""
+    lines, target = mean_pictures(pictures, real)
+    read = [
+        encoder(tokens(tokenizer, lines[at : at + 512])).last_hidden_state[:, -1]
+        for at in range(0, len(lines), 512)
+    ]
+    features = torch.cat(read)
+    known = torch.cat([features, torch.ones(len(features), 1)], dim=1)
+    # The slightest penalty: features that are always 0 would have no weight of their own.
+    solved = torch.linalg.solve(known.T @ known + 0.1 * torch.eye(known.shape[1]), known.T @ target)
+    draft = Draft(features.shape[1], len(target[0]) // THUMBNAIL**2, THUMBNAIL)
+    draft.layer.weight.copy_(solved[:-1].T)
+    draft.layer.bias.copy_(solved[-1])
+    return draft.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,14 @@ from text_side import (
     WIDTH,
     WORLD_WIDTH,
     Reader,
+    fit_draft,
     make_text_encoder,
     make_tokenizer,
     tokens,
     train_text_encoder,
 )
 from things_dataset import ThingPictures, known
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from distill.embedded import things, world
@@ -42,10 +43,13 @@ from distill.embedded.captions import write
 from distill.embedded.vocabulary import NAMES, write_names
 from distill.priors import load_prior
 from distill.priors.diffusion import DiffusionPrior
+from distill.priors.draft import PART, Draft
 
 #: Channels of the levels, of the world alone and with things; the deepest works on 4x4 cells, where parameters are cheap.
 CHANNELS, CHANNELS_OF_THINGS = (112, 128, 144), (112, 128, 256)
 GROUPS, HEADS = 16, 4
+#: Channels of the draft: colour, the part that takes a colour, and opacity.
+DRAFT = 5
 #: The world's, of the pictures, with things.
 WORLD_SHARE = 0.2
 WITHOUT_COLOUR = 0.08
@@ -56,12 +60,14 @@ SHIPPED = Path(__file__).resolve().parents[2] / "distill/embedded/prior"
 def make_unet(things_too: bool = False) -> UNet2DConditionModel:
     """Works on 4x4 patches (pixel unshuffle), 48 channels of 16x16: a quarter of the cost of 64x64.
 
+    With things, it is shown the draft of its caption beside them, see ``distill.priors.draft``.
+
     The text enters twice, as in DeepFloyd IF: pooled into the time embedding, and by cross-attention. It goes
     down to 4x4, where the padding tells every cell where it is: a layout can follow from the text alone.
     """
     return UNet2DConditionModel(
         sample_size=dataset.SIZE // PATCH,
-        in_channels=3 * PATCH**2,
+        in_channels=3 * PATCH**2 + (DRAFT if things_too else 0),
         out_channels=3 * PATCH**2,
         block_out_channels=CHANNELS_OF_THINGS if things_too else CHANNELS,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
@@ -107,8 +113,10 @@ class Data:
         return torch.cat(images), ["" if d else text for d, text in zip(dropped, captions, strict=True)]
 
 
-def write_folder(folder: Path, unet_state: dict[str, Tensor], encoder: CLIPTextModel, data: Data) -> None:
-    """Write the diffusers folder layout in fp16 safetensors, and what the prior knows."""
+def write_folder(
+    folder: Path, unet_state: dict[str, Tensor], encoder: CLIPTextModel, data: Data, draft: Draft | None = None
+) -> None:  # fmt: skip
+    """Write the diffusers folder layout in fp16 safetensors, with the draft, and what the prior knows."""
     folder.mkdir(parents=True, exist_ok=True)
     unet = make_unet(data.things is not None)
     unet.load_state_dict(unet_state)
@@ -123,6 +131,9 @@ def write_folder(folder: Path, unet_state: dict[str, Tensor], encoder: CLIPTextM
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
     }
+    if draft is not None:
+        draft.write(folder / PART)
+        index[PART] = ["distill", "Draft"]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     if data.things:
         write_names(folder, known(data.things.pack))
@@ -143,6 +154,8 @@ def started(
     """
     state = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     state = {name: value.float() for name, value in state.items()}
+    first, taken = "conv_in.weight", unet.config["in_channels"]
+    state[first] = nn.functional.pad(state[first], (0, 0, 0, 0, 0, taken - state[first].shape[1]))
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval()
     wide, narrow = (w["mid_block.resnets.0.conv1.weight"].shape[0] for w in (unet.state_dict(), state))
     if wide == narrow:
@@ -226,14 +239,19 @@ def taught(teacher: DiffusionPrior, captions: Sequence[str], noisy: Tensor, t: T
 
 
 def train_step(
-    run: Run, model: Any, data: Data, abar: Tensor, n: int, exponent: float, teacher: DiffusionPrior | None = None
+    run: Run, model: Any, data: Data, abar: Tensor, n: int, exponent: float, teacher: DiffusionPrior | None = None,
+    draft: Draft | None = None,
 ) -> None:  # fmt: skip
     """One update on ``n`` pictures."""
     images, captions = data.draw(n)
     with torch.no_grad():
         cond = run.encoder(tokens(data.tokenizer, captions).to(abar.device)).last_hidden_state
     target = partial(taught, teacher, captions) if teacher else None
-    learn(run, model, images, cond, abar, exponent, target=target)
+
+    def shown(noisy: Tensor, t: Tensor, states: Tensor) -> Any:
+        return model(draft.beside(noisy, states) if draft else noisy, t, states)
+
+    learn(run, shown, images, cond, abar, exponent, target=target)
 
 
 def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -314,18 +332,21 @@ def main() -> None:
     torch.manual_seed(0)
     data = load(options)
     run = start(options, data)
+    draft = fit_draft(run.encoder, data.tokenizer, data.world, data.things) if data.things else None
+    if draft:
+        draft.to(options.device)
     print(f"UNet: {sum(p.numel() for p in run.unet.parameters()) / 1e6:.2f}M parameters", flush=True)
 
     def save() -> None:
         run.save(options.work / "prior.pt", data.tokenizer.get_vocab())
-        write_folder(options.output, run.averaged(), run.encoder, data)
+        write_folder(options.output, run.averaged(), run.encoder, data, draft)
 
     abar = make_scheduler().alphas_cumprod.to(options.device)
     model = torch.compile(run.unet) if options.compile else run.unet
     teacher = load_prior(str(options.teacher), device=options.device) if options.teacher else None
 
     def update(exponent: float) -> None:
-        train_step(run, model, data, abar, options.batch, exponent, teacher)
+        train_step(run, model, data, abar, options.batch, exponent, teacher, draft)
 
     train(run, options, update, save)
 
