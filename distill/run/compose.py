@@ -272,7 +272,9 @@ def compose_any(
         names = stages.named(common, folders)
         if not names:
             config = composed(common)
-            names = list(config.stages)  # a preset of the user's own may name some
+            # A preset of the user's own may name some.
+            names = [] if "experiment" in {_split(word)[0] for word in common} else list(config.stages)
+            config.stages = []
             stages.check_own(names, own)
         if not names:
             return config, []

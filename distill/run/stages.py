@@ -77,10 +77,14 @@ def split(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """The words for all stages, and by name those for one alone.
 
     Raises:
-        ValueError: a word for one stage names none, or no option.
+        ValueError: a word for one stage names none, or no option; or one gives what stages make.
     """
     common, own = list[str](), dict[str, list[str]]()
     for word in words:
+        if _key(word).partition(".")[0] == "earlier":
+            raise ValueError(
+                "earlier= is what stages= make of a command; write stages=[field,surface] instead"
+            )
         if not is_own(word):
             common.append(word)
             continue
@@ -99,12 +103,17 @@ def is_own(word: str) -> bool:
 
 
 def named(words: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
-    """The stages that a command line names, or else its experiment's file; empty for none."""
+    """The stages that a command line names, or else its experiment's file, whose are for the hash grid; empty for none."""
     given = dict(map(_parted, words))
     if "stages" in given:
         return [name for name in re.split(r"[\s,'\"\[\]]+", given["stages"]) if name]
     experiments = available("experiment", folders)
-    if (name := given.get("experiment", "").strip("'\"")) not in experiments:
+    elsewhere = given.get("scene", "hash_grid").strip("'\"") != "hash_grid" or {
+        "mesh",
+        "mesh.file",
+        "generator",
+    } & {*given}
+    if elsewhere or (name := given.get("experiment", "").strip("'\"")) not in experiments:
         return []
     return list(settled(name, experiments).get("stages", ()))
 
@@ -197,12 +206,12 @@ def compose_stages(
             [w for w in a if _option(w) not in every - has] for a, has in zip(shared, having, strict=True)
         ]
     made = list[Stage]()
-    for name, *parts in zip(names, shared, chosen, ends, strict=True):
+    for name, has, *parts in zip(names, files_, shared, chosen, ends, strict=True):
         words = [word for part in parts for word in part]
         config = compose(words)
         config.stages = []
         if made:
-            _begin_after(made[-1], name, config, {*map(_key, own.get(name, ()))})
+            _begin_after(made[-1], name, config, {*has, *map(_key, own.get(name, ()))})
         else:
             _check_first(name, config)
         made.append(Stage(name, words, config))
@@ -284,10 +293,9 @@ def _begin_after(before: Stage, name: str, config: DictConfig, own: Collection[s
             f"the stage {name} cannot follow {before.name}: its {new} does not begin with a {old}; choose other stages=, or "
             f"stages=[{before.name}] alone"
         )
-    shared = (
-        [key for key in scene if not key.startswith("_") and key not in CHANGEABLE] if same else list(SHARED)
-    )
-    shared += ["background"] if was.get("background") == "learned" else []
+    like = [key for key in scene if not key.startswith("_") and key not in CHANGEABLE] if same else []
+    learned = ["background"] if was.get("background") == "learned" else []
+    shared = dict.fromkeys([*like, *learned, *(SHARED if scene._target_ == SECOND else ())])
     for key in () if meshed else shared:
         if key in was and f"scene.{key}" not in own:
             scene[key] = was[key]
