@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from distill.run.journal import Interrupted, Journal
 from distill.run.launched import check_shared
 from distill.run.reexport import export_anew
 from distill.run.summary import read
+from distill.run.sweep import sweep
+from distill.run.why import explain_options
 
 #: Three steps of a tiny field, four of its surface.
 TINY: dict[str, Any] = {
@@ -163,6 +166,28 @@ def test_options_are_for_all_stages_or_for_one() -> None:
     plain = composed()
     plain.stages = ["field"]
     assert composed("stages=[field]") == plain
+
+
+def test_a_sweep_and_why_know_options_of_one_stage() -> None:
+    jobs: list[list[str]] = []
+    words = ["prompt='a red mug'", "stages=[field,surface]", "stage.surface.iterations=5"]
+
+    def run_job(given: Sequence[str], folders: Sequence[str]) -> int:
+        jobs.append(list(given))
+        return 0
+
+    assert sweep([*words, "-m", "seed=3,4"], [], run_job) == 0
+    assert [job[-1] for job in jobs] == words[2:3] * 2
+    assert [compose_config(job).seed for job in jobs] == [3, 4]
+    said = explain_options(["scene.background", "scene.reach", "iterations"], words)
+    field, surface = said.split("stage surface:\n")
+    assert field.startswith("stage field:\nscene.background = grey\n") and "scene.reach" not in field
+    assert surface.startswith("scene.background = grey\n  set by what follows from the other stages\n")
+    assert (
+        "iterations = 5\n  set by iterations=5 (command line)" in surface and "scene.reach = 0.2\n" in surface
+    )
+    with pytest.raises(ValueError, match=r"unknown option 'scene\.nope'"):
+        explain_options(["scene.nope"], words)
 
 
 def test_a_stage_is_one_file() -> None:

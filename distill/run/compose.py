@@ -26,7 +26,7 @@ from distill.run import stages
 from distill.run.checks import PARTS, check
 from distill.run.earlier import follows_from
 from distill.run.generator import check_together, implied_by
-from distill.run.idle import check_idle
+from distill.run.idle import check_idle, check_idle_everywhere
 from distill.run.scenes import scene_of_run
 from distill.run.schema import Config
 from distill.run.seeding import literal
@@ -251,7 +251,7 @@ def compose_config(overrides: Sequence[str], folders: Sequence[str] = ()) -> Dic
             check_together(stage.config)
         except ValueError as error:
             raise ValueError(f"stage {stage.name}: {error}") from error
-    check_idle_everywhere(list(stages.checkable(made)))
+    check_idle_everywhere([(stage.config, _given(stage.words)) for stage in stages.checkable(made)])
     return config
 
 
@@ -286,27 +286,6 @@ def _given(words: Sequence[str]) -> list[str]:
     """The options that words give, which are to do something."""
     known = {*known_options(), *_plugin_options()}
     return [name for name in (_split(word)[0] for word in words) if name in known]
-
-
-def check_idle_everywhere(made: Sequence[stages.Stage]) -> None:
-    """Refuse options that would do nothing in any stage that they are for; of an export, in any that exports.
-
-    Raises:
-        ValueError: there is one.
-    """
-    for name in dict.fromkeys(name for stage in made for name in _given(stage.words)):
-        of = [stage for stage in made if name in _given(stage.words)]
-        if name.startswith("export."):
-            of = [stage for stage in of if stage.config.export.enabled]
-        useful, errors = False, list[ValueError]()
-        for stage in of:
-            try:
-                check_idle(stage.config, [name])
-                useful = True
-            except ValueError as error:
-                errors.append(error)
-        if errors and not useful:
-            raise errors[0]
 
 
 class Composed(NamedTuple):

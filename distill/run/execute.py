@@ -211,7 +211,7 @@ def _carry_out(
         desk.say("exporting")
     manifest = describe(config, job)
     manifest["seconds"] = {"load": loaded - started, "train": time.perf_counter() - loaded}
-    if place.number == place.count > 1:
+    if place.number == place.total > 1:
         manifest["stages"] = told_of(folder, config.iterations, place, manifest["seconds"])
     if job.picture:
         write_beside(job.picture, job.views[0], folder / "reference.png", config.export.picture_size)
@@ -222,7 +222,10 @@ def _carry_out(
     if desk:
         desk.say("finished", f"the results are in {folder}")
     log.info(
-        "%.0f s in all; results in %s: open %s", time.perf_counter() - started, folder, folder / "report.html"
+        "%.0f s in all; results in %s: open %s",
+        sum(manifest["seconds"].values()),
+        folder,
+        folder / "report.html",
     )
     return asset
 

@@ -58,7 +58,7 @@ class Place(NamedTuple):
 
     name: str = ""
     number: int = 1
-    count: int = 1
+    total: int = 1
     before: int = 0
     steps: int = 0
     folders: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class Place(NamedTuple):
     @property
     def said(self) -> str:
         """Words for it, empty for a run without stages."""
-        return f"{self.name} ({self.number} of {self.count})" if self.name else ""
+        return f"{self.name} ({self.number} of {self.total})" if self.name else ""
 
 
 #: Of a run without stages.
