@@ -162,6 +162,8 @@ def _in_stages(config: DictConfig, folder: Path, job: loop.Job, started: float, 
         began = time.perf_counter()
         log.info("stage %s: %d steps", place.said, one.iterations)
         if number != at:
+            if desk:
+                desk.say("loading")
             job.state.optimiser.state.clear()
             job, at = assemble_stage(one, plan[at], job.prior), number
         if own == folder:

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill.files.paths import user_path
 from distill.run.checks import PARTS
 from distill.run.earlier import SECOND, SHARED
-from distill.run.generator import CHANGEABLE, PLAIN, amortised
+from distill.run.generator import CHANGEABLE, PLAIN
 from distill.run.schema import Config
 from distill.run.seeding import literal
 
@@ -252,13 +252,13 @@ def _options_of(config: DictConfig) -> set[str]:
 
 
 def _features(config: DictConfig) -> frozenset[str]:
-    found: frozenset[str] = get_object(config.scene._target_).features
-    return found
+    # A scene that does not say what it can do is told so by the checks of each stage.
+    return frozenset(getattr(get_object(config.scene._target_), "features", ()))
 
 
 def _check_first(name: str, config: DictConfig) -> None:
     which = {
-        "a library of prompts": amortised(config),
+        "a library of prompts": "library" in _features(config),
         "generator=": bool(config.generator),
         "particles=": config.particles > 1,
     }
