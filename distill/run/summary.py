@@ -214,7 +214,7 @@ def head(path: Path) -> dict[str, Any]:
         return {}
     # Top-level entries, each with the lines that belong to it.
     wanted = re.findall(
-        r"^(?:prompt|seed|seeds|image|iterations|earlier):.*\n(?:[ \t].*\n|\n)*", text, re.MULTILINE
+        r"^(?:(?:prompt|seed|seeds|image|iterations):.*|earlier:)\n(?:[ \t].*\n|\n)*", text, re.MULTILINE
     )
     try:
         found = yaml.safe_load("".join(wanted))
