@@ -49,7 +49,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for name, value in {
         "carry_out": work,
-        "assemble": lambda *_: None,
+        "begin": lambda *_: None,
         "open_prior": lambda *_: None,
         "embed_first": lambda *_: None,
     }.items():

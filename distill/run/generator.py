@@ -41,7 +41,6 @@ CHANGEABLE = TRAINING | {
 OF_ONE = {
     "image": "a picture is of one object",
     "mesh.file": "a mesh is of one object",
-    "stages": "they go on with one scene",
     "init": "a generator starts from nothing, or goes on with resume=true",
     "generator": "it is for making one prompt's scene",
     "source_prompt": "an edit is of one object",

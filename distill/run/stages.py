@@ -213,7 +213,7 @@ def compose_stages(
         if made:
             _begin_after(made[-1], name, config, {*has, *map(_key, own.get(name, ()))})
         else:
-            _check_first(name, config)
+            _check_first(name, config, len(names))
         made.append(Stage(name, words, config))
     for stage, after in pairwise(made):
         _leave_to(after.config, stage.config, "export.enabled" in map(_key, own.get(stage.name, ())))
@@ -256,13 +256,14 @@ def _features(config: DictConfig) -> frozenset[str]:
     return frozenset(getattr(get_object(config.scene._target_), "features", ()))
 
 
-def _check_first(name: str, config: DictConfig) -> None:
+def _check_first(name: str, config: DictConfig, count: int) -> None:
+    """Refuse a first stage of several that the next cannot go on with, and one that has nothing to begin with."""
     which = {
         "a library of prompts": "library" in _features(config),
         "generator=": bool(config.generator),
         "particles=": config.particles > 1,
     }
-    if wrong := next((what for what, there in which.items() if there), None):
+    if count > 1 and (wrong := next((what for what, there in which.items() if there), None)):
         raise ValueError(
             f"stages= go on with one scene, which does not go with {wrong}; add stages=[{name}] for this stage alone, without what "
             "follows"
