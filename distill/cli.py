@@ -22,6 +22,7 @@ Make a 3D asset from a text prompt or a picture.
   distill "a red mug" view=true               print the address of a page to watch, pause and stop the run
   distill prompts=FILE                        one asset for each line of a file
   distill prompts=FILE shard=1/4              the first of four parts of a file, each for a process of its own
+  distill "a red mug" stages=[field,surface]  a field, then a surface of it; stage.surface.iterations=200 is for one stage
   distill amortise prompts=FILE               train one generator for a library of prompts
   distill "a red mug" generator=FOLDER        make a prompt's scene with a generator, without training
   distill "a red mug" seeds=4 keep=best       four seeds; the files of the one that a judge prefers are the run's own

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from distill.priors.load import family_of, read_scheduler
 from distill.priors.source import Source, find, offline
 from distill.priors.table import MODELS
 from distill.priors.whole import check_complete, check_whole
+from distill.run import stages
 from distill.run.assemble import assemble, pick_device
 from distill.run.compose import compose_config
 
@@ -63,6 +64,7 @@ def doctor(config: DictConfig, *, as_json: bool = False) -> int:
 
 def examine(config: DictConfig) -> Iterator[Finding]:
     """Yield all findings, in order."""
+    plan = stages.plan(config, Path())
     yield Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
     device = None
@@ -76,22 +78,36 @@ def examine(config: DictConfig) -> Iterator[Finding]:
     yield from backends(device, str(config.scene.get("backend", "auto")))
     yield from places(config)
     yield ffmpeg(config.export.enabled)
-    yield from inputs(config)
+    yield from inputs(plan[0])
     source = None
     worded = bool(config.prompt or config.prompts)  # a picture alone asks no prior of words
-    for finding, found in the_prior(config.prior, config.prior_options.config) if worded else ():
+    for finding, found in the_prior(plan[0].prior, plan[0].prior_options.config) if worded else ():
         source = found or source
         yield finding
     if source is not None:
-        yield from beside(config, source)
+        yield from beside(plan[0], source)
     for kind in dict.fromkeys(("cpu", device.type if device else "cpu")):
         yield smoke(torch.device(kind))
-    if source is not None and device is not None:
-        yield from fits(config, source)
-        try:
-            yield from costs(config, source, device)
-        except Exception as error:  # what a forecast of a broken folder fails with
-            yield Finding("memory", "wrong", f"cannot be told: {' '.join(str(error).split())}")
+    for one, place in zip(plan, stages.places(config) or [stages.ALONE], strict=True):
+        # Another prior, or a mesh that a stage is still to make, is another doctor's.
+        if (
+            source is None
+            or device is None
+            or one.prior != plan[0].prior
+            or (one.mesh.file and place.number > 1)
+        ):
+            continue
+        for finding in forecast(one, source, device):
+            yield replace(finding, name=f"{finding.name}, {place.name}") if place.total > 1 else finding
+
+
+def forecast(config: DictConfig, source: Source, device: torch.device) -> Iterator[Finding]:
+    """Whether options fit the prior, and what a step takes."""
+    yield from fits(config, source)
+    try:
+        yield from costs(config, source, device)
+    except Exception as error:  # what a forecast of a broken folder fails with
+        yield Finding("memory", "wrong", f"cannot be told: {' '.join(str(error).split())}")
 
 
 def fits(config: DictConfig, source: Source) -> Iterator[Finding]:

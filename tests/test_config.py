@@ -379,7 +379,8 @@ def test_every_experiment_is_listed() -> None:
 def test_an_experiment_chooses_its_loss_and_timesteps_and_leaves_the_budget(name: str, preset: str) -> None:
     # Those for a library have a scene that learns one.
     asked = "prompts=x" if name.startswith("scaledreamer_") else "prompt=x"
-    config = compose_config([asked, f"experiment={name}", f"preset={preset}"])
+    alone = ["stages=[field]"] if asked == "prompt=x" else []
+    config = compose_config([asked, f"experiment={name}", f"preset={preset}", *alone])
     chosen = tuple(config[part]._target_.rpartition(".")[2].lower() for part in ("guidance", "timesteps"))
     assert chosen == EXPERIMENTS[name]
     assert config.iterations == {"embedded": 400, "none": 10_000}[preset]

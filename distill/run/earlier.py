@@ -38,7 +38,7 @@ def read_settings(folder: str) -> DictConfig:
 
 
 def follows_from(folder: str) -> dict[str, Any]:
-    """Return the options of a second stage that follow from its field; none where the folder holds no field's run.
+    """Return the options of a second stage that follow from its field, or from one before it; none where the folder holds neither.
 
     What is wrong with the folder is said when the scene is made.
     """
@@ -46,7 +46,7 @@ def follows_from(folder: str) -> dict[str, Any]:
         scene = read_settings(folder).scene
     except ValueError:
         return {}
-    if scene.get("_target_") != PLAIN:
+    if scene.get("_target_") not in (PLAIN, SECOND):
         return {}
     plain: Any = OmegaConf.to_container(scene)
     return {f"scene.{name}": plain[name] for name in SHARED if name in plain}

@@ -10,31 +10,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from distill import loop
 from distill.asset import Asset
 from distill.conditions.picture import write_beside
 from distill.contracts import Learner, Prior, Render, Scene, View
 from distill.export.pictures import write_pictures
-from distill.files.atomic import clear
+from distill.files.atomic import clear, write_atomic
 from distill.files.checkpoint import load_checkpoint
 from distill.files.lock import hold
+from distill.files.paths import user_path
 from distill.job import Job, OnStep, State, take
 from distill.live.desk import Desk
 from distill.live.server import watched
 from distill.ranks import ALONE, Ranks
-from distill.run.assemble import assemble, check_prior, pick_device
+from distill.run import stages
+from distill.run.assemble import check_prior, pick_device
 from distill.run.checks import check_loaded, check_prompt
 from distill.run.compose import as_overrides, compose_config
 from distill.run.failures import ExportFailed, check_collapse, forget, note, noted
-from distill.run.folders import check_unused, claim
+from distill.run.folders import check_unused, claim, is_finished
 from distill.run.initial import check_init
 from distill.run.journal import Interrupted, Journal, stop_signals
 from distill.run.judge import check_judge, scored
 from distill.run.manifest import describe, finish, outline
 from distill.run.seeding import several
 from distill.run.seeds import reopen, run_seeds
+from distill.run.staging import assemble_stage, begin, told_of
 from distill.run.watchdog import Collapsed, watch
 
 log = logging.getLogger(__name__)
@@ -110,7 +113,7 @@ def run(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALONE) ->
     with watched(config) as desk:
         if several(config):
             return of_seeds(config, prior, desk)
-        job = assemble(config, prior, ranks)
+        job = begin(config, prior, ranks)
         folder = claim(config)
         with hold(folder):
             return carry_out(config, folder, job, started, desk)
@@ -120,7 +123,7 @@ def of_seeds(config: DictConfig, prior: Prior | None, desk: Desk | None) -> Asse
     """Make an asset for each seed of a run; returns the best one, or the first, with the run's folder and manifest."""
     if prior is None:
         check_prior(config, pick_device(config.device))
-    check_init(config)
+    check_init(stages.plan(config, Path())[0])
     folder = claim(config)
     with hold(folder):
         made = run_seeds(config, folder, prior, carry_out, desk)
@@ -131,15 +134,45 @@ def of_seeds(config: DictConfig, prior: Prior | None, desk: Desk | None) -> Asse
 def carry_out(config: DictConfig, folder: Path, job: Job, started: float, desk: Desk | None = None) -> Asset:
     """Train, export and describe an assembled run in a folder that is held; a failure is noted in its manifest.
 
+    Of several stages, those before the last have folders of their own below the run's, and what is finished is not made again.
+
     Args:
         config: of the run.
         folder: its folder.
-        job: its parts.
+        job: its parts, see ``begin``.
         started: when, as ``time.perf_counter`` has it.
         desk: of the page that shows the run, if one does.
     """
     with noting_training(config, folder, job, started):
-        return _carry_out(config, folder, job, started, desk)
+        if not config.earlier:
+            return _carry_out(config, folder, job, started, desk)
+        return _in_stages(config, folder, job, started, desk)
+
+
+def _in_stages(config: DictConfig, folder: Path, job: Job, started: float, desk: Desk | None) -> Asset:
+    """Carry out one stage after the other, of which ``job`` is the first."""
+    plan, places = stages.plan(config, folder), stages.places(config)
+    at = 0  # which stage's parts the job has
+    for number, (one, place) in enumerate(zip(plan, places, strict=True)):
+        own = user_path(one.output_dir) if number < len(plan) - 1 else folder
+        if own != folder and is_finished(own):
+            log.info("the stage %s is finished, in %s", place.said, own)
+            continue
+        began = time.perf_counter()
+        log.info("stage %s: %d steps", place.said, one.iterations)
+        if number != at:
+            if desk:
+                desk.say("loading")
+            job.state.optimiser.state.clear()
+            job, at = assemble_stage(one, plan[at], job.prior), number
+        if own == folder:
+            return _carry_out(one, folder, job, began, desk, place)
+        own.mkdir(parents=True, exist_ok=True)
+        with hold(own):
+            write_atomic(own / "config.yaml", OmegaConf.to_yaml(one))
+            with noting_training(one, own, job, began):
+                _carry_out(one, own, job, began, desk, place)
+    raise AssertionError("unreachable")
 
 
 @contextmanager
@@ -161,17 +194,26 @@ def noting_training(config: DictConfig, folder: Path, job: Job, started: float) 
         raise
 
 
-def _carry_out(config: DictConfig, folder: Path, job: Job, started: float, desk: Desk | None) -> Asset:
+def _carry_out(
+    config: DictConfig,
+    folder: Path,
+    job: Job,
+    started: float,
+    desk: Desk | None,
+    place: stages.Place = stages.ALONE,
+) -> Asset:
     saved = load_checkpoint(folder / "checkpoints", job.prior.device) if config.resume else None
     if saved:
         job.state.load_state_dict(saved)
         log.info("resuming %s at step %d", folder, job.state.step)
     loaded = time.perf_counter()
-    train(config, folder, job, desk)
+    train(config, folder, job, desk, place=place)
     if desk:
         desk.say("exporting")
     manifest = describe(config, job)
     manifest["seconds"] = {"load": loaded - started, "train": time.perf_counter() - loaded}
+    if place.number == place.total > 1:
+        manifest["stages"] = told_of(folder, config.iterations, place, manifest["seconds"])
     if job.picture:
         write_beside(job.picture, job.views[0], folder / "reference.png", config.export.picture_size)
     if len(job.scenes) == 1:
@@ -181,7 +223,10 @@ def _carry_out(config: DictConfig, folder: Path, job: Job, started: float, desk:
     if desk:
         desk.say("finished", f"the results are in {folder}")
     log.info(
-        "%.0f s in all; results in %s: open %s", time.perf_counter() - started, folder, folder / "report.html"
+        "%.0f s in all; results in %s: open %s",
+        sum(manifest["seconds"].values()),
+        folder,
+        folder / "report.html",
     )
     return asset
 
@@ -192,6 +237,7 @@ def train(
     job: Job,
     desk: Desk | None = None,
     *,
+    place: stages.Place = stages.ALONE,
     notes: Callable[[], Mapping[str, float]] | None = None,
     show: Callable[[int], None] | None = None,
 ) -> None:
@@ -202,6 +248,7 @@ def train(
         folder: its folder.
         job: its parts.
         desk: of the page that shows the run, if one does.
+        place: which of the run's stages it is.
         notes: further figures of each step, for the log.
         show: writes previews, given the steps done, instead of the journal's own.
 
@@ -214,11 +261,13 @@ def train(
         stop = ranks.heed(asked)
         ranks.begin(state.parameters())
         journal = Journal(
-            folder, config.log, config.iterations, state.step, job.views, stop, desk, notes, show
+            folder, config.log, config.iterations, state.step, job.views, stop, desk, notes, show, place
         )
         if desk:
             desk.begin(
-                config.prompt or Path(config.image or config.prompts).name,
+                " \N{MIDDLE DOT} ".join(
+                    filter(None, (config.prompt or Path(config.image or config.prompts).name, place.said))
+                ),
                 folder,
                 config.iterations,
                 state.step,

@@ -62,7 +62,8 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(config, resolve=False)
     for name in _FREE:
         group, _, key = name.rpartition(".")
-        (plain.get(group, {}) if group else plain).pop(key, None)
+        for each in (plain, *plain.get("earlier", {}).values()):
+            (each.get(group, {}) if group else each).pop(key, None)
     found: dict[str, Any] = plain
     return found
 

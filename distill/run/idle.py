@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hydra.utils import get_object
@@ -79,6 +79,29 @@ def check_idle(config: DictConfig, given: Iterable[str]) -> None:
         for group, unused, remedy in groups:
             if unused and f"{name}.".startswith(f"{group}.") and value != _default_of(name, values):
                 raise ValueError(f"{name}={value} would do nothing: {remedy}, or leave out {name}=")
+
+
+def check_idle_everywhere(made: Sequence[tuple[DictConfig, Sequence[str]]]) -> None:
+    """Refuse options that would do nothing in any stage that they are for; of an export, in any that exports.
+
+    Args:
+        made: each stage's checked configuration, and the options that a user gives for it.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name in dict.fromkeys(name for _, names in made for name in names):
+        useful, errors = False, list[ValueError]()
+        for config, names in made:
+            if name not in names or (name.startswith("export.") and not config.export.enabled):
+                continue
+            try:
+                check_idle(config, [name])
+                useful = True
+            except ValueError as error:
+                errors.append(error)
+        if errors and not useful:
+            raise errors[0]
 
 
 def _default_of(name: str, values: Mapping[str, Any]) -> object:

@@ -22,6 +22,7 @@ from distill.files.atomic import write_atomic
 from distill.files.checkpoint import save_checkpoint
 from distill.job import State
 from distill.live.desk import Desk
+from distill.run.stages import ALONE, Place
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -84,6 +85,7 @@ class Journal:
         desk: Desk | None = None,
         notes: Callable[[], Mapping[str, float]] | None = None,
         show: Callable[[int], None] | None = None,
+        place: Place = ALONE,
     ) -> None:
         self.folder, self.options, self.views, self.stop, self.desk = folder, options, views, stop, desk
         self.notes, self.show = notes, show or self.preview
@@ -95,7 +97,11 @@ class Journal:
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
-        self.bar = tqdm(total=iterations, initial=start, unit="it", desc="distilling", dynamic_ncols=True)
+        # Of several stages, each goes on with the bar of the one before, and the last one's stays.
+        self.bar = tqdm(
+            total=place.steps or iterations, initial=place.before + start, unit="it", dynamic_ncols=True,
+            desc=f"distilling, {place.said}" if place.said else "distilling", leave=place.number == place.total,
+        )  # fmt: skip
         self.before = time.perf_counter()
 
     def __call__(self, state: State, metrics: dict[str, float], picture: Render) -> bool:

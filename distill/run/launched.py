@@ -82,6 +82,7 @@ def check_shared(config: DictConfig, processes: int) -> None:
         )
     found = [
         ("seeds= and retries=", several(config), "they make several assets; start one process for each seed="),
+        ("stages=", bool(config.earlier), "each begins with what the one before wrote; start one process, or make one stage at a time with init="),
         ("view=true", config.view, "a pause would hold up the other processes"),
         ("max_vram=", config.max_vram is not None, "it forecasts one process; choose render.at_once="),
         (f"device={config.device}", config.device not in ("auto", "cpu", "cuda"), "each process takes a GPU of its own, or device=cpu"),

@@ -27,6 +27,7 @@ from distill.run.failures import ExportFailed, noted
 from distill.run.manifest import finish
 from distill.run.scenes import scene_maker
 from distill.run.schema import Config, Export
+from distill.run.stages import plan
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ def _config(folder: Path, words: Sequence[str]) -> DictConfig:
         config = OmegaConf.merge(
             OmegaConf.structured(Config), {name: stored[name] for name in OPTIONS if name in stored}
         )
+        assert isinstance(config, DictConfig)
+        config = plan(config, folder)[-1]
         features = get_object(config.scene._target_).features
     except Exception as error:  # of what is not there, is no YAML, or was made with a scene that is not there
         first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -89,7 +92,6 @@ def _config(folder: Path, words: Sequence[str]) -> DictConfig:
     given = {f"export.{name}": value for name, value in plain.items() if value is not None}
     example = ["prompt=example", *(["mesh.file=x"] if "mesh" in features else [])]
     asked = compose_config([*as_overrides(given), *words, *example])
-    assert isinstance(config, DictConfig)
     config.export, config.device = asked.export, asked.device
     values: Any = OmegaConf.to_container(config, resolve=True)
     check_scene(values, get_object(config.scene._target_))

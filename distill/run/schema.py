@@ -247,6 +247,9 @@ class Config:
     ``generator`` is the folder of a ``distill amortise`` run, which makes the scene to begin with from the prompt; with
     ``generator_mix``, from what lies between the prompt and this one, ``generator_share`` of the way.
 
+    ``stages`` are runs that begin with one another, see ``distill.run.stages``; ``earlier``, which they make, is what differs in
+    those before the last.
+
     With ``seeds=n``, a run is n of them, from ``seed`` on, in folders below its own; ``keep=best`` makes the files of the one
     that ``judge`` prefers, ``embedded`` or a folder with a CLIP, those of the run. ``watchdog`` ends a run that has collapsed,
     see ``distill.run.watchdog``; with ``retries=n``, up to n further seeds take the place of those.
@@ -285,6 +288,8 @@ class Config:
     generator: str | None = None
     generator_mix: str = ""
     generator_share: Fraction = 0.5
+    stages: list[str] = field(default_factory=list)
+    earlier: dict[str, Any] = field(default_factory=dict)
     resume: bool = False
     view: bool = False
     view_address: str = "127.0.0.1"

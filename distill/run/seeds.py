@@ -38,13 +38,15 @@ from distill.run.folders import claim, is_finished, left_as_it_is
 from distill.run.judge import judge_of
 from distill.run.manifest import finish
 from distill.run.seeding import one_seed
+from distill.run.stages import plan
+from distill.run.staging import begin, kept
 
 log = logging.getLogger(__name__)
 
 #: Files of a seed's own that the whole run has its own of.
 OWN = ("config.yaml", "manifest.json", "report.html", LOCK)
 #: What a manifest says of one seed alone.
-OF_ONE = ("judge", "score", "export", "files", "particles", "skipped_steps")
+OF_ONE = ("judge", "score", "export", "files", "particles", "skipped_steps", "stages")
 
 
 class Carry(Protocol):
@@ -141,9 +143,8 @@ def _make(
                 if config.watchdog:
                     check_collapse(own)
                 with noting(one, own):
-                    job = assemble(one, prior)
-                    # The model of a picture is loaded with the picture.
-                    prior = job.prior if one.prompt else prior
+                    job = begin(one, prior)
+                    prior = kept(one, job, prior)
                     asset = carry(one, own, job, started, desk)
             except OF_A_SEED as error:
                 state, why = state_of(error), line_of(error)
@@ -190,7 +191,7 @@ def adopt(own: Path, folder: Path) -> None:
 
 def reopen(made: Made, prior: Prior | None) -> Asset:
     """The asset of a seed that an earlier process finished, from its last checkpoint."""
-    job = assemble(made.config, prior)
+    job = assemble(plan(made.config, made.folder)[-1], prior)
     saved = load_checkpoint(made.folder / "checkpoints", job.prior.device)
     assert saved is not None
     job.state.load_state_dict(saved)

@@ -20,6 +20,7 @@ from distill.export.report import render
 from distill.export.thumbnail import thumbnail
 from distill.files.atomic import write_atomic
 from distill.run.failures import noted
+from distill.run.stages import FOLDER
 from distill.run.table import cut
 from distill.run.table import read as read_table
 
@@ -135,7 +136,8 @@ def read(folder: Path, root: Path) -> Run:
         OSError: the folder cannot be looked into.
     """
     said = noted(folder)
-    asked = {} if {"prompt", "seed", "iterations"} <= set(said) else head(folder / "config.yaml")
+    known = {"prompt", "seed", "iterations"} <= set(said) and not (folder / FOLDER).is_dir()
+    asked = {} if known else head(folder / "config.yaml")
     finished = (folder / "report.html").is_file()
     state = "finished" if finished else str(said.get("state", "unfinished"))
     iterations = number(said.get("iterations", asked.get("iterations")))
@@ -159,13 +161,25 @@ def read(folder: Path, root: Path) -> Run:
 def progress(
     folder: Path, finished: bool, iterations: int, said: Mapping[str, Any], asked: Mapping[str, Any]
 ) -> str:
-    """How many steps are done, of how many; of a run of several seeds, those of all that have begun."""
+    """How many steps are done, of how many; those of all stages, and of a run of several seeds, of all that have begun."""
+    earlier = asked.get("earlier")
+    before = (
+        [each for each in earlier.values() if isinstance(each, dict)] if isinstance(earlier, dict) else []
+    )
+    iterations += sum(whole(each.get("iterations")) or iterations for each in before)
     if finished:
         return f"{iterations}/{iterations}"
     if own := sorted(folder.glob("seed-*/config.yaml")):
-        done = sum(steps_of(path.with_name("metrics.jsonl")) for path in own)
+        done = sum(done_in(path.parent) for path in own)
         return f"{done}/{iterations * max(len(own), whole(asked.get('seeds')) or 1)}"
-    return f"{whole(said.get('step')) or steps_of(folder / 'metrics.jsonl')}/{iterations}"
+    return f"{(not before and whole(said.get('step'))) or done_in(folder)}/{iterations}"
+
+
+def done_in(folder: Path) -> int:
+    """Steps that an unfinished run has done, in all its stages."""
+    return sum(
+        steps_of(path) for path in (folder / "metrics.jsonl", *folder.glob(f"{FOLDER}/*/metrics.jsonl"))
+    )
 
 
 def number(value: object) -> float | None:
@@ -193,13 +207,15 @@ def plain(value: object) -> str:
 
 
 def head(path: Path) -> dict[str, Any]:
-    """The prompt, the seed, how many of them, the picture and the iterations of a ``config.yaml``, without reading the rest of it as YAML."""
+    """What the table needs of a ``config.yaml``, ``earlier`` stages with it, without reading the rest of it as YAML."""
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
         return {}
     # Top-level entries, each with the lines that belong to it.
-    wanted = re.findall(r"^(?:prompt|seed|seeds|image|iterations):.*\n(?:[ \t].*\n|\n)*", text, re.MULTILINE)
+    wanted = re.findall(
+        r"^(?:(?:prompt|seed|seeds|image|iterations):.*|earlier:)\n(?:[ \t].*\n|\n)*", text, re.MULTILINE
+    )
     try:
         found = yaml.safe_load("".join(wanted))
     except yaml.YAMLError:

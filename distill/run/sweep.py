@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.run import compose as settings
+from distill.run.stages import is_own
 
 #: Several names or paths for one option, whose jobs are to differ in it; a text with anything else in it is one value.
 _LIST = re.compile(r"(?!negative_prompt=|source_prompt=|views\.)[^=]+=[\w.:/@~+-]+(?:,[\w.:/@~+-]+)+")
@@ -67,13 +68,14 @@ def sweep(options: Sequence[str], folders: Sequence[str], run_job: RunJob) -> in
         if text not in flags
     ]
     launcher = launcher_of(words, flags)
+    words, own = [word for word in words if not is_own(word)], [word for word in words if is_own(word)]
     added = settings.implied(words)
 
     @hydra.main(version_base="1.3", config_path="pkg://distill.conf", config_name="config")
     def job(config: object) -> None:
         given = [word for word in HydraConfig.get().overrides.task if word not in added]
         aliases = [word for word in words if word.startswith("guidance=") and "," not in word]
-        code = run_job([*given, *aliases], folders)
+        code = run_job([*given, *aliases, *own], folders)
         if code == INTERRUPTED and not launcher:  # who interrupts a job wants no further one
             raise Stopped
         if launcher and code:  # what another process appends stays there

@@ -25,8 +25,17 @@ from hydra.plugins.config_source import ConfigSource
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from distill.run import stages
 from distill.run.checks import PARTS
-from distill.run.compose import cleared, compose_words, composing, implied, known_options, with_preset
+from distill.run.compose import (
+    cleared,
+    compose_any,
+    compose_words,
+    composing,
+    implied,
+    known_options,
+    with_preset,
+)
 from distill.run.schema import Config
 
 #: Groups that have a choice and no options of their own.
@@ -86,6 +95,30 @@ def explain_options(names: Sequence[str], words: Sequence[str], folders: Sequenc
     Raises:
         ValueError: there is no such option, or the configuration cannot be composed.
     """
+    common, own = stages.split(words)
+    if not (own or stages.named(common, folders)):
+        return _explained(names, words, folders)
+    made, paragraphs = compose_any(words, folders)[1], list[str]()
+    for name in names:  # which one stage's part may have and another's not
+        if not any(_knows(stage.config, name) for stage in made):
+            options_under(name, made[0].config)
+    for stage in made:
+        if there := [name for name in names if _knows(stage.config, name)]:
+            paragraphs.append(f"stage {stage.name}:\n{_explained(there, stage.words, folders, stage.config)}")
+    return "\n".join(paragraphs)
+
+
+def _knows(config: DictConfig, name: str) -> bool:
+    try:
+        return options_under(name, config) is not None
+    except ValueError:
+        return False
+
+
+def _explained(
+    names: Sequence[str], words: Sequence[str], folders: Sequence[str], known: DictConfig | None = None
+) -> str:
+    """The paragraphs of ``explain_options`` for one stage's words, whose configuration may have more from the stage before."""
     with composing(folders) as search:
         chosen = compose_words([*with_preset(words), *search])
         trace = Trace.of(chosen.words, words)
@@ -93,8 +126,16 @@ def explain_options(names: Sequence[str], words: Sequence[str], folders: Sequenc
     for name in names:
         if name in (*PARTS, *CHOICES):
             paragraphs.append(trace.choice(name))
-        paragraphs += [trace.option(option, chosen.config) for option in options_under(name, chosen.config)]
+        for option in options_under(name, chosen.config):
+            own = chosen.config if known is None else known
+            paragraphs.append(
+                trace.option(option, own, follows=known is not None and _differ(own, chosen.config, option))
+            )
     return "\n".join(paragraphs) + "\n"
+
+
+def _differ(one: DictConfig, other: DictConfig, option: str) -> bool:
+    return bool(OmegaConf.select(one, option) != OmegaConf.select(other, option))
 
 
 def options_under(name: str, config: DictConfig) -> list[str]:
@@ -160,11 +201,12 @@ class Trace:
             },
         )
 
-    def option(self, name: str, config: DictConfig) -> str:
-        """An option's value, what set it, and what else would have."""
+    def option(self, name: str, config: DictConfig, *, follows: bool = False) -> str:
+        """An option's value, what set it, such as what it ``follows`` from the stage before, and what else would have."""
         settings = [*self._words(name), *(s for layer in reversed(self.layers) if (s := layer.setting(name)))]
         value = OmegaConf.select(config, name)
         plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        settings = [*([Setting(plain, "what follows from the other stages")] if follows else []), *settings]
         return _paragraph(name, plain, settings)
 
     def _words(self, name: str) -> list[Setting]:
