@@ -410,8 +410,12 @@ def exact_pictures(prior: DiffusionPrior) -> ExactPrior:
 
 def test_a_run_draws_groups_and_says_no_view_words(folder: Path, prior: DiffusionPrior) -> None:
     words = with_preset([f"prior={folder}"])
-    assert "cameras=groups" in words
-    assert "cameras=groups" not in with_preset([f"prior={folder}", "prior_options.views=1"])
+    # A folder of Stable Diffusion's class, whose UNet takes cameras.
+    assert {"cameras=groups", "preset=multi_view"} <= {*words}
+    single = with_preset([f"prior={folder}", "prior_options.views=1"])
+    assert "cameras=groups" not in single and "preset=latent" in single
+    plain = compose_config(["prompt=a mug", f"prior={folder}", "experiment=dreamfusion"])
+    assert plain.render.batch == plain.cameras.views == VIEWS
     assert "cameras=groups" not in with_preset([f"prior={folder}", "cameras=ranges"])
     assert "cameras=groups" in with_preset(["prior=mvdream"])
     assert "preset=multi_view" in with_preset(["prior=mvdream"])

@@ -105,7 +105,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         until = config.reference.start_until
         cameras = views_first(cameras, picture.drawn.cameras, until)
         guidance = asked_later(guidance, until)
-    render = partial(make_renderer, config, scene, settings.penalties, picture)
+    render = partial(make_renderer, config, scene, settings.penalties, picture, prior.views)
     return Job(
         state=State(scene, optimiser, generator, learner=learner),
         prior=prior,
@@ -339,10 +339,14 @@ def make_renderer(
     scene: Scene,
     penalties: Mapping[str, Ramp],
     picture: Picture | None,
+    together: int,
     *,
     frugal: bool = False,
 ) -> Renderer:
-    """Return what renders the scene for training: in windows, with the distances to known views as further penalties."""
+    """Return what renders the scene for training: in windows, with the distances to known views as further penalties.
+
+    ``together`` views of an object have one background.
+    """
     options: dict[str, Any] = {}
     if "shading" in scene.features:
         options |= {"shading": config.render.shading, "soft_light": config.render.soft_light}
@@ -353,7 +357,8 @@ def make_renderer(
     near = [name for name in penalties if name in reference.PENALTIES]
     first = [name for name in penalties if name in reference.START]
     own = tuple(name for name in penalties if name not in (*near, *first))
-    render: Renderer = partial(scene.render, penalties=own, **options)
+    shared = {"together": together} if "together" in scene.features else {}
+    render: Renderer = partial(scene.render, penalties=own, **shared, **options)
     if config.render.patch is not None:
         render = patched(render, config.render.patch, config.render.coarse)
     if picture is not None and picture.drawn and first:
