@@ -85,7 +85,9 @@ class Spheres(nn.Module):
         through = torch.exp(-thickness.cumsum(-1))  # light that is left behind each ball
         weights = torch.exp(thickness - thickness.cumsum(-1)) - through
         opacity = 1 - through[..., -1:]
-        rgb = weights @ self.colour.sigmoid()[order] + (1 - opacity) * self.backdrop(origins, generator, together)
+        rgb = weights @ self.colour.sigmoid()[order] + (1 - opacity) * self.backdrop(
+            origins, generator, together
+        )
         depth = (weights * along).sum(-1, keepdim=True)
         return Render(*(value.unflatten(1, (height, width)) for value in (rgb, opacity, depth)))
 

@@ -530,7 +530,11 @@ def differing(one: Any, other: Any, prefix: str = "") -> set[str]:
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return set() if one == other else {prefix.removesuffix(".")}
     names = {*one, *other}
-    return {each for name in names for each in differing(one.get(name, ...), other.get(name, ...), f"{prefix}{name}.")}
+    return {
+        each
+        for name in names
+        for each in differing(one.get(name, ...), other.get(name, ...), f"{prefix}{name}.")
+    }
 
 
 #: What cameras have that are drawn alone, and what those have that are drawn in groups.

@@ -377,10 +377,15 @@ def words_of(config: DictConfig, prior: Prior, features: frozenset[str]) -> prom
     if not prior.words or (style == "auto" and ("sides" not in features or prior.views > 1)):
         style = "none"
     options = config.views
+    own = prompts.own_prompts(options)
+    if own and prior.views > 1 and config.view_words == "auto":
+        raise ValueError(
+            f"prompts for single views need view_words=four, and {prior.name} is told cameras in numbers, so that auto is none; add "
+            "view_words=four, or leave them out"
+        )
     return prompts.view_words(
-        style, config.prior, front_deg=options.front_deg, overhead_deg=options.overhead_deg,
-        own=prompts.own_prompts(options),
-    )  # fmt: skip
+        style, config.prior, front_deg=options.front_deg, overhead_deg=options.overhead_deg, own=own
+    )
 
 
 def texts_of(config: DictConfig, prior: Prior) -> list[str]:

@@ -181,11 +181,14 @@ def takes_views(given: Mapping[str, str]) -> bool:
 def told_cameras(prior: str) -> bool:
     """Tell whether a prior's network is told cameras, from the table, a folder's settings or a file's head."""
     from distill.priors.multi_view.attention import takes_cameras
+    from distill.priors.multi_view.published import has_cameras_beside
 
     if pipeline_of(prior) == "MVDreamPipeline":
         return True
+    folder = user_path(prior)
     try:
-        return takes_cameras(json.loads((user_path(prior) / "unet" / "config.json").read_text()))
+        said = json.loads((folder / "unet" / "config.json").read_text())
+        return takes_cameras(said) or has_cameras_beside(folder)
     except (OSError, ValueError, AttributeError):
         return False
 
