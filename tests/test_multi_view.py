@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -532,6 +533,27 @@ def test_a_shadow_counts_what_the_folded_network_does(folder: Path, prior: Diffu
     # Attention to four views takes more than to one.
     single = shadow(find(folder), torch.float32, 64, views=1)
     assert forecast(single, [8, 4], 4).network < found.network
+
+
+def test_a_loss_learns_from_no_views_that_are_no_groups(
+    folder: Path, prior: DiffusionPrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = SimpleNamespace(
+        prior=exact_pictures(prior), drawn=SimpleNamespace(cameras=turntable(9)), reference=None
+    )
+    monkeypatch.setattr("distill.run.assemble.look_at", lambda *_: picture)
+    words = (
+        "image=x.png",
+        "reference.start=samples",
+        "preset=multi_view",
+        "scene.log2_table_size=8",
+        "penalties.start_rgb=1",
+    )
+    said = error_of(folder, *words, "guidance=vsd", prior=prior)
+    assert "it learns from the 4 that" in said and "add reference.start=none" in said
+    # What learns nothing is not asked meanwhile.
+    job = assemble(composed(folder, *words, "guidance=sds"), prior)
+    assert len(job.cameras(0.0, 8, generator())) == 8
 
 
 def test_memory_is_saved_by_whole_objects(folder: Path) -> None:

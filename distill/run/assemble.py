@@ -101,6 +101,11 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
     if learner and ranks.size > 1:
         raise ValueError(LEARNS)
     settings = make_settings(config)
+    if picture and picture.drawn and learner and prior.views > 1:
+        raise ValueError(
+            f"reference.start=samples shows this guidance views that are no groups, and it learns from the {prior.views} that {prior.name} "
+            "takes together; add reference.start=none, or choose a guidance that learns nothing"
+        )
     if picture and picture.drawn:
         until = config.reference.start_until
         cameras = views_first(cameras, picture.drawn.cameras, until)

@@ -4,7 +4,8 @@ An interrupted run continues when started again:
 
     python examples/embedded/train_views.py --work ~/views --output ~/views/prior --images 500000
 
-The network begins as the prior that it is started from: what it makes of a camera is added to the time embedding and is 0 at first.
+On single pictures the network begins as the prior that it is started from: what it makes of a camera is added to the time embedding
+and is 0 at first.
 In some of the updates it sees single pictures, captioned with their view and told no camera, so that it stays a prior of these
 (``prior_options.views=1``); in the others it sees objects in rings of four views, captioned without a view.
 """
