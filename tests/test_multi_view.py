@@ -547,6 +547,7 @@ def test_a_loss_learns_from_no_views_that_are_no_groups(
         "reference.start=samples",
         "preset=multi_view",
         "scene.log2_table_size=8",
+        "scene.background=white",
         "penalties.start_rgb=1",
     )
     said = error_of(folder, *words, "guidance=vsd", prior=prior)

@@ -362,7 +362,7 @@ def make_renderer(
     near = [name for name in penalties if name in reference.PENALTIES]
     first = [name for name in penalties if name in reference.START]
     own = tuple(name for name in penalties if name not in (*near, *first))
-    shared = {"together": together} if "together" in scene.features else {}
+    shared: dict[str, Any] = {"together": together} if "together" in scene.features else {}
     render: Renderer = partial(scene.render, penalties=own, **shared, **options)
     if config.render.patch is not None:
         render = patched(render, config.render.patch, config.render.coarse)
