@@ -420,8 +420,8 @@ def test_a_run_draws_groups_and_says_no_view_words(folder: Path, prior: Diffusio
     words = with_preset([f"prior={folder}"])
     # A folder of Stable Diffusion's class, whose UNet takes cameras.
     assert {"cameras=groups", "preset=multi_view"} <= {*words}
-    single = with_preset([f"prior={folder}", "prior_options.views=1"])
-    assert "cameras=groups" not in single and "preset=latent" in single
+    alone = with_preset([f"prior={folder}", "prior_options.views=1"])
+    assert "cameras=groups" not in alone and "preset=latent" in alone
     plain = compose_config(["prompt=a mug", f"prior={folder}", "experiment=dreamfusion"])
     assert plain.render.batch == plain.cameras.views == VIEWS
     assert "cameras=groups" not in with_preset([f"prior={folder}", "cameras=ranges"])
