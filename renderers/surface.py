@@ -67,7 +67,9 @@ class SurfaceScene(nn.Module):
         ValueError: an option is outside its range, or Warp is not installed.
     """
 
-    features: ClassVar[frozenset[str]] = frozenset({"sides", "normals", "shading", "chunks", "mesh", "together"})
+    features: ClassVar[frozenset[str]] = frozenset(
+        {"sides", "normals", "shading", "chunks", "mesh", "together"}
+    )
     triangles: Tensor
     paint: Tensor
     normals: Tensor
