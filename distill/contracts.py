@@ -380,7 +380,8 @@ class Scene(Protocol):
     ``features`` says what its ``render`` can do, so that what it cannot is refused before training: ``sides`` (it looks
     different from different sides), ``volume`` (it fills the cube [-1, 1]^3), ``mesh`` (it colours a
     ``distill.meshes.surface.Surface``, its constructor's first argument, and has ``begin_with_colours(generator)``),
-    ``normals``, ``shading``, ``chunks`` (it takes ``chunk_rays`` and ``recompute``), ``library`` (it is a ``Generator``),
+    ``normals``, ``shading``, ``chunks`` (it takes ``chunk_rays`` and ``recompute``), ``together`` (it takes
+    ``together``: so many consecutive pictures are of one object and have the same random background), ``library`` (it is a ``Generator``),
     ``from_field`` (it begins with the field of an earlier run, and has ``begin_with(field, distance)``), and
     the names of the penalties that it computes.
     """
@@ -419,8 +420,8 @@ class Scene(Protocol):
             width: pixels.
             generator: of all that is random.
             normals: whether normals are wanted.
-            penalties: which penalties are wanted, by name; scenes with the features ``shading`` and ``chunks`` take the
-                keywords ``shading``, and ``chunk_rays`` and ``recompute``, besides.
+            penalties: which penalties are wanted, by name; scenes with the features ``shading``, ``chunks`` and
+                ``together`` take the keywords ``shading``, ``chunk_rays`` and ``recompute``, and ``together``, besides.
         """
         ...
 

@@ -56,6 +56,11 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="a file, or a folder")
     parser.add_argument("target", type=Path, nargs="?", help="of one file")
     options = parser.parse_args()
+    if options.target and options.source.is_dir():
+        parser.error(
+            f"a target is for one file, and {options.source} is a folder, whose files are written beside those that they are "
+            f"converted from; leave {options.target} out"
+        )
     sources = pickled(options.source) if options.source.is_dir() else [options.source]
     if not sources:
         sys.exit(

@@ -202,7 +202,9 @@ def retrying(job: Job) -> Gradients:
             return accumulate(smaller or job, now, cameras, generator)
         except torch.OutOfMemoryError as error:
             if smaller or job.frugal is None:
-                raise OutOfMemory(_too_large(now.index, views_at_once(smaller or job))) from error
+                raise OutOfMemory(
+                    _too_large(now.index, views_at_once(smaller or job), job.prior.views)
+                ) from error
         # Not in the handler, which keeps the failed step's tensors alive.
         fewer = replace(job.settings, at_once=max(1, views_at_once(job) // 2))
         smaller = replace(job, settings=fewer, render=job.frugal)
@@ -243,11 +245,11 @@ def as_latent(render: Render, prior: Prior) -> Tensor:
     return nn.functional.interpolate(x, prior.shape[1:], mode="bilinear", antialias=True)
 
 
-def _too_large(step: int, at_once: int) -> str:
-    """Say what did not fit, and the remedies."""
+def _too_large(step: int, at_once: int, least: int) -> str:
+    """Say what did not fit, and the remedies; ``least`` views are taken together in any case."""
     return (
         f"step {step} did not fit the device's memory, not even with {at_once} views at a time; go on with resume=true and "
-        "render.at_once=1, render.recompute=true, prior_options.checkpointing=true, or max_vram=, which chooses; or start "
+        f"render.at_once={least}, render.recompute=true, prior_options.checkpointing=true, or max_vram=, which chooses; or start "
         "again with a smaller render.size or prior_options.image_size, render.patch=64, or a smaller prior"
     )
 

@@ -32,12 +32,12 @@ class Spheres(nn.Module):
     Args:
         count: number of balls.
         radius: standard deviation that they start with, scene units.
-        background: ``grey``, a random grey for each training picture and white for viewing; or ``white``.
+        background: ``grey``, a random grey for each object of a training batch and white for viewing; or ``white``.
         lr: learning rate of every parameter, peak.
         seed: of the initial balls, or a generator to draw them from.
     """
 
-    features = frozenset({"sides", "volume"})
+    features = frozenset({"sides", "volume", "together"})
 
     def __init__(
         self,
@@ -72,6 +72,7 @@ class Spheres(nn.Module):
         generator: torch.Generator | None = None,
         normals: bool = False,
         penalties: Sequence[str] = (),
+        together: int = 1,
     ) -> Render:
         origins, directions = (rays.flatten(1, 2) for rays in cameras.rays(height, width))
         offset = self.centre - origins[:, :1]  # from the camera, [batch, count, 3]
@@ -84,14 +85,18 @@ class Spheres(nn.Module):
         through = torch.exp(-thickness.cumsum(-1))  # light that is left behind each ball
         weights = torch.exp(thickness - thickness.cumsum(-1)) - through
         opacity = 1 - through[..., -1:]
-        rgb = weights @ self.colour.sigmoid()[order] + (1 - opacity) * self.backdrop(origins, generator)
+        rgb = weights @ self.colour.sigmoid()[order] + (1 - opacity) * self.backdrop(
+            origins, generator, together
+        )
         depth = (weights * along).sum(-1, keepdim=True)
         return Render(*(value.unflatten(1, (height, width)) for value in (rgb, opacity, depth)))
 
-    def backdrop(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    def backdrop(self, like: Tensor, generator: torch.Generator | None, together: int) -> Tensor:
         if self.background == "white" or generator is None:
             return like.new_ones(len(like), 1, 1)
-        return 0.5 + 0.5 * torch.rand(len(like), 1, 1, generator=generator).to(like)
+        # A multi-view prior's views of one object, in consecutive rows, have the same grey.
+        grey = torch.rand(-(-len(like) // together), 1, 1, generator=generator)
+        return 0.5 + 0.5 * grey.repeat_interleave(together, 0)[: len(like)].to(like)
 
     def field(self) -> Field:
         def query(points: Tensor) -> tuple[Tensor, Tensor]:

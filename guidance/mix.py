@@ -229,16 +229,18 @@ def own_prior(where: str, term: Mapping[str, Any], prior: Prior, priors: Mapping
 
 
 def check_views(where: str, model: Prior, prior: Prior) -> None:
-    """Refuse a term's prior that takes more views together than the run's, by which timesteps are drawn.
+    """Refuse a term's prior that takes other views together than the run's, by which timesteps and cameras are drawn.
 
     Raises:
         ValueError: it does.
     """
-    if prior.views % model.views:
-        raise ValueError(
-            f"{where}: {model.name} takes {model.views} views together and the run's prior {prior.views}; make {model.name} the "
-            "run's with prior=, and give the other one to the term"
-        )
+    if model.views in (1, prior.views):
+        return
+    swap = f"make {model.name} the run's with prior=, and give the other one to the term"
+    raise ValueError(
+        f"{where}: {model.name} takes {model.views} views together and the run's prior {prior.views}; "
+        + (swap if prior.views == 1 else f"give the run's prior_options.views={model.views}")
+    )
 
 
 def own_condition(

@@ -51,8 +51,10 @@ class _Bound:
     def density(self, points: Tensor) -> Tensor:
         return self.scene.density(points, self.weights)
 
-    def backdrop(self, directions: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return self.scene.backdrop(directions, generator)
+    def backdrop(
+        self, directions: Tensor, generator: torch.Generator | None = None, together: int = 1
+    ) -> Tensor:
+        return self.scene.backdrop(directions, generator, together)
 
     def parameters(self) -> Any:
         return self.scene.parameters()

@@ -98,10 +98,11 @@ class HashGridScene(nn.Module):
         blob_scale: s, the density before activation that is added at the centre.
         blob_radius: r, where the blob crosses 0, scene units.
         density_activation: a: ``softplus``, ``exp`` or ``relu``.
-        background: ``white``; ``grey`` or ``random`` (a random grey or colour for each training picture,
-            white when looking); ``learned`` (a small network on the ray's direction); or an RGB triple in
-            [0, 1].
-        random_background: share of training pictures that have a random colour behind them instead of ``background``.
+        background: ``white``; ``grey`` or ``random`` (a random grey or colour for each training picture, or for all views of
+            an object that a multi-view prior takes together; white when looking); ``learned`` (a small network on the ray's
+            direction); or an RGB triple in [0, 1].
+        random_background: share of training pictures, or of objects, that have a random colour behind them instead of
+            ``background``.
         march_steps: steps along the cube's diagonal, which fixes the step's length.
         occupancy_resolution: cells along an axis.
         occupancy_threshold: opacity of one step below which a cell is skipped.
@@ -125,7 +126,7 @@ class HashGridScene(nn.Module):
     """
 
     features: ClassVar[frozenset[str]] = frozenset(
-        {"sides", "volume", "normals", "shading", "chunks", *PENALTIES}
+        {"sides", "volume", "normals", "shading", "chunks", "together", *PENALTIES}
     )
     active_levels: Tensor
 
@@ -321,21 +322,24 @@ class HashGridScene(nn.Module):
     def _per_radius(self, density: Tensor) -> Tensor:
         return density if self.radius == 1 else self.radius * density
 
-    def backdrop(self, directions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def backdrop(
+        self, directions: Tensor, generator: torch.Generator | None = None, together: int = 1
+    ) -> Tensor:
         """Colour behind the scene, shape ``[batch, height, width, 3]`` or broadcasting to it.
 
         Args:
             directions: of the rays, shape ``[batch, height, width, 3]``.
-            generator: draws one colour per picture where the background is random; None is for looking.
+            generator: draws one colour per object where the background is random; None is for looking.
+            together: pictures of one object, in consecutive rows.
         """
-        ground = self._ground(directions, generator)
+        ground = self._ground(directions, generator, together)
         if not self.random_background or generator is None:
             return ground
-        drawn = torch.rand(len(directions), 1, 1, 4, generator=generator, device=generator.device)
+        drawn = _per_object(len(directions), 4, together, generator)
         drawn = send(drawn, directions.device).to(directions)
         return torch.where(drawn[..., :1] < self.random_background, drawn[..., 1:], ground)
 
-    def _ground(self, directions: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _ground(self, directions: Tensor, generator: torch.Generator | None, together: int) -> Tensor:
         if self.background_mlp is not None:
             waves = [f(k * directions) for k in (1, 2) for f in (torch.sin, torch.cos)]
             return torch.sigmoid(self.background_mlp(torch.cat([directions, *waves], dim=-1)))
@@ -345,10 +349,17 @@ class HashGridScene(nn.Module):
         if self.background == "white" or generator is None:
             return directions.new_ones(len(directions), 1, 1, 3)
         channels = 1 if self.background == "grey" else 3
-        colour = torch.rand(len(directions), 1, 1, channels, generator=generator, device=generator.device)
+        colour = _per_object(len(directions), channels, together, generator)
         if self.background == "grey":
             colour = 0.5 + 0.5 * colour
         return send(colour, directions.device).to(directions).expand(-1, 1, 1, 3)
+
+
+def _per_object(pictures: int, numbers: int, together: int, generator: torch.Generator) -> Tensor:
+    """Draw uniform numbers for each object, the same for its pictures, ``[pictures, 1, 1, numbers]``."""
+    objects = -(-pictures // together)
+    drawn = torch.rand(objects, 1, 1, numbers, generator=generator, device=generator.device)
+    return drawn.repeat_interleave(together, 0)[:pictures]
 
 
 def render_cube(

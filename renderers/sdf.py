@@ -305,9 +305,11 @@ class SdfScene(nn.Module):
 
         return {"mesh": mesh_writer(self.field(), self.signed_distance)}
 
-    def backdrop(self, directions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def backdrop(
+        self, directions: Tensor, generator: torch.Generator | None = None, together: int = 1
+    ) -> Tensor:
         """Colour behind the scene, see ``HashGridScene.backdrop``."""
-        return self.colours.backdrop(directions, generator)
+        return self.colours.backdrop(directions, generator, together)
 
 
 def _interpolated(grid: Tensor, points: Tensor) -> Tensor:

@@ -67,7 +67,9 @@ class SurfaceScene(nn.Module):
         ValueError: an option is outside its range, or Warp is not installed.
     """
 
-    features: ClassVar[frozenset[str]] = frozenset({"sides", "normals", "shading", "chunks", "mesh"})
+    features: ClassVar[frozenset[str]] = frozenset(
+        {"sides", "normals", "shading", "chunks", "mesh", "together"}
+    )
     triangles: Tensor
     paint: Tensor
     normals: Tensor
@@ -153,6 +155,7 @@ class SurfaceScene(nn.Module):
         soft_light: bool = False,
         chunk_rays: int = 16384,
         recompute: bool = False,
+        together: int = 1,
     ) -> Render:
         """Render it; see ``distill.renderers.volume.render`` for the options.
 
@@ -174,8 +177,8 @@ class SurfaceScene(nn.Module):
             rays.view(batch, height, n, width, n, 3).transpose(2, 3).reshape(-1, n * n, 3)
             for rays in cameras.rays(height * n, width * n)
         )
-        backdrop = self.colours.backdrop(cameras.rays(height, width)[1], generator)
-        style = self._style(cameras, shading, normals, soft_light, generator)
+        backdrop = self.colours.backdrop(cameras.rays(height, width)[1], generator, together)
+        style = self._style(cameras, shading, normals, soft_light, generator, together)
         picture = torch.arange(batch, device=device).repeat_interleave(height * width)
         kept = (
             torch.is_grad_enabled() and not recompute
@@ -203,6 +206,7 @@ class SurfaceScene(nn.Module):
         normals: bool,
         soft_light: bool,
         generator: torch.Generator | None,
+        together: int,
     ) -> _Style:
         light = volume.towards_light(cameras, shading, generator)
         drawn = soft_light and generator is not None
@@ -210,8 +214,9 @@ class SurfaceScene(nn.Module):
         around = None
         if self.finish is not None and shading == "albedo":
             count = len(cameras)
-            made = environment.draw(count, generator) if generator else environment.studio(count)
-            around = made.to(self.paint.device)
+            drawn_for = -(-count // together)  # an object's views stand in one light
+            made = environment.draw(drawn_for, generator) if generator else environment.studio(drawn_for)
+            around = made[torch.arange(count) // together].to(self.paint.device)
         wanted = normals or shading != "albedo" or around is not None
         return _Style(shading, light, ambient, wanted, around)
 

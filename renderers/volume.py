@@ -41,7 +41,9 @@ class Volume(Protocol):
 
     def density(self, points: Tensor) -> Tensor: ...
 
-    def backdrop(self, directions: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
+    def backdrop(
+        self, directions: Tensor, generator: torch.Generator | None = None, together: int = 1
+    ) -> Tensor: ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
@@ -112,6 +114,7 @@ def render(
     marcher: str = "auto",
     chunk_rays: int = 16384,
     recompute: bool = False,
+    together: int = 1,
     medium: Medium | None = None,
 ) -> Render:
     """Render a scene that fills space.
@@ -132,6 +135,7 @@ def render(
         chunk_rays: rays at a time, which bounds memory when looking, and with ``recompute`` in training, too.
         recompute: keep nothing of a chunk but its pixels, and trace it again on the way back: the same gradient for
             the memory of one chunk and the time of one more rendering.
+        together: so many consecutive pictures are of one object and have the same background, where that is random.
         medium: how the scene stops light, and its normals; by default as its density and that one's slope say.
 
     Returns:
@@ -144,7 +148,7 @@ def render(
     device = next(scene.parameters()).device
     cameras = cameras.to(device)
     origins, directions = cameras.rays(height, width)
-    backdrop = scene.backdrop(directions, generator)
+    backdrop = scene.backdrop(directions, generator, together)
     light = towards_light(cameras, shading, generator)[:, None, None].expand_as(directions).reshape(-1, 3)
     # Before the jitter, of which a window and what is around it draw different numbers: both have the same light.
     ambient = float(_uniform(1, generator, torch.device("cpu"))) if soft_light and generator else AMBIENT

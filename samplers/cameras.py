@@ -103,7 +103,7 @@ def groups(
         distance: from the origin, scene units.
         elevation_deg: degrees above the horizon.
         fov_y_deg: vertical field of view, degrees.
-        relative_distance: ``distance`` is in units of half of what the picture sees at the origin, as in MVDream: it is
+        relative_distance: ``distance`` is half of the height that a picture shows at the origin, scene units, as in MVDream: it is
             divided by the tangent of half the field of view, so that the object stays as large.
 
     Returns:

@@ -67,11 +67,18 @@ def picture(seed: Any = 0) -> Scene:
     return ImageScene(16, 16, batch=2, seed=seed)
 
 
-def surface(seed: Any = 0) -> Scene:
+def surface(seed: Any = 0, **options: Any) -> Any:
     box, ball = trimesh.creation.box(), trimesh.creation.icosphere(subdivisions=1)
     ball.apply_translation((0, 0, 1))
     mesh = surface_of(Path("toy.glb"), trimesh.Scene([box, ball]), np.eye(3, dtype=np.float32), frozenset())
-    return SurfaceScene(mesh, levels=2, log2_table_size=8, hidden_width=8, background="random", seed=seed)
+    told: dict[str, Any] = {
+        "levels": 2,
+        "log2_table_size": 8,
+        "hidden_width": 8,
+        "background": "random",
+        "seed": seed,
+    }
+    return SurfaceScene(mesh, **{**told, **options})
 
 
 def sdf(seed: Any = 0) -> Scene:

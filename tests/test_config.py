@@ -21,7 +21,15 @@ from distill.priors.families import FAMILIES
 from distill.priors.table import MODELS
 from distill.run import folders
 from distill.run.assemble import make_guidance
-from distill.run.compose import as_overrides, compose_config, preset_of, quote
+from distill.run.compose import (
+    as_overrides,
+    compose_config,
+    compose_words,
+    composing,
+    preset_of,
+    quote,
+    with_preset,
+)
 from distill.samplers.schedules import Ramp, at
 
 PROMPTS = [
@@ -162,7 +170,9 @@ def test_every_pipeline_in_the_table_has_a_preset() -> None:
     presets = {path.stem for path in (Path(distill.__file__).parent / "conf" / "preset").glob("*.yaml")}
     assert {family.preset for family in FAMILIES.values()} <= presets
     for name, model in MODELS.items():
-        assert preset_of(name) == FAMILIES[model.pipeline].preset != "none"
+        assert preset_of(name, single=True) == FAMILIES[model.pipeline].preset != "none"
+        several = model.pipeline == "MVDreamPipeline"
+        assert preset_of(name) == ("multi_view" if several else FAMILIES[model.pipeline].preset)
 
 
 def test_python_keywords_become_the_same_configuration() -> None:
@@ -514,3 +524,68 @@ def test_settings_that_cannot_be_read_are_one_line(tmp_path: Path, text: str) ->
     with pytest.raises(ValueError, match=r"config\.yaml") as caught:
         folders.claim(config(tmp_path, "resume=true"), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def differing(one: Any, other: Any, prefix: str = "") -> set[str]:
+    """Dotted names of what two configurations differ in."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return set() if one == other else {prefix.removesuffix(".")}
+    names = {*one, *other}
+    return {
+        each
+        for name in names
+        for each in differing(one.get(name, ...), other.get(name, ...), f"{prefix}{name}.")
+    }
+
+
+#: What cameras have that are drawn alone, and what those have that are drawn in groups.
+ALONE = {f"cameras.{name}" for name in
+         ("azimuth_deg", "look_at_jitter", "by_area", "area_elevation_deg", "front_back", "front_back_deg", "position_jitter",
+          "look_at_std", "up_std")}  # fmt: skip
+GROUPED = {"cameras.views", "cameras.relative_distance", "cameras._target_"}
+
+
+def unchecked(*words: str) -> Any:
+    """A configuration that is composed alone, with no look at whether a run could be made of it."""
+    with composing():
+        return OmegaConf.to_container(compose_words(with_preset(words)).config)
+
+
+def test_a_multi_view_prior_has_what_stable_diffusion_has() -> None:
+    """Every scene that is tuned for latents and every experiment: by the same words, but for what is meant to differ."""
+    folder = Path(distill.__file__).parent / "conf"
+    scenes = [path.stem.removeprefix("latent_") for path in (folder / "tuned/scene").glob("latent_*.yaml")]
+    assert len(scenes) == 5
+    for part in ("guidance", "timesteps"):
+        assert not list((folder / "tuned" / part).glob("latent_*.yaml"))
+    meant = {"prior", "render.batch", *ALONE, *GROUPED}
+    for scene in scenes:
+        found = differing(
+            *(unchecked(f"prior={prior}", f"scene={scene}") for prior in ("mvdream", "sd-2.1-base"))
+        )
+        assert found == meant, scene
+    # A recipe is of single pictures, and not taken, but for the one whose own prior takes several; the loss and timesteps are.
+    recipes = {path.stem for path in (folder / "recipe").glob("multi_view_*.yaml")}
+    assert recipes == {"multi_view_hyper_conv_scaledreamer_dl17k"}
+    for experiment in sorted(path.stem for path in (folder / "experiment").glob("*.yaml")):
+        one, other = (
+            unchecked(f"prior={prior}", f"experiment={experiment}") for prior in ("mvdream", "sd-2.1-base")
+        )
+        if experiment == "scaledreamer_dl17k":
+            # Its batch is four as it is.
+            assert differing(one, other) == meant - {"render.batch"}
+            continue
+        assert (one["render"]["batch"], one["cameras"]["views"], one["perp_neg"]["enabled"]) == (4, 4, False)
+        assert one["timesteps"] == other["timesteps"], experiment
+        for part in ("guidance", "scene"):
+            assert one[part]["_target_"] == other[part]["_target_"], experiment
+
+
+def test_views_that_are_wanted_are_views_that_are_drawn() -> None:
+    words = ["prompt=x", "prior=mvdream", "prior_options.views=6", "render.batch=12"]
+    assert compose_config(words).cameras.views == 6
+    assert compose_config([*words, "cameras.views=12"]).cameras.views == 12
+    # As a prior of single pictures, MVDream is a Stable Diffusion.
+    single = unchecked("prior=mvdream", "prior_options.views=1", "experiment=prolificdreamer")
+    plain = unchecked("prior=sd-2.1-base", "experiment=prolificdreamer")
+    assert differing(single, plain) == {"prior", "prior_options.views"}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,9 +32,11 @@ from distill.priors.diffusion import DiffusionPrior
 from distill.priors.exact import ExactPrior, gaussian
 from distill.priors.multi_view.attention import CAMERA, fold, takes_cameras
 from distill.priors.multi_view.camera import check_groups, numbers
+from distill.priors.sampling import sample
 from distill.priors.source import find
 from distill.run.assemble import assemble
 from distill.run.compose import compose_config, with_preset
+from distill.run.fit import savings
 from distill.samplers.cameras import groups, ranges
 
 VIEWS = 4
@@ -393,9 +397,13 @@ def test_a_multi_view_prior_is_mixed_with_one_of_single_pictures(folder: Path, p
     rest = mix(prior, generator(), terms=terms[1:], view_words="none")(prior, x, cond, t, noise)
     torch.testing.assert_close(found, first + rest)
     assert rest.abs().max() > 0 and first.abs().max() > 0
-    with pytest.raises(ValueError, match=r"takes 4 views together .*make .* the run's with prior=") as caught:
-        mix(single, generator(), terms=[{"loss": "sds", "prompt": "a mug", "prior": prior}])
-    assert "\n" not in str(caught.value)
+    for views, remedy in ((1, "make .* the run's with prior="), (8, "give the run's prior_options.views=4$")):
+        run = single if views == 1 else replace(prior, views=8)
+        with pytest.raises(
+            ValueError, match=f"takes 4 views together and the run's prior {views}; {remedy}"
+        ) as caught:
+            mix(run, generator(), terms=[{"loss": "sds", "prompt": "a mug", "prior": prior}])
+        assert "\n" not in str(caught.value)
 
 
 def exact_pictures(prior: DiffusionPrior) -> ExactPrior:
@@ -410,8 +418,12 @@ def exact_pictures(prior: DiffusionPrior) -> ExactPrior:
 
 def test_a_run_draws_groups_and_says_no_view_words(folder: Path, prior: DiffusionPrior) -> None:
     words = with_preset([f"prior={folder}"])
-    assert "cameras=groups" in words
-    assert "cameras=groups" not in with_preset([f"prior={folder}", "prior_options.views=1"])
+    # A folder of Stable Diffusion's class, whose UNet takes cameras.
+    assert {"cameras=groups", "preset=multi_view"} <= {*words}
+    alone = with_preset([f"prior={folder}", "prior_options.views=1"])
+    assert "cameras=groups" not in alone and "preset=latent" in alone
+    plain = compose_config(["prompt=a mug", f"prior={folder}", "experiment=dreamfusion"])
+    assert plain.render.batch == plain.cameras.views == VIEWS
     assert "cameras=groups" not in with_preset([f"prior={folder}", "cameras=ranges"])
     assert "cameras=groups" in with_preset(["prior=mvdream"])
     assert "preset=multi_view" in with_preset(["prior=mvdream"])
@@ -454,6 +466,11 @@ def test_what_does_not_go_with_several_views_gets_one_line(
     assert "takes 4 views together; leave it out, or add prior_options.views=1" in error_of(folder, *control)
     plain = tmp_path / "plain"
     make("stable_diffusion").save_pretrained(plain)
+    said = error_of(folder, "views.front=a mug with a handle", prior=prior)
+    assert "so that auto is none; add view_words=four, or leave them out" in said
+    for views in (0, -4):
+        with pytest.raises(ValueError, match=rf"prior_options.views must be at least 1, got {views}$"):
+            load_prior(folder, views=views)
     said = error_of(plain, "prior_options.views=4")
     assert "prior_options.views=4 is for a multi-view prior" in said
 
@@ -467,6 +484,11 @@ def test_a_batch_that_splits_an_object_is_refused_where_it_is_denoised(prior: Di
         prior.predict_noise(x, torch.tensor([1, 1, 2, 1]), cond, turntable(4))
     with pytest.raises(ValueError, match=r"needs the cameras of the 4 views .*pass cameras=$"):
         prior.predict_noise(x, t, cond)
+    for count in (1, 8):
+        with pytest.raises(
+            ValueError, match=rf"the camera of each picture, got {count} cameras for 4 pictures$"
+        ):
+            prior.predict_noise(x, t, cond, turntable(count))
     with pytest.raises(ValueError, match="6 cameras are no multiple"):
         check_groups(turntable(6), 4, "x")
     with pytest.raises(ValueError, match=r"render.batch must be a multiple of cameras.views=4, .* got 6"):
@@ -511,6 +533,52 @@ def test_a_shadow_counts_what_the_folded_network_does(folder: Path, prior: Diffu
     # Attention to four views takes more than to one.
     single = shadow(find(folder), torch.float32, 64, views=1)
     assert forecast(single, [8, 4], 4).network < found.network
+
+
+def test_a_loss_learns_from_no_views_that_are_no_groups(
+    folder: Path, prior: DiffusionPrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = SimpleNamespace(
+        prior=exact_pictures(prior), drawn=SimpleNamespace(cameras=turntable(9)), reference=None
+    )
+    monkeypatch.setattr("distill.run.assemble.look_at", lambda *_: picture)
+    words = (
+        "image=x.png",
+        "reference.start=samples",
+        "preset=multi_view",
+        "scene.log2_table_size=8",
+        "scene.background=white",
+        "penalties.start_rgb=1",
+    )
+    said = error_of(folder, *words, "guidance=vsd", prior=prior)
+    assert "it learns from the 4 that" in said and "add reference.start=none" in said
+    # What learns nothing is not asked meanwhile.
+    job = assemble(composed(folder, *words, "guidance=sds"), prior)
+    assert len(job.cameras(0.0, 8, generator())) == 8
+
+
+def test_memory_is_saved_by_whole_objects(folder: Path) -> None:
+    def tried(*words: str) -> list[int]:
+        given = compose_config([f"prior={folder}", "prompt=a mug", *words])
+        return [
+            change["render.at_once"] for change in savings(given, find(folder)) if "render.at_once" in change
+        ]
+
+    assert tried("render.batch=16") == [8, 4]
+    assert tried("render.batch=12") == [4]
+    assert tried("render.batch=8", "render.at_once=4") == []
+    assert tried("render.batch=8", "prior_options.views=1") == [4, 2, 1]
+    assert "render.at_once=4," in loop._too_large(3, 4, 4)
+
+
+def test_samples_are_drawn_of_several_views(prior: DiffusionPrior) -> None:
+    x = sample(prior, ["a mug"] * 4, generator=generator(), steps=1, scale=1.0, cameras=turntable(4))
+    # One step from pure noise, written out.
+    noise, t = torch.randn(4, *prior.shape, generator=generator()), torch.full((4,), 999)
+    told = prior.predict_noise(noise, t, prior.embed(["a mug"] * 4), turntable(4))
+    torch.testing.assert_close(x, (noise - prior.sigma(t) * told) / prior.alpha(t), atol=1e-3, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"needs the cameras of the 4 views .*pass cameras=$"):
+        sample(prior, ["a mug"] * 4, generator=generator(), steps=1)
 
 
 def test_a_network_without_self_attention_is_refused() -> None:

@@ -224,13 +224,88 @@ def test_the_authors_file_is_converted_once_and_loaded(network: Any, wanted: Ten
     assert preset_of(str(file)) == "multi_view"
 
 
-def test_what_is_not_mvdream_gets_one_line(network: Any, tmp_path: Path) -> None:
-    def error_of(folder: Path) -> str:
-        with pytest.raises(ValueError) as caught:
-            load_prior(folder)
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
+def error_of(prior: Path, **options: Any) -> str:
+    with pytest.raises(ValueError) as caught:
+        load_prior(prior, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
+
+def test_a_ports_folder_has_the_settings_of_mvdreams_own_file(
+    network: Any, wanted: Tensor, tmp_path: Path
+) -> None:
+    tensors = torch.load(file_of(tmp_path / "own.pt", network), weights_only=True)
+    del tensors["betas"], tensors["alphas_cumprod"]
+    file, doubled = tmp_path / "own.safetensors", tmp_path / "doubled.safetensors"
+    save_file(tensors, file)
+    save_file({name: 2 * x if "out.2" in name else x for name, x in tensors.items()}, doubled)
+    for folder in (port(tmp_path / "one", network), other_port(tmp_path / "two", network)):
+        prior = load_prior(file, dtype=torch.float32, config=folder)
+        assert (prior.views, prior.image_size) == (4, 64)
+        torch.testing.assert_close(prediction(prior), wanted, atol=1e-6, rtol=1e-5)
+        # It is the file's UNet, not the folder's: with twice its last layer, it predicts twice as much.
+        twice = prediction(load_prior(doubled, dtype=torch.float32, config=folder))
+        torch.testing.assert_close(twice, 2 * wanted, atol=1e-6, rtol=1e-5)
+    # A Stable Diffusion in a file takes no cameras: the weights of a port are not taken in its stead.
+    plain = {name: x for name, x in tensors.items() if "camera_embed" not in name}
+    save_file(plain, tmp_path / "plain.safetensors")
+    said = error_of(tmp_path / "plain.safetensors", config=tmp_path / "one")
+    assert "plain.safetensors takes no cameras, and the settings in" in said and "multi-view model" in said
+    # Beside diffusers' own settings, cameras' layers in a folder of their own are another model's.
+    prior = load_prior(tmp_path / "plain.safetensors", dtype=torch.float32, config=tmp_path / "two")
+    assert prior.views == 1 and prior.network.class_embedding is None
+    x = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    cond = prior.embed(["a mug"] * 4)["encoder_hidden_states"]
+    bare = {**dict(network.config), "class_embed_type": None, "projection_class_embeddings_input_dim": None}
+    alone = type(network).from_config(bare)
+    alone.load_state_dict(
+        {name: x for name, x in network.state_dict().items() if "class_embedding" not in name}
+    )
+    own = alone.eval()(x, torch.full((4,), 300), cond).sample
+    found = prior.predict_noise(x, torch.full((4,), 300), {"encoder_hidden_states": cond})
+    torch.testing.assert_close(found, own, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("left", ["empty", "pickled", "gone"])
+def test_a_ports_layers_for_cameras_are_looked_for(left: str, network: Any, tmp_path: Path) -> None:
+    folder = other_port(tmp_path / "two", network)
+    weights = folder / "camera_proj/diffusion_pytorch_model.safetensors"
+    if left == "pickled":
+        torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    if left == "gone":
+        (folder / "camera_proj/config.json").unlink()
+        (folder / "camera_proj").rmdir()
+    said = error_of(folder)
+    if left == "pickled":
+        assert (
+            "has pickled weights (camera_proj/diffusion_pytorch_model.bin)" in said
+            and "distill.convert" in said
+        )
+    else:
+        assert f"has no weights in {folder / 'camera_proj'} (*.safetensors)" in said
+    # An index that says there is none is one of single pictures.
+    index = folder / "model_index.json"
+    if left == "gone":
+        index.write_text(json.dumps({**json.loads(index.read_text()), "camera_proj": [None, None]}))
+        assert load_prior(folder).views == 1
+
+
+def test_heads_are_counted_or_divided() -> None:
+    """LDM's rule: ``num_head_channels`` channels each, or with -1 ``num_heads`` of them at every width."""
+    assert settings_of_unet(SAID, "x")["attention_head_dim"] == [2, 4]
+    counted = settings_of_unet({**SAID, "num_head_channels": -1, "num_heads": 8}, "x")
+    assert counted["attention_head_dim"] == [8, 8]
+    for wrong in (
+        {"num_head_channels": -1},
+        {"num_head_channels": 48},
+        {"num_head_channels": -1, "num_heads": 5},
+    ):
+        with pytest.raises(ValueError, match=r"x must have the settings .*'num_head.*' is missing or wrong"):
+            settings_of_unet({**SAID, **wrong}, "x")
+
+
+def test_what_is_not_mvdream_gets_one_line(network: Any, tmp_path: Path) -> None:
     assert "is ImageDream, which is conditioned on a picture" in error_of(
         port(tmp_path / "a", network, ip_dim=16)
     )

@@ -37,7 +37,9 @@ class Analytic(nn.Module):
     def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
         return self.density(points), torch.full_like(points, self.albedo)
 
-    def backdrop(self, directions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def backdrop(
+        self, directions: Tensor, generator: torch.Generator | None = None, together: int = 1
+    ) -> Tensor:
         return torch.ones_like(directions)
 
 
@@ -452,8 +454,10 @@ class _Denser(nn.Module):
     def density(self, points: Tensor) -> Tensor:
         return 2 * self.scene.density(points)
 
-    def backdrop(self, directions: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return self.scene.backdrop(directions, generator)
+    def backdrop(
+        self, directions: Tensor, generator: torch.Generator | None = None, together: int = 1
+    ) -> Tensor:
+        return self.scene.backdrop(directions, generator, together)
 
 
 def test_a_share_of_training_pictures_has_a_random_colour_behind_it() -> None:

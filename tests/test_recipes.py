@@ -65,6 +65,7 @@ def test_every_recipe_is_beside_its_published_values() -> None:
         "pixel_hash_grid_dreamtime",
         "latent_hash_grid_tp_sds",
         "pixel_hash_grid_tp_sds",
+        "multi_view_hyper_conv_scaledreamer_dl17k",
     }
     assert named <= files
     experiments = {path.stem for path in (FOLDER / "experiment").glob("*.yaml")}

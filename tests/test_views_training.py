@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 
 from distill.cameras import Cameras, turntable
 from distill.embedded import world
 from distill.embedded.vocabulary import of_prior
 from distill.priors import load_prior
+from distill.priors.multi_view.attention import TOLD
 from distill.priors.multi_view.camera import NUMBERS
 from distill.run.assemble import assemble
 from distill.run.compose import compose_config, preset_of, takes_views
@@ -102,27 +105,110 @@ def test_its_folder_is_a_prior_of_four_views_and_of_one(script: Any, work: Path)
     assert cameras.elevation_deg.unique().numel() == 1
 
 
-def test_a_run_goes_on_where_it_was(script: Any, work: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
+def beside(work: Path, folder: Path) -> Path:
+    """Another work folder with the same pictures."""
+    folder.mkdir()
     for part in ("pictures", "rings"):
-        (other / part).parent.mkdir(exist_ok=True)
-        (other / part).symlink_to(work / part)
-    script.main(words(other, 8))
-    first = load_file(other / "prior/unet/diffusion_pytorch_model.safetensors")
-    again = load_file(work / "prior/unet/diffusion_pytorch_model.safetensors")
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    script.main(words(other, 16))
-    second = load_file(other / "prior/unet/diffusion_pytorch_model.safetensors")
-    assert any(not torch.equal(first[name], second[name]) for name in first)
-    state = torch.load(other / "views.pt", weights_only=True)
-    assert state["seen"] == 16
-    assert any(name.startswith("class_embedding") for name in state["unet"])
+        (folder / part).symlink_to(work / part)
+    return folder
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two states are the same bit for bit."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def test_a_run_that_is_interrupted_ends_as_one_that_is_not(
+    script: Any, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, step = [0], script.train_step
+
+    def stopping(after: int) -> Any:
+        def counted(*given: Any) -> int:
+            if done[0] == after:
+                raise ConnectionAbortedError
+            done[0] += 1
+            views: int = step(*given)
+            return views
+
+        return counted
+
+    whole, halved = (beside(work, tmp_path / name) for name in ("whole", "halved"))
+    monkeypatch.setattr(script, "train_step", stopping(3))
+    script.main(words(whole, 24))
+    assert done == [3]
+    monkeypatch.setattr(script, "train_step", stopping(2))
+    done[0] = 0
+    with pytest.raises(ConnectionAbortedError):
+        script.main([*words(halved, 24), "--save-minutes", "0"])
+    assert torch.load(halved / "views.pt", weights_only=True)["seen"] == 16
+    monkeypatch.setattr(script, "train_step", stopping(9))
+    done[0] = 0
+    script.main(words(halved, 24))
+    # A third of the updates was left, and ends at the same bits.
+    assert done == [1]
+    one, other = (torch.load(folder / "views.pt", weights_only=True) for folder in (whole, halved))
+    assert one.pop("seconds") > 0 and other.pop("seconds") > 0
+    assert one["seen"] == 24 and same(one, other)
+    first, second = (
+        load_file(folder / "prior/unet/diffusion_pytorch_model.safetensors") for folder in (whole, halved)
+    )
+    assert same(first, second)
+    begun = script.make_unet(script.SHIPPED).state_dict()
+    assert any(not torch.equal(first[name], begun[name].half()) for name in first)
+    # Another prior to begin as, of the same words, would leave the folder with a text encoder of another UNet.
+    start = tmp_path / "start"
+    shutil.copytree(script.SHIPPED, start)
+    weights = start / "text_encoder/model.safetensors"
+    save_file({name: 2 * value for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"began as another prior: give the --start it was begun with"):
+        script.main([*words(halved, 32), "--start", str(start)])
+
+
+@torch.no_grad()
+def test_a_compiled_unet_follows_its_attention(script: Any) -> None:
+    """What is compiled for four views together is not used for single pictures, nor the other way round."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(16,), down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
+        norm_num_groups=4, layers_per_block=1, cross_attention_dim=16, attention_head_dim=2, **TOLD,
+    )  # fmt: skip
+    attention = script.Attention.of(unet)
+    graphs: list[Any] = []
+    made: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled: Any = torch.compile(unet, backend=backend)
+    x, text, cameras = torch.randn(4, 4, 8, 8), torch.randn(4, 3, 16), torch.randn(4, NUMBERS)
+    told = (x, torch.full((4,), 300), text)
+    found = {}
+    for _ in range(3):
+        for name in ("together", "single"):
+            unet.set_attn_processor(dict(getattr(attention, name)))
+            given = compiled(*told, class_labels=cameras).sample
+            torch.testing.assert_close(given, unet(*told, class_labels=cameras).sample)
+            found[name] = given
+        made.append(len(graphs))
+    assert (found["together"] - found["single"]).abs().max() > 1e-3
+    # Both are compiled in the first round, and no more later.
+    assert made[0] >= 2 and made[-1] == made[0]
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         (["--batch", "6"], "--batch must be a multiple of the 4 views of an object, at least 4, got 6"),
+        (["--images", "0"], "--images must be at least 1, got 0"),
+        (["--minutes", "0"], "--minutes must be above 0, got 0"),
         (["--single", "1.5"], "--single must be a share in [0, 1], got 1.5"),
         (["--start", "/nowhere"], "--start must be the folder of a text prior"),
     ],

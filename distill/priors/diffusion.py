@@ -151,7 +151,7 @@ class DiffusionPrior:
         """Predict the noise in ``x_t``, float32, same shape; the cameras are used by a multi-view prior alone.
 
         Raises:
-            ValueError: a multi-view prior has no cameras, or the batch does not hold whole objects at one timestep each.
+            ValueError: a multi-view prior has not one camera a row, or the batch does not hold whole objects at one timestep each.
         """
         cond = self._told(x_t, t, cond, cameras)
         if self.graphs is not None:
@@ -167,11 +167,7 @@ class DiffusionPrior:
         """An embedding with what a multi-view network is told of the cameras."""
         if self.views == 1 or CAMERA in cond:
             return cond
-        check_rows(len(x_t), t, self.views, self.name)
-        if cameras is None:
-            raise ValueError(
-                f"{self.name} needs the cameras of the {self.views} views that it denoises together; pass cameras="
-            )
+        cameras = check_rows(len(x_t), t, cameras, self.views, self.name)
         return {**cond, CAMERA: numbers(cameras).to(x_t.device)}
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Embedding) -> Tensor:

@@ -344,7 +344,9 @@ def space_of(
 
 def _network(source: Source, family: Family, dtype: torch.dtype) -> ModelMixin:
     """The denoiser, a published multi-view one as diffusers' class."""
-    if files := files_of(source.folder, source.file if MARK in source.marks else None):
+    own = MARK in source.marks
+    files = files_of(source.folder, source.file if own else None) if own or not source.file else {}
+    if files:
         return load_unet(files, network_settings(source, family), dtype)
     return _component(source, family.component, family.network, dtype)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from distill.cameras import Cameras
 from distill.contracts import Prior
 from distill.priors.predictions import classifier_free_guidance
 
@@ -18,6 +19,7 @@ def sample(
     steps: int = 30,
     scale: float = 3.0,
     clip: float | None = None,
+    cameras: Cameras | None = None,
 ) -> Tensor:
     r"""Draw one sample for each prompt by deterministic DDIM.
 
@@ -30,13 +32,14 @@ def sample(
         steps: network calls (each on both halves of classifier-free guidance), evenly spaced, ending at 0.
         scale: classifier-free guidance scale; 1 is purely conditional.
         clip: the largest magnitude of the predicted clean sample; 1 suits pixels, None latents.
+        cameras: one for each prompt, for a multi-view prior, whose views of an object follow one another.
 
     Returns:
         Clean samples in the prior's own space, ``[len(prompts), channel, height, width]``; the prior's
         ``decode`` makes pictures of them.
 
     Raises:
-        ValueError: ``steps`` is not between 1 and the prior's number of timesteps.
+        ValueError: ``steps`` is not between 1 and the prior's number of timesteps, or a multi-view prior has no cameras.
 
     Source: Song et al. 2021, arXiv:2010.02502. Timesteps "trailing" as in Lin et al. 2024, arXiv:2305.08891.
     """
@@ -46,10 +49,11 @@ def sample(
     x = torch.randn(n, *prior.shape, generator=generator).to(prior.device)
     table = prior.embed([*prompts, ""])
     cond = {name: value[[*range(n), *[n] * n]] for name, value in table.items()}
+    twice = cameras and Cameras.joined([cameras, cameras])
     times = torch.linspace(prior.num_timesteps, 0, steps + 1).round().long() - 1
     for now, after in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
         t = torch.full((n,), now, device=prior.device)
-        positive, empty = prior.predict_noise(torch.cat([x, x]), torch.cat([t, t]), cond).chunk(2)
+        positive, empty = prior.predict_noise(torch.cat([x, x]), torch.cat([t, t]), cond, twice).chunk(2)
         noise = classifier_free_guidance(empty, positive, scale)
         clean = (x - prior.sigma(t) * noise) / prior.alpha(t)
         if clip is not None:

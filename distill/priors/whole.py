@@ -12,7 +12,14 @@ from distill.convert import pickled
 from distill.priors.draft import PART as DRAFT
 from distill.priors.families import Family
 from distill.priors.header import AGAIN, shapes_of
-from distill.priors.multi_view.published import CAMERA_PART, MARK, names_of, settings_of_unet
+from distill.priors.multi_view.attention import takes_cameras
+from distill.priors.multi_view.published import (
+    CAMERA_PART,
+    MARK,
+    has_cameras_beside,
+    names_of,
+    settings_of_unet,
+)
 from distill.priors.quiet import quiet
 from distill.priors.source import Source, variant_of
 
@@ -44,8 +51,9 @@ def check_whole(source: Source, family: Family, index: dict[str, Any]) -> None:
     settings_of(folder / "scheduler" / "scheduler_config.json")
     if source.file:
         check_single(source, family, settings)
-    for part in weighty:
-        if part not in source.parts:
+    beside = [CAMERA_PART] if family.component == "unet" and has_cameras_beside(folder) else []
+    for part in [*weighty, *beside]:
+        if (family.component if part == CAMERA_PART else part) not in source.parts:
             check_weights(folder, part)
     for part in index:
         if part.startswith("tokenizer") and named(index, part) and not any((folder / part).glob("*")):
@@ -65,7 +73,7 @@ def network_settings(source: Source, family: Family) -> dict[str, Any]:
     said = settings_of(path)
     if family.component != "unet":
         return said
-    beside = (source.folder / CAMERA_PART).is_dir() and family.component not in source.parts
+    beside = family.component not in source.parts and has_cameras_beside(source.folder)
     return settings_of_unet(said, str(path), cameras=beside or MARK in source.marks)
 
 
@@ -103,6 +111,11 @@ def check_single(source: Source, family: Family, settings: dict[str, dict[str, A
     if first[1] == 9 != said.get("in_channels", 4):
         raise ValueError(
             f"{source.file} takes 9 channels (it is a model for inpainting); choose a text-to-image model"
+        )
+    if takes_cameras(said) and MARK not in source.marks:
+        raise ValueError(
+            f"{source.file} takes no cameras, and the settings in {source.folder / family.component} are of a multi-view model; "
+            "give those of its own kind with prior_options.config=FOLDER"
         )
     widths = said.get("block_out_channels", (320,))
     wide = said.get("cross_attention_dim", 1280)

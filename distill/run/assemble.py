@@ -101,11 +101,16 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
     if learner and ranks.size > 1:
         raise ValueError(LEARNS)
     settings = make_settings(config)
+    if picture and picture.drawn and learner and prior.views > 1:
+        raise ValueError(
+            f"reference.start=samples shows this guidance views that are no groups, and it learns from the {prior.views} that {prior.name} "
+            "takes together; add reference.start=none, or choose a guidance that learns nothing"
+        )
     if picture and picture.drawn:
         until = config.reference.start_until
         cameras = views_first(cameras, picture.drawn.cameras, until)
         guidance = asked_later(guidance, until)
-    render = partial(make_renderer, config, scene, settings.penalties, picture)
+    render = partial(make_renderer, config, scene, settings.penalties, picture, prior.views)
     return Job(
         state=State(scene, optimiser, generator, learner=learner),
         prior=prior,
@@ -339,10 +344,14 @@ def make_renderer(
     scene: Scene,
     penalties: Mapping[str, Ramp],
     picture: Picture | None,
+    together: int,
     *,
     frugal: bool = False,
 ) -> Renderer:
-    """Return what renders the scene for training: in windows, with the distances to known views as further penalties."""
+    """Return what renders the scene for training: in windows, with the distances to known views as further penalties.
+
+    ``together`` views of an object have one background.
+    """
     options: dict[str, Any] = {}
     if "shading" in scene.features:
         options |= {"shading": config.render.shading, "soft_light": config.render.soft_light}
@@ -353,7 +362,8 @@ def make_renderer(
     near = [name for name in penalties if name in reference.PENALTIES]
     first = [name for name in penalties if name in reference.START]
     own = tuple(name for name in penalties if name not in (*near, *first))
-    render: Renderer = partial(scene.render, penalties=own, **options)
+    shared: dict[str, Any] = {"together": together} if "together" in scene.features else {}
+    render: Renderer = partial(scene.render, penalties=own, **shared, **options)
     if config.render.patch is not None:
         render = patched(render, config.render.patch, config.render.coarse)
     if picture is not None and picture.drawn and first:
@@ -372,10 +382,15 @@ def words_of(config: DictConfig, prior: Prior, features: frozenset[str]) -> prom
     if not prior.words or (style == "auto" and ("sides" not in features or prior.views > 1)):
         style = "none"
     options = config.views
+    own = prompts.own_prompts(options)
+    if own and prior.views > 1 and config.view_words == "auto":
+        raise ValueError(
+            f"prompts for single views need view_words=four, and {prior.name} is told cameras in numbers, so that auto is none; add "
+            "view_words=four, or leave them out"
+        )
     return prompts.view_words(
-        style, config.prior, front_deg=options.front_deg, overhead_deg=options.overhead_deg,
-        own=prompts.own_prompts(options),
-    )  # fmt: skip
+        style, config.prior, front_deg=options.front_deg, overhead_deg=options.overhead_deg, own=own
+    )
 
 
 def texts_of(config: DictConfig, prior: Prior) -> list[str]:

@@ -179,6 +179,7 @@ FEATURES = {
     "normals": "has normals",
     "shading": "can be shaded",
     "chunks": "is rendered in chunks of rays",
+    "together": "has one random background for all views of an object",
     "library": "makes the scenes of a library of prompts",
     "from_field": "begins with the field of an earlier run",
 }

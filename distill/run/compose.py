@@ -156,6 +156,9 @@ def implied(words: Sequence[str]) -> dict[str, str]:
         found |= dict.fromkeys(as_overrides(shared), "follows from init=")
     if takes_views(given):
         found["cameras=groups"] = f"follows from prior={given['prior']}"
+        views = given.get("prior_options.views", "null")
+        if views != "null" and "cameras.views" not in given:
+            found[f"cameras.views={views}"] = f"follows from prior_options.views={views}"
     if "preset" in given:
         return found
     if given.get("image", "null") not in ("null", ""):
@@ -164,21 +167,30 @@ def implied(words: Sequence[str]) -> dict[str, str]:
         if given.get("prompt") and "guidance" not in given:
             found["guidance=mix"] = "follows from a prompt with image="
     elif (prior := given.get("prior", "embedded")) != "embedded":
-        found[f"preset={preset_of(prior)}"] = f"follows from prior={prior}"
+        single = given.get("prior_options.views") == "1"
+        found[f"preset={preset_of(prior, single=single)}"] = f"follows from prior={prior}"
     return found
 
 
 def takes_views(given: Mapping[str, str]) -> bool:
     """Tell whether options name a multi-view prior that is to take several views, so that cameras are drawn in groups."""
-    from distill.priors.multi_view.attention import takes_cameras
-
     prior = given.get("prior", "embedded")
     if prior == "embedded" or given.get("prior_options.views") == "1" or "cameras" in given:
         return False
+    return told_cameras(prior)
+
+
+def told_cameras(prior: str) -> bool:
+    """Tell whether a prior's network is told cameras, from the table, a folder's settings or a file's head."""
+    from distill.priors.multi_view.attention import takes_cameras
+    from distill.priors.multi_view.published import has_cameras_beside
+
     if pipeline_of(prior) == "MVDreamPipeline":
         return True
+    folder = user_path(prior)
     try:
-        return takes_cameras(json.loads((user_path(prior) / "unet" / "config.json").read_text()))
+        said = json.loads((folder / "unet" / "config.json").read_text())
+        return takes_cameras(said) or has_cameras_beside(folder)
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -200,13 +212,18 @@ def _expand(alias: str, timesteps: str | None) -> dict[str, str]:
     return chosen if timesteps else {**chosen, f"timesteps={own}": f"follows from guidance={alias}"}
 
 
-def preset_of(prior: str) -> str:
-    """The preset of a prior's family, ``none`` where the family is not known; ``embedded`` for a prior of the embedded world."""
+def preset_of(prior: str, *, single: bool = False) -> str:
+    """The preset of a prior's family, ``none`` where the family is not known; ``embedded`` for a prior of the embedded world.
+
+    One whose network is told cameras has ``multi_view``, unless it is to take a ``single`` picture at a time.
+    """
     from distill.embedded.vocabulary import of_prior
     from distill.priors.families import FAMILIES
 
     if of_prior(prior):
         return "embedded"
+    if not single and told_cameras(prior):
+        return "multi_view"
     family = FAMILIES.get(pipeline_of(prior))
     return family.preset if family else "none"
 

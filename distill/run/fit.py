@@ -11,7 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from distill.forecast.cost import SHARE, cost, log
 from distill.forecast.network import Forecast
 from distill.priors.load import family_of
+from distill.priors.multi_view.attention import views_of
 from distill.priors.source import Source
+from distill.priors.whole import network_settings
 from distill.run.checks import bytes_of
 
 
@@ -49,14 +51,15 @@ SAVINGS = ("render.at_once", "render.recompute", "prior_options.checkpointing")
 def savings(config: DictConfig, source: Source) -> Iterator[dict[str, Any]]:
     """Changes that each save memory on top of those before: first as the user has it."""
     yield {}
+    family, index = family_of(source.folder)
+    together = views_of(network_settings(source, family), config.prior_options.views, source.name)
     views = min(config.render.at_once or config.render.batch, config.render.batch)
-    while views > 1:
-        views //= 2
+    while views > together:
+        views = max(views // 2 // together, 1) * together
         yield {"render.at_once": views}
     yield {"render.recompute": True}
     import diffusers
 
-    _, index = family_of(source.folder)
     kind = getattr(diffusers, index["vae"][1]) if "vae" in index else None
     if getattr(kind, "_supports_gradient_checkpointing", False):
         yield {"prior_options.checkpointing": True}

@@ -161,7 +161,8 @@ class Rendering:
         shading: ``albedo``, ``lambertian`` (lit), ``textureless`` (lit and white), or ``normals`` (as colours).
         turns: shares of the pictures that are shaded otherwise.
         soft_light: a random share of the light comes from everywhere, rather than a tenth.
-        at_once: of the batch, how many views are in memory at a time; their gradients add up. None for all.
+        at_once: of the batch, how many views are in memory at a time; their gradients add up. None for all. Of a multi-view prior, a
+            multiple of its views, and no less.
         recompute: render again on the way back, ``chunk_rays`` rays at a time, rather than keep every sample.
         patch: side of a random window that alone is rendered in full, pixels, amid a picture of ``coarse`` pixels
             resized; None renders all of it.

@@ -89,9 +89,11 @@ class Run:
         names = [name for name, _ in self.unet.named_parameters()]
         return {name: value.cpu().clone() for name, value in zip(names, self.ema, strict=True)}
 
-    def save(self, path: Path, words: Mapping[str, int]) -> None:
+    def save(self, path: Path, words: Mapping[str, int], begun: str = "") -> None:
+        """Write all of it, with the tokenizer's words and what tells the prior apart that the training began as."""
         state = {
             "words": dict(words),
+            "begun": begun,
             "unet": self.unet.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "ema": self.ema,
@@ -105,16 +107,20 @@ class Run:
         torch.save(state, temporary)
         os.replace(temporary, path)
 
-    def load(self, path: Path, device: torch.device, words: Mapping[str, int]) -> None:
-        """Take over a saved state.
+    def load(self, path: Path, device: torch.device, words: Mapping[str, int], begun: str = "") -> None:
+        """Take over a saved state; arguments as of ``save``.
 
         Raises:
-            ValueError: it is of a training on other names.
+            ValueError: it is of a training on other names, or of one that began as another prior.
         """
         state = torch.load(path, map_location=device, weights_only=True)
         if state.get("words", dict(words)) != dict(words):
             raise ValueError(
-                f"{path} is of a training on other names: give the --things it was begun with, or another --work"
+                f"{path} is of a training on other names: give the --things or the --start it was begun with, or another --work"
+            )
+        if state.get("begun", begun) != begun:
+            raise ValueError(
+                f"{path} is of a training that began as another prior: give the --start it was begun with, or another --work"
             )
         self.unet.load_state_dict(state["unet"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -165,6 +171,17 @@ def learn(
         decay = min(0.999, (1 + steps) / (10 + steps))
         torch._foreach_lerp_(run.ema, list(run.unet.parameters()), 1 - decay)
     run.loss = 0.99 * run.loss + 0.01 * loss.item() if run.loss else loss.item()
+
+
+def check_amounts(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End with one line where a training would have nothing to do."""
+    for name in ("images", "batch"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if options.minutes is not None and options.minutes <= 0:
+        parser.error(f"--minutes must be above 0, got {options.minutes:g}")
+    if options.save_minutes < 0:
+        parser.error(f"--save-minutes must be at least 0, got {options.save_minutes:g}")
 
 
 def train(

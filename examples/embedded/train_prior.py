@@ -22,7 +22,7 @@ import dataset
 import torch
 from diffusers import UNet2DConditionModel
 from grown import grown
-from prior_training import PATCH, Run, learn, make_scheduler, train
+from prior_training import PATCH, Run, check_amounts, learn, make_scheduler, train
 from safetensors.torch import load_file
 from text_side import (
     WIDTH,
@@ -296,6 +296,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="prior's folder, rewritten at each save; without --things by default the one that ships",
     )  # fmt: skip
     options = parser.parse_args(words)
+    check_amounts(parser, options)
     if options.things and not options.output:
         parser.error(
             "--things needs --output, the folder of the new prior: the one that ships is of the world alone"

@@ -4,7 +4,8 @@ An interrupted run continues when started again:
 
     python examples/embedded/train_views.py --work ~/views --output ~/views/prior --images 500000
 
-The network begins as the prior that it is started from: what it makes of a camera is added to the time embedding and is 0 at first.
+On single pictures the network begins as the prior that it is started from: what it makes of a camera is added to the time embedding
+and is 0 at first.
 In some of the updates it sees single pictures, captioned with their view and told no camera, so that it stays a prior of these
 (``prior_options.views=1``); in the others it sees objects in rings of four views, captioned without a view.
 """
@@ -23,7 +24,7 @@ import dataset
 import torch
 import views_dataset
 from diffusers import UNet2DConditionModel
-from prior_training import Run, learn, make_scheduler, train
+from prior_training import Run, check_amounts, learn, make_scheduler, train
 from safetensors.torch import load_file
 from text_side import tokens
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from train_prior import SHIPPED
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from distill.embedded.vocabulary import NAMES, write_names
+from distill.files.atomic import sha256_once
 from distill.priors.multi_view.attention import TOLD, VIEWS, Folded, fold
 from distill.priors.multi_view.camera import NUMBERS
 
@@ -105,21 +107,26 @@ def start(options: argparse.Namespace, data: Data) -> tuple[Run, Attention]:
     encoder = CLIPTextModel.from_pretrained(options.start / "text_encoder").float()
     run = Run.begin(unet, encoder, data.pictures.generator, device)
     if saved.exists():
-        run.load(saved, device, data.tokenizer.get_vocab())
+        run.load(saved, device, data.tokenizer.get_vocab(), weights_of(options.start))
         print(f"going on at {run.seen} images")
     return run, attention
 
 
+def weights_of(folder: Path) -> str:
+    """Hashes of a prior's weights, which tell it apart: all but the UNet is taken over from it."""
+    return " ".join(sha256_once(path) for path in sorted(folder.glob("*/*.safetensors")))
+
+
 def train_step(
-    run: Run, attention: Attention, data: Data, abar: Tensor, n: int, exponent: float, single: float
-) -> int:
-    """One update on ``n`` pictures; returns how many views each object had."""
+    run: Run, model: Any, attention: Attention, data: Data, abar: Tensor, n: int, exponent: float, single: float
+) -> int:  # fmt: skip
+    """One update on ``n`` pictures by the UNet, perhaps compiled; returns how many views each object had."""
     views = 1 if float(torch.rand(1, generator=run.generator)) < single else VIEWS
     run.unet.set_attn_processor(dict(attention.single if views == 1 else attention.together))
     images, cameras, captions = data.draw(n, views)
     with torch.no_grad():
         cond = run.encoder(tokens(data.tokenizer, captions).to(abar.device)).last_hidden_state
-    learn(run, run.unet, images, cond, abar, exponent, views, class_labels=cameras.to(abar.device))
+    learn(run, model, images, cond, abar, exponent, views, class_labels=cameras.to(abar.device))
     return views
 
 
@@ -155,9 +162,11 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--last-exponent", type=float, default=0.7, help="p of t = 1000 u^p at the end; small is noisy"
     )
+    parser.add_argument("--compile", action="store_true", help="faster after some minutes of compiling")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save-minutes", type=float, default=4)
     options = parser.parse_args(words)
+    check_amounts(parser, options)
     if options.batch < VIEWS or options.batch % VIEWS:
         parser.error(
             f"--batch must be a multiple of the {VIEWS} views of an object, at least {VIEWS}, got {options.batch}"
@@ -183,13 +192,16 @@ def main(words: Sequence[str] | None = None) -> None:
     print(f"UNet: {sum(p.numel() for p in run.unet.parameters()) / 1e6:.2f}M parameters", flush=True)
 
     def save() -> None:
-        run.save(options.work / "views.pt", data.tokenizer.get_vocab())
+        run.save(options.work / "views.pt", data.tokenizer.get_vocab(), weights_of(options.start))
         write_folder(options.output, run, options.start)
 
     abar = make_scheduler().alphas_cumprod.to(options.device)
 
+    # It is compiled once for each kind of attention.
+    model = torch.compile(run.unet) if options.compile else run.unet
+
     def update(exponent: float) -> None:
-        train_step(run, attention, data, abar, options.batch, exponent, options.single)
+        train_step(run, model, attention, data, abar, options.batch, exponent, options.single)
 
     train(run, options, update, save)
 

@@ -7,14 +7,15 @@ from distill.priors.families.flux import FLUX
 from distill.priors.families.pixart import PIXART_ALPHA, PIXART_SIGMA
 from distill.priors.families.sana import SANA
 from distill.priors.families.sd3 import SD3
-from distill.priors.families.unet import DEEPFLOYD, MVDREAM, PLAIN, STABLE_DIFFUSION, STABLE_DIFFUSION_XL
+from distill.priors.families.unet import DEEPFLOYD, PLAIN, STABLE_DIFFUSION, STABLE_DIFFUSION_XL
 
 #: By ``_class_name`` in ``model_index.json``.
 FAMILIES: dict[str, Family] = {
     "DiffusionPipeline": PLAIN,
     "StableDiffusionPipeline": STABLE_DIFFUSION,
     "LatentConsistencyModelPipeline": STABLE_DIFFUSION,
-    "MVDreamPipeline": MVDREAM,
+    # Stable Diffusion 2.1's parts and prompts, with a network that takes several views.
+    "MVDreamPipeline": STABLE_DIFFUSION,
     "StableDiffusionXLPipeline": STABLE_DIFFUSION_XL,
     "IFPipeline": DEEPFLOYD,
     "PixArtAlphaPipeline": PIXART_ALPHA,

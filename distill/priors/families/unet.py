@@ -142,8 +142,6 @@ PLAIN = Family(
     half=torch.float16,
 )
 STABLE_DIFFUSION = replace(PLAIN, embed=embed, preset="latent")
-#: Stable Diffusion 2.1's parts and prompts, with a network that takes several views.
-MVDREAM = replace(STABLE_DIFFUSION, preset="multi_view")
 STABLE_DIFFUSION_XL = Family(
     "UNet2DConditionModel",
     "unet",

@@ -68,8 +68,10 @@ def views_of(settings: Mapping[str, Any], wanted: int | None, name: str, *, cont
         controlnet: whether one is beside it, which is shown one picture at a time.
 
     Raises:
-        ValueError: several are wanted of a network that is told no cameras, or beside a ControlNet.
+        ValueError: fewer than one are wanted, or several of a network that is told no cameras, or beside a ControlNet.
     """
+    if wanted is not None and wanted < 1:
+        raise ValueError(f"prior_options.views must be at least 1, got {wanted}")
     if takes_cameras(settings):
         views = VIEWS if wanted is None else wanted
         if controlnet and views > 1:

@@ -68,8 +68,10 @@ def check_groups(cameras: Cameras, views: int, name: str) -> None:
         )
 
 
-def check_rows(rows: int, t: Tensor, views: int, name: str) -> None:
-    """Check that a batch holds whole objects, each at one timestep; timesteps on a device are not looked at.
+def check_rows(rows: int, t: Tensor, cameras: Cameras | None, views: int, name: str) -> Cameras:
+    """Check that a batch holds whole objects, each at one timestep, and return its cameras, one a row.
+
+    Timesteps on a device are not looked at.
 
     Raises:
         ValueError: it does not.
@@ -82,6 +84,15 @@ def check_rows(rows: int, t: Tensor, views: int, name: str) -> None:
         raise ValueError(
             f"{name} takes {views} views of one object at one timestep, and those given differ within an object"
         )
+    if cameras is None:
+        raise ValueError(
+            f"{name} needs the cameras of the {views} views that it denoises together; pass cameras="
+        )
+    if len(cameras) != rows:
+        raise ValueError(
+            f"{name} is told the camera of each picture, got {len(cameras)} cameras for {rows} pictures"
+        )
+    return cameras
 
 
 def _first_and_all(t: Tensor, views: int) -> tuple[Tensor, Tensor]:

@@ -66,20 +66,19 @@ def settings_of_unet(said: Mapping[str, Any], where: str, *, cameras: bool = Fal
     Raises:
         ValueError: they are of a network that is not MVDream's.
     """
-    if cameras:
-        # Stable Diffusion's settings, whose pictures are twice as large.
-        return {**said, **TOLD, "sample_size": min(int(said.get("sample_size") or SIZE), SIZE)}
     if said.get("_class_name") != PORTED:
-        return dict(said)
+        # Stable Diffusion's settings, whose pictures are twice as large.
+        own = {**TOLD, "sample_size": min(int(said.get("sample_size") or SIZE), SIZE)} if cameras else {}
+        return {**said, **own}
     if said.get("ip_dim"):
         raise ValueError(f"{where} {IMAGEDREAM}")
     try:
         widths = [said["model_channels"] * times for times in said["channel_mult"]]
         attends = [2**level in said["attention_resolutions"] for level in range(len(widths))]
-        layers, text, inner = said["num_res_blocks"], said["context_dim"], said["num_head_channels"]
+        layers, text = said["num_res_blocks"], said["context_dim"]
         size, channels, out = said["image_size"], said["in_channels"], said["out_channels"]
-        heads = [width // inner for width in widths]
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+        heads = [_heads(said, width) for width in widths]
+    except (KeyError, TypeError) as error:
         raise ValueError(
             f"{where} must have the settings of MVDream's UNet, and {error} is missing or wrong; {AGAIN}"
         ) from error
@@ -102,6 +101,19 @@ def settings_of_unet(said: Mapping[str, Any], where: str, *, cameras: bool = Fal
         "use_linear_projection": True,
         **TOLD,
     }
+
+
+def _heads(said: Mapping[str, Any], width: int) -> int:
+    """How many heads attend at a width: so many of some channels each, or a number of them.
+
+    Raises:
+        KeyError: the settings say neither, or what does not divide the width.
+    """
+    inner = said["num_head_channels"]
+    found: int = width // inner if inner > 0 else said["num_heads"]
+    if found < 1 or width % found or (inner > 0 and width % inner):
+        raise KeyError("num_head_channels" if inner > 0 else "num_heads")
+    return found
 
 
 def renamed(name: str, layers: int) -> str:
@@ -160,6 +172,13 @@ def names_of(found: Iterable[str], settings: Mapping[str, Any]) -> dict[str, str
     return {name: renamed(name, layers) if theirs.match(name) else name for name in found}
 
 
+def has_cameras_beside(folder: Path) -> bool:
+    """Tell whether the camera's layers are a part of their own, as a folder's index says or the part itself."""
+    index = folder / "model_index.json"
+    said = json.loads(index.read_text()).get(CAMERA_PART) if index.is_file() else None
+    return (isinstance(said, list) and said[-1] is not None) or (folder / CAMERA_PART).is_dir()
+
+
 def files_of(folder: Path, file: Path | None = None) -> dict[Path, str]:
     """Return the files of a published multi-view UNet, each with what the names of its tensors begin with.
 
@@ -168,13 +187,18 @@ def files_of(folder: Path, file: Path | None = None) -> dict[Path, str]:
     Args:
         folder: of the prior.
         file: with all of its weights, under its authors' names; or None.
+
+    Raises:
+        ValueError: the camera's part has no safetensors.
     """
     if file is not None:
         return {file: IN_FILE}
     unet, cameras = folder / "unet", sorted((folder / CAMERA_PART).glob("*.safetensors"))
     said = json.loads((unet / "config.json").read_text()) if (unet / "config.json").is_file() else {}
-    if said.get("_class_name") != PORTED and not cameras:
+    if said.get("_class_name") != PORTED and not has_cameras_beside(folder):
         return {}
+    if said.get("_class_name") != PORTED and not cameras:
+        raise ValueError(f"{folder / CAMERA_PART} has no safetensors")
     found = sorted(unet.glob("*.safetensors"))
     # Of weights in two precisions, those in full.
     full = [path for path in found if not re.search(r"\.(fp16|bf16)[.-]", path.name)]
