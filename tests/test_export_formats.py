@@ -399,6 +399,15 @@ def test_usdz_is_valid_aligned_in_metres_and_upright(tmp_path: Path, kind: str, 
     assert path.read_bytes() == content and os.listdir(tmp_path) == [path.name]
 
 
+@pytest.mark.parametrize("name", ["Materials", "Looks", "surface", "st", "colour", "displayColor"])
+def test_no_name_of_a_usdz_meets_one_of_its_own_prims(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("pxr", reason="usd-core is not installed")
+    save_meshes(crate(), tmp_path, formats=["usdz"], name=name)
+    read = by_pxr(tmp_path / f"{name}.usdz")
+    assert len(read.faces) == 12 and read.names == {name} and complaints(tmp_path / f"{name}.usdz") == []
+    np.testing.assert_array_equal(read.texels(), np.repeat(COLOURS, 2, axis=0))
+
+
 def test_the_validators_see_a_package_without_its_texture(tmp_path: Path) -> None:
     pytest.importorskip("pxr", reason="usd-core is not installed")
     save_mesh(crate(), tmp_path / "crate.usdz")

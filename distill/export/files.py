@@ -122,6 +122,10 @@ def save_mesh(mesh: Mesh, path: Path | str, *, up: Up = "y") -> None:
     WRITERS[suffix](mesh, Path(path), up=up)
 
 
+#: A rough material that is no metal.
+MATT = {"metallicFactor": 0.0, "roughnessFactor": 0.9}
+
+
 def write_glb(
     mesh: Mesh, path: Path, *, up: Up = "y", of: str | None = None, lods: Sequence[Mesh] = ()
 ) -> None:
@@ -134,7 +138,7 @@ def write_glb(
         of: name of the full mesh, where this is a level of one and shares its material.
         lods: simplified meshes with the same texture, finest first, which are added as MSFT_lod.
     """
-    material = PBRMaterial(name=of or path.stem, metallicFactor=0.0, roughnessFactor=0.9)
+    material = PBRMaterial(name=of or path.stem, **MATT)
     if mesh.texture is not None:
         material.baseColorTexture = Image.fromarray(mesh.texture)
     scene = trimesh.Scene()
@@ -150,6 +154,11 @@ def write_glb(
 
     def finished(tree: dict[str, Any]) -> None:
         complete(tree)
+        if mesh.texture is None:
+            # trimesh writes a material only beside texture coordinates, and glTF's own is bare metal.
+            tree["materials"] = [{"name": of or path.stem, "pbrMetallicRoughness": MATT}]
+            for each in tree["meshes"]:
+                each["primitives"][0]["material"] = 0
         if lods:
             chain(tree, names)
 
