@@ -266,9 +266,9 @@ class HashGridScene(nn.Module):
 
     def assets(self) -> dict[str, Writer]:
         """Return the writer of mesh files."""
-        from distill.export.asset import mesh_writer
+        from distill.export.asset import MeshWriter
 
-        return {"mesh": mesh_writer(self.field())}
+        return {"mesh": MeshWriter(self.field())}
 
     def query(self, points: Tensor, weights: Weights | None = None) -> tuple[Tensor, Tensor]:
         """Density per radius, ``[n]``, and albedo in [0, 1], ``[n, 3]``, at points ``[n, 3]`` in radii.

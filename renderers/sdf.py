@@ -301,9 +301,9 @@ class SdfScene(nn.Module):
 
     def assets(self) -> dict[str, Writer]:
         """Return the writer of mesh files, of the surface where the distance is 0."""
-        from distill.export.asset import mesh_writer
+        from distill.export.asset import MeshWriter
 
-        return {"mesh": mesh_writer(self.field(), self.signed_distance)}
+        return {"mesh": MeshWriter(self.field(), self.signed_distance)}
 
     def backdrop(self, directions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Colour behind the scene, see ``HashGridScene.backdrop``."""

@@ -24,7 +24,7 @@ from distill.cameras import Cameras, turntable
 from distill.cli import main
 from distill.contracts import Render
 from distill.export import choices
-from distill.export.asset import mesh_writer
+from distill.export.asset import MeshWriter
 from distill.export.choices import FORMATS, check_files
 from distill.export.files import WRITERS, names_of, save_mesh, save_meshes
 from distill.export.frame import place_of, welded
@@ -35,6 +35,7 @@ from distill.files.checkpoint import save_checkpoint
 from distill.job import State, make_optimiser
 from distill.run.assemble import look
 from distill.run.compose import as_overrides, compose_config
+from distill.run.execute import describe_and_export
 from distill.run.scenes import scene_maker
 
 #: Of the box: its middle and its edges, in the scene's frame; +x is the front, +y the left, +z the top.
@@ -598,6 +599,88 @@ def test_an_asset_is_saved_as_one_file_or_as_a_folder(tmp_path: Path) -> None:
         check_files(["glb"], "crate", 9, "files")
 
 
+def test_an_asset_says_where_it_is(tmp_path: Path) -> None:
+    scene: Any = None
+    asset = Asset("a crate", tmp_path, scene, unseen, {})
+    asset.__dict__["mesh"] = crate()
+    written = asset.save(tmp_path / "Big.GLB")
+    assert written.is_file() and os.listdir(tmp_path) == [written.name] == ["Big.glb"]
+
+
+#: Of an OBJ, what replaces the texture of another one: without an OBJ, with one of its own, and with one that is not ours.
+STRANGE: list[dict[str, str]] = [
+    {"mug.png": "mine"},
+    {"mug.mtl": "mine"},
+    {"mug.png": "mine", "mug.mtl": "newmtl a\nmap_Kd other.png\n", "mug.obj": "mtllib mug.mtl\n"},
+    {"mug.mtl": "newmtl a\n", "mug.obj": "mtllib other.mtl\nv 0 0 0\n"},
+    {"mug.png": "mine", "mug.obj": "v 0 0 0\n"},
+]
+
+
+@pytest.mark.parametrize("there", STRANGE)
+@pytest.mark.parametrize("how", ["asset", "folder", "mesh"])
+def test_an_obj_replaces_no_picture_or_material_of_another(
+    tmp_path: Path, there: dict[str, str], how: str
+) -> None:
+    for name, text in there.items():
+        (tmp_path / name).write_text(text)
+    scene: Any = None
+    asset = Asset("a crate", tmp_path, scene, unseen, {})
+    asset.__dict__["mesh"] = crate()
+    with pytest.raises(ValueError, match=r"mug\.(png|mtl) is there and .* choose another name") as caught:
+        if how == "asset":
+            asset.save(tmp_path / "mug.obj")
+        elif how == "folder":
+            asset.save(tmp_path, formats=["glb", "obj"], name="mug")
+        else:
+            save_mesh(crate(), tmp_path / "mug.obj")
+    assert "\n" not in str(caught.value)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == there
+
+
+def test_an_obj_replaces_its_own_texture_and_one_without_needs_none(tmp_path: Path) -> None:
+    darker = replace(crate(), texture=np.zeros((2 * TILE, 3 * TILE, 3), np.uint8))
+    for mesh in (crate(), darker):
+        save_mesh(mesh, tmp_path / "my crate.obj")
+        np.testing.assert_array_equal(by_trimesh(tmp_path / "my crate.obj").picture, mesh.texture)
+    (tmp_path / "bare.png").write_text("mine")
+    save_mesh(welded(crate()), tmp_path / "bare.obj")
+    assert (tmp_path / "bare.png").read_text() == "mine" and not (tmp_path / "bare.mtl").exists()
+
+
+def test_an_empty_mesh_is_one_line(tmp_path: Path) -> None:
+    empty = Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64), np.zeros((0, 3), np.float32))
+    with pytest.raises(ValueError, match="expected a mesh with faces to save, got none") as caught:
+        save_meshes(empty, tmp_path / "new")
+    assert "\n" not in str(caught.value) and not (tmp_path / "new").exists()
+
+
+#: Options of scenes with a mesh, as small as they may be, and another choice of what shapes it.
+MESHED = {
+    "hash_grid": ["scene.levels=2", "export.iso=2"],
+    "sdf": ["scene.levels=2", "scene.resolution=16", "init=x"],
+}
+
+
+@pytest.mark.parametrize("name", MESHED)
+def test_an_asset_s_mesh_is_the_one_that_its_run_writes(tmp_path: Path, name: str) -> None:
+    config = compose_config(
+        ["prompt=a red mug", f"scene={name}", *MESHED[name], "scene.occupancy_resolution=16", "export.resolution=20", "export.faces=150",
+         "export.texture_size=64", "export.frames=1", "export.picture_size=16", "export.formats=glb"]
+    )  # fmt: skip
+    scene = scene_maker(config)(seed=torch.Generator().manual_seed(0))
+    asset = describe_and_export(
+        config, tmp_path, scene, look(scene, torch.device("cpu")), {"prompt": "a red mug", "seconds": {}}
+    )
+    asset.save(tmp_path / "again" / "mesh.glb")
+    assert 50 < len(asset.mesh.faces) <= 150 and asset.mesh.texture is not None
+    assert asset.mesh.texture.shape == (64, 64, 3)
+    assert (tmp_path / "again" / "mesh.glb").read_bytes() == (tmp_path / "mesh.glb").read_bytes()
+    if name == "sdf":  # which begins as a ball of radius 0.5, in cubes of 0.1 along their edge
+        radii = np.linalg.norm(asset.mesh.vertices, axis=1)
+        assert np.abs(radii - 0.5).max() < 0.02 and asset.mesh.iso_level == 0
+
+
 SMALL = ["prompt=a red mug", "iterations=3", "scene.levels=2", "scene.occupancy_resolution=16", "export.resolution=24", "export.faces=300", "export.texture_size=64",
          "export.formats=stl", "export.iso=2", "device=cpu"]  # fmt: skip
 
@@ -635,7 +718,7 @@ def test_a_finished_run_is_exported_anew_without_its_prior(
     assert capsys.readouterr().out.splitlines() == [str(folder / name) for name in names]
     options = {**compose_config(SMALL).export, "formats": ["glb", "ply"], "name": "mug", "lods": 1}
     (tmp_path / "own").mkdir()
-    mesh_writer(scene.field())(tmp_path / "own", look(scene, torch.device("cpu")), options)
+    MeshWriter(scene.field())(tmp_path / "own", look(scene, torch.device("cpu")), options)
     assert all((folder / name).read_bytes() == (tmp_path / "own" / name).read_bytes() for name in names)
     manifest = json.loads((folder / "manifest.json").read_text())
     (said,) = manifest["exports"]

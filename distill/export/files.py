@@ -53,7 +53,8 @@ def save_meshes(
         ``vertices`` of each.
 
     Raises:
-        ValueError: an option is out of range, or a package is missing.
+        ValueError: the mesh is empty, an option is out of range, a package is missing, or an OBJ's MTL or PNG would replace what is
+            not its own.
     """
     check_files(formats, name, lods, lod_as)
     return write_meshes(
@@ -74,8 +75,14 @@ def write_meshes(
     up: Up,
 ) -> dict[str, Any]:
     """Write a mesh as ``save_meshes`` does, with options that are checked and any name that the file system takes."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if not len(mesh.faces):
+        raise ValueError(
+            "expected a mesh with faces to save, got none (an empty scene); train longer, or choose a lower iso"
+        )
     place = place_of(mesh, pivot=pivot, size_m=size_m)
+    if mesh.texture is not None and "obj" in (USUAL if formats is None else formats):
+        check_beside(folder / f"{name}.obj")
+    folder.mkdir(parents=True, exist_ok=True)
     # Simplified in the scene's units, so that a size does not change which edges collapse.
     mesh, *lower = (place(level) for level in (mesh, *levels(mesh, lods)))
     made: list[str] = []
@@ -114,11 +121,13 @@ def save_mesh(mesh: Mesh, path: Path | str, *, up: Up = "y") -> None:
             "z" keeps the internal frame.
 
     Raises:
-        ValueError: an unknown suffix or ``up``.
+        ValueError: an unknown suffix or ``up``, or an OBJ's MTL or PNG would replace what is not its own.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in WRITERS:
         raise ValueError(f"Expected a mesh file ending in {', '.join(WRITERS)}, got {str(path)!r}.")
+    if suffix == ".obj" and mesh.texture is not None:
+        check_beside(Path(path))
     WRITERS[suffix](mesh, Path(path), up=up)
 
 
@@ -199,8 +208,6 @@ def write_obj(mesh: Mesh, path: Path, *, up: Up = "y", of: str | None = None) ->
     if mesh.texture is not None:
         material = "_".join((of or path.stem).split())
         lines += [f"mtllib {of or path.stem}.mtl", f"usemtl {material}"]
-        if of is None:
-            _write_material(mesh.texture, path, material)
     elif mesh.colours is not None:
         vertices = np.concatenate([vertices, mesh.colours], axis=1)
     lines += _rows("v", vertices)
@@ -210,16 +217,48 @@ def write_obj(mesh: Mesh, path: Path, *, up: Up = "y", of: str | None = None) ->
     corner = "{0}/{0}/{0}" if mesh.uv is not None else "{0}//{0}"
     lines += ["f " + " ".join(corner.format(index) for index in face) for face in (mesh.faces + 1).tolist()]
     with replacing(path) as part:
-        part.write_text("\n".join(lines) + "\n")
+        part.write_text("\n".join(lines) + "\n", "utf-8")
+    if mesh.texture is not None and of is None:
+        _write_material(mesh.texture, path, "_".join(path.stem.split()))
 
 
 def _write_material(texture: NDArray[np.uint8], path: Path, name: str) -> None:
-    """Write the MTL and the PNG of an OBJ."""
-    with replacing(path.with_suffix(".png")) as part:
-        Image.fromarray(texture).save(part)
+    """Write the MTL and the PNG of an OBJ, each after the file that names it, by which ``check_beside`` knows whose they are."""
     with replacing(path.with_suffix(".mtl")) as part:
         # Kd multiplies the texture: at its usual default of 0.4 it would darken it.
-        part.write_text(f"newmtl {name}\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {path.stem}.png\n")
+        text = f"newmtl {name}\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {path.stem}.png\n"
+        part.write_text(text, "utf-8")
+    with replacing(path.with_suffix(".png")) as part:
+        Image.fromarray(texture).save(part)
+
+
+def check_beside(path: Path) -> None:
+    """Check that the MTL and the PNG of an OBJ replace none but its own.
+
+    Args:
+        path: of the OBJ, which may be there or not.
+
+    Raises:
+        ValueError: one is there, and the OBJ, or the MTL, does not name it.
+    """
+    material = path.with_suffix(".mtl")
+    for owner, keyword, file in (
+        (path, "mtllib", material),
+        (material, "map_kd", path.with_suffix(".png")),
+    ):
+        if file.exists() and not _names(owner, keyword, file.name):
+            raise ValueError(
+                f"{file} is there and belongs to no earlier {path.name}, which would replace it; choose another name, or move it away"
+            )
+
+
+def _names(owner: Path, keyword: str, name: str) -> bool:
+    """Whether a line of an OBJ or MTL names a file."""
+    if not owner.is_file():
+        return False
+    with owner.open(encoding="utf-8", errors="replace") as lines:
+        words = (line.strip().split(maxsplit=1) for line in lines)
+        return any(len(word) == 2 and word[0].lower() == keyword and word[1] == name for word in words)
 
 
 def write_ply(mesh: Mesh, path: Path, *, up: Up = "y", of: str | None = None) -> None:

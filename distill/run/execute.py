@@ -268,7 +268,7 @@ def describe_and_export(
         manifest["export"] = export(config.export, folder, scene, view)
     manifest["seconds"]["export"] = time.perf_counter() - started
     finish(folder, manifest)
-    return Asset(config.prompt, folder, scene, view, manifest)
+    return Asset(config.prompt, folder, scene, view, manifest, export=config.export)
 
 
 def export_particles(config: DictConfig, folder: Path, job: Job, manifest: dict[str, Any]) -> Asset:
@@ -291,7 +291,9 @@ def export_particles(config: DictConfig, folder: Path, job: Job, manifest: dict[
     manifest["particles"] = [asset.folder.name for asset in particles]
     manifest["seconds"]["export"] = sum(asset.manifest["seconds"]["export"] for asset in particles)
     finish(folder, manifest)
-    return Asset(config.prompt, folder, job.scenes[0], job.views[0], manifest, tuple(particles))
+    return Asset(
+        config.prompt, folder, job.scenes[0], job.views[0], manifest, tuple(particles), config.export
+    )
 
 
 def export(options: Mapping[str, Any], folder: Path, scene: Scene, view: View) -> dict[str, Any]:
