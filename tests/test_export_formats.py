@@ -34,8 +34,9 @@ from distill.export.texture import bake_texture, colour_vertices
 from distill.files.checkpoint import save_checkpoint
 from distill.job import State, make_optimiser
 from distill.run.assemble import look
-from distill.run.compose import as_overrides, compose_config
+from distill.run.compose import as_overrides, compose_config, quote_text
 from distill.run.execute import describe_and_export
+from distill.run.reexport import _config
 from distill.run.scenes import scene_maker
 
 #: Of the box: its middle and its edges, in the scene's frame; +x is the front, +y the left, +z the top.
@@ -739,7 +740,13 @@ def test_exporting_anew_replaces_nothing(run: tuple[Path, Any], capsys: pytest.C
         ),
         (["iterations=4"], "takes options of export"),
         (["export.formats=fbx"], "export.formats must be"),
-    ]
+        *(
+            ([f"export.{word}"], f"export.{word.partition('=')[0]} would do nothing: distill export writes meshes alone")
+            for word in ("enabled=true", "frames=3", "picture_size=64", "elevation_deg=5")
+        ),
+        (["export.lod_as=msft"], "export.lod_as=msft would do nothing: add export.lods=3"),
+        (["export.name=1_000", "export.name=true", "export.name=a.b"], "got 'a.b'"),
+    ]  # fmt: skip
     for words, said in refused:
         assert command("export", str(folder), *words) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -747,3 +754,111 @@ def test_exporting_anew_replaces_nothing(run: tuple[Path, Any], capsys: pytest.C
     assert command("export", str(folder / "nowhere")) == 2
     assert command("export") == 2
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if ".lock" not in path.name} == before
+
+
+def rewritten(folder: Path, **export: Any) -> None:
+    """Give a run other options of export than it had."""
+    from omegaconf import OmegaConf
+
+    stored = OmegaConf.load(folder / "config.yaml")
+    for name, value in export.items():
+        OmegaConf.update(stored, f"export.{name}", value)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(stored))
+
+
+@pytest.mark.parametrize("lod_as", ["msft", "both"])
+@pytest.mark.parametrize(
+    ("words", "files"),
+    [
+        (["export.lods=0"], ["mesh.glb", "mesh.ply"]),
+        (["export.formats=ply"], ["mesh.ply", "mesh_lod1.ply"]),
+        (["export.lod_as=files", "export.formats=glb"], ["mesh.glb", "mesh_lod1.glb"]),
+    ],
+)
+def test_a_run_s_own_levels_are_no_one_s_mistake(
+    run: tuple[Path, Any], lod_as: str, words: list[str], files: list[str]
+) -> None:
+    folder, _ = run
+    rewritten(folder, lods=1, lod_as=lod_as, formats=["glb", "ply"])
+    assert sorted(names_of(_config(folder, words).export)) == files
+
+
+@pytest.mark.parametrize("name", ["1_000", "true", "1e3", "0x10"])
+def test_a_name_is_a_text_whatever_it_looks_like(run: tuple[Path, Any], name: str) -> None:
+    word = f"export.name={name}"
+    assert _config(run[0], [word]).export.name == name
+    assert compose_config(["prompt=x", quote_text(word)]).export.name == name  # as the command line does
+
+
+def tree_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and ".lock" not in path.name
+    }
+
+
+@pytest.mark.parametrize("where", ["distill.export.files.write_ply", "distill.run.manifest.write_report"])
+def test_an_export_that_fails_half_way_leaves_nothing_and_can_be_done_again(
+    run: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    folder, _ = run
+    before = tree_of(folder)
+
+    def full(*given: Any, **named: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    words = ["export.formats=obj,stl,ply", "export.name=mug"]
+    with monkeypatch.context() as patched:
+        patched.setattr(where, full)
+        patched.setitem(WRITERS, ".ply", full if where.endswith("ply") else WRITERS[".ply"])
+        assert command("export", str(folder), *words) == 1
+    assert tree_of(folder) == before
+    assert command("export", str(folder), *words) == 0
+    assert {path.name for path in folder.glob("mug*")} == {
+        "mug.obj",
+        "mug.mtl",
+        "mug.png",
+        "mug.stl",
+        "mug.ply",
+    }
+
+
+def test_a_scene_that_writes_files_of_its_own_is_not_exported_anew(
+    run: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = run
+
+    def own(scene: Any) -> dict[str, Any]:
+        return {"mesh": unseen, "spheres": unseen}
+
+    monkeypatch.setattr("distill.renderers.nerf.HashGridScene.assets", own)
+    before = tree_of(folder)
+    assert command("export", str(folder), "export.name=mug") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a scene that writes spheres, and distill export writes meshes alone" in line
+    assert tree_of(folder) == before
+
+
+def test_what_does_nothing_for_the_run_s_own_scene_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from omegaconf import OmegaConf
+
+    config = compose_config(["prompt=x", "scene=sdf", "init=y"])
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    assert command("export", str(tmp_path), "export.iso=2") == 2
+    assert "export.iso=2.0 would do nothing: the surface is where the signed" in capsys.readouterr().err
+
+
+def test_going_on_with_a_run_keeps_what_was_exported_anew(run: tuple[Path, Any]) -> None:
+    folder, _ = run
+    (folder / "manifest.json").write_text('{"prompt": "a red mug"}')
+    small = ["export.frames=1", "export.picture_size=16"]
+    rewritten(folder, frames=1, picture_size=16)
+    assert command("export", str(folder), "export.name=mug") == 0
+    (before,) = json.loads((folder / "manifest.json").read_text())["exports"]
+    assert command(*SMALL, *small, f"output_dir={folder}", "resume=true") == 0
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["exports"] == [before] and manifest["export"]["meshes"] == ["mesh.stl"]
+    assert {"mug.stl", "mesh.stl"} <= {*manifest["files"]}

@@ -27,7 +27,7 @@ from distill.ranks import ALONE, Ranks
 from distill.run.assemble import assemble, check_prior, pick_device
 from distill.run.checks import check_loaded, check_prompt
 from distill.run.compose import as_overrides, compose_config
-from distill.run.failures import ExportFailed, check_collapse, forget, note, noted
+from distill.run.failures import ExportFailed, check_collapse, exported, forget, note, noted
 from distill.run.folders import check_unused, claim
 from distill.run.initial import check_init
 from distill.run.journal import Interrupted, Journal, stop_signals
@@ -138,13 +138,17 @@ def carry_out(config: DictConfig, folder: Path, job: Job, started: float, desk: 
         started: when, as ``time.perf_counter`` has it.
         desk: of the page that shows the run, if one does.
     """
-    with noting_training(config, folder, job, started):
-        return _carry_out(config, folder, job, started, desk)
+    with noting_training(config, folder, job, started) as before:
+        return _carry_out(config, folder, job, started, desk, before)
 
 
 @contextmanager
-def noting_training(config: DictConfig, folder: Path, job: Job, started: float) -> Iterator[None]:
+def noting_training(
+    config: DictConfig, folder: Path, job: Job, started: float
+) -> Iterator[Mapping[str, Any]]:
     """Note in a held folder's manifest how a run fails within the context; arguments as of ``carry_out``.
+
+    Gives what the manifest says of exports anew, which it goes on to say.
 
     Raises:
         Collapsed: the run has collapsed before, and is watched still.
@@ -152,16 +156,24 @@ def noting_training(config: DictConfig, folder: Path, job: Job, started: float) 
     clear(folder)
     if config.watchdog:
         check_collapse(folder)
+    before = exported(folder)
     forget(folder)
     try:
-        yield
+        yield before
     except (RuntimeError, ValueError, OSError) as error:
         seconds = {"train": time.perf_counter() - started}
-        note(folder, {**outline(config, job), "step": job.state.step, "seconds": seconds}, error)
+        note(folder, {**outline(config, job), **before, "step": job.state.step, "seconds": seconds}, error)
         raise
 
 
-def _carry_out(config: DictConfig, folder: Path, job: Job, started: float, desk: Desk | None) -> Asset:
+def _carry_out(
+    config: DictConfig,
+    folder: Path,
+    job: Job,
+    started: float,
+    desk: Desk | None,
+    before: Mapping[str, Any],
+) -> Asset:
     saved = load_checkpoint(folder / "checkpoints", job.prior.device) if config.resume else None
     if saved:
         job.state.load_state_dict(saved)
@@ -170,7 +182,7 @@ def _carry_out(config: DictConfig, folder: Path, job: Job, started: float, desk:
     train(config, folder, job, desk)
     if desk:
         desk.say("exporting")
-    manifest = describe(config, job)
+    manifest = {**describe(config, job), **before}
     manifest["seconds"] = {"load": loaded - started, "train": time.perf_counter() - loaded}
     if job.picture:
         write_beside(job.picture, job.views[0], folder / "reference.png", config.export.picture_size)
@@ -281,7 +293,7 @@ def export_particles(config: DictConfig, folder: Path, job: Job, manifest: dict[
     for number, (scene, view) in enumerate(zip(job.scenes, job.views, strict=True), start=1):
         own = folder / f"particle-{number}"
         own.mkdir(exist_ok=True)
-        mine = {**manifest, "particle": number, "seconds": dict(manifest["seconds"])}
+        mine = {**manifest, **exported(own), "particle": number, "seconds": dict(manifest["seconds"])}
         try:
             particles.append(describe_and_export(config, own, scene, view, mine))
         except ExportFailed as error:
