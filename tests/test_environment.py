@@ -104,11 +104,34 @@ def shown(light: env.Environment, albedo: float, roughness: float, metallic: flo
     return float(env.to_linear(env.lit(*parts, torch.tensor([[0.0, 0, 1]]), ray, light))[0, 1])
 
 
-def test_under_even_light_a_rough_white_surface_is_as_bright_as_the_light_and_a_smooth_metal_is_its_colour() -> (
-    None
-):
-    scatters = shown(even(), 1.0, 0.9, 0.0, 1.0)
-    assert scatters == pytest.approx(0.5 * (1 + env.DIELECTRIC), abs=0.02)  # it mirrors 4% besides
+@pytest.mark.parametrize("roughness", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("cosine", [1.0, 0.7, 0.3])
+@pytest.mark.parametrize("white", [1.0, 0.5])
+def test_what_is_no_metal_reflects_under_even_light_what_gltfs_material_does(
+    roughness: float, cosine: float, white: float
+) -> None:
+    """The whole of appendix B.3.5, (1 - F) c / pi + F D V times the cosine, summed over the directions to the light."""
+    out = sphere()
+    out = out[out[:, 2] > 0]
+    view = torch.tensor([math.sqrt(1 - cosine**2), 0.0, cosine], dtype=torch.float64)
+    half, z, square = normalize(out + view, dim=-1), out[:, 2], roughness**4
+    mirrors = env.DIELECTRIC + (1 - env.DIELECTRIC) * (1 - half @ view) ** 5
+    spread = square / (math.pi * (half[:, 2].square() * (square - 1) + 1).square())
+
+    def shadow(z: Tensor) -> Tensor:
+        return (square + (1 - square) * z.square()).sqrt()
+
+    visible = 0.5 / (cosine * shadow(z) + z * shadow(view[2]))
+    base = ((white + 0.055) / 1.055) ** 2.4
+    whole = (1 - mirrors) * base / math.pi + mirrors * spread * visible
+    exact = float((whole * z).mean()) * 2 * math.pi
+    assert shown(even(), white, roughness, 0.0, cosine) == pytest.approx(0.5 * exact, abs=0.01)
+
+
+def test_under_even_light_nothing_is_brighter_than_it_and_a_smooth_metal_is_its_colour() -> None:
+    # Smooth and head on, what is not scattered is mirrored; a rough one loses what bounces between its facets.
+    assert shown(even(), 1.0, 0.1, 0.0, 1.0) == pytest.approx(0.5, abs=0.002)
+    assert shown(even(), 1.0, 1.0, 0.0, 1.0) == pytest.approx(0.5 * 0.972, abs=0.003)
     grey = 0.5
     linear = ((grey + 0.055) / 1.055) ** 2.4
     assert shown(even(), grey, 0.1, 1.0, 1.0) == pytest.approx(0.5 * linear, rel=0.05)
