@@ -275,6 +275,25 @@ def test_pivot_and_size_are_those_worked_out_by_hand(
     np.testing.assert_allclose([mesh.vertices.min(0), mesh.vertices.max(0)], [low, high], atol=1e-6)
 
 
+@pytest.mark.parametrize("size_m", [0.0, -1.0, 1e39, np.inf, np.nan])
+def test_a_size_that_no_file_holds_is_refused(tmp_path: Path, size_m: float) -> None:
+    with pytest.raises(ValueError, match=r"size_m is the largest extent in metres, 1e-06 to 1e\+06, got"):
+        save_meshes(crate(), tmp_path / "new", size_m=size_m)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("size_m", [1e-6, 1e6])
+def test_the_smallest_and_the_largest_mesh_are_whole(tmp_path: Path, size_m: float) -> None:
+    save_meshes(crate(), tmp_path, formats=["stl", "obj", "glb"], size_m=size_m)
+    for suffix in ("stl", "obj"):
+        read = by_trimesh(tmp_path / f"mesh.{suffix}")
+        assert np.ptp(read.vertices, axis=0).max() == pytest.approx(size_m, rel=1e-5)
+    rows = np.frombuffer((tmp_path / "mesh.stl").read_bytes()[84:], np.dtype([("normal", "<f4", 3), ("rest", "V38")]))  # fmt: skip
+    np.testing.assert_allclose(
+        np.abs(rows["normal"]).max(1), 1, atol=1e-6
+    )  # a box has normals along the axes
+
+
 def test_corner_normals_do_not_depend_on_how_sides_are_cut() -> None:
     mesh = welded(crate())
     other = mesh.faces.reshape(6, 2, 3).copy()
@@ -314,7 +333,8 @@ REFUSED = [
     (["export.formats=glb,fbx"], r"export\.formats must be glb, obj, ply, stl or usdz.*fbx"),
     (["export.formats=[]"], r"export\.formats must be"),
     (["export.pivot=top"], r"export\.pivot must be scene, centre or ground, got 'top'"),
-    (["export.size_m=0"], r"export\.size_m must be .*above 0.*got 0"),
+    (["export.size_m=0"], r"export\.size_m must be .*in \[1e-06, 1e\+06\].*got 0"),
+    (["export.size_m=1e39"], r"export\.size_m must be .*in \[1e-06, 1e\+06\].*got 1e\+39"),
     (["export.lods=9"], r"export\.lods must be .*\[0, 8\]"),
     (["export.lod_as=msft"], r"export\.lod_as=msft would do nothing: add export\.lods=3"),
     (

@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from test_run import QUICK, command, error_of
 from test_surface import decibels, generator, halves, reading, shown, small, triangles_apart
 
 from distill.cameras import turntable
+from distill.export.files import save_mesh
+from distill.export.mesh import Mesh
 from distill.meshes.read import given_normals
 from distill.meshes.surface import Surface
 from distill.meshes.write import Paints, write_textured
@@ -139,6 +142,41 @@ def test_an_objs_objects_are_parts_with_their_names(tmp_path: Path) -> None:
     assert surface.parts[0].look.corners[0, 0].tolist() == pytest.approx([0.5, 0.25, 0], abs=0.003)
     write_textured(surface, Paints(torch.abs), tmp_path / "out.glb", size=64)
     assert {*reading(tmp_path / "out.glb").scene.geometry} == {"seat", "back"}
+
+
+# --- our own files ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("suffix", "up"), [
+    ("glb", "y"), ("obj", "y"), ("obj", "z"), ("ply", "y"), ("ply", "z"), ("stl", "y"), ("stl", "z"),
+])  # fmt: skip
+def test_a_file_that_was_exported_comes_back_as_it_stood(tmp_path: Path, suffix: str, up: Any) -> None:
+    edges = np.array([0.9, 0.5, 0.3])  # front, left, top
+    box = trimesh.creation.box(edges)
+    mesh = Mesh(
+        np.asarray(box.vertices, np.float32),
+        np.asarray(box.faces),
+        np.asarray(box.vertex_normals, np.float32),
+    )
+    save_mesh(mesh, tmp_path / f"größe.{suffix}", up=up)
+    surface = reading(tmp_path / f"größe.{suffix}")
+    found = np.ptp(surface.vertices, axis=0)
+    np.testing.assert_allclose(found / found.max(), edges / 0.9, atol=1e-5)
+    # +x is the front: of a mesh with a nose there, the nose is there again.
+    nosed = replace(mesh, vertices=mesh.vertices * np.where(mesh.vertices[:, :1] > 0, 0.5, 1))
+    save_mesh(nosed, tmp_path / f"nose.{suffix}", up=up)
+    vertices = reading(tmp_path / f"nose.{suffix}").vertices
+    front, back = (vertices[vertices[:, 0] * sign > 0] for sign in (1, -1))
+    assert np.ptp(front[:, 1]) < 0.6 * np.ptp(back[:, 1])
+
+
+@pytest.mark.parametrize("suffix", ["ply", "stl"])
+def test_other_programs_files_are_upright_with_z_up(tmp_path: Path, suffix: str) -> None:
+    trimesh.creation.box([0.3, 0.5, 0.9]).export(tmp_path / f"box.{suffix}")
+    found = np.ptp(reading(tmp_path / f"box.{suffix}").vertices, axis=0)
+    np.testing.assert_allclose(
+        found / found.max(), np.array([0.5, 0.3, 0.9]) / 0.9, atol=1e-5
+    )  # -y is the front
 
 
 # --- glTF ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from trimesh.visual import ColorVisuals, TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
 from distill.export.choices import USUAL, check_files
-from distill.export.frame import Pivot, Up, place_of, srgb_to_linear, turned, welded
+from distill.export.frame import SAID, Pivot, Up, place_of, srgb_to_linear, turned, welded
 from distill.export.lods import RATIO, levels
 from distill.export.mesh import Floats, Mesh
 from distill.export.usd import write_usdz
@@ -201,8 +201,7 @@ def write_obj(mesh: Mesh, path: Path, *, up: Up = "y", of: str | None = None) ->
     Without one, the vertices' sRGB colours follow their coordinates, which most readers understand.
     """
     vertices = turned(mesh.vertices, up)
-    axes = "y up, front towards +z" if up == "y" else "z up, front towards +x"
-    lines = [f"# OBJ has no units: 1 is 1 metre, as in glTF; {axes}; sRGB colours"]
+    lines = [f"# OBJ has no units: 1 is 1 metre, as in glTF; {SAID[up]}; sRGB colours"]
     # A blank would end a name.
     lines.append(f"o {'_'.join(path.stem.split())}")
     if mesh.texture is not None:
@@ -266,19 +265,23 @@ def write_ply(mesh: Mesh, path: Path, *, up: Up = "y", of: str | None = None) ->
     mesh = welded(mesh)
     visual = None if mesh.colours is None else ColorVisuals(vertex_colors=_bytes(mesh.colours))
     content = export_ply(_as_trimesh(mesh, up, visual), vertex_normal=True)
+    comment = f"comment distill: 1 is 1 metre; {SAID[up]}; sRGB colours\nelement vertex"
+    content = content.replace(b"element vertex", comment.encode(), 1)
     with replacing(path) as part:
         part.write_bytes(content)
 
 
 def write_stl(mesh: Mesh, path: Path, *, up: Up = "y", of: str | None = None) -> None:
     """Write binary STL: the faces and their flat normals, in metres; the format has no colours, names or units."""
-    corners = turned(mesh.vertices, up)[mesh.faces]
+    corners = turned(mesh.vertices, up).astype(np.float64)[
+        mesh.faces
+    ]  # of small faces, areas are far below 1
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     rows = np.zeros(len(corners), [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
     rows["normal"] = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)
     rows["corners"] = corners
     # Readers take a file that begins with "solid" for text.
-    header = f"binary STL of distill: no units, 1 is 1 metre; {up} up".encode().ljust(80)
+    header = f"binary STL of distill: 1 is 1 metre; {SAID[up]}".encode().ljust(80)
     with replacing(path) as part:
         part.write_bytes(header + np.uint32(len(corners)).astype("<u4").tobytes() + rows.tobytes())
 
