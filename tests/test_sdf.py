@@ -180,7 +180,8 @@ def test_a_mesh_ends_where_a_smaller_cube_does_as_its_pictures_do(stage: str) ->
 
 def pillar(cameras: Any, height: int, width: int) -> Render:
     """Pictures that choose nothing, for a level that is given."""
-    return Render(*(torch.ones(len(cameras), height, width, n) for n in (3, 1, 1)))
+    rgb, one = torch.ones(len(cameras), height, width, 3), torch.ones(len(cameras), height, width, 1)
+    return Render(rgb, one, one)
 
 
 def test_an_empty_field_has_no_second_stage() -> None:
