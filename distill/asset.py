@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ class Asset:
         view: takes pictures of it: ``asset.view(cameras, height, width)``.
         manifest: what made it, as in ``manifest.json``.
         particles: the assets of a run with several, whose own scene is then the first one's; else empty.
+        export: options of ``export`` that the run has; what is not there has its default.
     """
 
     prompt: str
@@ -34,24 +35,28 @@ class Asset:
     view: View
     manifest: dict[str, Any]
     particles: tuple[Asset, ...] = ()
+    export: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def mesh(self) -> Mesh:
-        """The mesh with its texture and its vertices' colours, made when first asked for.
+        """The mesh that the run writes, with its texture and its vertices' colours, made when first asked for.
+
+        It is shaped by the run's options ``export.resolution``, ``faces``, ``iso``, ``largest_component`` and ``texture_size``, and
+        in the scene's frame.
 
         Raises:
-            ValueError: the scene is empty.
+            ValueError: the scene is empty, or it is made of something else than a field.
         """
-        from distill.export.mesh import extract_mesh
-        from distill.export.texture import bake_texture, colour_vertices
+        from distill.export.asset import MeshWriter
 
-        field = self.scene.field()
-        if field is None:
+        writer, query = self.scene.assets().get("mesh"), self.scene.field()
+        if query is None:
             raise ValueError(
                 "this scene has no field to make a mesh of; what it is made of is in its folder, or choose scene=hash_grid"
             )
-        bare = extract_mesh(field, self.view, faces=10_000)
-        return bake_texture(colour_vertices(bare, field), field)
+        # A scene may write its field otherwise, or not at all.
+        own = writer if isinstance(writer, MeshWriter) else MeshWriter(query)
+        return own.mesh(self.view, self.export)
 
     def save(
         self,
@@ -69,7 +74,7 @@ class Asset:
 
         Args:
             path: a file that ends in .glb, .obj, .ply, .stl or .usdz; or with ``formats`` a folder, created if need be. Files of the
-                same names are replaced.
+                same names are replaced, and with an OBJ its own MTL and PNG.
             formats: of glb, obj, ply, stl and usdz.
             name: of the files in the folder, and of the object and its material in them, by default ``mesh``; a single file is
                 named by its path.
@@ -80,10 +85,11 @@ class Asset:
             up: "y" or "z", the files' upward axis.
 
         Returns:
-            The path.
+            The path of what is written: of a file, with its ending in small letters.
 
         Raises:
-            ValueError: another suffix, an option is out of range, a package is missing, or the scene is empty.
+            ValueError: another suffix, an option is out of range, a package is missing, the scene is empty, or an OBJ's MTL or PNG
+                would replace what is not its own.
         """
         from distill.export.choices import check_files
         from distill.export.files import write_meshes
@@ -99,4 +105,4 @@ class Asset:
         write_meshes(
             self.mesh, folder, formats=kinds, name=stem, pivot=pivot, size_m=size_m, lods=lods, lod_as=lod_as, up=up
         )  # fmt: skip
-        return path
+        return folder / f"{stem}.{kinds[0]}" if single else path

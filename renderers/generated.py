@@ -151,9 +151,9 @@ class GeneratedScene(nn.Module):
 
     def assets(self) -> dict[str, Writer]:
         """Return the writer of mesh files of the prompt that was drawn."""
-        from distill.export.asset import mesh_writer
+        from distill.export.asset import MeshWriter
 
-        return {"mesh": mesh_writer(self.field())}
+        return {"mesh": MeshWriter(self.field())}
 
     @torch.no_grad()
     def scene_of(self, embedding: Tensor) -> HashGridScene:

@@ -261,15 +261,19 @@ class HashGridScene(nn.Module):
         return partial(self.look_up, None)
 
     def look_up(self, weights: Weights | None, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Density per scene unit and albedo at points in scene units, on any device; weights as of ``query``."""
-        density, albedo = self.query(points.to(self.grid.device) / self.radius, weights)
-        return density / self.radius, albedo
+        """Density per scene unit and albedo at points in scene units, on any device; weights as of ``query``.
+
+        Outside the cube, where no picture looks, the density is 0 and the albedo that of the nearest point inside.
+        """
+        points = points.to(self.grid.device) / self.radius
+        density, albedo = self.query(points.clamp(-1, 1), weights)
+        return torch.where((points.abs() <= 1).all(-1), density, 0.0) / self.radius, albedo
 
     def assets(self) -> dict[str, Writer]:
         """Return the writer of mesh files."""
-        from distill.export.asset import mesh_writer
+        from distill.export.asset import MeshWriter
 
-        return {"mesh": mesh_writer(self.field())}
+        return {"mesh": MeshWriter(self.field())}
 
     def query(self, points: Tensor, weights: Weights | None = None) -> tuple[Tensor, Tensor]:
         """Density per radius, ``[n]``, and albedo in [0, 1], ``[n, 3]``, at points ``[n, 3]`` in radii.

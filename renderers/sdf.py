@@ -226,7 +226,7 @@ class SdfScene(nn.Module):
         return normalize(self._around(points)[0], dim=-1, eps=1e-6)
 
     def _around(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """The distance's gradient ``[n, 3]`` and, but for a sixth of its value here, its Laplacian: the corners' mean ``[n]``."""
+        """The distance's gradient ``[n, 3]`` and its mean at the corners of a tetrahedron around each point, ``[n]``."""
         corners = send(torch.tensor(volume.TETRAHEDRON, dtype=points.dtype), points.device)
         there = (points + self.spacing * corners[:, None]).view(-1, 3)
         distance = self.distance(there).view(4, -1)
@@ -287,29 +287,40 @@ class SdfScene(nn.Module):
         return (full[chosen] + offset) * (2 / self.occupancy.binaries.shape[-1]) - 1
 
     def field(self) -> Field:
-        """Return the density per scene unit and the albedo at points in scene units, on any device."""
+        """Return the density per scene unit and the albedo at points in scene units, on any device.
+
+        Outside the cube, the density is 0 and the albedo that of the nearest point inside.
+        """
 
         def look_up(points: Tensor) -> tuple[Tensor, Tensor]:
-            density, albedo = self.query(points.to(self.base.device) / self.radius)
-            return density / self.radius, albedo
+            points = points.to(self.base.device) / self.radius
+            density, albedo = self.query(points.clamp(-1, 1))
+            return torch.where(_beyond(points) > 0, 0.0, density) / self.radius, albedo
 
         return look_up
 
     def signed_distance(self, points: Tensor) -> Tensor:
-        """Signed distance ``[n]`` at points ``[n, 3]``, both in scene units, on any device."""
-        return self.distance(points.to(self.base.device) / self.radius) * self.radius
+        """Signed distance ``[n]`` at points ``[n, 3]``, both in scene units, on any device; nothing is inside beyond the cube."""
+        points = points.to(self.base.device) / self.radius
+        distance, beyond = self.distance(points.clamp(-1, 1)), _beyond(points)
+        return torch.where(beyond > 0, torch.maximum(distance, beyond), distance) * self.radius
 
     def assets(self) -> dict[str, Writer]:
         """Return the writer of mesh files, of the surface where the distance is 0."""
-        from distill.export.asset import mesh_writer
+        from distill.export.asset import MeshWriter
 
-        return {"mesh": mesh_writer(self.field(), self.signed_distance)}
+        return {"mesh": MeshWriter(self.field(), self.signed_distance)}
 
     def backdrop(
         self, directions: Tensor, generator: torch.Generator | None = None, together: int = 1
     ) -> Tensor:
         """Colour behind the scene, see ``HashGridScene.backdrop``."""
         return self.colours.backdrop(directions, generator, together)
+
+
+def _beyond(points: Tensor) -> Tensor:
+    """How far points ``[n, 3]``, in radii, are beyond a side of the cube, ``[n]``; negative inside."""
+    return points.abs().amax(-1) - 1
 
 
 def _interpolated(grid: Tensor, points: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from distill.cameras import Cameras
 from distill.contracts import Group, Render, Step, View, Writer
 from distill.domains import Range
-from distill.meshes.surface import Surface
+from distill.meshes.surface import Look, Surface
 from distill.renderers import environment, volume
 from distill.renderers.hashgrid import has_warp
 from distill.renderers.nerf import OF_ALBEDO, HashGridScene
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: Of a material, what a network can make of it (Chen et al. 2023, Fantasia3D, arXiv:2303.13873): no mirror, and no bare metal.
 ROUGHNESS, METALLIC = (0.08, 0.9), (0.0, 0.9)
+#: Smoother than this a file's own material is not shown: the lobe of a perfect mirror is infinitely sharp.
+_MIRROR = 0.02
 #: What is not learnt yet is this much less likely to be metal than not.
 _NO_METAL = math.exp(2)
 
@@ -241,7 +243,7 @@ class SurfaceScene(nn.Module):
         if facing is not None:
             seen = picture[hit // rays]
             if style.around is not None:
-                finish = self.material((weight[..., None] * self.paint[face]).sum(1))
+                finish = self._finish(face, weight)
                 ray = directions.reshape(-1, 3)[hit]
                 colour = environment.lit(colour, *finish, facing, ray, style.around[seen])
             elif style.kind != "albedo":
@@ -300,18 +302,30 @@ class SurfaceScene(nn.Module):
     def _colour(self, face: Tensor, weight: Tensor) -> Tensor:
         """Albedo at points of faces: learnt, or the file's own where it is kept."""
         points = (weight[..., None] * self.paint[face]).sum(1)
-        colour = self.colours.query(points)[1]
+        return self._with_own(self.colours.query(points)[1], Look.colours, face, weight)
+
+    def _finish(self, face: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Roughness and metallic at points of faces: learnt, or the file's own where it is kept."""
+        points = (weight[..., None] * self.paint[face]).sum(1)
+        learnt = torch.cat(self.material(points), dim=1)
+        rough, metal = self._with_own(learnt, Look.finished, face, weight).split(1, dim=1)
+        return rough.clamp(min=_MIRROR), metal
+
+    def _with_own(
+        self, learnt: Tensor, of: Callable[[Look, Tensor, Tensor], Tensor], face: Tensor, weight: Tensor
+    ) -> Tensor:
+        """Values at points of faces with those of the file's looks in their place where a part is kept."""
         kept = self.kept[face]
         if not any(part.kept for part in self.mesh.parts):
-            return colour
+            return learnt
         _, looks, part, local = self._on(face.device)
-        own = torch.zeros_like(colour)
+        own = torch.zeros_like(learnt)
         with torch.no_grad():
             for number, look in enumerate(looks):
                 here = (part[face] == number).nonzero()[:, 0]
                 if look is not None and len(here):
-                    own[here] = look.colours(local[face[here]], weight[here])
-        return torch.where(kept[:, None], own, colour)
+                    own[here] = of(look, local[face[here]], weight[here])
+        return torch.where(kept[:, None], own, learnt)
 
     def material(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Roughness and metallic at points of the surface, ``[n, 3]`` to ``[n, 1]`` each, within ``ROUGHNESS`` and ``METALLIC``.

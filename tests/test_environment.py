@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
+from trimesh.visual import TextureVisuals
+from trimesh.visual.material import PBRMaterial
 
 from distill.cameras import orbit, turntable
 from distill.meshes.read import read_surface, surface_of
@@ -101,11 +104,34 @@ def shown(light: env.Environment, albedo: float, roughness: float, metallic: flo
     return float(env.to_linear(env.lit(*parts, torch.tensor([[0.0, 0, 1]]), ray, light))[0, 1])
 
 
-def test_under_even_light_a_rough_white_surface_is_as_bright_as_the_light_and_a_smooth_metal_is_its_colour() -> (
-    None
-):
-    scatters = shown(even(), 1.0, 0.9, 0.0, 1.0)
-    assert scatters == pytest.approx(0.5 * (1 + env.DIELECTRIC), abs=0.02)  # it mirrors 4% besides
+@pytest.mark.parametrize("roughness", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("cosine", [1.0, 0.7, 0.3])
+@pytest.mark.parametrize("white", [1.0, 0.5])
+def test_what_is_no_metal_reflects_under_even_light_what_gltfs_material_does(
+    roughness: float, cosine: float, white: float
+) -> None:
+    """The whole of appendix B.3.5, (1 - F) c / pi + F D V times the cosine, summed over the directions to the light."""
+    out = sphere()
+    out = out[out[:, 2] > 0]
+    view = torch.tensor([math.sqrt(1 - cosine**2), 0.0, cosine], dtype=torch.float64)
+    half, z, square = normalize(out + view, dim=-1), out[:, 2], roughness**4
+    mirrors = env.DIELECTRIC + (1 - env.DIELECTRIC) * (1 - half @ view) ** 5
+    spread = square / (math.pi * (half[:, 2].square() * (square - 1) + 1).square())
+
+    def shadow(z: Tensor) -> Tensor:
+        return (square + (1 - square) * z.square()).sqrt()
+
+    visible = 0.5 / (cosine * shadow(z) + z * shadow(view[2]))
+    base = ((white + 0.055) / 1.055) ** 2.4
+    whole = (1 - mirrors) * base / math.pi + mirrors * spread * visible
+    exact = float((whole * z).mean()) * 2 * math.pi
+    assert shown(even(), white, roughness, 0.0, cosine) == pytest.approx(0.5 * exact, abs=0.01)
+
+
+def test_under_even_light_nothing_is_brighter_than_it_and_a_smooth_metal_is_its_colour() -> None:
+    # Smooth and head on, what is not scattered is mirrored; a rough one loses what bounces between its facets.
+    assert shown(even(), 1.0, 0.1, 0.0, 1.0) == pytest.approx(0.5, abs=0.002)
+    assert shown(even(), 1.0, 1.0, 0.0, 1.0) == pytest.approx(0.5 * 0.972, abs=0.003)
     grey = 0.5
     linear = ((grey + 0.055) / 1.055) ** 2.4
     assert shown(even(), grey, 0.1, 1.0, 1.0) == pytest.approx(0.5 * linear, rel=0.05)
@@ -214,10 +240,59 @@ def test_all_grids_learn_and_parts_of_a_picture_are_lit_as_the_whole() -> None:
         return [p.grad.clone() for p in parameters if p.grad is not None]
 
     whole = gradients()
-    assert scene.finish is not None and len(whole) == 2 * len(gradients()) // 2
+    # Of the colour a grid and three layers, of the finish as many, each with gradients of its own.
+    alone = [p for group in ball(material="albedo").parameter_groups().values() for p in group.parameters]
+    assert scene.finish is not None and len(whole) == 2 * len(alone) > 0
     assert all(g.abs().max() > 0 for g in whole)
     for one, other in zip(whole, gradients(chunk_rays=64, recompute=True), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+#: Roughness and metallic of two materials that are kept, and the colour of both.
+KEPT = {"chrome": (0.1, 1.0), "chalk": (0.95, 0.0)}
+GREY = 0.6
+
+
+def kept_balls(textured: bool) -> SurfaceScene:
+    """A ball of chrome, one of chalk, and one that is learnt, beside one another; the finish as factors, or in a texture."""
+    scene = trimesh.Scene()
+    for place, (name, (rough, metal)) in enumerate({**KEPT, "learnt": (1.0, 1.0)}.items()):
+        made = trimesh.creation.icosphere(subdivisions=3)
+        made.apply_translation([0, 2.5 * place, 0])
+        linear = ((GREY + 0.055) / 1.055) ** 2.4
+        material = PBRMaterial(name=name, baseColorFactor=[linear, linear, linear, 1.0], roughnessFactor=rough, metallicFactor=metal)  # fmt: skip
+        if textured:
+            material.roughnessFactor, material.metallicFactor = 1.0, 1.0
+            texel = np.array([[[7, round(255 * rough), round(255 * metal)]]], np.uint8)
+            material.metallicRoughnessTexture = Image.fromarray(texel.repeat(2, 0).repeat(2, 1))
+        made.visual = TextureVisuals(uv=np.random.default_rng(0).random((len(made.vertices), 2)), material=material)  # fmt: skip
+        scene.add_geometry(made, geom_name=name)
+    mesh = surface_of(Path("three.glb"), scene, np.eye(3, dtype=np.float32), frozenset(KEPT))
+    return SurfaceScene(mesh, material="pbr", samples=1, levels=2, log2_table_size=8, finest_resolution=16)
+
+
+@pytest.mark.parametrize("textured", [False, True])
+def test_kept_parts_show_their_own_roughness_and_metallic(textured: bool) -> None:
+    scene = kept_balls(textured)
+    found = {}
+    for number, part in enumerate(scene.mesh.parts):
+        if not part.kept:
+            continue
+        face = torch.from_numpy(np.flatnonzero(scene.mesh.part == number))
+        weight = torch.full((len(face), 3), 1 / 3)
+        normal = scene._normals(face, weight, torch.tensor([[-1.0, 0.0, 0.0]]).expand(len(face), 3))
+        toward = (normal[:, 0] > 0.3).nonzero()[:, 0]
+        middle = scene.triangles[face[toward]].mean(1)
+        ray = torch.tensor([[-1.0, 0.0, 0.0]]).expand(len(toward), 3)
+        style = scene._style(turntable(1), "albedo", False, False, None)
+        seen = scene._trace((middle - 0.01 * ray)[:, None], ray[:, None], torch.zeros(len(toward), dtype=torch.long), style)[0]  # fmt: skip
+        rough, metal = (torch.full((len(toward), 1), value) for value in KEPT[part.material])
+        light = env.studio(1)[torch.zeros(len(toward), dtype=torch.long)]
+        wanted = env.lit(torch.full((len(toward), 3), GREY), rough, metal, normal[toward], ray, light)
+        torch.testing.assert_close(seen, wanted, atol=2e-3, rtol=0)  # a texture has 255 steps
+        found[part.material] = seen
+    # The learnt finish is between these two, and would make them alike.
+    assert (found["chrome"] - found["chalk"]).abs().mean() > 0.05
 
 
 def test_the_file_has_roughness_in_green_and_metallic_in_blue(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from torch import Tensor
 from distill.cameras import Cameras
 from distill.contracts import Field, Render, View
 from distill.export.asset import export_asset
-from distill.export.files import save_mesh
+from distill.export.files import save_mesh, save_meshes
+from distill.export.frame import welded
 from distill.export.mesh import Mesh, extract_mesh, smooth, vertex_normals
 from distill.export.pictures import to_uint8, write_contact_sheet, write_turntable
 from distill.export.texture import bake_texture, rasterise, surface_albedo, unwrap
@@ -375,20 +376,38 @@ def test_glb_colours_are_linear_and_ply_colours_are_srgb(tmp_path: Path) -> None
     grey = np.full((4, 3), 0.5, np.float32)
     for suffix, expected in ((".glb", 0.2140), (".ply", 0.5)):  # sRGB 0.5 is linear 0.2140
         save_mesh(marker(grey), tmp_path / f"m{suffix}")
-        mesh = trimesh.load_mesh(tmp_path / f"m{suffix}", process=False)
+        (mesh,) = trimesh.load_scene(tmp_path / f"m{suffix}", process=False).geometry.values()
         visual: Any = mesh.visual
-        found = np.asarray(visual.vertex_colors)[:, :3] / 255
+        colours = visual.vertex_attributes["color"] if suffix == ".glb" else visual.vertex_colors
+        found = np.asarray(colours)[:, :3] / 255
         np.testing.assert_allclose(found, expected, atol=0.5 / 255 + 1e-4)
 
 
-def test_glb_holds_normals_texture_and_a_matt_material(tmp_path: Path, painted: Mesh) -> None:
+@pytest.mark.parametrize("kind", ["plain", "coloured", "textured"])
+@pytest.mark.parametrize("lods", [0, 1])
+def test_glb_has_one_matt_material(tmp_path: Path, painted: Mesh, kind: str, lods: int) -> None:
+    bare = welded(painted)
+    coloured = replace(bare, colours=np.full((len(bare.vertices), 3), 0.5, np.float32))
+    mesh = {"plain": bare, "coloured": coloured, "textured": painted}[kind]
+    told = save_meshes(mesh, tmp_path, formats=["glb"], name="m", lods=lods, lod_as="both")
+    assert len(told["meshes"]) == 1 + lods
+    for name in told["meshes"]:
+        content, _ = read_glb(tmp_path / name)
+        (material,) = content["materials"]
+        assert material["name"] == "m"
+        surface = material["pbrMetallicRoughness"]
+        # Without these glTF has both at 1: bare metal, which is black where nothing is mirrored.
+        assert surface["metallicFactor"] == 0 and surface["roughnessFactor"] == pytest.approx(0.9)
+        assert ("baseColorTexture" in surface) == (kind == "textured")
+        primitives = [each for mesh in content["meshes"] for each in mesh["primitives"]]
+        assert {each["material"] for each in primitives} == {0}
+        assert all(("COLOR_0" in each["attributes"]) == (kind == "coloured") for each in primitives)
+
+
+def test_glb_holds_normals_and_texture(tmp_path: Path, painted: Mesh) -> None:
     assert painted.uv is not None
     save_mesh(painted, tmp_path / "m.glb")
     content, data = read_glb(tmp_path / "m.glb")
-    (material,) = content["materials"]
-    surface = material["pbrMetallicRoughness"]
-    assert surface["metallicFactor"] == 0 and surface["roughnessFactor"] == pytest.approx(0.9)
-    assert "baseColorTexture" in surface
     attributes = content["meshes"][0]["primitives"][0]["attributes"]
     assert set(attributes) == {"POSITION", "NORMAL", "TEXCOORD_0"}
     loaded: Any = trimesh.load_mesh(tmp_path / "m.glb", process=False)

@@ -24,7 +24,7 @@ from distill.cameras import Cameras, turntable
 from distill.cli import main
 from distill.contracts import Render
 from distill.export import choices
-from distill.export.asset import mesh_writer
+from distill.export.asset import MeshWriter
 from distill.export.choices import FORMATS, check_files
 from distill.export.files import WRITERS, names_of, save_mesh, save_meshes
 from distill.export.frame import place_of, welded
@@ -34,7 +34,9 @@ from distill.export.texture import bake_texture, colour_vertices
 from distill.files.checkpoint import save_checkpoint
 from distill.job import State, make_optimiser
 from distill.run.assemble import look
-from distill.run.compose import as_overrides, compose_config
+from distill.run.compose import as_overrides, compose_config, quote_text
+from distill.run.execute import describe_and_export
+from distill.run.reexport import _config
 from distill.run.scenes import scene_maker
 
 #: Of the box: its middle and its edges, in the scene's frame; +x is the front, +y the left, +z the top.
@@ -273,6 +275,25 @@ def test_pivot_and_size_are_those_worked_out_by_hand(
     np.testing.assert_allclose([mesh.vertices.min(0), mesh.vertices.max(0)], [low, high], atol=1e-6)
 
 
+@pytest.mark.parametrize("size_m", [0.0, -1.0, 1e39, np.inf, np.nan])
+def test_a_size_that_no_file_holds_is_refused(tmp_path: Path, size_m: float) -> None:
+    with pytest.raises(ValueError, match=r"size_m is the largest extent in metres, 1e-06 to 1e\+06, got"):
+        save_meshes(crate(), tmp_path / "new", size_m=size_m)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("size_m", [1e-6, 1e6])
+def test_the_smallest_and_the_largest_mesh_are_whole(tmp_path: Path, size_m: float) -> None:
+    save_meshes(crate(), tmp_path, formats=["stl", "obj", "glb"], size_m=size_m)
+    for suffix in ("stl", "obj"):
+        read = by_trimesh(tmp_path / f"mesh.{suffix}")
+        assert np.ptp(read.vertices, axis=0).max() == pytest.approx(size_m, rel=1e-5)
+    rows = np.frombuffer((tmp_path / "mesh.stl").read_bytes()[84:], np.dtype([("normal", "<f4", 3), ("rest", "V38")]))  # fmt: skip
+    np.testing.assert_allclose(
+        np.abs(rows["normal"]).max(1), 1, atol=1e-6
+    )  # a box has normals along the axes
+
+
 def test_corner_normals_do_not_depend_on_how_sides_are_cut() -> None:
     mesh = welded(crate())
     other = mesh.faces.reshape(6, 2, 3).copy()
@@ -312,7 +333,8 @@ REFUSED = [
     (["export.formats=glb,fbx"], r"export\.formats must be glb, obj, ply, stl or usdz.*fbx"),
     (["export.formats=[]"], r"export\.formats must be"),
     (["export.pivot=top"], r"export\.pivot must be scene, centre or ground, got 'top'"),
-    (["export.size_m=0"], r"export\.size_m must be .*above 0.*got 0"),
+    (["export.size_m=0"], r"export\.size_m must be .*in \[1e-06, 1e\+06\].*got 0"),
+    (["export.size_m=1e39"], r"export\.size_m must be .*in \[1e-06, 1e\+06\].*got 1e\+39"),
     (["export.lods=9"], r"export\.lods must be .*\[0, 8\]"),
     (["export.lod_as=msft"], r"export\.lod_as=msft would do nothing: add export\.lods=3"),
     (
@@ -397,6 +419,15 @@ def test_usdz_is_valid_aligned_in_metres_and_upright(tmp_path: Path, kind: str, 
             assert each.compress_type == zipfile.ZIP_STORED
     save_mesh(mesh, path, up=up)
     assert path.read_bytes() == content and os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("name", ["Materials", "Looks", "surface", "st", "colour", "displayColor"])
+def test_no_name_of_a_usdz_meets_one_of_its_own_prims(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("pxr", reason="usd-core is not installed")
+    save_meshes(crate(), tmp_path, formats=["usdz"], name=name)
+    read = by_pxr(tmp_path / f"{name}.usdz")
+    assert len(read.faces) == 12 and read.names == {name} and complaints(tmp_path / f"{name}.usdz") == []
+    np.testing.assert_array_equal(read.texels(), np.repeat(COLOURS, 2, axis=0))
 
 
 def test_the_validators_see_a_package_without_its_texture(tmp_path: Path) -> None:
@@ -589,6 +620,88 @@ def test_an_asset_is_saved_as_one_file_or_as_a_folder(tmp_path: Path) -> None:
         check_files(["glb"], "crate", 9, "files")
 
 
+def test_an_asset_says_where_it_is(tmp_path: Path) -> None:
+    scene: Any = None
+    asset = Asset("a crate", tmp_path, scene, unseen, {})
+    asset.__dict__["mesh"] = crate()
+    written = asset.save(tmp_path / "Big.GLB")
+    assert written.is_file() and os.listdir(tmp_path) == [written.name] == ["Big.glb"]
+
+
+#: Of an OBJ, what replaces the texture of another one: without an OBJ, with one of its own, and with one that is not ours.
+STRANGE: list[dict[str, str]] = [
+    {"mug.png": "mine"},
+    {"mug.mtl": "mine"},
+    {"mug.png": "mine", "mug.mtl": "newmtl a\nmap_Kd other.png\n", "mug.obj": "mtllib mug.mtl\n"},
+    {"mug.mtl": "newmtl a\n", "mug.obj": "mtllib other.mtl\nv 0 0 0\n"},
+    {"mug.png": "mine", "mug.obj": "v 0 0 0\n"},
+]
+
+
+@pytest.mark.parametrize("there", STRANGE)
+@pytest.mark.parametrize("how", ["asset", "folder", "mesh"])
+def test_an_obj_replaces_no_picture_or_material_of_another(
+    tmp_path: Path, there: dict[str, str], how: str
+) -> None:
+    for name, text in there.items():
+        (tmp_path / name).write_text(text)
+    scene: Any = None
+    asset = Asset("a crate", tmp_path, scene, unseen, {})
+    asset.__dict__["mesh"] = crate()
+    with pytest.raises(ValueError, match=r"mug\.(png|mtl) is there and .* choose another name") as caught:
+        if how == "asset":
+            asset.save(tmp_path / "mug.obj")
+        elif how == "folder":
+            asset.save(tmp_path, formats=["glb", "obj"], name="mug")
+        else:
+            save_mesh(crate(), tmp_path / "mug.obj")
+    assert "\n" not in str(caught.value)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == there
+
+
+def test_an_obj_replaces_its_own_texture_and_one_without_needs_none(tmp_path: Path) -> None:
+    darker = replace(crate(), texture=np.zeros((2 * TILE, 3 * TILE, 3), np.uint8))
+    for mesh in (crate(), darker):
+        save_mesh(mesh, tmp_path / "my crate.obj")
+        np.testing.assert_array_equal(by_trimesh(tmp_path / "my crate.obj").picture, mesh.texture)
+    (tmp_path / "bare.png").write_text("mine")
+    save_mesh(welded(crate()), tmp_path / "bare.obj")
+    assert (tmp_path / "bare.png").read_text() == "mine" and not (tmp_path / "bare.mtl").exists()
+
+
+def test_an_empty_mesh_is_one_line(tmp_path: Path) -> None:
+    empty = Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64), np.zeros((0, 3), np.float32))
+    with pytest.raises(ValueError, match="expected a mesh with faces to save, got none") as caught:
+        save_meshes(empty, tmp_path / "new")
+    assert "\n" not in str(caught.value) and not (tmp_path / "new").exists()
+
+
+#: Options of scenes with a mesh, as small as they may be, and another choice of what shapes it.
+MESHED = {
+    "hash_grid": ["scene.levels=2", "export.iso=2"],
+    "sdf": ["scene.levels=2", "scene.resolution=16", "init=x"],
+}
+
+
+@pytest.mark.parametrize("name", MESHED)
+def test_an_asset_s_mesh_is_the_one_that_its_run_writes(tmp_path: Path, name: str) -> None:
+    config = compose_config(
+        ["prompt=a red mug", f"scene={name}", *MESHED[name], "scene.occupancy_resolution=16", "export.resolution=20", "export.faces=150",
+         "export.texture_size=64", "export.frames=1", "export.picture_size=16", "export.formats=glb"]
+    )  # fmt: skip
+    scene = scene_maker(config)(seed=torch.Generator().manual_seed(0))
+    asset = describe_and_export(
+        config, tmp_path, scene, look(scene, torch.device("cpu")), {"prompt": "a red mug", "seconds": {}}
+    )
+    asset.save(tmp_path / "again" / "mesh.glb")
+    assert 50 < len(asset.mesh.faces) <= 150 and asset.mesh.texture is not None
+    assert asset.mesh.texture.shape == (64, 64, 3)
+    assert (tmp_path / "again" / "mesh.glb").read_bytes() == (tmp_path / "mesh.glb").read_bytes()
+    if name == "sdf":  # which begins as a ball of radius 0.5, in cubes of 0.1 along their edge
+        radii = np.linalg.norm(asset.mesh.vertices, axis=1)
+        assert np.abs(radii - 0.5).max() < 0.02 and asset.mesh.iso_level == 0
+
+
 SMALL = ["prompt=a red mug", "iterations=3", "scene.levels=2", "scene.occupancy_resolution=16", "export.resolution=24", "export.faces=300", "export.texture_size=64",
          "export.formats=stl", "export.iso=2", "device=cpu"]  # fmt: skip
 
@@ -626,7 +739,7 @@ def test_a_finished_run_is_exported_anew_without_its_prior(
     assert capsys.readouterr().out.splitlines() == [str(folder / name) for name in names]
     options = {**compose_config(SMALL).export, "formats": ["glb", "ply"], "name": "mug", "lods": 1}
     (tmp_path / "own").mkdir()
-    mesh_writer(scene.field())(tmp_path / "own", look(scene, torch.device("cpu")), options)
+    MeshWriter(scene.field())(tmp_path / "own", look(scene, torch.device("cpu")), options)
     assert all((folder / name).read_bytes() == (tmp_path / "own" / name).read_bytes() for name in names)
     manifest = json.loads((folder / "manifest.json").read_text())
     (said,) = manifest["exports"]
@@ -647,7 +760,13 @@ def test_exporting_anew_replaces_nothing(run: tuple[Path, Any], capsys: pytest.C
         ),
         (["iterations=4"], "takes options of export"),
         (["export.formats=fbx"], "export.formats must be"),
-    ]
+        *(
+            ([f"export.{word}"], f"export.{word.partition('=')[0]} would do nothing: distill export writes meshes alone")
+            for word in ("enabled=true", "frames=3", "picture_size=64", "elevation_deg=5")
+        ),
+        (["export.lod_as=msft"], "export.lod_as=msft would do nothing: add export.lods=3"),
+        (["export.name=1_000", "export.name=true", "export.name=a.b"], "got 'a.b'"),
+    ]  # fmt: skip
     for words, said in refused:
         assert command("export", str(folder), *words) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -655,3 +774,111 @@ def test_exporting_anew_replaces_nothing(run: tuple[Path, Any], capsys: pytest.C
     assert command("export", str(folder / "nowhere")) == 2
     assert command("export") == 2
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if ".lock" not in path.name} == before
+
+
+def rewritten(folder: Path, **export: Any) -> None:
+    """Give a run other options of export than it had."""
+    from omegaconf import OmegaConf
+
+    stored = OmegaConf.load(folder / "config.yaml")
+    for name, value in export.items():
+        OmegaConf.update(stored, f"export.{name}", value)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(stored))
+
+
+@pytest.mark.parametrize("lod_as", ["msft", "both"])
+@pytest.mark.parametrize(
+    ("words", "files"),
+    [
+        (["export.lods=0"], ["mesh.glb", "mesh.ply"]),
+        (["export.formats=ply"], ["mesh.ply", "mesh_lod1.ply"]),
+        (["export.lod_as=files", "export.formats=glb"], ["mesh.glb", "mesh_lod1.glb"]),
+    ],
+)
+def test_a_run_s_own_levels_are_no_one_s_mistake(
+    run: tuple[Path, Any], lod_as: str, words: list[str], files: list[str]
+) -> None:
+    folder, _ = run
+    rewritten(folder, lods=1, lod_as=lod_as, formats=["glb", "ply"])
+    assert sorted(names_of(_config(folder, words).export)) == files
+
+
+@pytest.mark.parametrize("name", ["1_000", "true", "1e3", "0x10"])
+def test_a_name_is_a_text_whatever_it_looks_like(run: tuple[Path, Any], name: str) -> None:
+    word = f"export.name={name}"
+    assert _config(run[0], [word]).export.name == name
+    assert compose_config(["prompt=x", quote_text(word)]).export.name == name  # as the command line does
+
+
+def tree_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and ".lock" not in path.name
+    }
+
+
+@pytest.mark.parametrize("where", ["distill.export.files.write_ply", "distill.run.manifest.write_report"])
+def test_an_export_that_fails_half_way_leaves_nothing_and_can_be_done_again(
+    run: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    folder, _ = run
+    before = tree_of(folder)
+
+    def full(*given: Any, **named: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    words = ["export.formats=obj,stl,ply", "export.name=mug"]
+    with monkeypatch.context() as patched:
+        patched.setattr(where, full)
+        patched.setitem(WRITERS, ".ply", full if where.endswith("ply") else WRITERS[".ply"])
+        assert command("export", str(folder), *words) == 1
+    assert tree_of(folder) == before
+    assert command("export", str(folder), *words) == 0
+    assert {path.name for path in folder.glob("mug*")} == {
+        "mug.obj",
+        "mug.mtl",
+        "mug.png",
+        "mug.stl",
+        "mug.ply",
+    }
+
+
+def test_a_scene_that_writes_files_of_its_own_is_not_exported_anew(
+    run: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = run
+
+    def own(scene: Any) -> dict[str, Any]:
+        return {"mesh": unseen, "spheres": unseen}
+
+    monkeypatch.setattr("distill.renderers.nerf.HashGridScene.assets", own)
+    before = tree_of(folder)
+    assert command("export", str(folder), "export.name=mug") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a scene that writes spheres, and distill export writes meshes alone" in line
+    assert tree_of(folder) == before
+
+
+def test_what_does_nothing_for_the_run_s_own_scene_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from omegaconf import OmegaConf
+
+    config = compose_config(["prompt=x", "scene=sdf", "init=y"])
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    assert command("export", str(tmp_path), "export.iso=2") == 2
+    assert "export.iso=2.0 would do nothing: the surface is where the signed" in capsys.readouterr().err
+
+
+def test_going_on_with_a_run_keeps_what_was_exported_anew(run: tuple[Path, Any]) -> None:
+    folder, _ = run
+    (folder / "manifest.json").write_text('{"prompt": "a red mug"}')
+    small = ["export.frames=1", "export.picture_size=16"]
+    rewritten(folder, frames=1, picture_size=16)
+    assert command("export", str(folder), "export.name=mug") == 0
+    (before,) = json.loads((folder / "manifest.json").read_text())["exports"]
+    assert command(*SMALL, *small, f"output_dir={folder}", "resume=true") == 0
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["exports"] == [before] and manifest["export"]["meshes"] == ["mesh.stl"]
+    assert {"mug.stl", "mesh.stl"} <= {*manifest["files"]}

@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from test_run import QUICK, command, error_of
 from test_surface import decibels, generator, halves, reading, shown, small, triangles_apart
 
 from distill.cameras import turntable
+from distill.export.files import save_mesh
+from distill.export.mesh import Mesh
 from distill.meshes.read import given_normals
 from distill.meshes.surface import Surface
 from distill.meshes.write import Paints, write_textured
@@ -139,6 +142,41 @@ def test_an_objs_objects_are_parts_with_their_names(tmp_path: Path) -> None:
     assert surface.parts[0].look.corners[0, 0].tolist() == pytest.approx([0.5, 0.25, 0], abs=0.003)
     write_textured(surface, Paints(torch.abs), tmp_path / "out.glb", size=64)
     assert {*reading(tmp_path / "out.glb").scene.geometry} == {"seat", "back"}
+
+
+# --- our own files ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("suffix", "up"), [
+    ("glb", "y"), ("obj", "y"), ("obj", "z"), ("ply", "y"), ("ply", "z"), ("stl", "y"), ("stl", "z"),
+])  # fmt: skip
+def test_a_file_that_was_exported_comes_back_as_it_stood(tmp_path: Path, suffix: str, up: Any) -> None:
+    edges = np.array([0.9, 0.5, 0.3])  # front, left, top
+    box = trimesh.creation.box(edges)
+    mesh = Mesh(
+        np.asarray(box.vertices, np.float32),
+        np.asarray(box.faces),
+        np.asarray(box.vertex_normals, np.float32),
+    )
+    save_mesh(mesh, tmp_path / f"größe.{suffix}", up=up)
+    surface = reading(tmp_path / f"größe.{suffix}")
+    found = np.ptp(surface.vertices, axis=0)
+    np.testing.assert_allclose(found / found.max(), edges / 0.9, atol=1e-5)
+    # +x is the front: of a mesh with a nose there, the nose is there again.
+    nosed = replace(mesh, vertices=mesh.vertices * np.where(mesh.vertices[:, :1] > 0, 0.5, 1))
+    save_mesh(nosed, tmp_path / f"nose.{suffix}", up=up)
+    vertices = reading(tmp_path / f"nose.{suffix}").vertices
+    front, back = (vertices[vertices[:, 0] * sign > 0] for sign in (1, -1))
+    assert np.ptp(front[:, 1]) < 0.6 * np.ptp(back[:, 1])
+
+
+@pytest.mark.parametrize("suffix", ["ply", "stl"])
+def test_other_programs_files_are_upright_with_z_up(tmp_path: Path, suffix: str) -> None:
+    trimesh.creation.box([0.3, 0.5, 0.9]).export(tmp_path / f"box.{suffix}")
+    found = np.ptp(reading(tmp_path / f"box.{suffix}").vertices, axis=0)
+    np.testing.assert_allclose(
+        found / found.max(), np.array([0.5, 0.3, 0.9]) / 0.9, atol=1e-5
+    )  # -y is the front
 
 
 # --- glTF ---------------------------------------------------------------------------------------
@@ -304,6 +342,93 @@ def test_a_kept_material_has_one_set_of_coordinates_or_is_refused(tmp_path: Path
     with pytest.raises(ValueError, match=r"cannot keep wood of .*that differ; export it with one set"):
         reading(built.save(tmp_path / "m.gltf"), keep=["wood"])
     assert len(reading(tmp_path / "m.gltf").parts) == 2
+
+
+GLASS = {"KHR_materials_transmission": {"transmissionFactor": 0.8}, "KHR_materials_ior": {"ior": 1.3}}
+
+
+def lamps(tmp_path: Path) -> Built:
+    """A kept material of glass, one with a strong light, and one that is to be textured."""
+    built = Built()
+    extended: list[dict[str, Any]] = [GLASS, {"KHR_materials_emissive_strength": {"emissiveStrength": 7.5}}, {"KHR_materials_unlit": {}}]  # fmt: skip
+    for number, own in enumerate(extended):
+        surface = {"metallicFactor": 0, "roughnessFactor": 0.25 * number}
+        material = {"name": f"m{number}", "pbrMetallicRoughness": surface, "extensions": own}
+        built.mesh(f"mesh {number}", {"POSITION": built.accessor(triangles(2))}, material)
+    built.tree["extensionsUsed"] = sorted({name for own in extended for name in own})
+    return built
+
+
+def tree_of(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    tree: dict[str, Any] = json.loads(content[20 : 20 + int.from_bytes(content[12:16], "little")])
+    return tree
+
+
+def test_a_kept_material_keeps_its_factors_and_extensions(tmp_path: Path) -> None:
+    surface = reading(lamps(tmp_path).save(tmp_path / "m.gltf"), keep=["m0", "m1"])
+    write_textured(surface, Paints(torch.abs), tmp_path / "out.glb", size=64)
+    tree = tree_of(tmp_path / "out.glb")
+    after = {material["name"]: material for material in tree["materials"]}
+    before = {material["name"]: material for material in tree_of_text(tmp_path / "m.gltf")["materials"]}
+    for name in ("m0", "m1"):
+        assert after[name]["extensions"] == before[name]["extensions"]
+        assert after[name]["pbrMetallicRoughness"] == before[name]["pbrMetallicRoughness"]
+    assert "extensions" not in after["m2"]  # it is a new material
+    assert tree["extensionsUsed"] == sorted({*GLASS, "KHR_materials_emissive_strength"})
+
+
+def tree_of_text(path: Path) -> dict[str, Any]:
+    tree: dict[str, Any] = json.loads(path.read_text())
+    return tree
+
+
+def test_a_kept_material_whose_extensions_cannot_be_kept_is_refused(tmp_path: Path) -> None:
+    built = lamps(tmp_path)
+    built.tree["materials"][0]["extensions"] = {"KHR_materials_clearcoat": {"clearcoatTexture": {"index": 0}}}
+    with pytest.raises(ValueError, match=r"cannot keep m0 of .* has a texture in KHR_materials_clearcoat"):
+        reading(built.save(tmp_path / "m.gltf"), keep=["m0"])
+    assert len(reading(tmp_path / "m.gltf", keep=["m1"]).parts) == 3
+    built.tree["materials"][1]["name"] = "m2"
+    with pytest.raises(ValueError, match="shares it with another material; give it one of its own"):
+        reading(built.save(tmp_path / "m.gltf"), keep=["m2"])
+
+
+@pytest.mark.parametrize("maps", [["baseColorTexture"], ["metallicRoughnessTexture"]])
+def test_the_transform_of_a_kept_materials_maps_is_applied_whichever_it_has(
+    tmp_path: Path, maps: list[str]
+) -> None:
+    built, uv = Built(), np.random.default_rng(3).random((12, 2)).astype(np.float32)
+    change = {"KHR_texture_transform": {"offset": [0.25, 0.5]}}
+    info = {**built.picture(CELLS, tmp_path, "p.png"), "extensions": change}
+    attributes = {"POSITION": built.accessor(triangles(4)), "TEXCOORD_0": built.accessor(uv)}
+    built.mesh("m", attributes, {"name": "kept", "pbrMetallicRoughness": dict.fromkeys(maps, info)})
+    built.mesh("other", {"POSITION": built.accessor(triangles(1))}, {"name": "other"})
+    (part,) = (each for each in reading(built.save(tmp_path / "m.gltf"), keep=["kept"]).parts if each.kept)
+    assert part.look.uv is not None
+    moved = np.stack([uv[:, 0] + 0.25, 1 - (uv[:, 1] + 0.5)], 1)
+    np.testing.assert_allclose(part.look.uv.reshape(-1, 2), moved, atol=1e-6)
+
+
+def test_a_kept_material_of_an_mtl_file_is_no_metal(tmp_path: Path) -> None:
+    (tmp_path / "m.mtl").write_text(
+        "newmtl wood\nKd 0.5 0.5 0.5\nmap_Kd p.png\nnewmtl other\nKd 0.5 0.25 0\nNs 30\nnewmtl new\nKd 1 1 1\n"
+    )
+    Image.fromarray(CELLS).save(tmp_path / "p.png")
+    lines = ["mtllib m.mtl", "vt 0.1 0.1", "vt 0.9 0.1", "vt 0.1 0.9"]
+    for number, name in enumerate(("wood", "other", "new")):
+        lines += [f"o {name}", *(f"v {x + 2 * number} {y} {z}" for x, y, z in BOX.vertices), f"usemtl {name}"]
+        lines += ["f " + " ".join(f"{v + 1 + 8 * number}/{i + 1}" for i, v in enumerate(face)) for face in BOX.faces]  # fmt: skip
+    (tmp_path / "m.obj").write_text("\n".join(lines) + "\n")
+    surface = reading(tmp_path / "m.obj", keep=["wood", "other"])
+    write_textured(surface, Paints(torch.abs), tmp_path / "out.glb", size=64)
+    found = {material["name"]: material["pbrMetallicRoughness"] for material in tree_of(tmp_path / "out.glb")["materials"]}  # fmt: skip
+    # Ns is 2 / roughness^4 - 2 (Karis 2013): 30 is a half.
+    assert found["other"]["metallicFactor"] == found["wood"]["metallicFactor"] == 0
+    assert found["other"]["roughnessFactor"] == pytest.approx(0.5)
+    assert "baseColorTexture" in found["wood"] and "baseColorFactor" not in found["wood"]
+    looks = {part.material: part.look for part in surface.parts}
+    assert looks["other"].finish == pytest.approx((0.5, 0))
 
 
 def test_numbers_are_read_however_they_are_stored(tmp_path: Path) -> None:

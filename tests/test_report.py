@@ -98,6 +98,39 @@ def test_policy_admits_the_viewer_by_the_hash_of_what_the_page_holds(folder: Pat
     assert base64.b64decode(glb) == (folder / "mesh.glb").read_bytes()
 
 
+def test_the_viewer_shows_a_glb_that_was_exported_anew_and_saves_it_under_its_name(folder: Path) -> None:
+    (folder / "mesh.glb").unlink()
+    anew = [{"meshes": ["gone.glb"]}, {"meshes": ["mug.stl", "mug.glb", "mug_lod1.glb"]}, {"meshes": ["mug.usdz"]}, {"meshes": ["missing.glb"]}]  # fmt: skip
+    for name, colours in (("gone.glb", True), ("mug.glb", False)):
+        write_glb(tetrahedron(colours), folder / name)
+    (folder / "manifest.json").write_text(json.dumps({"export": {"meshes": ["mesh.stl"]}, "exports": anew}))
+    page = Page(write_report(folder).read_text())
+    assert base64.b64decode(page.texts["script"][0]) == (folder / "mug.glb").read_bytes()  # the last one
+    (told,) = (attributes for tag, attributes in page.elements if attributes.get("id") == "glb")
+    assert told["data-name"] == "mug.glb" and "canvas" in page.tags()
+    # The run's own one comes first.
+    (folder / "manifest.json").write_text(json.dumps({"export": {"meshes": ["gone.glb"]}, "exports": anew}))
+    page = Page(write_report(folder).read_text())
+    assert base64.b64decode(page.texts["script"][0]) == (folder / "gone.glb").read_bytes()
+
+
+def test_the_viewer_saves_the_glb_under_its_name() -> None:
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    # A document whose buttons keep what is done on a click, and whose links are kept.
+    program = """
+const clicks = {}, links = [], glb = { textContent: "QUJD", dataset: { name: "mug.glb" } };
+const element = (id) => ({ addEventListener: (kind, done) => { clicks[id] = done; } });
+const document = { getElementById: (id) => id === "glb" ? glb : element(id),
+  createElement: () => (links.push({ click() {} }), links.at(-1)) };
+const window = { matchMedia: () => ({ matches: true }) };
+URL.createObjectURL = () => "blob:here"; URL.revokeObjectURL = () => {};
+"""
+    source = files("distill.export").joinpath("viewer.js").read_text()
+    command = ["node", "-e", f"{program}\n{source}\nclicks.save(); console.log(links[0].download);"]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "mug.glb\n"
+
+
 def test_video_is_embedded_byte_for_byte(folder: Path) -> None:
     page = Page(write_report(folder).read_text())
     source = next(attributes["src"] for tag, attributes in page.elements if tag == "video")

@@ -147,6 +147,43 @@ def test_cubes_of_other_sizes_keep_their_scale() -> None:
     assert scene.render(turntable(1), 9, 9).depth[0, 4, 4].item() == pytest.approx(3.2 - 0.473, abs=0.03)
 
 
+@pytest.mark.parametrize("stage", ["field", "surface"])
+def test_a_mesh_ends_where_a_smaller_cube_does_as_its_pictures_do(stage: str) -> None:
+    """A pillar along z, of radius 0.3, in a cube of edge 1.2."""
+    radius, spacing = 0.6, 2 / 40
+    scene: Any
+    if stage == "surface":
+        scene = SdfScene(**SMALL, radius=radius, resolution=33)
+        scene.base.copy_(nodes(33)[..., :2].norm(dim=-1) - 0.5)
+        scene.fit_shell()
+    else:
+        scene = ball_field(radius=radius)
+        scene.density = lambda points: 50 * (0.5 - points[:, :2].norm(dim=-1)).clamp(min=0)  # in radii
+        scene.query = lambda points, weights=None: (scene.density(points), points.new_ones(len(points), 3))
+    density, colour = scene.field()(torch.tensor([[0.0, 0, 0.59], [0.0, 0, 0.61], [0.0, 0.95, 0.0]]))
+    assert density[0] > 0 and density[1:].tolist() == [0, 0] and colour.isfinite().all()
+
+    def view(*given: Any) -> Render:
+        return scene.render(*given).detached()
+
+    (writer,) = scene.assets().values()
+    made = writer.mesh(
+        view if stage == "surface" else pillar, {"resolution": 41, "iso": 2.0, "texture_size": 64}
+    )
+    low, high = made.vertices.min(0), made.vertices.max(0)
+    # Nodes are at the cube's sides, and what is cut ends at most one of their distances further out.
+    assert radius - 1e-3 <= high[2] <= radius + spacing and -radius - spacing <= low[2] <= -radius + 1e-3
+    assert np.abs(high[:2] - 0.3).max() < spacing
+    if stage == "surface":
+        assert scene.signed_distance(torch.tensor([[0.0, 0, 0.7], [0.0, 0, 0.9]])).tolist() == pytest.approx([0.1, 0.3])  # fmt: skip
+
+
+def pillar(cameras: Any, height: int, width: int) -> Render:
+    """Pictures that choose nothing, for a level that is given."""
+    rgb, one = torch.ones(len(cameras), height, width, 3), torch.ones(len(cameras), height, width, 1)
+    return Render(rgb, one, one)
+
+
 def test_an_empty_field_has_no_second_stage() -> None:
     field = ball_field()
     with torch.no_grad():

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from distill.contracts import Field, View, Writer
+from distill.contracts import Field, View
 from distill.export.files import save_meshes
 from distill.export.frame import Pivot, Up
-from distill.export.mesh import extract_mesh
+from distill.export.mesh import Mesh, extract_mesh
 from distill.export.pictures import timed, write_pictures
 from distill.export.texture import bake_texture, colour_vertices
 from distill.export.zero_set import extract_zero_set
@@ -77,48 +78,65 @@ def export_asset(
         "lod_as": lod_as,
     }  # fmt: skip
     seconds = write_pictures(folder, view, pictures)
-    figures = mesh_writer(query)(folder, view, meshes)
+    figures = MeshWriter(query)(folder, view, meshes)
     return {**figures, "seconds": seconds | figures["seconds"]}
 
 
-def mesh_writer(query: Field, distance: Callable[[Tensor], Tensor] | None = None) -> Writer:
-    """Return the writer of a mesh with a baked texture, by default as mesh.glb, mesh.obj (with .mtl and .png) and mesh.ply.
+@dataclass(frozen=True)
+class MeshWriter:
+    """Writes a mesh with a baked texture, by default as mesh.glb, mesh.obj (with .mtl and .png) and mesh.ply.
 
-    It takes the options of ``export_asset`` that are not of the pictures, and returns what that does, ``seconds`` of its own parts.
-
-    Args:
+    Attributes:
         query: the scene's density and albedo at points on the CPU.
         distance: its signed distance, negative inside, whose zero set is then the surface, whatever ``iso`` is; at points on the
             CPU, scene units.
     """
 
-    def write(folder: Path, view: View, options: Mapping[str, Any]) -> dict[str, Any]:
+    query: Field
+    distance: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, folder: Path, view: View, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Write it; options and figures are those of ``export_asset`` that are not of the pictures."""
         seconds: dict[str, float] = {}
-        chosen = {name: options[name] for name in SHAPING}
         with timed(seconds, "mesh"):
-            if distance is None:
-                mesh = extract_mesh(query, view, **chosen)
-            else:
-                del chosen["iso"]
-                mesh = extract_zero_set(distance, view, **chosen)
+            bare = self._bare(view, options)
         with timed(seconds, "texture"):
-            textured = bake_texture(colour_vertices(mesh, query), query, size=options["texture_size"])
+            mesh = self._textured(bare, options)
         with timed(seconds, "files"):
-            written = save_meshes(
-                textured, folder, **{name: options[name] for name in SAVING if name in options}
-            )
+            written = save_meshes(mesh, folder, **{name: options[name] for name in SAVING if name in options})
         return {
             "seconds": seconds,
             "iso_level": mesh.iso_level,
             "silhouette_iou": mesh.silhouette_iou,
-            "vertices": len(mesh.vertices),
+            "vertices": len(bare.vertices),
             "faces": len(mesh.faces),
             **written,
         }
 
-    return write
+    def mesh(self, view: View, options: Mapping[str, Any]) -> Mesh:
+        """Make the mesh that is written, with its texture and its vertices' colours.
+
+        Args:
+            view: takes the pictures whose silhouettes the mesh's are compared with.
+            options: those of ``export``; of those that shape or colour a mesh, what is not there has its default.
+
+        Raises:
+            ValueError: there is no surface, or an option is out of range.
+        """
+        return self._textured(self._bare(view, options), options)
+
+    def _bare(self, view: View, options: Mapping[str, Any]) -> Mesh:
+        chosen: dict[str, Any] = {name: options.get(name, usual) for name, usual in SHAPING.items()}
+        if self.distance is None:
+            return extract_mesh(self.query, view, **chosen)
+        del chosen["iso"]
+        return extract_zero_set(self.distance, view, **chosen)
+
+    def _textured(self, bare: Mesh, options: Mapping[str, Any]) -> Mesh:
+        size = options.get("texture_size", 512)
+        return bake_texture(colour_vertices(bare, self.query), self.query, size=size)
 
 
-#: Options of ``extract_mesh`` and of ``save_meshes``.
-SHAPING = ("resolution", "faces", "iso", "largest_component")
+#: Options of ``extract_mesh`` with their defaults, and those of ``save_meshes``.
+SHAPING = {"resolution": 128, "faces": 10_000, "iso": None, "largest_component": True}
 SAVING = ("formats", "name", "pivot", "size_m", "lods", "lod_as", "up")

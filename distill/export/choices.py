@@ -11,6 +11,8 @@ FORMATS = ("glb", "obj", "ply", "stl", "usdz")
 USUAL = ("glb", "obj", "ply")
 #: Where a file's origin is: where the scene has it, in the middle of the bounding box, or beneath it.
 PIVOTS = ("scene", "centre", "ground")
+#: Least and largest extent of a mesh in metres, within what single precision and other programs can do with it.
+SIZES = (1e-6, 1e6)
 #: Where levels of detail are: in files of their own, in the GLB as MSFT_lod, or both.
 LOD_PLACES = ("files", "msft", "both")
 #: Of a mesh of 10,000 faces, the eighth level would have 40.

@@ -16,7 +16,7 @@ from trimesh.visual import ColorVisuals, TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
 from distill.export.choices import USUAL, check_files
-from distill.export.frame import Pivot, Up, place_of, srgb_to_linear, turned, welded
+from distill.export.frame import SAID, Pivot, Up, place_of, srgb_to_linear, turned, welded
 from distill.export.lods import RATIO, levels
 from distill.export.mesh import Floats, Mesh
 from distill.export.usd import write_usdz
@@ -53,7 +53,8 @@ def save_meshes(
         ``vertices`` of each.
 
     Raises:
-        ValueError: an option is out of range, or a package is missing.
+        ValueError: the mesh is empty, an option is out of range, a package is missing, or an OBJ's MTL or PNG would replace what is
+            not its own.
     """
     check_files(formats, name, lods, lod_as)
     return write_meshes(
@@ -74,8 +75,14 @@ def write_meshes(
     up: Up,
 ) -> dict[str, Any]:
     """Write a mesh as ``save_meshes`` does, with options that are checked and any name that the file system takes."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if not len(mesh.faces):
+        raise ValueError(
+            "expected a mesh with faces to save, got none (an empty scene); train longer, or choose a lower iso"
+        )
     place = place_of(mesh, pivot=pivot, size_m=size_m)
+    if mesh.texture is not None and "obj" in (USUAL if formats is None else formats):
+        check_beside(folder / f"{name}.obj")
+    folder.mkdir(parents=True, exist_ok=True)
     # Simplified in the scene's units, so that a size does not change which edges collapse.
     mesh, *lower = (place(level) for level in (mesh, *levels(mesh, lods)))
     made: list[str] = []
@@ -114,12 +121,18 @@ def save_mesh(mesh: Mesh, path: Path | str, *, up: Up = "y") -> None:
             "z" keeps the internal frame.
 
     Raises:
-        ValueError: an unknown suffix or ``up``.
+        ValueError: an unknown suffix or ``up``, or an OBJ's MTL or PNG would replace what is not its own.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in WRITERS:
         raise ValueError(f"Expected a mesh file ending in {', '.join(WRITERS)}, got {str(path)!r}.")
+    if suffix == ".obj" and mesh.texture is not None:
+        check_beside(Path(path))
     WRITERS[suffix](mesh, Path(path), up=up)
+
+
+#: A rough material that is no metal.
+MATT = {"metallicFactor": 0.0, "roughnessFactor": 0.9}
 
 
 def write_glb(
@@ -134,7 +147,7 @@ def write_glb(
         of: name of the full mesh, where this is a level of one and shares its material.
         lods: simplified meshes with the same texture, finest first, which are added as MSFT_lod.
     """
-    material = PBRMaterial(name=of or path.stem, metallicFactor=0.0, roughnessFactor=0.9)
+    material = PBRMaterial(name=of or path.stem, **MATT)
     if mesh.texture is not None:
         material.baseColorTexture = Image.fromarray(mesh.texture)
     scene = trimesh.Scene()
@@ -150,6 +163,11 @@ def write_glb(
 
     def finished(tree: dict[str, Any]) -> None:
         complete(tree)
+        if mesh.texture is None:
+            # trimesh writes a material only beside texture coordinates, and glTF's own is bare metal.
+            tree["materials"] = [{"name": of or path.stem, "pbrMetallicRoughness": MATT}]
+            for each in tree["meshes"]:
+                each["primitives"][0]["material"] = 0
         if lods:
             chain(tree, names)
 
@@ -183,15 +201,12 @@ def write_obj(mesh: Mesh, path: Path, *, up: Up = "y", of: str | None = None) ->
     Without one, the vertices' sRGB colours follow their coordinates, which most readers understand.
     """
     vertices = turned(mesh.vertices, up)
-    axes = "y up, front towards +z" if up == "y" else "z up, front towards +x"
-    lines = [f"# OBJ has no units: 1 is 1 metre, as in glTF; {axes}; sRGB colours"]
+    lines = [f"# OBJ has no units: 1 is 1 metre, as in glTF; {SAID[up]}; sRGB colours"]
     # A blank would end a name.
     lines.append(f"o {'_'.join(path.stem.split())}")
     if mesh.texture is not None:
         material = "_".join((of or path.stem).split())
         lines += [f"mtllib {of or path.stem}.mtl", f"usemtl {material}"]
-        if of is None:
-            _write_material(mesh.texture, path, material)
     elif mesh.colours is not None:
         vertices = np.concatenate([vertices, mesh.colours], axis=1)
     lines += _rows("v", vertices)
@@ -201,16 +216,48 @@ def write_obj(mesh: Mesh, path: Path, *, up: Up = "y", of: str | None = None) ->
     corner = "{0}/{0}/{0}" if mesh.uv is not None else "{0}//{0}"
     lines += ["f " + " ".join(corner.format(index) for index in face) for face in (mesh.faces + 1).tolist()]
     with replacing(path) as part:
-        part.write_text("\n".join(lines) + "\n")
+        part.write_text("\n".join(lines) + "\n", "utf-8")
+    if mesh.texture is not None and of is None:
+        _write_material(mesh.texture, path, "_".join(path.stem.split()))
 
 
 def _write_material(texture: NDArray[np.uint8], path: Path, name: str) -> None:
-    """Write the MTL and the PNG of an OBJ."""
-    with replacing(path.with_suffix(".png")) as part:
-        Image.fromarray(texture).save(part)
+    """Write the MTL and the PNG of an OBJ, each after the file that names it, by which ``check_beside`` knows whose they are."""
     with replacing(path.with_suffix(".mtl")) as part:
         # Kd multiplies the texture: at its usual default of 0.4 it would darken it.
-        part.write_text(f"newmtl {name}\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {path.stem}.png\n")
+        text = f"newmtl {name}\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {path.stem}.png\n"
+        part.write_text(text, "utf-8")
+    with replacing(path.with_suffix(".png")) as part:
+        Image.fromarray(texture).save(part)
+
+
+def check_beside(path: Path) -> None:
+    """Check that the MTL and the PNG of an OBJ replace none but its own.
+
+    Args:
+        path: of the OBJ, which may be there or not.
+
+    Raises:
+        ValueError: one is there, and the OBJ, or the MTL, does not name it.
+    """
+    material = path.with_suffix(".mtl")
+    for owner, keyword, file in (
+        (path, "mtllib", material),
+        (material, "map_kd", path.with_suffix(".png")),
+    ):
+        if file.exists() and not _names(owner, keyword, file.name):
+            raise ValueError(
+                f"{file} is there and belongs to no earlier {path.name}, which would replace it; choose another name, or move it away"
+            )
+
+
+def _names(owner: Path, keyword: str, name: str) -> bool:
+    """Whether a line of an OBJ or MTL names a file."""
+    if not owner.is_file():
+        return False
+    with owner.open(encoding="utf-8", errors="replace") as lines:
+        words = (line.strip().split(maxsplit=1) for line in lines)
+        return any(len(word) == 2 and word[0].lower() == keyword and word[1] == name for word in words)
 
 
 def write_ply(mesh: Mesh, path: Path, *, up: Up = "y", of: str | None = None) -> None:
@@ -218,19 +265,23 @@ def write_ply(mesh: Mesh, path: Path, *, up: Up = "y", of: str | None = None) ->
     mesh = welded(mesh)
     visual = None if mesh.colours is None else ColorVisuals(vertex_colors=_bytes(mesh.colours))
     content = export_ply(_as_trimesh(mesh, up, visual), vertex_normal=True)
+    comment = f"comment distill: 1 is 1 metre; {SAID[up]}; sRGB colours\nelement vertex"
+    content = content.replace(b"element vertex", comment.encode(), 1)
     with replacing(path) as part:
         part.write_bytes(content)
 
 
 def write_stl(mesh: Mesh, path: Path, *, up: Up = "y", of: str | None = None) -> None:
     """Write binary STL: the faces and their flat normals, in metres; the format has no colours, names or units."""
-    corners = turned(mesh.vertices, up)[mesh.faces]
+    corners = turned(mesh.vertices, up).astype(np.float64)[
+        mesh.faces
+    ]  # of small faces, areas are far below 1
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     rows = np.zeros(len(corners), [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
     rows["normal"] = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)
     rows["corners"] = corners
     # Readers take a file that begins with "solid" for text.
-    header = f"binary STL of distill: no units, 1 is 1 metre; {up} up".encode().ljust(80)
+    header = f"binary STL of distill: 1 is 1 metre; {SAID[up]}".encode().ljust(80)
     with replacing(path) as part:
         part.write_bytes(header + np.uint32(len(corners)).astype("<u4").tobytes() + rows.tobytes())
 

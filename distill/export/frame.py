@@ -8,11 +8,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.export.choices import PIVOTS
+from distill.export.choices import PIVOTS, SIZES
 from distill.export.mesh import Floats, Mesh
 
 Up = Literal["y", "z"]
 Pivot = Literal["scene", "centre", "ground"]
+
+
+#: What files say of their unit and axes, by their upward one; ``distill.meshes.read`` knows our own files by it.
+SAID = {"y": "y up, front towards +z", "z": "z up, front towards +x"}
 
 
 def turned(vectors: Floats, up: Up) -> Floats:
@@ -43,12 +47,14 @@ def place_of(mesh: Mesh, *, pivot: Pivot = "scene", size_m: float | None = None)
         size_m: the longest edge of the bounding box, in metres; None leaves one scene unit one metre.
 
     Raises:
-        ValueError: an unknown pivot, or a size that is not positive.
+        ValueError: an unknown pivot, or a size that is out of range.
     """
     if pivot not in PIVOTS:
         raise ValueError(f"pivot must be {', '.join(PIVOTS)}, got {pivot!r}")
-    if size_m is not None and not 0 < size_m < np.inf:
-        raise ValueError(f"size_m is the largest extent in metres, above 0, got {size_m}")
+    if size_m is not None and not SIZES[0] <= size_m <= SIZES[1]:
+        raise ValueError(
+            f"size_m is the largest extent in metres, {SIZES[0]:g} to {SIZES[1]:g}, got {size_m}; choose another"
+        )
     low, high = mesh.vertices.min(0).astype(np.float64), mesh.vertices.max(0).astype(np.float64)
     origin = np.zeros(3) if pivot == "scene" else (low + high) / 2
     if pivot == "ground":

@@ -47,7 +47,8 @@ def write_report(folder: Path | str, *, title: str | None = None) -> Path:
         title=title
         or str(manifest.get("prompt") or manifest.get("picture", {}).get("file") or folder.resolve().name),
         summary=_summary(manifest),
-        glb=_base64(folder / _glb(manifest)),
+        glb=_base64(folder / _glb(folder, manifest)),
+        glb_name=_glb(folder, manifest),
         video=_base64(folder / "turntable.mp4"),
         contact=_base64(folder / "contact.png"),
         wall=_base64(folder / "wall.png"),
@@ -195,11 +196,11 @@ def _metrics(path: Path) -> list[Mapping[str, Any]]:
     return records
 
 
-def _glb(manifest: Mapping[str, Any]) -> str:
-    """The name of the GLB that an export wrote."""
-    export = manifest.get("export")
-    meshes = export.get("meshes", ()) if isinstance(export, Mapping) else ()
-    return next((name for name in meshes if name.endswith(".glb")), "mesh.glb")
+def _glb(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """The name of the GLB that the run wrote, else of the last one of it exported anew."""
+    exports = [manifest.get("export"), *reversed(manifest.get("exports", ()))]
+    written = [name for each in exports if isinstance(each, Mapping) for name in each.get("meshes", ())]
+    return next((name for name in written if name.endswith(".glb") and (folder / name).exists()), "mesh.glb")
 
 
 def _text(path: Path) -> str | None:

@@ -76,7 +76,9 @@ def _write_stage(mesh: Mesh, file: Path, name: str, surface: str, up: Up) -> Non
     elif mesh.colours is not None:
         colours = primvars.CreatePrimvar("displayColor", kinds.Color3fArray, UsdGeom.Tokens.vertex)
         colours.Set(Vt.Vec3fArray.FromNumpy(srgb_to_linear(mesh.colours).astype(np.float32)))
-    material = _material(stage, mesh, f"/{name}/Materials", surface, f"./{name}.png")
+    # A prim beside the shape has to have another name, whatever the shape's is.
+    scope = "Materials" if name != "Materials" else "Looks"
+    material = _material(stage, mesh, f"/{name}/{scope}", surface, f"./{name}.png")
     UsdShade.MaterialBindingAPI.Apply(shape.GetPrim()).Bind(material)
     stage.GetRootLayer().Save()
 

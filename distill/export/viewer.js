@@ -274,7 +274,8 @@ function start() {
   if (!canvas) return;
   const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
   const state = { yaw: 0.5, pitch: 0.25, zoom: 1, spin: !still, clay: false };
-  const text = atob(document.getElementById("glb").textContent.trim());
+  const file = document.getElementById("glb");
+  const text = atob(file.textContent.trim());
   const bytes = Uint8Array.from(text, (letter) => letter.charCodeAt(0));
   document.getElementById("clay").addEventListener("click", (event) => {
     state.clay = !state.clay;
@@ -284,7 +285,7 @@ function start() {
   document.getElementById("save").addEventListener("click", () => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([bytes], { type: "model/gltf-binary" }));
-    link.download = "mesh.glb";
+    link.download = file.dataset.name;
     link.click();
     URL.revokeObjectURL(link.href);
   });

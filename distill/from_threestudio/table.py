@@ -202,7 +202,7 @@ WITHOUT: dict[str, Without] = {
     E + "pos_encoding_config.otype": Without("", ("HashGrid", "ProgressiveBandHashGrid")),
     E + "*": MESH,
     "system.material.*_activation": Without("colours go through a sigmoid", ("sigmoid",)),
-    "system.material.*": Without("of materials there is albedo alone"),
+    "system.material.*": Without("a field has albedo alone; scene.material=pbr is for a mesh, with mesh="),
     "system.background.color_activation": Without("colours go through a sigmoid", ("sigmoid",)),
     "system.background.*": Without("the network of a learned background is fixed"),
     "system.renderer_type": Without("the scene is a volume", ("nerf-volume-renderer",)),

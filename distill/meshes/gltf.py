@@ -43,6 +43,10 @@ _READ = (
 )
 _COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
+#: Under this a scene's metadata has the extensions of kept materials, by their names, which trimesh leaves out.
+EXTENSIONS = "extensions of kept materials"
+#: An older way to describe a material, which trimesh turns into metallic and roughness.
+OLDER = "KHR_materials_pbrSpecularGlossiness"
 #: Maps of a material that are written again, where it is kept.
 _MAPS = (
     "baseColorTexture",
@@ -98,10 +102,12 @@ def load_gltf(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
     ]
     tree.setdefault("bufferViews", []), tree.setdefault("accessors", [])
     gltf = _Gltf(path, tree, buffers)
-    _check_looks(gltf, _embedded(gltf), keep, begin)
+    extensions = _check_looks(gltf, _embedded(gltf), keep, begin)
     for name, primitive in gltf.primitives():
-        _make_plain(gltf, name, primitive)
-    return trimesh.load_scene(BytesIO(_joined(gltf)), file_type="glb", process=False)
+        _make_plain(gltf, name, primitive, keep)
+    scene = trimesh.load_scene(BytesIO(_joined(gltf)), file_type="glb", process=False)
+    scene.metadata[EXTENSIONS] = extensions
+    return scene
 
 
 def _parted(data: bytes) -> tuple[Json, bytes | None]:
@@ -186,18 +192,22 @@ def _material(gltf: _Gltf, primitive: Json) -> Json:
 def _maps(material: Json) -> dict[str, Json]:
     """Texture infos of a material by the names of its maps; the base colour's is trimesh's choice of it."""
     found = {**material, **material.get("pbrMetallicRoughness", {})}
-    older = material.get("extensions", {}).get("KHR_materials_pbrSpecularGlossiness")
+    older = material.get("extensions", {}).get(OLDER)
     if older is not None:
         found.pop("baseColorTexture", None)
         found |= {"baseColorTexture": older["diffuseTexture"]} if "diffuseTexture" in older else {}
     return {name: found[name] for name in _MAPS if name in found}
 
 
-def _check_looks(gltf: _Gltf, faults: Sequence[str], keep: frozenset[str], begin: bool) -> None:
+def _check_looks(gltf: _Gltf, faults: Sequence[str], keep: frozenset[str], begin: bool) -> dict[str, Json]:
+    """Refuse what cannot be read or kept; returns the extensions of kept materials by their names."""
+    extensions = dict[str, Json]()
     for mesh, primitive in gltf.primitives():
         material = _material(gltf, primitive)
         name, maps = material.get("name", mesh), _maps(material)
         kept = name in keep
+        if kept:
+            _check_extended(gltf.path, name, material, extensions)
         if kept and len({json.dumps(_coordinates(info)) for info in maps.values()}) > 1:
             raise Unfit(
                 f"mesh.keep cannot keep {name} of {gltf.path}: its textures have texture coordinates or transforms that differ; "
@@ -211,6 +221,23 @@ def _check_looks(gltf: _Gltf, faults: Sequence[str], keep: frozenset[str], begin
                 raise Unfit(
                     f"{option} needs a texture of {name} that cannot be read ({fault}), in {gltf.path}; export it with PNG or JPEG"
                 )
+    return extensions
+
+
+def _check_extended(path: Path, name: str, material: Json, found: dict[str, Json]) -> None:
+    """Note the extensions of a kept material, but for the older one that trimesh turns into glTF's own; refuse textures in them."""
+    own = {key: value for key, value in material.get("extensions", {}).items() if key != OLDER}
+    for key, value in own.items():
+        if '"index"' in json.dumps(value):
+            raise Unfit(
+                f"mesh.keep cannot keep {name} of {path}: it has a texture in {key}, which would be lost; export it without that, or "
+                "leave it out of mesh.keep"
+            )
+    if found.setdefault(name, own) != own or (own and "name" not in material):
+        raise Unfit(
+            f"mesh.keep cannot keep {name} of {path} with {', '.join({**found[name], **own})}: it has no name, or shares it with another "
+            "material; give it one of its own"
+        )
 
 
 def _fault(texture: Json, faults: Sequence[str]) -> str:
@@ -231,12 +258,16 @@ def _coordinates(info: Json) -> tuple[int, list[float]]:
     return number, [] if matrix == [1, 0, 0, 0, 1, 0] else matrix
 
 
-def _make_plain(gltf: _Gltf, name: str, primitive: Json) -> None:
+def _make_plain(gltf: _Gltf, name: str, primitive: Json, keep: frozenset[str]) -> None:
     if primitive.get("mode", 4) == 6:
         raise Unfit(f"{gltf.path} has a fan of triangles, in {name}; export it again as triangles")
     primitive.pop("extensions", None)
     attributes = primitive["attributes"]
-    number, matrix = _coordinates(_maps(_material(gltf, primitive)).get("baseColorTexture", {}))
+    material = _material(gltf, primitive)
+    maps = _maps(material)
+    # All maps of a kept material have the same coordinates.
+    leading = maps if material.get("name", name) in keep else {"baseColorTexture"} & {*maps}
+    number, matrix = _coordinates(maps[next(iter(leading))] if leading else {})
     if number:
         attributes["TEXCOORD_0"] = attributes.get(f"TEXCOORD_{number}")
     for key in [key for key in attributes if attributes[key] is None]:

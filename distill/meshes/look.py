@@ -1,7 +1,8 @@
-"""The colours that a mesh file gives its faces, as sRGB."""
+"""The colours that a mesh file gives its faces, as sRGB, and their roughness and metallic."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ def look_of(mesh: trimesh.Trimesh, linear: bool) -> tuple[Look, bool]:
     """
     visual: Any = mesh.visual
     if isinstance(visual, TextureVisuals):
-        return _of_material(mesh, visual)
+        look, said = _of_material(mesh, visual)
+        return _finished(look, mesh, visual), said
     if visual is not None and visual.kind == "vertex":
         colours = np.asarray(visual.vertex_colors, np.float32)[:, :3][mesh.faces] / 255
     elif visual is not None and visual.kind == "face":
@@ -69,6 +71,32 @@ def _of_gltf(mesh: trimesh.Trimesh, visual: TextureVisuals, material: PBRMateria
     return _textured(mesh, visual.uv, texture, None if tint is None or (tint == 1).all() else tint), True
 
 
+def _finished(look: Look, mesh: trimesh.Trimesh, visual: TextureVisuals) -> Look:
+    """The look with the roughness and metallic of its material, as glTF has them where they are left out."""
+    material: Any = visual.material
+    if is_filler(material):
+        return look
+    if not isinstance(material, PBRMaterial):
+        return replace(look, finish=(float(of_mtl(material).roughnessFactor), 0.0))
+    factors = (material.roughnessFactor, material.metallicFactor)
+    rough, metal = (1.0 if factor is None else float(factor) for factor in factors)
+    look = replace(look, finish=(rough, metal))
+    if material.metallicRoughnessTexture is None or visual.uv is None:
+        return look
+    # Green and blue.
+    texture, uv = _picture(material.metallicRoughnessTexture)[..., 1:], look.uv
+    return replace(look, finishes=_tensor(texture), uv=_at(mesh, visual.uv) if uv is None else uv)
+
+
+def of_mtl(material: SimpleMaterial) -> PBRMaterial:
+    """The glTF material of one of an MTL file: no metal, its roughness by the exponent Ns, and a texture for Kd where it has one."""
+    made = material.to_pbr()
+    made.name, made.metallicFactor = material.name, 0.0
+    if material.image is not None:
+        made.baseColorFactor = None
+    return made
+
+
 def is_filler(material: Any) -> bool:
     """Tell whether a material is the grey one that trimesh gives texture coordinates without any."""
     if not isinstance(material, SimpleMaterial) or material.image is None or material.kwargs:
@@ -78,9 +106,12 @@ def is_filler(material: Any) -> bool:
 
 
 def _textured(mesh: trimesh.Trimesh, uv: Any, texture: Floats, tint: Floats | None = None) -> Look:
-    corners = np.nan_to_num(np.asarray(uv, np.float32))[mesh.faces]
     blank = _plain(mesh, np.full(3, PLAIN)).corners
-    return Look(blank, _tensor(corners), _tensor(texture), None if tint is None else _tensor(tint))
+    return Look(blank, _at(mesh, uv), _tensor(texture), None if tint is None else _tensor(tint))
+
+
+def _at(mesh: trimesh.Trimesh, uv: Any) -> torch.Tensor:
+    return _tensor(np.nan_to_num(np.asarray(uv, np.float32))[mesh.faces])
 
 
 def _plain(mesh: trimesh.Trimesh, colour: Floats) -> Look:

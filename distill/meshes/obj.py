@@ -55,11 +55,11 @@ def _whole(material: Any) -> bool:
 
 def _textures(path: Path) -> dict[str, str]:
     """What an MTL file calls the textures of its materials, by their names."""
-    with path.open(errors="replace") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         library = next((line[6:].strip() for line in lines if line.startswith("mtllib")), "")
     found, name = dict[str, str](), ""
     if library and (path.parent / library).is_file():
-        for line in (path.parent / library).read_text(errors="replace").splitlines():
+        for line in (path.parent / library).read_text("utf-8", errors="replace").splitlines():
             key, _, value = line.strip().partition(" ")
             if key.lower() == "newmtl":
                 name = " ".join(value.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ USUAL = {
     ".ply": ("+z", "-y"),
     ".stl": ("+z", "-y"),
 }
+#: What our own OBJ, PLY and STL say of their axes near their beginning, and what it means; see ``distill.export.frame.SAID``.
+_OWN = re.compile(rb"1 is 1 metre[^;\n]*; ([yz]) up")
+_OWN_AXES = {b"y": ("+y", "+z"), b"z": ("+z", "+x")}
 AXES = ("+x", "-x", "+y", "-y", "+z", "-z")
 
 
@@ -59,7 +63,8 @@ def rotation(path: Path, up: str, front: str) -> tuple[Floats, str]:
     Raises:
         ValueError: up and front are not at right angles.
     """
-    usual = USUAL[path.suffix.lower()]
+    own = _own_axes(path)
+    usual = own or USUAL[path.suffix.lower()]
     guessed = [name for name, value in (("mesh.up", up), ("mesh.front", front)) if value == "auto"]
     up = usual[0] if up == "auto" else up
     if front == "auto":
@@ -69,12 +74,18 @@ def rotation(path: Path, up: str, front: str) -> tuple[Floats, str]:
             f"mesh.up and mesh.front must be different axes, got {up} and {front}; give both, such as mesh.up=+y mesh.front=+z"
         )
     top, ahead = _axis(up), _axis(front)
-    why = (
-        f" (guessed for {path.suffix.lower()}: {' and '.join(f'{name}=' for name in guessed)} say otherwise)"
-        if guessed
-        else ""
-    )
+    source = "as the file of distill says" if own else f"guessed for {path.suffix.lower()}"
+    why = f" ({source}: {' and '.join(f'{name}=' for name in guessed)} say otherwise)" if guessed else ""
     return np.stack([ahead, np.cross(top, ahead), top]), f"up {up}, front {front}{why}"
+
+
+def _own_axes(path: Path) -> tuple[str, str] | None:
+    """Up and front of a file that this library wrote, where it says them."""
+    if path.suffix.lower() not in (".obj", ".ply", ".stl") or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        found = _OWN.search(file.read(400))
+    return _OWN_AXES[found[1]] if found else None
 
 
 def _axis(name: str) -> Floats:

@@ -18,6 +18,10 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
+#: Roughness and metallic of what has no material.
+MATT = (0.9, 0.0)
+
+
 class Unfit(ValueError):
     """A mesh file is whole but cannot be used; the message is one line for the user."""
 
@@ -31,19 +35,24 @@ class Look:
         uv: texture coordinates of the corners, (0, 0) at the lower left, shape ``[faces, 3, 2]``.
         texture: repeats outside [0, 1], the first row on top, shape ``[height, width, 3]``.
         tint: linear factors of the texture's colours at the corners, shape ``[faces, 3, 3]``.
+        finish: roughness and metallic of glTF's material, in [0, 1].
+        finishes: their factors as a texture, which is as the colours' one, shape ``[height, width, 2]``.
     """
 
     corners: Tensor
     uv: Tensor | None = None
     texture: Tensor | None = None
     tint: Tensor | None = None
+    finish: tuple[float, float] = MATT
+    finishes: Tensor | None = None
 
     def to(self, device: torch.device) -> Look:
         """Copy them to a device."""
-        uv, texture, tint = (
-            None if value is None else value.to(device) for value in (self.uv, self.texture, self.tint)
+        uv, texture, tint, finishes = (
+            None if value is None else value.to(device)
+            for value in (self.uv, self.texture, self.tint, self.finishes)
         )
-        return Look(self.corners.to(device), uv, texture, tint)
+        return Look(self.corners.to(device), uv, texture, tint, self.finish, finishes)
 
     def colours(self, face: Tensor, weight: Tensor) -> Tensor:
         """Look colours up at points of the part.
@@ -57,16 +66,7 @@ class Look:
         """
         if self.texture is None or self.uv is None:
             return (weight[..., None] * self.corners[face]).sum(1)
-        height, width = self.texture.shape[:2]
-        u, v = (weight[..., None] * self.uv[face]).sum(1).unbind(-1)
-        x, y = u * width - 0.5, (1 - v) * height - 0.5
-        left, top = x.floor(), y.floor()
-        found = torch.zeros_like(weight)
-        for down in (0, 1):
-            for right in (0, 1):
-                part = (x - left if right else 1 - x + left) * (y - top if down else 1 - y + top)
-                row, column = (top + down).long() % height, (left + right).long() % width
-                found += part[:, None] * self.texture[row, column]
+        found = self._read(self.texture, self.uv, face, weight)
         if self.tint is None:
             return found
         linear = torch.where(found <= 0.04045, found / 12.92, ((found + 0.055) / 1.055) ** 2.4)
@@ -74,6 +74,28 @@ class Look:
         return torch.where(
             linear <= 0.0031308, linear * 12.92, 1.055 * linear.clamp(min=1e-9) ** (1 / 2.4) - 0.055
         )
+
+    def finished(self, face: Tensor, weight: Tensor) -> Tensor:
+        """Look roughness and metallic up, as ``colours`` does; shape ``[n, 2]``."""
+        found = weight.new_tensor(self.finish).expand(len(face), 2)
+        if self.finishes is None or self.uv is None:
+            return found
+        return found * self._read(self.finishes, self.uv, face, weight)
+
+    @staticmethod
+    def _read(texture: Tensor, uv: Tensor, face: Tensor, weight: Tensor) -> Tensor:
+        """A texture that repeats, bilinearly, shape ``[n, channels]``."""
+        height, width, channels = texture.shape
+        u, v = (weight[..., None] * uv[face]).sum(1).unbind(-1)
+        x, y = u * width - 0.5, (1 - v) * height - 0.5
+        left, top = x.floor(), y.floor()
+        found = weight.new_zeros(len(weight), channels)
+        for down in (0, 1):
+            for right in (0, 1):
+                part = (x - left if right else 1 - x + left) * (y - top if down else 1 - y + top)
+                row, column = (top + down).long() % height, (left + right).long() % width
+                found += part[:, None] * texture[row, column]
+        return found
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from scipy import ndimage
 from torch import Tensor
 from trimesh.exchange.gltf import export_glb
 from trimesh.visual import TextureVisuals
-from trimesh.visual.material import PBRMaterial
+from trimesh.visual.material import PBRMaterial, SimpleMaterial
 
 from distill.export.files import complete
 from distill.export.pictures import timed
 from distill.export.texture import GUTTER, rasterise
 from distill.files.atomic import replacing
+from distill.meshes.gltf import EXTENSIONS
+from distill.meshes.look import is_filler, of_mtl
 from distill.meshes.read import given_normals
 from distill.meshes.surface import Floats, Ints, Part, Surface
 
@@ -102,9 +104,17 @@ def write_textured(surface: Surface, paints: Paints, path: Path, *, size: int) -
             material = _material(surface, [part for part, _ in group], colour, finish)
             for part, mapped in group:
                 geometry[part.name] = _textured(surface, part, mapped, material)
+    for part in surface.parts:
+        if part.kept:
+            geometry[part.name] = _kept(geometry[part.name])
     scene = trimesh.Scene(geometry=geometry, graph=surface.scene.graph.copy())
+
+    def finished(tree: dict[str, Any]) -> None:
+        complete(tree)
+        _extend(tree, surface.scene.metadata.get(EXTENSIONS, {}))
+
     with timed(seconds, "files"), replacing(path) as part_file:
-        part_file.write_bytes(export_glb(scene, tree_postprocessor=complete))
+        part_file.write_bytes(export_glb(scene, tree_postprocessor=finished))
     meshes = [mesh for mesh in geometry.values() if isinstance(mesh, trimesh.Trimesh)]
     return {
         "seconds": seconds,
@@ -291,6 +301,28 @@ def _material(
     return PBRMaterial(
         name=names.pop() if len(names) == 1 else "surface", baseColorTexture=Image.fromarray(texture), doubleSided=double, **factors
     )  # fmt: skip
+
+
+def _kept(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
+    """A part that is written as it was read; of an MTL file, which trimesh would write as metal, with a glTF material."""
+    visual = mesh.visual
+    if (
+        not isinstance(visual, TextureVisuals)
+        or not isinstance(visual.material, SimpleMaterial)
+        or is_filler(visual.material)
+    ):
+        return mesh
+    made = mesh.copy(include_cache=True)  # with the normals that the file has
+    made.visual = TextureVisuals(uv=visual.uv, material=of_mtl(visual.material))
+    return made
+
+
+def _extend(tree: dict[str, Any], extensions: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give materials of a glTF's JSON their extensions, by their names."""
+    for material in tree.get("materials", []):
+        if own := extensions.get(material.get("name")):
+            material["extensions"] = dict(own)
+            tree["extensionsUsed"] = sorted({*tree.get("extensionsUsed", ()), *own})
 
 
 def _textured(surface: Surface, part: Part, mapped: Mapped, material: PBRMaterial) -> trimesh.Trimesh:

@@ -78,7 +78,7 @@ def quote_text(override: str) -> str:
         "image", "novel_view", "judge",
         "reference.depth", "reference.normal", "views.front", "views.side", "views.back", "views.overhead", "views.file",
         "prior_options.controlnet", "prior_options.control", "prior_options.config", "prior_options.vae", "mesh", "mesh.file",
-        "mesh.up", "mesh.front",
+        "mesh.up", "mesh.front", "export.name",
     )  # fmt: skip
     plain = re.sub(r"^stage\.\w+\.", "", key) in texts and value != "null"
     return f"{key}={quote(value)}" if plain and value[:1] not in ("'", '"') else override

@@ -10,17 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from distill import loop
 from distill.asset import Asset
 from distill.conditions.picture import write_beside
 from distill.contracts import Learner, Prior, Render, Scene, View
 from distill.export.pictures import write_pictures
-from distill.files.atomic import clear, write_atomic
+from distill.files.atomic import clear
 from distill.files.checkpoint import load_checkpoint
 from distill.files.lock import hold
-from distill.files.paths import user_path
 from distill.job import Job, OnStep, State, take
 from distill.live.desk import Desk
 from distill.live.server import watched
@@ -29,15 +28,15 @@ from distill.run import stages
 from distill.run.assemble import check_prior, pick_device
 from distill.run.checks import check_loaded, check_prompt
 from distill.run.compose import as_overrides, compose_config
-from distill.run.failures import ExportFailed, check_collapse, forget, note, noted
-from distill.run.folders import check_unused, claim, is_finished
+from distill.run.failures import ExportFailed, check_collapse, exported, forget, note, noted
+from distill.run.folders import check_unused, claim
 from distill.run.initial import check_init
 from distill.run.journal import Interrupted, Journal, stop_signals
 from distill.run.judge import check_judge, scored
 from distill.run.manifest import describe, finish, outline
 from distill.run.seeding import several
 from distill.run.seeds import reopen, run_seeds
-from distill.run.staging import assemble_stage, begin, told_of
+from distill.run.staging import begin, told_of
 from distill.run.watchdog import Collapsed, watch
 
 log = logging.getLogger(__name__)
@@ -143,41 +142,15 @@ def carry_out(config: DictConfig, folder: Path, job: Job, started: float, desk: 
         started: when, as ``time.perf_counter`` has it.
         desk: of the page that shows the run, if one does.
     """
-    with noting_training(config, folder, job, started):
-        if not config.earlier:
-            return _carry_out(config, folder, job, started, desk)
-        return _in_stages(config, folder, job, started, desk)
-
-
-def _in_stages(config: DictConfig, folder: Path, job: Job, started: float, desk: Desk | None) -> Asset:
-    """Carry out one stage after the other, of which ``job`` is the first."""
-    plan, places = stages.plan(config, folder), stages.places(config)
-    at = 0  # which stage's parts the job has
-    for number, (one, place) in enumerate(zip(plan, places, strict=True)):
-        own = user_path(one.output_dir) if number < len(plan) - 1 else folder
-        if own != folder and is_finished(own):
-            log.info("the stage %s is finished, in %s", place.said, own)
-            continue
-        began = time.perf_counter()
-        log.info("stage %s: %d steps", place.said, one.iterations)
-        if number != at:
-            if desk:
-                desk.say("loading")
-            job.state.optimiser.state.clear()
-            job, at = assemble_stage(one, plan[at], job.prior), number
-        if own == folder:
-            return _carry_out(one, folder, job, began, desk, place)
-        own.mkdir(parents=True, exist_ok=True)
-        with hold(own):
-            write_atomic(own / "config.yaml", OmegaConf.to_yaml(one))
-            with noting_training(one, own, job, began):
-                _carry_out(one, own, job, began, desk, place)
-    raise AssertionError("unreachable")
 
 
 @contextmanager
-def noting_training(config: DictConfig, folder: Path, job: Job, started: float) -> Iterator[None]:
+def noting_training(
+    config: DictConfig, folder: Path, job: Job, started: float
+) -> Iterator[Mapping[str, Any]]:
     """Note in a held folder's manifest how a run fails within the context; arguments as of ``carry_out``.
+
+    Gives what the manifest says of exports anew, which it goes on to say.
 
     Raises:
         Collapsed: the run has collapsed before, and is watched still.
@@ -185,12 +158,13 @@ def noting_training(config: DictConfig, folder: Path, job: Job, started: float) 
     clear(folder)
     if config.watchdog:
         check_collapse(folder)
+    before = exported(folder)
     forget(folder)
     try:
-        yield
+        yield before
     except (RuntimeError, ValueError, OSError) as error:
         seconds = {"train": time.perf_counter() - started}
-        note(folder, {**outline(config, job), "step": job.state.step, "seconds": seconds}, error)
+        note(folder, {**outline(config, job), **before, "step": job.state.step, "seconds": seconds}, error)
         raise
 
 
@@ -200,6 +174,7 @@ def _carry_out(
     job: Job,
     started: float,
     desk: Desk | None,
+    before: Mapping[str, Any],
     place: stages.Place = stages.ALONE,
 ) -> Asset:
     saved = load_checkpoint(folder / "checkpoints", job.prior.device) if config.resume else None
@@ -210,7 +185,7 @@ def _carry_out(
     train(config, folder, job, desk, place=place)
     if desk:
         desk.say("exporting")
-    manifest = describe(config, job)
+    manifest = {**describe(config, job), **before}
     manifest["seconds"] = {"load": loaded - started, "train": time.perf_counter() - loaded}
     if place.number == place.total > 1:
         manifest["stages"] = told_of(folder, config.iterations, place, manifest["seconds"])
@@ -317,7 +292,7 @@ def describe_and_export(
         manifest["export"] = export(config.export, folder, scene, view)
     manifest["seconds"]["export"] = time.perf_counter() - started
     finish(folder, manifest)
-    return Asset(config.prompt, folder, scene, view, manifest)
+    return Asset(config.prompt, folder, scene, view, manifest, export=config.export)
 
 
 def export_particles(config: DictConfig, folder: Path, job: Job, manifest: dict[str, Any]) -> Asset:
@@ -330,7 +305,7 @@ def export_particles(config: DictConfig, folder: Path, job: Job, manifest: dict[
     for number, (scene, view) in enumerate(zip(job.scenes, job.views, strict=True), start=1):
         own = folder / f"particle-{number}"
         own.mkdir(exist_ok=True)
-        mine = {**manifest, "particle": number, "seconds": dict(manifest["seconds"])}
+        mine = {**manifest, **exported(own), "particle": number, "seconds": dict(manifest["seconds"])}
         try:
             particles.append(describe_and_export(config, own, scene, view, mine))
         except ExportFailed as error:
@@ -340,7 +315,9 @@ def export_particles(config: DictConfig, folder: Path, job: Job, manifest: dict[
     manifest["particles"] = [asset.folder.name for asset in particles]
     manifest["seconds"]["export"] = sum(asset.manifest["seconds"]["export"] for asset in particles)
     finish(folder, manifest)
-    return Asset(config.prompt, folder, job.scenes[0], job.views[0], manifest, tuple(particles))
+    return Asset(
+        config.prompt, folder, job.scenes[0], job.views[0], manifest, tuple(particles), config.export
+    )
 
 
 def export(options: Mapping[str, Any], folder: Path, scene: Scene, view: View) -> dict[str, Any]:

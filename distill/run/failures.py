@@ -50,7 +50,7 @@ def note(folder: Path, manifest: Mapping[str, Any], error: BaseException) -> Non
     """
     with contextlib.suppress(OSError):
         (folder / "report.html").replace(folder / "report-earlier.html")
-    said = {**manifest, "state": state_of(error), "why": line_of(error)}
+    said = {**exported(folder), **manifest, "state": state_of(error), "why": line_of(error)}
     try:
         write_atomic(folder / "manifest.json", json.dumps(said, indent=2, ensure_ascii=False) + "\n")
     except OSError as full:
@@ -64,6 +64,11 @@ def noted(folder: Path) -> dict[str, Any]:
         if isinstance(found, dict):
             return found
     return {}
+
+
+def exported(folder: Path) -> dict[str, Any]:
+    """What a folder's manifest says of exports of the finished run, under ``exports``; empty where there were none."""
+    return {name: value for name, value in noted(folder).items() if name == "exports"}
 
 
 @contextlib.contextmanager

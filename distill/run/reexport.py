@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.contracts import Scene
 from distill.export.files import names_of
+from distill.files.atomic import write_atomic
 from distill.files.checkpoint import load_checkpoint
 from distill.files.lock import hold
 from distill.files.paths import user_path
 from distill.job import take
 from distill.renderers.particles import Particles
 from distill.run.assemble import look, pick_device
-from distill.run.checks import check_scene
-from distill.run.compose import as_overrides, compose_config
+from distill.run.checks import check, check_scene
+from distill.run.compose import as_overrides, compose_words, composing, quote_text, with_preset
 from distill.run.failures import ExportFailed, noted
+from distill.run.idle import check_idle
 from distill.run.manifest import finish
 from distill.run.scenes import scene_maker
 from distill.run.schema import Config, Export
@@ -51,18 +54,22 @@ def export_anew(run: str, words: Sequence[str]) -> list[Path]:
             f"distill export RUN takes options of export, such as export.formats=usdz, and device=, got {wrong[0]!r}; what else a "
             "run is made with is in its folder"
         )
+    if idle := [name for word in words if (name := word.partition("=")[0]) in OF_PICTURES]:
+        raise ValueError(
+            f"{idle[0]} would do nothing: distill export writes meshes alone; leave it out, and for pictures go on with resume=true"
+        )
     folder = user_path(run)
     config = _config(folder, words)
     with hold(folder):
         scenes, device = _scenes(folder, config)
         own = [folder / f"particle-{i + 1}" for i in range(len(scenes))] if len(scenes) > 1 else [folder]
-        _check_new(own, config)
-        made = [
-            path
-            for into, scene in zip(own, scenes, strict=True)
-            for path in _write(into, config, scene, device, words)
-        ]
-    return made
+        new = [into / name for into in own for name in _names(config)]
+        _check_new(new)
+        with _whole(own, new):
+            figures = [_write(into, config, scene, device) for into, scene in zip(own, scenes, strict=True)]
+            for into, found in zip(own, figures, strict=True):
+                _note(into, words, found)
+    return [into / name for into, found in zip(own, figures, strict=True) for name in found["meshes"]]
 
 
 def _config(folder: Path, words: Sequence[str]) -> DictConfig:
@@ -88,13 +95,22 @@ def _config(folder: Path, words: Sequence[str]) -> DictConfig:
         ) from error
     if not features & {"volume", "mesh"} or "library" in features:
         raise ValueError(f"{folder} is of a scene without a mesh; distill export makes meshes alone")
+    assert isinstance(config, DictConfig)
     plain: Any = OmegaConf.to_container(OmegaConf.create(before), resolve=True)
-    given = {f"export.{name}": value for name, value in plain.items() if value is not None}
-    example = ["prompt=example", *(["mesh.file=x"] if "mesh" in features else [])]
-    asked = compose_config([*as_overrides(given), *words, *example])
+    own = {f"export.{name}": value for name, value in plain.items() if value is not None}
+    given = {word.partition("=")[0] for word in words}
+    with composing():
+        example = ["prompt=example", *(["mesh.file=x"] if "mesh" in features else [])]
+        texts = [*as_overrides(own), *map(quote_text, words), *example]
+        asked = compose_words(with_preset(texts)).config
+    without_glb = asked.export.formats is not None and "glb" not in asked.export.formats
+    if "export.lod_as" not in given and (not asked.export.lods or without_glb):
+        asked.export.lod_as = "files"  # the run's own says nothing of levels that are not there
+    check(asked)
     config.export, config.device = asked.export, asked.device
     values: Any = OmegaConf.to_container(config, resolve=True)
     check_scene(values, get_object(config.scene._target_))
+    check_idle(config, given)
     return config
 
 
@@ -102,7 +118,7 @@ def _scenes(folder: Path, config: DictConfig) -> tuple[list[Scene], torch.device
     """The trained scenes of a run, from its last checkpoint, and where they are.
 
     Raises:
-        ValueError: there is no checkpoint of the last step.
+        ValueError: there is no checkpoint of the last step, or the scenes write other files than meshes.
     """
     device = pick_device(config.device)
     saved = load_checkpoint(folder / "checkpoints", device)
@@ -119,45 +135,70 @@ def _scenes(folder: Path, config: DictConfig) -> tuple[list[Scene], torch.device
     scenes: list[Scene] = [make(seed=generator).to(device) for _ in range(config.particles)]
     whole: Scene = scenes[0] if len(scenes) == 1 else Particles(scenes).to(device)
     whole.load_state_dict(saved["scene"])
+    if others := sorted({*scenes[0].assets()} - {"mesh"}):
+        raise ValueError(
+            f"{folder} is of a scene that writes {', '.join(others)}, and distill export writes meshes alone; export it again, in "
+            "place of its files, with resume=true"
+        )
     if saved["average"] is not None:
         with torch.no_grad():
             take(whole, saved["average"])
     return scenes, device
 
 
-def _check_new(folders: Sequence[Path], config: DictConfig) -> None:
+def _names(config: DictConfig) -> list[str]:
+    """The files that an export may write into a scene's folder."""
+    return names_of({**config.export, "formats": ["glb"]} if config.mesh.file else config.export)
+
+
+def _check_new(files: Sequence[Path]) -> None:
     """Refuse to replace what is there.
 
     Raises:
         ValueError: a file would be replaced.
     """
-    options = {**config.export, "formats": ["glb"]} if config.mesh.file else config.export
-    there = [folder / name for folder in folders for name in names_of(options) if (folder / name).exists()]
-    if there:
+    if there := [path for path in files if path.exists()]:
         raise ValueError(
             f"{there[0]} is there already, and distill export replaces nothing; choose another export.name=, or export.formats= "
             "that are not there"
         )
 
 
-def _write(
-    folder: Path, config: DictConfig, scene: Scene, device: torch.device, words: Sequence[str]
-) -> list[Path]:
-    """Write a scene's meshes, and note them in the manifest."""
-    started = time.perf_counter()
-    figures: dict[str, Any] = {}
+@contextmanager
+def _whole(folders: Sequence[Path], files: Sequence[Path]) -> Iterator[None]:
+    """Leave files that are new, and manifests, as they were if anything fails within the context, so that it can be done again."""
+    manifests = [folder / "manifest.json" for folder in folders]
+    before = [path.read_bytes() if path.is_file() else None for path in manifests]
     try:
-        for write in scene.assets().values():
-            figures |= write(folder, look(scene, device), config.export)
+        yield
+    except BaseException:
+        for path in files:
+            path.unlink(missing_ok=True)
+        for path, content in zip(manifests, before, strict=True):
+            if content is not None and path.read_bytes() != content:
+                write_atomic(path, content)
+        raise
+
+
+def _write(folder: Path, config: DictConfig, scene: Scene, device: torch.device) -> dict[str, Any]:
+    """Write a scene's meshes; returns their figures."""
+    started = time.perf_counter()
+    try:
+        figures = scene.assets()["mesh"](folder, look(scene, device), config.export)
     except ValueError as error:
         raise ExportFailed(str(error)) from error
-    figures["seconds"] = round(time.perf_counter() - started, 3)
+    return {**figures, "seconds": round(time.perf_counter() - started, 3)}
+
+
+def _note(folder: Path, words: Sequence[str], figures: Mapping[str, Any]) -> None:
+    """Say in the manifest and the report what was written."""
     before: Mapping[str, Any] = noted(folder)
     manifest = {name: value for name, value in before.items() if name not in ("state", "why")}
     exports = [*manifest.get("exports", []), {"options": list(words), **figures}]
     finish(folder, {**manifest, "exports": exports})
-    return [folder / name for name in figures["meshes"]]
 
 
+#: Options of an export that are not of meshes.
+OF_PICTURES = ("export.enabled", "export.frames", "export.picture_size", "export.elevation_deg")
 #: Names of a configuration's options, and of those of its export.
 OPTIONS, EXPORT = ({item.name for item in fields(schema)} for schema in (Config, Export))

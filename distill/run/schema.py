@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from distill.domains import Angle, Count, Fraction, Length, NotNegative, OneOf, Positive, Range, Scheduled
-from distill.export.choices import FORMATS, LOD_PLACES, MOST_LODS, PIVOTS
+from distill.export.choices import FORMATS, LOD_PLACES, MOST_LODS, PIVOTS, SIZES
 
 #: A number or a schedule, at least 0.
 Weight = Annotated[Any, Scheduled(), Range(0)]
@@ -236,7 +236,7 @@ class Export:
     formats: Annotated[list[str] | None, Length(1, None), OneOf(FORMATS)] = None
     name: str = "mesh"
     pivot: Annotated[str, OneOf(PIVOTS)] = "scene"
-    size_m: Positive | None = None
+    size_m: Annotated[float | None, Range(*SIZES)] = None
     lods: Annotated[int, Range(0, MOST_LODS)] = 0
     lod_as: Annotated[str, OneOf(LOD_PLACES)] = "files"
 

@@ -197,4 +197,6 @@ def reopen(made: Made, prior: Prior | None) -> Asset:
     job.state.load_state_dict(saved)
     if job.state.average is not None:
         take(job.state.scene, job.state.average)
-    return Asset(made.config.prompt, made.folder, job.scenes[0], job.views[0], dict(made.manifest))
+    return Asset(
+        made.config.prompt, made.folder, job.scenes[0], job.views[0], dict(made.manifest), export=made.config.export
+    )  # fmt: skip
