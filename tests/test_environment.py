@@ -284,7 +284,7 @@ def test_kept_parts_show_their_own_roughness_and_metallic(textured: bool) -> Non
         toward = (normal[:, 0] > 0.3).nonzero()[:, 0]
         middle = scene.triangles[face[toward]].mean(1)
         ray = torch.tensor([[-1.0, 0.0, 0.0]]).expand(len(toward), 3)
-        style = scene._style(turntable(1), "albedo", False, False, None)
+        style = scene._style(turntable(1), "albedo", False, False, None, 1)
         seen = scene._trace((middle - 0.01 * ray)[:, None], ray[:, None], torch.zeros(len(toward), dtype=torch.long), style)[0]  # fmt: skip
         rough, metal = (torch.full((len(toward), 1), value) for value in KEPT[part.material])
         light = env.studio(1)[torch.zeros(len(toward), dtype=torch.long)]

@@ -10,16 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from distill import loop
 from distill.asset import Asset
 from distill.conditions.picture import write_beside
 from distill.contracts import Learner, Prior, Render, Scene, View
 from distill.export.pictures import write_pictures
-from distill.files.atomic import clear
+from distill.files.atomic import clear, write_atomic
 from distill.files.checkpoint import load_checkpoint
 from distill.files.lock import hold
+from distill.files.paths import user_path
 from distill.job import Job, OnStep, State, take
 from distill.live.desk import Desk
 from distill.live.server import watched
@@ -29,14 +30,14 @@ from distill.run.assemble import check_prior, pick_device
 from distill.run.checks import check_loaded, check_prompt
 from distill.run.compose import as_overrides, compose_config
 from distill.run.failures import ExportFailed, check_collapse, exported, forget, note, noted
-from distill.run.folders import check_unused, claim
+from distill.run.folders import check_unused, claim, is_finished
 from distill.run.initial import check_init
 from distill.run.journal import Interrupted, Journal, stop_signals
 from distill.run.judge import check_judge, scored
 from distill.run.manifest import describe, finish, outline
 from distill.run.seeding import several
 from distill.run.seeds import reopen, run_seeds
-from distill.run.staging import begin, told_of
+from distill.run.staging import assemble_stage, begin, told_of
 from distill.run.watchdog import Collapsed, watch
 
 log = logging.getLogger(__name__)
@@ -142,6 +143,38 @@ def carry_out(config: DictConfig, folder: Path, job: Job, started: float, desk: 
         started: when, as ``time.perf_counter`` has it.
         desk: of the page that shows the run, if one does.
     """
+    with noting_training(config, folder, job, started) as before:
+        if config.earlier:
+            return _in_stages(config, folder, job, desk, before)
+        return _carry_out(config, folder, job, started, desk, before)
+
+
+def _in_stages(
+    config: DictConfig, folder: Path, job: Job, desk: Desk | None, before: Mapping[str, Any]
+) -> Asset:
+    """Carry out one stage after the other, of which ``job`` is the first."""
+    plan, places = stages.plan(config, folder), stages.places(config)
+    at = 0  # which stage's parts the job has
+    for number, (one, place) in enumerate(zip(plan, places, strict=True)):
+        own = user_path(one.output_dir) if number < len(plan) - 1 else folder
+        if own != folder and is_finished(own):
+            log.info("the stage %s is finished, in %s", place.said, own)
+            continue
+        began = time.perf_counter()
+        log.info("stage %s: %d steps", place.said, one.iterations)
+        if number != at:
+            if desk:
+                desk.say("loading")
+            job.state.optimiser.state.clear()
+            job, at = assemble_stage(one, plan[at], job.prior), number
+        if own == folder:
+            return _carry_out(one, folder, job, began, desk, before, place)
+        own.mkdir(parents=True, exist_ok=True)
+        with hold(own):
+            write_atomic(own / "config.yaml", OmegaConf.to_yaml(one))
+            with noting_training(one, own, job, began) as told:
+                _carry_out(one, own, job, began, desk, told, place)
+    raise AssertionError("unreachable")
 
 
 @contextmanager
