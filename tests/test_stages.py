@@ -194,9 +194,9 @@ def test_a_stage_is_one_file() -> None:
     Path("mine/stage").mkdir(parents=True)
     text = "# @package _global_\ndefaults:\n  - surface\n  - override /guidance: csd\niterations: 9\n"
     Path("mine/stage/sharp.yaml").write_text(text)
-    words = ["prompt=a red mug", "stages=[field,sharp]", "guidance=nfsd", "timesteps.t_max=0.8"]
+    words = ["prompt=a red mug", "stages=[field,sharp]", "guidance=ism", "timesteps.t_max=0.8"]
     field, sharp = stages.plan(compose_config(words, ["mine"]), Path())
-    assert [one.guidance._target_.rpartition(".")[2] for one in (field, sharp)] == ["nfsd", "csd"]
+    assert [one.guidance._target_.rpartition(".")[2] for one in (field, sharp)] == ["ism", "csd"]
     assert (field.iterations, sharp.iterations) == (400, 9)
     assert (field.timesteps.t_max, sharp.timesteps.t_max) == (0.8, 0.5)
 
