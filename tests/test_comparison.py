@@ -366,9 +366,9 @@ def test_a_share_is_read_or_refused(wrong: str) -> None:
 
 def test_parts_outside_the_whole_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"part must be \(k, n\) with 1 <= k <= n, got \(3, 2\)"):
-        distill.compare({}, output_dir=tmp_path, part=(3, 2))
+        distill.compare({"sds": {}}, output_dir=tmp_path, part=(3, 2))
 
 
 def test_an_unknown_budget_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="budget must be steps or calls, got 'hours'"):
-        distill.compare({}, output_dir=tmp_path, budget="hours")
+        distill.compare({"sds": {}}, output_dir=tmp_path, budget="hours")

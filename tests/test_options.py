@@ -42,7 +42,9 @@ def composed(*words: str) -> Any:
     # A scene that learns a library has its file of prompts, one that textures a mesh has that, one that begins with a field
     # its run; none is read here.
     asked = "prompts=x" if any(word.startswith("scene=hyper") for word in words) else "prompt='a red mug'"
-    given = {"scene=surface": ["mesh.file=x"], "scene=sdf": ["init=x"]}.get(" ".join(words[:1]), [])
+    beside = {"scene=surface": ["mesh.file=x"], "scene=sdf": ["init=x"], "guidance=nfsd": ["negative_prompt=x"],
+              "guidance=dds": ["source_prompt=x"], "guidance=bridge": ["source_prompt=x"]}  # fmt: skip
+    given = beside.get(" ".join(words[:1]), [])
     return OmegaConf.to_container(compose_config([asked, *given, *words]))
 
 

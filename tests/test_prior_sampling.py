@@ -34,7 +34,7 @@ class GaussianPrior:
     def sigma(self, t: Any) -> Any:
         return (1 - self.abar[t]).sqrt()[:, None, None, None]
 
-    def predict_noise(self, x_t: Any, t: Any, cond: Any) -> Any:
+    def predict_noise(self, x_t: Any, t: Any, cond: Any, cameras: Any = None) -> Any:
         self.visited.append(int(t[0]))
         alpha, sigma, mean = self.alpha(t), self.sigma(t), cond["mean"][:, None, None, None]
         return sigma * (x_t - alpha * mean) / (alpha**2 * self.spread**2 + sigma**2)
