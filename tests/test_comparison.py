@@ -130,7 +130,6 @@ def test_tables_keep_every_column() -> None:
 
 def test_a_comparison_counts_calls_resumes_and_writes_its_files(tmp_path: Path) -> None:
     methods: dict[str, dict[str, Any]] = {
-        "sds": {"guidance": "sds"},
         "asd": {"guidance": "asd"},
         "text only": {"guidance": "sds", "guidance.scale": 1},
     }
@@ -143,19 +142,19 @@ def test_a_comparison_counts_calls_resumes_and_writes_its_files(tmp_path: Path) 
         )
 
     go((2, 2))
-    assert len(list(tmp_path.rglob("cell.json"))) == 3
+    assert len(list(tmp_path.rglob("cell.json"))) == 2
     report = go()
     lines = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
     assert [(line["method"], line["seed"]) for line in lines] == [(m, s) for s in "01" for m in methods]
     # Four pictures a step, four steps; with and without text, and ASD once more at its second timestep.
-    assert {line["method"]: line["calls"] for line in lines} == {"sds": "32", "asd": "48", "text only": "16"}
+    assert {line["method"]: line["calls"] for line in lines} == {"asd": "48", "text only": "16"}
     curves = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))
-    assert [line["step"] for line in curves] == ["2", "4"] * 6
+    assert [line["step"] for line in curves] == ["2", "4"] * 4
     page = report.read_text()
-    for part in ("sds", "asd", "text only", "R-precision@1", "data:image/png;base64", "<polyline"):
+    for part in ("asd", "text only", "R-precision@1", "data:image/png;base64", "<polyline"):
         assert part in page
     cells = sorted(tmp_path.rglob("cell.json"))
-    assert len(cells) == 6
+    assert len(cells) == 4
     before = {path: path.stat().st_mtime_ns for path in cells}
     cells[0].unlink()
     go()
