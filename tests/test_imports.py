@@ -36,6 +36,11 @@ def test_help_loads_nothing_heavy_and_says_how_to_start() -> None:
     assert said.endswith("0 False")
 
 
+def test_a_run_loads_meshes_when_it_makes_one() -> None:
+    code = "import sys, distill.run.execute, distill.renderers as r; r.available(); print('trimesh' in sys.modules)"
+    assert run(code) == "False"
+
+
 MODULES = [
     m.name for m in pkgutil.walk_packages(distill.__path__, "distill.") if not m.name.endswith("__main__")
 ]

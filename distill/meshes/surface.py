@@ -6,13 +6,15 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-import trimesh
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import trimesh
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
