@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from distill.convert import pickled
 from distill.priors import inversion, lora
 from distill.priors.autoencoder import find_vae
-from distill.priors.control import load_controlnet
+from distill.priors.control import ControlNet, load_controlnet
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.draft import PART, Draft, channels_of, show
 from distill.priors.dtypes import default_dtype, dtype_of, keep_last, precision
@@ -127,9 +127,7 @@ def load_prior(
     """
     device = torch.device(device)
     check_graphs(graphs, device)
-    files = [lora.parse(entry) for entry in _listed("loras", loras)]
-    for file in files:
-        lora.check(file)
+    files = _lora_files(loras)
     inversions = [inversion.parse(entry) for entry in _listed("embeddings", embeddings)]
     asked = dtype_of(dtype)
     source = find(name, config)
@@ -154,11 +152,7 @@ def load_prior(
     keep_last(network, family.last)
     if family.channels_last:
         network.to(memory_format=torch.channels_last)
-    control = None
-    if controlnet:
-        factor = downsampling(autoencoder, channels_of(network))
-        control = load_controlnet(controlnet, control_scale, family, network, factor, **precision(dtype))
-        control.network.to(device)
+    control = _control(controlnet, control_scale, family, network, autoencoder, dtype) if controlnet else None
     if checkpointing and autoencoder is not None:
         checkpoint(autoencoder)
     if compile:
@@ -172,6 +166,24 @@ def load_prior(
         network, space, text, family, schedule, device, dtype, source, tuple(files), control, recorded, own_vae,
         tuple(inversions), together,
     )  # fmt: skip
+
+
+def _control(
+    name: str | Path, scale: float, family: Family, network: ModelMixin, vae: AutoencoderKL | None, dtype: torch.dtype
+) -> ControlNet:  # fmt: skip
+    """Load a ControlNet beside a network, on its device."""
+    factor = downsampling(vae, channels_of(network))
+    found = load_controlnet(name, scale, family, network, factor, **precision(dtype))
+    found.network.to(network.device)
+    return found
+
+
+def _lora_files(entries: Sequence[str | Path]) -> list[lora.Lora]:
+    """LoRA files that are there and whole, with their weights."""
+    files = [lora.parse(entry) for entry in _listed("loras", entries)]
+    for file in files:
+        lora.check(file)
+    return files
 
 
 def _listed(option: str, given: Sequence[str | Path]) -> Sequence[str | Path]:

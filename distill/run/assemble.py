@@ -78,9 +78,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
     # Before the prior is loaded, so that what they refuse is said at once.
     conversion: dict[str, float] = {}
     scenes = make_scenes(config, generator, prior.device if prior else device, embeddings, conversion)
-    cameras: CameraSampler = scheduled_sampler(
-        instantiate(config.cameras, _convert_="all"), **schedules_in(config, "cameras")
-    )
+    cameras: CameraSampler = sampler_of(config, "cameras")
     picture = look_at(config, device) if config.image else None
     if picture and not config.prompt:
         prior = picture.prior
@@ -98,14 +96,9 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         scene, tuple(config.optimiser.betas), config.optimiser.eps, config.optimiser.weight_decay
     )
     learner = guidance if isinstance(guidance, Learner) else None
-    if learner and ranks.size > 1:
-        raise ValueError(LEARNS)
+    if learner:
+        check_learner(prior, picture, ranks)
     settings = make_settings(config)
-    if picture and picture.drawn and learner and prior.views > 1:
-        raise ValueError(
-            f"reference.start=samples shows this guidance views that are no groups, and it learns from the {prior.views} that {prior.name} "
-            "takes together; add reference.start=none, or choose a guidance that learns nothing"
-        )
     if picture and picture.drawn:
         until = config.reference.start_until
         cameras = views_first(cameras, picture.drawn.cameras, until)
@@ -119,9 +112,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         render=render(),
         frugal=render(frugal=True) if ranks.size == 1 else None,  # all processes divide a step alike
         cameras=cameras,
-        timesteps=scheduled_sampler(
-            instantiate(config.timesteps, _convert_="all"), prior=prior, **schedules_in(config, "timesteps")
-        ),
+        timesteps=sampler_of(config, "timesteps", prior=prior),
         settings=settings,
         scenes=scenes,
         views=looks(prior, scenes, library),
@@ -130,6 +121,28 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         ranks=ranks,
         conversion=conversion,
     )
+
+
+def sampler_of(config: DictConfig, part: str, **bound: Any) -> Any:
+    """Make the sampler that a configuration names for ``cameras`` or ``timesteps``, with its schedules and what is bound to it."""
+    return scheduled_sampler(
+        instantiate(config[part], _convert_="all"), **bound, **schedules_in(config, part)
+    )
+
+
+def check_learner(prior: Prior, picture: Picture | None, ranks: Ranks) -> None:
+    """Refuse a guidance that learns where it would learn apart from others, or from views that are no groups.
+
+    Raises:
+        ValueError: as said.
+    """
+    if ranks.size > 1:
+        raise ValueError(LEARNS)
+    if picture and picture.drawn and prior.views > 1:
+        raise ValueError(
+            f"reference.start=samples shows this guidance views that are no groups, and it learns from the {prior.views} that {prior.name} "
+            "takes together; add reference.start=none, or choose a guidance that learns nothing"
+        )
 
 
 def pick_device(name: str) -> torch.device:
