@@ -356,6 +356,42 @@ def test_a_pack_is_read_back_as_it_was_rendered(made: Any, monkeypatch: Any) -> 
         assert "\n" not in str(caught.value)
 
 
+def test_a_pack_can_be_of_some_names_and_so_many_variants(tmp_path: Path, example: Any) -> None:
+    chosen, listed = example("render_things").chosen, things.table()
+    names = tmp_path / "names.txt"
+    names.write_text("hamburger\n\nsofa\n")
+
+    kept = chosen(listed, names, 2)
+
+    assert [(one.name, one.variant) for one in kept if one.name == "hamburger"] == [("hamburger", 1)]
+    assert sum(one.name == "sofa" for one in kept) == 2 < sum(one.name == "sofa" for one in listed)
+    assert len(kept) == 3
+    assert chosen(listed) == listed
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("hamburger\nunicorn\n", "got 'unicorn'"), (" \n", "is empty"), (None, "cannot read")],
+)
+def test_names_to_pack_that_are_not_the_tables_are_one_line(
+    tmp_path: Path, example: Any, text: str | None, said: str
+) -> None:
+    names = tmp_path / "names.txt"
+    if text is not None:
+        names.write_text(text)
+
+    with pytest.raises(ValueError, match=said):
+        example("render_things").chosen(things.table(), names)
+
+
+def test_the_names_that_the_prior_learnt_are_the_tables() -> None:
+    listed = (
+        (Path(__file__).parents[1] / "examples/embedded/things_learnt.txt").read_text("utf-8").splitlines()
+    )
+
+    assert listed == sorted(set(listed)) and set(listed) <= {one.name for one in things.table()}
+
+
 def test_a_true_mesh_takes_a_colour_of_the_world(made: Any) -> None:
     folder, (box, card), _, _ = made
     red: Any = things.mesh(box, folder / "archives", "red").visual

@@ -2,6 +2,7 @@
 
     python examples/embedded/render_things.py sheets ~/things ~/things/sheets     # front, side, back, three quarters, top
     python examples/embedded/render_things.py pack ~/things ~/things/pack         # an interrupted run goes on when started again
+    python examples/embedded/render_things.py pack ~/things ~/things/learnt --names examples/embedded/things_learnt.txt --variants 5
 
 The first folder holds the archives that ``fetch_things.py`` fetched. Cameras, framing, light and layers are those of ``dataset.py``.
 """
@@ -13,6 +14,7 @@ import hashlib
 import io
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,35 @@ def mark(thing: things.Thing) -> str:
         [things.VERSION, EACH, QUALITY, thing.model, thing.archive, thing.turn, thing.size_cm, thing.paint]
     )
     return hashlib.sha256(f"{thing.id} {said}".encode()).hexdigest()[:24]
+
+
+def chosen(
+    listed: tuple[things.Thing, ...], names: Path | None = None, variants: int | None = None
+) -> tuple[things.Thing, ...]:
+    """The objects of a file's names, a line each, and of each name at most so many.
+
+    Raises:
+        ValueError: the file is not there or empty, or has a name that the table does not have.
+    """
+    if names is not None:
+        try:
+            wanted = {line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()}
+        except OSError as error:
+            raise ValueError(f"--names: cannot read {names}: {error.strerror}") from error
+        unknown = sorted(wanted - {one.name for one in listed})
+        if unknown or not wanted:
+            raise ValueError(
+                f"--names: expected names of the table, one a line, got {unknown[0]!r}" if unknown
+                else f"--names: {names} is empty; expected names of the table, one a line"
+            )  # fmt: skip
+        listed = tuple(one for one in listed if one.name in wanted)
+    seen: Counter[str] = Counter()
+    kept = []
+    for one in listed:
+        seen[one.name] += 1
+        if variants is None or seen[one.name] <= variants:
+            kept.append(one)
+    return tuple(kept)
 
 
 def pack(listed: tuple[things.Thing, ...], archives: Path, folder: Path) -> None:
@@ -179,10 +210,16 @@ def main() -> None:
     parser.add_argument("archives", type=Path, help="folder of the .sh3f archives")
     parser.add_argument("output", type=Path)
     parser.add_argument("--table", type=Path, default=things.TABLE)
+    parser.add_argument(
+        "--names", type=Path, help="file of the names to take, one a line; without it all of the table"
+    )
+    parser.add_argument("--variants", type=int, help="objects of a name, at most")
     options = parser.parse_args()
+    if options.variants is not None and options.variants < 1:
+        parser.error(f"--variants must be at least 1, got {options.variants}")
     torch.set_num_threads(1)
     try:
-        listed = things.table(options.table)
+        listed = chosen(things.table(options.table), options.names, options.variants)
         missing = sorted({one.archive for one in listed if not (options.archives / one.archive).is_file()})
         if missing:
             raise ValueError(f"{options.archives} lacks {missing[0]}; fetch it with fetch_things.py")
