@@ -23,6 +23,21 @@ def default_dtype(device: torch.device, half: torch.dtype = torch.bfloat16) -> t
     return torch.float32
 
 
+def mixed(device: torch.device | str, enabled: bool = True) -> torch.autocast:
+    """Return a context for training in bfloat16 where the hardware computes in it, in float32 elsewhere.
+
+    A processor without bfloat16 imitates it, fifty times more slowly than it computes in float32.
+
+    Args:
+        device: where it computes.
+        enabled: False for float32 everywhere.
+    """
+    device = torch.device(device)
+    return torch.autocast(
+        device.type, torch.bfloat16, enabled=enabled and default_dtype(device) == torch.bfloat16
+    )
+
+
 def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """A precision by its name.
 

@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from distill.embedded import captions, things, world
 from distill.priors.draft import Draft
+from distill.priors.dtypes import mixed
 
 #: Features of a token, and those of them that the world alone needs.
 WIDTH, WORLD_WIDTH = 192, 128
@@ -351,7 +352,7 @@ def train_text_encoder(
     progress = tqdm(range(steps), "text encoder", mininterval=10)
     batches: Any = _batches(tokenizer, real, places, old, 32 if real else 192)
     for _, (ids, target, counts) in zip(progress, batches, strict=False):
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed("cpu"):
             features = encoder(ids).last_hidden_state
         errors = (features.float() - target).square() * counts
         loss = errors.sum() / counts.sum()

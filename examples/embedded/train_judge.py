@@ -32,6 +32,7 @@ from tqdm import tqdm
 from distill.embedded import things
 from distill.embedded.judge import Judge, load_judge, save_judge, vocabulary
 from distill.files.atomic import sha256
+from distill.priors.dtypes import mixed
 
 SEED = 10_000_000
 #: The training state in the work folder.
@@ -59,7 +60,7 @@ def contrast(
     Returns:
         Scalar.
     """
-    with torch.autocast(images.device.type, torch.bfloat16):
+    with mixed(images.device):
         seen = judge.image_features(images)
     # Those with a view are twice as long: read apart, the others need no padding.
     texts = [*told, *others]

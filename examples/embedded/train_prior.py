@@ -142,8 +142,9 @@ def write_folder(
 
 
 def started(
-    unet: UNet2DConditionModel, folder: Path, data: Data, text_side: Path | None = None
-) -> CLIPTextModel:
+    unet: UNet2DConditionModel, folder: Path, data: Data, text_side: Path | None = None,
+    text_updates: int = TEXT_STEPS[True],
+) -> CLIPTextModel:  # fmt: skip
     """Give a UNet the weights of a prior's folder, grown where it is wider; returns the encoder that goes with it.
 
     Args:
@@ -151,6 +152,7 @@ def started(
         folder: the prior's.
         data: what is trained on.
         text_side: a prior's folder whose encoder, aligned with the same data, is taken for the grown UNet.
+        text_updates: of the encoder, where it is aligned anew.
     """
     state = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     state = {name: value.float() for name, value in state.items()}
@@ -172,7 +174,7 @@ def started(
     if text_side is not None:
         return aligned(text_side, data)
     old = Reader(encoder, CLIPTokenizer.from_pretrained(folder / "tokenizer"))
-    return train_text_encoder(data.tokenizer, data.world, data.things, old, TEXT_STEPS[True])
+    return train_text_encoder(data.tokenizer, data.world, data.things, old, text_updates)
 
 
 def same_words(one: CLIPTokenizer, other: CLIPTokenizer) -> bool:
@@ -197,12 +199,13 @@ def start(options: argparse.Namespace, data: Data) -> Run:
     """Go on from the work folder's state, else from ``--start``, else from nothing."""
     device, real = torch.device(options.device), data.things is not None
     unet, saved = make_unet(real), options.work / "prior.pt"
+    updates = options.text_updates or TEXT_STEPS[real]
     if saved.exists():
         encoder = make_text_encoder(data.tokenizer, WIDTH if real else WORLD_WIDTH)
     elif options.start:
-        encoder = started(unet, options.start, data, options.text_side)
+        encoder = started(unet, options.start, data, options.text_side, updates)
     else:
-        encoder = train_text_encoder(data.tokenizer, data.world, data.things, steps=TEXT_STEPS[real])
+        encoder = train_text_encoder(data.tokenizer, data.world, data.things, steps=updates)
     run = Run.begin(unet, encoder, data.world.generator, device)
     if saved.exists():
         run.load(saved, device, data.tokenizer.get_vocab())
@@ -280,6 +283,11 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="a prior of the same things whose text encoder is taken for the grown one, instead of aligning it anew",
     )
     parser.add_argument(
+        "--text-updates",
+        type=int,
+        help="that align the text encoder: 5,000 with things and 2,000 without, by default",
+    )
+    parser.add_argument(
         "--things",
         type=Path,
         help="pack of real things to learn beside the world, from render_things.py pack",
@@ -297,6 +305,8 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     options = parser.parse_args(words)
     check_amounts(parser, options)
+    if options.text_updates is not None and options.text_updates < 1:
+        parser.error(f"--text-updates must be at least 1, got {options.text_updates}")
     if options.things and not options.output:
         parser.error(
             "--things needs --output, the folder of the new prior: the one that ships is of the world alone"
