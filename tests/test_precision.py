@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import distill
 from distill.contracts import Condition, Step
 from distill.guidance.vsd import VSD
 from distill.priors import load
-from distill.priors.dtypes import default_dtype, keep_last
+from distill.priors.dtypes import default_dtype, keep_last, mixed
 from distill.priors.families import FAMILIES
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -109,3 +110,29 @@ def test_vsds_copy_learns_in_half_precision(dtype: torch.dtype) -> None:
     assert exact.norm() > 0
     # 0.0025 and 0.022 here; without the loss enlarged, float16 would be off by 0.15.
     assert float((found - exact).norm() / exact.norm()) < {torch.float16: 0.01, torch.bfloat16: 0.05}[dtype]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_training_is_in_bfloat16_only_where_the_processor_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    layer, x = nn.Linear(4, 4), torch.randn(2, 4)
+
+    with mixed("cpu"):
+        chosen = layer(x).dtype
+    with mixed("cpu", enabled=False):
+        never = layer(x).dtype
+
+    assert chosen == (torch.bfloat16 if native else torch.float32)
+    assert never == torch.float32
+
+
+def test_no_training_asks_for_bfloat16_without_asking_the_hardware() -> None:
+    root = Path(__file__).parents[1]
+    files = [*root.glob("distill/**/*.py"), *root.glob("examples/**/*.py")]
+
+    asked = re.compile(r"autocast\([^()]*bfloat16")
+
+    assert [str(f) for f in files if asked.search(f.read_text("utf-8")) and f.name != "dtypes.py"] == []
+    assert asked.search("with torch.autocast(device.type, torch.bfloat16, enabled=True):")
