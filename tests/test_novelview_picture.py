@@ -223,7 +223,7 @@ def test_a_busy_background_is_left_to_rembg(
 def test_u2net_itself_finds_an_object_on_a_photograph(tmp_path: Path) -> None:
     """A true object's render on a photograph of grass that comes with scikit-image, against its true mask."""
     if find_spec("rembg") is None or find_spec("onnxruntime") is None:
-        pytest.skip("rembg and onnxruntime are not installed: pip install 'distill3d[rembg]'")
+        pytest.skip("rembg and onnxruntime are not installed: pip install 'rembg[cpu]'")
     try:
         rembg_model()
     except ValueError as error:

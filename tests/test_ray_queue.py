@@ -233,5 +233,5 @@ def test_without_ray_one_line_says_what_to_install(
     monkeypatch.setattr(script, "find_spec", lambda name: None)
     assert script.main(["list.txt", "output_dir=out"]) == 2
     assert capsys.readouterr().err == (
-        "ray_prompts: error: this script needs the package ray; install it with pip install 'distill3d[ray]'\n"
+        "ray_prompts: error: this script needs the package ray; install it with pip install ray\n"
     )

@@ -89,7 +89,7 @@ def standing_out(rgb: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
     if (off > TOLERANCE).mean() > BORDER_SHARE:
         raise ValueError(
             f"the background of {name} is not plain, so the object cannot be cut out; give a picture with an alpha "
-            "channel, or use reference.background=rembg (pip install 'distill3d[rembg]')"
+            "channel, or use reference.background=rembg (pip install 'rembg[cpu]')"
         )
     away = np.abs(rgb.astype(int) - colour).max(-1)
     noise = 2 + np.percentile(off[off <= TOLERANCE], 95)

@@ -337,7 +337,7 @@ def _by_rembg(image: Image.Image) -> Image.Image:
         import rembg
     except (ImportError, SystemExit) as error:  # it ends the process where it misses its runtime
         raise ValueError(
-            "reference.background=rembg needs the package rembg; pip install 'distill3d[rembg]'"
+            "reference.background=rembg needs the package rembg; pip install 'rembg[cpu]'"
         ) from error
     name, _ = rembg_model()
     found: Any = rembg.remove(image.convert("RGB"), session=rembg.new_session(name))

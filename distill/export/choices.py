@@ -49,7 +49,7 @@ def check_formats(formats: Sequence[str]) -> None:
         raise ValueError(f"the formats of a mesh are {known}, got {', '.join(map(str, formats)) or 'none'}")
     if "usdz" in formats and find_spec("pxr") is None:
         raise ValueError(
-            "usdz needs the package usd-core; install it with pip install 'distill3d[usd]', or leave usdz out of export.formats"
+            "usdz needs the package usd-core; install it with pip install usd-core, or leave usdz out of export.formats"
         )
 
 

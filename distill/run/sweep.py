@@ -122,7 +122,7 @@ def launcher_of(words: Sequence[str], flags: Sequence[str]) -> str | None:
     package = f"hydra_plugins.{LAUNCHERS.get(name, '').replace('-', '_')}"
     if name in LAUNCHERS and not (find_spec("hydra_plugins") and find_spec(package)):
         raise ValueError(
-            f"hydra/launcher={name} needs the package {LAUNCHERS[name]}; install it with pip install 'distill3d[queues]'"
+            f"hydra/launcher={name} needs the package {LAUNCHERS[name]}; install it with pip install {LAUNCHERS[name]}"
         )
     if not {"-m", "--multirun"} & set(flags):
         raise ValueError(

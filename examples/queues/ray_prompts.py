@@ -1,6 +1,6 @@
 """Make the assets of a file of prompts on the machines of a Ray cluster, one prompt at a time.
 
-    pip install 'distill3d[ray]'
+    pip install ray
     python examples/queues/ray_prompts.py list.txt --workers 2 output_dir=runs iterations=400       # this machine
     python examples/queues/ray_prompts.py list.txt --workers 64 --gpus 1 --address auto output_dir=/shared/runs prior=sd-2.1-base
 
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         root, left = to_make(config, given.gpus)
         if find_spec("ray") is None:
             raise ValueError(
-                "this script needs the package ray; install it with pip install 'distill3d[ray]'"
+                "this script needs the package ray; install it with pip install ray"
             )
     except ValueError as error:
         print(f"ray_prompts: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -43,7 +43,7 @@ def version() -> str:
         return metadata.version("compel")
     except metadata.PackageNotFoundError as error:
         raise ValueError(
-            "prior_options.prompt_weighting needs the package compel; pip install 'distill3d[weighting]'"
+            "prior_options.prompt_weighting needs the package compel; pip install compel"
         ) from error
 
 
