@@ -149,7 +149,7 @@ def test_an_unknown_way_and_a_missing_package_are_said(
     with pytest.raises(ValueError, match="one of auto, keep, rembg, got 'magic'"):
         cut_out(tmp_path / "p.png", 64, background="magic")
     monkeypatch.setitem(sys.modules, "rembg", None)
-    with pytest.raises(ValueError, match=r"pip install 'distill3d\[rembg\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'rembg\[cpu\]'"):
         cut_out(tmp_path / "p.png", 64, background="rembg")
     assert cut_out(tmp_path / "p.png", 64, background="keep")[0].mask.min() == 0  # around the square frame
 

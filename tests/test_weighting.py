@@ -186,5 +186,5 @@ def test_without_compel_the_remedy_is_named(folder: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setitem(sys.modules, "compel", None)
     monkeypatch.setattr(metadata, "version", none)
-    with pytest.raises(ValueError, match=r"needs the package compel; pip install 'distill3d\[weighting\]'"):
+    with pytest.raises(ValueError, match=r"needs the package compel; pip install compel"):
         load(folder)
