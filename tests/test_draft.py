@@ -11,11 +11,13 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
-from distill.embedded.vocabulary import SHIPPED as FOLDER
+from distill.embedded.vocabulary import SHIPPED
 from distill.priors import load_prior
 from distill.priors.draft import Draft, channels_of
 
 WIDTH, CHANNELS, SIZE = 128, 2, 8
+
+FOLDER = SHIPPED["embedded"]
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from distill.embedded.phrases import (
     singulars,
 )
 from distill.embedded.vocabulary import Known, Name, of_prior, tokens
-from distill.embedded.world import TEMPLATES, VIEWS
+from distill.embedded.world import KINDS, TEMPLATES, VIEWS
 
 #: Words of the longest of ``OUTSIDE``.
 LONGEST = max(map(len, OUTSIDE))
@@ -60,6 +60,23 @@ def asked(name: str, prompt: str) -> str:
     """
     own = of_prior(name)
     return prompt if own is None else understand(prompt, own).caption
+
+
+def prior_for(prompts: Iterable[str]) -> str:
+    """Choose the prior that ships for some prompts: ``embedded`` if each means a kind of its world in a colour, else ``things``.
+
+    A prompt that neither knows is left to ``things``, which knows more names to suggest.
+    """
+    both = of_prior("things")
+    assert both is not None
+    for prompt in prompts:
+        try:
+            meaning = understand(prompt, both)
+        except ValueError:
+            return "things"
+        if meaning.name not in KINDS or meaning.colour is None:
+            return "things"
+    return "embedded"
 
 
 def understand(prompt: str, known: Known) -> Meaning:

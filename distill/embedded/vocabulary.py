@@ -15,8 +15,8 @@ from distill.embedded.world import COLOURS, KINDS
 from distill.files.atomic import write_atomic
 from distill.files.paths import user_path
 
-#: The prior that ships.
-SHIPPED = Path(__file__).with_name("prior")
+#: The folders of the priors that ship, by the value of ``prior=``: of the embedded world, and of that and real things.
+SHIPPED = {"embedded": Path(__file__).with_name("prior"), "things": Path(__file__).with_name("things") / "prior"}
 
 #: The file in a prior's folder that says which things it knows, and the version of its layout.
 NAMES, VERSION = "names.json", 1
@@ -40,7 +40,7 @@ class Known:
         things: first names of the things, sorted.
         bare: whether a prompt may leave the colour out.
         longest: words of the longest name.
-        prior: what ``prior=`` calls it, ``embedded`` or its folder.
+        prior: what ``prior=`` calls it, a name of ``SHIPPED`` or its folder.
     """
 
     names: Mapping[str, Name]
@@ -74,14 +74,15 @@ def known(folder: Path) -> Known:
     Raises:
         ValueError: that file cannot be read, or is of another version.
     """
-    path, name = folder / NAMES, "embedded" if folder == SHIPPED else str(folder)
+    path = folder / NAMES
+    name = next((name for name, shipped in SHIPPED.items() if shipped == folder), str(folder))
     return knowing(read_names(path) if path.exists() else [], name)
 
 
 def of_prior(name: str) -> Known | None:
     """Return the vocabulary of a prior, or None for a prior that takes any prompt.
 
-    Only ``embedded`` and folders with a ``names.json`` have one.
+    Only those that ship and folders with a ``names.json`` have one.
 
     Args:
         name: the value of ``prior=``.
@@ -89,8 +90,8 @@ def of_prior(name: str) -> Known | None:
     Raises:
         ValueError: see ``known``.
     """
-    if name == "embedded":
-        return known(SHIPPED)
+    if name in SHIPPED:
+        return known(SHIPPED[name])
     if not name:
         return None
     folder = user_path(name)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from distill.convert import SUFFIXES
+from distill.embedded.vocabulary import SHIPPED
 from distill.files.atomic import sha256_once
 from distill.files.paths import user_path
 from distill.priors.header import kind_of, parts_in, shapes_of
 from distill.priors.multi_view.published import marked
 from distill.priors.table import MODELS
 
-EMBEDDED = Path(__file__).parents[1] / "embedded" / "prior"
 #: Parts of pipelines that no prior needs.
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermarker", "prior", "super_res")
 #: How names of weights in half precision differ: model.fp16.safetensors, model.fp16-00001-of-00002.safetensors.
@@ -89,7 +89,7 @@ def find(name: str | Path, settings: str | Path | None = None) -> Source:
     """The folder of a prior, fetched from the hub where it is not there yet.
 
     Args:
-        name: ``embedded``, a local folder or ``.safetensors`` file, a name of ``distill priors``, or
+        name: ``embedded``, ``things``, a local folder or ``.safetensors`` file, a name of ``distill priors``, or
             ``owner/repository[@revision]``.
         settings: a folder in the diffusers layout whose settings are those of a prior in a single file; None for those
             of the published model of its kind.
@@ -104,8 +104,8 @@ def find(name: str | Path, settings: str | Path | None = None) -> Source:
         raise ValueError(
             f"prior_options.config is for a prior in a single .safetensors file, and {text!r} is none; leave it out"
         )
-    if text == "embedded":
-        return Source(EMBEDDED, text, licence="apache-2.0")
+    if text in SHIPPED:
+        return Source(SHIPPED[text], text, licence="apache-2.0")
     folder = user_path(text)
     if (folder / "model_index.json").is_file():
         return Source(folder, text, licence=licence_of(folder))
@@ -116,7 +116,7 @@ def find(name: str | Path, settings: str | Path | None = None) -> Source:
         repository, _, revision = text.partition("@")
         return fetch(text, repository, revision)
     raise ValueError(
-        f"prior must be 'embedded', a name that 'distill priors' lists, a hub id such as owner/repository@revision, a "
+        f"prior must be 'embedded', 'things', a name that 'distill priors' lists, a hub id such as owner/repository@revision, a "
         f".safetensors file, or a folder in the diffusers layout, but {text!r} has no model_index.json"
     )
 

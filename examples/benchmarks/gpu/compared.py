@@ -134,14 +134,14 @@ def compare(record: Record, title: str, made: Mapping[str, Gradient], x: Tensor,
 
 def run(record: Record, work: Path, output: Path, device: torch.device, dry: bool) -> None:
     """With the embedded prior, then at Stable Diffusion 1.5's size; renders of 64 pixels."""
-    from distill.priors.source import EMBEDDED
+    from distill.embedded.vocabulary import SHIPPED
 
     rounds = 1 if dry else 30
     small = {"render.size": 16, "render.batch": 1} if dry else {}
     given = {"prompt": "a red mug", "device": str(device), "guidance": "sds", **small}
     config = compose_config(as_overrides(given))
     prior = open_prior(config, device)
-    compare(record, "SDS's gradient, the embedded prior", *ways(config, prior, EMBEDDED), rounds)
+    compare(record, "SDS's gradient, the embedded prior", *ways(config, prior, SHIPPED["embedded"]), rounds)
     del prior
     gc.collect()
     folder = prior_folder(work, device, dry)
