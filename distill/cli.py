@@ -36,7 +36,7 @@ Make a 3D asset from a text prompt or a picture.
   distill "a leather armchair" mesh=chair.glb   a texture for a mesh of your own
   distill -- "seed=1 is my prompt"            a prompt that looks like an option
   distill priors                              list the models that prior= knows by name
-  distill priors embedded                     list the objects and colours that the embedded prior, or one in a folder, knows
+  distill priors things                       list the objects and colours that this prior, embedded or one in a folder knows
   distill doctor prior=sd-2.1-base guidance=vsd   check the machine, forecast memory and time (--json)
 
 Common options (name=value):
@@ -87,8 +87,8 @@ def _list(of: Sequence[str]) -> str:
         return describe()
     if (known := vocabulary.of_prior(of[0])) is None:
         raise ValueError(
-            f"distill priors takes 'embedded' or a prior's folder with {vocabulary.NAMES}, got {of[0]!r}; leave it out to list "
-            "the models that prior= knows by name"
+            f"distill priors takes 'embedded', 'things' or a prior's folder with {vocabulary.NAMES}, got {of[0]!r}; leave it out to "
+            "list the models that prior= knows by name"
         )
     return vocabulary.describe(known)
 

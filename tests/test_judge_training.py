@@ -96,6 +96,20 @@ def test_only_a_picture_whose_colour_can_be_chosen_is_painted(pictures: Any, sou
     }
 
 
+def test_a_pack_of_some_names_is_drawn_from_and_nothing_else_is_named(pictures: Any) -> None:
+    def half(listed: list[int]) -> Any:
+        name = torch.tensor(listed)
+        layers = torch.full((len(name), 8, 8, 5), 255, dtype=torch.uint8)
+        return pictures.Half(layers, name, name % 17, torch.rand(len(name), 3), name >= 0)
+
+    source, g = pictures.Source(half(list(range(16))), half([20, 77]), 0.3), torch.Generator().manual_seed(3)
+
+    seen = source.draw(1024, g)[1]
+
+    assert set(seen.name.tolist()) == {*range(16), 20, 77}
+    assert set(source.others(seen, g).name.tolist()) == {*range(16), 20, 77}
+
+
 def test_captions_that_are_told_are_true_and_the_others_name_everything(pictures: Any, source: Any) -> None:
     g = torch.Generator().manual_seed(2)
     images, seen = source.draw(64, g)

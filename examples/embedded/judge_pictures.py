@@ -219,6 +219,8 @@ class Source:
         of_kinds, listed = kinds.rows(list(range(self.first))), list(range(self.first, count))
         self.rows, self.painted = (of_kinds + half.rows(listed) for half in (real, painted))
         self.can = torch.tensor([len(rows) > 0 for rows in self.painted])
+        #: Names with a picture: a pack may hold some of the table's.
+        self.there = torch.tensor([index for index, rows in enumerate(self.rows) if len(rows)])
         # One render in sixteen is from overhead; these are the hardest to tell and are drawn four times as often.
         self.weight = 1.0 + 3.0 * (kinds.view == world.VIEWS.index(world.OVERHEAD))
 
@@ -228,7 +230,8 @@ class Source:
         for _ in range(batch // TOGETHER):
             which = int(torch.randint(self.first, (1,), generator=g))
             if torch.rand(1, generator=g) >= self.share:
-                which = self.first + int(torch.randint(len(self.rows) - self.first, (1,), generator=g))
+                other = torch.randint(len(self.there) - self.first, (1,), generator=g)
+                which = int(self.there[self.first + other])
             of_kinds = which < self.first
             half = self.kinds if of_kinds else self.real
             coloured = of_kinds or bool(len(self.painted[which]) and torch.rand(1, generator=g) < IN_A_COLOUR)
@@ -253,7 +256,7 @@ class Source:
 
     def others(self, shown: Shown, g: torch.Generator) -> Shown:
         """What more captions say: names drawn at random, and the drawn pairs in another colour and from another side."""
-        name = torch.randperm(len(self.rows), generator=g)[:BESIDE]
+        name = self.there[torch.randperm(len(self.there), generator=g)[:BESIDE]]
         hue = torch.randint(len(self.palette), name.shape, generator=g)
         say = self.can[name] & ((name < self.first) | (torch.rand(len(name), generator=g) < 0.5))
         pairs = Shown(*(value[::TOGETHER] for value in (shown.name, shown.colour, shown.view)))
