@@ -145,37 +145,51 @@ def compose_stages(
     known = available("stage", folders)
     files_ = [settled(name, known) for name in names]
     check_own(names, own)
-    mine = [own.get(name, ()) for name in names]
-    shared = [
-        _kept(common, has, words, not i) for i, (has, words) in enumerate(zip(files_, mine, strict=True))
+    parts = [
+        _Words.of(name, has, common, own.get(name, ()), first=not number)
+        for number, (name, has) in enumerate(zip(names, files_, strict=True))
     ]
-    ends = [
-        [*([f"scene={has['scene']}"] if "scene" in has and "scene" not in map(key_of, words) else []), *words]
-        for has, words in zip(files_, mine, strict=True)
-    ]
-    chosen = [[f"stage={name}"] for name in names]
     if any(map(_option, common)):  # these are for the stages whose part has them
-        plain = [
-            [w for w in (*a, *b, *c) if not _option(w)] for a, b, c in zip(shared, chosen, ends, strict=True)
-        ]
+        plain = [[word for word in part.all() if not _option(word)] for part in parts]
         having = [_options_of(compose(words)) for words in plain]
         every = set().union(*having)
-        shared = [
-            [w for w in a if _option(w) not in every - has] for a, has in zip(shared, having, strict=True)
-        ]
+        parts = [part.without(every - has) for part, has in zip(parts, having, strict=True)]
     made = list[Stage]()
-    for name, has, *parts in zip(names, files_, shared, chosen, ends, strict=True):
-        words = [word for part in parts for word in part]
-        config = compose(words)
+    for name, has, part in zip(names, files_, parts, strict=True):
+        config = compose(part.all())
         config.stages = []
         if made:
             _begin_after(made[-1], name, config, {*has, *map(key_of, own.get(name, ()))})
         else:
             _check_first(name, config, len(names))
-        made.append(Stage(name, words, config))
+        made.append(Stage(name, part.all(), config))
     for stage, after in pairwise(made):
         _leave_to(after.config, stage.config, "export.enabled" in map(key_of, own.get(stage.name, ())))
     return made
+
+
+class _Words(NamedTuple):
+    """The words of one stage: of those for all, what holds for it; its file; and what is for it alone, the file's scene included."""
+
+    shared: Sequence[str]
+    chosen: str
+    alone: Sequence[str]
+
+    @classmethod
+    def of(
+        cls, name: str, has: Mapping[str, Any], common: Sequence[str], own: Sequence[str], *, first: bool
+    ) -> _Words:
+        """Sort the words for all and for one stage, whose file has these options."""
+        scene = [f"scene={has['scene']}"] if "scene" in has and "scene" not in map(key_of, own) else []
+        return cls(_kept(common, has, own, first), f"stage={name}", [*scene, *own])
+
+    def without(self, options: Collection[str]) -> _Words:
+        """Leave out of the words for all what sets a part's option that this stage does not have."""
+        return self._replace(shared=[word for word in self.shared if _option(word) not in options])
+
+    def all(self) -> list[str]:
+        """In the order in which they are applied."""
+        return [*self.shared, self.chosen, *self.alone]
 
 
 def check_own(names: Sequence[str], own: Mapping[str, Sequence[str]]) -> None:

@@ -42,8 +42,9 @@ def view_words_of(config: DictConfig, prior: Prior) -> prompts.ViewWords | None:
 
 def texts_of(config: DictConfig, prior: Prior) -> list[str]:
     """Everything that a run of a configuration asks a prior to embed."""
+    words = view_words_of(config, prior)
     prompt, source = (prompts.asked(prior, text) for text in (config.prompt, config.source_prompt))
-    return prompts.Texts.of(prompt, config.negative_prompt, view_words_of(config, prior), source).all()
+    return prompts.Texts.of(prompt, config.negative_prompt, words, source).all()
 
 
 def embed_library(config: DictConfig, prior: Prior, library: Prompts) -> Tensor:
