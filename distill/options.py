@@ -126,10 +126,10 @@ def schedule(name: str, value: object, iterations: int | None) -> float | Ramp:
         raise ValueError(f"{name}: {error}") from error
 
 
-def ever_nonzero(name: str, value: object, iterations: int) -> bool:
-    """Tell whether a weight, a number or a schedule, is ever non-zero; arguments as of ``schedule``."""
+def ramp(name: str, value: object, iterations: int | None) -> Ramp:
+    """A number, which stays as it is, or a schedule as a ``Ramp``; arguments and errors as of ``schedule``."""
     made = schedule(name, value, iterations)
-    return bool(made.start or made.end) if isinstance(made, Ramp) else bool(made)
+    return made if isinstance(made, Ramp) else Ramp(made)
 
 
 def schedules_in(config: DictConfig, group: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from distill.contracts import (
 )
 from distill.guidance import is_made_for_prior
 from distill.job import Job, Settings, State, make_optimiser
-from distill.options import followed, schedule, schedules_in, value_over_run
+from distill.options import followed, ramp, schedules_in, value_over_run
 from distill.priors.multi_view.camera import check_groups
 from distill.ranks import ALONE, Ranks
 from distill.renderers import reference
@@ -219,13 +219,12 @@ def make_guidance(
 def make_settings(config: DictConfig) -> Settings:
     """Read the loop's settings."""
 
-    def ramp(name: str) -> Ramp:
-        made = schedule(name, OmegaConf.select(config, name), config.iterations)
-        return made if isinstance(made, Ramp) else Ramp(made)
+    def of(name: str) -> Ramp:
+        return ramp(name, OmegaConf.select(config, name), config.iterations)
 
-    weights = {name: ramp(f"penalties.{name}") for name in config.penalties}
-    optimiser, shares = config.optimiser, {name: ramp(f"render.turns.{name}") for name in config.render.turns}
-    turns = {name: share for name, share in shares.items() if share.start or share.end}
+    weights = {name: of(f"penalties.{name}") for name in config.penalties}
+    optimiser, shares = config.optimiser, {name: of(f"render.turns.{name}") for name in config.render.turns}
+    turns = {name: share for name, share in shares.items() if share.nonzero}
     return Settings(
         iterations=config.iterations,
         batch=config.render.batch,
@@ -233,10 +232,10 @@ def make_settings(config: DictConfig) -> Settings:
         accumulate=optimiser.accumulate or 1,
         latent_until=config.render.latent_until,
         normals=config.prior_options.control == "normal",
-        size=ramp("render.size"),
-        guidance_weight=ramp("guidance_weight"),
+        size=of("render.size"),
+        guidance_weight=of("guidance_weight"),
         summed=optimiser.reduction == "sum",
-        penalties={name: weight for name, weight in weights.items() if weight.start or weight.end},
+        penalties={name: weight for name, weight in weights.items() if weight.nonzero},
         shading=by_turns(turns) if turns else None,
         clip_norm=optimiser.clip_norm,
         final_lr=optimiser.final_lr,

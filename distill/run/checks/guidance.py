@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from distill.options import ever_nonzero, options_of
+from distill.options import options_of, ramp
 
 
 def check_own_priors(values: Mapping[str, Any]) -> None:
@@ -46,6 +46,6 @@ def check_second_prompts(values: Mapping[str, Any], loss: Callable[..., Any]) ->
         if not role or values[f"{role}_prompt"].strip():
             continue
         value = options.get(option, getattr(options_of(each)(), option)) if option else 1
-        if ever_nonzero(f"guidance.{option}", value, values["iterations"]):
+        if ramp(f"guidance.{option}", value, values["iterations"]).nonzero:
             what = each.__name__ + (f" with {option} coefficients" if option else "")
             raise ValueError(f'{what} needs a second prompt, and none is given; add {role}_prompt="..."')

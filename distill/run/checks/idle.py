@@ -8,7 +8,7 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from distill.options import ever_nonzero, options_of
+from distill.options import options_of, ramp
 from distill.run.earlier import SECOND
 from distill.run.schema import PARTS, default_of
 
@@ -23,11 +23,11 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
     target = values["guidance"]["_target_"].rpartition(".")[2].lower()
 
     def weightless(name: str) -> bool:
-        return not ever_nonzero(f"penalties.{name}", values["penalties"][name], values["iterations"])
+        return not ramp(f"penalties.{name}", values["penalties"][name], values["iterations"]).nonzero
 
     lights = ("lambertian", "textureless")
     lit = values["render"]["shading"] in lights or any(
-        ever_nonzero(f"render.turns.{light}", values["render"]["turns"][light], values["iterations"])
+        ramp(f"render.turns.{light}", values["render"]["turns"][light], values["iterations"]).nonzero
         for light in lights
     )
     return [

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from distill.options import ever_nonzero
+from distill.options import ramp
 from distill.run.checks.values import is_set, value_of
 from distill.run.schema import PriorOptions, Views
 
@@ -43,7 +43,7 @@ def check_image(values: Mapping[str, Any], guidance: Callable[..., Any]) -> None
         )
 
     def weighted(penalty: str) -> bool:
-        return ever_nonzero(f"penalties.{penalty}", penalties[penalty], values["iterations"])
+        return ramp(f"penalties.{penalty}", penalties[penalty], values["iterations"]).nonzero
 
     if reference["start"] == "samples" and not (weighted("start_rgb") or weighted("start_mask")):
         raise ValueError(

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 from distill.export.choices import check_files
-from distill.options import ever_nonzero, schedule
+from distill.options import ramp
 from distill.run.checks.values import is_set, value_of
-from distill.samplers.schedules import Ramp, turns
+from distill.samplers.schedules import turns
 
 #: What each feature of a scene means.
 FEATURES = {
@@ -81,7 +81,7 @@ def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:
     for penalty, weight in values["penalties"].items():
         if not penalty.startswith(KNOWN):
             continue
-        on = ever_nonzero(f"penalties.{penalty}", weight, values["iterations"])
+        on = ramp(f"penalties.{penalty}", weight, values["iterations"]).nonzero
         if on and not values["image"]:
             raise ValueError(f"penalties.{penalty} compares with a picture; add image=FILE, or leave it out")
         if on and penalty == "reference_normal" and "normals" not in features:
@@ -117,13 +117,10 @@ def check_turns(values: Mapping[str, Any]) -> None:
         ValueError: they are more than all pictures, or all are shaded in one way already.
     """
     rendering, total = values["render"], values["iterations"]
-    made = {
-        name: schedule(f"render.turns.{name}", share, total) for name, share in rendering["turns"].items()
-    }
-    shares = [share if isinstance(share, Ramp) else Ramp(share) for share in made.values()]
+    shares = {name: ramp(f"render.turns.{name}", share, total) for name, share in rendering["turns"].items()}
     # A schedule may jump: the largest sum may be just before.
-    points = [at for point in turns(dict(zip(made, shares, strict=True))) for at in (point, point - 1e-9)]
-    most = max(sum(share(point) for share in shares) for point in points)
+    points = [at for point in turns(shares) for at in (point, point - 1e-9)]
+    most = max(sum(share(point) for share in shares.values()) for point in points)
     if most > 1 + 1e-6:
         raise ValueError(f"render.turns are shares of the pictures, at most 1 together, got {most:g}")
     if most > 0 and rendering["shading"] != "albedo":
@@ -144,6 +141,6 @@ def needed(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         feature = DRAWING[control]
         found.append((f"prior_options.control={control}", feature, FEATURES[feature]))
     for name, weight in values["penalties"].items():
-        if not name.startswith(KNOWN) and ever_nonzero(f"penalties.{name}", weight, values["iterations"]):
+        if not name.startswith(KNOWN) and ramp(f"penalties.{name}", weight, values["iterations"]).nonzero:
             found.append((f"penalties.{name}={weight}", name, "computes it"))
     return found
