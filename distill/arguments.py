@@ -40,7 +40,7 @@ def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     Raises:
         ValueError: there are two prompts.
     """
-    from distill.run.compose import KEYS
+    from distill.run.overrides import KEYS
 
     prompts: list[str] = []
     options: list[str] = []
@@ -127,8 +127,9 @@ def library_scene(options: Sequence[str], folders: Sequence[str] = ()) -> list[s
     Raises:
         ValueError: a scene of one prompt is chosen, or some of several experiments have a library's scene.
     """
-    from distill.run.compose import compose_words, composing, plugins
+    from distill.run.compose import compose_words, composing
     from distill.run.generator import amortised
+    from distill.run.plugins import plugins
 
     written = _written(options)
     if "scene" in written:

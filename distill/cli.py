@@ -200,7 +200,8 @@ def _quieten() -> None:
 
 
 def _start(arguments: Sequence[str]) -> int:
-    from distill.run import compose as settings
+    from distill.run.compose import compose_config
+    from distill.run.overrides import quote, quote_text
 
     if arguments[0] == "doctor":
         from distill.doctor import doctor
@@ -209,9 +210,9 @@ def _start(arguments: Sequence[str]) -> int:
         folders, options = values_of("--config-dir", options, "-cd")
         check_flags(options, ["--json"])
         if prompt is not None:
-            options.append(f"prompt={settings.quote(prompt)}")
-        overrides = with_example([settings.quote_text(text) for text in options], "a red mug")
-        return doctor(settings.compose_config(overrides, folders), as_json="--json" in arguments)
+            options.append(f"prompt={quote(prompt)}")
+        overrides = with_example([quote_text(text) for text in options], "a red mug")
+        return doctor(compose_config(overrides, folders), as_json="--json" in arguments)
     if arguments[0] == "summary":
         return _summary(arguments[1:])
     if arguments[0] == "export":
@@ -222,11 +223,11 @@ def _start(arguments: Sequence[str]) -> int:
     folders, rest = values_of("--config-dir", options, "-cd")
     added = of_library(prompt, rest, folders) if library else []
     if prompt is not None:
-        added.append(f"prompt={settings.quote(prompt)}")
+        added.append(f"prompt={quote(prompt)}")
     options, rest = [*options, *added], [*rest, *added]
     flags = [text for text in rest if text.startswith("-")]
     check_flags(flags)
-    overrides = [settings.quote_text(text) for text in rest if text not in flags]
+    overrides = [quote_text(text) for text in rest if text not in flags]
     if traced:
         from distill.run.why import explain_options
 
@@ -235,10 +236,10 @@ def _start(arguments: Sequence[str]) -> int:
     if "--options" in flags:
         from omegaconf import OmegaConf
 
-        print(OmegaConf.to_yaml(settings.compose_config(with_example(overrides), folders)), end="")
+        print(OmegaConf.to_yaml(compose_config(with_example(overrides), folders)), end="")
         return 0
     if not flags and not any(text.startswith("hydra") for text in overrides):
-        return _job(settings.compose_config(overrides, folders), library)
+        return _job(compose_config(overrides, folders), library)
     from distill.ranks import launched
     from distill.run.sweep import sweep
 

@@ -57,6 +57,11 @@ def hints_of(target: Callable[..., Any], rules: bool = False) -> dict[str, Any]:
     return typing.get_type_hints(source, include_extras=rules)
 
 
+def names_of(target: Callable[..., Any]) -> list[str]:
+    """The names of a callable's options."""
+    return [item.name for item in dataclasses.fields(options_of(target)) if not item.name.startswith("_")]
+
+
 def _config_field(hint: object, default: object) -> tuple[Any, Any]:
     """A field that OmegaConf accepts: Literal becomes str or int, tuples become lists, what it cannot type is Any."""
     if default is inspect.Parameter.empty:
@@ -119,6 +124,12 @@ def schedule(name: str, value: object, iterations: int | None) -> float | Ramp:
         return Ramp(**given)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def ramp(name: str, value: object, iterations: int | None) -> Ramp:
+    """A number, which stays as it is, or a schedule as a ``Ramp``; arguments and errors as of ``schedule``."""
+    made = schedule(name, value, iterations)
+    return made if isinstance(made, Ramp) else Ramp(made)
 
 
 def schedules_in(config: DictConfig, group: str) -> dict[str, Any]:
@@ -274,7 +285,7 @@ def check_terms(name: str, terms: object) -> None:
 
 def _check_term(where: str, term: Mapping[str, object], loss: Callable[..., Any]) -> None:
     options = {key: value for key, value in term.items() if key not in TERM_FIELDS}
-    known = [item.name for item in dataclasses.fields(options_of(loss)) if not item.name.startswith("_")]
+    known = names_of(loss)
     if unknown := [key for key in options if key not in known]:
         close = difflib.get_close_matches(str(unknown[0]), [*known, *TERM_FIELDS], n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""

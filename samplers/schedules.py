@@ -42,6 +42,11 @@ class Ramp:
                 f"{self.from_fraction} and {self.to_fraction}"
             )
 
+    @property
+    def nonzero(self) -> bool:
+        """Whether it is ever other than 0."""
+        return bool(self.start or self.end)
+
     def __call__(self, progress: float) -> float:
         if self.end is None or progress < self.from_fraction:
             return self.start

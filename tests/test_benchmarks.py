@@ -22,7 +22,7 @@ from distill.forecast.network import calls_of
 from distill.priors import load_prior
 from distill.priors.source import find
 from distill.run.assemble import assemble
-from distill.run.checks import bytes_of
+from distill.run.checks.texts import bytes_of
 from distill.run.compose import compose_config
 from distill.run.fit import fit
 

@@ -18,18 +18,13 @@ from distill.guidance.asd import asd
 from distill.options import followed, options_of, schedule, schedules_in, value_over_run
 from distill.priors.exact import gaussian
 from distill.priors.families import FAMILIES
+from distill.priors.preset import preset_of
 from distill.priors.table import MODELS
 from distill.run import folders
 from distill.run.assemble import make_guidance
-from distill.run.compose import (
-    as_overrides,
-    compose_config,
-    compose_words,
-    composing,
-    preset_of,
-    quote,
-    with_preset,
-)
+from distill.run.compose import compose_config, compose_words, composing
+from distill.run.implied import with_implied
+from distill.run.overrides import as_overrides, quote
 from distill.samplers.schedules import Ramp, at
 
 PROMPTS = [
@@ -548,7 +543,7 @@ GROUPED = {"cameras.views", "cameras.relative_distance", "cameras._target_"}
 def unchecked(*words: str) -> Any:
     """A configuration that is composed alone, with no look at whether a run could be made of it."""
     with composing():
-        return OmegaConf.to_container(compose_words(with_preset(words)).config)
+        return OmegaConf.to_container(compose_words(with_implied(words)).config)
 
 
 def test_a_multi_view_prior_has_what_stable_diffusion_has() -> None:

@@ -33,11 +33,11 @@ from distill.export.mesh import Mesh, vertex_normals
 from distill.export.texture import bake_texture, colour_vertices
 from distill.files.checkpoint import save_checkpoint
 from distill.job import State, make_optimiser
-from distill.run.assemble import look
-from distill.run.compose import as_overrides, compose_config, quote_text
+from distill.run.compose import compose_config
 from distill.run.execute import describe_and_export
+from distill.run.overrides import as_overrides, quote_text
 from distill.run.reexport import _config
-from distill.run.scenes import scene_maker
+from distill.run.scenes import look, scene_maker
 
 #: Of the box: its middle and its edges, in the scene's frame; +x is the front, +y the left, +z the top.
 MIDDLE, EDGES = np.array([0.1, -0.2, 0.3]), np.array([0.4, 0.2, 0.8])

@@ -153,12 +153,12 @@ def _quick(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     from distill.lab.comparison import run as comparison
     from distill.priors.novel_view.pipeline import NovelViewPipeline
-    from distill.run import assemble
+    from distill.run import prior
 
     def loads(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("something was loaded before the options were refused")
 
-    monkeypatch.setattr(assemble, "load_prior", loads)
+    monkeypatch.setattr(prior, "load_prior", loads)
     monkeypatch.setattr(comparison, "judge_of", loads)
     monkeypatch.setattr(NovelViewPipeline, "load", loads)
 

@@ -32,7 +32,7 @@ from distill.priors.source import find
 from distill.renderers import HashGridScene, render
 from distill.renderers.image import ImageScene
 from distill.renderers.patch import patched
-from distill.run.checks import bytes_of
+from distill.run.checks.texts import bytes_of
 from distill.run.compose import compose_config
 from distill.run.fit import fit, savings
 from distill.samplers.cameras import ranges

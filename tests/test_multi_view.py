@@ -35,8 +35,9 @@ from distill.priors.multi_view.camera import check_groups, numbers
 from distill.priors.sampling import sample
 from distill.priors.source import find
 from distill.run.assemble import assemble
-from distill.run.compose import compose_config, with_preset
+from distill.run.compose import compose_config
 from distill.run.fit import savings
+from distill.run.implied import with_implied
 from distill.samplers.cameras import groups, ranges
 
 VIEWS = 4
@@ -417,16 +418,16 @@ def exact_pictures(prior: DiffusionPrior) -> ExactPrior:
 
 
 def test_a_run_draws_groups_and_says_no_view_words(folder: Path, prior: DiffusionPrior) -> None:
-    words = with_preset([f"prior={folder}"])
+    words = with_implied([f"prior={folder}"])
     # A folder of Stable Diffusion's class, whose UNet takes cameras.
     assert {"cameras=groups", "preset=multi_view"} <= {*words}
-    alone = with_preset([f"prior={folder}", "prior_options.views=1"])
+    alone = with_implied([f"prior={folder}", "prior_options.views=1"])
     assert "cameras=groups" not in alone and "preset=latent" in alone
     plain = compose_config(["prompt=a mug", f"prior={folder}", "experiment=dreamfusion"])
     assert plain.render.batch == plain.cameras.views == VIEWS
-    assert "cameras=groups" not in with_preset([f"prior={folder}", "cameras=ranges"])
-    assert "cameras=groups" in with_preset(["prior=mvdream"])
-    assert "preset=multi_view" in with_preset(["prior=mvdream"])
+    assert "cameras=groups" not in with_implied([f"prior={folder}", "cameras=ranges"])
+    assert "cameras=groups" in with_implied(["prior=mvdream"])
+    assert "preset=multi_view" in with_implied(["prior=mvdream"])
     job = assemble(composed(folder), prior)
     cameras = job.cameras(0.0, 8, generator())
     check_groups(cameras, 4, "x")

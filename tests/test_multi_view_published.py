@@ -20,9 +20,10 @@ from distill.forecast.network import shadow
 from distill.priors import load_prior
 from distill.priors.multi_view.attention import TOLD
 from distill.priors.multi_view.published import PORTED, names_of, renamed, settings_of_unet
+from distill.priors.preset import preset_of
 from distill.priors.source import find
 from distill.priors.whole import check_complete
-from distill.run.compose import preset_of, takes_views
+from distill.run.implied import takes_views
 
 #: MVDream's UNet as the port's config.json has it, but with 32 channels instead of 320, two levels, and text of width 16.
 SAID: dict[str, Any] = {

@@ -25,9 +25,11 @@ from distill.renderers.image import ImageScene
 from distill.renderers.nerf import ACTIVATIONS, HashGridScene
 from distill.renderers.nerf import BACKGROUNDS as SCENE_BACKGROUNDS
 from distill.renderers.volume import PENALTIES, SHADINGS
-from distill.run.checks import NEEDS, PARTS, check_values
-from distill.run.compose import compose_config, plugins
-from distill.run.schema import Config
+from distill.run.checks.scene import NEEDS
+from distill.run.checks.values import check_values
+from distill.run.compose import compose_config
+from distill.run.plugins import plugins
+from distill.run.schema import PARTS, Config
 
 
 def error_of(*words: str) -> str:

@@ -19,8 +19,8 @@ from distill.guidance.asd import asd
 from distill.guidance.csd import csd
 from distill.guidance.sds import sds
 from distill.guidance.terms import predict
-from distill.run.assemble import curves
 from distill.run.compose import compose_config
+from distill.run.conditioning import curves
 from distill.run.schema import Views
 
 

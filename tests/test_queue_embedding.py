@@ -13,9 +13,9 @@ from tiny_pipelines import make
 
 from distill.priors import encoders, load_prior, text
 from distill.run import batch
-from distill.run.assemble import texts_of
 from distill.run.batch import run_prompts
 from distill.run.compose import compose_config
+from distill.run.conditioning import texts_of
 
 QUICK = [
     "scene=image", "iterations=1", "render.size=16", "prior_options.image_size=64", "prior_options.dtype=float32",

@@ -26,7 +26,7 @@ from distill.run import batch, execute, folders, launched, seeds, sweep
 from distill.run.compose import compose_config
 from distill.run.failures import forget, note, noted, noting
 from distill.run.folders import OtherLayout, claim, same_run
-from distill.run.seeding import literal
+from distill.run.overrides import literal
 from distill.run.seeds import better
 from distill.run.summary import summarise
 from distill.run.table import SHOWN, Row, cut, read, tell

@@ -31,9 +31,10 @@ from distill.priors.exact import dirac
 from distill.ranks import ALONE, Ended, Lost, Ranks, joined, streams
 from distill.run import execute, journal
 from distill.run.amortise import amortise, set_accumulate
-from distill.run.assemble import assemble, check_fits
+from distill.run.assemble import assemble
 from distill.run.compose import compose_config
 from distill.run.launched import check_shared
+from distill.run.prior import check_fits
 from distill.samplers.cameras import ranges
 from distill.samplers.schedules import Ramp
 from distill.samplers.timesteps import uniform

@@ -21,9 +21,10 @@ from distill.files.atomic import sha256
 from distill.forecast.network import shadow
 from distill.priors import load_prior
 from distill.priors.header import KINDS, kind_of, shapes_of
+from distill.priors.preset import preset_of
 from distill.priors.source import find
 from distill.priors.table import MODELS
-from distill.run.compose import compose_config, preset_of
+from distill.run.compose import compose_config
 
 
 def stable_diffusion_2() -> Any:

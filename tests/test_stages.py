@@ -110,7 +110,7 @@ def test_what_reads_a_run_reads_one_of_stages(whole: Path) -> None:
 
 
 def words_of(options: dict[str, Any]) -> list[str]:
-    from distill.run.compose import as_overrides
+    from distill.run.overrides import as_overrides
 
     return as_overrides({"prompt": "a red mug", **options})
 

@@ -20,8 +20,10 @@ from distill.embedded.vocabulary import of_prior
 from distill.priors import load_prior
 from distill.priors.multi_view.attention import TOLD
 from distill.priors.multi_view.camera import NUMBERS
+from distill.priors.preset import preset_of
 from distill.run.assemble import assemble
-from distill.run.compose import compose_config, preset_of, takes_views
+from distill.run.compose import compose_config
+from distill.run.implied import takes_views
 
 FOLDER = Path(__file__).parents[1] / "examples" / "embedded"
 

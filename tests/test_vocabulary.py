@@ -22,8 +22,8 @@ from distill.embedded.prompt import Meaning, asked, told, understand
 from distill.embedded.vocabulary import describe, knowing, known, of_prior, read_names, write_names
 from distill.inputs import looks
 from distill.run import batch, execute, manifest
-from distill.run.checks import check_perp_neg, check_prompt
 from distill.run.compose import compose_config
+from distill.run.prior import check_prompt
 
 
 def rows_of(every: tuple[things.Thing, ...]) -> list[Any]:
@@ -403,7 +403,7 @@ def test_a_folder_that_names_things_is_run_as_the_embedded_prior_is(folder: Path
     assert words is not None and words.words == world.VIEWS
     assert prompts.view_words("auto", "sd-1.5").words == prompts.FOUR_VIEWS  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=r"view_words=four"):
-        check_perp_neg(compose_config(["prompt=a sofa", f"prior={folder}", "perp_neg.enabled=true"]))
+        compose_config(["prompt=a sofa", f"prior={folder}", "perp_neg.enabled=true"])
 
 
 @pytest.mark.parametrize(

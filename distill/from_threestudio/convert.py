@@ -23,7 +23,8 @@ from distill.from_threestudio.table import (
     WITHOUT,
 )
 from distill.from_threestudio.values import GUIDANCE, Conversion
-from distill.run.compose import compose_config, quote
+from distill.run.compose import compose_config
+from distill.run.overrides import quote
 
 
 def convert(path: Path) -> tuple[str, list[str]]:

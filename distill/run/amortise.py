@@ -25,11 +25,12 @@ from distill.live.desk import Desk
 from distill.live.server import watched
 from distill.ranks import ALONE, Ranks
 from distill.run.assemble import assemble
-from distill.run.compose import as_overrides, compose_config
+from distill.run.compose import compose_config
 from distill.run.execute import given, noting_training, train
 from distill.run.folders import check_unused, claim
 from distill.run.generator import amortised, describe_generator, library_of
 from distill.run.manifest import describe, finish
+from distill.run.overrides import as_overrides
 
 log = logging.getLogger(__name__)
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 import torch
-from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from distill.cameras import Cameras
 from distill.conditions import prompt_library, prompts
-from distill.conditions.control import DRAWN, controlled, read_picture
-from distill.conditions.perp_neg import PUBLISHED, Curves
 from distill.conditions.picture import Picture, look_at
 from distill.conditions.prompt_library import Prompts
 from distill.conditions.start import asked_later, views_first
 from distill.contracts import (
     CameraSampler,
-    Conditioner,
     Generator,
     Guidance,
     Learner,
@@ -32,23 +27,19 @@ from distill.contracts import (
     Scene,
     View,
 )
-from distill.files.paths import user_path
 from distill.guidance import is_made_for_prior
 from distill.job import Job, Settings, State, make_optimiser
-from distill.options import followed, schedule, schedules_in, value_over_run
-from distill.priors.diffusion import DiffusionPrior
-from distill.priors.graphs import check_graphs
-from distill.priors.load import load_prior
+from distill.options import followed, ramp, schedules_in, value_over_run
 from distill.priors.multi_view.camera import check_groups
-from distill.priors.source import find
 from distill.ranks import ALONE, Ranks
 from distill.renderers import reference
 from distill.renderers.particles import Particles
 from distill.renderers.patch import patched
-from distill.run.checks import check_prompt
+from distill.run.conditioning import embed_library, make_condition
 from distill.run.generator import amortised, check_generator, library_of
 from distill.run.initial import begin, begin_generated, check_init
-from distill.run.scenes import scene_maker
+from distill.run.prior import check_fits, check_prior, open_prior
+from distill.run.scenes import edits, look, scene_maker
 from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
 from distill.samplers.shading import by_turns
 
@@ -164,67 +155,6 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def check_prior(config: DictConfig, device: torch.device) -> None:
-    """Check the prior that a configuration names before it is loaded, and choose memory options for ``max_vram``.
-
-    Raises:
-        ValueError: it is not there, does not know the prompt, or does not fit the memory.
-    """
-    check_prompt(config)
-    check_graphs(config.prior_options.graphs, device)
-    if not (config.prompt or config.prompts):
-        return  # a picture's model is checked with the picture
-    if control := config.prior_options.control:
-        if not config.prior_options.controlnet:
-            raise ValueError(TOGETHER)
-        if control not in DRAWN:
-            read_picture(user_path(control))
-    source = find(config.prior, config.prior_options.config)
-    if config.max_vram:
-        from distill.run.fit import fit
-
-        fit(config, source, device)
-
-
-def open_prior(config: DictConfig, device: torch.device) -> DiffusionPrior:
-    """Load the prior that a configuration names, with its ``prior_options``.
-
-    Raises:
-        ValueError: there is no such prior, or it does not fit the options.
-    """
-    options = dict(config.prior_options)
-    name, _ = options.pop("dtype"), options.pop("control")
-    return load_prior(config.prior, device, None if name == "auto" else getattr(torch, name), **options)
-
-
-def check_fits(config: DictConfig, prior: Prior, processes: int = 1) -> None:
-    """Refuse options that a loaded prior cannot follow, on so many processes.
-
-    Raises:
-        ValueError: the batch is no multiple of a multi-view prior's views, ``latent_until`` needs four latent channels, or
-            a ControlNet and what it is given do not come together.
-    """
-    if config.render.batch % prior.views:
-        raise ValueError(
-            f"render.batch must be a multiple of the {prior.views} views that {prior.name} takes together, got "
-            f"{config.render.batch}"
-        )
-    sharing = processes if (config.optimiser.accumulate or 1) == 1 else 1
-    if config.render.batch // sharing % prior.views:
-        raise ValueError(
-            f"render.batch={config.render.batch} on {processes} processes is {config.render.batch // sharing} views for each, and "
-            f"{prior.name} takes {prior.views} together; make it a multiple of {prior.views * processes}"
-        )
-    if config.render.latent_until and not (prior.latent and prior.shape[0] == 4):
-        found = f"{prior.shape[0]}" if prior.latent else "pixels"
-        raise ValueError(
-            "render.latent_until needs a scene that fills space and a prior whose latent has 4 channels, such as Stable "
-            f"Diffusion's, got {found}; leave it out"
-        )
-    if prior.has_control != bool(config.prior_options.control):
-        raise ValueError(TOGETHER)
-
-
 def check_cameras(cameras: CameraSampler, batch: int, prior: Prior) -> None:
     """Draw cameras once, so that what they refuse is said before training, and look whether they suit a multi-view prior.
 
@@ -240,12 +170,6 @@ def check_cameras(cameras: CameraSampler, batch: int, prior: Prior) -> None:
 LEARNS = (
     "this guidance trains a copy of the prior on the pictures of each step, of which each of several processes has only some; "
     "choose a guidance= that learns nothing, such as csd or asd, or start one process"
-)
-
-#: A ControlNet and what it is given are two options.
-TOGETHER = (
-    "prior_options.controlnet and prior_options.control belong together: the one names the ControlNet, the other what it is "
-    "shown, depth, normal or mask of the scene, or a picture"
 )
 
 
@@ -278,11 +202,6 @@ def make_scenes(
     return scenes
 
 
-def edits(config: DictConfig) -> bool:
-    """Tell whether a run changes what there is already, an earlier run's scene or a mesh's own texture, as its prompts say."""
-    return bool(config.source_prompt and (config.init or config.mesh.init_texture))
-
-
 def make_guidance(
     config: DictConfig, prior: Prior, generator: torch.Generator, priors: Mapping[str, Prior]
 ) -> Guidance:
@@ -300,13 +219,12 @@ def make_guidance(
 def make_settings(config: DictConfig) -> Settings:
     """Read the loop's settings."""
 
-    def ramp(name: str) -> Ramp:
-        made = schedule(name, OmegaConf.select(config, name), config.iterations)
-        return made if isinstance(made, Ramp) else Ramp(made)
+    def of(name: str) -> Ramp:
+        return ramp(name, OmegaConf.select(config, name), config.iterations)
 
-    weights = {name: ramp(f"penalties.{name}") for name in config.penalties}
-    optimiser, shares = config.optimiser, {name: ramp(f"render.turns.{name}") for name in config.render.turns}
-    turns = {name: share for name, share in shares.items() if share.start or share.end}
+    weights = {name: of(f"penalties.{name}") for name in config.penalties}
+    optimiser, shares = config.optimiser, {name: of(f"render.turns.{name}") for name in config.render.turns}
+    turns = {name: share for name, share in shares.items() if share.nonzero}
     return Settings(
         iterations=config.iterations,
         batch=config.render.batch,
@@ -314,26 +232,16 @@ def make_settings(config: DictConfig) -> Settings:
         accumulate=optimiser.accumulate or 1,
         latent_until=config.render.latent_until,
         normals=config.prior_options.control == "normal",
-        size=ramp("render.size"),
-        guidance_weight=ramp("guidance_weight"),
+        size=of("render.size"),
+        guidance_weight=of("guidance_weight"),
         summed=optimiser.reduction == "sum",
-        penalties={name: weight for name, weight in weights.items() if weight.start or weight.end},
+        penalties={name: weight for name, weight in weights.items() if weight.nonzero},
         shading=by_turns(turns) if turns else None,
         clip_norm=optimiser.clip_norm,
         final_lr=optimiser.final_lr,
         ema=optimiser.ema,
         max_bad_steps=optimiser.max_bad_steps,
     )
-
-
-def look(scene: Scene, device: torch.device) -> View:
-    """Return what renders a scene without gradient."""
-
-    @torch.no_grad()
-    def view(cameras: Cameras, height: int, width: int) -> Render:
-        return scene.render(cameras.to(device), height, width)
-
-    return view
 
 
 def looks(prior: Prior, scenes: Sequence[Scene], library: Prompts | None) -> list[View]:
@@ -386,75 +294,3 @@ def make_renderer(
         beside = partial(scene.render, **plain)
         render = reference.beside(render, beside, picture.reference, near)
     return render
-
-
-def words_of(config: DictConfig, prior: Prior, features: frozenset[str]) -> prompts.ViewWords | None:
-    """The view words of a configuration, for a scene with these features."""
-    style = config.view_words
-    # A multi-view prior is told its cameras in numbers.
-    if not prior.words or (style == "auto" and ("sides" not in features or prior.views > 1)):
-        style = "none"
-    options = config.views
-    own = prompts.own_prompts(options)
-    if own and prior.views > 1 and config.view_words == "auto":
-        raise ValueError(
-            f"prompts for single views need view_words=four, and {prior.name} is told cameras in numbers, so that auto is none; add "
-            "view_words=four, or leave them out"
-        )
-    return prompts.view_words(
-        style, config.prior, front_deg=options.front_deg, overhead_deg=options.overhead_deg, own=own
-    )
-
-
-def texts_of(config: DictConfig, prior: Prior) -> list[str]:
-    """Everything that a run of a configuration asks a prior to embed."""
-    words = words_of(config, prior, get_object(config.scene._target_).features)
-    prompt, source = (prompts.asked(prior, text) for text in (config.prompt, config.source_prompt))
-    return prompts.Texts.of(prompt, config.negative_prompt, words, source).all()
-
-
-def embed_library(config: DictConfig, prior: Prior, library: Prompts) -> Tensor:
-    """Embed the prompts of a library once: for the generator without view words, and for the prior in every view."""
-    words = words_of(config, prior, get_object(config.scene._target_).features)
-
-    def beside(text: str) -> list[str]:
-        return prompts.Texts.of(text, config.negative_prompt, words, "").all()
-
-    return prompt_library.embed(prior, [prompts.asked(prior, text) for text in library.train], beside)
-
-
-def make_condition(
-    config: DictConfig, prior: Prior, scene: Scene, library: Prompts | None = None
-) -> Conditioner:
-    """Embed a configuration's prompts, with view words where the scene has sides; add what else the prior is conditioned on."""
-
-    def of(prompt: str) -> Conditioner:
-        return prompts.conditioner(
-            prior,
-            prompt if prior.words else prompts.PICTURED,
-            config.negative_prompt,
-            words_of(config, prior, scene.features),
-            config.source_prompt,
-            unconditional=config.unconditional,
-            away=curves(config) if config.perp_neg.enabled else None,
-        )
-
-    if library:
-        train, drawn = library.train, cast(Generator, scene).drawn
-        condition = prompt_library.conditioner(lambda index: of(train[index]), drawn)
-    else:
-        condition = of(config.prompt)
-    if edits(config):
-        source = copy.deepcopy(scene)
-        condition = prompts.with_source(condition, look(source, prior.device), prior)
-    if config.prior_options.control:
-        condition = controlled(condition, prior, config.prior_options.control)
-    return condition
-
-
-def curves(config: DictConfig) -> Curves:
-    """Return Perp-Neg's weights: the published ones that are named, with those that are given instead."""
-    options = dict(config.perp_neg)
-    named, strength = PUBLISHED[options["curves"]], options["strength"]
-    given = {name: tuple(value) for name, value in options.items() if isinstance(value, ListConfig)}
-    return replace(named, strength=strength, **given)

@@ -16,13 +16,16 @@ from distill.files.lock import InUse, hold
 from distill.files.paths import user_path
 from distill.live.desk import Desk
 from distill.live.server import watched
-from distill.run.assemble import check_prior, open_prior, pick_device, texts_of
-from distill.run.checks import check_prompt, numbers_of
+from distill.run.assemble import pick_device
+from distill.run.checks.texts import numbers_of
+from distill.run.conditioning import texts_of
 from distill.run.execute import carry_out
 from distill.run.failures import line_of, noting
 from distill.run.folders import OtherLayout, check_root, claim, folder_name, is_finished, left_as_it_is
 from distill.run.judge import check_judge
-from distill.run.seeding import literal, several
+from distill.run.overrides import literal
+from distill.run.prior import check_prior, check_prompt, open_prior
+from distill.run.seeding import several
 from distill.run.seeds import run_seeds
 from distill.run.staging import begin
 from distill.run.table import SHOWN, Row, tell

@@ -26,15 +26,16 @@ from distill.live.desk import Desk
 from distill.live.server import watched
 from distill.ranks import ALONE, Ranks
 from distill.run import stages
-from distill.run.assemble import check_prior, pick_device
-from distill.run.checks import check_loaded, check_prompt
-from distill.run.compose import as_overrides, compose_config
+from distill.run.assemble import pick_device
+from distill.run.compose import compose_config
 from distill.run.failures import ExportFailed, check_collapse, exported, forget, note, noted
 from distill.run.folders import check_unused, claim, is_finished
 from distill.run.initial import check_init
 from distill.run.journal import Interrupted, Journal, stop_signals
 from distill.run.judge import check_judge, scored
 from distill.run.manifest import describe, finish, outline
+from distill.run.overrides import as_overrides
+from distill.run.prior import check_loaded, check_prior, check_prompt
 from distill.run.seeding import several
 from distill.run.seeds import reopen, run_seeds
 from distill.run.staging import assemble_stage, begin, told_of

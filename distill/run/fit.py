@@ -14,7 +14,7 @@ from distill.priors.load import family_of
 from distill.priors.multi_view.attention import views_of
 from distill.priors.source import Source
 from distill.priors.whole import network_settings
-from distill.run.checks import bytes_of
+from distill.run.checks.texts import bytes_of
 
 
 def fit(config: DictConfig, source: Source, device: torch.device) -> None:

@@ -22,8 +22,7 @@ from distill.files.lock import NAME as LOCK
 from distill.files.lock import InUse, hold
 from distill.files.paths import user_path
 from distill.options import options_of
-from distill.run.checks import PARTS
-from distill.run.compose import known_options
+from distill.run.schema import PARTS, known_options
 from distill.run.seeding import several
 
 #: Settings that may change between a run and its resumption: where it is computed, in how much memory, what is written.

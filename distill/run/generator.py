@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from distill.conditions.prompt_library import Prompts, read_library
 from distill.files.atomic import write_atomic
 from distill.files.paths import user_path
-from distill.run.schema import Config
+from distill.run.plugins import features_of
+from distill.run.schema import default_of
 
 #: What describes a generator, in its folder.
 NAME = "generator.json"
@@ -54,7 +54,7 @@ OF_ONE = {
 
 def amortised(config: DictConfig) -> bool:
     """Tell whether a configuration is of a library's run, which its scene says."""
-    return bool("library" in get_object(config.scene._target_).features)
+    return "library" in features_of(config)
 
 
 def check_together(config: DictConfig) -> None:
@@ -72,7 +72,7 @@ def check_together(config: DictConfig) -> None:
             )
         for option, why in OF_ONE.items():
             value = OmegaConf.select(config, option)
-            if value != _default(option):
+            if value != default_of(option):
                 raise ValueError(f"{option}={value} does not go with a library: {why}; leave it out")
     elif (config.optimiser.accumulate or 1) > 1:
         raise ValueError(
@@ -90,13 +90,6 @@ def check_together(config: DictConfig) -> None:
             raise ValueError(
                 f"generator= makes the scene to begin with, so it does not go with {option}={config[option]}; leave out one of them"
             )
-
-
-def _default(option: str) -> object:
-    value: Any = Config()
-    for name in option.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def library_of(config: DictConfig) -> Prompts:

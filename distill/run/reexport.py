@@ -22,13 +22,17 @@ from distill.files.lock import hold
 from distill.files.paths import user_path
 from distill.job import take
 from distill.renderers.particles import Particles
-from distill.run.assemble import look, pick_device
-from distill.run.checks import check, check_scene
-from distill.run.compose import as_overrides, compose_words, composing, quote_text, with_preset
+from distill.run.assemble import pick_device
+from distill.run.checks import check
+from distill.run.checks.idle import check_idle
+from distill.run.checks.scene import check_scene
+from distill.run.compose import compose_words, composing
 from distill.run.failures import ExportFailed, noted
-from distill.run.idle import check_idle
+from distill.run.implied import with_implied
 from distill.run.manifest import finish
-from distill.run.scenes import scene_maker
+from distill.run.overrides import as_overrides, quote_text
+from distill.run.plugins import features_of
+from distill.run.scenes import look, scene_maker
 from distill.run.schema import Config, Export
 from distill.run.stages import plan
 
@@ -87,7 +91,7 @@ def _config(folder: Path, words: Sequence[str]) -> DictConfig:
         )
         assert isinstance(config, DictConfig)
         config = plan(config, folder)[-1]
-        features = get_object(config.scene._target_).features
+        features = features_of(config)
     except Exception as error:  # of what is not there, is no YAML, or was made with a scene that is not there
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
@@ -102,7 +106,7 @@ def _config(folder: Path, words: Sequence[str]) -> DictConfig:
     with composing():
         example = ["prompt=example", *(["mesh.file=x"] if "mesh" in features else [])]
         texts = [*as_overrides(own), *map(quote_text, words), *example]
-        asked = compose_words(with_preset(texts)).config
+        asked = compose_words(with_implied(texts)).config
     without_glb = asked.export.formats is not None and "glb" not in asked.export.formats
     if "export.lod_as" not in given and (not asked.export.lods or without_glb):
         asked.export.lod_as = "files"  # the run's own says nothing of levels that are not there

@@ -1,19 +1,21 @@
-"""The scene of a configuration, with the mesh that it textures where there is one; and what an earlier run says of its own."""
+"""The scene of a configuration, with the mesh that it textures where there is one; what an earlier run says of its own; looking at one."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from hydra.utils import get_object, instantiate
+import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from distill.contracts import Scene
+from distill.cameras import Cameras
+from distill.contracts import Render, Scene, View
 from distill.files.paths import user_path
-from distill.options import options_of
+from distill.options import names_of
 from distill.run.generator import CHANGEABLE
+from distill.run.plugins import features_of
 
 
 def scene_maker(config: DictConfig, **own: Any) -> Callable[..., Scene]:
@@ -27,7 +29,7 @@ def scene_maker(config: DictConfig, **own: Any) -> Callable[..., Scene]:
         ValueError: the mesh cannot be used, in one line.
     """
     make: Callable[..., Scene] = instantiate(config.scene, _convert_="all", **own)
-    if "mesh" not in get_object(config.scene._target_).features:
+    if "mesh" not in features_of(config):
         return make
     from distill.meshes.read import read_surface
 
@@ -53,7 +55,22 @@ def scene_of_run(folder: str, known: Mapping[str, Callable[..., Any]]) -> dict[s
         name = names[said["_target_"]]
     except Exception:  # of a file that is no YAML, or holds something else
         return {}
-    own = {item.name for item in dataclasses.fields(options_of(known[name])) if not item.name.startswith("_")}
+    own = names_of(known[name])
     kept = {key: value for key, value in said.items() if key in own and key not in CHANGEABLE}
     kept |= {"background": "learned"} if said.get("background") == "learned" else {}
     return {"scene": name, **{f"scene.{key}": value for key, value in kept.items()}}
+
+
+def edits(config: DictConfig) -> bool:
+    """Tell whether a run changes what there is already, an earlier run's scene or a mesh's own texture, as its prompts say."""
+    return bool(config.source_prompt and (config.init or config.mesh.init_texture))
+
+
+def look(scene: Scene, device: torch.device) -> View:
+    """Return what renders a scene without gradient."""
+
+    @torch.no_grad()
+    def view(cameras: Cameras, height: int, width: int) -> Render:
+        return scene.render(cameras.to(device), height, width)
+
+    return view

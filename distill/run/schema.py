@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any
 
 from distill.domains import Angle, Count, Fraction, Length, NotNegative, OneOf, Positive, Range, Scheduled
 from distill.export.choices import FORMATS, LOD_PLACES, MOST_LODS, PIVOTS, SIZES
+
+#: The parts of a run that plug in: each is a callable with options.
+PARTS = ("guidance", "timesteps", "cameras", "scene")
 
 #: A number or a schedule, at least 0.
 Weight = Annotated[Any, Scheduled(), Range(0)]
@@ -305,3 +308,22 @@ class Config:
     timesteps: Any = None
     cameras: Any = None
     scene: Any = None
+
+
+def known_options(schema: type = Config, prefix: str = "") -> list[str]:
+    """Dotted names of the schema's options, groups included."""
+    names = []
+    for item in fields(schema):
+        names.append(prefix + item.name)
+        inner = item.default_factory() if item.default_factory is not MISSING else None
+        if is_dataclass(inner):
+            names += known_options(type(inner), f"{prefix}{item.name}.")
+    return names
+
+
+def default_of(option: str) -> object:
+    """The schema's default of an option with a dotted name."""
+    value: Any = Config()
+    for name in option.split("."):
+        value = getattr(value, name)
+    return value

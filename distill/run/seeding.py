@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-
-def literal(text: str) -> str:
-    """A text in which OmegaConf sees no interpolation, and which it gives back unchanged."""
-    # A backslash before ${ keeps it literal; one that the text itself has there must be doubled first.
-    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+from distill.run.overrides import literal
 
 
 def several(config: DictConfig) -> bool:
@@ -39,22 +35,24 @@ def one_seed(config: DictConfig, number: int, folder: Path, judge: str | None) -
     return one
 
 
-def check_seeds(config: DictConfig) -> None:
+def check_seeds(values: Mapping[str, Any]) -> None:
     """Check what several seeds and their judge do not go with.
 
     Raises:
         ValueError: a judge has no words to judge by, or there are several scenes in a run to choose among.
     """
-    if config.seed + config.seeds + config.retries > 2**64:
+    seed, seeds = values["seed"], values["seeds"]
+    if seed + seeds + values["retries"] > 2**64:
         raise ValueError(
-            f"the last of seeds={config.seeds} from seed={config.seed} on is too large; start at a smaller seed="
+            f"the last of seeds={seeds} from seed={seed} on is too large; start at a smaller seed="
         )
-    if config.keep != "best" and config.judge is None:
+    best = values["keep"] == "best"
+    if not best and values["judge"] is None:
         return
-    option = "keep=best" if config.keep == "best" else "judge="
-    if not config.prompt.strip() and config.prompts is None:
+    option = "keep=best" if best else "judge="
+    if not values["prompt"].strip() and values["prompts"] is None:
         raise ValueError(
             f"{option} compares pictures with the prompt, and there is none; add a prompt, or leave it out"
         )
-    if config.keep == "best" and config.particles > 1:
+    if best and values["particles"] > 1:
         raise ValueError("keep=best chooses among runs of one scene; leave out particles=, or keep=best")

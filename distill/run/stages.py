@@ -1,53 +1,23 @@
-"""Stages of one run: each is an ordinary run that begins with the scene of the one before, and one command composes them all.
+"""Stages of a run: each is an ordinary run that begins with the scene of the one before.
 
-``stages=[field,surface]`` names files of ``distill/conf/stage``, which Hydra applies like any other; a new stage is a new file. The
-command's options hold for every stage, but for those that a stage's own file sets, which make it that stage. What is meant for one
-alone is written ``stage.surface.iterations=200``: Hydra knows no options of a part of a run, so these words are taken off the
-command and put at the end of that stage's own, where each is the override ``iterations=200`` and is checked as such, be it
-a number, a schedule or a group.
-
-The last stage's configuration is the run's, whose ``earlier`` has what differs in those before: so what reads a run's folder
-finds the scene that lies there, and a queue's prompts and a run's seeds change all stages at once.
+The run's configuration is that of its last stage, and its ``earlier`` has what differs in those before, see ``compose_stages``. So what
+reads a run's folder finds the scene that lies there, and a queue's prompts and a run's seeds change all stages at once.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from importlib.resources import files
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from distill.files.paths import user_path
-from distill.run.checks import PARTS
-from distill.run.earlier import SECOND, SHARED
-from distill.run.generator import CHANGEABLE, PLAIN
+from distill.run.overrides import literal
+from distill.run.plugins import features_of
 from distill.run.schema import Config
-from distill.run.seeding import literal
 
-#: Composes the words of one stage, without checks.
-Compose = Callable[[Sequence[str]], DictConfig]
-#: Options of the whole run, which no stage has alone.
-OF_ALL = (
-    "prompt", "prompts", "shard", "output_dir", "resume", "seed", "seeds", "retries", "keep", "judge", "view", "view_address",
-    "view_port", "device", "stages", "earlier",
-)  # fmt: skip
-#: Options that say what a run begins with: the first stage's.
-BEGINNING = ("init", "mesh", "mesh.file")
 #: Where the earlier stages' folders are, in the run's.
 FOLDER = "stages"
-
-
-class Stage(NamedTuple):
-    """One stage of a command: its name, the user's words that hold for it, and what they compose to."""
-
-    name: str
-    words: Sequence[str]
-    config: DictConfig
 
 
 class Place(NamedTuple):
@@ -73,276 +43,12 @@ class Place(NamedTuple):
 ALONE = Place()
 
 
-def split(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """The words for all stages, and by name those for one alone.
-
-    Raises:
-        ValueError: a word for one stage names none, or no option; or one gives what stages make.
-    """
-    common, own = list[str](), dict[str, list[str]]()
-    for word in words:
-        if _key(word).partition(".")[0] == "earlier":
-            raise ValueError(
-                "earlier= is what stages= make of a command; write stages=[field,surface] instead"
-            )
-        if not is_own(word):
-            common.append(word)
-            continue
-        if not (found := re.match(r"\+{0,2}stage\.(\w+)\.(.+)", word)):
-            raise ValueError(
-                f"options of one stage are written stage.NAME.option=value, such as stage.surface.iterations=200, got {word}; to name "
-                "the stages, write stages=[field,surface]"
-            )
-        own.setdefault(found[1], []).append(found[2])
-    return common, own
-
-
-def is_own(word: str) -> bool:
-    """Tell whether a word of a command line is for one stage alone."""
-    return bool(re.match(r"\+{0,2}stage\b(?=[.=])", word))
-
-
-def named(words: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
-    """The stages that a command line names, or else its experiment's file, whose are for the hash grid; empty for none."""
-    given = dict(map(_parted, words))
-    if "stages" in given:
-        return [name for name in re.split(r"[\s,'\"\[\]]+", given["stages"]) if name]
-    experiments = available("experiment", folders)
-    elsewhere = given.get("scene", "hash_grid").strip("'\"") != "hash_grid" or {
-        "mesh",
-        "mesh.file",
-        "generator",
-    } & {*given}
-    if elsewhere or (name := given.get("experiment", "").strip("'\"")) not in experiments:
-        return []
-    return list(settled(name, experiments).get("stages", ()))
-
-
-def _parted(word: str) -> tuple[str, str]:
-    key, _, value = word.partition("=")
-    return key.lstrip("+"), value
-
-
-def _key(word: str) -> str:
-    return _parted(word)[0]
-
-
-def _option(word: str) -> str:
-    """Group and name of a part's option, without what is inside it; empty for other words."""
-    group, dot, name = _key(word).partition(".")
-    return f"{group}.{name.partition('.')[0]}" if dot and group in PARTS else ""
-
-
-def available(group: str = "stage", folders: Sequence[str] = ()) -> dict[str, Path]:
-    """Files of a group by their names: the library's, and those of the user's own folders."""
-    homes = [Path(str(files("distill.conf"))), *(user_path(folder) for folder in folders)]
-    return {path.stem: path for home in reversed(homes) for path in sorted((home / group).glob("*.yaml"))}
-
-
-def settled(name: str, known: Mapping[str, Path]) -> dict[str, Any]:
-    """What a stage's file sets, with the files that it begins with: values by dotted name, and choices by group.
-
-    Raises:
-        ValueError: there is no such stage.
-    """
-    if name not in known:
-        raise ValueError(f"unknown stage {name!r}; there are {', '.join(sorted(known))}")
-    loaded: Any = OmegaConf.to_container(OmegaConf.load(known[name])) or {}
-    found: dict[str, Any] = {}
-    for entry in loaded.pop("defaults", ()):
-        for group, choice in entry.items() if isinstance(entry, dict) else ():
-            found[group.removeprefix("override ").lstrip("/")] = choice
-        if isinstance(entry, str) and entry != "_self_":
-            found = {**settled(entry, known), **found}
-    return found | dict(_dotted(loaded))
-
-
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict) and "start" not in value:
-            yield from _dotted(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def compose_stages(
-    names: Sequence[str],
-    common: Sequence[str],
-    own: Mapping[str, Sequence[str]],
-    folders: Sequence[str],
-    compose: Compose,
-) -> list[Stage]:
-    """Compose each stage; all but the first begin with the one before, whose scene's options they take over.
-
-    Args:
-        names: of the stages, in their order.
-        common: words for all of them.
-        own: words for one alone, by its name.
-        folders: with configuration files of the user's own.
-        compose: composes words.
-
-    Raises:
-        ValueError: there is no such stage, one cannot follow another, or an option is not one stage's own; in one line.
-    """
-    known = available("stage", folders)
-    files_ = [settled(name, known) for name in names]
-    check_own(names, own)
-    mine = [own.get(name, ()) for name in names]
-    shared = [
-        _kept(common, has, words, not i) for i, (has, words) in enumerate(zip(files_, mine, strict=True))
-    ]
-    ends = [
-        [*([f"scene={has['scene']}"] if "scene" in has and "scene" not in map(_key, words) else []), *words]
-        for has, words in zip(files_, mine, strict=True)
-    ]
-    chosen = [[f"stage={name}"] for name in names]
-    if any(map(_option, common)):  # these are for the stages whose part has them
-        plain = [
-            [w for w in (*a, *b, *c) if not _option(w)] for a, b, c in zip(shared, chosen, ends, strict=True)
-        ]
-        having = [_options_of(compose(words)) for words in plain]
-        every = set().union(*having)
-        shared = [
-            [w for w in a if _option(w) not in every - has] for a, has in zip(shared, having, strict=True)
-        ]
-    made = list[Stage]()
-    for name, has, *parts in zip(names, files_, shared, chosen, ends, strict=True):
-        words = [word for part in parts for word in part]
-        config = compose(words)
-        config.stages = []
-        if made:
-            _begin_after(made[-1], name, config, {*has, *map(_key, own.get(name, ()))})
-        else:
-            _check_first(name, config, len(names))
-        made.append(Stage(name, words, config))
-    for stage, after in pairwise(made):
-        _leave_to(after.config, stage.config, "export.enabled" in map(_key, own.get(stage.name, ())))
-    return made
-
-
-def check_own(names: Sequence[str], own: Mapping[str, Sequence[str]]) -> None:
-    """Refuse options of one stage that is not there, and of one alone what is of the whole run.
-
-    Raises:
-        ValueError: there are such options.
-    """
-    for name, words in own.items():
-        if name not in names:
-            raise ValueError(
-                f"stage.{name}.{words[0]} is for a stage that this run has not; its stages are [{','.join(names)}]: add {name} to "
-                "stages=, or leave it out"
-            )
-        if whole := next((key for key in map(_key, words) if key in OF_ALL), None):
-            raise ValueError(
-                f"stage.{name}.{whole}= would be of one stage, and {whole} is the whole run's; write {whole}="
-            )
-
-
-def _kept(common: Sequence[str], has: Mapping[str, Any], own: Sequence[str], first: bool) -> list[str]:
-    """The words for all stages that hold for one: neither its file nor its own words settle them."""
-    settles = {*has, *map(_key, own), "stages", *(() if first else BEGINNING)}
-    # What is inside a schedule goes with it.
-    inside = tuple(f"{name}." for name in settles if name not in PARTS)
-    return [word for word in common if _key(word) not in settles and not _key(word).startswith(inside)]
-
-
-def _options_of(config: DictConfig) -> set[str]:
-    """Dotted names of the options that a configuration's parts have."""
-    return {f"{part}.{name}" for part in PARTS for name in config[part]}
-
-
-def _features(config: DictConfig) -> frozenset[str]:
-    # A scene that does not say what it can do is told so by the checks of each stage.
-    return frozenset(getattr(get_object(config.scene._target_), "features", ()))
-
-
-def _check_first(name: str, config: DictConfig, count: int) -> None:
-    """Refuse a first stage of several that the next cannot go on with, and one that has nothing to begin with."""
-    which = {
-        "a library of prompts": "library" in _features(config),
-        "generator=": bool(config.generator),
-        "particles=": config.particles > 1,
-    }
-    if count > 1 and (wrong := next((what for what, there in which.items() if there), None)):
-        raise ValueError(
-            f"stages= go on with one scene, which does not go with {wrong}; add stages=[{name}] for this stage alone, without what "
-            "follows"
-        )
-    features = _features(config)
-    if ("from_field" in features and not config.init) or ("mesh" in features and not config.mesh.file):
-        raise ValueError(
-            f"the stage {name} begins with the scene of another, and it is the first; put one before it, such as "
-            f"stages=[field,{name}], or add {'mesh=FILE' if 'mesh' in features else 'init=outputs/RUN'}"
-        )
-
-
-def _begin_after(before: Stage, name: str, config: DictConfig, own: Collection[str]) -> None:
-    """Let a stage's scene take over the options that it shares with the one before; where that will lie is said by ``plan``.
-
-    Raises:
-        ValueError: it cannot follow.
-    """
-    was, scene = before.config.scene, config.scene
-    same, meshed = was._target_ == scene._target_, "mesh" in _features(config)
-    if meshed:
-        follows = "volume" in _features(before.config) and not config.mesh.file
-    else:
-        follows = same or (scene._target_ == SECOND and was._target_ == PLAIN)
-    if not follows:
-        old, new = (each._target_.rpartition(".")[2] for each in (was, scene))
-        raise ValueError(
-            f"the stage {name} cannot follow {before.name}: its {new} does not begin with a {old}; choose other stages=, or "
-            f"stages=[{before.name}] alone"
-        )
-    like = [key for key in scene if not key.startswith("_") and key not in CHANGEABLE] if same else []
-    learned = ["background"] if was.get("background") == "learned" else []
-    shared = dict.fromkeys([*like, *learned, *(SHARED if scene._target_ == SECOND else ())])
-    for key in () if meshed else shared:
-        if key in was and f"scene.{key}" not in own:
-            scene[key] = was[key]
-        elif key not in CHANGEABLE and scene[key] != was.get(key):
-            raise ValueError(
-                f"stage.{name}.scene.{key}={scene[key]} does not fit the stage {before.name}, whose scene has {was.get(key)}; leave it out"
-            )
-
-
-def _leave_to(after: DictConfig, config: DictConfig, asked: bool) -> None:
-    """Let a stage write the mesh that the next one begins with; else it exports nothing unless asked."""
-    if "mesh" in _features(after):
-        config.export.enabled, config.export.formats, config.export.lods = True, ["glb"], 0
-    elif not asked:
-        config.export.enabled = False
-
-
-def checkable(stages: Sequence[Stage]) -> Iterator[Stage]:
-    """Give each stage as it can be checked alone, with a place for what it will begin with."""
-    for number, stage in enumerate(stages):
-        config = stage.config.copy()
-        if number:
-            _begin_with(config, Path(FOLDER), stages[number - 1].config)
-        yield stage._replace(config=config)
-
-
-def _begin_with(config: DictConfig, folder: Path, before: DictConfig) -> None:
+def begin_with(config: DictConfig, folder: Path, before: DictConfig) -> None:
     """Say where the stage before lies."""
-    if "mesh" in _features(config):
+    if "mesh" in features_of(config):
         config.mesh.file = literal(str(folder / f"{before.export.name}.glb"))
     else:
         config.init = literal(str(folder))
-
-
-def joined(stages: Sequence[Stage]) -> DictConfig:
-    """The configuration of the whole run: the last stage's, and in ``earlier``, by folder, what differs in the others."""
-    config = stages[-1].config
-    last: Any = OmegaConf.to_container(config)
-    earlier = {}
-    for number, stage in enumerate(stages[:-1], start=1):
-        values: Any = OmegaConf.to_container(stage.config)
-        earlier[f"{number}-{stage.name}"] = {
-            key: value for key, value in values.items() if value != last[key]
-        }
-    config.stages, config.earlier = [stage.name for stage in stages], earlier
-    return config
 
 
 def plan(config: DictConfig, folder: Path) -> list[DictConfig]:
@@ -359,7 +65,7 @@ def plan(config: DictConfig, folder: Path) -> list[DictConfig]:
             one.output_dir, one.resume, one.judge, one.keep = own, True, None, "all"
             one.seeds, one.retries = 1, 0
         if made:
-            _begin_with(one, user_path(made[-1].output_dir), made[-1])
+            begin_with(one, user_path(made[-1].output_dir), made[-1])
         made.append(one)
     return made
 

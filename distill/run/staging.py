@@ -11,8 +11,9 @@ from distill.contracts import Prior
 from distill.job import Job
 from distill.ranks import ALONE, Ranks
 from distill.run import stages
-from distill.run.assemble import assemble, check_prior
+from distill.run.assemble import assemble
 from distill.run.failures import noted
+from distill.run.prior import check_prior
 
 
 def begin(config: DictConfig, prior: Prior | None, ranks: Ranks = ALONE) -> Job:

@@ -13,8 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.run import compose as settings
-from distill.run.stages import is_own
+from distill.run.compose_stages import is_own
+from distill.run.implied import implied, with_implied
+from distill.run.mistakes import one_line
+from distill.run.overrides import quote_text
+from distill.run.plugins import register
 
 #: Several names or paths for one option, whose jobs are to differ in it; a text with anything else in it is one value.
 _LIST = re.compile(r"(?!negative_prompt=|source_prompt=|views\.)[^=]+=[\w.:/@~+-]+(?:,[\w.:/@~+-]+)+")
@@ -63,13 +66,11 @@ def sweep(options: Sequence[str], folders: Sequence[str], run_job: RunJob) -> in
     flags = [text for text in options if "=" not in text or text.startswith("-")]
     swept = bool({"-m", "--multirun"} & set(flags))
     words = [
-        text if swept and _LIST.fullmatch(text) else settings.quote_text(text)
-        for text in options
-        if text not in flags
+        text if swept and _LIST.fullmatch(text) else quote_text(text) for text in options if text not in flags
     ]
     launcher = launcher_of(words, flags)
     words, own = [word for word in words if not is_own(word)], [word for word in words if is_own(word)]
-    added = settings.implied(words)
+    added = implied(words)
 
     @hydra.main(version_base="1.3", config_path="pkg://distill.conf", config_name="config")
     def job(config: object) -> None:
@@ -82,12 +83,12 @@ def sweep(options: Sequence[str], folders: Sequence[str], run_job: RunJob) -> in
             raise JobEnded(code, given)
         codes.append(code)
 
-    settings.register()
-    sys.argv = ["distill", *flags, *settings.with_preset(words)]
+    register()
+    sys.argv = ["distill", *flags, *with_implied(words)]
     os.environ.setdefault(
         "HYDRA_FULL_ERROR", "1"
     )  # which raises what is wrong rather than to print several lines
-    with settings.one_line():
+    with one_line():
         try:
             job()
         except Stopped:

@@ -25,18 +25,10 @@ from hydra.plugins.config_source import ConfigSource
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from distill.run import stages
-from distill.run.checks import PARTS
-from distill.run.compose import (
-    cleared,
-    compose_any,
-    compose_words,
-    composing,
-    implied,
-    known_options,
-    with_preset,
-)
-from distill.run.schema import Config
+from distill.run.compose import compose_any, compose_words, composing
+from distill.run.compose_stages import named_stages, split_stages
+from distill.run.implied import cleared, implied, with_implied
+from distill.run.schema import PARTS, Config, known_options
 
 #: Groups that have a choice and no options of their own.
 CHOICES = ("preset", "experiment")
@@ -95,8 +87,8 @@ def explain_options(names: Sequence[str], words: Sequence[str], folders: Sequenc
     Raises:
         ValueError: there is no such option, or the configuration cannot be composed.
     """
-    common, own = stages.split(words)
-    if not (own or stages.named(common, folders)):
+    common, own = split_stages(words)
+    if not (own or named_stages(common, folders)):
         return _explained(names, words, folders)
     made, paragraphs = compose_any(words, folders)[1], list[str]()
     for name in names:  # which one stage's part may have and another's not
@@ -120,7 +112,7 @@ def _explained(
 ) -> str:
     """The paragraphs of ``explain_options`` for one stage's words, whose configuration may have more from the stage before."""
     with composing(folders) as search:
-        chosen = compose_words([*with_preset(words), *search])
+        chosen = compose_words([*with_implied(words), *search])
         trace = Trace.of(chosen.words, words)
     paragraphs: list[str] = []
     for name in names:
@@ -177,7 +169,7 @@ class Trace:
     @classmethod
     def of(cls, composed: Sequence[str], given: Sequence[str]) -> Trace:
         """Read Hydra's own list of what it composes."""
-        loader, written = GlobalHydra.instance().config_loader(), with_preset(given)
+        loader, written = GlobalHydra.instance().config_loader(), with_implied(given)
         assert isinstance(loader, ConfigLoaderImpl)
         clearing = {word for each in given for word in cleared(each)} - set(given)
         words = OverridesParser.create().parse_overrides(list(composed))

@@ -28,8 +28,8 @@ from distill.conditions import prompt_library, prompts
 from distill.contracts import Prior, View
 from distill.embedded import world
 from distill.run.amortise import amortise
-from distill.run.assemble import look
 from distill.run.initial import open_generator
+from distill.run.scenes import look
 
 Row = dict[str, Any]
 QUIET = {"log.tensorboard": False, "export.enabled": False}

@@ -43,8 +43,10 @@ from distill.loop import train
 from distill.priors.novel_view.elevation import silhouettes
 from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.novel_view.pose import relative_cameras
-from distill.run.assemble import assemble, look
-from distill.run.compose import as_overrides, compose_config
+from distill.run.assemble import assemble
+from distill.run.compose import compose_config
+from distill.run.overrides import as_overrides
+from distill.run.scenes import look
 
 OBJECTS = ("brown-mug", "purple-car", "red-duck", "purple-chair")
 ELEVATIONS = (20.0, 60.0, 75.0, 85.0, 90.0, -75.0, -90.0)

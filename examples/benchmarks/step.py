@@ -32,8 +32,10 @@ from one_step import PARTS, RENDER, measure
 
 from distill.renderers.hashgrid import BACKENDS, choose_backend
 from distill.renderers.march import MARCHERS, choose_marcher
-from distill.run.assemble import open_prior, pick_device
-from distill.run.compose import as_overrides, compose_config
+from distill.run.assemble import pick_device
+from distill.run.compose import compose_config
+from distill.run.overrides import as_overrides
+from distill.run.prior import open_prior
 
 #: The table's columns after what was chosen.
 COLUMNS = (

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from distill.run.assemble import check_prior, open_prior, pick_device
+from distill.run.assemble import pick_device
 from distill.run.batch import (
     embed_first,
     finished_before,
@@ -34,9 +34,11 @@ from distill.run.batch import (
     shard_of,
     table_of,
 )
-from distill.run.compose import compose_config, quote, quote_text
+from distill.run.compose import compose_config
 from distill.run.folders import check_root
 from distill.run.judge import check_judge
+from distill.run.overrides import quote, quote_text
+from distill.run.prior import check_prior, open_prior
 from distill.run.summary import as_text, summarise
 from distill.run.table import Row, tell
 

@@ -93,12 +93,13 @@ def files(folder: Path, chance: random.Random) -> list[str]:
 
 def name(chance: random.Random) -> str:
     """The name of an option, at times with a slip."""
-    from distill.run.compose import _plugin_options, known_options
+    from distill.run.plugins import plugin_options
+    from distill.run.schema import known_options
 
     found = chance.choice(
         [
             *known_options(),
-            *_plugin_options(),
+            *plugin_options(),
             "guidance",
             "timesteps",
             "scene",
@@ -116,7 +117,7 @@ def name(chance: random.Random) -> str:
 
 def value(chance: random.Random, there: list[str]) -> str:
     """A value of any kind."""
-    from distill.run.compose import plugins
+    from distill.run.plugins import plugins
 
     kind = chance.random()
     if kind < 0.5:

@@ -22,7 +22,8 @@ from distill.job import State
 from distill.loop import train
 from distill.priors import load_prior
 from distill.run.assemble import assemble, pick_device
-from distill.run.compose import as_overrides, compose_config
+from distill.run.compose import compose_config
+from distill.run.overrides import as_overrides
 
 STEPS, WARM = 14, 4
 

@@ -24,9 +24,11 @@ from distill.files.atomic import write_atomic
 from distill.lab.metrics import silhouette_iou
 from distill.lab.novel_view.render import Surface, from_world, picture
 from distill.loop import train
-from distill.run.assemble import assemble, look
-from distill.run.compose import as_overrides, compose_config
+from distill.run.assemble import assemble
+from distill.run.compose import compose_config
 from distill.run.folders import folder_name
+from distill.run.overrides import as_overrides
+from distill.run.scenes import look
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from hydra.utils import get_object
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -30,8 +29,9 @@ from distill.lab.truth import SHAPES, Source, asked, check, judge_of, origin
 from distill.loop import Diverged, train
 from distill.priors import load_prior
 from distill.run.assemble import assemble, pick_device
-from distill.run.checks import check_loaded
 from distill.run.journal import Interrupted, stop_signals
+from distill.run.plugins import features_of
+from distill.run.prior import check_loaded
 
 log = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ def check_measurable(config: DictConfig) -> None:
         ValueError: the scene has no shape, or options say how a prior is loaded, which the cells share.
     """
     check_loaded(config)
-    if "volume" not in get_object(config.scene._target_).features:
+    if "volume" not in features_of(config):
         raise ValueError(
             "a comparison measures shapes, and this scene has none; choose one that fills space, such as scene=hash_grid"
         )

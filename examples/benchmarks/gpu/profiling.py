@@ -18,7 +18,8 @@ from distill import loop
 from distill.contracts import Render
 from distill.job import State
 from distill.run.assemble import assemble
-from distill.run.compose import as_overrides, compose_config
+from distill.run.compose import compose_config
+from distill.run.overrides import as_overrides
 
 #: What profilers mark beside kernels.
 MARKS = ("Optimizer.", "ProfilerStep", "Memcpy", "Memset")

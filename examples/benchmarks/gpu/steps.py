@@ -18,8 +18,9 @@ from record import Record, Row
 from distill.forecast.cost import cost
 from distill.priors.source import find
 from distill.renderers.march import nerfacc_compiled
-from distill.run.assemble import open_prior
-from distill.run.compose import as_overrides, compose_config
+from distill.run.compose import compose_config
+from distill.run.overrides import as_overrides
+from distill.run.prior import open_prior
 
 
 @dataclass(frozen=True)

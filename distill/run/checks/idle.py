@@ -8,9 +8,9 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from distill.options import options_of
-from distill.run.checks import PARTS, default_of, moves
+from distill.options import options_of, ramp
 from distill.run.earlier import SECOND
+from distill.run.schema import PARTS, default_of
 
 #: Options of an export that shape or place the mesh which is made of a field.
 SHAPING = ("resolution", "faces", "iso", "largest_component", "up", "pivot", "size_m", "lods", "lod_as")
@@ -23,11 +23,11 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
     target = values["guidance"]["_target_"].rpartition(".")[2].lower()
 
     def weightless(name: str) -> bool:
-        return not moves(f"penalties.{name}", values["penalties"][name], values["iterations"])
+        return not ramp(f"penalties.{name}", values["penalties"][name], values["iterations"]).nonzero
 
     lights = ("lambertian", "textureless")
     lit = values["render"]["shading"] in lights or any(
-        moves(f"render.turns.{light}", values["render"]["turns"][light], values["iterations"])
+        ramp(f"render.turns.{light}", values["render"]["turns"][light], values["iterations"]).nonzero
         for light in lights
     )
     return [

@@ -1,0 +1,76 @@
+"""What does not go with an input picture, and what a picture without a prompt leaves without effect."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from distill.options import ramp
+from distill.run.checks.values import is_set, value_of
+from distill.run.schema import PriorOptions, Views
+
+#: Options without effect on a prior that is conditioned on a picture alone.
+FOR_WORDS = (
+    "perp_neg.enabled", "view_words", "negative_prompt", "source_prompt", "unconditional",
+    *(f"views.{item.name}" for item in dataclasses.fields(Views)),
+    *(f"prior_options.{item.name}" for item in dataclasses.fields(PriorOptions)),
+)  # fmt: skip
+
+
+def check_image(values: Mapping[str, Any], guidance: Callable[..., Any]) -> None:
+    """Check what a picture does not go with.
+
+    Raises:
+        ValueError: an option cannot be used with a picture.
+    """
+    scene, penalties, reference = values["scene"], values["penalties"], values["reference"]
+    wordless = not values["prompt"].strip()
+    if values["prompts"] is not None or values["particles"] > 1:
+        raise ValueError("image= makes one asset; leave out prompts= and particles=")
+    if values["max_vram"] is not None and wordless:
+        raise ValueError(
+            "max_vram= forecasts priors of text, not novel-view models; leave it out, and choose render.at_once= and "
+            "render.recompute="
+        )
+    if scene.get("random_background"):
+        raise ValueError(
+            f"image= shows its object over white, so scene.random_background must be 0, got {scene['random_background']}"
+        )
+    if scene.get("background", "white") != "white":
+        raise ValueError(
+            f"image= shows its object over white, so scene.background must be white, got {scene['background']}"
+        )
+
+    def weighted(penalty: str) -> bool:
+        return ramp(f"penalties.{penalty}", penalties[penalty], values["iterations"]).nonzero
+
+    if reference["start"] == "samples" and not (weighted("start_rgb") or weighted("start_mask")):
+        raise ValueError(
+            "reference.start=samples fits drawn views by penalties.start_rgb and penalties.start_mask, and both are 0; give "
+            "them weights such as those of penalties.reference_rgb and penalties.reference_mask, or use reference.start=none"
+        )
+    for map_ in ("depth", "normal"):
+        if weighted(f"reference_{map_}") and not reference[map_]:
+            raise ValueError(f"penalties.reference_{map_} needs reference.{map_}=FILE")
+    if not wordless:
+        return
+    if guidance in needing_words():
+        raise ValueError(
+            "this guidance mixes a picture with text, or compares texts; add a prompt, or choose guidance=sds"
+        )
+    for name in FOR_WORDS:
+        if is_set(values, name):
+            raise ValueError(
+                f"{name}={value_of(values, name)} is for a prior that knows words, and with image= alone there is none; add a prompt, or leave "
+                f"out {name}="
+            )
+
+
+def needing_words() -> tuple[Callable[..., Any], ...]:
+    """The losses that a novel-view model, which knows no words, cannot be used with alone."""
+    from distill import guidance
+    from distill.guidance.mix import NEEDING_WORDS
+
+    losses = guidance.available()
+    return tuple(losses[name] for name in NEEDING_WORDS)

@@ -1,0 +1,88 @@
+"""Options that are texts: prompts, a device, a size, a share of a file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from distill.run.seeding import check_seeds
+
+
+def check_texts(values: Mapping[str, Any]) -> None:
+    """Check the options that are texts: prompts, a device, a size.
+
+    Raises:
+        ValueError: one cannot be read, or does not go with another.
+    """
+    prompt, prompts, loading = values["prompt"], values["prompts"], values["prior_options"]
+    if values["max_vram"] is not None:
+        bytes_of(values["max_vram"])
+    if loading["controlnet"] and not loading["control"]:
+        raise ValueError(
+            "prior_options.controlnet needs prior_options.control: depth, normal or mask of the scene, or a picture"
+        )
+    if values["shard"] is not None:
+        numbers_of(values["shard"])
+        if prompts is None:
+            raise ValueError("shard= takes a part of a file of prompts; add prompts=FILE, or leave it out")
+    if prompt and prompts:
+        raise ValueError("give a prompt or prompts=FILE, not both")
+    if not prompt.strip() and prompts is None and not values["image"]:
+        raise ValueError(
+            'the prompt is empty; say what to make, for example: distill "a red mug", or give a picture: image=FILE'
+        )
+    check_seeds(values)
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", values["device"]):
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {values['device']!r}")
+
+
+def numbers_of(shard: str) -> tuple[int, int]:
+    """Read a shard such as ``1/4``: its number, from 1, and how many there are.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard.strip())
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"shard must be i/n with i from 1 to n, such as 1/4, got {shard!r}")
+    return int(found[1]), int(found[2])
+
+
+def bytes_of(text: str) -> float:
+    """Read a size such as ``12GB`` or ``11.5 GiB``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    units = {"MB": 1e6, "GB": 1e9, "MIB": 2**20, "GIB": 2**30}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG]i?B)", text.strip(), re.IGNORECASE)
+    if not found:
+        raise ValueError(f"max_vram must be a size such as 12GB, got {text!r}")
+    return float(found[1]) * units[found[2].upper()]
+
+
+#: The options of ``views`` that give whole prompts.
+OWN_PROMPTS = ("front", "side", "back", "overhead", "file")
+
+
+def check_perp_neg(values: Mapping[str, Any]) -> None:
+    """Check that with Perp-Neg the prompts name four sides.
+
+    Raises:
+        ValueError: they name more, or none.
+    """
+    from distill.embedded.vocabulary import of_prior
+
+    style = values["view_words"]
+    if (
+        style == "auto"
+        and of_prior(values["prior"])
+        and not any(values["views"][name] for name in OWN_PROMPTS)
+    ):
+        style = "sixteen"
+    if values["perp_neg"]["enabled"] and style in ("sixteen", "none"):
+        raise ValueError(
+            f"perp_neg.enabled needs view_words=four, for it tells the front, the sides and the back apart, got {style}; add "
+            "view_words=four, or leave it out"
+        )

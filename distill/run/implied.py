@@ -1,0 +1,126 @@
+"""Options that follow from others on a command line: a preset, the timesteps of an alias, the scene of an earlier run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distill.priors.preset import preset_of, told_cameras
+from distill.run.earlier import follows_from
+from distill.run.generator import implied_by
+from distill.run.overrides import as_overrides, split_word
+from distill.run.plugins import ALIASES, plugins
+from distill.run.scenes import scene_of_run
+
+
+def with_implied(overrides: Sequence[str]) -> list[str]:
+    """The words of a command line with those that follow from them, see ``implied``."""
+    words = [re.sub(r"^\+(experiment|preset)=", r"\1=", word) for word in overrides]
+    words = [re.sub(r"^mesh=(?!\{|null$)", "mesh.file=", word) for word in words]
+    words = [
+        re.sub(r"^(export\.formats|stages)=(?!null$)['\"]?([\w, ]+)['\"]?$", r"\1=[\2]", word)
+        for word in words
+    ]
+    kept = [word for word in words if not _is_alias(*split_word(word))]
+    return [*(each for word in kept for each in (*cleared(word), word)), *implied(words)]
+
+
+def _is_alias(key: str, value: str) -> bool:
+    return key == "guidance" and value in ALIASES
+
+
+def cleared(word: str) -> list[str]:
+    """Return the word that clears an option for a schedule: Hydra would add a mapping's fields to those that a file gives."""
+    found = re.match(r"([a-z][\w.]*)=\{\s*(?:\w+\s*:[^,}]*,\s*)*start\s*:", word)
+    return [f"{found[1]}=null"] if found else []
+
+
+def implied(words: Sequence[str]) -> dict[str, str]:
+    """Return the options that a command line implies, each with its reason.
+
+    The preset fits the picture's model, the embedded prior or the prior's family; a picture with a prompt is guided by both; an
+    alias stands for a loss and its timesteps; a scene to begin with has its own options.
+
+    Raises:
+        ValueError: other timesteps are given beside an alias.
+    """
+    given = dict(map(split_word, words))
+    found: dict[str, str] = {}
+    earlier = _named(given, "init")
+    if _named(given, "mesh.file") and "scene" not in given:
+        found["scene=surface"] = "follows from mesh="
+        given["scene"] = "surface"
+    if earlier:
+        before = scene_of_run(earlier, plugins()["scene"])
+        if given.get("scene", before.get("scene")) == before.get("scene"):
+            found |= _followed(before, given, "init")
+    if (alias := given.get("guidance", "")) in ALIASES:
+        found |= expanded(alias, given.get("timesteps"))
+    if folder := _named(given, "generator"):
+        own = implied_by(folder)
+        found |= _followed(own, given, "generator")
+        given.setdefault("prior", str(own["prior"]))
+    if given.get("scene") == "sdf" and earlier:
+        found |= _followed(follows_from(earlier), given, "init")
+    return found | _cameras(given) | _preset(given)
+
+
+def _named(given: Mapping[str, str], option: str) -> str:
+    """The file or folder that an option names, empty for none."""
+    value = given.get(option, "null")
+    return "" if value == "null" else value
+
+
+def _followed(options: Mapping[str, Any], given: Mapping[str, str], source: str) -> dict[str, str]:
+    """Options that follow from another, ``source``, but for those that are given."""
+    own = {key: value for key, value in options.items() if key not in given}
+    return dict.fromkeys(as_overrides(own), f"follows from {source}=")
+
+
+def _cameras(given: Mapping[str, str]) -> dict[str, str]:
+    if not takes_views(given):
+        return {}
+    found = {"cameras=groups": f"follows from prior={given['prior']}"}
+    views = given.get("prior_options.views", "null")
+    if views != "null" and "cameras.views" not in given:
+        found[f"cameras.views={views}"] = f"follows from prior_options.views={views}"
+    return found
+
+
+def _preset(given: Mapping[str, str]) -> dict[str, str]:
+    if "preset" in given:
+        return {}
+    if _named(given, "image"):
+        own = given.get("novel_view", "embedded") == "embedded"
+        found = {"preset=embedded_image" if own else "preset=image": "follows from image="}
+        mixed = given.get("prompt") and "guidance" not in given
+        return found | ({"guidance=mix": "follows from a prompt with image="} if mixed else {})
+    if (prior := given.get("prior", "embedded")) == "embedded":
+        return {}
+    single = given.get("prior_options.views") == "1"
+    return {f"preset={preset_of(prior, single=single)}": f"follows from prior={prior}"}
+
+
+def takes_views(given: Mapping[str, str]) -> bool:
+    """Tell whether options name a multi-view prior that is to take several views, so that cameras are drawn in groups."""
+    prior = given.get("prior", "embedded")
+    if prior == "embedded" or given.get("prior_options.views") == "1" or "cameras" in given:
+        return False
+    return told_cameras(prior)
+
+
+def expanded(alias: str, timesteps: str | None) -> dict[str, str]:
+    """Return the loss and the timesteps that an alias stands for, each with its reason.
+
+    Raises:
+        ValueError: other ``timesteps`` are given beside it.
+    """
+    loss, own = ALIASES[alias]
+    if timesteps is not None and not timesteps.startswith(own):
+        raise ValueError(
+            f"guidance={alias} is {loss} with timesteps={own}, so it does not go with timesteps={timesteps}; leave one of them "
+            f"out, or write guidance={loss} timesteps={timesteps}"
+        )
+    chosen = {f"guidance={loss}": f"follows from guidance={alias}"}
+    return chosen if timesteps else {**chosen, f"timesteps={own}": f"follows from guidance={alias}"}

@@ -1,0 +1,118 @@
+"""Errors of Hydra and of configuration files as one line: what is wrong with an option, and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from distill.options import GONE, names_of
+from distill.run.plugins import plugin_options, plugins
+from distill.run.schema import PARTS, known_options
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Make errors of Hydra and of configuration files one line.
+
+    Raises:
+        ValueError: instead of them.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(error)) from error
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"a configuration file cannot be read as YAML: {said}") from error
+    except ValueError as error:
+        if not (found := re.search(r"Config group override must be .* Got (\w+)", str(error))):
+            raise
+        raise ValueError(
+            f"{', '.join(PARTS)}, preset and experiment take a name, got a value of type {found[1]}; write for example scene=hash_grid"
+        ) from error
+
+
+def explain(error: BaseException) -> str:
+    """Say in one line what is wrong with an option, and the remedy."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    text = str(error)
+    if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
+        return _unknown_choice(found[1], found[2], re.findall(r"^\t(\S+)$", text, re.MULTILINE))
+    if found := re.search(r"In '[^']*': Could not load '([\w/]+)/[^']*'", text):
+        return f"{found[1]} takes one name, got a list or a name that is no file; choose one with {found[1]}=NAME"
+    if found := re.search(r"Error resolving interpolation '\$\{preset\}.*keys: (.*)", text):
+        missing = [name for name in ("preset", *PARTS, "experiment") if name not in found[1].split(", ")]
+        return f"{missing[0]} names no part; choose one with {missing[0]}=NAME"
+    full = re.search(r"full_key: (\S+)", f"{text}\n{cause}")
+    named = r"Could not override '([^']+)'", r"Key '([^']+)' (?:is )?not in"
+    if found := next(filter(None, (re.search(pattern, text) for pattern in named)), None):
+        return _unknown_option(full[1] if full else found[1])
+    if found := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", str(cause), re.DOTALL):
+        key = getattr(cause, "full_key", None) or "an option"
+        return f"{key} must be of type {found[2].lower()}, got {found[1]!r}"
+    if said := _mistyped(f"{text}\n{cause}"):
+        return said
+    lines = [
+        line.strip() for line in f"{text}\n{cause if cause is not error else ''}".splitlines() if line.strip()
+    ]
+    return f"could not read the options: {'; '.join(lines[:2])}; quote values as the shell and Hydra need"
+
+
+def _mistyped(error: str) -> str | None:
+    """Say what kind of value an option takes, where that is what Hydra complains of."""
+    if found := re.search(r"field '([\w.]+)' is not Optional", error):
+        return f"{found[1]} takes a plain value, neither null nor a schedule; leave it out for the default"
+    given = r"override ([\w.]+)=(.*)\n(?:.*\n)*?"
+    if found := re.search(rf"{given}.* is not a ListConfig", error):
+        return f"{found[1]} is a list, got {found[2]}; write {found[1]}=[{found[2]}]"
+    if found := re.search(rf"{given}Invalid type assigned: \w+ is not a subclass of", error):
+        name = next(
+            (option for option in known_options() if option.startswith(f"{found[1]}.")), f"{found[1]}.NAME"
+        )
+        return f"{found[1]} is a group of options, got {found[2]}; set one of them, such as {name}="
+    return None
+
+
+def _unknown_choice(group: str, name: str, there: Sequence[str]) -> str:
+    if group == "guidance" and name in GONE:
+        return f"guidance={name}: {GONE[name]}"
+    choices = plugins().get(group, there)
+    return f"unknown {group} {name!r}" + (f"; there are {', '.join(choices)}" if choices else "")
+
+
+#: Options of earlier versions, and what to write now.
+MOVED = {
+    "optimiser.encoding": "it is now scene.encoding_lr",
+    "optimiser.mlp": "it is now scene.mlp_lr",
+    "optimiser.background": "it is now scene.background_lr",
+    "optimiser.image": "it is now scene.lr, of scene=image",
+    "guidance.through": "choose the loss itself, for example guidance=csd; with image=, the picture's model is its prior",
+    "guidance.options": "choose the loss itself, for example guidance=csd guidance.weighting=uniform",
+}
+
+
+def _unknown_option(name: str) -> str:
+    if name in MOVED:
+        return f"there is no option {name!r} any more; {MOVED[name]}"
+    group, _, option = name.partition(".")
+    having = [choice for choice, target in plugins().get(group, {}).items() if option in names_of(target)]
+    if having:
+        others = ", ".join(f"{group}={choice}" for choice in having)
+        return (
+            f"the chosen {group} has no option {name!r}; {others} {'has' if len(having) == 1 else 'have'} it"
+        )
+    above, _, last = name.rpartition(".")
+    beside = [
+        other.rpartition(".")[2] for other in known_options() if above and other.rpartition(".")[0] == above
+    ]
+    if beside and not difflib.get_close_matches(last, beside, n=1):
+        return f"unknown option {name!r}; {above} has {', '.join(beside)}"
+    close = difflib.get_close_matches(name, [*known_options(), *plugin_options()], n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown option {name!r}; {hint}'distill --help' lists the options"

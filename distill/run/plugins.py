@@ -1,0 +1,64 @@
+"""The parts that plug in: the choices of each group, what Hydra is told of them, and what a configuration has chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.utils import get_object
+from omegaconf import DictConfig
+
+from distill.options import SCHEDULED, names_of, options_of
+from distill.run.schema import Config
+
+#: Names for a loss with a timestep sampler of its own.
+ALIASES = {"tp_sds": ("sds", "dreamtime")}
+
+
+def plugins() -> dict[str, dict[str, Callable[..., Any]]]:
+    """Return the option groups of the command line and their choices."""
+    from distill import guidance, renderers
+    from distill.samplers import cameras, timesteps
+
+    losses = guidance.available()
+    return {
+        "guidance": dict(
+            sorted({**losses, **{name: losses[loss] for name, (loss, _) in ALIASES.items()}}.items())
+        ),
+        "timesteps": {name: getattr(timesteps, name) for name in timesteps.__all__},
+        "cameras": {"ranges": cameras.ranges, "groups": cameras.groups},
+        "scene": renderers.available(),
+    }
+
+
+def plugin_options() -> list[str]:
+    """Dotted names of the options that any part has."""
+    return [
+        f"{group}.{name}"
+        for group, choices in plugins().items()
+        for target in choices.values()
+        for name in names_of(target)
+    ]
+
+
+def features_of(config: DictConfig) -> frozenset[str]:
+    """What the scene of a configuration can do; nothing of one that does not say it, which the checks refuse."""
+    return frozenset(getattr(get_object(config.scene._target_), "features", ()))
+
+
+#: What Hydra was told of, by group and name.
+_told: dict[tuple[str, str], object] = {}
+
+
+def register() -> None:
+    """Tell Hydra of the schema and of every plug-in that it does not know yet: building their nodes takes a third of composing."""
+    store = ConfigStore.instance()
+    if ("", "schema") not in _told:
+        store.store(name="schema", node=Config)
+        _told["", "schema"] = Config
+    for group, choices in plugins().items():
+        for name, target in choices.items():
+            if _told.get((group, name)) is not target:
+                store.store(group=group, name=name, node=options_of(target, schedules=group in SCHEDULED))
+                _told[group, name] = target

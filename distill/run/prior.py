@@ -1,0 +1,123 @@
+"""The prior of a run: what is checked before it is loaded, how it is loaded, and what it cannot follow once it is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from distill.conditions.control import DRAWN, read_picture
+from distill.contracts import Prior
+from distill.files.paths import user_path
+from distill.priors.diffusion import DiffusionPrior
+from distill.priors.graphs import check_graphs
+from distill.priors.load import load_prior
+from distill.priors.source import find
+from distill.run.schema import PriorOptions, default_of
+
+#: A ControlNet and what it is given are two options.
+TOGETHER = (
+    "prior_options.controlnet and prior_options.control belong together: the one names the ControlNet, the other what it is "
+    "shown, depth, normal or mask of the scene, or a picture"
+)
+
+
+def check_prior(config: DictConfig, device: torch.device) -> None:
+    """Check the prior that a configuration names before it is loaded, and choose memory options for ``max_vram``.
+
+    Raises:
+        ValueError: it is not there, does not know the prompt, or does not fit the memory.
+    """
+    check_prompt(config)
+    check_graphs(config.prior_options.graphs, device)
+    if not (config.prompt or config.prompts):
+        return  # a picture's model is checked with the picture
+    if control := config.prior_options.control:
+        if not config.prior_options.controlnet:
+            raise ValueError(TOGETHER)
+        if control not in DRAWN:
+            read_picture(user_path(control))
+    source = find(config.prior, config.prior_options.config)
+    if config.max_vram:
+        from distill.run.fit import fit
+
+        fit(config, source, device)
+
+
+def check_prompt(config: DictConfig) -> str:
+    """Refuse what the embedded prior cannot draw, before anything is loaded.
+
+    Returns:
+        What the prompt and the source prompt are taken for, in one line; empty where they are taken as they are.
+
+    Raises:
+        ValueError: the prior does not know what one of them names.
+    """
+    from distill.embedded.prompt import told, understand
+    from distill.embedded.vocabulary import of_prior
+
+    given = [text for text in (config.prompt, config.source_prompt, config.generator_mix) if text]
+    own = of_prior(config.prior) if given else None
+    if own is None:
+        return ""
+    said = (told(text, understand(text, own)) for text in given)
+    return "; ".join(each for each in said if each)
+
+
+def check_loaded(config: DictConfig) -> None:
+    """Refuse options of how a prior is loaded, for a prior that is loaded.
+
+    Raises:
+        ValueError: there are such options.
+    """
+    if config.max_vram is not None:
+        raise ValueError(
+            "max_vram= chooses how a prior is loaded, and this one is loaded; give its name, or leave out max_vram= and choose "
+            "render.at_once= and render.recompute="
+        )
+    for item in dataclasses.fields(PriorOptions):
+        name = f"prior_options.{item.name}"
+        if item.name != "control" and OmegaConf.select(config, name) != default_of(name):
+            raise ValueError(
+                f"{name}= is for loading a prior, and this one is loaded; give it to distill.load_prior, or leave it out"
+            )
+
+
+def open_prior(config: DictConfig, device: torch.device) -> DiffusionPrior:
+    """Load the prior that a configuration names, with its ``prior_options``.
+
+    Raises:
+        ValueError: there is no such prior, or it does not fit the options.
+    """
+    options = dict(config.prior_options)
+    name, _ = options.pop("dtype"), options.pop("control")
+    return load_prior(config.prior, device, None if name == "auto" else getattr(torch, name), **options)
+
+
+def check_fits(config: DictConfig, prior: Prior, processes: int = 1) -> None:
+    """Refuse options that a loaded prior cannot follow, on so many processes.
+
+    Raises:
+        ValueError: the batch is no multiple of a multi-view prior's views, ``latent_until`` needs four latent channels, or
+            a ControlNet and what it is given do not come together.
+    """
+    if config.render.batch % prior.views:
+        raise ValueError(
+            f"render.batch must be a multiple of the {prior.views} views that {prior.name} takes together, got "
+            f"{config.render.batch}"
+        )
+    sharing = processes if (config.optimiser.accumulate or 1) == 1 else 1
+    if config.render.batch // sharing % prior.views:
+        raise ValueError(
+            f"render.batch={config.render.batch} on {processes} processes is {config.render.batch // sharing} views for each, and "
+            f"{prior.name} takes {prior.views} together; make it a multiple of {prior.views * processes}"
+        )
+    if config.render.latent_until and not (prior.latent and prior.shape[0] == 4):
+        found = f"{prior.shape[0]}" if prior.latent else "pixels"
+        raise ValueError(
+            "render.latent_until needs a scene that fills space and a prior whose latent has 4 channels, such as Stable "
+            f"Diffusion's, got {found}; leave it out"
+        )
+    if prior.has_control != bool(config.prior_options.control):
+        raise ValueError(TOGETHER)
