@@ -13,7 +13,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.export.choices import check_files
-from distill.options import check_option, check_options, options_of, schedule, shown
+from distill.options import check_option, check_options, hints_of, options_of, schedule, shown
 from distill.run.schema import Config, PriorOptions, Views
 from distill.run.seeding import check_seeds
 from distill.samplers.schedules import Ramp, turns
@@ -64,7 +64,7 @@ def check_schema(values: Mapping[str, Any], iterations: int, schema: type = Conf
     Raises:
         ValueError: an option has a value that it may not take.
     """
-    hints = typing.get_type_hints(schema, include_extras=True)
+    hints = hints_of(schema, rules=True)
     for item in dataclasses.fields(schema):
         name, hint, value = f"{prefix}{item.name}", hints[item.name], values[item.name]
         if dataclasses.is_dataclass(hint):

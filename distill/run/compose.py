@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -63,6 +69,7 @@ def register() -> None:
             if _told.get((group, name)) is not target:
                 store.store(group=group, name=name, node=options_of(target, schedules=group in SCHEDULED))
                 _told[group, name] = target
+                _of_parts.cache_clear()
 
 
 def quote(text: str) -> str:
@@ -360,14 +367,45 @@ def one_line() -> Iterator[None]:
 
 def compose_words(words: Sequence[str]) -> Composed:
     """Compose as Hydra does, and once more where a configuration file has chosen an alias; ``composing`` must be open."""
-    config = compose("config", overrides=list(words), return_hydra_config=True)
-    chosen = str(config.hydra.runtime.choices.guidance)
+    config, chosen = _composed(words)
     if chosen in ALIASES:
         words = [*words, *_expand(chosen, None)]
-        config = compose("config", overrides=list(words), return_hydra_config=True)
+        config, _ = _composed(words)
+    return Composed(config, words)
+
+
+def _composed(words: Sequence[str]) -> tuple[DictConfig, str]:
+    """Return a configuration and the loss that it chose.
+
+    Hydra composes the files of the chosen parts, and then sets values. The first takes most of the time, so it is done once for
+    each choice of parts, unless ``folders`` are the user's own: their files may change.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    parsed = OverridesParser.create().parse_overrides(list(words))
+    if any(word.is_hydra_override() for word in parsed):
+        return _of_parts.__wrapped__(tuple(words))
+    loader.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=False)
+    is_part = [
+        loader.repository.group_exists(word.key_or_group) and not isinstance(word.value(), dict)
+        for word in parsed
+    ]
+    config, chosen = _of_parts(tuple(compress(words, is_part)))
+    config = copy.deepcopy(config)
+    loader._apply_overrides_to_config(
+        [word for word, part in zip(parsed, is_part, strict=True) if not part], config
+    )
+    return config, chosen
+
+
+@functools.cache
+def _of_parts(words: tuple[str, ...]) -> tuple[DictConfig, str]:
+    """Compose a choice of parts as Hydra does; ``register`` forgets what was composed before a part was added."""
+    config = compose("config", overrides=list(words), return_hydra_config=True)
+    chosen = str(config.hydra.runtime.choices.guidance)
     with open_dict(config):
         del config["hydra"]
-    return Composed(config, words)
+    return config, chosen
 
 
 def known_options(config: type = Config, prefix: str = "") -> list[str]:
