@@ -39,7 +39,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     """With a picture and a model, which draws in four steps: what it draws is noise in twenty, too."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(draw_around.__kwdefaults__, "steps", 4)
+    defaults: Any = draw_around.__kwdefaults__
+    monkeypatch.setitem(defaults, "steps", 4)
     (tmp_path / "model").symlink_to(model)
     picture = np.full((48, 48, 3), 255, np.uint8)
     picture[12:36, 16:40] = (200, 40, 30)
