@@ -51,6 +51,7 @@ def options_of(target: Callable[..., Any], schedules: bool = False) -> type:
     return dataclasses.make_dataclass(f"{target.__name__}_options", fields)
 
 
+@cache
 def hints_of(target: Callable[..., Any], rules: bool = False) -> dict[str, Any]:
     """The types of a callable's parameters; with ``rules``, those of ``distill.domains`` beside them."""
     source = target.__init__ if inspect.isclass(target) else target

@@ -18,6 +18,7 @@ import distill
 from distill.contracts import Condition
 from distill.embedded.exact import exact_prior
 from distill.embedded.judge import load_judge
+from distill.export import mesh
 from distill.guidance.csd import csd
 from distill.guidance.sds import sds
 from distill.lab.comparison import figures, run
@@ -40,9 +41,11 @@ QUICK: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def _few_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Profiles of a cell's gradient from 4 predictions, not 48: what they compute is checked against closed forms alone."""
+def _cheap_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell's gradient profile from 4 predictions, not 48, and its mesh from a coarse grid: both are tested by themselves."""
     monkeypatch.setattr(run, "gradient_profile", partial(figures.gradient_profile, levels=2, draws=2))
+    whole = mesh.extract_mesh
+    monkeypatch.setattr(mesh, "extract_mesh", lambda *of, **how: whole(*of, **{**how, "resolution": 24}))
 
 
 def test_mean_colour_and_saturation_by_hand() -> None:

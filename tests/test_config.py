@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 import torch
 from hypothesis import given, settings
@@ -544,6 +546,71 @@ def unchecked(*words: str) -> Any:
     """A configuration that is composed alone, with no look at whether a run could be made of it."""
     with composing():
         return OmegaConf.to_container(compose_words(with_implied(words)).config)
+
+
+WORDS = [
+    ["prompt=x"],
+    ["prompt=x", "iterations=7", "scene=surface", "guidance=asd", "guidance.scale=3", "render.turns={lambertian:0.5}"],
+    ["guidance.scale=null", "guidance.scale={start:9,end:3}", "preset=latent", "prompt=x", "experiment=prolificdreamer"],
+    ["guidance={scale:3}", "+experiment=dreamfusion", "prompt=x", "export.formats=[glb]"],
+    ["prompt=x", "guidance=no_such"],
+    ["prompt=x", "guidance.no_such=1", "scene=no_such"],
+    ["prompt=x", "iterations=many"],
+    ["prompt=x", "seed=1,2"],
+    ["guidance=sds,csd", "prompt=x"],
+    ["prompt=x", "~guidance"],
+    ["prompt=x", "scene=3"],
+    ["prompt=x", "seed=[1"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", WORDS, ids=" ".join)
+def test_parts_that_were_composed_before_are_what_hydra_composes(words: list[str]) -> None:
+    """The same values, flags and errors as in Hydra's own composition, which reads every file again."""
+
+    def made(compose: Callable[[], DictConfig]) -> tuple[object, ...]:
+        try:
+            found = compose()
+        except Exception as error:
+            return type(error), str(error), type(error.__cause__), str(error.__cause__)
+        return OmegaConf.to_yaml(found), OmegaConf.is_struct(found), OmegaConf.is_struct(found.render)
+
+    with composing():
+        whole = made(lambda: hydra.compose("config", overrides=words))
+        for _ in range(2):
+            assert made(lambda: compose_words(words).config) == whole
+
+
+def test_what_is_done_to_a_configuration_stays_with_it() -> None:
+    words = ["prompt=x", "guidance.scale={start:9,end:3}"]
+    first = compose_config(words)
+    first.guidance.scale.start, first.penalties.sparsity, first.cameras.elevation_deg[0] = 1, 5, -7
+    second = compose_config(words)
+    assert second.guidance.scale.start == 9
+    assert second.penalties.sparsity != 5
+    assert second.cameras.elevation_deg[0] != -7
+
+
+def test_files_of_the_users_own_are_read_each_time(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    for steps in (11, 12):
+        (tmp_path / "experiment/mine.yaml").write_text(f"# @package _global_\niterations: {steps}\n")
+        assert compose_config(["prompt=x", "+experiment=mine"], [str(tmp_path)]).iterations == steps
+
+
+def test_a_loss_that_is_registered_anew_counts() -> None:
+    def one(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, own: float = 1.0) -> Any: ...
+
+    def other(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, own: float = 2.0) -> Any: ...
+
+    try:
+        for number, loss in ((1.0, one), (2.0, other)):
+            loss.__name__ = "mine"
+            distill.guidance.register(loss)
+            with composing():
+                assert compose_words(["guidance=mine"]).config.guidance.own == number
+    finally:
+        distill.guidance._registered.pop("mine", None)
 
 
 def test_a_multi_view_prior_has_what_stable_diffusion_has() -> None:

@@ -23,7 +23,7 @@ from distill.cli import main
 
 QUICK = [
     "iterations=6",
-    "render.batch=2",
+    "render.batch=1",
     "render.size=32",
     "log.checkpoint_every=2",
     "log.preview_every=3",
@@ -34,6 +34,7 @@ QUICK = [
     "export.picture_size=32",
 ]
 OPTIONS: dict[str, Any] = {name: int(value) for name, value in (text.split("=") for text in QUICK)}
+BARE: dict[str, Any] = {"export.enabled": False}
 
 
 def command(*arguments: str) -> int:
@@ -79,26 +80,22 @@ def test_a_prompt_becomes_an_asset_with_every_file(tmp_path: Path) -> None:
     assert np.isfinite(mesh.vertices).all() and len(mesh.faces) > 50
 
 
-def test_python_makes_the_same_asset_as_the_command_line_and_saves_it(tmp_path: Path) -> None:
+def test_python_makes_and_saves_the_same_asset_as_the_command_line_and_another_with_another_seed(
+    tmp_path: Path,
+) -> None:
     assert command("a red mug", *QUICK, "output_dir=line", "export.enabled=false") == 0
-    asset = distill.generate("a red mug", output_dir="script", **OPTIONS, **{"export.enabled": False})
+    asset = distill.generate("a red mug", output_dir="script", **OPTIONS, **BARE)
     line, script = final_tensors(tmp_path / "line"), final_tensors(asset.folder)
     assert all(torch.equal(line[name], script[name]) for name in line)
+    other = distill.generate("a red mug", seed=1, **OPTIONS, **BARE)
+    assert not torch.equal(script["state.scene.grid"], final_tensors(other.folder)["state.scene.grid"])
     assert asset.save(tmp_path / "mug.glb").stat().st_size > 1000
     with pytest.raises(ValueError, match="glb"):
         asset.save(tmp_path / "mug.fbx")
 
 
-def test_another_seed_makes_another_asset() -> None:
-    assets = [
-        distill.generate("a red mug", seed=seed, **{**OPTIONS, "export.enabled": False}) for seed in (0, 1)
-    ]
-    first, second = (final_tensors(asset.folder) for asset in assets)
-    assert not torch.equal(first["state.scene.grid"], second["state.scene.grid"])
-
-
 #: A run that is long enough to be interrupted.
-LONG = ["a red mug", *QUICK[1:], "iterations=24", "export.enabled=false"]
+LONG = ["a red mug", *QUICK[1:], "iterations=24", "render.batch=2", "export.enabled=false"]
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +180,7 @@ def test_an_edit_starts_from_an_earlier_run_and_sees_it(
     from distill.run.compose import compose_config
     from distill.run.overrides import as_overrides
 
-    first = distill.generate("a red mug", output_dir=tmp_path / "first", **OPTIONS)
+    first = distill.generate("a red mug", output_dir=tmp_path / "first", **OPTIONS, **BARE)
     prior = distill.load_prior("embedded")
     edit = {"init": str(tmp_path / "first"), "guidance": "dds", "source_prompt": "a red mug"}
     config = compose_config(as_overrides({"prompt": "a blue mug", **edit, **OPTIONS}))
@@ -196,7 +193,8 @@ def test_an_edit_starts_from_an_earlier_run_and_sees_it(
     cond = job.condition(turntable(2), Step())
     assert cond.source_x is not None
     torch.testing.assert_close(cond.source_x, prior.encode(before.movedim(-1, 1)))
-    assert command("a blue mug", *(f"{key}={value}" for key, value in edit.items()), *QUICK) == 0
+    words = [f"{key}={value}" for key, value in edit.items()]
+    assert command("a blue mug", *words, *QUICK, "iterations=2", "export.enabled=false") == 0
     assert "init=" in error_of(capsys, "a blue mug", *QUICK, f"init={tmp_path / 'first'}", "scene.levels=3")
     assert "has no checkpoints" in error_of(capsys, "a blue mug", *QUICK, "init=nowhere")
 
@@ -205,16 +203,17 @@ def test_a_list_of_prompts_goes_on_after_a_failure_and_skips_what_is_finished(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "list.txt").write_text("a red mug\n\n# a remark\na purple zebra\na blue cube\n")
-    assert command("prompts=list.txt", *QUICK) == 1
+    quick = [*QUICK, "iterations=2", "export.enabled=false"]
+    assert command("prompts=list.txt", *quick) == 1
     assert "2 finished, 0 skipped, 1 failed" in capsys.readouterr().out
     assert sorted(path.suffix for path in (tmp_path / "outputs").iterdir()) == ["", "", ".csv"]
     (tmp_path / "list.txt").write_text("a red mug\na blue cube\n")
-    assert command("prompts=list.txt", *QUICK) == 0
+    assert command("prompts=list.txt", *quick) == 0
     assert "0 finished, 2 skipped, 0 failed" in capsys.readouterr().out
 
 
 def test_a_sweep_runs_every_job_in_a_folder_of_its_own(tmp_path: Path) -> None:
-    assert command("a red mug", "-m", "seed=0,1", *QUICK, "export.enabled=false") == 0
+    assert command("a red mug", "-m", "seed=0,1", *QUICK, "iterations=2", "export.enabled=false") == 0
     runs = [path for path in (tmp_path / "outputs").iterdir() if path.name.startswith("a-red-mug")]
     assert sorted(json.loads((run / "manifest.json").read_text())["seed"] for run in runs) == [0, 1]
 
@@ -223,7 +222,7 @@ def test_a_sweep_takes_an_alias_and_refuses_a_wrong_value_in_its_own_job(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     swept = ["-m", "guidance=sds,tp_sds", "export.up=y,q"]
-    assert command("a red mug", *swept, *QUICK, "export.enabled=false") == 2
+    assert command("a red mug", *swept, *QUICK, "iterations=2", "export.enabled=false") == 2
     said = capfd.readouterr().err
     assert said.count("export.up must be y or z, got 'q'") == 2
     assert "Traceback" not in said

@@ -28,10 +28,20 @@ PICTURE = ["image=p.png", "novel_view=model", *QUICK]
 SAMPLES = [*PICTURE, "reference.elevation_deg=20", "reference.start=samples"]
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("novel")
+    make(folder / "parts", latent=False).save(folder / "model")
+    return folder / "model"
+
+
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    """With a picture and a model, which draws in four steps: what it draws is noise in twenty, too."""
     monkeypatch.chdir(tmp_path)
-    make(tmp_path / "parts", latent=False).save(tmp_path / "model")
+    defaults: Any = draw_around.__kwdefaults__
+    monkeypatch.setitem(defaults, "steps", 4)
+    (tmp_path / "model").symlink_to(model)
     picture = np.full((48, 48, 3), 255, np.uint8)
     picture[12:36, 16:40] = (200, 40, 30)
     Image.fromarray(picture).save(tmp_path / "p.png")
@@ -183,7 +193,8 @@ def test_a_picture_from_straight_above_or_below_is_used(elevation: int, tmp_path
     near = relative_cameras(beside, views)
     own = relative_cameras(seen.reference.camera, views)
     torch.testing.assert_close(own[:, 1:], near[:, 1:], atol=1e-3, rtol=0)
-    assert command(*given, "output_dir=out", "reference.start=samples") == 0
+    quick = ["iterations=2", "export.enabled=false", "output_dir=out"]
+    assert command(*given, *quick, "reference.start=samples") == 0
 
 
 def test_a_start_without_weights_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

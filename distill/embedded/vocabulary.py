@@ -16,7 +16,10 @@ from distill.files.atomic import write_atomic
 from distill.files.paths import user_path
 
 #: The folders of the priors that ship, by the value of ``prior=``: of the embedded world, and of that and real things.
-SHIPPED = {"embedded": Path(__file__).with_name("prior"), "things": Path(__file__).with_name("things") / "prior"}
+SHIPPED = {
+    "embedded": Path(__file__).with_name("prior"),
+    "things": Path(__file__).with_name("things") / "prior",
+}
 
 #: The file in a prior's folder that says which things it knows, and the version of its layout.
 NAMES, VERSION = "names.json", 1

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from typing import NamedTuple
 
 from hydra import compose, initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from distill.files.paths import user_path
@@ -26,7 +32,7 @@ from distill.run.generator import check_together
 from distill.run.implied import expanded, with_implied
 from distill.run.mistakes import one_line
 from distill.run.overrides import key_of, quote
-from distill.run.plugins import ALIASES, plugin_options, register
+from distill.run.plugins import ALIASES, plugin_options, register, told
 from distill.run.schema import known_options
 
 
@@ -120,11 +126,45 @@ def composing(folders: Sequence[str] = ()) -> Iterator[list[str]]:
 
 def compose_words(words: Sequence[str]) -> Composed:
     """Compose as Hydra does, and once more where a configuration file has chosen an alias; ``composing`` must be open."""
-    config = compose("config", overrides=list(words), return_hydra_config=True)
-    chosen = str(config.hydra.runtime.choices.guidance)
+    config, chosen = _composed(words)
     if chosen in ALIASES:
         words = [*words, *expanded(chosen, None)]
-        config = compose("config", overrides=list(words), return_hydra_config=True)
+        config, _ = _composed(words)
+    return Composed(config, words)
+
+
+def _composed(words: Sequence[str]) -> tuple[DictConfig, str]:
+    """Return a configuration and the loss that it chose.
+
+    Hydra composes the files of the chosen parts, and then sets values. The first takes most of the time, so it is done once for
+    each choice of parts, unless ``folders`` are the user's own: their files may change.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    parsed = OverridesParser.create().parse_overrides(list(words))
+    if any(word.is_hydra_override() for word in parsed):
+        return _compose_anew(words)
+    loader.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=False)
+    is_part = [
+        loader.repository.group_exists(word.key_or_group) and not isinstance(word.value(), dict)
+        for word in parsed
+    ]
+    config, chosen = _of_parts(tuple(compress(words, is_part)), told())
+    config = copy.deepcopy(config)
+    values = [word for word, part in zip(parsed, is_part, strict=True) if not part]
+    loader._apply_overrides_to_config(values, config)
+    return config, chosen
+
+
+@functools.cache
+def _of_parts(words: tuple[str, ...], told: object) -> tuple[DictConfig, str]:
+    """Compose a choice of parts, once while Hydra is told of the same plug-ins."""
+    return _compose_anew(words)
+
+
+def _compose_anew(words: Sequence[str]) -> tuple[DictConfig, str]:
+    config = compose("config", overrides=list(words), return_hydra_config=True)
+    chosen = str(config.hydra.runtime.choices.guidance)
     with open_dict(config):
         del config["hydra"]
-    return Composed(config, words)
+    return config, chosen

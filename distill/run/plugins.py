@@ -51,6 +51,11 @@ def features_of(config: DictConfig) -> frozenset[str]:
 _told: dict[tuple[str, str], object] = {}
 
 
+def told() -> tuple[object, ...]:
+    """Return what Hydra was told of; it is equal as long as nothing is told anew."""
+    return tuple(_told.items())
+
+
 def register() -> None:
     """Tell Hydra of the schema and of every plug-in that it does not know yet: building their nodes takes a third of composing."""
     store = ConfigStore.instance()

@@ -164,9 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = compose_config([f"prompts={quote(given.prompts)}", *map(quote_text, given.options)])
         root, left = to_make(config, given.gpus)
         if find_spec("ray") is None:
-            raise ValueError(
-                "this script needs the package ray; install it with pip install ray"
-            )
+            raise ValueError("this script needs the package ray; install it with pip install ray")
     except ValueError as error:
         print(f"ray_prompts: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

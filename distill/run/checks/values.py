@@ -10,7 +10,7 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import MISSING
 
-from distill.options import check_option, check_options, names_of, options_of, shown
+from distill.options import check_option, check_options, hints_of, names_of, options_of, shown
 from distill.run.schema import PARTS, Config, default_of
 
 
@@ -30,7 +30,7 @@ def check_schema(values: Mapping[str, Any], iterations: int, schema: type = Conf
     Raises:
         ValueError: an option has a value that it may not take.
     """
-    hints = typing.get_type_hints(schema, include_extras=True)
+    hints = hints_of(schema, rules=True)
     for item in dataclasses.fields(schema):
         name, hint, value = f"{prefix}{item.name}", hints[item.name], values[item.name]
         if dataclasses.is_dataclass(hint):

@@ -70,8 +70,8 @@ def measured(asset: Asset, prompt: str) -> dict[str, Any]:
 
 def run(record: Record, work: Path, output: Path, device: torch.device, dry: bool) -> None:
     """The same prompt in a new process, again, and with the prior's kernels launched one by one."""
-    small = {"iterations": 4, "export.resolution": 24, "export.texture_size": 64, "export.picture_size": 32,
-             "export.frames": 2}  # fmt: skip
+    small = {"iterations": 4, "render.size": 16, "render.batch": 1, "export.resolution": 24, "export.texture_size": 64,
+             "export.picture_size": 32, "export.frames": 2}  # fmt: skip
     runs: list[tuple[str, dict[str, Any]]] = [("in a new process", {})]
     if not dry:
         runs += [("again", {}), ("again, without CUDA graphs", {"prior_options.graphs": False})]

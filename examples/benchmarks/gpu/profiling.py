@@ -92,8 +92,8 @@ def launches(averages: Iterable[Any]) -> int:
 
 def run(record: Record, work: Path, output: Path, device: torch.device, dry: bool) -> None:
     """Without CUDA graphs and with them."""
-    few = 2 if dry else 10
-    small = {"render.size": 16} if dry else {}
+    few = 1 if dry else 10
+    small = {"render.size": 16, "render.batch": 1} if dry else {}
     for name, graphs in (("kernel by kernel", False), ("CUDA graphs", True))[: 1 if dry else 2]:
         take = trainer(device, {"prior_options.graphs": graphs, **small})
         take(few if dry else 80)  # the scene becomes sparse, and what is compiled or chosen at first use is

@@ -24,7 +24,7 @@ import distill
 DOCUMENTED = Path(__file__).resolve().parents[3] / "docs" / "benchmarks.md"
 #: Processes at a time.
 WORKERS = 8
-SMALL = {"iterations": 2, "render.size": 16}
+SMALL = {"iterations": 2, "render.size": 16, "render.batch": 1}
 
 
 def documented(text: str) -> dict[str, tuple[float, float]]:

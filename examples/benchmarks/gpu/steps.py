@@ -61,6 +61,11 @@ COMPILED = (
     Case("sds", 64, compile=True, graphs=False),
     Case("sds", 64, compile=True),
 )
+#: Of a try on the CPU.
+SMALL = {
+    "prior_options.image_size": 64, "scene.levels": 4, "scene.log2_table_size": 12, "scene.march_steps": 32,
+    "scene.occupancy_resolution": 16,
+}  # fmt: skip
 NERFACC = (
     Case("sds", 64),
     Case("sds", 64, marcher="nerfacc"),
@@ -82,7 +87,6 @@ def prior_folder(work: Path, device: torch.device, dry: bool) -> Path:
 def configured(case: Case, folder: Path, device: torch.device, dry: bool) -> Any:
     """A run's configuration; the scene stays the blob it begins as, which random weights would dissolve."""
     still = {"scene.encoding_lr": 0, "scene.mlp_lr": 0, "scene.background_lr": 0}
-    small = {"prior_options.image_size": 64} if dry else {}
     return compose_config(
         as_overrides(
             {
@@ -90,7 +94,7 @@ def configured(case: Case, folder: Path, device: torch.device, dry: bool) -> Any
                 "prior_options.compile": case.compile, "guidance": case.loss, "render.size": case.size,
                 # Always where there can be some; a case without them leaves them away.
                 "prior_options.graphs": device.type == "cuda",
-                "scene.backend": case.backend, **still, **small,
+                "scene.backend": case.backend, **still, **(SMALL if dry else {}),
             }
         )
     )  # fmt: skip
