@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -101,9 +103,11 @@ class Triangles:
 
 def read_obj(path: Path) -> Triangles:
     """An OBJ file's triangles: polygons are fans, and a part is an ``o`` with a material."""
-    vertices, faces, parts = list[list[float]](), list[list[int]](), Counter[tuple[str, str]]()
-    group = material = ""
+    vertices, faces, parts = list[list[float]](), list[list[int]](), Counter[str]()
     text = path.read_text("latin-1").replace("\\\n", " ")
+    library = re.search(r"(?m)^mtllib\s+(.*?)\s*$", text)
+    materials = path.with_name(library[1]).read_text("latin-1").count("newmtl ") if library else 0
+    group = material = ""
     for key, *words in (line.split() for line in text.splitlines() if line.strip()):
         if key == "v":
             vertices.append([float(word) for word in words[:3]])
@@ -114,12 +118,13 @@ def read_obj(path: Path) -> Triangles:
         elif key == "f":
             corners = [int(word.split("/")[0]) for word in words]
             corners = [at - 1 if at > 0 else len(vertices) + at for at in corners]
-            fan = [[corners[0], *pair] for pair in zip(corners[1:-1], corners[2:], strict=True)]
+            fan = [[corners[0], *pair] for pair in pairwise(corners[1:])]
             faces += fan
-            parts[group, material] += len(fan)
-    names = Counter({" ".join(filter(None, pair)): count for pair, count in parts.items()})
+            # A material tells parts apart only where there are several.
+            name = "_".join(filter(None, (group, material if materials > 1 else "")))
+            parts[name or path.name] += len(fan)
     corners = np.array(vertices)[np.array(faces)].astype(np.float32)
-    return Triangles(corners, names, np.empty(0), np.empty(0), ())
+    return Triangles(corners, parts, np.empty(0), np.empty(0), ())
 
 
 _TYPES = {5120: np.int8, 5121: np.uint8, 5122: np.int16, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}
@@ -182,21 +187,14 @@ def same_triangles(first: Array, second: Array) -> bool:
     return len(first) == len(second) and bool((ordered(first) == ordered(second)).all())
 
 
-def wrong(given: Triangles, made: Triangles, file: str) -> list[str]:
+def wrong(given: Triangles, made: Triangles) -> list[str]:
     """What differs between the mesh that was given and the GLB, in words."""
     found = []
     if not same_triangles(given.corners, made.corners):
         found.append("other triangles")
-    # trimesh joins the names of an object and its material, and leaves the material out where an MTL file has one alone.
-    if sorted(given.parts.values()) != sorted(made.parts.values()):
-        found.append(f"{len(made.parts)} parts of {len(given.parts)}")
-    elif unknown := [
-        name
-        for name in made.parts
-        if name != file
-        and not any(name in (of, of.replace(" ", "_")) or of.startswith(name) for of in given.parts)
-    ]:
-        found.append(f"a part called {unknown[0]}")
+    if given.parts != made.parts:
+        odd = [*(given.parts - made.parts), *(made.parts - given.parts)]
+        found.append(f"{len(made.parts)} parts of {len(given.parts)}, such as {odd[0]}")
     if made.uv.min() < 0 or made.uv.max() > 1 or not np.isfinite(made.uv).all():
         found.append("texture coordinates outside [0, 1]")
     return found
@@ -315,7 +313,7 @@ def measure(name: str, prompt: str, options: argparse.Namespace) -> Made:
     else:
         made |= json.loads(ran.stdout.splitlines()[-1])
         back = read_glb(folder / "asset" / "mesh.glb")
-        differs = wrong(given, back, path.name)
+        differs = wrong(given, back)
         if not options.faces and made["faces"] != thing.faces:
             differs.append(f"{made['faces']} faces of {thing.faces}")
         made["validator"] = validate(folder / "asset" / "mesh.glb")
