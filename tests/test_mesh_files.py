@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import khronos
 import numpy as np
 import pytest
 import torch
@@ -410,17 +411,52 @@ def test_the_transform_of_a_kept_materials_maps_is_applied_whichever_it_has(
     np.testing.assert_allclose(part.look.uv.reshape(-1, 2), moved, atol=1e-6)
 
 
-def test_a_kept_material_of_an_mtl_file_is_no_metal(tmp_path: Path) -> None:
-    (tmp_path / "m.mtl").write_text(
-        "newmtl wood\nKd 0.5 0.5 0.5\nmap_Kd p.png\nnewmtl other\nKd 0.5 0.25 0\nNs 30\nnewmtl new\nKd 1 1 1\n"
-    )
-    Image.fromarray(CELLS).save(tmp_path / "p.png")
+def boxes_of(tmp_path: Path, names: Sequence[str], library: str) -> Path:
+    """An OBJ file of a box for each material, side by side."""
+    (tmp_path / "m.mtl").write_text(library)
     lines = ["mtllib m.mtl", "vt 0.1 0.1", "vt 0.9 0.1", "vt 0.1 0.9"]
-    for number, name in enumerate(("wood", "other", "new")):
+    for number, name in enumerate(names):
         lines += [f"o {name}", *(f"v {x + 2 * number} {y} {z}" for x, y, z in BOX.vertices), f"usemtl {name}"]
         lines += ["f " + " ".join(f"{v + 1 + 8 * number}/{i + 1}" for i, v in enumerate(face)) for face in BOX.faces]  # fmt: skip
     (tmp_path / "m.obj").write_text("\n".join(lines) + "\n")
-    surface = reading(tmp_path / "m.obj", keep=["wood", "other"])
+    return tmp_path / "m.obj"
+
+
+def test_a_kept_material_of_an_mtl_file_stays_transparent_or_cut_out(tmp_path: Path) -> None:
+    Image.fromarray(np.dstack([CELLS[..., :3], CELLS[..., 0]])).save(tmp_path / "p.png")
+    library = (
+        "newmtl glass\nKd 0.2 0.4 0.6\nd 0.2\nnewmtl leaf\nmap_Kd p.png\nmap_d p.png\nnewmtl pane\nmap_Kd p.png\nd 0.4\n"
+        "newmtl plain\nKd 1 0 0\nd 1.0\nnewmtl new\nKd 1 1 1\n"
+    )
+    kept = ["glass", "leaf", "pane", "plain"]
+    surface = reading(boxes_of(tmp_path, [*kept, "new"], library), keep=kept)
+    write_textured(surface, Paints(torch.abs), tmp_path / "out.glb", size=64)
+    found = {material["name"]: material for material in tree_of(tmp_path / "out.glb")["materials"]}
+    modes = {name: material.get("alphaMode", "OPAQUE") for name, material in found.items()}
+    assert modes == {"glass": "BLEND", "leaf": "MASK", "pane": "BLEND", "plain": "OPAQUE", "new": "OPAQUE"}
+    factors = {name: found[name]["pbrMetallicRoughness"].get("baseColorFactor") for name in kept}
+    assert factors["glass"] == pytest.approx([0.2, 0.4, 0.6, 0.2], abs=1e-6)
+    assert factors["pane"] == pytest.approx([1, 1, 1, 0.4], abs=1e-6)
+    assert factors["leaf"] is None and found["leaf"]["alphaCutoff"] == 0.5
+    assert khronos.wrong(tmp_path / "out.glb") == []
+
+
+def test_an_opacity_map_of_its_own_is_refused_only_where_it_is_kept(tmp_path: Path) -> None:
+    Image.fromarray(CELLS).save(tmp_path / "p.png")
+    library = "newmtl leaf\nmap_Kd p.png\nmap_d other.png\nnewmtl new\nKd 1 1 1\n"
+    path = boxes_of(tmp_path, ["leaf", "new"], library)
+    assert len(reading(path).parts) == 2
+    with pytest.raises(
+        ValueError, match=r"keep=leaf has an opacity map other\.png beside p\.png, in .*m\.obj; put it"
+    ):
+        reading(path, keep=["leaf"])
+
+
+def test_a_kept_material_of_an_mtl_file_is_no_metal(tmp_path: Path) -> None:
+    Image.fromarray(CELLS).save(tmp_path / "p.png")
+    library = "newmtl wood\nKd 0.5 0.5 0.5\nmap_Kd p.png\nnewmtl other\nKd 0.5 0.25 0\nNs 30\nnewmtl new\nKd 1 1 1\n"
+    path = boxes_of(tmp_path, ["wood", "other", "new"], library)
+    surface = reading(path, keep=["wood", "other"])
     write_textured(surface, Paints(torch.abs), tmp_path / "out.glb", size=64)
     found = {material["name"]: material["pbrMetallicRoughness"] for material in tree_of(tmp_path / "out.glb")["materials"]}  # fmt: skip
     # Ns is 2 / roughness^4 - 2 (Karis 2013): 30 is a half.

@@ -311,6 +311,18 @@ def test_texture_coordinates_that_overlap_repeat_or_are_tiny_are_replaced() -> N
         assert usable(mesh, mesh.parts, [_own(mesh, mesh.parts[0])]) == good
 
 
+def test_leaves_that_share_a_picture_are_told_by_their_area_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each of twelve triangles has half of the texture, six times as much as there is.
+    whole = np.tile(np.array([[0, 0], [1, 0], [0, 1]], np.float32), (12, 1))
+    mesh = placed(painted_box("leaves", whole, np.zeros((4, 4, 3), np.uint8)))
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("thousands of leaves would be rasterised at full size each")
+
+    monkeypatch.setattr("distill.meshes.write.rasterise", refuse)
+    assert not usable(mesh, mesh.parts, [_own(mesh, mesh.parts[0])])
+
+
 def test_a_stacked_texture_is_unwrapped_and_its_charts_are_apart(tmp_path: Path) -> None:
     mesh = placed(painted_box("wood", np.tile(triangles_apart()[:3], (12, 1)), np.zeros((4, 4, 3), np.uint8)))
     figures = write_textured(mesh, Paints(lambda points: (points + 1) / 2), tmp_path / "out.glb", size=256)

@@ -89,11 +89,20 @@ def _finished(look: Look, mesh: trimesh.Trimesh, visual: TextureVisuals) -> Look
 
 
 def of_mtl(material: SimpleMaterial) -> PBRMaterial:
-    """The glTF material of one of an MTL file: no metal, its roughness by the exponent Ns, and a texture for Kd where it has one."""
+    """The glTF material of one of an MTL file: no metal, its roughness by the exponent Ns, and a texture for Kd where it has one.
+
+    With a dissolve ``d`` below 1 it is blended; with an opacity map ``map_d``, the alpha of Kd's texture, it is cut out.
+    """
     made = material.to_pbr()
     made.name, made.metallicFactor = material.name, 0.0
     if material.image is not None:
         made.baseColorFactor = None
+    opacity = float(material.kwargs.get("d", ["1"])[-1])
+    if opacity < 1:
+        shown = (255, 255, 255) if material.image is not None else material.diffuse[:3]
+        made.baseColorFactor, made.alphaMode = [*shown, round(255 * max(opacity, 0.0))], "BLEND"
+    elif "map_d" in material.kwargs:
+        made.alphaMode, made.alphaCutoff = "MASK", 0.5
     return made
 
 

@@ -32,6 +32,8 @@ def load_obj(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
             continue
         material: Any = geometry.visual.material
         name = material.name
+        if name in keep:
+            _check_opacity(path, material)
         if _whole(material) and (material.image is not None or name not in named):
             continue
         material.image = None
@@ -42,6 +44,18 @@ def load_obj(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
                 "as PNG or JPEG, without options in the MTL file"
             )
     return scene
+
+
+def _check_opacity(path: Path, material: Any) -> None:
+    """Refuse to keep an opacity map that is another picture than the colour's, whose alpha alone is written."""
+    opacity = " ".join(getattr(material, "kwargs", {}).get("map_d", ()))
+    image = getattr(material, "image", None)
+    colour = image.info.get("file_path") if image is not None else None
+    if opacity and opacity != colour:
+        raise Unfit(
+            f"mesh.keep={material.name} has an opacity map {opacity} beside {colour or 'no texture'}, in {path}; put it into "
+            "the alpha of the texture, and name that as map_d, or leave map_d out"
+        )
 
 
 def _whole(material: Any) -> bool:

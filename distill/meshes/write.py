@@ -186,7 +186,8 @@ def usable(surface: Surface, parts: Sequence[Part], own: Sequence[Mapped | None]
     true = np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]), axis=1) / 2
     # A face without area in the texture would be of one texel.
     mapped = true[area > 1e-4 / max(len(area), 1) * area.sum()].sum() / max(true.sum(), 1e-20)
-    if area.sum() < _LEAST or mapped < _MAPPED:
+    # More than the whole texture lies on itself: leaves that share a picture would be rasterised thousands of times over.
+    if area.sum() < _LEAST or mapped < _MAPPED or _ALONE * area.sum() > 1:
         return False
     covered = np.zeros(_LOOK * _LOOK, bool)
     for chunk in _chunks(uv, faces, _LOOK, 0.0):
