@@ -16,8 +16,9 @@ from torch import Tensor
 from distill.cameras import Cameras
 from distill.conditions import prompt_library, prompts
 from distill.conditions.control import DRAWN, controlled, read_picture
+from distill.conditions.image_prompt import ImagePrompted, prompted, show
 from distill.conditions.perp_neg import PUBLISHED, Curves
-from distill.conditions.picture import Picture, look_at
+from distill.conditions.picture import Picture, framed, look_at
 from distill.conditions.prompt_library import Prompts
 from distill.conditions.start import asked_later, views_first
 from distill.contracts import (
@@ -38,14 +39,14 @@ from distill.job import Job, Settings, State, make_optimiser
 from distill.options import followed, schedule, schedules_in, value_over_run
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.graphs import check_graphs
-from distill.priors.load import load_prior
+from distill.priors.load import is_imagedream, load_prior
 from distill.priors.multi_view.camera import check_groups
 from distill.priors.source import find
 from distill.ranks import ALONE, Ranks
 from distill.renderers import reference
 from distill.renderers.particles import Particles
 from distill.renderers.patch import patched
-from distill.run.checks import check_prompt
+from distill.run.checks import check_prompt, check_shown
 from distill.run.generator import amortised, check_generator, library_of
 from distill.run.initial import begin, begin_generated, check_init
 from distill.run.scenes import scene_maker
@@ -79,13 +80,15 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
     conversion: dict[str, float] = {}
     scenes = make_scenes(config, generator, prior.device if prior else device, embeddings, conversion)
     cameras: CameraSampler = sampler_of(config, "cameras")
-    picture = look_at(config, device) if config.image else None
+    told = shows_picture(config, prior)
+    picture = look_at(config, device) if config.image and not told else None
     if picture and not config.prompt:
         prior = picture.prior
     elif prior is None:
         prior = open_prior(config, device)
     check_fits(config, prior, ranks.size)
     check_cameras(cameras, config.render.batch, prior)
+    shown = show(config, cast(DiffusionPrior, prior)) if told else None
     if config.generator:
         begin_generated(scenes[0], config, prior)
 
@@ -108,7 +111,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         state=State(scene, optimiser, generator, learner=learner),
         prior=prior,
         guidance=guidance,
-        condition=make_condition(config, prior, scenes[0], library),
+        condition=make_condition(config, prior, scenes[0], library, shown),
         render=render(),
         frugal=render(frugal=True) if ranks.size == 1 else None,  # all processes divide a step alike
         cameras=cameras,
@@ -116,7 +119,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         settings=settings,
         scenes=scenes,
         views=looks(prior, scenes, library),
-        picture=picture,
+        picture=picture or shown,
         drawn=lambda: particles.drawn if particles else 0,
         ranks=ranks,
         conversion=conversion,
@@ -180,10 +183,30 @@ def check_prior(config: DictConfig, device: torch.device) -> None:
         if control not in DRAWN:
             read_picture(user_path(control))
     source = find(config.prior, config.prior_options.config)
+    if is_imagedream(source):
+        check_shown(config, config.prior)
+        if config.image:
+            framed(config)
     if config.max_vram:
         from distill.run.fit import fit
 
         fit(config, source, device)
+
+
+def shows_picture(config: DictConfig, prior: Prior | None) -> bool:
+    """Tell whether a configuration's prior, or a loaded one, is ImageDream, which is shown the picture itself.
+
+    Raises:
+        ValueError: it is, and there is no picture, or what places one before a camera.
+    """
+    if prior is None:
+        return bool(config.image and config.prompt) and is_imagedream(
+            find(config.prior, config.prior_options.config)
+        )
+    if not isinstance(prior, DiffusionPrior) or prior.picture is None:
+        return False
+    check_shown(config, prior.name)
+    return True
 
 
 def open_prior(config: DictConfig, device: torch.device) -> DiffusionPrior:
@@ -424,7 +447,11 @@ def embed_library(config: DictConfig, prior: Prior, library: Prompts) -> Tensor:
 
 
 def make_condition(
-    config: DictConfig, prior: Prior, scene: Scene, library: Prompts | None = None
+    config: DictConfig,
+    prior: Prior,
+    scene: Scene,
+    library: Prompts | None = None,
+    shown: ImagePrompted | None = None,
 ) -> Conditioner:
     """Embed a configuration's prompts, with view words where the scene has sides; add what else the prior is conditioned on."""
 
@@ -449,7 +476,7 @@ def make_condition(
         condition = prompts.with_source(condition, look(source, prior.device), prior)
     if config.prior_options.control:
         condition = controlled(condition, prior, config.prior_options.control)
-    return condition
+    return prompted(condition, shown) if shown else condition
 
 
 def curves(config: DictConfig) -> Curves:

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from distill.export.choices import check_files
 from distill.options import check_option, check_options, options_of, schedule, shown
-from distill.run.schema import Config, PriorOptions, Views
+from distill.run.schema import Config, PriorOptions, Reference, Views
 from distill.run.seeding import check_seeds
 from distill.samplers.schedules import Ramp, turns
 
@@ -448,6 +448,43 @@ FOR_WORDS = (
     *(f"views.{item.name}" for item in dataclasses.fields(Views)),
     *(f"prior_options.{item.name}" for item in dataclasses.fields(PriorOptions)),
 )  # fmt: skip
+
+
+#: Options of ``reference`` that say how an object is cut out; the others place its picture before a camera.
+CUT_OUT = ("background", "recentre", "fill")
+
+
+def check_shown(config: DictConfig, name: str) -> None:
+    """Refuse what places a picture before a camera, for a prior that is shown the picture alone.
+
+    Args:
+        config: of the run, with or without a picture.
+        name: of the prior.
+
+    Raises:
+        ValueError: there is no picture, or an option would do nothing or compare with a picture whose camera is not known.
+    """
+    if not config.image:
+        raise ValueError(f"{name} is ImageDream, which is shown a picture beside the prompt; add image=FILE")
+    if not config.prompt.strip():
+        raise ValueError(f"{name} takes a prompt beside the picture, and there is none; add a prompt")
+    placing = {
+        f"reference.{item.name}": (config.reference[item.name], item.default)
+        for item in dataclasses.fields(Reference)
+        if item.name not in CUT_OUT
+    }
+    placing["novel_view"] = (config.novel_view, "embedded")
+    placing |= {
+        f"penalties.{penalty}": (weight, 0)
+        for penalty, weight in config.penalties.items()
+        if penalty.startswith(("reference_", "start_"))
+    }
+    for option, (value, default) in placing.items():
+        if value != default:
+            raise ValueError(
+                f"{option}={value} places the picture before a camera, and {name} is shown the picture alone; leave {option}= out, "
+                "or choose another prior"
+            )
 
 
 def check_loaded(config: DictConfig) -> None:

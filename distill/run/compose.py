@@ -161,7 +161,9 @@ def implied(words: Sequence[str]) -> dict[str, str]:
             found[f"cameras.views={views}"] = f"follows from prior_options.views={views}"
     if "preset" in given:
         return found
-    if given.get("image", "null") not in ("null", ""):
+    if given.get("image", "null") not in ("null", "") and shown_picture(given.get("prior", "embedded")):
+        found["preset=multi_view_image"] = f"follows from image= with prior={given['prior']}"
+    elif given.get("image", "null") not in ("null", ""):
         own = given.get("novel_view", "embedded") == "embedded"
         found["preset=embedded_image" if own else "preset=image"] = "follows from image="
         if given.get("prompt") and "guidance" not in given:
@@ -191,6 +193,23 @@ def told_cameras(prior: str) -> bool:
     try:
         said = json.loads((folder / "unet" / "config.json").read_text())
         return takes_cameras(said) or has_cameras_beside(folder)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def shown_picture(prior: str) -> bool:
+    """Tell whether a prior is ImageDream, which is shown the picture itself: from the table, its settings or its file's head."""
+    from distill.priors.header import shapes_of
+    from distill.priors.multi_view.published import PROMPTED, marked
+    from distill.priors.source import is_single
+    from distill.priors.table import MODELS
+
+    if prior in MODELS:
+        return MODELS[prior].pictured
+    try:
+        if is_single(prior):
+            return PROMPTED in marked(shapes_of(user_path(prior)))
+        return bool(json.loads((user_path(prior) / "unet" / "config.json").read_text()).get("ip_dim"))
     except (OSError, ValueError, AttributeError):
         return False
 
