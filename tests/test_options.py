@@ -251,7 +251,11 @@ def test_closed_options_list_what_the_code_knows() -> None:
     assert of(HashGridScene, "backend") == set(BACKENDS)
     assert of(HashGridScene, "background") == set(SCENE_BACKGROUNDS)
     schema = dict(schema_options())
-    known_by = {"render.shading": SHADINGS, "reference.background": BACKGROUNDS, "prior_options.ip_mode": MODES}
+    known_by = {
+        "render.shading": SHADINGS,
+        "reference.background": BACKGROUNDS,
+        "prior_options.ip_mode": MODES,
+    }
     for name, known in known_by.items():
         (rule,) = (rule for rule in rules_of(schema[name]) if isinstance(rule, OneOf))
         assert set(rule.names()) == set(known)
