@@ -15,10 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+#: What parts are called in ImageDream's file, and in MVDream's and Stable Diffusion's.
+PARTS = {"clip_model.": "cond_stage_model.", "vae_model.": "first_stage_model."}
 
 
 def convert(source: Path, target: Path | None = None) -> Path:
     """Write the tensors of ``source`` to ``target``, by default beside it, named as a loader looks for it.
+
+    The names of tensors stay, but for the two parts of ImageDream's file that are called otherwise in MVDream's.
 
     Raises:
         ValueError: the file cannot be read, or holds more than tensors.
@@ -33,8 +37,17 @@ def convert(source: Path, target: Path | None = None) -> Path:
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(f"{source} must hold named tensors and nothing else, got {type(found).__name__}")
     # Tensors that share memory would be refused.
-    save_file({name: value.clone().contiguous() for name, value in found.items()}, target, {"format": "pt"})
+    save_file(
+        {_called(name): value.clone().contiguous() for name, value in found.items()}, target, {"format": "pt"}
+    )
     return target
+
+
+def _called(name: str) -> str:
+    for theirs, ours in PARTS.items():
+        if name.startswith(theirs):
+            return ours + name[len(theirs) :]
+    return name
 
 
 def target_of(source: Path) -> Path:

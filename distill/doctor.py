@@ -117,7 +117,12 @@ def fits(config: DictConfig, source: Source) -> Iterator[Finding]:
     options = config.prior_options
     try:
         prior = shadow(
-            source, torch.float32, options.image_size, controlnet=options.controlnet, views=options.views
+            source,
+            torch.float32,
+            options.image_size,
+            controlnet=options.controlnet,
+            views=options.views,
+            ip_mode=options.ip_mode,
         )
     except Exception as error:  # what a broken folder fails with
         yield Finding("prior_options", "wrong", " ".join(str(error).split()))

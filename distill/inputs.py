@@ -16,9 +16,10 @@ from distill.conditions.picture import framed, maps_of, model_of
 from distill.files.lock import hold
 from distill.files.paths import user_path
 from distill.priors import lora
-from distill.priors.load import family_of, loader
+from distill.priors.load import family_of, is_imagedream, loader
 from distill.run.assemble import make_scenes
 from distill.run.batch import read_prompts, shard_of
+from distill.run.checks.image import check_shown
 from distill.run.folders import check_root, refuse
 from distill.run.generator import amortised, library_of
 from distill.run.initial import check_init
@@ -155,6 +156,8 @@ def fitting(config: DictConfig, prior: DiffusionPrior) -> Iterator[Look]:
 def options_fit(config: DictConfig, prior: DiffusionPrior) -> str:
     """Check the options that a prior must be able to follow."""
     check_fits(config, prior)
+    if is_imagedream(prior.source):
+        check_shown(config, prior.name)
     return "those of the prior fit it"
 
 

@@ -25,6 +25,7 @@ from distill.ranks import ALONE, Ranks
 from distill.samplers.schedules import Ramp
 
 if TYPE_CHECKING:
+    from distill.conditions.image_prompt import ImagePrompted
     from distill.conditions.picture import Picture
 
 
@@ -147,7 +148,7 @@ class Job:
             fit the device's memory. None for never.
         scenes: the scenes that are trained: one, or the particles.
         views: render each of them for viewing.
-        picture: the input picture of a run that has one.
+        picture: the input picture of a run that has one, before its camera or as the prior is shown it.
         drawn: tells which of the scenes the last step has trained.
         ranks: the processes that share the prompts of a step; where there is one prompt, its views.
         conversion: of a second stage, how its pictures differ from its field's.
@@ -164,7 +165,7 @@ class Job:
     frugal: Renderer | None = None
     scenes: Sequence[Scene] = ()
     views: Sequence[View] = ()
-    picture: Picture | None = None
+    picture: Picture | ImagePrompted | None = None
     drawn: Callable[[], int] = lambda: 0
     ranks: Ranks = ALONE
     conversion: Mapping[str, float] = field(default_factory=dict)

@@ -46,6 +46,8 @@ def composed(name: str, recipe: Mapping[str, Any]) -> Any:
     # A recipe with a scene of its own is for a library, whose file is not read here.
     asked = "prompts=x" if "scene" in recipe else "prompt=x"
     words = [asked, f"prior={recipe['prior']}", f"experiment={recipe.get('experiment', name)}"]
+    # A picture's file is not read here, either.
+    words += ["image=x.png"] if recipe.get("image") else []
     # Of a stage, what comes before it, too; the configuration is the last one's.
     words += [f"stages=[{','.join(recipe['stages'])}]"] if "stages" in recipe else []
     return OmegaConf.to_container(compose_config(words))

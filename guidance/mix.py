@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distill.conditions import prompts
 from distill.conditions.control import with_control
+from distill.conditions.image_prompt import image_of, with_image
 from distill.contracts import Condition, Conditioner, Embedding, Guidance, Learner, Prior
 from distill.domains import Losses
 from distill.guidance import available, is_made_for_prior, made_for_prior
@@ -116,10 +117,12 @@ class Term:
 
 
 def _with_rest(own: Condition, cond: Condition) -> Condition:
-    """Add to the condition of a term's own prompt what it shares with the run's: all prompts but its own, the control."""
+    """Add to the condition of a term's own prompt what it shares with the run's: all prompts but its own, control and picture."""
     _check_lengths(own.text, cond.text)
     if CONTROL in cond.text:
         own = with_control(own, cond.text[CONTROL])
+    if (image := image_of(cond)) is not None:
+        own = with_image(own, *image)
     shared = {role: value for role, value in cond.prompts.items() if role in ("negative", "source")}
     return replace(own, prompts={**own.prompts, **shared}, source_x=cond.source_x)
 

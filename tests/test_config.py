@@ -628,7 +628,10 @@ def test_a_multi_view_prior_has_what_stable_diffusion_has() -> None:
         assert found == meant, scene
     # A recipe is of single pictures, and not taken, but for the one whose own prior takes several; the loss and timesteps are.
     recipes = {path.stem for path in (folder / "recipe").glob("multi_view_*.yaml")}
-    assert recipes == {"multi_view_hyper_conv_scaledreamer_dl17k"}
+    assert recipes == {
+        "multi_view_hyper_conv_scaledreamer_dl17k",
+        "multi_view_image_hash_grid_imagedream",
+    }
     for experiment in sorted(path.stem for path in (folder / "experiment").glob("*.yaml")):
         one, other = (
             unchecked(f"prior={prior}", f"experiment={experiment}") for prior in ("mvdream", "sd-2.1-base")

@@ -20,6 +20,7 @@ from distill.domains import Count, Fraction, Length, OneOf, Range, Scheduled, de
 from distill.guidance import register_weighting
 from distill.guidance.terms import WEIGHTINGS
 from distill.options import check_option, hints_of, options_of
+from distill.priors.load import MODES
 from distill.renderers.hashgrid import BACKENDS
 from distill.renderers.image import ImageScene
 from distill.renderers.nerf import ACTIVATIONS, HashGridScene
@@ -252,7 +253,12 @@ def test_closed_options_list_what_the_code_knows() -> None:
     assert of(HashGridScene, "backend") == set(BACKENDS)
     assert of(HashGridScene, "background") == set(SCENE_BACKGROUNDS)
     schema = dict(schema_options())
-    for name, known in (("render.shading", SHADINGS), ("reference.background", BACKGROUNDS)):
+    known_by = {
+        "render.shading": SHADINGS,
+        "reference.background": BACKGROUNDS,
+        "prior_options.ip_mode": MODES,
+    }
+    for name, known in known_by.items():
         (rule,) = (rule for rule in rules_of(schema[name]) if isinstance(rule, OneOf))
         assert set(rule.names()) == set(known)
 

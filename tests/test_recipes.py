@@ -36,9 +36,11 @@ WRITER = _writer()
 PUBLISHED: dict[str, Any] = WRITER.published()
 #: Stages after the first.
 LATER = {name for name, recipe in PUBLISHED.items() if len(recipe.get("stages", ())) > 1}
+#: The families of priors that are not of Stable Diffusion's.
+FAMILIES = {"if-xl": "pixel", "imagedream": "multi_view_image"}
 #: Experiment and family of each recipe in the table.
 TABLED = {
-    (recipe.get("experiment", name), "pixel" if recipe["prior"] == "if-xl" else "latent"): name
+    (recipe.get("experiment", name), FAMILIES.get(recipe["prior"], "latent")): name
     for name, recipe in PUBLISHED.items()
     if name not in LATER
 }
@@ -95,7 +97,7 @@ def options_in(values: dict[str, Any], shown: set[str], prefix: str = "") -> set
 
 def test_a_recipe_sets_nothing_that_its_table_does_not_show() -> None:
     for name, recipe in PUBLISHED.items():
-        family = "pixel" if recipe["prior"] == "if-xl" else "latent"
+        family = FAMILIES.get(recipe["prior"], "latent")
         scene = recipe.get("scene", "hash_grid")
         path = FOLDER / "recipe" / f"{family}_{scene}_{recipe.get('experiment', name)}.yaml"
         path = FOLDER / "tuned" / "stage" / f"{family}_{name}.yaml" if name in LATER else path

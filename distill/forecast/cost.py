@@ -85,7 +85,7 @@ def cost(
     if key not in known:
         prior = shadow(
             source, dtype, options.image_size, checkpointing=options.checkpointing, controlnet=options.controlnet,
-            vae=options.vae, views=options.views,
+            vae=options.vae, views=options.views, ip_mode=options.ip_mode,
         )  # fmt: skip
         rows, rank, decodes = calls(config, at_once)
         known[key] = forecast(prior, rows, at_once, rank=rank, decodes=decodes)

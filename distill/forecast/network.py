@@ -24,8 +24,10 @@ from distill.contracts import Condition, Embedding, Guidance, Step
 from distill.priors.autoencoder import find_vae
 from distill.priors.control import CONTROL, ControlNet, find_kind
 from distill.priors.diffusion import DiffusionPrior
-from distill.priors.load import checkpoint, family_of, read_scheduler, space_of
-from distill.priors.multi_view.attention import fold, views_of
+from distill.priors.load import checkpoint, family_of, mode_of, read_scheduler, space_of
+from distill.priors.multi_view.attention import COUNT, views_of
+from distill.priors.multi_view.image_prompt import LATENT, TOKENS, arrange
+from distill.priors.multi_view.published import build
 from distill.priors.schedule import read_schedule
 from distill.priors.source import Source
 from distill.priors.whole import network_settings
@@ -174,6 +176,7 @@ def shadow(
     controlnet: str | None = None,
     vae: str | None = None,
     views: int | None = None,
+    ip_mode: str = "auto",
 ) -> DiffusionPrior:
     """A prior without weights, on the meta device; options as of ``load_prior``.
 
@@ -188,7 +191,9 @@ def shadow(
     def empty(part: Path, kind: str, settings: dict[str, Any] | None = None) -> Any:
         settings = settings or json.loads((part / "config.json").read_text())
         with torch.device("meta"):
-            made = getattr(diffusers, kind).from_config(settings).eval().requires_grad_(False)
+            shown = settings.get(COUNT)
+            made = build(settings) if shown else getattr(diffusers, kind).from_config(settings)
+            made.eval().requires_grad_(False)
             return torch.nn.Module.to(
                 made, dtype
             )  # diffusers' own would warn of layers that it keeps in float32
@@ -196,8 +201,9 @@ def shadow(
     settings = network_settings(source, family)
     network = empty(folder / family.component, family.network, settings)
     together = views_of(settings, views, source.name, controlnet=bool(controlnet))
+    pixel = mode_of(ip_mode, source, settings)
     if together > 1:
-        fold(network, together)
+        arrange(network, settings, together, pixel=pixel)
     place = find_vae(vae, source, index).folder if vae else folder / "vae"
     autoencoder = empty(place, index["vae"][1]) if "vae" in index else None
     if checkpointing and autoencoder is not None:
@@ -206,6 +212,9 @@ def shadow(
     schedule = read_schedule(read_scheduler(source, index), patches).to(torch.device("meta"))
 
     told, control = family.blank(network), None
+    if count := settings.get(COUNT):
+        told[TOKENS] = torch.zeros(1, count, network.config.cross_attention_dim)
+        told |= {LATENT: torch.zeros(1, *space.shape)} if pixel else {}
     if controlnet:
         beside, kind = find_kind(controlnet, family)
         control = ControlNet(empty(beside.folder, kind.network), kind, 1.0, beside)

@@ -85,6 +85,7 @@ class Student:
         with _seeded(generator):
             network.add_adapter(config, adapter_name=NAME)
             self.teacher, self.network, self.device = trainable, network, prior.device
+            self.views = prior.views
             self.layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
             for parameter in self.low_rank():
                 parameter.data = parameter.data.float()
@@ -186,7 +187,13 @@ class Student:
             parameter.requires_grad_(True)
 
     def _add_camera(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return output if self._shift is None else output + self._shift.to(output.dtype)
+        shift = self._shift
+        if shift is None:
+            return output
+        if len(shift) < len(output):
+            # ImageDream's picture is one more view of each object, whose camera is not known.
+            shift = nn.functional.pad(shift.unflatten(0, (-1, self.views)), (0, 0, 0, 1)).flatten(0, 1)
+        return output + shift.to(output.dtype)
 
 
 def camera_embedding(width: int, device: torch.device) -> nn.Sequential:

@@ -18,6 +18,7 @@ from distill.priors.inversion import Inversion
 from distill.priors.lora import Lora
 from distill.priors.multi_view.attention import CAMERA, takes_cameras
 from distill.priors.multi_view.camera import NUMBERS, check_rows, numbers
+from distill.priors.multi_view.image_prompt import LATENT, TOKENS, ImagePrompt
 from distill.priors.predictions import to_noise
 from distill.priors.schedule import Schedule
 from distill.priors.source import Source
@@ -46,6 +47,7 @@ class DiffusionPrior:
         vae: where another VAE than the prior's own is from, or None.
         inversions: the user's textual-inversion embeddings.
         views: of one object that its network takes together, with their cameras; 1 for single pictures.
+        picture: makes of a picture what ImageDream's network is shown, or None.
     """
 
     network: ModelMixin
@@ -62,6 +64,7 @@ class DiffusionPrior:
     vae: Source | None = None
     inversions: Sequence[Inversion] = ()
     views: int = 1
+    picture: ImagePrompt | None = None
 
     words = True
 
@@ -137,6 +140,22 @@ class DiffusionPrior:
         if self.control is None:
             raise ValueError("this prior has no ControlNet to show a picture to; load it with controlnet=")
         return self.control.kind.show(self.control.network, self, pictures)
+
+    @torch.no_grad()
+    def look(self, rgb: Tensor) -> tuple[Embedding, Embedding]:
+        """Encode pictures in [0, 1], ``[batch, 3, h, w]``, for ImageDream: what embeddings have of them, and what of no picture.
+
+        Raises:
+            ValueError: this prior is not shown pictures.
+        """
+        if self.picture is None:
+            raise ValueError(f"{self.name} is conditioned on no picture; choose an ImageDream")
+        rgb = rgb.to(self.device)
+        given, none = ({TOKENS: tokens} for tokens in self.picture.tokens(rgb))
+        if self.picture.pixel:
+            given[LATENT] = self.encode(rgb)
+            none[LATENT] = torch.zeros_like(given[LATENT])
+        return given, none
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.schedule.alpha[t][:, None, None, None]

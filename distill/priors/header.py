@@ -63,6 +63,8 @@ class Kind:
     begun: str = ""
 
 
+#: What the names of an image encoder's tensors begin with.
+VISION = "cond_stage_model.model.visual."
 _UNET, _VAE = ("model.diffusion_model.",), ("first_stage_model.", "vae.")
 _SD3 = {
     "transformer": ("model.diffusion_model.", "joint_blocks."),
@@ -81,7 +83,7 @@ _FLUX = {
 KINDS = (
     Kind(
         "mvdream", "MVDreamPipeline", ("model.diffusion_model.camera_embed.0.weight",),
-        {"unet": _UNET, "vae": _VAE, "text_encoder": ("cond_stage_model.",)}, "sd-2.1-base",
+        {"unet": _UNET, "vae": _VAE, "text_encoder": ("cond_stage_model.",), "image_encoder": (VISION,)}, "sd-2.1-base",
     ),
     Kind(
         "sdxl", "StableDiffusionXLPipeline", ("model.diffusion_model.label_emb.0.0.weight",),
@@ -122,7 +124,7 @@ def kind_of(path: Path, shapes: Shapes) -> Kind:
             f"{path} is one part of a model; give the folder that has its model_index.json, or a file with the whole model"
         )
     raise ValueError(
-        f"{path} holds no model that is known as a single file: Stable Diffusion 1, 2, XL, 3, 3.5, FLUX.1 or MVDream, under its authors' "
+        f"{path} holds no model that is known as a single file: Stable Diffusion 1, 2, XL, 3, 3.5, FLUX.1, MVDream or ImageDream, under its authors' "
         "names; give a folder in the diffusers layout"
     )
 

@@ -23,7 +23,8 @@ from distill.priors.families import FAMILIES, Family, weighted
 from distill.priors.families.unet import PLAIN
 from distill.priors.graphs import check_graphs, graphs_for
 from distill.priors.inversion import Words
-from distill.priors.multi_view.attention import fold, takes_cameras, views_of
+from distill.priors.multi_view.attention import COUNT, takes_cameras, views_of
+from distill.priors.multi_view.image_prompt import arrange, is_pixel, load_image_prompt
 from distill.priors.multi_view.published import CAMERA_PART, MARK, files_of, load_unet
 from distill.priors.schedule import check_prediction, read_schedule
 from distill.priors.source import Source, find, variant_of
@@ -90,6 +91,7 @@ def load_prior(
     prediction_type: str | None = None,
     embeddings: Sequence[str | Path] = (),
     views: int | None = None,
+    ip_mode: str = "auto",
 ) -> DiffusionPrior:
     """Load a frozen prior.
 
@@ -120,10 +122,13 @@ def load_prior(
             ``token=path``; the token is the file's name where it is not said.
         views: of one object that a multi-view prior takes together, four by default; with 1, it is one of single pictures
             and told no cameras.
+        ip_mode: of ImageDream, ``pixel`` for the model that takes its picture as a fifth view, ``local`` for the one that does not,
+            ``auto`` by its name.
 
     Raises:
         ValueError: there is no such prior or dtype, its folder is not one this library can use, a LoRA or the ControlNet does
-            not fit it, graphs are asked for on another device than CUDA, or several views of a prior that is told no cameras.
+            not fit it, graphs are asked for on another device than CUDA, several views of a prior that is told no cameras, or
+            ``ip_mode`` is given for a prior that is shown no picture.
     """
     device = torch.device(device)
     check_graphs(graphs, device)
@@ -136,6 +141,7 @@ def load_prior(
     check_whole(source, family, index)
     settings = network_settings(source, family)
     together = views_of(settings, views, source.name, controlnet=bool(controlnet))
+    pixel = mode_of(ip_mode, source, settings)
     scheduler = _scheduler(source, index, prediction_type)
     own_vae = find_vae(vae, source, index) if vae else None
     inversion.check(inversions, source, family, index)
@@ -145,7 +151,7 @@ def load_prior(
         if module is not None:
             module.to(device).eval().requires_grad_(False)
     if takes_cameras(settings):
-        fold(network, together)
+        arrange(network, settings, together, pixel=pixel)
     if named(index, PART):
         show(network, Draft.read(source.folder / PART).to(device))
     told = _add_loras(files, network, family, index)
@@ -162,10 +168,42 @@ def load_prior(
     schedule = read_schedule(scheduler, patches).to(device)
     text = _text(source, family, index, device, dtype, told, inversions, weighting)
     recorded = graphs_for(network, device, graphs, compiled=compile)
+    picture = load_image_prompt(source, settings, device, dtype, pixel=pixel) if settings.get(COUNT) else None
     return DiffusionPrior(
         network, space, text, family, schedule, device, dtype, source, tuple(files), control, recorded, own_vae,
-        tuple(inversions), together,
+        tuple(inversions), together, picture,
     )  # fmt: skip
+
+
+def mode_of(ip_mode: str, source: Source, settings: dict[str, Any]) -> bool:
+    """Tell whether a network takes its picture as a view; settings as of ``network_settings``.
+
+    Raises:
+        ValueError: the mode is unknown, or given for a network that is shown no picture.
+    """
+    if ip_mode not in MODES:
+        raise ValueError(f"prior_options.ip_mode must be one of {', '.join(MODES)}, got {ip_mode!r}")
+    if settings.get(COUNT):
+        return is_pixel(ip_mode, source)
+    if ip_mode != "auto":
+        raise ValueError(
+            f"prior_options.ip_mode={ip_mode} is for ImageDream, which is shown a picture, and {source.name} is not; leave it out"
+        )
+    return False
+
+
+def is_imagedream(source: Source) -> bool:
+    """Tell whether a prior is ImageDream, from its settings or its file's head.
+
+    Raises:
+        ValueError: its settings cannot be read.
+    """
+    family, _ = family_of(source.folder)
+    return bool(network_settings(source, family).get(COUNT))
+
+
+#: How ImageDream's picture enters, see ``distill.priors.multi_view.image_prompt``.
+MODES = ("auto", "pixel", "local")
 
 
 def _control(

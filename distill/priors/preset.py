@@ -38,6 +38,23 @@ def told_cameras(prior: str) -> bool:
         return False
 
 
+def shown_picture(prior: str) -> bool:
+    """Tell whether a prior is ImageDream, which is shown the picture itself: from the table, its settings or its file's head."""
+    from distill.priors.header import shapes_of
+    from distill.priors.multi_view.published import PROMPTED, marked
+    from distill.priors.source import is_single
+    from distill.priors.table import MODELS
+
+    if prior in MODELS:
+        return MODELS[prior].pictured
+    try:
+        if is_single(prior):
+            return PROMPTED in marked(shapes_of(user_path(prior)))
+        return bool(json.loads((user_path(prior) / "unet" / "config.json").read_text()).get("ip_dim"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def pipeline_of(prior: str) -> str:
     """The pipeline's class of a prior in the table, in a local folder or in a file, empty where none says it."""
     from distill.priors.header import kind_of, shapes_of

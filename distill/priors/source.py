@@ -59,7 +59,7 @@ class Source:
         parts: of the pipeline that the file has.
         settings: where the settings beside a file are from.
         marks: what the file's tensors say and its settings do not: ``v_pred`` and ``ztsnr`` by empty ones of these names,
-            ``cameras`` by the layers of a multi-view model.
+            ``cameras`` by the layers of a multi-view model, and ``picture`` by ImageDream's.
     """
 
     folder: Path
@@ -139,7 +139,7 @@ def find_single(name: str, settings: str | Path | None = None) -> Source:
     about: dict[str, Any] = {
         "file": file,
         "parts": parts_in(kind, shapes),
-        "marks": frozenset({"v_pred", "ztsnr"} & set(shapes)) | marked(shapes, file),
+        "marks": frozenset({"v_pred", "ztsnr"} & set(shapes)) | marked(shapes),
     }
     if settings is not None:
         folder = user_path(settings)
@@ -297,8 +297,12 @@ def patterns(index: dict[str, Any], files: list[str], *, weights: bool = True) -
     Raises:
         ValueError: a part has no safetensors.
     """
+    # ImageDream, whose index is MVDream's, is shown what its image encoder makes of a picture.
+    unused = set(UNUSED) - (
+        {"image_encoder", "feature_extractor"} if index.get("_class_name") == "MVDreamPipeline" else set()
+    )
     parts = [
-        part for part, kind in index.items() if isinstance(kind, list) and kind[0] and part not in UNUSED
+        part for part, kind in index.items() if isinstance(kind, list) and kind[0] and part not in unused
     ]
     found: list[str] = [name for name in ("model_index.json", "README.md") if name in files]
     for part in parts:

@@ -21,6 +21,7 @@ class Model:
         gated: its terms must be accepted on the hub first.
         mirrors: other repositories that are said to hold it.
         note: what to know.
+        pictured: it is shown a picture beside the prompt.
     """
 
     repository: str
@@ -34,6 +35,7 @@ class Model:
     gated: bool = False
     mirrors: tuple[str, ...] = ()
     note: str = ""
+    pictured: bool = False
 
     @property
     def gigabytes(self) -> float:
@@ -97,6 +99,19 @@ MODELS: dict[str, Model] = {
         7.5,
         sds_scale=50.0,
         note="four views together (docs/multi-view.md); SDS with guidance.rescale=0.5; a port of MVDream/MVDream, whose code is not run",
+    ),
+    "imagedream": Model(
+        "ashawkey/imagedream-ipmv-diffusers",
+        "MVDreamPipeline",
+        "openrail",
+        256,
+        942,
+        5.0,
+        sds_scale=5.0,
+        revision="73a034178e748421506492e91790cc62d6aefef5",
+        note="four views together, with image=FILE (docs/multi-view.md); SDS with guidance.rescale=0.2; a port of "
+        "Peng-Wang/ImageDream's pixel model, whose code is not run",
+        pictured=True,
     ),
     "sdxl": Model(
         "stabilityai/stable-diffusion-xl-base-1.0",

@@ -12,10 +12,17 @@ from distill.convert import pickled
 from distill.priors.draft import PART as DRAFT
 from distill.priors.families import Family
 from distill.priors.header import AGAIN, shapes_of
-from distill.priors.multi_view.attention import takes_cameras
+from distill.priors.multi_view.attention import COUNT, takes_cameras
 from distill.priors.multi_view.published import (
     CAMERA_PART,
+    ENCODER,
+    IN_FILE,
     MARK,
+    PROMPTED,
+    RESAMPLER,
+    WEIGHT,
+    WIDTH,
+    build,
     has_cameras_beside,
     names_of,
     settings_of_unet,
@@ -52,6 +59,9 @@ def check_whole(source: Source, family: Family, index: dict[str, Any]) -> None:
     if source.file:
         check_single(source, family, settings)
     beside = [CAMERA_PART] if family.component == "unet" and has_cameras_beside(folder) else []
+    if settings[family.component].get(COUNT) and ENCODER not in source.parts:
+        settings_of(folder / ENCODER / "config.json")
+        beside.append(ENCODER)
     for part in [*weighty, *beside]:
         if (family.component if part == CAMERA_PART else part) not in source.parts:
             check_weights(folder, part)
@@ -66,15 +76,39 @@ def check_whole(source: Source, family: Family, index: dict[str, Any]) -> None:
 def network_settings(source: Source, family: Family) -> dict[str, Any]:
     """Read the settings of a prior's denoiser as diffusers' class takes them; of a multi-view prior with its cameras.
 
+    Those of ImageDream also say how many tokens it is shown of a picture, and the like, see ``distill.priors.multi_view.published``.
+
     Raises:
-        ValueError: they cannot be read, or are of a port of another model than MVDream.
+        ValueError: they cannot be read, or are of a port of another model than MVDream and ImageDream.
     """
     path = source.folder / family.component / "config.json"
     said = settings_of(path)
     if family.component != "unet":
         return said
     beside = family.component not in source.parts and has_cameras_beside(source.folder)
-    return settings_of_unet(said, str(path), cameras=beside or MARK in source.marks)
+    found = settings_of_unet(said, str(path), cameras=beside or MARK in source.marks)
+    return _with_picture(source, found) if takes_cameras(found) else found
+
+
+def _with_picture(source: Source, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with what the file, or the image encoder in the folder, says of ImageDream."""
+    if "unet" not in source.parts:
+        own = source.folder / ENCODER / "config.json"
+        if settings.get(COUNT) and own.is_file():
+            return {**settings, WIDTH: settings_of(own).get("hidden_size", settings[WIDTH])}
+        return settings
+    plain = {name: value for name, value in settings.items() if name not in (COUNT, WIDTH, WEIGHT)}
+    if PROMPTED not in source.marks:
+        return plain
+    assert source.file is not None
+    shapes, weight = shapes_of(source.file), settings.get(WEIGHT, 1.0)
+    try:
+        count, width = (shapes[f"{IN_FILE}{RESAMPLER}{name}"][1] for name in ("latents", "proj_in.weight"))
+    except (KeyError, IndexError) as error:
+        raise ValueError(
+            f"{source.file} does not have the weights of ImageDream's {RESAMPLER.rstrip('.')}; {AGAIN}"
+        ) from error
+    return {**plain, COUNT: count, WIDTH: width, WEIGHT: weight}
 
 
 def check_single(source: Source, family: Family, settings: dict[str, dict[str, Any]]) -> None:
@@ -228,6 +262,8 @@ def _empty(folder: Path, library: str, kind: str, said: dict[str, Any] | None) -
         if library == "transformers":
             made = getattr(transformers, kind)
             empty: torch.nn.Module = made(made.config_class.from_pretrained(folder))
+        elif said and said.get(COUNT):
+            empty = build(said)
         else:
             empty = getattr(diffusers, kind).from_config(said or settings_of(folder / "config.json"))
     return empty

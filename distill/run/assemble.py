@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distill.cameras import Cameras
 from distill.conditions import prompt_library, prompts
+from distill.conditions.image_prompt import show
 from distill.conditions.picture import Picture, look_at
 from distill.conditions.prompt_library import Prompts
 from distill.conditions.start import asked_later, views_first
@@ -30,6 +31,7 @@ from distill.contracts import (
 from distill.guidance import is_made_for_prior
 from distill.job import Job, Settings, State, make_optimiser
 from distill.options import followed, ramp, schedules_in, value_over_run
+from distill.priors.diffusion import DiffusionPrior
 from distill.priors.multi_view.camera import check_groups
 from distill.ranks import ALONE, Ranks
 from distill.renderers import reference
@@ -38,7 +40,7 @@ from distill.renderers.patch import patched
 from distill.run.conditioning import embed_library, make_condition
 from distill.run.generator import amortised, check_generator, library_of
 from distill.run.initial import begin, begin_generated, check_init
-from distill.run.prior import check_fits, check_prior, open_prior
+from distill.run.prior import check_fits, check_prior, open_prior, shows_picture
 from distill.run.scenes import edits, look, scene_maker
 from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
 from distill.samplers.shading import by_turns
@@ -70,13 +72,15 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
     conversion: dict[str, float] = {}
     scenes = make_scenes(config, generator, prior.device if prior else device, embeddings, conversion)
     cameras: CameraSampler = sampler_of(config, "cameras")
-    picture = look_at(config, device) if config.image else None
+    told = shows_picture(config, prior)
+    picture = look_at(config, device) if config.image and not told else None
     if picture and not config.prompt:
         prior = picture.prior
     elif prior is None:
         prior = open_prior(config, device)
     check_fits(config, prior, ranks.size)
     check_cameras(cameras, config.render.batch, prior)
+    shown = show(config, cast(DiffusionPrior, prior)) if told else None
     if config.generator:
         begin_generated(scenes[0], config, prior)
 
@@ -99,7 +103,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         state=State(scene, optimiser, generator, learner=learner),
         prior=prior,
         guidance=guidance,
-        condition=make_condition(config, prior, scenes[0], library),
+        condition=make_condition(config, prior, scenes[0], library, shown),
         render=render(),
         frugal=render(frugal=True) if ranks.size == 1 else None,  # all processes divide a step alike
         cameras=cameras,
@@ -107,7 +111,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         settings=settings,
         scenes=scenes,
         views=looks(prior, scenes, library),
-        picture=picture,
+        picture=picture or shown,
         drawn=lambda: particles.drawn if particles else 0,
         ranks=ranks,
         conversion=conversion,

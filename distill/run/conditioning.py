@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distill.conditions import prompt_library, prompts
 from distill.conditions.control import controlled
+from distill.conditions.image_prompt import ImagePrompted, prompted
 from distill.conditions.perp_neg import PUBLISHED, Curves
 from distill.conditions.prompt_library import Prompts
 from distill.contracts import Conditioner, Generator, Prior, Scene
@@ -58,7 +59,11 @@ def embed_library(config: DictConfig, prior: Prior, library: Prompts) -> Tensor:
 
 
 def make_condition(
-    config: DictConfig, prior: Prior, scene: Scene, library: Prompts | None = None
+    config: DictConfig,
+    prior: Prior,
+    scene: Scene,
+    library: Prompts | None = None,
+    shown: ImagePrompted | None = None,
 ) -> Conditioner:
     """Embed a configuration's prompts, with view words where the scene has sides; add what else the prior is conditioned on."""
 
@@ -83,7 +88,7 @@ def make_condition(
         condition = prompts.with_source(condition, look(source, prior.device), prior)
     if config.prior_options.control:
         condition = controlled(condition, prior, config.prior_options.control)
-    return condition
+    return prompted(condition, shown) if shown else condition
 
 
 def curves(config: DictConfig) -> Curves:

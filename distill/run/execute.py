@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill import loop
 from distill.asset import Asset
-from distill.conditions.picture import write_beside
+from distill.conditions.picture import Picture, write_beside
 from distill.contracts import Learner, Prior, Render, Scene, View
 from distill.export.pictures import write_pictures
 from distill.files.atomic import clear, write_atomic
@@ -223,7 +223,7 @@ def _carry_out(
     manifest["seconds"] = {"load": loaded - started, "train": time.perf_counter() - loaded}
     if place.number == place.total > 1:
         manifest["stages"] = told_of(folder, config.iterations, place, manifest["seconds"])
-    if job.picture:
+    if isinstance(job.picture, Picture):
         write_beside(job.picture, job.views[0], folder / "reference.png", config.export.picture_size)
     if len(job.scenes) == 1:
         asset = describe_and_export(config, folder, job.scenes[0], job.views[0], manifest)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill.priors.preset import preset_of, told_cameras
+from distill.priors.preset import preset_of, shown_picture, told_cameras
 from distill.run.earlier import follows_from
 from distill.run.generator import implied_by
 from distill.run.overrides import as_overrides, split_word
@@ -91,6 +91,8 @@ def _cameras(given: Mapping[str, str]) -> dict[str, str]:
 def _preset(given: Mapping[str, str]) -> dict[str, str]:
     if "preset" in given:
         return {}
+    if _named(given, "image") and shown_picture(given.get("prior", "embedded")):
+        return {"preset=multi_view_image": f"follows from image= with prior={given['prior']}"}
     if _named(given, "image"):
         own = given.get("novel_view", "embedded") == "embedded"
         found = {"preset=embedded_image" if own else "preset=image": "follows from image="}

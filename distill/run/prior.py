@@ -8,12 +8,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from distill.conditions.control import DRAWN, read_picture
+from distill.conditions.picture import framed
 from distill.contracts import Prior
 from distill.files.paths import user_path
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.graphs import check_graphs
-from distill.priors.load import load_prior
+from distill.priors.load import is_imagedream, load_prior
 from distill.priors.source import find
+from distill.run.checks.image import check_shown
 from distill.run.schema import PriorOptions, default_of
 
 #: A ControlNet and what it is given are two options.
@@ -39,10 +41,30 @@ def check_prior(config: DictConfig, device: torch.device) -> None:
         if control not in DRAWN:
             read_picture(user_path(control))
     source = find(config.prior, config.prior_options.config)
+    if is_imagedream(source):
+        check_shown(config, config.prior)
+        if config.image:
+            framed(config)
     if config.max_vram:
         from distill.run.fit import fit
 
         fit(config, source, device)
+
+
+def shows_picture(config: DictConfig, prior: Prior | None) -> bool:
+    """Tell whether a configuration's prior, or a loaded one, is ImageDream, which is shown the picture itself.
+
+    Raises:
+        ValueError: it is, and there is no picture, or what places one before a camera.
+    """
+    if prior is None:
+        return bool(config.image and config.prompt) and is_imagedream(
+            find(config.prior, config.prior_options.config)
+        )
+    if not isinstance(prior, DiffusionPrior) or prior.picture is None:
+        return False
+    check_shown(config, prior.name)
+    return True
 
 
 def check_prompt(config: DictConfig) -> str:

@@ -92,7 +92,8 @@ class PriorOptions:
     Each of ``loras`` is ``path`` or ``path:weight``, each of ``embeddings`` ``path`` or ``token=path``. ``control`` is what the ControlNet is shown: ``depth``, ``normal`` or
     ``mask`` of the scene from each camera, or a picture. ``config`` is a folder with the settings of a prior in a single
     file. ``vae`` is another VAE, and ``prediction_type`` what the network predicts where its scheduler does not say it rightly.
-    ``views`` is how many a multi-view prior takes together, four by default; with 1, it is one of single pictures.
+    ``views`` is how many a multi-view prior takes together, four by default; with 1, it is one of single pictures. ``ip_mode`` is
+    how ImageDream is shown its picture: ``pixel``, as a fifth view too, or ``local``, by tokens alone; ``auto`` goes by its name.
     """
 
     image_size: Annotated[int | None, Range(8)] = None
@@ -111,6 +112,7 @@ class PriorOptions:
     prediction_type: Annotated[str | None, OneOf(("epsilon", "v_prediction", "sample"))] = None
     embeddings: list[str] = field(default_factory=list)
     views: Count | None = None
+    ip_mode: Annotated[str, OneOf(("auto", "pixel", "local"))] = "auto"
 
 
 @dataclass

@@ -22,6 +22,8 @@ CAMERA = "class_labels"
 VIEWS = 4
 #: Settings of a UNet that adds what two layers make of a camera's numbers to its time embedding.
 TOLD = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": NUMBERS}
+#: The setting of a UNet that says how many tokens it is shown of a picture; ImageDream's alone has it.
+COUNT = "image_prompt_tokens"
 #: How the names of self-attentions' processors end.
 OWN = ".attn1.processor"
 
@@ -68,12 +70,18 @@ def views_of(settings: Mapping[str, Any], wanted: int | None, name: str, *, cont
         controlnet: whether one is beside it, which is shown one picture at a time.
 
     Raises:
-        ValueError: fewer than one are wanted, or several of a network that is told no cameras, or beside a ControlNet.
+        ValueError: fewer than one are wanted, or several of a network that is told no cameras, or beside a ControlNet; or one of
+            ImageDream's.
     """
     if wanted is not None and wanted < 1:
         raise ValueError(f"prior_options.views must be at least 1, got {wanted}")
     if takes_cameras(settings):
         views = VIEWS if wanted is None else wanted
+        if views == 1 and settings.get(COUNT):
+            raise ValueError(
+                f"prior_options.views=1 is for a prior that also takes single pictures, and {name} is ImageDream, which takes views "
+                "together with a picture; leave it out"
+            )
         if controlnet and views > 1:
             raise ValueError(
                 f"prior_options.controlnet is made for single pictures, and {name} takes {views} views together; leave it out, or "
@@ -88,17 +96,19 @@ def views_of(settings: Mapping[str, Any], wanted: int | None, name: str, *, cont
     return 1
 
 
-def fold(network: UNet2DConditionModel, views: int) -> None:
+def fold(network: UNet2DConditionModel, views: int, *, silence: bool = True) -> None:
     """Let self-attention run over the views of each object, and let a camera of zeros add nothing to the time embedding.
 
     Args:
         network: takes cameras; is changed.
         views: of an object, in consecutive rows; with 1, attention stays as it is.
+        silence: False leaves the embedding of a camera of zeros as the network makes it.
 
     Raises:
         ValueError: the network has no self-attention that could be folded.
     """
-    network.class_embedding.register_forward_hook(silent)
+    if silence:
+        network.class_embedding.register_forward_hook(silent)
     if views == 1:
         return
     plain = dict(network.attn_processors)

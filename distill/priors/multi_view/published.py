@@ -1,8 +1,8 @@
 """Published multi-view models as networks of diffusers: their settings, and the names of their tensors.
 
-Three layouts are known, all of them of weights alone: MVDream's file as its authors saved it, and two ports to folders of
-diffusers. One of these keeps the authors' names in a UNet of its own (``MultiViewUNetModel``), the other has diffusers' names
-and the camera's layers in a part of their own (``camera_proj``). No code of a port is run.
+Three layouts are known, all of them of weights alone: MVDream's and ImageDream's files as their authors saved them, and two ports
+to folders of diffusers. One of these keeps the authors' names in a UNet of its own (``MultiViewUNetModel``), the other, of MVDream
+alone, has diffusers' names and the camera's layers in a part of their own (``camera_proj``). No code of a port is run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from distill.priors.header import AGAIN
-from distill.priors.multi_view.attention import TOLD
+from distill.priors.multi_view.attention import COUNT, TOLD
 from distill.priors.multi_view.camera import NUMBERS
 
 if TYPE_CHECKING:
@@ -36,12 +36,18 @@ SIZE = 32
 IN_FILE = "model.diffusion_model."
 #: The first of the camera's layers, under the authors' name.
 FIRST = "camera_embed.0.weight"
-#: In names of ImageDream's tensors: its picture's tokens.
-PICTURE = (".to_k_ip.", "image_embed.")
-IMAGEDREAM = (
-    "is ImageDream, which is conditioned on a picture, and its picture's tokens and fifth view are not supported; choose MVDream, or "
-    "give the picture with image= and a novel-view model"
-)
+#: What a ``Source`` calls a single file whose network is shown a picture: ImageDream.
+PROMPTED = "picture"
+#: The folder of ImageDream's image encoder.
+ENCODER = "image_encoder"
+#: What the names of the tensors begin with that make tokens of a picture's states.
+RESAMPLER = "image_embed."
+#: Settings of ImageDream's UNet beside diffusers': the width of the picture's states, and the weight of attention to its tokens.
+WIDTH, WEIGHT = "image_prompt_width", "image_prompt_weight"
+#: Width of the states of CLIP ViT-H, which the authors' code has as a constant.
+VIT_H = 1280
+#: How the names of cross-attentions' processors end.
+CROSS = ".attn2.processor"
 
 _LAYERS = {
     "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
@@ -64,14 +70,17 @@ def settings_of_unet(said: Mapping[str, Any], where: str, *, cameras: bool = Fal
         cameras: a part or a file beside it has the camera's layers.
 
     Raises:
-        ValueError: they are of a network that is not MVDream's.
+        ValueError: they are of a network that is neither MVDream's nor ImageDream's.
     """
     if said.get("_class_name") != PORTED:
         # Stable Diffusion's settings, whose pictures are twice as large.
         own = {**TOLD, "sample_size": min(int(said.get("sample_size") or SIZE), SIZE)} if cameras else {}
         return {**said, **own}
-    if said.get("ip_dim"):
-        raise ValueError(f"{where} {IMAGEDREAM}")
+    picture = (
+        {COUNT: said["ip_dim"], WIDTH: VIT_H, WEIGHT: said.get("ip_weight", 1.0)}
+        if said.get("ip_dim")
+        else {}
+    )
     try:
         widths = [said["model_channels"] * times for times in said["channel_mult"]]
         attends = [2**level in said["attention_resolutions"] for level in range(len(widths))]
@@ -100,6 +109,7 @@ def settings_of_unet(said: Mapping[str, Any], where: str, *, cameras: bool = Fal
         "transformer_layers_per_block": said.get("transformer_depth", 1),
         "use_linear_projection": True,
         **TOLD,
+        **picture,
     }
 
 
@@ -148,26 +158,27 @@ def _layer(rest: str) -> str:
     for theirs, ours in _LAYERS.items():
         if rest.startswith(f"{theirs}."):
             return ours + rest[len(theirs) :]
-    return rest
+    # Diffusers keeps the projections of a picture's tokens in the processor.
+    return re.sub(r"\.attn2\.to_([kv])_ip\.", r".attn2.processor.to_\1_ip.0.", rest)
 
 
-def marked(names: Iterable[str], file: Path) -> frozenset[str]:
-    """Return ``MARK`` where a single file's network is told cameras.
-
-    Raises:
-        ValueError: it is ImageDream.
-    """
+def marked(names: Iterable[str]) -> frozenset[str]:
+    """Return ``MARK`` where a single file's network is told cameras, and with it ``PROMPTED`` where it is shown a picture."""
     names = list(names)
     if not any(name.endswith(FIRST) for name in names):
         return frozenset()
-    if any(part in name for name in names for part in PICTURE):
-        raise ValueError(f"{file} {IMAGEDREAM}")
-    return frozenset({MARK})
+    shown = any(name.startswith(IN_FILE + RESAMPLER) for name in names)
+    return frozenset({MARK, PROMPTED} if shown else {MARK})
 
 
 def names_of(found: Iterable[str], settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return diffusers' name for each of a UNet's names, the authors' or diffusers' own."""
+    """Return diffusers' name for each of a UNet's names, the authors' or diffusers' own.
+
+    Of ImageDream, the resampler's are left out, and what self-attention would do with a picture's tokens, which it never gets.
+    """
     layers = int(settings["layers_per_block"])
+    if settings.get(COUNT):
+        found = [name for name in found if not re.search(r"^image_embed\.|\.attn1\.to_[kv]_ip\.", name)]
     theirs = re.compile(r"(input_blocks|output_blocks|middle_block|time_embed|camera_embed|out)\.")
     return {name: renamed(name, layers) if theirs.match(name) else name for name in found}
 
@@ -205,10 +216,30 @@ def files_of(folder: Path, file: Path | None = None) -> dict[Path, str]:
     return dict.fromkeys([*(full or found), *cameras], "")
 
 
+def build(settings: Mapping[str, Any]) -> UNet2DConditionModel:
+    """Make a UNet of diffusers from settings of ``settings_of_unet``; ImageDream's cross-attention is that of an IP-Adapter."""
+    from diffusers import UNet2DConditionModel
+    from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+
+    plain = {name: value for name, value in settings.items() if name not in (COUNT, WIDTH, WEIGHT)}
+    network: UNet2DConditionModel = UNet2DConditionModel.from_config(plain)
+    if not (count := settings.get(COUNT)):
+        return network
+    processors = dict(network.attn_processors)
+    for name in processors:
+        if name.endswith(CROSS):
+            layer = network.get_submodule(name.removesuffix(".processor"))
+            processors[name] = IPAdapterAttnProcessor2_0(
+                layer.inner_dim, layer.cross_attention_dim, num_tokens=(count,), scale=settings[WEIGHT]
+            )
+    network.set_attn_processor(processors)
+    return network
+
+
 def load_unet(
     files: Mapping[Path, str], settings: Mapping[str, Any], dtype: torch.dtype
 ) -> UNet2DConditionModel:
-    """Make the UNet of diffusers with published weights.
+    """Make the UNet of diffusers with published weights; of ImageDream, without the resampler.
 
     Args:
         files: safetensors, each with what the names of the tensors that are taken from it begin with.
@@ -218,8 +249,6 @@ def load_unet(
     Raises:
         ValueError: a weight is missing, not known, or of another shape.
     """
-    from diffusers import UNet2DConditionModel
-
     state: dict[str, Tensor] = {}
     for path, prefix in files.items():
         with safe_open(path, "pt") as opened:
@@ -228,18 +257,18 @@ def load_unet(
                 for name in opened.keys()  # noqa: SIM118
                 if name.startswith(prefix)
             }
-            known = names_of(plain, settings)
-            state |= {known[name]: opened.get_tensor(whole).to(dtype) for name, whole in plain.items()}
+            for name, ours in names_of(plain, settings).items():
+                state[ours] = opened.get_tensor(plain[name]).to(dtype)
     # The other port's part for cameras has the two layers alone.
     state = {re.sub(r"^(?=linear_[12]\.)", "class_embedding.", name): value for name, value in state.items()}
     with torch.device("meta"):
-        network: UNet2DConditionModel = UNet2DConditionModel.from_config(dict(settings))
+        network = build(settings)
     wanted = {name: value.shape for name, value in network.state_dict().items()}
     wrong = sorted(name for name in {*wanted, *state} if wanted.get(name) != _shape(state.get(name)))
     if wrong:
-        where = next(iter(files))
+        where, model = next(iter(files)), "ImageDream" if settings.get(COUNT) else "MVDream"
         raise ValueError(
-            f"{where} does not have the weights of MVDream's UNet: {len(wrong)} are missing, not known or of another shape, "
+            f"{where} does not have the weights of {model}'s UNet: {len(wrong)} are missing, not known or of another shape, "
             f"such as {wrong[0]}; {AGAIN}"
         )
     network.load_state_dict(state, assign=True)

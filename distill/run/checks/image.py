@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from omegaconf import DictConfig
+
 from distill.options import ramp
 from distill.run.checks.values import is_set, value_of
-from distill.run.schema import PriorOptions, Views
+from distill.run.schema import PriorOptions, Reference, Views
 
 #: Options without effect on a prior that is conditioned on a picture alone.
 FOR_WORDS = (
@@ -16,6 +18,9 @@ FOR_WORDS = (
     *(f"views.{item.name}" for item in dataclasses.fields(Views)),
     *(f"prior_options.{item.name}" for item in dataclasses.fields(PriorOptions)),
 )  # fmt: skip
+
+#: Options of ``reference`` that say how an object is cut out; the others place its picture before a camera.
+CUT_OUT = ("background", "recentre", "fill")
 
 
 def check_image(values: Mapping[str, Any], guidance: Callable[..., Any]) -> None:
@@ -64,6 +69,39 @@ def check_image(values: Mapping[str, Any], guidance: Callable[..., Any]) -> None
             raise ValueError(
                 f"{name}={value_of(values, name)} is for a prior that knows words, and with image= alone there is none; add a prompt, or leave "
                 f"out {name}="
+            )
+
+
+def check_shown(config: DictConfig, name: str) -> None:
+    """Refuse what places a picture before a camera, for a prior that is shown the picture alone.
+
+    Args:
+        config: of the run, with or without a picture.
+        name: of the prior.
+
+    Raises:
+        ValueError: there is no picture, or an option would do nothing or compare with a picture whose camera is not known.
+    """
+    if not config.image:
+        raise ValueError(f"{name} is ImageDream, which is shown a picture beside the prompt; add image=FILE")
+    if not config.prompt.strip():
+        raise ValueError(f"{name} takes a prompt beside the picture, and there is none; add a prompt")
+    placing = {
+        f"reference.{item.name}": (config.reference[item.name], item.default)
+        for item in dataclasses.fields(Reference)
+        if item.name not in CUT_OUT
+    }
+    placing["novel_view"] = (config.novel_view, "embedded")
+    placing |= {
+        f"penalties.{penalty}": (weight, 0)
+        for penalty, weight in config.penalties.items()
+        if penalty.startswith(("reference_", "start_"))
+    }
+    for option, (value, default) in placing.items():
+        if value != default:
+            raise ValueError(
+                f"{option}={value} places the picture before a camera, and {name} is shown the picture alone; leave {option}= out, "
+                "or choose another prior"
             )
 
 
