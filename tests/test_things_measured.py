@@ -75,6 +75,13 @@ def test_an_asset_of_a_thing_is_measured_against_its_variants(
         quality.make("a red stool", tmp_path / "red", {"iterations": 4}, generate, source)
     bare = quality.make("a stool", tmp_path / "bare", {}, generate, Source(table=tiny.table))
     assert (bare["iou"], bare["true_r_precision"], bare["truth"]) == (None, None, "none")
+    shape = quality.make("a red stool", tmp_path / "shape", {}, generate, source, judged=False)
+    assert (shape["r_precision"], shape["true_r_precision"], shape["iou"]) == (None, None, row["iou"])
+    assert (
+        quality.table([shape])
+        .splitlines()[2]
+        .startswith(f"| a red stool | {quality.pair_of(row)} | - | - | 1.000")
+    )
     row["seconds"], bare["seconds"] = 30.0, None
     first, _, *lines = quality.table([row, bare]).splitlines()
     assert first.endswith("| turned by | seconds | variant |")
@@ -204,3 +211,7 @@ def test_things_are_sampled_judged_and_drawn(
     shown = samples.true_pictures(pack, [red, samples.Request("stool", "a", None, 4, "as it is")])
     centre = shown[:, :, 32, 32]
     assert centre[0, 0] > 4 * centre[0, 1] and centre[1, 2] > centre[1, 0]
+    # Each true picture is nearest to one of its own name, slightly darkened or not.
+    own = [samples.Request(thing.name, "a", None, 4, "as it is") for thing in pack.things]
+    assert samples.nearest_names(pack, 0.98 * samples.true_pictures(pack, own)) == [one.name for one in own]
+    assert "nearest to a true picture of their name" in text

@@ -18,7 +18,7 @@ from distill.conditions import prompts
 from distill.conditions.perp_neg import Curves
 from distill.embedded import things, words, world
 from distill.embedded.phrases import COLOURS, NEAR_COLOURS, OTHER_COLOURS, singulars
-from distill.embedded.prompt import Meaning, asked, told, understand
+from distill.embedded.prompt import Meaning, asked, prior_for, told, understand
 from distill.embedded.vocabulary import describe, knowing, known, of_prior, read_names, write_names
 from distill.inputs import looks
 from distill.run import batch, execute, manifest
@@ -438,3 +438,53 @@ def test_a_source_prompt_is_read_before_anything_is_loaded() -> None:
         check_prompt(compose_config(words))
     said = check_prompt(compose_config([*words[:2], "source_prompt=a blue cup"]))
     assert said.startswith("'a blue cup' is taken for 'a blue mug'")
+
+
+@pytest.mark.parametrize(
+    ("prompts_given", "prior"),
+    [
+        ([], "embedded"),
+        (["a red mug", "an ORANGE rocket, left view"], "embedded"),
+        (["a crimson cup"], "embedded"),
+        (["a mug"], "things"),  # a kind of the world needs a colour
+        (["a hamburger"], "things"),
+        (["a red mug", "a hamburger"], "things"),
+        (["a red mug", "a purple dragon"], "embedded"),
+        (["a purple dragon"], "things"),  # which has more names to suggest
+    ],
+)
+def test_the_prior_that_ships_and_knows_the_prompts_is_chosen(prompts_given: list[str], prior: str) -> None:
+    assert prior_for(prompts_given) == prior
+
+
+def test_no_prior_is_chosen_where_one_is_given(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a red mug\n# a comment\na hamburger\na hamburger\n")
+    (tmp_path / "library.json").write_text(json.dumps({"train": ["a red mug"], "held_out": ["a teddy bear"]}))
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "crisp.yaml").write_text("# @package _global_\nprior: embedded\n")
+
+    def chosen(*words: str, folders: tuple[str, ...] = ()) -> str:
+        return str(compose_config(words, folders).prior)
+
+    assert chosen("prompt=a hamburger") == chosen("prompt=a hamburger", "experiment=csd") == "things"
+    assert chosen("prompt=a red mug") == chosen("image=mug.png") == "embedded"
+    assert chosen("prompt=a red mug", "source_prompt=a hamburger", "guidance=dds") == "things"
+    assert (
+        chosen(f"prompts={tmp_path / 'list.txt'}")
+        == chosen(f"prompts={tmp_path / 'library.json'}")
+        == "things"
+    )
+    assert chosen("prompt=a hamburger", "prior=embedded") == "embedded"
+    assert chosen("prompt=a hamburger", "experiment=crisp", folders=(str(tmp_path),)) == "embedded"
+    assert chosen(f"prompts={tmp_path / 'not_there.txt'}") == "embedded"
+
+
+def test_both_priors_that_ship_list_what_they_know(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["priors", "things"])
+    assert ended.value.code == 0
+    listed = capsys.readouterr().out
+    assert "hamburger" in listed and "16 kinds in 8 colours" in listed
+    assert set(of_prior("things").things) < set(  # type: ignore[union-attr]
+        (Path(__file__).parents[1] / "examples/embedded/things_learnt.txt").read_text("utf-8").splitlines()
+    )

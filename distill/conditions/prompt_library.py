@@ -70,13 +70,7 @@ def read_library(file: str) -> Prompts:
         ValueError: the file is not there or has another form, there is nothing to train on, or a prompt is there twice.
     """
     path = user_path(file)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-        raise ValueError(f"prompts must be {FORM}, and {path} cannot be read: {why}") from error
-    is_json = path.suffix.lower() == ".json" or text.lstrip()[:1] in ("{", "[")
-    found = _of_json(path, text) if is_json else _of_text(text)
+    found, is_json = _read(path)
     if not found.train:
         what = "its list train is empty" if is_json else "it has no prompts"
         raise ValueError(f"prompts must be {FORM}, and {path} has nothing to train on: {what}")
@@ -86,6 +80,25 @@ def read_library(file: str) -> Prompts:
             raise ValueError(f"{path} has the prompt {prompt!r} twice; leave one of them out")
         seen.add(prompt)
     return found
+
+
+def listed(file: str) -> tuple[str, ...]:
+    """Return all prompts of a library or of a list, as they stand; none where it cannot be read, which whoever makes them tells."""
+    try:
+        return _read(user_path(file))[0].all()
+    except ValueError:
+        return ()
+
+
+def _read(path: Path) -> tuple[Prompts, bool]:
+    """A library's prompts, and whether its file is JSON."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise ValueError(f"prompts must be {FORM}, and {path} cannot be read: {why}") from error
+    is_json = path.suffix.lower() == ".json" or text.lstrip()[:1] in ("{", "[")
+    return (_of_json(path, text) if is_json else _of_text(text)), is_json
 
 
 def _of_text(text: str) -> Prompts:

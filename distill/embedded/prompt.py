@@ -63,20 +63,21 @@ def asked(name: str, prompt: str) -> str:
 
 
 def prior_for(prompts: Iterable[str]) -> str:
-    """Choose the prior that ships for some prompts: ``embedded`` if each means a kind of its world in a colour, else ``things``.
+    """Choose the prior that ships for some prompts: ``things`` if one means a thing or no colour, else ``embedded``.
 
-    A prompt that neither knows is left to ``things``, which knows more names to suggest.
+    Prompts that mean nothing count where there is nothing else: ``things`` knows more names to suggest.
     """
-    both = of_prior("things")
+    both, of_the_world = of_prior("things"), set[bool]()
     assert both is not None
+    unknown = False
     for prompt in prompts:
         try:
             meaning = understand(prompt, both)
         except ValueError:
-            return "things"
-        if meaning.name not in KINDS or meaning.colour is None:
-            return "things"
-    return "embedded"
+            unknown = True
+            continue
+        of_the_world.add(meaning.name in KINDS and meaning.colour is not None)
+    return "things" if False in of_the_world or (unknown and not of_the_world) else "embedded"
 
 
 def understand(prompt: str, known: Known) -> Meaning:

@@ -155,8 +155,8 @@ def judge_of(source: Source) -> Judge:
     return load_judge(folder=source.judge or SHIPPED)
 
 
-def check(prompts: Sequence[str], source: Source, judge: Judge) -> None:
-    """Refuse what cannot be measured, before anything is made.
+def check(prompts: Sequence[str], source: Source, judge: Judge | None) -> None:
+    """Refuse what cannot be measured, before anything is made; without a judge, nothing is asked of its words.
 
     Raises:
         ValueError: a prompt cannot be read; an archive that is needed, or the pack, is missing or broken; or the judge does
@@ -172,7 +172,8 @@ def check(prompts: Sequence[str], source: Source, judge: Judge) -> None:
                     f"fetch it with examples/embedded/fetch_things.py"
                 )
 
-    check_words([asked(prompt, source).caption for prompt in prompts], judge)
+    if judge is not None:
+        check_words([asked(prompt, source).caption for prompt in prompts], judge)
 
 
 def check_words(said: Sequence[str], judge: Judge) -> None:

@@ -42,7 +42,7 @@ def amortise(
     prompts: str | Path,
     *,
     output_dir: str | Path | None = None,
-    prior: object = "embedded",
+    prior: object = None,
     scene: str | None = None,
     **options: Any,
 ) -> Path:
@@ -52,7 +52,7 @@ def amortise(
         prompts: a JSON file with the lists ``train``, ``validation`` and ``held_out``, or a text file with a prompt to learn in
             each line.
         output_dir: where its files go; by default a new folder under ``outputs``.
-        prior: ``embedded``, a folder in the diffusers layout, or a loaded prior.
+        prior: as of ``distill.generate``.
         scene: ``hyper_grid`` or ``hyper_conv``; by default that of an ``experiment=`` for libraries, else ``hyper_grid``.
         **options: as on the command line.
 
@@ -62,8 +62,8 @@ def amortise(
     Raises:
         ValueError: an option or a prompt is wrong, in one line.
     """
-    name, loaded = given(prior)
-    overrides: dict[str, Any] = {"prompts": str(prompts), "prior": name, **options}
+    named, loaded = given(prior)
+    overrides: dict[str, Any] = {"prompts": str(prompts), **named, **options}
     overrides |= {"scene": scene} if scene is not None else {}
     if output_dir is not None:
         overrides["output_dir"] = str(output_dir)

@@ -51,7 +51,7 @@ def generate(
     prompt: str,
     *,
     output_dir: str | Path | None = None,
-    prior: object = "embedded",
+    prior: object = None,
     **options: Any,
 ) -> Asset:
     """Make a 3D asset from a prompt.
@@ -59,14 +59,15 @@ def generate(
     Args:
         prompt: what to make.
         output_dir: where its files go; by default a new folder under ``outputs``.
-        prior: ``embedded``, a folder in the diffusers layout, or a loaded prior.
+        prior: the name of one, a folder in the diffusers layout, or a loaded prior; by default the one that ships and knows the
+            prompt, ``embedded`` or ``things``.
         **options: as on the command line, e.g. ``iterations=600, guidance="sds", **{"guidance.scale": 10}``.
 
     Raises:
         ValueError: an option or the prompt is wrong, in one line.
     """
-    name, loaded = given(prior)
-    overrides = {"prompt": prompt, "prior": name, **options}
+    named, loaded = given(prior)
+    overrides = {"prompt": prompt, **named, **options}
     if output_dir is not None:
         overrides["output_dir"] = str(output_dir)
     config = compose_config(as_overrides(overrides))
@@ -75,18 +76,20 @@ def generate(
     return run(config, loaded)
 
 
-def given(prior: object) -> tuple[str, Prior | None]:
-    """The name of a prior that is given by name, folder or as an object, and the object.
+def given(prior: object) -> tuple[dict[str, str], Prior | None]:
+    """The option that names a prior, given by name, folder or as an object, and the object; none for None.
 
     Raises:
         ValueError: it is something else.
     """
+    if prior is None:
+        return {}, None
     loaded = prior if isinstance(prior, Prior) else None
     if not (loaded or isinstance(prior, (str, Path))):
         raise ValueError(
             f"prior must be a name, a folder, or a loaded prior (distill.contracts.Prior), got {type(prior).__name__}"
         )
-    return (loaded.name or UNNAMED) if loaded else str(prior), loaded
+    return {"prior": (loaded.name or UNNAMED) if loaded else str(prior)}, loaded
 
 
 def run(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALONE) -> Asset:

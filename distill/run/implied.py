@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from distill.conditions.prompt_library import listed
+from distill.embedded.prompt import prior_for
 from distill.priors.preset import preset_of, shown_picture, told_cameras
 from distill.run.earlier import follows_from
 from distill.run.generator import implied_by
 from distill.run.overrides import as_overrides, split_word
 from distill.run.plugins import ALIASES, plugins
 from distill.run.scenes import scene_of_run
+
+EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
 
 
 def with_implied(overrides: Sequence[str]) -> list[str]:
@@ -63,7 +68,21 @@ def implied(words: Sequence[str]) -> dict[str, str]:
         given.setdefault("prior", str(own["prior"]))
     if given.get("scene") == "sdf" and earlier:
         found |= _followed(follows_from(earlier), given, "init")
-    return found | _cameras(given) | _preset(given)
+    return found | _shipped(given) | _cameras(given) | _preset(given)
+
+
+def _shipped(given: Mapping[str, str]) -> dict[str, str]:
+    """The prior of real things, where no prior is given and a prompt is of more than the embedded world."""
+    if "prior" in given or _of_the_users_own(given.get("experiment", "")) or "preset" in given:
+        return {}
+    texts = [text for name in ("prompt", "source_prompt") if (text := _named(given, name))]
+    texts += listed(file) if (file := _named(given, "prompts")) else ()
+    return {} if prior_for(texts) == "embedded" else {"prior=things": "follows from the prompt"}
+
+
+def _of_the_users_own(experiment: str) -> bool:
+    """Tell whether an experiment is none of the library's, so that it may choose a prior."""
+    return bool(experiment) and not (EXPERIMENTS / f"{experiment}.yaml").is_file()
 
 
 def _named(given: Mapping[str, str], option: str) -> str:

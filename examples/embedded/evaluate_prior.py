@@ -154,6 +154,9 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--pack", type=Path, help="folder of the pictures of things: samples of them too")
     parser.add_argument("--judge", type=Path, help="folder of a judge that was trained on things, for --pack")
+    parser.add_argument(
+        "--no-judge", action="store_true", help="only of things, and only what they are nearest to"
+    )
     parser.add_argument("--things", type=int, help="samples of things in all; one of each name by default")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--scale", type=float, default=3.0, help="classifier-free guidance scale")
@@ -166,6 +169,8 @@ def parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.things is not None and (options.pack is None or options.things < 1):
         parser.error("--things is a number of samples of the things in --pack, and at least 1")
+    if options.no_judge and (options.pack is None or options.judge):
+        parser.error("--no-judge is for --pack, and takes no --judge")
     if options.per_pair is None:
         options.per_pair = 2 if options.pack else 4
     if options.quick:
@@ -195,41 +200,53 @@ def evaluate_kinds(
 
 def evaluate_names(
     options: argparse.Namespace,
-    judge: Judge,
+    judge: Judge | None,
     prior: DiffusionPrior,
     pack: things.Pack,
     said: Sequence[captions.Meaning],
 ) -> str:
-    """Sample things, draw 64 of the samples, and return the tables."""
+    """Sample things, draw 64 of the samples, and return the tables, without a judge only the share that is nearest to their name."""
     asked = evaluate_things.requests(pack.things, options.things or len(things.names(pack.things)))
     prompts = [one.prompt for one in asked]
     made = pictures_of(prior, prompts, options.steps, options.scale, options.seed + 2)
-    fresh = evaluate_things.true_pictures(pack, asked)
-    truth, right = (evaluate_things.judge_right(judge, x, asked, said) for x in (fresh, made))
     shown = evaluate_things.chosen(len(asked))
     evaluate_things.draw_sheet(made[shown], [asked[index] for index in shown], options.things_sheet)
-    counted = evaluate_things.summary(asked, truth, right)
+    plain = [index for index, one in enumerate(asked) if one.colour is None]
+    near = evaluate_things.nearest_names(pack, made[plain]) if plain else []
+    hits = [name == asked[index].name for name, index in zip(near, plain, strict=True)]
+    told = f"Of {len(hits)} samples of things as they are, {share(hits)}% are nearest to a true picture of their name."
+    if judge is None:
+        rows = zip(plain, near, hits, strict=True)
+        wrong = [f"{asked[index].name} ({name})" for index, name, hit in rows if not hit]
+        return f"{told}\n\nThe others, and what they are nearest to: {', '.join(wrong) or 'none'}.\n"
+    fresh = evaluate_things.true_pictures(pack, asked)
+    truth, right = (evaluate_things.judge_right(judge, x, asked, said) for x in (fresh, made))
+    counted = f"{evaluate_things.summary(asked, truth, right)}\n\n{told}"
     return f"{counted}\n\n{evaluate_things.worst(asked, truth, right)}\n"
 
 
 def main() -> None:
     options = parse_options()
     pack = None if options.pack is None else things.read_pack(options.pack)
-    judge = load_judge(folder=options.judge or SHIPPED)
+    judge = None if options.no_judge else load_judge(folder=options.judge or SHIPPED)
     said = captions.of(() if pack is None else pack.things)
     candidates = [captions.write(*meaning) for meaning in said]
-    check_words(candidates, judge)
+    if judge:
+        check_words(candidates, judge)
     prior = load_prior(options.prior, options.device)
     setup = f"{options.steps} DDIM steps, guidance scale {options.scale:g}, seed {options.seed}, "
-    parts = [setup + f"judged among {len(candidates)} captions"]
+    parts = [setup + (f"judged among {len(candidates)} captions" if judge else "without a judge")]
     if pack is not None:
         parts.append(evaluate_names(options, judge, prior, pack, said))
         print(parts[-1], flush=True)
-    parts.append(evaluate_kinds(options, judge, prior, candidates))
-    print(parts[-1])
+    if judge:
+        parts.append(evaluate_kinds(options, judge, prior, candidates))
+        print(parts[-1])
     options.table.write_text("\n\n".join(parts))
+    sheets = [options.sheet] if judge else []
     print(
-        f"wrote {options.table} and {options.sheet}{'' if pack is None else f' and {options.things_sheet}'}"
+        "wrote",
+        ", ".join(map(str, [options.table, *sheets, *([] if pack is None else [options.things_sheet])])),
     )
 
 
