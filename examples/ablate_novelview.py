@@ -37,10 +37,10 @@ from typing import Any
 import torch
 
 from distill.conditions.picture import EMBEDDED
+from distill.embedded.vocabulary import SHIPPED
 from distill.files.atomic import write_atomic
 from distill.lab.novel_view import cells, memory, stages
 from distill.lab.novel_view.ablation_report import write_docs, write_report
-from distill.priors.source import EMBEDDED as PRIOR
 
 BEGAN = time.time()
 ROOT = Path(__file__).resolve().parents[1]
@@ -328,7 +328,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--dino", type=Path, default=EMBEDDED / "image_encoder", help="folder of an image encoder"
     )
-    parser.add_argument("--prior", type=Path, default=PRIOR, help="that the UNets begin from")
+    parser.add_argument("--prior", type=Path, default=SHIPPED["embedded"], help="that the UNets begin from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--bring", type=Path, help="folder for a copy of the results, in a few files, as they come"

@@ -373,6 +373,7 @@ EXPERIMENTS = {
     "nfsd": ("nfsd", "uniform"),
     "magic3d": ("sds", "uniform"),
     "fantasia3d": ("sds", "uniform"),
+    "imagedream": ("sds", "annealed"),
 }
 
 

@@ -178,7 +178,7 @@ def test_training_goes_on_bit_for_bit_and_its_folder_loads(
     train = example("train_prior")
     monkeypatch.setattr(train, "TEXT_STEPS", {False: 2, True: 2})
     torch.manual_seed(0)
-    options = argparse.Namespace(device="cpu", work=tmp_path, start=None, text_side=None)
+    options = argparse.Namespace(device="cpu", work=tmp_path, start=None, text_side=None, text_updates=None)
     abar = train.make_scheduler().alphas_cumprod
     run = train.start(options, data)
     draft = example("text_side").fit_draft(run.encoder, data.tokenizer, data.world, data.things)

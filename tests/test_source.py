@@ -179,6 +179,7 @@ def ask(
         "HF_HOME": str(home),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_ETAG_TIMEOUT": "5",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         **more,
     }
     said = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | settings

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from distill.conditions.picture import EMBEDDED
+from distill.embedded.vocabulary import SHIPPED
 from distill.files.atomic import write_atomic
 from distill.lab.novel_view import memory, stages
 from distill.lab.novel_view.start import from_prior
 from distill.priors.novel_view.features import load_encoder
-from distill.priors.source import EMBEDDED as PRIOR
 
 #: Objects of noise, and pictures of each.
 OBJECTS, VIEWS = 32, 4
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--init", type=Path, default=PRIOR)
+    parser.add_argument("--init", type=Path, default=SHIPPED["embedded"])
     parser.add_argument("--encoder", type=Path, default=EMBEDDED / "image_encoder")
     parser.add_argument("--size", type=int, default=64, help="of the pictures, pixels")
     parser.add_argument("--batch", type=int, default=16)

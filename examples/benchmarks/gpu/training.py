@@ -22,7 +22,11 @@ def prior_rate(work: Path, device: torch.device, batch: int, steps: int) -> floa
     pictures = dataset.Pictures(work / "pictures", torch.Generator().manual_seed(0))
     data = train_prior.Data(pictures, None, train_prior.tokenizer_for(train_prior.SHIPPED, None))
     options = argparse.Namespace(
-        device=str(device), work=work / "nothing", start=train_prior.SHIPPED, text_side=None
+        device=str(device),
+        work=work / "nothing",
+        start=train_prior.SHIPPED,
+        text_side=None,
+        text_updates=None,
     )
     run = train_prior.start(options, data)
     abar = train_prior.make_scheduler().alphas_cumprod.to(device)
