@@ -104,8 +104,8 @@ def nearest_names(pack: things.Pack, images: Tensor) -> list[str]:
         rgba = pack.rgba(index, None)
         seen.append((rgba[..., :3] + 1 - rgba[..., 3:]).clamp(0, 1).movedim(-1, 1))
         names += [thing.name] * len(rgba)
-    small = [avg_pool2d(one, 4).flatten(1) for one in (images.cpu(), torch.cat(seen))]
-    return [names[index] for index in torch.cdist(*small).argmin(1).tolist()]
+    made, true = (avg_pool2d(one, 4).flatten(1) for one in (images.cpu(), torch.cat(seen)))
+    return [names[index] for index in torch.cdist(made, true).argmin(1).tolist()]
 
 
 def share(hits: Sequence[bool]) -> str:
