@@ -433,7 +433,7 @@ def test_a_loss_gives_a_gradient_and_is_deterministic(name: str, prior: Diffusio
     options: dict[str, Any] = (
         {"terms": [{"loss": "sds"}, {"loss": "csd", "prompt": "a red mug"}]} if name == "mix" else {}
     )
-    made = loss(prior, generator(), {}, **options) if is_made_for_prior(loss) else loss
+    made: Any = loss(prior, generator(), {}, **options) if is_made_for_prior(loss) else loss
     t = torch.full((4,), 600)
     grad = made(prior, x, cond, t, noise)
     assert grad.shape == x.shape and grad.isfinite().all() and grad.abs().max() > 0

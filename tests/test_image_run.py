@@ -16,7 +16,7 @@ from test_run import QUICK, command, error_of
 
 import distill
 from distill.cameras import turntable
-from distill.conditions.picture import look_at
+from distill.conditions.picture import Picture, look_at
 from distill.contracts import Step
 from distill.guidance.mix import mix
 from distill.guidance.sds import sds
@@ -107,7 +107,7 @@ def test_each_model_has_the_noise_levels_that_suit_it() -> None:
 def test_a_pictures_gradient_is_its_models_at_the_scale_of_the_preset() -> None:
     """w (e_u + 3 (e_c - e_u) - eps), by the pipeline's own guidance; words add 0.3 of their own."""
     job = assemble(compose_config(GIVEN))
-    assert job.picture is not None
+    assert isinstance(job.picture, Picture)
     model = job.picture.prior
     assert job.prior is model
     cameras, t = turntable(2), torch.tensor([300, 700])
@@ -119,7 +119,7 @@ def test_a_pictures_gradient_is_its_models_at_the_scale_of_the_preset() -> None:
     torch.testing.assert_close(found, s**2 * (guided - noise), rtol=1e-3, atol=1e-4)
 
     both = assemble(compose_config(["prompt='a red mug'", *GIVEN]))
-    assert both.picture is not None
+    assert isinstance(both.picture, Picture)
     text, model = both.prior, both.picture.prior
     assert text.words
     x, noise = 0.5 * randn(3, 2, *text.shape).clamp(-1, 1), randn(4, 2, *text.shape)

@@ -14,7 +14,7 @@ from test_novelview_pipeline import make
 from test_run import QUICK, command, error_of
 
 from distill.cameras import Cameras, orbit
-from distill.conditions.picture import look_at
+from distill.conditions.picture import Picture, look_at
 from distill.conditions.start import LEVEL_DEG, asked_later, drawn_views, ring, views_first
 from distill.contracts import Condition, Render, Step
 from distill.priors.novel_view.elevation import draw_around, estimate_elevation
@@ -155,7 +155,7 @@ def test_views_around_are_the_pipelines_and_begin_with_the_picture(tmp_path: Pat
 def test_a_run_fits_the_views_and_then_asks_the_prior(tmp_path: Path) -> None:
     options = ["reference.start_until=0.5", "iterations=4", "export.enabled=false"]
     job = assemble(compose_config([*SAMPLES, *options]))
-    assert job.picture is not None and job.picture.drawn is not None
+    assert isinstance(job.picture, Picture) and job.picture.drawn is not None
     g = torch.Generator().manual_seed(0)
     known = job.picture.drawn.cameras
     early = job.cameras(0.4, 2, g)
