@@ -304,6 +304,16 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="prior's folder, rewritten at each save; without --things by default the one that ships",
     )  # fmt: skip
     options = parser.parse_args(words)
+    check_options(parser, options)
+    options.output = options.output or SHIPPED
+    for name in ("work", "things", "start", "text_side", "teacher", "output"):
+        if getattr(options, name) is not None:
+            setattr(options, name, getattr(options, name).expanduser())
+    return options
+
+
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End with one line where options have no meaning, alone or together."""
     check_amounts(parser, options)
     if options.text_updates is not None and options.text_updates < 1:
         parser.error(f"--text-updates must be at least 1, got {options.text_updates}")
@@ -313,11 +323,6 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         )
     if options.text_side and not (options.things and options.start):
         parser.error("--text-side is for --things with --start, where a prior of the world is grown")
-    options.output = options.output or SHIPPED
-    for name in ("work", "things", "start", "text_side", "teacher", "output"):
-        if getattr(options, name) is not None:
-            setattr(options, name, getattr(options, name).expanduser())
-    return options
 
 
 def load(options: argparse.Namespace) -> Data:
