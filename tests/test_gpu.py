@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plain_torch
 import pytest
 import torch
@@ -30,6 +32,8 @@ from distill.run.assemble import assemble
 from distill.run.compose import compose_config
 
 pytestmark = pytest.mark.gpu
+
+EMBEDDED = Path(__file__).resolve().parents[1] / "examples" / "embedded"
 
 #: What a scene has by default: dense levels and hashed ones.
 LAYOUT = hash_layout(levels=12, finest_resolution=128, base_resolution=8)
@@ -367,3 +371,47 @@ def test_a_mesh_of_a_scene_on_cuda_is_the_cpus(on_cpu: Callable[[], Any]) -> Non
     size = abs(there.vertices).max(0)
     assert size == pytest.approx(abs(here.vertices).max(0), rel=0.02)
     assert coloured is not None and textured is not None
+
+
+def test_updates_from_graphs_have_the_plain_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EMBEDDED)
+    training = importlib.import_module("prior_training")
+    train = importlib.import_module("train_prior")
+    device, g = torch.device("cuda"), torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    unet = train.make_unet().to(device, memory_format=torch.channels_last)
+    abar = training.make_scheduler().alphas_cumprod.to(device)
+    recorded = training.gradient_on(device)
+    assert isinstance(recorded, training.Recorded)
+    for _ in range(3):
+        x, noise = torch.randn(2, 4, 48, 16, 16, generator=g).to(device)
+        t = torch.randint(1000, (4,), generator=g).to(device)
+        lesson = training.Lesson(x, noise, t, torch.randn(4, 20, 128, generator=g).to(device))
+        loss = recorded(unet, unet, lesson, abar).clone()
+        found = torch.cat([p.grad.flatten() for p in unet.parameters() if p.grad is not None])
+        plain = training.gradient(unet, unet, lesson, abar)
+        wanted = torch.cat([p.grad.flatten() for p in unet.parameters() if p.grad is not None])
+        torch.testing.assert_close(loss, plain, rtol=1e-3, atol=0)
+        # Sums in another order, in bfloat16.
+        assert (found - wanted).norm() < 0.02 * wanted.norm() and found.isfinite().all()
+
+
+def test_pictures_painted_on_cuda_are_those_of_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EMBEDDED)
+    dataset, judge_pictures = (importlib.import_module(name) for name in ("dataset", "judge_pictures"))
+    layers = np.random.default_rng(0).integers(0, 256, (32, 64, 64, 5), np.uint8)
+    np.save(tmp_path / "layers.npy", layers)
+    np.save(tmp_path / "rows.npy", np.array([[k % 16, 22.5 * k, 10.0] for k in range(32)], np.float32))
+
+    def drawn(device: str) -> tuple[Any, Tensor]:
+        pictures = dataset.Pictures(tmp_path, torch.Generator().manual_seed(0), device)
+        batch, shared = pictures.draw(8), torch.Generator().manual_seed(1)
+        shifted = judge_pictures.move(pictures.layers[:4].permute(0, 3, 1, 2).float() / 255, shared)
+        return batch, judge_pictures.blur(shifted, shared).cpu()
+
+    (here, blurred), (there, also) = drawn("cpu"), drawn("cuda")
+    assert there.images.is_cuda and torch.equal(here.colour, there.colour)
+    torch.testing.assert_close(there.images.cpu(), here.images)
+    torch.testing.assert_close(also, blurred, atol=1e-4, rtol=1e-4)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distill.embedded import captions, things, world
-from distill.embedded.judge import Judge
+from distill.embedded.judge import ImageTower, Judge, load_judge, save_judge
 
 FOLDER = Path(__file__).parents[1] / "examples" / "embedded"
 
@@ -184,3 +184,42 @@ def test_a_pack_of_other_names_is_refused(pictures: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(things, "read_pack", lambda folder: pack)
     with pytest.raises(ValueError, match="has 'zeppelin', which the table does not"):
         pictures.of_pack(Path("pack"))
+
+
+def test_a_judge_of_other_channels_is_read_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    judge, images = Judge(["mug", "red"], (8, 12, 16)).eval(), torch.rand(3, 3, 64, 64)
+    save_judge(judge, tmp_path)
+    again = load_judge(folder=tmp_path)
+    assert again.channels == (8, 12, 16)
+    found, wanted = (each.similarity(images, ["red mug"]) for each in (again, judge))
+    torch.testing.assert_close(found, wanted, atol=2e-3, rtol=0)
+    tower = ImageTower(again)
+    assert tower.config.hidden_sizes == [8, 8, 12, 16, 16]
+    assert [state.shape[-1] for state in tower(images).hidden_states] == tower.config.hidden_sizes
+
+
+def test_training_for_minutes_ends_after_them_and_goes_on(
+    tmp_path: Path, pictures: Any, source: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = importlib.import_module("train_judge")
+    clock = iter(range(0, 10_000, 10))  # each look at the clock is ten seconds later
+    monkeypatch.setattr(train.time, "time", lambda: float(next(clock)))
+    monkeypatch.setattr(train, "begun_with", lambda options: {})
+    seen = []
+
+    def step(judge: Judge, *_: Any) -> Tensor:
+        seen.append(1)
+        return judge.log_scale.square()
+
+    monkeypatch.setattr(train, "step", step)
+    options = SimpleNamespace(
+        minutes=1.0, images=8, batch=8, peak_lr=1e-3, save_minutes=9, work=tmp_path, output=tmp_path / "out"
+    )
+    judge = Judge(["mug", "red"], (8, 12, 16))
+    train.train(judge, source, source.kinds, options, None)
+    state = torch.load(tmp_path / "judge.pt", weights_only=True)
+    # By hand: the clock is looked at once a batch at the start of it, and once for saving: 20 s a batch.
+    assert state["seen"] == 8 * len(seen) == 24 and state["seconds"] >= 60
+    train.train(judge, source, source.kinds, options, state)
+    assert len(seen) == 3  # nothing is left to do

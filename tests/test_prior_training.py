@@ -182,12 +182,13 @@ def test_training_goes_on_bit_for_bit_and_its_folder_loads(
     abar = train.make_scheduler().alphas_cumprod
     run = train.start(options, data)
     draft = example("text_side").fit_draft(run.encoder, data.tokenizer, data.world, data.things)
-    train.train_step(run, run.unet, data, abar, 2, 0.5, draft=draft)
+    model = train.with_draft(run.unet, draft)
+    train.train_step(run, model, data, abar, 2, 0.5)
     run.save(tmp_path / "prior.pt", data.tokenizer.get_vocab())
-    train.train_step(run, run.unet, data, abar, 2, 0.5, draft=draft)
+    train.train_step(run, model, data, abar, 2, 0.5)
     again = train.start(options, data)
     assert again.seen == 2
-    train.train_step(again, again.unet, data, abar, 2, 0.5, draft=draft)
+    train.train_step(again, train.with_draft(again.unet, draft), data, abar, 2, 0.5)
     for name, value in run.averaged().items():
         assert torch.equal(value, again.averaged()[name]), name
 
@@ -260,6 +261,47 @@ def test_a_target_takes_the_place_of_the_pictures_own_v(example: Any) -> None:
     training.learn(run, model, torch.zeros(2, 3, 64, 64), torch.zeros(2, 1), abar, 0.5, target=three)
     assert run.loss == 9.0
     assert net(torch.zeros(1, 48, 1, 1)).min() > 0
+
+
+def test_updates_that_are_recorded_learn_from_each_new_batch(example: Any) -> None:
+    training = example("prior_training")
+    g = torch.Generator().manual_seed(0)
+    net, abar = torch.nn.Conv2d(48, 48, 1), training.make_scheduler().alphas_cumprod
+    recorded = []
+
+    def gradients() -> list[torch.Tensor]:
+        return [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+
+    def record(compute: Any) -> Any:
+        """Stands for a CUDA graph, which writes where the tensors of its recording lie."""
+        loss = compute()
+        recorded.append(compute)
+        kept = gradients()
+
+        def replay() -> None:
+            loss.copy_(compute())
+            for old, new in zip(kept, gradients(), strict=True):
+                old.copy_(new)
+
+        return replay, loss
+
+    def model(noisy: torch.Tensor, t: torch.Tensor, cond: torch.Tensor, told: Any = 0.0) -> SimpleNamespace:
+        return SimpleNamespace(sample=net(noisy) * cond.mean() + told)
+
+    def lesson(**told: torch.Tensor) -> Any:
+        x, noise = torch.randn(2, 2, 48, 16, 16, generator=g)
+        t = torch.randint(1000, (2,), generator=g)
+        return training.Lesson(x, noise, t, torch.randn(2, 20, 8, generator=g), told)
+
+    # Two graphs of one network, as training by turns on single pictures and on rings of views makes them.
+    graphs = [training.Recorded(record), training.Recorded(record)]
+    for turn in (0, 1, 0, 0, 1):
+        one = lesson(**{"told": torch.randn(1, generator=g)} if turn else {})
+        loss = graphs[turn](net, model, one, abar).clone()
+        found = [each.clone() for each in gradients()]
+        assert torch.equal(loss, training.gradient(net, model, one, abar)) and loss > 0
+        assert all(torch.equal(one, other) for one, other in zip(found, gradients(), strict=True))
+    assert len(recorded) == 2
 
 
 def test_a_draft_is_the_least_squares_of_mean_pictures(example: Any, data: Any) -> None:

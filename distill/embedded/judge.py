@@ -24,6 +24,7 @@ from distill.embedded.captions import words
 #: Height and width of the pictures that the judge looks at; others are resized.
 SIZE = 64
 WIDTH = 128
+CHANNELS = (48, 96, 192)
 SHIPPED = Path(__file__).with_suffix("")
 
 
@@ -44,8 +45,8 @@ def _shrink(inner: int, outer: int, kernel: int, stride: int) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(outer), nn.ReLU())
 
 
-def _image_tower(channels: tuple[int, int, int] = (48, 96, 192)) -> nn.Sequential:
-    """A small residual net, 64x64 to 16x16, 8x8 and 4x4: about 20 million multiplications a picture."""
+def _image_tower(channels: tuple[int, int, int]) -> nn.Sequential:
+    """A small residual net, 64x64 to 16x16, 8x8 and 4x4: with 48, 96 and 192 channels 20 million multiplications a picture."""
     a, b, c = channels
     return nn.Sequential(
         _shrink(3, a, 6, 4),
@@ -73,13 +74,18 @@ def vocabulary() -> list[str]:
 
 
 class Judge(nn.Module):
-    """Two towers on one sphere; ``scale`` is the learnt inverse temperature of their contrast."""
+    """Two towers on one sphere; ``log_scale`` is the logarithm of the learnt inverse temperature of their contrast.
 
-    def __init__(self, vocabulary: list[str]) -> None:
+    Args:
+        vocabulary: the words that it reads.
+        channels: of the image tower, at 16x16, 8x8 and 4x4.
+    """
+
+    def __init__(self, vocabulary: list[str], channels: tuple[int, int, int] = CHANNELS) -> None:
         super().__init__()
-        self.vocabulary = vocabulary
+        self.vocabulary, self.channels = vocabulary, channels
         self.number = {word: index + 1 for index, word in enumerate(vocabulary)}
-        self.image_tower = _image_tower()
+        self.image_tower = _image_tower(channels)
         self.embedding = nn.Embedding(len(vocabulary) + 1, WIDTH, padding_idx=0)
         self.reader = nn.GRU(WIDTH, WIDTH, batch_first=True)
         self.text_head = nn.Linear(WIDTH, WIDTH)
@@ -138,7 +144,8 @@ class ImageTower(nn.Module):
     def __init__(self, judge: Judge) -> None:
         super().__init__()
         self.judge = judge
-        stages = [48, 48, 96, 192, 192]
+        first, second, third = judge.channels
+        stages = [first, first, second, third, third]
         self.config = SimpleNamespace(
             image_size=SIZE,
             patch_size=SIZE // 8,
@@ -204,7 +211,9 @@ def save_judge(judge: Judge, folder: Path = SHIPPED) -> None:
         if not name.endswith("num_batches_tracked")
     }
     (folder / "judge.safetensors").write_bytes(save(state))
-    (folder / "config.json").write_text(json.dumps({"vocabulary": judge.vocabulary}, indent=1) + "\n")
+    (folder / "config.json").write_text(
+        json.dumps({"channels": judge.channels, "vocabulary": judge.vocabulary}, indent=1) + "\n"
+    )
 
 
 def load_judge(device: torch.device | str = "cpu", folder: Path = SHIPPED) -> Judge:
@@ -215,7 +224,8 @@ def load_judge(device: torch.device | str = "cpu", folder: Path = SHIPPED) -> Ju
     """
     if not (folder / "judge.safetensors").exists():
         raise ValueError(f"no judge in {folder}; train one with examples/embedded/train_judge.py")
-    judge = Judge(json.loads((folder / "config.json").read_text())["vocabulary"])
+    config = json.loads((folder / "config.json").read_text())
+    judge = Judge(config["vocabulary"], tuple(config.get("channels", CHANNELS)))
     state = {name: value.float() for name, value in load_file(folder / "judge.safetensors").items()}
     missing, unexpected = judge.load_state_dict(state, strict=False)
     assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from distill.cameras import Cameras, orbit
 from distill.embedded import raycast, shapes, world
+from distill.transfer import send
 
 SIZE = 64
 VIEWS_PER_SHAPE = 24
@@ -64,6 +65,15 @@ def build(folder: Path, shapes_per_kind: int, seed: int) -> None:
     done.write_text(json.dumps(wanted))
 
 
+def noise_for(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw standard normal noise in the shape of ``x`` and on its device; what is drawn depends on the kind of device."""
+    if not x.is_cuda:
+        return torch.randn(x.shape, generator=generator).to(x)
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    there = torch.Generator(x.device).manual_seed(seed)
+    return torch.randn(x.shape, generator=there, device=x.device)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Pictures in [-1, 1], shape ``[batch, 3, 64, 64]``, with what they show."""
@@ -82,10 +92,16 @@ def composed(layers: Tensor, rgb: Tensor, grey: Tensor) -> Tensor:
 
 
 class Pictures:
-    """Draws batches: a random render in a random trained colour over white or grey."""
+    """Draws batches: a random render in a random trained colour over white or grey.
 
-    def __init__(self, folder: Path, generator: torch.Generator) -> None:
-        self.layers = torch.from_numpy(np.load(folder / "layers.npy", mmap_mode="r+"))
+    Args:
+        folder: from ``build``.
+        generator: of the CPU; what is drawn does not depend on the device.
+        device: where the renders are kept and painted.
+    """
+
+    def __init__(self, folder: Path, generator: torch.Generator, device: torch.device | str = "cpu") -> None:
+        self.layers = torch.from_numpy(np.load(folder / "layers.npy", mmap_mode="r+")).to(device)
         rows = np.load(folder / "rows.npy")
         self.kind = torch.from_numpy(rows[:, 0]).long()
         views = [world.VIEWS.index(world.view_of(azimuth, elevation)) for _, azimuth, elevation in rows]
@@ -101,7 +117,9 @@ class Pictures:
         index = torch.randint(len(self.kind), (batch,), generator=g)
         kind = self.kind[index]
         colour, rgb, grey = self.paints(kind, darkest, held_out)
-        return Batch(composed(self.layers[index], rgb, grey), colour, kind, self.view[index])
+        there = self.layers.device
+        layers, rgb, grey = self.layers[send(index, there)], send(rgb, there), send(grey, there)
+        return Batch(composed(layers, rgb, grey), colour, kind, self.view[index])
 
     def paints(
         self, kind: Tensor, darkest: float = 0.5, held_out: bool = False

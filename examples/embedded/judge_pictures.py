@@ -13,12 +13,14 @@ from pathlib import Path
 import dataset
 import numpy as np
 import torch
+from dataset import noise_for
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 from tqdm import tqdm
 
 from distill.embedded import captions, things, world
 from distill.files.atomic import write_atomic
+from distill.transfer import send
 
 #: Pictures of each pair in a batch, so that captions of one pair that differ in the view meet.
 TOGETHER = 2
@@ -36,7 +38,7 @@ class Half:
     """Renders before their colour is chosen.
 
     Attributes:
-        layers: as ``dataset.Pictures`` has them, uint8, shape ``[pictures, 64, 64, 5]``.
+        layers: as ``dataset.Pictures`` has them, on any device, uint8, shape ``[pictures, 64, 64, 5]``.
         name: each picture's index in ``captions.articles()``, shape ``[pictures]``.
         view: its index in ``world.VIEWS``, likewise.
         paint: its own colour, sRGB, shape ``[pictures, 3]``.
@@ -48,6 +50,10 @@ class Half:
     view: Tensor
     paint: Tensor
     chosen: Tensor
+
+    def to(self, device: torch.device | str) -> Half:
+        """The renders on a device; what they show stays on the CPU."""
+        return replace(self, layers=self.layers.to(device))
 
     def rows(self, listed: list[int]) -> tuple[Tensor, ...]:
         """Indices of the pictures of each name."""
@@ -121,12 +127,12 @@ def uniform(low: float, high: float, shape: tuple[int, ...], g: torch.Generator)
 
 def move(layers: Tensor, g: torch.Generator) -> Tensor:
     """Shift, zoom and roll a little; what comes in from outside is empty."""
-    n = len(layers)
+    n, there = len(layers), layers.device
     roll, zoom = uniform(-0.12, 0.12, (n,), g), uniform(0.85, 1.25, (n,), g)
     cos, sin = torch.cos(roll) * zoom, torch.sin(roll) * zoom
     shift = uniform(-0.15, 0.15, (2, n), g)
     theta = torch.stack([cos, -sin, shift[0], sin, cos, shift[1]], dim=1).view(n, 2, 3)
-    grid = affine_grid(theta, list(layers.shape), align_corners=False)
+    grid = affine_grid(send(theta, there), list(layers.shape), align_corners=False)
     return grid_sample(layers, grid, align_corners=False)
 
 
@@ -138,40 +144,42 @@ def blur(layers: Tensor, g: torch.Generator) -> Tensor:
     kernel = torch.exp(-0.5 * (torch.arange(-3, 4) / sigma).square()).sum()
     # As a matrix: on a CPU, far quicker than a convolution of each channel.
     band = torch.exp(-0.5 * (apart / sigma).square()).masked_fill(apart.abs() > 3, 0) / kernel
+    band = send(band, layers.device)
     return band @ layers @ band
 
 
 def recolour(image: Tensor, g: torch.Generator) -> Tensor:
     """Change saturation, brightness and white balance a little, and add noise."""
-    n = len(image)
+    n, there = len(image), image.device
     grey = image.mean(1, keepdim=True)
-    image = grey + (image - grey) * uniform(0.75, 1.4, (n, 1, 1, 1), g)
-    image = image * uniform(0.8, 1.15, (n, 1, 1, 1), g) * uniform(0.95, 1.05, (n, 3, 1, 1), g)
+    image = grey + (image - grey) * send(uniform(0.75, 1.4, (n, 1, 1, 1), g), there)
+    light = uniform(0.8, 1.15, (n, 1, 1, 1), g) * uniform(0.95, 1.05, (n, 3, 1, 1), g)
     strength = uniform(0.0, 0.08, (n, 1, 1, 1), g)
-    return (image + strength * torch.randn(image.shape, generator=g)).clamp(0, 1)
+    return (image * send(light, there) + send(strength, there) * noise_for(image, g)).clamp(0, 1)
 
 
 def augmented(stored: Tensor, paint: Tensor, g: torch.Generator) -> Tensor:
-    """Make augmented pictures in [0, 1] of renders ``[batch, 64, 64, 5]`` in paints ``[batch, 3]``."""
+    """Make augmented pictures in [0, 1] of renders ``[batch, 64, 64, 5]``, on their device, in paints ``[batch, 3]`` of the CPU."""
     layers = move(stored.permute(0, 3, 1, 2).float() / 255, g)
     if torch.rand(1, generator=g) < 0.6:
         layers = blur(layers, g)
-    n = len(layers)
-    rgb = (paint + 0.03 * torch.randn(n, 3, generator=g)).clamp(0, 1)
+    n, there = len(layers), layers.device
+    rgb = send((paint + 0.03 * torch.randn(n, 3, generator=g)).clamp(0, 1), there)
     # A thin scene lets the background through.
-    solid = uniform(0.75, 1.0, (n, 1, 1, 1), g) * layers[:, 4:5]
+    solid = send(uniform(0.75, 1.0, (n, 1, 1, 1), g), there) * layers[:, 4:5]
     shown = layers[:, :3] + layers[:, 3:4] * rgb[:, :, None, None]
     shown = shown * solid / layers[:, 4:5].clamp(min=1e-3)
     background = uniform(0.4, 1.0, (n, 1, 1, 1), g).masked_fill(
         torch.rand(n, 1, 1, 1, generator=g) < 0.4, 1.0
     )
-    return recolour(shown + (1 - solid) * background, g)
+    return recolour(shown + (1 - solid) * send(background, there), g)
 
 
 def over_white(stored: Tensor, paint: Tensor) -> Tensor:
     """Renders ``[batch, 64, 64, 5]`` in paints ``[batch, 3]`` over white, in [0, 1], ``[batch, 3, 64, 64]``."""
     layers = stored.permute(0, 3, 1, 2).float() / 255
-    return (layers[:, :3] + layers[:, 3:4] * paint[:, :, None, None] + 1 - layers[:, 4:5]).clamp(0, 1)
+    rgb = send(paint, layers.device)[:, :, None, None]
+    return (layers[:, :3] + layers[:, 3:4] * rgb + 1 - layers[:, 4:5]).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -240,7 +248,7 @@ class Source:
             index = rows[torch.multinomial(even, TOGETHER, replacement=True, generator=g)]
             hue = int(torch.randint(len(self.palette), (1,), generator=g)) if coloured else NONE
             paints.append(self.palette[hue].expand(TOGETHER, 3) if coloured else half.paint[index])
-            stored.append(half.layers[index])
+            stored.append(half.layers[send(index, half.layers.device)])
             name.append(half.name[index])
             view.append(half.view[index])
             colour.append(torch.full((TOGETHER,), hue))

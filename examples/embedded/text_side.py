@@ -96,9 +96,8 @@ def mean_thumbnails(layers: Tensor, group: Tensor, groups: int) -> Tensor:
     total = torch.zeros(groups, 5 * THUMBNAIL**2)
     for start in range(0, len(group), 1024):
         part = layers[start : start + 1024].permute(0, 3, 1, 2).float() / 255
-        total.index_add_(
-            0, group[start : start + 1024], nn.functional.adaptive_avg_pool2d(part, THUMBNAIL).flatten(1)
-        )
+        small = nn.functional.adaptive_avg_pool2d(part, THUMBNAIL).flatten(1)
+        total.index_add_(0, group[start : start + 1024], small.cpu())
     return total / torch.bincount(group, minlength=groups).clamp(min=1)[:, None]
 
 

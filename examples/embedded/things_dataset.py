@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from distill.embedded import things, world
 from distill.embedded.vocabulary import Row
+from distill.transfer import send
 
 WITHOUT_VIEW = 0.1
 #: Of the things whose colour can be chosen, so many are shown and told as they are.
@@ -34,15 +35,24 @@ def another_names(all_things: tuple[things.Thing, ...]) -> list[str]:
 
 
 class ThingPictures:
-    """Draws batches: a random picture of a thing in its own colours or another over white or grey."""
+    """Draws batches: a random picture of a thing in its own colours or another over white or grey.
 
-    def __init__(self, pack: things.Pack, generator: torch.Generator) -> None:
+    Args:
+        pack: of the things.
+        generator: of the CPU; what is drawn does not depend on the device.
+        device: where the pictures are kept and painted.
+    """
+
+    def __init__(
+        self, pack: things.Pack, generator: torch.Generator, device: torch.device | str = "cpu"
+    ) -> None:
         self.pack, self.generator = pack, generator
         self.names = things.names(pack.things)
         self.name = torch.tensor([self.names.index(one.name) for one in pack.things])
         self.article = [one.article for one in pack.things]
         self.other = another_names(pack.things)
-        self.layers = torch.stack([pack.layers(i) for i in tqdm(range(len(pack.things)), "unpacking")])
+        unpacked = [pack.layers(i) for i in tqdm(range(len(pack.things)), "unpacking")]
+        self.layers = torch.stack(unpacked).to(device)
         words = [
             [world.VIEWS.index(world.view_of(azimuth, elevation)) for azimuth, elevation, _ in rows]
             for rows in pack.angles.tolist()
@@ -67,7 +77,9 @@ class ThingPictures:
         rgb = (rgb + 0.02 * torch.randn(batch, 3, generator=g)).clamp(0, 1)
         grey = darkest + (1 - darkest) * torch.rand(batch, generator=g)
         grey = torch.where(torch.rand(batch, generator=g) < 0.4, 1.0, grey)
-        layers = self.layers[thing, picture].permute(0, 3, 1, 2).float() / 255
+        there = self.layers.device
+        rgb, grey = send(rgb, there), send(grey, there)
+        layers = self.layers[send(thing, there), send(picture, there)].permute(0, 3, 1, 2).float() / 255
         image = layers[:, :3] + layers[:, 3:4] * rgb[:, :, None, None]
         image = (image + (1 - layers[:, 4:5]) * grey[:, None, None, None]).clamp(max=1)
         return Batch(image * 2 - 1, thing, torch.where(own, -1, colour), self.view[thing, picture])

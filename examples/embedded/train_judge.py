@@ -30,9 +30,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.embedded import things
-from distill.embedded.judge import Judge, load_judge, save_judge, vocabulary
+from distill.embedded.judge import CHANNELS, Judge, load_judge, save_judge, vocabulary
 from distill.files.atomic import sha256
 from distill.priors.dtypes import mixed
+from distill.transfer import send
 
 SEED = 10_000_000
 #: The training state in the work folder.
@@ -129,8 +130,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--start", type=Path, help="folder of an earlier judge whose weights to begin with")
     parser.add_argument("--share", type=float, default=0.3, help="of the sixteen kinds among the pictures")
     parser.add_argument("--images", type=int, default=400_000, help="pictures to train on, in all")
+    parser.add_argument("--minutes", type=float, help="train for so long, in all, and not for --images")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--peak-lr", type=float, default=1.5e-3)
+    parser.add_argument(
+        "--channels", type=int, nargs=3, default=CHANNELS, help="of the image tower's three levels; those of --start with it"
+    )  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="of the CPU; torch's choice without it")
     parser.add_argument("--save-minutes", type=float, default=1)
@@ -140,6 +145,10 @@ def parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     if not 0 <= options.share <= 1:
         parser.error(f"--share must be in [0, 1], not {options.share}")
+    if options.minutes is not None and options.minutes <= 0:
+        parser.error(f"--minutes must be above 0, got {options.minutes:g}")
+    if min(options.channels) < 1:
+        parser.error(f"--channels must be at least 1, not {min(options.channels)}")
     if options.batch < 8 or options.batch % 2:
         parser.error(f"--batch must be an even number from 8, not {options.batch}")
     if options.start and options.start.resolve() == options.output.resolve():
@@ -158,6 +167,7 @@ def source_of(options: argparse.Namespace) -> tuple[Source, Half]:
     dataset.build(options.work / "fresh", shapes_per_kind=4, seed=FRESH_SEED)
     g = torch.Generator()
     kinds, fresh = (of_world(dataset.Pictures(options.work / name, g)) for name in ("pictures", "fresh"))
+    kinds, real, fresh = (half.to(options.device) for half in (kinds, real, fresh))
     return Source(kinds, real, options.share), fresh
 
 
@@ -175,42 +185,48 @@ def step(judge: Judge, source: Source, batch: int, g: torch.Generator) -> Tensor
     device = judge.log_scale.device
     images, shown = source.draw(batch, g)
     told, others = source.told(shown, g), source.others(shown, g)
-    true, open_ = (flags.to(device) for flags in truth(shown, told.beside(others)))
-    images = images.to(device).contiguous(memory_format=torch.channels_last)
+    true, open_ = (send(flags, device) for flags in truth(shown, told.beside(others)))
+    images = images.contiguous(memory_format=torch.channels_last)
     return contrast(judge, images, told.captions(g), others.captions(g), true, open_)
 
 
 def train(
     judge: Judge, source: Source, fresh: Half, options: argparse.Namespace, state: dict[str, Any] | None
 ) -> None:
-    """Train until ``--images`` pictures are seen, from a saved state or the start; saves as it goes."""
+    """Train until ``--images`` pictures are seen or ``--minutes`` are over, from a saved state or the start; saves as it goes."""
     begun, g = begun_with(options), torch.Generator().manual_seed(0)
     optimiser = torch.optim.AdamW(judge.parameters(), lr=options.peak_lr, weight_decay=0.02)
-    seen = 0
+    seen, seconds = 0, 0.0
     if state:
         judge.load_state_dict(state["judge"])
         optimiser.load_state_dict(state["optimiser"])
         g.set_state(state["generator"].cpu())
-        seen = state["seen"]
+        seen, seconds = state["seen"], state.get("seconds", 0.0)
 
     def save() -> None:
-        save_state(options.work / STATE, {"begun": begun, "judge": judge.state_dict(), "seen": seen,
+        save_state(options.work / STATE, {"begun": begun, "judge": judge.state_dict(), "seen": seen, "seconds": seconds,
                                           "optimiser": optimiser.state_dict(), "generator": g.get_state()})  # fmt: skip
         save_judge(judge, options.output)
 
-    progress = tqdm(total=options.images, initial=seen, unit="img", mininterval=10)
-    saved = time.time()
-    while seen < options.images:
+    progress = tqdm(
+        total=None if options.minutes else options.images, initial=seen, unit="img", mininterval=10
+    )
+    saved, began = time.time(), time.time() - seconds
+    while True:
+        seconds = time.time() - began
+        done = seconds / (60 * options.minutes) if options.minutes else seen / options.images
+        if done >= 1:
+            break
         loss = step(judge, source, options.batch, g)
         optimiser.zero_grad()
         loss.backward()
-        done = seen / options.images
         for group in optimiser.param_groups:
             group["lr"] = options.peak_lr * min((done + 1e-3) / 0.05, 0.5 * (1 + math.cos(math.pi * done)))
         optimiser.step()
         seen += options.batch
-        progress.update(options.batch)
-        progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        # Only where it was printed: to read the loss waits for the GPU.
+        if progress.update(options.batch):
+            progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if time.time() - saved > 60 * options.save_minutes:
             save()
             right = accuracy(judge, fresh, torch.Generator().manual_seed(1))
@@ -227,9 +243,10 @@ def main() -> None:
     state = load_state(options)
     source, fresh = source_of(options)
     torch.manual_seed(0)
-    judge = Judge(vocabulary())
-    if options.start:
-        begin_with(judge, load_judge(folder=options.start))
+    earlier = load_judge(folder=options.start) if options.start else None
+    judge = Judge(vocabulary(), earlier.channels if earlier else tuple(options.channels))
+    if earlier:
+        begin_with(judge, earlier)
     judge = judge.to(options.device)
     judge.image_tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     print(f"judge: {sum(p.numel() for p in judge.parameters()) / 1e6:.2f}M parameters")

@@ -16,13 +16,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import dataset
 import torch
 from diffusers import UNet2DConditionModel
 from grown import grown
-from prior_training import PATCH, Run, check_amounts, learn, make_scheduler, train
+from prior_training import (
+    PATCH,
+    Gradient,
+    Model,
+    Run,
+    check_amounts,
+    gradient,
+    gradient_on,
+    learn,
+    make_scheduler,
+    train,
+)
 from safetensors.torch import load_file
 from text_side import (
     WIDTH,
@@ -44,6 +54,7 @@ from distill.embedded.vocabulary import NAMES, write_names
 from distill.priors import load_prior
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.draft import PART, Draft
+from distill.transfer import send
 
 #: Channels of the levels, of the world alone and with things; the deepest works on 4x4 cells, where parameters are cheap.
 CHANNELS, CHANNELS_OF_THINGS = (112, 128, 144), (112, 128, 256)
@@ -241,20 +252,24 @@ def taught(teacher: DiffusionPrior, captions: Sequence[str], noisy: Tensor, t: T
     return mixed
 
 
+def with_draft(model: Model, draft: Draft | None) -> Model:
+    """Show a UNet the draft of its caption beside the noisy pictures."""
+    if draft is None:
+        return model
+    shown = draft.beside
+    return lambda noisy, t, states: model(shown(noisy, states), t, states)
+
+
 def train_step(
-    run: Run, model: Any, data: Data, abar: Tensor, n: int, exponent: float, teacher: DiffusionPrior | None = None,
-    draft: Draft | None = None,
+    run: Run, model: Model, data: Data, abar: Tensor, n: int, exponent: float, teacher: DiffusionPrior | None = None,
+    gradient: Gradient = gradient,
 ) -> None:  # fmt: skip
-    """One update on ``n`` pictures."""
+    """One update on ``n`` pictures by the UNet, perhaps compiled and with its draft."""
     images, captions = data.draw(n)
     with torch.no_grad():
-        cond = run.encoder(tokens(data.tokenizer, captions).to(abar.device)).last_hidden_state
+        cond = run.encoder(send(tokens(data.tokenizer, captions), abar.device)).last_hidden_state
     target = partial(taught, teacher, captions) if teacher else None
-
-    def shown(noisy: Tensor, t: Tensor, states: Tensor) -> Any:
-        return model(draft.beside(noisy, states) if draft else noisy, t, states)
-
-    learn(run, shown, images, cond, abar, exponent, target=target)
+    learn(run, model, images, cond, abar, exponent, target=target, gradient=gradient)
 
 
 def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -330,8 +345,8 @@ def load(options: argparse.Namespace) -> Data:
     pack = things.read_pack(options.things) if options.things else None
     dataset.build(options.work / "pictures", shapes_per_kind=64, seed=0)
     generator = torch.Generator().manual_seed(0)
-    pictures = dataset.Pictures(options.work / "pictures", generator)
-    real = ThingPictures(pack, generator) if pack else None
+    pictures = dataset.Pictures(options.work / "pictures", generator, options.device)
+    real = ThingPictures(pack, generator, options.device) if pack else None
     return Data(pictures, real, tokenizer_for(options.start, real), options.world_share)
 
 
@@ -346,6 +361,7 @@ def tokenizer_for(folder: Path | None, real: ThingPictures | None) -> CLIPTokeni
 def main() -> None:
     options = parse_options()
     torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
     data = load(options)
     run = start(options, data)
     draft = fit_draft(run.encoder, data.tokenizer, data.world, data.things) if data.things else None
@@ -358,11 +374,13 @@ def main() -> None:
         write_folder(options.output, run.averaged(), run.encoder, data, draft)
 
     abar = make_scheduler().alphas_cumprod.to(options.device)
-    model = torch.compile(run.unet) if options.compile else run.unet
+    model = with_draft(torch.compile(run.unet) if options.compile else run.unet, draft)
     teacher = load_prior(str(options.teacher), device=options.device) if options.teacher else None
+    # A teacher knows another number of captions each time, and a graph needs the same number.
+    compute = gradient if teacher else gradient_on(abar.device)
 
     def update(exponent: float) -> None:
-        train_step(run, model, data, abar, options.batch, exponent, teacher, draft)
+        train_step(run, model, data, abar, options.batch, exponent, teacher, compute)
 
     train(run, options, update, save)
 

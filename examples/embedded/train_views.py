@@ -15,16 +15,27 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import dataset
 import torch
 import views_dataset
 from diffusers import UNet2DConditionModel
-from prior_training import Run, check_amounts, learn, make_scheduler, train
+from prior_training import (
+    Gradient,
+    Model,
+    Run,
+    check_amounts,
+    gradient,
+    gradient_on,
+    learn,
+    make_scheduler,
+    train,
+)
 from safetensors.torch import load_file
 from text_side import tokens
 from torch import Tensor, nn
@@ -35,9 +46,12 @@ from distill.embedded.vocabulary import NAMES, write_names
 from distill.files.atomic import sha256_once
 from distill.priors.multi_view.attention import TOLD, VIEWS, Folded, fold
 from distill.priors.multi_view.camera import NUMBERS
+from distill.transfer import send
 
 #: Parts of the folder that stay as they are.
 KEPT = ("text_encoder", "tokenizer", "scheduler")
+#: What computes the gradient of single pictures and of views together, kernel by kernel.
+PLAIN: Mapping[int, Gradient] = MappingProxyType({1: gradient, VIEWS: gradient})
 #: Of captions, how many are empty, for classifier-free guidance.
 WITHOUT_TEXT = 0.1
 
@@ -94,7 +108,8 @@ def load(options: argparse.Namespace) -> Data:
     """The pictures, rendered where they are not there yet, and the started prior's tokenizer."""
     dataset.build(options.work / "pictures", shapes_per_kind=options.shapes, seed=0)
     views_dataset.build(options.work / "rings", options.shapes, seed=0, rings=options.rings)
-    pictures = dataset.Pictures(options.work / "pictures", torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    pictures = dataset.Pictures(options.work / "pictures", generator, options.device)
     rings = views_dataset.Rings.of(options.work / "rings", pictures)
     return Data(pictures, rings, CLIPTokenizer.from_pretrained(options.start / "tokenizer"))
 
@@ -118,15 +133,20 @@ def weights_of(folder: Path) -> str:
 
 
 def train_step(
-    run: Run, model: Any, attention: Attention, data: Data, abar: Tensor, n: int, exponent: float, single: float
+    run: Run, model: Model, attention: Attention, data: Data, abar: Tensor, n: int, exponent: float, single: float,
+    gradients: Mapping[int, Gradient] = PLAIN,
 ) -> int:  # fmt: skip
-    """One update on ``n`` pictures by the UNet, perhaps compiled; returns how many views each object had."""
+    """One update on ``n`` pictures by the UNet, perhaps compiled; returns how many views each object had.
+
+    ``gradients`` compute that of single pictures and that of views together.
+    """
     views = 1 if float(torch.rand(1, generator=run.generator)) < single else VIEWS
     run.unet.set_attn_processor(dict(attention.single if views == 1 else attention.together))
     images, cameras, captions = data.draw(n, views)
     with torch.no_grad():
-        cond = run.encoder(tokens(data.tokenizer, captions).to(abar.device)).last_hidden_state
-    learn(run, model, images, cond, abar, exponent, views, class_labels=cameras.to(abar.device))
+        cond = run.encoder(send(tokens(data.tokenizer, captions), abar.device)).last_hidden_state
+    told = send(cameras, abar.device)
+    learn(run, model, images, cond, abar, exponent, views, gradient=gradients[views], class_labels=told)
     return views
 
 
@@ -187,6 +207,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> None:
     options = parse_options(words)
     torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
     data = load(options)
     run, attention = start(options, data)
     print(f"UNet: {sum(p.numel() for p in run.unet.parameters()) / 1e6:.2f}M parameters", flush=True)
@@ -199,9 +220,10 @@ def main(words: Sequence[str] | None = None) -> None:
 
     # It is compiled once for each kind of attention.
     model = torch.compile(run.unet) if options.compile else run.unet
+    gradients = {views: gradient_on(abar.device) for views in (1, VIEWS)}
 
     def update(exponent: float) -> None:
-        train_step(run, model, attention, data, abar, options.batch, exponent, options.single)
+        train_step(run, model, attention, data, abar, options.batch, exponent, options.single, gradients)
 
     train(run, options, update, save)
 

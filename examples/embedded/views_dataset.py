@@ -18,6 +18,7 @@ from distill.embedded import shapes, world
 from distill.priors.multi_view.attention import VIEWS
 from distill.priors.multi_view.camera import numbers
 from distill.samplers.cameras import groups
+from distill.transfer import send
 
 #: Rings of each shape: as many pictures as ``dataset`` renders of it.
 RINGS = dataset.VIEWS_PER_SHAPE // VIEWS
@@ -60,7 +61,7 @@ class Rings:
     """Draws objects in rings of views: each in a random trained colour over white or grey, the same for all of its views.
 
     Attributes:
-        layers: of every picture, those of a ring in consecutive rows.
+        layers: of every picture, those of a ring in consecutive rows, on the device of ``dataset.Pictures``.
         cameras: their numbers.
         kinds: of each ring.
         paints: of ``dataset.Pictures``.
@@ -77,8 +78,9 @@ class Rings:
     def of(cls, folder: Path, pictures: dataset.Pictures) -> Rings:
         """Read what ``build`` wrote; colours are drawn as for single pictures, from the same generator."""
         layers, cameras, kinds = (np.load(folder / f"{name}.npy") for name in ARRAYS)
-        tensors = torch.from_numpy(layers), torch.from_numpy(cameras), torch.from_numpy(kinds).long()
-        return cls(*tensors, pictures.paints, pictures.generator)
+        there = torch.from_numpy(layers).to(pictures.layers.device)
+        of_rings = torch.from_numpy(cameras), torch.from_numpy(kinds).long()
+        return cls(there, *of_rings, pictures.paints, pictures.generator)
 
     def draw(self, objects: int) -> tuple[Tensor, Tensor, list[str]]:
         """Draw objects.
@@ -92,11 +94,12 @@ class Rings:
         colour, rgb, grey = self.paints(self.kinds[ring])
         template = torch.randint(len(world.TEMPLATES), (objects,), generator=g)
         rows = (ring[:, None] * VIEWS + torch.arange(VIEWS)).flatten()
-        every = (each.repeat_interleave(VIEWS, dim=0) for each in (rgb, grey))
+        there = self.layers.device
+        every = (send(each.repeat_interleave(VIEWS, dim=0), there) for each in (rgb, grey))
         names = list(world.COLOURS)
         said = [
             world.caption(names[c], world.KINDS[k], None, form)
             for c, k, form in zip(colour.tolist(), self.kinds[ring].tolist(), template.tolist(), strict=True)
         ]
-        images = dataset.composed(self.layers[rows], *every)
+        images = dataset.composed(self.layers[send(rows, there)], *every)
         return images, self.cameras[rows], [text for text in said for _ in range(VIEWS)]
