@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_things import Tiny, view_of
 
 from distill.embedded import captions, things, world
+from distill.embedded.vocabulary import Row, read_names, write_names
 from distill.lab.truth import Source, asked
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -192,6 +193,20 @@ def test_shares_and_the_worst_names_by_hand(samples: Any) -> None:
     assert samples.chosen(3) == [0, 1, 2]
 
 
+def test_names_that_are_not_learnt_are_left_out_by_hand(samples: Any, tmp_path: Path) -> None:
+    evaluate = importlib.import_module("evaluate_prior")
+    rows: list[Row] = [(name, "a", False, "") for name in ("couch", "hat", "vase", "stool")]
+    write_names(tmp_path, rows)
+    names = ["couch", "couch", "hat", "hat", "vase", "vase", "vase", "vase"]
+    wanted = [samples.Request(name, "a", None, 0, "as it is") for name in names]
+    # People call a couch a sofa as well; the vase is right in one of four.
+    counts = evaluate.learnt(wanted, ["sofa", "couch", "hat", "vase", "vase", "hat", "hat", "sofa"])
+    assert counts == {"couch": (2, 2), "hat": (1, 2), "vase": (1, 4)}
+    assert "2 of 4 names" in evaluate.keep(tmp_path, counts, 0.5)
+    # The stool was not asked for: nothing says that it is learnt.
+    assert read_names(tmp_path / "names.json") == rows[:2]
+
+
 def test_things_are_sampled_judged_and_drawn(
     samples: Any, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,12 +215,17 @@ def test_things_are_sampled_judged_and_drawn(
     importlib.import_module("render_things").pack(tiny.things[1:], tiny.archives, tmp_path / "pack")
     pack = things.read_pack(tmp_path / "pack")
     evaluate = importlib.import_module("evaluate_prior")
-    options = SimpleNamespace(things=None, steps=1, scale=1.0, seed=0, things_sheet=tmp_path / "things.png")
+    options = SimpleNamespace(
+        things=None, steps=1, scale=1.0, seed=0, things_sheet=tmp_path / "things.png", names=tmp_path / "names.csv", keep=None
+    )  # fmt: skip
     judge, said = tiny_things.judge_of(["stool", "vase"]), captions.of(pack.things)
     text = evaluate.evaluate_names(options, judge, load_prior("embedded"), pack, said)
     assert text.splitlines()[0].startswith("| things, measured by the judge")
     with Image.open(tmp_path / "things.png") as sheet:
         assert sheet.size == (8 * 96, 96 + 26)  # one of each of the two names
+    counted = [line.split(",") for line in (tmp_path / "names.csv").read_text().splitlines()]
+    assert counted[0] == ["name", "right", "samples"]
+    assert [(name, count) for name, _, count in counted[1:]] == [("stool", "1"), ("vase", "1")]
     # A red stool is the variant that can be red, a stool as it is any of the two in turn.
     red = samples.Request("stool", "a", "red", 4, "trained")
     shown = samples.true_pictures(pack, [red, samples.Request("stool", "a", None, 4, "as it is")])

@@ -3,13 +3,17 @@
 Use it after ``train_prior.py``. A sample takes about half a second on one core, and all of them ten minutes at most:
 
     python examples/embedded/evaluate_prior.py --work ~/embedded --prior embedded --pack ~/things/pack
+    python examples/embedded/evaluate_prior.py --work ~/embedded --prior ~/embedded/prior --pack ~/things/pack --judge ~/judge/weights \
+        --things 1752 --names names.csv --keep 0.5    # and leave the names out of the prior's names.json that are not learnt
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +22,7 @@ import evaluate_things
 import numpy as np
 import torch
 import train_judge
+from evaluate_judge import alike
 from evaluate_things import share
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -26,6 +31,7 @@ from tqdm import tqdm
 from distill.embedded import captions, things, world
 from distill.embedded.judge import SHIPPED, Judge, load_judge
 from distill.embedded.shapes import ORIENTED
+from distill.embedded.vocabulary import NAMES, read_names, write_names
 from distill.lab.truth import check_words
 from distill.priors import load_prior
 from distill.priors.diffusion import DiffusionPrior
@@ -158,6 +164,15 @@ def parse_options() -> argparse.Namespace:
         "--no-judge", action="store_true", help="only of things, and only what they are nearest to"
     )
     parser.add_argument("--things", type=int, help="samples of things in all; one of each name by default")
+    parser.add_argument(
+        "--names",
+        type=Path,
+        help="a table to write: how many samples of each thing are told to be it, or alike",
+    )
+    parser.add_argument(
+        "--keep", type=float, metavar="SHARE",
+        help="leave things out of the prior's names.json of whose samples a smaller share is told to be them, or alike",
+    )  # fmt: skip
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--scale", type=float, default=3.0, help="classifier-free guidance scale")
     parser.add_argument("--seed", type=int, default=0)
@@ -171,6 +186,10 @@ def parse_options() -> argparse.Namespace:
         parser.error("--things is a number of samples of the things in --pack, and at least 1")
     if options.no_judge and (options.pack is None or options.judge):
         parser.error("--no-judge is for --pack, and takes no --judge")
+    if (options.names or options.keep is not None) and (options.pack is None or options.no_judge):
+        parser.error("--names and --keep are for --pack, and for a --judge that knows things")
+    if options.keep is not None and not (0 < options.keep <= 1 and (Path(options.prior) / NAMES).is_file()):
+        parser.error("--keep is a share in (0, 1], and --prior then a folder with a names.json")
     if options.per_pair is None:
         options.per_pair = 2 if options.pack else 4
     if options.quick:
@@ -222,7 +241,35 @@ def evaluate_names(
     fresh = evaluate_things.true_pictures(pack, asked)
     truth, right = (evaluate_things.judge_right(judge, x, asked, said) for x in (fresh, made))
     counted = f"{evaluate_things.summary(asked, truth, right)}\n\n{told}"
+    counts = learnt(asked, evaluate_things.told(judge, made, said))
+    if options.names:
+        write_counts(options.names, counts)
+    if options.keep is not None:
+        counted += f"\n\n{keep(Path(options.prior), counts, options.keep)}"
     return f"{counted}\n\n{evaluate_things.worst(asked, truth, right)}\n"
+
+
+def learnt(asked: Iterable[evaluate_things.Request], told: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Of each name, how many of its samples were told to be it, or what people call the same, and how many there are."""
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for one, name in zip(asked, told, strict=True):
+        hits[one.name].append(name == one.name or alike(name, one.name))
+    return {name: (sum(own), len(own)) for name, own in sorted(hits.items())}
+
+
+def keep(folder: Path, counts: Mapping[str, tuple[int, int]], least: float) -> str:
+    """Leave names out of a prior's ``names.json`` of whose samples less than a share are right; returns what was done."""
+    rows = read_names(folder / NAMES)
+    kept = [row for row in rows if row[0] in counts and counts[row[0]][0] >= least * counts[row[0]][1]]
+    write_names(folder, kept)
+    return f"{folder / NAMES} has {len(kept)} of {len(rows)} names: those with at least {least:.0%} of their samples right."
+
+
+def write_counts(path: Path, counts: Mapping[str, tuple[int, int]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [("name", "right", "samples"), *((name, *own) for name, own in counts.items())]
+        )
 
 
 def main() -> None:

@@ -73,6 +73,12 @@ def judge_right(
     return hits
 
 
+def told(judge: Judge, images: Tensor, said: Sequence[captions.Meaning]) -> list[str]:
+    """The name that the judge says first of each picture."""
+    similarity = judge.similarity(images, [captions.write(*meaning) for meaning in said])
+    return [said[best][0] for best in similarity.argmax(1).tolist()]
+
+
 def true_pictures(pack: things.Pack, asked: Sequence[Request]) -> Tensor:
     """The pack's own picture of each request, of one of the name's variants over white, ``[requests, 3, 64, 64]``."""
     pictures = []

@@ -269,7 +269,7 @@ def fit_draft(
     """Fit the draft that an aligned encoder's features make: the least squares to ``mean_pictures``, slightly penalised."""
     lines, target = mean_pictures(pictures, real)
     read = [
-        encoder(tokens(tokenizer, lines[at : at + 512])).last_hidden_state[:, -1]
+        encoder(tokens(tokenizer, lines[at : at + 512]).to(encoder.device)).last_hidden_state[:, -1].cpu()
         for at in range(0, len(lines), 512)
     ]
     features = torch.cat(read)
