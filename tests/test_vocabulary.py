@@ -19,7 +19,7 @@ from distill.conditions.perp_neg import Curves
 from distill.embedded import things, words, world
 from distill.embedded.phrases import COLOURS, NEAR_COLOURS, OTHER_COLOURS, singulars
 from distill.embedded.prompt import Meaning, asked, prior_for, told, understand
-from distill.embedded.vocabulary import describe, knowing, known, of_prior, read_names, write_names
+from distill.embedded.vocabulary import SHIPPED, describe, knowing, known, of_prior, read_names, write_names
 from distill.inputs import looks
 from distill.run import batch, execute, manifest
 from distill.run.compose import compose_config
@@ -414,9 +414,22 @@ def test_a_folder_that_names_things_is_run_as_the_embedded_prior_is(folder: Path
     ],
 )  # fmt: skip
 def test_parts_of_things_and_what_is_not_wanted_are_refused(prompt: str) -> None:
-    with pytest.raises(ValueError, match=r"^the embedded prior (makes one object|does not know)") as caught:
+    with pytest.raises(ValueError, match=r"^prior=embedded (makes one object|does not know)") as caught:
         understand(prompt, ALL)
     assert "\n" not in str(caught.value)
+
+
+def test_a_prior_that_is_asked_for_says_that_the_other_knows_the_prompt() -> None:
+    embedded, both = (known(SHIPPED[name]) for name in ("embedded", "things"))
+    refused = r"^prior=embedded does not know 'hamburger'.*prior=things does.*left out$"
+    with pytest.raises(ValueError, match=refused) as caught:
+        understand("a hamburger", embedded)
+    assert "\n" not in str(caught.value) and prior_for(["a hamburger"]) == "things"
+    for chosen in (embedded, both):
+        with pytest.raises(
+            ValueError, match=f"^prior={chosen.prior} does not know 'qwrtz'.*nearest of what it knows"
+        ):
+            understand("a qwrtz", chosen)
 
 
 @pytest.mark.parametrize(

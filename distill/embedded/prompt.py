@@ -97,12 +97,12 @@ def understand(prompt: str, known: Known) -> Meaning:
     if len(named) > 1 or joined or len(colours) > 1:
         found = [*named, *colours] if len(named) > 1 or len(colours) > 1 else [part.given for part in joined]
         raise ValueError(
-            f"the embedded prior makes one object in one colour, and the prompt {shown(prompt)} has "
+            f"prior={known.prior} makes one object in one colour, and the prompt {shown(prompt)} has "
             f"{' and '.join(map(repr, found))}; leave out what else there is, or {LARGER}"
         )
     if other := [part.given for part in parts if part.role == "other colour"]:
         raise ValueError(
-            f"the embedded prior does not know the colour {other[0]!r} in the prompt {shown(prompt)}; it knows "
+            f"prior={known.prior} does not know the colour {other[0]!r} in the prompt {shown(prompt)}; it knows "
             f"{', '.join(COLOURS)}; {LARGER}"
         )
     name, taken = thing_of(prompt, [part for part in parts if part.role in ("name", "word")], known)
@@ -110,7 +110,7 @@ def understand(prompt: str, known: Known) -> Meaning:
     colour = colours[0] if colours else None
     if colour is None and not known.bare:
         raise ValueError(
-            f"the embedded prior needs a colour beside {name!r} in the prompt {shown(prompt)}; its colours are {', '.join(COLOURS)}"
+            f"prior={known.prior} needs a colour beside {name!r} in the prompt {shown(prompt)}; its colours are {', '.join(COLOURS)}"
         )
     caption = captioned(" ".join(prompt.lower().split()), name, known.names[name], colour, view)
     return Meaning(
@@ -227,7 +227,7 @@ def thing_of(prompt: str, parts: Sequence[Part], known: Known) -> tuple[str, lis
     """
     if not parts:
         raise ValueError(
-            f"the embedded prior needs one thing that it knows in the prompt {shown(prompt)}; '{known.command}' lists "
+            f"prior={known.prior} needs one thing that it knows in the prompt {shown(prompt)}; '{known.command}' lists "
             f"them; {LARGER}"
         )
     said = [part.given for part in parts]
@@ -265,10 +265,19 @@ def near_name(phrase: str, known: Known) -> str | None:
 def unknown(prompt: str, word: str, known: Known) -> str:
     """The line that refuses a word."""
     close = ", ".join(words.suggestions(word, list(known.names)))
-    return (
-        f"the embedded prior does not know {word!r} in the prompt {shown(prompt)}; the nearest of what it knows are {close}; "
-        f"'{known.command}' lists all; {LARGER}"
-    )
+    refused = f"prior={known.prior} does not know {word!r} in the prompt {shown(prompt)}"
+    if known.prior == "embedded" and prompt_is_known(prompt, "things"):
+        return f"{refused}; prior=things does, and is chosen where prior= is left out"
+    return f"{refused}; the nearest of what it knows are {close}; '{known.command}' lists all; {LARGER}"
+
+
+def prompt_is_known(prompt: str, prior: str) -> bool:
+    """Whether a prior that ships understands a prompt."""
+    known = of_prior(prior)
+    try:
+        return known is None or bool(understand(prompt, known))
+    except ValueError:
+        return False
 
 
 def captioned(prompt: str, name: str, own: Name, colour: str | None, view: str | None) -> str:
