@@ -24,6 +24,7 @@ from distill.lab.comparison.pictured import OBJECTS, THROUGH, compare_pictures
 from distill.lab.comparison.run import METHODS, MORE_PROMPTS, ON_THINGS, PROMPTS, THINGS, VARIANTS
 from distill.lab.comparison.shares import share
 from distill.lab.truth import Source, check, judge_of
+from distill.run.assemble import pick_device
 from distill.run.journal import Interrupted
 
 
@@ -104,8 +105,8 @@ def main() -> None:
     source = Source(options.archives, options.pack, judge=options.judge)
     prompts = (THINGS if options.things else (*PROMPTS, *MORE_PROMPTS))[: options.prompts]
     if options.prior:
-        check(prompts, source, judge_of(source))
-        more["prior"] = distill.load_prior(options.prior)
+        check(prompts, source, judge_of(source, prompts))
+        more["prior"] = distill.load_prior(options.prior, device=pick_device("auto"))
     report = distill.compare(
         of_words(options, every),
         prompts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,9 @@ from distill.embedded.judge import (
 COLOURS = list(world.COLOURS)
 
 
-@pytest.fixture(scope="module")
-def judge() -> Any:
-    return load_judge()
+@pytest.fixture(scope="module", params=SHIPPED)
+def judge(request: pytest.FixtureRequest) -> Any:
+    return load_judge(folder=SHIPPED[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,10 @@ def share_right(judge: Any, images: Any, pairs: Any) -> Any:
     return np.mean([name == pair for name, pair in zip(named, pairs, strict=True)])
 
 
-def test_the_shipped_files_are_small() -> None:
-    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) <= 8 * 2**20
-    assert {path.name for path in SHIPPED.iterdir()} == {"README.md", "config.json", "judge.safetensors"}
+@pytest.mark.parametrize("folder", SHIPPED.values(), ids=SHIPPED)
+def test_the_shipped_files_are_small(folder: Path) -> None:
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 8 * 2**20
+    assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "judge.safetensors"}
 
 
 def test_fresh_true_renders_are_judged_right(judge: Any, fresh: Any) -> None:
@@ -177,3 +179,8 @@ def test_a_judge_reads_the_captions_of_the_names_whose_words_it_knows() -> None:
 def test_the_shipped_vocabulary_is_of_the_captions(judge: Any) -> None:
     assert judge.vocabulary == sorted(set(judge.vocabulary) & set(vocabulary()))
     assert {word for text in world.all_captions() for word in captions.words(text)} < set(judge.vocabulary)
+
+
+def test_one_of_the_shipped_judges_reads_the_captions_of_things_too() -> None:
+    kinds, both = (load_judge(folder=SHIPPED[name]) for name in ("embedded", "things"))
+    assert readable(kinds) == captions.meanings()[:128] and readable(both) == captions.meanings()

@@ -62,7 +62,7 @@ def test_the_sheet_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_the_judges_eye_is_an_encoder(tmp_path: Path) -> None:
-    encoder, judge, rgb = load_encoder(SHIPPED), load_judge(), torch.rand(2, 3, 64, 64)
+    encoder, judge, rgb = load_encoder(SHIPPED["embedded"]), load_judge(), torch.rand(2, 3, 64, 64)
     found = encoder(rgb)
     torch.testing.assert_close(normalize(found.token, dim=1), judge.image_features(rgb))
     assert found.maps.shape == (2, 64, 48 + 96 + 192 + 192)

@@ -18,7 +18,7 @@ from distill.run import seeds
 from distill.run.compose import compose_config
 from distill.run.failures import NoSeedFinished, noted
 from distill.run.folders import claim, same_run
-from distill.run.judge import check_judge, clip, scored
+from distill.run.judge import check_judge, clip, judge_of, scored
 from distill.run.manifest import finish
 from distill.run.seeds import run_seeds
 from distill.run.watchdog import Collapsed
@@ -235,3 +235,9 @@ def test_a_judge_that_is_not_there_or_does_not_know_is_refused_before_anything_i
     assert "has no model.safetensors" in refused("prompt=a red mug", f"judge={tmp_path / 'clip'}", *best)
     check_judge(compose_config(["prompt=a red mug", f"judge={folder_of_clip}", *best]))
     check_judge(compose_config(["prompt=a red mug", *best]))
+    things = ["prompt=a hamburger", "prior=things", *best]
+    check_judge(compose_config(things))
+    assert [judge_of(compose_config(words)) for words in (["prompt=a red mug", *best], things)] == [
+        "embedded", "things",
+    ]  # fmt: skip
+    assert "judge=embedded does not know 'hamburger'" in refused(*things, "judge=embedded")

@@ -33,7 +33,7 @@ def quality(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(EXAMPLES / "benchmarks"))
     module = importlib.import_module("quality")
     monkeypatch.setattr(module, "r_precision", lambda judge, shown, caption: 0.5)
-    monkeypatch.setattr(module, "judge_of", lambda source: tiny_things.judge_of(["stool", "vase"]))
+    monkeypatch.setattr(module, "judge_of", lambda *_: tiny_things.judge_of(["stool", "vase"]))
     return module
 
 
@@ -202,6 +202,10 @@ def test_names_that_are_not_learnt_are_left_out_by_hand(samples: Any, tmp_path: 
     # People call a couch a sofa as well; the vase is right in one of four.
     counts = evaluate.learnt(wanted, ["sofa", "couch", "hat", "vase", "vase", "hat", "hat", "sofa"])
     assert counts == {"couch": (2, 2), "hat": (1, 2), "vase": (1, 4)}
+    # The judge does not know the second vase, which is nearest to a true picture of one.
+    near = ["hat", "hat", "hat", None, "vase", "vase", "hat", None]
+    told = ["sofa", "couch", "hat", "vase", "vase", "hat", "hat", "sofa"]
+    assert evaluate.learnt(wanted, told, near) == {"couch": (2, 2), "hat": (1, 2), "vase": (2, 4)}
     assert "2 of 4 names" in evaluate.keep(tmp_path, counts, 0.5)
     # The stool was not asked for: nothing says that it is learnt.
     assert read_names(tmp_path / "names.json") == rows[:2]

@@ -16,6 +16,8 @@ from tiny_things import Tiny, judge_of, view_of
 
 from distill.cameras import turntable
 from distill.embedded import things, world
+from distill.embedded.judge import SHIPPED, load_judge
+from distill.lab import truth as lab_truth
 from distill.lab.comparison import figures, run
 from distill.lab.metrics import mean_colour, saturation
 from distill.lab.truth import (
@@ -242,6 +244,19 @@ def test_without_a_truth_what_needs_one_is_left_out(
     assert set(found) == set(figures.measure(view, None, "a stool", judge, meshes))  # type: ignore[arg-type]
     said = [origin(prompt, source) for prompt in ("a stool", "a red mug") for source in (nowhere, meshes)]
     assert said == ["none", "archives", "shapes", "shapes"]
+
+
+def test_a_source_without_a_judge_takes_the_one_that_ships_and_knows_the_prompts(tmp_path: Path) -> None:
+    for prompts, known in (
+        (["a red mug", "a blue car"], "embedded"),
+        (["a red mug", "a hamburger"], "things"),
+        ([], "embedded"),
+    ):
+        assert (
+            lab_truth.judge_of(Source(), prompts).vocabulary == load_judge(folder=SHIPPED[known]).vocabulary
+        )
+    with pytest.raises(ValueError, match="no judge in"):
+        lab_truth.judge_of(Source(judge=tmp_path), ["a hamburger"])
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_is_made(tiny: Tiny, tmp_path: Path) -> None:

@@ -25,7 +25,11 @@ from distill.embedded.captions import words
 SIZE = 64
 WIDTH = 128
 CHANNELS = (48, 96, 192)
-SHIPPED = Path(__file__).with_suffix("")
+#: The folders of the judges that ship, by the value of ``judge=``: of the sixteen kinds, and of these and real things.
+SHIPPED = {
+    "embedded": Path(__file__).with_suffix(""),
+    "things": Path(__file__).with_name("things") / "judge",
+}
 
 
 class _Residual(nn.Module):
@@ -201,7 +205,7 @@ def r_precision(
     return captions.right(found, asked, said).float().mean().item()
 
 
-def save_judge(judge: Judge, folder: Path = SHIPPED) -> None:
+def save_judge(judge: Judge, folder: Path) -> None:
     """Write the weights in half precision and the vocabulary."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {
@@ -216,7 +220,7 @@ def save_judge(judge: Judge, folder: Path = SHIPPED) -> None:
     )
 
 
-def load_judge(device: torch.device | str = "cpu", folder: Path = SHIPPED) -> Judge:
+def load_judge(device: torch.device | str = "cpu", folder: Path = SHIPPED["embedded"]) -> Judge:
     """Load the judge, frozen and in single precision.
 
     Raises:

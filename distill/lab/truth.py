@@ -6,7 +6,7 @@ from the pack's pictures, else none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -40,7 +40,7 @@ class Source:
         table: the things' table.
         size: height and width of pictures, pixels.
         fine: of silhouettes; the pack's have 64.
-        judge: folder of the judge that ranks captions, or None for the one that ships, which knows kinds alone.
+        judge: folder of the judge that ranks captions, or None for one that ships.
     """
 
     archives: Path | None = None
@@ -146,13 +146,16 @@ def asked(prompt: str, source: Source = SHAPES) -> Asked:
     return Asked(first, colour, things.caption(first, found[0].article, colour), held_out, tuple(found))
 
 
-def judge_of(source: Source) -> Judge:
-    """Load the judge of a source.
+def judge_of(source: Source, prompts: Iterable[str]) -> Judge:
+    """Load the judge of a source, by default the one that ships and knows the prompts: of the kinds, or of things as well.
 
     Raises:
-        ValueError: its folder holds none.
+        ValueError: its folder holds none, or a prompt cannot be read.
     """
-    return load_judge(folder=source.judge or SHIPPED)
+    if source.judge is not None:
+        return load_judge(folder=source.judge)
+    of_things = any(asked(prompt, source).things for prompt in prompts)
+    return load_judge(folder=SHIPPED["things" if of_things else "embedded"])
 
 
 def check(prompts: Sequence[str], source: Source, judge: Judge | None) -> None:

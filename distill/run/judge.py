@@ -28,9 +28,10 @@ Similarity = Callable[[Tensor, Sequence[str]], Tensor]
 
 
 def judge_of(config: DictConfig) -> str | None:
-    """The judge that a run asks: ``embedded``, a folder, or None where it asks none."""
+    """The judge that a run asks: ``embedded`` or ``things``, a folder, or None where it asks none."""
     if config.judge is None and config.keep == "best":
-        return "embedded"
+        own = of_prior(config.prior)
+        return "things" if own is not None and own.things else "embedded"
     return None if config.judge is None else str(config.judge)
 
 
@@ -43,18 +44,18 @@ def check_judge(config: DictConfig) -> None:
     name = judge_of(config)
     if name is None:
         return
-    if name != "embedded":
+    if name not in SHIPPED:
         check_folder(user_path(name))
     elif of_prior(config.prior) is None:
         raise ValueError(
-            f"the embedded judge knows the embedded world alone, and prior={config.prior} is of none; add judge=FOLDER of a CLIP "
-            "in the layout of transformers, or leave out keep=best"
+            f"the judges that ship know the embedded world and its things alone, and prior={config.prior} is of neither; add "
+            "judge=FOLDER of a CLIP in the layout of transformers, or leave out keep=best"
         )
     elif config.prompt and (
-        strange := [word for word in captions.words(caption_of(config)) if word not in _words()]
+        strange := [word for word in captions.words(caption_of(config)) if word not in _words(name)]
     ):
         raise ValueError(
-            f"the embedded judge does not know {strange[0]!r} of the prompt {config.prompt!r}; add judge=FOLDER of a CLIP in the "
+            f"judge={name} does not know {strange[0]!r} of the prompt {config.prompt!r}; add judge=FOLDER of a CLIP in the "
             "layout of transformers, or leave out keep=best and judge="
         )
 
@@ -71,7 +72,7 @@ def check_folder(folder: Path) -> None:
         kind = None
     if kind != "clip":
         raise ValueError(
-            f"judge must be embedded or a folder with a CLIP in the layout of transformers (config.json with model_type clip), got {folder}"
+            f"judge must be embedded, things or a folder with a CLIP in the layout of transformers (config.json with model_type clip), got {folder}"
         )
     for name in ("model.safetensors", "tokenizer_config.json", "preprocessor_config.json"):
         if not ((folder / name).is_file() or (folder / f"{name}.index.json").is_file()):
@@ -92,7 +93,7 @@ def scored(config: DictConfig, view: View) -> dict[str, Any]:
         return {}
     seen = [view(turntable(VIEWS, ELEVATION_DEG).part(i, i + 1), SIZE, SIZE).rgb for i in range(VIEWS)]
     pictures = torch.cat(seen).detach().float().movedim(-1, 1)
-    text = caption_of(config) if name == "embedded" else config.prompt
+    text = caption_of(config) if name in SHIPPED else config.prompt
     found = open_judge(name, pictures.device)(pictures, [text])
     return {"judge": name, "score": round(found.mean().item(), 4)}
 
@@ -106,10 +107,10 @@ def caption_of(config: DictConfig) -> str:
     return captions.write(meaning.name, meaning.colour)
 
 
-@lru_cache(maxsize=1)
-def _words() -> frozenset[str]:
-    """The words that the embedded judge was trained on."""
-    return frozenset(json.loads((SHIPPED / "config.json").read_text("utf-8"))["vocabulary"])
+@lru_cache(maxsize=2)
+def _words(name: str) -> frozenset[str]:
+    """The words that a judge that ships was trained on."""
+    return frozenset(json.loads((SHIPPED[name] / "config.json").read_text("utf-8"))["vocabulary"])
 
 
 @lru_cache(maxsize=1)
@@ -117,7 +118,7 @@ def open_judge(name: str, device: torch.device) -> Similarity:
     """Load a judge once for all runs of a process.
 
     Args:
-        name: ``embedded``, or a folder with a CLIP in the layout of transformers.
+        name: ``embedded``, ``things``, or a folder with a CLIP in the layout of transformers.
         device: where it computes.
 
     Returns:
@@ -126,7 +127,9 @@ def open_judge(name: str, device: torch.device) -> Similarity:
     Raises:
         ValueError: the folder holds no CLIP.
     """
-    return load_judge(device).similarity if name == "embedded" else clip(user_path(name), device)
+    if name in SHIPPED:
+        return load_judge(device, SHIPPED[name]).similarity
+    return clip(user_path(name), device)
 
 
 def clip(folder: Path, device: torch.device) -> Similarity:

@@ -130,7 +130,7 @@ def measure(
     caption = asked(prompt, source).caption
 
     def precision(pictures: Tensor) -> float | None:
-        return r_precision(judge_of(source), pictures, caption) if judged else None
+        return r_precision(judge_of(source, [prompt]), pictures, caption) if judged else None
 
     figures: Made = {"r_precision": precision(rgb), "truth": origin(prompt, source)}
     compared = matches(view, truths(prompt, source), rgb, opacity)
@@ -296,7 +296,7 @@ def main() -> None:
     overrides = dict(options.overrides)
     prompts = PROMPTS[: options.prompts] if options.things is None else THINGS[: options.things]
     source = Source(options.archives, options.pack, size=SIZE, fine=SIZE, judge=options.judge)
-    check(prompts, source, None if options.no_judge else judge_of(source))
+    check(prompts, source, None if options.no_judge else judge_of(source, prompts))
     if options.things and not (options.archives or options.pack):
         print("no truth of things: give --archives or --pack for the IoU and the true object's R-precision")
     rows, strips = [], []

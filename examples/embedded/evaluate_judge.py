@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument(
         "--archives", type=Path, help="folder of the .sh3f archives; without it, the kinds alone"
     )
-    parser.add_argument("--judge", type=Path, default=SHIPPED)
+    parser.add_argument("--judge", type=Path, default=SHIPPED["things"])
     parser.add_argument("--beside", type=Path, help="another judge's folder")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -167,11 +167,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--names",
         type=Path,
-        help="a table to write: how many samples of each thing are told to be it, or alike",
+        help="a table to write: how many samples of each thing are right",
     )
     parser.add_argument(
         "--keep", type=float, metavar="SHARE",
-        help="leave things out of the prior's names.json of whose samples a smaller share is told to be them, or alike",
+        help="leave things out of the prior's names.json of whose samples a smaller share is right: by the judge, or by the nearest "
+        "true picture, of that name or one that means the same",
     )  # fmt: skip
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--scale", type=float, default=3.0, help="classifier-free guidance scale")
@@ -241,7 +242,10 @@ def evaluate_names(
     fresh = evaluate_things.true_pictures(pack, asked)
     truth, right = (evaluate_things.judge_right(judge, x, asked, said) for x in (fresh, made))
     counted = f"{evaluate_things.summary(asked, truth, right)}\n\n{told}"
-    counts = learnt(asked, evaluate_things.told(judge, made, said))
+    nearest: list[str | None] = [None] * len(asked)
+    for index, name in zip(plain, near, strict=True):
+        nearest[index] = name
+    counts = learnt(asked, evaluate_things.told(judge, made, said), nearest)
     if options.names:
         write_counts(options.names, counts)
     if options.keep is not None:
@@ -249,11 +253,21 @@ def evaluate_names(
     return f"{counted}\n\n{evaluate_things.worst(asked, truth, right)}\n"
 
 
-def learnt(asked: Iterable[evaluate_things.Request], told: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Of each name, how many of its samples were told to be it, or what people call the same, and how many there are."""
+def learnt(
+    asked: Iterable[evaluate_things.Request], *told: Iterable[str | None]
+) -> dict[str, tuple[int, int]]:
+    """Of each name, how many of its samples are right, and how many there are.
+
+    Args:
+        asked: of each sample.
+        *told: what each sample is told to be, by the judge for one and by the nearest true picture for another, None where that
+            is not known; a sample is right where one of these is its name, or what people call the same.
+    """
     hits: dict[str, list[bool]] = defaultdict(list)
-    for one, name in zip(asked, told, strict=True):
-        hits[one.name].append(name == one.name or alike(name, one.name))
+    for one, *names in zip(asked, *told, strict=True):
+        hits[one.name].append(
+            any(name is not None and (name == one.name or alike(name, one.name)) for name in names)
+        )
     return {name: (sum(own), len(own)) for name, own in sorted(hits.items())}
 
 
@@ -275,7 +289,11 @@ def write_counts(path: Path, counts: Mapping[str, tuple[int, int]]) -> None:
 def main() -> None:
     options = parse_options()
     pack = None if options.pack is None else things.read_pack(options.pack)
-    judge = None if options.no_judge else load_judge(folder=options.judge or SHIPPED)
+    judge = (
+        None
+        if options.no_judge
+        else load_judge(folder=options.judge or SHIPPED["embedded" if pack is None else "things"])
+    )
     said = captions.of(() if pack is None else pack.things)
     candidates = [captions.write(*meaning) for meaning in said]
     if judge:

@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distill.embedded.judge import SHIPPED, Judge, load_judge
+from distill.embedded.judge import Judge
+from distill.lab import truth
 from distill.lab.comparison.figures import SIZE
+from distill.lab.truth import Source
 from distill.run.folders import folder_name
 
 #: A finished cell, as in its ``cell.json``.
@@ -55,7 +57,9 @@ def judge_of(records: Sequence[Record]) -> Judge:
         raise ValueError(
             f"the cells were measured by several judges ({', '.join(sorted(map(str, folders)))}); compare into another folder"
         )
-    return load_judge(folder=Path(folder) if (folder := "".join(folders)) else SHIPPED)
+    folder = "".join(folders)
+    source = Source(judge=Path(folder) if folder else None)
+    return truth.judge_of(source, {record["prompt"] for record in records})
 
 
 def views_of(record: Record, root: Path) -> Tensor:

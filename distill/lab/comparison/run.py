@@ -159,7 +159,7 @@ def compare(
     for wanted in chosen.values():
         check_measurable(compose({"iterations": iterations, **options, **wanted}, prompts[0], seeds[0]))
     root, source = Path(output_dir), source or SHAPES
-    judge = judge_of(source)
+    judge = judge_of(source, prompts)
     check(prompts, source, judge)
     device = pick_device(str(options.get("device", "auto")))
     prior_of = counting(prior, device)
