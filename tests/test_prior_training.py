@@ -263,6 +263,17 @@ def test_a_target_takes_the_place_of_the_pictures_own_v(example: Any) -> None:
     assert net(torch.zeros(1, 48, 1, 1)).min() > 0
 
 
+def total(n: int) -> float:
+    return float((torch.ones(n, n) / 4 + 1).sum())
+
+
+def test_processes_that_render_can_compute_whatever_their_parent_has_computed(example: Any) -> None:
+    torch.set_num_threads(2)
+    total(3000)
+    with example("dataset").workers() as pool:
+        assert pool.map_async(total, [2000, 2000]).get(timeout=60) == [5e6, 5e6]
+
+
 def test_updates_that_are_recorded_learn_from_each_new_batch(example: Any) -> None:
     training = example("prior_training")
     g = torch.Generator().manual_seed(0)

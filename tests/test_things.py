@@ -384,14 +384,6 @@ def test_names_to_pack_that_are_not_the_tables_are_one_line(
         example("render_things").chosen(things.table(), names)
 
 
-def test_the_names_that_the_prior_learnt_are_the_tables() -> None:
-    listed = (
-        (Path(__file__).parents[1] / "examples/embedded/things_learnt.txt").read_text("utf-8").splitlines()
-    )
-
-    assert listed == sorted(set(listed)) and set(listed) <= {one.name for one in things.table()}
-
-
 def test_a_true_mesh_takes_a_colour_of_the_world(made: Any) -> None:
     folder, (box, card), _, _ = made
     red: Any = things.mesh(box, folder / "archives", "red").visual

@@ -61,7 +61,7 @@ PROMPTS = (
     "a green robot",
     "a purple teapot",
 )
-#: Twenty names as they are, twelve in a colour, and eight in the one that is held out; the first 27 are names that ``things`` knows.
+#: Twenty names as they are, twelve in a colour, and eight in the one that is held out; ``things`` knows the first 38 names.
 THINGS = (
     "a hamburger",
     "a yellow tent",
@@ -72,7 +72,6 @@ THINGS = (
     "a cactus",
     "an orange traffic cone",
     "a cat",
-    "a red vase",
     "a horse",
     "a yellow umbrella",
     "a christmas tree",
@@ -81,7 +80,6 @@ THINGS = (
     "a rocking horse",
     "a hot dog",
     "a blue table lamp",
-    "a rabbit",
     "a purple hat",
     "a barrel",
     "a brown stool",
@@ -103,6 +101,8 @@ THINGS = (
     "a green bench",
     "a pink bed",
     "a blue suitcase",
+    "a red vase",
+    "a rabbit",
 )
 SIZE = 128
 NO_COLOUR = "no colour"

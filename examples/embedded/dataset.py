@@ -6,6 +6,7 @@ import argparse
 import json
 import multiprocessing
 from dataclasses import dataclass
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,14 @@ def layers_of(parts: list[shapes.Part], cameras: Cameras) -> np.ndarray:
     return np.round(255 * stacked.clip(0, 1)).astype(np.uint8)
 
 
+def workers() -> Pool:
+    """Processes that render, one for each core, each with one thread.
+
+    They are forks: in one whose parent has computed with several threads, the first work that is shared out waits for ever.
+    """
+    return multiprocessing.Pool(initializer=torch.set_num_threads, initargs=(1,))
+
+
 def build(folder: Path, shapes_per_kind: int, seed: int) -> None:
     """Render the pictures into ``folder`` unless they are there already."""
     wanted = {"shapes_per_kind": shapes_per_kind, "seed": seed, "size": SIZE}
@@ -58,7 +67,7 @@ def build(folder: Path, shapes_per_kind: int, seed: int) -> None:
         for i in range(shapes_per_kind)
         for k, kind in enumerate(world.KINDS)
     ]
-    with multiprocessing.Pool() as pool:
+    with workers() as pool:
         results = list(tqdm(pool.imap(render_shape, jobs, chunksize=4), "rendering", len(jobs)))
     np.save(folder / "layers.npy", np.concatenate([layers for layers, _ in results]))
     np.save(folder / "rows.npy", np.concatenate([rows for _, rows in results]))

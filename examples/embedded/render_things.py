@@ -2,7 +2,7 @@
 
     python examples/embedded/render_things.py sheets ~/things ~/things/sheets     # front, side, back, three quarters, top
     python examples/embedded/render_things.py pack ~/things ~/things/pack         # an interrupted run goes on when started again
-    python examples/embedded/render_things.py pack ~/things ~/things/learnt --names examples/embedded/things_learnt.txt --variants 5
+    python examples/embedded/render_things.py pack ~/things ~/things/some --names names.txt --variants 5       # some names, a line each
 
 The first folder holds the archives that ``fetch_things.py`` fetched. Cameras, framing, light and layers are those of ``dataset.py``.
 """

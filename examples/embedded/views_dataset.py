@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,7 @@ def build(folder: Path, shapes_per_kind: int, seed: int, rings: int = RINGS) -> 
     folder.mkdir(parents=True, exist_ok=True)
     kinds = [*world.KINDS] * shapes_per_kind
     jobs = [(seed + number, kind, rings) for number, kind in enumerate(kinds)]
-    with multiprocessing.Pool() as pool:
+    with dataset.workers() as pool:
         results = list(tqdm(pool.imap(render_rings, jobs, chunksize=4), "rendering rings", len(jobs)))
     layers, cameras = (np.concatenate(arrays) for arrays in zip(*results, strict=True))
     of_rings = np.repeat([world.KINDS.index(kind) for kind in kinds], rings)
