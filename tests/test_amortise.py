@@ -325,7 +325,7 @@ def test_libraries_are_read_from_json_and_from_text(tmp_path: Path) -> None:
         ('{"train": ["x"], "held_out": ["x"]}', "has the prompt 'x' twice"),
         ('{"train": ["x"], "train": ["y"]}', "has 'train' twice; put what is in both into one"),
         ('{"train": ["x"], "held_out": [], "held_out": []}', "has 'held_out' twice"),
-        ('{"train": ["a red mug",\n "a red spaceship mug cube"]}', "line 2 of .*: the embedded prior"),
+        ('{"train": ["a red mug",\n "a red spaceship mug cube"]}', "line 2 of .*: prior=embedded"),
     ],
 )
 def test_a_library_that_cannot_be_used_is_refused_in_one_line(
