@@ -41,7 +41,7 @@ def parse_options(every: Mapping[str, Any]) -> argparse.Namespace:
     parser.add_argument("--archives", type=Path, help="folder of the things' archives, for their true meshes")
     parser.add_argument("--pack", type=Path, help="folder of their pictures, where there are no archives")
     parser.add_argument("--judge", type=Path, help="folder of a judge that was trained on things")
-    parser.add_argument("--prior", help="folder of another prior than the one that ships")
+    parser.add_argument("--prior", help="another prior that ships, or a folder")
     parser.add_argument(
         "--prompts", type=int, help="the first so many, of 16 or of the things; 0 for pictures alone"
     )
