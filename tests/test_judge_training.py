@@ -157,7 +157,9 @@ def test_a_state_goes_on_only_with_the_pack_and_the_judge_that_it_began_with(
 
     def options(things: str, start: str | None) -> Any:
         folder = None if start is None else tmp_path / start
-        return SimpleNamespace(work=tmp_path, things=tmp_path / things, start=folder, device="cpu")
+        return SimpleNamespace(
+            work=tmp_path, things=tmp_path / things, start=folder, device="cpu", channels=None
+        )
 
     first = options("pack", "pack")
     assert train.load_state(first) is None
@@ -223,3 +225,43 @@ def test_training_for_minutes_ends_after_them_and_goes_on(
     assert state["seen"] == 8 * len(seen) == 24 and state["seconds"] >= 60
     train.train(judge, source, source.kinds, options, state)
     assert len(seen) == 3  # nothing is left to do
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--channels", "8", "8", "0"], "--channels must be at least 1, not 0"),
+        (["--channels", "8", "8", "8", "--start", "judge"], "--start has channels of its own"),
+        (["--minutes", "nan"], "--minutes must be above 0, got nan"),
+        (["--minutes", "0"], "--minutes must be above 0, got 0"),
+    ],
+)
+def test_options_of_the_training_are_refused(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    train = importlib.import_module("train_judge")
+    monkeypatch.setattr(
+        "sys.argv", ["train_judge.py", "--work", "w", "--things", "t", "--output", "o", *words]
+    )
+    with pytest.raises(SystemExit) as ended:
+        train.parse_options()
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_training_does_not_go_on_with_other_channels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    train = importlib.import_module("train_judge")
+    (tmp_path / things.PICTURES).write_bytes(b"pack")
+    options = SimpleNamespace(work=tmp_path, things=tmp_path, start=None, device="cpu", channels=None)
+    usual = train.begun_with(options)
+    older = {name: value for name, value in usual.items() if name != "--channels"}
+    for begun in (usual, older):
+        torch.save({"begun": begun}, tmp_path / train.STATE)
+        options.channels = None
+        assert train.load_state(options) == {"begun": begun}
+        options.channels = [8, 8, 8]
+        with pytest.raises(ValueError, match="began with another --channels"):
+            train.load_state(options)

@@ -14,11 +14,13 @@ from tiny_pipelines import clip_tokenizer
 from distill.cameras import Cameras
 from distill.contracts import Render
 from distill.embedded.judge import load_judge
+from distill.embedded.vocabulary import SHIPPED as PRIORS
+from distill.embedded.vocabulary import known
 from distill.run import seeds
 from distill.run.compose import compose_config
 from distill.run.failures import NoSeedFinished, noted
 from distill.run.folders import claim, same_run
-from distill.run.judge import check_judge, clip, judge_of, scored
+from distill.run.judge import caption_of, check_judge, clip, judge_of, scored
 from distill.run.manifest import finish
 from distill.run.seeds import run_seeds
 from distill.run.watchdog import Collapsed
@@ -240,4 +242,8 @@ def test_a_judge_that_is_not_there_or_does_not_know_is_refused_before_anything_i
     assert [judge_of(compose_config(words)) for words in (["prompt=a red mug", *best], things)] == [
         "embedded", "things",
     ]  # fmt: skip
+    for other, name in known(PRIORS["things"]).first.items():
+        config = compose_config([f"prompt={other}", "prior=things", *best])
+        check_judge(config)  # the judge knows the first of a thing's two names
+        assert caption_of(config).endswith(name)
     assert "judge=embedded does not know 'hamburger'" in refused(*things, "judge=embedded")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -17,8 +18,9 @@ from tiny_things import Tiny, judge_of, view_of
 from distill.cameras import turntable
 from distill.embedded import things, world
 from distill.embedded.judge import SHIPPED, load_judge
+from distill.embedded.vocabulary import write_names
 from distill.lab import truth as lab_truth
-from distill.lab.comparison import figures, run
+from distill.lab.comparison import figures, records, run
 from distill.lab.metrics import mean_colour, saturation
 from distill.lab.truth import (
     VIEWS,
@@ -257,6 +259,42 @@ def test_a_source_without_a_judge_takes_the_one_that_ships_and_knows_the_prompts
         )
     with pytest.raises(ValueError, match="no judge in"):
         lab_truth.judge_of(Source(judge=tmp_path), ["a hamburger"])
+
+
+def test_a_prompt_that_the_prior_takes_for_another_is_refused(tmp_path: Path) -> None:
+    write_names(tmp_path, [("jar", "a", True, "pot")])
+    lab_truth.check_meant(["a jar", "a red jar", "a pot", "a red mug"], str(tmp_path))
+    with pytest.raises(ValueError, match="takes 'a red vase' for 'a red jar'") as caught:
+        lab_truth.check_meant(["a jar", "a red vase"], str(tmp_path))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="does not know 'qwrtz'"):
+        lab_truth.check_meant(["a qwrtz"], str(tmp_path))
+    lab_truth.check_meant(["a red vase"], "sd-1.5")  # takes any prompt
+    assert (
+        run.prior_name(None, ["a hamburger"]) == "things"
+        and run.prior_name(None, ["a red mug"]) == "embedded"
+    )
+    lab_truth.check_meant(run.THINGS, "things")
+
+
+def test_cells_of_another_judge_are_refused(tmp_path: Path) -> None:
+    cell = records.Cell("sds", "a red mug", 0)
+    cell.folder(tmp_path).mkdir(parents=True)
+    kinds = {"judge": records.judge_name(SHIPPED["embedded"]), "prompt": "a red mug"}
+    things_too = {"judge": records.judge_name(SHIPPED["things"]), "prompt": "a red mug"}
+    own = {"judge": records.judge_name(tmp_path), "prompt": "a red mug"}
+    assert (kinds["judge"], things_too["judge"], own["judge"]) == ("", "things", str(tmp_path))
+    (cell.folder(tmp_path) / "cell.json").write_text(json.dumps(kinds))
+    assert run.finished(cell.folder(tmp_path), kinds)
+    with pytest.raises(ValueError, match="was made with judge , not things"):
+        run.finished(cell.folder(tmp_path), things_too)
+    with pytest.raises(ValueError, match="measured by several judges"):
+        records.judge_of([kinds, things_too])
+    # A report asks the judge that measured, whatever the prompts are.
+    assert records.judge_of([things_too]).channels == load_judge(folder=SHIPPED["things"]).channels
+    assert records.judge_of([kinds]).channels == load_judge().channels
+    with pytest.raises(ValueError, match=f"no judge in {tmp_path}"):
+        records.judge_of([own])
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_is_made(tiny: Tiny, tmp_path: Path) -> None:

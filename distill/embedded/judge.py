@@ -221,7 +221,11 @@ def save_judge(judge: Judge, folder: Path) -> None:
 
 
 def load_judge(device: torch.device | str = "cpu", folder: Path = SHIPPED["embedded"]) -> Judge:
-    """Load the judge, frozen and in single precision.
+    """Load a judge, frozen and in single precision.
+
+    Args:
+        device: where it computes.
+        folder: by default that of the judge of the kinds; ``SHIPPED["things"]`` is that of the judge of things.
 
     Raises:
         ValueError: the folder holds no judge.

@@ -24,6 +24,7 @@ from distill.embedded.world import KINDS, TEMPLATES, VIEWS
 #: Words of the longest of ``OUTSIDE``.
 LONGEST = max(map(len, OUTSIDE))
 #: The remedy for what a prior does not know.
+CHOSEN = "and is chosen where prior= is left out"
 LARGER = "for any other prompt choose a larger prior with prior=FOLDER"
 
 
@@ -109,8 +110,9 @@ def understand(prompt: str, known: Known) -> Meaning:
     taken = [*((part.given, part.value) for part in parts if part.changed), *taken]
     colour = colours[0] if colours else None
     if colour is None and not known.bare:
+        refused = f"prior={known.prior} needs a colour beside {name!r} in the prompt {shown(prompt)}; its colours are {', '.join(COLOURS)}"
         raise ValueError(
-            f"prior={known.prior} needs a colour beside {name!r} in the prompt {shown(prompt)}; its colours are {', '.join(COLOURS)}"
+            f"{refused}; prior=things needs none, {CHOSEN}" if known.prior == "embedded" else refused
         )
     caption = captioned(" ".join(prompt.lower().split()), name, known.names[name], colour, view)
     return Meaning(
@@ -267,7 +269,7 @@ def unknown(prompt: str, word: str, known: Known) -> str:
     close = ", ".join(words.suggestions(word, list(known.names)))
     refused = f"prior={known.prior} does not know {word!r} in the prompt {shown(prompt)}"
     if known.prior == "embedded" and prompt_is_known(prompt, "things"):
-        return f"{refused}; prior=things does, and is chosen where prior= is left out"
+        return f"{refused}; prior=things does, {CHOSEN}"
     return f"{refused}; the nearest of what it knows are {close}; '{known.command}' lists all; {LARGER}"
 
 

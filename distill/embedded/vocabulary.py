@@ -41,6 +41,7 @@ class Known:
     Attributes:
         names: the kinds of the embedded world, and things by both of their names.
         things: first names of the things, sorted.
+        first: the first name of a thing, by its second one.
         bare: whether a prompt may leave the colour out.
         longest: words of the longest name.
         prior: what ``prior=`` calls it, a name of ``SHIPPED`` or its folder.
@@ -48,6 +49,7 @@ class Known:
 
     names: Mapping[str, Name]
     things: tuple[str, ...]
+    first: Mapping[str, str]
     bare: bool
     longest: int
     prior: str = "embedded"
@@ -66,8 +68,10 @@ def knowing(rows: Iterable[Row], prior: str = "embedded") -> Known:
         if also and also not in {row[0] for row in rows}:
             found[also] = Name(article, paintable or (also in found and found[also].paintable))
     found |= {kind: Name("a", True) for kind in KINDS}
+    taken = {row[0] for row in rows} | {*KINDS}
+    first = {also: name for name, _, _, also in rows if also and also not in taken}
     longest = max(len(name.split()) for name in found)
-    return Known(found, tuple(sorted({row[0] for row in rows})), bool(rows), longest, prior)
+    return Known(found, tuple(sorted({row[0] for row in rows})), first, bool(rows), longest, prior)
 
 
 @lru_cache(maxsize=8)

@@ -19,7 +19,9 @@ from distill.cameras import Cameras, orbit, turntable
 from distill.contracts import View
 from distill.embedded import raycast, shapes, things, world
 from distill.embedded.judge import SHIPPED, Judge, load_judge
+from distill.embedded.prompt import understand
 from distill.embedded.shoot import shoot
+from distill.embedded.vocabulary import of_prior
 from distill.lab.metrics import best_turn, mean_colour, silhouette_iou, true_silhouettes
 
 if TYPE_CHECKING:
@@ -146,16 +148,47 @@ def asked(prompt: str, source: Source = SHAPES) -> Asked:
     return Asked(first, colour, things.caption(first, found[0].article, colour), held_out, tuple(found))
 
 
+def judge_folder(source: Source, prompts: Iterable[str]) -> Path:
+    """Choose the judge of a source, by default the one that ships and knows the prompts: of the kinds, or of things as well.
+
+    Raises:
+        ValueError: a prompt cannot be read.
+    """
+    if source.judge is not None:
+        return source.judge.absolute()
+    of_things = any(asked(prompt, source).things for prompt in prompts)
+    return SHIPPED["things" if of_things else "embedded"]
+
+
 def judge_of(source: Source, prompts: Iterable[str]) -> Judge:
-    """Load the judge of a source, by default the one that ships and knows the prompts: of the kinds, or of things as well.
+    """Load the judge of a source, see ``judge_folder``.
 
     Raises:
         ValueError: its folder holds none, or a prompt cannot be read.
     """
-    if source.judge is not None:
-        return load_judge(folder=source.judge)
-    of_things = any(asked(prompt, source).things for prompt in prompts)
-    return load_judge(folder=SHIPPED["things" if of_things else "embedded"])
+    return load_judge(folder=judge_folder(source, prompts))
+
+
+def check_meant(prompts: Iterable[str], prior: str) -> None:
+    """Refuse prompts that a prior takes for something else than they are measured against.
+
+    Args:
+        prompts: of kinds and names.
+        prior: a value of ``prior=``; a prior that takes any prompt is asked nothing.
+
+    Raises:
+        ValueError: it does not know one, or takes one for what is near.
+    """
+    own = of_prior(prior)
+    if own is None:
+        return
+    for prompt in prompts:
+        meaning = understand(prompt, own)
+        if meaning.taken:
+            raise ValueError(
+                f"prior={prior} takes {prompt!r} for {meaning.caption!r}, and it would be measured as what it says; leave this prompt "
+                "out, or give a prior that knows it"
+            )
 
 
 def check(prompts: Sequence[str], source: Source, judge: Judge | None) -> None:

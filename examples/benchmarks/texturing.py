@@ -69,7 +69,7 @@ def measure(view: View, prompt: str) -> Made:
     rgb, opacity = (x.detach().cpu().movedim(-1, 1) for x in (seen.rgb, seen.opacity))
     best = best_shape(matches(view, truths(prompt, KINDS), rgb, opacity))
     return {
-        "r_precision": r_precision(judge_of(KINDS), rgb, asked(prompt, KINDS).caption),
+        "r_precision": r_precision(judge_of(KINDS, [prompt]), rgb, asked(prompt, KINDS).caption),
         "iou": best.iou,
         "colour_error": best.colour_error,
     }

@@ -50,7 +50,7 @@ def layers_of(parts: list[shapes.Part], cameras: Cameras) -> np.ndarray:
 def workers() -> Pool:
     """Processes that render, one for each core, each with one thread.
 
-    They are forks: in one whose parent has computed with several threads, the first work that is shared out waits for ever.
+    On Linux they are forks, and a fork of a process that has computed with several threads hangs when it does so itself.
     """
     return multiprocessing.Pool(initializer=torch.set_num_threads, initargs=(1,))
 

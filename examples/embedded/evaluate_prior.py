@@ -32,6 +32,7 @@ from distill.embedded import captions, things, world
 from distill.embedded.judge import SHIPPED, Judge, load_judge
 from distill.embedded.shapes import ORIENTED
 from distill.embedded.vocabulary import NAMES, read_names, write_names
+from distill.embedded.vocabulary import SHIPPED as PRIORS
 from distill.lab.truth import check_words
 from distill.priors import load_prior
 from distill.priors.diffusion import DiffusionPrior
@@ -154,12 +155,14 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for the new ground-truth renders")
-    parser.add_argument("--prior", default="embedded", help="'embedded' or a folder")
+    parser.add_argument("--prior", default="embedded", help="'embedded', 'things' or a folder")
     parser.add_argument(
         "--per-pair", type=int, help="samples of each of the 128 pairs: 4, or 2 beside things"
     )
     parser.add_argument("--pack", type=Path, help="folder of the pictures of things: samples of them too")
-    parser.add_argument("--judge", type=Path, help="folder of a judge that was trained on things, for --pack")
+    parser.add_argument(
+        "--judge", type=Path, help="folder of another judge of things than the one that ships, for --pack"
+    )
     parser.add_argument(
         "--no-judge", action="store_true", help="only of things, and only what they are nearest to"
     )
@@ -189,8 +192,10 @@ def parse_options() -> argparse.Namespace:
         parser.error("--no-judge is for --pack, and takes no --judge")
     if (options.names or options.keep is not None) and (options.pack is None or options.no_judge):
         parser.error("--names and --keep are for --pack, and for a --judge that knows things")
-    if options.keep is not None and not (0 < options.keep <= 1 and (Path(options.prior) / NAMES).is_file()):
-        parser.error("--keep is a share in (0, 1], and --prior then a folder with a names.json")
+    if options.keep is not None:
+        named = options.prior not in PRIORS and (Path(options.prior) / NAMES).is_file()
+        if not (0 < options.keep <= 1 and named):
+            parser.error("--keep is a share in (0, 1], and --prior then a folder with a names.json")
     if options.per_pair is None:
         options.per_pair = 2 if options.pack else 4
     if options.quick:
@@ -272,14 +277,19 @@ def learnt(
 
 
 def keep(folder: Path, counts: Mapping[str, tuple[int, int]], least: float) -> str:
-    """Leave names out of a prior's ``names.json`` of whose samples less than a share are right; returns what was done."""
+    """Leave names out of a prior's ``names.json`` of whose samples less than a share are right; returns what was done.
+
+    Names that were not sampled stay.
+    """
     rows = read_names(folder / NAMES)
-    kept = [row for row in rows if row[0] in counts and counts[row[0]][0] >= least * counts[row[0]][1]]
+    shares = {name: right / count for name, (right, count) in counts.items()}
+    kept = [row for row in rows if shares.get(row[0], 1.0) >= least]
     write_names(folder, kept)
-    return f"{folder / NAMES} has {len(kept)} of {len(rows)} names: those with at least {least:.0%} of their samples right."
+    return f"{folder / NAMES} has {len(kept)} of {len(rows)} names: those with at least {least:.0%} of their samples right, or none made."
 
 
 def write_counts(path: Path, counts: Mapping[str, tuple[int, int]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(
             [("name", "right", "samples"), *((name, *own) for name, own in counts.items())]

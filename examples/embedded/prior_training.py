@@ -210,7 +210,9 @@ def gradient(
 
 
 class Recorded:
-    """Computes ``gradient`` from a CUDA graph, which is recorded at the first update; all must have the same shapes.
+    """Computes ``gradient`` from a CUDA graph, which is recorded at the first update.
+
+    All updates must have the shapes of the first one, and its network, model, ``abar`` and target.
 
     A small network's kernels are shorter than it takes to launch them one by one.
 
@@ -281,7 +283,7 @@ def check_amounts(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     for name in ("images", "batch"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
-    if options.minutes is not None and options.minutes <= 0:
+    if options.minutes is not None and not 0 < options.minutes < math.inf:
         parser.error(f"--minutes must be above 0, got {options.minutes:g}")
     if options.save_minutes < 0:
         parser.error(f"--save-minutes must be at least 0, got {options.save_minutes:g}")

@@ -81,7 +81,7 @@ def few_steps(
 def main() -> None:
     wanted, prompt = json.loads(sys.argv[1]), sys.argv[2]
     config = compose({**wanted, "iterations": max(STEPS, wanted.get("iterations", STEPS))}, prompt, 0)
-    prior = load_prior("embedded", pick_device(config.device))
+    prior = load_prior(config.prior, pick_device(config.device))
     cuda = prior.device.type == "cuda"
 
     def size() -> float:

@@ -13,14 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distill.embedded.judge import Judge
-from distill.lab import truth
+from distill.embedded.judge import SHIPPED, Judge, load_judge
 from distill.lab.comparison.figures import SIZE
-from distill.lab.truth import Source
 from distill.run.folders import folder_name
 
 #: A finished cell, as in its ``cell.json``.
 Record = Mapping[str, Any]
+
+
+#: The judges that ship, by what records say of them.
+_JUDGES = {"": SHIPPED["embedded"], "things": SHIPPED["things"]}
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,12 @@ def judge_of(records: Sequence[Record]) -> Judge:
         raise ValueError(
             f"the cells were measured by several judges ({', '.join(sorted(map(str, folders)))}); compare into another folder"
         )
-    folder = "".join(folders)
-    source = Source(judge=Path(folder) if folder else None)
-    return truth.judge_of(source, {record["prompt"] for record in records})
+    return load_judge(folder=_JUDGES.get("".join(folders), Path("".join(folders))))
+
+
+def judge_name(folder: Path) -> str:
+    """Return what records say of a judge's folder: nothing for the one of the kinds, as always, and a name for the other that ships."""
+    return next((name for name, shipped in _JUDGES.items() if shipped == folder), str(folder))
 
 
 def views_of(record: Record, root: Path) -> Tensor:

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,14 +18,15 @@ from torch import Tensor
 from distill.cameras import turntable
 from distill.contracts import Prior, Render, Step
 from distill.embedded.judge import Judge
+from distill.embedded.prompt import prior_for
 from distill.files.atomic import write_atomic
 from distill.job import Job, State
 from distill.lab.comparison import figures
 from distill.lab.comparison.cost import compose, few_steps, measure_cost
 from distill.lab.comparison.counted import Counted
 from distill.lab.comparison.figures import gradient_profile
-from distill.lab.comparison.records import Cell
-from distill.lab.truth import SHAPES, Source, asked, check, judge_of, origin
+from distill.lab.comparison.records import Cell, judge_name
+from distill.lab.truth import SHAPES, Source, asked, check, check_meant, judge_folder, judge_of, origin
 from distill.loop import Diverged, train
 from distill.priors import load_prior
 from distill.run.assemble import assemble, pick_device
@@ -76,7 +77,7 @@ THINGS = (
     "a sofa",
     "a stool",
     "a toilet",
-    "a vase",
+    "a coffee table",
     "a sedan",
     "a bench",
     "a trash can",
@@ -131,7 +132,7 @@ def compare(
         output_dir: where cells, ``results.csv``, ``curves.csv``, ``claims.csv``, ``costs.json``, ``grid.png`` and
             ``report.html`` go.
         prior: a loaded prior shared by all cells, or a function that makes one for a prompt, such as
-            ``distill.embedded.exact.exact_prior``; the embedded one by default.
+            ``distill.embedded.exact.exact_prior``; by default the one that ships and knows the prompts.
         iterations: of each cell, or with ``budget="calls"`` of the first method's: the others get as many
             as make the same number of network evaluations.
         budget: ``steps`` or ``calls``.
@@ -159,11 +160,13 @@ def compare(
     for wanted in chosen.values():
         check_measurable(compose({"iterations": iterations, **options, **wanted}, prompts[0], seeds[0]))
     root, source = Path(output_dir), source or SHAPES
-    judge = judge_of(source, prompts)
+    judge, name_of_prior = judge_of(source, prompts), prior_name(prior, prompts)
     check(prompts, source, judge)
+    check_meant(prompts, name_of_prior)
     device = pick_device(str(options.get("device", "auto")))
-    prior_of = counting(prior, device)
-    made_with = {"prior": prior_name(prior), "measure_every": measure_every, "judge": str(source.judge or "")}
+    prior_of = counting(prior or load_prior(name_of_prior, device=device))
+    measured_by = judge_name(judge_folder(source, prompts))
+    made_with = {"prior": name_of_prior, "measure_every": measure_every, "judge": measured_by}
     cells = [Cell(name, prompt, seed) for prompt in prompts for seed in seeds for name in chosen]
     settings = {name: {"iterations": iterations, **options, **wanted} for name, wanted in chosen.items()}
     if budget == "calls":
@@ -220,13 +223,13 @@ class PriorOf(Protocol):
     def __call__(self, prompt: str, /) -> Prior: ...
 
 
-def counting(prior: Prior | PriorOf | None, device: torch.device) -> Callable[[str], Counted]:
+def counting(prior: Prior | PriorOf) -> Callable[[str], Counted]:
     """Return what gives the prior of a prompt's cells, its calls counted; the same for all where one is shared.
 
     One that is made for a prompt takes seconds to make, and a prompt's cells follow each other: it is kept until the next prompt.
     """
-    if prior is None or isinstance(prior, Prior):
-        shared = Counted(prior or load_prior(device=device))
+    if isinstance(prior, Prior):
+        shared = Counted(prior)
         return lambda prompt: shared
     make = prior
     return lru_cache(maxsize=1)(lambda prompt: Counted(make(prompt)))
@@ -260,10 +263,10 @@ def measure_costs(root: Path, settings: Mapping[str, Mapping[str, Any]], prompt:
         write_atomic(path, json.dumps(known, indent=2) + "\n")
 
 
-def prior_name(prior: Prior | PriorOf | None) -> str:
-    """Return what a comparison's cells record of their prior."""
+def prior_name(prior: Prior | PriorOf | None, prompts: Iterable[str]) -> str:
+    """Return what a comparison's cells record of their prior: without one, the one that ships and knows the prompts."""
     if prior is None:
-        return "embedded"
+        return prior_for(prompts)
     return prior.name if isinstance(prior, Prior) else prior.__name__
 
 
