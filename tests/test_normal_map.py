@@ -47,7 +47,7 @@ def bumpy(scene: SurfaceScene) -> SurfaceScene:
     assert scene.perturbation is not None
     generator = torch.Generator().manual_seed(5)
     scene.perturbation.grid.uniform_(-1, 1, generator=generator)
-    scene.perturbation.mlp[-1].weight.uniform_(-1, 1, generator=generator)  # type: ignore[operator, union-attr]
+    scene.perturbation.mlp[-1].weight.uniform_(-1, 1, generator=generator)
     return scene
 
 
@@ -132,10 +132,9 @@ def test_the_first_pictures_are_those_without_it_to_the_bit(backend: str) -> Non
     drawn = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
     plain, scene = (ball(normal_map=on, seed=seed, backend=backend) for on, seed in zip((False, True), drawn, strict=True))  # fmt: skip
     assert torch.equal(drawn[0].get_state(), drawn[1].get_state())
-    for options in ({}, {"shading": "lambertian"}, {"shading": "normals"}):
-        assert torch.equal(
-            scene.render(SIDE, 16, 16, **options).rgb, plain.render(SIDE, 16, 16, **options).rgb
-        )
+    for shading in ("albedo", "lambertian", "normals"):
+        looking = [one.render(SIDE, 16, 16, shading=shading).rgb for one in (scene, plain)]
+        assert torch.equal(*looking)
     seen = [
         one.render(SIDE, 16, 16, generator=torch.Generator().manual_seed(1)).rgb for one in (scene, plain)
     ]
@@ -143,20 +142,19 @@ def test_the_first_pictures_are_those_without_it_to_the_bit(backend: str) -> Non
     for rgb in seen:
         rgb.square().sum().backward()
     for name, parameter in plain.named_parameters():
-        assert torch.equal(parameter.grad, scene.get_parameter(name).grad), name
+        found, wanted = scene.get_parameter(name).grad, parameter.grad
+        assert found is not None and wanted is not None and torch.equal(found, wanted), name
 
 
 def test_the_gradient_reaches_the_grid() -> None:
     scene = ball()
     assert scene.perturbation is not None
     scene.render(SIDE, 16, 16).rgb.square().sum().backward()
-    first, last = (scene.perturbation.mlp[i].weight.grad for i in (0, -1))
+    first, _, last, _ = (parameter.grad for parameter in scene.perturbation.mlp.parameters())
     assert first is not None and not first.any()  # it is multiplied by 0
     assert last is not None and last.any()
-    scene = bumpy(scene)
-    scene.zero_grad()
-    before = scene.render(SIDE, 16, 16)
-    before.rgb.square().sum().backward()
+    bumpy(scene).zero_grad()
+    scene.render(SIDE, 16, 16).rgb.square().sum().backward()
     grid = scene.perturbation.grid
     assert grid.grad is not None and grid.grad.any()
     assert {id(p) for g in scene.parameter_groups().values() for p in g.parameters} == {
@@ -172,8 +170,8 @@ def test_the_gradient_reaches_the_grid() -> None:
             grid -= sign * step
     assert float(sums[0] - sums[1]) == pytest.approx(2 * float((grid.grad * step).sum()), rel=0.03)
     # The mesh keeps its own normals, for ControlNets and penalties.
-    flat = ball(normal_map=False).render(SIDE, 16, 16, normals=True).normal
-    assert torch.equal(scene.render(SIDE, 16, 16, normals=True).normal, flat)
+    own, plain = (one.render(SIDE, 16, 16, normals=True).normal for one in (scene, ball(normal_map=False)))
+    assert own is not None and plain is not None and torch.equal(own, plain)
 
 
 def middles(scene: SurfaceScene, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:

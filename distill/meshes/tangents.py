@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from distill.meshes.surface import Floats, Ints
+
+Doubles = NDArray[np.float64]
 
 
 def tangents(vertices: Floats, faces: Ints, uv: Floats, normals: Floats) -> Floats:
@@ -66,10 +69,10 @@ def in_tangent_space(vector: Tensor, normal: Tensor, tangent: Tensor) -> Tensor:
     return normalize(torch.stack([x, y, torch.ones_like(x)], dim=-1), dim=-1)
 
 
-def _rejected(vector: Floats, normal: Floats) -> Floats:
-    """What is left of vectors at right angles to unit normals."""
-    return vector - normal * (vector * normal).sum(-1, keepdims=True)
+def _rejected(vector: Doubles, normal: Doubles) -> Doubles:
+    """The part of vectors at right angles to unit normals."""
+    return np.asarray(vector - normal * (vector * normal).sum(-1, keepdims=True))
 
 
-def _unit(vector: Floats) -> Floats:
-    return vector / np.maximum(np.linalg.norm(vector, axis=-1, keepdims=True), 1e-30)
+def _unit(vector: Doubles) -> Doubles:
+    return np.asarray(vector / np.maximum(np.linalg.norm(vector, axis=-1, keepdims=True), 1e-30))

@@ -258,7 +258,7 @@ def _stacked(surface: Surface, group: Sequence[tuple[Part, Mapped]]) -> tuple[Fl
 def bake_normals(
     surface: Surface, group: Sequence[tuple[Part, Mapped]], perturbation: Paint, size: int
 ) -> NDArray[np.uint8]:
-    """Bake a group's normal map: 0.5 + 0.5 n, +y up, linear; arguments as of ``bake``."""
+    """Bake a group's normal map as glTF has it: 0.5 + 0.5 n, +y up, linear, in ``bake``'s shape."""
 
     def encoded(values: Tensor) -> Tensor:
         points, normal, tangent = values.split([3, 3, 4], dim=1)
@@ -278,9 +278,8 @@ def _frames(surface: Surface, part: Part, mapped: Mapped) -> Floats:
         given[faces] = surface.normals[begin : begin + count]
     corners = vertices[mapped.origin]
     normals = _flat(corners) if given is None else given[mapped.origin]
-    return np.concatenate([normals, tangents(corners, mapped.faces, mapped.uv, normals)], axis=1)[
-        mapped.faces
-    ]
+    tangent = tangents(corners, mapped.faces, mapped.uv, normals)
+    return np.concatenate([normals, tangent], axis=1)[mapped.faces]
 
 
 def _apart(mapped: Mapped) -> Mapped:
@@ -408,7 +407,7 @@ def _textured(surface: Surface, part: Part, mapped: Mapped, material: PBRMateria
     mesh = surface.scene.geometry[part.name]
     vertices, normals = np.asarray(mesh.vertices)[mapped.origin], _normals(surface, part)
     normals = None if normals is None else normals[mapped.origin]
-    attributes = {}
+    attributes: dict[str, Any] = {}
     if material.normalTexture is not None:
         normals = _flat(vertices) if normals is None else normals
         attributes[_TANGENT] = tangents(vertices, mapped.faces, mapped.uv, normals)
