@@ -131,6 +131,7 @@ class SurfaceScene(nn.Module):
         self._hold("paint", mesh.paint)
         self._hold("normals", mesh.normals)
         self._hold("origin", mesh.origin)
+        self.placed_again = bool((self.origin != torch.arange(len(mesh.faces))).any())
         kept = [part.kept for part in mesh.parts]
         self._hold("kept", torch.tensor(kept)[torch.from_numpy(mesh.part)])
         self._there: dict[torch.device, Any] = {}
@@ -315,12 +316,18 @@ class SurfaceScene(nn.Module):
         given = (weight[..., None] * self.normals[face]).sum(1)
         return flat, torch.where(given.norm(dim=-1, keepdim=True) > 0.1, normalize(given, dim=-1), flat)
 
-    def _axes(self, face: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Axes that are fixed to triangles, in columns, ``[n, 3, 3]``, and their outward normals; a mirrored place mirrors them, too."""
-        flat, outward = self._outward(face, weight)
-        along = normalize(self.triangles[face, 1] - self.triangles[face, 0], dim=-1, eps=1e-20)
-        up = torch.where((flat * outward).sum(-1, keepdim=True) < 0, -flat, flat)
-        return torch.stack([along, torch.linalg.cross(flat, along), up], dim=-1), outward
+    @torch.no_grad()
+    def _turn(self, face: Tensor, weight: Tensor) -> Tensor:
+        """Rotations, or reflections, that a face's first place is turned by, shape ``[n, 3, 3]``."""
+
+        def axes(face: Tensor) -> Tensor:
+            flat, outward = self._outward(face, weight)
+            along = normalize(self.triangles[face, 1] - self.triangles[face, 0], dim=-1, eps=1e-20)
+            # A mirrored place winds its faces the other way, not its normals.
+            up = torch.where((flat * outward).sum(-1, keepdim=True) < 0, -flat, flat)
+            return torch.stack([along, torch.linalg.cross(flat, along), up], dim=-1)
+
+        return axes(face) @ axes(self.origin[face]).transpose(1, 2)
 
     def _normals(self, face: Tensor, weight: Tensor, directions: Tensor) -> Tensor:
         """Unit normals towards the camera: the file's, where it has some, else the triangles'."""
@@ -334,13 +341,13 @@ class SurfaceScene(nn.Module):
         if self.perturbation is None:
             return facing
         vector = self.perturbations((weight[..., None] * self.paint[face]).sum(1))
+        if self.placed_again:
+            vector = (self._turn(face, weight) @ vector[..., None])[..., 0]
         with torch.no_grad():
-            # What is placed again carries the perturbation of its first place along.
-            (there, outward), (first, _) = (self._axes(where, weight) for where in (face, self.origin[face]))
-            turn = there @ first.transpose(1, 2)
+            outward = self._outward(face, weight)[1]
             side = torch.where((outward * facing).sum(-1, keepdim=True) < 0, -1.0, 1.0)
             side = side.masked_fill(self.kept[face, None], 0.0)
-        return environment.perturbed(facing, side * (turn @ vector[..., None])[..., 0])
+        return environment.perturbed(facing, side * vector)
 
     def _colour(self, face: Tensor, weight: Tensor) -> Tensor:
         """Albedo at points of faces: learnt, or the file's own where it is kept."""

@@ -47,7 +47,8 @@ def bumpy(scene: SurfaceScene) -> SurfaceScene:
     assert scene.perturbation is not None
     generator = torch.Generator().manual_seed(5)
     scene.perturbation.grid.uniform_(-1, 1, generator=generator)
-    scene.perturbation.mlp[-1].weight.uniform_(-1, 1, generator=generator)
+    *_, weight, _ = scene.perturbation.mlp.parameters()
+    weight.uniform_(-1, 1, generator=generator)
     return scene
 
 
@@ -165,9 +166,9 @@ def test_the_gradient_reaches_the_grid() -> None:
     with torch.no_grad():
         sums = []
         for sign in (1, -1):
-            grid += sign * step
+            grid.add_(step, alpha=sign)
             sums.append(scene.render(SIDE, 16, 16).rgb.double().square().sum())
-            grid -= sign * step
+            grid.sub_(step, alpha=sign)
     assert float(sums[0] - sums[1]) == pytest.approx(2 * float((grid.grad * step).sum()), rel=0.03)
     # The mesh keeps its own normals, for ControlNets and penalties.
     own, plain = (one.render(SIDE, 16, 16, normals=True).normal for one in (scene, ball(normal_map=False)))
