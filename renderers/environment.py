@@ -215,6 +215,22 @@ def lit(
     return to_srgb(scattered + mirrored * (head_on * scale + bias))
 
 
+def perturbed(normal: Tensor, vector: Tensor) -> Tensor:
+    """Tilt normals by the part of a vector that is tangent to the surface, whose length is the tangent of the angle.
+
+    Where the vector is 0, the normal comes back to the bit.
+
+    Args:
+        normal: unit, shape ``[n, 3]``.
+        vector: shape ``[n, 3]``.
+
+    Returns:
+        Unit, shape ``[n, 3]``.
+    """
+    along = vector - normal * (normal * vector).sum(-1, keepdim=True)
+    return (normal + along) / (1 + along.square().sum(-1, keepdim=True)).sqrt()
+
+
 def to_linear(colour: Tensor) -> Tensor:
     """Decode sRGB (IEC 61966-2-1), values in [0, 1]."""
     return torch.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: Of a material, what a network can make of it (Chen et al. 2023, Fantasia3D, arXiv:2303.13873): no mirror, and no bare metal.
 ROUGHNESS, METALLIC = (0.08, 0.9), (0.0, 0.9)
+#: Each coordinate of what normals are perturbed by is within this, so that they tilt by 45 degrees at most.
+PERTURBATION = 1 / math.sqrt(3)
 #: Smoother than this a file's own material is not shown: the lobe of a perfect mirror is infinitely sharp.
 _MIRROR = 0.02
 #: What is not learnt yet is this much less likely to be metal than not.
@@ -55,6 +57,10 @@ class SurfaceScene(nn.Module):
     material in the light of an environment: another one for each picture in training, so that no light fits into the colour, and a
     studio's otherwise.
 
+    With ``normal_map`` too, a third grid perturbs the normals that this light meets, :math:`n' \propto n + v - (n \cdot v) n` with v(x) in
+    a cube of half-side ``PERTURBATION``, 0 at the start. In any tangent frame, v has two numbers; the frame of texture coordinates is chosen
+    when the map is baked, so that training needs no coordinates, and no seam is seen.
+
     The other options are those of ``HashGridScene`` that say what its albedo is and how it is trained: the grid's, the network's,
     the background's, ``backend``, which is the grid's and the network's here, for rays are cast by Warp in any case, ``precision`` and
     learning rates.
@@ -62,6 +68,7 @@ class SurfaceScene(nn.Module):
     Args:
         mesh: of ``distill.meshes.read.read_surface``.
         material: ``albedo``, a colour alone, or ``pbr``.
+        normal_map: perturb the normals of a ``pbr`` material.
         samples: rays along each side of a pixel; its square is the number of rays a pixel, which smooths edges.
         seed: of the initial parameters, or a generator to draw them from.
 
@@ -75,6 +82,7 @@ class SurfaceScene(nn.Module):
     triangles: Tensor
     paint: Tensor
     normals: Tensor
+    origin: Tensor
     kept: Tensor
     fingerprint: Tensor
 
@@ -84,6 +92,7 @@ class SurfaceScene(nn.Module):
         mesh: Surface,
         *,
         material: Literal["albedo", "pbr"] = "albedo",
+        normal_map: bool = False,
         samples: Annotated[int, Range(1, 16)] = 2,
         seed: int | torch.Generator = 0,
         **grid: Any,
@@ -97,10 +106,19 @@ class SurfaceScene(nn.Module):
             raise ValueError(f"expected samples of at least 1, got {samples}")
         if material not in ("albedo", "pbr"):
             raise ValueError(f"expected material albedo or pbr, got {material!r}")
+        if normal_map and material != "pbr":
+            raise ValueError(
+                f"normal_map=true perturbs the normals of material=pbr, got material={material}; use material=pbr"
+            )
         self.mesh, self.samples = mesh, samples
         # Only a grid's three colours are asked for, and the first's background; its density has no gradient.
         grid |= {"blob_scale": 0.0, "occupancy_resolution": 2, "seed": seed}
         self.colours = HashGridScene(**grid)
+        self.perturbation: HashGridScene | None = None
+        if normal_map:
+            # Not drawn from a generator that is given, so that all else is drawn as without.
+            self.perturbation = HashGridScene(**{**grid, "background": "white", "seed": 0})
+            nn.init.zeros_(self.perturbation.mlp[-1].weight)  # type: ignore[arg-type]
         self.finish: HashGridScene | None = None
         if material == "pbr":
             # A material varies less than a colour, and the loss says little of it: coarse levels alone keep noise out.
@@ -112,6 +130,8 @@ class SurfaceScene(nn.Module):
         self._hold("triangles", mesh.corners)
         self._hold("paint", mesh.paint)
         self._hold("normals", mesh.normals)
+        self._hold("origin", mesh.origin)
+        self.placed_again = bool((self.origin != torch.arange(len(mesh.faces))).any())
         kept = [part.kept for part in mesh.parts]
         self._hold("kept", torch.tensor(kept)[torch.from_numpy(mesh.part)])
         self._there: dict[torch.device, Any] = {}
@@ -133,13 +153,11 @@ class SurfaceScene(nn.Module):
     def parameter_groups(self) -> dict[str, Group]:
         """Return its parameters by kind: ``encoding``, ``mlp``, and ``background`` where it is learnt."""
         groups = self.colours.parameter_groups()
-        if self.finish is None:
-            return groups
-        own = self.finish.parameter_groups()
-        return groups | {
-            name: Group([*groups[name].parameters, *own[name].parameters], groups[name].rate)
-            for name in ("encoding", "mlp")
-        }
+        for other in (self.finish, self.perturbation):
+            own = other.parameter_groups() if other is not None else {}
+            for name in own:
+                groups[name] = Group([*groups[name].parameters, *own[name].parameters], groups[name].rate)
+        return groups
 
     def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
         """Do nothing: all of its state is learnt."""
@@ -162,7 +180,8 @@ class SurfaceScene(nn.Module):
         """Render it; see ``distill.renderers.volume.render`` for the options.
 
         Depth and normals are means over those of a pixel's rays that hit; normals face the camera. With ``shading="albedo"``, a
-        ``pbr`` material is lit by an environment.
+        ``pbr`` material is lit by an environment. Perturbed normals are what light meets and what ``shading="normals"`` shows; those of
+        the result are the mesh's.
 
         Raises:
             ValueError: an option is not known, a size is below 1, or a penalty is asked for: a fixed shape has none.
@@ -242,12 +261,13 @@ class SurfaceScene(nn.Module):
         colour = self._colour(face, weight)
         if facing is not None:
             seen = picture[hit // rays]
+            bent = self._perturbed(face, weight, facing)
             if style.around is not None:
                 finish = self._finish(face, weight)
                 ray = directions.reshape(-1, 3)[hit]
-                colour = environment.lit(colour, *finish, facing, ray, style.around[seen])
+                colour = environment.lit(colour, *finish, bent, ray, style.around[seen])
             elif style.kind != "albedo":
-                lit = volume.shade(colour, facing, style.light[seen], style.kind, style.ambient)
+                lit = volume.shade(colour, bent, style.light[seen], style.kind, style.ambient)
                 colour = lit + 0 * colour  # what shows no colour has a gradient of 0 rather than none
         normal = facing if facing is not None else torch.zeros_like(weight)
         # Each ray has a place of its own, and a sum over places has one order on every device.
@@ -285,8 +305,8 @@ class SurfaceScene(nn.Module):
             )
         return self._there[device]
 
-    def _normals(self, face: Tensor, weight: Tensor, directions: Tensor) -> Tensor:
-        """Unit normals towards the camera: the file's, where it has some, else the triangles'."""
+    def _outward(self, face: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit normals of the triangles, and the file's, where it has some, else again the triangles'."""
         corners = self.triangles[face]
         flat = normalize(
             torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]),
@@ -294,10 +314,40 @@ class SurfaceScene(nn.Module):
             eps=1e-20,
         )
         given = (weight[..., None] * self.normals[face]).sum(1)
-        smooth = torch.where(given.norm(dim=-1, keepdim=True) > 0.1, normalize(given, dim=-1), flat)
+        return flat, torch.where(given.norm(dim=-1, keepdim=True) > 0.1, normalize(given, dim=-1), flat)
+
+    @torch.no_grad()
+    def _turn(self, face: Tensor, weight: Tensor) -> Tensor:
+        """Rotations, or reflections, that a face's first place is turned by, shape ``[n, 3, 3]``."""
+
+        def axes(face: Tensor) -> Tensor:
+            flat, outward = self._outward(face, weight)
+            along = normalize(self.triangles[face, 1] - self.triangles[face, 0], dim=-1, eps=1e-20)
+            # A mirrored place winds its faces the other way, not its normals.
+            up = torch.where((flat * outward).sum(-1, keepdim=True) < 0, -flat, flat)
+            return torch.stack([along, torch.linalg.cross(flat, along), up], dim=-1)
+
+        return axes(face) @ axes(self.origin[face]).transpose(1, 2)
+
+    def _normals(self, face: Tensor, weight: Tensor, directions: Tensor) -> Tensor:
+        """Unit normals towards the camera: the file's, where it has some, else the triangles'."""
+        flat, smooth = self._outward(face, weight)
         # Files have normals, and windings, that face inwards.
         smooth = torch.where((smooth * flat).sum(-1, keepdim=True) < 0, -smooth, smooth)
         return torch.where((flat * directions).sum(-1, keepdim=True) > 0, -smooth, smooth)
+
+    def _perturbed(self, face: Tensor, weight: Tensor, facing: Tensor) -> Tensor:
+        """Normals towards the camera, perturbed; a bump on one side is a dent on the other."""
+        if self.perturbation is None:
+            return facing
+        vector = self.perturbations((weight[..., None] * self.paint[face]).sum(1))
+        if self.placed_again:
+            vector = (self._turn(face, weight) @ vector[..., None])[..., 0]
+        with torch.no_grad():
+            outward = self._outward(face, weight)[1]
+            side = torch.where((outward * facing).sum(-1, keepdim=True) < 0, -1.0, 1.0)
+            side = side.masked_fill(self.kept[face, None], 0.0)
+        return environment.perturbed(facing, side * vector)
 
     def _colour(self, face: Tensor, weight: Tensor) -> Tensor:
         """Albedo at points of faces: learnt, or the file's own where it is kept."""
@@ -338,6 +388,18 @@ class SurfaceScene(nn.Module):
         rough, metal = self.finish.query(points)[1][:, 1:].split(1, dim=1)
         metal = metal / (metal + (1 - metal) * _NO_METAL)
         return tuple(low + (high - low) * x for x, (low, high) in ((rough, ROUGHNESS), (metal, METALLIC)))
+
+    def perturbations(self, points: Tensor) -> Tensor:
+        """What normals are perturbed by at points of the surface, ``[n, 3]`` to ``[n, 3]``; see ``environment.perturbed``.
+
+        Raises:
+            ValueError: the scene has no normal map.
+        """
+        if self.perturbation is None:
+            raise ValueError(
+                "the scene has normal_map=false, and its normals are not perturbed; use normal_map=true"
+            )
+        return PERTURBATION * (2 * self.perturbation.query(points)[1] - 1)  # a hyperbolic tangent
 
     def begin_with_colours(self, generator: torch.Generator, steps: int = 300, points: int = 8192) -> None:
         """Fit the colour to the mesh's own, by regression on points that are even over its area.
@@ -392,7 +454,15 @@ class SurfaceScene(nn.Module):
         def finish(points: Tensor) -> Tensor:
             return torch.cat(self.material(points.to(self.paint.device)), dim=1).cpu()
 
-        paints = Paints(albedo, finish if self.finish is not None else None)
+        @torch.no_grad()
+        def perturbation(points: Tensor) -> Tensor:
+            return self.perturbations(points.to(self.paint.device)).cpu()
+
+        paints = Paints(
+            albedo,
+            finish if self.finish is not None else None,
+            perturbation if self.perturbation is not None else None,
+        )
         name = f"{options.get('name', 'mesh')}.glb"
         figures = write_textured(self.mesh, paints, folder / name, size=options["texture_size"])
         return {**figures, "meshes": [name]}

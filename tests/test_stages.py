@@ -250,7 +250,10 @@ def test_a_queue_has_stages_and_skips_what_is_finished() -> None:
 
 
 def test_a_material_is_learnt_on_the_mesh_of_the_stage_before(tmp_path: Path) -> None:
-    own = {"stage.material.iterations": 2, "stage.material.scene.material": "pbr"}
+    own = {
+        f"stage.material.{name}": value
+        for name, value in {"iterations": 2, "scene.material": "pbr", "scene.normal_map": True}.items()
+    }
     words = {**TINY, "stages": ["field", "material"], **own, "export.name": "mug"}
     asset = distill.generate("a red mug", output_dir="run", **words)
     field = json.loads(Path("run/stages/1-field/manifest.json").read_text())

@@ -28,10 +28,11 @@ from distill.meshes.gltf import EXTENSIONS
 from distill.meshes.look import is_filler, of_mtl
 from distill.meshes.read import given_normals
 from distill.meshes.surface import Floats, Ints, Part, Surface
+from distill.meshes.tangents import in_tangent_space, tangents
 
 log = logging.getLogger(__name__)
 
-#: Values in [0, 1] at points in the scene's frame, ``[n, 3]`` to ``[n, channels]``.
+#: Values at points in the scene's frame, ``[n, 3]`` to ``[n, channels]``.
 Paint = Callable[[Tensor], Tensor]
 
 
@@ -40,12 +41,14 @@ class Paints:
     """What is baked.
 
     Attributes:
-        albedo: the new colours, sRGB, three channels.
-        finish: roughness and metallic, two channels; None for a rough material that is no metal.
+        albedo: the new colours, sRGB in [0, 1], three channels.
+        finish: roughness and metallic in [0, 1], two channels; None for a rough material that is no metal.
+        perturbation: of normals, see ``distill.renderers.environment.perturbed``, three channels; None for no normal map.
     """
 
     albedo: Paint
     finish: Paint | None = None
+    perturbation: Paint | None = None
 
 
 #: Texels along a side, to see how much of a texture is used and how much twice.
@@ -58,6 +61,8 @@ _ALONE = 0.95
 _MAPPED = 0.98
 #: Texels of faces' bounding boxes at a time.
 _CHUNK = 2_000_000
+#: Tangents have this name until they are written: trimesh keeps those without an underscore for itself.
+_TANGENT = "_distill_tangent"
 #: Charts are packed at so many texels a side at most, and enlarged: packing finer takes minutes.
 _PACKED = 1024
 
@@ -96,12 +101,19 @@ def write_textured(surface: Surface, paints: Paints, path: Path, *, size: int) -
     seconds: dict[str, float] = {}
     with timed(seconds, "unwrap"):
         groups, own = mapped_groups(surface, size)
+    if paints.perturbation:
+        # Frames need normals: where a file has none, viewers make flat ones, which triangles do not share.
+        groups = [
+            [(part, m if _normals(surface, part) is not None else _apart(m)) for part, m in group]
+            for group in groups
+        ]
     geometry = dict(surface.scene.geometry)
     with timed(seconds, "texture"):
         for group in groups:
             colour = bake(surface, group, paints.albedo, size)
             finish = bake(surface, group, paints.finish, size) if paints.finish else None
-            material = _material(surface, [part for part, _ in group], colour, finish)
+            bumps = bake_normals(surface, group, paints.perturbation, size) if paints.perturbation else None
+            material = _material(surface, [part for part, _ in group], colour, finish, bumps)
             for part, mapped in group:
                 geometry[part.name] = _textured(surface, part, mapped, material)
     for part in surface.parts:
@@ -110,6 +122,9 @@ def write_textured(surface: Surface, paints: Paints, path: Path, *, size: int) -
     scene = trimesh.Scene(geometry=geometry, graph=surface.scene.graph.copy())
 
     def finished(tree: dict[str, Any]) -> None:
+        for attributes in (p["attributes"] for mesh in tree["meshes"] for p in mesh["primitives"]):
+            if _TANGENT in attributes:
+                attributes["TANGENT"] = attributes.pop(_TANGENT)
         complete(tree)
         _extend(tree, surface.scene.metadata.get(EXTENSIONS, {}))
 
@@ -240,16 +255,71 @@ def _stacked(surface: Surface, group: Sequence[tuple[Part, Mapped]]) -> tuple[Fl
     return np.concatenate(uv), np.concatenate(faces), np.concatenate(corners)
 
 
+def bake_normals(
+    surface: Surface, group: Sequence[tuple[Part, Mapped]], perturbation: Paint, size: int
+) -> NDArray[np.uint8]:
+    """Bake a group's normal map as glTF has it: 0.5 + 0.5 n, +y up, linear, in ``bake``'s shape."""
+
+    def encoded(values: Tensor) -> Tensor:
+        points, normal, tangent = values.split([3, 3, 4], dim=1)
+        return 0.5 + 0.5 * in_tangent_space(perturbation(points), normal, tangent)
+
+    frames = np.concatenate([_frames(surface, part, mapped) for part, mapped in group])
+    return bake(surface, group, encoded, size, frames)
+
+
+def _frames(surface: Surface, part: Part, mapped: Mapped) -> Floats:
+    """Normals and tangents of the faces' corners in the scene's frame, shape ``[f, 3, 7]``."""
+    vertices, faces = _first_place(surface, part)
+    begin, count = part.faces
+    given: Floats | None = None
+    if _normals(surface, part) is not None:
+        given = np.zeros_like(vertices)
+        given[faces] = surface.normals[begin : begin + count]
+    corners = vertices[mapped.origin]
+    normals = _flat(corners) if given is None else given[mapped.origin]
+    tangent = tangents(corners, mapped.faces, mapped.uv, normals)
+    return np.concatenate([normals, tangent], axis=1)[mapped.faces]
+
+
+def _apart(mapped: Mapped) -> Mapped:
+    """The same triangles with vertices of their own, in turn."""
+    corner = mapped.faces.ravel()
+    return Mapped(mapped.origin[corner], np.arange(len(corner)).reshape(-1, 3), mapped.uv[corner])
+
+
+def _flat(vertices: Floats) -> Floats:
+    """Unit normals of triangles that are apart, at each vertex, shape ``[v, 3]``."""
+    corners = vertices.reshape(-1, 3, 3).astype(np.float64)
+    across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    length = np.linalg.norm(across, axis=1, keepdims=True)
+    unit = np.where(length > 0, across / np.maximum(length, 1e-300), (0, 0, 1))
+    return unit.astype(np.float32).repeat(3, axis=0)
+
+
 def bake(
-    surface: Surface, group: Sequence[tuple[Part, Mapped]], paint: Paint, size: int
+    surface: Surface,
+    group: Sequence[tuple[Part, Mapped]],
+    paint: Paint,
+    size: int,
+    more: Floats | None = None,
 ) -> NDArray[np.uint8]:
     """Paint a group's texture, up to and past the charts' edges.
+
+    Args:
+        surface: the mesh.
+        group: its parts that share the texture.
+        paint: gives values in [0, 1].
+        size: in texels along each side.
+        more: values of the faces' corners that the paint is given after the points, interpolated, shape ``[f, 3, k]``.
 
     Returns:
         The paint's values, the first row on top, shape ``[size, size, channels]``.
     """
     uv, faces, corners = _stacked(surface, group)
-    channels = paint(torch.zeros(1, 3)).shape[1]
+    if more is not None:
+        corners = np.concatenate([corners, more], axis=2)
+    channels = paint(torch.zeros(1, corners.shape[2])).shape[1]
     texture, painted = np.zeros((size * size, channels), np.float32), np.zeros(size * size, bool)
     # First past the edges, then within: a chart's own texels are not painted over by a neighbour's rim.
     for reach in (GUTTER, 0.0):
@@ -283,7 +353,11 @@ def _chunks(uv: Floats, faces: Ints, size: int, reach: float) -> Iterator[slice]
 
 
 def _material(
-    surface: Surface, parts: Sequence[Part], texture: NDArray[np.uint8], finish: NDArray[np.uint8] | None
+    surface: Surface,
+    parts: Sequence[Part],
+    texture: NDArray[np.uint8],
+    finish: NDArray[np.uint8] | None,
+    bumps: NDArray[np.uint8] | None,
 ) -> PBRMaterial:
     """A material with the texture; named, and seen from both sides, as the parts' own was."""
     visuals = [surface.scene.geometry[part.name].visual for part in parts]
@@ -294,11 +368,13 @@ def _material(
     if finish is not None:
         # glTF reads roughness from green and metallic from blue; red is for occlusion, which is not told.
         packed = np.concatenate([np.full_like(finish[..., :1], 255), finish], axis=-1)
-        factors = {
+        factors |= {
             "metallicFactor": 1.0,
             "roughnessFactor": 1.0,
             "metallicRoughnessTexture": Image.fromarray(packed),
         }
+    if bumps is not None:
+        factors["normalTexture"] = Image.fromarray(bumps)
     return PBRMaterial(
         name=names.pop() if len(names) == 1 else "surface", baseColorTexture=Image.fromarray(texture), doubleSided=double, **factors
     )  # fmt: skip
@@ -329,14 +405,29 @@ def _extend(tree: dict[str, Any], extensions: Mapping[str, Mapping[str, Any]]) -
 def _textured(surface: Surface, part: Part, mapped: Mapped, material: PBRMaterial) -> trimesh.Trimesh:
     """A part in its own frame; its vertices are doubled along the charts' seams."""
     mesh = surface.scene.geometry[part.name]
-    normals = given_normals(mesh)
-    if normals is not None and not (np.linalg.norm(normals, axis=1) > 0.5).all():
-        normals = None  # glTF wants unit normals, and viewers make flat ones where there are none
+    vertices, normals = np.asarray(mesh.vertices)[mapped.origin], _normals(surface, part)
+    normals = None if normals is None else normals[mapped.origin]
+    attributes: dict[str, Any] = {}
+    if material.normalTexture is not None:
+        normals = _flat(vertices) if normals is None else normals
+        attributes[_TANGENT] = tangents(vertices, mapped.faces, mapped.uv, normals)
     return trimesh.Trimesh(
-        np.asarray(mesh.vertices)[mapped.origin],
+        vertices,
         mapped.faces,
-        vertex_normals=None if normals is None else normals[mapped.origin],
+        vertex_normals=normals,
+        vertex_attributes=attributes,
         visual=TextureVisuals(uv=mapped.uv, material=material),
         metadata={name: value for name, value in mesh.metadata.items() if name != "from_gltf_primitive"},
         process=False,
     )
+
+
+def _normals(surface: Surface, part: Part) -> Floats | None:
+    """A part's normals as they are written, in its own frame; None where one is missing.
+
+    glTF wants unit normals, and viewers make flat ones where there are none.
+    """
+    normals = given_normals(surface.scene.geometry[part.name])
+    if normals is None or not (np.linalg.norm(normals, axis=1) > 0.5).all():
+        return None
+    return normals

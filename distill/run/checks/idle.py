@@ -39,6 +39,7 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
         ("reference.start_until", reference["start"] != "samples", "add reference.start=samples"),
         ("reference.fill", not reference["recentre"], "add reference.recentre=true"),
         ("mesh", not values["mesh"]["file"], "there is no mesh; add mesh=FILE"),
+        ("scene.normal_map", values["scene"].get("material") == "albedo", "add scene.material=pbr"),
         *((f"export.{name}", bool(values["mesh"]["file"]), "a mesh that is textured stays as it is") for name in SHAPING),
         ("export.lod_as", not values["export"]["lods"], "add export.lods=3"),
         ("export.iso", values["scene"]["_target_"] == SECOND, "the surface is where the signed distance is 0"),
