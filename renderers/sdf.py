@@ -248,10 +248,10 @@ class SdfScene(nn.Module):
         penalties: Sequence[str] = (),
         **options: Any,
     ) -> Render:
-        """Render it; see ``distill.renderers.volume.render``, which has the other options and penalties.
+        r"""Render it; see ``distill.renderers.volume.render``, which has the other options and penalties.
 
-        ``eikonal``: (|grad d| - 1)^2, so that d stays a distance (Gropp et al. 2020, arXiv:2002.10099, Eq. 2). ``curvature``:
-        \\|laplacian d\\|, twice the surface's mean curvature, per scene unit. Both are means over random points of the shell.
+        ``eikonal``: (\|grad d\| - 1)^2, so that d stays a distance (Gropp et al. 2020, arXiv:2002.10099, Eq. 2). ``curvature``:
+        \|laplacian d\|, twice the surface's mean curvature, per scene unit. Both are means over random points of the shell.
         """
         own = [name for name in penalties if name in PENALTIES]
         options |= {"generator": generator, "normals": normals, "medium": self}
