@@ -217,9 +217,7 @@ def test_stable_diffusion_at_512_pixels_fits_a_small_gpu_by_the_forecast(
     index = {"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"],
              "scheduler": ["diffusers", "PNDMScheduler"], **parts}  # fmt: skip
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    # A view at a time, which the forecast comes to by itself after longer; tests/test_memory.py has it choose.
-    options = [f"prior={tmp_path}", "prompt=a mug", "render.size=512", "render.at_once=1"]
-    options.append("prior_options.dtype=bfloat16")
+    options = [f"prior={tmp_path}", "prompt=a mug", "render.size=512", "prior_options.dtype=bfloat16"]
     config = compose_config([*options, f"guidance={loss}", f"max_vram={room}"])
     fit(config, find(tmp_path), torch.device("cpu"))
     found = cost(config, find(tmp_path), torch.device("cpu"))
