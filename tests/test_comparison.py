@@ -29,7 +29,7 @@ from distill.lab.comparison.report import as_csv, at_calls, chart, spread
 from distill.lab.comparison.shares import share
 from distill.lab.comparison.verdicts import Number, above, all_of, below, bootstrap
 from distill.lab.truth import asked, truths
-from distill.priors.exact import gaussian
+from distill.priors.exact import ExactPrior, gaussian
 
 QUICK: dict[str, Any] = {
     "iterations": 4,
@@ -131,13 +131,13 @@ def test_tables_keep_every_column() -> None:
     assert rows == [{"a": "1", "b": ""}, {"a": "2", "b": "x,y"}]
 
 
-def test_a_comparison_counts_calls_resumes_and_writes_its_files(tmp_path: Path) -> None:
+def test_a_comparison_counts_calls_resumes_and_writes_its_files(pixel_folder: Path, tmp_path: Path) -> None:
     methods: dict[str, dict[str, Any]] = {
         "asd": {"guidance": "asd"},
         "text only": {"guidance": "sds", "guidance.scale": 1},
     }
 
-    prior = distill.load_prior("embedded")
+    prior = distill.load_prior(pixel_folder, dtype=torch.float32)
 
     def go(part: tuple[int, int] = (1, 1)) -> Path:
         return distill.compare(
@@ -172,24 +172,32 @@ def test_equal_calls_give_dearer_losses_fewer_steps(tmp_path: Path) -> None:
         "text only": {"guidance": "sds", "guidance.scale": 1},
         "asd": {"guidance": "asd"},
     }
-    options = {**QUICK, "iterations": 6, "budget": "calls", "prior": exact_prior}
+
+    def few_pictures(prompt: str) -> ExactPrior:
+        return exact_prior(prompt, pictures=20)
+
+    options = {**QUICK, "iterations": 6, "budget": "calls", "prior": few_pictures}
     distill.compare(methods, ["a red car"], [0], output_dir=tmp_path, **options)
     records = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("cell.json"))]
     found = {record["method"]: (record["options"]["iterations"], record["calls"]) for record in records}
     assert found == {"text only": (6, 24), "asd": (2, 24)}
 
 
-def test_cost_is_measured_in_a_process_of_its_own() -> None:
+def test_cost_is_measured_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ballast = torch.ones(3 * 2**28)  # 3 GiB
-    found = measure_cost(
-        {"guidance": "sds", **{k: v for k, v in QUICK.items() if k != "measure_every"}}, "a red car"
-    )
+    quick = {k: v for k, v in QUICK.items() if k != "measure_every"}
+    found = measure_cost({"guidance": "sds", **quick, "render.batch": 1}, "a red car")
     # Torch alone takes more than 100 MiB; a large parent must not count as the child's.
     assert 100 < found["peak_mib"] < 2500
     assert 0 <= found["training_mib"] < found["peak_mib"]
     assert found["step_ms"] > 0
     del ballast
-    with pytest.raises(RuntimeError, match=r"could not measure the cost: .*no_such"):
+    # A process that fails says why in its last line.
+    failing = tmp_path / "python"
+    failing.write_text('#!/bin/sh\necho Traceback >&2; echo "ValueError: refused $3" >&2; exit 1\n')
+    failing.chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(failing))
+    with pytest.raises(RuntimeError, match=r"could not measure the cost: ValueError: refused .*no_such"):
         measure_cost({"guidance": "no_such"}, "a red car")
 
 
@@ -331,9 +339,9 @@ def broken(prior: Any, x: torch.Tensor, cond: Any, t: Any, noise: Any, *, scale:
     return x * float("nan")
 
 
-def test_a_cell_that_diverges_is_part_of_the_record(tmp_path: Path) -> None:
+def test_a_cell_that_diverges_is_part_of_the_record(pixel_folder: Path, tmp_path: Path) -> None:
     distill.guidance.register(broken)
-    prior = distill.load_prior("embedded")
+    prior = distill.load_prior(pixel_folder, dtype=torch.float32)
     options = {**QUICK, "iterations": 6, "measure_every": 6, "optimiser.max_bad_steps": 2, "prior": prior}
     methods = {"broken": {"guidance": "broken"}, "sds": {"guidance": "sds"}}
     try:

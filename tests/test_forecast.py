@@ -118,20 +118,24 @@ def test_the_decoders_operations_are_counted(tmp_path: Path) -> None:
     assert decoding.peak == decoding.weights + decoding.encoding + max(decoding.prediction, decoding.decoding)
 
 
-def published(folder: Path) -> Path:
-    """Stable Diffusion 1.5's configurations, without weights."""
+def published(folder: Path, levels: int = 4) -> Path:
+    """Stable Diffusion 1.5's configurations, without weights; with fewer levels, the first ones of its networks."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
+    down = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     with torch.device("meta"):
         UNet2DConditionModel(
             sample_size=64,
             cross_attention_dim=768,
             attention_head_dim=8,
-            block_out_channels=(320, 640, 1280, 1280),
+            block_out_channels=(320, 640, 1280, 1280)[:levels],
+            down_block_types=down[:levels],
+            up_block_types=up[-levels:],
         ).save_config(folder / "unet")
         AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512)[:levels], layers_per_block=2, sample_size=512,
+            down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
         ).save_config(folder / "vae")  # fmt: skip
     DDIMScheduler(beta_schedule="scaled_linear").save_pretrained(folder / "scheduler")
     index = {
@@ -154,10 +158,15 @@ def test_stable_diffusion_at_512_pixels_fits_the_cards_it_should(tmp_path: Path)
     assert sds.weights == 2 * (859_520_964 + 83_653_863)
     assert sds.peak < 12e9
     assert forecast(prior, [2, 1], 1, rank=16).peak < 16e9
-    thrifty = forecast(shadow(find(tmp_path), torch.float16, checkpointing=True), [2], 1)
+
+
+def test_checkpointing_and_smaller_pictures_take_less(tmp_path: Path) -> None:
+    source = find(published(tmp_path, levels=2))
+    sds = forecast(shadow(source, torch.float16, 512), [2], 1)
+    thrifty = forecast(shadow(source, torch.float16, 512, checkpointing=True), [2], 1)
     assert thrifty.encoding < sds.encoding
     assert thrifty.operations > sds.operations
-    assert forecast(shadow(find(tmp_path), torch.float16, 256), [2], 1).peak < sds.peak
+    assert forecast(shadow(source, torch.float16, 256), [2], 1).peak < sds.peak
 
 
 def examined(*options: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, tuple[str, str]]]:
@@ -225,7 +234,7 @@ def test_the_doctor_says_what_is_wrong(
 def test_the_doctor_tells_what_does_not_fit_from_what_might_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    config = compose_config([f"prior={published(tmp_path)}", "prompt=a mug", "render.size=1024"])
+    config = compose_config([f"prior={published(tmp_path, levels=2)}", "prompt=a mug", "render.size=1024"])
     source = find(config.prior)
     found = cost(config, source, torch.device("cpu"))
     assert found.first_peak < found.peak / 1.5
@@ -244,9 +253,13 @@ def test_the_doctor_tells_what_does_not_fit_from_what_might_not(
 
 
 def test_the_doctor_forecasts_any_loss_and_resolution(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    folder = published(tmp_path)
+    # Measuring it in bfloat16 takes a CPU seconds; the defaults' test measures it.
+    monkeypatch.setattr("distill.forecast.network.speed_of", lambda *of: 2.5e11)
+    folder = published(tmp_path, levels=2)
+    networks = shadow(find(folder), torch.float16)
+    weights = sum(p.numel() for part in (networks.network, networks.space.vae) for p in part.parameters())
     one, vsd = (
         # A CPU without bfloat16 would take twice as much.
         examined(
@@ -259,5 +272,6 @@ def test_the_doctor_forecasts_any_loss_and_resolution(
         )[1]
         for loss in ("sds", "vsd")
     )
-    assert "weights 1.89" in one["memory"][1]
+    assert f"weights {2 * weights / 1e9:.2f}" in one["memory"][1]
+    assert "billion operations at 0.25 trillion a second" in one["time"][1]
     assert float(vsd["memory"][1].split()[0]) > float(one["memory"][1].split()[0])

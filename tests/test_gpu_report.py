@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -149,6 +150,59 @@ def test_the_cpus_quality_is_read_from_the_documentation(scripts: Callable[[str]
     found = sixteen.documented(sixteen.DOCUMENTED.read_text())
     assert len(found) == 16
     assert found["a brown mug"] == (0.75, 0.845)
+
+
+def test_sixteen_assets_are_made_by_eight_processes_and_told_as_they_come(
+    scripts: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The dry run makes one in its own process; here the processes leave what one that makes assets leaves."""
+    sixteen = scripts("sixteen")
+    stand_in = tmp_path / "stand_in.py"
+    stand_in.write_text(
+        "import json, pathlib, sys\n"
+        "words = sys.argv[1:]\n"
+        "assert words[0] == '--work' and words[2:5] == ['--device', 'cpu', '--prompts'], words\n"
+        "for prompt in words[5:]:\n"
+        "    folder = pathlib.Path(words[1]) / prompt.replace(' ', '-')\n"
+        "    folder.mkdir(parents=True)\n"
+        "    made = {'r_precision': len(words[5:]) / 4, 'iou': 0.25, 'azimuth_offset_deg': 3.0}\n"
+        "    (folder / 'part').write_text(json.dumps(made))\n"
+        "    (folder / 'part').rename(folder / 'quality.json')\n"
+        "sys.exit('a red cube' in words and pathlib.Path(words[1], 'fail').exists())\n"
+    )
+    monkeypatch.setattr(sixteen, "__file__", str(stand_in))
+    record = scripts("record").Record(tmp_path / "part.json")
+    sixteen.run(record, tmp_path, tmp_path, torch.device("cpu"), False)
+    rows = record.tables["Assets"]
+    assert {row["prompt"] for row in rows} == set(scripts("quality").PROMPTS)
+    # Each of the eight was given two of the sixteen.
+    assert all((row["R-precision@1"], row["IoU"], row["turned by"]) == (0.5, 0.25, 3.0) for row in rows)
+    assert record.notes == [
+        "R-precision@1: a mean of 0.500 over 16 assets.",
+        "IoU: a mean of 0.250 over 16 assets.",
+    ]
+    for folder in (tmp_path / "quality").iterdir():
+        shutil.rmtree(folder)
+    (tmp_path / "quality" / "fail").touch()
+    with pytest.raises(SystemExit, match="16 of 16 assets were made"):
+        sixteen.run(
+            scripts("record").Record(tmp_path / "more.json"), tmp_path, tmp_path, torch.device("cpu"), False
+        )
+
+
+def test_an_asset_of_the_sixteen_is_made_as_the_process_is_told(
+    scripts: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sixteen, told = scripts("sixteen"), list[Any]()
+    monkeypatch.setattr(sixteen.quality, "make", lambda *words: told.append(words))
+    words = ["--work", str(tmp_path), "--device", "cuda", "--prompts", "a blue sphere", "a red cube"]
+    monkeypatch.setattr(sys, "argv", ["sixteen.py", *words])
+    sixteen.main()
+    assert [(prompt, folder.name) for prompt, folder, *_ in told] == [
+        ("a blue sphere", "a-blue-sphere"),
+        ("a red cube", "a-red-cube"),
+    ]
+    assert all(more[0]["device"] == "cuda" and "iterations" not in more[0] for _, _, *more in told)
 
 
 @pytest.mark.parametrize(("options", "parameters"), [("SDXL", 2_567_463_684), ("FLUX", 11_901_408_320)])

@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def noise(size: int, device: str) -> memory.Store:
     return memory.Store(pictures, positions, first, tuple(map(str, range(OBJECTS)))).to(device)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
+    """Of the command line, or of these words."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -50,7 +52,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="folder for costs.json")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     device = torch.device(options.device)
     encoder = load_encoder(options.encoder, device=device)
     pipeline = from_prior(options.init, encoder, turn=None, device=device)

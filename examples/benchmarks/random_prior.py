@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,22 @@ import torch
 SHRINKS = (1, 2, 4, 8)
 
 
-def unet(shrink: int = 1) -> Any:
-    """859,520,964 parameters, latents of 64 x 64."""
+def unet(shrink: int = 1, layers: int = 2) -> Any:
+    """859,520,964 parameters with two layers on each level, latents of 64 x 64."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
         sample_size=64,
         block_out_channels=tuple(width // shrink for width in (320, 640, 1280, 1280)),
+        layers_per_block=layers,
         cross_attention_dim=768 // shrink,
         attention_head_dim=8,
         norm_num_groups=32 // shrink,
     )
 
 
-def vae(shrink: int = 1) -> Any:
-    """83,653,863 parameters, pictures of 512 x 512."""
+def vae(shrink: int = 1, layers: int = 2) -> Any:
+    """83,653,863 parameters with two layers on each level, pictures of 512 x 512."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -41,14 +43,14 @@ def vae(shrink: int = 1) -> Any:
         block_out_channels=tuple(width // shrink for width in (128, 256, 512, 512)),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
+        layers_per_block=layers,
         norm_num_groups=32 // shrink,
         force_upcast=False,  # as published; diffusers' default, made for Stable Diffusion XL, is float32 beside float16
     )
 
 
-def text_encoder(shrink: int = 1) -> Any:
-    """123,060,480 parameters: the text half of CLIP ViT-L/14."""
+def text_encoder(shrink: int = 1, layers: int = 12) -> Any:
+    """123,060,480 parameters with twelve layers: the text half of CLIP ViT-L/14."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return CLIPTextModel(
@@ -56,7 +58,7 @@ def text_encoder(shrink: int = 1) -> Any:
             vocab_size=49408,
             hidden_size=768 // shrink,
             intermediate_size=3072 // shrink,
-            num_hidden_layers=12,
+            num_hidden_layers=layers,
             num_attention_heads=12,
             max_position_embeddings=77,
             projection_dim=768 // shrink,
@@ -76,8 +78,16 @@ def tokenizer(folder: Path) -> Any:
     return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
 
 
-def write(folder: Path, shrink: int = 1, device: torch.device | str = "cpu") -> None:
+def write(
+    folder: Path, shrink: int = 1, device: torch.device | str = "cpu", layers: Mapping[str, int] | None = None
+) -> None:
     """Write the prior, with the same weights at every call on a kind of device; a GPU draws them many times as fast.
+
+    Args:
+        folder: new or empty.
+        shrink: what every width is divided by.
+        device: where the weights are drawn.
+        layers: of ``vae``, ``text_encoder`` and ``unet`` by name; what is left out has as many as the published one.
 
     Raises:
         ValueError: the widths cannot be divided by ``shrink``, or the folder is not empty.
@@ -99,10 +109,12 @@ def write(folder: Path, shrink: int = 1, device: torch.device | str = "cpu") -> 
         steps_offset=1,
     )
     torch.manual_seed(0)
+    depths = {name: {"layers": count} for name, count in (layers or {}).items()}
     # One after the other, so that only one is in memory in float32; diffusers' own `to` would warn of layers kept so.
     with torch.device(device):
         encoder, clip, network = (
-            torch.nn.Module.to(make(shrink), torch.bfloat16) for make in (vae, text_encoder, unet)
+            torch.nn.Module.to(make(shrink, **depths.get(make.__name__, {})), torch.bfloat16)
+            for make in (vae, text_encoder, unet)
         )
     pipeline = StableDiffusionPipeline(
         encoder, clip, tokenizer(folder / "tokenizer"), network, scheduler, None, None, requires_safety_checker=False

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,27 +48,20 @@ def make(prompt: str, work: Path, device: str, dry: bool) -> None:
     quality.make(prompt, result(prompt, work), overrides | (SMALL if dry else {}), distill.generate)
 
 
+def start(prompts: Sequence[str], folder: Path, device: torch.device) -> list[subprocess.Popen[bytes]]:
+    """Processes that make all of them, each its share."""
+    count = min(WORKERS, len(prompts))
+    variables = {**os.environ, "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // count, 1))}
+    command = [sys.executable, __file__, "--work", str(folder), "--device", str(device), "--prompts"]
+    return [subprocess.Popen([*command, *prompts[number::count]], env=variables) for number in range(count)]
+
+
 def run(record: Record, work: Path, output: Path, device: torch.device, dry: bool) -> None:
     """A row for each asset, as far as the time goes; no seconds, for they compute side by side."""
     folder, prompts = work / "quality", quality.PROMPTS[:1] if dry else quality.PROMPTS
-    count = min(WORKERS, len(prompts))
-    cores = max((os.cpu_count() or 1) // count, 1)
-    command = [
-        sys.executable,
-        __file__,
-        "--work",
-        str(folder),
-        "--device",
-        str(device),
-        *(["--dry"] if dry else []),
-    ]
-    started = [
-        subprocess.Popen(
-            [*command, "--prompts", *prompts[number::count]],
-            env={**os.environ, "OMP_NUM_THREADS": str(cores)},
-        )
-        for number in range(count)
-    ]
+    if dry:  # in this process: another would import for seconds what this one has
+        make(prompts[0], folder, str(device), True)
+    started = [] if dry else start(prompts, folder, device)
     before, told = documented(DOCUMENTED.read_text()), set[str]()
     running = True
     while running:
@@ -105,10 +99,9 @@ def main() -> None:
     parser.add_argument("--prompts", nargs="+", required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--dry", action="store_true")
     options = parser.parse_args()
     for prompt in options.prompts:
-        make(prompt, options.work, options.device, options.dry)
+        make(prompt, options.work, options.device, False)
 
 
 if __name__ == "__main__":

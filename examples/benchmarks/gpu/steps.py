@@ -66,6 +66,8 @@ SMALL = {
     "prior_options.image_size": 64, "scene.levels": 4, "scene.log2_table_size": 12, "scene.march_steps": 32,
     "scene.occupancy_resolution": 16,
 }  # fmt: skip
+#: Layers of a prior for a try on the CPU: counting a network's operations takes as long for each layer, however narrow.
+SHALLOW = {"vae": 1, "text_encoder": 1, "unet": 1}
 NERFACC = (
     Case("sds", 64),
     Case("sds", 64, marcher="nerfacc"),
@@ -79,7 +81,7 @@ def prior_folder(work: Path, device: torch.device, dry: bool) -> Path:
     folder = work / "sd15"
     if not folder.exists():
         part = work / f"sd15-{os.getpid()}"
-        random_prior.write(part, 8 if dry else 1, device)
+        random_prior.write(part, 8 if dry else 1, device, SHALLOW if dry else None)
         part.rename(folder)
     return folder
 

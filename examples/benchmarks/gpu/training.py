@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import dataset
+import novelview_training
 import torch
 import train_prior
 from record import Record
-
-NOVEL_VIEW = Path(__file__).resolve().parents[1] / "novelview_training.py"
 
 
 def prior_rate(work: Path, device: torch.device, batch: int, steps: int) -> float:
@@ -45,8 +42,8 @@ def prior_rate(work: Path, device: torch.device, batch: int, steps: int) -> floa
 def novel_view_rates(work: Path, device: torch.device, batch: int, rounds: int) -> dict[str, float]:
     """Pairs a second of the novel-view model's training, plain, in mixed precision and with cached features."""
     folder = work / f"novel-view-{batch}"
-    command = ["--batch", batch, "--rounds", rounds, "--device", device, "--output", folder]
-    subprocess.run([sys.executable, str(NOVEL_VIEW), *map(str, command)], check=True)
+    words = ["--batch", batch, "--rounds", rounds, "--device", device, "--output", folder]
+    novelview_training.main([str(word) for word in words])
     costs = json.loads((folder / "costs.json").read_text())
     return {name: 1000 * batch / costs[name] for name in ("plain", "mixed", "cached")}
 
