@@ -430,6 +430,12 @@ def test_a_prior_that_is_asked_for_says_that_the_other_knows_the_prompt() -> Non
             ValueError, match=f"^prior={chosen.prior} does not know 'qwrtz'.*nearest of what it knows"
         ):
             understand("a qwrtz", chosen)
+    # What the other would take for something near is not what it knows.
+    near = next(word for word in ("vase", "goblet", "urn") if understand(f"a {word}", both).taken)
+    with pytest.raises(ValueError, match="nearest of what it knows"):
+        understand(f"a red {near}", embedded)
+    with pytest.raises(ValueError, match="needs a colour beside 'mug'.*prior=things needs none"):
+        understand("a mug", embedded)
 
 
 @pytest.mark.parametrize(

@@ -274,10 +274,10 @@ def unknown(prompt: str, word: str, known: Known) -> str:
 
 
 def prompt_is_known(prompt: str, prior: str) -> bool:
-    """Whether a prior that ships understands a prompt."""
+    """Whether a prior that ships understands a prompt as it is, and not for something near."""
     known = of_prior(prior)
     try:
-        return known is None or bool(understand(prompt, known))
+        return known is None or not understand(prompt, known).taken
     except ValueError:
         return False
 
