@@ -434,7 +434,7 @@ def test_a_prior_that_is_asked_for_says_that_the_other_knows_the_prompt() -> Non
     near = next(word for word in ("vase", "goblet", "urn") if understand(f"a {word}", both).taken)
     with pytest.raises(ValueError, match="nearest of what it knows"):
         understand(f"a red {near}", embedded)
-    with pytest.raises(ValueError, match="needs a colour beside 'mug'.*prior=things needs none"):
+    with pytest.raises(ValueError, match=r"needs a colour beside 'mug'.*prior=things needs none"):
         understand("a mug", embedded)
 
 
@@ -474,6 +474,21 @@ def test_a_source_prompt_is_read_before_anything_is_loaded() -> None:
 )
 def test_the_prior_that_ships_and_knows_the_prompts_is_chosen(prompts_given: list[str], prior: str) -> None:
     assert prior_for(prompts_given) == prior
+
+
+def test_a_kind_with_the_prior_of_things_begins_with_noisy_timesteps(tmp_path: Path) -> None:
+    def begun(*words: str) -> tuple[str, float]:
+        config = compose_config(words)
+        return str(config.prior), float(config.timesteps.t_min)
+
+    (tmp_path / "list.txt").write_text("a hamburger\na red mug\n")
+    assert begun("prompt=a mug") == begun("prompt=a red mug", "prior=things") == ("things", 0.92)
+    assert begun(f"prompts={tmp_path / 'list.txt'}") == ("things", 0.92)
+    assert begun("prompt=a hamburger") == ("things", 0.1) and begun("prompt=a red mug") == ("embedded", 0.1)
+    assert begun("prompt=a mug", "timesteps.t_min=0.3") == ("things", 0.3)
+    other = begun("prompt=a mug", "timesteps=uniform")
+    assert other == begun("prompt=a hamburger", "timesteps=uniform")
+    assert begun("prompt=a mug", "guidance=csd") == ("things", 0.92)
 
 
 def test_no_prior_is_chosen_where_one_is_given(tmp_path: Path) -> None:

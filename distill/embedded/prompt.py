@@ -81,6 +81,15 @@ def prior_for(prompts: Iterable[str]) -> str:
     return "things" if False in of_the_world or (unknown and not of_the_world) else "embedded"
 
 
+def kind_of(prompt: str, known: Known) -> str:
+    """The kind of the embedded world that a prompt means, empty for a thing and for what is not understood."""
+    try:
+        name = understand(prompt, known).name
+    except ValueError:
+        return ""
+    return name if name in KINDS else ""
+
+
 def understand(prompt: str, known: Known) -> Meaning:
     """Read a prompt: the longest name that is known, one of the eight colours or a near one, words of a view.
 

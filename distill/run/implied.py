@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.conditions.prompt_library import listed
-from distill.embedded.prompt import prior_for
+from distill.embedded.prompt import kind_of, prior_for
+from distill.embedded.vocabulary import of_prior
 from distill.priors.preset import preset_of, shown_picture, told_cameras
 from distill.run.earlier import follows_from
 from distill.run.generator import implied_by
@@ -68,16 +69,35 @@ def implied(words: Sequence[str]) -> dict[str, str]:
         given.setdefault("prior", str(own["prior"]))
     if given.get("scene") == "sdf" and earlier:
         found |= _followed(follows_from(earlier), given, "init")
-    return found | _shipped(given) | _cameras(given) | _preset(given)
+    return found | _shipped(given) | _noisy(given) | _cameras(given) | _preset(given)
 
 
 def _shipped(given: Mapping[str, str]) -> dict[str, str]:
     """The prior of real things, where no prior is given and a prompt is of more than the embedded world."""
     if "prior" in given or _of_the_users_own(given.get("experiment", "")) or "preset" in given:
         return {}
+    return {} if prior_for(_texts(given)) == "embedded" else {"prior=things": "follows from the prompt"}
+
+
+def _noisy(given: Mapping[str, str]) -> dict[str, str]:
+    """Only noisy timesteps to begin with, where a prior of real things is asked for one of the sixteen kinds.
+
+    In less noise it takes the faint blob that a scene begins with for an empty ground, and empties the scene.
+    """
+    theirs = ("timesteps", "experiment", "stages", "init", "generator", "image", "mesh", "scene", "preset")
+    if given.get("guidance", "") in ALIASES or any(name.partition(".")[0] in theirs for name in given):
+        return {}
+    prior = next((word.partition("=")[2] for word in _shipped(given)), given.get("prior", "embedded"))
+    own = of_prior(prior)
+    if own is None or not own.things or not any(kind_of(text, own) for text in _texts(given)):
+        return {}
+    return {"timesteps.t_min=0.92": f"follows from a kind of the embedded world with prior={prior}"}
+
+
+def _texts(given: Mapping[str, str]) -> list[str]:
+    """The prompts of a command line."""
     texts = [text for name in ("prompt", "source_prompt") if (text := _named(given, name))]
-    texts += listed(file) if (file := _named(given, "prompts")) else ()
-    return {} if prior_for(texts) == "embedded" else {"prior=things": "follows from the prompt"}
+    return [*texts, *(listed(file) if (file := _named(given, "prompts")) else ())]
 
 
 def _of_the_users_own(experiment: str) -> bool:
