@@ -209,7 +209,7 @@ def test_a_shard_is_part_of_the_list_and_has_a_table_of_its_own(
     [
         (["view=true"], "view=true shows the runs of one process"),
         (["prior=gone"], "gone"),
-        (["judge=gone"], "judge must be embedded or a folder with a CLIP"),
+        (["judge=gone"], "judge must be embedded, things or a folder with a CLIP"),
         (["--cpus", "9"], "choose other --cpus and --gpus"),
         (["device=cpu"], "no worker can start: no such module"),
     ],
