@@ -23,7 +23,7 @@ from distill.embedded.world import KINDS, TEMPLATES, VIEWS
 
 #: Words of the longest of ``OUTSIDE``.
 LONGEST = max(map(len, OUTSIDE))
-#: The remedy for what a prior does not know.
+#: The remedies for what a prior does not know: the other one that ships, where that knows it, and a larger one.
 CHOSEN = "and is chosen where prior= is left out"
 LARGER = "for any other prompt choose a larger prior with prior=FOLDER"
 

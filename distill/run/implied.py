@@ -69,7 +69,9 @@ def implied(words: Sequence[str]) -> dict[str, str]:
         given.setdefault("prior", str(own["prior"]))
     if given.get("scene") == "sdf" and earlier:
         found |= _followed(follows_from(earlier), given, "init")
-    return found | _shipped(given) | _noisy(given) | _cameras(given) | _preset(given)
+    shipped = _shipped(given)
+    prior = "things" if shipped else given.get("prior", "embedded")
+    return found | shipped | _noisy(given, prior) | _cameras(given) | _preset(given)
 
 
 def _shipped(given: Mapping[str, str]) -> dict[str, str]:
@@ -79,7 +81,7 @@ def _shipped(given: Mapping[str, str]) -> dict[str, str]:
     return {} if prior_for(_texts(given)) == "embedded" else {"prior=things": "follows from the prompt"}
 
 
-def _noisy(given: Mapping[str, str]) -> dict[str, str]:
+def _noisy(given: Mapping[str, str], prior: str) -> dict[str, str]:
     """Only noisy timesteps to begin with, where a prior of real things is asked for one of the sixteen kinds.
 
     In less noise it takes the faint blob that a scene begins with for an empty ground, and empties the scene.
@@ -87,7 +89,6 @@ def _noisy(given: Mapping[str, str]) -> dict[str, str]:
     theirs = ("timesteps", "experiment", "stages", "init", "generator", "image", "mesh", "scene", "preset")
     if given.get("guidance", "") in ALIASES or any(name.partition(".")[0] in theirs for name in given):
         return {}
-    prior = next((word.partition("=")[2] for word in _shipped(given)), given.get("prior", "embedded"))
     own = of_prior(prior)
     if own is None or not own.things or not any(kind_of(text, own) for text in _texts(given)):
         return {}
