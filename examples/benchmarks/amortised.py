@@ -1,13 +1,15 @@
 """Benchmark of generators: what one network for a library makes of trained and of held-out prompts, beside runs of one prompt.
 
 The library is the embedded world's: 112 pairs of a colour and a kind to learn, and 16 that are held out, from the prior's training
-too. The metrics are those of quality.py: the judge's R-precision at 1 among all captions, and silhouette IoU with the truth. Each
-budget, in steps for each prompt, is a training of its own, as it is for a single prompt; so the rows are the amortisation curve.
-With several losses and sizes of the library, the rows say which losses scale (Ma et al. 2024, arXiv:2407.02040). An interrupted
-benchmark continues when started again.
+too. With --things, it is every name that ``prior=things`` knows, once: in a trained colour where it can be chosen, else as it is; held
+out are 16 names in the colour that the prior has not seen them in. The metrics are those of quality.py: the judge's R-precision at 1
+among all captions, and silhouette IoU with the truth, of things with --archives alone. Each budget, in steps for each prompt, is a
+training of its own, as it is for a single prompt; so the rows are the amortisation curve. With several losses and sizes of the
+library, the rows say which losses scale (Ma et al. 2024, arXiv:2407.02040). An interrupted benchmark continues when started again.
 
     python examples/benchmarks/amortised.py --output ~/amortised --steps 25,50,100,200,400
     python examples/benchmarks/amortised.py --output ~/losses --losses sds,csd,vsd,asd --sizes 16,112 --steps 100 --singles 0
+    python examples/benchmarks/amortised.py --output ~/library --things --archives ~/things --sizes 395 --steps 25
 """
 
 from __future__ import annotations
@@ -16,23 +18,35 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from measuring import table as format_table
-from quality import make, measure, parse_value
+from quality import KINDS, SIZE, make, measure, parse_value
 
 import distill
 from distill.conditions import prompt_library, prompts
 from distill.contracts import Prior, View
-from distill.embedded import world
+from distill.embedded import things, vocabulary, world
+from distill.lab.truth import Source
 from distill.run.amortise import amortise
 from distill.run.initial import open_generator
 from distill.run.scenes import look
 
 Row = dict[str, Any]
 QUIET = {"log.tensorboard": False, "export.enabled": False}
+#: Names that are held out in a colour, of a library of things.
+HELD_OUT = 16
+
+
+class Lists(NamedTuple):
+    """A library: prompts to learn, prompts that are held out, and where their truths come from."""
+
+    learnt: list[str]
+    held_out: list[str]
+    source: Source
 
 
 def pairs(held_out: bool) -> list[str]:
@@ -44,18 +58,51 @@ def pairs(held_out: bool) -> list[str]:
     return [world.caption(*pair) for pair in turns if world.held_out(*pair) == held_out]
 
 
+def kinds(size: int) -> Lists:
+    """So many pairs of the embedded world, and those that are held out."""
+    return Lists(pairs(False)[:size], pairs(True), KINDS)
+
+
+def known_names() -> tuple[str, ...]:
+    """The things that ``prior=things`` knows."""
+    known = vocabulary.of_prior("things")
+    assert known is not None
+    return known.things
+
+
+def named(size: int, archives: Path | None) -> Lists:
+    """So many names, evenly chosen, each once, and ``HELD_OUT`` of them in the colour that is held out from the prior's training.
+
+    Trained colours take turns, so that a colour is seen on many names, and a name in one colour.
+    """
+    known = vocabulary.of_prior("things")
+    assert known is not None
+    learnt, unseen, turns = [], [], cycle(world.COLOURS)
+    for name in spread(known.things, size):
+        article, paintable = known.names[name]
+        if not paintable:
+            learnt.append(things.caption(name, article))
+            continue
+        colour = next(each for each in turns if not things.held_out(each, name))
+        learnt.append(things.caption(name, article, colour))
+        kept = next(each for each in world.COLOURS if things.held_out(each, name))
+        unseen.append(things.caption(name, article, kept))
+    return Lists(learnt, spread(unseen, HELD_OUT), Source(archives, size=SIZE, fine=SIZE))
+
+
 def spread(texts: Sequence[str], count: int) -> list[str]:
     """So many of some texts, evenly chosen."""
-    return [texts[i * len(texts) // count] for i in range(min(count, len(texts)))]
+    count = min(count, len(texts))
+    return [texts[i * len(texts) // count] for i in range(count)]
 
 
-def train(folder: Path, size: int, steps: int, loss: str, overrides: dict[str, Any]) -> Path:
+def train(folder: Path, lists: Lists, steps: int, loss: str, overrides: dict[str, Any]) -> Path:
     """Train a generator, or go on with it; returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "library.json"
-    lists = {"train": pairs(False)[:size], "held_out": pairs(True)}
-    file.write_text(json.dumps(lists, indent=1) + "\n")
-    made, iterations = folder / "generator", steps * size
+    said = {"train": lists.learnt, "held_out": lists.held_out}
+    file.write_text(json.dumps(said, indent=1) + "\n")
+    made, iterations = folder / "generator", steps * len(lists.learnt)
     if (made / "manifest.json").exists():
         return made
     every = max(iterations // 10, 1)
@@ -79,20 +126,22 @@ def views_of(folder: Path, prior: Prior) -> Callable[[str], View]:
     return view
 
 
-def measured(folder: Path, wanted: Sequence[str], prior: Prior) -> list[Row]:
+def measured(folder: Path, wanted: Sequence[str], prior: Prior, source: Source) -> list[Row]:
     """Measure a generator on some prompts, or read what was measured."""
     result = folder / "measured.json"
     rows: dict[str, Row] = json.loads(result.read_text()) if result.exists() else {}
     view = views_of(folder, prior)
     for prompt in wanted:
         if prompt not in rows:
-            rows[prompt] = measure(view(prompt), prompt)[0]
+            rows[prompt] = measure(view(prompt), prompt, source)[0]
             result.write_text(json.dumps(rows, indent=1) + "\n")
     return [rows[prompt] for prompt in wanted]
 
 
 def mean(rows: Sequence[Row], key: str) -> float | None:
-    return sum(row[key] for row in rows) / len(rows) if rows else None
+    """The mean of what is known; None if nothing is."""
+    known = [row[key] for row in rows if row[key] is not None]
+    return sum(known) / len(known) if known else None
 
 
 def means(rows: Sequence[Row], group: str) -> Row:
@@ -103,18 +152,17 @@ def compare(options: argparse.Namespace, loss: str, size: int, steps: int, prior
     """One row: a generator's figures on trained and held-out prompts, and those of runs of one prompt each."""
     overrides = dict(options.overrides)
     scene = {} if options.scene == "hyper_grid" else {"scene": options.scene}
-    folder = train(
-        options.output / f"{options.scene}-{loss}-{size}-{steps}", size, steps, loss, overrides | scene
-    )
-    trained, held = pairs(False)[:size], pairs(True)
+    lists = named(size, options.archives) if options.things else kinds(size)
+    name = f"{options.scene}-{loss}-{size}-{steps}"
+    folder = train(options.output / name, lists, steps, loss, overrides | scene)
     row: Row = {"scene": options.scene, "loss": loss, "size": size, "steps": steps}
-    row |= means(measured(folder, spread(trained, options.measured), prior), "trained")
-    row |= means(measured(folder, spread(held, options.measured), prior), "held_out")
+    for group, wanted in (("trained", lists.learnt), ("held_out", lists.held_out)):
+        row |= means(measured(folder, spread(wanted, options.measured), prior, lists.source), group)
     alone = []
-    for prompt in spread(trained, options.singles) if options.singles else []:
+    for prompt in spread(lists.learnt, options.singles):
         own = options.output / "singles" / f"{loss}-{steps}" / prompt.replace(" ", "-")
         told = {"iterations": steps, "guidance": loss, **QUIET, **of_one(overrides)}
-        alone.append(make(prompt, own, told, distill.generate))
+        alone.append(make(prompt, own, told, distill.generate, lists.source))
     return row | means(alone, "single")
 
 
@@ -156,8 +204,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("amortised"))
     parser.add_argument("--scene", choices=("hyper_grid", "hyper_conv"), default="hyper_grid")
     parser.add_argument("--losses", type=lambda text: text.split(","), default=["asd"], metavar="A,B")
+    parser.add_argument("--things", action="store_true", help="names of real things, not the embedded world")
+    parser.add_argument("--archives", type=Path, help="folder of the things' archives, for their true meshes")
     parser.add_argument(
-        "--sizes", type=numbers, default=[112], metavar="N,N", help="prompts to learn, at most 112"
+        "--sizes", type=numbers, metavar="N,N", help="prompts to learn; by default all: 112, or every name"
     )
     parser.add_argument("--steps", type=numbers, default=[100], metavar="N,N", help="for each prompt")
     parser.add_argument(
@@ -168,15 +218,19 @@ def parse_options() -> argparse.Namespace:
         "--set", type=parse_value, nargs="*", default=[], metavar="KEY=VALUE", dest="overrides"
     )
     options = parser.parse_args()
-    if max(options.sizes) > len(pairs(False)):
-        parser.error(f"--sizes are at most {len(pairs(False))}, got {max(options.sizes)}")
+    if options.archives and not options.things:
+        parser.error("--archives is for --things")
+    most = len(known_names() if options.things else pairs(False))
+    options.sizes = options.sizes or [most]
+    if max(options.sizes) > most:
+        parser.error(f"--sizes are at most {most}, got {max(options.sizes)}")
     return options
 
 
 def main() -> None:
     options = parse_options()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    prior = distill.load_prior("embedded", device)
+    prior = distill.load_prior("things" if options.things else "embedded", device)
     rows: list[Row] = []
     for loss in options.losses:
         for size in options.sizes:

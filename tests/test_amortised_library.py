@@ -1,0 +1,77 @@
+"""The libraries that the benchmark of generators learns: of the embedded world, and of real things."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.embedded import world
+from distill.embedded.vocabulary import of_prior
+from distill.lab.truth import asked, check_meant
+
+FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("amortised")
+
+
+@pytest.mark.parametrize("size", [16, 112])
+def test_a_library_of_kinds_has_every_colour_and_no_pair_twice(benchmark: Any, size: int) -> None:
+    lists = benchmark.kinds(size)
+    pairs = [world.pair_of(prompt) for prompt in lists.learnt]
+    assert len(set(pairs)) == size and {colour for colour, _ in pairs} == set(world.COLOURS)
+    assert len({kind for _, kind in pairs}) >= min(size, len(world.KINDS)) - 2  # those whose turn is held out
+    assert not any(world.held_out(*pair) for pair in pairs)
+    assert len(lists.held_out) == 16 and all(world.held_out(*world.pair_of(each)) for each in lists.held_out)
+
+
+def test_a_library_of_things_has_each_name_once_and_holds_out_colours_of_names_it_has(benchmark: Any) -> None:
+    known = of_prior("things")
+    assert known is not None
+    lists = benchmark.named(395, None)
+    learnt, held = ([asked(prompt) for prompt in prompts] for prompts in (lists.learnt, lists.held_out))
+    assert sorted(each.name for each in learnt) == sorted(known.things)
+    # A name that comes in any colour is learnt in one, and one that does not, as it is.
+    assert all((each.colour is not None) == known.names[each.name].paintable for each in learnt)
+    assert not any(each.held_out for each in learnt) and all(each.held_out for each in held)
+    assert len(held) == 16 and {each.name for each in held} <= {each.name for each in learnt}
+    counts = [sum(each.colour == colour for each in learnt) for colour in world.COLOURS]
+    assert min(counts) > 0.8 * sum(counts) / len(counts)
+    check_meant([*lists.learnt, *lists.held_out], "things")
+
+
+def test_a_smaller_library_of_things_holds_out_its_own_names(benchmark: Any) -> None:
+    lists = benchmark.named(48, None)
+    names = {asked(prompt).name for prompt in lists.learnt}
+    assert len(lists.learnt) == len(names) == 48
+    assert lists.held_out and {asked(prompt).name for prompt in lists.held_out} <= names
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--sizes", "113"], "--sizes are at most 112, got 113"),
+        (["--things", "--sizes", "16,396"], "--sizes are at most 395, got 396"),
+        (["--archives", "x"], "--archives is for --things"),
+        (["--steps", "0"], "expected numbers of at least 1, got '0'"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    benchmark: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    given: list[str],
+    said: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["amortised.py", *given])
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].endswith(said)
