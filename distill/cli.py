@@ -93,26 +93,26 @@ def _list(of: Sequence[str]) -> str:
     return vocabulary.describe(known)
 
 
-def _job(config: object, library: bool = False) -> int:
-    """Run one configuration, perhaps as that of a library, and return the exit code; every foreseeable failure is one line."""
-    from omegaconf import DictConfig
-
+def _job(words: Sequence[str], folders: Sequence[str], library: bool = False) -> int:
+    """Run what words of the command line ask for, perhaps as a library, and return the exit code; every foreseeable failure is one line."""
     from distill.ranks import Ended, Lost, joined
-    from distill.run.batch import run_prompts, table_of
+    from distill.run.batch import run_prompts
+    from distill.run.compose import compose_config
     from distill.run.failures import FORESEEN
     from distill.run.generator import amortised
     from distill.run.journal import Interrupted
     from distill.run.launched import check_shared, run_on
+    from distill.run.queue import compose_queue, table_of
     from distill.run.table import SHOWN
 
-    assert isinstance(config, DictConfig)
     try:
+        config = compose_config(words, folders)
         with joined(config.device) as ranks:
             if library or amortised(config) or config.prompts is None:
                 run_on(ranks, config, library)
                 return 0
             check_shared(config, ranks.size)
-        results = run_prompts(config)
+        results = run_prompts(compose_queue(words, folders))
     except Ended:
         time.sleep(1)  # a launcher ends all as soon as one does, and the one that failed is to speak first
         return 1
@@ -138,14 +138,8 @@ def _job(config: object, library: bool = False) -> int:
 
 def _swept(words: Sequence[str], folders: Sequence[str], library: bool = False) -> int:
     """Run one job of a sweep, composed from its words as it would be alone, and return the exit code."""
-    from distill.run.compose import compose_config
-
     _quieten()  # the job may be in another process, which has not been told
-    try:
-        return _job(compose_config(words, folders), library)
-    except ValueError as error:
-        _fail(error)
-        return 2
+    return _job(words, folders, library)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -239,7 +233,7 @@ def _start(arguments: Sequence[str]) -> int:
         print(OmegaConf.to_yaml(compose_config(with_example(overrides), folders)), end="")
         return 0
     if not flags and not any(text.startswith("hydra") for text in overrides):
-        return _job(compose_config(overrides, folders), library)
+        return _job(overrides, folders, library)
     from distill.ranks import launched
     from distill.run.sweep import sweep
 

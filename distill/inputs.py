@@ -18,13 +18,13 @@ from distill.files.paths import user_path
 from distill.priors import lora
 from distill.priors.load import family_of, is_imagedream, loader
 from distill.run.assemble import make_scenes
-from distill.run.batch import read_prompts, shard_of
 from distill.run.checks.image import check_shown
 from distill.run.folders import check_root, refuse
 from distill.run.generator import amortised, library_of
 from distill.run.initial import check_init
 from distill.run.judge import check_judge, judge_of
 from distill.run.prior import check_fits, check_prompt
+from distill.run.queue import read_prompts, shard_of
 
 if TYPE_CHECKING:
     from distill.priors.diffusion import DiffusionPrior

@@ -29,10 +29,10 @@ from distill.priors.source import find
 from distill.priors.whole import check_complete
 from distill.run import folders
 from distill.run.assemble import assemble
-from distill.run.batch import read_prompts
 from distill.run.compose import compose_config
 from distill.run.journal import stop_signals
 from distill.run.prior import check_prompt
+from distill.run.queue import read_prompts
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ from distill.contracts import Render
 from distill.live.desk import EVERY, SHARE, WAITING, Desk, Look
 from distill.live.server import Server, is_here, listen, refusal, take_leave
 from distill.run.batch import run_prompts
-from distill.run.compose import compose_config
 from distill.run.journal import Interrupted
+from distill.run.queue import compose_queue
 
 OPTIONS: dict[str, Any] = {
     "iterations": 8,
@@ -177,7 +177,7 @@ def test_a_queue_keeps_one_page_for_all_its_runs(
     monkeypatch.setattr(Desk, "say", noted)
     (tmp_path / "list.txt").write_text("a red mug\na blue cube\n")
     words = [f"{name}={value}" for name, value in {**OPTIONS, **VIEW, "iterations": 3}.items()]
-    client, running = start(run_prompts, compose_config([*words, "prompts=list.txt"]))
+    client, running = start(run_prompts, compose_queue([*words, "prompts=list.txt"]))
     client.ask("pause")
     first = wait_for(lambda: (found := client.state())["paused"] and found)
     client.ask("resume")

@@ -19,6 +19,7 @@ from distill.files.lock import NAME, InUse, hold
 from distill.run import batch, folders
 from distill.run.compose import compose_config
 from distill.run.execute import run
+from distill.run.queue import compose_queue
 
 HOLDER = """
 import sys, time
@@ -101,9 +102,9 @@ def test_queues_over_one_file_share_the_work(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(batch, "embed_first", lambda *_: None)
     prompts = [f"a {colour} {kind}" for colour in ("red", "blue") for kind in ("mug", "cube", "duck")]
     (tmp_path / "list.txt").write_text("\n".join(prompts))
-    config = compose_config(["prompts=list.txt"])
+    queue = compose_queue(["prompts=list.txt"])
     with ThreadPoolExecutor(3) as pool:
-        results = list(pool.map(batch.run_prompts, [config] * 3))
+        results = list(pool.map(batch.run_prompts, [queue] * 3))
     assert sorted(made) == sorted(prompts)
     assert len([path for path in (tmp_path / "outputs").iterdir() if path.is_dir()]) == len(prompts)
     for prompt in prompts:
@@ -132,7 +133,7 @@ def test_a_byte_order_mark_belongs_to_no_prompt(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(batch, "embed_first", lambda *_: None)
     for first in ("# a remark\n", ""):
         (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + f"{first}a red mug\r\n".encode())
-        assert list(batch.run_prompts(compose_config(["prompts=list.txt"]))) == ["a red mug"]
+        assert list(batch.run_prompts(compose_queue(["prompts=list.txt"]))) == ["a red mug"]
 
 
 @pytest.mark.parametrize("left", [[], [".config.yaml.7.tmp"], [NAME, ".config.yaml.7.tmp"]])

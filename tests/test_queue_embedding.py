@@ -16,6 +16,7 @@ from distill.run import batch
 from distill.run.batch import run_prompts
 from distill.run.compose import compose_config
 from distill.run.conditioning import texts_of
+from distill.run.queue import compose_queue
 
 QUICK = [
     "scene=image", "iterations=1", "render.size=16", "prior_options.image_size=64", "prior_options.dtype=float32",
@@ -63,10 +64,10 @@ def test_the_encoders_are_loaded_once_and_freed(
     monkeypatch.setattr(batch, "carry_out", carry_out)
     (folder / "list.txt").write_text("a red mug\na blue cube\na cat\n")
     more = ["negative_prompt=ugly", "prompts=list.txt", "prior=prior"]
-    results = run_prompts(compose_config([*QUICK, *more]))
+    results = run_prompts(compose_queue([*QUICK, *more]))
     assert list(results.values()) == ["finished"] * 3
     assert len(loaded) == 1 and alive == [0, 0, 0]
-    again = run_prompts(compose_config([*QUICK, *more]))
+    again = run_prompts(compose_queue([*QUICK, *more]))
     assert list(again.values()) == ["skipped"] * 3 and len(loaded) == 1
 
 

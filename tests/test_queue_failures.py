@@ -27,6 +27,7 @@ from distill.run.compose import compose_config
 from distill.run.failures import forget, note, noted, noting
 from distill.run.folders import OtherLayout, claim, same_run
 from distill.run.overrides import literal
+from distill.run.queue import Queue, compose_queue
 from distill.run.seeds import better
 from distill.run.summary import summarise
 from distill.run.table import SHOWN, Row, cut, read, tell
@@ -82,7 +83,7 @@ def test_a_root_that_is_taken_is_waited_for_and_said(
     holder.start()
     held.wait()
     with caplog.at_level(logging.INFO):
-        results = batch.run_prompts(compose_config(["prompts=list.txt", "output_dir=out"]))
+        results = batch.run_prompts(compose_queue(["prompts=list.txt", "output_dir=out"]))
     holder.join()
     assert results == {"a red mug": "finished", "a blue mug": "finished"}
     assert re.search(r"waiting for \S*out, which is in use \(process \d+ on", caplog.text)
@@ -92,17 +93,17 @@ def test_a_root_that_stays_taken_is_an_error_and_a_run_that_is_at_work_is_skippe
     quick: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folders, "WAIT", 0.1)
-    config = compose_config(["prompts=list.txt", "output_dir=out"])
+    queue = compose_queue(["prompts=list.txt", "output_dir=out"])
     Path("out").mkdir()
     with hold(Path("out")):
-        results = batch.run_prompts(config)
+        results = batch.run_prompts(queue)
     assert all("the name of a folder could not be chosen" in said for said in results.values())
-    folder = claim(batch._one(config, "a red mug"), Path("out"))
+    folder = claim(batch._one(queue.config, "a red mug"), Path("out"))
     with hold(folder):
-        assert batch.run_prompts(config) == {"a red mug": "skipped", "a blue mug": "finished"}
+        assert batch.run_prompts(queue) == {"a red mug": "skipped", "a blue mug": "finished"}
     # A folder within the run's that is taken is not the run's own: the prompt is not dropped.
     monkeypatch.setattr(batch, "carry_out", raising(InUse(folder / "seed-0", "seed-0 is in use")))
-    assert batch.run_prompts(config) == {"a red mug": "seed-0 is in use", "a blue mug": "skipped"}
+    assert batch.run_prompts(queue) == {"a red mug": "seed-0 is in use", "a blue mug": "skipped"}
 
 
 def raising(error: BaseException) -> Any:
@@ -150,9 +151,9 @@ def test_retries_that_change_no_folders_may_change() -> None:
 
 
 def test_a_queue_with_other_retries_skips_what_is_finished_and_refuses_the_rest(quick: list[str]) -> None:
-    batch.run_prompts(compose_config(["prompts=list.txt", "output_dir=out"]))
+    batch.run_prompts(compose_queue(["prompts=list.txt", "output_dir=out"]))
     next(Path("out").glob("a-blue*/report.html")).unlink()
-    results = batch.run_prompts(compose_config(["prompts=list.txt", "output_dir=out", "retries=2"]))
+    results = batch.run_prompts(compose_queue(["prompts=list.txt", "output_dir=out", "retries=2"]))
     assert results["a red mug"] == "skipped" and "add retries=0" in results["a blue mug"]
     assert quick == ["a red mug", "a blue mug"]
 
@@ -166,7 +167,8 @@ def test_who_stops_a_sweep_stops_all_of_it(
 
     jobs = list[object]()
 
-    def work(config: Any, *_: object, **__: object) -> None:
+    def work(asked: Any, *_: object, **__: object) -> None:
+        config = asked.config if isinstance(asked, Queue) else asked
         jobs.append((config.seed, config.shard))
         raise Interrupted("stopped at step 3 of 5") if stop == "Interrupted" else KeyboardInterrupt
 
@@ -263,8 +265,8 @@ def test_known_flags_pass() -> None:
 
 def test_a_failure_before_the_training_is_noted(quick: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "begin", raising(RuntimeError("no such kernel")))
-    config = compose_config(["prompts=list.txt", "output_dir=out"])
-    assert set(batch.run_prompts(config).values()) == {"no such kernel"}
+    queue = compose_queue(["prompts=list.txt", "output_dir=out"])
+    assert set(batch.run_prompts(queue).values()) == {"no such kernel"}
     runs, _ = summarise(Path("out"))
     assert [(run.prompt, run.state, run.why) for run in runs] == [
         ("a blue mug", "failed", "no such kernel"), ("a red mug", "failed", "no such kernel"),
@@ -434,7 +436,7 @@ def test_folders_that_cannot_be_read_or_vanish_are_said_and_left_out(
 def test_a_second_list_adds_to_the_table_of_the_first(quick: list[str]) -> None:
     Path("more.txt").write_text("a red mug\na green mug\n")
     for name in ("list.txt", "more.txt"):
-        batch.run_prompts(compose_config([f"prompts={name}", "output_dir=out"]))
+        batch.run_prompts(compose_queue([f"prompts={name}", "output_dir=out"]))
     rows = read(Path("out/batch.csv"))
     assert rows and [(row.prompt, row.state) for row in rows] == [
         ("a blue mug", "finished"), ("a red mug", "skipped"), ("a green mug", "finished"),
@@ -526,8 +528,8 @@ def test_a_score_that_is_no_number_never_wins() -> None:
 def test_finished_runs_say_which_options_they_were_not_written_with(
     quick: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    batch.run_prompts(compose_config(["prompts=list.txt", "output_dir=out"]))
-    again = compose_config(["prompts=list.txt", "output_dir=out", "export.resolution=77", "device=cpu"])
+    batch.run_prompts(compose_queue(["prompts=list.txt", "output_dir=out"]))
+    again = compose_queue(["prompts=list.txt", "output_dir=out", "export.resolution=77", "device=cpu"])
     caplog.clear()
     assert set(batch.run_prompts(again).values()) == {"skipped"}
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]

@@ -24,6 +24,7 @@ from distill.renderers import volume
 from distill.renderers.patch import patched
 from distill.run import assemble, batch, execute
 from distill.run.compose import compose_config
+from distill.run.queue import compose_queue
 
 MUG = "prompt=a red mug"
 
@@ -113,7 +114,7 @@ def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_loaded(
         with pytest.raises(ValueError, match=r"cannot write to .* is a file\); choose a writable folder"):
             execute.run(compose_config([MUG, f"output_dir={tmp_path / below}"]))
     with pytest.raises(ValueError, match=r"cannot write to .* is a file\)"):
-        batch.run_prompts(compose_config([f"prompts={tmp_path / 'file'}", f"output_dir={tmp_path / 'file'}"]))
+        batch.run_prompts(compose_queue([f"prompts={tmp_path / 'file'}", f"output_dir={tmp_path / 'file'}"]))
 
 
 @pytest.mark.parametrize(
@@ -187,12 +188,12 @@ def test_a_shard_without_prompts_ends_at_once_and_a_run_keeps_its_folder(
     (tmp_path / "list.txt").write_text("a red mug\na blue cube\n")
     words = [f"prompts={tmp_path / 'list.txt'}", f"output_dir={tmp_path / 'out'}", "shard=3/5"]
     with caplog.at_level("INFO"):
-        assert batch.run_prompts(compose_config(words)) == {}
+        assert batch.run_prompts(compose_queue(words)) == {}
     assert "shard=3/5 has none of the 2 prompts" in caplog.text
     assert (tmp_path / "out" / "batch-3-of-5.csv").read_text() == "prompt,state,folder,seconds\n"
     (tmp_path / "out" / "config.yaml").write_text("prompt: a red mug")
     with pytest.raises(ValueError, match="is the folder of a run; choose another output_dir="):
-        batch.run_prompts(compose_config(words))
+        batch.run_prompts(compose_queue(words))
     with pytest.raises(ValueError, match="is the folder of a run"):
         inputs.writable(compose_config(words))
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from distill import cli
 from distill.run import batch
-from distill.run.batch import shard_of
 from distill.run.compose import compose_config
+from distill.run.queue import shard_of
 
 
 @given(st.lists(st.text(), unique=True), st.integers(1, 9))

@@ -19,6 +19,7 @@ from distill.run.compose import compose_config
 from distill.run.initial import check_init
 from distill.run.journal import Interrupted, Journal
 from distill.run.launched import check_shared
+from distill.run.queue import compose_queue
 from distill.run.reexport import export_anew
 from distill.run.summary import read
 from distill.run.sweep import sweep
@@ -239,14 +240,14 @@ def test_a_queue_has_stages_and_skips_what_is_finished() -> None:
     Path("prompts.txt").write_text("a red mug\n")
     quick = {**STAGED, **BARE, "iterations": 1, "stage.surface.iterations": 1, "seeds": 2}
     words = words_of({**quick, "prompt": "", "prompts": "prompts.txt", "output_dir": "queue"})
-    config = compose_config(words)
-    assert run_prompts(config) == {"a red mug": "finished"}
+    queue = compose_queue(words)
+    assert run_prompts(queue) == {"a red mug": "finished"}
     (folder,) = (path for path in Path("queue").iterdir() if path.is_dir())
     seeds = [folder / "seed-0", folder / "seed-1"]
     fields = [tensors(own / "stages/1-field")["state.scene.grid"] for own in seeds]
     assert not torch.equal(*fields)
     assert all(len(json.loads((own / "manifest.json").read_text())["stages"]) == 2 for own in seeds)
-    assert run_prompts(config) == {"a red mug": "skipped"}
+    assert run_prompts(queue) == {"a red mug": "skipped"}
 
 
 def test_a_material_is_learnt_on_the_mesh_of_the_stage_before(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from distill.inputs import looks
 from distill.run import batch, execute, manifest
 from distill.run.compose import compose_config
 from distill.run.prior import check_prompt
+from distill.run.queue import compose_queue
 
 
 def rows_of(every: tuple[things.Thing, ...]) -> list[Any]:
@@ -328,18 +329,17 @@ def test_a_queue_says_it_of_every_prompt_before_it_loads(
     (folder / "list.txt").write_text("a blue couch\na red mug\na dragon\na red bike\n")
     monkeypatch.setattr(batch, "open_prior", stop)
     monkeypatch.setattr(batch, "check_prior", lambda *_: None)
-    config = compose_config(["prompts=list.txt", f"prior={folder}"])
+    queue = compose_queue(["prompts=list.txt", f"prior={folder}"])
     with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="loading"):
-        batch.run_prompts(config)
+        batch.run_prompts(queue)
     assert [message.partition(":")[0] for message in caplog.messages] == [
         "'a blue couch' is taken for 'a blue sofa'", "a dragon", "'a red bike' is taken for 'a red bicycle'",
     ]  # fmt: skip
     caplog.clear()
-    config = compose_config(
-        ["prompts=list.txt", f"prior={folder}", "source_prompt=a green couch", "guidance=dds"]
-    )
+    words = ["prompts=list.txt", f"prior={folder}", "source_prompt=a green couch", "guidance=dds"]
+    config = compose_config(words)
     with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="loading"):
-        batch.run_prompts(config)
+        batch.run_prompts(compose_queue(words))
     assert len(caplog.messages) == 4 and "'a green couch' is taken for" in caplog.messages[0]
     assert sum("a green couch" in message for message in caplog.messages) == 1
     with pytest.raises(ValueError, match="does not know 'dragon'"):
@@ -481,9 +481,7 @@ def test_a_kind_with_the_prior_of_things_begins_with_noisy_timesteps(tmp_path: P
         config = compose_config(words)
         return str(config.prior), float(config.timesteps.t_min)
 
-    (tmp_path / "list.txt").write_text("a hamburger\na red mug\n")
     assert begun("prompt=a mug") == begun("prompt=a red mug", "prior=things") == ("things", 0.92)
-    assert begun(f"prompts={tmp_path / 'list.txt'}") == ("things", 0.92)
     assert begun("prompt=a hamburger") == ("things", 0.1) and begun("prompt=a red mug") == ("embedded", 0.1)
     assert begun("prompt=a mug", "timesteps.t_min=0.3") == ("things", 0.3)
     other = begun("prompt=a mug", "timesteps=uniform")

@@ -16,7 +16,7 @@ from tiny_pipelines import make, unet, vae
 from distill.doctor import the_prior
 from distill.priors import load_prior
 from distill.run.batch import run_prompts
-from distill.run.compose import compose_config
+from distill.run.queue import compose_queue
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_a_batch_goes_on_past_what_fails_while_prompts_are_embedded(
     for file in (tmp_path / "prior/tokenizer").iterdir():
         file.write_text("{")
     (tmp_path / "list.txt").write_text("a red mug\na blue cube\n")
-    results = run_prompts(compose_config(["prompts=list.txt", f"prior={tmp_path}/prior", "iterations=1"]))
+    results = run_prompts(compose_queue(["prompts=list.txt", f"prior={tmp_path}/prior", "iterations=1"]))
     assert len(results) == 2 and all(
         why.startswith("could not load the text encoders") for why in results.values()
     )

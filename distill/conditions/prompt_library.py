@@ -82,10 +82,22 @@ def read_library(file: str) -> Prompts:
     return found
 
 
+def read_list(file: str) -> tuple[str, ...]:
+    """Return all prompts of a library or of a text file, as they stand.
+
+    Raises:
+        ValueError: the file is not there or has another form, or has no prompts.
+    """
+    path = user_path(file)
+    if not (found := _read(path)[0].all()):
+        raise ValueError(f"prompts must be {FORM}, and {path} has none")
+    return found
+
+
 def listed(file: str) -> tuple[str, ...]:
-    """Return all prompts of a library or of a list, as they stand; none where it cannot be read, which whoever makes them tells."""
+    """Return all prompts of a library or of a text file; none where it cannot be read, which whoever makes them tells."""
     try:
-        return _read(user_path(file))[0].all()
+        return read_list(file)
     except ValueError:
         return ()
 

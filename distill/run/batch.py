@@ -1,4 +1,4 @@
-"""One asset per line of a file of prompts."""
+"""One asset per prompt of a file."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from distill.contracts import Prior
 from distill.embedded.vocabulary import of_prior
 from distill.files.lock import InUse, hold
-from distill.files.paths import user_path
 from distill.live.desk import Desk
 from distill.live.server import watched
 from distill.run.assemble import pick_device
-from distill.run.checks.texts import numbers_of
 from distill.run.conditioning import texts_of
 from distill.run.execute import carry_out
 from distill.run.failures import line_of, noting
@@ -25,6 +24,7 @@ from distill.run.folders import OtherLayout, check_root, claim, folder_name, is_
 from distill.run.judge import check_judge
 from distill.run.overrides import literal
 from distill.run.prior import check_prior, check_prompt, open_prior
+from distill.run.queue import Part, Queue, table_of
 from distill.run.seeding import several
 from distill.run.seeds import run_seeds
 from distill.run.staging import begin
@@ -36,85 +36,79 @@ log = logging.getLogger(__name__)
 AT_ONCE = 2048
 
 
-def run_prompts(config: DictConfig) -> dict[str, str]:
-    """Make one asset per line of ``config.prompts``, loading the prior once.
+def run_prompts(queue: Queue) -> dict[str, str]:
+    """Make one asset per prompt of a queue, loading each prior once.
 
     Finished ones are skipped, and those that another process is at work on; unfinished ones are resumed, and a failure does
     not stop the rest.
+
+    Args:
+        queue: from ``compose_queue``.
 
     Returns:
         Prompt to ``finished``, ``skipped``, or the error.
 
     Raises:
-        ValueError: the file cannot be read or has no prompts, or the folder cannot be used.
+        ValueError: the folder cannot be used, or a part of the options does not work on this machine.
     """
-    every = read_prompts(config)
-    wanted = shard_of(every, config.shard)
+    config = queue.config
     root = check_root(config)
-    if not wanted:
-        log.info("shard=%s has none of the %d prompts of %s", config.shard, len(every), config.prompts)
+    if not queue.parts:
+        log.info("shard=%s has none of the %d prompts of %s", config.shard, queue.listed, config.prompts)
         tell([], table_of(config))
         return {}
-    done = finished_before(config, root)
-    rows = [Row(prompt, "skipped", str(folder), 0.0) for prompt in wanted if (folder := done(prompt))]
-    before = {row.prompt for row in rows}
-    left = [prompt for prompt in wanted if prompt not in before]
-    if before:
-        log.info("%d of %d prompts were finished before", len(before), len(wanted))
-    if not left:
+    rows, left = finished_ones(queue, root)
+    if rows:
+        log.info(
+            "%d of %d prompts were finished before", len(rows), sum(len(one.prompts) for one in queue.parts)
+        )
+    try:
+        if left:
+            make_all(left, root, rows)
+    finally:
         tell(rows, table_of(config))
-        return {row.prompt: row.state for row in rows}
-    device = pick_device(config.device)
-    check_prior(config, device)
-    check_judge(config)
-    say_first(config, left)
-    with watched(config) as desk:
-        prior = open_prior(config, device)
-        embed_first(config, left, prior)
-        try:
-            for prompt in left:
-                rows.append(make_one(config, prompt, root, prior, desk))
-        finally:
-            tell(rows, table_of(config))
     return {row.prompt: row.state for row in rows}
 
 
-def shard_of(prompts: Sequence[str], shard: str | None) -> list[str]:
-    """Every n-th prompt from the i-th, for ``i/n``: n processes share a file, and each prompt is one's alone; all without a shard."""
-    if shard is None:
-        return list(prompts)
-    first, count = numbers_of(shard)
-    return list(prompts[first - 1 :: count])
+def finished_ones(queue: Queue, root: Path) -> tuple[list[Row], list[Part]]:
+    """Rows of the prompts that are finished in a folder, and the parts with those that are not."""
+    rows, left = list[Row](), list[Part]()
+    for part in queue.parts:
+        done = finished_before(part.config, root)
+        folders = {prompt: done(prompt) for prompt in part.prompts}
+        rows += [Row(prompt, "skipped", str(folder), 0.0) for prompt, folder in folders.items() if folder]
+        if wanted := [prompt for prompt, folder in folders.items() if folder is None]:
+            left.append(part._replace(prompts=wanted))
+    return rows, left
 
 
-def table_of(config: DictConfig) -> Path:
-    """The file of a batch's table, one for each shard."""
-    root = user_path(config.output_dir or "outputs")
-    if config.shard is None:
-        return root / "batch.csv"
-    first, count = numbers_of(config.shard)
-    return root / f"batch-{first}-of-{count}.csv"
-
-
-def read_prompts(config: DictConfig) -> list[str]:
-    """The prompts of ``config.prompts``: a line each, without empty lines, comments and repetitions.
+def make_all(parts: Sequence[Part], root: Path, rows: list[Row]) -> None:
+    """Make the assets of parts of a queue one after another, after a look at all; appends a row for each as it ends.
 
     Raises:
-        ValueError: the file cannot be read or has no prompts.
+        ValueError: a part of the options does not work on this machine.
     """
-    if not config.prompts.strip():
-        raise ValueError("prompts= is empty; write prompts=FILE, a text file with one prompt per line")
-    path = user_path(config.prompts)
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"prompts must be a text file with one prompt per line, but {path} cannot be read: {error}"
-        ) from error
-    wanted = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
-    if not wanted:
-        raise ValueError(f"prompts must be a text file with one prompt per line, but {path} has none")
-    return wanted
+    device = pick_device(parts[0].config.device)
+    check_parts(parts, device)
+    with watched(parts[0].config) as desk:
+        for config, prompts in parts:
+            prior = open_prior(config, device)
+            embed_first(config, prompts, prior)
+            for prompt in prompts:
+                rows.append(make_one(config, prompt, root, prior, desk))
+
+
+def check_parts(parts: Sequence[Part], device: torch.device) -> None:
+    """Check the priors and judges of a queue's parts, and say what their prompts are taken for, before anything is loaded.
+
+    Raises:
+        ValueError: a prior or a judge cannot be used.
+    """
+    for config, _ in parts:
+        check_prior(config, device)
+        check_judge(config)
+    for config, prompts in parts:
+        say_first(config, prompts)
 
 
 def finished_before(config: DictConfig, root: Path) -> Callable[[str], Path | None]:
@@ -219,8 +213,8 @@ def make_one(config: DictConfig, prompt: str, root: Path, prior: Prior, desk: De
     """Make the asset of one prompt of a queue; for who hands out the prompts himself, such as ``examples/queues/ray_prompts.py``.
 
     Args:
-        config: of the queue, from ``compose_config`` with ``prompts=``.
-        prompt: one of its lines.
+        config: of a part of the queue, from ``compose_queue``.
+        prompt: one of its prompts.
         root: the folder for all assets' folders, on a file system that all workers share.
         prior: of the configuration, loaded by ``open_prior``.
         desk: of the page that shows the run, if one does.

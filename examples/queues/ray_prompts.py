@@ -25,20 +25,11 @@ import torch
 from omegaconf import DictConfig
 
 from distill.run.assemble import pick_device
-from distill.run.batch import (
-    embed_first,
-    finished_before,
-    make_one,
-    read_prompts,
-    say_first,
-    shard_of,
-    table_of,
-)
-from distill.run.compose import compose_config
+from distill.run.batch import check_parts, embed_first, finished_ones, make_one
 from distill.run.folders import check_root
-from distill.run.judge import check_judge
 from distill.run.overrides import quote, quote_text
-from distill.run.prior import check_prior, open_prior
+from distill.run.prior import open_prior
+from distill.run.queue import Part, Queue, compose_queue, table_of
 from distill.run.summary import as_text, summarise
 from distill.run.table import Row, tell
 
@@ -85,7 +76,7 @@ def make_all(
     """Make the assets of prompts with workers of a Ray that is started.
 
     Args:
-        config: of the queue, with ``prompts=``.
+        config: of a part of the queue.
         prompts: whose assets to make, one at least.
         root: the folder for all, which the workers share.
         workers: how many actors.
@@ -161,8 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_intermixed_args(arguments)
     try:
-        config = compose_config([f"prompts={quote(given.prompts)}", *map(quote_text, given.options)])
-        root, left = to_make(config, given.gpus)
+        queue = compose_queue([f"prompts={quote(given.prompts)}", *map(quote_text, given.options)])
+        root, left = to_make(queue, given.gpus)
         if find_spec("ray") is None:
             raise ValueError("this script needs the package ray; install it with pip install ray")
     except ValueError as error:
@@ -171,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = list[Row]()
     try:
         if left:
-            work(config, left, root, given, rows)
+            work(left, root, given, rows)
     except KeyboardInterrupt:
         return 130
     except ValueError as error:
@@ -182,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:  # whatever ended the work
         if rows:
-            tell(rows, (path := table_of(config)).with_name(path.name.replace("batch", "batch-ray")))
+            tell(rows, (path := table_of(queue.config)).with_name(path.name.replace("batch", "batch-ray")))
     try:
         print(as_text(summarise(root)[0]))
     except ValueError as error:
@@ -191,32 +182,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if any(row.failed for row in rows) else 0
 
 
-def to_make(config: DictConfig, gpus: float) -> tuple[Path, list[str]]:
-    """Check a queue before any worker is started; returns the folder for all and the prompts that are not finished.
+def to_make(queue: Queue, gpus: float) -> tuple[Path, list[Part]]:
+    """Check a queue before any worker is started; returns the folder for all and the parts with prompts that are not finished.
 
     Raises:
         ValueError: something in the configuration is wrong, in one line.
     """
+    config = queue.config
     if config.view:
         raise ValueError("view=true shows the runs of one process, and Ray's are many; leave it out")
-    prompts, root = shard_of(read_prompts(config), config.shard), check_root(config).absolute()
-    if not prompts:
+    root = check_root(config).absolute()
+    if not queue.parts:
         raise ValueError(f"shard={config.shard} has none of the prompts of {config.prompts}")
-    done = finished_before(config, root)
-    left = [prompt for prompt in prompts if not done(prompt)]
-    print(f"{len(prompts) - len(left)} of {len(prompts)} prompts were finished before")
+    done, left = finished_ones(queue, root)
+    print(f"{len(done)} of {sum(len(part.prompts) for part in queue.parts)} prompts were finished before")
     if left:
         # The workers have the GPUs; this machine may have none. With max_vram, this chooses what all of them do.
-        check_prior(config, torch.device("cuda") if gpus else pick_device(config.device))
-        check_judge(config)
-        say_first(config, left)
+        check_parts(left, torch.device("cuda") if gpus else pick_device(config.device))
     return root, left
 
 
-def work(
-    config: DictConfig, left: Sequence[str], root: Path, given: argparse.Namespace, rows: list[Row]
-) -> None:
-    """Start Ray, and append a row for each prompt as it ends.
+def work(left: Sequence[Part], root: Path, given: argparse.Namespace, rows: list[Row]) -> None:
+    """Start Ray, make one part after another, and append a row for each prompt as it ends.
 
     Raises:
         ValueError: no worker fits the cluster.
@@ -229,8 +216,9 @@ def work(
     except (OSError, ray.exceptions.RayError) as error:  # a cluster that is not there is a ConnectionError
         raise RuntimeError(f"Ray does not start: {line_of(error)}") from error
     try:
-        for row in make_all(config, left, root, given.workers, given.gpus, given.cpus, given.tries):
-            rows.append(row)
+        for config, prompts in left:
+            for row in make_all(config, prompts, root, given.workers, given.gpus, given.cpus, given.tries):
+                rows.append(row)
     except ray.exceptions.RayError as error:
         raise RuntimeError(f"no worker can start: {line_of(error)}") from error
     finally:
