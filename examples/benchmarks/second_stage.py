@@ -1,0 +1,155 @@
+"""Benchmark of the second stage: sixteen prompts of the embedded world, each as a field and then as a surface.
+
+The prompts are those of quality.py. For each, a run of a field is the beginning of a run of a surface (``init=``, ``scene=sdf``). The
+metrics are the judge's R-precision at 1 and the silhouette IoU with the truth, of the field and of the surface; how alike the two are
+where one becomes the other; and the PSNR of the exported mesh with the scene's own pictures, of both. The mesh is read from its GLB
+and drawn by a ray caster of another library. An interrupted run continues when started again.
+
+    python examples/benchmarks/second_stage.py --output ~/second-stage
+    python examples/benchmarks/second_stage.py --output ~/second-stage --prompts 4 --set iterations=200
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import trimesh
+from measuring import finished
+from measuring import table as format_table
+from numpy.typing import NDArray
+from quality import KINDS, PROMPTS, mean, measure, parse_value, save_strip
+
+import distill
+from distill.cameras import Cameras, turntable
+from distill.contracts import View
+from distill.lab.truth import ELEVATION_DEG, VIEWS
+
+Made = dict[str, Any]
+#: Pixels of the pictures in which a mesh and its scene are compared, and rays along each side of one of the mesh's.
+SIZE, RAYS = 96, 3
+#: Of the axes of GLB, y up and front +z, to the world's.
+FROM_GLB = np.array([[0.0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+#: Figures of a row: title, stage, key, digits.
+FIGURES = (
+    ("R-precision@1, field", "field", "r_precision", 3),
+    ("surface", "surface", "r_precision", 3),
+    ("IoU, field", "field", "iou", 3),
+    ("surface", "surface", "iou", 3),
+    ("conversion, IoU", "surface", "conversion_iou", 3),
+    ("conversion, dB", "surface", "conversion_db", 1),
+    ("mesh, dB, field", "field", "mesh_db", 1),
+    ("surface", "surface", "mesh_db", 1),
+)
+
+
+def picture_of(path: Path, cameras: Cameras, size: int) -> NDArray[np.float64]:
+    """Pictures of a textured GLB over white, each pixel a mean over ``RAYS`` x ``RAYS`` rays.
+
+    Returns:
+        In [0, 1], shape ``[views, size, size, 3]``.
+    """
+    mesh = cast(trimesh.Trimesh, trimesh.load(path, force="mesh"))
+    mesh.apply_transform(FROM_GLB)
+    texture = np.asarray(mesh.visual.material.baseColorTexture.convert("RGB")) / 255
+    fine = size * RAYS
+    origins, directions = (value.reshape(-1, 3).double().numpy() for value in cameras.rays(fine, fine))
+    faces, rays, points = mesh.ray.intersects_id(
+        origins, directions, multiple_hits=False, return_locations=True
+    )
+    weights = trimesh.triangles.points_to_barycentric(mesh.triangles[faces], points)
+    uv = (mesh.visual.uv[mesh.faces[faces]] * weights[..., None]).sum(1)
+    height, width, _ = texture.shape
+    column = np.clip((uv[:, 0] * width).astype(int), 0, width - 1)
+    row = np.clip(((1 - uv[:, 1]) * height).astype(int), 0, height - 1)
+    colours = np.ones((len(origins), 3))
+    colours[rays] = texture[row, column]
+    return colours.reshape(-1, size, RAYS, size, RAYS, 3).mean((2, 4))
+
+
+def mesh_psnr(path: Path, view: View) -> float:
+    """PSNR, in dB, of a mesh's pictures and its scene's, all around at ``ELEVATION_DEG``."""
+    cameras = turntable(VIEWS, ELEVATION_DEG)
+    own = view(cameras, SIZE, SIZE).rgb.detach().cpu().double().numpy()
+    return -10 * math.log10(max(((picture_of(path, cameras, SIZE) - own) ** 2).mean(), 1e-10))
+
+
+def make(prompt: str, folder: Path, stage: str, options: Made, generate: Callable[..., Any]) -> Made:
+    """Make and measure the asset of one stage, or read the measurement of an earlier run."""
+    result = folder / f"{stage}.json"
+    made: Made | None = finished(result, options)
+    if made is not None:
+        return made
+    own = folder / stage
+    asset = generate(prompt, output_dir=str(own), resume=own.exists(), **({"seed": 0} | options))
+    figures, front = measure(asset.view, prompt, KINDS)
+    save_strip(asset.view, front, folder / f"{stage}.png")
+    made = {"prompt": prompt, "overrides": options, **figures}
+    made["mesh_db"] = mesh_psnr(own / "mesh.glb", asset.view)
+    if found := asset.manifest.get("conversion"):
+        made |= {"conversion_iou": found["silhouette_iou"], "conversion_db": found["psnr_db"]}
+    result.write_text(json.dumps(made, indent=1) + "\n")
+    return made
+
+
+def both(prompt: str, folder: Path, options: Made, surface: Made) -> dict[str, Made]:
+    """Make a field and its surface."""
+    folder.mkdir(parents=True, exist_ok=True)
+    field = make(prompt, folder, "field", options, distill.generate)
+    second = {"init": str(folder / "field"), "scene": "sdf", **surface}
+    return {"field": field, "surface": make(prompt, folder, "surface", second, distill.generate)}
+
+
+def table(rows: list[dict[str, Made]]) -> str:
+    """Markdown: a line for each prompt, and the means."""
+
+    def cells(of: list[dict[str, Made]]) -> list[str]:
+        return [f"{mean([row[stage] for row in of], key):.{digits}f}" for _, stage, key, digits in FIGURES]
+
+    lines = [[row["field"]["prompt"], *cells([row])] for row in rows]
+    return format_table(
+        ["prompt", *(title for title, *_ in FIGURES)], [*lines, [f"**mean of {len(rows)}**", *cells(rows)]]
+    )
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("second-stage"))
+    parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="only the first so many")
+    for name, what in (("--set", "fields"), ("--surface", "surfaces")):
+        parser.add_argument(
+            name, type=parse_value, nargs="*", default=[], metavar="KEY=VALUE", help=f"options of the {what}"
+        )
+    options = parser.parse_args()
+    if not 1 <= options.prompts <= len(PROMPTS):
+        parser.error(f"--prompts is 1 to {len(PROMPTS)}, got {options.prompts}")
+    return options
+
+
+def main() -> None:
+    options = parse_options()
+    surface = {"iterations": 100, "timesteps.t_max": 0.5} | dict(options.surface)
+    rows = []
+    for prompt in PROMPTS[: options.prompts]:
+        folder = options.output / prompt.replace(" ", "-")
+        rows.append(both(prompt, folder, dict(options.set), surface))
+        # Rewritten after each prompt, so that an interrupted run still leaves its figures.
+        (options.output / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+        (options.output / "results.md").write_text(table(rows) + "\n")
+        print(table(rows[-1:]).splitlines()[-2], flush=True)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

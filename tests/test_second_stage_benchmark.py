@@ -1,0 +1,86 @@
+"""The second stage's benchmark: what it draws of a mesh's file."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+
+from distill.cameras import orbit
+
+FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
+RED, GREEN, BLUE, GREY = (200, 40, 30), (20, 180, 60), (30, 60, 220), (128, 128, 128)
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("second_stage")
+
+
+def write_box(path: Path, to_file: np.ndarray) -> Path:
+    """A box of edge 1 whose front, +x, is red, its left, +y, green, its top, +z, blue, and the rest grey."""
+    box = trimesh.creation.box((1, 1, 1))
+    box.unmerge_vertices()
+    colours = [RED, GREEN, BLUE, GREY]
+    facing = [int(np.argmax(normal)) if normal.max() > 0.5 else 3 for normal in box.face_normals]
+    texture = Image.new("RGB", (len(colours), 1))
+    for column, colour in enumerate(colours):
+        texture.putpixel((column, 0), colour)
+    columns = np.repeat(np.array(facing), 3)
+    uv = np.stack([(columns + 0.5) / len(colours), np.full(len(columns), 0.5)], axis=1)
+    material = trimesh.visual.material.PBRMaterial(baseColorTexture=texture)
+    box = trimesh.Trimesh(
+        box.vertices[box.faces.reshape(-1)], np.arange(36).reshape(12, 3), process=False,
+        visual=trimesh.visual.TextureVisuals(uv=uv, material=material),
+    )  # fmt: skip
+    box.apply_transform(to_file)
+    box.export(path)
+    return path
+
+
+def test_a_box_is_drawn_where_a_pinhole_camera_sees_it(benchmark: Any, tmp_path: Path) -> None:
+    path = write_box(tmp_path / "box.glb", np.linalg.inv(benchmark.FROM_GLB))
+    azimuth, elevation = torch.tensor([0.0, 90.0, 180.0, 0.0]), torch.tensor([0.0, 0.0, 0.0, 89.0])
+    size, distance, fov = 60, 3.0, 40.0
+    seen = benchmark.picture_of(path, orbit(azimuth, elevation, distance, fov), size)
+    for picture, colour in zip(seen, (RED, GREEN, GREY, BLUE), strict=True):
+        np.testing.assert_allclose(picture[size // 2, size // 2], np.array(colour) / 255, atol=1e-6)
+        np.testing.assert_allclose(picture[0, 0], 1.0)
+    # The front face is a square at distance 2.5: its edge, in pixels, squared.
+    edge = size / (2 * math.tan(math.radians(fov) / 2) * 2.5)
+    covered = ((1 - seen[0]) / (1 - np.array(RED) / 255)).mean(-1).sum()
+    assert covered == pytest.approx(edge**2, rel=0.03)
+
+
+def test_the_psnr_of_a_mesh_with_itself_and_with_a_constant_error(benchmark: Any, tmp_path: Path) -> None:
+    path = write_box(tmp_path / "box.glb", np.linalg.inv(benchmark.FROM_GLB))
+
+    def view_with(error: float) -> Any:
+        def view(cameras: Any, height: int, width: int) -> Any:
+            drawn = torch.from_numpy(benchmark.picture_of(path, cameras, height))
+            return SimpleNamespace(rgb=drawn - error)
+
+        return view
+
+    assert benchmark.mesh_psnr(path, view_with(0.0)) == pytest.approx(100)  # where it ends
+    assert benchmark.mesh_psnr(path, view_with(0.1)) == pytest.approx(20)  # 10 log10(1 / 0.01)
+
+
+@pytest.mark.parametrize("count", ["0", "17"])
+def test_a_wrong_number_of_prompts_is_one_line(
+    count: str, benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["second_stage.py", "--prompts", count])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert capsys.readouterr().err.strip().splitlines()[-1].endswith(f"--prompts is 1 to 16, got {count}")
