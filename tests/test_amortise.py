@@ -306,7 +306,21 @@ def test_libraries_are_read_from_json_and_from_text(tmp_path: Path) -> None:
     assert told.all() == ("x", 'a "b"', "y", "z")
     assert [told.where(text) for text in told.all()] == ["line 1", "line 1", "line 2", "line 3"]
     many = prompt_library.Prompts(tuple(map(str, range(100))), held_out=("x",))
-    assert len(many.previewed()) <= 9 and many.previewed()[-1] == "x"
+    assert len(many.previewed()) == 9 and many.previewed()[-1] == "x"
+
+
+@pytest.mark.parametrize("colours_first", [True, False])
+def test_prompts_that_are_looked_at_are_of_many_kinds_whatever_the_order_of_the_list(
+    colours_first: bool,
+) -> None:
+    colours, kinds = [f"c{i}" for i in range(8)], [f"k{i}" for i in range(16)]
+    outer, inner = (colours, kinds) if colours_first else (kinds, colours)
+    seen = prompt_library.Prompts(tuple(f"{a} {b}" for a in outer for b in inner)).previewed()
+    assert len(seen) == len(set(seen)) == 8
+    for column in (0, 1):
+        assert len({text.split()[column] for text in seen}) >= 4
+    few = prompt_library.Prompts(("a", "b", "c"))
+    assert few.previewed() == ("a", "b", "c")
 
 
 @pytest.mark.parametrize(

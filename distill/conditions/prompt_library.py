@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -46,9 +47,12 @@ class Prompts:
         return (*self.train, *self.validation, *self.held_out)
 
     def previewed(self, most: int = 8) -> tuple[str, ...]:
-        """Prompts to look at while training: at most so many of those to learn, evenly chosen, and as many of the others."""
-        step = -(-len(self.train) // most)
-        return (*self.train[::step], *(*self.validation, *self.held_out)[:most])
+        """Prompts to look at while training: at most so many of those to learn, and as many of the others.
+
+        Those to learn are drawn: every n-th line of a list of kinds in colours may well be of one kind.
+        """
+        drawn = sorted(Random(0).sample(range(len(self.train)), min(most, len(self.train))))
+        return (*(self.train[i] for i in drawn), *(*self.validation, *self.held_out)[:most])
 
     def where(self, prompt: str) -> str:
         """The line of a prompt, for errors."""

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import torch
@@ -59,7 +60,7 @@ def pairs(held_out: bool) -> list[str]:
 
 
 def kinds(size: int) -> Lists:
-    """So many pairs of the embedded world, and those that are held out."""
+    """So many pairs of the embedded world, the first sixteen of fourteen kinds or more, and those that are held out."""
     return Lists(pairs(False)[:size], pairs(True), KINDS)
 
 
@@ -71,14 +72,14 @@ def known_names() -> tuple[str, ...]:
 
 
 def named(size: int, archives: Path | None) -> Lists:
-    """So many names, evenly chosen, each once, and ``HELD_OUT`` of them in the colour that is held out from the prior's training.
+    """So many names, each once, and ``HELD_OUT`` of them in the colour that is held out from the prior's training.
 
-    Trained colours take turns, so that a colour is seen on many names, and a name in one colour.
+    Trained colours take turns, so that a colour is seen on many names, and a name in one colour. The names are in no order.
     """
     known = vocabulary.of_prior("things")
     assert known is not None
     learnt, unseen, turns = [], [], cycle(world.COLOURS)
-    for name in spread(known.things, size):
+    for name in Random(0).sample(known.things, size):
         article, paintable = known.names[name]
         if not paintable:
             learnt.append(things.caption(name, article))
@@ -87,13 +88,7 @@ def named(size: int, archives: Path | None) -> Lists:
         learnt.append(things.caption(name, article, colour))
         kept = next(each for each in world.COLOURS if things.held_out(each, name))
         unseen.append(things.caption(name, article, kept))
-    return Lists(learnt, spread(unseen, HELD_OUT), Source(archives, size=SIZE, fine=SIZE))
-
-
-def spread(texts: Sequence[str], count: int) -> list[str]:
-    """So many of some texts, evenly chosen."""
-    count = min(count, len(texts))
-    return [texts[i * len(texts) // count] for i in range(count)]
+    return Lists(learnt, unseen[:HELD_OUT], Source(archives, size=SIZE, fine=SIZE))
 
 
 def train(folder: Path, lists: Lists, steps: int, loss: str, overrides: dict[str, Any]) -> Path:
@@ -157,9 +152,9 @@ def compare(options: argparse.Namespace, loss: str, size: int, steps: int, prior
     folder = train(options.output / name, lists, steps, loss, overrides | scene)
     row: Row = {"scene": options.scene, "loss": loss, "size": size, "steps": steps}
     for group, wanted in (("trained", lists.learnt), ("held_out", lists.held_out)):
-        row |= means(measured(folder, spread(wanted, options.measured), prior, lists.source), group)
+        row |= means(measured(folder, wanted[: options.measured], prior, lists.source), group)
     alone = []
-    for prompt in spread(lists.learnt, options.singles):
+    for prompt in lists.learnt[: options.singles]:
         own = options.output / "singles" / f"{loss}-{steps}" / prompt.replace(" ", "-")
         told = {"iterations": steps, "guidance": loss, **QUIET, **of_one(overrides)}
         alone.append(make(prompt, own, told, distill.generate, lists.source))
