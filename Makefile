@@ -20,7 +20,7 @@ test: $(READY)  ## set up, then run all tests
 gpu-report:  ## what a GPU does with this library, in minutes, into build/gpu-report; DRY=1 tries it on the CPU, PARTS="a b" runs these
 	$(GPU_PYTHON) examples/benchmarks/gpu/report.py --output $(or $(OUTPUT),build/gpu-report$(if $(DRY),-dry)) $(if $(DRY),--dry) $(if $(PARTS),--parts $(PARTS))
 
-gpu-train:  ## train what ships on a GPU: WHAT=prior or novel_view, MINUTES=8, OPTIONS=; run again to go on
+gpu-train:  ## train what ships on a GPU: WHAT=prior, novel_view, views or judge, MINUTES=8, OPTIONS=; run again to go on
 	$(GPU_PYTHON) examples/benchmarks/gpu/train.py $(WHAT) --minutes $(or $(MINUTES),8) $(OPTIONS)
 
 compat:  ## the tests that rest on other libraries, on their lowest and newest versions

@@ -261,3 +261,24 @@ def test_uploads_are_filled_in_order_and_pieces_make_the_whole(
     ]
     assert b"".join(path.read_bytes() for path in pieces) == data
     assert (tmp_path / "warp.tar.xz.sha256").read_text().strip() == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("what", ["prior", "novel_view", "views", "judge"])
+def test_a_training_is_asked_in_words_that_its_script_takes(
+    what: str, scripts: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, asked = scripts("train"), list[str]()
+    monkeypatch.setattr(train, "run", lambda command, minutes: asked.extend(map(str, command)) or 0)
+    more = ["--things", str(tmp_path)] if what == "judge" else []
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", what, "--minutes", "2", "--work", str(tmp_path / "work"), *more]
+    )
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    assert ended.value.code == 0
+    script = Path(asked[1])
+    monkeypatch.setattr(sys, "argv", asked[1:])
+    options = scripts(script.stem).parse_options()
+    assert (options.work, options.minutes, options.save_minutes) == (tmp_path / "work", 2, 1)
+    if what in ("views", "judge"):
+        assert options.output == tmp_path / "work" / "model"

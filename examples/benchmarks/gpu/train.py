@@ -1,8 +1,12 @@
 """Train what ships, on a GPU, for so many minutes in all; run again to go on.
 
-python examples/benchmarks/gpu/train.py prior --minutes 8 --work build/gpu-train/prior
-renders the pictures first, which takes a minute on sixteen cores, and saves every minute. The model is written where
-``--output`` says, by default into the working tree.
+    python examples/benchmarks/gpu/train.py prior --minutes 8 --work build/gpu-train/prior
+    python examples/benchmarks/gpu/train.py views --minutes 8
+    python examples/benchmarks/gpu/train.py judge --minutes 5 --things ~/things/pack --channels 64 128 320
+
+It renders the pictures first, which takes a minute on sixteen cores, and saves every minute. The model is written where ``--output``
+says, by default a prior or a novel-view model into the working tree, another into ``--work``. Other options are those of the scripts
+in ``examples/embedded``.
 """
 
 from __future__ import annotations
@@ -18,6 +22,13 @@ from pathlib import Path
 from report import ROOT, environment
 
 EMBEDDED = ROOT / "examples" / "embedded"
+#: Scripts by what they train, and whether they write into the working tree where no folder is given.
+KINDS = {
+    "prior": ("train_prior.py", True),
+    "novel_view": ("train_novel_view.py", True),
+    "views": ("train_views.py", False),
+    "judge": ("train_judge.py", False),
+}
 #: Seconds from a signal to the last file.
 GRACE = 60
 
@@ -47,18 +58,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    kinds = {"prior": "train_prior.py", "novel_view": "train_novel_view.py"}
-    parser.add_argument("what", choices=kinds)
+    parser.add_argument("what", choices=KINDS)
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--work", type=Path, help="for pictures and states; by default under build/gpu-train")
     parser.add_argument("--output", type=Path, help="folder of the model")
     options, others = parser.parse_known_args()
     work = (options.work or ROOT / "build" / "gpu-train" / options.what).resolve()
     work.mkdir(parents=True, exist_ok=True)
+    script, in_place = KINDS[options.what]
+    output = options.output or (None if in_place else work / "model")
     started = time.perf_counter()
-    code = train(
-        kinds[options.what], work, options.output and options.output.resolve(), options.minutes, others
-    )
+    code = train(script, work, output and output.resolve(), options.minutes, others)
     print(f"{options.what}: exit code {code} after {(time.perf_counter() - started) / 60:.1f} minutes")
     raise SystemExit(code)
 
