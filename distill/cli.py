@@ -9,9 +9,13 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from distill.arguments import check_flags, of_library, split_prompt, values_of, with_example
 from distill.files.paths import user_path
+
+if TYPE_CHECKING:
+    from distill.run.queue import Part
 
 HELP = """\
 Make a 3D asset from a text prompt or a picture.
@@ -94,7 +98,11 @@ def _list(of: Sequence[str]) -> str:
 
 
 def _job(words: Sequence[str], folders: Sequence[str], library: bool = False) -> int:
-    """Run what words of the command line ask for, perhaps as a library, and return the exit code; every foreseeable failure is one line."""
+    """Run what words of the command line ask for, perhaps as a library, and return the exit code; every foreseeable failure is one line.
+
+    Raises:
+        ValueError: they cannot be composed, in one line.
+    """
     from distill.ranks import Ended, Lost, joined
     from distill.run.batch import run_prompts
     from distill.run.compose import compose_config
@@ -105,8 +113,8 @@ def _job(words: Sequence[str], folders: Sequence[str], library: bool = False) ->
     from distill.run.queue import compose_queue, table_of
     from distill.run.table import SHOWN
 
+    config = compose_config(words, folders)
     try:
-        config = compose_config(words, folders)
         with joined(config.device) as ranks:
             if library or amortised(config) or config.prompts is None:
                 run_on(ranks, config, library)
@@ -139,7 +147,11 @@ def _job(words: Sequence[str], folders: Sequence[str], library: bool = False) ->
 def _swept(words: Sequence[str], folders: Sequence[str], library: bool = False) -> int:
     """Run one job of a sweep, composed from its words as it would be alone, and return the exit code."""
     _quieten()  # the job may be in another process, which has not been told
-    return _job(words, folders, library)
+    try:
+        return _job(words, folders, library)
+    except ValueError as error:
+        _fail(error)
+        return 2
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -193,9 +205,26 @@ def _quieten() -> None:
     )  # what it says before it fails is in the error
 
 
-def _start(arguments: Sequence[str]) -> int:
+def _parts(words: Sequence[str], folders: Sequence[str]) -> list[Part]:
+    """The parts of a file of prompts, which have settings of their own; of any other command the one that it is."""
     from distill.run.compose import compose_config
+    from distill.run.generator import amortised
+    from distill.run.queue import Part, compose_queue
+
+    config = compose_config(words, folders)
+    alone = [Part(config, [])]
+    return (
+        alone if config.prompts is None or amortised(config) else compose_queue(words, folders).parts or alone
+    )
+
+
+def _heading(part: Part, parts: Sequence[Part]) -> str:
+    return f"# {part}:\n" if len(parts) > 1 else ""
+
+
+def _start(arguments: Sequence[str]) -> int:
     from distill.run.overrides import quote, quote_text
+    from distill.run.queue import as_alone
 
     if arguments[0] == "doctor":
         from distill.doctor import doctor
@@ -206,7 +235,7 @@ def _start(arguments: Sequence[str]) -> int:
         if prompt is not None:
             options.append(f"prompt={quote(prompt)}")
         overrides = with_example([quote_text(text) for text in options], "a red mug")
-        return doctor(compose_config(overrides, folders), as_json="--json" in arguments)
+        return doctor(_parts(overrides, folders), as_json="--json" in arguments)
     if arguments[0] == "summary":
         return _summary(arguments[1:])
     if arguments[0] == "export":
@@ -225,12 +254,18 @@ def _start(arguments: Sequence[str]) -> int:
     if traced:
         from distill.run.why import explain_options
 
-        print(explain_options(traced, with_example(overrides), folders), end="")
+        words = with_example(overrides)
+        parts = _parts(words, folders)
+        for part in parts:
+            alone = words if len(parts) < 2 else as_alone(words, part.prompts[0])
+            print(_heading(part, parts) + explain_options(traced, alone, folders), end="")
         return 0
     if "--options" in flags:
         from omegaconf import OmegaConf
 
-        print(OmegaConf.to_yaml(compose_config(with_example(overrides), folders)), end="")
+        parts = _parts(with_example(overrides), folders)
+        for part in parts:
+            print(_heading(part, parts) + OmegaConf.to_yaml(part.config), end="")
         return 0
     if not flags and not any(text.startswith("hydra") for text in overrides):
         return _job(overrides, folders, library)

@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from distill.priors.whole import check_complete, check_whole
 from distill.run import stages
 from distill.run.assemble import assemble, pick_device
 from distill.run.compose import compose_config
+from distill.run.queue import Part
 
 #: Free space that a large run may take, and what the smallest does, bytes.
 ROOM, LEAST = 2e9, 20e6
@@ -50,9 +51,14 @@ class Finding:
     said: str
 
 
-def doctor(config: DictConfig, *, as_json: bool = False) -> int:
-    """Look at everything that a configuration needs, print it, and return the exit code: 0 if it can run."""
-    findings = list(examine(config))
+def doctor(parts: Sequence[Part], *, as_json: bool = False) -> int:
+    """Look at everything that a command needs, print it, and return the exit code: 0 if it can run.
+
+    Args:
+        parts: of a file of prompts, or the one of another command, which has no prompts.
+        as_json: print JSON.
+    """
+    findings = list(examine_all(parts))
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -62,8 +68,23 @@ def doctor(config: DictConfig, *, as_json: bool = False) -> int:
     return 1 if any(finding.verdict == "wrong" for finding in findings) else 0
 
 
-def examine(config: DictConfig) -> Iterator[Finding]:
-    """Yield all findings, in order."""
+def examine_all(parts: Sequence[Part]) -> Iterator[Finding]:
+    """Yield the findings of all parts, in order; of a later one what was not found before."""
+    seen = set[Finding]()
+    for number, part in enumerate(parts):
+        for finding in examine(*part):
+            if finding not in seen:
+                seen.add(finding)
+                yield replace(finding, name=f"{finding.name}, {part}") if number else finding
+
+
+def examine(config: DictConfig, prompts: Sequence[str] = ()) -> Iterator[Finding]:
+    """Yield all findings of a configuration, in order.
+
+    Args:
+        config: of a run, or of a part of a file of prompts.
+        prompts: of that part.
+    """
     plan = stages.plan(config, Path())
     yield Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
@@ -78,7 +99,7 @@ def examine(config: DictConfig) -> Iterator[Finding]:
     yield from backends(device, str(config.scene.get("backend", "auto")))
     yield from places(config)
     yield ffmpeg(config.export.enabled)
-    yield from inputs(plan[0])
+    yield from inputs(plan[0], prompts)
     source = None
     worded = bool(config.prompt or config.prompts)  # a picture alone asks no prior of words
     for finding, found in the_prior(plan[0].prior, plan[0].prior_options.config) if worded else ():
@@ -206,9 +227,9 @@ def places(config: DictConfig) -> Iterator[Finding]:
             yield Finding(name, "ok", said)
 
 
-def inputs(config: DictConfig) -> Iterator[Finding]:
+def inputs(config: DictConfig, prompts: Sequence[str]) -> Iterator[Finding]:
     """The user's own files that a run reads, and the folder that it writes."""
-    for name, look in looks(config):
+    for name, look in looks(config, prompts):
         yield looked(name, look)
 
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+from distill import cli
+from distill.embedded import prompt as prompt_module
 from distill.run import batch
 from distill.run.compose import compose_config
+from distill.run.overrides import quote
 from distill.run.queue import Queue, compose_queue
 
 #: The prior and the first timesteps that the tuned options give, and those of a kind with the prior of things.
@@ -53,12 +59,73 @@ def test_what_is_given_is_not_chosen(words: list[str], parts: list[Any]) -> None
 
 
 @pytest.mark.parametrize("prompt", [MIXED[0], MIXED[1], MIXED[2]])
-@pytest.mark.parametrize("words", [[], ["guidance=csd"], ["timesteps=uniform"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["guidance=csd"],
+        ["timesteps=uniform"],
+        ["stages=[field,surface]"],
+        ["stages=[mine]"],
+        ["stages=[mine,surface]", "stage.surface.iterations=3"],
+        ["source_prompt=a blue mug", "guidance=dds"],
+        ["source_prompt=a horse", "guidance=dds"],
+        ["+experiment=own"],
+        ["seeds=2"],
+    ],
+)
 def test_a_prompt_of_a_list_has_the_settings_that_it_has_alone(prompt: str, words: list[str]) -> None:
-    queue = compose_queue(["prompts=list.txt", *words])
+    for group, text in (("stage", "iterations: 9\n"), ("experiment", "seed: 3\n")):
+        (Path("mine") / group).mkdir(parents=True)
+        name = "mine" if group == "stage" else "own"
+        Path(f"mine/{group}/{name}.yaml").write_text(f"# @package _global_\n{text}prior: /models/sd\n")
+    queue = compose_queue(["prompts=list.txt", *words], ["mine"])
     (config,) = (one for one, prompts in queue.parts if prompt in prompts)
-    alone = compose_config([f"prompt={prompt}", "resume=true", *words])
+    alone = compose_config([f"prompt={prompt}", "resume=true", *words], ["mine"])
     assert OmegaConf.to_yaml(batch._one(config, prompt)) == OmegaConf.to_yaml(alone)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["null", "[close up] a red mug", "{old|new} mug", "a mug, red", "x=1", "it's ${a}"]
+)
+def test_any_text_is_a_prompt(prompt: str) -> None:
+    Path("list.txt").write_text(f"{prompt}\na blue cube\n")
+    queue = compose_queue(["prompts=list.txt", "prior=/models/sd"])
+    assert parts_of(queue)[0][1] == [prompt, "a blue cube"] and len(queue.parts) == 1
+    assert batch._one(queue.parts[0].config, prompt).prompt == prompt
+    alone = compose_config([f"prompt={quote(prompt)}", "resume=true"])
+    found = [one for one, prompts in compose_queue(["prompts=list.txt"]).parts if prompt in prompts]
+    assert [str(one.prior) for one in found] == [str(alone.prior)]
+
+
+def test_a_pipe_is_read_once() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"a red mug\na hamburger\n")
+    os.close(writing)
+    queue = compose_queue([f"prompts=/dev/fd/{reading}"])
+    os.close(reading)
+    assert parts_of(queue) == [(WORLD, ["a red mug"]), (THINGS, ["a hamburger"])]
+
+
+def test_without_a_file_it_is_one_line() -> None:
+    with pytest.raises(ValueError, match="prompts= is empty; write prompts=FILE, a JSON file"):
+        compose_queue(["prompt=a red mug"])
+
+
+def test_a_prompt_is_understood_once_by_each_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, plain = Counter[str](), prompt_module._read
+
+    def read(prompt: str, known: Any) -> Any:
+        asked[prompt] += 1
+        return plain(prompt, known)
+
+    monkeypatch.setattr(prompt_module, "_read", read)
+    texts = [f"a {colour} {kind}, please" for colour in ("red", "blue") for kind in ("mug", "thingummy")]
+    Path("list.txt").write_text("\n".join(texts))
+    queue = compose_queue(["prompts=list.txt"])
+    for config, prompts in queue.parts:
+        batch.say_first(config, prompts)
+    assert set(asked) == set(texts) and max(asked.values()) <= 2
 
 
 def test_a_library_is_a_list_of_all_its_prompts() -> None:
@@ -84,15 +151,35 @@ def test_each_prior_is_loaded_once_after_a_look_at_all_of_them(monkeypatch: pyte
     monkeypatch.setattr(batch, "open_prior", opened)
     monkeypatch.setattr(batch, "check_prior", lambda config, _: did.append(f"check {config.prior}"))
     monkeypatch.setattr(batch, "embed_first", lambda *_: None)
-    Path("list.txt").write_text("a hamburger\na red mug\na horse\n")
+    Path("list.txt").write_text("a hamburger\na red mug\na mug\na horse\n")
     results = batch.run_prompts(compose_queue(["prompts=list.txt", "output_dir=out"]))
-    assert results == dict.fromkeys(["a hamburger", "a horse", "a red mug"], "finished")
+    made = ["a hamburger", "a horse", "a mug", "a red mug"]
+    assert results == dict.fromkeys(made, "finished")
     assert did == [
-        "check things", "check embedded",
-        "open things", "things: a hamburger", "things: a horse", "open embedded", "embedded: a red mug",
+        "check things", "check embedded", "check things",
+        "open things", "things: a hamburger", "things: a horse", "things: a mug", "open embedded", "embedded: a red mug",
     ]  # fmt: skip
     with Path("out/batch.csv").open(newline="") as file:
-        assert [row["prompt"] for row in csv.DictReader(file)] == ["a hamburger", "a horse", "a red mug"]
+        assert [row["prompt"] for row in csv.DictReader(file)] == made
+
+
+def test_options_why_and_doctor_speak_of_each_part(capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*words: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*words, "prompts=list.txt"])
+        assert ended.value.code in (0, 1)
+        return capsys.readouterr().out
+
+    Path("list.txt").write_text("a hamburger\na red mug\na horse\n")
+    first, second = "'a hamburger' and 1 more of the prompts", "'a red mug'"
+    options = said("--options").split("# ")
+    assert [part.partition(":\n")[0] for part in options[1:]] == [first, second]
+    assert ["prior: things" in part for part in options[1:]] == [True, False]
+    why = said("--why", "prior")
+    assert re.findall(r"# (.*):\nprior = (\w+)", why) == [(first, "things"), (second, "embedded")]
+    looked = [line.split() for line in said("doctor").splitlines()]
+    assert {line[0] for line in looked if line[1] in ("prior", "prior,")} == {"ok"}
+    assert sum(line[1].startswith("prompts") for line in looked) == 2
 
 
 def test_a_prior_that_cannot_be_used_stops_a_queue_before_anything_is_made(

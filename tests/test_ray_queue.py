@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from distill.run.compose import compose_config
+from distill.run.queue import compose_queue
 from distill.run.table import Row
 
 
@@ -60,7 +60,7 @@ class Fake(ModuleType):
     def remote(self, **_: float) -> Any:
         return lambda _: SimpleNamespace(remote=self._start)
 
-    def _start(self, config: Any, root: str) -> Any:
+    def _start(self, parts: Any, root: str) -> Any:
         assert Path(root).is_absolute()
         self.started += 1
         number = self.started
@@ -70,7 +70,7 @@ class Fake(ModuleType):
             times = sum(each == prompt for _, each in self.asked)
             return lambda: self.plan(prompt, times)
 
-        def embed(_: object) -> Any:
+        def embed() -> Any:
             def done() -> None:
                 if self.embed:
                     raise self.embed
@@ -153,8 +153,7 @@ def test_the_prompt_of_a_dead_worker_goes_back_and_is_given_up_after_so_many(
     fake = use(monkeypatch, plan)
     rows = list(
         script.make_all(
-            compose_config(["prompts=list.txt"]),
-            ["a red mug", "a blue mug", "a green mug"],
+            compose_queue(["prompts=list.txt"]).parts,
             Path.cwd(),
             workers=2,
         )

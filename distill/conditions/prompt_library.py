@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -99,9 +100,12 @@ def read_list(file: str) -> tuple[str, ...]:
 
 
 def listed(file: str) -> tuple[str, ...]:
-    """Return all prompts of a library or of a text file; none where it cannot be read, which whoever makes them tells."""
+    """Return all prompts of a library or of a text file; none where it cannot be read, which whoever makes them tells.
+
+    What can be read only once, such as a pipe, is left to them, too.
+    """
     try:
-        return read_list(file)
+        return read_list(file) if user_path(file).is_file() else ()
     except ValueError:
         return ()
 
@@ -113,7 +117,8 @@ def _read(path: Path) -> tuple[Prompts, bool]:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         raise ValueError(f"prompts must be {FORM}, and {path} cannot be read: {why}") from error
-    is_json = path.suffix.lower() == ".json" or text.lstrip()[:1] in ("{", "[")
+    # Prompts may begin with a bracket, too, such as "[close up] a mug".
+    is_json = path.suffix.lower() == ".json" or bool(re.match(r'\s*\{\s*["}]', text))
     return (_of_json(path, text) if is_json else _of_text(text)), is_json
 
 

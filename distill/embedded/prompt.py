@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from distill.embedded import words
@@ -90,6 +91,13 @@ def kind_of(prompt: str, known: Known) -> str:
     return name if name in KINDS else ""
 
 
+def sort_of(prompt: str) -> tuple[str, bool]:
+    """What options may follow from a prompt by: the prior that ships for it, and whether it means a kind of the embedded world."""
+    both = of_prior("things")
+    assert both is not None
+    return prior_for([prompt]), bool(kind_of(prompt, both))
+
+
 def understand(prompt: str, known: Known) -> Meaning:
     """Read a prompt: the longest name that is known, one of the eight colours or a near one, words of a view.
 
@@ -99,6 +107,24 @@ def understand(prompt: str, known: Known) -> Meaning:
     Raises:
         ValueError: the prompt names nothing that is known or near, several things, or a colour that is none of the eight.
     """
+    meaning = _understood(prompt, known)
+    if isinstance(meaning, str):
+        raise ValueError(meaning)
+    return meaning
+
+
+@lru_cache(
+    maxsize=2**15
+)  # a list is read several times, and a word that is not known is compared with all that are
+def _understood(prompt: str, known: Known) -> Meaning | str:
+    """The meaning of a prompt, or why it has none."""
+    try:
+        return _read(prompt, known)
+    except ValueError as error:
+        return str(error)
+
+
+def _read(prompt: str, known: Known) -> Meaning:
     plain, view = without_view(prompt)
     parts = list(read(tokens(plain), known))
     joined = [part for part in parts if part.role == "joining"]

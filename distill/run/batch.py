@@ -24,7 +24,7 @@ from distill.run.folders import OtherLayout, check_root, claim, folder_name, is_
 from distill.run.judge import check_judge
 from distill.run.overrides import literal
 from distill.run.prior import check_prior, check_prompt, open_prior
-from distill.run.queue import Part, Queue, table_of
+from distill.run.queue import Part, Queue, by_prior, table_of
 from distill.run.seeding import several
 from distill.run.seeds import run_seeds
 from distill.run.staging import begin
@@ -91,11 +91,13 @@ def make_all(parts: Sequence[Part], root: Path, rows: list[Row]) -> None:
     device = pick_device(parts[0].config.device)
     check_parts(parts, device)
     with watched(parts[0].config) as desk:
-        for config, prompts in parts:
-            prior = open_prior(config, device)
-            embed_first(config, prompts, prior)
-            for prompt in prompts:
-                rows.append(make_one(config, prompt, root, prior, desk))
+        for together in by_prior(parts):
+            prior = open_prior(together[0].config, device)
+            for config, prompts in together:
+                embed_first(config, prompts, prior)
+                for prompt in prompts:
+                    rows.append(make_one(config, prompt, root, prior, desk))
+            del prior  # before the next is loaded
 
 
 def check_parts(parts: Sequence[Part], device: torch.device) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,47 +69,19 @@ def implied(words: Sequence[str]) -> dict[str, str]:
         given.setdefault("prior", str(own["prior"]))
     if given.get("scene") == "sdf" and earlier:
         found |= _followed(follows_from(earlier), given, "init")
-    return found | _of_texts(given, _texts(given)) | _cameras(given) | _preset(given)
-
-
-def implied_by_texts(words: Sequence[str]) -> Callable[[str], dict[str, str]]:
-    """Return what gives the options that follow from a prompt of a list, each with its reason; those of ``implied`` follow from all.
-
-    The prior that ships is among them, if it was left out.
-    """
-    given = dict(map(split_word, words))
-    shared = _named(given, "source_prompt")
-
-    def of(prompt: str) -> dict[str, str]:
-        texts = [prompt, shared] if shared else [prompt]
-        chosen = {} if _chosen_otherwise(given) else {"prior=embedded": "follows from the prompt"}
-        found = _of_texts(given, texts)
-        return found if "prior=things" in found else chosen | found
-
-    return of
-
-
-def _of_texts(given: Mapping[str, str], texts: Sequence[str]) -> dict[str, str]:
-    """The options that follow from the prompts that are made with the same settings."""
-    shipped = _shipped(given, texts)
+    shipped = _shipped(given)
     prior = "things" if shipped else given.get("prior", "embedded")
-    return shipped | _noisy(given, texts, prior)
+    return found | shipped | _noisy(given, prior) | _cameras(given) | _preset(given)
 
 
-def _shipped(given: Mapping[str, str], texts: Sequence[str]) -> dict[str, str]:
+def _shipped(given: Mapping[str, str]) -> dict[str, str]:
     """The prior of real things, where no prior is given and a prompt is of more than the embedded world."""
-    if _chosen_otherwise(given) or prior_for(texts) == "embedded":
+    if "prior" in given or _of_the_users_own(given.get("experiment", "")) or "preset" in given:
         return {}
-    return {"prior=things": "follows from the prompt"}
+    return {} if prior_for(_texts(given)) == "embedded" else {"prior=things": "follows from the prompt"}
 
 
-def _chosen_otherwise(given: Mapping[str, str]) -> bool:
-    """Tell whether the prior is given, or follows from something other than the prompt."""
-    own = _of_the_users_own(given.get("experiment", ""))
-    return own or "prior" in given or "preset" in given or bool(_named(given, "generator"))
-
-
-def _noisy(given: Mapping[str, str], texts: Sequence[str], prior: str) -> dict[str, str]:
+def _noisy(given: Mapping[str, str], prior: str) -> dict[str, str]:
     """Only noisy timesteps to begin with, where a prior of real things is asked for one of the sixteen kinds.
 
     In less noise it takes the faint blob that a scene begins with for an empty ground, and empties the scene.
@@ -118,7 +90,10 @@ def _noisy(given: Mapping[str, str], texts: Sequence[str], prior: str) -> dict[s
     if given.get("guidance", "") in ALIASES or any(name.partition(".")[0] in theirs for name in given):
         return {}
     own = of_prior(prior)
-    if own is None or not own.things or not texts or not all(kind_of(text, own) for text in texts):
+    if own is None or not own.things:
+        return {}
+    texts = _texts(given)
+    if not texts or not all(kind_of(text, own) for text in texts):
         return {}
     return {"timesteps.t_min=0.92": f"follows from a kind of the embedded world with prior={prior}"}
 

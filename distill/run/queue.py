@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from distill.conditions.prompt_library import read_list
+from distill.conditions.prompt_library import FORM, read_list
+from distill.embedded.prompt import sort_of
+from distill.embedded.vocabulary import of_prior
 from distill.files.paths import user_path
 from distill.run.checks.texts import numbers_of
 from distill.run.compose import compose_config
-from distill.run.implied import implied_by_texts
-from distill.run.overrides import split_word
+from distill.run.overrides import key_of, quote
+from distill.run.stages import plan
 
 
 class Part(NamedTuple):
@@ -26,6 +28,10 @@ class Part(NamedTuple):
 
     config: DictConfig
     prompts: list[str]
+
+    def __str__(self) -> str:
+        others = len(self.prompts) - 1
+        return repr(self.prompts[0]) + (f" and {others} more of the prompts" if others else "")
 
 
 class Queue(NamedTuple):
@@ -46,7 +52,7 @@ def compose_queue(overrides: Sequence[str], folders: Sequence[str] = ()) -> Queu
     """Compose the settings of each prompt of a file as they would be if it were alone.
 
     What follows from a prompt, such as which of the priors that ship knows it, differs between prompts; those with the same
-    settings are one part, which loads its prior once.
+    settings are one part.
 
     Args:
         overrides: words of the command line, ``prompts=`` among them.
@@ -57,16 +63,38 @@ def compose_queue(overrides: Sequence[str], folders: Sequence[str] = ()) -> Queu
     """
     config = compose_config(overrides, folders)
     every = read_prompts(config)
-    alike: dict[tuple[str, ...], list[str]] = {}
-    chosen = implied_by_texts(overrides)
-    for prompt in shard_of(every, config.shard):
-        alike.setdefault(tuple(chosen(prompt)), []).append(prompt)
-    parts = list[Part]()
-    for words, prompts in alike.items():
-        as_all = all(str(OmegaConf.select(config, key)) == value for key, value in map(split_word, words))
-        own = config if as_all else compose_config([*overrides, *words], folders)
-        parts.append(Part(own, prompts))
-    return Queue(config, len(every), parts)
+    wanted = shard_of(every, config.shard)
+    if wanted and not any(of_prior(stage.prior) for stage in plan(config, Path())):
+        return Queue(config, len(every), [Part(config, wanted)])  # nothing follows from a prompt
+    alike: dict[object, list[str]] = {}
+    for prompt in wanted:
+        alike.setdefault(sort_of(prompt), []).append(prompt)
+    parts: dict[str, Part] = {}
+    for prompts in alike.values():
+        own = compose_config(as_alone(overrides, prompts[0]), folders)
+        own.prompt, own.prompts, own.shard = "", config.prompts, config.shard
+        parts.setdefault(OmegaConf.to_yaml(own), Part(own, [])).prompts.extend(prompts)
+    place = {prompt: number for number, prompt in enumerate(wanted)}
+    for part in parts.values():
+        part.prompts.sort(key=place.__getitem__)
+    return Queue(config, len(every), list(parts.values()))
+
+
+def as_alone(overrides: Sequence[str], prompt: str) -> list[str]:
+    """The words of a command line with a prompt instead of the file."""
+    return [
+        *(word for word in overrides if key_of(word) not in ("prompts", "shard")),
+        f"prompt={quote(prompt)}",
+    ]
+
+
+def by_prior(parts: Sequence[Part]) -> list[list[Part]]:
+    """The parts that can share a prior which is loaded once, in the order of the first of each."""
+    shared: dict[str, list[Part]] = {}
+    for part in parts:
+        key = OmegaConf.to_yaml({"prior": part.config.prior, "options": part.config.prior_options})
+        shared.setdefault(key, []).append(part)
+    return list(shared.values())
 
 
 def read_prompts(config: DictConfig) -> list[str]:
@@ -75,8 +103,8 @@ def read_prompts(config: DictConfig) -> list[str]:
     Raises:
         ValueError: the file cannot be read or has no prompts.
     """
-    if not config.prompts.strip():
-        raise ValueError("prompts= is empty; write prompts=FILE, a text file with one prompt per line")
+    if not (config.prompts or "").strip():
+        raise ValueError(f"prompts= is empty; write prompts=FILE, {FORM}")
     return list(dict.fromkeys(read_list(config.prompts)))
 
 

@@ -22,32 +22,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
 from distill.run.assemble import pick_device
 from distill.run.batch import check_parts, embed_first, finished_ones, make_one
 from distill.run.folders import check_root
 from distill.run.overrides import quote, quote_text
 from distill.run.prior import open_prior
-from distill.run.queue import Part, Queue, compose_queue, table_of
+from distill.run.queue import Part, Queue, by_prior, compose_queue, table_of
 from distill.run.summary import as_text, summarise
 from distill.run.table import Row, tell
 
 
 class Worker:
-    """A process with a prior: Ray makes it an actor."""
+    """A process with a prior: Ray makes it an actor.
 
-    def __init__(self, config: DictConfig, root: str) -> None:
-        self.config, self.root = config, Path(root)
+    Args:
+        parts: of a queue, which share the prior.
+        root: the folder for all assets.
+    """
+
+    def __init__(self, parts: Sequence[Part], root: str) -> None:
+        self.parts, self.root = parts, Path(root)
+        config = parts[0].config
         self.prior = open_prior(config, pick_device(config.device))
 
-    def embed(self, prompts: Sequence[str]) -> None:
+    def embed(self) -> None:
         """Embed prompts at once, so that the text encoders are loaded once; ``DISTILL_CACHE`` keeps them for all workers."""
-        embed_first(self.config, prompts, self.prior)
+        for config, prompts in self.parts:
+            embed_first(config, prompts, self.prior)
 
     def make(self, prompt: str) -> Row:
         """Make the asset of one prompt; a failure is in its row."""
-        return make_one(self.config, prompt, self.root, self.prior)
+        config = next(part.config for part in self.parts if prompt in part.prompts)
+        return make_one(config, prompt, self.root, self.prior)
 
 
 def fitting(there: Mapping[str, float], each: Mapping[str, float]) -> int:
@@ -65,8 +72,7 @@ def fitting(there: Mapping[str, float], each: Mapping[str, float]) -> int:
 
 
 def make_all(
-    config: DictConfig,
-    prompts: Sequence[str],
+    parts: Sequence[Part],
     root: Path,
     workers: int,
     gpus: float = 0.0,
@@ -76,8 +82,7 @@ def make_all(
     """Make the assets of prompts with workers of a Ray that is started.
 
     Args:
-        config: of a part of the queue.
-        prompts: whose assets to make, one at least.
+        parts: with the prompts whose assets to make, one at least; they share a prior.
         root: the folder for all, which the workers share.
         workers: how many actors.
         gpus: of each actor; Ray shows each its own.
@@ -93,6 +98,7 @@ def make_all(
     """
     import ray
 
+    prompts = [prompt for part in parts for prompt in part.prompts]
     workers = min(workers, len(prompts), fitting(ray.cluster_resources(), {"CPU": cpus, "GPU": gpus}))
     actor: Any = ray.remote(num_gpus=gpus, num_cpus=cpus)(Worker)
     waiting = deque((prompt, 1) for prompt in prompts)
@@ -103,14 +109,14 @@ def make_all(
             prompt, tried = waiting.popleft()
             at_work[worker.make.remote(prompt)] = (worker, prompt, tried)
 
-    first = actor.remote(config, str(root))
+    first = actor.remote(parts, str(root))
     try:
-        ray.get(first.embed.remote(list(prompts)))
+        ray.get(first.embed.remote())
     except ray.exceptions.RayTaskError as error:
         print(f"the prompts are embedded run by run: {line_of(error)}", file=sys.stderr)
     give(first)
     for _ in range(workers - 1):
-        give(actor.remote(config, str(root)))
+        give(actor.remote(parts, str(root)))
     while at_work:
         (done,), _ = ray.wait(list(at_work), num_returns=1)
         worker, prompt, tried = at_work.pop(done)
@@ -125,7 +131,7 @@ def make_all(
                 waiting.append((prompt, tried + 1))
             else:
                 row = Row(prompt, f"{tries} workers died of it", "", 0.0)
-            worker = actor.remote(config, str(root)) if waiting else None
+            worker = actor.remote(parts, str(root)) if waiting else None
         if worker is not None:
             give(worker)
         if row:
@@ -141,7 +147,7 @@ def line_of(error: BaseException) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script; returns its exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("prompts", help="a text file with one prompt per line")
+    parser.add_argument("prompts", help="a text file with one prompt per line, or a library in JSON")
     parser.add_argument("options", nargs="*", help="of the runs, such as iterations=400 prior=FOLDER")
     parser.add_argument("--workers", type=int, default=2, help="how many actors")
     parser.add_argument("--gpus", type=float, default=0.0, help="of each actor, such as 1")
@@ -203,7 +209,7 @@ def to_make(queue: Queue, gpus: float) -> tuple[Path, list[Part]]:
 
 
 def work(left: Sequence[Part], root: Path, given: argparse.Namespace, rows: list[Row]) -> None:
-    """Start Ray, make one part after another, and append a row for each prompt as it ends.
+    """Start Ray, and append a row for each prompt as it ends; the workers of one prior come after those of another.
 
     Raises:
         ValueError: no worker fits the cluster.
@@ -216,8 +222,8 @@ def work(left: Sequence[Part], root: Path, given: argparse.Namespace, rows: list
     except (OSError, ray.exceptions.RayError) as error:  # a cluster that is not there is a ConnectionError
         raise RuntimeError(f"Ray does not start: {line_of(error)}") from error
     try:
-        for config, prompts in left:
-            for row in make_all(config, prompts, root, given.workers, given.gpus, given.cpus, given.tries):
+        for parts in by_prior(left):
+            for row in make_all(parts, root, given.workers, given.gpus, given.cpus, given.tries):
                 rows.append(row)
     except ray.exceptions.RayError as error:
         raise RuntimeError(f"no worker can start: {line_of(error)}") from error
