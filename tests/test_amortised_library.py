@@ -75,3 +75,39 @@ def test_wrong_options_are_one_line(
         benchmark.main()
     assert ended.value.code == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].endswith(said)
+
+
+def test_a_library_of_another_kind_is_not_taken_for_this_one(benchmark: Any, tmp_path: Path) -> None:
+    (tmp_path / "generator").mkdir()
+    (tmp_path / "generator" / "manifest.json").write_text("{}")
+    kinds = benchmark.kinds(16)
+    assert benchmark.train(tmp_path, kinds, 1, "sds", {}) == tmp_path / "generator"
+    before = (tmp_path / "library.json").read_text()
+    with pytest.raises(ValueError, match="has another library; choose another --output"):
+        benchmark.train(tmp_path, benchmark.named(16, None), 1, "sds", {})
+    assert (tmp_path / "library.json").read_text() == before
+
+
+def test_smaller_libraries_of_things_begin_larger_ones(benchmark: Any) -> None:
+    small, large = benchmark.named(40, None), benchmark.named(395, None)
+    assert large.learnt[:40] == small.learnt and large.held_out == small.held_out
+    assert len(benchmark.named(1, None).learnt) == 1
+
+
+def test_a_row_without_a_truth_is_measured_again_with_one(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_of = list[str]()
+
+    def measure(view: object, prompt: str, source: Any) -> Any:
+        asked_of.append(prompt)
+        truth = "archives" if source.archives else "none"
+        return {"r_precision": 1.0, "iou": 0.5 if source.archives else None, "truth": truth}, None
+
+    monkeypatch.setattr(benchmark, "measure", measure)
+    monkeypatch.setattr(benchmark, "views_of", lambda *_: lambda prompt: prompt)
+    for archives, expected in ((None, None), (None, None), (tmp_path, 0.5)):
+        source = benchmark.Source(archives)
+        (row,) = benchmark.measured(tmp_path, ["a hamburger"], None, source)
+        assert row["iou"] == expected
+    assert asked_of == ["a hamburger"] * 2

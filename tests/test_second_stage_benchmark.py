@@ -76,11 +76,34 @@ def test_the_psnr_of_a_mesh_with_itself_and_with_a_constant_error(benchmark: Any
     assert benchmark.mesh_psnr(path, view_with(0.1)) == pytest.approx(20)  # 10 log10(1 / 0.01)
 
 
-@pytest.mark.parametrize("count", ["0", "17"])
-def test_a_wrong_number_of_prompts_is_one_line(
-    count: str, benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_table_has_both_stages_their_means_and_gaps(benchmark: Any) -> None:
+    def stage(value: float | None) -> dict[str, Any]:
+        figures = dict.fromkeys(("r_precision", "iou", "mesh_db", "conversion_iou", "conversion_db"), value)
+        return {"prompt": "a red mug", **figures}
+
+    rows = [{"field": stage(0.5), "surface": stage(1.0)}, {"field": stage(1.0), "surface": stage(None)}]
+    *_, first, _, mean = benchmark.table(rows).splitlines()
+    assert first.split(" | ")[1:] == ["0.500", "1.000", "0.500", "1.000", "1.000", "1.0", "0.5", "1.0 |"]
+    assert mean.split(" | ")[1:] == ["0.750", "1.000", "0.750", "1.000", "1.000", "1.0", "0.8", "1.0 |"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prompts", "0"], "--prompts is 1 to 16, got 0"),
+        (["--prompts", "17"], "--prompts is 1 to 16, got 17"),
+        (["--surface", "export.formats=[ply]"], "exported by default; leave out export.formats"),
+        (["--set", "iterations=1", "export.enabled=false"], "leave out export.enabled"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    words: list[str],
+    said: str,
+    benchmark: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["second_stage.py", "--prompts", count])
+    monkeypatch.setattr(sys, "argv", ["second_stage.py", *words])
     with pytest.raises(SystemExit):
         benchmark.main()
-    assert capsys.readouterr().err.strip().splitlines()[-1].endswith(f"--prompts is 1 to 16, got {count}")
+    assert capsys.readouterr().err.strip().splitlines()[-1].endswith(said)

@@ -2,7 +2,7 @@
 
 The library is the embedded world's: 112 pairs of a colour and a kind to learn, and 16 that are held out, from the prior's training
 too. With --things, it is every name that ``prior=things`` knows, once: in a trained colour where it can be chosen, else as it is; held
-out are 16 names in the colour that the prior has not seen them in. The metrics are those of quality.py: the judge's R-precision at 1
+out are 16 of the names, fewer of a small library, in the colour that the prior has not seen them in. The metrics are those of quality.py: the judge's R-precision at 1
 among all captions, and silhouette IoU with the truth, of things with --archives alone. Each budget, in steps for each prompt, is a
 training of its own, as it is for a single prompt; so the rows are the amortisation curve. With several losses and sizes of the
 library, the rows say which losses scale (Ma et al. 2024, arXiv:2407.02040). An interrupted benchmark continues when started again.
@@ -31,7 +31,7 @@ import distill
 from distill.conditions import prompt_library, prompts
 from distill.contracts import Prior, View
 from distill.embedded import things, vocabulary, world
-from distill.lab.truth import Source
+from distill.lab.truth import Source, origin
 from distill.run.amortise import amortise
 from distill.run.initial import open_generator
 from distill.run.scenes import look
@@ -72,14 +72,15 @@ def known_names() -> tuple[str, ...]:
 
 
 def named(size: int, archives: Path | None) -> Lists:
-    """So many names, each once, and ``HELD_OUT`` of them in the colour that is held out from the prior's training.
+    """So many names, each once, and at most ``HELD_OUT`` of them in the colour that is held out from the prior's training.
 
-    Trained colours take turns, so that a colour is seen on many names, and a name in one colour. The names are in no order.
+    Trained colours take turns, so that a colour is seen on many names, and a name in one colour. The names are in an order that is
+    drawn once: a smaller library is the beginning of a larger one, and from about thirty names on, what is held out is the same.
     """
     known = vocabulary.of_prior("things")
     assert known is not None
     learnt, unseen, turns = [], [], cycle(world.COLOURS)
-    for name in Random(0).sample(known.things, size):
+    for name in Random(0).sample(known.things, len(known.things))[:size]:
         article, paintable = known.names[name]
         if not paintable:
             learnt.append(things.caption(name, article))
@@ -95,8 +96,10 @@ def train(folder: Path, lists: Lists, steps: int, loss: str, overrides: dict[str
     """Train a generator, or go on with it; returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "library.json"
-    said = {"train": lists.learnt, "held_out": lists.held_out}
-    file.write_text(json.dumps(said, indent=1) + "\n")
+    said = json.dumps({"train": lists.learnt, "held_out": lists.held_out}, indent=1) + "\n"
+    if file.exists() and file.read_text() != said:
+        raise ValueError(f"{folder} has another library; choose another --output")
+    file.write_text(said)
     made, iterations = folder / "generator", steps * len(lists.learnt)
     if (made / "manifest.json").exists():
         return made
@@ -127,7 +130,7 @@ def measured(folder: Path, wanted: Sequence[str], prior: Prior, source: Source) 
     rows: dict[str, Row] = json.loads(result.read_text()) if result.exists() else {}
     view = views_of(folder, prior)
     for prompt in wanted:
-        if prompt not in rows:
+        if prompt not in rows or rows[prompt]["truth"] != origin(prompt, source):
             rows[prompt] = measure(view(prompt), prompt, source)[0]
             result.write_text(json.dumps(rows, indent=1) + "\n")
     return [rows[prompt] for prompt in wanted]
@@ -148,7 +151,7 @@ def compare(options: argparse.Namespace, loss: str, size: int, steps: int, prior
     overrides = dict(options.overrides)
     scene = {} if options.scene == "hyper_grid" else {"scene": options.scene}
     lists = named(size, options.archives) if options.things else kinds(size)
-    name = f"{options.scene}-{loss}-{size}-{steps}"
+    name = f"{'things-' if options.things else ''}{options.scene}-{loss}-{size}-{steps}"
     folder = train(options.output / name, lists, steps, loss, overrides | scene)
     row: Row = {"scene": options.scene, "loss": loss, "size": size, "steps": steps}
     for group, wanted in (("trained", lists.learnt), ("held_out", lists.held_out)):

@@ -92,8 +92,8 @@ def make(prompt: str, folder: Path, stage: str, options: Made, generate: Callabl
     save_strip(asset.view, front, folder / f"{stage}.png")
     made = {"prompt": prompt, "overrides": options, **figures}
     made["mesh_db"] = mesh_psnr(own / "mesh.glb", asset.view)
-    if found := asset.manifest.get("conversion"):
-        made |= {"conversion_iou": found["silhouette_iou"], "conversion_db": found["psnr_db"]}
+    found = asset.manifest.get("conversion") or {}
+    made |= {"conversion_iou": found.get("silhouette_iou"), "conversion_db": found.get("psnr_db")}
     result.write_text(json.dumps(made, indent=1) + "\n")
     return made
 
@@ -129,6 +129,8 @@ def parse_options() -> argparse.Namespace:
             name, type=parse_value, nargs="*", default=[], metavar="KEY=VALUE", help=f"options of the {what}"
         )
     options = parser.parse_args()
+    if wrong := [key for key, _ in [*options.set, *options.surface] if key.startswith("export.")]:
+        parser.error(f"the meshes are measured as they are exported by default; leave out {', '.join(wrong)}")
     if not 1 <= options.prompts <= len(PROMPTS):
         parser.error(f"--prompts is 1 to {len(PROMPTS)}, got {options.prompts}")
     return options
