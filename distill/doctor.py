@@ -227,7 +227,7 @@ def places(config: DictConfig) -> Iterator[Finding]:
             yield Finding(name, "ok", said)
 
 
-def inputs(config: DictConfig, prompts: Sequence[str]) -> Iterator[Finding]:
+def inputs(config: DictConfig, prompts: Sequence[str] = ()) -> Iterator[Finding]:
     """The user's own files that a run reads, and the folder that it writes."""
     for name, look in looks(config, prompts):
         yield looked(name, look)

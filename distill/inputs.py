@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from distill.conditions import prompts
 from distill.conditions.control import DRAWN, read_picture
 from distill.conditions.picture import framed, maps_of, model_of
 from distill.files.lock import hold
@@ -32,16 +33,16 @@ if TYPE_CHECKING:
 Look = tuple[str, Callable[[], str]]
 
 
-def looks(config: DictConfig, prompts: Sequence[str] = ()) -> Iterator[Look]:
+def looks(config: DictConfig, texts: Sequence[str] = ()) -> Iterator[Look]:
     """Yield a look at each thing of the user's own that a configuration names, and at the folder that it writes to.
 
     Args:
         config: of a run, or of a part of a file of prompts.
-        prompts: of that part; by default, all of the file are looked at.
+        texts: prompts of that part; by default, all of the file are looked at.
     """
     yield "output_dir", partial(writable, config)
     if config.prompts is not None:
-        yield "prompts", partial(listed, config, prompts)
+        yield "prompts", partial(listed, config, texts)
     elif config.prompt:
         yield "prompt", partial(known, config)
     if judge_of(config) is not None:
@@ -82,11 +83,11 @@ def writable(config: DictConfig) -> str:
     return str(folder)
 
 
-def listed(config: DictConfig, prompts: Sequence[str] = ()) -> str:
+def listed(config: DictConfig, texts: Sequence[str] = ()) -> str:
     """Check some prompts of a file, or each of them."""
     if amortised(config):
         return f"{config.prompts}: {len(library_of(config).train)} prompts to learn"
-    wanted = prompts or shard_of(read_prompts(config), config.shard)
+    wanted = texts or shard_of(read_prompts(config), config.shard)
     said = []
     for prompt in wanted:
         one = OmegaConf.merge(config, {"prompt": prompt.replace("${", r"\${")})

@@ -268,7 +268,12 @@ def test_a_training_is_asked_in_words_that_its_script_takes(
     what: str, scripts: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train, asked = scripts("train"), list[str]()
-    monkeypatch.setattr(train, "run", lambda command, minutes: asked.extend(map(str, command)) or 0)
+
+    def run(command: list[object], minutes: float) -> int:
+        asked.extend(map(str, command))
+        return 0
+
+    monkeypatch.setattr(train, "run", run)
     more = ["--things", str(tmp_path)] if what == "judge" else []
     monkeypatch.setattr(
         sys, "argv", ["train.py", what, "--minutes", "2", "--work", str(tmp_path / "work"), *more]

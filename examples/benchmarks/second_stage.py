@@ -57,14 +57,15 @@ def picture_of(path: Path, cameras: Cameras, size: int) -> NDArray[np.float64]:
     """
     mesh = cast(trimesh.Trimesh, trimesh.load(path, force="mesh"))
     mesh.apply_transform(FROM_GLB)
-    texture = np.asarray(mesh.visual.material.baseColorTexture.convert("RGB")) / 255
+    visual: Any = mesh.visual
+    texture = np.asarray(visual.material.baseColorTexture.convert("RGB")) / 255
     fine = size * RAYS
     origins, directions = (value.reshape(-1, 3).double().numpy() for value in cameras.rays(fine, fine))
     faces, rays, points = mesh.ray.intersects_id(
         origins, directions, multiple_hits=False, return_locations=True
     )
     weights = trimesh.triangles.points_to_barycentric(mesh.triangles[faces], points)
-    uv = (mesh.visual.uv[mesh.faces[faces]] * weights[..., None]).sum(1)
+    uv = (visual.uv[mesh.faces[faces]] * weights[..., None]).sum(1)
     height, width, _ = texture.shape
     column = np.clip((uv[:, 0] * width).astype(int), 0, width - 1)
     row = np.clip(((1 - uv[:, 1]) * height).astype(int), 0, height - 1)
