@@ -213,9 +213,12 @@ def _parts(words: Sequence[str], folders: Sequence[str]) -> list[Part]:
 
     config = compose_config(words, folders)
     alone = [Part(config, [])]
-    return (
-        alone if config.prompts is None or amortised(config) else compose_queue(words, folders).parts or alone
-    )
+    if config.prompts is None or amortised(config):
+        return alone
+    try:
+        return compose_queue(words, folders).parts or alone
+    except ValueError:  # the file cannot be read, which a run and the doctor tell
+        return alone
 
 
 def _heading(part: Part, parts: Sequence[Part]) -> str:

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from distill.run.assemble import assemble
 from distill.run.compose import compose_config
 from distill.run.journal import stop_signals
 from distill.run.prior import check_prompt
-from distill.run.queue import read_prompts
+from distill.run.queue import Part, read_prompts
 
 
 @pytest.fixture
@@ -116,8 +117,8 @@ def test_the_doctor_takes_what_a_run_takes(
 ) -> None:
     seen: list[DictConfig] = []
 
-    def look(config: DictConfig, as_json: bool) -> int:
-        seen.append(config)
+    def look(parts: Sequence[Part], as_json: bool) -> int:
+        seen.extend(part.config for part in parts)
         return 0
 
     monkeypatch.setattr(doctor, "doctor", look)
