@@ -93,13 +93,15 @@ def imports(module: str) -> Iterator[Import]:
                 yield Import(module, name, late, node.lineno)
 
 
-IMPORTS = [found for module in HOMES for found in imports(module)]
+@functools.cache
+def all_imports() -> list[Import]:
+    return [found for module in HOMES for found in imports(module)]
 
 
 def reached(start: str) -> set[str]:
     """Modules that a module's imports lead to, those in functions among them."""
     edges: dict[str, set[str]] = {}
-    for found in IMPORTS:
+    for found in all_imports():
         edges.setdefault(found.source, set()).add(found.target)
     seen: set[str] = set()
     waiting = [start]
@@ -116,14 +118,14 @@ def test_the_source_is_found_and_read() -> None:
     }
     assert "distill.contracts" in reached("distill.loop")
     assert "distill.contracts" in {
-        found.target for found in IMPORTS if found.source == "distill.guidance.sds"
+        found.target for found in all_imports() if found.source == "distill.guidance.sds"
     }
 
 
 def test_nothing_but_the_laboratory_imports_the_laboratory() -> None:
     inside = [
         str(found)
-        for found in IMPORTS
+        for found in all_imports()
         if found.target.startswith("distill.lab") and not found.source.startswith("distill.lab")
     ]
     assert inside == []
@@ -142,12 +144,12 @@ def test_nothing_but_the_laboratory_imports_the_laboratory() -> None:
 
 
 def test_no_import_in_a_function_closes_a_cycle() -> None:
-    closing = [str(found) for found in IMPORTS if found.late and found.source in reached(found.target)]
+    closing = [str(found) for found in all_imports() if found.late and found.source in reached(found.target)]
     assert closing == []
 
 
 def test_no_modules_import_each_other_at_the_top() -> None:
-    assert [str(found) for found in IMPORTS if not found.late and found.source in reached(found.target)] == []
+    assert [str(found) for found in all_imports() if not found.late and found.source in reached(found.target)] == []
 
 
 #: Words that name a part by what it is.
@@ -189,7 +191,7 @@ def looks_at_the_end_of_a_name(node: ast.AST) -> bool:
     ends = [
         leaf.value for argument in node.args for leaf in ast.walk(argument) if isinstance(leaf, ast.Constant)
     ]
-    return any(isinstance(end, str) and end in CLASSES for end in ends)
+    return any(isinstance(end, str) and end in classes() for end in ends)
 
 
 def is_of_a_scene(node: ast.AST) -> bool:
@@ -200,7 +202,9 @@ def is_of_a_scene(node: ast.AST) -> bool:
     return bool(kinds & {"HashGridScene", "ImageScene", "Particles"})
 
 
-CLASSES = {node.name for module in HOMES for node in ast.walk(tree(module)) if isinstance(node, ast.ClassDef)}
+@functools.cache
+def classes() -> set[str]:
+    return {node.name for module in HOMES for node in ast.walk(tree(module)) if isinstance(node, ast.ClassDef)}
 
 
 @pytest.mark.parametrize(
