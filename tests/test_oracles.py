@@ -428,9 +428,9 @@ def test_a_dirac_prior_through_the_real_loop_is_reached(name: str, sampler: str)
     """Oracle 26: a 2-D picture converges to mu."""
     target = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(4))
     prior = dirac({"mug": target, "": target}, scaled_linear().float())
-    scene = ImageScene(8, 8, lr=0.02, seed=1)
+    scene = ImageScene(8, 8, lr=0.04, seed=1)
     state = State(scene, make_optimiser(scene), torch.Generator().manual_seed(0))
-    settings = Settings(400, batch=2, size=Ramp(8), final_lr=0.02)
+    settings = Settings(200, batch=2, size=Ramp(8), final_lr=0.02)
     train(
         Job(
             state, prior, PULLS[name], conditioner(prior, "mug"), scene.render, ranges(),

@@ -16,14 +16,14 @@ from scipy.sparse.csgraph import connected_components
 from skimage.measure import marching_cubes
 from trimesh.ray.ray_pyembree import RayMeshIntersector
 
-from distill.cameras import Cameras, orbit
+from distill.cameras import orbit
 from distill.contracts import Field, View
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-#: Cameras, and where their pictures show the object, shape ``[views, height, width]``.
-Silhouettes = tuple[Cameras, NDArray[np.bool_]]
+#: Origins and directions of the rays of some pictures, and which of them meet the object, shape ``[views, height, width]``.
+Silhouettes = tuple[Floats, Floats, NDArray[np.bool_]]
 
 _log = logging.getLogger(__name__)
 
@@ -222,14 +222,16 @@ def _silhouettes(view: View, size: int) -> Silhouettes:
     cameras = orbit(azimuth, torch.tensor([10.0, 40.0]).repeat(3), 3.2, 40.0)
     with torch.no_grad():
         opacity = view(cameras, size, size).opacity
-    return cameras, (opacity[..., 0] > 0.5).cpu().numpy()
+    origins, directions = (rays.reshape(-1, 3).numpy() for rays in cameras.rays(size, size))
+    return origins, directions, (opacity[..., 0] > 0.5).cpu().numpy()
 
 
-def _silhouette_iou(vertices: Floats, faces: Ints, cameras: Cameras, pictures: NDArray[np.bool_]) -> float:
-    """Mean over the cameras of intersection over union between mesh and pictures; 0 for an empty mesh."""
+def _silhouette_iou(
+    vertices: Floats, faces: Ints, origins: Floats, directions: Floats, pictures: NDArray[np.bool_]
+) -> float:
+    """Mean over the pictures of intersection over union between mesh and pictures; 0 for an empty mesh."""
     if len(faces) == 0:
         return 0.0
-    origins, directions = (rays.reshape(-1, 3).numpy() for rays in cameras.rays(*pictures.shape[1:]))
     caster = RayMeshIntersector(trimesh.Trimesh(vertices, faces, process=False))
     mesh = caster.intersects_any(origins, directions).reshape(pictures.shape)
     union = (mesh | pictures).sum((1, 2))
@@ -243,7 +245,7 @@ def _choose_level(density: Floats, pictures: Silhouettes, largest: bool) -> floa
     does so within one voxel; then twice more around the best, three times finer. Of levels that are as
     good, the middle one.
     """
-    if not pictures[1].any():
+    if not pictures[-1].any():
         raise ValueError(
             "Expected an object in the renders, got none that is half opaque from any side (an empty scene): "
             "train longer, try another seed, or pass iso."
