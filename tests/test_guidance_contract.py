@@ -227,8 +227,8 @@ def test_a_learner_learns(loss: Any, case_of: Any) -> None:
         g = torch.Generator().manual_seed(seed)
         return sum(case.loss.learn(case.prior, case.x, case.condition(), g) for _ in range(count))
 
-    errors(trained, 1, 40)
-    assert errors(trained, 2, 10) < errors(fresh, 2, 10)
+    errors(trained, 1, 20)
+    assert errors(trained, 2, 6) < errors(fresh, 2, 6)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -148,7 +148,7 @@ def test_a_recipe_is_for_the_hash_grid_and_the_command_line_wins() -> None:
 
 #: Sizes for a test: all else is the recipe's own. A scene is looked over anew in every sixteenth step.
 SCALED: dict[str, Any] = {
-    "iterations": 18, "scene.log2_table_size": 8, "scene.march_steps": 16, "scene.occupancy_resolution": 8,
+    "iterations": 9, "scene.log2_table_size": 8, "scene.march_steps": 16, "scene.occupancy_resolution": 8,
     "export.enabled": False, "log.tensorboard": False, "log.preview_every": 0, "log.checkpoint_every": 0,
     "render.batch": 1, "preset": "latent",
 }  # fmt: skip

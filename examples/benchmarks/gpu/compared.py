@@ -111,14 +111,15 @@ def compare(record: Record, title: str, made: Mapping[str, Gradient], x: Tensor,
     g, device = torch.Generator().manual_seed(0), x.device
     clocks = {name: Clock(device) for name in made}
     errors: dict[str, list[float]] = {name: [] for name in made}
-    for number in range(rounds + 4):
+    warm = min(rounds, 4)
+    for number in range(rounds + warm):
         t = torch.randint(20, 980, (len(x),), generator=g).to(device)
         noise = torch.randn(x.shape, generator=g).to(device)
         first: Tensor | None = None
         for name, gradient in made.items():
             with clocks[name]("step"):
                 found = gradient(t, noise)
-            if number < 4:  # the first ones choose kernels and record graphs
+            if number < warm:  # the first ones choose kernels and record graphs
                 clocks[name].parts.clear()
             first = found if first is None else first
             errors[name].append(float((found - first).norm() / first.norm()))
