@@ -489,6 +489,25 @@ def test_a_kind_with_the_prior_of_things_begins_with_noisy_timesteps(tmp_path: P
     assert begun("prompt=a mug", "guidance=csd") == ("things", 0.92)
 
 
+@pytest.mark.parametrize(
+    ("words", "scale"),
+    [
+        (["prompt=a hamburger"], 5),
+        (["prompt=a red sofa", "timesteps=uniform"], 5),
+        (["prompt=a hamburger", "guidance=sds"], 5),
+        (["prompt=a hamburger", "guidance.scale=3"], 3),
+        (["prompt=a hamburger", "guidance=tp_sds"], 2),
+        (["prompt=a hamburger", "guidance=vsd"], 2),
+        (["prompt=a hamburger", "experiment=dreamfusion"], 2),
+        (["prompt=a mug"], 2),
+        (["prompt=a red mug"], 2),
+        (["prompt=a red mug", "prior=things"], 2),
+    ],
+)
+def test_real_things_have_a_larger_scale(words: list[str], scale: float) -> None:
+    assert compose_config(words).guidance.scale == scale
+
+
 def test_no_prior_is_chosen_where_one_is_given(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a red mug\n# a comment\na hamburger\na hamburger\n")
     (tmp_path / "library.json").write_text(json.dumps({"train": ["a red mug"], "held_out": ["a teddy bear"]}))

@@ -71,7 +71,7 @@ def implied(words: Sequence[str]) -> dict[str, str]:
         found |= _followed(follows_from(earlier), given, "init")
     shipped = _shipped(given)
     prior = "things" if shipped else given.get("prior", "embedded")
-    return found | shipped | _noisy(given, prior) | _cameras(given) | _preset(given)
+    return found | shipped | _of_things(given, prior) | _cameras(given) | _preset(given)
 
 
 def _shipped(given: Mapping[str, str]) -> dict[str, str]:
@@ -81,21 +81,24 @@ def _shipped(given: Mapping[str, str]) -> dict[str, str]:
     return {} if prior_for(_texts(given)) == "embedded" else {"prior=things": "follows from the prompt"}
 
 
-def _noisy(given: Mapping[str, str], prior: str) -> dict[str, str]:
-    """Only noisy timesteps to begin with, where a prior of real things is asked for one of the sixteen kinds.
+def _of_things(given: Mapping[str, str], prior: str) -> dict[str, str]:
+    """What suits a prior of real things in the main job.
 
-    In less noise it takes the faint blob that a scene begins with for an empty ground, and empties the scene.
+    A larger scale chooses one of the objects that a name may mean, where a small one blends them. A kind of the embedded world begins with
+    noisy timesteps alone: in less noise, this prior takes the faint blob that a scene begins with for an empty ground.
     """
-    theirs = ("timesteps", "experiment", "stages", "init", "generator", "image", "mesh", "scene", "preset")
-    if given.get("guidance", "") in ALIASES or any(name.partition(".")[0] in theirs for name in given):
+    theirs = ("experiment", "stages", "init", "generator", "image", "mesh", "scene", "preset")
+    parts = {name.partition(".")[0] for name in given}
+    if given.get("guidance", "") in ALIASES or parts & {*theirs}:
         return {}
     own = of_prior(prior)
-    if own is None or not own.things:
+    if own is None or not own.things or not (texts := _texts(given)):
         return {}
-    texts = _texts(given)
-    if not texts or not all(kind_of(text, own) for text in texts):
-        return {}
-    return {"timesteps.t_min=0.92": f"follows from a kind of the embedded world with prior={prior}"}
+    if all(kind_of(text, own) for text in texts):
+        why = f"follows from a kind of the embedded world with prior={prior}"
+        return {} if "timesteps" in parts else {"timesteps.t_min=0.92": why}
+    plain = given.get("guidance", "sds") == "sds" and "guidance.scale" not in given
+    return {"guidance.scale=5": f"follows from prior={prior}"} if plain else {}
 
 
 def _texts(given: Mapping[str, str]) -> list[str]:
