@@ -149,7 +149,9 @@ def test_no_import_in_a_function_closes_a_cycle() -> None:
 
 
 def test_no_modules_import_each_other_at_the_top() -> None:
-    assert [str(found) for found in all_imports() if not found.late and found.source in reached(found.target)] == []
+    assert [
+        str(found) for found in all_imports() if not found.late and found.source in reached(found.target)
+    ] == []
 
 
 #: Words that name a part by what it is.
@@ -204,7 +206,9 @@ def is_of_a_scene(node: ast.AST) -> bool:
 
 @functools.cache
 def classes() -> set[str]:
-    return {node.name for module in HOMES for node in ast.walk(tree(module)) if isinstance(node, ast.ClassDef)}
+    return {
+        node.name for module in HOMES for node in ast.walk(tree(module)) if isinstance(node, ast.ClassDef)
+    }
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def extract_mesh(
     vertices, triangles = _isosurface(density, level, 1, largest_component)
     vertices = smooth(vertices, triangles, smoothing)
     vertices, triangles = decimate(vertices, triangles, faces)
-    iou = _silhouette_iou(vertices, triangles, *pictures)
+    iou = _silhouette_iou(vertices, triangles, pictures)
     _log.info("mesh at density %.3g: %d faces, silhouette IoU %.3f", level, len(triangles), iou)
     return Mesh(vertices, triangles, vertex_normals(vertices, triangles), iso_level=level, silhouette_iou=iou)
 
@@ -226,16 +226,15 @@ def _silhouettes(view: View, size: int) -> Silhouettes:
     return origins, directions, (opacity[..., 0] > 0.5).cpu().numpy()
 
 
-def _silhouette_iou(
-    vertices: Floats, faces: Ints, origins: Floats, directions: Floats, pictures: NDArray[np.bool_]
-) -> float:
+def _silhouette_iou(vertices: Floats, faces: Ints, pictures: Silhouettes) -> float:
     """Mean over the pictures of intersection over union between mesh and pictures; 0 for an empty mesh."""
     if len(faces) == 0:
         return 0.0
+    origins, directions, there = pictures
     caster = RayMeshIntersector(trimesh.Trimesh(vertices, faces, process=False))
-    mesh = caster.intersects_any(origins, directions).reshape(pictures.shape)
-    union = (mesh | pictures).sum((1, 2))
-    return float(((mesh & pictures).sum((1, 2)) / np.maximum(union, 1)).mean())
+    mesh = caster.intersects_any(origins, directions).reshape(there.shape)
+    union = (mesh | there).sum((1, 2))
+    return float(((mesh & there).sum((1, 2)) / np.maximum(union, 1)).mean())
 
 
 def _choose_level(density: Floats, pictures: Silhouettes, largest: bool) -> float:
@@ -262,7 +261,7 @@ def _choose_level(density: Floats, pictures: Silhouettes, largest: bool) -> floa
     for _ in range(3):
         for candidate in candidates:
             surface = _isosurface(density, math.exp(candidate), stride, largest)
-            scores[candidate] = _silhouette_iou(*surface, *pictures)
+            scores[candidate] = _silhouette_iou(*surface, pictures)
         good = sorted(level for level, score in scores.items() if score > max(scores.values()) - 1e-3)
         best = good[len(good) // 2]
         candidates = [min(best + step * third / 3, high) for third in (-2, -1, 1, 2)]

@@ -71,7 +71,7 @@ def extract_zero_set(
     if largest_component:
         vertices, triangles = mesh._largest_component(vertices, triangles)
     vertices, triangles = mesh.decimate(vertices, triangles, faces)
-    iou = mesh._silhouette_iou(vertices, triangles, *mesh._silhouettes(view, size=96))
+    iou = mesh._silhouette_iou(vertices, triangles, mesh._silhouettes(view, size=96))
     _log.info("mesh of the zero set: %d faces, silhouette IoU %.3f", len(triangles), iou)
     normals = mesh.vertex_normals(vertices, triangles)
     return Mesh(vertices, triangles, normals, iso_level=0.0, silhouette_iou=iou)
