@@ -185,7 +185,7 @@ def values_of(flag: str, options: Sequence[str], short: str | None = None) -> tu
     return values, rest
 
 
-def with_example(overrides: list[str], prompt: str = "example") -> list[str]:
+def with_example(overrides: list[str]) -> list[str]:
     """A command line with a prompt, where it has neither one nor a picture."""
     given = any(text.startswith(("prompt=", "prompts=", "image=")) for text in overrides)
-    return overrides if given else [*overrides, f"prompt={prompt}"]
+    return overrides if given else [*overrides, "prompt=a red mug"]

@@ -237,7 +237,7 @@ def _start(arguments: Sequence[str]) -> int:
         check_flags(options, ["--json"])
         if prompt is not None:
             options.append(f"prompt={quote(prompt)}")
-        overrides = with_example([quote_text(text) for text in options], "a red mug")
+        overrides = with_example([quote_text(text) for text in options])
         return doctor(_parts(overrides, folders), as_json="--json" in arguments)
     if arguments[0] == "summary":
         return _summary(arguments[1:])

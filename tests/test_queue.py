@@ -48,8 +48,11 @@ def test_prompts_are_divided_by_the_prior_that_knows_them() -> None:
     [
         (["prior=embedded"], [(WORLD, MIXED)]),
         (["prior=things"], [(THINGS, [MIXED[i] for i in (0, 3, 5)]), (BARE, [MIXED[i] for i in (1, 2, 4)])]),
-        (["prior=things", "timesteps.t_min=0.3"], [(("things", 0.3), MIXED)]),
-        (["timesteps.t_min=0.3"], [(("things", 0.3), [MIXED[i] for i in (0, 2, 3, 5)]), (("embedded", 0.3), [MIXED[1], MIXED[4]])]),
+        (["prior=things", "timesteps.t_min=0.3", "guidance.scale=4"], [(("things", 0.3), MIXED)]),
+        (
+            ["timesteps.t_min=0.3", "guidance.scale=4"],
+            [(("things", 0.3), [MIXED[i] for i in (0, 2, 3, 5)]), (("embedded", 0.3), [MIXED[1], MIXED[4]])],
+        ),
         (["shard=2/3"], [(WORLD, ["a red mug", "a blue house"])]),
         (["shard=1/3"], [(THINGS, ["a hamburger", "a purple dragon"])]),
     ],

@@ -14,6 +14,7 @@ from distill.run.why import explain_options
 CASES = [
     # option, words, value, what sets it, what does not, in order
     ("guidance.scale", [], "2.0", "tuned/guidance/embedded_sds.yaml:3", ["sds.py"]),
+    ("guidance.scale", ["prompt=a hamburger"], "5", "guidance.scale=5 (follows from prior=things)", ["embedded_sds.yaml:3", "sds.py"]),
     ("guidance.scale", ["preset=none"], "100.0", "sds.py", []),
     ("guidance.scale", ["prior=sd-3-medium"], "7.0", "tuned/guidance/flow_sds.yaml:3", ["sds.py"]),
     ("guidance.scale", ["guidance.scale=5"], "5", "guidance.scale=5 (command line)", ["embedded_sds.yaml:3", "sds.py"]),
@@ -54,7 +55,11 @@ CASES = [
 def test_a_value_is_traced_to_what_sets_it(
     option: str, words: list[str], value: str, winner: str, losers: list[str]
 ) -> None:
-    given = words if any(word.startswith(("prompt=", "image=")) for word in words) else ["prompt=x", *words]
+    given = (
+        words
+        if any(word.startswith(("prompt=", "image=")) for word in words)
+        else ["prompt=a red mug", *words]
+    )
     lines = explain_options([option], given).splitlines()
     paragraph = [
         lines[0],
