@@ -15,7 +15,7 @@ demo: $(READY)  ## set up, then make a 3D asset from a prompt
 test: $(READY)  ## set up, then run all tests
 	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix tests; \
 	 else echo "npm is not here: the Khronos glTF validator's test will be skipped"; fi
-	@# Modules that are compiled once, for the workers of the next time and for the processes that tests start.
+	@# With bytecode written, the processes that tests start need not compile every module again.
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
 gpu-report:  ## what a GPU does with this library, in minutes, into build/gpu-report; DRY=1 tries it on the CPU, PARTS="a b" runs these

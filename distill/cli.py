@@ -110,7 +110,7 @@ def _job(words: Sequence[str], folders: Sequence[str], library: bool = False) ->
     from distill.run.generator import amortised
     from distill.run.journal import Interrupted
     from distill.run.launched import check_shared, run_on
-    from distill.run.queue import compose_queue, table_of
+    from distill.run.queue import divide, table_of
     from distill.run.table import SHOWN
 
     config = compose_config(words, folders)
@@ -120,7 +120,7 @@ def _job(words: Sequence[str], folders: Sequence[str], library: bool = False) ->
                 run_on(ranks, config, library)
                 return 0
             check_shared(config, ranks.size)
-        results = run_prompts(compose_queue(words, folders))
+        results = run_prompts(divide(config, words, folders))
     except Ended:
         time.sleep(1)  # a launcher ends all as soon as one does, and the one that failed is to speak first
         return 1
@@ -209,14 +209,14 @@ def _parts(words: Sequence[str], folders: Sequence[str]) -> list[Part]:
     """The parts of a file of prompts, which have settings of their own; of any other command the one that it is."""
     from distill.run.compose import compose_config
     from distill.run.generator import amortised
-    from distill.run.queue import Part, compose_queue
+    from distill.run.queue import Part, divide
 
     config = compose_config(words, folders)
     alone = [Part(config, [])]
     if config.prompts is None or amortised(config):
         return alone
     try:
-        return compose_queue(words, folders).parts or alone
+        return divide(config, words, folders).parts or alone
     except ValueError:  # the file cannot be read, which a run and the doctor tell
         return alone
 

@@ -162,21 +162,14 @@ class HashGridScene(nn.Module):
         seed: int | torch.Generator = 0,
     ) -> None:
         super().__init__()
-        if precision not in ("float32", "float16"):
-            raise ValueError(f"expected precision float32 or float16, got {precision!r}")
-        _check(density_activation, background, progressive_levels, levels)
+        _check(precision, density_activation, background, progressive_levels, levels)
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         self.layout = hash_layout(levels, features, log2_table_size, base_resolution, finest_resolution)
         self.grid = nn.Parameter(
             torch.empty(self.layout.num_params).uniform_(-1e-4, 1e-4, generator=generator)
         )
         choose_backend(backend, self.grid)
-        self.fusible = hidden_layers == 1 and max(hidden_width, self.layout.width) <= MAX_FUSED
-        if backend == "fused" and not (self.fusible and has_warp()):
-            raise ValueError(
-                f"backend 'fused' expects Warp, one hidden layer, and at most {MAX_FUSED} features and hidden units; got "
-                f"{hidden_layers} layers of {hidden_width} and {self.layout.width} features; use backend 'auto'"
-            )
+        self.fusible = _fusible(backend, hidden_layers, hidden_width, self.layout.width)
         self.mlp = _mlp([self.layout.width, *[hidden_width] * hidden_layers, 4], generator)
         self.background = background if isinstance(background, str) else tuple(background)
         self.background_mlp = _mlp([15, 16, 3], generator) if background == "learned" else None
@@ -377,12 +370,30 @@ def render_cube(
     return replace(found, depth=radius * found.depth, penalties={**found.penalties, **variance})
 
 
+def _fusible(backend: str, layers: int, hidden: int, features: int) -> bool:
+    """Tell whether grid and network fit one kernel.
+
+    Raises:
+        ValueError: the kernel is asked for, and they do not fit it, or Warp is missing.
+    """
+    fits = layers == 1 and max(hidden, features) <= MAX_FUSED
+    if backend == "fused" and not (fits and has_warp()):
+        raise ValueError(
+            f"backend 'fused' expects Warp, one hidden layer, and at most {MAX_FUSED} features and hidden units; got "
+            f"{layers} layers of {hidden} and {features} features; use backend 'auto'"
+        )
+    return fits
+
+
 def _check(
+    precision: str,
     activation: str,
     background: str | Sequence[float],
     progressive: Sequence[float] | None,
     levels: int,
 ) -> None:
+    if precision not in ("float32", "float16"):
+        raise ValueError(f"expected precision float32 or float16, got {precision!r}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"expected density_activation in {', '.join(ACTIVATIONS)}; got {activation!r}")
     named = isinstance(background, str) and background in BACKGROUNDS

@@ -92,7 +92,7 @@ def kind_of(prompt: str, known: Known) -> str:
 
 
 def sort_of(prompt: str) -> tuple[str, bool]:
-    """What options may follow from a prompt by: the prior that ships for it, and whether it means a kind of the embedded world."""
+    """What decides the options that follow from a prompt: the prior that ships for it, and whether it means a kind of the embedded world."""
     both = of_prior("things")
     assert both is not None
     return prior_for([prompt]), bool(kind_of(prompt, both))
@@ -113,9 +113,8 @@ def understand(prompt: str, known: Known) -> Meaning:
     return meaning
 
 
-@lru_cache(
-    maxsize=2**15
-)  # a list is read several times, and a word that is not known is compared with all that are
+# Kept, for a list is read several times, and a word that is not known is compared with all that are.
+@lru_cache(maxsize=2**15)
 def _understood(prompt: str, known: Known) -> Meaning | str:
     """The meaning of a prompt, or why it has none."""
     try:

@@ -147,9 +147,7 @@ def load_prior(
     inversion.check(inversions, source, family, index)
     weighting = weighting_of(family) if prompt_weighting else []
     network, autoencoder = _parts(source, family, index, (dtype, of_vae), own_vae)
-    for module in (network, autoencoder):
-        if module is not None:
-            module.to(device).eval().requires_grad_(False)
+    _freeze(network, autoencoder, device, checkpointing)
     if takes_cameras(settings):
         arrange(network, settings, together, pixel=pixel)
     if named(index, PART):
@@ -159,8 +157,6 @@ def load_prior(
     if family.channels_last:
         network.to(memory_format=torch.channels_last)
     control = _control(controlnet, control_scale, family, network, autoencoder, dtype) if controlnet else None
-    if checkpointing and autoencoder is not None:
-        checkpoint(autoencoder)
     if compile:
         network.compile()
     space, patches = space_of(autoencoder, network, family, image_size)
@@ -333,6 +329,17 @@ def _parts(
         return _network(source, family, dtypes[0]), autoencoder
     except _FAILURES as error:
         raise _unreadable(source, error) from error
+
+
+def _freeze(
+    network: ModelMixin, vae: AutoencoderKL | None, device: torch.device, checkpointing: bool
+) -> None:
+    """Move a network and its VAE to a device, their parameters without gradient; the VAE may compute activations again."""
+    network.to(device).eval().requires_grad_(False)
+    if vae is not None:
+        vae.to(device).eval().requires_grad_(False)
+        if checkpointing:
+            checkpoint(vae)
 
 
 #: What diffusers fails with at a file that it cannot read.

@@ -61,7 +61,11 @@ def compose_queue(overrides: Sequence[str], folders: Sequence[str] = ()) -> Queu
     Raises:
         ValueError: an option is wrong, or the file cannot be read or has no prompts, in one line.
     """
-    config = compose_config(overrides, folders)
+    return divide(compose_config(overrides, folders), overrides, folders)
+
+
+def divide(config: DictConfig, overrides: Sequence[str], folders: Sequence[str] = ()) -> Queue:
+    """Divide the file of a configuration, which these words compose to; see ``compose_queue``."""
     every = read_prompts(config)
     wanted = shard_of(every, config.shard)
     if wanted and not any(of_prior(stage.prior) for stage in plan(config, Path())):
