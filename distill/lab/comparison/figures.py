@@ -87,6 +87,13 @@ def janus(judge: Judge, pictures: Tensor, truth: Truth, offset_deg: float) -> fl
     return _in_front(facing(judge, pictures[behind], truth)).float().mean().item()
 
 
+def neighbours(judge: Judge, pictures: Tensor) -> float:
+    """Mean cosine distance, in the judge's features, between each side and the next, of pictures all around."""
+    with torch.no_grad():
+        features = judge.image_features(pictures)
+    return 1 - (features * features.roll(1, 0)).sum(1).mean().item()
+
+
 def measure(view: View, field: Field, prompt: str, judge: Judge, source: Source = SHAPES) -> dict[str, Any]:
     """Measure one finished asset; what needs a truth is None where the source has none.
 
