@@ -293,6 +293,15 @@ class Cuda:
             "graph_pool_handle",
         ):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        # Recording holds the generator's state; a clone of it is free.
+        self.generator = SimpleNamespace(
+            state="held", clone_state=lambda: "free", graphsafe_set_state=self.set_state
+        )
+        monkeypatch.setattr(torch.cuda, "default_generators", {3: self.generator})
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+
+    def set_state(self, state: str) -> None:
+        self.generator.state = state
 
     @contextmanager
     def device(self, device: torch.device) -> Iterator[None]:
@@ -358,8 +367,9 @@ def test_cuda_records_on_a_stream_of_its_own_after_a_warm_up(monkeypatch: pytest
     ]  # fmt: skip
 
 
-def test_a_failed_recording_leaves_the_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_recording_leaves_the_stream_and_the_generator_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = Cuda(monkeypatch, fails=True)
     with pytest.raises(RuntimeError, match="capturing"):
         graphs.Recorder(torch.device("cuda"))(cuda.compute)
     assert cuda.now == "main"
+    assert cuda.generator.state == "free"

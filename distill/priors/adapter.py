@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distill.cameras import Cameras
 from distill.contracts import Embedding, Prior
+from distill.priors.attention import differentiable
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -114,7 +115,8 @@ class Student:
             self._shift = shift if keep is None else shift * keep[:, None]
         self._switch(True)
         try:
-            return self.teacher.forward(x_t, t, cond, cameras)
+            with differentiable() if torch.is_grad_enabled() else nullcontext():
+                return self.teacher.forward(x_t, t, cond, cameras)
         finally:
             self._switch(False)
             self._shift = None

@@ -77,9 +77,19 @@ class Recorder:
             recording = torch.cuda.graph(
                 graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
             )
-            with torch.cuda.stream(self.stream), recording:
-                output = compute()
+            try:
+                with torch.cuda.stream(self.stream), recording:
+                    output = compute()
+            except BaseException:
+                _release_generator()
+                raise
         return graph.replay, output
+
+
+def _release_generator() -> None:
+    """Let the current device's generator draw again: a recording that failed leaves it waiting for the rest."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 @dataclass

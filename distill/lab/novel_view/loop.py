@@ -20,6 +20,7 @@ from distill.files.checkpoint import load_checkpoint, save_checkpoint
 from distill.lab.novel_view.config import TrainConfig
 from distill.lab.novel_view.progress import Progress
 from distill.lab.novel_view.samples import Batch, Samples, collate, numbers_of
+from distill.priors.attention import differentiable
 from distill.run.journal import keep_lines_before
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _update(
     total = torch.zeros((), device=accelerator.device)
     for micro in range(config.accumulate):
         last = micro == config.accumulate - 1
-        with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
+        with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast(), differentiable():
             loss = course.loss(model, next(batches), state.update / config.iterations)
             accelerator.backward(loss / config.accumulate)
         total += loss.detach() / config.accumulate

@@ -21,6 +21,7 @@ from distill.lab.novel_view.levels import Law
 from distill.lab.novel_view.memory import Encodings
 from distill.lab.novel_view.pace import Pace as Pace
 from distill.lab.novel_view.pace import learning_rate as learning_rate
+from distill.priors.attention import differentiable
 from distill.priors.dtypes import mixed
 from distill.priors.novel_view.code import Draft, Turn
 from distill.priors.novel_view.model import NovelView
@@ -254,7 +255,7 @@ def fit_unet(
         u = torch.rand(recipe.batch, generator=g, device=device)
         keep_token = u >= 2 * recipe.dropout
         keep_latent = (u < recipe.dropout) | (u >= 3 * recipe.dropout)
-        with mixed(device, recipe.bf16):
+        with mixed(device, recipe.bf16), differentiable():
             loss = denoising(pipeline, seen, condition, target, t, g, keep_token, keep_latent)
         _update(stage, loss, recipe.clip_norm)
         decay = min(recipe.ema, (1 + stage.pace.update) / (10 + stage.pace.update))

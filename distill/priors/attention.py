@@ -1,0 +1,16 @@
+"""The attention kernels that a network is trained with."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+#: All but cuDNN's: since torch 2.11, its gradient of masked attention in half precision can be nan on an H100.
+RELIABLE = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+
+
+def differentiable() -> AbstractContextManager[None]:
+    """Return a context in which attention is computed by kernels whose gradient can be relied on."""
+    found: AbstractContextManager[None] = sdpa_kernel(list(RELIABLE))
+    return found
