@@ -91,7 +91,7 @@ def _list(of: Sequence[str]) -> str:
         return describe()
     if (known := vocabulary.of_prior(of[0])) is None:
         raise ValueError(
-            f"distill priors takes 'embedded', 'things' or a prior's folder with {vocabulary.NAMES}, got {of[0]!r}; leave it out to "
+            f"distill priors takes 'embedded', 'things', 'views' or a prior's folder with {vocabulary.NAMES}, got {of[0]!r}; leave it out to "
             "list the models that prior= knows by name"
         )
     return vocabulary.describe(known)

@@ -207,7 +207,7 @@ def test_the_doctor_finds_nothing_wrong_with_the_defaults(
 @pytest.mark.parametrize(
     ("options", "name", "said"),
     [
-        (["prior=/nowhere/at/all"], "prior", "prior must be 'embedded', 'things', a name that 'distill priors' lists"),
+        (["prior=/nowhere/at/all"], "prior", "prior must be 'embedded', 'things', 'views', a name that 'distill priors' lists"),
         (["prior=flux.1-dev"], "hub token", "gated models need one"),
         (["scene.backend=tinycudann"], "tinycudann", "not installed"),
         pytest.param(

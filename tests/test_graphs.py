@@ -367,7 +367,9 @@ def test_cuda_records_on_a_stream_of_its_own_after_a_warm_up(monkeypatch: pytest
     ]  # fmt: skip
 
 
-def test_a_failed_recording_leaves_the_stream_and_the_generator_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_recording_leaves_the_stream_and_the_generator_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cuda = Cuda(monkeypatch, fails=True)
     with pytest.raises(RuntimeError, match="capturing"):
         graphs.Recorder(torch.device("cuda"))(cuda.compute)

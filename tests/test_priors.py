@@ -157,7 +157,7 @@ def test_bfloat16_stays_near_float32(latent_folder: Path, latent: DiffusionPrior
 def test_a_missing_prior_says_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"'embedded', 'things', a name that 'distill priors' lists, a hub id .* or a folder in the diffusers layout",
+        match=r"'embedded', 'things', 'views', a name that 'distill priors' lists, a hub id .* or a folder in the diffusers layout",
     ):
         load_prior(tmp_path / "nowhere")
 

@@ -24,6 +24,8 @@ from distill.embedded.world import KINDS, TEMPLATES, VIEWS
 
 #: Words of the longest of ``OUTSIDE``.
 LONGEST = max(map(len, OUTSIDE))
+#: The priors that ship and know the embedded world alone.
+OF_KINDS = ("embedded", "views")
 #: The remedies for what a prior does not know: the other one that ships, where that knows it, and a larger one.
 CHOSEN = "and is chosen where prior= is left out"
 LARGER = "for any other prompt choose a larger prior with prior=FOLDER"
@@ -146,7 +148,7 @@ def _read(prompt: str, known: Known) -> Meaning:
     if colour is None and not known.bare:
         refused = f"prior={known.prior} needs a colour beside {name!r} in the prompt {shown(prompt)}; its colours are {', '.join(COLOURS)}"
         raise ValueError(
-            f"{refused}; prior=things needs none, {CHOSEN}" if known.prior == "embedded" else refused
+            f"{refused}; prior=things needs none, {CHOSEN}" if known.prior in OF_KINDS else refused
         )
     caption = captioned(" ".join(prompt.lower().split()), name, known.names[name], colour, view)
     return Meaning(
@@ -302,7 +304,7 @@ def unknown(prompt: str, word: str, known: Known) -> str:
     """The line that refuses a word."""
     close = ", ".join(words.suggestions(word, list(known.names)))
     refused = f"prior={known.prior} does not know {word!r} in the prompt {shown(prompt)}"
-    if known.prior == "embedded" and prompt_is_known(prompt, "things"):
+    if known.prior in OF_KINDS and prompt_is_known(prompt, "things"):
         return f"{refused}; prior=things does, {CHOSEN}"
     return f"{refused}; the nearest of what it knows are {close}; '{known.command}' lists all; {LARGER}"
 

@@ -15,10 +15,12 @@ from distill.embedded.world import COLOURS, KINDS
 from distill.files.atomic import write_atomic
 from distill.files.paths import user_path
 
-#: The folders of the priors that ship, by the value of ``prior=``: of the embedded world, and of that and real things.
+#: The folders of the priors that ship, by the value of ``prior=``: of the embedded world, of that and real things, and of four views of
+#: the embedded world together.
 SHIPPED = {
     "embedded": Path(__file__).with_name("prior"),
     "things": Path(__file__).with_name("things") / "prior",
+    "views": Path(__file__).with_name("views") / "prior",
 }
 
 #: The file in a prior's folder that says which things it knows, and the version of its layout.

@@ -25,12 +25,13 @@ def preset_of(prior: str, *, single: bool = False) -> str:
 
 def told_cameras(prior: str) -> bool:
     """Tell whether a prior's network is told cameras, from the table, a folder's settings or a file's head."""
+    from distill.embedded.vocabulary import SHIPPED
     from distill.priors.multi_view.attention import takes_cameras
     from distill.priors.multi_view.published import has_cameras_beside
 
     if pipeline_of(prior) == "MVDreamPipeline":
         return True
-    folder = user_path(prior)
+    folder = SHIPPED.get(prior) or user_path(prior)
     try:
         said = json.loads((folder / "unet" / "config.json").read_text())
         return takes_cameras(said) or has_cameras_beside(folder)

@@ -89,7 +89,7 @@ def find(name: str | Path, settings: str | Path | None = None) -> Source:
     """The folder of a prior, fetched from the hub where it is not there yet.
 
     Args:
-        name: ``embedded``, ``things``, a local folder or ``.safetensors`` file, a name of ``distill priors``, or
+        name: ``embedded``, ``things``, ``views``, a local folder or ``.safetensors`` file, a name of ``distill priors``, or
             ``owner/repository[@revision]``.
         settings: a folder in the diffusers layout whose settings are those of a prior in a single file; None for those
             of the published model of its kind.
@@ -116,7 +116,7 @@ def find(name: str | Path, settings: str | Path | None = None) -> Source:
         repository, _, revision = text.partition("@")
         return fetch(text, repository, revision)
     raise ValueError(
-        f"prior must be 'embedded', 'things', a name that 'distill priors' lists, a hub id such as owner/repository@revision, a "
+        f"prior must be 'embedded', 'things', 'views', a name that 'distill priors' lists, a hub id such as owner/repository@revision, a "
         f".safetensors file, or a folder in the diffusers layout, but {text!r} has no model_index.json"
     )
 

@@ -6,7 +6,7 @@ that look more like a front to the judge), R-precision at 1, the silhouette IoU 
 judge's features of neighbouring views, beside the truth's. An interrupted run continues when started again; several processes share
 the work.
 
-    python examples/benchmarks/janus.py ~/views/prior --output ~/janus
+    python examples/benchmarks/janus.py --output ~/janus
     python examples/benchmarks/janus.py ~/views/prior --output ~/janus --losses sds --seeds 1 --part 1/2
 """
 
@@ -31,6 +31,7 @@ from distill.lab.comparison import figures
 from distill.lab.comparison.run import METHODS
 from distill.lab.comparison.shares import share
 from distill.lab.truth import SHAPES, asked, best_shape, judge_of, matches, truths
+from distill.priors.preset import told_cameras
 
 Made = dict[str, Any]
 #: Prompts of kinds that look different from in front and behind.
@@ -58,15 +59,12 @@ class Cell(NamedTuple):
         return root / self.way / self.loss / f"{self.prompt.replace(' ', '-')}-{self.seed}"
 
 
-def ways(folder: Path | None) -> dict[str, Made]:
-    """Options of each way to predict: the text prior, and those of a multi-view prior's folder."""
-    if folder is None:
-        return {"single": {}}
-    of_folder = {"prior": str(folder)}
+def ways(prior: str) -> dict[str, Made]:
+    """Options of each way to predict: by the text prior, and by a multi-view prior."""
     return {
-        "single": {},
-        "four views": of_folder,
-        "one view of it": {**of_folder, "prior_options.views": 1},
+        "single": {"prior": "embedded"},
+        "four views": {"prior": prior},
+        "one view of it": {"prior": prior, "prior_options.views": 1},
     }
 
 
@@ -134,10 +132,7 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "prior",
-        type=Path,
-        nargs="?",
-        help="folder of a prior of four views; without it, the text prior alone",
+        "prior", nargs="?", default="views", help="a prior of four views that ships, or a folder"
     )
     parser.add_argument("--output", type=Path, default=Path("janus"))
     parser.add_argument(
@@ -151,8 +146,8 @@ def parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     if unknown := [loss for loss in options.losses if loss not in LOSSES]:
         parser.error(f"--losses are {', '.join(LOSSES)}, got {', '.join(unknown)}")
-    if options.prior and not (options.prior / "unet").is_dir():
-        parser.error(f"expected the folder of a prior, and {options.prior} has no unet")
+    if not told_cameras(options.prior):
+        parser.error(f"expected a prior of four views, whose network is told cameras, got {options.prior}")
     known = ways(options.prior)
     options.ways = options.ways or list(known)
     if unknown := [way for way in options.ways if way not in known]:
