@@ -113,6 +113,7 @@ class VSD:
             self.student.load(user_path(lora))
         fused = True if self.student.device.type == "cuda" else None
         self.optimiser = torch.optim.AdamW(self.student.trainable(), lr=1e-4, fused=fused)
+        self.scaler = torch.amp.GradScaler(self.student.device.type, init_scale=1.0)
 
     def __call__(self, prior: Prior, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
         def rendered(x_t: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ class VSD:
         """
         error, now, batch = 0.0, at(self.training, cond.step.progress), len(x)
         # The gradient of a mean over a million numbers would underflow in half precision: it is that of about their sum, and
-        # a power of two is divided out again without rounding.
+        # a power of two is divided out again without rounding. Where that overflows, the scaler halves it from then on.
         enlarged = 2.0 ** round(math.log2(x.numel()))
 
         def each(draw: Tensor) -> Tensor:
@@ -163,9 +164,10 @@ class VSD:
                     if self.prediction == "v_prediction":
                         squared = squared / prior.alpha(t[some]) ** 2
                     loss = squared.mean() * (len(predicted) / batch)
-                    (loss * enlarged).backward()
+                    self.scaler.scale(loss * enlarged).backward()
                 losses.append(loss.detach())
             grads = [p.grad for p in self.student.trainable() if p.grad is not None]
+            self.scaler.unscale_(self.optimiser)
             torch._foreach_div_(grads, enlarged)
             sizes = torch.stack(torch._foreach_norm(grads)).sum()
             self.done += 1
@@ -177,6 +179,7 @@ class VSD:
                 self.optimiser.step()
             else:
                 error = math.nan
+            self.scaler.update()
         return error
 
     def text(self, cond: Condition) -> Embedding:
@@ -191,12 +194,15 @@ class VSD:
         return {
             "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "done": self.done,
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.student.load_state_dict(saved["student"])
         self.optimiser.load_state_dict(saved["optimiser"])
+        if "scaler" in saved:  # an earlier version had none
+            self.scaler.load_state_dict(saved["scaler"])
         self.done = saved["done"]
 
 
