@@ -21,7 +21,7 @@ from distill.run.overrides import quote
 from distill.run.queue import Queue, compose_queue
 
 #: The prior and the first timesteps that the tuned options give, and those of a kind with the prior of things.
-WORLD, THINGS, BARE = ("views", 0.1), ("things", 0.1), ("things", 0.92)
+WORLD, THINGS, BARE = ("embedded", 0.1), ("things", 0.1), ("things", 0.92)
 MIXED = ["a hamburger", "a red mug", "a mug", "a purple dragon", "a blue house", "a horse"]
 
 
@@ -46,12 +46,12 @@ def test_prompts_are_divided_by_the_prior_that_knows_them() -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["prior=embedded"], [(("embedded", 0.1), MIXED)]),
+        (["prior=embedded"], [(WORLD, MIXED)]),
         (["prior=things"], [(THINGS, [MIXED[i] for i in (0, 3, 5)]), (BARE, [MIXED[i] for i in (1, 2, 4)])]),
         (["prior=things", "timesteps.t_min=0.3", "guidance.scale=4"], [(("things", 0.3), MIXED)]),
         (
             ["timesteps.t_min=0.3", "guidance.scale=4"],
-            [(("things", 0.3), [MIXED[i] for i in (0, 2, 3, 5)]), (("views", 0.3), [MIXED[1], MIXED[4]])],
+            [(("things", 0.3), [MIXED[i] for i in (0, 2, 3, 5)]), (("embedded", 0.3), [MIXED[1], MIXED[4]])],
         ),
         (["shard=2/3"], [(WORLD, ["a red mug", "a blue house"])]),
         (["shard=1/3"], [(THINGS, ["a hamburger", "a purple dragon"])]),
@@ -159,8 +159,8 @@ def test_each_prior_is_loaded_once_after_a_look_at_all_of_them(monkeypatch: pyte
     made = ["a hamburger", "a horse", "a mug", "a red mug"]
     assert results == dict.fromkeys(made, "finished")
     assert did == [
-        "check things", "check views", "check things",
-        "open things", "things: a hamburger", "things: a horse", "things: a mug", "open views", "views: a red mug",
+        "check things", "check embedded", "check things",
+        "open things", "things: a hamburger", "things: a horse", "things: a mug", "open embedded", "embedded: a red mug",
     ]  # fmt: skip
     with Path("out/batch.csv").open(newline="") as file:
         assert [row["prompt"] for row in csv.DictReader(file)] == made
@@ -179,7 +179,7 @@ def test_options_why_and_doctor_speak_of_each_part(capsys: pytest.CaptureFixture
     assert [part.partition(":\n")[0] for part in options[1:]] == [first, second]
     assert ["prior: things" in part for part in options[1:]] == [True, False]
     why = said("--why", "prior")
-    assert re.findall(r"# (.*):\nprior = (\w+)", why) == [(first, "things"), (second, "views")]
+    assert re.findall(r"# (.*):\nprior = (\w+)", why) == [(first, "things"), (second, "embedded")]
     looked = [line.split() for line in said("doctor").splitlines()]
     assert {line[0] for line in looked if line[1] in ("prior", "prior,")} == {"ok"}
     assert sum(line[1].startswith("prompts") for line in looked) == 2
@@ -189,7 +189,7 @@ def test_a_prior_that_cannot_be_used_stops_a_queue_before_anything_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def check(config: Any, _: object) -> None:
-        if config.prior == "views":
+        if config.prior == "embedded":
             raise ValueError("no such prior")
 
     monkeypatch.setattr(batch, "check_prior", check)

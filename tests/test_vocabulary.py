@@ -23,7 +23,6 @@ from distill.embedded.vocabulary import SHIPPED, describe, knowing, known, of_pr
 from distill.inputs import looks
 from distill.run import batch, execute, manifest
 from distill.run.compose import compose_config
-from distill.run.implied import with_implied
 from distill.run.prior import check_prompt
 from distill.run.queue import compose_queue
 
@@ -483,7 +482,7 @@ def test_a_kind_with_the_prior_of_things_begins_with_noisy_timesteps(tmp_path: P
         return str(config.prior), float(config.timesteps.t_min)
 
     assert begun("prompt=a mug") == begun("prompt=a red mug", "prior=things") == ("things", 0.92)
-    assert begun("prompt=a hamburger") == ("things", 0.1) and begun("prompt=a red mug") == ("views", 0.1)
+    assert begun("prompt=a hamburger") == ("things", 0.1) and begun("prompt=a red mug") == ("embedded", 0.1)
     assert begun("prompt=a mug", "timesteps.t_min=0.3") == ("things", 0.3)
     other = begun("prompt=a mug", "timesteps=uniform")
     assert other == begun("prompt=a hamburger", "timesteps=uniform")
@@ -519,9 +518,7 @@ def test_no_prior_is_chosen_where_one_is_given(tmp_path: Path) -> None:
         return str(compose_config(words, folders).prior)
 
     assert chosen("prompt=a hamburger") == chosen("prompt=a hamburger", "experiment=csd") == "things"
-    both = "guidance=csd", "render.batch=8", "prior_options.graphs=false"
-    assert chosen("prompt=a red mug") == chosen("prompt=a red mug", *both) == "views"
-    assert chosen("image=mug.png") == chosen("prompt=a red mug", "image=mug.png") == "embedded"
+    assert chosen("prompt=a red mug") == chosen("image=mug.png") == "embedded"
     assert chosen("prompt=a red mug", "source_prompt=a hamburger", "guidance=dds") == "things"
     assert (
         chosen(f"prompts={tmp_path / 'list.txt'}")
@@ -531,17 +528,6 @@ def test_no_prior_is_chosen_where_one_is_given(tmp_path: Path) -> None:
     assert chosen("prompt=a hamburger", "prior=embedded") == "embedded"
     assert chosen("prompt=a hamburger", "experiment=crisp", folders=(str(tmp_path),)) == "embedded"
     assert chosen(f"prompts={tmp_path / 'not_there.txt'}") == "embedded"
-
-
-@pytest.mark.parametrize(
-    "word",
-    [
-        "cameras=ranges", "view_words=four", "prior_options.views=1", "render.batch=6", "guidance=vsd", "guidance=tp_sds", "scene=image",
-        "stages=[field,surface]", "experiment=dreamfusion", "mesh=chair.glb", "source_prompt=a blue mug", "particles=2", "perp_neg.enabled=true",
-    ],
-)  # fmt: skip
-def test_four_views_are_not_chosen_beside_what_single_pictures_are_for(word: str) -> None:
-    assert dict(w.split("=", 1) for w in with_implied(["prompt=a red mug", word])).get("prior") is None
 
 
 def test_both_priors_that_ship_list_what_they_know(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,14 +17,6 @@ from distill.run.overrides import as_overrides, split_word
 from distill.run.plugins import ALIASES, plugins
 from distill.run.scenes import scene_of_run
 
-#: What the prior of four views takes together.
-VIEWS = 4
-#: Options with which a run is another one than the main job.
-NOT_MAIN = ("experiment", "stages", "init", "generator", "image", "mesh", "scene", "preset")
-#: Options of single pictures, with their cameras and their view words, and those that four views have not been tried with.
-OF_SINGLE_PICTURES = ("cameras", "view_words", "views", "perp_neg", "source_prompt", "particles")
-#: Options of how any prior is loaded; others are of single pictures.
-OF_ANY_PRIOR = ("dtype", "checkpointing", "compile", "graphs")
 EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
 
 
@@ -78,39 +70,15 @@ def implied(words: Sequence[str]) -> dict[str, str]:
     if given.get("scene") == "sdf" and earlier:
         found |= _followed(follows_from(earlier), given, "init")
     shipped = _shipped(given)
-    found |= {f"prior={shipped}": "follows from the prompt"} if shipped else {}
-    prior = shipped or given.get("prior", "embedded")
-    return found | _of_things(given, prior) | _cameras({**given, "prior": prior}) | _preset(given)
+    prior = "things" if shipped else given.get("prior", "embedded")
+    return found | shipped | _of_things(given, prior) | _cameras(given) | _preset(given)
 
 
-def _shipped(given: Mapping[str, str]) -> str:
-    """The prior that ships for the prompts, where no prior is given and the one of the embedded world does not do; empty where it does.
-
-    That of real things where a prompt is of more than the embedded world; in the main job, that of four views.
-    """
+def _shipped(given: Mapping[str, str]) -> dict[str, str]:
+    """The prior of real things, where no prior is given and a prompt is of more than the embedded world."""
     if "prior" in given or _of_the_users_own(given.get("experiment", "")) or "preset" in given:
-        return ""
-    texts = _texts(given)
-    if prior_for(texts) == "things":
-        return "things"
-    return "views" if texts and _takes_rings(given) else ""
-
-
-def _takes_rings(given: Mapping[str, str]) -> bool:
-    """Tell whether nothing is asked for that single pictures are needed for, and no loss that four views have not been tried with."""
-    parts = {
-        name.partition(".")[0]
-        for name in given
-        if name not in {f"prior_options.{one}" for one in OF_ANY_PRIOR}
-    }
-    if parts & {*NOT_MAIN, *OF_SINGLE_PICTURES, "prior_options"} or given.get("guidance", "sds") not in (
-        "sds",
-        "csd",
-        "asd",
-    ):
-        return False
-    batch = given.get("render.batch", str(VIEWS))
-    return batch.isdigit() and int(batch) % VIEWS == 0
+        return {}
+    return {} if prior_for(_texts(given)) == "embedded" else {"prior=things": "follows from the prompt"}
 
 
 def _of_things(given: Mapping[str, str], prior: str) -> dict[str, str]:
@@ -119,8 +87,9 @@ def _of_things(given: Mapping[str, str], prior: str) -> dict[str, str]:
     A larger scale chooses one of the objects that a name may mean, where a small one blends them. A kind of the embedded world begins with
     noisy timesteps alone: in less noise, this prior takes the faint blob that a scene begins with for an empty ground.
     """
+    theirs = ("experiment", "stages", "init", "generator", "image", "mesh", "scene", "preset")
     parts = {name.partition(".")[0] for name in given}
-    if given.get("guidance", "") in ALIASES or parts & {*NOT_MAIN}:
+    if given.get("guidance", "") in ALIASES or parts & {*theirs}:
         return {}
     own = of_prior(prior)
     if own is None or not own.things or not (texts := _texts(given)):
