@@ -40,7 +40,7 @@ Make a 3D asset from a text prompt or a picture.
   distill "a leather armchair" mesh=chair.glb   a texture for a mesh of your own
   distill -- "seed=1 is my prompt"            a prompt that looks like an option
   distill priors                              list the models that prior= knows by name
-  distill priors things                       list the objects and colours that this prior, embedded or one in a folder knows
+  distill priors things                       list the objects and colours that this prior, another that ships or one in a folder knows
   distill doctor prior=sd-2.1-base guidance=vsd   check the machine, forecast memory and time (--json)
 
 Common options (name=value):

@@ -137,7 +137,7 @@ class VSD:
         """
         error, now, batch = 0.0, at(self.training, cond.step.progress), len(x)
         # The gradient of a mean over a million numbers would underflow in half precision: it is that of about their sum, and
-        # a power of two is divided out again without rounding. Where that overflows, the scaler halves it from then on.
+        # a power of two is divided out again without rounding. Where that overflows, the scaler halves it.
         enlarged = 2.0 ** round(math.log2(x.numel()))
 
         def each(draw: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from distill.lab.comparison.figures import neighbours
 from distill.priors import load_prior
 from distill.priors.sampling import sample
 from distill.run.compose import compose_config
+from distill.run.prior import check_prompt
 
 FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
 
@@ -53,6 +54,16 @@ def test_its_name_brings_groups_of_cameras_and_one_view_does_not() -> None:
         ValueError, match=r"prior=views does not know 'hamburger'.*; prior=things does, and is chosen"
     ):
         asked("views", "a hamburger")
+
+
+def test_a_prompt_with_words_of_a_view_is_for_single_pictures() -> None:
+    words = ["prompt='a red mug, front view'", "prior=views"]
+    with pytest.raises(
+        ValueError, match=r"four sides at once.*'a red mug, front view'.*add prior_options.views=1"
+    ):
+        check_prompt(compose_config(words))
+    assert check_prompt(compose_config([*words, "prior_options.views=1"])) == ""
+    assert check_prompt(compose_config(["prompt=a red mug", "prior=views"])) == ""
 
 
 @pytest.mark.weights
@@ -143,7 +154,7 @@ def test_an_interrupted_benchmark_goes_on(
     [
         (["--losses", "sds,foo"], "--losses are sds, csd, asd, vsd, got foo"),
         (["embedded"], "expected a prior of four views, whose network is told cameras, got embedded"),
-        (["--ways", "two"], "--ways are single, four views, one view of it, got two"),
+        (["--ways", "two"], "--ways are single, four, one, got two"),
         (["--prompts", "10"], "--prompts is 1 to 9, and --seeds and --iterations are at least 1"),
         (["--seeds", "0"], "--prompts is 1 to 9, and --seeds and --iterations are at least 1"),
     ],

@@ -263,7 +263,7 @@ def test_a_new_copy_takes_the_place_of_the_old_one(pixel_folder: Path) -> None:
 def test_the_copy_is_trained_without_the_attention_kernel_whose_gradient_can_be_nan(
     pixel_folder: Path,
 ) -> None:
-    """cuDNN's, of masked attention on an H100 with torch 2.11."""
+    """cuDNN's, in half precision on an H100."""
     prior, loss, cond = setting(pixel_folder)
     x, seen = randn(0, *SHAPE), []
     prior.network.conv_in.register_forward_hook(

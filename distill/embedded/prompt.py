@@ -26,7 +26,7 @@ from distill.embedded.world import KINDS, TEMPLATES, VIEWS
 LONGEST = max(map(len, OUTSIDE))
 #: The priors that ship and know the embedded world alone.
 OF_KINDS = ("embedded", "views")
-#: The remedies for what a prior does not know: the other one that ships, where that knows it, and a larger one.
+#: The remedies for what a prior does not know: another one that ships, where that knows it, and a larger one.
 CHOSEN = "and is chosen where prior= is left out"
 LARGER = "for any other prompt choose a larger prior with prior=FOLDER"
 

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-#: All but cuDNN's: since torch 2.11, its gradient of masked attention in half precision can be nan on an H100.
+#: All but cuDNN's, as a precaution: in half precision, its gradient has been nan on an H100 (pytorch/pytorch#196678, of masked attention).
 RELIABLE = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 
 

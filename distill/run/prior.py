@@ -74,17 +74,24 @@ def check_prompt(config: DictConfig) -> str:
         What the prompt and the source prompt are taken for, in one line; empty where they are taken as they are.
 
     Raises:
-        ValueError: the prior does not know what one of them names.
+        ValueError: the prior does not know what one of them names, or is told cameras, and one of them has words of a view.
     """
-    from distill.embedded.prompt import told, understand
+    from distill.embedded.prompt import shown, told, understand
     from distill.embedded.vocabulary import of_prior
+    from distill.priors.preset import told_cameras
 
     given = [text for text in (config.prompt, config.source_prompt, config.generator_mix) if text]
     own = of_prior(config.prior) if given else None
     if own is None:
         return ""
-    said = (told(text, understand(text, own)) for text in given)
-    return "; ".join(each for each in said if each)
+    meanings = {text: understand(text, own) for text in given}
+    seen = [text for text, meaning in meanings.items() if meaning.view]
+    if seen and config.prior_options.views != 1 and told_cameras(config.prior):
+        raise ValueError(
+            f"prior={config.prior} draws an object from four sides at once, and the prompt {shown(seen[0])} says from which side it is seen; "
+            "leave that out, or add prior_options.views=1"
+        )
+    return "; ".join(said for text, meaning in meanings.items() if (said := told(text, meaning)))
 
 
 def check_loaded(config: DictConfig) -> None:

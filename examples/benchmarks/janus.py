@@ -60,11 +60,11 @@ class Cell(NamedTuple):
 
 
 def ways(prior: str) -> dict[str, Made]:
-    """Options of each way to predict: by the text prior, and by a multi-view prior."""
+    """Options of each way to predict: by the text prior, and by a multi-view prior with four views and with one."""
     return {
         "single": {"prior": "embedded"},
-        "four views": {"prior": prior},
-        "one view of it": {"prior": prior, "prior_options.views": 1},
+        "four": {"prior": prior},
+        "one": {"prior": prior, "prior_options.views": 1},
     }
 
 
