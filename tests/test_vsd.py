@@ -285,7 +285,8 @@ def test_a_gradient_that_overflows_in_half_precision_is_made_smaller_until_it_fi
 
     def learner(half: bool) -> Any:
         prior, loss, cond = setting(pixel_folder, warmup=0)
-        predict = loss.student.predict_noise
+        student: Any = loss.student
+        predict = student.predict_noise
 
         def narrow(*given: Any) -> Tensor:
             found: Tensor = predict(*given)
@@ -293,7 +294,7 @@ def test_a_gradient_that_overflows_in_half_precision_is_made_smaller_until_it_fi
             return found
 
         if half:
-            loss.student.predict_noise = narrow
+            student.predict_noise = narrow
         return lambda: loss.learn(prior, x, cond, torch.Generator().manual_seed(1)), loss
 
     learn, narrow = learner(half=True)
