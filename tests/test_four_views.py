@@ -84,6 +84,23 @@ def test_its_views_face_where_their_cameras_are() -> None:
     assert right >= 10
 
 
+def test_true_rings_are_judged_right_and_from_where_they_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five objects, 18 of 20 pictures at least, and 14 from within 22.5 degrees; by chance, the latter would be 4."""
+    monkeypatch.syspath_prepend(str(FOLDER.parent / "embedded"))
+    script: Any = importlib.import_module("evaluate_views")
+    some = [("red", "duck"), ("blue", "mug"), ("green", "rocket"), ("purple", "teapot"), ("yellow", "car")]
+    monkeypatch.setattr(script, "pairs", lambda: some)
+    images, judge = script.true_rings(), load_judge()
+    assert images.shape == (20, 3, 64, 64)
+    verdicts = script.verdicts_of(judge, images, [world.caption(*pair) for pair in script.pairs()])
+    assert [(one.colour, one.kind) for one in verdicts[:8:4]] == some[:2]
+    assert sum(one.pair_right for one in verdicts) >= 18
+    assert sum(one.view_near for one in verdicts) >= 14
+    # Flat grey pictures have nothing between neighbours.
+    assert script.apart(judge, torch.full_like(images, 0.5)) == pytest.approx(0, abs=1e-6)
+    assert script.apart(judge, images) > 0.02
+
+
 class Sees:
     """A judge that sees an angle: the unit vector of each picture's first number, in quarter turns."""
 
