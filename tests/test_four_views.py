@@ -142,7 +142,7 @@ def test_an_interrupted_benchmark_goes_on(
             "loss": "sds",
             "prompt": prompt,
             "seed": 0,
-            "options": {"iterations": 5, "prior": "embedded"},
+            "overrides": {"iterations": 5, "prior": "embedded"},
         }
         (folder / "janus.json").write_text(json.dumps({**made, **figures}))
     words = [

@@ -96,8 +96,8 @@ def load_prior(
     """Load a frozen prior.
 
     Args:
-        name: one that ships (``embedded``, ``things``, ``views``), a local folder in the diffusers layout or a single file, a name that ``distill priors`` lists,
-            or ``owner/repository@revision`` on the hub; safetensors only.
+        name: one that ships (``embedded``, ``things``, ``views``), a local folder in the diffusers layout or a single file, a name
+            that ``distill priors`` lists, or ``owner/repository@revision`` on the hub; safetensors only.
         device: where it runs.
         dtype: what its network computes in, but for its last layers, which compute in float32, or its name; by default what the
             device is fast at and its family is published in.

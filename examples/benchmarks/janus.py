@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from measuring import finished
 from measuring import table as format_table
 from quality import PROMPTS, save_strip
 
@@ -87,12 +88,8 @@ def make(cell: Cell, root: Path, options: Made) -> Made:
     """Make and measure one asset, or read the measurement of an earlier run."""
     folder = cell.folder(root)
     result, own = folder / "janus.json", folder / "asset"
-    if result.exists():
-        made: Made = json.loads(result.read_text())
-        if made["options"] != options:
-            raise ValueError(
-                f"{folder} was made with {made['options']}, not {options}; choose another --output"
-            )
+    made: Made | None = finished(result, options)
+    if made is not None:
         return made
     told = {"export.enabled": False, "log.tensorboard": False, **options}
     asset = distill.generate(
@@ -100,7 +97,7 @@ def make(cell: Cell, root: Path, options: Made) -> Made:
     )
     measured, front = measure(asset.view, cell.prompt)
     save_strip(asset.view, front, folder / "strip.png")
-    made = {**cell._asdict(), "options": options, "seconds": asset.manifest["seconds"]["train"], **measured}
+    made = {**cell._asdict(), "overrides": options, "seconds": asset.manifest["seconds"]["train"], **measured}
     write_atomic(result, json.dumps(made, indent=1) + "\n")
     return made
 
