@@ -128,6 +128,20 @@ def test_every_word_of_a_caption_is_one_token(data: Any) -> None:
         assert len(ids) == count + 2, text
 
 
+def test_tokens_of_captions_that_come_again_are_the_same(data: Any, example: Any) -> None:
+    first, again = (data.draw(50)[1] for _ in range(2))
+    for texts in (first, [*first[:3], *again, *first[:3]]):
+        assert torch.equal(data.tokens(texts), example("text_side").tokens(data.tokenizer, texts))
+
+
+def test_timesteps_begin_where_they_are_told_to(example: Any) -> None:
+    exponent = example("prior_training").timestep_exponent
+    assert [exponent(done, 0.7, 0.42) for done in (0.0, 0.35, 0.7, 1.0)] == pytest.approx(
+        [0.42, 0.56, 0.7, 0.7]
+    )
+    assert exponent(0.0) == 0.12
+
+
 def test_the_folder_says_what_a_prior_knows(data: Any, example: Any) -> None:
     known = example("things_dataset").known(data.things.pack)
     assert known == [("hamburger", "a", False, ""), ("sofa", "a", True, "couch")]

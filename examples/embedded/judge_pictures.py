@@ -125,6 +125,10 @@ def uniform(low: float, high: float, shape: tuple[int, ...], g: torch.Generator)
     return low + (high - low) * torch.rand(shape, generator=g)
 
 
+def _shown_of(half: Half) -> tuple[Tensor, Tensor, Tensor]:
+    return half.name, half.view, half.paint
+
+
 def move(layers: Tensor, g: torch.Generator) -> Tensor:
     """Shift, zoom and roll a little; what comes in from outside is empty."""
     n, there = len(layers), layers.device
@@ -216,44 +220,66 @@ def truth(pictures: Shown, said: Shown) -> tuple[Tensor, Tensor]:
     return name & view & colour, name & open_
 
 
+class Rows:
+    """Pictures of several names, to draw from evenly; a name may have none.
+
+    Args:
+        rows: the pictures' indices, for each name.
+    """
+
+    def __init__(self, rows: tuple[Tensor, ...]) -> None:
+        self.count = torch.tensor([len(one) for one in rows])
+        self.first, self.all = self.count.cumsum(0) - self.count, torch.cat(rows)
+
+    def draw(self, name: Tensor, g: torch.Generator) -> Tensor:
+        """A picture of each of these names."""
+        at = (torch.rand(len(name), generator=g) * self.count[name]).long()
+        return self.all[self.first[name] + at]
+
+
 class Source:
     """Draws pictures of both halves, names evenly in each."""
 
     def __init__(self, kinds: Half, real: Half, share: float) -> None:
-        self.kinds, self.real, self.share = kinds, real, share
+        self.share, self.first, count = share, len(world.KINDS), len(captions.articles())
         self.palette = torch.tensor(list(world.COLOURS.values()))
-        self.first, count = len(world.KINDS), len(captions.articles())
-        painted = replace(real, name=torch.where(real.chosen, real.name, NONE))
-        of_kinds, listed = kinds.rows(list(range(self.first))), list(range(self.first, count))
-        self.rows, self.painted = (of_kinds + half.rows(listed) for half in (real, painted))
-        self.can = torch.tensor([len(rows) > 0 for rows in self.painted])
-        #: Names with a picture: a pack may hold some of the table's.
-        self.there = torch.tensor([index for index, rows in enumerate(self.rows) if len(rows)])
+        one = [torch.cat(pair) for pair in zip(_shown_of(kinds), _shown_of(real), strict=True)]
+        self.name, self.view, self.paint = one
+        self.layers = torch.cat([kinds.layers, real.layers])
         # One render in sixteen is from overhead; these are the hardest to tell and are drawn four times as often.
-        self.weight = 1.0 + 3.0 * (kinds.view == world.VIEWS.index(world.OVERHEAD))
+        above = kinds.view == world.VIEWS.index(world.OVERHEAD)
+        of_kinds = [
+            torch.cat([rows, *3 * [rows[above[rows]]]]) for rows in kinds.rows(list(range(self.first)))
+        ]
+        painted = replace(real, name=torch.where(real.chosen, real.name, NONE))
+        listed, begin = list(range(self.first, count)), len(kinds.name)
+        rows, in_a_colour = (
+            (*of_kinds, *(begin + one for one in half.rows(listed))) for half in (real, painted)
+        )
+        self.rows, self.painted = Rows(rows), Rows(in_a_colour)
+        self.can = self.painted.count > 0
+        #: Names with a picture: a pack may hold some of the table's.
+        self.there = self.rows.count.nonzero()[:, 0]
 
     def draw(self, batch: int, g: torch.Generator) -> tuple[Tensor, Shown]:
         """Augmented pictures in [0, 1], ``[batch, 3, 64, 64]``, and what they show."""
-        stored, paints, name, colour, view = [], [], [], [], []
-        for _ in range(batch // TOGETHER):
-            which = int(torch.randint(self.first, (1,), generator=g))
-            if torch.rand(1, generator=g) >= self.share:
-                other = torch.randint(len(self.there) - self.first, (1,), generator=g)
-                which = int(self.there[self.first + other])
-            of_kinds = which < self.first
-            half = self.kinds if of_kinds else self.real
-            coloured = of_kinds or bool(len(self.painted[which]) and torch.rand(1, generator=g) < IN_A_COLOUR)
-            rows = self.painted[which] if coloured else self.rows[which]
-            even = self.weight[rows] if of_kinds else torch.ones(len(rows))
-            index = rows[torch.multinomial(even, TOGETHER, replacement=True, generator=g)]
-            hue = int(torch.randint(len(self.palette), (1,), generator=g)) if coloured else NONE
-            paints.append(self.palette[hue].expand(TOGETHER, 3) if coloured else half.paint[index])
-            stored.append(half.layers[send(index, half.layers.device)])
-            name.append(half.name[index])
-            view.append(half.view[index])
-            colour.append(torch.full((TOGETHER,), hue))
-        shown = Shown(torch.cat(name), torch.cat(colour), torch.cat(view))
-        return augmented(torch.cat(stored), torch.cat(paints), g), shown
+        pairs = batch // TOGETHER
+        kind = torch.randint(self.first, (pairs,), generator=g)
+        thing = self.there[torch.randint(self.first, len(self.there), (pairs,), generator=g)]
+        name = torch.where(torch.rand(pairs, generator=g) < self.share, kind, thing)
+        some = torch.rand(pairs, generator=g) < IN_A_COLOUR
+        coloured = (name < self.first) | (some & self.can[name])
+        hue = torch.where(coloured, torch.randint(len(self.palette), (pairs,), generator=g), NONE)
+        name, hue = name.repeat_interleave(TOGETHER), hue.repeat_interleave(TOGETHER)
+        # Of a name without a painted picture, what this draws is not taken.
+        index = torch.where(hue == NONE, self.rows.draw(name, g), self.painted.draw(self._paintable(name), g))
+        paint = torch.where((hue == NONE)[:, None], self.paint[index], self.palette[hue])
+        stored = self.layers[send(index, self.layers.device)]
+        return augmented(stored, paint, g), Shown(name, hue, self.view[index])
+
+    def _paintable(self, name: Tensor) -> Tensor:
+        """The names, a kind in the place of those that have no picture whose colour can be chosen."""
+        return torch.where(self.can[name], name, 0)
 
     def told(self, shown: Shown, g: torch.Generator) -> Shown:
         """What a caption of each picture says: not always its view and its colour."""

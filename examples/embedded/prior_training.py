@@ -29,6 +29,8 @@ from distill.run.journal import stop_signals
 from distill.transfer import send
 
 PATCH = 4
+#: Of the timesteps of a training that begins, see ``timestep_exponent``.
+FIRST_EXPONENT = 0.12
 #: A UNet, perhaps compiled: what it predicts of noisy pictures at timesteps, given the captions' tokens, is its ``sample``.
 Model = Callable[..., Any]
 #: What is to be predicted, given the noisy pictures, their timesteps and their v.
@@ -53,13 +55,13 @@ def learning_rate(done: float, peak: float) -> float:
     return peak * min(done / 0.01, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1))))
 
 
-def timestep_exponent(done: float, last: float = 0.7) -> float:
-    """Exponent ``p`` of ``t = 1000 u**p``: 0.12 (half of the timesteps above 920) rising to ``last`` at 70%.
+def timestep_exponent(done: float, last: float = 0.7, first: float = FIRST_EXPONENT) -> float:
+    """Exponent ``p`` of ``t = 1000 u**p``: from ``first`` (0.12: half of the timesteps above 920) to ``last`` at 70%.
 
     Where a view differs is decided at the noisiest timesteps and learnt last: begun there, it comes many times
     sooner, and what the less noisy ones need comes quickly after.
     """
-    return 0.12 + (last - 0.12) * min(done / 0.7, 1.0)
+    return first + (last - first) * min(done / 0.7, 1.0)
 
 
 @dataclass
@@ -278,11 +280,23 @@ def learn(
     run.follow(loss)
 
 
+def add_timesteps(parser: argparse.ArgumentParser) -> None:
+    """Options of which timesteps are trained on, see ``timestep_exponent``."""
+    parser.add_argument(
+        "--first-exponent", type=float, default=FIRST_EXPONENT,
+        help=f"p of t = 1000 u^p at the beginning, {FIRST_EXPONENT} by default; larger where --start knows the pictures already",
+    )  # fmt: skip
+    parser.add_argument("--last-exponent", type=float, default=0.7, help="p at the end; small is noisy")
+
+
 def check_amounts(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """End with one line where a training would have nothing to do."""
     for name in ("images", "batch"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    for name in ("first", "last"):
+        if not 0 < getattr(options, f"{name}_exponent") < math.inf:
+            parser.error(f"--{name}-exponent must be above 0, got {getattr(options, f'{name}_exponent'):g}")
     if options.minutes is not None and not 0 < options.minutes < math.inf:
         parser.error(f"--minutes must be above 0, got {options.minutes:g}")
     if options.save_minutes < 0:
@@ -296,7 +310,8 @@ def train(
 
     Args:
         run: goes on from where it is.
-        options: have ``images``, ``minutes``, ``batch``, ``peak_lr``, ``last_exponent``, ``save_minutes``, ``work`` and ``output``.
+        options: have ``images``, ``minutes``, ``batch``, ``peak_lr``, ``save_minutes``, ``work`` and ``output``, and those of
+            ``add_timesteps``.
         update: does one update on ``options.batch`` pictures, given the exponent of its timesteps.
         save: writes the run and the prior.
     """
@@ -311,7 +326,7 @@ def train(
                 break
             for group in run.optimiser.param_groups:
                 group["lr"] = learning_rate(done, options.peak_lr)
-            update(timestep_exponent(done, options.last_exponent))
+            update(timestep_exponent(done, options.last_exponent, options.first_exponent))
             # Only where it was printed: to read the loss waits for the GPU.
             if progress.update(options.batch):
                 progress.set_postfix(loss=f"{run.loss:.4f}", refresh=False)

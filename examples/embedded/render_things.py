@@ -15,11 +15,12 @@ import io
 import json
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from dataset import DISTANCE, ELEVATION_DEG, FOV_Y_DEG
+from dataset import DISTANCE, ELEVATION_DEG, FOV_Y_DEG, workers
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from safetensors.torch import save
@@ -30,23 +31,23 @@ from distill.embedded import things, world
 from distill.embedded.shoot import shoot
 from distill.files.atomic import write_atomic
 
-#: Pictures of each of the world's directions.
+#: Pictures of each of the world's directions, without ``--each``.
 EACH = 2
 COLUMNS = 6
 QUALITY = 94
 
 
-def draw_angles(thing: things.Thing, seed: int = 0) -> NDArray[np.float32]:
+def draw_angles(thing: things.Thing, seed: int = 0, each: int = EACH) -> NDArray[np.float32]:
     """Azimuth, elevation in degrees and distance of a thing's pictures, the same at every call.
 
-    Every direction of the world has ``EACH`` pictures, in the world's order of directions; the azimuth is even over
+    Every direction of the world has ``each`` pictures, in the world's order of directions; the azimuth is even over
     its sector, all else by the laws of ``dataset.render_shape``.
     """
     digest = hashlib.sha256(f"{seed} {thing.id}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-    middles = np.repeat(22.5 * np.arange(len(world.DIRECTIONS)), EACH)
-    azimuth = np.concatenate([middles + rng.uniform(-11.25, 11.25, len(middles)), rng.uniform(0, 360, EACH)])
-    elevation = np.concatenate([rng.uniform(*ELEVATION_DEG, len(middles)), rng.uniform(62, 88, EACH)])
+    middles = np.repeat(22.5 * np.arange(len(world.DIRECTIONS)), each)
+    azimuth = np.concatenate([middles + rng.uniform(-11.25, 11.25, len(middles)), rng.uniform(0, 360, each)])
+    elevation = np.concatenate([rng.uniform(*ELEVATION_DEG, len(middles)), rng.uniform(62, 88, each)])
     azimuth = (azimuth + 180) % 360 - 180
     return np.stack([azimuth, elevation, rng.uniform(*DISTANCE, len(azimuth))], axis=1).astype(np.float32)
 
@@ -74,14 +75,14 @@ def webp(sheet: NDArray[np.uint8]) -> bytes:
 
 
 def render_thing(
-    thing: things.Thing, archives: Path
+    thing: things.Thing, archives: Path, each: int = EACH
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
     """A thing's compressed pictures and tint, and the angles of its cameras.
 
     Raises:
         ValueError: its model cannot be read.
     """
-    angles = draw_angles(thing)
+    angles = draw_angles(thing, each=each)
     layers = shoot(things.model(thing, archives), thing.paint, cameras_of(angles), things.SIZE, 3)
     levels = np.round(255 * layers).astype(np.uint8)
     pictures = webp(sheet_of(levels[..., [0, 1, 2, 4]]))
@@ -89,10 +90,10 @@ def render_thing(
     return np.frombuffer(pictures, np.uint8), np.frombuffer(tint, np.uint8), angles
 
 
-def mark(thing: things.Thing) -> str:
+def mark(thing: things.Thing, each: int = EACH) -> str:
     """Names a render by all that it depends on."""
     said = json.dumps(
-        [things.VERSION, EACH, QUALITY, thing.model, thing.archive, thing.turn, thing.size_cm, thing.paint]
+        [things.VERSION, each, QUALITY, thing.model, thing.archive, thing.turn, thing.size_cm, thing.paint]
     )
     return hashlib.sha256(f"{thing.id} {said}".encode()).hexdigest()[:24]
 
@@ -126,24 +127,36 @@ def chosen(
     return tuple(kept)
 
 
-def pack(listed: tuple[things.Thing, ...], archives: Path, folder: Path) -> None:
-    """Render what is not there yet, then write the pack; both of its files are whole or not there.
+def render_into(folder: Path, archives: Path, each: int, thing: things.Thing) -> None:
+    """Render a thing into a folder, if it is not there yet.
+
+    Raises:
+        ValueError: its model cannot be read.
+    """
+    path = folder / f"{mark(thing, each)}.npz"
+    if path.exists():
+        return
+    file = io.BytesIO()
+    pictures, tint, angles = render_thing(thing, archives, each)
+    np.savez(file, pictures=pictures, tint=tint, angles=angles)
+    write_atomic(path, file.getvalue())
+
+
+def pack(listed: tuple[things.Thing, ...], archives: Path, folder: Path, each: int = EACH) -> None:
+    """Render what is not there yet, on all cores, then write the pack; both of its files are whole or not there.
 
     Raises:
         ValueError: a model cannot be read.
     """
     renders = folder / "renders"
     renders.mkdir(parents=True, exist_ok=True)
-    for thing in tqdm(listed, "rendering", mininterval=10):
-        path = renders / f"{mark(thing)}.npz"
-        if not path.exists():
-            file = io.BytesIO()
-            pictures, tint, angle = render_thing(thing, archives)
-            np.savez(file, pictures=pictures, tint=tint, angles=angle)
-            write_atomic(path, file.getvalue())
+    render = partial(render_into, renders, archives, each)
+    with workers() as pool:
+        for _ in tqdm(pool.imap_unordered(render, listed), "rendering", len(listed), mininterval=10):
+            pass
     parts, angles = [], []
     for thing in listed:
-        with np.load(renders / f"{mark(thing)}.npz") as one:
+        with np.load(renders / f"{mark(thing, each)}.npz") as one:
             parts += [one["pictures"], one["tint"]]
             angles.append(one["angles"])
     tensors = {
@@ -214,7 +227,14 @@ def main() -> None:
         "--names", type=Path, help="file of the names to take, one a line; without it all of the table"
     )
     parser.add_argument("--variants", type=int, help="objects of a name, at most")
+    parser.add_argument(
+        "--each", type=int, help=f"pictures of each of the 17 directions, with pack; {EACH} without it"
+    )
     options = parser.parse_args()
+    if options.each is not None and options.each < 1:
+        parser.error(f"--each must be at least 1, got {options.each}")
+    if options.each and options.what != "pack":
+        parser.error("--each is for pack; sheets show five views")
     if options.variants is not None and options.variants < 1:
         parser.error(f"--variants must be at least 1, got {options.variants}")
     torch.set_num_threads(1)
@@ -223,8 +243,10 @@ def main() -> None:
         missing = sorted({one.archive for one in listed if not (options.archives / one.archive).is_file()})
         if missing:
             raise ValueError(f"{options.archives} lacks {missing[0]}; fetch it with fetch_things.py")
-        make = sheets if options.what == "sheets" else pack
-        make(listed, options.archives, options.output)
+        if options.what == "sheets":
+            sheets(listed, options.archives, options.output)
+        else:
+            pack(listed, options.archives, options.output, options.each or EACH)
     except ValueError as error:
         sys.exit(f"render_things: {error}")
 

@@ -13,7 +13,7 @@ import copy
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from prior_training import (
     Gradient,
     Model,
     Run,
+    add_timesteps,
     check_amounts,
     gradient,
     gradient_on,
@@ -102,6 +103,7 @@ class Data:
     things: ThingPictures | None
     tokenizer: CLIPTokenizer
     world_share: float = WORLD_SHARE
+    _known: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def draw(self, n: int) -> tuple[Tensor, list[str]]:
         """Draw pictures in [-1, 1], ``[n, 3, 64, 64]``, with a caption each; a tenth are empty."""
@@ -122,6 +124,13 @@ class Data:
             captions += self.things.captions(thing)
         dropped = (torch.rand(n, generator=g) < 0.1).tolist()
         return torch.cat(images), ["" if d else text for d, text in zip(dropped, captions, strict=True)]
+
+    def tokens(self, captions: list[str]) -> Tensor:
+        """The captions' tokens, ``[n, tokens]``; each caption is taken apart once, as that takes longer than a GPU's update."""
+        new = list(dict.fromkeys(text for text in captions if text not in self._known))
+        if new:
+            self._known.update(zip(new, tokens(self.tokenizer, new), strict=True))
+        return torch.stack([self._known[text] for text in captions])
 
 
 def write_folder(
@@ -267,7 +276,7 @@ def train_step(
     """One update on ``n`` pictures by the UNet, perhaps compiled and with its draft."""
     images, captions = data.draw(n)
     with torch.no_grad():
-        cond = run.encoder(send(tokens(data.tokenizer, captions), abar.device)).last_hidden_state
+        cond = run.encoder(send(data.tokens(captions), abar.device)).last_hidden_state
     target = partial(taught, teacher, captions) if teacher else None
     learn(run, model, images, cond, abar, exponent, target=target, gradient=gradient)
 
@@ -285,9 +294,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         "with 16 and on 78 with 64; an H100, without, on 12,000 with 512. The default --peak-lr was chosen for 16; 0.0016 was taken for 512",
     )  # fmt: skip
     parser.add_argument("--peak-lr", type=float, default=8e-4)
-    parser.add_argument(
-        "--last-exponent", type=float, default=0.7, help="p of t = 1000 u^p at the end; small is noisy"
-    )
+    add_timesteps(parser)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="15%% faster after a minute of compiling")
     parser.add_argument("--start", type=Path, help="a prior's folder to go on from, with a new optimiser")

@@ -29,6 +29,7 @@ from prior_training import (
     Gradient,
     Model,
     Run,
+    add_timesteps,
     check_amounts,
     gradient,
     gradient_on,
@@ -179,9 +180,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--peak-lr", type=float, default=2e-4)
     parser.add_argument("--shapes", type=int, default=64, help="shapes of each kind")
     parser.add_argument("--rings", type=int, default=views_dataset.RINGS, help="rings of views of each shape")
-    parser.add_argument(
-        "--last-exponent", type=float, default=0.7, help="p of t = 1000 u^p at the end; small is noisy"
-    )
+    add_timesteps(parser)
     parser.add_argument("--compile", action="store_true", help="faster after some minutes of compiling")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save-minutes", type=float, default=4)
