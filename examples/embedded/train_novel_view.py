@@ -4,7 +4,8 @@
     python examples/embedded/train_novel_view.py --work ~/novel_view --minutes 5     # so many minutes in all, on a GPU
 
 The shapes of the world are rendered once and painted in the colours that are trained on; ``--renders`` adds other
-objects, in the layout of ``distill-views render``, and ``--things`` the real things of a pack. Then ``distill.lab.novel_view`` trains with ``recipe=embedded``, or
+objects, in the layout of ``distill-views render``, ``--things`` the real things of a pack, and ``--assemblies`` objects put together
+at random, from which it learns to turn what it does not know. Then ``distill.lab.novel_view`` trains with ``recipe=embedded``, or
 ``embedded-gpu``: a code that turns with the camera learns to draw thumbnails, and the embedded prior's UNet learns to draw
 views, told by it. The folder is written every minute, so that one is there whenever it stops; run it again to go on.
 """
@@ -23,6 +24,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import assemblies
 import torch
 from torch import Tensor
 
@@ -107,6 +109,8 @@ def pictures(
     for folder in options.renders:
         count = len(list(next(path for path in folder.iterdir() if path.is_dir()).glob("*.png")))
         found.append(memory.from_views(from_folder(folder, count=count, size=said.size, check=False)))
+    if options.assemblies:
+        found.append(assemblies.store(said, options.assemblies, options.work, options.workers))
     if pack is not None:
         found.append(from_pack(pack, colours=options.colours or colours, seed=options.seed))
     held_out = {
@@ -189,6 +193,12 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Options of the pictures that are trained and measured on."""
     parser.add_argument("--renders", type=Path, nargs="*", default=[], help="of other objects, as wide")
     parser.add_argument("--things", type=Path, help="pack of real things, made by render_things.py")
+    parser.add_argument(
+        "--assemblies",
+        type=int,
+        default=0,
+        help="objects put together at random, to learn from beside the others",
+    )
     parser.add_argument("--shapes", type=int, default=140, help="of each kind")
     parser.add_argument("--views", type=int, default=12, help="of each shape")
     parser.add_argument(
@@ -252,6 +262,8 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         parser.error(f"--steep-from must be in [0, 89), degrees, got {options.steep_from:g}")
     if options.steep_first is not None and not 0 <= options.steep_first <= 1:
         parser.error(f"--steep-first must be a probability, in [0, 1], got {options.steep_first:g}")
+    if options.assemblies < 0:
+        parser.error(f"--assemblies must be at least 0, got {options.assemblies}")
     if options.code_again and options.start is None:
         parser.error("--code-again trains the code of --start on; give --start, or leave it out")
 

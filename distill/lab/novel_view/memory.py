@@ -30,6 +30,7 @@ from distill.priors.novel_view.features import Features
 from distill.priors.novel_view.pose import between
 
 if TYPE_CHECKING:
+    from distill.embedded.shapes import Part
     from distill.priors.novel_view.features import Encoder
 
 #: Elevation from which a picture shows an object's top or bottom rather than its sides, degrees above or below the horizon.
@@ -209,12 +210,26 @@ def _steep(g: np.random.Generator, options: WorldOptions) -> NDArray[Any]:
 
 def render_shape(options: WorldOptions, job: tuple[str, int]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """One shape's layers, ``[views, size, size, 5]`` (painted, tint, alpha), and its cameras' positions."""
-    from distill.cameras import orbit
-    from distill.embedded import raycast, shapes, world
+    from distill.embedded import shapes, world
 
     kind, number = job
     g = np.random.default_rng(mixed(options.seed, world.KINDS.index(kind), number))
-    parts = shapes.build(kind, lambda value: value * float(g.uniform(0.85, 1.15)))
+    return render_parts(options, shapes.build(kind, lambda value: value * float(g.uniform(0.85, 1.15))), g)
+
+
+def render_parts(
+    options: WorldOptions, parts: list[Part], g: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """An object's layers and its cameras' positions, as ``render_shape`` returns them.
+
+    Args:
+        options: cameras, lights and sizes.
+        parts: of the object, its farthest point 0.95 from the origin; scaled and moved.
+        g: draws its size, cameras, lights and place.
+    """
+    from distill.cameras import orbit
+    from distill.embedded import raycast
+
     scale = float(_uniform(g, options.scale)[0])
     for part in parts:
         part.mesh.apply_scale(scale)
