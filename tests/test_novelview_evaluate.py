@@ -22,6 +22,7 @@ from distill.lab.novel_view.evaluate import (
     flipped_share,
     interval,
     read_pairs,
+    told_apart,
     turned_as_asked,
     write_pairs,
 )
@@ -137,3 +138,15 @@ def test_the_command_line_evaluates_a_folder(tmp_path: Path, capsys: pytest.Capt
     assert caught.value.code == 0
     assert "4 pairs of 2 objects" in capsys.readouterr().out
     assert {"pairs.json", "objects.csv", "summary.json", "sheet.png"} == {path.name for path in out.iterdir()}
+
+
+def test_objects_that_look_the_same_all_around_are_left_out_of_those_told_apart() -> None:
+    def read(uid: str, index: int) -> tuple[Tensor, Tensor]:
+        # By hand: views of "turned" are 0.2 apart from the next, mean square 0.04; those of "close" 0.05, 0.0025; "round" has one look.
+        level = {"turned": 0.2, "close": 0.05, "round": 0.0}[uid] * index
+        return torch.full((3, 4, 4), level), torch.tensor([3.0, 0.0, 0.0])
+
+    views = Views(["turned", "close", "round"], 4, read)
+    assert told_apart(views) == {"told apart": {"turned"}}
+    assert told_apart(views, 0.002) == {"told apart": {"turned", "close"}}
+    assert told_apart(Views(["round"], 4, read)) == {}

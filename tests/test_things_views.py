@@ -84,3 +84,23 @@ def test_a_pack_without_such_things_is_refused() -> None:
         from_pack(pack, held_out=True)
     with pytest.raises(ValueError, match="colours must be from 0 to the world's 8, got 9"):
         from_pack(pack, colours=9)
+
+
+def test_some_level_pictures_of_each_are_drawn_with_their_cameras() -> None:
+    listed = [thing(name, None) for name in names(False)[:12]]
+    pack = pack_of(*listed)
+    every, some = from_pack(pack, colours=0), from_pack(pack, colours=0, views=2, seed=1)
+    assert some.first.tolist() == list(range(0, 26, 2)) and len(some.pictures) == 24
+    drawn = set()
+    for number in range(len(listed)):
+        own = every.positions[4 * number : 4 * number + 4]
+        # The fourth is from overhead: never drawn. Both have their own picture and camera.
+        found = [(own - eye).norm(dim=1).argmin().item() for eye in some.positions[2 * number : 2 * number + 2]]
+        assert len(set(found)) == 2 and 3 not in found
+        drawn.add(tuple(found))
+    assert len(drawn) > 2
+    again = from_pack(pack, colours=0, views=2, seed=1)
+    assert torch.equal(again.positions, some.positions) and torch.equal(again.pictures, some.pictures)
+    for wrong in (1, 4):
+        with pytest.raises(ValueError, match=f"views must be from 2 to the 3 level ones .*, got {wrong}"):
+            from_pack(pack, views=wrong)

@@ -118,7 +118,7 @@ def pictures(
         for name, one in zip(unseen, new, strict=True)
     }
     if pack is not None:
-        held_out["things"] = from_pack(pack, held_out=True, colours=0).to(options.device)
+        held_out["things"] = from_pack(pack, held_out=True, colours=0, views=usual.views).to(options.device)
     trained = memory.joined([store.to(options.device) for store in found])
     return replace(trained, steep_first=options.steep_first), held_out
 
@@ -153,7 +153,7 @@ def evaluated(
     pipeline: NovelViewPipeline, store: memory.Store, out: Path, steps: int, scale: float
 ) -> dict[str, Any]:
     """Sample one view of each unseen object and measure it."""
-    from distill.lab.novel_view.evaluate import choose_pairs, evaluate, oriented
+    from distill.lab.novel_view.evaluate import choose_pairs, evaluate, oriented, told_apart
 
     def draw(rgb: Tensor, pose: Tensor, generator: Any) -> Tensor:
         return pipeline(rgb, pose, generator=generator, steps=steps, scale=scale, batch=len(rgb))
@@ -161,7 +161,7 @@ def evaluated(
     views = store.views()
     batch = 320 if store.pictures.is_cuda else 16
     return evaluate(
-        draw, views, choose_pairs(views, 1, 0), out, groups=oriented(store.uids), batch=batch, progress=False,
+        draw, views, choose_pairs(views, 1, 0), out, groups=oriented(store.uids) or told_apart(views), batch=batch, progress=False,
         about={"steps": steps, "scale": scale},
     )  # fmt: skip
 

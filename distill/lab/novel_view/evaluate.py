@@ -255,6 +255,25 @@ def oriented(uids: Sequence[str]) -> dict[str, set[str]]:
     return {"oriented": found} if found else {}
 
 
+def told_apart(views: Views, least: float = 0.01) -> dict[str, set[str]]:
+    """The group ``told apart``: objects that look different from each side, as far as the views show.
+
+    A lamp or a tree looks the same all around; which of its views a drawn one is nearest to says nothing about the drawing.
+
+    Args:
+        views: true ones.
+        least: mean squared difference of an object's view, in [0, 1], from the most similar of its others; the mean over its views
+            must be as large.
+    """
+    found = set()
+    for uid in views.uids:
+        shown = torch.stack([views.read(uid, index)[0] for index in range(views.count)]).flatten(1)
+        apart = torch.cdist(shown, shown).square() / shown.shape[1]
+        if float(apart.fill_diagonal_(math.inf).min(1).values.mean()) >= least:
+            found.add(uid)
+    return {"told apart": found} if found else {}
+
+
 def drawn_pairs(
     draw: Draw,
     views: Views,
