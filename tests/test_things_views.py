@@ -95,7 +95,9 @@ def test_some_level_pictures_of_each_are_drawn_with_their_cameras() -> None:
     for number in range(len(listed)):
         own = every.positions[4 * number : 4 * number + 4]
         # The fourth is from overhead: never drawn. Both have their own picture and camera.
-        found = [(own - eye).norm(dim=1).argmin().item() for eye in some.positions[2 * number : 2 * number + 2]]
+        found = [
+            (own - eye).norm(dim=1).argmin().item() for eye in some.positions[2 * number : 2 * number + 2]
+        ]
         assert len(set(found)) == 2 and 3 not in found
         drawn.add(tuple(found))
     assert len(drawn) > 2
