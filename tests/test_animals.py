@@ -118,7 +118,7 @@ def test_animals_are_written_textured_and_others_named_with_the_reason(
     ):  # fmt: skip
         assert line in said
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["wolf.glb"]
-    (mesh,) = trimesh.load(tmp_path / "out" / "wolf.glb").geometry.values()
+    (mesh,) = trimesh.load_scene(tmp_path / "out" / "wolf.glb").geometry.values()
     assert mesh.volume == pytest.approx(SPHERE.volume, rel=1e-5)
     assert mesh.visual.material.baseColorTexture.convert("RGBA").getpixel((0, 0)) == (200, 100, 50, 255)
 

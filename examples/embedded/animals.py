@@ -23,6 +23,7 @@ import numpy as np
 import trimesh
 from PIL import Image
 from tqdm import tqdm
+from trimesh.exchange.gltf import export_glb
 from trimesh.visual import TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
@@ -143,7 +144,7 @@ def convert(archive: Path, folder: Path) -> tuple[list[str], dict[str, str]]:
             path = folder / f"{name}.glb"
             if not path.exists():
                 try:
-                    write_atomic(path, model(files.read(mesh), files.read(skin)).export(file_type="glb"))
+                    write_atomic(path, export_glb(model(files.read(mesh), files.read(skin)).scene()))
                 except ValueError as error:
                     left_out[name] = str(error)
                     continue

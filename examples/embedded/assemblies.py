@@ -194,8 +194,8 @@ def store(options: WorldOptions, count: int, folder: Path, workers: int = 1) -> 
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            found = pool.map(partial(render, options), range(count), chunksize=8)
-            rows = list(tqdm(found, "rendering", count, unit="assembly", mininterval=5))
+            made = pool.map(partial(render, options), range(count), chunksize=8)
+            rows = list(tqdm(made, "rendering", count, unit="assembly", mininterval=5))
         pictures, positions = (torch.from_numpy(np.concatenate(part)) for part in zip(*rows, strict=True))
         temporary = path.with_name(f".{path.name}.tmp")
         save_file({"pictures": pictures, "positions": positions}, temporary, {"options": repr(options)})
