@@ -85,7 +85,8 @@ def pictures(tmp_path: Path, example: Any) -> Any:
 @pytest.fixture
 def data(pictures: Any, pack: things.Pack, example: Any) -> Any:
     real = example("things_dataset").ThingPictures(pack, pictures.generator)
-    return example("train_prior").Data(pictures, real, example("text_side").make_tokenizer(real))
+    side = example("text_side")
+    return example("train_prior").Data(pictures, real, side.Tokens(side.make_tokenizer(real)))
 
 
 def test_pictures_of_things_have_the_colours_that_their_captions_say(data: Any) -> None:
@@ -124,22 +125,56 @@ def test_a_tenth_of_all_captions_is_empty_and_a_fifth_of_the_pictures_is_the_wor
 def test_every_word_of_a_caption_is_one_token(data: Any) -> None:
     for text in [text for text in data.draw(200)[1] if text]:
         count = len(text.replace(",", " ,").split())
-        ids = data.tokenizer(text).input_ids
+        ids = data.tokens.tokenizer(text).input_ids
         assert len(ids) == count + 2, text
 
 
-def test_tokens_of_captions_that_come_again_are_the_same(data: Any, example: Any) -> None:
+def test_each_caption_is_taken_apart_once(data: Any, example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = example("text_side")
+    plain, asked = side.tokens, []
+
+    def counted(tokenizer: Any, captions: list[str]) -> torch.Tensor:
+        asked.extend(captions)
+        return plain(tokenizer, captions)
+
+    monkeypatch.setattr(side, "tokens", counted)
     first, again = (data.draw(50)[1] for _ in range(2))
     for texts in (first, [*first[:3], *again, *first[:3]]):
-        assert torch.equal(data.tokens(texts), example("text_side").tokens(data.tokenizer, texts))
+        assert torch.equal(data.tokens(texts), plain(data.tokens.tokenizer, texts))
+    assert sorted(asked) == sorted({*first, *again})
 
 
-def test_timesteps_begin_where_they_are_told_to(example: Any) -> None:
-    exponent = example("prior_training").timestep_exponent
-    assert [exponent(done, 0.7, 0.42) for done in (0.0, 0.35, 0.7, 1.0)] == pytest.approx(
-        [0.42, 0.56, 0.7, 0.7]
-    )
-    assert exponent(0.0) == 0.12
+def test_timesteps_begin_and_end_where_they_are_told_to(
+    example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = example("prior_training")
+    run = SimpleNamespace(seen=0, seconds=0.0, loss=0.0, optimiser=SimpleNamespace(param_groups=[{}]))
+    options = SimpleNamespace(
+        images=20, minutes=None, batch=2, peak_lr=1e-3, save_minutes=9, work=tmp_path, output=tmp_path,
+        first_exponent=0.42, last_exponent=0.7,
+    )  # fmt: skip
+    told = []
+
+    def update(exponent: float) -> None:
+        told.append(exponent)
+        run.seen += 2
+
+    training.train(run, options, update, lambda: None)
+    # By hand: from 0.42 by 0.04 a tenth of the training, to 0.7 at seven tenths.
+    assert told == pytest.approx([0.42, 0.46, 0.5, 0.54, 0.58, 0.62, 0.66, 0.7, 0.7, 0.7])
+    assert training.timestep_exponent(0.0) == 0.12
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("first", "0"), ("first", "nan"), ("last", "inf"), ("last", "-1")]
+)
+def test_exponents_that_are_none_are_refused(
+    example: Any, name: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        example("train_prior").parse_options(["--work", "w", f"--{name}-exponent={value}"])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"--{name}-exponent must be a finite number above 0, got {value}" in said
 
 
 def test_the_folder_says_what_a_prior_knows(data: Any, example: Any) -> None:
@@ -195,10 +230,10 @@ def test_training_goes_on_bit_for_bit_and_its_folder_loads(
     options = argparse.Namespace(device="cpu", work=tmp_path, start=None, text_side=None, text_updates=None)
     abar = train.make_scheduler().alphas_cumprod
     run = train.start(options, data)
-    draft = example("text_side").fit_draft(run.encoder, data.tokenizer, data.world, data.things)
+    draft = example("text_side").fit_draft(run.encoder, data.tokens.tokenizer, data.world, data.things)
     model = train.with_draft(run.unet, draft)
     train.train_step(run, model, data, abar, 2, 0.5)
-    run.save(tmp_path / "prior.pt", data.tokenizer.get_vocab())
+    run.save(tmp_path / "prior.pt", data.tokens.tokenizer.get_vocab())
     train.train_step(run, model, data, abar, 2, 0.5)
     again = train.start(options, data)
     assert again.seen == 2
@@ -223,11 +258,11 @@ def test_training_goes_on_bit_for_bit_and_its_folder_loads(
     taken = train.aligned(tmp_path / "prior", data).state_dict()
     for name, value in run.encoder.state_dict().items():
         torch.testing.assert_close(taken[name], value, atol=1e-3, rtol=1e-3)
-    other = replace(data, tokenizer=example("text_side").make_tokenizer())
+    other = replace(data, tokens=train.Tokens(example("text_side").make_tokenizer()))
     with pytest.raises(ValueError, match="trained on other names"):
         train.aligned(tmp_path / "prior", other)
     with pytest.raises(ValueError, match="training on other names"):
-        again.load(tmp_path / "prior.pt", torch.device("cpu"), other.tokenizer.get_vocab())
+        again.load(tmp_path / "prior.pt", torch.device("cpu"), other.tokens.tokenizer.get_vocab())
     # From the folder, and from one of the world alone with that text side.
     same = train.make_unet(True)
     encoder = train.started(same, tmp_path / "prior", data)
@@ -331,8 +366,8 @@ def test_updates_that_are_recorded_learn_from_each_new_batch(example: Any) -> No
 
 def test_a_draft_is_the_least_squares_of_mean_pictures(example: Any, data: Any) -> None:
     side = example("text_side")
-    encoder = side.make_text_encoder(data.tokenizer).eval()
-    draft = side.fit_draft(encoder, data.tokenizer, data.world, data.things)
+    encoder = side.make_text_encoder(data.tokens.tokenizer).eval()
+    draft = side.fit_draft(encoder, data.tokens.tokenizer, data.world, data.things)
     lines, wanted = side.mean_pictures(data.world, data.things)
     assert len(lines) == len(set(lines)) == (2 * len(world.KINDS) + 2) * len(world.VIEWS)
     assert wanted.mean().abs() < 1e-5 and abs(wanted.std() - 1) < 1e-5
@@ -345,7 +380,7 @@ def test_a_draft_is_the_least_squares_of_mean_pictures(example: Any, data: Any) 
     ] == sofa[2, 0]
     assert burger[1, 0] == burger[4, 0] == sofa[3, 0] and burger[3, 0] == sofa[0, 0]
     with torch.no_grad():
-        features = encoder(side.tokens(data.tokenizer, lines)).last_hidden_state
+        features = encoder(side.tokens(data.tokens.tokenizer, lines)).last_hidden_state
         made = draft(features).flatten(1)
     known = np.concatenate([features[:, -1].numpy(), np.ones((len(lines), 1))], axis=1)
     # The penalty of 0.1 on each weight, as rows of their own.
@@ -361,12 +396,12 @@ def name_of(encoder: Any) -> str:
 
 def test_a_prior_of_the_world_goes_on_with_its_own_words(example: Any, pictures: Any) -> None:
     train = example("train_prior")
-    data = train.Data(pictures, None, train.tokenizer_for(train.SHIPPED, None))
+    data = train.Data(pictures, None, train.Tokens(train.tokenizer_for(train.SHIPPED, None)))
     unet = train.make_unet()
     encoder = train.started(unet, train.SHIPPED, data)
     prior = load_prior("embedded")
     said = ["a red mug, front view", "a blue car"]
-    ids = example("text_side").tokens(data.tokenizer, said)
+    ids = example("text_side").tokens(data.tokens.tokenizer, said)
     torch.testing.assert_close(
         encoder(ids).last_hidden_state, prior.embed(said)["encoder_hidden_states"], atol=2e-2, rtol=2e-2
     )

@@ -308,6 +308,30 @@ def test_every_direction_of_the_world_is_seen_as_the_world_sees_it(made: Any) ->
     assert angles[:, 2].min() >= 3.0 and angles[:, 2].max() <= 3.4 and np.abs(angles[:, 0]).max() <= 180
 
 
+def test_more_pictures_of_a_view_are_further_ones_of_all_views(made: Any) -> None:
+    folder, listed, _, render = made
+    angles = render.draw_angles(listed[0], each=3)
+    views = [world.view_of(float(a), float(e)) for a, e, _ in angles]
+    assert Counter(views) == dict.fromkeys(world.VIEWS, 3)
+    # In one folder, renders of one number are not taken for those of another.
+    for each in (1, 2):
+        render.pack(listed, folder / "archives", folder / "each", each)
+        pack = things.read_pack(folder / "each")
+        assert pack.angles.shape == (2, 17 * each, 3) and len(pack.layers(1)) == 17 * each
+        assert np.array_equal(pack.angles[0], render.draw_angles(listed[0], each=each))
+
+
+@pytest.mark.parametrize("each", ["0", "91"])
+def test_a_number_of_pictures_without_room_is_refused(
+    made: Any, each: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render = made[3]
+    monkeypatch.setattr("sys.argv", ["render_things.py", "pack", "archives", "pack", "--each", each])
+    with pytest.raises(SystemExit):
+        render.main()
+    assert f"--each must be from 1 to 90, got {each}" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_pack_is_read_back_as_it_was_rendered(made: Any, monkeypatch: Any) -> None:
     folder, listed, _, render = made
     render.pack(listed, folder / "archives", folder / "pack")

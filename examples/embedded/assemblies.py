@@ -7,9 +7,9 @@ arXiv:2406.09371). Three quarters of these are symmetric, as furniture is: their
 from __future__ import annotations
 
 import colorsys
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ import numpy as np
 import torch
 import trimesh
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
-from tqdm import tqdm
+from safetensors.torch import load_file
 from trimesh import creation
 from trimesh.transformations import rotation_matrix
 
 from distill.embedded.shapes import Colour, Part
-from distill.lab.novel_view.memory import Store, WorldOptions, render_parts
+from distill.lab.novel_view.memory import Store, WorldOptions, on_cores, render_parts, write_tensors
 from distill.lab.novel_view.pairs import mixed
 
 #: Tells these objects' draws from those of other shapes with the same seed.
@@ -31,7 +30,10 @@ STREAM = 77
 X, Y, Z = np.eye(3)
 #: Up to so many solids, or mirrored pairs, are added to the first one.
 MOST = 6
+#: Shares of the objects that are symmetric, and that have legs.
 SYMMETRIC, LEGS = 0.75, 0.3
+#: Objects of a file.
+BLOCK = 500
 
 
 def random_colour(g: np.random.Generator) -> Colour:
@@ -116,31 +118,42 @@ def mirrored(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
     return other.apply_transform(np.diag([1.0, -1.0, 1.0, 1.0]))
 
 
-def beside(base: NDArray[Any], mesh: trimesh.Trimesh, g: np.random.Generator) -> None:
-    """Move a solid against a side of a box, ``[2, 3]``, more often the top or the bottom, so far in that they touch."""
+def beside(base: NDArray[Any], mesh: trimesh.Trimesh, g: np.random.Generator, on_plane: bool) -> None:
+    """Move a solid against a side of a box, ``[2, 3]``, more often the top or the bottom, so far that their boxes overlap.
+
+    Args:
+        base: of another solid.
+        mesh: is moved.
+        g: draws where.
+        on_plane: its middle lies on the plane of x and z, which must cross the base.
+    """
     size = mesh.bounds[1] - mesh.bounds[0]
-    axis, upper = int(g.choice(3, p=[0.25, 0.25, 0.5])), bool(g.random() < 0.5)
+    axis = int(g.choice(3, p=[1 / 3, 0, 2 / 3] if on_plane else [0.25, 0.25, 0.5]))
+    upper = bool(g.random() < 0.5)
     place = base.mean(0) if g.random() < 0.5 else g.uniform(base[0], base[1])
-    away = size[axis] * g.uniform(0.1, 0.5)
+    away = size[axis] * g.uniform(0.1, 0.4)
     place[axis] = base[1, axis] + away if upper else base[0, axis] - away
+    if on_plane:
+        place[1] = 0.0
     mesh.apply_translation(place - mesh.bounds.mean(0))
 
 
-def legs(bounds: NDArray[Any], g: np.random.Generator) -> list[trimesh.Trimesh]:
-    """Four legs under the corners of a box, ``[2, 3]``."""
+def legs(bounds: NDArray[Any], boxes: bool, g: np.random.Generator) -> list[trimesh.Trimesh]:
+    """Four legs that hold up what fills a box, ``[2, 3]``: at its corners if those are solid, and further in if it is round."""
     radius, height, square = g.uniform(0.03, 0.08), g.uniform(0.3, 1.0), bool(g.random() < 0.5)
-    middle, reach = bounds.mean(0), (bounds[1] - bounds[0]) / 2 - radius
+    middle, half = bounds.mean(0), (bounds[1] - bounds[0]) / 2
+    reach = np.maximum(half - radius, 0) * (1.0 if boxes else 0.6)
+    # Into a box a little, into what is round as far as its middle.
+    top, low = (bounds[0, 2] + 0.02 if boxes else middle[2]), bounds[0, 2] - height
     made = []
     for ahead in (-1, 1):
         for left in (-1, 1):
             leg = (
-                creation.box(extents=(2 * radius, 2 * radius, height)) if square
-                else creation.cylinder(radius=radius, height=height, sections=12)
+                creation.box(extents=(2 * radius, 2 * radius, top - low)) if square
+                else creation.cylinder(radius=radius, height=top - low, sections=12)
             )  # fmt: skip
-            down = bounds[0, 2] - height / 2 + 0.02
-            made.append(
-                leg.apply_translation((middle[0] + ahead * reach[0], middle[1] + left * reach[1], down))
-            )
+            place = (middle[0] + ahead * reach[0], middle[1] + left * reach[1], (top + low) / 2)
+            made.append(leg.apply_translation(place))
     return made
 
 
@@ -160,13 +173,15 @@ def build(g: np.random.Generator) -> list[Part]:
         mesh = solid(g, middle)
         if g.random() < 0.7:
             mesh.apply_scale(g.uniform(0.3, 0.9))
-        others = [each for group in groups for each in group]
-        beside(others[int(g.integers(len(others)))].bounds, mesh, g)
-        if middle:
-            mesh.apply_translation(-Y * mesh.bounds.mean(0)[1])
+        # In a symmetric object, what is alone in its group lies on the plane.
+        others = [each for group in groups for each in group if not middle or len(group) == 1]
+        beside(others[int(g.integers(len(others)))].bounds, mesh, g, middle)
         groups.append([mesh, mirrored(mesh)] if symmetric and not middle else [mesh])
     if g.random() < LEGS:
-        groups.append(legs(bounds_of([each for group in groups for each in group]), g))
+        lowest = min(groups, key=lambda group: group[0].bounds[0, 2])
+        bounds = bounds_of(lowest)
+        filled = sum(mesh.volume / np.prod(mesh.bounds[1] - mesh.bounds[0]) for mesh in lowest) / len(lowest)
+        groups.append(legs(bounds, len(lowest) > 1 or filled > 0.95, g))
     whole = [each for group in groups for each in group]
     stretch = np.exp(g.normal(0, 0.25, 3))
     for mesh in whole:
@@ -181,7 +196,6 @@ def build(g: np.random.Generator) -> list[Part]:
 
 def render(options: WorldOptions, number: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """One object's pictures over white, ``[views, 3, size, size]``, and its cameras' positions, ``[views, 3]``."""
-    torch.set_num_threads(1)
     g = np.random.default_rng(mixed(options.seed, STREAM, number))
     layers, positions = render_parts(options, build(g), g)
     white = layers[..., :3].astype(np.uint16) + 255 - layers[..., 4:]
@@ -189,18 +203,27 @@ def render(options: WorldOptions, number: int) -> tuple[NDArray[np.uint8], NDArr
 
 
 def store(options: WorldOptions, count: int, folder: Path, workers: int = 1) -> Store:
-    """Render so many objects on several cores, or read them from ``folder``, where they are written."""
-    path = folder / f"assemblies-{mixed(options.seed, count, repr(options)):016x}.safetensors"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            made = pool.map(partial(render, options), range(count), chunksize=8)
-            rows = list(tqdm(made, "rendering", count, unit="assembly", mininterval=5))
+    """Render so many objects on several cores, or read those of them that ``folder`` has; there each ``BLOCK`` is written.
+
+    Args:
+        options: cameras, lights and sizes; ``shapes`` has no meaning here.
+        count: of objects; the first ones are the same for any number.
+        folder: of the files.
+        workers: processes.
+    """
+    key = mixed(repr(replace(options, shapes=0)))
+    blocks = [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
+    paths = [folder / f"assemblies-{key:016x}-{block.start}-{block.stop}.safetensors" for block in blocks]
+    left = [(block, path) for block, path in zip(blocks, paths, strict=True) if not path.exists()]
+    numbers = [number for block, _ in left for number in block]
+    made = on_cores(partial(render, options), numbers, workers, "assembly")
+    for block, path in left:
+        rows = list(islice(made, len(block)))
         pictures, positions = (torch.from_numpy(np.concatenate(part)) for part in zip(*rows, strict=True))
-        temporary = path.with_name(f".{path.name}.tmp")
-        save_file({"pictures": pictures, "positions": positions}, temporary, {"options": repr(options)})
-        temporary.replace(path)
-    found = load_file(path)
-    first = torch.arange(count + 1) * (len(found["pictures"]) // count)
-    uids = tuple(f"assembly-{number:05d}" for number in range(count))
-    return Store(found["pictures"], found["positions"].float(), first, uids)
+        write_tensors(path, {"pictures": pictures, "positions": positions}, options)
+    found = [load_file(path) for path in paths]
+    pictures, positions = (torch.cat([part[name] for part in found]) for name in ("pictures", "positions"))
+    first = torch.arange(count + 1) * (len(pictures) // count)
+    return Store(
+        pictures, positions.float(), first, tuple(f"assembly-{number:05d}" for number in range(count))
+    )

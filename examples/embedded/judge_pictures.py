@@ -1,6 +1,6 @@
 """Pictures of both halves of the embedded world for the judge: training batches, and true renders that it never saw.
 
-Cameras of the fresh renders of things are drawn anew, from the true meshes; the pack's 34 views of each train.
+Cameras of the fresh renders of things are drawn anew, from the true meshes; the pack's views train.
 """
 
 from __future__ import annotations
@@ -125,10 +125,6 @@ def uniform(low: float, high: float, shape: tuple[int, ...], g: torch.Generator)
     return low + (high - low) * torch.rand(shape, generator=g)
 
 
-def _shown_of(half: Half) -> tuple[Tensor, Tensor, Tensor]:
-    return half.name, half.view, half.paint
-
-
 def move(layers: Tensor, g: torch.Generator) -> Tensor:
     """Shift, zoom and roll a little; what comes in from outside is empty."""
     n, there = len(layers), layers.device
@@ -238,14 +234,23 @@ class Rows:
 
 
 class Source:
-    """Draws pictures of both halves, names evenly in each."""
+    """Draws pictures of both halves, names evenly in each.
 
-    def __init__(self, kinds: Half, real: Half, share: float) -> None:
+    Args:
+        kinds: the half of kinds.
+        real: the half of things.
+        share: of kinds among the names drawn.
+        device: where the renders are kept and painted.
+    """
+
+    def __init__(self, kinds: Half, real: Half, share: float, device: torch.device | str = "cpu") -> None:
         self.share, self.first, count = share, len(world.KINDS), len(captions.articles())
         self.palette = torch.tensor(list(world.COLOURS.values()))
-        one = [torch.cat(pair) for pair in zip(_shown_of(kinds), _shown_of(real), strict=True)]
-        self.name, self.view, self.paint = one
-        self.layers = torch.cat([kinds.layers, real.layers])
+        self.name, self.view, self.paint, layers = (
+            torch.cat([getattr(half, what) for half in (kinds, real)])
+            for what in ("name", "view", "paint", "layers")
+        )
+        self.layers = layers.to(device)
         # One render in sixteen is from overhead; these are the hardest to tell and are drawn four times as often.
         above = kinds.view == world.VIEWS.index(world.OVERHEAD)
         of_kinds = [
@@ -254,7 +259,7 @@ class Source:
         painted = replace(real, name=torch.where(real.chosen, real.name, NONE))
         listed, begin = list(range(self.first, count)), len(kinds.name)
         rows, in_a_colour = (
-            (*of_kinds, *(begin + one for one in half.rows(listed))) for half in (real, painted)
+            (*of_kinds, *(begin + places for places in half.rows(listed))) for half in (real, painted)
         )
         self.rows, self.painted = Rows(rows), Rows(in_a_colour)
         self.can = self.painted.count > 0

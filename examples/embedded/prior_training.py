@@ -29,7 +29,7 @@ from distill.run.journal import stop_signals
 from distill.transfer import send
 
 PATCH = 4
-#: Of the timesteps of a training that begins, see ``timestep_exponent``.
+#: Exponent that the timesteps of a training from nothing begin with.
 FIRST_EXPONENT = 0.12
 #: A UNet, perhaps compiled: what it predicts of noisy pictures at timesteps, given the captions' tokens, is its ``sample``.
 Model = Callable[..., Any]
@@ -290,13 +290,15 @@ def add_timesteps(parser: argparse.ArgumentParser) -> None:
 
 
 def check_amounts(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """End with one line where a training would have nothing to do."""
+    """End with one line where amounts or exponents of timesteps are out of range."""
     for name in ("images", "batch"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
     for name in ("first", "last"):
         if not 0 < getattr(options, f"{name}_exponent") < math.inf:
-            parser.error(f"--{name}-exponent must be above 0, got {getattr(options, f'{name}_exponent'):g}")
+            parser.error(
+                f"--{name}-exponent must be a finite number above 0, got {getattr(options, f'{name}_exponent'):g}"
+            )
     if options.minutes is not None and not 0 < options.minutes < math.inf:
         parser.error(f"--minutes must be above 0, got {options.minutes:g}")
     if options.save_minutes < 0:
@@ -326,7 +328,7 @@ def train(
                 break
             for group in run.optimiser.param_groups:
                 group["lr"] = learning_rate(done, options.peak_lr)
-            update(timestep_exponent(done, options.last_exponent, options.first_exponent))
+            update(timestep_exponent(done, last=options.last_exponent, first=options.first_exponent))
             # Only where it was printed: to read the loss waits for the GPU.
             if progress.update(options.batch):
                 progress.set_postfix(loss=f"{run.loss:.4f}", refresh=False)

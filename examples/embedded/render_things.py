@@ -2,6 +2,7 @@
 
     python examples/embedded/render_things.py sheets ~/things ~/things/sheets     # front, side, back, three quarters, top
     python examples/embedded/render_things.py pack ~/things ~/things/pack         # an interrupted run goes on when started again
+    python examples/embedded/render_things.py pack ~/things ~/things/more --each 4     # 68 pictures of each and not 34
     python examples/embedded/render_things.py pack ~/things ~/things/some --names names.txt --variants 5       # some names, a line each
 
 The first folder holds the archives that ``fetch_things.py`` fetched. Cameras, framing, light and layers are those of ``dataset.py``.
@@ -31,8 +32,8 @@ from distill.embedded import things, world
 from distill.embedded.shoot import shoot
 from distill.files.atomic import write_atomic
 
-#: Pictures of each of the world's directions, without ``--each``.
-EACH = 2
+#: Pictures of each of the world's views, sixteen directions and overhead, without ``--each``; as many as a WebP sheet has room for.
+EACH, MOST_EACH = 2, 90
 COLUMNS = 6
 QUALITY = 94
 
@@ -40,7 +41,7 @@ QUALITY = 94
 def draw_angles(thing: things.Thing, seed: int = 0, each: int = EACH) -> NDArray[np.float32]:
     """Azimuth, elevation in degrees and distance of a thing's pictures, the same at every call.
 
-    Every direction of the world has ``each`` pictures, in the world's order of directions; the azimuth is even over
+    Every view of the world has ``each`` pictures, in the world's order; the azimuth is even over
     its sector, all else by the laws of ``dataset.render_shape``.
     """
     digest = hashlib.sha256(f"{seed} {thing.id}".encode()).digest()
@@ -228,11 +229,11 @@ def main() -> None:
     )
     parser.add_argument("--variants", type=int, help="objects of a name, at most")
     parser.add_argument(
-        "--each", type=int, help=f"pictures of each of the 17 directions, with pack; {EACH} without it"
+        "--each", type=int, help=f"pictures of each of the 17 views, with pack; {EACH} without it"
     )
     options = parser.parse_args()
-    if options.each is not None and options.each < 1:
-        parser.error(f"--each must be at least 1, got {options.each}")
+    if options.each is not None and not 1 <= options.each <= MOST_EACH:
+        parser.error(f"--each must be from 1 to {MOST_EACH}, got {options.each}")
     if options.each and options.what != "pack":
         parser.error("--each is for pack; sheets show five views")
     if options.variants is not None and options.variants < 1:

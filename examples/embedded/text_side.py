@@ -91,6 +91,27 @@ def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     ).input_ids
 
 
+class Tokens:
+    """Captions' tokens; each caption is taken apart once, as that takes longer than an update on a GPU.
+
+    What is remembered is bounded by the captions there are: 140 MB for those of all real things.
+
+    Args:
+        tokenizer: takes them apart.
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.known: dict[str, Tensor] = {}
+
+    def __call__(self, captions: list[str]) -> Tensor:
+        """Tokens of captions, ``[captions, TOKENS]``."""
+        new = list(dict.fromkeys(text for text in captions if text not in self.known))
+        if new:
+            self.known.update(zip(new, tokens(self.tokenizer, new), strict=True))
+        return torch.stack([self.known[text] for text in captions])
+
+
 def mean_thumbnails(layers: Tensor, group: Tensor, groups: int) -> Tensor:
     """The mean small picture of each group, ``[groups, 5 * 16 * 16]``, of uint8 layers ``[n, 64, 64, 5]``."""
     total = torch.zeros(groups, 5 * THUMBNAIL**2)

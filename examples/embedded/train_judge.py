@@ -177,8 +177,7 @@ def source_of(options: argparse.Namespace) -> tuple[Source, Half]:
     dataset.build(options.work / "fresh", shapes_per_kind=4, seed=FRESH_SEED)
     g = torch.Generator()
     kinds, fresh = (of_world(dataset.Pictures(options.work / name, g)) for name in ("pictures", "fresh"))
-    kinds, real, fresh = (half.to(options.device) for half in (kinds, real, fresh))
-    return Source(kinds, real, options.share), fresh
+    return Source(kinds, real, options.share, options.device), fresh.to(options.device)
 
 
 def begin_with(judge: Judge, earlier: Judge) -> None:

@@ -47,8 +47,10 @@ PRIOR = HERE.parents[1] / "distill/embedded/prior"
 TAR = 15 * 2**20
 #: Seconds kept for the evaluation at the end of a training of so many minutes, and for writing.
 RESERVE = {"cuda": 26.0, "cpu": 120.0}
-#: Of the shapes' colours, in which each is painted; features of all pictures take 50 KB each: 1.4 GB here, 12 GB there.
+#: Of the shapes' colours, in which each is painted; features of all pictures take 50 KB each: for the shapes, 1.4 GB here, 12 GB there.
 COLOURS = {"cuda": 7, "cpu": 1}
+#: Of each object that is measured on.
+VIEWS = 12
 RECIPES = {"cuda": "embedded-gpu", "cpu": "embedded"}
 
 
@@ -84,6 +86,9 @@ def pictures(
     from distill.lab.novel_view.named import from_pack
     from distill.lab.novel_view.views import from_folder
 
+    # First, since a pack may lack either.
+    real = [] if pack is None else [from_pack(pack, colours=options.colours or colours, seed=options.seed)]
+    new_names = {} if pack is None else {"things": from_pack(pack, held_out=True, colours=0, views=VIEWS)}
     said = memory.WorldOptions(
         shapes=options.shapes,
         views=options.views,
@@ -94,7 +99,7 @@ def pictures(
     )
     usual = memory.WorldOptions(
         shapes=options.unseen,
-        views=12,
+        views=VIEWS,
         steep=0,
         fov_y_deg=(40.0, 40.0),
         lights_deg=0.0,
@@ -104,21 +109,19 @@ def pictures(
     if options.offset:
         unseen["beside"] = replace(usual, offset=options.offset)
     known, *new = memory.cached_shapes([said, *unseen.values()], options.work, options.workers)
-    say("rendered")
     found = [memory.painted(known, colours=options.colours or colours, device=options.device)]
     for folder in options.renders:
         count = len(list(next(path for path in folder.iterdir() if path.is_dir()).glob("*.png")))
         found.append(memory.from_views(from_folder(folder, count=count, size=said.size, check=False)))
     if options.assemblies:
         found.append(assemblies.store(said, options.assemblies, options.work, options.workers))
-    if pack is not None:
-        found.append(from_pack(pack, colours=options.colours or colours, seed=options.seed))
+    say("rendered")
+    found += real
     held_out = {
         name: memory.painted(one, held_out=True, colours=1, seed=usual.seed, device=options.device)
         for name, one in zip(unseen, new, strict=True)
     }
-    if pack is not None:
-        held_out["things"] = from_pack(pack, held_out=True, colours=0, views=usual.views).to(options.device)
+    held_out |= {name: store.to(options.device) for name, store in new_names.items()}
     trained = memory.joined([store.to(options.device) for store in found])
     return replace(trained, steep_first=options.steep_first), held_out
 
@@ -152,7 +155,7 @@ def write_folder(pipeline: NovelViewPipeline, output: Path, tars: Path | None) -
 def evaluated(
     pipeline: NovelViewPipeline, store: memory.Store, out: Path, steps: int, scale: float
 ) -> dict[str, Any]:
-    """Sample one view of each unseen object and measure it."""
+    """Sample one view of each unseen object and measure it: by how objects are oriented, or, of others, whether their sides are told apart."""
     from distill.lab.novel_view.evaluate import choose_pairs, evaluate, oriented, told_apart
 
     def draw(rgb: Tensor, pose: Tensor, generator: Any) -> Tensor:
@@ -194,11 +197,10 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--renders", type=Path, nargs="*", default=[], help="of other objects, as wide")
     parser.add_argument("--things", type=Path, help="pack of real things, made by render_things.py")
     parser.add_argument(
-        "--assemblies",
-        type=int,
-        default=0,
-        help="objects put together at random, to learn from beside the others",
-    )
+        "--assemblies", type=int, default=0,
+        help="objects put together at random, to learn from beside the others; 6,000 take 14 minutes of one core to render, within "
+        "--minutes, and 6 GB of the device's memory",
+    )  # fmt: skip
     parser.add_argument("--shapes", type=int, default=140, help="of each kind")
     parser.add_argument("--views", type=int, default=12, help="of each shape")
     parser.add_argument(
@@ -262,10 +264,25 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         parser.error(f"--steep-from must be in [0, 89), degrees, got {options.steep_from:g}")
     if options.steep_first is not None and not 0 <= options.steep_first <= 1:
         parser.error(f"--steep-first must be a probability, in [0, 1], got {options.steep_first:g}")
+    if options.workers < 1:
+        parser.error(f"--workers must be at least 1, got {options.workers}")
     if options.assemblies < 0:
         parser.error(f"--assemblies must be at least 0, got {options.assemblies}")
     if options.code_again and options.start is None:
         parser.error("--code-again trains the code of --start on; give --start, or leave it out")
+
+
+def check_time_left(options: argparse.Namespace) -> None:
+    """Refuse to train for what rendering has left of ``--minutes``, if that is less than half.
+
+    Raises:
+        ValueError: in one line.
+    """
+    taken = (time.perf_counter() - BEGAN) / 60
+    if options.minutes is not None and taken > options.minutes / 2:
+        raise ValueError(
+            f"rendering took {taken:.1f} of the {options.minutes:g} minutes of --minutes; the renders are kept in {options.work}: run it again"
+        )
 
 
 def main() -> None:
@@ -279,6 +296,7 @@ def main() -> None:
     pack = None if options.things is None else read_pack(options.things)
     claim(options.work, config)
     store, held_out = pictures(options, COLOURS[kind], pack)
+    check_time_left(options)
     encoder = load_encoder(options.encoder, device=options.device)
     say(f"{len(store)} objects, {len(store.pictures)} pictures; {len(held_out['usual'])} unseen ones")
     seen, unseen = (memory.encoded(part, encoder) for part in (store, held_out["usual"]))

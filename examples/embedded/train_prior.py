@@ -13,7 +13,7 @@ import copy
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -39,10 +39,10 @@ from text_side import (
     WIDTH,
     WORLD_WIDTH,
     Reader,
+    Tokens,
     fit_draft,
     make_text_encoder,
     make_tokenizer,
-    tokens,
     train_text_encoder,
 )
 from things_dataset import ThingPictures, known
@@ -97,13 +97,12 @@ def make_unet(things_too: bool = False) -> UNet2DConditionModel:
 
 @dataclass(frozen=True)
 class Data:
-    """Pictures of the world, and of things or None, with the tokenizer of their captions, and the world's share of them."""
+    """Pictures of the world, and of things or None, with their captions' tokens, and the world's share of them."""
 
     world: dataset.Pictures
     things: ThingPictures | None
-    tokenizer: CLIPTokenizer
+    tokens: Tokens
     world_share: float = WORLD_SHARE
-    _known: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def draw(self, n: int) -> tuple[Tensor, list[str]]:
         """Draw pictures in [-1, 1], ``[n, 3, 64, 64]``, with a caption each; a tenth are empty."""
@@ -125,13 +124,6 @@ class Data:
         dropped = (torch.rand(n, generator=g) < 0.1).tolist()
         return torch.cat(images), ["" if d else text for d, text in zip(dropped, captions, strict=True)]
 
-    def tokens(self, captions: list[str]) -> Tensor:
-        """The captions' tokens, ``[n, tokens]``; each caption is taken apart once, as that takes longer than a GPU's update."""
-        new = list(dict.fromkeys(text for text in captions if text not in self._known))
-        if new:
-            self._known.update(zip(new, tokens(self.tokenizer, new), strict=True))
-        return torch.stack([self._known[text] for text in captions])
-
 
 def write_folder(
     folder: Path, unet_state: dict[str, Tensor], encoder: CLIPTextModel, data: Data, draft: Draft | None = None
@@ -142,7 +134,7 @@ def write_folder(
     unet.load_state_dict(unet_state)
     unet.half().save_pretrained(folder / "unet")
     copy.deepcopy(encoder).half().save_pretrained(folder / "text_encoder")
-    data.tokenizer.save_pretrained(folder / "tokenizer")
+    data.tokens.tokenizer.save_pretrained(folder / "tokenizer")
     make_scheduler().save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "DiffusionPipeline",
@@ -194,7 +186,7 @@ def started(
     if text_side is not None:
         return aligned(text_side, data)
     old = Reader(encoder, CLIPTokenizer.from_pretrained(folder / "tokenizer"))
-    return train_text_encoder(data.tokenizer, data.world, data.things, old, text_updates)
+    return train_text_encoder(data.tokens.tokenizer, data.world, data.things, old, text_updates)
 
 
 def same_words(one: CLIPTokenizer, other: CLIPTokenizer) -> bool:
@@ -208,7 +200,7 @@ def aligned(folder: Path, data: Data) -> CLIPTextModel:
     Raises:
         ValueError: it was trained on others.
     """
-    if not same_words(CLIPTokenizer.from_pretrained(folder / "tokenizer"), data.tokenizer):
+    if not same_words(CLIPTokenizer.from_pretrained(folder / "tokenizer"), data.tokens.tokenizer):
         raise ValueError(
             f"{folder} was trained on other names, so its text encoder does not fit: take the pack that it was trained on"
         )
@@ -221,14 +213,14 @@ def start(options: argparse.Namespace, data: Data) -> Run:
     unet, saved = make_unet(real), options.work / "prior.pt"
     updates = options.text_updates or TEXT_STEPS[real]
     if saved.exists():
-        encoder = make_text_encoder(data.tokenizer, WIDTH if real else WORLD_WIDTH)
+        encoder = make_text_encoder(data.tokens.tokenizer, WIDTH if real else WORLD_WIDTH)
     elif options.start:
         encoder = started(unet, options.start, data, options.text_side, updates)
     else:
-        encoder = train_text_encoder(data.tokenizer, data.world, data.things, steps=updates)
+        encoder = train_text_encoder(data.tokens.tokenizer, data.world, data.things, steps=updates)
     run = Run.begin(unet, encoder, data.world.generator, device)
     if saved.exists():
-        run.load(saved, device, data.tokenizer.get_vocab())
+        run.load(saved, device, data.tokens.tokenizer.get_vocab())
         print(f"going on at {run.seen} images")
     return run
 
@@ -353,7 +345,7 @@ def load(options: argparse.Namespace) -> Data:
     generator = torch.Generator().manual_seed(0)
     pictures = dataset.Pictures(options.work / "pictures", generator, options.device)
     real = ThingPictures(pack, generator, options.device) if pack else None
-    return Data(pictures, real, tokenizer_for(options.start, real), options.world_share)
+    return Data(pictures, real, Tokens(tokenizer_for(options.start, real)), options.world_share)
 
 
 def tokenizer_for(folder: Path | None, real: ThingPictures | None) -> CLIPTokenizer:
@@ -370,13 +362,13 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     data = load(options)
     run = start(options, data)
-    draft = fit_draft(run.encoder, data.tokenizer, data.world, data.things) if data.things else None
+    draft = fit_draft(run.encoder, data.tokens.tokenizer, data.world, data.things) if data.things else None
     if draft:
         draft.to(options.device)
     print(f"UNet: {sum(p.numel() for p in run.unet.parameters()) / 1e6:.2f}M parameters", flush=True)
 
     def save() -> None:
-        run.save(options.work / "prior.pt", data.tokenizer.get_vocab())
+        run.save(options.work / "prior.pt", data.tokens.tokenizer.get_vocab())
         write_folder(options.output, run.averaged(), run.encoder, data, draft)
 
     abar = make_scheduler().alphas_cumprod.to(options.device)

@@ -38,7 +38,7 @@ from prior_training import (
     train,
 )
 from safetensors.torch import load_file
-from text_side import tokens
+from text_side import Tokens
 from torch import Tensor, nn
 from train_prior import SHIPPED
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -87,11 +87,11 @@ class Attention:
 
 @dataclass(frozen=True)
 class Data:
-    """Single pictures, rings of views, and the tokenizer of their captions."""
+    """Single pictures, rings of views, and their captions' tokens."""
 
     pictures: dataset.Pictures
     rings: views_dataset.Rings
-    tokenizer: CLIPTokenizer
+    tokens: Tokens
 
     def draw(self, n: int, views: int) -> tuple[Tensor, Tensor, list[str]]:
         """Draw ``n`` pictures, ``views`` of each object: in [-1, 1], with their cameras' numbers and captions."""
@@ -112,7 +112,7 @@ def load(options: argparse.Namespace) -> Data:
     generator = torch.Generator().manual_seed(0)
     pictures = dataset.Pictures(options.work / "pictures", generator, options.device)
     rings = views_dataset.Rings.of(options.work / "rings", pictures)
-    return Data(pictures, rings, CLIPTokenizer.from_pretrained(options.start / "tokenizer"))
+    return Data(pictures, rings, Tokens(CLIPTokenizer.from_pretrained(options.start / "tokenizer")))
 
 
 def start(options: argparse.Namespace, data: Data) -> tuple[Run, Attention]:
@@ -123,7 +123,7 @@ def start(options: argparse.Namespace, data: Data) -> tuple[Run, Attention]:
     encoder = CLIPTextModel.from_pretrained(options.start / "text_encoder").float()
     run = Run.begin(unet, encoder, data.pictures.generator, device)
     if saved.exists():
-        run.load(saved, device, data.tokenizer.get_vocab(), weights_of(options.start))
+        run.load(saved, device, data.tokens.tokenizer.get_vocab(), weights_of(options.start))
         print(f"going on at {run.seen} images")
     return run, attention
 
@@ -145,7 +145,7 @@ def train_step(
     run.unet.set_attn_processor(dict(attention.single if views == 1 else attention.together))
     images, cameras, captions = data.draw(n, views)
     with torch.no_grad():
-        cond = run.encoder(send(tokens(data.tokenizer, captions), abar.device)).last_hidden_state
+        cond = run.encoder(send(data.tokens(captions), abar.device)).last_hidden_state
     told = send(cameras, abar.device)
     learn(run, model, images, cond, abar, exponent, views, gradient=gradients[views], class_labels=told)
     return views
@@ -212,7 +212,7 @@ def main(words: Sequence[str] | None = None) -> None:
     print(f"UNet: {sum(p.numel() for p in run.unet.parameters()) / 1e6:.2f}M parameters", flush=True)
 
     def save() -> None:
-        run.save(options.work / "views.pt", data.tokenizer.get_vocab(), weights_of(options.start))
+        run.save(options.work / "views.pt", data.tokens.tokenizer.get_vocab(), weights_of(options.start))
         write_folder(options.output, run, options.start)
 
     abar = make_scheduler().alphas_cumprod.to(options.device)

@@ -7,13 +7,13 @@ and painted in several colours.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from distill.embedded.shapes import Part
     from distill.priors.novel_view.features import Encoder
 
+Job = TypeVar("Job")
+Made = TypeVar("Made")
 #: Elevation from which a picture shows an object's top or bottom rather than its sides, degrees above or below the horizon.
 STEEP_DEG = 60.0
 
@@ -260,6 +262,33 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def on_cores(work: Callable[[Job], Made], jobs: Sequence[Job], workers: int, unit: str) -> Iterator[Made]:
+    """Do jobs in processes of their own, or in this one with one worker; yields what they make, in their order, under a bar.
+
+    Args:
+        work: a function of a module, or a partial of one.
+        jobs: its arguments.
+        workers: processes.
+        unit: what the bar counts.
+    """
+    bar = partial(tqdm, total=len(jobs), desc="rendering", unit=unit, mininterval=5)
+    if workers > 1:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+            yield from bar(pool.map(work, jobs, chunksize=4))
+    else:
+        yield from bar(map(work, jobs))
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], options: WorldOptions) -> None:
+    """Write a file of renders, whole or not at all, with what they were rendered with."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"options": repr(options)}
+    )
+    temporary.replace(path)
+
+
 def _work(job: tuple[WorldOptions, str, int]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     options, kind, number = job
     return render_shape(options, (kind, number))
@@ -275,12 +304,7 @@ def render_shapes(worlds: Sequence[WorldOptions], workers: int = 1) -> list[dict
     from distill.embedded import world
 
     jobs = [(said, kind, number) for said in worlds for kind in world.KINDS for number in range(said.shapes)]
-    bar = partial(tqdm, total=len(jobs), desc="rendering", unit="shape", mininterval=5)
-    if workers > 1:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-            done = list(bar(pool.map(_work, jobs, chunksize=4)))
-    else:
-        done = [_work(job) for job in bar(jobs)]
+    done = list(on_cores(_work, jobs, workers, "shape"))
     found, start = [], 0
     for said in worlds:
         shape = (len(world.KINDS), said.shapes)
@@ -296,11 +320,8 @@ def cached_shapes(worlds: Sequence[WorldOptions], folder: Path, workers: int = 1
     paths = [folder / f"world-{mixed(said.seed, repr(said)):016x}.safetensors" for said in worlds]
     left = [(said, path) for said, path in zip(worlds, paths, strict=True) if not path.exists()]
     if left:
-        folder.mkdir(parents=True, exist_ok=True)
         for found, (said, path) in zip(render_shapes([said for said, _ in left], workers), left, strict=True):
-            temporary = path.with_name(f".{path.name}.tmp")
-            save_file(found, temporary, {"options": repr(said)})
-            temporary.replace(path)
+            write_tensors(path, found, said)
     return [load_file(path) for path in paths]
 
 
