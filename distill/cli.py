@@ -176,8 +176,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(2)
         sys.exit(0)
     _quieten()
+    from distill.run.signals import as_interrupts
+
     try:
-        sys.exit(_start(arguments))
+        with as_interrupts():
+            sys.exit(_start(arguments))
     except ValueError as error:
         from distill.ranks import speaks
 
@@ -190,6 +193,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error)
         sys.exit(2)
     except KeyboardInterrupt:
+        print(
+            "distill: interrupted; a run that has begun goes on with resume=true, and a file of prompts with the same command",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

@@ -256,7 +256,9 @@ def test_another_run_s_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="resume=true to go on"):
         folders.claim(config(tmp_path, where))
     for resume in ("true", "false"):
-        with pytest.raises(ValueError, match="something else than this run"):
+        with pytest.raises(
+            ValueError, match="holds another run, with seed=0, not 5; choose another output_dir="
+        ):
             folders.claim(config(tmp_path, where, "seed=5", f"resume={resume}"))
     assert (folder / "config.yaml").read_text() == before
 
@@ -511,7 +513,7 @@ def test_a_run_of_another_version_is_refused_by_name(
         assert said in str(caught.value) and "output_dir=" in str(caught.value)
     # Another run is in nobody's way.
     assert folders.claim(config(tmp_path, "seed=1", "resume=true"), tmp_path).name.endswith("-2")
-    with pytest.raises(ValueError, match="something else than this run"):
+    with pytest.raises(ValueError, match="holds another run, with seed=0, not 2"):
         folders.claim(config(tmp_path, "seed=2", where), tmp_path)
 
 

@@ -31,9 +31,9 @@ from distill.priors.whole import check_complete
 from distill.run import folders
 from distill.run.assemble import assemble
 from distill.run.compose import compose_config
-from distill.run.journal import stop_signals
 from distill.run.prior import check_prompt
 from distill.run.queue import Part, read_prompts
+from distill.run.signals import stop_signals
 
 
 @pytest.fixture

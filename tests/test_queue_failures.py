@@ -25,10 +25,11 @@ from distill.files.lock import InUse, hold
 from distill.run import batch, execute, folders, launched, seeds, sweep
 from distill.run.compose import compose_config
 from distill.run.failures import forget, note, noted, noting
-from distill.run.folders import OtherLayout, claim, same_run
+from distill.run.folders import claim
 from distill.run.overrides import literal
 from distill.run.queue import Queue, compose_queue
 from distill.run.seeds import better
+from distill.run.stored import OtherLayout, same_run
 from distill.run.summary import summarise
 from distill.run.table import SHOWN, Row, cut, read, tell
 

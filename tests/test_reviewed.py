@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_loaded(
     (tmp_path / "mine" / "config.yaml").write_text(OmegaConf.to_yaml(mine))
     with pytest.raises(ValueError, match="already holds this run; add resume=true"):
         execute.run(mine)
-    with pytest.raises(ValueError, match="holds something else than this run"):
+    with pytest.raises(ValueError, match="holds another run, with seed=0, not 1"):
         execute.run(compose_config([MUG, "seed=1", f"output_dir={tmp_path / 'mine'}"]))
     (tmp_path / "file").write_text("a red mug")
     for below in ("file", "file/below"):

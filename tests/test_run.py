@@ -284,7 +284,9 @@ def test_a_run_never_writes_over_another(tmp_path: Path, capsys: pytest.CaptureF
     assert "resume=true to go on" in error_of(
         capsys, "a red mug", *QUICK, "output_dir=mine", "export.enabled=false"
     )
-    assert "something else than this run" in error_of(capsys, "a blue cube", *QUICK, "output_dir=mine")
+    assert "holds another run, with prompt=a red mug, not a blue cube" in error_of(
+        capsys, "a blue cube", *QUICK, "output_dir=mine"
+    )
     assert before == {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()}
 
 

@@ -19,10 +19,11 @@ from distill.embedded.vocabulary import known
 from distill.run import seeds
 from distill.run.compose import compose_config
 from distill.run.failures import NoSeedFinished, noted
-from distill.run.folders import claim, same_run
+from distill.run.folders import claim
 from distill.run.judge import caption_of, check_judge, clip, judge_of, scored
 from distill.run.manifest import finish
 from distill.run.seeds import run_seeds
+from distill.run.stored import same_run
 from distill.run.watchdog import Collapsed
 
 

@@ -27,8 +27,9 @@ from distill.ranks import ALONE, Ranks
 from distill.run.assemble import assemble
 from distill.run.compose import compose_config
 from distill.run.execute import given, noting_training, train
-from distill.run.folders import check_unused, claim
+from distill.run.folders import check_unused, claim, to_resume
 from distill.run.generator import amortised, describe_generator, library_of
+from distill.run.journal import seconds_before
 from distill.run.manifest import describe, finish
 from distill.run.overrides import as_overrides
 
@@ -92,6 +93,8 @@ def run_library(config: DictConfig, prior: Prior | None = None, ranks: Ranks = A
     set_accumulate(config, ranks.size)
     check_unused(config)
     library = library_of(config)
+    if config.resume and (there := to_resume(config)):
+        check_library(there, library)
     ranks.meet()
     with watched(config) as desk:
         job = assemble(config, prior, ranks)
@@ -144,6 +147,7 @@ def _carry_out(
         log.info("resuming %s at step %d", folder, job.state.step)
     describe_generator(folder, config, scene.options, scene.state_dict()["prompts.embeddings"].shape[1])
     count, loaded = len(library.train), time.perf_counter()
+    spent = seconds_before(folder / "metrics.jsonl", job.state.step)
     each = config.iterations * config.optimiser.accumulate / count
     log.info("%d prompts to learn, %.4g steps for each", count, each)
     train(
@@ -153,7 +157,7 @@ def _carry_out(
     show(folder, library, job, config.iterations)
     manifest = describe(config, job)
     manifest |= {"prompts": {name: len(prompts) for name, prompts in library.lists().items()}}
-    manifest["seconds"] = {"load": loaded - started, "train": time.perf_counter() - loaded}
+    manifest["seconds"] = {"load": loaded - started, "train": spent + time.perf_counter() - loaded}
     finish(folder, manifest)
     log.info('results in %s; make a scene with: distill "PROMPT" generator=%s', folder, folder)
 

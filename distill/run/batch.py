@@ -16,11 +16,12 @@ from distill.embedded.vocabulary import of_prior
 from distill.files.lock import InUse, hold
 from distill.live.desk import Desk
 from distill.live.server import watched
+from distill.run import contents
 from distill.run.assemble import pick_device
 from distill.run.conditioning import texts_of
 from distill.run.execute import carry_out
 from distill.run.failures import line_of, noting
-from distill.run.folders import OtherLayout, check_root, claim, folder_name, is_finished, left_as_it_is
+from distill.run.folders import check_root, claim, folder_name, is_finished
 from distill.run.judge import check_judge
 from distill.run.overrides import literal
 from distill.run.prior import check_prior, check_prompt, open_prior
@@ -28,6 +29,7 @@ from distill.run.queue import Part, Queue, by_prior, table_of
 from distill.run.seeding import several
 from distill.run.seeds import run_seeds
 from distill.run.staging import begin
+from distill.run.stored import OtherLayout, left_as_it_is
 from distill.run.table import SHOWN, Row, tell
 
 log = logging.getLogger(__name__)
@@ -119,7 +121,7 @@ def finished_before(config: DictConfig, root: Path) -> Callable[[str], Path | No
     It compares the text of ``config.yaml``, of which only the first entry, the prompt, differs within a queue; who gets None
     looks closely, as ``claim`` does.
     """
-    first = OmegaConf.to_yaml({"prompt": "x"})
+    first, given = OmegaConf.to_yaml({"prompt": "x"}), contents.contents(config)
     whole = OmegaConf.to_yaml(_one(config, "x"))
     assert whole.startswith(first)
 
@@ -129,7 +131,8 @@ def finished_before(config: DictConfig, root: Path) -> Callable[[str], Path | No
             return None
         wanted = OmegaConf.to_yaml({"prompt": literal(prompt)}) + whole[len(first) :]
         try:
-            return folder if (folder / "config.yaml").read_text("utf-8") == wanted else None
+            same = (folder / "config.yaml").read_text("utf-8") == wanted
+            return folder if same and (not given or contents.kept(folder) == given) else None
         except (OSError, UnicodeDecodeError):
             return None
 

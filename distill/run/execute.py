@@ -31,14 +31,16 @@ from distill.run.compose import compose_config
 from distill.run.failures import ExportFailed, check_collapse, exported, forget, note, noted
 from distill.run.folders import check_unused, claim, is_finished
 from distill.run.initial import check_init
-from distill.run.journal import Interrupted, Journal, stop_signals
+from distill.run.journal import Interrupted, Journal, seconds_before
 from distill.run.judge import check_judge, scored
 from distill.run.manifest import describe, finish, outline
 from distill.run.overrides import as_overrides
 from distill.run.prior import check_loaded, check_prior, check_prompt
 from distill.run.seeding import several
 from distill.run.seeds import reopen, run_seeds
+from distill.run.signals import stop_signals
 from distill.run.staging import assemble_stage, begin, told_of
+from distill.run.stored import renew
 from distill.run.watchdog import Collapsed, watch
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,11 @@ def generate(
     Raises:
         ValueError: an option or the prompt is wrong, in one line.
     """
+    if options.get("prompts") is not None:
+        raise ValueError(
+            "distill.generate makes one asset, and prompts= names a file of many; call it for each of them, or make the command "
+            f"distill prompts={options['prompts']}"
+        )
     named, loaded = given(prior)
     overrides = {"prompt": prompt, **named, **options}
     if output_dir is not None:
@@ -193,6 +200,7 @@ def noting_training(
         Collapsed: the run has collapsed before, and is watched still.
     """
     clear(folder)
+    renew(folder, config)
     if config.watchdog:
         check_collapse(folder)
     before = exported(folder)
@@ -218,12 +226,12 @@ def _carry_out(
     if saved:
         job.state.load_state_dict(saved)
         log.info("resuming %s at step %d", folder, job.state.step)
-    loaded = time.perf_counter()
+    loaded, spent = time.perf_counter(), seconds_before(folder / "metrics.jsonl", job.state.step)
     train(config, folder, job, desk, place=place)
     if desk:
         desk.say("exporting")
     manifest = {**describe(config, job), **before}
-    manifest["seconds"] = {"load": loaded - started, "train": time.perf_counter() - loaded}
+    manifest["seconds"] = {"load": loaded - started, "train": spent + time.perf_counter() - loaded}
     if place.number == place.total > 1:
         manifest["stages"] = told_of(folder, config.iterations, place, manifest["seconds"])
     if isinstance(job.picture, Picture):
@@ -299,7 +307,8 @@ def train(
             journal.close()
     if isinstance(job.guidance, Learner):
         job.guidance.save(folder)
-    if state.step < config.iterations:
+    # Asked in the last step, too: what comes after it is not to begin.
+    if state.step < config.iterations or stop.is_set():
         raise Interrupted(
             f"stopped at step {state.step} of {config.iterations}; go on with resume=true; results so far in {folder}"
         )

@@ -3,50 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
+import logging
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
-from itertools import count
+from collections.abc import Collection, Iterator
+from itertools import count, takewhile
 from pathlib import Path
-from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
 
 from distill.files.atomic import is_half, write_atomic
 from distill.files.lock import NAME as LOCK
 from distill.files.lock import InUse, hold
 from distill.files.paths import user_path
-from distill.options import options_of
-from distill.run.schema import PARTS, known_options
-from distill.run.seeding import several
+from distill.run import contents
+from distill.run.stored import differing, same_run
 
-#: Settings that may change between a run and its resumption: where it is computed, in how much memory, what is written.
-_FREE = (
-    "resume", "output_dir", "prompts", "shard", "view", "view_address", "view_port", "log", "export", "device", "max_vram",
-    "watchdog", "retries", "render.at_once", "render.recompute", "render.chunk_rays", "prior_options.checkpointing", "prior_options.graphs",
-)  # fmt: skip
+log = logging.getLogger(__name__)
 
-#: Of these, what decides which files a finished run has; a run that is finished is not written again for them.
-_WRITTEN = ("log", "export")
 #: Seconds to wait for the folder that others have theirs made in, a moment each.
 WAIT = 600.0
-
-
-class OtherLayout(ValueError):
-    """A folder holds this run without a folder for each seed, and it is asked for with them, or the other way round.
-
-    Attributes:
-        folder: which one.
-    """
-
-    def __init__(self, folder: Path, said: str) -> None:
-        super().__init__(said)
-        self.folder = folder
+#: Of the runs that differ from one that is to be resumed, so many are named, the newest.
+MOST = 3
 
 
 def folder_name(prompt: str) -> str:
@@ -54,124 +34,6 @@ def folder_name(prompt: str) -> str:
     plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
     slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].strip("-") or "prompt"
     return f"{slug}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
-
-
-def settings_of(config: DictConfig) -> dict[str, Any]:
-    """The part of a configuration that decides a run's result."""
-    plain: Any = OmegaConf.to_container(config, resolve=False)
-    for name in _FREE:
-        group, _, key = name.rpartition(".")
-        for each in (plain, *plain.get("earlier", {}).values()):
-            (each.get(group, {}) if group else each).pop(key, None)
-    found: dict[str, Any] = plain
-    return found
-
-
-def same_run(folder: Path, config: DictConfig) -> bool:
-    """Tell whether a folder holds a run with these settings.
-
-    Raises:
-        OtherLayout: it does, with other ``retries``, which go with other folders.
-        ValueError: it does, as far as can be told, but another version of distill made it; or its settings cannot be read.
-    """
-    stored = stored_in(folder)
-    if stored is None:
-        return False
-    made, wanted = flat(settings_of(stored)), flat(settings_of(config))
-    told = other_version(made, wanted)
-    if told and agree(made, wanted):
-        raise ValueError(
-            f"{folder} was made by another version of distill: its config.yaml has {told}; finish it with that version, or choose "
-            "another output_dir= to start anew"
-        )
-    if made == wanted and several(stored) != several(config):
-        raise OtherLayout(
-            folder,
-            f"{folder} holds this run with retries={stored.retries}, which has "
-            f"{'a folder for each seed' if several(stored) else 'no folders for seeds'}, so retries={config.retries} cannot go on with "
-            f"it; add retries={stored.retries}, or choose another output_dir= to start anew",
-        )
-    return made == wanted
-
-
-def stored_in(folder: Path) -> DictConfig | None:
-    """The configuration that a folder's run was started with, None where it has none.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return None
-    try:
-        stored = OmegaConf.load(path)
-    except (YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}); remove {folder}, or choose another output_dir="
-        ) from error
-    if not isinstance(stored, DictConfig) or "prompt" not in stored:
-        raise ValueError(f"{path} holds no settings of a run; remove {folder}, or choose another output_dir=")
-    return stored
-
-
-def left_as_it_is(folder: Path, config: DictConfig) -> str:
-    """Say which options ask for other files than a finished run has, which is not made again for them; empty for none."""
-    try:
-        stored = stored_in(folder)
-    except ValueError:
-        return ""
-    if stored is None:
-        return ""
-    differing: list[str] = []
-    for group in _WRITTEN:
-        made: Any = OmegaConf.to_container(stored.get(group) or OmegaConf.create(), resolve=False)
-        wanted: Any = OmegaConf.to_container(config[group], resolve=False)
-        differing += [
-            f"{group}.{name}={value}" for name, value in wanted.items() if made.get(name, value) != value
-        ]
-    if not differing:
-        return ""
-    return f"it was finished without {', '.join(differing)}, and is left as it is; to write its files anew, resume it alone"
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted name; schedules and lists stay whole."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict) and (prefix + name) in _GROUPS:
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found
-
-
-#: Groups of options, whose names hold a dot.
-_GROUPS = {name.partition(".")[0] for name in known_options() if "." in name} | set(PARTS)
-
-
-def other_version(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Return the evidence that another version of distill wrote stored settings, empty if there is none."""
-    known = set(known_options())
-    for part in PARTS:
-        target = made.get(f"{part}._target_")
-        try:
-            options = dataclasses.fields(options_of(get_object(str(target))))
-        except Exception:  # a part that is not there any more
-            return f"{part}._target_={target}, which this version does not know"
-        known |= {f"{part}.{item.name}" for item in options}
-    if unknown := [name for name in made if name not in known]:
-        return f"{unknown[0]}, which this version does not know"
-    same = [part for part in PARTS if made[f"{part}._target_"] == wanted[f"{part}._target_"]]
-    expected = [
-        name for name in wanted if name.partition(".")[0] in same or name.partition(".")[0] not in PARTS
-    ]
-    missing = [name for name in expected if name not in made]
-    return f"no {missing[0]}, which this version has" if missing else ""
-
-
-def agree(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Tell whether two runs have the same prompt, picture and seed, which makes them the same to a user."""
-    return all(made.get(name) == wanted.get(name) for name in ("prompt", "image", "seed", "prior"))
 
 
 def is_finished(folder: Path) -> bool:
@@ -201,16 +63,44 @@ def claim(config: DictConfig, root: Path = Path("outputs")) -> Path:
 
 
 def check_unused(config: DictConfig) -> None:
-    """Refuse a folder that a run cannot use, before anything is loaded.
+    """Refuse a folder that a run cannot use, before anything is loaded; says where there is nothing to resume.
 
     Raises:
         InUse: another run holds it.
+        OtherLayout: it holds this run with other ``retries``.
         ValueError: it holds something else, or cannot be written.
     """
     folder = check_writable(config)
     if config.output_dir and folder.is_dir():
         with contextlib.suppress(OSError), hold(folder):  # what cannot be written is told by claim
             refuse(folder, config)
+    if config.resume and to_resume(config) is None:
+        log.warning("%s", nothing_to_resume(config))
+
+
+def to_resume(config: DictConfig, root: Path = Path("outputs")) -> Path | None:
+    """The folder of the run that a configuration would go on with, None where there is none.
+
+    Raises:
+        OtherLayout: it holds this run with other ``retries``.
+        ValueError: another version of distill made it, or its settings cannot be read.
+    """
+    folders = [user_path(config.output_dir)] if config.output_dir else _described_ones(root, config)
+    return next((folder for folder in folders if same_run(folder, config)), None)
+
+
+def nothing_to_resume(config: DictConfig, root: Path = Path("outputs")) -> str:
+    """Say that ``resume`` begins a new run, and in what the runs of this prompt differ from it."""
+    if config.output_dir:
+        return f"{config.output_dir} holds no run to go on with yet, so resume=true begins one"
+    found = {folder: differing(folder, config) for folder in _described_ones(root, config)}
+    others = [f"{folder} has {said}" for folder, said in found.items()][-MOST:]
+    return "; ".join(
+        [
+            f"there is no run with these settings in {root} to go on with, so resume=true begins a new one",
+            *others,
+        ]
+    )
 
 
 def check_writable(config: DictConfig) -> Path:
@@ -243,7 +133,7 @@ def _named(folder: Path, config: DictConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with hold(folder):
         if _unused(folder):
-            return _described(folder, OmegaConf.to_yaml(config))
+            return _described(folder, config, OmegaConf.to_yaml(config))
         refuse(folder, config)
         return folder
 
@@ -257,9 +147,11 @@ def refuse(folder: Path, config: DictConfig) -> None:
     if _unused(folder):
         return
     if not same_run(folder, config):
+        said = differing(folder, config)
         raise ValueError(
-            f"{folder} holds something else than this run; choose another output_dir= or empty it"
-        )
+            f"{folder} holds another run, with {said}; choose another output_dir=" if said
+            else f"{folder} holds something else than a run; choose another output_dir="
+        )  # fmt: skip
     if not config.resume:
         raise ValueError(
             f"{folder} already holds this run; add resume=true to go on with it, or choose another output_dir="
@@ -271,10 +163,11 @@ def _unused(folder: Path) -> bool:
     return all(path.name == LOCK or is_half(path) for path in folder.iterdir())
 
 
-def _described(folder: Path, settings: str) -> Path:
+def _described(folder: Path, config: DictConfig, settings: str) -> Path:
     """A folder with the run's ``config.yaml``."""
     path = folder / "config.yaml"
     if not path.exists():
+        contents.keep(folder, config)
         write_atomic(path, settings)
     return folder
 
@@ -283,9 +176,7 @@ def _free(root: Path, config: DictConfig) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     settings, others = OmegaConf.to_yaml(config), set[Path]()
     # As much as can be is done before the lock, for as many as start at once.
-    for folder in _names(root, config):
-        if not (folder / "config.yaml").is_file():
-            break
+    for folder in _described_ones(root, config):
         if config.resume and same_run(folder, config):
             return folder
         others.add(folder)
@@ -304,6 +195,11 @@ def _names(root: Path, config: DictConfig) -> Iterator[Path]:
     return (root / (base if number == 1 else f"{base}-{number}") for number in count(1))
 
 
+def _described_ones(root: Path, config: DictConfig) -> Iterator[Path]:
+    """Of these folders, those at the beginning that hold a run."""
+    return takewhile(lambda folder: (folder / "config.yaml").is_file(), _names(root, config))
+
+
 def _next(root: Path, config: DictConfig, settings: str, others: Collection[Path]) -> Path:
     """The run's own folder, or the first free one, of a root that is held; ``others`` are known to hold other runs."""
     for folder in _names(root, config):
@@ -316,5 +212,5 @@ def _next(root: Path, config: DictConfig, settings: str, others: Collection[Path
         except FileExistsError:
             if not (folder.is_dir() and _unused(folder)):
                 continue
-        return _described(folder, settings)
+        return _described(folder, config, settings)
     raise AssertionError("unreachable")

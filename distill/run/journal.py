@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,36 +25,19 @@ from distill.run.stages import ALONE, Place
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-#: Signals that ask a run to stop; Windows has no SIGHUP.
-STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
 
 class Interrupted(Exception):
     """The run was asked to stop and did, at a step's end, with a checkpoint."""
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Turn SIGINT, SIGTERM and SIGHUP into a flag for as long as the context lasts; a second SIGINT is not held back."""
-    stop = threading.Event()
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    # What was started with nohup ignores SIGHUP, and goes on doing so.
-    asks = (signal.SIGINT, signal.SIGTERM)
-    heeded = [number for number in STOPPING if number in asks or signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, request) for number in heeded}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def seconds_before(path: Path, step: int) -> float:
+    """Seconds that the steps before ``step`` took, by the lines of a run's ``metrics.jsonl``; 0 without any."""
+    total = 0.0
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            said = json.loads(line)
+            total += said["seconds"] if said["step"] < step else 0.0
+    return total
 
 
 def keep_lines_before(path: Path, step: int) -> None:

@@ -15,8 +15,8 @@ from distill.run.amortise import run_library, set_accumulate
 from distill.run.assemble import LEARNS, assemble
 from distill.run.execute import run
 from distill.run.generator import amortised
-from distill.run.journal import stop_signals
 from distill.run.seeding import several
+from distill.run.signals import stop_signals
 
 
 def run_on(ranks: Ranks, config: DictConfig, library: bool = False) -> None:

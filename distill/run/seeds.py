@@ -34,12 +34,13 @@ from distill.run.failures import (
     noting,
     state_of,
 )
-from distill.run.folders import claim, is_finished, left_as_it_is
+from distill.run.folders import claim, is_finished
 from distill.run.judge import judge_of
 from distill.run.manifest import finish
 from distill.run.seeding import one_seed
 from distill.run.stages import plan
 from distill.run.staging import begin, kept
+from distill.run.stored import left_as_it_is, renew
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ def run_seeds(
         NoSeedFinished: all of them failed; says how.
     """
     clear(folder)
+    renew(folder, config)
     forget(folder)
     with noting(config, folder):
         return _run_seeds(config, folder, prior, carry, desk)

@@ -25,7 +25,7 @@ from transformers import CLIPTextModel
 from distill.priors.attention import differentiable
 from distill.priors.dtypes import mixed
 from distill.priors.graphs import Record, Recorder
-from distill.run.journal import stop_signals
+from distill.run.signals import stop_signals
 from distill.transfer import send
 
 PATCH = 4

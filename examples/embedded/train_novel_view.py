@@ -36,8 +36,9 @@ from distill.lab.novel_view.in_memory import Limits, fit
 from distill.lab.novel_view.start import open_pipeline
 from distill.priors.novel_view.features import load_encoder
 from distill.priors.novel_view.pipeline import NovelViewPipeline
-from distill.run.journal import Interrupted, stop_signals
+from distill.run.journal import Interrupted
 from distill.run.overrides import as_overrides
+from distill.run.signals import stop_signals
 
 BEGAN = time.perf_counter()
 HERE = Path(__file__).resolve().parent

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,9 +30,11 @@ from distill.lab.truth import SHAPES, Source, asked, check, check_meant, judge_f
 from distill.loop import Diverged, train
 from distill.priors import load_prior
 from distill.run.assemble import assemble, pick_device
-from distill.run.journal import Interrupted, stop_signals
+from distill.run.journal import Interrupted
 from distill.run.plugins import features_of
 from distill.run.prior import check_loaded
+from distill.run.seeding import several
+from distill.run.signals import stop_signals
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +159,8 @@ def compare(
     check_asked(prior, budget, part)
     number, parts = part
     chosen = {name: dict(wanted) for name, wanted in methods.items()}
+    for wanted in (options, *chosen.values()):
+        check_own(wanted)
     for wanted in chosen.values():
         check_measurable(compose({"iterations": iterations, **options, **wanted}, prompts[0], seeds[0]))
     root, source = Path(output_dir), source or SHAPES
@@ -164,7 +168,8 @@ def compare(
     check(prompts, source, judge)
     check_meant(prompts, name_of_prior)
     device = pick_device(str(options.get("device", "auto")))
-    prior_of = counting(prior or load_prior(name_of_prior, device=device))
+    shipped = cache(partial(load_prior, name_of_prior, device=device))  # once there is something to make
+    prior_of = counting(prior or (lambda prompt: shipped()))
     measured_by = judge_name(judge_folder(source, prompts))
     made_with = {"prior": name_of_prior, "measure_every": measure_every, "judge": measured_by}
     cells = [Cell(name, prompt, seed) for prompt in prompts for seed in seeds for name in chosen]
@@ -175,18 +180,20 @@ def compare(
         first = next(iter(costs.values()))
         for name, cost in costs.items():
             settings[name]["iterations"] = max(1, round(iterations * first / cost))
-    mine = cells[number - 1 :: parts]
+    made_so = {prompt: {**made_with, "truth": origin(prompt, source)} for prompt in dict.fromkeys(prompts)}
+    left = [
+        cell
+        for cell in cells
+        if not finished(cell.folder(root), {"options": settings[cell.method], **made_so[cell.prompt]})
+    ]
+    mine = [cell for cell in cells[number - 1 :: parts] if cell in left]
     with stop_signals() as stop:
         for done, cell in enumerate(mine):
-            folder, wanted = cell.folder(root), settings[cell.method]
-            made_so = {**made_with, "truth": origin(cell.prompt, source)}
-            if finished(folder, {"options": wanted, **made_so}):
-                continue
-            model = prior_of(cell.prompt)
-            record = run_cell(cell, wanted, model, judge, folder, measure_every, stop, source) | made_so
+            folder, model = cell.folder(root), prior_of(cell.prompt)
+            record = run_cell(cell, settings[cell.method], model, judge, folder, measure_every, stop, source)
             if stop.is_set():
                 raise Interrupted(f"stopped after {done} of {len(mine)} cells; run again to go on")
-            write_atomic(folder / "cell.json", json.dumps(record) + "\n")
+            write_atomic(folder / "cell.json", json.dumps(record | made_so[cell.prompt]) + "\n")
             said = record["error"] or in_short(record["final"])
             log.info("%d of %d: %s, %s, seed %d: %s", done + 1, len(mine), *vars(cell).values(), said)
     paths = [cell.folder(root) / "cell.json" for cell in cells]
@@ -235,13 +242,38 @@ def counting(prior: Prior | PriorOf) -> Callable[[str], Counted]:
     return lru_cache(maxsize=1)(lambda prompt: Counted(make(prompt)))
 
 
+#: What a message says of an option that a method does not set.
+UNSET = "left out"
+#: Options that are a comparison's own, and what says them.
+OWN = {
+    "prompt": "prompts", "prompts": "prompts", "shard": "part", "seed": "seeds", "seeds": "seeds", "output_dir": "output_dir",
+    "resume": "running it again",
+}  # fmt: skip
+
+
+def check_own(options: Mapping[str, Any]) -> None:
+    """Refuse options that would make a cell another one than it is called.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name in options:
+        if name in OWN:
+            raise ValueError(
+                f"{name} is no option of a method, or of all cells: in a comparison, {OWN[name]} says it; leave it out"
+            )
+
+
 def check_measurable(config: DictConfig) -> None:
     """Refuse what a comparison cannot measure, before anything is loaded.
 
     Raises:
-        ValueError: the scene has no shape, or options say how a prior is loaded, which the cells share.
+        ValueError: the scene has no shape, a cell would have several runs, or options say how a prior is loaded, which the cells share.
     """
     check_loaded(config)
+    if config.earlier or several(config):
+        what = "stages=" if config.earlier else "retries="
+        raise ValueError(f"a comparison makes one run of each cell, and {what} makes several; leave it out")
     if "volume" not in features_of(config):
         raise ValueError(
             "a comparison measures shapes, and this scene has none; choose one that fills space, such as scene=hash_grid"
@@ -279,12 +311,15 @@ def finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
     path = folder / "cell.json"
     if not path.exists():
         return False
-    made = json.loads(path.read_text())
-    for name, value in json.loads(json.dumps(wanted)).items():
-        if made.get(name, value) != value:
-            raise ValueError(
-                f"{folder} was made with {name} {made[name]}, not {value}; choose another output_dir"
-            )
+    made, now = json.loads(path.read_text()), json.loads(json.dumps(wanted))
+    # What an earlier version did not write down counts as the same.
+    before = {**now, **made}
+    pairs = {name: (before[name], now[name]) for name in now if name != "options"}
+    options, own = before.get("options", {}), now.get("options", {})
+    pairs |= {name: (options.get(name, UNSET), own.get(name, UNSET)) for name in {**own, **options}}
+    for name, (was, value) in pairs.items():
+        if was != value:
+            raise ValueError(f"{folder} was made with {name} {was}, not {value}; choose another output_dir")
     return True
 
 

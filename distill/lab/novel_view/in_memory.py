@@ -20,7 +20,8 @@ from distill.lab.novel_view.config import TrainConfig, law_of
 from distill.lab.novel_view.evaluate import oriented
 from distill.lab.novel_view.start import is_novel_view, trains_code
 from distill.priors.novel_view.pipeline import NovelViewPipeline
-from distill.run.journal import Interrupted, keep_lines_before, stop_signals
+from distill.run.journal import Interrupted, keep_lines_before
+from distill.run.signals import stop_signals
 
 if TYPE_CHECKING:
     from distill.lab.novel_view.views import Views

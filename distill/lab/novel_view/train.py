@@ -33,7 +33,8 @@ from distill.lab.novel_view.stages import freeze_code
 from distill.lab.novel_view.start import open_pipeline, trains_code
 from distill.lab.novel_view.validation import measure_samples, validate, validation_pairs
 from distill.priors.novel_view.features import load_encoder
-from distill.run.journal import Interrupted, stop_signals
+from distill.run.journal import Interrupted
+from distill.run.signals import stop_signals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
