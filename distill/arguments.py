@@ -75,6 +75,8 @@ def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
         raise ValueError(
             f"expected one prompt, got {len(prompts)} ({', '.join(map(repr, prompts[:3]))}); put the prompt in quotes"
         )
+    if prompts and (twice := [text for text in options if text.lstrip("+").startswith("prompt=")]):
+        raise ValueError(f"expected one prompt, got {prompts[0]!r} and {twice[0]}; leave one of them out")
     for text in prompts:
         if text.lower().endswith(PICTURES) and user_path(text).is_file():
             raise ValueError(f"{text} is a picture; to start from it, write image={text}")

@@ -23,7 +23,7 @@ from distill.run.folders import check_root, refuse
 from distill.run.generator import amortised, library_of
 from distill.run.initial import check_init
 from distill.run.judge import check_judge, judge_of
-from distill.run.prior import check_fits, check_prompt
+from distill.run.prior import check_fits, check_prompt, check_student, students_of
 from distill.run.queue import read_prompts, shard_of
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def looks(config: DictConfig, texts: Sequence[str] = ()) -> Iterator[Look]:
         yield "views.file", partial(lambda: ", ".join(prompts.own_prompts(config.views)))
     if config.init:
         yield "init", partial(begun, config)
-    if path := OmegaConf.select(config, "guidance.lora"):
-        yield "guidance.lora", partial(student, path)
+    for path in students_of(config):
+        yield "guidance.lora", partial(started, path)
 
 
 def writable(config: DictConfig) -> str:
@@ -135,20 +135,17 @@ def shaped(config: DictConfig) -> str:
     return f"{surface.file}: {len(surface.faces)} faces in {len(surface.parts)} parts"
 
 
+def started(path: str) -> str:
+    """Check that there is a LoRA to start from."""
+    check_student(path)
+    return path
+
+
 def whole_lora(entry: str) -> str:
     """Check that a LoRA file is whole and of a kind that is read."""
     found = lora.parse(entry)
     lora.check(found)
     return str(found.path)
-
-
-def student(path: str) -> str:
-    """Check that there is a LoRA to start from."""
-    if not user_path(path).exists():
-        raise ValueError(
-            f"guidance.lora must be a file or folder that an earlier run wrote, and {path} is not there"
-        )
-    return path
 
 
 def fitting(config: DictConfig, prior: DiffusionPrior) -> Iterator[Look]:

@@ -367,6 +367,58 @@ def test_cells_of_another_prior_or_rhythm_are_not_taken_for_these(tmp_path: Path
         distill.compare(methods, ["a red car"], [0], output_dir=tmp_path, prior=exact_prior, **QUICK)
 
 
+@pytest.mark.parametrize("option", ["prompt", "prompts", "seed", "seeds", "output_dir", "shard", "resume"])
+@pytest.mark.parametrize("of_all", [False, True])
+def test_options_that_would_make_a_cell_another_one_are_refused(
+    option: str, of_all: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if of_all and option in ("prompts", "seeds", "output_dir"):
+        return  # a parameter of its own
+    monkeypatch.setattr(run, "load_prior", pytest.fail)
+    own, shared = ({}, {option: 1}) if of_all else ({option: 1}, {})
+    with pytest.raises(
+        ValueError, match=f"{option} is no option of a method, or of all cells: in a comparison"
+    ):
+        distill.compare({"sds": own}, ["a red car"], [0], output_dir=tmp_path, **shared)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"stages": ["field", "surface"]}, "stages="), ({"retries": 2}, "retries=")]
+)
+def test_a_cell_is_one_run(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"one run of each cell, and {said} makes several"):
+        distill.compare({"sds": options}, ["a red car"], [0], output_dir=tmp_path)
+
+
+def test_a_cell_of_other_options_is_told_before_any_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "load_prior", pytest.fail)
+    methods = {"sds": {"guidance": "sds"}, "asd": {"guidance": "asd", "guidance.scale": 2}}
+    last = Cell("asd", "a red car", 1).folder(tmp_path)
+    last.mkdir(parents=True)
+
+    def go(**made: Any) -> str:
+        record = {
+            "options": {"iterations": 9, "guidance": "asd", "guidance.scale": 2},
+            "prior": "embedded",
+            **made,
+        }
+        (last / "cell.json").write_text(json.dumps(record))
+        with pytest.raises(ValueError, match="choose another output_dir") as said:
+            distill.compare(methods, ["a red car"], [0, 1], output_dir=tmp_path, iterations=9)
+        return str(said.value)
+
+    assert go(prior="things").endswith("was made with prior things, not embedded; choose another output_dir")
+    assert "was made with iterations 8, not 9; " in go(options={"iterations": 8, **methods["asd"]})
+    assert "was made with guidance.scale left out, not 2; " in go(
+        options={"iterations": 9, "guidance": "asd"}
+    )
+    more = {"iterations": 9, **methods["asd"], "particles": 2}
+    assert "was made with particles 2, not left out; " in go(options=more)
+
+
 @pytest.mark.parametrize("wrong", ["0/2", "3/2", "2", "a/b", "1/2/3"])
 def test_a_share_is_read_or_refused(wrong: str) -> None:
     assert share("2/3") == (2, 3)

@@ -222,14 +222,9 @@ def test_a_sweep_runs_every_job_in_a_folder_of_its_own(tmp_path: Path) -> None:
     assert sorted(json.loads((run / "manifest.json").read_text())["seed"] for run in runs) == [0, 1]
 
 
-def test_a_sweep_takes_an_alias_and_refuses_a_wrong_value_in_its_own_job(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    swept = ["-m", "guidance=sds,tp_sds", "export.up=y,q"]
-    assert command("a red mug", *swept, *QUICK, "iterations=2", "export.enabled=false") == 2
-    said = capfd.readouterr().err
-    assert said.count("export.up must be y or z, got 'q'") == 2
-    assert "Traceback" not in said
+def test_a_sweep_takes_an_alias(tmp_path: Path) -> None:
+    swept = ["-m", "guidance=sds,tp_sds"]
+    assert command("a red mug", *swept, *QUICK, "iterations=2", "export.enabled=false") == 0
     runs = [path for path in (tmp_path / "outputs").iterdir() if path.name.startswith("a-red-mug")]
     targets = sorted(OmegaConf.load(run / "config.yaml").timesteps._target_ for run in runs)
     assert [target.rpartition(".")[2] for target in targets] == ["annealed", "dreamtime"]

@@ -50,17 +50,17 @@ def table(shard: str) -> list[tuple[str, str]]:
 
 @submitit
 def test_shards_are_jobs_of_a_cluster_and_a_failing_one_is_named(capfd: pytest.CaptureFixture[str]) -> None:
-    """Of two prompts in three parts, the third has none, and says so at once; there is no fourth of three."""
-    code = command("prompts=list.txt", *QUICK, "-m", "shard=3/3,4/3", "hydra/launcher=submitit_local")
+    """Of two prompts in three parts, the third has none, and says so at once; the second part's prompt is refused."""
+    code = command("prompts=list.txt", *QUICK, "-m", "shard=3/3,2/3", "hydra/launcher=submitit_local")
     (error,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("distill: error:")]
     assert (
-        code == 2
-        and "a job of the sweep ended with exit code 2: prompts='list.txt'" in error
-        and "shard=4/3" in error
+        code == 1
+        and "a job of the sweep ended with exit code 1: prompts='list.txt'" in error
+        and "shard=2/3" in error
     )
-    assert table("3-of-3") == [] and not Path("out/batch-4-of-3.csv").exists()
-    logs = [path.read_text() for path in Path("outputs/sweeps").glob("*/.submitit/*/*_log.err")]
-    assert sum("shard must be i/n with i from 1 to n" in text for text in logs) == 1
+    assert table("3-of-3") == []
+    ((prompt, state),) = table("2-of-3")
+    assert prompt == "a dragon" and state != "finished"
 
 
 @joblib
@@ -119,6 +119,58 @@ def test_a_launcher_that_cannot_be_used_is_one_line(
     assert command("a red mug", *words) == 2
     error = capsys.readouterr().err
     assert error.startswith("distill: error:") and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["seed=0,1", "export.up=y,q"],
+            "job 2 of 4 of the sweep (seed=0 export.up=q): export.up must be y or z, got 'q'; leave it out",
+        ),
+        (["seed=0,-1", "output_dir=null"], "job 2 of 2 of the sweep (seed=-1): seed must be"),
+        (["prior=embedded,sd-9", "output_dir=null"], "job 2 of 2 of the sweep (prior=sd-9): prior must be"),
+        (["init=null,gone", "output_dir=null"], "job 2 of 2 of the sweep (init=gone): init must be"),
+        (["prompt='a red mug','a dragon'", "output_dir=null"], "the sweep (prompt='a dragon'): "),
+        (
+            ["seed=0,1"],
+            "job 2 of 2 of the sweep (seed=1): output_dir=out is another job's, too; leave it out",
+        ),
+        (["guidance=sds,vsd", "+guidance.lora=gone", "output_dir=null"], "of the sweep (guidance="),
+    ],
+)
+def test_what_a_later_job_is_refused_for_is_said_before_the_first_begins(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cli, "_swept", pytest.fail)
+    prompt = [] if words[0].startswith("prompt=") else ["a red mug"]
+    assert command(*prompt, "-m", *QUICK, *words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("distill: error: job ") and said in error and error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["list.txt"]
+
+
+def test_jobs_of_one_folder_may_be_shards_and_wait_for_their_own_prompts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is wrong with a prompt of a file is for its own run, and a cluster's login node need not have a GPU."""
+    ran = list[list[str]]()
+
+    def swept(words: list[str], folders: list[str], library: bool = False) -> int:
+        ran.append(words)
+        return 0
+
+    monkeypatch.setattr(cli, "_swept", swept)
+    assert command("prompts=list.txt", "-m", *QUICK, "shard=1/2,2/2") == 0
+    assert [word for words in ran for word in words if word.startswith("shard")] == ["shard=1/2", "shard=2/2"]
+    sweep.check_jobs([["prompt=a red mug", "device=cuda", f"seed={seed}"] for seed in (0, 1)], [], here=False)
+    with pytest.raises(ValueError, match="device=cuda"):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        sweep.check_jobs([["prompt=a red mug", "device=cuda"]], [], here=True)
 
 
 def test_a_lost_worker_is_one_line(

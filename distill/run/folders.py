@@ -93,14 +93,9 @@ def nothing_to_resume(config: DictConfig, root: Path = Path("outputs")) -> str:
     """Say that ``resume`` begins a new run, and in what the runs of this prompt differ from it."""
     if config.output_dir:
         return f"{config.output_dir} holds no run to go on with yet, so resume=true begins one"
-    found = {folder: differing(folder, config) for folder in _described_ones(root, config)}
-    others = [f"{folder} has {said}" for folder, said in found.items()][-MOST:]
-    return "; ".join(
-        [
-            f"there is no run with these settings in {root} to go on with, so resume=true begins a new one",
-            *others,
-        ]
-    )
+    others = [f"{folder} ({differing(folder, config)})" for folder in _described_ones(root, config)][-MOST:]
+    beside = f"; beside it: {', '.join(others)}" if others else ""
+    return f"there is no run with these settings in {root} to go on with, so resume=true begins a new one{beside}"
 
 
 def check_writable(config: DictConfig) -> Path:

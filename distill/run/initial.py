@@ -91,6 +91,7 @@ def start_from(folder: Path, scene: Scene, device: torch.device) -> None:
         raise ValueError(
             f"init must be the folder of an earlier run, and the checkpoints of {folder} are empty"
         )
+    tell_unfinished("init", folder, saved["step"])
     try:
         begin_as(scene, saved["scene"])
     except RuntimeError as error:
@@ -102,6 +103,22 @@ def start_from(folder: Path, scene: Scene, device: torch.device) -> None:
         # A learnt background comes last, and one of the two runs may be without.
         for parameter, value in zip(parameters, saved["average"], strict=False):
             parameter.data.copy_(value)
+
+
+def tell_unfinished(option: str, folder: Path, step: int) -> None:
+    """Warn that the run which an option names is not finished, where its settings say how long it is."""
+    try:
+        whole = read_settings(str(folder)).get("iterations", step)
+    except ValueError:
+        return
+    if step < whole:
+        log.warning(
+            "%s=%s is unfinished and taken as it is, at step %d of %d; resume=true finishes it",
+            option,
+            folder,
+            step,
+            whole,
+        )
 
 
 #: Parts of a scene that options decide which may change: what is occupied, for its resolution, and a learnt background.
@@ -138,6 +155,7 @@ def open_generator(folder: Path, device: torch.device) -> Generator:
     saved = load_checkpoint(folder / "checkpoints", device)
     if saved is None:
         raise ValueError(f"generator={folder} has no checkpoint yet; finish its training with resume=true")
+    tell_unfinished("generator", folder, saved["step"])
     try:
         made = instantiate(OmegaConf.load(folder / "config.yaml").scene, _convert_="all")
         generator: Generator = made(seed=0, embeddings=saved["scene"]["prompts.embeddings"]).to(device)

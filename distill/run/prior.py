@@ -33,6 +33,8 @@ def check_prior(config: DictConfig, device: torch.device) -> None:
     """
     check_prompt(config)
     check_graphs(config.prior_options.graphs, device)
+    for path in students_of(config):
+        check_student(path)
     if not (config.prompt or config.prompts):
         return  # a picture's model is checked with the picture
     if control := config.prior_options.control:
@@ -49,6 +51,24 @@ def check_prior(config: DictConfig, device: torch.device) -> None:
         from distill.run.fit import fit
 
         fit(config, source, device)
+
+
+def students_of(config: DictConfig) -> list[str]:
+    """The LoRAs that losses of a configuration start from: files or folders."""
+    losses = [config.guidance, *(config.guidance.get("terms") or ())]
+    return [str(path) for loss in losses if (path := loss.get("lora"))]
+
+
+def check_student(path: str) -> None:
+    """Check that there is a LoRA to start from.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not user_path(path).exists():
+        raise ValueError(
+            f"guidance.lora must be a file or folder that an earlier run wrote, and {path} is not there"
+        )
 
 
 def shows_picture(config: DictConfig, prior: Prior | None) -> bool:

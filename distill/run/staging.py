@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from distill.contracts import Prior
 from distill.job import Job
 from distill.ranks import ALONE, Ranks
 from distill.run import stages
-from distill.run.assemble import assemble
+from distill.run.assemble import assemble, pick_device
 from distill.run.failures import noted
 from distill.run.prior import check_prior
 
@@ -24,7 +25,19 @@ def begin(config: DictConfig, prior: Prior | None, ranks: Ranks = ALONE) -> Job:
     """
     if not config.earlier:
         return assemble(config, prior, ranks)
+    if prior is None:
+        check_priors(config, pick_device(config.device))
     return assemble_stage(stages.plan(config, Path())[0], config, prior)
+
+
+def check_priors(config: DictConfig, device: torch.device) -> None:
+    """Check the prior of each stage of a run before anything is loaded, see ``check_prior``.
+
+    Raises:
+        ValueError: one cannot be used.
+    """
+    for one in stages.plan(config, Path()):
+        check_prior(one, device)
 
 
 def assemble_stage(one: DictConfig, of: DictConfig, prior: Prior | None) -> Job:

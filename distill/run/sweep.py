@@ -9,15 +9,25 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from distill.inputs import looks
+from distill.run.assemble import pick_device
+from distill.run.compose import compose_config
 from distill.run.compose_stages import is_own
+from distill.run.folders import check_root
+from distill.run.generator import amortised
 from distill.run.implied import implied, with_implied
 from distill.run.mistakes import one_line
 from distill.run.overrides import quote_text
 from distill.run.plugins import register
+from distill.run.queue import divide
+from distill.run.staging import check_priors
 
 #: Several names or paths for one option, whose jobs are to differ in it; a text with anything else in it is one value.
 _LIST = re.compile(r"(?!negative_prompt=|source_prompt=|views\.)[^=]+=[\w.:/@~+-]+(?:,[\w.:/@~+-]+)+")
@@ -72,18 +82,26 @@ def sweep(options: Sequence[str], folders: Sequence[str], run_job: RunJob) -> in
     words, own = [word for word in words if not is_own(word)], [word for word in words if is_own(word)]
     added = implied(words)
 
+    def words_of(task: Sequence[str]) -> list[str]:
+        """What a job is composed from, as it would be alone."""
+        given = [word for word in task if word not in added]
+        aliases = [word for word in words if word.startswith("guidance=") and "," not in word]
+        return [*given, *aliases, *own]
+
+    register()
+    if swept:
+        check_jobs([words_of(task) for task in jobs_of(with_implied(words))], folders, here=not launcher)
+
     @hydra.main(version_base="1.3", config_path="pkg://distill.conf", config_name="config")
     def job(config: object) -> None:
-        given = [word for word in HydraConfig.get().overrides.task if word not in added]
-        aliases = [word for word in words if word.startswith("guidance=") and "," not in word]
-        code = run_job([*given, *aliases, *own], folders)
+        given = words_of(HydraConfig.get().overrides.task)
+        code = run_job(given, folders)
         if code == INTERRUPTED and not launcher:  # who interrupts a job wants no further one
             raise Stopped
         if launcher and code:  # what another process appends stays there
             raise JobEnded(code, given)
         codes.append(code)
 
-    register()
     sys.argv = ["distill", *flags, *with_implied(words)]
     os.environ.setdefault(
         "HYDRA_FULL_ERROR", "1"
@@ -109,6 +127,63 @@ def sweep(options: Sequence[str], folders: Sequence[str], run_job: RunJob) -> in
             )
             return 1
     return max(codes, default=0)
+
+
+def jobs_of(words: Sequence[str]) -> list[list[str]]:
+    """The words of each job that Hydra's own sweeper makes of a command line; none where another sweeper makes them as it goes."""
+    with one_line():
+        parsed = OverridesParser.create().parse_overrides(list(words))
+    if any(word.key_or_group == "hydra/sweeper" for word in parsed):
+        return []
+    jobs = BasicSweeper.split_arguments([word for word in parsed if not word.is_hydra_override()], None)
+    return [list(job) for job in jobs[0]]
+
+
+def check_jobs(jobs: Sequence[Sequence[str]], folders: Sequence[str], here: bool) -> None:
+    """Look at all jobs of a sweep before the first one begins.
+
+    Args:
+        jobs: the words of each.
+        folders: of the user's own configuration files.
+        here: they run on this machine, which can tell whether it has what they need.
+
+    Raises:
+        ValueError: one of them would be refused, or two have one folder.
+    """
+    taken = set[str]()
+    for number, words in enumerate(jobs, start=1):
+        try:
+            config = compose_config(words, folders)
+            if here:
+                check_inputs(config, words, folders)
+            if config.output_dir and (config.prompts is None or amortised(config)):
+                if config.output_dir in taken:
+                    raise ValueError(
+                        f"output_dir={config.output_dir} is another job's, too; leave it out, and each has a folder of its own in outputs"
+                    )
+                taken.add(config.output_dir)
+        except ValueError as error:
+            own = [word for word in words if not all(word in job for job in jobs)]
+            raise ValueError(
+                f"job {number} of {len(jobs)} of the sweep ({' '.join(own)}): {error}; no job was started"
+            ) from error
+
+
+def check_inputs(config: DictConfig, words: Sequence[str], folders: Sequence[str]) -> None:
+    """Look at what a job reads, and where it writes, without loading a model.
+
+    Raises:
+        ValueError: it would be refused, in one line.
+    """
+    device = pick_device(config.device)
+    if config.prompts is not None and not amortised(config):
+        check_root(config)
+        for part in divide(config, words, folders).parts:  # a prompt that is refused does not stop the others
+            check_priors(part.config, device)
+        return
+    for _, look in looks(config):
+        look()
+    check_priors(config, device)
 
 
 def launcher_of(words: Sequence[str], flags: Sequence[str]) -> str | None:

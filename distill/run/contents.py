@@ -1,0 +1,47 @@
+"""What the files that a run's options name hold: a run that is resumed must be given the same, wherever they lie now."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from distill.conditions.control import DRAWN
+from distill.files.atomic import sha256, write_atomic
+from distill.files.paths import user_path
+
+#: Options that name a file which decides what is made. What a prior is loaded from is in the manifest.
+NAMING = (
+    "image", "mesh.file", "reference.depth", "reference.normal", "views.file", "prior_options.control",
+)  # fmt: skip
+#: The file in a run's folder that has the SHA-256 of each.
+NAME = "inputs.json"
+
+
+def contents(config: DictConfig) -> dict[str, str]:
+    """The SHA-256 of each file that a configuration's options name and that can be read, by the option's name."""
+    found = {}
+    for option in NAMING:
+        value = OmegaConf.select(config, option)
+        if not value or (option == "prior_options.control" and value in DRAWN):
+            continue
+        path = user_path(value)
+        if path.is_file():
+            found[option] = sha256(path)
+    return found
+
+
+def keep(folder: Path, config: DictConfig) -> None:
+    """Write down what the files of a configuration hold, in the folder of its run, if there are any."""
+    if found := contents(config):
+        write_atomic(folder / NAME, json.dumps(found, indent=2) + "\n")
+
+
+def kept(folder: Path) -> dict[str, str]:
+    """What ``keep`` wrote to a run's folder; empty where there is nothing that can be read."""
+    try:
+        found = json.loads((folder / NAME).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

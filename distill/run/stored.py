@@ -1,0 +1,206 @@
+"""The settings that a run's folder holds, and whether a configuration asks for the same run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
+
+from distill.files.atomic import write_atomic
+from distill.options import options_of
+from distill.run import contents
+from distill.run.schema import PARTS, known_options
+from distill.run.seeding import several
+
+#: Settings that may change between a run and its resumption: where it is computed, in how much memory, what is written.
+_FREE = (
+    "resume", "output_dir", "prompts", "shard", "view", "view_address", "view_port", "log", "export", "device", "max_vram",
+    "watchdog", "retries", "render.at_once", "render.recompute", "render.chunk_rays", "prior_options.checkpointing", "prior_options.graphs",
+)  # fmt: skip
+#: Of these, what says where a run is rather than how.
+_PLACE = ("resume", "output_dir", "prompts", "shard")
+#: Of these, what decides which files a finished run has; a run that is finished is not written again for them.
+_WRITTEN = ("log", "export")
+#: Of settings that differ, so many are named.
+SHOWN = 3
+
+
+class OtherLayout(ValueError):
+    """A folder holds this run without a folder for each seed, and it is asked for with them, or the other way round.
+
+    Attributes:
+        folder: which one.
+    """
+
+    def __init__(self, folder: Path, said: str) -> None:
+        super().__init__(said)
+        self.folder = folder
+
+
+def settings_of(config: DictConfig) -> dict[str, Any]:
+    """The part of a configuration that decides a run's result."""
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    for name in _FREE:
+        group, _, key = name.rpartition(".")
+        for each in (plain, *plain.get("earlier", {}).values()):
+            (each.get(group, {}) if group else each).pop(key, None)
+    found: dict[str, Any] = plain
+    return found
+
+
+def same_run(folder: Path, config: DictConfig) -> bool:
+    """Tell whether a folder holds a run with these settings.
+
+    Raises:
+        OtherLayout: it does, with other ``retries``, which go with other folders.
+        ValueError: it does, as far as can be told, but another version of distill made it; or its settings cannot be read.
+    """
+    stored = stored_in(folder)
+    if stored is None:
+        return False
+    made, wanted = both(folder, stored, config)
+    told = other_version(made, wanted)
+    if told and agree(made, wanted):
+        raise ValueError(
+            f"{folder} was made by another version of distill: its config.yaml has {told}; finish it with that version, or choose "
+            "another output_dir= to start anew"
+        )
+    if made == wanted and several(stored) != several(config):
+        raise OtherLayout(
+            folder,
+            f"{folder} holds this run with retries={stored.retries}, which has "
+            f"{'a folder for each seed' if several(stored) else 'no folders for seeds'}, so retries={config.retries} cannot go on with "
+            f"it; add retries={stored.retries}, or choose another output_dir= to start anew",
+        )
+    return made == wanted
+
+
+def both(folder: Path, stored: DictConfig, config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a folder's run, and those of a configuration, by dotted name; files are compared by what they hold."""
+    made, wanted = flat(settings_of(stored)), flat(settings_of(config))
+    now = contents.contents(config)
+    for name, digest in contents.kept(folder).items():
+        if name in now:
+            made[name], wanted[name] = digest, now[name]
+    return made, wanted
+
+
+def differing(folder: Path, config: DictConfig) -> str:
+    """Say in which settings the run in a folder differs from a configuration, the first few of them; empty for none."""
+    stored = stored_in(folder)
+    if stored is None:
+        return ""
+    made, wanted = both(folder, stored, config)
+    names = [name for name in {**wanted, **made} if made.get(name) != wanted.get(name)]
+    # Options of two losses, or two scenes, differ because these do.
+    others = {name.partition(".")[0] for name in names if name.endswith("._target_")}
+    names = [name for name in names if name.endswith("._target_") or name.partition(".")[0] not in others]
+
+    def short(value: object) -> str:
+        text = str(value).rpartition(".")[2] if str(value).startswith("distill.") else str(value)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+
+    def told(name: str) -> str:
+        if name in contents.NAMING and OmegaConf.select(stored, name) and OmegaConf.select(config, name):
+            return f"another file as {name}"
+        return f"{name.removesuffix('._target_')}={short(made.get(name))}, not {short(wanted.get(name))}"
+
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return "; ".join(map(told, names[:SHOWN])) + rest
+
+
+def stored_in(folder: Path) -> DictConfig | None:
+    """The configuration that a folder's run was started with, None where it has none.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return None
+    try:
+        stored = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}); remove {folder}, or choose another output_dir="
+        ) from error
+    if not isinstance(stored, DictConfig) or "prompt" not in stored:
+        raise ValueError(f"{path} holds no settings of a run; remove {folder}, or choose another output_dir=")
+    return stored
+
+
+def left_as_it_is(folder: Path, config: DictConfig) -> str:
+    """Say which options ask for other files than a finished run has, which is not made again for them; empty for none."""
+    try:
+        stored = stored_in(folder)
+    except ValueError:
+        return ""
+    if stored is None:
+        return ""
+    differing: list[str] = []
+    for group in _WRITTEN:
+        made: Any = OmegaConf.to_container(stored.get(group) or OmegaConf.create(), resolve=False)
+        wanted: Any = OmegaConf.to_container(config[group], resolve=False)
+        differing += [
+            f"{group}.{name}={value}" for name, value in wanted.items() if made.get(name, value) != value
+        ]
+    if not differing:
+        return ""
+    return f"it was finished without {', '.join(differing)}, and is left as it is; to write its files anew, resume it alone"
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name; schedules and lists stay whole."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict) and (prefix + name) in _GROUPS:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+#: Groups of options, whose names hold a dot.
+_GROUPS = {name.partition(".")[0] for name in known_options() if "." in name} | set(PARTS)
+
+
+def other_version(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Return the evidence that another version of distill wrote stored settings, empty if there is none."""
+    known = set(known_options())
+    for part in PARTS:
+        target = made.get(f"{part}._target_")
+        try:
+            options = dataclasses.fields(options_of(get_object(str(target))))
+        except Exception:  # a part that is not there any more
+            return f"{part}._target_={target}, which this version does not know"
+        known |= {f"{part}.{item.name}" for item in options}
+    if unknown := [name for name in made if name not in known]:
+        return f"{unknown[0]}, which this version does not know"
+    same = [part for part in PARTS if made[f"{part}._target_"] == wanted[f"{part}._target_"]]
+    expected = [
+        name for name in wanted if name.partition(".")[0] in same or name.partition(".")[0] not in PARTS
+    ]
+    missing = [name for name in expected if name not in made]
+    return f"no {missing[0]}, which this version has" if missing else ""
+
+
+def agree(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Tell whether two runs have the same prompt, picture and seed, which makes them the same to a user."""
+    return all(made.get(name) == wanted.get(name) for name in ("prompt", "image", "seed", "prior"))
+
+
+def renew(folder: Path, config: DictConfig) -> None:
+    """Bring the settings in a run's folder up to date with what may change when it is resumed, such as what is exported."""
+    stored = stored_in(folder)
+    if stored is None:
+        return
+    before = OmegaConf.to_yaml(stored)
+    for name in ("earlier", *(name for name in _FREE if name not in _PLACE)):
+        OmegaConf.update(stored, name, OmegaConf.select(config, name), merge=False, force_add=True)
+    if (now := OmegaConf.to_yaml(stored)) != before:
+        write_atomic(folder / "config.yaml", now)

@@ -1,0 +1,255 @@
+"""What a run that is resumed, or that begins with an earlier one, must be given again, and what it says where it is given something else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from omegaconf import OmegaConf
+from PIL import Image
+
+import distill
+from distill import cli
+from distill.run import amortise, batch, execute
+from distill.run.compose import compose_config
+from distill.run.folders import check_unused, claim, refuse
+from distill.run.journal import seconds_before
+from distill.run.overrides import quote
+from distill.run.queue import compose_queue
+
+#: Two steps of a small picture.
+QUICK = [
+    "scene=image", "iterations=2", "render.size=16", "render.batch=1", "export.enabled=false", "log.tensorboard=false",
+    "log.preview_every=0", "view_words=none", "device=cpu",
+]  # fmt: skip
+FOUND = "there is no run with these settings in outputs to go on with, so resume=true begins a new one"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def command(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def picture(path: str, level: int) -> None:
+    """A square over white."""
+    pixels = np.full((64, 64, 3), 255, np.uint8)
+    pixels[16:48, 16:48] = level
+    Path(path).parent.mkdir(exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def mesh(path: str, size: int) -> None:
+    Path(path).parent.mkdir(exist_ok=True)
+    trimesh.creation.box(extents=(size, 1, 1)).export(path)
+
+
+def views(path: str, level: int) -> None:
+    Path(path).parent.mkdir(exist_ok=True)
+    Path(path).write_text(f"back: a mug from behind {level}\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "words", "write", "name"),
+    [
+        ("image", [], picture, "mug.png"),
+        ("reference.depth", ["image=mug.png", "penalties.reference_depth=1"], picture, "depth.png"),
+        ("reference.normal", ["image=mug.png", "penalties.reference_normal=1"], picture, "normal.png"),
+        ("mesh.file", ["prompt=a red mug"], mesh, "mug.obj"),
+        ("views.file", ["prompt=a mug", "prior=sd-2.1-base"], views, "views.yaml"),
+        ("prior_options.control", ["prompt=a mug", "prior=sd-2.1-base", "prior_options.controlnet=c"], picture, "edges.png"),
+    ],
+)  # fmt: skip
+def test_a_file_that_a_run_was_given_is_told_by_what_it_holds(
+    option: str, words: list[str], write: Any, name: str
+) -> None:
+    picture("mug.png", 80)
+    write(name, 40)
+    config = compose_config([*words, f"{option}={name}", "output_dir=mine", "resume=true"])
+    assert claim(config) == Path("mine")
+    # The same one elsewhere.
+    Path("there").mkdir()
+    shutil.copy(name, f"there/{name}")
+    elsewhere = compose_config([*words, f"{option}=there/{name}", "output_dir=mine", "resume=true"])
+    assert claim(elsewhere) == Path("mine")
+    # Another one, in the same place or not, and none.
+    write(f"there/{name}", 41)
+    with pytest.raises(
+        ValueError, match=f"mine holds another run, with another file as {option}; choose another"
+    ):
+        claim(elsewhere)
+    write(name, 41)
+    with pytest.raises(ValueError, match=f"with another file as {option}"):
+        claim(config)
+    # A run of a version that kept nothing of its files goes by their names.
+    Path("mine/inputs.json").unlink()
+    assert claim(config) == Path("mine")
+    with pytest.raises(ValueError, match=f"with another file as {option}"):
+        claim(elsewhere)
+
+
+def test_a_queue_makes_what_was_made_with_another_file_anew() -> None:
+    mesh("mug.obj", 1)
+    Path("list.txt").write_text("a red mug\n")
+    queue = compose_queue(["prompts=list.txt", "mesh=mug.obj", "output_dir=out"])
+    (part,) = queue.parts
+    folder = claim(batch._one(part.config, "a red mug"), Path("out"))
+    (folder / "report.html").write_text("")
+    assert batch.finished_before(part.config, Path("out"))("a red mug") == folder
+    mesh("mug.obj", 2)
+    assert batch.finished_before(part.config, Path("out"))("a red mug") is None
+    assert claim(batch._one(part.config, "a red mug"), Path("out")) != folder
+
+
+def test_where_there_is_nothing_to_resume_a_new_run_says_so_and_names_what_differs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def said(*words: str) -> list[str]:
+        caplog.clear()
+        check_unused(compose_config(["prompt=a red mug", "resume=true", *words]))
+        return caplog.messages
+
+    assert said() == [FOUND]
+    for words in ([], ["iterations=5"], ["guidance=csd"]):
+        claim(compose_config(["prompt=a red mug", *words]))
+    assert said() == said("iterations=5") == said("export.faces=77", "device=cpu") == []
+    (line,) = said("iterations=5", "seed=3")
+    name = "outputs/a-red-mug-10a5c24a"
+    # The other options of a loss are not told beside it.
+    assert line == (
+        f"{FOUND}; beside it: {name} (iterations=400, not 5; seed=0, not 3), {name}-2 (seed=0, not 3), "
+        f"{name}-3 (iterations=400, not 5; seed=0, not 3; guidance=csd, not sds)"
+    )
+    assert said("output_dir=gone") == ["gone holds no run to go on with yet, so resume=true begins one"]
+    Path("empty").mkdir()
+    assert said("output_dir=empty") == ["empty holds no run to go on with yet, so resume=true begins one"]
+    assert said("output_dir=outputs/a-red-mug-10a5c24a") == []
+
+
+def test_a_folder_of_something_else_is_told_from_another_run() -> None:
+    Path("mine").mkdir()
+    Path("mine/letter.txt").write_text("dear")
+    config = compose_config(["prompt=a red mug", "output_dir=mine", "resume=true"])
+    with pytest.raises(
+        ValueError, match=r"mine holds something else than a run; choose another output_dir=$"
+    ):
+        refuse(Path("mine"), config)
+    claim(compose_config(["prompt=a red mug", "output_dir=other"]))
+    many = ["iterations=1", "seed=1", "particles=2", "render.batch=1", "render.size=32"]
+    with pytest.raises(
+        ValueError, match=r"with iterations=400, not 1; particles=1, not 2; seed=0, not 1 and 2 more"
+    ):
+        refuse(Path("other"), compose_config(["prompt=a red mug", *many]))
+
+
+def test_a_resumed_run_is_described_as_it_was_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command("a red mug", *QUICK, "output_dir=mine") == 0
+    before = json.loads(Path("mine/manifest.json").read_text())
+    lines = Path("mine/metrics.jsonl").read_text().splitlines()
+    spent = sum(json.loads(line)["seconds"] for line in lines)
+    assert seconds_before(Path("mine/metrics.jsonl"), 2) == pytest.approx(spent)
+    assert seconds_before(Path("mine/metrics.jsonl"), 1) == pytest.approx(json.loads(lines[0])["seconds"])
+    again = [
+        *QUICK,
+        "output_dir=mine",
+        "resume=true",
+        "export.enabled=true",
+        "export.picture_size=32",
+        "retries=0",
+    ]
+    assert command("a red mug", *again, "log.keep_checkpoints=1") == 0
+    now, stored = json.loads(Path("mine/manifest.json").read_text()), OmegaConf.load("mine/config.yaml")
+    assert stored.export.enabled and stored.export.picture_size == 32 and stored.log.keep_checkpoints == 1
+    assert not stored.resume and stored.output_dir == "mine"
+    assert "export" in now and "export" not in before and Path("mine/image.png").exists()
+    assert now["seconds"]["train"] >= spent
+
+
+def test_time_of_lines_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert seconds_before(path, 5) == 0
+    path.write_text('{"step": 0, "seconds": 1.5}\n{"step": 1}\n\n{"step": 2, "seconds": 2}\n{"step": 3, "sec')
+    assert seconds_before(path, 5) == 3.5 and seconds_before(path, 2) == 1.5
+
+
+def test_what_begins_with_an_unfinished_run_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert command("a red mug", *QUICK, "output_dir=mine") == 0
+    assert command("a red mug", *QUICK, "init=mine", "output_dir=next") == 0
+    assert "unfinished" not in caplog.text
+    stored = OmegaConf.load("mine/config.yaml")
+    stored.iterations = 9
+    OmegaConf.save(stored, "mine/config.yaml")
+    assert command("a red mug", *QUICK, "init=mine", "output_dir=more") == 0
+    assert (
+        "init=mine is unfinished and taken as it is, at step 2 of 9; resume=true finishes it" in caplog.text
+    )
+
+
+def test_a_library_that_changed_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("list.txt").write_text("a red mug\na blue mug\n")
+    words = ["prompts=list.txt", "scene=hyper_grid", "iterations=2", "output_dir=mine", "resume=true"]
+    config = compose_config([*words, "optimiser.accumulate=1"])
+    amortise.keep(claim(config), amortise.library_of(config))
+    monkeypatch.setattr(amortise, "assemble", pytest.fail)
+    Path("list.txt").write_text("a red mug\na green mug\n")
+    with pytest.raises(ValueError, match=r"mine learns another library, the one in its library\.json"):
+        amortise.run_library(config)
+
+
+def test_what_a_later_stage_needs_is_looked_at_before_the_first_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from distill.run import staging
+
+    monkeypatch.setattr(staging, "assemble", pytest.fail)
+    for wrong in ("guidance.lora=gone", "prior=sd-9"):
+        guided = ["stage.surface.guidance=vsd"] if "lora" in wrong else []
+        config = compose_config(
+            ["prompt=a red mug", "stages=[field,surface]", *guided, f"stage.surface.{wrong}"]
+        )
+        with pytest.raises(ValueError, match=r"gone is not there|'sd-9' has no model_index\.json"):
+            execute.run(config)
+    assert not Path("outputs").exists() or not list(Path("outputs").iterdir())
+
+
+def test_a_loss_of_a_mixture_has_its_lora_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute, "begin", pytest.fail)
+    terms = "guidance.terms=[{loss: sds, weight: 1.0}, {loss: vsd, weight: 1.0, lora: gone}]"
+    config = compose_config(["prompt=a red mug", "guidance=mix", terms])
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"guidance\.lora must be a file or folder .* gone is not there"):
+        distill.run.prior.check_prior(config, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("prompt", ["", "a red mug"])
+def test_python_makes_one_asset_and_refuses_a_file_of_many(prompt: str) -> None:
+    Path("list.txt").write_text("a red mug\n")
+    with pytest.raises(
+        ValueError, match=r"makes one asset, and prompts= names a file of many; .*distill prompts=list.txt$"
+    ):
+        distill.generate(prompt, prompts="list.txt", iterations=1)
+
+
+@pytest.mark.parametrize(
+    "words", [["prompt=a blue mug"], [f"prompt={quote('a red mug')}"], ["-m", "prompt=a mug,a car"]]
+)
+@pytest.mark.parametrize("first", [[], ["doctor"]])
+def test_a_prompt_that_is_given_twice_is_refused(
+    words: list[str], first: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*first, "a red mug", *(word for word in words if not (first and word == "-m"))) == 2
+    assert "expected one prompt, got 'a red mug' and prompt=" in capsys.readouterr().err

@@ -1,0 +1,128 @@
+"""What a run does when it is asked to stop: in its last step, and before and after its training."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill import cli
+from distill.run import batch, execute
+from distill.run.journal import Journal
+from distill.run.signals import as_interrupts
+
+#: Two steps of a small picture.
+QUICK = [
+    "scene=image", "iterations=2", "render.size=16", "render.batch=1", "export.enabled=false", "log.tensorboard=false",
+    "log.preview_every=0", "log.checkpoint_every=0", "view_words=none", "device=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.txt").write_text("a red mug\na blue mug\n")
+
+
+def command(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.fixture
+def asked_in_the_last_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Lets SIGTERM arrive in the last step of every run, after its journal has looked whether to stop; returns what ends that."""
+    plain = Journal.__call__
+
+    def called(self: Journal, state: Any, metrics: Any, picture: Any) -> bool:
+        stop = plain(self, state, metrics, picture)
+        if state.step == 2:
+            send(signal.SIGTERM)
+        return stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "__call__", called)
+        yield patch.undo
+
+
+@pytest.mark.parametrize(
+    ("words", "runs"),
+    [
+        (["a red mug", "resume=true"], 1),
+        (["prompts=list.txt"], 2),
+        (["a red mug", "seeds=2", "resume=true"], 2),
+        (["a red mug", "-m", "seed=0,1", "resume=true"], 2),
+        (["a red mug", "particles=2", "guidance=sds", "resume=true"], 1),
+    ],
+)
+def test_asked_in_its_last_step_a_run_stops_and_nothing_else_begins(
+    words: list[str],
+    runs: int,
+    asked_in_the_last_step: Callable[[], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command(*words, *QUICK) == 130
+    assert "stopped at step 2 of 2; go on with resume=true" in capsys.readouterr().err
+    assert len(list(Path("outputs").rglob("metrics.jsonl"))) == 1
+    assert not list(Path("outputs").rglob("report.html"))
+    # What is left is to describe and export it; the further runs follow.
+    asked_in_the_last_step()
+    assert command(*words, *QUICK) == 0
+    made = list(Path("outputs").rglob("metrics.jsonl"))
+    assert all((path.parent / "report.html").exists() for path in made)
+    assert len(made) == runs
+    assert all(
+        [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1] for path in made
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", ["begin", "describe"])
+def test_asked_before_or_after_its_training_a_run_says_so(
+    number: signal.Signals, when: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    plain = getattr(execute, when)
+
+    def asked(*arguments: Any, **options: Any) -> Any:
+        send(number)
+        return plain(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        for module in (execute, *([batch] if when == "begin" else [])):
+            patch.setattr(module, when, asked)
+        for words in (["a red mug", "output_dir=one"], ["prompts=list.txt", "output_dir=many"]):
+            assert command(*words, *QUICK) == 130
+            assert "interrupted; a run that has begun goes on with resume=true" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+    # A queue's table is written all the same.
+    with Path("many/batch.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == []
+    assert command("prompts=list.txt", "output_dir=many", *QUICK) == 0
+    assert command("a red mug", "output_dir=one", "resume=true", *QUICK) == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has none")
+def test_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with as_interrupts():
+            send(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(KeyboardInterrupt), as_interrupts():
+            send(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
