@@ -375,7 +375,8 @@ def test_options_that_would_make_a_cell_another_one_are_refused(
     if of_all and option in ("prompts", "seeds", "output_dir"):
         return  # a parameter of its own
     monkeypatch.setattr(run, "load_prior", pytest.fail)
-    own, shared = ({}, {option: 1}) if of_all else ({option: 1}, {})
+    own: dict[str, Any] = {} if of_all else {option: 1}
+    shared: dict[str, Any] = {option: 1} if of_all else {}
     with pytest.raises(
         ValueError, match=f"{option} is no option of a method, or of all cells: in a comparison"
     ):
@@ -395,7 +396,10 @@ def test_a_cell_of_other_options_is_told_before_any_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "load_prior", pytest.fail)
-    methods = {"sds": {"guidance": "sds"}, "asd": {"guidance": "asd", "guidance.scale": 2}}
+    methods: dict[str, dict[str, Any]] = {
+        "sds": {"guidance": "sds"},
+        "asd": {"guidance": "asd", "guidance.scale": 2},
+    }
     last = Cell("asd", "a red car", 1).folder(tmp_path)
     last.mkdir(parents=True)
 
