@@ -142,7 +142,7 @@ def test_a_run_goes_on_in_the_stage_in_which_it_was_interrupted(
     assert same(run, whole) and same(field, whole / "stages/1-field")
     assert metrics(run) == metrics(whole)
     assert where or (field / "report.html").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match="run holds another run, with 1-field: "):
         changed = {**STAGED, **BARE, "stage.field.scene.blob_scale": 7}
         distill.generate("a red mug", output_dir="run", resume=True, **changed)
 

@@ -91,7 +91,7 @@ def start_from(folder: Path, scene: Scene, device: torch.device) -> None:
         raise ValueError(
             f"init must be the folder of an earlier run, and the checkpoints of {folder} are empty"
         )
-    tell_unfinished("init", folder, saved["step"])
+    tell_unfinished("init", folder, saved)
     try:
         begin_as(scene, saved["scene"])
     except RuntimeError as error:
@@ -105,11 +105,11 @@ def start_from(folder: Path, scene: Scene, device: torch.device) -> None:
             parameter.data.copy_(value)
 
 
-def tell_unfinished(option: str, folder: Path, step: int) -> None:
-    """Warn that the run which an option names is not finished, where its settings say how long it is."""
+def tell_unfinished(option: str, folder: Path, saved: Mapping[str, Any]) -> None:
+    """Warn that the run which an option names is not finished, where its checkpoint and its settings say so."""
     try:
-        whole = read_settings(str(folder)).get("iterations", step)
-    except ValueError:
+        step, whole = saved["step"], read_settings(str(folder))["iterations"]
+    except (ValueError, KeyError):
         return
     if step < whole:
         log.warning(
@@ -155,7 +155,7 @@ def open_generator(folder: Path, device: torch.device) -> Generator:
     saved = load_checkpoint(folder / "checkpoints", device)
     if saved is None:
         raise ValueError(f"generator={folder} has no checkpoint yet; finish its training with resume=true")
-    tell_unfinished("generator", folder, saved["step"])
+    tell_unfinished("generator", folder, saved)
     try:
         made = instantiate(OmegaConf.load(folder / "config.yaml").scene, _convert_="all")
         generator: Generator = made(seed=0, embeddings=saved["scene"]["prompts.embeddings"]).to(device)

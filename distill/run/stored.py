@@ -90,12 +90,20 @@ def both(folder: Path, stored: DictConfig, config: DictConfig) -> tuple[dict[str
     return made, wanted
 
 
+def _of_all_stages(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name, those of the stages before the last one by one."""
+    found = {name: value for name, value in settings.items() if name != "earlier"}
+    for stage, changes in settings.get("earlier", {}).items():
+        found |= {f"{stage}: {name}": value for name, value in flat(changes).items()}
+    return found
+
+
 def differing(folder: Path, config: DictConfig) -> str:
     """Say in which settings the run in a folder differs from a configuration, the first few of them; empty for none."""
     stored = stored_in(folder)
     if stored is None:
         return ""
-    made, wanted = both(folder, stored, config)
+    made, wanted = map(_of_all_stages, both(folder, stored, config))
     names = [name for name in {**wanted, **made} if made.get(name) != wanted.get(name)]
     # Options of two losses, or two scenes, differ because these do.
     others = {name.partition(".")[0] for name in names if name.endswith("._target_")}
