@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill.conditions.control import DRAWN, read_picture
 from distill.conditions.picture import framed
 from distill.contracts import Prior
+from distill.domains import counted
 from distill.files.paths import user_path
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.graphs import check_graphs
@@ -74,8 +75,14 @@ def check_prompt(config: DictConfig) -> str:
         What the prompt and the source prompt are taken for, in one line; empty where they are taken as they are.
 
     Raises:
-        ValueError: the prior does not know what one of them names, or is told cameras, and one of them has words of a view.
+        ValueError: there is a file of prompts and none that is to be made; the prior does not know what one of them names, or is told
+            cameras, and one of them has words of a view.
     """
+    if config.prompts is not None and not config.prompt:
+        raise ValueError(
+            f"one asset is made of one prompt, got none beside prompts={config.prompts}; give each of its lines to distill.generate, or run "
+            "distill prompts=FILE, which makes all of them"
+        )
     from distill.embedded.prompt import shown, told, understand
     from distill.embedded.vocabulary import of_prior
     from distill.priors.preset import told_cameras
@@ -139,7 +146,7 @@ def check_fits(config: DictConfig, prior: Prior, processes: int = 1) -> None:
     sharing = processes if (config.optimiser.accumulate or 1) == 1 else 1
     if config.render.batch // sharing % prior.views:
         raise ValueError(
-            f"render.batch={config.render.batch} on {processes} processes is {config.render.batch // sharing} views for each, and "
+            f"render.batch={config.render.batch} on {processes} processes is {counted(config.render.batch // sharing, 'view')} for each, and "
             f"{prior.name} takes {prior.views} together; make it a multiple of {prior.views * processes}"
         )
     if config.render.latent_until and not (prior.latent and prior.shape[0] == 4):
