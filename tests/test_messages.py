@@ -196,6 +196,7 @@ def test_a_full_disk_names_the_file_and_no_number(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space") as caught, replacing(tmp_path / "mesh.glb"):
         raise OSError(28, "No space left on device")
     assert line_of(caught.value) == f"{tmp_path / 'mesh.glb'}: No space left on device"
+    assert line_of(RuntimeError("I/O error: File too large (os error 27)")) == "I/O error: File too large"
     with pytest.raises(OSError, match="other") as other, replacing(tmp_path / "mesh.glb"):
         raise FileNotFoundError(2, "No such file or directory", "other")
     assert other.value.filename == "other"

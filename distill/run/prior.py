@@ -75,14 +75,8 @@ def check_prompt(config: DictConfig) -> str:
         What the prompt and the source prompt are taken for, in one line; empty where they are taken as they are.
 
     Raises:
-        ValueError: there is a file of prompts and none that is to be made; the prior does not know what one of them names, or is told
-            cameras, and one of them has words of a view.
+        ValueError: the prior does not know what one of them names, or is told cameras, and one of them has words of a view.
     """
-    if config.prompts is not None and not config.prompt:
-        raise ValueError(
-            f"one asset is made of one prompt, got none beside prompts={config.prompts}; give each of its lines to distill.generate, or run "
-            "distill prompts=FILE, which makes all of them"
-        )
     from distill.embedded.prompt import shown, told, understand
     from distill.embedded.vocabulary import of_prior
     from distill.priors.preset import told_cameras

@@ -22,6 +22,11 @@ def begin(config: DictConfig, prior: Prior | None, ranks: Ranks = ALONE) -> Job:
     Raises:
         ValueError: something in the configuration is wrong, in one line.
     """
+    if config.prompts is not None and not config.prompt:
+        raise ValueError(
+            f"one asset is made of one prompt, got none beside prompts={config.prompts}; give each of its lines to distill.generate, or run "
+            "distill prompts=FILE, which makes all of them"
+        )
     if not config.earlier:
         return assemble(config, prior, ranks)
     return assemble_stage(stages.plan(config, Path())[0], config, prior)
