@@ -100,7 +100,26 @@ def check_flags(options: Sequence[str], known: Collection[str] = frozenset(_FLAG
         if text.startswith("-") and (flag := text.partition("=")[0]) not in known:
             close = difflib.get_close_matches(flag, known, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise ValueError(f"unknown flag {flag}; {hint}'distill --help' lists the flags and options")
+            raise ValueError(
+                f"unknown flag {flag}; {hint}'distill --help' lists the flags, and 'distill --options' all options"
+            )
+
+
+def check_single(words: Sequence[str]) -> None:
+    """Refuse several names for an option that takes one, outside a sweep.
+
+    Raises:
+        ValueError: an option has some.
+    """
+    from distill.run.overrides import NAMED
+
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        text = value.strip("'\"")
+        if key in NAMED and re.fullmatch(r"[^\s,]+(,[^\s,]+)+", text) and not user_path(text).exists():
+            from distill.run.mistakes import several
+
+            raise ValueError(several(key, text))
 
 
 def of_library(prompt: str | None, options: Sequence[str], folders: Sequence[str] = ()) -> list[str]:

@@ -73,7 +73,7 @@ class Asset:
         """Write the mesh: one file, ``asset.save("mug.glb")``, or with formats a folder, ``asset.save("mug", formats=["glb", "usdz"])``.
 
         Args:
-            path: a file that ends in .glb, .obj, .ply, .stl or .usdz; or with ``formats`` a folder, created if need be. Files of the
+            path: a file that ends in .glb, .obj, .ply, .stl or .usdz, in small letters or capitals; or with ``formats`` a folder, created if need be. Files of the
                 same names are replaced, and with an OBJ its own MTL and PNG.
             formats: of glb, obj, ply, stl and usdz.
             name: of the files in the folder, and of the object and its material in them, by default ``mesh``; a single file is
@@ -85,13 +85,14 @@ class Asset:
             up: "y" or "z", the files' upward axis.
 
         Returns:
-            The path of what is written: of a file, with its ending in small letters.
+            The path of what is written, as given.
 
         Raises:
-            ValueError: another suffix, an option is out of range, a package is missing, the scene is empty, or an OBJ's MTL or PNG
+            OSError: it cannot be written there.
+            ValueError: another suffix, formats beside the path of a file, an option is out of range, a package is missing, the scene is empty, or an OBJ's MTL or PNG
                 would replace what is not its own.
         """
-        from distill.export.choices import check_files
+        from distill.export.choices import FORMATS, check_files
         from distill.export.files import write_meshes
 
         path, single = Path(path), formats is None
@@ -99,10 +100,15 @@ class Asset:
             raise ValueError(
                 f"name= is for a folder, with formats=; {path} names its file itself, leave it out"
             )
-        kinds = [path.suffix.lower().removeprefix(".")] if formats is None else formats
-        check_files(kinds, name or "mesh", lods, lod_as)
+        ending = path.suffix.removeprefix(".")
+        if formats is not None and ending.lower() in FORMATS:
+            raise ValueError(
+                f"with formats=, path is a folder, and {path} ends as a file does; leave out formats= for that file, or the ending for a folder"
+            )
+        kinds = [ending] if formats is None else formats
+        check_files([ending.lower()] if formats is None else formats, name or "mesh", lods, lod_as)
         folder, stem = (path.parent, path.stem) if single else (path, name or "mesh")
         write_meshes(
             self.mesh, folder, formats=kinds, name=stem, pivot=pivot, size_m=size_m, lods=lods, lod_as=lod_as, up=up
         )  # fmt: skip
-        return folder / f"{stem}.{kinds[0]}" if single else path
+        return path

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from distill.arguments import check_flags, of_library, split_prompt, values_of, with_example
+from distill.arguments import check_flags, check_single, of_library, split_prompt, values_of, with_example
+from distill.files.errors import line_of
 from distill.files.paths import user_path
+from distill.usage import USAGES, usage_of
 
 if TYPE_CHECKING:
     from distill.run.queue import Part
@@ -54,7 +56,7 @@ Common options (name=value):
                       overrides; can be repeated
   --config-dir DIR    a folder with your own configuration files
   +experiment=NAME    use DIR/experiment/NAME.yaml
-  --version, --help
+  --version, --help   COMMAND --help: of amortise, doctor, export, priors or summary
 
 Exit codes: 0 success, 1 a run failed, 2 invalid input, 130 interrupted (continue with resume=true).
 """
@@ -72,7 +74,7 @@ def _too_long(error: BaseException) -> bool:
 def _fail(error: BaseException) -> None:
     if os.environ.get("DISTILL_TRACEBACK"):
         logging.getLogger(__name__).error("traceback", exc_info=error)
-    said = " ".join(str(error).split()) or type(error).__name__
+    said = line_of(error)
     if isinstance(error, OSError) and _too_long(error):
         said = f"the name of a file is too long: {str(error.filename)[:60]}...; give a shorter one"
     _say(said)
@@ -159,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if not arguments or "-h" in flags or "--help" in flags:
-        print(HELP, end="")
+        print(usage_of(arguments[0]) if arguments and arguments[0] in USAGES else HELP, end="")
         sys.exit(0 if arguments else 2)
     if "--version" in flags:
         from distill import __version__
@@ -200,11 +202,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
+class _BesideBars(logging.StreamHandler):
+    """Writes each record on a line of its own, above the progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(self.stream):
+            super().emit(record)
+
+
 def _quieten() -> None:
     """Log this library's words as they are, and of others only what goes wrong."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for library in ("TRANSFORMERS", "DIFFUSERS"):  # they set their own levels as they are imported
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_BesideBars()])
+    logging.captureWarnings(True)
+    # Two set their own levels as they are imported, and Hydra is to raise what is wrong rather than print several lines.
+    for name, value in (
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("DIFFUSERS_VERBOSITY", "error"),
+        ("HYDRA_FULL_ERROR", "1"),
+    ):
+        os.environ[name] = os.environ.get(name) or value
     for noisy in ("httpx", "trimesh", "imageio_ffmpeg", "diffusers", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("hydra.utils").setLevel(
@@ -261,6 +279,8 @@ def _start(arguments: Sequence[str]) -> int:
     flags = [text for text in rest if text.startswith("-")]
     check_flags(flags)
     overrides = [quote_text(text) for text in rest if text not in flags]
+    if not {"-m", "--multirun"} & {*flags}:
+        check_single(overrides)
     if traced:
         from distill.run.why import explain_options
 

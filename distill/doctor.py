@@ -18,6 +18,7 @@ import torch
 from omegaconf import DictConfig
 
 from distill.convert import pickled
+from distill.domains import counted
 from distill.files.paths import user_path
 from distill.inputs import fitting, looks
 from distill.loop import train
@@ -383,7 +384,7 @@ def costs(config: DictConfig, source: Source, device: torch.device) -> Iterator[
     yield Finding(
         "time",
         "note",
-        f"at least {seconds:.2g} s a step, {seconds * config.iterations / 60:.2g} min for {config.iterations} steps "
+        f"at least {seconds:.2g} s a step, {seconds * config.iterations / 60:.2g} min for {counted(config.iterations, 'step')} "
         f"({found.operations / 1e9:.0f} billion operations at {speed / 1e12:.2f} trillion a second); rendering comes on top",
     )
 

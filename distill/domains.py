@@ -199,6 +199,11 @@ def _describe_list(hint: object, rules: tuple[Any, ...]) -> str:
     return f"a list{''.join(counts)}, each {describe(arguments[0], each)}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: ``1 step``, ``2 steps``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def listed(names: Sequence[object]) -> str:
     """Names with commas, the last after ``or``."""
     words = [str(name) for name in names]

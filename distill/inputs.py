@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill.conditions import prompts
 from distill.conditions.control import DRAWN, read_picture
 from distill.conditions.picture import framed, maps_of, model_of
+from distill.domains import counted
 from distill.files.lock import hold
 from distill.files.paths import user_path
 from distill.priors import lora
@@ -86,14 +87,14 @@ def writable(config: DictConfig) -> str:
 def listed(config: DictConfig, texts: Sequence[str] = ()) -> str:
     """Check some prompts of a file, or each of them."""
     if amortised(config):
-        return f"{config.prompts}: {len(library_of(config).train)} prompts to learn"
+        return f"{config.prompts}: {counted(len(library_of(config).train), 'prompt')} to learn"
     wanted = texts or shard_of(read_prompts(config), config.shard)
     said = []
     for prompt in wanted:
         one = OmegaConf.merge(config, {"prompt": prompt.replace("${", r"\${")})
         assert isinstance(one, DictConfig)
         said.append(check_prompt(one))
-    return "; ".join([f"{config.prompts}: {len(wanted)} prompts", *filter(None, said)])
+    return "; ".join([f"{config.prompts}: {counted(len(wanted), 'prompt')}", *filter(None, said)])
 
 
 def known(config: DictConfig) -> str:
@@ -132,7 +133,7 @@ def shaped(config: DictConfig) -> str:
     from distill.meshes.read import read_surface
 
     surface = read_surface(config.mesh)
-    return f"{surface.file}: {len(surface.faces)} faces in {len(surface.parts)} parts"
+    return f"{surface.file}: {counted(len(surface.faces), 'face')} in {counted(len(surface.parts), 'part')}"
 
 
 def started(path: str) -> str:

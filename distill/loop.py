@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distill.cameras import Cameras
 from distill.contracts import Condition, Prior, Render, Step
+from distill.domains import counted
 from distill.job import Job, OnStep, Settings, State, views_at_once, views_of_a_process
 from distill.ranks import Ranks, streams
 from distill.samplers.timesteps import check_timesteps
@@ -209,9 +210,9 @@ def retrying(job: Job) -> Gradients:
         fewer = replace(job.settings, at_once=max(1, views_at_once(job) // 2))
         smaller = replace(job, settings=fewer, render=job.frugal)
         log.warning(
-            "step %d did not fit the memory; from here on %d views at a time",
+            "step %d did not fit the memory; from here on %s at a time",
             now.index,
-            views_at_once(smaller),
+            counted(views_at_once(smaller), "view"),
         )
         generator.set_state(before)
         torch.cuda.empty_cache()
@@ -248,7 +249,7 @@ def as_latent(render: Render, prior: Prior) -> Tensor:
 def _too_large(step: int, at_once: int, least: int) -> str:
     """Say what did not fit, and the remedies; ``least`` views are taken together in any case."""
     return (
-        f"step {step} did not fit the device's memory, not even with {at_once} views at a time; go on with resume=true and "
+        f"step {step} did not fit the device's memory, not even with {counted(at_once, 'view')} at a time; go on with resume=true and "
         f"render.at_once={least}, render.recompute=true, prior_options.checkpointing=true, or max_vram=, which chooses; or start "
         "again with a smaller render.size or prior_options.image_size, render.patch=64, or a smaller prior"
     )
@@ -269,7 +270,7 @@ def _why(metrics: Mapping[str, float], bad: int, step: int) -> str:
         remedy = (
             "load the prior in float32 (distill.load_prior with dtype=torch.float32), or check its weights"
         )
-    return f"{what} was not finite in {bad} steps in a row, the last of them step {step}; {remedy}"
+    return f"{what} was not finite in {counted(bad, 'step')} in a row, the last of them step {step}; {remedy}"
 
 
 def move(state: State, settings: Settings, progress: float) -> None:

@@ -625,7 +625,50 @@ def test_an_asset_says_where_it_is(tmp_path: Path) -> None:
     asset = Asset("a crate", tmp_path, scene, unseen, {})
     asset.__dict__["mesh"] = crate()
     written = asset.save(tmp_path / "Big.GLB")
-    assert written.is_file() and os.listdir(tmp_path) == [written.name] == ["Big.glb"]
+    assert written.is_file() and os.listdir(tmp_path) == ["Big.GLB"] and written == tmp_path / "Big.GLB"
+    assert by_hand(written).names == {"Big"}
+
+
+@pytest.mark.parametrize("ending", ["glb", "GLB", "Obj", "PLY", "stl"])
+def test_a_mesh_file_is_named_as_its_path_says(tmp_path: Path, ending: str) -> None:
+    scene: Any = None
+    asset = Asset("a crate", tmp_path, scene, unseen, {})
+    asset.__dict__["mesh"] = crate()
+    path = tmp_path / f"m.{ending}"
+    assert asset.save(path, lods=1) == path
+    sidecars = ["m.mtl", "m.png"] if ending == "Obj" else []
+    assert sorted(os.listdir(tmp_path)) == sorted([path.name, f"m_lod1.{ending}", *sidecars])
+    asset.save(tmp_path / "small" / f"m.{ending.lower()}")
+    # The same bytes as under the usual name, but for a level that an OBJ does not name.
+    asset.save(tmp_path / "capitals" / path.name)
+    usual = (tmp_path / "small" / f"m.{ending.lower()}").read_bytes()
+    assert (tmp_path / "capitals" / path.name).read_bytes() == usual
+
+
+@pytest.mark.parametrize("name", ["q.glb", "q.PLY", "q.obj"])
+def test_a_file_for_a_folder_of_formats_is_refused(tmp_path: Path, name: str) -> None:
+    scene: Any = None
+    asset = Asset("a crate", tmp_path, scene, unseen, {})
+    asset.__dict__["mesh"] = crate()
+    with pytest.raises(ValueError, match=rf"path is a folder, and .*{name} ends as a file does"):
+        asset.save(tmp_path / name, formats=["ply"])
+    with pytest.raises(ValueError, match=r"a list such as \['glb'\], got 'glb'"):
+        asset.save(tmp_path / "folder", formats="glb")
+    assert not os.listdir(tmp_path)
+    asset.save(tmp_path / "v1.2", formats=["ply"])  # a folder may have a dot
+    assert os.listdir(tmp_path / "v1.2") == ["mesh.ply"]
+
+
+@pytest.mark.parametrize("ending", ["glb", "obj", "ply", "stl"])
+def test_a_mesh_that_cannot_be_written_names_the_path_that_was_given(tmp_path: Path, ending: str) -> None:
+    scene: Any = None
+    asset = Asset("a crate", tmp_path, scene, unseen, {})
+    asset.__dict__["mesh"] = crate()
+    path = tmp_path / f"m.{ending}"
+    path.mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        asset.save(path)
+    assert str(path) in str(caught.value) and ".part" not in str(caught.value)
 
 
 #: Of an OBJ, what replaces the texture of another one: without an OBJ, with one of its own, and with one that is not ours.

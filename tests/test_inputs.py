@@ -334,7 +334,7 @@ def test_what_is_forced_into_the_options_is_checked_too(option: str, said: str) 
 
 
 @pytest.mark.parametrize(
-    "arguments", [["a red mug", "--help"], ["seed=1", "-h"], ["--help", "a mug"], ["doctor", "--help"]]
+    "arguments", [["a red mug", "--help"], ["seed=1", "-h"], ["--help", "a mug"], ["--help", "doctor"]]
 )
 def test_help_is_this_programs_wherever_it_is_asked_for(
     arguments: list[str], capsys: pytest.CaptureFixture[str]

@@ -28,6 +28,8 @@ BACKGROUNDS = ("auto", "keep", "rembg")
 NETWORKS = ("u2net", "u2netp")
 #: Largest side that an object is cut out at, and that a picture is read at, pixels.
 LARGEST, READ = 1024, 8192
+#: Least side of a picture, pixels: the models see it at 32 and more, and of less no shape can be told.
+LEAST = 16
 #: Alpha from which a pixel is seen, and the share of a picture that an alpha channel hides if it cuts an object out.
 SEEN, SEPARATES = 128, 0.03
 #: Alpha below which even an object of glass cannot be seen.
@@ -98,6 +100,10 @@ def without_background(path: str | Path, background: str = "auto") -> Image.Imag
     if background not in BACKGROUNDS:
         raise ValueError(f"reference.background must be one of {', '.join(BACKGROUNDS)}, got {background!r}")
     image = read_rgba(Path(path))
+    if min(image.size) < LEAST:
+        raise ValueError(
+            f"image must be at least {LEAST} x {LEAST} pixels, got {image.width} x {image.height} in {path}; give a larger picture"
+        )
     alpha = np.asarray(image.getchannel("A"))
     if background == "keep" or (background == "auto" and (alpha < SEEN).mean() >= SEPARATES):
         return image

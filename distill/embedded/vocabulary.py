@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from distill.domains import counted
 from distill.embedded.world import COLOURS, KINDS
 from distill.files.atomic import write_atomic
 from distill.files.paths import user_path
@@ -179,7 +180,7 @@ def describe(known: Known, width: int = 100) -> str:
     lines = [f"{len(KINDS)} kinds in {len(COLOURS)} colours", f"  kinds    {', '.join(KINDS)}",
              f"  colours  {', '.join(COLOURS)}"]  # fmt: skip
     if known.things:
-        lines += ["", f"{len(known.things)} things; * those whose colour can be chosen"]
+        lines += ["", f"{counted(len(known.things), 'thing')}; * those whose colour can be chosen"]
         marked = [name + ("*" if known.names[name].paintable else "") for name in known.things]
         wide = max(map(len, marked)) + 2
         count = max(1, (width - 2) // wide)

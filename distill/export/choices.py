@@ -45,6 +45,8 @@ def check_formats(formats: Sequence[str]) -> None:
         ValueError: one is not.
     """
     known = ", ".join(FORMATS)
+    if isinstance(formats, str):
+        raise ValueError(f"the formats of a mesh are a list such as ['glb'], got {formats!r}")
     if not formats or [name for name in formats if name not in FORMATS]:
         raise ValueError(f"the formats of a mesh are {known}, got {', '.join(map(str, formats)) or 'none'}")
     if "usdz" in formats and find_spec("pxr") is None:

@@ -74,29 +74,34 @@ def write_meshes(
     lod_as: str,
     up: Up,
 ) -> dict[str, Any]:
-    """Write a mesh as ``save_meshes`` does, with options that are checked and any name that the file system takes."""
+    """Write a mesh as ``save_meshes`` does, with options that are checked and any name that the file system takes.
+
+    Formats may be in capitals, as which the files' endings are then written.
+    """
+    endings = list(dict.fromkeys(USUAL if formats is None else formats))
     if not len(mesh.faces):
         raise ValueError(
             "expected a mesh with faces to save, got none (an empty scene); train longer, or choose a lower iso"
         )
     place = place_of(mesh, pivot=pivot, size_m=size_m)
-    if mesh.texture is not None and "obj" in (USUAL if formats is None else formats):
-        check_beside(folder / f"{name}.obj")
+    for ending in endings:
+        if mesh.texture is not None and ending.lower() == "obj":
+            check_beside(folder / f"{name}.{ending}")
     folder.mkdir(parents=True, exist_ok=True)
     # Simplified in the scene's units, so that a size does not change which edges collapse.
     mesh, *lower = (place(level) for level in (mesh, *levels(mesh, lods)))
     made: list[str] = []
-    for ending in dict.fromkeys(USUAL if formats is None else formats):
-        inside = ending == "glb" and lod_as != "files"
+    for ending in endings:
+        inside = ending.lower() == "glb" and lod_as != "files"
         path = folder / f"{name}.{ending}"
         if inside:
             write_glb(mesh, path, up=up, lods=lower)
         else:
-            WRITERS[path.suffix](mesh, path, up=up)
+            WRITERS[path.suffix.lower()](mesh, path, up=up)
         made.append(path.name)
         for number, level in enumerate(lower if lod_as != "msft" else (), start=1):
             path = folder / f"{name}_lod{number}.{ending}"
-            WRITERS[path.suffix](level, path, up=up, of=name)
+            WRITERS[path.suffix.lower()](level, path, up=up, of=name)
             made.append(path.name)
     sizes = [{"faces": len(level.faces), "vertices": len(level.vertices)} for level in lower]
     return {"meshes": made, **({"lods": sizes} if lods else {})}

@@ -18,6 +18,7 @@ from trimesh.ray.ray_pyembree import RayMeshIntersector
 
 from distill.cameras import orbit
 from distill.contracts import Field, View
+from distill.domains import counted
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -97,7 +98,7 @@ def extract_mesh(
     vertices = smooth(vertices, triangles, smoothing)
     vertices, triangles = decimate(vertices, triangles, faces)
     iou = _silhouette_iou(vertices, triangles, pictures)
-    _log.info("mesh at density %.3g: %d faces, silhouette IoU %.3f", level, len(triangles), iou)
+    _log.info("mesh at density %.3g: %s, silhouette IoU %.3f", level, counted(len(triangles), "face"), iou)
     return Mesh(vertices, triangles, vertex_normals(vertices, triangles), iso_level=level, silhouette_iou=iou)
 
 

@@ -11,6 +11,7 @@ from skimage.measure import marching_cubes
 from torch import Tensor
 
 from distill.contracts import View
+from distill.domains import counted
 from distill.export import mesh
 from distill.export.mesh import Floats, Ints, Mesh
 
@@ -72,7 +73,7 @@ def extract_zero_set(
         vertices, triangles = mesh._largest_component(vertices, triangles)
     vertices, triangles = mesh.decimate(vertices, triangles, faces)
     iou = mesh._silhouette_iou(vertices, triangles, mesh._silhouettes(view, size=96))
-    _log.info("mesh of the zero set: %d faces, silhouette IoU %.3f", len(triangles), iou)
+    _log.info("mesh of the zero set: %s, silhouette IoU %.3f", counted(len(triangles), "face"), iou)
     normals = mesh.vertex_normals(vertices, triangles)
     return Mesh(vertices, triangles, normals, iso_level=0.0, silhouette_iou=iou)
 

@@ -39,8 +39,19 @@ def _writer() -> str:
     return f"{os.getpid()}-{get_ident()}"
 
 
+def _of(path: Path, error: OSError, temporary: Path) -> OSError:
+    """The error of writing to a temporary name, as one of the file that was to be written."""
+    if error.errno is None or error.filename not in (None, str(temporary)):
+        return error
+    return OSError(error.errno, error.strerror, str(path))
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace a file, so that a reader sees the old or the new one, never a part; on failure nothing changes."""
+    """Replace a file, so that a reader sees the old or the new one, never a part; on failure nothing changes.
+
+    Raises:
+        OSError: it cannot be written; names ``path``.
+    """
     temporary = path.with_name(f".{path.name}.{_writer()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -48,21 +59,30 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError):
+            raise _of(path, error, temporary) from error
         raise
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a name beside ``path`` to write to, which then takes its place; on failure nothing changes."""
+    """Give a name beside ``path`` to write to, which then takes its place; on failure nothing changes.
+
+    Raises:
+        OSError: it cannot be written; names ``path``.
+    """
     part = path.with_name(f".{path.stem}.{_writer()}.part{path.suffix}")
     try:
         yield part
         os.replace(part, path)
+    except OSError as error:
+        raise _of(path, error, part) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def is_half(path: Path) -> bool:

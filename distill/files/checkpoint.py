@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distill.files.atomic import clear, sha256, write_atomic
+from distill.files.errors import line_of
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
         with contextlib.suppress(OSError):
             clear(folder)
         raise OSError(
-            f"the checkpoint {final} cannot be written ({str(error).splitlines()[0]}); free or choose another disk, then go "
+            f"the checkpoint {final} cannot be written ({line_of(error)}); free or choose another disk, then go "
             "on from the one before with resume=true"
         ) from error
     for old in _steps(folder)[keep:]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import trimesh
 
+from distill.domains import counted
 from distill.files.paths import user_path
 from distill.meshes.gltf import load_gltf
 from distill.meshes.look import is_filler, look_of
@@ -53,7 +54,8 @@ def read_surface(options: Mapping[str, Any]) -> Surface:
     scene = _load(path, keep, bool(options["init_texture"]))
     turn, said = rotation(path, options["up"], options["front"])
     surface = surface_of(path, scene, turn, keep)
-    log.info("%s: %d faces in %d parts; %s", path.name, len(surface.faces), len(surface.parts), said)
+    faces, parts = counted(len(surface.faces), "face"), counted(len(surface.parts), "part")
+    log.info("%s: %s in %s; %s", path.name, faces, parts, said)
     return surface
 
 

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill.arguments import library_scene
 from distill.conditions.prompt_library import Prompts, read_library
 from distill.contracts import Generator, Prior
+from distill.domains import counted
 from distill.export.wall import write_wall
 from distill.files.atomic import write_atomic
 from distill.files.checkpoint import load_checkpoint
@@ -117,7 +118,7 @@ def set_accumulate(config: DictConfig, processes: int) -> None:
         before = OmegaConf.select(OmegaConf.load(stored), "optimiser.accumulate")
         if before not in (None, config.optimiser.accumulate):
             raise ValueError(
-                f"{stored.parent} takes {before} prompts in each step, and this would be {config.optimiser.accumulate}; add "
+                f"{stored.parent} takes {counted(before, 'prompt')} in each step, and this would be {config.optimiser.accumulate}; add "
                 f"optimiser.accumulate={before}, which any number of processes that divides it can share"
             )
 
@@ -149,7 +150,7 @@ def _carry_out(
     count, loaded = len(library.train), time.perf_counter()
     spent = seconds_before(folder / "metrics.jsonl", job.state.step)
     each = config.iterations * config.optimiser.accumulate / count
-    log.info("%d prompts to learn, %.4g steps for each", count, each)
+    log.info("%s to learn, %.4g steps for each", counted(count, "prompt"), each)
     train(
         config, folder, job, desk,
         notes=partial(seen, scene, count), show=partial(show, folder, library, job),

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from distill.files.atomic import write_atomic
+from distill.files.errors import line_of as line_of
 from distill.files.lock import InUse
 from distill.loop import Diverged, OutOfMemory
 from distill.run.watchdog import Collapsed
@@ -36,11 +37,6 @@ FORESEEN = (*OF_A_SEED, NoSeedFinished, OutOfMemory, OSError)
 def state_of(error: BaseException) -> str:
     """``collapsed`` or ``failed``."""
     return "collapsed" if isinstance(error, Collapsed) else "failed"
-
-
-def line_of(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def note(folder: Path, manifest: Mapping[str, Any], error: BaseException) -> None:

@@ -81,6 +81,7 @@ class Journal:
         # Of several stages, each goes on with the bar of the one before, and the last one's stays.
         self.bar = tqdm(
             total=place.steps or iterations, initial=place.before + start, unit="it", dynamic_ncols=True,
+            disable=not (place.steps or iterations),
             desc=f"distilling, {place.said}" if place.said else "distilling", leave=place.number == place.total,
         )  # fmt: skip
         self.before = time.perf_counter()

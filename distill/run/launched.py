@@ -97,10 +97,10 @@ def check_shared(config: DictConfig, processes: int) -> None:
     if amortised(config) and (prompts is None or prompts > 1):
         if prompts and prompts % processes:
             raise ValueError(
-                f"optimiser.accumulate={prompts} prompts cannot be shared evenly by {processes} processes; choose a multiple of "
+                f"optimiser.accumulate={prompts} cannot be shared evenly by {processes} processes; choose a multiple of "
                 f"{processes}, or leave it out for one each"
             )
     elif views % processes:
         raise ValueError(
-            f"render.batch={views} views cannot be shared evenly by {processes} processes; choose a multiple of {processes}"
+            f"render.batch={views} cannot be shared evenly by {processes} processes; choose a multiple of {processes}"
         )

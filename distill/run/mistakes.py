@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import get_args, get_origin
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from distill.options import GONE, names_of
+from distill.options import GONE, hints_of, names_of
 from distill.run.plugins import plugin_options, plugins
-from distill.run.schema import PARTS, known_options
+from distill.run.schema import PARTS, Config, known_options
 
 
 @contextmanager
@@ -49,10 +51,15 @@ def explain(error: BaseException) -> str:
     if found := re.search(r"Error resolving interpolation '\$\{preset\}.*keys: (.*)", text):
         missing = [name for name in ("preset", *PARTS, "experiment") if name not in found[1].split(", ")]
         return f"{missing[0]} names no part; choose one with {missing[0]}=NAME"
+    if found := re.search(
+        r"Ambiguous value for argument '([^=']+)=(.*)'\n|Sweep parameters '([^=']+)=(.*)' requires --multirun",
+        text,
+    ):
+        return several(found[1] or found[3], found[2] or found[4])
     full = re.search(r"full_key: (\S+)", f"{text}\n{cause}")
     named = r"Could not override '([^']+)'", r"Key '([^']+)' (?:is )?not in"
     if found := next(filter(None, (re.search(pattern, text) for pattern in named)), None):
-        return _unknown_option(full[1] if full else found[1])
+        return unknown_option(full[1] if full else found[1])
     if found := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", str(cause), re.DOTALL):
         key = getattr(cause, "full_key", None) or "an option"
         return f"{key} must be of type {found[2].lower()}, got {found[1]!r}"
@@ -62,6 +69,26 @@ def explain(error: BaseException) -> str:
         line.strip() for line in f"{text}\n{cause if cause is not error else ''}".splitlines() if line.strip()
     ]
     return f"could not read the options: {'; '.join(lines[:2])}; quote values as the shell and Hydra need"
+
+
+def several(option: str, values: str) -> str:
+    """Say that an option takes one value, or a list in brackets, where several stand side by side."""
+    brackets = f"; as a list, write {option}=[{values}]" if takes_list(option) else ""
+    return (
+        f"{option} takes one {'list' if brackets else 'value'}, got {values}{brackets}; a run for each value is a sweep, which -m starts: "
+        f'distill "PROMPT" -m {option}={values}'
+    )
+
+
+def takes_list(option: str) -> bool:
+    """Tell whether an option of a run, or of some part, takes a list."""
+    group, _, name = option.partition(".")
+    hints: list[object] = [hints_of(target).get(name) for target in plugins().get(group, {}).values()]
+    if option in known_options():
+        *above, last = option.split(".")
+        schema: type = type(functools.reduce(getattr, above, Config()))
+        hints.append(hints_of(schema)[last])
+    return any(get_origin(kind) in (list, tuple) for hint in hints for kind in (hint, *get_args(hint)))
 
 
 def _mistyped(error: str) -> str | None:
@@ -86,6 +113,8 @@ def _unknown_choice(group: str, name: str, there: Sequence[str]) -> str:
     return f"unknown {group} {name!r}" + (f"; there are {', '.join(choices)}" if choices else "")
 
 
+#: What lists every option.
+ALL_OPTIONS = "'distill --options' lists all options"
 #: Options of earlier versions, and what to write now.
 MOVED = {
     "optimiser.encoding": "it is now scene.encoding_lr",
@@ -97,9 +126,15 @@ MOVED = {
 }
 
 
-def _unknown_option(name: str) -> str:
+def unknown_option(name: str) -> str:
+    """Say that there is no option of a name, what may have been meant, and what lists them all."""
     if name in MOVED:
         return f"there is no option {name!r} any more; {MOVED[name]}"
+    said = _strange(name)
+    return f"{said}{' ' if said.endswith('?') else '; '}{ALL_OPTIONS}"
+
+
+def _strange(name: str) -> str:
     group, _, option = name.partition(".")
     having = [choice for choice, target in plugins().get(group, {}).items() if option in names_of(target)]
     if having:
@@ -114,5 +149,4 @@ def _unknown_option(name: str) -> str:
     if beside and not difflib.get_close_matches(last, beside, n=1):
         return f"unknown option {name!r}; {above} has {', '.join(beside)}"
     close = difflib.get_close_matches(name, [*known_options(), *plugin_options()], n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown option {name!r}; {hint}'distill --help' lists the options"
+    return f"unknown option {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")

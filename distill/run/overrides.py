@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import ListConfig
 
+from distill.options import shown
 from distill.run.schema import PARTS, Config
 
 #: Groups of configuration files, whose choice is a name and no text.
@@ -24,6 +26,9 @@ TEXTS = (
     "prior_options.controlnet", "prior_options.control", "prior_options.config", "prior_options.vae", "mesh", "mesh.file",
     "mesh.up", "mesh.front", "export.name",
 )  # fmt: skip
+
+#: Of these, those that name one thing that is there already.
+NAMED = ("image", "init", "generator", "judge", "mesh", "mesh.file", "novel_view", "prior", "prompts")
 
 
 def split_word(word: str) -> tuple[str, str]:
@@ -61,19 +66,37 @@ def quote_text(override: str) -> str:
 
 
 def as_overrides(options: Mapping[str, Any]) -> list[str]:
-    """Turn Python keywords into command-line options; strings are quoted, so any value is literal."""
+    """Turn Python keywords into command-line options; strings are quoted, so any value is literal.
 
-    def written(value: object) -> str:
+    Raises:
+        ValueError: a value is of a type that no option has, such as a tensor; or the prompt is no text.
+    """
+    if not isinstance(prompt := options.get("prompt", ""), str):
+        raise ValueError(
+            f"the prompt must be text that says what to make, such as 'a red mug', got {' '.join(shown(prompt).split())}; with image=FILE "
+            "alone it is '', and 'distill prompts=FILE' makes an asset for each line of a file"
+        )
+
+    import numpy as np
+
+    def written(key: str, value: object) -> str:
+        value = value.item() if isinstance(value, np.generic) else value
         if isinstance(value, (str, Path)):
             return quote(str(value))
-        if isinstance(value, (list, tuple)):
-            return f"[{','.join(map(written, value))}]"
+        if isinstance(value, (list, tuple, ListConfig)):
+            return f"[{','.join(written(key, item) for item in value)}]"
         if isinstance(value, Mapping):
-            return f"{{{','.join(f'{name}:{written(item)}' for name, item in value.items())}}}"
+            return f"{{{','.join(f'{name}:{written(key, item)}' for name, item in value.items())}}}"
+        if not (value is None or isinstance(value, (bool, int, float))):
+            raise ValueError(
+                f"an option's value is text, a path, a number, True, False, None, or a list, tuple or mapping of these, got {type(value).__name__} "
+                f"for {key}"
+                + ("; write .tolist() after it for its numbers" if hasattr(value, "tolist") else "")
+            )
         return "null" if value is None else str(value)
 
     def write(key: str, value: object) -> str:
         chosen = _of_any_stage(key) in GROUPS and isinstance(value, str)
-        return f"{key}={value if chosen else written(value)}"
+        return f"{key}={value if chosen else written(key, value)}"
 
     return [write(key, value) for key, value in options.items()]

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill.conditions.control import DRAWN, read_picture
 from distill.conditions.picture import framed
 from distill.contracts import Prior
+from distill.domains import counted
 from distill.files.paths import user_path
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.graphs import check_graphs
@@ -159,7 +160,7 @@ def check_fits(config: DictConfig, prior: Prior, processes: int = 1) -> None:
     sharing = processes if (config.optimiser.accumulate or 1) == 1 else 1
     if config.render.batch // sharing % prior.views:
         raise ValueError(
-            f"render.batch={config.render.batch} on {processes} processes is {config.render.batch // sharing} views for each, and "
+            f"render.batch={config.render.batch} on {processes} processes is {counted(config.render.batch // sharing, 'view')} for each, and "
             f"{prior.name} takes {prior.views} together; make it a multiple of {prior.views * processes}"
         )
     if config.render.latent_until and not (prior.latent and prior.shape[0] == 4):

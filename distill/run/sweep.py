@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -103,9 +102,6 @@ def sweep(options: Sequence[str], folders: Sequence[str], run_job: RunJob) -> in
         codes.append(code)
 
     sys.argv = ["distill", *flags, *with_implied(words)]
-    os.environ.setdefault(
-        "HYDRA_FULL_ERROR", "1"
-    )  # which raises what is wrong rather than to print several lines
     with one_line():
         try:
             job()

@@ -145,8 +145,8 @@ def options_under(name: str, config: DictConfig) -> list[str]:
     found += [option for option in options if option.startswith(f"{name}.")]
     if not found and name not in (*PARTS, *CHOICES):
         close = difflib.get_close_matches(name, [*options, *groups, *PARTS, *CHOICES], n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else "; 'distill --options' lists the options"
-        raise ValueError(f"--why: unknown option {name!r}{hint}")
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"--why: unknown option {name!r}; {hint}'distill --options' lists all options")
     return found
 
 

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distill.domains import counted
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -141,7 +143,7 @@ def _render(options: argparse.Namespace) -> int:
         for path in render.find_meshes(options.inputs):
             jobs[render.name_of(path, jobs)] = partial(render.load_surface, path, options.up)
     wrong = render.render_all(jobs, options.output, protocol, workers=options.workers)
-    print(f"{len(jobs) - len(wrong)} objects in {options.output}, {len(wrong)} left out")
+    print(f"{counted(len(jobs) - len(wrong), 'object')} in {options.output}, {len(wrong)} left out")
     return 1 if wrong else 0
 
 
@@ -166,7 +168,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     for group, figures in {"": summary["figures"], **summary["groups"]}.items():
         for name, (mean, low, high) in figures.items():
             print(f"{group:>10} {name:>16} {mean:9.4f}  [{low:.4f}, {high:.4f}]")
-    print(f"{summary['pairs']} pairs of {summary['objects']} objects; results in {options.output}")
+    print(
+        f"{counted(summary['pairs'], 'pair')} of {counted(summary['objects'], 'object')}; results in {options.output}"
+    )
     return 0
 
 
@@ -194,7 +198,9 @@ def _pack(options: argparse.Namespace) -> int:
     groups = [views.uids[start : start + options.objects] for start in range(0, len(views), options.objects)]
     for number, uids in enumerate(groups):
         write_shard(options.output / f"{number:05d}.tar", options.folder, uids, count)
-    print(f"{len(views)} objects in {len(groups)} shards in {options.output}, {len(views.skipped)} left out")
+    print(
+        f"{counted(len(views), 'object')} in {counted(len(groups), 'shard')} in {options.output}, {len(views.skipped)} left out"
+    )
     return 1 if views.skipped else 0
 
 
@@ -208,7 +214,9 @@ def _features(options: argparse.Namespace) -> int:
     encoder = load_encoder(options.encoder, layers=options.layers)
     pictures = [cut_out(path, encoder.size, recentre=False)[0].rgb for path in options.pictures]
     drawn = draw_features(encoder, torch.stack(pictures), options.output)
-    print(f"{len(pictures)} pictures, {len(encoder.layers)} layers, {drawn} matches in {options.output}")
+    print(
+        f"{counted(len(pictures), 'picture')}, {counted(len(encoder.layers), 'layer')}, matches: {drawn}; in {options.output}"
+    )
     return 0
 
 

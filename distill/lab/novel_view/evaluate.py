@@ -284,7 +284,7 @@ def drawn_pairs(
     batch: int = BATCH,
 ) -> Iterator[tuple[int, Pair, Tensor]]:
     """Draw every pair's target: its number, what it shows, and the drawn view ``[3, h, w]``."""
-    bar = tqdm(total=len(pairs), desc="drawing views", disable=not progress)
+    bar = tqdm(total=len(pairs), desc="drawing views", disable=not (progress and pairs))
     for start in range(0, len(pairs), batch):
         numbers = range(start, min(start + batch, len(pairs)))
         given = [read_pair(views, p.uid, p.condition, p.target) for p in pairs[start : numbers.stop]]

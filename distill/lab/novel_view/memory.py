@@ -271,7 +271,7 @@ def on_cores(work: Callable[[Job], Made], jobs: Sequence[Job], workers: int, uni
         workers: processes.
         unit: what the bar counts.
     """
-    bar = partial(tqdm, total=len(jobs), desc="rendering", unit=unit, mininterval=5)
+    bar = partial(tqdm, total=len(jobs), desc="rendering", unit=unit, mininterval=5, disable=not jobs)
     if workers > 1:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
             yield from bar(pool.map(work, jobs, chunksize=4))

@@ -298,7 +298,7 @@ def render_all(
     out.mkdir(parents=True, exist_ok=True)
     claim(out, protocol)
     wrong: dict[str, str] = {}
-    bar = partial(tqdm, total=len(jobs), desc="rendering", unit="object")
+    bar = partial(tqdm, total=len(jobs), desc="rendering", unit="object", disable=not jobs)
     if workers <= 1:
         done = ((uid, render_object(make, uid, out, protocol)) for uid, make in jobs.items())
         wrong = {uid: said for uid, said in bar(done) if said}

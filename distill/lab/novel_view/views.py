@@ -22,6 +22,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from distill.domains import counted
 from distill.priors.novel_view.pose import camera_position
 
 log = logging.getLogger(__name__)
@@ -123,10 +124,12 @@ def _usable(
         else:
             skipped.append(wrong)
     if skipped:
-        log.warning("%d of %d objects are skipped, the first: %s", len(skipped), len(uids), skipped[0])
+        log.warning(
+            "of %s, %d cannot be used, the first: %s", counted(len(uids), "object"), len(skipped), skipped[0]
+        )
     if not good:
         what = f"; the first: {skipped[0]}" if skipped else ""
-        raise ValueError(f"none of {len(uids)} objects can be used{what}")
+        raise ValueError(f"none of {counted(len(uids), 'object')} can be used{what}")
     return good, skipped
 
 

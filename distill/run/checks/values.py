@@ -80,7 +80,8 @@ def check_known(group: str, target: Callable[..., Any], options: Mapping[str, An
     known = names_of(target)
     if strange := [name for name in options if not name.startswith("_") and name not in known]:
         raise ValueError(
-            f"unknown option '{group}.{strange[0]}'; {options['_target_']} has {', '.join(known) or 'none'}"
+            f"unknown option '{group}.{strange[0]}'; {options['_target_']} has {', '.join(known) or 'none'}; "
+            "'distill --options' lists all options"
         )
 
 
