@@ -7,16 +7,21 @@ PROMPT ?= a yellow kettle
 # Where the library is installed: here if it is, else where python3 finds it.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test compat check docs format setup clean gpu-report gpu-train
+.PHONY: demo test test-slow compat check docs format setup clean gpu-report gpu-train
 
 demo: $(READY)  ## set up, then make a 3D asset from a prompt
 	$(BIN)/distill "$(PROMPT)"
 
-test: $(READY)  ## set up, then run all tests
+# With bytecode written, the processes that tests start need not compile every module again.
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test: $(READY)  ## set up, then run the tests, but for the slow ones
 	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix tests; \
 	 else echo "npm is not here: the Khronos glTF validator's test will be skipped"; fi
-	@# With bytecode written, the processes that tests start need not compile every module again.
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+test-slow: $(READY)  ## set up, then run the slow tests
+	$(PYTEST) -m slow
 
 gpu-report:  ## what a GPU does with this library, in minutes, into build/gpu-report; DRY=1 tries it on the CPU, PARTS="a b" runs these
 	$(GPU_PYTHON) examples/benchmarks/gpu/report.py --output $(or $(OUTPUT),build/gpu-report$(if $(DRY),-dry)) $(if $(DRY),--dry) $(if $(PARTS),--parts $(PARTS))

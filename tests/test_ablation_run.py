@@ -41,6 +41,7 @@ def bench(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> cells.Bench:
     return cells.Bench(setup)
 
 
+@pytest.mark.slow
 def test_a_cell_is_trained_measured_and_kept(bench: cells.Bench) -> None:
     cell = cells.Cell(cells.BASELINE, 3, 4)
     cells.train_cell(bench, cell)
@@ -91,6 +92,7 @@ def test_rows_differ_in_what_they_are_named_for() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_script_goes_from_renders_to_a_report_and_on(parts: Path, tmp_path: Path) -> None:
     command = [
         sys.executable, SCRIPT, "--work", tmp_path / "work", "--clip", parts / "clip", "--dino", parts / "dino",

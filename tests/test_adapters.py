@@ -175,6 +175,7 @@ def test_several_add_up(sd_folder: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(prior.predict_noise(noised(prior), T, cond), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stable_diffusion", "stable_diffusion_xl"])
 def test_text_encoders_get_theirs_as_in_the_pipeline(name: str, tmp_path: Path) -> None:
     """Against diffusers' own pipeline with the same file of kohya's on it, unfused; and the cache tells them apart."""
@@ -227,6 +228,7 @@ def test_other_families_take_them(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(prior.predict_noise(x_t, T, cond), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_vsd_begins_at_the_changed_prior_and_learns_and_saves_its_own_layers_alone(
     sd_folder: Path, tmp_path: Path
 ) -> None:

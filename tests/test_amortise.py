@@ -203,6 +203,7 @@ def states(folder: Path) -> dict[str, Any]:
     return saved
 
 
+@pytest.mark.slow
 def test_a_generators_folder_holds_its_library_and_a_wall_that_grew(generator: Path) -> None:
     assert json.loads((generator / "library.json").read_text()) == {**LISTS, "validation": []}
     lines = [json.loads(line) for line in (generator / "metrics.jsonl").read_text().splitlines()]

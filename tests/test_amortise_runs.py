@@ -148,6 +148,7 @@ def state(folder: Path) -> tuple[str, dict[str, Any]]:
     return run.state, json.loads(path.read_text()) if path.exists() else {}
 
 
+@pytest.mark.slow
 def test_a_step_that_ran_out_of_memory_is_done_again_with_its_own_prompt(
     tmp_path: Path, drawn: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +200,7 @@ def test_a_library_that_fails_is_no_finished_run(tmp_path: Path, monkeypatch: py
     assert "was not finite in 3 steps in a row" in manifest["why"]
 
 
+@pytest.mark.slow
 def test_a_library_that_collapsed_goes_on_only_when_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

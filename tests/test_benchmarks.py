@@ -142,6 +142,7 @@ def run(script: str, *options: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_table_of_steps_on_the_cpu(scripts: Callable[[str], Any], tiny: Path, tmp_path: Path) -> None:
     said = run(
         "step.py", "--prior", tiny, "--device", "cpu", "--dtype", "float32", "--guidance", "vsd", "asd",
@@ -202,6 +203,7 @@ def test_a_table_of_steps_at_the_published_size(scripts: Callable[[str], Any], t
     check(report, torch.cuda.get_device_name(), LOSSES, (64, 256, 512), backends)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "room"), [("sds", "8GB"), ("vsd", "10GB")])
 def test_stable_diffusion_at_512_pixels_fits_a_small_gpu_by_the_forecast(
     loss: str, room: str, scripts: Callable[[str], Any], tmp_path: Path

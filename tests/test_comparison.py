@@ -131,6 +131,7 @@ def test_tables_keep_every_column() -> None:
     assert rows == [{"a": "1", "b": ""}, {"a": "2", "b": "x,y"}]
 
 
+@pytest.mark.slow
 def test_a_comparison_counts_calls_resumes_and_writes_its_files(pixel_folder: Path, tmp_path: Path) -> None:
     methods: dict[str, dict[str, Any]] = {
         "asd": {"guidance": "asd"},
@@ -167,6 +168,7 @@ def test_a_comparison_counts_calls_resumes_and_writes_its_files(pixel_folder: Pa
         distill.compare(methods, ["a red car"], [0, 1], output_dir=tmp_path, **{**QUICK, "iterations": 5})
 
 
+@pytest.mark.slow
 def test_equal_calls_give_dearer_losses_fewer_steps(tmp_path: Path) -> None:
     methods: dict[str, dict[str, Any]] = {
         "text only": {"guidance": "sds", "guidance.scale": 1},
@@ -183,6 +185,7 @@ def test_equal_calls_give_dearer_losses_fewer_steps(tmp_path: Path) -> None:
     assert found == {"text only": (6, 24), "asd": (2, 24)}
 
 
+@pytest.mark.slow
 def test_cost_is_measured_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ballast = torch.ones(3 * 2**28)  # 3 GiB
     quick = {k: v for k, v in QUICK.items() if k != "measure_every"}
@@ -339,6 +342,7 @@ def broken(prior: Any, x: torch.Tensor, cond: Any, t: Any, noise: Any, *, scale:
     return x * float("nan")
 
 
+@pytest.mark.slow
 def test_a_cell_that_diverges_is_part_of_the_record(pixel_folder: Path, tmp_path: Path) -> None:
     distill.guidance.register(broken)
     prior = distill.load_prior(pixel_folder, dtype=torch.float32)
@@ -355,6 +359,7 @@ def test_a_cell_that_diverges_is_part_of_the_record(pixel_folder: Path, tmp_path
     assert "broken, a red car, seed 0: what the prior and the loss gave" in report.read_text()
 
 
+@pytest.mark.slow
 def test_cells_of_another_prior_or_rhythm_are_not_taken_for_these(tmp_path: Path) -> None:
     methods = {"sds": {"guidance": "sds", "guidance.scale": 1}}
     prior = distill.load_prior("embedded")

@@ -60,6 +60,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
     return made
 
 
+@pytest.mark.slow
 def test_generated_code_predicts_the_same(pixel_folder: Path, tmp_path: Path) -> None:
     """Without attention, which the other tests compile: its kernels alone take as long as all others."""
     torch.compiler.reset()
@@ -70,6 +71,7 @@ def test_generated_code_predicts_the_same(pixel_folder: Path, tmp_path: Path) ->
     torch.testing.assert_close(compiled.predict_noise(X, T, cond), plain.predict_noise(X, T, cond))
 
 
+@pytest.mark.slow
 def test_a_run_with_a_student_ends_at_the_same_scene(
     folder: Path, graphs: list[torch.fx.GraphModule], tmp_path: Path
 ) -> None:
@@ -88,6 +90,7 @@ def test_a_run_with_a_student_ends_at_the_same_scene(
         torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_students_come_and_go(folder: Path, graphs: list[torch.fx.GraphModule]) -> None:
     """A network that was compiled without a student takes one, and then another, with no trace of the first."""
     priors = [load_prior(folder, dtype=torch.float32, compile=compile) for compile in (False, True)]

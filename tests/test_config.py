@@ -616,6 +616,7 @@ def test_a_loss_that_is_registered_anew_counts() -> None:
         distill.guidance._registered.pop("mine", None)
 
 
+@pytest.mark.slow
 def test_a_multi_view_prior_has_what_stable_diffusion_has() -> None:
     """Every scene that is tuned for latents and every experiment: by the same words, but for what is meant to differ."""
     folder = Path(distill.__file__).parent / "conf"

@@ -244,6 +244,7 @@ def test_each_row_is_shown_its_own_picture(case: Case) -> None:
         torch.testing.assert_close(both[i], one, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
 
 
+@pytest.mark.slow
 def test_it_is_counted_before_it_is_loaded(case: Case) -> None:
     with_it, without = (
         forecast(shadow(case.prior.source, torch.float32, case.kind.size, controlnet=name), [2], 1)

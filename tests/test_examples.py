@@ -35,6 +35,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guidance, "_registered", {})
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 def test_the_loop_from_parts_writes_a_mesh(tmp_path: Path) -> None:
     load("custom_loop").main("a blue chair", tmp_path / "chair.glb", iterations=2, batch=1)

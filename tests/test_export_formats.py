@@ -726,6 +726,7 @@ MESHED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHED)
 def test_an_asset_s_mesh_is_the_one_that_its_run_writes(tmp_path: Path, name: str) -> None:
     config = compose_config(

@@ -38,6 +38,7 @@ def test_live_bytes_by_hand() -> None:
     assert (live.alive, live.peak) == (0, 12000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_shadow_counts_what_the_real_network_does(name: str, tmp_path: Path) -> None:
     make(name).save_pretrained(tmp_path)
@@ -103,6 +104,7 @@ def test_a_loss_that_decodes_costs_the_decoder_there_and_back_and_its_target() -
     assert counted(available()["sds"], 4).decoded == []
 
 
+@pytest.mark.slow
 def test_the_decoders_operations_are_counted(tmp_path: Path) -> None:
     make("stable_diffusion").save_pretrained(tmp_path)
     real, empty = load_prior(tmp_path, dtype=torch.float32), shadow(find(tmp_path), torch.float32)
@@ -147,6 +149,7 @@ def published(folder: Path, levels: int = 4) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_stable_diffusion_at_512_pixels_fits_the_cards_it_should(tmp_path: Path) -> None:
     prior = shadow(find(published(tmp_path)), torch.float16)
     assert prior.image_size == 512
@@ -160,6 +163,7 @@ def test_stable_diffusion_at_512_pixels_fits_the_cards_it_should(tmp_path: Path)
     assert forecast(prior, [2, 1], 1, rank=16).peak < 16e9
 
 
+@pytest.mark.slow
 def test_checkpointing_and_smaller_pictures_take_less(tmp_path: Path) -> None:
     source = find(published(tmp_path, levels=2))
     sds = forecast(shadow(source, torch.float16, 512), [2], 1)
@@ -231,6 +235,7 @@ def test_the_doctor_says_what_is_wrong(
     assert said in found[name][1]
 
 
+@pytest.mark.slow
 def test_the_doctor_tells_what_does_not_fit_from_what_might_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -252,6 +257,7 @@ def test_the_doctor_tells_what_does_not_fit_from_what_might_not(
     assert verdict(found.first_peak) == ("wrong", True)
 
 
+@pytest.mark.slow
 def test_the_doctor_forecasts_any_loss_and_resolution(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -66,6 +66,7 @@ def test_a_prompt_with_words_of_a_view_is_for_single_pictures() -> None:
     assert check_prompt(compose_config(["prompt=a red mug", "prior=views"])) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 def test_its_views_face_where_their_cameras_are() -> None:
     """Of three kinds with a front, in three directions each: the judge finds at least ten of twelve within 22.5 degrees."""

@@ -48,6 +48,7 @@ def dry(scripts: Callable[[str], Any], output: Path) -> dict[str, Any]:
     return {name: part["tables"] for name, part in found["parts"].items()}
 
 
+@pytest.mark.slow
 def test_every_part_runs_on_the_cpu(scripts: Callable[[str], Any], tmp_path: Path) -> None:
     """In one test, for a process that imports what they need takes longer than most of them."""
     tables = dry(scripts, tmp_path / "out")

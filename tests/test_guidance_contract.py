@@ -218,6 +218,7 @@ def test_a_learners_state_goes_through_a_checkpoint_unchanged(
     assert torch.equal(second(), first())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LEARNERS, ids=lambda loss: loss.__name__.lower())
 def test_a_learner_learns(loss: Any, case_of: Any) -> None:
     """On the same timesteps and noises, a trained one errs less than a fresh one."""

@@ -547,6 +547,7 @@ def test_the_ports_folder_loads_and_runs_no_code(folder: Path, prior: DiffusionP
     assert set(names) <= set(patterns(index, ["model_index.json", "unet/config.json", *names]))
 
 
+@pytest.mark.slow
 def test_a_forecast_counts_five_views_and_their_tokens(folder: Path, prior: DiffusionPrior) -> None:
     counted = shadow(find(folder), torch.float32)
     assert counted.views == 4
@@ -622,6 +623,7 @@ def authors_file(path: Path, network: Any, resampler: nn.Module) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_authors_file_is_converted_once_and_loaded(
     network: Any, resampler: Resampler, folder: Path, prior: DiffusionPrior, tmp_path: Path
 ) -> None:
@@ -803,6 +805,7 @@ def test_other_priors_are_shown_no_picture() -> None:
         load_prior("embedded").look(torch.zeros(1, 3, 8, 8))
 
 
+@pytest.mark.slow
 def test_what_is_missing_of_imagedream_gets_one_line(
     network: Any, resampler: Resampler, tmp_path: Path
 ) -> None:

@@ -80,6 +80,7 @@ def test_the_folders_bare_name_is_refused() -> None:
     assert "import distill.renderers" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_first_render_prints_nothing(tmp_path: Path) -> None:
     code = (
         "from distill.renderers import HashGridScene, render; from distill.cameras import turntable;"

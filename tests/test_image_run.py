@@ -56,6 +56,7 @@ def test_a_picture_becomes_an_asset_with_the_reference_beside_the_render(tmp_pat
     assert "The picture" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_without_an_elevation_it_is_estimated_and_told(tmp_path: Path) -> None:
     assert command(*PICTURE, "export.enabled=false") == 0
     (folder,) = (tmp_path / "outputs").iterdir()
@@ -67,6 +68,7 @@ def test_without_an_elevation_it_is_estimated_and_told(tmp_path: Path) -> None:
     assert abs(picture["elevation_deg"] - float(best)) <= 5
 
 
+@pytest.mark.slow
 def test_text_may_be_added_and_other_losses_taken(tmp_path: Path) -> None:
     assert command("a red mug", *GIVEN, "export.enabled=false") == 0
     terms = "guidance.terms=[{loss:sds,scale:2,weight:0.5},{loss:csd,prior:novel_view}]"
@@ -96,6 +98,7 @@ def test_every_loss_that_needs_no_words_makes_a_step_from_a_picture(loss: str) -
     assert ("learner_loss" in metrics) is (loss == "vsd")
 
 
+@pytest.mark.slow
 def test_each_model_has_the_noise_levels_that_suit_it() -> None:
     own, other = (compose_config(["image=p.png", f"novel_view={name}"]) for name in ("embedded", "model"))
     assert (own.timesteps.t_min, own.timesteps.t_min_end, own.timesteps.t_max_end) == (0.6, 0.02, 0.4)
@@ -104,6 +107,7 @@ def test_each_model_has_the_noise_levels_that_suit_it() -> None:
     assert compose_config(["image=p.png", "preset=none", "guidance=sds"]).timesteps.t_min == 0.02
 
 
+@pytest.mark.slow
 def test_a_pictures_gradient_is_its_models_at_the_scale_of_the_preset() -> None:
     """w (e_u + 3 (e_c - e_u) - eps), by the pipeline's own guidance; words add 0.3 of their own."""
     job = assemble(compose_config(GIVEN))
@@ -134,6 +138,7 @@ def test_a_pictures_gradient_is_its_models_at_the_scale_of_the_preset() -> None:
     torch.testing.assert_close(both.guidance(text, x, cond, t, noise), expected)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_from_a_picture_goes_on(tmp_path: Path) -> None:
     from test_run import final_tensors
 
@@ -150,6 +155,7 @@ def test_an_interrupted_run_from_a_picture_goes_on(tmp_path: Path) -> None:
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_maps_are_read_with_their_picture(tmp_path: Path) -> None:
     grey = np.zeros((48, 48), np.uint8)
     grey[12:36, 16:40] = np.linspace(50, 250, 24).astype(np.uint8)

@@ -36,6 +36,7 @@ def test_help_loads_nothing_heavy_and_says_how_to_start() -> None:
     assert said.endswith("0 False")
 
 
+@pytest.mark.slow
 def test_a_run_loads_meshes_when_it_makes_one() -> None:
     code = "import sys, distill.run.execute, distill.renderers as r; r.available(); print('trimesh' in sys.modules)"
     assert run(code) == "False"

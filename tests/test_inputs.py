@@ -362,6 +362,7 @@ def test_glass_is_an_object(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert "nowhere more than half opaque" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_cache_of_kernels_that_cannot_be_written_stops_no_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code = "import logging; logging.basicConfig(); import distill.renderers._warp, warp; print(warp.config.kernel_cache_dir)"

@@ -115,6 +115,7 @@ def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(max(folder.glob("checkpoints/step-*/*.safetensors")))
 
 
+@pytest.mark.slow
 def test_a_watched_run_ends_at_the_same_bits_as_one_that_nobody_watches(start: Any, tmp_path: Path) -> None:
     with ThreadPoolExecutor() as pool:
         pool.submit(distill.generate, "a red mug", output_dir="alone", **OPTIONS).result()
@@ -144,6 +145,7 @@ def test_a_watched_run_ends_at_the_same_bits_as_one_that_nobody_watches(start: A
     assert [line["step"] for line in lines] == list(range(8))
 
 
+@pytest.mark.slow
 def test_stop_leaves_a_checkpoint_and_says_how_to_go_on(start: Any, tmp_path: Path) -> None:
     client, running = start(distill.generate, "a red mug", output_dir="run", **OPTIONS, **VIEW)
     client.ask("pause")
@@ -165,6 +167,7 @@ def test_stop_leaves_a_checkpoint_and_says_how_to_go_on(start: Any, tmp_path: Pa
     assert running.result().folder.name == "run"
 
 
+@pytest.mark.slow
 def test_a_queue_keeps_one_page_for_all_its_runs(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,6 +397,7 @@ def test_state_is_json_whatever_the_metrics_are_and_long_runs_are_thinned(tmp_pa
     assert desk.state(0, 2001)["records"] == told["records"]  # of another run: all of them
 
 
+@pytest.mark.slow
 def test_a_browser_shows_the_scene_and_curves_and_can_pause(start: Any, tmp_path: Path) -> None:
     program = find_browser()
     if program is None:

@@ -271,6 +271,7 @@ def test_what_did_not_fit_leaves_the_random_numbers_of_the_step_before() -> None
     assert torch.equal(stopped.generator.get_state(), whole.generator.get_state())
 
 
+@pytest.mark.slow
 def test_a_run_out_of_memory_keeps_a_checkpoint_and_names_the_options(
     latent_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -353,6 +354,7 @@ def test_a_latent_start_asks_no_vae_until_it_is_over(
         distill.generate("a red mug", output_dir=tmp_path / "no", **told, **{"render.latent_until": 0.5})
 
 
+@pytest.mark.slow
 def test_a_forecast_counts_rendering_by_its_rays(latent_folder: Path) -> None:
     def rendering(*options: str) -> int:
         config = compose_config([f"prior={latent_folder}", "prompt=a mug", "render.batch=2", *options])
@@ -373,6 +375,7 @@ def test_a_forecast_counts_rendering_by_its_rays(latent_folder: Path) -> None:
     assert small == pytest.approx(live.peak, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", ["orientation", "z_variance"])
 def test_a_forecast_sees_what_penalties_keep_beside_a_large_grid(latent_folder: Path, penalty: str) -> None:
     # The gradient of a grid of 2^19 entries is far more than what few rays keep.
@@ -388,6 +391,7 @@ def test_a_forecast_sees_what_penalties_keep_beside_a_large_grid(latent_folder: 
     assert 0.99 * live.peak <= found < 1.2 * live.peak
 
 
+@pytest.mark.slow
 def test_a_forecast_tells_the_first_step_from_a_full_cube(latent_folder: Path) -> None:
     options = ["scene.blob_scale=20", "scene.march_steps=96", "scene.log2_table_size=18", "render.size=96"]
     config = compose_config([f"prior={latent_folder}", "prompt=a mug", "render.batch=1", *options])
@@ -411,6 +415,7 @@ def test_a_forecast_tells_the_first_step_from_a_full_cube(latent_folder: Path) -
     assert found.peak - found.first_peak == found.rendering - found.beginning
 
 
+@pytest.mark.slow
 def test_a_forecast_counts_every_particle_and_the_moving_average(latent_folder: Path) -> None:
     def scene(*options: str) -> int:
         config = compose_config([f"prior={latent_folder}", "prompt=a mug", *options])
@@ -434,6 +439,7 @@ def test_perp_neg_asks_for_three_rows_more_for_each_under_the_prompt(
         assert calls(config, 2)[0] == rows
 
 
+@pytest.mark.slow
 def test_max_vram_chooses_the_least_that_fits(latent_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     def chosen(room: str) -> Any:
         config = compose_config([*whole, f"max_vram={room}"])
@@ -499,6 +505,7 @@ def test_a_patch_too_small_is_refused(tmp_path: Path) -> None:
         distill.generate("a red mug", output_dir=tmp_path / "run", **{"render.patch": 4})
 
 
+@pytest.mark.slow
 def test_sds_still_works_in_parts_on_an_exact_prior() -> None:
     g = torch.Generator().manual_seed(0)
     scene = ImageScene(8, 8, lr=0.02, seed=g)

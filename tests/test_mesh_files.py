@@ -607,6 +607,7 @@ def run(words: Sequence[str], prior: Path) -> int:
     return command("a ball", f"prior={prior}", "guidance=sds", *TINY, *words)
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_meshs_own_colours(
     tmp_path: Path, pixel_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

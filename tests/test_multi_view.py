@@ -345,6 +345,7 @@ def composed(folder: Path, *words: str) -> Any:
     return compose_config(said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_trains_and_resumes_to_the_same_bits(
     name: str, folder: Path, prior: DiffusionPrior, tmp_path: Path
@@ -449,6 +450,7 @@ def error_of(folder: Path, *words: str, prior: Any = None) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_what_does_not_go_with_several_views_gets_one_line(
     folder: Path, prior: DiffusionPrior, tmp_path: Path
 ) -> None:
@@ -521,6 +523,7 @@ def test_scenes_train_in_whole_groups(folder: Path, prior: DiffusionPrior) -> No
     assert all(not torch.equal(*pair) for pair in zip(before, job.state.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_shadow_counts_what_the_folded_network_does(folder: Path, prior: DiffusionPrior) -> None:
     counted = shadow(find(folder), torch.float32, 64)
     assert counted.views == 4

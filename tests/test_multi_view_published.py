@@ -186,6 +186,7 @@ def test_every_name_of_the_published_size_is_diffusers_own() -> None:
     assert {name: value.shape for name, value in converted.items()} == sizes
 
 
+@pytest.mark.slow
 def test_both_ports_give_the_same_network_and_run_no_code(
     network: Any, wanted: Tensor, tmp_path: Path
 ) -> None:
@@ -202,6 +203,7 @@ def test_both_ports_give_the_same_network_and_run_no_code(
         assert forecast.network.config.cross_attention_dim == 16
 
 
+@pytest.mark.slow
 def test_the_authors_file_is_converted_once_and_loaded(network: Any, wanted: Tensor, tmp_path: Path) -> None:
     pickled = file_of(tmp_path / "sd-v2.1-base-4view.pt", network)
     with pytest.raises(ValueError, match=r"is pickled, .* convert it: python -m distill.convert"):
@@ -232,6 +234,7 @@ def error_of(prior: Path, **options: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_ports_folder_has_the_settings_of_mvdreams_own_file(
     network: Any, wanted: Tensor, tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def test_rotated_by_exif_means_upright(tmp_path: Path) -> None:
     assert np.abs(turned - np.rot90(scene(), -1)).mean() < 4
 
 
+@pytest.mark.slow
 def test_sixteen_bits_cmyk_palettes_and_large_ones_are_read(tmp_path: Path) -> None:
     grey = np.full((40, 40), 65535, np.uint16)
     grey[10:30, 10:30] = 20000

@@ -130,6 +130,7 @@ def test_saved_in_half_precision_it_is_half_as_large_and_nearly_the_same(tmp_pat
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "name"), [("cc_projection", "projection"), ("clip_camera_projection", "proj")]
 )

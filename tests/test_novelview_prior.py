@@ -77,6 +77,7 @@ def test_nfsd_without_a_negative_is_csd_above_its_threshold_and_adds_the_uncondi
     torch.testing.assert_close(found[0], 3 * score[0] + blind[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_vsd_begins_as_the_classifiers_score_and_its_copy_learns_beside_the_frozen_model(
     prior: NovelViewPrior,
 ) -> None:

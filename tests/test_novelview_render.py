@@ -200,6 +200,7 @@ def run(*arguments: str) -> int:
     return caught.value.code
 
 
+@pytest.mark.slow
 def test_a_folder_of_meshes_becomes_views_and_a_bad_one_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

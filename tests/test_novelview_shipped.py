@@ -66,6 +66,7 @@ def denoising_error(shift: int = 0, turn: float = 0.0) -> float:
     return torch.stack(errors).mean().item()
 
 
+@pytest.mark.slow
 def test_told_another_pose_it_sees_far_less_through_the_noise() -> None:
     """The error at high noise, told the true turn and height, against any of the three others and against wrong turns."""
     right = denoising_error()
@@ -75,6 +76,7 @@ def test_told_another_pose_it_sees_far_less_through_the_noise() -> None:
     assert right < 0.2 * min(*shifted, *turned)  # .132
 
 
+@pytest.mark.slow
 def test_sampled_views_are_the_ones_asked_for() -> None:
     """Four sides of each kind with a front, from 20 degrees further up: among twelve true sides the right one is nearest."""
     pipeline, ring = NovelViewPipeline.load(EMBEDDED), tuple(FRONT + turn for turn in range(0, 360, 30))

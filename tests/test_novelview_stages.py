@@ -177,6 +177,7 @@ def test_the_nearest_view_is_told_by_hand() -> None:
     torch.testing.assert_close(found["mse"], torch.tensor([0.0, 0.5 / 3]))
 
 
+@pytest.mark.slow
 def test_the_unet_learns_what_it_is_told_and_the_code_stays(tmp_path: Path) -> None:
     pipeline = pipeline_of(tmp_path)
     turn = pipeline.model.turn
@@ -196,6 +197,7 @@ def test_the_unet_learns_what_it_is_told_and_the_code_stays(tmp_path: Path) -> N
     assert pipeline.model.unet.conv_in.weight[:, 6:].abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_a_stage_that_stops_goes_on_bit_for_bit(tmp_path: Path) -> None:
     pipeline = pipeline_of(tmp_path)
     seen = memory.encoded(quarter_turns(), pipeline.encoder)

@@ -79,6 +79,7 @@ def changed(config: TrainConfig, **options: Any) -> TrainConfig:
     return replace(config, **options)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_from_a_novel_view_model_with_its_conditioning(config: TrainConfig) -> None:
     model = train(config)
     learnt = NovelViewPipeline.load(model).model.state_dict()
@@ -91,6 +92,7 @@ def test_a_training_goes_on_from_a_novel_view_model_with_its_conditioning(config
         open_pipeline(changed(again, norm=False), load_encoder(Path(config.encoder)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latent", [False, True])
 def test_a_training_leaves_a_model_its_losses_and_a_sheet(
     config: TrainConfig, tmp_path: Path, latent: bool
@@ -110,6 +112,7 @@ def test_a_training_leaves_a_model_its_losses_and_a_sheet(
     assert {"amalgamation.projection.weight", "token.projection.weight", "unet.conv_in.weight"} <= set(moved)
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_what_the_files_have(config: TrainConfig) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -138,6 +141,7 @@ def test_a_tracker_that_cannot_be_used_is_said_before_anything_is_made(
     assert not Path(config.output_dir).exists()
 
 
+@pytest.mark.slow
 def test_samples_are_measured_against_the_truth(config: TrainConfig, tmp_path: Path) -> None:
     pipeline = open_pipeline(config, load_encoder(config.encoder))
     pairs = validation_pairs(config, open_views(config).split(0.4)[1])
@@ -153,6 +157,7 @@ def test_samples_are_measured_against_the_truth(config: TrainConfig, tmp_path: P
     assert found["sample_judge_distance"] > 0
 
 
+@pytest.mark.slow
 def test_a_resumed_training_ends_at_the_same_bits(config: TrainConfig, tmp_path: Path) -> None:
     import shutil
 
@@ -214,6 +219,7 @@ def test_the_loss_is_the_error_of_the_velocity(config: TrainConfig) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_rate_rises_and_falls_as_published() -> None:
     config = TrainConfig()
     model: Any = _Model()
@@ -259,6 +265,7 @@ def test_processes_share_the_running_numbers() -> None:
     assert list(numbers_of(config, 2, 1, 2)) == parts[1][4:]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_same_samples(config: TrainConfig, tmp_path: Path) -> None:
     train(changed(config, batch=4, output_dir=str(tmp_path / "one")))
     options = vars(changed(config, output_dir=str(tmp_path / "two")))
@@ -315,6 +322,7 @@ def test_wrong_options_get_one_line(
     )
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_training_is_left_alone(config: TrainConfig) -> None:
     train(config)
     with pytest.raises(ValueError, match="already holds this training; add resume=true"):

@@ -42,6 +42,7 @@ def kept(config: TrainConfig) -> TrainConfig:
     return changed(config, in_memory=True, accumulate=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latent", [False, True])
 def test_the_code_is_trained_first_and_saved_with_the_model(
     turned: TrainConfig, tmp_path: Path, latent: bool
@@ -87,6 +88,7 @@ def test_each_way_to_tell_the_unet_is_left_out_alone(
     assert torch.equal(*drawn)
 
 
+@pytest.mark.slow
 def test_either_stage_goes_on_to_the_same_bits(turned: TrainConfig) -> None:
     folder = train(turned).parent
     whole, said = weights(folder), {part: losses(folder / part) for part in ("", "code")}
@@ -105,6 +107,7 @@ def stopping(after: int) -> Callable[[], bool]:
     return lambda: next(asked) >= after
 
 
+@pytest.mark.slow
 def test_a_training_in_memory_goes_on_to_the_same_bits(
     turned: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -135,6 +138,7 @@ def test_a_training_in_memory_goes_on_to_the_same_bits(
         assert [json.loads(line)["step"] for line in lines] == [2, 4]
 
 
+@pytest.mark.slow
 def test_a_model_with_a_code_is_trained_on_without_its_first_stage(
     turned: TrainConfig, tmp_path: Path
 ) -> None:
@@ -158,6 +162,7 @@ def test_a_model_with_a_code_is_trained_on_without_its_first_stage(
         open_pipeline(changed(turned, init=str(plain)), encoder)
 
 
+@pytest.mark.slow
 def test_a_code_may_be_trained_on_as_well(turned: TrainConfig, tmp_path: Path) -> None:
     first = open_pipeline(turned, load_encoder(turned.encoder)).save(tmp_path / "first")
     whole = NovelViewPipeline.load(first).model.state_dict()

@@ -102,6 +102,7 @@ QUICK: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_of_several_leaves_an_asset_for_each_and_the_lora(tmp_path: Path) -> None:
     asset = distill.generate("a red mug", output_dir=tmp_path / "two", **QUICK)
     assert [one.folder.name for one in asset.particles] == ["particle-1", "particle-2"]
@@ -125,6 +126,7 @@ def load_first(asset: distill.Asset, number: int) -> Tensor:
     return tensors[f"state.scene.scenes.{number}.grid"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_of_several_resumes_to_the_same_bits(tmp_path: Path) -> None:
     whole = distill.generate("a red mug", output_dir=tmp_path / "whole", **QUICK, **{"export.enabled": False})
     folder = tmp_path / "stopped"

@@ -33,6 +33,7 @@ def difference(prior: Any, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return prior.predict_noise(x_t, t, text) - prior.predict_noise(x_t, t, empty)
 
 
+@pytest.mark.slow
 def test_a_float32_ending_halves_the_error_and_float16_is_far_better_than_bfloat16(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

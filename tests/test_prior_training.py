@@ -221,6 +221,7 @@ def test_copies_share_what_an_old_channel_gave_unevenly(example: Any) -> None:
     assert (wide[:, 0] != wide[:, 4]).all() and level.copies[0] == level.copies[4]
 
 
+@pytest.mark.slow
 def test_training_goes_on_bit_for_bit_and_its_folder_loads(
     tmp_path: Path, data: Any, example: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def test_what_is_given_is_not_chosen(words: list[str], parts: list[Any]) -> None
     assert parts_of(compose_queue(["prompts=list.txt", *words])) == parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -166,6 +167,7 @@ def test_each_prior_is_loaded_once_after_a_look_at_all_of_them(monkeypatch: pyte
         assert [row["prompt"] for row in csv.DictReader(file)] == made
 
 
+@pytest.mark.slow
 def test_options_why_and_doctor_speak_of_each_part(capsys: pytest.CaptureFixture[str]) -> None:
     def said(*words: str) -> str:
         with pytest.raises(SystemExit) as ended:

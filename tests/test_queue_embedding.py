@@ -46,6 +46,7 @@ def loads_of(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return loaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [True, False])
 def test_the_encoders_are_loaded_once_and_freed(
     kept: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -159,6 +159,7 @@ def test_a_queue_with_other_retries_skips_what_is_finished_and_refuses_the_rest(
     assert quick == ["a red mug", "a blue mug"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", ["Interrupted", "KeyboardInterrupt"])
 @pytest.mark.parametrize("words", [["a red mug", "-m", "seed=0,1,2"], ["prompts=list.txt", "--multirun", "shard=1/2,2/2"]])  # fmt: skip
 def test_who_stops_a_sweep_stops_all_of_it(
@@ -180,6 +181,7 @@ def test_who_stops_a_sweep_stops_all_of_it(
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_does_not_stop_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = list[int]()
 

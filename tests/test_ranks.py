@@ -216,6 +216,7 @@ def same(one: Any, other: Any, **tolerance: Any) -> None:
             assert second[name] == value, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_are_equal_to_the_bit_and_train_as_one_that_accumulates(both: Path, name: str) -> None:
     make, settings, divided = CASES[name]
@@ -324,6 +325,7 @@ def stopped_after(steps: int) -> type[journal.Journal]:
     return Stops
 
 
+@pytest.mark.slow
 def test_a_launched_training_is_stopped_with_one_line_and_goes_on_in_one_process(tmp_path: Path) -> None:
     library, folder = tmp_path / "library.json", tmp_path / "run"
     library.write_text(json.dumps(LISTS))

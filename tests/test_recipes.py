@@ -174,6 +174,7 @@ def test_some_steps_of_a_recipe(prior: DiffusionPrior, name: str, tmp_path: Path
     assert len(metrics) == SCALED["iterations"]
 
 
+@pytest.mark.slow
 def test_some_steps_of_prolificdreamers_three_stages(prior: DiffusionPrior, tmp_path: Path) -> None:
     told = {
         **SCALED,

@@ -198,6 +198,7 @@ def test_a_shard_without_prompts_ends_at_once_and_a_run_keeps_its_folder(
         inputs.writable(compose_config(words))
 
 
+@pytest.mark.slow
 def test_a_sweep_over_a_broken_file_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "bad.yaml").write_text(

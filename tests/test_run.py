@@ -81,6 +81,7 @@ def test_a_prompt_becomes_an_asset_with_every_file(tmp_path: Path) -> None:
     assert np.isfinite(mesh.vertices).all() and len(mesh.faces) > 50
 
 
+@pytest.mark.slow
 def test_python_makes_and_saves_the_same_asset_as_the_command_line_and_another_with_another_seed(
     tmp_path: Path,
 ) -> None:
@@ -114,6 +115,7 @@ def finished() -> dict[str, dict[str, torch.Tensor]]:
     return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])  # SIGTERM: tests/test_ranks.py
 def test_an_interrupted_run_resumes_to_the_same_bits(
     tmp_path: Path, how: signal.Signals, one_thread: None, finished: dict[str, dict[str, torch.Tensor]]
@@ -175,6 +177,7 @@ def test_a_picture_can_be_the_scene(tmp_path: Path) -> None:
     assert (tmp_path / "flat/report.html").exists()
 
 
+@pytest.mark.slow
 def test_an_edit_starts_from_an_earlier_run_and_sees_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

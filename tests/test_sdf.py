@@ -121,6 +121,7 @@ def test_a_cavity_that_no_picture_shows_is_filled() -> None:
     assert found == pytest.approx(math.sqrt(3) / 23 - radius, abs=0.02)
 
 
+@pytest.mark.slow
 def test_pictures_do_not_jump_when_a_field_becomes_a_surface() -> None:
     field = ball_field(background=(0.2, 0.4, 0.6))
     scene = SdfScene(**{**SMALL, "background": (0.2, 0.4, 0.6)}, resolution=48)
@@ -324,6 +325,7 @@ def test_a_mesh_lies_at_distance_0() -> None:
     assert mesh.iso_level == 0 and mesh.silhouette_iou > 0.95
 
 
+@pytest.mark.slow
 def test_a_second_stage_from_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quick = {**OPTIONS, "iterations": 2, "export.enabled": False}
     distill.generate("a red mug", output_dir="first", **{**quick, "scene.log2_table_size": 12})

@@ -200,6 +200,7 @@ def check_refused(
         assert line.startswith("error: ") and said in line
 
 
+@pytest.mark.slow
 def test_a_repository_is_fetched_once_and_found_again_offline(hub: Hub, tmp_path: Path) -> None:
     first = ask(["us/good", f"us/good@{COMMIT}"], tmp_path, hub.url)
     assert first.returncode == 0, first.stderr
@@ -216,6 +217,7 @@ def test_a_repository_is_fetched_once_and_found_again_offline(hub: Hub, tmp_path
     assert pinned["revision"] == COMMIT
 
 
+@pytest.mark.slow
 def test_a_controlnet_is_fetched_too(hub: Hub, tmp_path: Path) -> None:
     remedies = {
         "us/empty": "us/empty has no config.json, so it is no ControlNet of diffusers",
@@ -229,6 +231,7 @@ def test_a_controlnet_is_fetched_too(hub: Hub, tmp_path: Path) -> None:
     assert names == {"README.md", "config.json", "diffusion_pytorch_model.safetensors"}
 
 
+@pytest.mark.slow
 def test_the_settings_of_a_single_file_are_its_kinds_without_weights(hub: Hub, tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(16, 4, 3, 3)}, file)
@@ -256,6 +259,7 @@ def test_the_settings_of_a_single_file_are_its_kinds_without_weights(hub: Hub, t
 NOVEL_VIEW = "__import__('functools').partial(find_novel_view, embedded=__import__('pathlib').Path('none'))"
 
 
+@pytest.mark.slow
 def test_a_novel_view_model_is_fetched_too(hub: Hub, tmp_path: Path) -> None:
     """In full precision, and without code or what is not needed; each way not to be there is one line."""
     remedies = {
@@ -275,6 +279,7 @@ def test_a_novel_view_model_is_fetched_too(hub: Hub, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_each_way_not_to_be_there_has_its_remedy(hub: Hub, tmp_path: Path) -> None:
     remedies = {
         "us/gated": "prior us/gated is gated: accept its terms at https://huggingface.co/us/gated",
@@ -286,6 +291,7 @@ def test_each_way_not_to_be_there_has_its_remedy(hub: Hub, tmp_path: Path) -> No
     check_refused(ask([*remedies], tmp_path, hub.url), remedies)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "said"),
     [({}, "the hub is out of reach"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set")],

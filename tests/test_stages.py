@@ -67,6 +67,7 @@ def composed(*words: str) -> Any:
     return compose_config(["prompt=a red mug", *words])
 
 
+@pytest.mark.slow
 def test_it_is_one_command_after_the_other(whole: Path) -> None:
     distill.generate("a red mug", output_dir="first", **TINY, **BARE)
     second = {**TINY, **OF_SURFACE, **BARE, "scene": "sdf", "init": "first", "timesteps.t_max": 0.5}
@@ -116,6 +117,7 @@ def words_of(options: dict[str, Any]) -> list[str]:
     return as_overrides({"prompt": "a red mug", **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("after", "where"), [(2, "stages/1-field"), (5, "")])
 def test_a_run_goes_on_in_the_stage_in_which_it_was_interrupted(
     whole: Path, after: int, where: str, monkeypatch: pytest.MonkeyPatch
@@ -236,6 +238,7 @@ def test_what_is_shared_by_processes_or_learns_a_library_has_no_stages() -> None
         compose_config(["prompts=x", "scene=hyper_grid", "stages=[field,surface]"])
 
 
+@pytest.mark.slow
 def test_a_queue_has_stages_and_skips_what_is_finished() -> None:
     Path("prompts.txt").write_text("a red mug\n")
     quick = {**STAGED, **BARE, "iterations": 1, "stage.surface.iterations": 1, "seeds": 2}

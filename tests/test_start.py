@@ -133,6 +133,7 @@ def test_the_prior_is_not_asked_before_its_time() -> None:
         later(prior, x, Condition({}, step=Step(progress=0.3)), None, None)
 
 
+@pytest.mark.slow
 def test_views_around_are_the_pipelines_and_begin_with_the_picture(tmp_path: Path) -> None:
     pipeline = NovelViewPipeline.load("model")
     rgb = 0.5 + 0.1 * randn(0, 3, 16, 16).clamp(-1, 1)
@@ -152,6 +153,7 @@ def test_views_around_are_the_pipelines_and_begin_with_the_picture(tmp_path: Pat
     torch.testing.assert_close(higher, drawn)
 
 
+@pytest.mark.slow
 def test_a_run_fits_the_views_and_then_asks_the_prior(tmp_path: Path) -> None:
     options = ["reference.start_until=0.5", "iterations=4", "export.enabled=false"]
     job = assemble(compose_config([*SAMPLES, *options]))
@@ -169,6 +171,7 @@ def test_a_run_fits_the_views_and_then_asks_the_prior(tmp_path: Path) -> None:
     assert command(*PICTURE, "reference.start=samples", *options, "output_dir=estimated") == 0
 
 
+@pytest.mark.slow
 def test_what_the_elevation_was_found_with_is_what_it_begins_with() -> None:
     seen = look_at(compose_config([*PICTURE, "reference.start=samples"]), torch.device("cpu"))
     assert seen.drawn is not None and seen.estimate is not None

@@ -240,6 +240,7 @@ def test_guesses_are_recognised(guess: Callable[[ast.AST], bool], code: str) -> 
     assert guess(ast.parse(code, mode="eval").body)
 
 
+@pytest.mark.slow
 def test_a_run_loads_neither_the_laboratory_nor_forecasts_nor_the_doctor() -> None:
     code = "import sys, distill.run.execute; print([m for m in sys.modules if m.startswith(('distill.lab', 'distill.forecast', 'distill.doctor'))])"
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

@@ -48,6 +48,7 @@ def table(shard: str) -> list[tuple[str, str]]:
         return [(row["prompt"], row["state"]) for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 @submitit
 def test_shards_are_jobs_of_a_cluster_and_a_failing_one_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     """Of two prompts in three parts, the third has none, and says so at once; the second part's prompt is refused."""
@@ -63,6 +64,7 @@ def test_shards_are_jobs_of_a_cluster_and_a_failing_one_is_named(capfd: pytest.C
     assert prompt == "a dragon" and state != "finished"
 
 
+@pytest.mark.slow
 @joblib
 def test_shards_are_processes_of_this_machine(capfd: pytest.CaptureFixture[str]) -> None:
     """Of two prompts in five parts, the fourth and the fifth have none, and say so at once."""

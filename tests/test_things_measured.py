@@ -211,6 +211,7 @@ def test_names_that_are_not_learnt_are_left_out_by_hand(samples: Any, tmp_path: 
     assert read_names(tmp_path / "names.json") == [*rows[:2], rows[3]]
 
 
+@pytest.mark.slow
 def test_things_are_sampled_judged_and_drawn(
     samples: Any, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,6 +168,7 @@ def test_the_report_lists_the_variant_of_each_seed() -> None:
     assert variants_of(found[-1:]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_truth", [True, False])
 def test_a_comparison_on_a_thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_truth: bool) -> None:
     tiny = tiny_things.write(tmp_path / "tiny")

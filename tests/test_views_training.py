@@ -68,6 +68,7 @@ def test_it_begins_as_the_prior_that_ships(script: Any) -> None:
     assert unet.class_embedding.linear_1.weight.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_rings_show_one_object_from_its_cameras(script: Any, work: Path) -> None:
     data = script.load(script.parse_options(words(work, 8)))
     assert len(data.rings.kinds) == len(world.KINDS)
@@ -124,6 +125,7 @@ def same(one: Any, other: Any) -> bool:
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_ends_as_one_that_is_not(
     script: Any, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +173,7 @@ def test_a_run_that_is_interrupted_ends_as_one_that_is_not(
         script.main([*words(halved, 32), "--start", str(start)])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_compiled_unet_follows_its_attention(script: Any) -> None:
     """What is compiled for four views together is not used for single pictures, nor the other way round."""
