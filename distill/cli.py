@@ -195,10 +195,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(
-            "distill: interrupted; a run that has begun goes on with resume=true, and a file of prompts with the same command",
-            file=sys.stderr,
+        from distill.ranks import speaks
+
+        runs = arguments[0] not in USAGES or arguments[0] == "amortise"
+        advice = (
+            "; a run that has begun goes on with resume=true, and a file of prompts with the same command"
         )
+        if speaks():
+            print(f"distill: interrupted{advice if runs else ''}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -372,13 +372,21 @@ def test_cells_of_another_prior_or_rhythm_are_not_taken_for_these(tmp_path: Path
         distill.compare(methods, ["a red car"], [0], output_dir=tmp_path, prior=exact_prior, **QUICK)
 
 
-@pytest.mark.parametrize("option", ["prompt", "prompts", "seed", "seeds", "output_dir", "shard", "resume"])
-@pytest.mark.parametrize("of_all", [False, True])
+@pytest.mark.parametrize(
+    ("option", "of_all"),
+    [
+        *(
+            (option, False)
+            for option in ("prompt", "prompts", "seed", "seeds", "output_dir", "shard", "resume")
+        ),
+        *(
+            (option, True) for option in ("prompt", "seed", "shard", "resume")
+        ),  # the others are its own parameters
+    ],
+)
 def test_options_that_would_make_a_cell_another_one_are_refused(
     option: str, of_all: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if of_all and option in ("prompts", "seeds", "output_dir"):
-        return  # a parameter of its own
     monkeypatch.setattr(run, "load_prior", pytest.fail)
     own: dict[str, Any] = {} if of_all else {option: 1}
     shared: dict[str, Any] = {option: 1} if of_all else {}

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from distill import cli
 from distill.arguments import check_flags, split_prompt
 from distill.files import lock
+from distill.files.errors import line_of
 from distill.files.lock import InUse, hold
 from distill.run import batch, execute, folders, launched, seeds, sweep
 from distill.run.compose import compose_config
@@ -288,7 +289,7 @@ def test_any_failure_of_a_seed_is_noted_of_it_and_of_the_run(
         with pytest.raises(type(error)):
             seeds.run_seeds(config, folder, None, raising(error))
         for path in (folder, folder / "seed-0"):
-            assert noted(path)["state"] == "failed" and str(error) in noted(path)["why"]
+            assert noted(path)["state"] == "failed" and line_of(error) in noted(path)["why"]
 
 
 def test_an_earlier_failure_is_forgotten_while_seeds_are_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,14 @@ from PIL import Image
 
 import distill
 from distill import cli
-from distill.run import amortise, batch, execute
+from distill.run import amortise, batch, execute, staging
 from distill.run.compose import compose_config
-from distill.run.folders import check_unused, claim, refuse
+from distill.run.folders import check_unused, claim, refuse, to_resume
 from distill.run.journal import seconds_before
 from distill.run.overrides import quote
+from distill.run.prior import check_prior
 from distill.run.queue import compose_queue
+from distill.run.stored import renew
 
 #: Two steps of a small picture.
 QUICK = [
@@ -154,7 +156,7 @@ def test_a_folder_of_something_else_is_told_from_another_run() -> None:
         refuse(Path("other"), compose_config(["prompt=a red mug", *many]))
 
 
-def test_a_resumed_run_is_described_as_it_was_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_is_described_as_it_was_resumed() -> None:
     assert command("a red mug", *QUICK, "output_dir=mine") == 0
     before = json.loads(Path("mine/manifest.json").read_text())
     lines = Path("mine/metrics.jsonl").read_text().splitlines()
@@ -184,9 +186,7 @@ def test_time_of_lines_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     assert seconds_before(path, 5) == 3.5 and seconds_before(path, 2) == 1.5
 
 
-def test_what_begins_with_an_unfinished_run_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_begins_with_an_unfinished_run_says_so(caplog: pytest.LogCaptureFixture) -> None:
     assert command("a red mug", *QUICK, "output_dir=mine") == 0
     assert command("a red mug", *QUICK, "init=mine", "output_dir=next") == 0
     assert "unfinished" not in caplog.text
@@ -210,29 +210,33 @@ def test_a_library_that_changed_is_refused_before_anything_is_loaded(monkeypatch
         amortise.run_library(config)
 
 
+@pytest.mark.parametrize("wrong", [["guidance=vsd", "guidance.lora=gone"], ["prior=sd-9"]])
+@pytest.mark.parametrize("how", ["alone", "with a prior", "seeds", "a queue"])
 def test_what_a_later_stage_needs_is_looked_at_before_the_first_begins(
-    monkeypatch: pytest.MonkeyPatch,
+    wrong: list[str], how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from distill.run import staging
+    for module, name in ((staging, "assemble"), (batch, "open_prior"), (execute, "run_seeds")):
+        monkeypatch.setattr(module, name, pytest.fail)
+    Path("list.txt").write_text("a red mug\n")
+    # A prior that is given is the last stage's.
+    stage = "field" if how == "with a prior" and wrong == ["prior=sd-9"] else "surface"
+    words = ["stages=[field,surface]", *(f"stage.{stage}.{word}" for word in wrong)]
+    words += ["prompts=list.txt"] if how == "a queue" else ["prompt=a red mug"]
+    words += ["seeds=2"] if how == "seeds" else []
+    with pytest.raises(ValueError, match=r"gone is not there|'sd-9' has no model_index\.json"):
+        if how == "a queue":
+            batch.run_prompts(compose_queue(words))
+        else:
+            prior: Any = object() if how == "with a prior" else None
+            execute.run(compose_config(words), prior)
+    assert not list(Path("outputs").glob("*/config.yaml"))
 
-    monkeypatch.setattr(staging, "assemble", pytest.fail)
-    for wrong in ("guidance.lora=gone", "prior=sd-9"):
-        guided = ["stage.surface.guidance=vsd"] if "lora" in wrong else []
-        config = compose_config(
-            ["prompt=a red mug", "stages=[field,surface]", *guided, f"stage.surface.{wrong}"]
-        )
-        with pytest.raises(ValueError, match=r"gone is not there|'sd-9' has no model_index\.json"):
-            execute.run(config)
-    assert not Path("outputs").exists() or not list(Path("outputs").iterdir())
 
-
-def test_a_loss_of_a_mixture_has_its_lora_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execute, "begin", pytest.fail)
+def test_a_loss_of_a_mixture_has_its_lora_looked_at_too() -> None:
     terms = "guidance.terms=[{loss: sds, weight: 1.0}, {loss: vsd, weight: 1.0, lora: gone}]"
     config = compose_config(["prompt=a red mug", "guidance=mix", terms])
-    monkeypatch.undo()
     with pytest.raises(ValueError, match=r"guidance\.lora must be a file or folder .* gone is not there"):
-        distill.run.prior.check_prior(config, torch.device("cpu"))
+        check_prior(config, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("prompt", ["", "a red mug"])
@@ -253,3 +257,81 @@ def test_a_prompt_that_is_given_twice_is_refused(
 ) -> None:
     assert command(*first, "a red mug", *(word for word in words if not (first and word == "-m"))) == 2
     assert "expected one prompt, got 'a red mug' and prompt=" in capsys.readouterr().err
+
+
+def test_files_of_earlier_stages_are_told_by_what_they_hold() -> None:
+    picture("edges.png", 80)
+    words = [
+        "prompt=a mug",
+        "prior=sd-2.1-base",
+        "stages=[field,surface]",
+        "prior_options.controlnet=c",
+        "prior_options.control=depth",
+    ]
+    mine = [*words, "output_dir=mine", "resume=true"]
+    config = compose_config([*mine, "stage.field.prior_options.control=edges.png"])
+    assert claim(config) == Path("mine")
+    Path("there").mkdir()
+    shutil.copy("edges.png", "there/edges.png")
+    elsewhere = compose_config([*mine, "stage.field.prior_options.control=there/edges.png"])
+    assert claim(elsewhere) == Path("mine")
+    picture("edges.png", 81)
+    with pytest.raises(ValueError, match=r"with another file as 1-field: prior_options\.control; choose"):
+        claim(config)
+    renew(Path("mine"), elsewhere)
+    assert OmegaConf.load("mine/config.yaml").earlier["1-field"].prior_options.control == "there/edges.png"
+
+
+def test_a_run_goes_on_with_a_file_where_it_is_now() -> None:
+    mesh("box.obj", 1)
+    config = compose_config(["prompt=a red mug", "mesh=box.obj", "output_dir=mine"])
+    claim(config)
+    Path("there").mkdir()
+    Path("box.obj").rename("there/box.obj")
+    again = compose_config(["prompt=a red mug", "mesh=there/box.obj", "output_dir=mine", "resume=true"])
+    renew(claim(again), again)
+    assert OmegaConf.load("mine/config.yaml").mesh.file == "there/box.obj"
+
+
+def test_what_decides_files_that_are_there_already_is_not_renewed() -> None:
+    claim(compose_config(["prompt=a red mug", "output_dir=mine"]))
+    again = compose_config(
+        ["prompt=a red mug", "output_dir=mine", "export.faces=77", "render.at_once=2", "resume=true"]
+    )
+    renew(Path("mine"), again, written=False)
+    stored = OmegaConf.load("mine/config.yaml")
+    assert stored.export.faces != 77 and stored.render.at_once == 2 and not stored.resume
+    renew(Path("mine"), again)
+    assert OmegaConf.load("mine/config.yaml").export.faces == 77
+
+
+def test_a_run_that_was_killed_before_its_settings_were_whole_is_in_nobodys_way() -> None:
+    picture("mug.png", 80)
+    config = compose_config(["image=mug.png", "output_dir=mine"])
+    claim(config)
+    Path("mine/config.yaml").unlink()
+    check_unused(config)
+    # Another run has no files of its own, so that those of the first one are forgotten.
+    assert claim(compose_config(["prompt=a red mug", "output_dir=mine"])) == Path("mine")
+    assert sorted(path.name for path in Path("mine").iterdir()) == ["config.yaml"]
+
+
+def test_the_run_to_resume_is_the_one_that_goes_on() -> None:
+    words = ["prompt=a red mug", "resume=true"]
+    first, second = (claim(compose_config([*words, f"seed={seed}"])) for seed in (0, 1))
+    (first / "config.yaml").unlink()
+    (first / "letter.txt").write_text("dear")
+    config = compose_config([*words, "seed=1"])
+    assert to_resume(config) == claim(config) == second
+    # A folder that is free comes first.
+    (first / "letter.txt").unlink()
+    assert to_resume(config) is None and claim(config) == first
+
+
+def test_prompts_in_a_step_of_a_library_are_those_of_the_run_where_they_are_not_given() -> None:
+    Path("list.txt").write_text("a red mug\na blue mug\n")
+    words = ["prompts=list.txt", "scene=hyper_grid", "output_dir=mine", "resume=true"]
+    claim(compose_config([*words, "optimiser.accumulate=2"]))
+    check_unused(compose_config(words))
+    with pytest.raises(ValueError, match=r"with optimiser\.accumulate=2, not 3;"):
+        check_unused(compose_config([*words, "optimiser.accumulate=3"]))

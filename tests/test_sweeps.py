@@ -138,7 +138,14 @@ def test_a_launcher_that_cannot_be_used_is_one_line(
             ["seed=0,1"],
             "job 2 of 2 of the sweep (seed=1): output_dir=out is another job's, too; leave it out",
         ),
-        (["guidance=sds,vsd", "+guidance.lora=gone", "output_dir=null"], "of the sweep (guidance="),
+        (
+            ["guidance=vsd", "guidance.lora=gone", "seed=0,1", "output_dir=null"],
+            "job 1 of 2 of the sweep (seed=0): guidance.lora must be",
+        ),
+        (
+            ["output_dir=o,./o/"],
+            "job 2 of 2 of the sweep (output_dir=./o/): output_dir=./o/ is another job's, too",
+        ),
     ],
 )
 def test_what_a_later_job_is_refused_for_is_said_before_the_first_begins(

@@ -133,7 +133,7 @@ def carry_out(
 ) -> None:
     """Train and describe an assembled generator in a folder that is held; arguments and failures as of ``execute.carry_out``."""
     check_library(folder, library)
-    with noting_training(config, folder, job, started):
+    with noting_training(config, folder, job):
         _carry_out(config, folder, library, job, started, desk)
 
 

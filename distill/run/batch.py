@@ -28,7 +28,7 @@ from distill.run.prior import check_prior, check_prompt, open_prior
 from distill.run.queue import Part, Queue, by_prior, table_of
 from distill.run.seeding import several
 from distill.run.seeds import run_seeds
-from distill.run.staging import begin
+from distill.run.staging import begin, check_priors
 from distill.run.stored import OtherLayout, left_as_it_is
 from distill.run.table import SHOWN, Row, tell
 
@@ -110,6 +110,8 @@ def check_parts(parts: Sequence[Part], device: torch.device) -> None:
     """
     for config, _ in parts:
         check_prior(config, device)
+        if config.earlier:
+            check_priors(config, device)
         check_judge(config)
     for config, prompts in parts:
         say_first(config, prompts)

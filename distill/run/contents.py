@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from distill.conditions.control import DRAWN
-from distill.files.atomic import sha256, write_atomic
+from distill.files.atomic import sha256_once, write_atomic
 from distill.files.paths import user_path
 
 #: Options that name a file which decides what is made. What a prior is loaded from is in the manifest.
@@ -20,22 +20,31 @@ NAME = "inputs.json"
 
 
 def contents(config: DictConfig) -> dict[str, str]:
-    """The SHA-256 of each file that a configuration's options name and that can be read, by the option's name."""
+    """The SHA-256 of each file that options name and that can be read, by the option's name; see ``of_stage`` for earlier stages."""
+    stages = {of_stage(stage, ""): changes for stage, changes in config.earlier.items()}
     found = {}
-    for option in NAMING:
-        value = OmegaConf.select(config, option)
-        if not value or (option == "prior_options.control" and value in DRAWN):
-            continue
-        path = user_path(value)
-        if path.is_file():
-            found[option] = sha256(path)
+    for prefix, settings in {"": config, **stages}.items():
+        for option in NAMING:
+            value = OmegaConf.select(settings, option)
+            if not value or (option == "prior_options.control" and value in DRAWN):
+                continue
+            path = user_path(value)
+            if path.is_file():
+                found[prefix + option] = sha256_once(path)
     return found
+
+
+def of_stage(stage: str, option: str) -> str:
+    """The name of an option of a stage before the last one."""
+    return f"{stage}: {option}"
 
 
 def keep(folder: Path, config: DictConfig) -> None:
     """Write down what the files of a configuration hold, in the folder of its run, if there are any."""
     if found := contents(config):
         write_atomic(folder / NAME, json.dumps(found, indent=2) + "\n")
+    else:
+        (folder / NAME).unlink(missing_ok=True)
 
 
 def kept(folder: Path) -> dict[str, str]:

@@ -39,7 +39,7 @@ from distill.run.prior import check_loaded, check_prior, check_prompt
 from distill.run.seeding import several
 from distill.run.seeds import reopen, run_seeds
 from distill.run.signals import stop_signals
-from distill.run.staging import assemble_stage, begin, told_of
+from distill.run.staging import assemble_stage, begin, check_priors, told_of
 from distill.run.stored import renew
 from distill.run.watchdog import Collapsed, watch
 
@@ -132,8 +132,11 @@ def run(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALONE) ->
 
 def of_seeds(config: DictConfig, prior: Prior | None, desk: Desk | None) -> Asset:
     """Make an asset for each seed of a run; returns the best one, or the first, with the run's folder and manifest."""
+    device = pick_device(config.device)
     if prior is None:
-        check_prior(config, pick_device(config.device))
+        check_prior(config, device)
+    if config.earlier:
+        check_priors(config, device, given=prior is not None)
     check_init(stages.plan(config, Path())[0])
     folder = claim(config)
     with hold(folder):
@@ -154,7 +157,7 @@ def carry_out(config: DictConfig, folder: Path, job: Job, started: float, desk: 
         started: when, as ``time.perf_counter`` has it.
         desk: of the page that shows the run, if one does.
     """
-    with noting_training(config, folder, job, started) as before:
+    with noting_training(config, folder, job) as before:
         if config.earlier:
             return _in_stages(config, folder, job, desk, before)
         return _carry_out(config, folder, job, started, desk, before)
@@ -183,15 +186,13 @@ def _in_stages(
         own.mkdir(parents=True, exist_ok=True)
         with hold(own):
             write_atomic(own / "config.yaml", OmegaConf.to_yaml(one))
-            with noting_training(one, own, job, began) as told:
+            with noting_training(one, own, job) as told:
                 _carry_out(one, own, job, began, desk, told, place)
     raise AssertionError("unreachable")
 
 
 @contextmanager
-def noting_training(
-    config: DictConfig, folder: Path, job: Job, started: float
-) -> Iterator[Mapping[str, Any]]:
+def noting_training(config: DictConfig, folder: Path, job: Job) -> Iterator[Mapping[str, Any]]:
     """Note in a held folder's manifest how a run fails within the context; arguments as of ``carry_out``.
 
     Gives what the manifest says of exports anew, which it goes on to say.
@@ -208,7 +209,7 @@ def noting_training(
     try:
         yield before
     except (RuntimeError, ValueError, OSError) as error:
-        seconds = {"train": time.perf_counter() - started}
+        seconds = {"train": seconds_before(folder / "metrics.jsonl", job.state.step)}
         note(folder, {**outline(config, job), **before, "step": job.state.step, "seconds": seconds}, error)
         raise
 

@@ -155,7 +155,7 @@ def refuse(folder: Path, config: DictConfig) -> None:
 
 def _unused(folder: Path) -> bool:
     """Tell whether a folder is empty, but for a lock and for what a process left that was killed before its ``config.yaml`` was whole."""
-    return all(path.name == LOCK or is_half(path) for path in folder.iterdir())
+    return all(path.name in (LOCK, contents.NAME) or is_half(path) for path in folder.iterdir())
 
 
 def _described(folder: Path, config: DictConfig, settings: str) -> Path:
@@ -191,8 +191,11 @@ def _names(root: Path, config: DictConfig) -> Iterator[Path]:
 
 
 def _described_ones(root: Path, config: DictConfig) -> Iterator[Path]:
-    """Of these folders, those at the beginning that hold a run."""
-    return takewhile(lambda folder: (folder / "config.yaml").is_file(), _names(root, config))
+    """Of these folders, those that hold a run, up to the first that a new one could have."""
+    there = takewhile(
+        lambda folder: folder.exists() and not (folder.is_dir() and _unused(folder)), _names(root, config)
+    )
+    return (folder for folder in there if (folder / "config.yaml").is_file())
 
 
 def _next(root: Path, config: DictConfig, settings: str, others: Collection[Path]) -> Path:

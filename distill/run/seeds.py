@@ -93,7 +93,7 @@ def run_seeds(
         NoSeedFinished: all of them failed; says how.
     """
     clear(folder)
-    renew(folder, config)
+    renew(folder, config, written=False)  # finished seeds stay as they are
     forget(folder)
     with noting(config, folder):
         return _run_seeds(config, folder, prior, carry, desk)

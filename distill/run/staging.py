@@ -14,7 +14,7 @@ from distill.ranks import ALONE, Ranks
 from distill.run import stages
 from distill.run.assemble import assemble, pick_device
 from distill.run.failures import noted
-from distill.run.prior import check_prior
+from distill.run.prior import check_prior, check_student, students_of
 
 
 def begin(config: DictConfig, prior: Prior | None, ranks: Ranks = ALONE) -> Job:
@@ -25,19 +25,26 @@ def begin(config: DictConfig, prior: Prior | None, ranks: Ranks = ALONE) -> Job:
     """
     if not config.earlier:
         return assemble(config, prior, ranks)
-    if prior is None:
-        check_priors(config, pick_device(config.device))
+    check_priors(config, pick_device(config.device), given=prior is not None)
     return assemble_stage(stages.plan(config, Path())[0], config, prior)
 
 
-def check_priors(config: DictConfig, device: torch.device) -> None:
-    """Check the prior of each stage of a run before anything is loaded, see ``check_prior``.
+def check_priors(config: DictConfig, device: torch.device, given: bool = False) -> None:
+    """Check the prior of each stage of a run before anything is loaded, see ``check_prior``; what the losses start from, too.
+
+    Args:
+        config: of the run.
+        device: to load them on.
+        given: the one that the configuration names is loaded.
 
     Raises:
         ValueError: one cannot be used.
     """
     for one in stages.plan(config, Path()):
-        check_prior(one, device)
+        if not (given and alike(one, config)):
+            check_prior(one, device)
+        for path in students_of(one):
+            check_student(path)
 
 
 def assemble_stage(one: DictConfig, of: DictConfig, prior: Prior | None) -> Job:

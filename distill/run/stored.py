@@ -81,8 +81,14 @@ def same_run(folder: Path, config: DictConfig) -> bool:
 
 
 def both(folder: Path, stored: DictConfig, config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of a folder's run, and those of a configuration, by dotted name; files are compared by what they hold."""
-    made, wanted = flat(settings_of(stored)), flat(settings_of(config))
+    """The settings of a folder's run, and those of a configuration, by dotted name, those of earlier stages one by one.
+
+    Files are compared by what they hold, where the folder says it. The prompts of a step of a library are one for each process
+    where they are not given, so as many as the run had.
+    """
+    made, wanted = (_of_all_stages(settings_of(each)) for each in (stored, config))
+    if wanted["optimiser.accumulate"] is None:
+        wanted["optimiser.accumulate"] = made.get("optimiser.accumulate")
     now = contents.contents(config)
     for name, digest in contents.kept(folder).items():
         if name in now:
@@ -92,9 +98,9 @@ def both(folder: Path, stored: DictConfig, config: DictConfig) -> tuple[dict[str
 
 def _of_all_stages(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by dotted name, those of the stages before the last one by one."""
-    found = {name: value for name, value in settings.items() if name != "earlier"}
+    found = flat({name: value for name, value in settings.items() if name != "earlier"})
     for stage, changes in settings.get("earlier", {}).items():
-        found |= {f"{stage}: {name}": value for name, value in flat(changes).items()}
+        found |= {contents.of_stage(stage, name): value for name, value in flat(changes).items()}
     return found
 
 
@@ -103,7 +109,7 @@ def differing(folder: Path, config: DictConfig) -> str:
     stored = stored_in(folder)
     if stored is None:
         return ""
-    made, wanted = map(_of_all_stages, both(folder, stored, config))
+    made, wanted = both(folder, stored, config)
     names = [name for name in {**wanted, **made} if made.get(name) != wanted.get(name)]
     # Options of two losses, or two scenes, differ because these do.
     others = {name.partition(".")[0] for name in names if name.endswith("._target_")}
@@ -114,7 +120,7 @@ def differing(folder: Path, config: DictConfig) -> str:
         return text if len(text) <= 60 else f"{text[:57]}..."
 
     def told(name: str) -> str:
-        if name in contents.NAMING and OmegaConf.select(stored, name) and OmegaConf.select(config, name):
+        if name.rpartition(": ")[2] in contents.NAMING and made.get(name) and wanted.get(name):
             return f"another file as {name}"
         return f"{name.removesuffix('._target_')}={short(made.get(name))}, not {short(wanted.get(name))}"
 
@@ -123,7 +129,7 @@ def differing(folder: Path, config: DictConfig) -> str:
 
 
 def stored_in(folder: Path) -> DictConfig | None:
-    """The configuration that a folder's run was started with, None where it has none.
+    """The configuration of a folder's run, None where it has none.
 
     Raises:
         ValueError: it cannot be read.
@@ -187,11 +193,13 @@ def other_version(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         except Exception:  # a part that is not there any more
             return f"{part}._target_={target}, which this version does not know"
         known |= {f"{part}.{item.name}" for item in options}
-    if unknown := [name for name in made if name not in known]:
+    if unknown := [name for name in made if ": " not in name and name not in known]:
         return f"{unknown[0]}, which this version does not know"
     same = [part for part in PARTS if made[f"{part}._target_"] == wanted[f"{part}._target_"]]
     expected = [
-        name for name in wanted if name.partition(".")[0] in same or name.partition(".")[0] not in PARTS
+        name
+        for name in wanted
+        if ": " not in name and (name.partition(".")[0] in same or name.partition(".")[0] not in PARTS)
     ]
     missing = [name for name in expected if name not in made]
     return f"no {missing[0]}, which this version has" if missing else ""
@@ -202,13 +210,20 @@ def agree(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return all(made.get(name) == wanted.get(name) for name in ("prompt", "image", "seed", "prior"))
 
 
-def renew(folder: Path, config: DictConfig) -> None:
-    """Bring the settings in a run's folder up to date with what may change when it is resumed, such as what is exported."""
+def renew(folder: Path, config: DictConfig, written: bool = True) -> None:
+    """Bring the settings in a run's folder up to date with what may change when it is resumed.
+
+    Args:
+        folder: of a run with these settings, see ``same_run``.
+        config: of the run.
+        written: what decides which files it has, too; not where some are there already, and stay as they are.
+    """
     stored = stored_in(folder)
     if stored is None:
         return
     before = OmegaConf.to_yaml(stored)
-    for name in ("earlier", *(name for name in _FREE if name not in _PLACE)):
+    kept = {*_PLACE, *(() if written else _WRITTEN)}
+    for name in ("earlier", *contents.NAMING, *(name for name in _FREE if name not in kept)):
         OmegaConf.update(stored, name, OmegaConf.select(config, name), merge=False, force_add=True)
     if (now := OmegaConf.to_yaml(stored)) != before:
         write_atomic(folder / "config.yaml", now)

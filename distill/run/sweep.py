@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -15,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from distill.files.paths import user_path
 from distill.inputs import looks
 from distill.run.assemble import pick_device
 from distill.run.compose import compose_config
@@ -146,18 +148,18 @@ def check_jobs(jobs: Sequence[Sequence[str]], folders: Sequence[str], here: bool
     Raises:
         ValueError: one of them would be refused, or two have one folder.
     """
-    taken = set[str]()
+    taken = set[Path]()
     for number, words in enumerate(jobs, start=1):
         try:
             config = compose_config(words, folders)
             if here:
                 check_inputs(config, words, folders)
             if config.output_dir and (config.prompts is None or amortised(config)):
-                if config.output_dir in taken:
+                if (folder := user_path(config.output_dir).resolve()) in taken:
                     raise ValueError(
                         f"output_dir={config.output_dir} is another job's, too; leave it out, and each has a folder of its own in outputs"
                     )
-                taken.add(config.output_dir)
+                taken.add(folder)
         except ValueError as error:
             own = [word for word in words if not all(word in job for job in jobs)]
             raise ValueError(

@@ -191,11 +191,13 @@ def compare(
         for done, cell in enumerate(mine):
             folder, model = cell.folder(root), prior_of(cell.prompt)
             record = run_cell(cell, settings[cell.method], model, judge, folder, measure_every, stop, source)
-            if stop.is_set():
+            if "final" not in record:
                 raise Interrupted(f"stopped after {done} of {len(mine)} cells; run again to go on")
             write_atomic(folder / "cell.json", json.dumps(record | made_so[cell.prompt]) + "\n")
             said = record["error"] or in_short(record["final"])
             log.info("%d of %d: %s, %s, seed %d: %s", done + 1, len(mine), *vars(cell).values(), said)
+            if stop.is_set():
+                raise Interrupted(f"stopped after {done + 1} of {len(mine)} cells; run again to go on")
     paths = [cell.folder(root) / "cell.json" for cell in cells]
     found = [path for path in paths if path.exists()]
     if prior is None and len(found) == len(paths):
@@ -369,7 +371,7 @@ def run_cell(
         train(job, on_step)
     except Diverged as error:
         record["error"] = str(error).splitlines()[0]
-    if stop.is_set():
+    if stop.is_set() and job.state.step < config.iterations:
         return record
     record |= {"seconds": clock["seconds"], "calls": prior.calls - before, "skipped": job.state.skipped}
     record["final"] = figures.measure(job.views[0], field, cell.prompt, judge, source)
