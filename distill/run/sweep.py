@@ -104,15 +104,20 @@ def sweep(options: Sequence[str], folders: Sequence[str], run_job: RunJob) -> in
         codes.append(code)
 
     sys.argv = ["distill", *flags, *with_implied(words)]
+    return ended(job, launcher) or max(codes, default=0)
+
+
+def ended(jobs: Callable[[], object], launcher: str | None) -> int:
+    """Make a sweep's jobs; returns 0, or the exit code of what stopped them, which is said in one line."""
     with one_line():
         try:
-            job()
+            jobs()
         except Stopped:
             print("distill: the sweep was stopped, and its further jobs are not started", file=sys.stderr)
             return INTERRUPTED
-        except JobEnded as ended:
-            print(f"distill: error: {ended}", file=sys.stderr)
-            return ended.code
+        except JobEnded as failed:
+            print(f"distill: error: {failed}", file=sys.stderr)
+            return failed.code
         except Exception as error:
             if not launcher or isinstance(error, (ValueError, HydraException, OmegaConfBaseException)):
                 raise
@@ -124,7 +129,7 @@ def sweep(options: Sequence[str], folders: Sequence[str], run_job: RunJob) -> in
                 file=sys.stderr,
             )
             return 1
-    return max(codes, default=0)
+    return 0
 
 
 def jobs_of(words: Sequence[str]) -> list[list[str]]:

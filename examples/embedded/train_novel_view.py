@@ -311,6 +311,8 @@ def main() -> None:
             config, pipeline, seen, unseen, asked=stop.is_set, limits=limits,
             saved=lambda pipeline: write_folder(pipeline, options.output, options.tars),
         )  # fmt: skip
+        if stop.is_set():
+            raise Interrupted(f"the model is in {options.output}; run it again to measure it")
     finish(options, config, pipeline, held_out, len(store.pictures))
 
 
