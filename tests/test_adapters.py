@@ -123,6 +123,7 @@ STRENGTHS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
 @pytest.mark.parametrize("kind", list(STRENGTHS))
 def test_every_layer_has_the_strength_that_its_own_alpha_and_rank_say(

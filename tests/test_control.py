@@ -223,6 +223,7 @@ def test_predictions_are_what_the_pipeline_feeds_its_scheduler(case: Case, promp
         torch.testing.assert_close(predicted, output, rtol=1e-4, atol=1e-5 * float(output.abs().max()))
 
 
+@pytest.mark.slow
 def test_at_scale_zero_the_prior_is_as_without(case: Case) -> None:
     silent, plain = case.load(control_scale=0.0), case.load(controlnet=None)
     shape = plain.encode(case.picture(batch=2)).shape
@@ -376,6 +377,7 @@ QUICK: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @only("stable_diffusion", "stable_diffusion_xl")
 @pytest.mark.parametrize(
     "options",

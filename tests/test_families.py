@@ -271,6 +271,7 @@ def test_words_before_the_ending_are_cut_and_counted(head: str, tail: str, kept:
     assert cut_off(pipeline, {"tokenizer": 0}, prompt) == (lost, 12 if lost else 0)
 
 
+@pytest.mark.slow
 def test_a_student_of_any_family_learns_and_is_read_by_diffusers(case: Case, tmp_path: Path) -> None:
     """VSD's student starts as the prior itself, learns, leaves the prior alone, and its file fits a fresh network."""
     from distill.cameras import turntable

@@ -214,6 +214,7 @@ def expected(request: pytest.FixtureRequest) -> Iterator[str | None]:
     yield found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "expected"), [(case, case) for case in CASES], ids=["-".join(map(str, c)) for c in CASES], indirect=["expected"]
 )  # fmt: skip

@@ -159,6 +159,7 @@ def test_a_draft_is_the_mean_and_what_the_code_adds() -> None:
         torch.testing.assert_close(draft(randn(2, 2, 16)), (draft.mean + 0.5).expand(2, -1, -1, -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [SMALL, replace(SMALL, tokens=0), replace(SMALL, film=False), replace(SMALL, draft=0)]
 )

@@ -194,6 +194,7 @@ def test_a_job_that_fails_does_not_stop_a_sweep(monkeypatch: pytest.MonkeyPatch)
     assert command("a red mug", "-m", "seed=0,1,2") == 2 and jobs == [0, 1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "values"),
     [

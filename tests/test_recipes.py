@@ -161,6 +161,7 @@ def prior(tmp_path_factory: pytest.TempPathFactory) -> DiffusionPrior:
     return distill.load_prior(folder, dtype=torch.float32, image_size=64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({e for e, family in TABLED if family == "latent"} - LIBRARIES))
 def test_some_steps_of_a_recipe(prior: DiffusionPrior, name: str, tmp_path: Path) -> None:
     size = WRITER.setting(

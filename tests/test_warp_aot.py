@@ -27,6 +27,7 @@ for half in (False, True):
 KERNELS = {"march": 3, "cast": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_kernels_compile_for_cuda(name: str, tmp_path: Path) -> None:
     module = MODULES[name]().module
