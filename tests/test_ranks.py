@@ -395,9 +395,9 @@ LIBRARY = ("prompts=x", "scene=hyper_grid")
         ([PROMPT, "max_vram=12GB"], r"max_vram= does not go with 2 processes: .* choose render\.at_once="),
         ([PROMPT, "device=cuda:1"], "device=cuda:1 does not go with 2 processes: each process takes a GPU"),
         ([PROMPT, "guidance=vsd"], "this guidance trains a copy of the prior"),
-        ([PROMPT, "render.batch=3"], r"render\.batch=3 views cannot be shared evenly by 2 processes"),
-        ([*LIBRARY, "optimiser.accumulate=3"], r"optimiser\.accumulate=3 prompts cannot be shared evenly by 2"),
-        ([*LIBRARY, "optimiser.accumulate=1", "render.batch=3"], r"render\.batch=3 views cannot be shared evenly"),
+        ([PROMPT, "render.batch=3"], r"render\.batch=3 cannot be shared evenly by 2 processes"),
+        ([*LIBRARY, "optimiser.accumulate=3"], r"optimiser\.accumulate=3 cannot be shared evenly by 2"),
+        ([*LIBRARY, "optimiser.accumulate=1", "render.batch=3"], r"render\.batch=3 cannot be shared evenly"),
     ],
 )  # fmt: skip
 def test_what_several_processes_cannot_share_is_refused_in_one_line(words: list[str], error: str) -> None:

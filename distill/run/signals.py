@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 #: Signals that ask a run to stop; Windows has no SIGHUP.
@@ -23,31 +23,29 @@ def stop_signals() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    with _handled(STOPPING, request):
+    with _handled(request):
         yield stop
 
 
 @contextlib.contextmanager
 def as_interrupts() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise ``KeyboardInterrupt``, as SIGINT does, for as long as the context lasts."""
+    """Let SIGINT, SIGTERM and SIGHUP raise ``KeyboardInterrupt`` for as long as the context lasts."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    with _handled([number for number in STOPPING if number != signal.SIGINT], interrupt):
+    with _handled(interrupt):
         yield
 
 
 @contextlib.contextmanager
-def _handled(
-    signals: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]
-) -> Iterator[None]:
-    """Handle signals so for as long as the context lasts; in the main thread, which alone may say how."""
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle the signals so for as long as the context lasts; in the main thread, which alone may say how."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     # What was started with nohup ignores SIGHUP, and goes on doing so.
-    heeded = [number for number in signals if number in ASKS or signal.getsignal(number) != signal.SIG_IGN]
+    heeded = [number for number in STOPPING if number in ASKS or signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, handler) for number in heeded}
     try:
         yield
