@@ -18,6 +18,7 @@ import torch
 from omegaconf import DictConfig
 
 from distill.convert import pickled
+from distill.devices import pick_device
 from distill.domains import counted
 from distill.files.paths import user_path
 from distill.inputs import fitting, looks
@@ -29,7 +30,7 @@ from distill.priors.source import Source, find, offline
 from distill.priors.table import MODELS
 from distill.priors.whole import check_complete, check_whole
 from distill.run import stages
-from distill.run.assemble import assemble, pick_device
+from distill.run.assemble import assemble
 from distill.run.compose import compose_config
 from distill.run.queue import Part
 

@@ -188,7 +188,7 @@ def joined(device: str) -> Iterator[Ranks]:
     Each takes a GPU of its own, number ``LOCAL_RANK`` of the machine; gradients go over NCCL there, and over gloo on CPUs.
 
     Args:
-        device: as of ``distill.run.assemble.pick_device``.
+        device: as of ``distill.devices.pick_device``.
 
     Raises:
         ValueError: there is no GPU for this process.

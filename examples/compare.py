@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import distill
+from distill.devices import pick_device
 from distill.embedded.exact import exact_prior
 from distill.lab.comparison.pictured import OBJECTS, THROUGH, compare_pictures
 from distill.lab.comparison.run import METHODS, MORE_PROMPTS, ON_THINGS, PROMPTS, THINGS, VARIANTS
 from distill.lab.comparison.shares import share
 from distill.lab.truth import Source, check, judge_of
-from distill.run.assemble import pick_device
 from distill.run.journal import Interrupted
 
 

@@ -204,7 +204,7 @@ WRONG = [
     ([*GIVEN, "guidance=sds", "guidance.through=csd"], "choose the loss itself, for example guidance=csd"),
     ([*GIVEN, "penalties.reference_depth=1"], "needs reference.depth=FILE"),
     ([*GIVEN, "reference.depth=model/unet/config.json", "penalties.reference_depth=1"], "cannot be read"),
-    ([*GIVEN, "particles=2"], "leave out prompts= and particles="),
+    ([*GIVEN, "particles=2"], "does not go with particles=2; leave out one of them"),
     ([*GIVEN, "guidance=novel_view"], "novel_view is no loss any more but the prior of image=FILE"),
     (
         ["a red mug", *QUICK, "guidance=mix", "guidance.terms=[{loss:sds,prior:novel_view}]"],

@@ -69,7 +69,7 @@ def refusal(scene: str, particles: int, condition: str, how: str) -> str | None:
     if flat and condition == "picture":
         return r"image=p.png needs a scene that has a shape.*leave it out"
     if condition == "picture" and particles > 1:
-        return r"image= makes one asset; leave out prompts= and particles="
+        return r"image= makes one asset of the picture and does not go with (prompts|particles)="
     if scene in ("image", "surface") and how == "compare":
         return r"a comparison measures shapes.*choose one that fills space, such as scene=hash_grid"
     return None

@@ -108,7 +108,8 @@ def test_layers_are_spread_from_shallow_to_deep() -> None:
 
 def test_wrong_encoders_get_one_line(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"expected an image encoder \(dinov2, .*\) of transformers in .*nowhere"
+        ValueError,
+        match=r"encoder must be the folder of an image encoder of transformers \(dinov2, .*\), and .*nowhere has no",
     ):
         load_encoder(tmp_path / "nowhere")
     folder = write_encoder(tmp_path / "good", "dinov2")

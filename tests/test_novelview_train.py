@@ -317,7 +317,7 @@ def test_wrong_options_get_one_line(
     assert "has a rotated code; add code=true, or begin from another folder" in said(
         capsys, *good, f"init={turned}", f"output_dir={tmp_path / 'e'}"
     )
-    assert "expected an image encoder" in said(
+    assert "encoder must be the folder of an image encoder" in said(
         capsys, *good, "encoder=nowhere", f"output_dir={tmp_path / 'd'}"
     )
 

@@ -71,9 +71,9 @@ def check_files(
         ValueError: a name or a format cannot be written, or the levels have no file.
     """
     check_name(name)
-    if lod_as not in LOD_PLACES or not 0 <= lods <= MOST_LODS:
+    if lod_as not in LOD_PLACES or not isinstance(lods, int) or not 0 <= lods <= MOST_LODS:
         raise ValueError(
-            f"lods is 0 to {MOST_LODS} levels, and lod_as {', '.join(LOD_PLACES)}, got {lods} and {lod_as!r}"
+            f"lods is 0 to {MOST_LODS} levels, and lod_as {', '.join(LOD_PLACES)}, got {lods!r} and {lod_as!r}"
         )
     check_formats(USUAL if formats is None else formats)
     if own_mesh and formats is not None and list(formats) != ["glb"]:

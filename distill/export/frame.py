@@ -51,9 +51,9 @@ def place_of(mesh: Mesh, *, pivot: Pivot = "scene", size_m: float | None = None)
     """
     if pivot not in PIVOTS:
         raise ValueError(f"pivot must be {', '.join(PIVOTS)}, got {pivot!r}")
-    if size_m is not None and not SIZES[0] <= size_m <= SIZES[1]:
+    if size_m is not None and not (isinstance(size_m, (int, float)) and SIZES[0] <= size_m <= SIZES[1]):
         raise ValueError(
-            f"size_m is the largest extent in metres, {SIZES[0]:g} to {SIZES[1]:g}, got {size_m}; choose another"
+            f"size_m is the largest extent in metres, {SIZES[0]:g} to {SIZES[1]:g}, got {size_m!r}; choose another"
         )
     low, high = mesh.vertices.min(0).astype(np.float64), mesh.vertices.max(0).astype(np.float64)
     origin = np.zeros(3) if pivot == "scene" else (low + high) / 2

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from distill.convert import pickled
+from distill.devices import pick_device
 from distill.priors import inversion, lora
 from distill.priors.autoencoder import find_vae
 from distill.priors.control import ControlNet, load_controlnet
@@ -130,7 +131,7 @@ def load_prior(
             not fit it, graphs are asked for on another device than CUDA, several views of a prior that is told no cameras, or
             ``ip_mode`` is given for a prior that is shown no picture.
     """
-    device = torch.device(device)
+    device = pick_device(str(device))
     check_graphs(graphs, device)
     files = _lora_files(loras)
     inversions = [inversion.parse(entry) for entry in _listed("embeddings", embeddings)]

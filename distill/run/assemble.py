@@ -28,6 +28,7 @@ from distill.contracts import (
     Scene,
     View,
 )
+from distill.devices import pick_device
 from distill.guidance import is_made_for_prior
 from distill.job import Job, Settings, State, make_optimiser
 from distill.options import followed, ramp, schedules_in, value_over_run
@@ -138,25 +139,6 @@ def check_learner(prior: Prior, picture: Picture | None, ranks: Ranks) -> None:
             f"reference.start=samples shows this guidance views that are no groups, and it learns from the {prior.views} that {prior.name} "
             "takes together; add reference.start=none, or choose a guidance that learns nothing"
         )
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of a name; ``auto`` is CUDA where there is one.
-
-    Raises:
-        ValueError: the device is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"device={name} needs an NVIDIA driver and a CUDA build of torch, and none is usable here; use device=cpu or device=auto"
-        )
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(
-            "device=mps needs a Mac with Apple silicon, and this is none; use device=cpu or device=auto"
-        )
-    return torch.device(name)
 
 
 def check_cameras(cameras: CameraSampler, batch: int, prior: Prior) -> None:

@@ -12,12 +12,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from distill.contracts import Prior
+from distill.devices import pick_device
 from distill.embedded.vocabulary import of_prior
 from distill.files.lock import InUse, hold
 from distill.live.desk import Desk
 from distill.live.server import watched
 from distill.run import contents
-from distill.run.assemble import pick_device
 from distill.run.conditioning import texts_of
 from distill.run.execute import carry_out
 from distill.run.failures import line_of, noting

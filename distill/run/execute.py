@@ -16,6 +16,7 @@ from distill import loop
 from distill.asset import Asset
 from distill.conditions.picture import Picture, write_beside
 from distill.contracts import Learner, Prior, Render, Scene, View
+from distill.devices import pick_device
 from distill.export.pictures import write_pictures
 from distill.files.atomic import clear, write_atomic
 from distill.files.checkpoint import load_checkpoint
@@ -26,7 +27,6 @@ from distill.live.desk import Desk
 from distill.live.server import watched
 from distill.ranks import ALONE, Ranks
 from distill.run import stages
-from distill.run.assemble import pick_device
 from distill.run.compose import compose_config
 from distill.run.failures import ExportFailed, check_collapse, exported, forget, note, noted
 from distill.run.folders import check_unused, claim, is_finished

@@ -14,6 +14,7 @@ from distill.files.atomic import write_atomic
 from distill.files.paths import user_path
 from distill.run.plugins import features_of
 from distill.run.schema import default_of
+from distill.run.seeding import several
 
 #: What describes a generator, in its folder.
 NAME = "generator.json"
@@ -85,6 +86,11 @@ def check_together(config: DictConfig) -> None:
         )
     if not config.generator:
         return
+    if config.iterations == 0 and several(config):
+        raise ValueError(
+            "a generator makes the same scene with every seed where it is not trained, so seeds= and retries= would do nothing; leave them "
+            "out, or add iterations=200"
+        )
     for option, default in (("init", None), ("image", None), ("particles", 1)):
         if config[option] != default:
             raise ValueError(

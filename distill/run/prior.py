@@ -105,7 +105,15 @@ def check_prompt(config: DictConfig) -> str:
     own = of_prior(config.prior) if given else None
     if own is None:
         return ""
-    meanings = {text: understand(text, own) for text in given}
+    try:
+        meanings = {text: understand(text, own) for text in given}
+    except ValueError as error:
+        if not config.generator:
+            raise
+        # Another prior is no remedy here.
+        raise ValueError(
+            f"{str(error).split('; ')[0]}, with which generator={config.generator} was made; '{own.command}' lists what it knows"
+        ) from error
     seen = [text for text, meaning in meanings.items() if meaning.view]
     if seen and config.prior_options.views != 1 and told_cameras(config.prior):
         raise ValueError(

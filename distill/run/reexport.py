@@ -15,6 +15,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from distill.contracts import Scene
+from distill.devices import pick_device
 from distill.export.files import names_of
 from distill.files.atomic import write_atomic
 from distill.files.checkpoint import load_checkpoint
@@ -22,7 +23,6 @@ from distill.files.lock import hold
 from distill.files.paths import user_path
 from distill.job import take
 from distill.renderers.particles import Particles
-from distill.run.assemble import pick_device
 from distill.run.checks import check
 from distill.run.checks.idle import check_idle
 from distill.run.checks.scene import check_scene

@@ -9,10 +9,11 @@ import torch
 from omegaconf import DictConfig
 
 from distill.contracts import Prior
+from distill.devices import pick_device
 from distill.job import Job
 from distill.ranks import ALONE, Ranks
 from distill.run import stages
-from distill.run.assemble import assemble, pick_device
+from distill.run.assemble import assemble
 from distill.run.failures import noted
 from distill.run.prior import check_prior, check_student, students_of
 

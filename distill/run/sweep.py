@@ -16,9 +16,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from distill.devices import pick_device
 from distill.files.paths import user_path
 from distill.inputs import looks
-from distill.run.assemble import pick_device
 from distill.run.compose import compose_config
 from distill.run.compose_stages import is_own
 from distill.run.folders import check_root

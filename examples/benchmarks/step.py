@@ -30,9 +30,9 @@ from measuring import hardware, table
 from omegaconf import DictConfig
 from one_step import PARTS, RENDER, measure
 
+from distill.devices import pick_device
 from distill.renderers.hashgrid import BACKENDS, choose_backend
 from distill.renderers.march import MARCHERS, choose_marcher
-from distill.run.assemble import pick_device
 from distill.run.compose import compose_config
 from distill.run.overrides import as_overrides
 from distill.run.prior import open_prior

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from distill.run.assemble import pick_device
+from distill.devices import pick_device
 from distill.run.batch import check_parts, embed_first, finished_ones, make_one
 from distill.run.folders import check_root
 from distill.run.overrides import quote, quote_text

@@ -18,10 +18,11 @@ import torch
 from omegaconf import DictConfig
 
 from distill.contracts import Prior, Render
+from distill.devices import pick_device
 from distill.job import State
 from distill.loop import train
 from distill.priors import load_prior
-from distill.run.assemble import assemble, pick_device
+from distill.run.assemble import assemble
 from distill.run.compose import compose_config
 from distill.run.overrides import as_overrides
 

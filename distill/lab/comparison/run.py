@@ -17,6 +17,7 @@ from torch import Tensor
 
 from distill.cameras import turntable
 from distill.contracts import Prior, Render, Step
+from distill.devices import pick_device
 from distill.embedded.judge import Judge
 from distill.embedded.prompt import prior_for
 from distill.files.atomic import write_atomic
@@ -29,7 +30,7 @@ from distill.lab.comparison.records import Cell, judge_name
 from distill.lab.truth import SHAPES, Source, asked, check, check_meant, judge_folder, judge_of, origin
 from distill.loop import Diverged, train
 from distill.priors import load_prior
-from distill.run.assemble import assemble, pick_device
+from distill.run.assemble import assemble
 from distill.run.journal import Interrupted
 from distill.run.plugins import features_of
 from distill.run.prior import check_loaded
@@ -211,8 +212,10 @@ def check_asked(prior: object, budget: str, part: tuple[int, int]) -> None:
         raise ValueError(f"prior must be a loaded one, got {prior!r}; give distill.load_prior({prior!r})")
     if budget not in ("steps", "calls"):
         raise ValueError(f"budget must be steps or calls, got {budget!r}")
-    if not 1 <= part[0] <= part[1]:
-        raise ValueError(f"part must be (k, n) with 1 <= k <= n, got {part}")
+    if not (
+        isinstance(part, tuple) and len(part) == 2 and all(isinstance(each, int) for each in part)
+    ) or not (1 <= part[0] <= part[1]):
+        raise ValueError(f"part must be (k, n) with 1 <= k <= n, got {part!r}")
 
 
 def in_short(final: Mapping[str, Any]) -> str:

@@ -121,6 +121,16 @@ def _render(options: argparse.Namespace) -> int:
         raise ValueError(
             f"--fov must be within 0 and 180 and --scale above 0, got {options.fov}, {options.scale}"
         )
+    for name in ("distance", "elevation", "fov", "scale"):
+        low, high = getattr(options, name)
+        if not low <= high:
+            raise ValueError(f"--{name} takes the smaller number first, got {low:g} {high:g}")
+    if options.world is not None and options.world < 1:
+        raise ValueError(f"--world must be at least 1, got {options.world}")
+    if options.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {options.workers}")
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"{options.output} is a file; give a folder to write the renders to")
     if options.steep < 0 or not 0 <= options.offset <= 0.5:
         raise ValueError(
             f"--steep must not be negative and --offset be within 0 and 0.5, got {options.steep} and {options.offset:g}"
@@ -152,6 +162,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     from distill.lab.novel_view.views import from_folder
     from distill.priors.novel_view.pipeline import NovelViewPipeline
 
+    for name in ("steps", "per_object", "views"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    if not any(options.renders.glob("*/000.png")):
+        raise ValueError(
+            f"expected renders in {options.renders}, a folder for each object with 000.png and so on, and there are none; make them with "
+            "distill-views render"
+        )
     pipeline = NovelViewPipeline.load(options.model)
     views = from_folder(options.renders, count=options.views, size=pipeline.size)
     path = options.pairs or options.output / "pairs.json"
@@ -188,11 +206,17 @@ def _draw(
 def _pack(options: argparse.Namespace) -> int:
     from distill.lab.novel_view.views import from_folder, write_shard
 
-    count = len(list(next(p for p in options.folder.iterdir() if p.is_dir()).glob("*.png")))
-    first = next(options.folder.glob("*/000.png"))
+    if options.objects < 1:
+        raise ValueError(f"--objects must be at least 1, got {options.objects}")
+    first = next(iter(sorted(options.folder.glob("*/000.png"))), None)
+    if first is None:
+        raise ValueError(
+            f"expected renders in {options.folder}, a folder for each object with 000.png and so on, and there are none; make them with "
+            "distill-views render"
+        )
     from PIL import Image
 
-    size = Image.open(first).width
+    count, size = len(list(first.parent.glob("*.png"))), Image.open(first).width
     views = from_folder(options.folder, count=count, size=size)
     options.output.mkdir(parents=True, exist_ok=True)
     groups = [views.uids[start : start + options.objects] for start in range(0, len(views), options.objects)]

@@ -281,11 +281,11 @@ def check_tracker(name: str) -> None:
         raise ValueError(f"tracker={name} needs the package {name}; pip install {name}, or use tracker=none")
 
 
-def claim(folder: Path, config: TrainConfig) -> None:
-    """Create the folder, or find it again with ``resume``; writes ``config.json``.
+def refuse(folder: Path, config: TrainConfig) -> None:
+    """Refuse the folder of another training, or of this one without ``resume``.
 
     Raises:
-        ValueError: it holds another training, or this one without ``resume``.
+        ValueError: it is one.
     """
     path, said = folder / "config.json", asdict(config)
     if path.exists():
@@ -301,9 +301,19 @@ def claim(folder: Path, config: TrainConfig) -> None:
             raise ValueError(
                 f"{folder} already holds this training; add resume=true, or choose another output_dir="
             )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(said, indent=2) + "\n")
+
+
+def claim(folder: Path, config: TrainConfig) -> None:
+    """Create the folder, or find it again with ``resume``; writes ``config.json``.
+
+    Raises:
+        ValueError: it holds another training, or this one without ``resume``.
+    """
+    refuse(folder, config)
+    path = folder / "config.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(asdict(config), indent=2) + "\n")
 
 
 def compose(overrides: Sequence[str]) -> TrainConfig:

@@ -362,5 +362,10 @@ def find_meshes(inputs: Sequence[Path]) -> list[Path]:
         )
         found += inside
     if not found:
-        raise ValueError(f"no mesh ({', '.join(SUFFIXES)}) among {', '.join(map(str, inputs))}")
+        among = (
+            f"among {', '.join(map(str, inputs))}"
+            if inputs
+            else "is given; add some before the output, or --world N"
+        )
+        raise ValueError(f"no mesh ({', '.join(SUFFIXES)}) {among}")
     return found

@@ -23,7 +23,7 @@ from distill.files.paths import user_path
 from distill.lab.novel_view import loop
 from distill.lab.novel_view.cache import build_cache
 from distill.lab.novel_view.code_stage import train_code
-from distill.lab.novel_view.config import TrainConfig, check, claim, compose
+from distill.lab.novel_view.config import TrainConfig, check, claim, compose, refuse
 from distill.lab.novel_view.in_memory import train_in_memory
 from distill.lab.novel_view.objective import loss_of, make_sampler
 from distill.lab.novel_view.pairs import Pairs
@@ -78,18 +78,19 @@ def train(config: TrainConfig) -> Path:
     accelerator = Accelerator(mixed_precision=precision, log_with=trackers, project_dir=str(folder))
     if config.in_memory and accelerator.num_processes > 1:
         raise ValueError(f"in_memory=true trains in one process, got {accelerator.num_processes}")
-    with accelerator.main_process_first():
-        if accelerator.is_main_process:
-            claim(folder, config)
+    if accelerator.is_main_process:
+        refuse(folder, config)
     set_seed(config.seed)
     encoder = load_encoder(user_path(config.encoder), layers=config.layers, device=accelerator.device)
     views, held_out = open_views(config).split(config.held_out)
+    pipeline = open_pipeline(config, encoder)
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:  # a folder is taken once all that the training reads is there
+            claim(folder, config)
     if config.in_memory:
-        pipeline = open_pipeline(config, encoder)
         return train_in_memory(config, pipeline, views, held_out, device=accelerator.device)
     with accelerator.main_process_first():
         cache = build_cache(views, encoder, user_path(config.cache)) if config.cache else None
-    pipeline = open_pipeline(config, encoder)
     pipeline.model.to(accelerator.device)
     if pipeline.vae is not None:
         pipeline.vae.to(accelerator.device)

@@ -213,8 +213,9 @@ def load_encoder(
         kind = json.loads((folder / "config.json").read_text())["model_type"]
         name, (mean, std) = kinds[kind]
     except (OSError, ValueError, KeyError) as error:
+        what = "no config.json" if isinstance(error, OSError) else "a config.json of something else"
         raise ValueError(
-            f"expected an image encoder ({', '.join(kinds)}) of transformers in {folder}, got {error!r}"
+            f"encoder must be the folder of an image encoder of transformers ({', '.join(kinds)}), and {folder} has {what}"
         ) from error
     processor = folder / "preprocessor_config.json"
     if processor.exists():

@@ -12,6 +12,8 @@ from distill.options import options_of, ramp
 from distill.run.earlier import SECOND
 from distill.run.schema import PARTS, default_of
 
+#: Parts and options that matter in training alone.
+TRAINED = ("guidance", "guidance_weight", "timesteps", "cameras", "penalties", "optimiser")
 #: Options of an export that shape or place the mesh which is made of a field.
 SHAPING = ("resolution", "faces", "iso", "largest_component", "up", "pivot", "size_m", "lods", "lod_as")
 
@@ -30,7 +32,9 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
         ramp(f"render.turns.{light}", values["render"]["turns"][light], values["iterations"]).nonzero
         for light in lights
     )
+    untrained = values["iterations"] == 0, "the generator's scene is not trained; add iterations=200"
     return [
+        *((name, *untrained) for name in TRAINED),
         ("prior", pictured and not words, "image= alone asks the picture's own model; add a prompt"),
         ("novel_view", not pictured, "there is no picture; add image=FILE"),
         ("reference", not pictured, "there is no picture; add image=FILE"),
@@ -75,8 +79,12 @@ def check_idle(config: DictConfig, given: Iterable[str]) -> None:
     groups = idle(values)
     for name in given:
         value = OmegaConf.select(config, name)
-        if isinstance(value, DictConfig):
-            continue  # a group as a whole
+        if isinstance(value, DictConfig):  # a group as a whole
+            if name in TRAINED and not config.iterations:
+                raise ValueError(
+                    f"{name}= would do nothing: the generator's scene is not trained; add iterations=200, or leave it out"
+                )
+            continue
         for group, unused, remedy in groups:
             if unused and f"{name}.".startswith(f"{group}.") and value != _default_of(name, values):
                 raise ValueError(f"{name}={value} would do nothing: {remedy}, or leave out {name}=")

@@ -31,8 +31,11 @@ def check_image(values: Mapping[str, Any], guidance: Callable[..., Any]) -> None
     """
     scene, penalties, reference = values["scene"], values["penalties"], values["reference"]
     wordless = not values["prompt"].strip()
-    if values["prompts"] is not None or values["particles"] > 1:
-        raise ValueError("image= makes one asset; leave out prompts= and particles=")
+    for option, unused in (("prompts", None), ("generator", None), ("particles", 1)):
+        if values[option] != unused:
+            raise ValueError(
+                f"image= makes one asset of the picture and does not go with {option}={values[option]}; leave out one of them"
+            )
     if values["max_vram"] is not None and wordless:
         raise ValueError(
             "max_vram= forecasts priors of text, not novel-view models; leave it out, and choose render.at_once= and "

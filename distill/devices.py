@@ -1,0 +1,24 @@
+"""Devices by name."""
+
+from __future__ import annotations
+
+import torch
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of a name; ``auto`` is CUDA where there is one.
+
+    Raises:
+        ValueError: the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={name} needs an NVIDIA driver and a CUDA build of torch, and none is usable here; use device=cpu or device=auto"
+        )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(
+            "device=mps needs a Mac with Apple silicon, and this is none; use device=cpu or device=auto"
+        )
+    return torch.device(name)
