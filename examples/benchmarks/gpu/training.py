@@ -17,7 +17,8 @@ from record import Record
 def prior_rate(work: Path, device: torch.device, batch: int, steps: int) -> float:
     """Pictures a second of the prior's training, drawing and captioning them included."""
     pictures = dataset.Pictures(work / "pictures", torch.Generator().manual_seed(0), device)
-    data = train_prior.Data(pictures, None, train_prior.tokenizer_for(train_prior.SHIPPED, None))
+    tokens = train_prior.Tokens(train_prior.tokenizer_for(train_prior.SHIPPED, None))
+    data = train_prior.Data(pictures, None, tokens)
     options = argparse.Namespace(
         device=str(device),
         work=work / "nothing",
