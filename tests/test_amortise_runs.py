@@ -62,6 +62,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
     return left.value.code, out, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_of_a_library_is_a_generators(name: str) -> None:
     words = ["prompts=x", f"experiment={name}"]

@@ -203,6 +203,7 @@ CALLED = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "prompt", "scale"), CALLED, indirect=["case"])
 def test_predictions_are_what_the_pipeline_feeds_its_scheduler(case: Case, prompt: str, scale: float) -> None:
     prior, embedded = case.prior, case.prior.embed([prompt, ""])

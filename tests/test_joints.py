@@ -251,6 +251,7 @@ def test_a_combination_works_or_is_refused_in_one_line(
         assert (tmp_path / "run" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("particles", [1, 2])
 def test_everything_is_exported(scene: str, particles: int, tmp_path: Path) -> None:
