@@ -342,6 +342,7 @@ def made(generator: Path, *words: str) -> tuple[Any, Any]:
     return scene, initial.generated(config, prior)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     [

@@ -219,6 +219,7 @@ def test_prompts_matter_and_batching_does_not(case: Case) -> None:
 LONG = "a red mug with a big ear " * 40
 
 
+@pytest.mark.slow
 def test_views_of_a_long_prompt_differ_in_every_encoder(
     case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,6 +167,7 @@ def test_nothing_flows_into_a_priors_parameters(loss: Any, case_of: Any) -> None
     assert all(torch.equal(*pair) for pair in zip(frozen, before, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_half_precision_inside_the_prior_changes_little(loss: Any, case_of: Any) -> None:
     full, half = (case_of(loss, inside=dtype)() for dtype in (torch.float32, torch.bfloat16))

@@ -79,6 +79,7 @@ def test_a_file_with_a_comma_in_its_name_is_one_value(
     assert "cannot be read" in error_of([f"image={path}"], capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["", None])
 def test_an_empty_variable_is_as_good_as_none(value: str | None, tmp_path: Path) -> None:
     environment = {name: text for name, text in ENVIRONMENT.items() if name != "HYDRA_FULL_ERROR"}

@@ -121,7 +121,13 @@ def test_a_training_that_cannot_begin_takes_no_folder(there: bool) -> None:
     if there:
         Path("encoder").mkdir()
         Path("encoder/config.json").write_text("{}")
-    words = ["data=renders", "output_dir=mine", "tracker=none", *(["encoder=encoder"] if there else [])]
+    words = [
+        "data=renders",
+        "output_dir=mine",
+        "tracker=none",
+        "precision=no",
+        *(["encoder=encoder"] if there else []),
+    ]
     with pytest.raises(
         ValueError, match=r"encoder must be the folder of an image encoder .* has (no|a) config\.json"
     ):

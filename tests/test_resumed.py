@@ -186,6 +186,7 @@ def test_time_of_lines_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     assert seconds_before(path, 5) == 3.5 and seconds_before(path, 2) == 1.5
 
 
+@pytest.mark.slow
 def test_what_begins_with_an_unfinished_run_says_so(caplog: pytest.LogCaptureFixture) -> None:
     assert command("a red mug", *QUICK, "output_dir=mine") == 0
     assert command("a red mug", *QUICK, "init=mine", "output_dir=next") == 0

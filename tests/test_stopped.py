@@ -57,6 +57,7 @@ def asked_in_the_last_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         yield patch.undo
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "runs"),
     [
@@ -88,6 +89,7 @@ def test_asked_in_its_last_step_a_run_stops_and_nothing_else_begins(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("when", ["begin", "describe"])
 def test_asked_before_or_after_its_training_a_run_says_so(

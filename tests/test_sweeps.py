@@ -163,6 +163,7 @@ def test_what_a_later_job_is_refused_for_is_said_before_the_first_begins(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["list.txt"]
 
 
+@pytest.mark.slow
 def test_jobs_of_one_folder_may_be_shards_and_wait_for_their_own_prompts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
