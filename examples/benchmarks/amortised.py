@@ -34,6 +34,7 @@ from distill.embedded import things, vocabulary, world
 from distill.lab.truth import Source, origin
 from distill.run.amortise import amortise
 from distill.run.initial import open_generator
+from distill.run.journal import Interrupted
 from distill.run.scenes import look
 
 Row = dict[str, Any]
@@ -244,5 +245,8 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
+    except Interrupted as stopped:
+        print(f"{stopped}; run this again to go on", file=sys.stderr)
+        sys.exit(130)
     except ValueError as error:
         sys.exit(f"error: {error}")

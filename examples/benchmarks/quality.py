@@ -44,6 +44,7 @@ from distill.lab.truth import (
     origin,
     truths,
 )
+from distill.run.journal import Interrupted
 
 PROMPTS = (
     "a blue sphere",
@@ -319,5 +320,8 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
+    except Interrupted as stopped:
+        print(f"{stopped}; run this again to go on", file=sys.stderr)
+        sys.exit(130)
     except ValueError as error:
         sys.exit(f"error: {error}")
