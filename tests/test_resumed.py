@@ -19,6 +19,7 @@ from distill import cli
 from distill.run import amortise, batch, execute, staging
 from distill.run.compose import compose_config
 from distill.run.folders import check_unused, claim, refuse, to_resume
+from distill.run.generator import library_of
 from distill.run.journal import seconds_before
 from distill.run.overrides import quote
 from distill.run.prior import check_prior
@@ -204,7 +205,7 @@ def test_a_library_that_changed_is_refused_before_anything_is_loaded(monkeypatch
     Path("list.txt").write_text("a red mug\na blue mug\n")
     words = ["prompts=list.txt", "scene=hyper_grid", "iterations=2", "output_dir=mine", "resume=true"]
     config = compose_config([*words, "optimiser.accumulate=1"])
-    amortise.keep(claim(config), amortise.library_of(config))
+    amortise.keep(claim(config), library_of(config))
     monkeypatch.setattr(amortise, "assemble", pytest.fail)
     Path("list.txt").write_text("a red mug\na green mug\n")
     with pytest.raises(ValueError, match=r"mine learns another library, the one in its library\.json"):

@@ -176,11 +176,7 @@ def compare(
     cells = [Cell(name, prompt, seed) for prompt in prompts for seed in seeds for name in chosen]
     settings = {name: {"iterations": iterations, **options, **wanted} for name, wanted in chosen.items()}
     if budget == "calls":
-        trial = prior_of(prompts[0])
-        costs = {name: calls_per_step(settings[name], prompts[0], trial) for name in chosen}
-        first = next(iter(costs.values()))
-        for name, cost in costs.items():
-            settings[name]["iterations"] = max(1, round(iterations * first / cost))
+        equal_calls(settings, prompts[0], prior_of(prompts[0]))
     made_so = {prompt: {**made_with, "truth": origin(prompt, source)} for prompt in dict.fromkeys(prompts)}
     left = [
         cell
@@ -189,16 +185,17 @@ def compare(
     ]
     mine = [cell for cell in cells[number - 1 :: parts] if cell in left]
     with stop_signals() as stop:
-        for done, cell in enumerate(mine):
+        for done, cell in enumerate(mine, start=1):
             folder, model = cell.folder(root), prior_of(cell.prompt)
             record = run_cell(cell, settings[cell.method], model, judge, folder, measure_every, stop, source)
-            if "final" not in record:
-                raise Interrupted(f"stopped after {done} of {len(mine)} cells; run again to go on")
-            write_atomic(folder / "cell.json", json.dumps(record | made_so[cell.prompt]) + "\n")
-            said = record["error"] or in_short(record["final"])
-            log.info("%d of %d: %s, %s, seed %d: %s", done + 1, len(mine), *vars(cell).values(), said)
+            if made := "final" in record:
+                write_atomic(folder / "cell.json", json.dumps(record | made_so[cell.prompt]) + "\n")
+                said = record["error"] or in_short(record["final"])
+                log.info("%d of %d: %s, %s, seed %d: %s", done, len(mine), *vars(cell).values(), said)
             if stop.is_set():
-                raise Interrupted(f"stopped after {done + 1} of {len(mine)} cells; run again to go on")
+                raise Interrupted(
+                    f"stopped after {done - (not made)} of {len(mine)} cells; run again to go on"
+                )
     paths = [cell.folder(root) / "cell.json" for cell in cells]
     found = [path for path in paths if path.exists()]
     if prior is None and len(found) == len(paths):
@@ -326,6 +323,15 @@ def finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
         if was != value:
             raise ValueError(f"{folder} was made with {name} {was}, not {value}; choose another output_dir")
     return True
+
+
+def equal_calls(settings: Mapping[str, dict[str, Any]], prompt: str, prior: Counted) -> None:
+    """Give each method as many iterations as make the network evaluations of the first one's, in place."""
+    costs = {name: calls_per_step(wanted, prompt, prior) for name, wanted in settings.items()}
+    first = next(iter(settings))
+    calls = settings[first]["iterations"] * costs[first]
+    for name, cost in costs.items():
+        settings[name]["iterations"] = max(1, round(calls / cost))
 
 
 def calls_per_step(wanted: Mapping[str, Any], prompt: str, prior: Counted) -> float:
