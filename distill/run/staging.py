@@ -42,10 +42,11 @@ def check_priors(config: DictConfig, device: torch.device, given: bool = False) 
         ValueError: one cannot be used.
     """
     for one in stages.plan(config, Path()):
-        if not (given and alike(one, config)):
+        if given and alike(one, config):
+            for path in students_of(one):
+                check_student(path)
+        else:
             check_prior(one, device)
-        for path in students_of(one):
-            check_student(path)
 
 
 def assemble_stage(one: DictConfig, of: DictConfig, prior: Prior | None) -> Job:
