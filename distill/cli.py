@@ -80,6 +80,14 @@ def _fail(error: BaseException) -> None:
     _say(said)
 
 
+def _say_interrupted(runs: bool = True) -> None:
+    from distill.ranks import speaks
+
+    advice = "; a run that has begun goes on with resume=true, and a file of prompts with the same command"
+    if speaks():
+        print(f"distill: interrupted{advice if runs else ''}", file=sys.stderr)
+
+
 def _list(of: Sequence[str]) -> str:
     """The table of the priors that are known by name, or what one that was trained on the embedded world knows.
 
@@ -149,11 +157,17 @@ def _job(words: Sequence[str], folders: Sequence[str], library: bool = False) ->
 def _swept(words: Sequence[str], folders: Sequence[str], library: bool = False) -> int:
     """Run one job of a sweep, composed from its words as it would be alone, and return the exit code."""
     _quieten()  # the job may be in another process, which has not been told
+    from distill.run.signals import as_interrupts
+
     try:
-        return _job(words, folders, library)
+        with as_interrupts():
+            return _job(words, folders, library)
     except ValueError as error:
         _fail(error)
         return 2
+    except KeyboardInterrupt:
+        _say_interrupted()
+        return 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -195,14 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error)
         sys.exit(2)
     except KeyboardInterrupt:
-        from distill.ranks import speaks
-
-        runs = arguments[0] not in USAGES or arguments[0] == "amortise"
-        advice = (
-            "; a run that has begun goes on with resume=true, and a file of prompts with the same command"
-        )
-        if speaks():
-            print(f"distill: interrupted{advice if runs else ''}", file=sys.stderr)
+        _say_interrupted(runs=arguments[0] not in USAGES or arguments[0] == "amortise")
         sys.exit(130)
 
 

@@ -50,4 +50,7 @@ def main(prompt: str, path: Path, iterations: int = 400, batch: int = 4) -> None
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit('usage: python custom_loop.py "a blue chair" chair.glb')
-    main(sys.argv[1], Path(sys.argv[2]))
+    try:
+        main(sys.argv[1], Path(sys.argv[2]))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -336,6 +336,12 @@ def test_dreamtimes_claims_on_curves_made_by_hand(tmp_path: Path) -> None:
     assert wider.numbers[0].value == pytest.approx(1.0, abs=1e-3)
     assert (finished.verdict, finished.numbers[0].value) == ("holds", pytest.approx(1.0, abs=1e-3))
     assert finished.numbers[1].value == pytest.approx(0.4)  # beside it, what it costs in similarity
+    # A prompt of which a cell's pictures did not come along says nothing of pictures, and counts for the rest.
+    (Cell("csd", "b", 1).folder(tmp_path) / "views.png").unlink()
+    pair = [record for record in records if record["prompt"] == "b"]
+    faster, wider, finished = judge_claims(records, tmp_path, judge, {})
+    assert [claim.notes[-1:] for claim in (faster, wider, finished)] == [[], *2 * [["from 1 of 2 prompts"]]]
+    assert len(judge_claims(pair, tmp_path, judge, {})) == 1
 
 
 def broken(prior: Any, x: torch.Tensor, cond: Any, t: Any, noise: Any, *, scale: float = 1.0) -> Any:

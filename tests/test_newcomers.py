@@ -9,15 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 import distill
+from distill.conditions.cutout import read_rgba
 from distill.export.choices import check_files
 from distill.export.frame import place_of
 from distill.lab.novel_view import cli, train
 from distill.lab.novel_view.config import compose
+from distill.meshes.read import read_surface
 from distill.run.compose import compose_config
 from distill.run.prior import check_prompt
+from distill.run.reexport import export_anew
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +50,8 @@ def generator(tmp_path: Path) -> str:
         (["penalties.sparsity=3"], "penalties.sparsity=3 would do nothing"),
         (["optimiser.ema=0.5"], "optimiser.ema=0.5 would do nothing"),
         (["image=mug.png"], "does not go with generator=lib; leave out one of them"),
+        (["scene=sdf"], "generator=lib makes scene=hash_grid; leave out scene=sdf"),
+        (["scene=surface"], "generator=lib makes scene=hash_grid; leave out scene=surface"),
     ],
 )  # fmt: skip
 def test_what_is_of_training_does_nothing_for_a_generators_scene_that_is_not_trained(
@@ -54,8 +60,58 @@ def test_what_is_of_training_does_nothing_for_a_generators_scene_that_is_not_tra
     with pytest.raises(ValueError) as caught:
         compose_config(["prompt=a red mug", generator, *words])
     assert said in str(caught.value) and "\n" not in str(caught.value)
-    if words != ["image=mug.png"]:
+    if not words[0].startswith(("image=", "scene=")):
         compose_config(["prompt=a red mug", generator, *words, "iterations=3"])
+
+
+def test_what_begins_with_a_textured_mesh_has_its_mesh_unless_another_is_given() -> None:
+    Path("run").mkdir()
+    first = compose_config(
+        ["prompt=a chair", "mesh=chair.glb", "mesh.up=+z", "mesh.keep=[wheels]", "mesh.init_texture=true"]
+    )
+    OmegaConf.save(first, "run/config.yaml")
+    followed = compose_config(["prompt=an old chair", "init=run"]).mesh
+    assert (followed.file, followed.up, followed.keep) == ("chair.glb", "+z", ["wheels"])
+    assert not followed.init_texture  # the run's own colours are what it begins with
+    given = compose_config(["prompt=an old chair", "init=run", "mesh=there/chair.glb"]).mesh
+    assert (given.file, given.up, given.keep) == ("there/chair.glb", "auto", [])
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("gone", "takes the folder of a finished run, and gone is not there"),
+        ("empty", "takes the folder of a finished run, and empty holds none"),
+        (
+            "outputs",
+            "takes the folder of a finished run, and outputs holds 2 runs; give one, such as outputs/a",
+        ),
+    ],
+)
+def test_an_export_is_told_whose_folder_it_takes(folder: str, said: str) -> None:
+    Path("empty").mkdir()
+    for name in ("a", "b"):
+        Path(f"outputs/{name}").mkdir(parents=True)
+        Path(f"outputs/{name}/config.yaml").write_text("prompt: x\n")
+    with pytest.raises(ValueError) as caught:
+        export_anew(folder, ["export.formats=usdz"])
+    assert str(caught.value) == f"distill export {said}"
+
+
+def test_a_folder_and_an_empty_file_are_told_from_what_is_not_there() -> None:
+    Path("folder.png").mkdir()
+    Path("folder.glb").mkdir()
+    Path("empty.glb").touch()
+    for name, said in (("folder.png", "is a folder"), ("gone.png", "is not there")):
+        with pytest.raises(ValueError, match=f"must be a picture file, and {name} {said}; "):
+            read_rgba(Path(name))
+    for name, said in (
+        ("folder.glb", "is a folder"),
+        ("gone.glb", "is not there"),
+        ("empty.glb", "is empty"),
+    ):
+        with pytest.raises(ValueError, match=f"must be a mesh in .*, and {name} {said}; "):
+            read_surface(compose_config(["prompt=a chair", f"mesh={name}"]).mesh)
 
 
 @pytest.mark.parametrize("words", [["prompt=a hamburger"], ["prompt=a red mug", "generator_mix=a hamburger"]])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 import distill
@@ -101,6 +101,38 @@ def test_a_file_that_a_run_was_given_is_told_by_what_it_holds(
     assert claim(config) == Path("mine")
     with pytest.raises(ValueError, match=f"with another file as {option}"):
         claim(elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("option", "entry", "other"),
+    [
+        ("prior_options.loras", "{}:0.5", "{}:0.25"),
+        ("prior_options.loras", "{}", "{}:0.25"),
+        ("prior_options.embeddings", "<cat>={}", "<dog>={}"),
+    ],
+)
+def test_files_of_a_list_are_told_by_what_they_hold_and_by_what_is_said_beside_them(
+    option: str, entry: str, other: str
+) -> None:
+    def config(first: str, second: str) -> DictConfig:
+        own = f"{option}=['{first}','{second}']"
+        return compose_config(["prompt=a mug", "prior=sd-2.1-base", own, "output_dir=mine", "resume=true"])
+
+    for name in ("a", "b"):
+        Path(f"{name}.safetensors").write_text(name)
+    shutil.copytree(".", "there", ignore=shutil.ignore_patterns("there"))
+    given = config(entry.format("a.safetensors"), "b.safetensors")
+    assert claim(given) == Path("mine")
+    assert claim(config(entry.format("there/a.safetensors"), "there/b.safetensors")) == Path("mine")
+    wrong = f"with another file as {option}"
+    for first, second in (("b", "a"), ("a", "a")):
+        with pytest.raises(ValueError, match=wrong):
+            claim(config(entry.format(f"{first}.safetensors"), f"{second}.safetensors"))
+    with pytest.raises(ValueError, match=wrong):
+        claim(config(other.format("a.safetensors"), "b.safetensors"))
+    Path("b.safetensors").write_text("changed")
+    with pytest.raises(ValueError, match=wrong):
+        claim(given)
 
 
 def test_a_queue_makes_what_was_made_with_another_file_anew() -> None:
@@ -225,7 +257,7 @@ def test_what_a_later_stage_needs_is_looked_at_before_the_first_begins(
     words = ["stages=[field,surface]", *(f"stage.{stage}.{word}" for word in wrong)]
     words += ["prompts=list.txt"] if how == "a queue" else ["prompt=a red mug"]
     words += ["seeds=2"] if how == "seeds" else []
-    with pytest.raises(ValueError, match=r"gone is not there|'sd-9' has no model_index\.json"):
+    with pytest.raises(ValueError, match=r"gone is not there|there is no 'sd-9'"):
         if how == "a queue":
             batch.run_prompts(compose_queue(words))
         else:

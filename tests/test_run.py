@@ -254,7 +254,7 @@ WRONG = [
     ([""], "the prompt is empty"),
     (["a red mug", "iterations=0"], "at least 1, got 0"),
     (["a purple zebra"], "does not know 'zebra'"),
-    (["a red mug", "prior=nowhere"], "no model_index.json"),
+    (["a red mug", "prior=nowhere"], "but there is no 'nowhere'"),
     (["prompts=missing.txt"], "cannot be read"),
     (["a red mug", "output_dir=file/x"], "choose a writable folder"),
     (["a", "b"], "put the prompt in quotes"),

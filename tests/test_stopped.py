@@ -116,6 +116,27 @@ def test_asked_before_or_after_its_training_a_run_says_so(
     assert command("a red mug", "output_dir=one", "resume=true", *QUICK) == 0
 
 
+def test_a_job_of_a_sweep_that_is_asked_while_it_loads_says_so_wherever_it_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[list[str]] = []
+
+    def job(words: list[str], folders: list[str], library: bool) -> int:
+        started.append(words)
+        send(signal.SIGTERM)
+        return 0
+
+    monkeypatch.setattr(cli, "_job", job)
+    before = signal.getsignal(signal.SIGTERM)
+    # As a worker of a launcher calls it, which has no handler of its own.
+    assert cli._swept(["prompt=a red mug"], []) == 130
+    assert "distill: interrupted; a run that has begun goes on" in capsys.readouterr().err
+    assert command("a red mug", "-m", "seed=0,1", *QUICK) == 130
+    said = capsys.readouterr().err
+    assert "distill: interrupted; " in said and "its further jobs are not started" in said
+    assert len(started) == 2 and signal.getsignal(signal.SIGTERM) == before
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has none")
 def test_what_nohup_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

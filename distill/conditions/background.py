@@ -88,8 +88,8 @@ def standing_out(rgb: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
     off = np.abs(border - colour).max(-1)
     if (off > TOLERANCE).mean() > BORDER_SHARE:
         raise ValueError(
-            f"the background of {name} is not plain, so the object cannot be cut out; give a picture with an alpha "
-            "channel, or use reference.background=rembg (pip install 'rembg[cpu]')"
+            f"the background of {name} is not plain, so the object cannot be cut out; give a picture with a transparent "
+            "background, or use reference.background=rembg (pip install 'rembg[cpu]')"
         )
     away = np.abs(rgb.astype(int) - colour).max(-1)
     noise = 2 + np.percentile(off[off <= TOLERANCE], 95)
@@ -104,7 +104,7 @@ def standing_out(rgb: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
     mask[shadow(rgb, mask > 0, colour, name)] = 0
     if not mask.any():
         raise ValueError(
-            f"nothing in {name} stands out from its background; give a picture with an alpha channel"
+            f"nothing in {name} stands out from its background; give a picture with a transparent one"
         )
     return mask
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from distill.conditions.background import plain_background
 from distill.files.atomic import sha256
+from distill.files.errors import no_file
 from distill.files.paths import user_path
 
 log = logging.getLogger(__name__)
@@ -197,7 +198,7 @@ def read_rgba(path: Path, largest: int = READ) -> Image.Image:
     """
     if not path.is_file():
         raise ValueError(
-            f"image must be a picture file, and {path} is not there; give its path from the current folder, or in full"
+            f"image must be a picture file, and {path} {no_file(path)}; give its path from the current folder, or in full"
         )
     try:
         with Image.open(path) as opened:

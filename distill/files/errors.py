@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+
+def no_file(path: Path) -> str:
+    """Why a path that is no file is none: ``is a folder`` or ``is not there``."""
+    return "is a folder" if path.is_dir() else "is not there"
 
 
 def line_of(error: BaseException) -> str:

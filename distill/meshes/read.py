@@ -12,6 +12,7 @@ import numpy as np
 import trimesh
 
 from distill.domains import counted
+from distill.files.errors import no_file
 from distill.files.paths import user_path
 from distill.meshes.gltf import load_gltf
 from distill.meshes.look import is_filler, look_of
@@ -100,7 +101,9 @@ def _load(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
     if path.suffix.lower() not in USUAL:
         raise ValueError(f"{expected}, got {path.name}; convert it, for example with Blender")
     if not path.is_file():
-        raise ValueError(f"{expected}, and {path} is not there; check the path")
+        raise ValueError(f"{expected}, and {path} {no_file(path)}; check the path")
+    if not path.stat().st_size:
+        raise ValueError(f"{expected}, and {path} is empty; export it again")
     try:
         load = load_gltf if path.suffix.lower() in (".glb", ".gltf") else load_obj
         scene = load(path, keep, begin)

@@ -115,9 +115,10 @@ def find(name: str | Path, settings: str | Path | None = None) -> Source:
     if REPOSITORY.fullmatch(text) and not folder.exists():
         repository, _, revision = text.partition("@")
         return fetch(text, repository, revision)
+    why = f"{text!r} has no model_index.json" if folder.exists() else f"there is no {text!r}"
     raise ValueError(
         f"prior must be 'embedded', 'things', 'views', a name that 'distill priors' lists, a hub id such as owner/repository@revision, a "
-        f".safetensors file, or a folder in the diffusers layout, but {text!r} has no model_index.json"
+        f".safetensors file, or a folder in the diffusers layout, but {why}"
     )
 
 

@@ -60,11 +60,19 @@ def implied(words: Sequence[str]) -> dict[str, str]:
     if earlier:
         before = scene_of_run(earlier, plugins()["scene"])
         if given.get("scene", before.get("scene")) == before.get("scene"):
+            own_mesh = bool(_named(given, "mesh.file"))
+            before = {
+                name: value for name, value in before.items() if not (own_mesh and name.startswith("mesh."))
+            }
             found |= _followed(before, given, "init")
     if (alias := given.get("guidance", "")) in ALIASES:
         found |= expanded(alias, given.get("timesteps"))
     if folder := _named(given, "generator"):
         own = implied_by(folder)
+        if given.get("scene", own["scene"]) != own["scene"]:
+            raise ValueError(
+                f"generator={folder} makes scene={own['scene']}; leave out scene={given['scene']}"
+            )
         found |= _followed(own, given, "generator")
         given.setdefault("prior", str(own["prior"]))
     if given.get("scene") == "sdf" and earlier:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.contracts import Scene
 from distill.devices import pick_device
+from distill.domains import counted
 from distill.export.files import names_of
 from distill.files.atomic import write_atomic
 from distill.files.checkpoint import load_checkpoint
@@ -83,6 +84,12 @@ def _config(folder: Path, words: Sequence[str]) -> DictConfig:
         ValueError: there is none that can be read, it makes no mesh, or an option is wrong.
     """
     path = folder / "config.yaml"
+    if not path.is_file():
+        runs = sorted(folder.glob("*/config.yaml"))
+        why = f"holds {counted(len(runs), 'run')}; give one, such as {runs[0].parent}" if runs else (
+            "holds none" if folder.is_dir() else "is not there"
+        )  # fmt: skip
+        raise ValueError(f"distill export takes the folder of a finished run, and {folder} {why}")
     try:
         stored: Any = OmegaConf.load(path)
         before = {name: value for name, value in dict(stored.get("export", {})).items() if name in EXPORT}

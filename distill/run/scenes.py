@@ -17,6 +17,9 @@ from distill.options import names_of
 from distill.run.generator import CHANGEABLE
 from distill.run.plugins import features_of
 
+#: Options that say which mesh a scene textures, and how it stands.
+SHAPED = ("file", "up", "front", "keep")
+
 
 def scene_maker(config: DictConfig, **own: Any) -> Callable[..., Scene]:
     """Return what makes the scene of a configuration from ``seed``; reads its mesh, once.
@@ -39,7 +42,7 @@ def scene_maker(config: DictConfig, **own: Any) -> Callable[..., Scene]:
 def scene_of_run(folder: str, known: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
     """Options that an earlier run's scene has and that one which begins with it must have, too: ``scene`` and ``scene.*``.
 
-    A learnt background is among them, for it would be lost.
+    A learnt background is among them, for it would be lost, and the mesh that it textures.
 
     Args:
         folder: of the run.
@@ -49,16 +52,19 @@ def scene_of_run(folder: str, known: Mapping[str, Callable[..., Any]]) -> dict[s
         Empty where the folder says nothing that can be read; ``initial.check_init`` says so.
     """
     try:
-        before: Any = OmegaConf.to_container(OmegaConf.load(user_path(folder) / "config.yaml"), resolve=True)
+        stored: Any = OmegaConf.load(user_path(folder) / "config.yaml")
+        before: Any = OmegaConf.to_container(stored, resolve=True)
         said = dict(before["scene"])
         names = {f"{made.__module__}.{made.__qualname__}": name for name, made in known.items()}
         name = names[said["_target_"]]
+        textured = "mesh" in features_of(stored)
+        mesh = {f"mesh.{key}": before["mesh"][key] for key in SHAPED} if textured else {}
     except Exception:  # of a file that is no YAML, or holds something else
         return {}
     own = names_of(known[name])
     kept = {key: value for key, value in said.items() if key in own and key not in CHANGEABLE}
     kept |= {"background": "learned"} if said.get("background") == "learned" else {}
-    return {"scene": name, **{f"scene.{key}": value for key, value in kept.items()}}
+    return {"scene": name, **{f"scene.{key}": value for key, value in kept.items()}, **mesh}
 
 
 def edits(config: DictConfig) -> bool:

@@ -57,6 +57,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a Markdown file for the table")
     given = parser.parse_args()
     runs = sorted({path.parent for folder in given.folders for path in folder.rglob("metrics.jsonl")})
+    if not runs:
+        parser.error(
+            f"no run with metrics.jsonl in {', '.join(map(str, given.folders))}; give folders of runs"
+        )
     text = table(TITLES, [measure(run) for run in runs])
     print(text)
     print(f"{len(runs)} runs; empty is below {EMPTY}, full above {FULL}, one colour below {COLOUR:.3f}")

@@ -30,6 +30,8 @@ from distill.lab.comparison.verdicts import (
 MARGIN = 0.03
 #: A difference of saturation that nobody sees.
 PALER = 0.02
+#: What a claim needs of a cell, beside figures: the pictures that it kept.
+PICTURES = "pictures"
 #: Methods that may have a counterpart with DreamTime's timesteps, named ``tp_``.
 PACED = ("sds", "sds_7.5", "sds_100", "csd", "asd", "vsd")
 #: By how much a ratio of two measured costs may be off.
@@ -134,7 +136,7 @@ def spread_at_equal_quality(data: Comparison, paced: str, plain: str, judge: Jud
         distances = {}
         for name, curve in curves.items():
             point = next(number for number, (_, y) in enumerate(curve) if y >= goal)
-            sets: list[Tensor] = [views_of(cell, data.root)[point] for cell in data.prompts[name][index]]
+            sets = [views[point] for views in _pictures(data, data.prompts[name][index])]
             distances[name] = diversity(judge, sets) or 0.0
         gains.append(distances[paced] - distances[plain])
     title = f"distance between seeds of {paced} less that of {plain}, at equal similarity"
@@ -167,8 +169,8 @@ def judge_claims(
             for name in PACED
             for test, figures in (
                 (_dreamtime_speed, ()),
-                (_dreamtime_spread, ()),
-                (_dreamtime_finished, ()),
+                (_dreamtime_spread, (PICTURES,)),
+                (_dreamtime_finished, (PICTURES,)),
                 (_dreamtime_variants, ("variant",)),
             )
         ),
@@ -180,25 +182,29 @@ def judge_claims(
         ({"asd", "asd_fixed", "asd_eta_0"}, (), _random_shift),
         ({"asd", "asd_eta_1", "sds_7.5"}, (), _large_eta),
     ]
-    found = [
-        test(data) for needed, figures, test in tests if (data := select(records, needed, root, figures))
-    ]
-    return [claim for claim in found if claim]
+    every, found = len({record["prompt"] for record in records}), []
+    for needed, figures, test in tests:
+        data = select(records, needed, root, figures)
+        if data and (claim := test(data)):
+            fewer = [f"from {len(data)} of {every} prompts"] if len(data) < every else []
+            found.append(replace(claim, notes=[*claim.notes, *fewer]))
+    return found
 
 
 def select(
     records: Sequence[Record], methods: set[str], root: Path, figures: Sequence[str] = ()
 ) -> Comparison | None:
-    """The cells of some methods on the prompts that all of them finished, with these figures; None where there are none."""
+    """The cells of some methods on the prompts that all of them finished, with these figures; None where there are none.
+
+    Of the figures, ``PICTURES`` stands for the pictures that a cell kept.
+    """
     of_each = {name: by_prompt(of(records, name)) for name in sorted(methods)}
     whole = [
         {
             cells[0]["prompt"]
             for cells in groups
             if all(
-                not cell["error"]
-                and "final" in cell
-                and all(cell["final"].get(name) is not None for name in figures)
+                not cell["error"] and "final" in cell and all(_has(cell, name, root) for name in figures)
                 for cell in cells
             )
         }
@@ -214,6 +220,15 @@ def select(
         },
         root,
     )
+
+
+def _has(cell: Record, name: str, root: Path) -> bool:
+    return (views_of(cell, root) if name == PICTURES else cell["final"].get(name)) is not None
+
+
+def _pictures(data: Comparison, cells: Sequence[Record]) -> list[Tensor]:
+    """The pictures of cells that were selected for having them."""
+    return [views for cell in cells if (views := views_of(cell, data.root)) is not None]
 
 
 def _dreamtime_speed(data: Comparison, name: str, judge: Judge) -> Claim:
@@ -238,7 +253,7 @@ def _dreamtime_finished(data: Comparison, name: str, judge: Judge) -> Claim | No
     paced = f"tp_{name}"
 
     def apart(cells: Sequence[Record]) -> float | None:
-        return diversity(judge, [views_of(cell, data.root)[-1] for cell in cells])
+        return diversity(judge, [views[-1] for views in _pictures(data, cells)])
 
     if not _several_seeds(data):
         return None

@@ -67,8 +67,13 @@ def judge_name(folder: Path) -> str:
     return next((name for name, shipped in _JUDGES.items() if shipped == folder), str(folder))
 
 
-def views_of(record: Record, root: Path) -> Tensor:
-    """The pictures that a cell kept at every point of its curves, shape ``[points, views, 3, size, size]``."""
+def views_of(record: Record, root: Path) -> Tensor | None:
+    """The pictures that a cell kept at every point of its curves, shape ``[points, views, 3, size, size]``.
+
+    None where there are none: it has no points, or its ``cell.json`` alone was brought here from another machine.
+    """
     path = Cell(record["method"], record["prompt"], record["seed"]).folder(root) / "views.png"
+    if not record["points"] or not path.is_file():
+        return None
     rows = torch.from_numpy(np.array(Image.open(path))).float() / 255
     return torch.stack([torch.stack(row.split(SIZE, dim=1)) for row in rows.split(SIZE)]).movedim(-1, 2)

@@ -199,8 +199,8 @@ def diversity_of(records: Sequence[Record], root: Path) -> float | None:
     """Between the seeds of one prompt, from the pictures that the cells kept."""
     from distill.lab.comparison.figures import diversity
 
-    sets = [views_of(record, root)[-1] for record in records if record["points"]]
-    return diversity(judge_of(records), sets)
+    kept = [views_of(record, root) for record in records]
+    return diversity(judge_of(records), [views[-1] for views in kept if views is not None])
 
 
 def colours(methods: Sequence[str]) -> list[str]:
@@ -286,8 +286,9 @@ def draw_grid(root: Path, records: Sequence[Record]) -> None:
         pen.text((8, bar + tall * line + SIZE // 2), method, "black", anchor="lm", font_size=14)
         for column, prompt in enumerate(prompts):
             cell = found.get((method, prompt, seed))
-            if cell and cell["points"]:
-                for side, picture in enumerate(views_of(cell, root)[-1, ::2]):
+            views = views_of(cell, root) if cell else None
+            if views is not None:
+                for side, picture in enumerate(views[-1, ::2]):
                     pixels = (picture.movedim(0, -1) * 255).round().byte().numpy()
                     place = (label + wide * column + side * SIZE, bar + tall * line)
                     sheet.paste(Image.fromarray(pixels), place)

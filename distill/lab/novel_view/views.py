@@ -74,7 +74,9 @@ def decode_picture(data: bytes, name: str, size: int) -> Tensor:
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"{name} is no readable picture: {error}") from error
     if rgba.shape[:2] != (size, size):
-        raise ValueError(f"{name} must be {size} x {size}, got {rgba.shape[1]} x {rgba.shape[0]}")
+        raise ValueError(
+            f"{name} must be {size} x {size}, got {rgba.shape[1]} x {rgba.shape[0]}; render with --size {size}"
+        )
     alpha = rgba[..., 3:]
     return torch.from_numpy(rgba[..., :3] * alpha + (1 - alpha)).movedim(-1, 0)
 
