@@ -121,7 +121,7 @@ def _job(words: Sequence[str], folders: Sequence[str], library: bool = False) ->
     from distill.run.journal import Interrupted
     from distill.run.launched import check_shared, run_on
     from distill.run.queue import divide, table_of
-    from distill.run.table import SHOWN
+    from distill.run.table import BUSY, SHOWN
 
     config = compose_config(words, folders)
     try:
@@ -143,9 +143,10 @@ def _job(words: Sequence[str], folders: Sequence[str], library: bool = False) ->
     except (*FORESEEN, Lost) as error:
         _fail(error)
         return 2 if _too_long(error) else 1
-    failed = {prompt: why for prompt, why in results.items() if why not in ("finished", "skipped")}
-    counts = [list(results.values()).count(word) for word in ("finished", "skipped")]
-    print(f"{counts[0]} finished, {counts[1]} skipped, {len(failed)} failed")
+    failed = {prompt: why for prompt, why in results.items() if why not in ("finished", "skipped", BUSY)}
+    counts = [list(results.values()).count(word) for word in ("finished", "skipped", BUSY)]
+    elsewhere = f", {counts[2]} {BUSY} (the same command makes what is left of them)" if counts[2] else ""
+    print(f"{counts[0]} finished, {counts[1]} skipped, {len(failed)} failed{elsewhere}")
     for prompt, why in list(failed.items())[:SHOWN]:
         print(f"  failed: {prompt}: {why}")
     if len(failed) > SHOWN:

@@ -20,6 +20,7 @@ from distill.run import batch, folders
 from distill.run.compose import compose_config
 from distill.run.execute import run
 from distill.run.queue import compose_queue
+from distill.run.table import BUSY
 
 HOLDER = """
 import sys, time
@@ -108,7 +109,8 @@ def test_queues_over_one_file_share_the_work(tmp_path: Path, monkeypatch: pytest
     assert sorted(made) == sorted(prompts)
     assert len([path for path in (tmp_path / "outputs").iterdir() if path.is_dir()]) == len(prompts)
     for prompt in prompts:
-        assert sorted(result[prompt] for result in results) == ["finished", "skipped", "skipped"]
+        states = [result[prompt] for result in results]
+        assert states.count("finished") == 1 and {*states} <= {"finished", "skipped", BUSY}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="flock is of Unix")

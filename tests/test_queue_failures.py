@@ -9,6 +9,8 @@ import logging
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +34,7 @@ from distill.run.queue import Queue, compose_queue
 from distill.run.seeds import better
 from distill.run.stored import OtherLayout, same_run
 from distill.run.summary import summarise
-from distill.run.table import SHOWN, Row, cut, read, tell
+from distill.run.table import BUSY, SHOWN, Row, cut, read, tell, write
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +93,7 @@ def test_a_root_that_is_taken_is_waited_for_and_said(
     assert re.search(r"waiting for \S*out, which is in use \(process \d+ on", caplog.text)
 
 
-def test_a_root_that_stays_taken_is_an_error_and_a_run_that_is_at_work_is_skipped(
+def test_a_root_that_stays_taken_is_an_error_and_a_run_that_is_at_work_is_left_to_its_process(
     quick: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folders, "WAIT", 0.1)
@@ -102,10 +104,52 @@ def test_a_root_that_stays_taken_is_an_error_and_a_run_that_is_at_work_is_skippe
     assert all("the name of a folder could not be chosen" in said for said in results.values())
     folder = claim(batch._one(queue.config, "a red mug"), Path("out"))
     with hold(folder):
-        assert batch.run_prompts(queue) == {"a red mug": "skipped", "a blue mug": "finished"}
+        assert batch.run_prompts(queue) == {"a blue mug": "finished", "a red mug": BUSY}
     # A folder within the run's that is taken is not the run's own: the prompt is not dropped.
     monkeypatch.setattr(batch, "carry_out", raising(InUse(folder / "seed-0", "seed-0 is in use")))
     assert batch.run_prompts(queue) == {"a red mug": "seed-0 is in use", "a blue mug": "skipped"}
+
+
+def test_what_a_process_leaves_is_made_by_one_that_is_still_at_work_on_the_list(
+    quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = compose_queue(["prompts=list.txt", "output_dir=out"])
+    folder = claim(batch._one(queue.config, "a red mug"), Path("out"))
+    with ExitStack() as holder:
+        holder.enter_context(hold(folder))
+        plain = batch.carry_out
+
+        def ends(*given: Any) -> Any:
+            holder.close()  # as if the process that was at work on the first prompt was killed during the second
+            return plain(*given)
+
+        monkeypatch.setattr(batch, "carry_out", ends)
+        assert batch.run_prompts(queue) == {"a blue mug": "finished", "a red mug": "finished"}
+    assert sorted(quick) == ["a blue mug", "a red mug"]
+
+
+def test_a_table_keeps_what_another_process_knows_better() -> None:
+    path = Path("batch.csv")
+    tell([Row("a red mug", "no surface", "out/red", 3.0)], path)
+    tell([Row("a red mug", BUSY, "", 0.0), Row("a blue mug", BUSY, "", 0.0)], path)
+    assert read(path) == [Row("a red mug", "no surface", "out/red", 3.0), Row("a blue mug", BUSY, "", 0.0)]
+    assert not read(path)[1].failed
+    tell([Row("a red mug", "skipped", "out/red", 0.0), Row("a blue mug", "finished", "out/blue", 2.0)], path)
+    assert {row.prompt: row.state for row in read(path) or ()} == {
+        "a red mug": "skipped",
+        "a blue mug": "finished",
+    }
+    assert [one.name for one in Path().glob(".*")] == []
+
+
+def test_tables_that_are_written_at_once_lose_no_row() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(
+            pool.map(
+                lambda i: write([Row(f"number {i}", "finished", "x", 1.0)], Path("batch.csv")), range(40)
+            )
+        )
+    assert len(read(Path("batch.csv")) or ()) == 40
 
 
 def raising(error: BaseException) -> Any:

@@ -37,18 +37,19 @@ class InUse(ValueError):
 
 
 @contextlib.contextmanager
-def hold(folder: Path, wait: float = 0.5) -> Iterator[None]:
+def hold(folder: Path, wait: float = 0.5, name: str = NAME) -> Iterator[None]:
     """Hold a folder for as long as the context lasts.
 
     Args:
         folder: must exist.
         wait: how long to try, seconds; who waits for long is told so.
+        name: of the locked file; another one holds a part of the folder by itself, such as its table.
 
     Raises:
         InUse: another process, or another call in this one, holds it.
         OSError: it cannot be written.
     """
-    path, began = folder / NAME, time.monotonic()
+    path, began = folder / name, time.monotonic()
     told = began
     while (descriptor := _take(path)) is None:
         now = time.monotonic()

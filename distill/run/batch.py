@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from distill.run.seeding import several
 from distill.run.seeds import run_seeds
 from distill.run.staging import begin, check_priors
 from distill.run.stored import OtherLayout, left_as_it_is
-from distill.run.table import SHOWN, Row, tell
+from distill.run.table import BUSY, SHOWN, Row, tell
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +42,14 @@ AT_ONCE = 2048
 def run_prompts(queue: Queue) -> dict[str, str]:
     """Make one asset per prompt of a queue, loading each prior once.
 
-    Finished ones are skipped, and those that another process is at work on; unfinished ones are resumed, and a failure does
-    not stop the rest.
+    Finished ones are skipped, unfinished ones are resumed, and a failure does not stop the rest. Those that another process is at
+    work on come last, see ``make_each``.
 
     Args:
         queue: from ``compose_queue``.
 
     Returns:
-        Prompt to ``finished``, ``skipped``, or the error.
+        Prompt to ``finished``, ``skipped``, ``table.BUSY``, or the error.
 
     Raises:
         ValueError: the folder cannot be used, or a part of the options does not work on this machine.
@@ -97,9 +98,35 @@ def make_all(parts: Sequence[Part], root: Path, rows: list[Row]) -> None:
             prior = open_prior(together[0].config, device)
             for config, prompts in together:
                 embed_first(config, prompts, prior)
-                for prompt in prompts:
-                    rows.append(make_one(config, prompt, root, prior, desk))
+            wanted = [(config, prompt) for config, prompts in together for prompt in prompts]
+            make_each(wanted, partial(make_one, root=root, prior=prior, desk=desk), rows)
             del prior  # before the next is loaded
+
+
+def make_each(
+    wanted: Sequence[tuple[DictConfig, str]], make: Callable[[DictConfig, str], Row], rows: list[Row]
+) -> None:
+    """Make prompts in turn; those that were in other processes' hands again, as long as one of them has become free.
+
+    A process that was killed leaves its prompt to those that are still at work on the list.
+
+    Args:
+        wanted: configurations and prompts.
+        make: makes one, see ``make_one``.
+        rows: gains one for each prompt.
+    """
+    while wanted:
+        busy = list[tuple[DictConfig, str]]()
+        for config, prompt in wanted:
+            row = make(config, prompt)
+            if row.state == BUSY:
+                busy.append((config, prompt))
+            else:
+                rows.append(row)
+        if len(busy) == len(wanted):
+            rows += [Row(prompt, BUSY, "", 0.0) for _, prompt in busy]
+            return
+        wanted = busy
 
 
 def check_parts(parts: Sequence[Part], device: torch.device) -> None:
@@ -227,7 +254,7 @@ def make_one(config: DictConfig, prompt: str, root: Path, prior: Prior, desk: De
         desk: of the page that shows the run, if one does.
 
     Returns:
-        What became of it: a finished one is skipped, and so is one that another process is at work on.
+        What became of it: a finished one is skipped, and one that another process is at work on is left to it.
     """
     started = time.perf_counter()
     state, folder = _run_one(config, prompt, root, prior, desk)
@@ -255,7 +282,7 @@ def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior, desk: De
     except InUse as busy:
         if busy.folder == folder:  # another process makes this very prompt
             log.info("%s: %s", prompt, busy)
-            return "skipped", str(folder)
+            return BUSY, str(folder)
         return _failed(prompt, busy, folder)
     except OtherLayout as other:
         if is_finished(other.folder):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distill.files.atomic import write_atomic
+from distill.files.lock import InUse, hold
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +20,14 @@ SHOWN = 40
 FIELD = 2**31 - 1
 
 
+#: State of a prompt that another process is at work on.
+BUSY = "at work elsewhere"
+#: Seconds to wait for another process that writes the same table, a moment's work.
+WAIT = 60.0
+
+
 class Row(NamedTuple):
-    """What became of a prompt: ``finished``, ``skipped`` or the error; its folder, and how long it took, seconds."""
+    """What became of a prompt: ``finished``, ``skipped`` if it was before, ``BUSY``, or the error; its folder, and how long it took, seconds."""
 
     prompt: str
     state: str
@@ -29,7 +36,7 @@ class Row(NamedTuple):
 
     @property
     def failed(self) -> bool:
-        return self.state not in ("finished", "skipped")
+        return self.state not in ("finished", "skipped", BUSY)
 
 
 def cut(text: str, width: int) -> str:
@@ -54,6 +61,8 @@ def tell(rows: Sequence[Row], path: Path) -> None:
         log.info("... and %d more in %s", len(rows) - SHOWN, path)
     try:
         write(rows, path)
+    except InUse:
+        log.error("the table cannot be written to %s: for %.0f s, another process was writing it", path, WAIT)
     except OSError as error:
         log.error("the table cannot be written to %s: %s", path, error.strerror)
 
@@ -61,19 +70,25 @@ def tell(rows: Sequence[Row], path: Path) -> None:
 def write(rows: Sequence[Row], path: Path) -> None:
     """Write a table, below the rows that a file of that name has of other prompts.
 
+    Who found a prompt in another's hands knows less of it than a row that is there.
+
     Raises:
+        InUse: another process is writing it all the time.
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = read(path) if path.exists() else []
-    if before is None:
-        log.error("%s is no table of a batch and stays; move it to have the table written there", path)
-        return
-    mine = {row.prompt for row in rows}
-    text = io.StringIO()
-    kept = [row for row in before if row.prompt not in mine]
-    csv.writer(text, lineterminator="\n").writerows([Row._fields, *kept, *rows])
-    write_atomic(path, text.getvalue())
+    with hold(path.parent, WAIT, f".{path.name}.lock"):
+        before = read(path) if path.exists() else []
+        if before is None:
+            log.error("%s is no table of a batch and stays; move it to have the table written there", path)
+            return
+        known = {row.prompt for row in before}
+        mine = [row for row in rows if not (row.state == BUSY and row.prompt in known)]
+        told = {row.prompt for row in mine}
+        text = io.StringIO()
+        kept = [row for row in before if row.prompt not in told]
+        csv.writer(text, lineterminator="\n").writerows([Row._fields, *kept, *mine])
+        write_atomic(path, text.getvalue())
 
 
 def read(path: Path) -> list[Row] | None:
