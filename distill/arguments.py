@@ -135,9 +135,15 @@ def of_library(prompt: str | None, options: Sequence[str], folders: Sequence[str
     """
     if prompt is not None:
         raise ValueError(f"distill amortise takes a library, prompts=FILE, and no prompt, got {prompt!r}")
-    if not _written(options).get("prompts"):
+    written = _written(options)
+    if written.get("prompts"):
+        return library_scene(options, folders)
+    kept = user_path(written.get("output_dir", "")) / "library.json"
+    if written.get("resume") != "true" or "output_dir" not in written or not kept.is_file():
         raise ValueError("distill amortise needs a library of prompts: add prompts=FILE")
-    return library_scene(options, folders)
+    from distill.run.overrides import quote
+
+    return [f"prompts={quote(str(kept))}", *library_scene(options, folders)]
 
 
 def library_scene(options: Sequence[str], folders: Sequence[str] = ()) -> list[str]:

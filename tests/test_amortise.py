@@ -14,6 +14,7 @@ from torch import Tensor
 
 import distill
 from distill import cli
+from distill.arguments import of_library
 from distill.cameras import turntable
 from distill.conditions import prompt_library
 from distill.contracts import Condition, Draw, Step
@@ -23,8 +24,9 @@ from distill.renderers.nerf import HashGridScene
 from distill.renderers.occupancy import encoded
 from distill.renderers.prompt_library import Library, epoch
 from distill.run import initial
-from distill.run.amortise import amortise
+from distill.run.amortise import amortise, tell_length
 from distill.run.compose import compose_config
+from distill.run.generator import check_generator, describe_generator, read_generator
 
 CPU = torch.device("cpu")
 #: A run of seconds.
@@ -310,6 +312,29 @@ def test_libraries_are_read_from_json_and_from_text(tmp_path: Path) -> None:
     assert len(many.previewed()) == 9 and many.previewed()[-1] == "x"
 
 
+def test_a_library_in_the_form_of_scaledreamers_is_read_and_repetitions_count_once(tmp_path: Path) -> None:
+    text = '{"train": ["a", "b", "a", " b "], "val": ["b", "c"], "test": ["a", "b", "d", "d"]}'
+    found = prompt_library.read_library(str(written(tmp_path, text)))
+    assert (found.train, found.validation, found.held_out) == (("a", "b"), ("c",), ("d",))
+    assert found.repeated == 6  # of ten
+    same = prompt_library.read_library(str(written(tmp_path, '{"train": ["a", "b"], "test": ["a", "b"]}')))
+    assert (same.train, same.held_out, same.repeated) == (("a", "b"), (), 2)
+    lines = prompt_library.read_library(str(written(tmp_path, "a\nb\na\n", "prompts.txt")))
+    assert (lines.train, lines.repeated) == (("a", "b"), 1)
+
+
+def test_prompts_of_both_other_lists_are_looked_at() -> None:
+    def seen(validation: int, held_out: int) -> tuple[int, int]:
+        lists = (tuple(f"v{i}" for i in range(validation)), tuple(f"h{i}" for i in range(held_out)))
+        found = prompt_library.Prompts(("a",), *lists).previewed()
+        assert found[0] == "a" and len(found) == len(set(found))
+        return sum(text[0] == "v" for text in found), sum(text[0] == "h" for text in found)
+
+    assert [seen(9, 9), seen(9, 1), seen(1, 9), seen(9, 0), seen(0, 9), seen(2, 3)] == [
+        (4, 4), (7, 1), (1, 7), (8, 0), (0, 8), (2, 3),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("colours_first", [True, False])
 def test_prompts_that_are_looked_at_are_of_many_kinds_whatever_the_order_of_the_list(
     colours_first: bool,
@@ -333,11 +358,14 @@ def test_prompts_that_are_looked_at_are_of_many_kinds_whatever_the_order_of_the_
         ('{"held_out": []}', "has no list train"),
         ('{"train": []}', "has nothing to train on: its list train is empty"),
         (
-            '{"train": ["x"], "test": []}',
-            "has 'test'; the lists of a library are train, validation, held_out",
+            '{"train": ["x"], "tests": []}',
+            "has 'tests'; the lists of a library are train, validation, held_out",
+        ),
+        (
+            '{"train": ["x"], "val": [], "validation": []}',
+            "has 'val' and 'validation'; put what is in both into one",
         ),
         ('{"train": ["x", ""]}', "the list train of .* must hold prompts"),
-        ('{"train": ["x"], "held_out": ["x"]}', "has the prompt 'x' twice"),
         ('{"train": ["x"], "train": ["y"]}', "has 'train' twice; put what is in both into one"),
         ('{"train": ["x"], "held_out": [], "held_out": []}', "has 'held_out' twice"),
         ('{"train": ["a red mug",\n "a red spaceship mug cube"]}', "line 2 of .*: prior=embedded"),
@@ -389,6 +417,71 @@ def test_the_command_says_what_it_needs(
         cli.main(words)
     assert left.value.code == 2
     assert error in capsys.readouterr().err
+
+
+def test_a_generators_training_goes_on_with_the_library_in_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there").mkdir()
+    words = ["output_dir=there", "resume=true"]
+    with pytest.raises(ValueError, match="add prompts=FILE"):
+        of_library(None, words)
+    written(tmp_path / "there")
+    (prompts, scene) = of_library(None, words)
+    assert compose_config([*words, prompts, scene]).prompts.endswith("there/library.json")
+    for less in (words[:1], words[1:], ["resume=true", "output_dir=gone"]):
+        with pytest.raises(ValueError, match="add prompts=FILE"):
+            of_library(None, less)
+
+
+def test_a_generator_is_told_of_its_priors_folder_in_full_and_goes_with_a_copy_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("here/prior", "there/prior"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "model_index.json").write_text("{}")
+    (tmp_path / "made/checkpoints").mkdir(parents=True)
+    trained = compose_config(["prompts=x", "scene=hyper_grid", "prior=here/prior"])
+    describe_generator(tmp_path / "made", trained, {}, 64)
+    said = read_generator("made")["prior"]
+    assert said == str(tmp_path / "here/prior")
+
+    def check(*words: str) -> list[str]:
+        caplog.clear()
+        check_generator(compose_config(["prompt=x", "generator=made", *words]))
+        return caplog.messages
+
+    assert check() == check("prior=here/prior") == check(f"prior={said}") == []
+    (warned,) = check("prior=there/prior")
+    assert warned.endswith("prior=there/prior is taken for a copy of it")
+    with pytest.raises(ValueError, match=r"was made with prior=.*, not with embedded; leave out prior="):
+        check("prior=embedded")
+
+
+def test_few_steps_for_each_prompt_and_repetitions_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    file = written(tmp_path, {"train": ["a red mug", "a blue mug", "a green mug", "a red mug"]})
+
+    def said(*words: str) -> list[str]:
+        caplog.clear()
+        config = compose_config([f"prompts={file}", "scene=hyper_grid", *words])
+        tell_length(config, prompt_library.read_library(str(file)))
+        return caplog.messages
+
+    repeated = f"{file} repeats 1 prompt; each counts once"
+    assert said("iterations=27", "optimiser.accumulate=1") == [
+        "3 prompts to learn, 9 steps for each", repeated,
+        "9 steps for each prompt are few; iterations=300 makes them 100",
+    ]  # fmt: skip
+    assert said("iterations=13", "optimiser.accumulate=2")[-1].endswith("iterations=150 makes them 100")
+    assert said("iterations=30", "optimiser.accumulate=1") == [
+        "3 prompts to learn, 10 steps for each",
+        repeated,
+    ]
 
 
 def test_a_generator_of_another_prior_width_or_scene_is_refused(generator: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -456,6 +457,11 @@ def test_a_generator_is_opened_without_its_librarys_occupancies(generator: Path)
     told = saved["prompts.embeddings"][1]
     a, b = opened.scene_of(told).state_dict(), whole.scene_of(told).state_dict()
     assert all(torch.equal(a[name], value) for name, value in b.items())
+    # A queue's scenes are made by one that is opened once, until it has been trained further.
+    assert initial.open_generator(generator, CPU) is opened
+    last = max((generator / "checkpoints").glob("*"), key=lambda path: path.stat().st_mtime_ns)
+    os.utime(last, ns=(0, last.stat().st_mtime_ns + 1))
+    assert initial.open_generator(generator, CPU) is not opened
 
 
 @given(st.integers(1, 500), st.integers(2, 20))

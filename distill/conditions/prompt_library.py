@@ -20,6 +20,8 @@ from distill.files.paths import user_path
 
 #: Lists of a library's file: what is trained on, and what is looked at.
 LISTS = ("train", "validation", "held_out")
+#: Other names of them, as in ScaleDreamer's libraries.
+ALSO = {"val": "validation", "test": "held_out"}
 #: Prompts whose embeddings are kept in memory; others are made, or read from the disk, again.
 KEPT = 256
 #: Prompts that are embedded together.
@@ -36,24 +38,28 @@ class Prompts:
         validation: looked at while training, and not learnt.
         held_out: likewise, for the end.
         lines: line of each prompt in the file, from 1.
+        repeated: how many prompts were there once more and are left out.
     """
 
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
     lines: Mapping[str, int] | None = None
+    repeated: int = 0
 
     def all(self) -> tuple[str, ...]:
         """Every prompt, those to learn first."""
         return (*self.train, *self.validation, *self.held_out)
 
     def previewed(self, most: int = 8) -> tuple[str, ...]:
-        """Prompts to look at while training: at most so many of those to learn, and as many of the others.
+        """Prompts to look at while training: at most so many of those to learn, and as many of the others, of both lists.
 
         Those to learn are drawn: every n-th line of a list of kinds in colours may well be of one kind.
         """
         drawn = sorted(Random(0).sample(range(len(self.train)), min(most, len(self.train))))
-        return (*(self.train[i] for i in drawn), *(*self.validation, *self.held_out)[:most])
+        half = max(most // 2, most - len(self.held_out))
+        others = self.validation[:half]
+        return (*(self.train[i] for i in drawn), *others, *self.held_out[: most - len(others)])
 
     def where(self, prompt: str) -> str:
         """The line of a prompt, for errors."""
@@ -71,8 +77,10 @@ class Prompts:
 def read_library(file: str) -> Prompts:
     """Read a library: JSON with the lists ``train``, ``validation`` and ``held_out``, or plain text, a prompt to learn in each line.
 
+    A prompt that is there several times counts where it comes first, so that none of ``train`` is held out.
+
     Raises:
-        ValueError: the file is not there or has another form, there is nothing to train on, or a prompt is there twice.
+        ValueError: the file is not there or has another form, or there is nothing to train on.
     """
     path = user_path(file)
     found, is_json = _read(path)
@@ -80,11 +88,11 @@ def read_library(file: str) -> Prompts:
         what = "its list train is empty" if is_json else "it has no prompts"
         raise ValueError(f"prompts must be {FORM}, and {path} has nothing to train on: {what}")
     seen = set[str]()
-    for prompt in found.all():
-        if prompt in seen:
-            raise ValueError(f"{path} has the prompt {prompt!r} twice; leave one of them out")
-        seen.add(prompt)
-    return found
+    lists = dict[str, tuple[str, ...]]()
+    for name, prompts in found.lists().items():
+        lists[name] = tuple(prompt for prompt in dict.fromkeys(prompts) if prompt not in seen)
+        seen |= {*prompts}
+    return Prompts(**lists, lines=found.lines, repeated=len(found.all()) - len(seen))
 
 
 def read_list(file: str) -> tuple[str, ...]:
@@ -144,6 +152,9 @@ def _of_json(path: Path, text: str) -> Prompts:
         ) from error
     if not isinstance(said, dict) or "train" not in said:
         raise ValueError(f"prompts must be {FORM}, and {path} has no list train")
+    if both := [name for name, usual in ALSO.items() if {name, usual} <= {*said}]:
+        raise ValueError(f"{path} has {both[0]!r} and {ALSO[both[0]]!r}; put what is in both into one")
+    said = {ALSO.get(name, name): prompts for name, prompts in said.items()}
     if unknown := [name for name in said if name not in LISTS]:
         raise ValueError(f"{path} has {unknown[0]!r}; the lists of a library are {', '.join(LISTS)}")
     for name, prompts in said.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -36,6 +37,8 @@ from distill.run.overrides import as_overrides
 
 log = logging.getLogger(__name__)
 
+#: Steps for each prompt that are too few for shapes, and those after which generators were as good as single runs.
+FEW, USUAL = 10, 100
 #: The library in a generator's folder.
 LIBRARY = "library.json"
 
@@ -149,8 +152,7 @@ def _carry_out(
     describe_generator(folder, config, scene.options, scene.state_dict()["prompts.embeddings"].shape[1])
     count, loaded = len(library.train), time.perf_counter()
     spent = seconds_before(folder / "metrics.jsonl", job.state.step)
-    each = config.iterations * config.optimiser.accumulate / count
-    log.info("%s to learn, %.4g steps for each", counted(count, "prompt"), each)
+    tell_length(config, library)
     train(
         config, folder, job, desk,
         notes=partial(seen, scene, count), show=partial(show, folder, library, job),
@@ -161,6 +163,18 @@ def _carry_out(
     manifest["seconds"] = {"load": loaded - started, "train": spent + time.perf_counter() - loaded}
     finish(folder, manifest)
     log.info('results in %s; make a scene with: distill "PROMPT" generator=%s', folder, folder)
+
+
+def tell_length(config: DictConfig, library: Prompts) -> None:
+    """Say how many steps each prompt of a library gets, and whether that is few."""
+    count, at_once = len(library.train), config.optimiser.accumulate
+    each = config.iterations * at_once / count
+    log.info("%s to learn, %.4g steps for each", counted(count, "prompt"), each)
+    if library.repeated:
+        log.warning("%s repeats %s; each counts once", config.prompts, counted(library.repeated, "prompt"))
+    if each < FEW:
+        enough = math.ceil(USUAL * count / at_once)
+        log.warning("%.2g steps for each prompt are few; iterations=%d makes them %d", each, enough, USUAL)
 
 
 def check_library(folder: Path, library: Prompts) -> None:

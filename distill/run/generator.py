@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from distill.conditions.prompt_library import Prompts, read_library
 from distill.files.atomic import write_atomic
 from distill.files.paths import user_path
+from distill.priors.source import SHIPPED
 from distill.run.plugins import features_of
 from distill.run.schema import default_of
 from distill.run.seeding import several
+
+log = logging.getLogger(__name__)
 
 #: What describes a generator, in its folder.
 NAME = "generator.json"
@@ -46,7 +50,7 @@ OF_ONE = {
     "generator": "it is for making one prompt's scene",
     "source_prompt": "an edit is of one object",
     "particles": "the prompts take turns in one scene",
-    "shard": "one process learns all of it",
+    "shard": "all of it is learnt together; several processes share it with accelerate launch",
     **dict.fromkeys(("seeds", "retries", "keep", "judge"), "a judge chooses among scenes of one prompt"),
     "max_vram": "the forecast is of one prompt's run; choose render.at_once= and render.recompute=",
     **{f"views.{name}": "whole prompts for a view are one object's" for name in ("front", "side", "back", "overhead", "file")},
@@ -121,7 +125,7 @@ def library_of(config: DictConfig) -> Prompts:
 
 def describe_generator(folder: Path, config: DictConfig, options: Mapping[str, Any], width: int) -> None:
     """Write what a generator makes: the prior whose embeddings it is told, their width, and the options of its scenes."""
-    said = {"prior": config.prior, "width": width, "scene": dict(options)}
+    said = {"prior": _place(config.prior), "width": width, "scene": dict(options)}
     write_atomic(folder / NAME, json.dumps(said, indent=2) + "\n")
 
 
@@ -154,6 +158,12 @@ def implied_by(folder: str) -> dict[str, Any]:
     return {"prior": said["prior"], "iterations": 0, "scene": "hash_grid", **scene}
 
 
+def _place(prior: str) -> str:
+    """A prior's folder or file in full, so that it is found from elsewhere; its name where it has one."""
+    there = user_path(prior)
+    return str(there.absolute()) if prior not in SHIPPED and there.exists() else prior
+
+
 def check_generator(config: DictConfig) -> None:
     """Check that a configuration has the prior and the scene of its generator.
 
@@ -163,11 +173,17 @@ def check_generator(config: DictConfig) -> None:
     if not config.generator:
         return
     said = read_generator(config.generator)
-    if said["prior"] != config.prior:
-        raise ValueError(
-            f"generator={config.generator} was made with prior={said['prior']}, whose embeddings it is told, not with "
-            f"{config.prior}; leave out prior="
-        )
+    there = _place(config.prior)
+    if said["prior"] not in (there, config.prior):
+        if there == config.prior or not Path(said["prior"]).is_absolute():  # one of them is known by name
+            raise ValueError(
+                f"generator={config.generator} was made with prior={said['prior']}, whose embeddings it is told, not with "
+                f"{config.prior}; leave out prior="
+            )
+        log.warning(
+            "generator=%s was made with prior=%s, whose embeddings it is told; prior=%s is taken for a copy of it",
+            config.generator, said["prior"], config.prior,
+        )  # fmt: skip
     if config.scene._target_ != PLAIN:
         raise ValueError(f"generator={config.generator} makes scene=hash_grid; leave out scene=")
     for name, value in said["scene"].items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +148,18 @@ def begin_as(scene: Scene, saved: Mapping[str, Tensor]) -> None:
 
 
 def open_generator(folder: Path, device: torch.device) -> Generator:
-    """Load a generator, with the moving average of its parameters where there is one.
+    """Load a generator, with the moving average of its parameters where there is one; a queue's is loaded once.
 
     Raises:
         ValueError: the folder holds none that can be read.
     """
+    files = sorted((folder / "checkpoints").glob("*"))
+    return _opened(folder, device, tuple((path.name, path.stat().st_mtime_ns) for path in files))
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: Path, device: torch.device, files: tuple[tuple[str, int], ...]) -> Generator:
+    """The generator of these checkpoints, given by their names and when they were written."""
     saved = load_checkpoint(folder / "checkpoints", device)
     if saved is None:
         raise ValueError(f"generator={folder} has no checkpoint yet; finish its training with resume=true")
