@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,34 @@ def test_an_empty_caption_is_refused(judge: Any) -> None:
 
 def test_a_missing_judge_is_said_plainly(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match="no judge in"):
+        load_judge(folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("config.json", lambda data: b""),
+        ("config.json", lambda data: b'{"vocabulary": 3}'),
+        (
+            "config.json",
+            lambda data: data.replace(b'"channels"', b'"other"').replace(b'"vocabulary"', b'"words"'),
+        ),
+        ("config.json", lambda data: json.dumps(json.loads(data) | {"channels": [8, 8, 8]}).encode()),
+        ("judge.safetensors", lambda data: data[: len(data) // 2]),
+        ("judge.safetensors", lambda data: b""),
+    ],
+)
+def test_a_judge_that_is_damaged_is_one_line(name: str, change: Any, tmp_path: Any) -> None:
+    for path in SHIPPED["embedded"].iterdir():
+        if path.suffix in (".json", ".safetensors"):
+            shutil.copy(path, tmp_path / path.name)
+    load_judge(folder=tmp_path)
+    (tmp_path / name).write_bytes(change((tmp_path / name).read_bytes()))
+    with pytest.raises(ValueError, match=r"the judge in .* cannot be read \(.*\); copy it again") as caught:
+        load_judge(folder=tmp_path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match="cannot be read"):
         load_judge(folder=tmp_path)
 
 

@@ -167,6 +167,8 @@ def test_what_is_wrong_with_a_package_is_said_in_one_line(
         **{key: text.replace("=0 0 -1 0 1 0 1 0 0", "=0 0")}
     )
     assert "expected numbers" in said(**{key: text.replace("width#1=20", "width#1=wide")})
+    for size in ("0", "-20", "nan", "inf"):
+        assert "expected a size above 0" in said(**{key: text.replace("width#1=20", f"width#1={size}")})
     assert "lists no objects" in said(**{key: "license=Public domain\n"})
     assert "expected a licence CC0 or CC-BY" in said(licence="Attribution-ShareAlike 3.0")
     assert "no furniture catalogue" in said(**{key: None})
@@ -187,6 +189,39 @@ def test_what_is_wrong_with_a_package_is_said_in_one_line(
     ):
         fetch.fetch(tmp_path / "things", None)
     assert list((tmp_path / "things").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file; give a folder for the archives"):
+        fetch.fetch(tmp_path / "file", None)
+
+
+def test_fewer_objects_do_not_replace_the_tables_that_ship(tmp_path: Path, example: Any) -> None:
+    fetch, shipped = example("fetch_things"), list(things.table())
+    fetch.check_complete(things.FOLDER, shipped)
+    fetch.check_complete(tmp_path, shipped[:2])
+    with pytest.raises(
+        ValueError, match=rf"1 of the {len(shipped)} objects of the tables that ship are not there"
+    ):
+        fetch.check_complete(things.FOLDER, shipped[1:])
+
+
+def test_a_damaged_archive_is_one_line(tmp_path: Path, example: Any) -> None:
+    fetch = example("fetch_things")
+    path = archive(tmp_path / "Osaka.sh3f", licence="Public domain")
+    entries = fetch.read_folder(tmp_path)
+    with zipfile.ZipFile(path) as whole:
+        at = whole.getinfo(entries[0].model).header_offset
+    data = bytearray(path.read_bytes())
+    begin = at + 30 + len(entries[0].model)
+    data[begin : begin + 20] = bytes(20)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"Osaka\.sh3f is damaged \(.*\); get it again"):
+        fetch.select(tmp_path, entries)
+
+
+@pytest.mark.parametrize("line", ["d", "d ", "newmtl x"])
+def test_a_material_line_without_a_value_changes_nothing(line: str) -> None:
+    files = {"a.mtl": f"newmtl a\nKd 1 0 0\n{line}\n".encode()}
+    assert obj._materials(files.__getitem__, "a.mtl")["a"] == obj.Material(colour=(1.0, 0.0, 0.0))
 
 
 def test_a_package_is_unpacked_once(tmp_path: Path, example: Any, monkeypatch: Any) -> None:
@@ -476,7 +511,9 @@ def test_a_table_that_is_not_ours_is_refused_in_one_line(tmp_path: Path) -> None
     for lines, said in (
         (["a,b", "1,2"], "its columns are others"),
         ([text[0], text[1].replace("CC0", "GPL")], "row 2: a rotation of nine numbers, a licence"),
-        ([text[0], text[1][:40]], "row 2"),
+        ([text[0], text[1][:40]], "row 2: expected 17 fields"),
+        ([text[0], f"{text[1]},more"], "row 2: expected 17 fields"),
+        ([text[0], text[1], text[1]], f"has {text[1].partition(',')[0]} twice"),
     ):
         path = tmp_path / f"{len(said)}.csv"
         path.write_text("\n".join(lines) + "\n", "utf-8")

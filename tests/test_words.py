@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from distill.embedded import things, words
-from distill.embedded.phrases import COLOURS
-from distill.embedded.prompt import understand
+from distill.embedded.phrases import COLOURS, singulars
+from distill.embedded.prompt import near_name, understand
 from distill.embedded.vocabulary import knowing
 
 ALL = knowing([(one.name, one.article, True, one.also) for one in things.table()])
@@ -65,6 +65,41 @@ def test_directions_are_of_length_one_and_a_phrase_has_the_mean_of_its_words() -
 def test_a_word_is_not_taken_for_what_it_only_stands_in_front_of() -> None:
     assert words.nearest("hospital", ALL.names)[0][0] == "hospital bed"
     assert words.taken_for("hospital", ALL.names) != "hospital bed"
+    for text in (
+        "ship",
+        "shop",
+        "snow",
+        "fold",
+    ):  # a shipping container, a shopping basket, a snowman, a folding screen
+        assert words.taken_for(text, ALL.names) is None
+
+
+@pytest.mark.parametrize("word", ["cow", "work", "chip", "shade", "dolmen"])
+def test_a_plural_that_is_nearer_is_no_way_round_the_threshold(word: str) -> None:
+    assert near_name(word, ALL) is None
+    assert any(words.taken_for(form, ALL.names) for form in singulars(word))
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("kitties", "cat"), ("couches", "sofa"), ("lorries", "truck"), ("sneaker", "sneakers")],
+)
+def test_a_plural_is_taken_for_what_its_singular_is(given: str, name: str) -> None:
+    assert near_name(given, ALL) == name
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"), [("a tea pot", "teapot"), ("two tea pots", "teapot"), ("a blue snow man", "snowman")]
+)
+def test_a_name_that_is_written_as_two_words_is_that_name(prompt: str, name: str) -> None:
+    assert understand(prompt, ALL).name == name
+
+
+def test_one_colour_is_no_second_object() -> None:
+    with pytest.raises(ValueError, match="has 'mug' and 'table'; leave out"):
+        understand("a red mug on a table", ALL)
+    with pytest.raises(ValueError, match="has 'red' and 'blue'; leave out"):
+        understand("a red mug in blue", ALL)
 
 
 NOUNS = """\

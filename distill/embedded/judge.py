@@ -14,12 +14,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from distill.embedded import captions, world
 from distill.embedded.captions import words
+from distill.files.errors import line_of
 
 #: Height and width of the pictures that the judge looks at; others are resized.
 SIZE = 64
@@ -228,13 +230,20 @@ def load_judge(device: torch.device | str = "cpu", folder: Path = SHIPPED["embed
         folder: by default that of the judge of the kinds; ``SHIPPED["things"]`` is that of the judge of things.
 
     Raises:
-        ValueError: the folder holds no judge.
+        ValueError: the folder holds no judge, or one that cannot be read.
     """
     if not (folder / "judge.safetensors").exists():
         raise ValueError(f"no judge in {folder}; train one with examples/embedded/train_judge.py")
-    config = json.loads((folder / "config.json").read_text())
-    judge = Judge(config["vocabulary"], tuple(config.get("channels", CHANNELS)))
-    state = {name: value.float() for name, value in load_file(folder / "judge.safetensors").items()}
-    missing, unexpected = judge.load_state_dict(state, strict=False)
-    assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        judge = Judge(config["vocabulary"], tuple(config.get("channels", CHANNELS)))
+        state = {name: value.float() for name, value in load_file(folder / "judge.safetensors").items()}
+        missing, unexpected = judge.load_state_dict(state, strict=False)
+        if lost := [*unexpected, *(name for name in missing if not name.endswith("num_batches_tracked"))]:
+            raise ValueError(f"weights and settings do not agree on {lost[0]}")
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        why = line_of(error).partition(" size mismatch")[0][:120]
+        raise ValueError(
+            f"the judge in {folder} cannot be read ({why}); copy it again, or train one with examples/embedded/train_judge.py"
+        ) from error
     return judge.eval().requires_grad_(False).to(device)

@@ -98,7 +98,7 @@ def _materials(read: Read, path: str) -> dict[str, Material]:
         elif key == "Kd" and name:
             r, g, b = (min(max(float(value), 0.0), 1.0) for value in rest.split()[:3])
             found[name] = replace(found[name], colour=(r, g, b))
-        elif key == "d" and name:
+        elif key == "d" and name and rest:
             found[name] = replace(found[name], opacity=min(max(float(rest.split()[-1]), 0.0), 1.0))
         elif key == "map_Kd" and name and rest:
             while match := _OPTION.match(rest):

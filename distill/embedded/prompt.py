@@ -132,10 +132,11 @@ def _read(prompt: str, known: Known) -> Meaning:
     named = [part.value for part in parts if part.role == "name"]
     colours = list(dict.fromkeys(part.value for part in parts if part.role == "colour"))
     if len(named) > 1 or joined or len(colours) > 1:
-        found = [*named, *colours] if len(named) > 1 or len(colours) > 1 else [part.given for part in joined]
+        several = [*(named if len(named) > 1 else ()), *(colours if len(colours) > 1 else ())]
+        has = f"has {' and '.join(map(repr, several))}" if several else f"joins two with {joined[0].given!r}"
         raise ValueError(
-            f"prior={known.prior} makes one object in one colour, and the prompt {shown(prompt)} has "
-            f"{' and '.join(map(repr, found))}; leave out what else there is, or {LARGER}"
+            f"prior={known.prior} makes one object in one colour, and the prompt {shown(prompt)} {has}; "
+            f"leave out what else there is, or {LARGER}"
         )
     if other := [part.given for part in parts if part.role == "other colour"]:
         raise ValueError(
@@ -251,7 +252,10 @@ def part_of(text: Sequence[str], known: Known) -> Part | None:
                 return Part(role, given)
         if given in DROPPED:
             return Part("outside", given, "", True)
-    one = next((each for each in singulars(given) if each in known.names), None)
+    joined = "".join(text)
+    one = next(
+        (each for each in (joined, *singulars(given), *singulars(joined)) if each in known.names), None
+    )
     return Part("name", given, one, True) if one else None
 
 
@@ -293,8 +297,9 @@ def thing_of(prompt: str, parts: Sequence[Part], known: Known) -> tuple[str, lis
 
 
 def near_name(phrase: str, known: Known) -> str | None:
-    """The known name that a word or phrase, or its singular, is taken for."""
-    for form in (phrase, *singulars(phrase)):
+    """The known name that a word or phrase is taken for, or its singular where it may be a plural or is no word of the table."""
+    others = singulars(phrase) if phrase.endswith("s") or not words.is_word(phrase) else ()
+    for form in (phrase, *others):
         if found := words.taken_for(form, known.names):
             return found
     return None
@@ -302,7 +307,8 @@ def near_name(phrase: str, known: Known) -> str | None:
 
 def unknown(prompt: str, word: str, known: Known) -> str:
     """The line that refuses a word."""
-    close = ", ".join(words.suggestions(word, list(known.names)))
+    form = next((each for each in (word, *singulars(word)) if words.is_word(each)), word)
+    close = ", ".join(words.suggestions(form, list(known.names)))
     refused = f"prior={known.prior} does not know {word!r} in the prompt {shown(prompt)}"
     if known.prior in OF_KINDS and prompt_is_known(prompt, "things"):
         return f"{refused}; prior=things does, {CHOSEN}"

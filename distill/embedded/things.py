@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -136,11 +137,17 @@ def table(path: Path = TABLE) -> tuple[Thing, ...]:
             found = []
             for row in rows:
                 try:
+                    if None in row.values() or None in row:
+                        raise ValueError(f"expected {len(COLUMNS)} fields")
                     found.append(_thing(row))
-                except (ValueError, TypeError, AttributeError) as error:
+                except ValueError as error:
                     raise ValueError(f"{path}, row {rows.line_num}: {error}") from None
     except OSError:
         raise ValueError(f"{path} is not there; write it with examples/embedded/fetch_things.py") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no table of things: {error}") from None
+    if twice := [own for own, count in Counter(thing.id for thing in found).items() if count > 1]:
+        raise ValueError(f"{path} has {twice[0]} twice")
     return tuple(found)
 
 
@@ -155,8 +162,23 @@ def _number(text: str) -> int:
 
 
 def held_out(colour: str, name: str) -> bool:
-    """Tell whether a pair is held out from the text prior's training: one colour in eight of each name."""
+    """Tell whether a pair is held out from the text prior's training: one colour in eight of each name.
+
+    Raises:
+        ValueError: it is no colour of the world's.
+    """
+    check_colour(colour)
     return _number(f"colour of {name}") % len(COLOURS) == list(COLOURS).index(colour)
+
+
+def check_colour(colour: str) -> None:
+    """Refuse what is none of the world's colours.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if colour not in COLOURS:
+        raise ValueError(f"expected a colour of {', '.join(COLOURS)}, got {colour!r}")
 
 
 def held_out_name(name: str) -> bool:
@@ -179,7 +201,7 @@ def caption(
 
     Args:
         name: of the thing, or its other one.
-        article: the name's own; empty for none.
+        article: empty for a name that has none.
         colour: a word of the world's colours; None for the colours that the thing has.
         view: words of a direction.
         template: index into ``TEMPLATES``.
@@ -315,10 +337,12 @@ def mesh(thing: Thing, folder: Path, colour: str | None = None) -> trimesh.Trime
         colour: a word of the world's colours, for a thing with ``paint``.
 
     Raises:
-        ValueError: see ``model``; or the thing's colour cannot be chosen.
+        ValueError: see ``model``; or the thing's colour cannot be chosen, or is none of the world's.
     """
     import trimesh
 
+    if colour is not None:
+        check_colour(colour)
     if colour is not None and thing.paint is None:
         raise ValueError(
             f"the colour of {thing.name} ({thing.id}) cannot be chosen: no plain colour covers most of it"

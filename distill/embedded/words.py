@@ -91,7 +91,7 @@ def taken_for(text: str, names: Collection[str]) -> str | None:
     """The name that a word is taken for, or None.
 
     One that WordNet says the word means or is a kind of; else the nearest one of the same class of things, if its cosine is
-    ``NEAR`` or more. A name that has the word in front, as "hospital bed" has "hospital", is none.
+    ``NEAR`` or more. A name that has the word in front, as "hospital bed" has "hospital" and "snowman" has "snow", is none.
     """
     for name in table().broader.get(text, ()):
         if name in names:
@@ -102,9 +102,17 @@ def taken_for(text: str, names: Collection[str]) -> str | None:
     for name, cosine in nearest(text, names):
         if cosine < NEAR:
             return None
-        if letter(name) == kind and text not in name.split()[:-1]:
+        if letter(name) == kind and not _in_front(text, name):
             return name
     return None
+
+
+def _in_front(text: str, name: str) -> bool:
+    """Tell whether a word stands in front in a name, as a word or as the beginning of one; in its plural it does not."""
+    *front, last = name.split()
+    return any(word.startswith(text) for word in front) or (
+        last.startswith(text) and last not in (text, f"{text}s")
+    )
 
 
 def suggestions(text: str, names: Sequence[str], count: int = 5) -> list[str]:

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +77,10 @@ def fetch(folder: Path, package: Path | None) -> None:
     Raises:
         ValueError: no network, no apt-get or dpkg-deb, or another package.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ValueError(f"{folder} is a file; give a folder for the archives") from None
     done = folder / "package.txt"
     if done.is_file() and done.read_text("utf-8").split() == [PACKAGE, VERSION]:
         return
@@ -139,6 +143,8 @@ def select(folder: Path, entries: list[Entry]) -> tuple[list[things.Thing], list
                         continue
                 except ValueError as error:
                     reason = str(error)
+                except (zipfile.BadZipFile, zlib.error) as error:
+                    raise ValueError(f"{folder / archive_name} is damaged ({error}); get it again") from error
                 out.append((entry, reason))
     known = {thing.name for thing in kept}
     count: Counter[str] = Counter()
@@ -205,6 +211,21 @@ def names_table(kept: list[things.Thing] | tuple[things.Thing, ...]) -> str:
     return _csv(header, rows)
 
 
+def check_complete(output: Path, kept: list[things.Thing]) -> None:
+    """Refuse to replace the tables that ship by those of fewer objects, such as of a folder with some of the archives.
+
+    Raises:
+        ValueError: the output is theirs, and an object of them is missing.
+    """
+    found = {thing.id for thing in kept}
+    lost = [thing.id for thing in things.table() if thing.id not in found]
+    if lost and output.resolve() == things.FOLDER.resolve():
+        raise ValueError(
+            f"{len(lost)} of the {len(things.table())} objects of the tables that ship are not there, such as {lost[0]}; get the whole "
+            "package, or give --output FOLDER for tables of what is there"
+        )
+
+
 def write(output: Path, kept: list[things.Thing], out: list[tuple[Entry, str]]) -> None:
     """Write the table, what is left out, and the credits."""
     output.mkdir(parents=True, exist_ok=True)
@@ -238,6 +259,7 @@ def main() -> None:
             fetch(options.things, options.package)
         folder = options.folder or options.things
         kept, out = select(folder, read_folder(folder))
+        check_complete(options.output, kept)
     except ValueError as error:
         sys.exit(f"fetch_things: {error}")
     write(options.output, kept, out)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import fnmatch
+import math
 import re
 import zipfile
 from collections.abc import Iterable
@@ -113,6 +114,13 @@ def _entry(values: dict[str, str], licence: str, archive: str, where: str) -> En
         raise ValueError(f"{where}: expected numbers for its size and rotation, got {error}") from None
     if len(turn) != 9:
         raise ValueError(f"{where}: expected nine numbers for modelRotation, got {len(turn)}")
+    if not all(math.isfinite(number) for number in turn) or not all(
+        0 < size < math.inf for size in (width, height, depth)
+    ):
+        raise ValueError(
+            f"{where}: expected a size above 0 and a finite rotation, got {width:g} x {depth:g} x {height:g}, "
+            f"{' '.join(f'{number:g}' for number in turn)}"
+        )
     return Entry(
         values["id"], values["name"], values["category"], values["creator"], licence, archive,
         values["model"].lstrip("/"), turn, (width, height, depth), values.get("doorOrWindow") == "true",

@@ -58,8 +58,10 @@ class Comparison:
 
     def difference(self, better: str, worse: str, name: str = "similarity") -> Number:
         """Measure how much larger a metric is for one method than for another."""
-        first, second = self.seeds(better, name), self.seeds(worse, name)
-        cells = [[a - b for a, b in zip(*both, strict=False)] for both in zip(first, second, strict=True)]
+        cells = [
+            [first[seed] - second[seed] for seed in first if seed in second]
+            for first, second in zip(self._by_seed(better, name), self._by_seed(worse, name), strict=True)
+        ]
         title = f"{name.replace('_', '-')} of {better} less that of {worse}"
         means, others = self.mean(better, name), self.mean(worse, name)
         return self.number(title, lambda drawn: means(drawn) - others(drawn), cells)
@@ -67,6 +69,9 @@ class Comparison:
     def seeds(self, method: str, name: str) -> list[list[float]]:
         """A figure of each prompt, of each of its seeds."""
         return [[cell["final"][name] for cell in cells] for cells in self.prompts[method]]
+
+    def _by_seed(self, method: str, name: str) -> list[dict[int, float]]:
+        return [{cell["seed"]: cell["final"][name] for cell in cells} for cells in self.prompts[method]]
 
     def number(self, name: str, statistic: Statistic, cells: Sequence[Sequence[float]] = ()) -> Number:
         found = bootstrap(name, statistic, len(self))
