@@ -88,7 +88,7 @@ def test_an_asset_of_a_thing_is_measured_against_its_variants(
     assert first.endswith("| turned by | seconds | variant |")
     pair = "held out" if held_out else "trained"
     assert lines == [
-        f"| a red stool | {pair} | 0.500 | 0.500 | 1.000 | 45° | 30 | 2 of 2 |",
+        f"| a red stool | {pair} | 0.500 | 0.500 | 1.000 | 45° | 30 | 2 (of 2) |",
         "| a stool | no colour | 0.500 | - | - | - | - |  |",
         f"| **mean of 1** | {pair} | 0.500 | 0.500 | 1.000 |  | 30 |  |",
         "| **mean of 1** | no colour | 0.500 | - | - |  | - |  |",

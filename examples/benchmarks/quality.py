@@ -207,8 +207,8 @@ def shown(rows: list[Made], key: str, digits: int = 3) -> str:
 
 
 def variant_of(row: Made) -> str:
-    """The variant that the IoU is with, of how many; empty for an object that has no others."""
-    return f"{row['variant']} of {row['variants']}" if (row.get("variants") or 1) > 1 else ""
+    """The variant that the IoU is with, and how many can be of the prompt's colour; empty for an object that has no others."""
+    return f"{row['variant']} (of {row['variants']})" if (row.get("variants") or 1) > 1 else ""
 
 
 def table(rows: list[Made]) -> str:
