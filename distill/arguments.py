@@ -123,7 +123,8 @@ def check_single(words: Sequence[str]) -> None:
 
 
 def of_library(prompt: str | None, options: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
-    """Check the options of ``distill amortise``; returns those that follow: the scene that learns a library, where none is chosen.
+    """Check the options of ``distill amortise``; returns those that follow: the scene that learns a library, where none is
+    chosen, and the library in the folder of a run that is resumed, where none is given.
 
     Args:
         prompt: that stands beside them.
@@ -138,11 +139,13 @@ def of_library(prompt: str | None, options: Sequence[str], folders: Sequence[str
     written = _written(options)
     if written.get("prompts"):
         return library_scene(options, folders)
-    kept = user_path(written.get("output_dir", "")) / "library.json"
-    if written.get("resume") != "true" or "output_dir" not in written or not kept.is_file():
-        raise ValueError("distill amortise needs a library of prompts: add prompts=FILE")
+    from distill.run.amortise import LIBRARY
     from distill.run.overrides import quote
 
+    resumed = written.get("resume", "").lower() == "true" and "output_dir" in written
+    kept = user_path(written.get("output_dir", "")) / LIBRARY
+    if not (resumed and kept.is_file()):
+        raise ValueError("distill amortise needs a library of prompts: add prompts=FILE")
     return [f"prompts={quote(str(kept))}", *library_scene(options, folders)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -366,6 +367,7 @@ def test_prompts_that_are_looked_at_are_of_many_kinds_whatever_the_order_of_the_
             "has 'val' and 'validation'; put what is in both into one",
         ),
         ('{"train": ["x", ""]}', "the list train of .* must hold prompts"),
+        ('{"train": ["x"], "val": [""]}', "the list val of .* must hold prompts"),
         ('{"train": ["x"], "train": ["y"]}', "has 'train' twice; put what is in both into one"),
         ('{"train": ["x"], "held_out": [], "held_out": []}', "has 'held_out' twice"),
         ('{"train": ["a red mug",\n "a red spaceship mug cube"]}', "line 2 of .*: prior=embedded"),
@@ -428,6 +430,7 @@ def test_a_generators_training_goes_on_with_the_library_in_its_folder(
     with pytest.raises(ValueError, match="add prompts=FILE"):
         of_library(None, words)
     written(tmp_path / "there")
+    assert of_library(None, [words[0], "resume=True"]) == of_library(None, words)
     (prompts, scene) = of_library(None, words)
     assert compose_config([*words, prompts, scene]).prompts.endswith("there/library.json")
     for less in (words[:1], words[1:], ["resume=true", "output_dir=gone"]):
@@ -455,9 +458,34 @@ def test_a_generator_is_told_of_its_priors_folder_in_full_and_goes_with_a_copy_o
 
     assert check() == check("prior=here/prior") == check(f"prior={said}") == []
     (warned,) = check("prior=there/prior")
-    assert warned.endswith("prior=there/prior is taken for a copy of it")
-    with pytest.raises(ValueError, match=r"was made with prior=.*, not with embedded; leave out prior="):
-        check("prior=embedded")
+    assert warned.endswith("there/prior is taken for a copy of it")
+    assert check("prior=there/prior") == []  # a queue makes many scenes, and says it once
+    assert check("prior=there/../here/prior") == []
+    for wrong in ("embedded", "gone/prior"):
+        with pytest.raises(
+            ValueError, match=f"not with {wrong}; give that folder, or a copy of it, as prior=$"
+        ):
+            check(f"prior={wrong}")
+    shutil.rmtree("here")
+    with pytest.raises(
+        ValueError, match=r"here/prior, which is not there; give a copy of it as prior=FOLDER$"
+    ):
+        check()
+    assert check("prior=there/prior") == []
+
+
+def test_a_folder_that_is_called_as_a_prior_is_not_that_prior(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sd-2.1-base").mkdir()
+    Path("made/checkpoints").mkdir(parents=True)
+    trained = compose_config(["prompts=x", "scene=hyper_grid", "prior=sd-2.1-base", "output_dir=sd-2.1-base"])
+    describe_generator(Path("made"), trained, {}, 64)
+    assert read_generator("made")["prior"] == "sd-2.1-base"
+    check_generator(compose_config(["prompt=x", "generator=made"]))
+    with pytest.raises(ValueError, match=r"with prior=sd-2\.1-base, .* not with embedded; leave out prior="):
+        check_generator(compose_config(["prompt=x", "generator=made", "prior=embedded"]))
 
 
 def test_few_steps_for_each_prompt_and_repetitions_are_said(
@@ -472,7 +500,7 @@ def test_few_steps_for_each_prompt_and_repetitions_are_said(
         tell_length(config, prompt_library.read_library(str(file)))
         return caplog.messages
 
-    repeated = f"{file} repeats 1 prompt; each counts once"
+    repeated = f"1 repeated prompt of {file} left out"
     assert said("iterations=27", "optimiser.accumulate=1") == [
         "3 prompts to learn, 9 steps for each", repeated,
         "9 steps for each prompt are few; iterations=300 makes them 100",

@@ -460,7 +460,7 @@ def test_a_generator_is_opened_without_its_librarys_occupancies(generator: Path)
     # A queue's scenes are made by one that is opened once, until it has been trained further.
     assert initial.open_generator(generator, CPU) is opened
     last = max((generator / "checkpoints").glob("*"), key=lambda path: path.stat().st_mtime_ns)
-    os.utime(last, ns=(0, last.stat().st_mtime_ns + 1))
+    os.utime(last, ns=(0, last.stat().st_mtime_ns + 10**9))
     assert initial.open_generator(generator, CPU) is not opened
 
 

@@ -25,7 +25,7 @@ from distill.lab.comparison import figures, run
 from distill.lab.comparison.claims import judge_claims, reached
 from distill.lab.comparison.cost import measure_cost
 from distill.lab.comparison.records import Cell
-from distill.lab.comparison.report import as_csv, at_calls, chart, spread
+from distill.lab.comparison.report import as_csv, at_calls, chart, diversity_of, spread
 from distill.lab.comparison.shares import share
 from distill.lab.comparison.verdicts import Number, above, all_of, below, bootstrap
 from distill.lab.truth import asked, truths
@@ -342,6 +342,8 @@ def test_dreamtimes_claims_on_curves_made_by_hand(tmp_path: Path) -> None:
     faster, wider, finished = judge_claims(records, tmp_path, judge, {})
     assert [claim.notes[-1:] for claim in (faster, wider, finished)] == [[], *2 * [["from 1 of 2 prompts"]]]
     assert len(judge_claims(pair, tmp_path, judge, {})) == 1
+    half = [record for record in pair if record["method"] == "csd"]
+    assert diversity_of(half, tmp_path) is None  # of two seeds, one has pictures
 
 
 def broken(prior: Any, x: torch.Tensor, cond: Any, t: Any, noise: Any, *, scale: float = 1.0) -> Any:

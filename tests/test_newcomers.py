@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from distill.export.frame import place_of
 from distill.lab.novel_view import cli, train
 from distill.lab.novel_view.config import compose
 from distill.meshes.read import read_surface
+from distill.run import contents
 from distill.run.compose import compose_config
+from distill.run.initial import check_init
 from distill.run.prior import check_prompt
 from distill.run.reexport import export_anew
 
@@ -50,6 +53,7 @@ def generator(tmp_path: Path) -> str:
         (["penalties.sparsity=3"], "penalties.sparsity=3 would do nothing"),
         (["optimiser.ema=0.5"], "optimiser.ema=0.5 would do nothing"),
         (["image=mug.png"], "does not go with generator=lib; leave out one of them"),
+        (["mesh=a.glb"], "generator=lib makes the scene, and mesh=a.glb would be another; leave out one of them"),
         (["scene=sdf"], "generator=lib makes scene=hash_grid; leave out scene=sdf"),
         (["scene=surface"], "generator=lib makes scene=hash_grid; leave out scene=surface"),
     ],
@@ -60,28 +64,53 @@ def test_what_is_of_training_does_nothing_for_a_generators_scene_that_is_not_tra
     with pytest.raises(ValueError) as caught:
         compose_config(["prompt=a red mug", generator, *words])
     assert said in str(caught.value) and "\n" not in str(caught.value)
-    if not words[0].startswith(("image=", "scene=")):
+    if not words[0].startswith(("image=", "mesh=", "scene=")):
         compose_config(["prompt=a red mug", generator, *words, "iterations=3"])
 
 
-def test_what_begins_with_a_textured_mesh_has_its_mesh_unless_another_is_given() -> None:
-    Path("run").mkdir()
-    first = compose_config(
-        ["prompt=a chair", "mesh=chair.glb", "mesh.up=+z", "mesh.keep=[wheels]", "mesh.init_texture=true"]
-    )
+@pytest.fixture
+def textured() -> None:
+    """The folder ``run`` of a run that textured ``chair.glb``."""
+    Path("chair.glb").write_text("a chair")
+    Path("run/checkpoints").mkdir(parents=True)
+    words = ["mesh=chair.glb", "mesh.up=+z", "mesh.keep=[wheels]", "mesh.init_texture=true"]
+    first = compose_config(["prompt=a chair", *words])
+    contents.keep(Path("run"), first)
     OmegaConf.save(first, "run/config.yaml")
+
+
+@pytest.mark.usefixtures("textured")
+def test_what_begins_with_a_textured_mesh_has_its_mesh_and_how_it_stands() -> None:
     followed = compose_config(["prompt=an old chair", "init=run"]).mesh
     assert (followed.file, followed.up, followed.keep) == ("chair.glb", "+z", ["wheels"])
     assert not followed.init_texture  # the run's own colours are what it begins with
-    given = compose_config(["prompt=an old chair", "init=run", "mesh=there/chair.glb"]).mesh
-    assert (given.file, given.up, given.keep) == ("there/chair.glb", "auto", [])
+    given = compose_config(["prompt=an old chair", "init=run", "mesh=there/chair.glb", "mesh.keep=[]"]).mesh
+    assert (given.file, given.up, given.keep) == ("there/chair.glb", "+z", [])
+
+
+@pytest.mark.usefixtures("textured")
+def test_a_textured_mesh_that_has_moved_or_changed_is_asked_for() -> None:
+    Path("there").mkdir()
+    shutil.move("chair.glb", "there/chair.glb")
+    with pytest.raises(
+        ValueError,
+        match=r"^init=run textures mesh=chair\.glb, which is not there; give that mesh as mesh=FILE$",
+    ):
+        compose_config(["prompt=an old chair", "init=run"])
+    check_init(compose_config(["prompt=an old chair", "init=run", "mesh=there/chair.glb"]))
+    Path("chair.glb").write_text("another chair")
+    with pytest.raises(
+        ValueError, match=r"init=run textures another mesh than chair\.glb, .*; give that one as mesh=FILE$"
+    ):
+        check_init(compose_config(["prompt=an old chair", "init=run"]))
 
 
 @pytest.mark.parametrize(
     ("folder", "said"),
     [
         ("gone", "takes the folder of a finished run, and gone is not there"),
-        ("empty", "takes the folder of a finished run, and empty holds none"),
+        ("empty", "takes the folder of a finished run, and empty holds none directly"),
+        ("file", "takes the folder of a finished run, and file is a file"),
         (
             "outputs",
             "takes the folder of a finished run, and outputs holds 2 runs; give one, such as outputs/a",
@@ -90,6 +119,7 @@ def test_what_begins_with_a_textured_mesh_has_its_mesh_unless_another_is_given()
 )
 def test_an_export_is_told_whose_folder_it_takes(folder: str, said: str) -> None:
     Path("empty").mkdir()
+    Path("file").touch()
     for name in ("a", "b"):
         Path(f"outputs/{name}").mkdir(parents=True)
         Path(f"outputs/{name}/config.yaml").write_text("prompt: x\n")

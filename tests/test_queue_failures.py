@@ -128,6 +128,43 @@ def test_what_a_process_leaves_is_made_by_one_that_is_still_at_work_on_the_list(
     assert sorted(quick) == ["a blue mug", "a red mug"]
 
 
+def test_a_queue_that_is_interrupted_says_who_else_is_at_work() -> None:
+    made: list[str] = []
+
+    def make(config: Any, prompt: str) -> Row:
+        made.append(prompt)
+        if prompt == "c":
+            raise KeyboardInterrupt
+        return Row(prompt, BUSY if prompt == "a" else "finished", f"out/{prompt}", 0.0)
+
+    rows: list[Row] = []
+    config: Any = None
+    with pytest.raises(KeyboardInterrupt):
+        batch.make_each([(config, prompt) for prompt in "abc"], make, rows)
+    assert rows == [Row("b", "finished", "out/b", 0.0), Row("a", BUSY, "out/a", 0.0)] and made == [
+        "a",
+        "b",
+        "c",
+    ]
+
+
+def test_prompts_in_other_hands_are_tried_as_long_as_one_becomes_free() -> None:
+    free_at = {"a": 3, "b": 2, "c": 9, "d": 1}  # at which try
+    tries = dict.fromkeys(free_at, 0)
+
+    def make(config: Any, prompt: str) -> Row:
+        tries[prompt] += 1
+        return Row(prompt, "finished" if tries[prompt] >= free_at[prompt] else BUSY, prompt, 0.0)
+
+    rows: list[Row] = []
+    config: Any = None
+    batch.make_each([(config, prompt) for prompt in "abcd"], make, rows)
+    assert [(row.prompt, row.state) for row in rows] == [
+        ("d", "finished"), ("b", "finished"), ("a", "finished"), ("c", BUSY),
+    ]  # fmt: skip
+    assert tries == {"a": 3, "b": 2, "c": 4, "d": 1}
+
+
 def test_a_table_keeps_what_another_process_knows_better() -> None:
     path = Path("batch.csv")
     tell([Row("a red mug", "no surface", "out/red", 3.0)], path)

@@ -13,6 +13,7 @@ import torch
 import trimesh
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from safetensors.torch import save_file
 
 import distill
 from distill import cli
@@ -103,36 +104,52 @@ def test_a_file_that_a_run_was_given_is_told_by_what_it_holds(
         claim(elsewhere)
 
 
+def embedding(path: str, level: float) -> None:
+    save_file({"emb_params": torch.full((1, 4), level)}, path)
+
+
 @pytest.mark.parametrize(
-    ("option", "entry", "other"),
+    ("option", "entry", "same", "other"),
     [
-        ("prior_options.loras", "{}:0.5", "{}:0.25"),
-        ("prior_options.loras", "{}", "{}:0.25"),
-        ("prior_options.embeddings", "<cat>={}", "<dog>={}"),
+        ("loras", "{}:0.5", "{}:0.50", "{}:0.25"),
+        ("loras", "{}", "{}:1", "{}:0.25"),
+        ("embeddings", "<cat>={}", "<cat>={}", "<dog>={}"),
+        ("embeddings", "{}", "a={}", "<a>={}"),
     ],
 )
 def test_files_of_a_list_are_told_by_what_they_hold_and_by_what_is_said_beside_them(
-    option: str, entry: str, other: str
+    option: str, entry: str, same: str, other: str
 ) -> None:
     def config(first: str, second: str) -> DictConfig:
-        own = f"{option}=['{first}','{second}']"
+        own = f"prior_options.{option}=['{first}','{second}']"
         return compose_config(["prompt=a mug", "prior=sd-2.1-base", own, "output_dir=mine", "resume=true"])
 
-    for name in ("a", "b"):
-        Path(f"{name}.safetensors").write_text(name)
+    for name, level in (("a", 0.1), ("b", 0.2)):
+        embedding(f"{name}.safetensors", level)
     shutil.copytree(".", "there", ignore=shutil.ignore_patterns("there"))
     given = config(entry.format("a.safetensors"), "b.safetensors")
     assert claim(given) == Path("mine")
-    assert claim(config(entry.format("there/a.safetensors"), "there/b.safetensors")) == Path("mine")
-    wrong = f"with another file as {option}"
+    for form in (entry, same):
+        assert claim(config(form.format("there/a.safetensors"), "there/b.safetensors")) == Path("mine")
+    wrong = f"another run, with other prior_options.{option}; choose"
     for first, second in (("b", "a"), ("a", "a")):
         with pytest.raises(ValueError, match=wrong):
             claim(config(entry.format(f"{first}.safetensors"), f"{second}.safetensors"))
     with pytest.raises(ValueError, match=wrong):
         claim(config(other.format("a.safetensors"), "b.safetensors"))
-    Path("b.safetensors").write_text("changed")
+    embedding("b.safetensors", 0.3)
     with pytest.raises(ValueError, match=wrong):
         claim(given)
+
+
+def test_an_embedding_that_is_renamed_has_another_token() -> None:
+    embedding("cat.safetensors", 0.1)
+    shutil.copy("cat.safetensors", "dog.safetensors")
+    words = ["prompt=a cat", "prior=sd-2.1-base", "output_dir=mine", "resume=true"]
+    assert claim(compose_config([*words, "prior_options.embeddings=[cat.safetensors]"])) == Path("mine")
+    assert claim(compose_config([*words, "prior_options.embeddings=['cat=dog.safetensors']"])) == Path("mine")
+    with pytest.raises(ValueError, match=r"other prior_options\.embeddings"):
+        claim(compose_config([*words, "prior_options.embeddings=[dog.safetensors]"]))
 
 
 def test_a_queue_makes_what_was_made_with_another_file_anew() -> None:

@@ -77,7 +77,7 @@ class Prompts:
 def read_library(file: str) -> Prompts:
     """Read a library: JSON with the lists ``train``, ``validation`` and ``held_out``, or plain text, a prompt to learn in each line.
 
-    A prompt that is there several times counts where it comes first, so that none of ``train`` is held out.
+    A prompt that is there several times counts once, in the first of ``train``, ``validation`` and ``held_out`` that has it.
 
     Raises:
         ValueError: the file is not there or has another form, or there is nothing to train on.
@@ -154,15 +154,16 @@ def _of_json(path: Path, text: str) -> Prompts:
         raise ValueError(f"prompts must be {FORM}, and {path} has no list train")
     if both := [name for name, usual in ALSO.items() if {name, usual} <= {*said}]:
         raise ValueError(f"{path} has {both[0]!r} and {ALSO[both[0]]!r}; put what is in both into one")
-    said = {ALSO.get(name, name): prompts for name, prompts in said.items()}
-    if unknown := [name for name in said if name not in LISTS]:
+    if unknown := [name for name in said if name not in (*LISTS, *ALSO)]:
         raise ValueError(f"{path} has {unknown[0]!r}; the lists of a library are {', '.join(LISTS)}")
     for name, prompts in said.items():
         if not isinstance(prompts, list) or not all(
             isinstance(each, str) and each.strip() for each in prompts
         ):
             raise ValueError(f"the list {name} of {path} must hold prompts, texts that are not empty")
-    lists: dict[str, Any] = {name: tuple(each.strip() for each in prompts) for name, prompts in said.items()}
+    lists: dict[str, Any] = {
+        ALSO.get(name, name): tuple(each.strip() for each in prompts) for name, prompts in said.items()
+    }
     lines = dict[str, int]()
     for number, line in enumerate(text.splitlines(), start=1):
         for prompt in _strings(line):

@@ -133,10 +133,10 @@ def _read(prompt: str, known: Known) -> Meaning:
     colours = list(dict.fromkeys(part.value for part in parts if part.role == "colour"))
     if len(named) > 1 or joined or len(colours) > 1:
         several = [*(named if len(named) > 1 else ()), *(colours if len(colours) > 1 else ())]
-        has = f"has {' and '.join(map(repr, several))}" if several else f"joins two with {joined[0].given!r}"
+        found = several or [part.given for part in joined]
         raise ValueError(
-            f"prior={known.prior} makes one object in one colour, and the prompt {shown(prompt)} {has}; "
-            f"leave out what else there is, or {LARGER}"
+            f"prior={known.prior} makes one object in one colour, and the prompt {shown(prompt)} has "
+            f"{' and '.join(map(repr, found))}; leave out what else there is, or {LARGER}"
         )
     if other := [part.given for part in parts if part.role == "other colour"]:
         raise ValueError(
@@ -297,9 +297,13 @@ def thing_of(prompt: str, parts: Sequence[Part], known: Known) -> tuple[str, lis
 
 
 def near_name(phrase: str, known: Known) -> str | None:
-    """The known name that a word or phrase is taken for, or its singular where it may be a plural or is no word of the table."""
-    others = singulars(phrase) if phrase.endswith("s") or not words.is_word(phrase) else ()
-    for form in (phrase, *others):
+    """The known name that a word or phrase means or is near to; a plural is near to what its singular is."""
+    if name := words.means(phrase, known.names):
+        return name
+    forms = [each for each in singulars(phrase) if len(each) < len(phrase) and words.is_word(each)]
+    if not forms:
+        forms = [phrase, *(() if words.is_word(phrase) else singulars(phrase))]
+    for form in forms:
         if found := words.taken_for(form, known.names):
             return found
     return None

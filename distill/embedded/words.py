@@ -87,15 +87,19 @@ def nearest(text: str, names: Collection[str]) -> list[tuple[str, float]]:
     return sorted(scored, key=lambda pair: -pair[1])
 
 
+def means(text: str, names: Collection[str]) -> str | None:
+    """The name that WordNet says a word means or is a kind of, or None."""
+    return next((name for name in table().broader.get(text, ()) if name in names), None)
+
+
 def taken_for(text: str, names: Collection[str]) -> str | None:
     """The name that a word is taken for, or None.
 
     One that WordNet says the word means or is a kind of; else the nearest one of the same class of things, if its cosine is
     ``NEAR`` or more. A name that has the word in front, as "hospital bed" has "hospital" and "snowman" has "snow", is none.
     """
-    for name in table().broader.get(text, ()):
-        if name in names:
-            return name
+    if name := means(text, names):
+        return name
     kind = letter(text)
     if not kind or not is_word(text):
         return None

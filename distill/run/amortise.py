@@ -171,10 +171,10 @@ def tell_length(config: DictConfig, library: Prompts) -> None:
     each = config.iterations * at_once / count
     log.info("%s to learn, %.4g steps for each", counted(count, "prompt"), each)
     if library.repeated:
-        log.warning("%s repeats %s; each counts once", config.prompts, counted(library.repeated, "prompt"))
+        log.warning("%s of %s left out", counted(library.repeated, "repeated prompt"), config.prompts)
     if each < FEW:
         enough = math.ceil(USUAL * count / at_once)
-        log.warning("%.2g steps for each prompt are few; iterations=%d makes them %d", each, enough, USUAL)
+        log.warning("%.3g steps for each prompt are few; iterations=%d makes them %d", each, enough, USUAL)
 
 
 def check_library(folder: Path, library: Prompts) -> None:

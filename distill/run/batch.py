@@ -106,27 +106,32 @@ def make_all(parts: Sequence[Part], root: Path, rows: list[Row]) -> None:
 def make_each(
     wanted: Sequence[tuple[DictConfig, str]], make: Callable[[DictConfig, str], Row], rows: list[Row]
 ) -> None:
-    """Make prompts in turn; those that were in other processes' hands again, as long as one of them has become free.
+    """Make prompts of one prior in turn; those that were in other processes' hands again, as long as one of them has become free.
 
     A process that was killed leaves its prompt to those that are still at work on the list.
 
     Args:
         wanted: configurations and prompts.
         make: makes one, see ``make_one``.
-        rows: gains one for each prompt.
+        rows: gains one for each prompt; of those that are in other processes' hands, at the end.
     """
-    while wanted:
-        busy = list[tuple[DictConfig, str]]()
-        for config, prompt in wanted:
-            row = make(config, prompt)
-            if row.state == BUSY:
-                busy.append((config, prompt))
-            else:
-                rows.append(row)
-        if len(busy) == len(wanted):
-            rows += [Row(prompt, BUSY, "", 0.0) for _, prompt in busy]
-            return
-        wanted = busy
+    busy = list[Row]()
+    try:
+        while wanted:
+            left = list[tuple[DictConfig, str]]()
+            for config, prompt in wanted:
+                row = make(config, prompt)
+                busy = [each for each in busy if each.prompt != prompt]
+                if row.state == BUSY:
+                    busy.append(row)
+                    left.append((config, prompt))
+                else:
+                    rows.append(row)
+            if len(left) == len(wanted):
+                break
+            wanted = left
+    finally:  # also of an interrupted queue
+        rows += busy
 
 
 def check_parts(parts: Sequence[Part], device: torch.device) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -29,20 +30,42 @@ def contents(config: DictConfig) -> dict[str, str]:
             value = OmegaConf.select(settings, option)
             if not value or (option == "prior_options.control" and value in DRAWN):
                 continue
-            held = list(map(_held, [value] if isinstance(value, str) else value))
-            if None not in held:
-                found[prefix + option] = ", ".join(map(str, held))
+            said = LISTS[option](value) if option in LISTS else _of_file(value)
+            if said is not None:
+                found[prefix + option] = said
     return found
 
 
-def _held(entry: str) -> str | None:
-    """What a file holds and, of a list's ``file:weight`` or ``token=file``, what is said beside it; None where none can be read."""
-    head, _, weight = entry.rpartition(":")
-    token, _, tail = entry.partition("=")
-    for file, beside in ((entry, ""), (head, f" weight {weight}"), (tail, f" token {token}")):
-        if file and user_path(file).is_file():
-            return sha256_once(user_path(file)) + beside
-    return None
+def _of_file(name: str) -> str | None:
+    """What a file holds; None where none can be read."""
+    path = user_path(name)
+    return sha256_once(path) if path.is_file() else None
+
+
+def _of_loras(entries: Sequence[str]) -> str | None:
+    """What LoRAs' files hold, and their weights; None where one cannot be read, which loading it tells."""
+    from distill.priors import lora
+
+    try:
+        return ", ".join(f"{one.sha256} weight {one.weight:g}" for one in map(lora.parse, entries))
+    except (ValueError, OSError):
+        return None
+
+
+def _of_embeddings(entries: Sequence[str]) -> str | None:
+    """What embeddings' files hold, and their tokens; None as above."""
+    from distill.priors import inversion
+
+    try:
+        return ", ".join(f"{one.sha256} token {one.token}" for one in map(inversion.parse, entries))
+    except (ValueError, OSError):
+        return None
+
+
+#: Of these options, those that are lists, with what is said beside each file.
+LISTS: Mapping[str, Callable[[Sequence[str]], str | None]] = {
+    "prior_options.loras": _of_loras, "prior_options.embeddings": _of_embeddings,
+}  # fmt: skip
 
 
 def of_stage(stage: str, option: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill.conditions.prompt_library import Prompts, read_library
 from distill.files.atomic import write_atomic
 from distill.files.paths import user_path
-from distill.priors.source import SHIPPED
+from distill.priors.source import SHIPPED, is_single
 from distill.run.plugins import features_of
 from distill.run.schema import default_of
 from distill.run.seeding import several
@@ -159,9 +160,18 @@ def implied_by(folder: str) -> dict[str, Any]:
 
 
 def _place(prior: str) -> str:
-    """A prior's folder or file in full, so that it is found from elsewhere; its name where it has one."""
+    """A prior's folder or file in full, so that it is found from elsewhere; its name where it has one, as ``priors.source.find`` sees it."""
     there = user_path(prior)
-    return str(there.absolute()) if prior not in SHIPPED and there.exists() else prior
+    own = prior not in SHIPPED and (is_single(prior) or (there / "model_index.json").is_file())
+    return str(there.resolve()) if own and there.exists() else prior
+
+
+@cache
+def _tell_copy(generator: str, made: str, given: str) -> None:
+    """Warn that a prior is taken for a copy, once: a queue makes many scenes."""
+    log.warning(
+        "generator=%s was made with prior=%s; prior=%s is taken for a copy of it", generator, made, given
+    )
 
 
 def check_generator(config: DictConfig) -> None:
@@ -173,17 +183,18 @@ def check_generator(config: DictConfig) -> None:
     if not config.generator:
         return
     said = read_generator(config.generator)
-    there = _place(config.prior)
-    if said["prior"] not in (there, config.prior):
-        if there == config.prior or not Path(said["prior"]).is_absolute():  # one of them is known by name
-            raise ValueError(
-                f"generator={config.generator} was made with prior={said['prior']}, whose embeddings it is told, not with "
-                f"{config.prior}; leave out prior="
+    made, given = _place(said["prior"]), _place(config.prior)
+    if made != given:
+        if not Path(made).is_absolute() or not Path(given).is_absolute():
+            remedy = (
+                "leave out prior="
+                if not Path(made).is_absolute()
+                else "give that folder, or a copy of it, as prior="
             )
-        log.warning(
-            "generator=%s was made with prior=%s, whose embeddings it is told; prior=%s is taken for a copy of it",
-            config.generator, said["prior"], config.prior,
-        )  # fmt: skip
+            raise ValueError(
+                f"generator={config.generator} was made with prior={made}, whose embeddings it is told, not with {config.prior}; {remedy}"
+            )
+        _tell_copy(config.generator, made, given)
     if config.scene._target_ != PLAIN:
         raise ValueError(f"generator={config.generator} makes scene=hash_grid; leave out scene=")
     for name, value in said["scene"].items():

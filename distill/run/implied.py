@@ -10,6 +10,7 @@ from typing import Any
 from distill.conditions.prompt_library import listed
 from distill.embedded.prompt import kind_of, prior_for
 from distill.embedded.vocabulary import of_prior
+from distill.files.paths import user_path
 from distill.priors.preset import preset_of, shown_picture, told_cameras
 from distill.run.earlier import follows_from
 from distill.run.generator import implied_by
@@ -58,28 +59,56 @@ def implied(words: Sequence[str]) -> dict[str, str]:
         found["scene=surface"] = "follows from mesh="
         given["scene"] = "surface"
     if earlier:
-        before = scene_of_run(earlier, plugins()["scene"])
-        if given.get("scene", before.get("scene")) == before.get("scene"):
-            own_mesh = bool(_named(given, "mesh.file"))
-            before = {
-                name: value for name, value in before.items() if not (own_mesh and name.startswith("mesh."))
-            }
-            found |= _followed(before, given, "init")
+        found |= _begun(earlier, given)
     if (alias := given.get("guidance", "")) in ALIASES:
         found |= expanded(alias, given.get("timesteps"))
     if folder := _named(given, "generator"):
-        own = implied_by(folder)
-        if given.get("scene", own["scene"]) != own["scene"]:
-            raise ValueError(
-                f"generator={folder} makes scene={own['scene']}; leave out scene={given['scene']}"
-            )
-        found |= _followed(own, given, "generator")
-        given.setdefault("prior", str(own["prior"]))
+        found |= _generated(folder, given)
     if given.get("scene") == "sdf" and earlier:
         found |= _followed(follows_from(earlier), given, "init")
     shipped = _shipped(given)
     prior = "things" if shipped else given.get("prior", "embedded")
     return found | shipped | _of_things(given, prior) | _cameras(given) | _preset(given)
+
+
+def _begun(earlier: str, given: Mapping[str, str]) -> dict[str, str]:
+    """The scene of an earlier run and the mesh that it textures, where no other scene is given.
+
+    Raises:
+        ValueError: the mesh is not there.
+    """
+    before = scene_of_run(earlier, plugins()["scene"])
+    if given.get("scene", before.get("scene")) != before.get("scene"):
+        return {}
+    mesh = before.get("mesh.file")
+    if mesh and not _named(given, "mesh.file") and not user_path(mesh).is_file():
+        raise ValueError(
+            f"init={earlier} textures mesh={mesh}, which is not there; give that mesh as mesh=FILE"
+        )
+    return _followed(before, given, "init")
+
+
+def _generated(folder: str, given: dict[str, str]) -> dict[str, str]:
+    """What follows from a generator; its prior is given from then on.
+
+    Raises:
+        ValueError: another scene is given, or the prior is not there.
+    """
+    own = implied_by(folder)
+    if mesh := _named(given, "mesh.file"):
+        raise ValueError(
+            f"generator={folder} makes the scene, and mesh={mesh} would be another; leave out one of them"
+        )
+    if given.get("scene", own["scene"]) != own["scene"]:
+        raise ValueError(f"generator={folder} makes scene={own['scene']}; leave out scene={given['scene']}")
+    prior = Path(str(own["prior"]))
+    if "prior" not in given and prior.is_absolute() and not prior.exists():
+        raise ValueError(
+            f"generator={folder} was made with prior={prior}, which is not there; give a copy of it as prior=FOLDER"
+        )
+    found = _followed(own, given, "generator")
+    given.setdefault("prior", str(own["prior"]))
+    return found
 
 
 def _shipped(given: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from distill.files.checkpoint import load_checkpoint
 from distill.files.paths import user_path
 from distill.job import take
 from distill.options import options_of
+from distill.run import contents
 from distill.run.earlier import SECOND, SHARED, holds_field, read_settings
 from distill.run.generator import CHANGEABLE
 from distill.run.scenes import scene_maker
@@ -46,6 +48,11 @@ def check_init(config: DictConfig) -> None:
     if several:
         raise ValueError(
             f"init={folder} has {earlier.particles} scenes; only a run with particles=1 can be gone on from"
+        )
+    mesh, now = (each.get("mesh.file") for each in (contents.kept(folder), contents.contents(config)))
+    if mesh and now and mesh != now:
+        raise ValueError(
+            f"init={folder} textures another mesh than {config.mesh.file}, which has changed or is another; give that one as mesh=FILE"
         )
     of_field = second and holds_field(earlier, config.init)
     defaults = OmegaConf.structured(options_of(get_method(config.scene._target_)))
@@ -148,13 +155,22 @@ def begin_as(scene: Scene, saved: Mapping[str, Tensor]) -> None:
 
 
 def open_generator(folder: Path, device: torch.device) -> Generator:
-    """Load a generator, with the moving average of its parameters where there is one; a queue's is loaded once.
+    """Load a generator, with the moving average of its parameters where there is one.
+
+    It stays in memory until another one is loaded, so that a queue's is loaded once.
 
     Raises:
         ValueError: the folder holds none that can be read.
     """
     files = sorted((folder / "checkpoints").glob("*"))
-    return _opened(folder, device, tuple((path.name, path.stat().st_mtime_ns) for path in files))
+    return _opened(folder, device, tuple((path.name, _written(path)) for path in files))
+
+
+def _written(path: Path) -> int:
+    """When a file was written, ns; 0 for one that a training has removed meanwhile."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime_ns
+    return 0
 
 
 @lru_cache(maxsize=1)

@@ -87,7 +87,7 @@ def _config(folder: Path, words: Sequence[str]) -> DictConfig:
     if not path.is_file():
         runs = sorted(folder.glob("*/config.yaml"))
         why = f"holds {counted(len(runs), 'run')}; give one, such as {runs[0].parent}" if runs else (
-            "holds none" if folder.is_dir() else "is not there"
+            "holds none directly" if folder.is_dir() else "is a file" if folder.exists() else "is not there"
         )  # fmt: skip
         raise ValueError(f"distill export takes the folder of a finished run, and {folder} {why}")
     try:

@@ -120,8 +120,9 @@ def differing(folder: Path, config: DictConfig) -> str:
         return text if len(text) <= 60 else f"{text[:57]}..."
 
     def told(name: str) -> str:
-        if name.rpartition(": ")[2] in contents.NAMING and made.get(name) and wanted.get(name):
-            return f"another file as {name}"
+        option = name.rpartition(": ")[2]
+        if option in contents.NAMING and made.get(name) and wanted.get(name):
+            return f"other {name}" if option in contents.LISTS else f"another file as {name}"
         return f"{name.removesuffix('._target_')}={short(made.get(name))}, not {short(wanted.get(name))}"
 
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill.embedded.judge import Judge
 from distill.lab.comparison.figures import colour_spread, distinct, diversity
-from distill.lab.comparison.records import Record, by_prompt, of, views_of
+from distill.lab.comparison.records import Record, by_prompt, of, pictured, views_of
 from distill.lab.comparison.verdicts import (
     Claim,
     Finding,
@@ -228,7 +228,7 @@ def select(
 
 
 def _has(cell: Record, name: str, root: Path) -> bool:
-    return (views_of(cell, root) if name == PICTURES else cell["final"].get(name)) is not None
+    return pictured(cell, root) if name == PICTURES else cell["final"].get(name) is not None
 
 
 def _pictures(data: Comparison, cells: Sequence[Record]) -> list[Tensor]:

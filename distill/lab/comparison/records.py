@@ -17,6 +17,8 @@ from distill.embedded.judge import SHIPPED, Judge, load_judge
 from distill.lab.comparison.figures import SIZE
 from distill.run.folders import folder_name
 
+#: The file of a cell's pictures.
+VIEWS = "views.png"
 #: A finished cell, as in its ``cell.json``.
 Record = Mapping[str, Any]
 
@@ -67,13 +69,19 @@ def judge_name(folder: Path) -> str:
     return next((name for name, shipped in _JUDGES.items() if shipped == folder), str(folder))
 
 
+def pictured(record: Record, root: Path) -> bool:
+    """Tell whether a cell's pictures are there."""
+    folder = Cell(record["method"], record["prompt"], record["seed"]).folder(root)
+    return bool(record["points"]) and (folder / VIEWS).is_file()
+
+
 def views_of(record: Record, root: Path) -> Tensor | None:
     """The pictures that a cell kept at every point of its curves, shape ``[points, views, 3, size, size]``.
 
     None where there are none: it has no points, or its ``cell.json`` alone was brought here from another machine.
     """
-    path = Cell(record["method"], record["prompt"], record["seed"]).folder(root) / "views.png"
-    if not record["points"] or not path.is_file():
+    if not pictured(record, root):
         return None
+    path = Cell(record["method"], record["prompt"], record["seed"]).folder(root) / VIEWS
     rows = torch.from_numpy(np.array(Image.open(path))).float() / 255
     return torch.stack([torch.stack(row.split(SIZE, dim=1)) for row in rows.split(SIZE)]).movedim(-1, 2)

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from distill.files.atomic import write_atomic
 from distill.lab.comparison.figures import SIZE, colour_spread, distinct
-from distill.lab.comparison.records import Record, by_prompt, judge_of, of, views_of
+from distill.lab.comparison.records import Record, by_prompt, judge_of, of, pictured, views_of
 
 #: Figures of the table: name and title.
 FIGURES: tuple[tuple[str, str], ...] = (
@@ -81,6 +81,7 @@ def write_report(root: Path, records: Sequence[Record]) -> Path:
         claims=lines,
         failures=[record for record in records if record["error"]],
         variants=variants_of(records),
+        unseen=sorted({r["prompt"] for r in records if not r["error"] and not pictured(r, root)}),
         untold=sorted({r["prompt"] for r in records if "final" in r and r["final"].get("iou") is None}),
     )
     write_atomic(root / "report.html", page)
@@ -196,11 +197,11 @@ def from_pictures(root: Path, method: str) -> list[list[float | None]]:
 
 
 def diversity_of(records: Sequence[Record], root: Path) -> float | None:
-    """Between the seeds of one prompt, from the pictures that the cells kept."""
+    """Between the seeds of one prompt, from the pictures that the cells kept; None where one has none."""
     from distill.lab.comparison.figures import diversity
 
-    kept = [views_of(record, root) for record in records]
-    return diversity(judge_of(records), [views[-1] for views in kept if views is not None])
+    kept = [views[-1] for record in records if (views := views_of(record, root)) is not None]
+    return diversity(judge_of(records), kept) if len(kept) == len(records) else None
 
 
 def colours(methods: Sequence[str]) -> list[str]:

@@ -26,7 +26,7 @@ from distill.lab.comparison import figures
 from distill.lab.comparison.cost import compose, few_steps, measure_cost
 from distill.lab.comparison.counted import Counted
 from distill.lab.comparison.figures import gradient_profile
-from distill.lab.comparison.records import Cell, judge_name
+from distill.lab.comparison.records import VIEWS, Cell, judge_name
 from distill.lab.truth import SHAPES, Source, asked, check, check_meant, judge_folder, judge_of, origin
 from distill.loop import Diverged, train
 from distill.priors import load_prior
@@ -388,7 +388,7 @@ def run_cell(
     folder.mkdir(parents=True, exist_ok=True)
     # A row for every point of the curves, the finished asset last.
     if rows:
-        Image.fromarray((torch.cat(rows) * 255).round().byte().numpy()).save(folder / "views.png")
+        Image.fromarray((torch.cat(rows) * 255).round().byte().numpy()).save(folder / VIEWS)
     return record
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -44,9 +45,9 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
         ("reference.fill", not reference["recentre"], "add reference.recentre=true"),
         ("mesh", not values["mesh"]["file"], "there is no mesh; add mesh=FILE"),
         ("scene.normal_map", values["scene"].get("material") == "albedo", "add scene.material=pbr"),
-        *((f"export.{name}", bool(values["mesh"]["file"]), "a mesh that is textured stays as it is; leave out mesh=") for name in SHAPING),
+        *((f"export.{name}", bool(values["mesh"]["file"]), "a mesh that is textured stays as it is") for name in SHAPING),
         ("export.lod_as", not values["export"]["lods"], "add export.lods=3"),
-        ("export.iso", values["scene"]["_target_"] == SECOND, "the surface is where the signed distance is 0; choose scene=hash_grid"),
+        ("export.iso", values["scene"]["_target_"] == SECOND, "the surface is where the signed distance is 0"),
         ("prior_options.control_scale", not values["prior_options"]["controlnet"], "add prior_options.controlnet="),
         ("generator_mix", not values["generator"], "there is no generator; add generator=FOLDER"),
         ("generator_share", not values["generator_mix"], "add generator_mix="),
@@ -63,6 +64,10 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
         ("cameras.area_elevation_deg", values["cameras"].get("by_area") == 0, "add cameras.by_area=1"),
         ("cameras.front_back_deg", values["cameras"].get("front_back") == 0, "add cameras.front_back=0.25"),
     ]  # fmt: skip
+
+
+#: How a remedy is said, where there is another than to leave the option out.
+_REMEDY = re.compile(r"\b(add|choose|leave out) ")
 
 
 def check_idle(config: DictConfig, given: Iterable[str]) -> None:
@@ -87,7 +92,8 @@ def check_idle(config: DictConfig, given: Iterable[str]) -> None:
             continue
         for group, unused, remedy in groups:
             if unused and f"{name}.".startswith(f"{group}.") and value != _default_of(name, values):
-                raise ValueError(f"{name}={value} would do nothing: {remedy}, or leave out {name}=")
+                ending = ", or leave out" if _REMEDY.search(remedy) else "; leave out"
+                raise ValueError(f"{name}={value} would do nothing: {remedy}{ending} {name}=")
 
 
 def check_idle_everywhere(made: Sequence[tuple[DictConfig, Sequence[str]]]) -> None:
