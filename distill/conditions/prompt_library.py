@@ -162,7 +162,8 @@ def _of_json(path: Path, text: str) -> Prompts:
         ):
             raise ValueError(f"the list {name} of {path} must hold prompts, texts that are not empty")
     lists: dict[str, Any] = {
-        ALSO.get(name, name): tuple(each.strip() for each in prompts) for name, prompts in said.items()
+        ALSO.get(str(name), str(name)): tuple(each.strip() for each in prompts)
+        for name, prompts in said.items()
     }
     lines = dict[str, int]()
     for number, line in enumerate(text.splitlines(), start=1):

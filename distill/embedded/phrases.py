@@ -141,9 +141,29 @@ _IRREGULAR = {
 }
 
 
+#: Plurals whose singular is no thing.
+_PAIRS = frozenset(
+    (
+        "binoculars",
+        "glasses",
+        "jeans",
+        "leggings",
+        "pants",
+        "pliers",
+        "scissors",
+        "shorts",
+        "tights",
+        "tongs",
+        "trousers",
+    )
+)
+
+
 def singulars(text: str) -> tuple[str, ...]:
-    """Forms that the last word of a phrase may have in the singular, and its plural, the likeliest first."""
+    """Forms that the last word of a phrase may have in the singular, and its plural, the likeliest first; of pairs, none."""
     head, _, last = text.rpartition(" ")
+    if last in _PAIRS:
+        return ()
     found = [_IRREGULAR[last]] if last in _IRREGULAR else []
     if last.endswith("ies"):
         found.append(last[:-3] + "y")

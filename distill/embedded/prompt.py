@@ -300,7 +300,8 @@ def near_name(phrase: str, known: Known) -> str | None:
     """The known name that a word or phrase means or is near to; a plural is near to what its singular is."""
     if name := words.means(phrase, known.names):
         return name
-    forms = [each for each in singulars(phrase) if len(each) < len(phrase) and words.is_word(each)]
+    shorter = [each for each in singulars(phrase) if len(each) < len(phrase)]
+    forms = [each for each in shorter if words.is_word(each) and words.letter(each)]
     if not forms:
         forms = [phrase, *(() if words.is_word(phrase) else singulars(phrase))]
     for form in forms:
