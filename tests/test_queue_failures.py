@@ -170,7 +170,7 @@ def test_a_table_keeps_what_another_process_knows_better() -> None:
     tell([Row("a red mug", "no surface", "out/red", 3.0)], path)
     tell([Row("a red mug", BUSY, "", 0.0), Row("a blue mug", BUSY, "", 0.0)], path)
     assert read(path) == [Row("a red mug", "no surface", "out/red", 3.0), Row("a blue mug", BUSY, "", 0.0)]
-    assert not read(path)[1].failed
+    assert not any(row.failed for row in (read(path) or ())[1:])
     tell([Row("a red mug", "skipped", "out/red", 0.0), Row("a blue mug", "finished", "out/blue", 2.0)], path)
     assert {row.prompt: row.state for row in read(path) or ()} == {
         "a red mug": "skipped",
