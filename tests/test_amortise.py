@@ -228,6 +228,7 @@ def test_a_generators_folder_holds_its_library_and_a_wall_that_grew(generator: P
     }
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_resumed_is_the_same_to_the_bit(generator: Path, tmp_path: Path) -> None:
     from distill.run import execute, journal
 
@@ -256,6 +257,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_same_to_the_bit(generator: Pat
         amortise(other, **options, resume=True)
 
 
+@pytest.mark.slow
 def test_a_made_scene_is_the_generators_own_of_that_prompt_and_can_be_refined(
     generator: Path, tmp_path: Path
 ) -> None:
@@ -286,6 +288,7 @@ def test_a_made_scene_is_the_generators_own_of_that_prompt_and_can_be_refined(
     assert (at_once.iterations, at_once.scene.mlp_lr, at_once.scene.encoding_lr) == (7, 0.5, 0.01)
 
 
+@pytest.mark.slow
 def test_between_two_prompts_is_the_scene_of_what_lies_between_their_embeddings(generator: Path) -> None:
     config = compose_config(
         ["prompt=a red mug", f"generator={generator}", "generator_mix=a blue duck", "generator_share=0.25"]
@@ -512,6 +515,7 @@ def test_few_steps_for_each_prompt_and_repetitions_are_said(
     ]
 
 
+@pytest.mark.slow
 def test_a_generator_of_another_prior_width_or_scene_is_refused(generator: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="was made with prior=embedded"):
         distill.generate("x", generator=str(generator), prior="sd-2.1-base", output_dir=tmp_path / "a")

@@ -343,6 +343,7 @@ def test_every_direction_of_the_world_is_seen_as_the_world_sees_it(made: Any) ->
     assert angles[:, 2].min() >= 3.0 and angles[:, 2].max() <= 3.4 and np.abs(angles[:, 0]).max() <= 180
 
 
+@pytest.mark.slow
 def test_more_pictures_of_a_view_are_further_ones_of_all_views(made: Any) -> None:
     folder, listed, _, render = made
     angles = render.draw_angles(listed[0], each=3)
@@ -367,6 +368,7 @@ def test_a_number_of_pictures_without_room_is_refused(
     assert f"--each must be from 1 to 90, got {each}" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_pack_is_read_back_as_it_was_rendered(made: Any, monkeypatch: Any) -> None:
     folder, listed, _, render = made
     render.pack(listed, folder / "archives", folder / "pack")

@@ -18,6 +18,7 @@ ALL = knowing([(one.name, one.article, True, one.also) for one in things.table()
 CASES = Path(__file__).parents[1] / "examples/embedded/word_cases.csv"
 
 
+@pytest.mark.slow
 def test_cases_that_did_not_choose_the_threshold_come_out_as_often_as_is_written() -> None:
     with CASES.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))[1::2]
