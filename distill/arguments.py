@@ -139,7 +139,7 @@ def of_library(prompt: str | None, options: Sequence[str], folders: Sequence[str
     written = _written(options)
     if written.get("prompts"):
         return library_scene(options, folders)
-    from distill.run.amortise import LIBRARY
+    from distill.run.generator import LIBRARY
     from distill.run.overrides import quote
 
     resumed = written.get("resume", "").lower() == "true" and "output_dir" in written

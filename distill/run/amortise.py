@@ -30,7 +30,7 @@ from distill.run.assemble import assemble
 from distill.run.compose import compose_config
 from distill.run.execute import given, noting_training, train
 from distill.run.folders import check_unused, claim, to_resume
-from distill.run.generator import amortised, describe_generator, library_of
+from distill.run.generator import LIBRARY, amortised, describe_generator, library_of
 from distill.run.journal import seconds_before
 from distill.run.manifest import describe, finish
 from distill.run.overrides import as_overrides
@@ -39,8 +39,6 @@ log = logging.getLogger(__name__)
 
 #: Steps for each prompt that are too few for shapes, and those after which generators were as good as single runs.
 FEW, USUAL = 10, 100
-#: The library in a generator's folder.
-LIBRARY = "library.json"
 
 
 def amortise(

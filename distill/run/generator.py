@@ -21,8 +21,8 @@ from distill.run.seeding import several
 
 log = logging.getLogger(__name__)
 
-#: What describes a generator, in its folder.
-NAME = "generator.json"
+#: What describes a generator, in its folder, and the library that it learns.
+NAME, LIBRARY = "generator.json", "library.json"
 #: The scene of one prompt.
 PLAIN = "distill.renderers.nerf.HashGridScene"
 #: Options of a scene that say how fast, and which parts of it first, it is trained.
