@@ -158,7 +158,6 @@ def compare(
     if not prompts or not seeds or not methods:
         raise ValueError("a comparison needs at least one method, one prompt and one seed")
     check_asked(prior, budget, part)
-    number, parts = part
     chosen = {name: dict(wanted) for name, wanted in methods.items()}
     for wanted in (options, *chosen.values()):
         check_own(wanted)
@@ -168,8 +167,10 @@ def compare(
     judge, name_of_prior = judge_of(source, prompts), prior_name(prior, prompts)
     check(prompts, source, judge)
     check_meant(prompts, name_of_prior)
-    device = pick_device(str(options.get("device", "auto")))
-    shipped = cache(partial(load_prior, name_of_prior, device=device))  # once there is something to make
+    # Loaded once there is something to make.
+    shipped = cache(
+        partial(load_prior, name_of_prior, device=pick_device(str(options.get("device", "auto"))))
+    )
     prior_of = counting(prior or (lambda prompt: shipped()))
     measured_by = judge_name(judge_folder(source, prompts))
     made_with = {"prior": name_of_prior, "measure_every": measure_every, "judge": measured_by}
@@ -178,12 +179,7 @@ def compare(
     if budget == "calls":
         equal_calls(settings, prompts[0], prior_of(prompts[0]))
     made_so = {prompt: {**made_with, "truth": origin(prompt, source)} for prompt in dict.fromkeys(prompts)}
-    left = [
-        cell
-        for cell in cells
-        if not finished(cell.folder(root), {"options": settings[cell.method], **made_so[cell.prompt]})
-    ]
-    mine = [cell for cell in cells[number - 1 :: parts] if cell in left]
+    mine = unfinished(cells, settings, made_so, root, part)
     with stop_signals() as stop:
         for done, cell in enumerate(mine, start=1):
             folder, model = cell.folder(root), prior_of(cell.prompt)
@@ -196,11 +192,37 @@ def compare(
                 raise Interrupted(
                     f"stopped after {done - (not made)} of {len(mine)} cells; run again to go on"
                 )
-    paths = [cell.folder(root) / "cell.json" for cell in cells]
-    found = [path for path in paths if path.exists()]
-    if prior is None and len(found) == len(paths):
+    records = records_of(cells, root)
+    if prior is None and len(records) == len(cells):
         measure_costs(root, settings, prompts[0])
-    return write_report(root, [json.loads(path.read_text()) for path in found])
+    return write_report(root, records)
+
+
+def unfinished(
+    cells: Sequence[Cell],
+    settings: Mapping[str, Mapping[str, Any]],
+    made_so: Mapping[str, Mapping[str, Any]],
+    root: Path,
+    part: tuple[int, int],
+) -> list[Cell]:
+    """The cells of a share that are not finished; looks at all of them, so that one of other options is told before any is made.
+
+    Raises:
+        ValueError: one was finished with other options, see ``finished``.
+    """
+    left = [
+        cell
+        for cell in cells
+        if not finished(cell.folder(root), {"options": settings[cell.method], **made_so[cell.prompt]})
+    ]
+    number, parts = part
+    return [cell for cell in cells[number - 1 :: parts] if cell in left]
+
+
+def records_of(cells: Sequence[Cell], root: Path) -> list[dict[str, Any]]:
+    """The records of those cells that are finished, in their order."""
+    paths = [cell.folder(root) / "cell.json" for cell in cells]
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
 def check_asked(prior: object, budget: str, part: tuple[int, int]) -> None:
