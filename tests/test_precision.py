@@ -89,11 +89,12 @@ def test_what_is_float32_already_gets_no_hook() -> None:
 
 def test_each_family_has_its_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     chosen = {kind: default_dtype(cuda, family.half) for kind, family in FAMILIES.items()}
     assert chosen["StableDiffusionPipeline"] == chosen["StableDiffusionXLPipeline"] == torch.float16
     assert chosen["StableDiffusion3Pipeline"] == chosen["FluxPipeline"] == torch.bfloat16
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    # A Turing card imitates it.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert {default_dtype(cuda, family.half) for family in FAMILIES.values()} == {torch.float16}
 
 
@@ -114,10 +115,12 @@ def test_vsds_copy_learns_in_half_precision(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_training_is_in_bfloat16_only_where_the_processor_computes_in_it(
+def test_training_is_in_bfloat16_only_where_the_processor_computes_faster_in_it(
     monkeypatch: pytest.MonkeyPatch, native: bool
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    # AVX-512's bfloat16 without AMX is slower than float32.
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: native)
     layer, x = nn.Linear(4, 4), torch.randn(2, 4)
 
     with mixed("cpu"):

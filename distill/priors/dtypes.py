@@ -10,21 +10,24 @@ from torch import Tensor, nn
 
 
 def default_dtype(device: torch.device, half: torch.dtype = torch.bfloat16) -> torch.dtype:
-    """Half precision where the hardware computes in it, float32 elsewhere.
+    """Half precision where the hardware computes faster in it, float32 elsewhere.
+
+    Of processors, these are those with AMX. With AVX-512's bfloat16 alone, an Intel Xeon took 1.5 times as long in it as in float32.
 
     Args:
         device: where it computes.
         half: which half precision on a GPU that has both.
     """
     if device.type == "cuda":
-        return half if torch.cuda.is_bf16_supported() else torch.float16
-    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        # Older cards than Ampere imitate bfloat16, and would be said to support it.
+        return half if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
         return torch.bfloat16
     return torch.float32
 
 
 def mixed(device: torch.device | str, enabled: bool = True) -> torch.autocast:
-    """Return a context for training in bfloat16 where the hardware computes in it, in float32 elsewhere.
+    """Return a context for training in bfloat16 where ``default_dtype`` is that, in float32 elsewhere.
 
     A processor without bfloat16 imitates it, fifty times more slowly than it computes in float32.
 
