@@ -7,14 +7,20 @@ python -m distill.convert old/diffusion_pytorch_model.bin
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from distill.files.atomic import replacing
+
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+#: How the name of an index of a file in several parts ends.
+INDEX = ".bin.index.json"
 #: What parts are called in ImageDream's file, and in MVDream's and Stable Diffusion's.
 PARTS = {"clip_model.": "cond_stage_model.", "vae_model.": "first_stage_model."}
 
@@ -22,12 +28,21 @@ PARTS = {"clip_model.": "cond_stage_model.", "vae_model.": "first_stage_model."}
 def convert(source: Path, target: Path | None = None) -> Path:
     """Write the tensors of ``source`` to ``target``, by default beside it, named as a loader looks for it.
 
-    The names of tensors stay, but for the two parts of ImageDream's file that are called otherwise in MVDream's.
+    The names of tensors stay, but for the two parts of ImageDream's file that are called otherwise in MVDream's. Of an index of
+    parts (``*.bin.index.json``), the names of the parts change.
 
     Raises:
-        ValueError: the file cannot be read, or holds more than tensors.
+        ValueError: the file cannot be read, or holds more than tensors; or the target is there already, or in no folder.
     """
     target = target or target_of(source)
+    if target.exists():
+        raise ValueError(
+            f"{target} is there already, and {source} would replace it; move it, or give another target"
+        )
+    if not target.parent.is_dir():
+        raise ValueError(f"{target} is in a folder that is not there; create {target.parent} first")
+    if source.name.endswith(INDEX):
+        return _convert_index(source, target)
     try:
         found = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is no pickle fails in any way at all
@@ -37,9 +52,24 @@ def convert(source: Path, target: Path | None = None) -> Path:
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(f"{source} must hold named tensors and nothing else, got {type(found).__name__}")
     # Tensors that share memory would be refused.
-    save_file(
-        {_called(name): value.clone().contiguous() for name, value in found.items()}, target, {"format": "pt"}
-    )
+    tensors = {_called(name): value.clone().contiguous() for name, value in found.items()}
+    with replacing(target) as part:
+        try:
+            save_file(tensors, part, {"format": "pt"})
+        except SafetensorError as error:
+            raise ValueError(f"{target} cannot be written: {error}") from error
+    return target
+
+
+def _convert_index(source: Path, target: Path) -> Path:
+    """Write an index whose parts are called as ``target_of`` calls them."""
+    try:
+        index = json.loads(source.read_text("utf-8"))
+        parts = {name: target_of(Path(part)).name for name, part in index["weight_map"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{source} is no index of parts, with a weight_map: {error!r}") from error
+    with replacing(target) as part:
+        part.write_text(json.dumps({**index, "weight_map": parts}, indent=2) + "\n", "utf-8")
     return target
 
 
@@ -51,15 +81,32 @@ def _called(name: str) -> str:
 
 
 def target_of(source: Path) -> Path:
-    """Return the path where a loader looks for the safetensors: ``pytorch_model.bin`` becomes ``model.safetensors``."""
-    name = "model" if source.stem == "pytorch_model" else source.stem
-    return source.with_name(f"{name}.safetensors")
+    """Return the path where a loader looks for the safetensors: ``pytorch_model.bin`` becomes ``model.safetensors``.
+
+    What stands behind the name stays: ``pytorch_model.fp16.bin`` becomes ``model.fp16.safetensors``.
+    """
+    index = source.name.endswith(INDEX)
+    name = source.name.removesuffix(INDEX) if index else source.stem
+    if name == "pytorch_model" or name.startswith(("pytorch_model.", "pytorch_model-")):
+        name = name.removeprefix("pytorch_")
+    return source.with_name(name + (".safetensors.index.json" if index else ".safetensors"))
 
 
 def pickled(folder: Path) -> list[Path]:
-    """Pickled files of a folder that have no safetensors beside them."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)
-    return [path for path in found if not target_of(path).exists()]
+    """Pickled files of a folder, and indices of their parts, that have no safetensors beside them.
+
+    Raises:
+        ValueError: two would be converted to one file.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES or path.name.endswith(INDEX))
+    found = [path for path in found if not target_of(path).exists()]
+    taken: dict[Path, Path] = {}
+    for path in found:
+        if (other := taken.setdefault(target_of(path), path)) != path:
+            raise ValueError(
+                f"{other} and {path} would both become {target_of(path)}; convert the one that you want, by its own name"
+            )
+    return found
 
 
 def main() -> None:
@@ -74,15 +121,15 @@ def main() -> None:
             f"a target is for one file, and {options.source} is a folder, whose files are written beside those that they are "
             f"converted from; leave {options.target} out"
         )
-    sources = pickled(options.source) if options.source.is_dir() else [options.source]
-    if not sources:
-        sys.exit(
-            f"error: {options.source} has no pickled file ({', '.join(SUFFIXES)}) without safetensors beside it"
-        )
     try:
+        sources = pickled(options.source) if options.source.is_dir() else [options.source]
+        if not sources:
+            raise ValueError(
+                f"{options.source} has no pickled file ({', '.join(SUFFIXES)}) without safetensors beside it"
+            )
         for source in sources:
             print(convert(source, options.target if options.source.is_file() else None))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -242,15 +242,3 @@ def test_a_run_records_both(root: Path, tmp_path: Path) -> None:
     )
     scheduler = read_scheduler(Source(root / "prior", ""), {"scheduler": ["diffusers", "DDIMScheduler"]})
     assert scheduler.config.prediction_type == "epsilon"
-
-
-def test_a_folder_is_converted_in_place_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from distill import convert
-
-    torch.save({"a": torch.ones(2)}, tmp_path / "old.bin")
-    with pytest.raises(SystemExit), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["convert", str(tmp_path), str(tmp_path / "new.safetensors")])
-        convert.main()
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "a target is for one file" in said and said.endswith("new.safetensors out")
-    assert [path.name for path in tmp_path.iterdir()] == ["old.bin"]
