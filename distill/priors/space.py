@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +92,11 @@ class Space:
         if self.vae is None:
             return nn.functional.pixel_unshuffle(image, self.factor)
         generators = [generator] if generator else _generators(image) if self.sampled else []
-        latent = _chosen(self.vae.encode(image.to(self.vae.dtype)), generators).float()
+
+        def encoded(image: Tensor) -> Tensor:
+            return _chosen(self.vae.encode(image.to(self.vae.dtype)), generators).float()
+
+        latent = self._through(encoded, image)
         if not scaled:
             return latent
         mean, scale = self._scale(latent)
@@ -113,8 +117,14 @@ class Space:
             image = nn.functional.pixel_shuffle(x, self.factor)
         else:
             mean, scale = self._scale(x)
-            image = self.vae.decode((x / scale + mean).to(self.vae.dtype)).sample.float()
+            image = self._through(
+                lambda z: self.vae.decode(z.to(self.vae.dtype)).sample.float(), x / scale + mean
+            )
         return image / 2 + 0.5 if self.signed else image
+
+    def _through(self, half: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Apply one half of the VAE, whose way back keeps small gradients in float16, too."""
+        return enlarged(half, x) if self.vae.dtype == torch.float16 else half(x)
 
     def _scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The mean subtracted from latents and the scale they are then multiplied by; per channel for some VAEs.
@@ -128,6 +138,32 @@ class Space:
             means, spreads = send(torch.tensor([mean, std], dtype=x.dtype), x.device).view(2, -1, 1, 1)
             return means, scale / spreads
         return torch.tensor(config.get("shift_factor") or 0.0, dtype=x.dtype), scale
+
+
+def enlarged(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a function whose way back is in float16, where the gradient is brought to about 1 before and back to its size after.
+
+    What is below 6e-8 would be 0 there, and loses digits below 6e-5: a loss that is a mean over pixels is.
+
+    Args:
+        function: of ``x``; computes in float16 inside, and takes and gives float32.
+        x: what it is applied to.
+    """
+    factor: list[Tensor] = []
+
+    def enlarge(gradient: Tensor) -> Tensor:
+        # A power of two changes no digits; where the gradient is 0 or not finite, it stays.
+        exponent = -torch.log2(gradient.abs().amax()).round()
+        factor[:] = [torch.exp2(torch.where(exponent.isfinite(), exponent, 0))]
+        return gradient * factor[0]
+
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return function(x)
+    x = x.view_as(x)
+    x.register_hook(lambda gradient: gradient / factor[0])
+    y = function(x)
+    y.register_hook(enlarge)
+    return y
 
 
 def _generators(image: Tensor) -> list[torch.Generator]:
