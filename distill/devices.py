@@ -21,4 +21,9 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(
             "device=mps needs a Mac with Apple silicon, and this is none; use device=cpu or device=auto"
         )
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={name} is not there: torch sees cuda:0 to cuda:{torch.cuda.device_count() - 1}; use one of these or device=auto"
+        )
+    return device

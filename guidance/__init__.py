@@ -25,6 +25,7 @@ _SHARED = frozenset({"terms"})
 _registered: dict[str, Callable[..., Any]] = {}
 _made: set[Callable[..., Any]] = set()
 _second: dict[Callable[..., Any], tuple[str, str | None]] = {}
+_sums: dict[Callable[..., Any], tuple[str, ...]] = {}
 
 Make = TypeVar("Make", bound=Callable[..., Any])
 
@@ -64,6 +65,21 @@ def needs_prompt(role: str, option: str | None = None) -> Callable[[Make], Make]
 def needed_prompt(loss: Callable[..., Any]) -> tuple[str, str | None] | None:
     """Return what ``needs_prompt`` was told of a loss, None where it does without."""
     return _second.get(loss)
+
+
+def sums_to_zero(*options: str) -> Callable[[Make], Make]:
+    """Mark a loss some of whose options, numbers or schedules, must sum to 0, so that a run where they do not is refused at once."""
+
+    def mark(loss: Make) -> Make:
+        _sums[loss] = options
+        return loss
+
+    return mark
+
+
+def summing_to_zero(loss: Callable[..., Any]) -> tuple[str, ...]:
+    """Return what ``sums_to_zero`` was told of a loss, nothing where its options are free."""
+    return _sums.get(loss, ())
 
 
 def register_weighting(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill.contracts import Condition, Prior
-from distill.guidance import needs_prompt
+from distill.guidance import needs_prompt, sums_to_zero
 from distill.guidance.terms import Weighting, add_noise, predict, require, weight
 
 
 @needs_prompt("negative", option="negative")
+@sums_to_zero("positive", "negative", "empty", "random")
 def csd(
     prior: Prior,
     x: Tensor,

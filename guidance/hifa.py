@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from distill.contracts import Condition, Prior
+from distill.domains import OneOf
 from distill.guidance.terms import WEIGHTINGS, add_noise, predict_guided, through_pixels, weight
 
 
@@ -18,7 +21,7 @@ def hifa(
     *,
     scale: float = 100.0,
     image_weight: float = 0.1,
-    weighting: str = "constant",
+    weighting: Annotated[str, OneOf(lambda: ("constant", *WEIGHTINGS))] = "constant",
 ) -> Tensor:
     r"""Pull a picture to the clean picture that the prior estimates in one step, as a latent and as pixels.
 

@@ -55,7 +55,7 @@ def sdi(
             ``cond.step.uniform``.
 
     Source: Lukoianov et al. 2024, arXiv:2405.15891, and the authors' code in threestudio. Differs: the first call is made at
-    timestep 0, theirs at -99; their loss divides by the batch once more. Their scales 7.5 and -7.5 are with Perp-Neg, without
+    timestep 0, theirs at -99; more steps than there are timesteps are one for each; their loss divides by the batch once more. Their scales 7.5 and -7.5 are with Perp-Neg, without
     which their code means by s what is s + 1 here.
     """
 
@@ -78,7 +78,7 @@ def strides(prior: Prior, t: Tensor, steps: int, uniform: Tensor | None) -> list
         raise ValueError(
             "sdi draws where it ends from cond.step.uniform, which is None; give torch.rand(batch)"
         )
-    length = prior.num_timesteps // steps
+    length = max(prior.num_timesteps // steps, 1)
     last = (t + (uniform.to(t.device) * length).floor().long()).clamp(max=prior.num_timesteps - 1)
     below = range(1, max(int(t.max()), 2), length)
     return [torch.zeros_like(t), *(torch.where(t > level, level, last) for level in below), last]

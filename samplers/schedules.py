@@ -94,7 +94,8 @@ def scheduled_sampler(
 
 
 def turns(options: Mapping[str, object]) -> list[float]:
-    """Return the points at which schedules begin and end; between them, all are linear."""
+    """Return the points at which schedules begin and end, and just before them, where one may jump; in between, all are linear."""
     flat = [end for value in options.values() for end in (value if isinstance(value, tuple) else (value,))]
     ramps = [value for value in flat if isinstance(value, Ramp)]
-    return sorted({0.0, 1.0, *(end for ramp in ramps for end in (ramp.from_fraction, ramp.to_fraction))})
+    ends = {1.0, *(end for ramp in ramps for end in (ramp.from_fraction, ramp.to_fraction))}
+    return sorted({0.0, *ends, *(end - 1e-9 for end in ends if end > 0)})

@@ -427,3 +427,104 @@ def test_a_loss_that_asks_for_a_prompt_in_its_first_step_says_so_beforehand() ->
         source = inspect.getsource(inspect.getmodule(loss) or loss)
         asked = re.findall(r"^\s+require\(cond, \"(\w+)\"", source, re.MULTILINE)
         assert [role for role, _ in filter(None, [guidance.needed_prompt(loss)])] == asked, name
+
+
+TO_ZERO = "guidance.empty={start:-1,end:0,to_fraction:0.5}"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["guidance=csd", "guidance.empty=-0.5"], r"must sum to 0, got 1 \+ 0 \+ -0.5 \+ 0 = 0.5$"),
+        # The sum is 0 at both ends.
+        (
+            ["guidance=csd", TO_ZERO, "guidance.negative={start:0,end:-1,to_fraction:0.9}", "negative_prompt=a blue mug"],
+            "= 0.444444 after 50% of the run; their schedules must begin and end together",
+        ),
+        # A jump: just before it, the other has moved already.
+        (
+            ["guidance=csd", TO_ZERO, "guidance.random={start:0,end:-1,from_fraction:0.5,to_fraction:0.5}"],
+            "= 1 after 50% of the run",
+        ),
+        (
+            ["guidance=mix", "guidance.terms=[{loss:sds},{loss:csd,positive:2}]"],
+            r"guidance.terms\[1\]: csd's positive, negative, empty, random must sum to 0, got 2",
+        ),
+        (["timesteps.t_min=0.5", "timesteps.t_max=0.3"], "t_min <= t_max"),
+        (["timesteps=dreamtime", "timesteps.centre=30"], "weights vanish between t_min and t_max"),
+        (["timesteps=annealed", "timesteps.t_max=0.5", "timesteps.t_max_end=0.8"], "annealed timesteps only fall"),
+        (["guidance=hifa", "guidance.weighting=bogus"], "guidance.weighting must be constant, .* got 'bogus'"),
+        (["optimiser.max_bad_steps=0"], "optimiser.max_bad_steps must be an integer of at least 1"),
+        (["scene=image", "scene.channels=4"], "scene.channels must be 3 in a run"),
+        (["device=mps"], "device=mps has no rays"),
+    ],
+)  # fmt: skip
+def test_what_would_fail_in_the_midst_of_a_run_is_refused_at_once(words: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        compose_config(["prompt=a red mug", "iterations=20", *words])
+    assert "\n" not in str(caught.value)
+
+
+def test_coefficients_that_move_together_are_taken() -> None:
+    """CSD's own schedule: what the empty prompt loses, the negative one takes over."""
+    moving = "guidance.negative={start:0,end:-1,to_fraction:0.5}"
+    config = compose_config(
+        ["prompt=a red mug", "negative_prompt=a blue mug", "guidance=csd", TO_ZERO, moving]
+    )
+    assert config.guidance.negative.end == -1
+
+
+def test_a_sampler_of_ones_own_may_ask_more_of_its_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distill.run.checks.timesteps import check_range
+
+    def own(prior: Any) -> Any:
+        return prior.not_there
+
+    check_range(compose_config(["prompt=a red mug"]), own)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "fine"), [("cuda:1", 2, True), ("cuda:2", 2, False), ("cuda", 1, True)]
+)
+def test_a_gpu_that_is_not_there_is_refused(
+    name: str, count: int, fine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distill.devices import pick_device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    if fine:
+        assert str(pick_device(name)) == name
+    else:
+        with pytest.raises(ValueError, match=f"device={name} is not there: torch sees cuda:0 to cuda:1"):
+            pick_device(name)
+
+
+@pytest.mark.parametrize(
+    ("arch", "card", "runs"),
+    [
+        # NVIDIA, CUDA C++ Programming Guide: machine code runs on later minor versions of its major one, PTX on all later cards.
+        ("sm_86", (8, 9), True),
+        ("sm_86", (8, 0), False),
+        ("sm_80", (8, 0), True),
+        ("sm_90", (8, 9), False),
+        ("sm_75", (7, 0), False),
+        ("sm_100", (10, 3), True),
+        ("sm_120", (10, 3), False),
+        ("compute_120", (7, 0), False),
+        ("compute_80", (12, 0), True),
+        ("sm_90a", (9, 0), True),
+        ("sm_90a", (10, 0), False),
+    ],
+)
+def test_a_gpu_is_told_from_those_that_torch_was_built_for(
+    arch: str, card: tuple[int, int], runs: bool
+) -> None:
+    assert doctor.runs_on(arch, *card) is runs
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(90, "1.5 min"), (3600, "60 min"), (7200, "2 h"), (25_200, "7 h"), (86_400, "24 h")]
+)
+def test_long_times_are_told_in_hours(seconds: float, said: str) -> None:
+    assert doctor.lasting(seconds) == said

@@ -206,7 +206,7 @@ class Optimiser:
     clip_norm: NotNegative = 0.0
     final_lr: NotNegative = 1.0
     ema: Annotated[float, Range(0, 1, below=True)] = 0.0
-    max_bad_steps: Annotated[int, Range(0)] = 20
+    max_bad_steps: Count = 20
     accumulate: Count | None = None
 
 

@@ -11,10 +11,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.run.checks.guidance import check_own_priors, check_second_prompts
+from distill.run.checks.guidance import check_own_priors, check_second_prompts, check_sums
 from distill.run.checks.image import check_image
 from distill.run.checks.scene import check_scene
 from distill.run.checks.texts import check_perp_neg, check_texts
+from distill.run.checks.timesteps import check_range
 from distill.run.checks.values import check_known, check_values
 from distill.run.schema import PARTS
 
@@ -38,8 +39,10 @@ def check(config: DictConfig) -> None:
     check_scene(values, targets["scene"])
     for name, target in targets.items():
         check_known(name, target, values[name])
+    check_range(config, targets["timesteps"])
     check_perp_neg(values)
     check_own_priors(values)
+    check_sums(values, targets["guidance"])
     check_second_prompts(values, targets["guidance"])
     if values["image"]:
         check_image(values, targets["guidance"])

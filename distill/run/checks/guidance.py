@@ -1,11 +1,12 @@
-"""What a loss needs beside the prompt: a second prompt, or another prior."""
+"""What a loss needs: a second prompt, another prior, coefficients that go together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from distill.options import options_of, ramp
+from distill.samplers.schedules import turns
 
 
 def check_own_priors(values: Mapping[str, Any]) -> None:
@@ -28,6 +29,49 @@ def check_own_priors(values: Mapping[str, Any]) -> None:
             raise ValueError(f'{where} has its own prior, which needs its own prompt; add prompt: "..."')
 
 
+def check_sums(values: Mapping[str, Any], loss: Callable[..., Any]) -> None:
+    """Check that options that must sum to 0, such as CSD's coefficients, do so throughout the run, also in a mixture.
+
+    Raises:
+        ValueError: they do not.
+    """
+    from distill import guidance
+
+    for each, options, where, iterations in parts(values, loss):
+        names = guidance.summing_to_zero(each)
+        usual = options_of(each)()
+        ramps = {
+            name: ramp(f"{where}.{name}", options.get(name, getattr(usual, name)), iterations)
+            for name in names
+        }
+        for point in turns(ramps):
+            now = [value(point) for value in ramps.values()]
+            if abs(sum(now)) > 1e-6:
+                moving = any(value.end not in (None, value.start) for value in ramps.values())
+                when = (
+                    f" after {point:.0%} of the run; their schedules must begin and end together"
+                    if moving
+                    else ""
+                )
+                raise ValueError(
+                    f"{where}: {each.__name__}'s {', '.join(names)} must sum to 0, got {' + '.join(f'{round(value, 6) + 0.0:g}' for value in now)} = "
+                    f"{sum(now):g}{when}"
+                )
+
+
+def parts(
+    values: Mapping[str, Any], loss: Callable[..., Any]
+) -> Iterator[tuple[Callable[..., Any], Mapping[str, Any], str, int | None]]:
+    """The run's loss, and those of a mixture: each with its options, their group, and the iterations for schedules in steps."""
+    from distill import guidance
+
+    own, known = values["guidance"], guidance.available()
+    yield loss, own, "guidance", values["iterations"]
+    for number, term in enumerate(own.get("terms") or ()):
+        if term.get("loss") in known:
+            yield known[term["loss"]], term, f"guidance.terms[{number}]", None
+
+
 def check_second_prompts(values: Mapping[str, Any], loss: Callable[..., Any]) -> None:
     """Check that the losses have the prompts that they compare with.
 
@@ -38,12 +82,9 @@ def check_second_prompts(values: Mapping[str, Any], loss: Callable[..., Any]) ->
 
     if values["image"] and not values["prompt"].strip():
         return  # the picture's model knows no words
-    known, own = guidance.available(), values["guidance"]
-    terms = [term for term in own.get("terms") or () if term.get("prior") != "novel_view"]
-    losses = [(loss, own), *((known[term["loss"]], term) for term in terms if term.get("loss") in known)]
-    for each, options in losses:
+    for each, options, _, _ in parts(values, loss):
         role, option = guidance.needed_prompt(each) or ("", None)
-        if not role or values[f"{role}_prompt"].strip():
+        if not role or values[f"{role}_prompt"].strip() or options.get("prior") == "novel_view":
             continue
         value = options.get(option, getattr(options_of(each)(), option)) if option else 1
         if ramp(f"guidance.{option}", value, values["iterations"]).nonzero:

@@ -64,6 +64,14 @@ def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:
             f"the scene {name} does not say what it can do; give its class the attribute features, a frozenset with any of "
             f"{', '.join(FEATURES)} and the penalties that it computes; frozenset() for none"
         )
+    if name == "ImageScene" and (channels := values["scene"].get("channels", 3)) != 3:
+        raise ValueError(
+            f"scene.channels must be 3 in a run, whose prior is shown colours, got {channels}; leave it out"
+        )
+    if values["device"] == "mps" and features & {"volume", "mesh"}:
+        raise ValueError(
+            "device=mps has no rays: Warp, which marches them, runs on CPUs and on CUDA; use device=cpu, or scene=image"
+        )
     if features & {"volume", "mesh"}:
         features = features | {"shape"}
     check_mesh(values, features)
@@ -118,9 +126,7 @@ def check_turns(values: Mapping[str, Any]) -> None:
     """
     rendering, total = values["render"], values["iterations"]
     shares = {name: ramp(f"render.turns.{name}", share, total) for name, share in rendering["turns"].items()}
-    # A schedule may jump: the largest sum may be just before.
-    points = [at for point in turns(shares) for at in (point, point - 1e-9)]
-    most = max(sum(share(point) for share in shares.values()) for point in points)
+    most = max(sum(share(point) for share in shares.values()) for point in turns(shares))
     if most > 1 + 1e-6:
         raise ValueError(f"render.turns are shares of the pictures, at most 1 together, got {most:g}")
     if most > 0 and rendering["shading"] != "albedo":
