@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.contracts import Scene, View
+from distill.files.paths import user_path
 
 if TYPE_CHECKING:
     from distill.export.frame import Pivot, Up
@@ -85,7 +86,7 @@ class Asset:
             up: "y" or "z", the files' upward axis.
 
         Returns:
-            The path of what is written, as given.
+            The path of what is written; a leading ``~`` is expanded.
 
         Raises:
             OSError: it cannot be written there.
@@ -95,7 +96,7 @@ class Asset:
         from distill.export.choices import FORMATS, check_files
         from distill.export.files import write_meshes
 
-        path, single = Path(path), formats is None
+        path, single = user_path(path), formats is None
         if single and name is not None:
             raise ValueError(
                 f"name= is for a folder, with formats=; {path} names its file itself, leave it out"

@@ -171,7 +171,7 @@ def devices(wanted: str) -> Iterator[Finding]:
         about = torch.cuda.get_device_properties(number)
         arch = f"sm_{about.major}{about.minor}"
         known = torch.cuda.get_arch_list()
-        fits = arch in known or any(name.startswith("compute_") for name in known)
+        fits = any(runs_on(name, about.major, about.minor) for name in known)
         said = f"{about.name}, {about.total_memory / 1e9:.0f} GB, {arch}, CUDA {torch.version.cuda}; {line}"
         needed = "wrong" if wanted != "cpu" else "note"
         yield Finding(
@@ -179,6 +179,21 @@ def devices(wanted: str) -> Iterator[Finding]:
             "ok" if fits else needed,
             said if fits else f"{said}; this torch has only {known}",
         )
+
+
+def runs_on(arch: str, major: int, minor: int) -> bool:
+    """Whether kernels built for an architecture, such as ``sm_86``, run on a card of a compute capability.
+
+    Machine code (``sm_``) runs on cards of the same major version and the same or a later minor one, intermediate code
+    (``compute_``) on all later cards, and what is for one card alone (``sm_90a``) on that one.
+
+    Source: NVIDIA, CUDA C++ Programming Guide, binary and PTX compatibility.
+    """
+    sort, _, version = arch.partition("_")
+    if not version.isdecimal():
+        return version.rstrip("af") == f"{major}{minor}"
+    built = divmod(int(version), 10)
+    return built <= (major, minor) and (sort == "compute" or built[0] == major)
 
 
 def backends(device: torch.device | None, chosen: str) -> Iterator[Finding]:
@@ -385,9 +400,16 @@ def costs(config: DictConfig, source: Source, device: torch.device) -> Iterator[
     yield Finding(
         "time",
         "note",
-        f"at least {seconds:.2g} s a step, {seconds * config.iterations / 60:.2g} min for {counted(config.iterations, 'step')} "
+        f"at least {seconds:.2g} s a step, {lasting(seconds * config.iterations)} for {counted(config.iterations, 'step')} "
         f"({found.operations / 1e9:.0f} billion operations at {speed / 1e12:.2f} trillion a second); rendering comes on top",
     )
+
+
+def lasting(seconds: float) -> str:
+    """A time in minutes, or from two hours on in hours."""
+    minutes = seconds / 60
+    number, unit = (minutes, "min") if minutes < 120 else (minutes / 60, "h")
+    return f"{number:.0f} {unit}" if number >= 10 else f"{number:.2g} {unit}"
 
 
 def memory() -> int:

@@ -111,8 +111,9 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="distill-warp")
 
 
-# A forked child has the pool but not its threads.
-os.register_at_fork(after_in_child=_pool.cache_clear)
+# A forked child has the pool but not its threads; Windows does not fork.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def workers(device: torch.device) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from distill.contracts import TimestepSampler
+from distill.files.paths import user_path
 
 WIDTH, HEIGHT, MARGIN, ROW = 640, 320, 48, 22
 COLOURS = ("#4269d0", "#ef7d22", "#3ca951", "#b5446e", "#8561c5", "#8c6d46")
@@ -31,7 +32,7 @@ def plot(samplers: Mapping[str, TimestepSampler], path: str | Path) -> Path:
     Raises:
         ValueError: there is no sampler, or ``path`` ends otherwise.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix != ".svg" or not samplers:
         raise ValueError(f"expected one sampler or more and a path that ends in .svg, got {path}")
     found = {name: quantiles(sampler) for name, sampler in samplers.items()}

@@ -262,6 +262,7 @@ def listed(
     steps = [bounds(prior, value, value)[0] for value in timesteps]
 
     def sample(progress: float, batch: int, generator: torch.Generator) -> Tensor:
-        return torch.full((batch,), steps[min(int(progress * len(steps)), len(steps) - 1)])
+        # Rounding must not leave step 29 of 100 in the entry before.
+        return torch.full((batch,), steps[min(int(progress * len(steps) + 1e-9), len(steps) - 1)])
 
     return sample

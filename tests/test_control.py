@@ -472,7 +472,7 @@ def test_what_does_not_belong_together_is_said(case: Case, tmp_path: Path) -> No
     ):
         run(case.prior, None)
     with pytest.raises(
-        ValueError, match=r"prior_options.control must be depth, normal, mask or a picture: .* not there"
+        ValueError, match=r"prior_options.control must be a picture file, .* not there.* depth, normal, mask"
     ):
         run(case.prior, str(tmp_path / "nowhere.png"))
     flat: dict[str, Any] = {"prompt": "a mug", "scene": "image", "log.tensorboard": False, "preset": "none"}

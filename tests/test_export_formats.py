@@ -9,6 +9,7 @@ import struct
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import khronos
@@ -17,6 +18,7 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
+from test_report import tetrahedron
 from trimesh.ray.ray_pyembree import RayMeshIntersector
 
 from distill.asset import Asset
@@ -38,6 +40,7 @@ from distill.run.execute import describe_and_export
 from distill.run.overrides import as_overrides, quote_text
 from distill.run.reexport import _config
 from distill.run.scenes import look, scene_maker
+from distill.samplers.plot import plot
 
 #: Of the box: its middle and its edges, in the scene's frame; +x is the front, +y the left, +z the top.
 MIDDLE, EDGES = np.array([0.1, -0.2, 0.3]), np.array([0.4, 0.2, 0.8])
@@ -926,3 +929,35 @@ def test_going_on_with_a_run_keeps_what_was_exported_anew(run: tuple[Path, Any])
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["exports"] == [before] and manifest["export"]["meshes"] == ["mesh.stl"]
     assert {"mug.stl", "mesh.stl"} <= {*manifest["files"]}
+
+
+# --- odd meshes and paths ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".obj", ".stl", ".ply", ".glb", ".usdz"])
+def test_an_empty_mesh_is_one_line_and_no_file(suffix: str, tmp_path: Path) -> None:
+    nothing = Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64), np.zeros((0, 3), np.float32))
+    with pytest.raises(ValueError, match="expected a mesh with faces to save, got none"):
+        save_mesh(nothing, tmp_path / f"mesh{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    save_mesh(tetrahedron(), "~/one.ply")
+    save_meshes(tetrahedron(), "~/more", formats=["ply"])
+    asset = Asset("", tmp_path, SimpleNamespace(), None, {})  # type: ignore[arg-type]
+    asset.__dict__["mesh"] = tetrahedron()
+    asset.save("~/asset.ply")
+    plot({"uniform": lambda progress, batch, generator: torch.zeros(batch)}, "~/t.svg")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    names = {"one.ply", "more", "asset.ply", "t.svg"}
+    assert {path.name for path in (tmp_path / "home").iterdir()} == names
+
+
+def test_levels_that_are_left_out_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        assert levels(tetrahedron(), 3) == []
+    assert caplog.messages == ["only 0 levels of 3: the mesh of 4 faces cannot be simplified further"]

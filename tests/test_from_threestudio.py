@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.arguments import split_prompt
 from distill.from_threestudio.__main__ import main
-from distill.from_threestudio.convert import convert
+from distill.from_threestudio.convert import convert, written
 from distill.from_threestudio.read import RESOLVERS, largest
 from distill.from_threestudio.scene import rates
 from distill.from_threestudio.table import CONVERTED, QUIET, SAME, WITHOUT
@@ -483,3 +483,20 @@ def test_the_page_and_the_tables_have_the_same_keys() -> None:
     page = keys_of_page()
     assert len(page) == len(set(page))
     assert set(page) == known
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        (12345678901, "12345678901"),
+        (2**64 - 1, "18446744073709551615"),
+        (-0.0, "0"),
+        (0.1, "0.1"),
+        ("null", "'null'"),
+        ("True", "'True'"),
+        ("NaN", "'NaN'"),
+        ("nothing", "nothing"),
+    ],
+)
+def test_a_value_is_written_as_hydra_reads_it_back(value: object, word: str) -> None:
+    assert written({"option": value}) == [f"option={word}"]

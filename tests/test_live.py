@@ -424,3 +424,19 @@ def test_a_browser_shows_the_scene_and_curves_and_can_pause(start: Any, tmp_path
         tab.until("document.getElementById('message').textContent.includes('resume=true')")
     with pytest.raises(Interrupted):
         running.result()
+
+
+@pytest.mark.parametrize("address", ["", " ", "\u00fc..x"])
+def test_an_address_that_is_none_does_not_open_the_page_to_all_networks(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"view_address.* must be an address of this") as caught:
+        distill.generate("a red mug", **OPTIONS, **VIEW, view_address=address, output_dir="run")
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_a_file_of_the_user_among_the_previews_is_passed_over(tmp_path: Path) -> None:
+    desk = Desk()
+    begin(desk, tmp_path)
+    (tmp_path / "previews").mkdir()
+    for name in ("step-000100.png", "step-000020.png", "step-000100 (copy).png", "step-.png"):
+        (tmp_path / "previews" / name).write_bytes(b"")
+    assert desk.state(1, 0)["previews"] == [20, 100]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
+from distill.conditions import picture
 from distill.conditions.background import plain_background
 from distill.conditions.cutout import (
     Frame,
@@ -25,6 +26,7 @@ from distill.conditions.cutout import (
 )
 from distill.conditions.framing import settled
 from distill.lab.metrics import silhouette_iou
+from distill.run.compose import compose_config
 
 RED, GREEN = (220, 30, 30), (30, 160, 40)
 
@@ -461,3 +463,23 @@ def test_a_shadow_with_an_edge_is_kept_and_said(caplog: pytest.LogCaptureFixture
     picture, true = lit(0.4, 0, RED)
     assert (plain_background(picture, "p.png") > 127).sum() > 1.2 * true.sum()
     assert "it may be a shadow" in caplog.text
+
+
+@pytest.mark.parametrize("option", ["depth", "normal"])
+def test_a_map_is_named_by_its_option_and_may_lie_in_the_home_folder(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.fromarray(scene()).save(tmp_path / "p.png")
+    config = compose_config(
+        [f"image={tmp_path}/p.png", f"reference.{option}='~/map.png'", f"penalties.reference_{option}=1"]
+    )
+    image, frame = picture.framed(config)
+    with pytest.raises(
+        ValueError, match=f"reference.{option} must be a picture file, and .*map.png is not there"
+    ):
+        picture.maps_of(config, frame, image.size, 16)
+    Image.new("RGB", image.size, (255, 128, 128)).save(tmp_path / "map.png")
+    found = dict(zip(("depth", "normal"), picture.maps_of(config, frame, image.size, 16), strict=True))
+    read = found[option]
+    assert read is not None and read.shape[-2:] == (16, 16)

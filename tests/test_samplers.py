@@ -272,3 +272,17 @@ def test_the_ends_of_a_camera_range_may_move() -> None:
         assert low + 9.9 < seen.elevation_deg.max() <= low + 10
         assert near <= seen.distance.min() < near + 0.1
         assert seen.distance.max() <= 4.0
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 100, 1000])
+def test_each_entry_of_a_list_has_an_equal_share_of_the_steps(count: int) -> None:
+    """With as many steps as entries, each is used once: step i is at i / n, whose product with n may round below i."""
+    draw = listed(PRIOR, timesteps=[index / count for index in range(count)])
+    drawn = [int(draw(index / count, 1, torch.Generator())) for index in range(count)]
+    assert drawn == sorted(set(drawn)) and len(drawn) == count
+
+
+def test_a_range_that_is_empty_just_before_a_jump_is_told_at_once() -> None:
+    # The lower end falls from 0.8 to 0.1 at half-time, when the upper one has come down to 0.7.
+    with pytest.raises(ValueError, match="t_min <= t_max"):
+        scheduled_sampler(uniform, prior=PRIOR, t_min=Ramp(0.8, 0.1, 0.5, 0.5), t_max=Ramp(0.9, 0.5))

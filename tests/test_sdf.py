@@ -22,7 +22,7 @@ from distill.export.zero_set import extract_zero_set, zero_set
 from distill.job import make_optimiser
 from distill.renderers.nerf import HashGridScene
 from distill.renderers.sdf import SdfScene, optical_depth
-from distill.run import second_stage
+from distill.run import initial, second_stage
 
 SMALL: dict[str, Any] = {"levels": 2, "log2_table_size": 8, "hidden_width": 8, "detail": 16}
 
@@ -363,3 +363,29 @@ def test_a_second_stage_from_a_command(tmp_path: Path, capsys: pytest.CaptureFix
     ]:
         assert why in error_of(capsys, "a red mug", "scene=sdf", *options)
     assert "needs a scene that computes it" in error_of(capsys, "a red mug", "penalties.eikonal=1")
+
+
+@pytest.mark.parametrize("kind", [SdfScene, HashGridScene])
+@pytest.mark.parametrize("before", ["learned", "white"])
+@pytest.mark.parametrize("now", ["learned", "white"])
+def test_averages_go_to_the_parameters_that_they_are_of(before: str, now: str, kind: Any) -> None:
+    """A learnt background is the last of a field's groups and one in the middle of a signed distance's."""
+
+    def groups(background: str) -> dict[str, list[Tensor]]:
+        options = {name: value for name, value in SMALL.items() if kind is SdfScene or name != "detail"}
+        options |= {"background": background} | ({"resolution": 8} if kind is SdfScene else {})
+        return {name: list(group.parameters) for name, group in kind(**options).parameter_groups().items()}
+
+    own, saved = groups(now), groups(before)
+    names = {id(value): name for side in (own, saved) for name, values in side.items() for value in values}
+    pairs = initial.paired(
+        [p for values in own.values() for p in values], [p for values in saved.values() for p in values]
+    )
+    assert all(names[id(one)] == names[id(other)] and one.shape == other.shape for one, other in pairs)
+    both = own.keys() & saved.keys()
+    assert len(pairs) == sum(len(own[name]) for name in both) and "encoding" in both
+
+
+def test_averages_of_other_settings_are_one_line() -> None:
+    with pytest.raises(ValueError, match="averages of a scene of other settings"):
+        initial.paired([torch.zeros(2), torch.zeros(3)], [torch.zeros(2), torch.zeros(4)])

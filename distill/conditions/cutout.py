@@ -190,15 +190,20 @@ def over_white(image: Image.Image, frame: Frame, size: int) -> Cutout:
     return Cutout(rgb * mask + (1 - mask), mask.clone())
 
 
-def read_rgba(path: Path, largest: int = READ) -> Image.Image:
+def read_rgba(path: Path, largest: int = READ, option: str = "image") -> Image.Image:
     """Open any common picture, upright, 8 bits a channel, its longer side at most ``largest`` pixels.
+
+    Args:
+        path: of the file.
+        largest: its longer side at most, pixels.
+        option: that names it, for errors.
 
     Raises:
         ValueError: it is not there, or no picture.
     """
     if not path.is_file():
         raise ValueError(
-            f"image must be a picture file, and {path} {no_file(path)}; give its path from the current folder, or in full"
+            f"{option} must be a picture file, and {path} {no_file(path)}; give its path from the current folder, or in full"
         )
     try:
         with Image.open(path) as opened:
@@ -223,11 +228,11 @@ def read_rgba(path: Path, largest: int = READ) -> Image.Image:
                 f"{path} is a picture in HEIC or AVIF, as phones save them, which cannot be read here; save it as PNG or JPEG"
             ) from error
         raise ValueError(
-            f"image must be a picture (PNG, JPEG, WebP, ...), and {path} cannot be read: {error}"
+            f"{option} must be a picture (PNG, JPEG, WebP, ...), and {path} cannot be read: {error}"
         ) from error
     except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise ValueError(
-            f"image must be a picture (PNG, JPEG, WebP, ...), and {path} cannot be read: {error}"
+            f"{option} must be a picture (PNG, JPEG, WebP, ...), and {path} cannot be read: {error}"
         ) from error
     return _at_most(image, largest)
 
@@ -289,7 +294,7 @@ def placed(image: Image.Image, frame: Frame, size: int) -> Image.Image:
     return part.resize((size, size), Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC)
 
 
-def read_map(path: str | Path, frame: Frame, size: int, of: tuple[int, int]) -> Tensor:
+def read_map(path: str | Path, frame: Frame, size: int, of: tuple[int, int], option: str = "image") -> Tensor:
     """A map that belongs to a picture, such as its depth, cut as it was: in [0, 1], shape ``[3, size, size]``.
 
     Args:
@@ -297,14 +302,15 @@ def read_map(path: str | Path, frame: Frame, size: int, of: tuple[int, int]) -> 
         frame: of the picture.
         size: height and width of the result, pixels.
         of: the picture's own width and height.
+        option: that names the map, for errors.
 
     Raises:
         ValueError: it is no picture, or of another shape.
     """
-    image = read_rgba(Path(path)).convert("RGB")
+    image = read_rgba(user_path(path), option=option).convert("RGB")
     if image.size != of:
         raise ValueError(
-            f"{path} must be as large as the image, {of[0]} x {of[1]}, got {image.size[0]} x {image.size[1]}"
+            f"{option}: {path} must be as large as the image, {of[0]} x {of[1]}, got {image.size[0]} x {image.size[1]}"
         )
     return torch.from_numpy(np.asarray(placed(image, frame, size), np.float32) / 255).movedim(-1, 0)
 

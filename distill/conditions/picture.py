@@ -120,8 +120,11 @@ def maps_of(
         ValueError: one is no picture, or of another shape than the picture.
     """
     said = config.reference
-    depth = read_map(said.depth, frame, size, of)[:1] if said.depth else None
-    normal = read_map(said.normal, frame, size, of) if said.normal else None
+    depth, normal = (
+        read_map(said[name], frame, size, of, f"reference.{name}") if said[name] else None
+        for name in ("depth", "normal")
+    )
+    depth = None if depth is None else depth[:1]
     return depth, None if normal is None else torch.nn.functional.normalize(normal * 2 - 1, dim=0)
 
 

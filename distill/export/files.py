@@ -21,6 +21,7 @@ from distill.export.lods import RATIO, levels
 from distill.export.mesh import Floats, Mesh
 from distill.export.usd import write_usdz
 from distill.files.atomic import replacing
+from distill.files.paths import user_path
 
 
 def save_meshes(
@@ -58,7 +59,7 @@ def save_meshes(
     """
     check_files(formats, name, lods, lod_as)
     return write_meshes(
-        mesh, Path(folder), formats=formats, name=name, pivot=pivot, size_m=size_m, lods=lods, lod_as=lod_as, up=up
+        mesh, user_path(folder), formats=formats, name=name, pivot=pivot, size_m=size_m, lods=lods, lod_as=lod_as, up=up
     )  # fmt: skip
 
 
@@ -79,10 +80,7 @@ def write_meshes(
     Formats may be in capitals, as which the files' endings are then written.
     """
     endings = list(dict.fromkeys(USUAL if formats is None else formats))
-    if not len(mesh.faces):
-        raise ValueError(
-            "expected a mesh with faces to save, got none (an empty scene); train longer, or choose a lower iso"
-        )
+    check_filled(mesh)
     place = place_of(mesh, pivot=pivot, size_m=size_m)
     for ending in endings:
         if mesh.texture is not None and ending.lower() == "obj":
@@ -116,6 +114,18 @@ def names_of(options: Mapping[str, Any]) -> list[str]:
     return [*files, f"{name}.mtl", f"{name}.png"] if "obj" in formats else files
 
 
+def check_filled(mesh: Mesh) -> None:
+    """Refuse a mesh without faces, which some formats cannot hold and no viewer shows.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not len(mesh.faces):
+        raise ValueError(
+            "expected a mesh with faces to save, got none (an empty scene); train longer, or choose a lower iso"
+        )
+
+
 def save_mesh(mesh: Mesh, path: Path | str, *, up: Up = "y") -> None:
     """Write a mesh in the format that the path's suffix names: .glb, .obj, .ply, .stl or .usdz.
 
@@ -126,14 +136,16 @@ def save_mesh(mesh: Mesh, path: Path | str, *, up: Up = "y") -> None:
             "z" keeps the internal frame.
 
     Raises:
-        ValueError: an unknown suffix or ``up``, or an OBJ's MTL or PNG would replace what is not its own.
+        ValueError: an unknown suffix or ``up``, an empty mesh, or an OBJ's MTL or PNG would replace what is not its own.
     """
-    suffix = Path(path).suffix.lower()
+    path = user_path(path)
+    suffix = path.suffix.lower()
     if suffix not in WRITERS:
         raise ValueError(f"Expected a mesh file ending in {', '.join(WRITERS)}, got {str(path)!r}.")
+    check_filled(mesh)
     if suffix == ".obj" and mesh.texture is not None:
-        check_beside(Path(path))
-    WRITERS[suffix](mesh, Path(path), up=up)
+        check_beside(path)
+    WRITERS[suffix](mesh, path, up=up)
 
 
 #: A rough material that is no metal.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,8 +11,11 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
+from distill.domains import counted
 from distill.export.frame import welded
 from distill.export.mesh import Floats, Ints, Mesh, adjacency, decimate, vertex_normals
+
+log = logging.getLogger(__name__)
 
 #: Faces of a level, as a share of those of the level above it.
 RATIO = 0.5
@@ -47,6 +51,10 @@ def levels(mesh: Mesh, count: int) -> list[Mesh]:
     for level in range(1, count + 1):
         vertices, faces = decimate(whole.vertices, whole.faces, max(4, round(len(mesh.faces) * RATIO**level)))
         if not 4 <= len(faces) < before:
+            log.warning(
+                "only %s of %d: the mesh of %s cannot be simplified further",
+                counted(level - 1, "level"), count, counted(before, "face"),
+            )  # fmt: skip
             break
         before = len(faces)
         found.append(textured(mesh, vertices, faces))

@@ -266,7 +266,7 @@ def forecast(
     learning = 0
     if rank:
         counted, learning = _call(prior, x.detach(), batch, learns=True)
-        network += counted + found[batch][0]
+        network += counted  # there and back
         # Its weights, their gradients and Adam's two averages, in float32.
         learning += 16 * _low_rank(prior, rank)
     decoding = 0

@@ -142,14 +142,23 @@ def command(options: Mapping[str, Any]) -> str:
 def _value(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, (int, float)):
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
         return f"{value + 0:.10g}"  # -0 is 0
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(_value, value))}]"
     if isinstance(value, Mapping):
         return f"{{{','.join(f'{name}:{_value(item)}' for name, item in value.items())}}}"
     text = str(value)
-    return text if re.fullmatch(r"[A-Za-z][\w./-]*", text) else quote(text)
+    plain = re.fullmatch(r"[A-Za-z][\w./-]*", text) and text.lower() not in (
+        "null",
+        "true",
+        "false",
+        "nan",
+        "inf",
+    )
+    return text if plain else quote(text)
 
 
 def _quoted(word: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from distill.cameras import Cameras
 from distill.contracts import View
+from distill.export.thumbnail import sheets
 
 #: Seconds between two pictures while the run trains, at least.
 EVERY = 0.1
@@ -170,7 +171,7 @@ class Desk:
         stride = math.ceil(len(fresh) / RECORDS) or 1
         told["records"] = fresh[::-1][::stride][::-1]  # the last one is always among them
         told["seconds"] = statistics.median(seconds) if seconds else None
-        told["previews"] = sorted(int(path.stem[5:]) for path in self.folder.glob("previews/step-*.png"))
+        told["previews"] = [step for step, _ in sheets(self.folder)]
         return told
 
     def _show(self) -> None:

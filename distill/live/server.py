@@ -229,14 +229,19 @@ def listen(address: str, port: int, desk: Desk) -> Server:
     Raises:
         ValueError: that is not allowed, or the address is not of this machine.
     """
+    if not address.strip():
+        raise ValueError(
+            "view_address must be an address of this machine, got an empty one; leave it out for this machine alone, or give "
+            "0.0.0.0 for all networks"
+        )
     try:
         return Server(address, port, desk)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
+    except (OSError, TypeError, UnicodeError) as error:  # what is no host name fails to be encoded
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             print(f"distill: view_port={port} is taken; another one is used", file=sys.stderr)
             return listen(address, 0, desk)
         raise ValueError(
-            f"the page cannot be served at view_address={address} view_port={port} ({error.strerror or error}); "
+            f"the page cannot be served at view_address={address} view_port={port} ({getattr(error, 'strerror', None) or error}); "
             "view_address must be an address of this machine, and view_port a port that is free, or 0"
         ) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -108,9 +108,28 @@ def start_from(folder: Path, scene: Scene, device: torch.device) -> None:
         ) from error
     if saved["average"] is not None:
         parameters = [p for group in scene.parameter_groups().values() for p in group.parameters]
-        # A learnt background comes last, and one of the two runs may be without.
-        for parameter, value in zip(parameters, saved["average"], strict=False):
+        for parameter, value in paired(parameters, saved["average"]):
             parameter.data.copy_(value)
+
+
+def paired(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Parameters with an earlier run's values of the same; one of the two may be without a learnt background's, which are left out.
+
+    Args:
+        parameters: of the scene, in the order of its groups.
+        values: of the earlier run's scene, likewise.
+    """
+    more = abs(len(parameters) - len(values))
+    # They are consecutive, at the end of most scenes' groups.
+    for start in range(min(len(parameters), len(values)), -1, -1):
+        own, others = list(parameters), list(values)
+        longer = own if len(own) > len(others) else others
+        del longer[start : start + more]
+        if [p.shape for p in own] == [v.shape for v in others]:
+            return list(zip(own, others, strict=True))
+    raise ValueError(
+        "init holds averages of a scene of other settings; give this run the same scene.* options"
+    )
 
 
 def tell_unfinished(option: str, folder: Path, saved: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from distill.conditions.cutout import Frame
 from distill.contracts import View
 from distill.embedded import world
 from distill.files.atomic import write_atomic
+from distill.files.paths import user_path
 from distill.lab.metrics import silhouette_iou
 from distill.lab.novel_view.render import Surface, from_world, picture
 from distill.loop import train
@@ -154,7 +155,7 @@ def compare_pictures(
     """
     from distill.lab.comparison.report import as_csv
 
-    root, lines = Path(output_dir), []
+    root, lines = user_path(output_dir), []
     for name, wanted in (methods or THROUGH).items():
         for prompt in prompts:
             path = root / "pictures" / name / f"{folder_name(prompt)}.json"

@@ -21,6 +21,7 @@ from distill.devices import pick_device
 from distill.embedded.judge import Judge
 from distill.embedded.prompt import prior_for
 from distill.files.atomic import write_atomic
+from distill.files.paths import user_path
 from distill.job import Job, State
 from distill.lab.comparison import figures
 from distill.lab.comparison.cost import compose, few_steps, measure_cost
@@ -163,7 +164,7 @@ def compare(
         check_own(wanted)
     for wanted in chosen.values():
         check_measurable(compose({"iterations": iterations, **options, **wanted}, prompts[0], seeds[0]))
-    root, source = Path(output_dir), source or SHAPES
+    root, source = user_path(output_dir), source or SHAPES
     judge, name_of_prior = judge_of(source, prompts), prior_name(prior, prompts)
     check(prompts, source, judge)
     check_meant(prompts, name_of_prior)
