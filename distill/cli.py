@@ -98,7 +98,9 @@ def _list(of: Sequence[str]) -> str:
     from distill.priors.table import describe
 
     if not of:
-        return describe()
+        return (
+            f"{vocabulary.shipped()}\n\nto be downloaded, or with prior=FOLDER from a folder:\n\n{describe()}"
+        )
     if (known := vocabulary.of_prior(of[0])) is None:
         raise ValueError(
             f"distill priors takes 'embedded', 'things', 'views' or a prior's folder with {vocabulary.NAMES}, got {of[0]!r}; leave it out to "

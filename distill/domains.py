@@ -42,10 +42,15 @@ class Range:
 
     def _bounds(self) -> str:
         if self.low is not None and self.high is not None:
-            return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
+            return f"in {'(' if self.above else '['}{_exact(self.low)}, {_exact(self.high)}{')' if self.below else ']'}"
         if self.low is not None:
-            return f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
-        return f"below {self.high:g}" if self.below else f"of at most {self.high:g}"
+            return f"above {_exact(self.low)}" if self.above else f"of at least {_exact(self.low)}"
+        return f"below {_exact(self.high)}" if self.below else f"of at most {_exact(self.high)}"
+
+
+def _exact(bound: float | None) -> str:
+    """A bound with all digits where it is an integer."""
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 @dataclass(frozen=True)

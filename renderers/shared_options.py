@@ -9,6 +9,9 @@ from typing import Any, TypeVar, cast, get_type_hints
 
 Make = TypeVar("Make", bound=Callable[..., Any])
 
+#: The attribute of what takes over options that names their owner, whose docstring says what they mean.
+OWNER = "options_owner"
+
 
 def takes_options_of(
     owner: type, *, only: Collection[str] | None = None, without: Collection[str] = (), **defaults: Any
@@ -48,6 +51,7 @@ def takes_options_of(
             [*own, *shared], return_annotation=hints.get("return", inspect.Signature.empty)
         )
         made.__annotations__ = {**hints, **{name: rules[name] for name in taken}}
+        vars(made)[OWNER] = owner
         return cast(Make, made)
 
     return decorate

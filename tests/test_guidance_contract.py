@@ -267,6 +267,8 @@ def test_every_option_has_a_default_and_goes_through_the_configuration_unchanged
         )
         for key, value in numeric.items()
     }
+    if together := guidance.summing_to_zero(loss):
+        changed[together[-1]] = -sum(changed[key] for key in together[:-1])
     overrides = as_overrides({f"guidance.{key}": value for key, value in changed.items()})
     found = composed(*overrides)
     assert {key: found[key] for key in changed} == changed

@@ -160,7 +160,7 @@ def test_a_run_whose_prompts_are_of_several_lengths(
 
 
 def test_terms_of_several_lengths_are_said(folder: Path, tmp_path: Path) -> None:
-    terms = [{"loss": "sds"}, {"loss": "csd", "prompt": "a cup", "negative": -1.0}]
+    terms = [{"loss": "sds"}, {"loss": "csd", "prompt": "a cup", "negative": -1.0, "empty": 0.0}]
     with pytest.raises(
         ValueError, match=r"a term's own prompt comes to 36 tokens and the run's to 72; make them"
     ):

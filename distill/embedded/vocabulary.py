@@ -175,6 +175,21 @@ def tokens(text: str) -> list[str]:
     return re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("\u2019", "'"))
 
 
+def shipped() -> str:
+    """The priors that ship, a line for each with what it knows."""
+    lines = [
+        "in the package; 'distill priors NAME' lists what each knows, and without prior= the prompt chooses one of the first two:",
+        "",
+    ]
+    for name in SHIPPED:
+        own = of_prior(name)
+        assert own is not None
+        real = f" and {counted(len(own.things), 'real thing')}" if own.things else ""
+        together = ", four views together" if name == "views" else ""
+        lines.append(f"  {name:8}  {len(KINDS)} kinds of object in {len(COLOURS)} colours{real}{together}")
+    return "\n".join(lines)
+
+
 def describe(known: Known, width: int = 100) -> str:
     """What a prior knows as text: kinds and colours, then the names of the things in columns."""
     lines = [f"{len(KINDS)} kinds in {len(COLOURS)} colours", f"  kinds    {', '.join(KINDS)}",

@@ -23,9 +23,26 @@ Curve = Annotated[list[float] | None, Length(3, 4)]
 
 @dataclass
 class Penalties:
-    """Weights of the renderer's regularisers and of the distances to an input picture, numbers or schedules.
+    """Weights of the scene's regularisers and of the distances to an input picture.
 
-    A weight of 0 is not computed.
+    A weight of 0 is not computed. The regularisers are means over the rays of a step's pictures, the distances of colours and opacities
+    mean squared errors.
+
+    Attributes:
+        sparsity: of sqrt(o^2 + 0.01), o a ray's opacity: empty space stays empty.
+        opaqueness: of the binary entropy of a ray's opacity: rays hit or miss.
+        orientation: of normals of visible points that face away from the camera, squared.
+        smoothness: of differences between the normals of neighbouring visible points, squared.
+        z_variance: of the variance of the depth along rays that stop more than half of the light: surfaces become thin.
+        convexity: of hollows, by neighbouring normals; negative where the object bulges.
+        eikonal: of (|grad d| - 1)^2, of ``scene=sdf``, whose d stays a distance.
+        curvature: of the absolute Laplacian of the distance, of ``scene=sdf``.
+        reference_rgb: of the distance to the colours of ``image``, from its camera.
+        reference_mask: of the distance of the opacity to its silhouette.
+        reference_depth: of 1 minus the correlation of nearness with ``reference.depth``, inside the silhouette.
+        reference_normal: of 1 minus the cosine between normals and ``reference.normal``, inside the silhouette.
+        start_rgb: of the distance to the colours of the views of ``reference.start=samples``.
+        start_mask: of the distance of the opacity to their silhouettes.
     """
 
     sparsity: Weight = 0.0
@@ -50,10 +67,21 @@ class Penalties:
 class Reference:
     """Camera of the input picture ``image``, and how its object is cut out; see ``distill.conditions.cutout``.
 
-    Without an elevation, it is estimated. With ``start=samples``, the scene is first fitted to views that the model draws, up
-    to the fraction ``start_until`` of the run, without asking the prior. ``depth`` and ``normal`` name pictures as large as the image: nearness, bright
-    for near, and normals in the camera's frame, (n + 1) / 2. ``fourth`` is what the novel-view model takes for the fourth
-    number of a pose: the difference of distances, or the camera's polar angle as in Stable-Zero123; ``auto`` goes by its folder.
+    Attributes:
+        elevation_deg: of the camera above the horizon, degrees; null estimates it.
+        azimuth_deg: of the camera, degrees from the scene's front.
+        distance: of the camera from the origin, scene units.
+        fov_y_deg: vertical field of view, degrees.
+        background: how the object is cut out: ``auto`` by its alpha channel or from a plain background, ``keep`` takes the whole picture,
+            ``rembg`` uses the package of that name.
+        recentre: move the object to the middle and scale it; false keeps its place in the picture.
+        fill: share of the picture's side that the object fills after ``recentre``.
+        start: ``samples`` first fits the scene to views that the model draws, without asking the prior; ``none`` does not.
+        start_until: fraction of the run up to which it is fitted to them.
+        depth: a picture as large as ``image`` of how near things are, bright for near; for ``penalties.reference_depth``.
+        normal: a picture as large as ``image`` of the normals in the camera's frame, (n + 1) / 2; for ``penalties.reference_normal``.
+        fourth: what the novel-view model takes for the fourth number of a pose: ``distance``, the difference of distances, or
+            ``polar``, the camera's polar angle as in Stable-Zero123; ``auto`` goes by the name of its folder.
     """
 
     elevation_deg: Annotated[float | None, Range(-90, 90)] = None
@@ -74,8 +102,12 @@ class Reference:
 class MeshFile:
     """A mesh to texture, see ``distill.meshes``; ``mesh=FILE`` is short for ``mesh.file=FILE`` and implies ``scene=surface``.
 
-    ``up`` and ``front`` are axes of the file. The materials in ``keep`` stay as they are. With ``init_texture``, the scene begins
-    with the mesh's own texture or colours.
+    Attributes:
+        file: the mesh: GLB, OBJ, PLY or STL.
+        up: axis of the file that points up; ``auto`` goes by the format.
+        front: axis of the file that points to the front; ``auto`` goes by the format.
+        keep: names of materials that stay as they are.
+        init_texture: begin with the mesh's own texture or colours.
     """
 
     file: str | None = None
@@ -87,13 +119,26 @@ class MeshFile:
 
 @dataclass
 class PriorOptions:
-    """Options of loading a prior, see ``distill.load_prior``; ``dtype`` is ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+    """Options of loading a prior, see ``distill.load_prior``.
 
-    Each of ``loras`` is ``path`` or ``path:weight``, each of ``embeddings`` ``path`` or ``token=path``. ``control`` is what the ControlNet is shown: ``depth``, ``normal`` or
-    ``mask`` of the scene from each camera, or a picture. ``config`` is a folder with the settings of a prior in a single
-    file. ``vae`` is another VAE, and ``prediction_type`` what the network predicts where its scheduler does not say it rightly.
-    ``views`` is how many a multi-view prior takes together, four by default; with 1, it is one of single pictures. ``ip_mode`` is
-    how ImageDream is shown its picture: ``pixel``, as a fifth view too, or ``local``, by tokens alone; ``auto`` goes by its name.
+    Attributes:
+        image_size: height and width in pixels that pictures are resized to for the prior; null for the size it was trained on.
+        dtype: precision of the network and of the VAE; ``auto`` is half precision where the device computes faster in it.
+        checkpointing: compute activations of the VAE again on the way back rather than keep them; saves memory, costs time.
+        compile: compile the network with ``torch.compile``.
+        graphs: launch each prediction as one CUDA graph; null does so on CUDA for networks of up to 1e9 parameters.
+        loras: LoRA files, each ``path`` or ``path:weight``.
+        controlnet: folder or name of a ControlNet.
+        control: what the ControlNet is shown: ``depth``, ``normal`` or ``mask`` of the scene from each camera, or a picture's file.
+        control_scale: weight of the ControlNet.
+        prompt_weighting: read ``(word)1.2`` and the like in prompts as weights, and take prompts longer than the text encoder's limit.
+        vae_sample: encode to a sample of the VAE's distribution rather than its mode.
+        config: folder with the settings of a prior in a single file.
+        vae: another VAE: a folder, a file or a name.
+        prediction_type: what the network predicts, where its scheduler does not say it rightly.
+        embeddings: files of textual inversion, each ``path`` or ``token=path``.
+        views: how many views a multi-view prior takes together, null for four; with 1, it is one of single pictures.
+        ip_mode: how ImageDream is shown its picture: ``pixel``, as a fifth view too, or ``local``, by tokens alone; ``auto`` goes by its name.
     """
 
     image_size: Annotated[int | None, Range(8)] = None
@@ -119,8 +164,14 @@ class PriorOptions:
 class Views:
     """View-dependent prompts, see ``distill.conditions.prompts``.
 
-    ``front``, ``side``, ``back`` and ``overhead`` are whole prompts instead of the prompt with the view's word; ``file``
-    is a YAML file with any of them.
+    Attributes:
+        front: whole prompt of the front, instead of the prompt with the view's words.
+        side: of the sides, likewise.
+        back: of the back, likewise.
+        overhead: from overhead, likewise.
+        file: YAML file with any of these four.
+        front_deg: half of what counts as the front, degrees; so much of the back, too. Of four words alone.
+        overhead_deg: elevation from which a camera is overhead, degrees. Of four words alone.
     """
 
     front: str | None = None
@@ -134,10 +185,18 @@ class Views:
 
 @dataclass
 class PerpNeg:
-    """Stay away from the views that a camera does not see.
+    """Perp-Neg: stay away from the views that a camera does not see.
 
-    ``curves`` is whose weights: ``threestudio``'s or the ``authors``' of Perp-Neg; ``strength`` multiplies them. Each of the
-    other four replaces one curve by a, b, c of a exp(-b r) + c, and perhaps the r above which it is 0.
+    A curve is a, b, c of a exp(-b r) + c, and perhaps the r above which it is 0, where r goes from 0 to 1 between two views.
+
+    Attributes:
+        enabled: use it.
+        strength: multiplies all weights.
+        curves: whose curves: ``threestudio``'s or the ``authors``' of Perp-Neg.
+        front_from_side: the curve of the front's weight between side and front; null for that of ``curves``.
+        side_from_front: the curve of the side's weight between side and front, likewise.
+        side_from_back: the curve of the side's weight between back and side, likewise.
+        front_from_back: the curve of the front's weight between back and side, likewise.
     """
 
     enabled: bool = False
@@ -151,7 +210,13 @@ class PerpNeg:
 
 @dataclass
 class Turns:
-    """Shares of the training pictures that are not ``albedo``, numbers or schedules; together at most 1."""
+    """Shares of the training pictures that are not ``albedo``; together at most 1.
+
+    Attributes:
+        lambertian: that are lit.
+        textureless: that are lit and white.
+        normals: that show normals as colours.
+    """
 
     lambertian: Share = 0.0
     textureless: Share = 0.0
@@ -160,17 +225,21 @@ class Turns:
 
 @dataclass
 class Rendering:
-    """Pictures per step, their side in pixels (a number or a schedule), how surfaces are lit, and what memory it takes.
+    """Pictures per step, their size, how surfaces are lit, and what memory it takes.
 
     Attributes:
+        batch: pictures per step.
+        size: height and width of the pictures, pixels.
         shading: ``albedo``, ``lambertian`` (lit), ``textureless`` (lit and white), or ``normals`` (as colours).
         turns: shares of the pictures that are shaded otherwise.
         soft_light: a random share of the light comes from everywhere, rather than a tenth.
         at_once: of the batch, how many views are in memory at a time; their gradients add up. None for all. Of a multi-view prior, a
             multiple of its views, and no less.
+        chunk_rays: rays that are rendered at a time with ``recompute``.
         recompute: render again on the way back, ``chunk_rays`` rays at a time, rather than keep every sample.
         patch: side of a random window that alone is rendered in full, pixels, amid a picture of ``coarse`` pixels
             resized; None renders all of it.
+        coarse: side of the picture around ``patch``, pixels.
         latent_until: fraction of the run in which normals and opacity stand for the prior's latent.
     """
 
@@ -192,8 +261,14 @@ class Optimiser:
     """Adam, and what surrounds the step; the learning rates are options of the scene.
 
     Attributes:
-        weight_decay: of the parameters, decoupled from the gradient as in AdamW; times the learning rate, in each step.
-        reduction: of the loss over a batch, ``mean`` or ``sum``; penalties are means.
+        betas: decay of the averages of the gradient and of its square.
+        eps: added to the root of the average of squares.
+        clip_norm: largest norm of the gradient over all parameters; 0 for none.
+        final_lr: factor on every learning rate at the end of the run, reached along a cosine; 1 leaves them as they are.
+        ema: decay of a moving average of the parameters, which is what is exported; 0 for none.
+        max_bad_steps: steps in a row whose gradients are not finite, and which are skipped, after which the run ends.
+        weight_decay: decay of the parameters, decoupled from the gradient as in AdamW; times the learning rate, in each step.
+        reduction: how the loss is taken over a batch, ``mean`` or ``sum``; penalties are means.
         accumulate: prompts of a library per step, over whose gradients the mean is taken; None is one for each process.
     """
 
@@ -212,7 +287,14 @@ class Optimiser:
 
 @dataclass
 class Logging:
-    """Output during a run; intervals in steps, 0 for never."""
+    """Output during a run; intervals in steps, 0 for never.
+
+    Attributes:
+        preview_every: interval between previews, four sides of the scene.
+        checkpoint_every: interval between checkpoints.
+        keep_checkpoints: how many of the last checkpoints are kept.
+        tensorboard: write the metrics for TensorBoard, too.
+    """
 
     preview_every: Every = 100
     checkpoint_every: Every = 100
@@ -224,8 +306,23 @@ class Logging:
 class Export:
     """Export of the finished scene; see ``distill.export.asset.export_asset``.
 
-    ``formats`` may be written ``glb,usdz``; without it there are GLB, OBJ and PLY, and of a mesh that is textured GLB alone.
-    ``lods`` are simplified meshes besides the full one, in files of their own or (``lod_as=msft``) in the GLB.
+    Attributes:
+        enabled: write mesh, video, contact sheet and report page; with false, the scene stays in its checkpoint.
+        resolution: cells along the cube's edge in which the surface is looked for.
+        faces: of the mesh at most; it is simplified to these.
+        iso: density of the surface, per scene unit; null chooses it.
+        largest_component: leave out pieces that are not connected with the largest one.
+        texture_size: height and width of the texture, pixels.
+        frames: of the turntable.
+        picture_size: of the video and of the contact sheet's pictures, pixels.
+        elevation_deg: of the camera in video and contact sheet, degrees.
+        up: upward axis of the files.
+        formats: of the mesh, such as ``glb,usdz``; null for GLB, OBJ and PLY, and for a mesh that is textured GLB alone.
+        name: of the files and of the object in them.
+        pivot: where the origin is: as in the ``scene``, the ``centre`` of the bounding box, or on the ``ground`` beneath it.
+        size_m: the largest extent in metres; null leaves one scene unit one metre.
+        lods: simplified meshes besides the full one, each of half the faces of the one before.
+        lod_as: where they go: ``files`` of their own, ``msft`` (into the GLB, as MSFT_lod), or ``both``.
     """
 
     enabled: bool = True
@@ -248,20 +345,57 @@ class Export:
 
 @dataclass
 class Config:
-    """One run, or with ``prompts`` one run per line of a file; with ``shard=i/n``, of every n-th line from the i-th.
+    """One run, or with ``prompts`` one run per line of a file.
 
-    ``generator`` is the folder of a ``distill amortise`` run, which makes the scene to begin with from the prompt; with
-    ``generator_mix``, from what lies between the prompt and this one, ``generator_share`` of the way.
-
-    ``stages`` are runs that begin with one another, see ``distill.run.stages``; ``earlier``, which they make, is what differs in
-    those before the last.
-
-    With ``seeds=n``, a run is n of them, from ``seed`` on, in folders below its own; ``keep=best`` makes the files of the one
-    that ``judge`` prefers, ``embedded``, ``things`` or a folder with a CLIP, those of the run. ``watchdog`` ends a run that has collapsed,
-    see ``distill.run.watchdog``; with ``retries=n``, up to n further seeds take the place of those.
-
-    ``guidance_weight`` is the weight of the loss beside the penalties, a number or a schedule. ``view`` serves a page at
-    ``view_address`` and ``view_port``, 0 for any free port, see ``distill.live.server``.
+    Attributes:
+        prompt: what to make.
+        prompts: file with a prompt in each line, or a library as JSON; each becomes a run.
+        shard: ``i/n`` takes every n-th line of ``prompts`` from the i-th.
+        negative_prompt: what classifier-free guidance leads away from, instead of the empty prompt; some losses need it.
+        source_prompt: what the scene shows before an edit, for losses that edit.
+        image: picture to make the scene from, by a novel-view model or an ImageDream.
+        novel_view: the novel-view model of ``image``: a folder, or ``embedded``.
+        mesh: a mesh to texture.
+        view_words: words of the view that are added to the prompt: ``four`` (front, side, back, overhead), ``sixteen`` directions, or
+            ``none``; ``auto`` goes by the prior.
+        views: whole prompts for views.
+        perp_neg: Perp-Neg.
+        unconditional: embedding of the empty prompt: ``auto``, what the prior takes for it, or ``null``, zeros.
+        iterations: steps of the run.
+        guidance_weight: weight of the loss beside the penalties.
+        particles: scenes that are optimised jointly, each an asset; every step trains one of them.
+        seed: what all random numbers follow from.
+        seeds: so many runs from ``seed`` on, in folders below the run's own.
+        keep: of several seeds, ``all`` or the ``best``, whose files become those of the run.
+        judge: what chooses the best: ``embedded``, ``things`` or a folder with a CLIP; null goes by the prompt.
+        retries: so many further seeds take the place of runs that collapse, diverge or have no surface.
+        watchdog: end a run that has collapsed, see ``distill.run.watchdog``.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        prior: the frozen diffusion model: one that ships, a name of ``distill priors``, a folder, or a repository on the Hub. Where it is left
+            out, the prompt decides between ``embedded`` and ``things``.
+        prior_options: how it is loaded.
+        max_vram: GPU memory to stay below, such as ``12GB``; options that save memory are chosen.
+        output_dir: folder of the run; null for ``outputs/``, the prompt and a hash of the settings.
+        init: folder of an earlier run whose scene to begin with.
+        generator: folder of a ``distill amortise`` run, which makes the scene to begin with from the prompt.
+        generator_mix: another prompt; the scene is made from what lies between the two.
+        generator_share: how far from the prompt to ``generator_mix``.
+        stages: runs that begin with one another, such as ``[field,surface]``, see ``distill.run.stages``.
+        earlier: made by ``stages``: what differs in the stages before the last.
+        resume: go on with an interrupted run.
+        view: serve a page that shows the scene while it trains.
+        view_address: address that the page is served at.
+        view_port: its port, 0 for any that is free.
+        render: the pictures of a step.
+        penalties: what is added to the loss.
+        optimiser: how the scene is changed.
+        reference: the camera of ``image``.
+        log: what is written during the run.
+        export: what is written after it.
+        guidance: the loss.
+        timesteps: the sampler of timesteps.
+        cameras: the sampler of cameras.
+        scene: the representation of the scene.
     """
 
     prompt: str = ""

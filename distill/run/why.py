@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill.run.compose import compose_any, compose_words, composing
 from distill.run.compose_stages import named_stages, split_stages
 from distill.run.implied import cleared, implied, with_implied
+from distill.run.meanings import meaning_of
 from distill.run.schema import PARTS, Config, known_options
 
 #: Groups that have a choice and no options of their own.
@@ -199,7 +200,8 @@ class Trace:
         value = OmegaConf.select(config, name)
         plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         settings = [*([Setting(plain, "what follows from the other stages")] if follows else []), *settings]
-        return _paragraph(name, plain, settings)
+        said = meaning_of(name, config).replace("``", "")
+        return _paragraph(name, plain, settings) + (f"\n  means  {said}" if said else "")
 
     def _words(self, name: str) -> list[Setting]:
         """Return the values that the command line sets, the last one first."""
