@@ -3,7 +3,8 @@
 An interrupted run continues when started again; run one command for each --part to use several cores. --claims adds the
 methods that test the papers' claims. --exact uses the exact prior of each prompt instead of the network (without VSD,
 which trains one). --things compares SDS at two scales, CSD, ASD and VSD, each with and without DreamTime's timesteps, on
-names of real things with several variants, for a prior that knows them.
+names of real things with several variants, for a prior that knows them. --pictures N also makes up to four objects from one
+picture each, through the embedded novel-view model; --prompts 0 leaves the prompts out.
     python examples/compare.py --output ~/comparison --methods sds csd asd --prompts 4 --seeds 2
     python examples/compare.py --output ~/variants --things --archives ~/things --seeds 3 --iterations 300 --part 1/2
 """

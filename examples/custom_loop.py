@@ -1,6 +1,8 @@
-"""Score distillation from its parts, with nothing hidden: shapes a NeRF from a prompt in two minutes.
+"""Score distillation from its parts, with nothing hidden: shapes a NeRF from a prompt in 400 steps, as many as the default run has.
 
-python custom_loop.py "a blue chair" chair.glb
+From the root of the repository:
+
+    python examples/custom_loop.py "a blue chair" chair.glb
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def main(prompt: str, path: Path, iterations: int = 400, batch: int = 4) -> None
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit('usage: python custom_loop.py "a blue chair" chair.glb')
+        sys.exit('usage: python examples/custom_loop.py "a blue chair" chair.glb')
     try:
         main(sys.argv[1], Path(sys.argv[2]))
     except ValueError as error:

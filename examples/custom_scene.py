@@ -1,6 +1,6 @@
 """A scene of one's own in one file, and an asset made with it: coloured soft spheres.
 
-python custom_scene.py "a red mug" scene.count=300 iterations=200
+    python examples/custom_scene.py "a red mug" scene.count=300 iterations=200
 
 Along a ray, a Gaussian ball of standard deviation r and peak density s adds up to ``s r sqrt(2 pi) exp(-d^2 / 2 r^2)``, where d
 is its centre's distance from the ray. The balls are composited front to back in the order of their centres.

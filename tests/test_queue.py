@@ -38,8 +38,7 @@ def parts_of(queue: Queue) -> list[tuple[tuple[str, float], list[str]]]:
 def test_prompts_are_divided_by_the_prior_that_knows_them() -> None:
     assert parts_of(compose_queue(["prompts=list.txt"])) == [
         (THINGS, ["a hamburger", "a purple dragon", "a horse"]),
-        (WORLD, ["a red mug", "a blue house"]),
-        (BARE, ["a mug"]),
+        (WORLD, ["a red mug", "a mug", "a blue house"]),
     ]
 
 
@@ -51,7 +50,7 @@ def test_prompts_are_divided_by_the_prior_that_knows_them() -> None:
         (["prior=things", "timesteps.t_min=0.3", "guidance.scale=4"], [(("things", 0.3), MIXED)]),
         (
             ["timesteps.t_min=0.3", "guidance.scale=4"],
-            [(("things", 0.3), [MIXED[i] for i in (0, 2, 3, 5)]), (("embedded", 0.3), [MIXED[1], MIXED[4]])],
+            [(("things", 0.3), [MIXED[i] for i in (0, 3, 5)]), (("embedded", 0.3), [MIXED[i] for i in (1, 2, 4)])],
         ),
         (["shard=2/3"], [(WORLD, ["a red mug", "a blue house"])]),
         (["shard=1/3"], [(THINGS, ["a hamburger", "a purple dragon"])]),
@@ -160,8 +159,8 @@ def test_each_prior_is_loaded_once_after_a_look_at_all_of_them(monkeypatch: pyte
     made = ["a hamburger", "a horse", "a mug", "a red mug"]
     assert results == dict.fromkeys(made, "finished")
     assert did == [
-        "check things", "check embedded", "check things",
-        "open things", "things: a hamburger", "things: a horse", "things: a mug", "open embedded", "embedded: a red mug",
+        "check things", "check embedded",
+        "open things", "things: a hamburger", "things: a horse", "open embedded", "embedded: a red mug", "embedded: a mug",
     ]  # fmt: skip
     with Path("out/batch.csv").open(newline="") as file:
         assert [row["prompt"] for row in csv.DictReader(file)] == made

@@ -150,11 +150,9 @@ def test_a_refusal_names_the_priors_own_folder(folder: Path) -> None:
             understand(prompt, known(folder))
 
 
-def test_the_world_alone_needs_a_colour_and_takes_what_is_near_its_kinds() -> None:
+def test_the_world_alone_takes_what_is_near_its_kinds() -> None:
     assert not WORLD.bare and set(WORLD.names) == set(world.KINDS)
     assert understand("a green coffee mug", WORLD).caption == "a green mug"
-    with pytest.raises(ValueError, match="needs a colour beside"):
-        understand("a mug", WORLD)
     for prompt in ("a red hamburger", "a blue grand piano", "a purple zebra", "a red dragon"):
         with pytest.raises(ValueError, match="does not know"):
             understand(prompt, WORLD)
@@ -434,8 +432,22 @@ def test_a_prior_that_is_asked_for_says_that_the_other_knows_the_prompt() -> Non
     near = next(word for word in ("vase", "goblet", "urn") if understand(f"a {word}", both).taken)
     with pytest.raises(ValueError, match="nearest of what it knows"):
         understand(f"a red {near}", embedded)
-    with pytest.raises(ValueError, match=r"needs a colour beside 'mug'.*prior=things needs none"):
-        understand("a mug", embedded)
+
+
+@pytest.mark.parametrize("kind", world.KINDS)
+def test_a_kind_without_a_colour_has_its_usual_one_where_the_prior_needs_one(kind: str) -> None:
+    embedded, both = of_prior("embedded"), of_prior("things")
+    assert embedded and both
+    prompt, colour = f"a {kind}, left view", world.USUAL[kind]
+    meaning = understand(prompt, embedded)
+    assert meaning.usual and meaning.caption == world.caption(colour, kind, "left view")
+    assert told(prompt, meaning) == (
+        f"{prompt!r} is taken for {meaning.caption!r}: it says no colour, and this prior needs one"
+    )
+    assert not world.held_out(colour, kind)
+    assert not understand(f"a {colour} {kind}", embedded).usual
+    # The other prior has learnt kinds without a colour.
+    assert understand(prompt, both).colour is None and not understand(prompt, both).usual
 
 
 @pytest.mark.parametrize(
@@ -465,7 +477,8 @@ def test_a_source_prompt_is_read_before_anything_is_loaded() -> None:
         ([], "embedded"),
         (["a red mug", "an ORANGE rocket, left view"], "embedded"),
         (["crimson mugs"], "embedded"),
-        (["a mug"], "things"),  # a kind of the world needs a colour
+        (["a mug"], "embedded"),  # in its usual colour
+        (["a mug", "a hamburger"], "things"),
         (["a hamburger"], "things"),
         (["a red mug", "a hamburger"], "things"),
         (["a red mug", "a purple dragon"], "embedded"),
@@ -481,12 +494,15 @@ def test_a_kind_with_the_prior_of_things_begins_with_noisy_timesteps(tmp_path: P
         config = compose_config(words)
         return str(config.prior), float(config.timesteps.t_min)
 
-    assert begun("prompt=a mug") == begun("prompt=a red mug", "prior=things") == ("things", 0.92)
-    assert begun("prompt=a hamburger") == ("things", 0.1) and begun("prompt=a red mug") == ("embedded", 0.1)
-    assert begun("prompt=a mug", "timesteps.t_min=0.3") == ("things", 0.3)
-    other = begun("prompt=a mug", "timesteps=uniform")
+    assert (
+        begun("prompt=a mug", "prior=things") == begun("prompt=a red mug", "prior=things") == ("things", 0.92)
+    )
+    assert begun("prompt=a hamburger") == ("things", 0.1)
+    assert begun("prompt=a mug") == begun("prompt=a red mug") == ("embedded", 0.1)
+    assert begun("prompt=a mug", "prior=things", "timesteps.t_min=0.3") == ("things", 0.3)
+    other = begun("prompt=a mug", "prior=things", "timesteps=uniform")
     assert other == begun("prompt=a hamburger", "timesteps=uniform")
-    assert begun("prompt=a mug", "guidance=csd") == ("things", 0.92)
+    assert begun("prompt=a mug", "prior=things", "guidance=csd") == ("things", 0.92)
 
 
 @pytest.mark.parametrize(

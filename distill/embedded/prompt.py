@@ -20,7 +20,7 @@ from distill.embedded.phrases import (
     singulars,
 )
 from distill.embedded.vocabulary import Known, Name, of_prior, tokens
-from distill.embedded.world import KINDS, TEMPLATES, VIEWS
+from distill.embedded.world import KINDS, TEMPLATES, USUAL, VIEWS
 
 #: Words of the longest of ``OUTSIDE``.
 LONGEST = max(map(len, OUTSIDE))
@@ -42,6 +42,7 @@ class Meaning:
         caption: what the prior is asked for.
         taken: what was given and what it is taken for, empty where it is left out.
         own_colour: the colour of such a thing cannot be chosen, and one was.
+        usual: no colour was said, which the prior needs, so that it is the usual one.
     """
 
     colour: str | None
@@ -50,6 +51,7 @@ class Meaning:
     caption: str
     taken: tuple[tuple[str, str], ...] = ()
     own_colour: bool = False
+    usual: bool = False
 
 
 def asked(name: str, prompt: str) -> str:
@@ -67,7 +69,7 @@ def asked(name: str, prompt: str) -> str:
 
 
 def prior_for(prompts: Iterable[str]) -> str:
-    """Choose the prior that ships for some prompts: ``things`` if one means a thing or no colour, else ``embedded``.
+    """Choose the prior that ships for some prompts: ``things`` if one means a thing, else ``embedded``, whose kinds are better.
 
     Prompts that mean nothing count where there is nothing else: ``things`` knows more names to suggest.
     """
@@ -80,7 +82,7 @@ def prior_for(prompts: Iterable[str]) -> str:
         except ValueError:
             unknown = True
             continue
-        of_the_world.add(meaning.name in KINDS and meaning.colour is not None)
+        of_the_world.add(meaning.name in KINDS)
     return "things" if False in of_the_world or (unknown and not of_the_world) else "embedded"
 
 
@@ -145,15 +147,11 @@ def _read(prompt: str, known: Known) -> Meaning:
         )
     name, taken = thing_of(prompt, [part for part in parts if part.role in ("name", "word")], known)
     taken = [*((part.given, part.value) for part in parts if part.changed), *taken]
-    colour = colours[0] if colours else None
-    if colour is None and not known.bare:
-        refused = f"prior={known.prior} needs a colour beside {name!r} in the prompt {shown(prompt)}; its colours are {', '.join(COLOURS)}"
-        raise ValueError(
-            f"{refused}; prior=things needs none, {CHOSEN}" if known.prior in OF_KINDS else refused
-        )
+    usual = not colours and not known.bare
+    colour = colours[0] if colours else USUAL[name] if usual else None
     caption = captioned(" ".join(prompt.lower().split()), name, known.names[name], colour, view)
     return Meaning(
-        colour, name, view, caption, tuple(taken), bool(colour) and not known.names[name].paintable
+        colour, name, view, caption, tuple(taken), bool(colour) and not known.names[name].paintable, usual
     )
 
 
@@ -348,7 +346,9 @@ def told(prompt: str, meaning: Meaning) -> str:
         said.append(
             f"the colour of {meaning.name!r} cannot be chosen, and {meaning.colour!r} may not be followed"
         )
+    if meaning.usual:
+        said.append("it says no colour, and this prior needs one")
     if not said:
         return ""
-    taken = f" is taken for {meaning.caption!r}" if meaning.taken else ""
+    taken = f" is taken for {meaning.caption!r}" if meaning.taken or meaning.usual else ""
     return f"{shown(prompt)}{taken}: {'; '.join(said)}"

@@ -78,6 +78,14 @@ _CAPTION = re.compile(
 )
 
 
+#: The colour of a kind where a prompt says none and the prior needs one; none of these pairs is held out.
+USUAL = {
+    "sphere": "blue", "cube": "red", "cylinder": "blue", "cone": "green", "torus": "pink", "mug": "red", "table": "brown",
+    "chair": "brown", "snowman": "blue", "mushroom": "red", "house": "orange", "rocket": "red", "car": "red", "duck": "yellow",
+    "robot": "blue", "teapot": "blue",
+}  # fmt: skip
+
+
 def held_out(colour: str, kind: str) -> bool:
     """Tell whether a pair is held out from training; one in eight is, each kind once and each colour twice."""
     return (KINDS.index(kind) * 3 + KINDS.index(kind) // 8) % 8 == list(COLOURS).index(colour)

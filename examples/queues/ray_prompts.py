@@ -1,6 +1,6 @@
 """Make the assets of a file of prompts on the machines of a Ray cluster, one prompt at a time.
 
-    pip install ray
+    pip install '.[ray]'
     python examples/queues/ray_prompts.py list.txt --workers 2 output_dir=runs iterations=400       # this machine
     python examples/queues/ray_prompts.py list.txt --workers 64 --gpus 1 --address auto output_dir=/shared/runs prior=sd-2.1-base
 
