@@ -156,7 +156,7 @@ def test_each_prior_is_loaded_once_after_a_look_at_all_of_them(monkeypatch: pyte
     monkeypatch.setattr(batch, "embed_first", lambda *_: None)
     Path("list.txt").write_text("a hamburger\na red mug\na mug\na horse\n")
     results = batch.run_prompts(compose_queue(["prompts=list.txt", "output_dir=out"]))
-    made = ["a hamburger", "a horse", "a mug", "a red mug"]
+    made = ["a hamburger", "a horse", "a red mug", "a mug"]
     assert results == dict.fromkeys(made, "finished")
     assert did == [
         "check things", "check embedded",

@@ -35,7 +35,7 @@ class Penalties:
         smoothness: of differences between the normals of neighbouring visible points, squared.
         z_variance: of the variance of the depth along rays that stop more than half of the light: surfaces become thin.
         convexity: of hollows, by neighbouring normals; negative where the object bulges.
-        eikonal: of (|grad d| - 1)^2, of ``scene=sdf``, whose d stays a distance.
+        eikonal: of (norm of grad d - 1)^2, of ``scene=sdf``, whose d stays a distance.
         curvature: of the absolute Laplacian of the distance, of ``scene=sdf``.
         reference_rgb: of the distance to the colours of ``image``, from its camera.
         reference_mask: of the distance of the opacity to its silhouette.
