@@ -75,7 +75,7 @@ def plain(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return f"`[{','.join(plain(item).strip('`') for item in value)}]`"
     if isinstance(value, Mapping):
-        return "`{}`"
+        return "`{" + ",".join(f"{name}:{plain(item).strip('`')}" for name, item in value.items()) + "}`"
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`" if value != "" else "empty"
 
 

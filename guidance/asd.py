@@ -45,7 +45,7 @@ def asd(
         t_min: lowest timestep that is drawn, as a fraction of T; None is 0.02, or in a configuration what the
             sampler's is.
         random_shift: draw the shift; otherwise it is the largest.
-        weighting: of t: ``sigma_squared`` (1 - abar), ``uniform``, ``fantasia3d`` or ``hifa`` (sigma / alpha).
+        weighting: weight of t: ``sigma_squared`` (1 - abar), ``uniform``, ``fantasia3d`` or ``hifa`` (sigma / alpha).
 
     Returns:
         dL/dx, same shape as ``x``, detached, not averaged over the batch.

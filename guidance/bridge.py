@@ -31,7 +31,7 @@ def bridge(
             flaws included.
         t: integer timesteps, shape ``[batch]``.
         noise: standard normal, same shape as ``x``.
-        scale: s, dimensionless.
+        scale: s, the guidance scale, dimensionless.
         weighting: ``sigma_squared`` (1 - abar), ``uniform``, ``fantasia3d`` or ``hifa`` (sigma / alpha).
 
     Returns:

@@ -54,16 +54,16 @@ class VSD:
         priors: not used.
         scale: classifier-free guidance scale of the frozen prior, dimensionless; the copy has none.
         weighting: ``sigma_squared`` (1 - abar), ``uniform``, ``fantasia3d`` or ``hifa`` (sigma / alpha).
-        rank: of the LoRA layers.
+        rank: rank of the LoRA layers.
         alpha: LoRA's outputs are scaled by ``alpha / rank``.
         targets: endings of the names of the layers that get one.
         cameras: give the copy the camera.
         view_text: give the copy the prompt with its view's words, as the prior has it; otherwise the bare prompt, as both
             public codes do.
         camera_dropout: probability that the copy learns without it.
-        learning_rate: of the copy, peak.
+        learning_rate: peak learning rate of the copy.
         warmup: updates over which its rate rises linearly.
-        updates: of the copy per step.
+        updates: updates of the copy per step.
         lora: a file or folder that ``save`` wrote, to start from; empty for a fresh copy. The camera starts anew.
         prediction: the copy's error is measured in ``epsilon`` or in ``v_prediction``, which is
             ``1 / abar`` times as large and weighs noisy timesteps more.

@@ -107,8 +107,8 @@ def hyper_conv(
 
     Args:
         finest_resolution: vertices along the edge of the finest grid.
-        channels: of the convolutions at each resolution, coarse to fine; the last one is repeated for the rest.
-        text_width: of the text after its two layers.
+        channels: channels of the convolutions at each resolution, coarse to fine; the last one is repeated for the rest.
+        text_width: width of the text after its two layers.
         mix_share: share of the steps that interpolate between two prompts.
         network_lr: learning rate of the convolutions, peak.
         embeddings: of the prompts, shape ``[prompts, width]``; None for one prompt of zeros.

@@ -22,7 +22,7 @@ class ImageScene(nn.Module):
     Args:
         height: pixels.
         width: pixels.
-        channels: of each pixel.
+        channels: channels of each pixel.
         batch: number of pictures.
         init: ``noise``, normal around grey with a standard deviation of 0.2; or ``grey``, 0.5 everywhere.
         lr: learning rate of the pictures, peak.

@@ -86,13 +86,13 @@ class HashGridScene(nn.Module):
     .. math:: \sigma(x) = a(f(x) + s (1 - |x| / r)), \quad rgb(x) = \mathrm{sigmoid}(g(x))
 
     Args:
-        levels: of the hash grid, coarse to fine.
+        levels: levels of the hash grid, coarse to fine.
         features: numbers per grid entry: 1, 2, 4 or 8.
         log2_table_size: binary logarithm of a level's largest size.
-        base_resolution: of the coarsest level, vertices along the cube's edge.
-        finest_resolution: of the finest level.
-        hidden_width: of the network.
-        hidden_layers: of the network.
+        base_resolution: resolution of the coarsest level, vertices along the cube's edge.
+        finest_resolution: resolution of the finest level, likewise.
+        hidden_width: width of the network's hidden layers.
+        hidden_layers: number of the network's hidden layers.
         radius: half of the cube's edge, scene units. A larger cube leaves more empty space around the object; the mesh is
             extracted from [-1, 1]^3 in any case.
         blob_scale: s, the density before activation that is added at the centre.

@@ -65,7 +65,7 @@ class SdfScene(nn.Module):
         resolution: nodes of the distance's grid along the cube's edge.
         detail: vertices of f's finest level along the cube's edge.
         reach: r, how far the surface may move, scene units.
-        width: of the shell in which the opacity rises, at the beginning and at the end of training, with a constant ratio from
+        width: width of the shell in which the opacity rises, at the beginning and at the end of training, with a constant ratio from
             step to step; scene units, see ``optical_depth``.
         geometry: the shape is trained between these two fractions of training; ``[0, 0]`` keeps it.
         texture: the albedo is trained between these; ``[0, 0]`` keeps it.

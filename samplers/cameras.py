@@ -99,7 +99,7 @@ def groups(
     objects of a batch as ``ranges`` does it.
 
     Args:
-        views: of an object, 360 / views degrees of azimuth apart.
+        views: views of an object, 360 / views degrees of azimuth apart.
         distance: from the origin, scene units.
         elevation_deg: degrees above the horizon.
         fov_y_deg: vertical field of view, degrees.

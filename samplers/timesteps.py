@@ -127,8 +127,8 @@ def dreamtime(
         prior: gives the noise levels.
         t_min: lowest timestep, fraction of T.
         t_max: highest timestep, fraction of T.
-        centre: m, fraction of T.
-        width: s, fraction of T.
+        centre: m, the mean, fraction of T.
+        width: s, the standard deviation, fraction of T.
 
     Source: Huang et al. 2023 (DreamTime), arXiv:2306.12422, the version published at ICLR 2024.
     """
@@ -211,8 +211,8 @@ def truncated_normal(
 
     Args:
         prior: gives the number of timesteps T.
-        mean: of the normal, fraction of T.
-        std: of the normal, fraction of T.
+        mean: mean of the normal, fraction of T.
+        std: standard deviation of the normal, fraction of T.
         t_min: lowest timestep, fraction of T.
         t_max: highest timestep, fraction of T.
 

@@ -29,20 +29,20 @@ class Penalties:
     mean squared errors.
 
     Attributes:
-        sparsity: of sqrt(o^2 + 0.01), o a ray's opacity: empty space stays empty.
-        opaqueness: of the binary entropy of a ray's opacity: rays hit or miss.
-        orientation: of normals of visible points that face away from the camera, squared.
-        smoothness: of differences between the normals of neighbouring visible points, squared.
-        z_variance: of the variance of the depth along rays that stop more than half of the light: surfaces become thin.
-        convexity: of hollows, by neighbouring normals; negative where the object bulges.
-        eikonal: of (norm of grad d - 1)^2, of ``scene=sdf``, whose d stays a distance.
-        curvature: of the absolute Laplacian of the distance, of ``scene=sdf``.
-        reference_rgb: of the distance to the colours of ``image``, from its camera.
-        reference_mask: of the distance of the opacity to its silhouette.
-        reference_depth: of 1 minus the correlation of nearness with ``reference.depth``, inside the silhouette.
-        reference_normal: of 1 minus the cosine between normals and ``reference.normal``, inside the silhouette.
-        start_rgb: of the distance to the colours of the views of ``reference.start=samples``.
-        start_mask: of the distance of the opacity to their silhouettes.
+        sparsity: weight of sqrt(o^2 + 0.01), o a ray's opacity: empty space stays empty.
+        opaqueness: weight of the binary entropy of a ray's opacity: rays hit or miss.
+        orientation: weight of normals of visible points that face away from the camera, squared.
+        smoothness: weight of differences between the normals of neighbouring visible points, squared.
+        z_variance: weight of the variance of the depth along rays that stop more than half of the light: surfaces become thin.
+        convexity: weight of hollows, by neighbouring normals; negative where the object bulges.
+        eikonal: weight of (norm of grad d - 1)^2, of ``scene=sdf``, whose d stays a distance.
+        curvature: weight of the absolute Laplacian of the distance, of ``scene=sdf``.
+        reference_rgb: weight of the distance to the colours of ``image``, from its camera.
+        reference_mask: weight of the distance of the opacity to its silhouette.
+        reference_depth: weight of 1 minus the correlation of nearness with ``reference.depth``, inside the silhouette.
+        reference_normal: weight of 1 minus the cosine between normals and ``reference.normal``, inside the silhouette.
+        start_rgb: weight of the distance to the colours of the views of ``reference.start=samples``.
+        start_mask: weight of the distance of the opacity to their silhouettes.
     """
 
     sparsity: Weight = 0.0
@@ -68,9 +68,9 @@ class Reference:
     """Camera of the input picture ``image``, and how its object is cut out; see ``distill.conditions.cutout``.
 
     Attributes:
-        elevation_deg: of the camera above the horizon, degrees; null estimates it.
-        azimuth_deg: of the camera, degrees from the scene's front.
-        distance: of the camera from the origin, scene units.
+        elevation_deg: elevation of the camera above the horizon, degrees; null estimates it.
+        azimuth_deg: azimuth of the camera, degrees from the scene's front.
+        distance: distance of the camera from the origin, scene units.
         fov_y_deg: vertical field of view, degrees.
         background: how the object is cut out: ``auto`` by its alpha channel or from a plain background, ``keep`` takes the whole picture,
             ``rembg`` uses the package of that name.
@@ -166,9 +166,9 @@ class Views:
 
     Attributes:
         front: whole prompt of the front, instead of the prompt with the view's words.
-        side: of the sides, likewise.
-        back: of the back, likewise.
-        overhead: from overhead, likewise.
+        side: whole prompt of the sides, likewise.
+        back: whole prompt of the back, likewise.
+        overhead: whole prompt from overhead, likewise.
         file: YAML file with any of these four.
         front_deg: half of what counts as the front, degrees; so much of the back, too. Of four words alone.
         overhead_deg: elevation from which a camera is overhead, degrees. Of four words alone.
@@ -213,9 +213,9 @@ class Turns:
     """Shares of the training pictures that are not ``albedo``; together at most 1.
 
     Attributes:
-        lambertian: that are lit.
-        textureless: that are lit and white.
-        normals: that show normals as colours.
+        lambertian: share of pictures that are lit.
+        textureless: share of pictures that are lit and white.
+        normals: share of pictures that show normals as colours.
     """
 
     lambertian: Share = 0.0
@@ -233,12 +233,12 @@ class Rendering:
         shading: ``albedo``, ``lambertian`` (lit), ``textureless`` (lit and white), or ``normals`` (as colours).
         turns: shares of the pictures that are shaded otherwise.
         soft_light: a random share of the light comes from everywhere, rather than a tenth.
-        at_once: of the batch, how many views are in memory at a time; their gradients add up. None for all. Of a multi-view prior, a
+        at_once: views of the batch that are in memory at a time; their gradients add up; null for all. With a multi-view prior, a
             multiple of its views, and no less.
         chunk_rays: rays that are rendered at a time with ``recompute``.
         recompute: render again on the way back, ``chunk_rays`` rays at a time, rather than keep every sample.
         patch: side of a random window that alone is rendered in full, pixels, amid a picture of ``coarse`` pixels
-            resized; None renders all of it.
+            resized; null renders all of it.
         coarse: side of the picture around ``patch``, pixels.
         latent_until: fraction of the run in which normals and opacity stand for the prior's latent.
     """
@@ -269,7 +269,7 @@ class Optimiser:
         max_bad_steps: steps in a row whose gradients are not finite, and which are skipped, after which the run ends.
         weight_decay: decay of the parameters, decoupled from the gradient as in AdamW; times the learning rate, in each step.
         reduction: how the loss is taken over a batch, ``mean`` or ``sum``; penalties are means.
-        accumulate: prompts of a library per step, over whose gradients the mean is taken; None is one for each process.
+        accumulate: prompts of a library per step, over whose gradients the mean is taken; null is one for each process.
     """
 
     betas: Annotated[list[float], Length.exactly(2), Range(0, 1, below=True)] = field(
@@ -309,16 +309,16 @@ class Export:
     Attributes:
         enabled: write mesh, video, contact sheet and report page; with false, the scene stays in its checkpoint.
         resolution: cells along the cube's edge in which the surface is looked for.
-        faces: of the mesh at most; it is simplified to these.
+        faces: largest number of faces of the mesh, to which it is simplified.
         iso: density of the surface, per scene unit; null chooses it.
         largest_component: leave out pieces that are not connected with the largest one.
         texture_size: height and width of the texture, pixels.
-        frames: of the turntable.
-        picture_size: of the video and of the contact sheet's pictures, pixels.
-        elevation_deg: of the camera in video and contact sheet, degrees.
+        frames: number of frames of the turntable.
+        picture_size: height and width of the video and of the contact sheet's pictures, pixels.
+        elevation_deg: elevation of the camera in video and contact sheet, degrees.
         up: upward axis of the files.
-        formats: of the mesh, such as ``glb,usdz``; null for GLB, OBJ and PLY, and for a mesh that is textured GLB alone.
-        name: of the files and of the object in them.
+        formats: formats of the mesh, such as ``glb,usdz``; null for GLB, OBJ and PLY, and for a mesh that is textured GLB alone.
+        name: name of the files and of the object in them.
         pivot: where the origin is: as in the ``scene``, the ``centre`` of the bounding box, or on the ``ground`` beneath it.
         size_m: the largest extent in metres; null leaves one scene unit one metre.
         lods: simplified meshes besides the full one, each of half the faces of the one before.
@@ -366,7 +366,7 @@ class Config:
         particles: scenes that are optimised jointly, each an asset; every step trains one of them.
         seed: what all random numbers follow from.
         seeds: so many runs from ``seed`` on, in folders below the run's own.
-        keep: of several seeds, ``all`` or the ``best``, whose files become those of the run.
+        keep: which of several seeds to keep: ``all`` or the ``best``, whose files become those of the run.
         judge: what chooses the best: ``embedded``, ``things`` or a folder with a CLIP; null goes by the prompt.
         retries: so many further seeds take the place of runs that collapse, diverge or have no surface.
         watchdog: end a run that has collapsed, see ``distill.run.watchdog``.
@@ -385,7 +385,7 @@ class Config:
         resume: go on with an interrupted run.
         view: serve a page that shows the scene while it trains.
         view_address: address that the page is served at.
-        view_port: its port, 0 for any that is free.
+        view_port: port of the page, 0 for any that is free.
         render: the pictures of a step.
         penalties: what is added to the loss.
         optimiser: how the scene is changed.
