@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from torch import Tensor
 from distill.files.atomic import replacing
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-#: How the name of an index of a file in several parts ends.
-INDEX = ".bin.index.json"
+#: How the name of an index of a file in several parts ends, with its variant behind "index".
+INDEX = re.compile(r"\.bin\.index((?:\.\w+)?)\.json$")
 #: What parts are called in ImageDream's file, and in MVDream's and Stable Diffusion's.
 PARTS = {"clip_model.": "cond_stage_model.", "vae_model.": "first_stage_model."}
 
@@ -41,7 +42,7 @@ def convert(source: Path, target: Path | None = None) -> Path:
         )
     if not target.parent.is_dir():
         raise ValueError(f"{target} is in a folder that is not there; create {target.parent} first")
-    if source.name.endswith(INDEX):
+    if INDEX.search(source.name):
         return _convert_index(source, target)
     try:
         found = torch.load(source, map_location="cpu", weights_only=True)
@@ -85,11 +86,11 @@ def target_of(source: Path) -> Path:
 
     What stands behind the name stays: ``pytorch_model.fp16.bin`` becomes ``model.fp16.safetensors``.
     """
-    index = source.name.endswith(INDEX)
-    name = source.name.removesuffix(INDEX) if index else source.stem
+    index = INDEX.search(source.name)
+    name = source.name[: index.start()] if index else source.stem
     if name == "pytorch_model" or name.startswith(("pytorch_model.", "pytorch_model-")):
         name = name.removeprefix("pytorch_")
-    return source.with_name(name + (".safetensors.index.json" if index else ".safetensors"))
+    return source.with_name(f"{name}.safetensors" + (f".index{index[1]}.json" if index else ""))
 
 
 def pickled(folder: Path) -> list[Path]:
@@ -98,7 +99,7 @@ def pickled(folder: Path) -> list[Path]:
     Raises:
         ValueError: two would be converted to one file.
     """
-    found = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES or path.name.endswith(INDEX))
+    found = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES or INDEX.search(path.name))
     found = [path for path in found if not target_of(path).exists()]
     taken: dict[Path, Path] = {}
     for path in found:

@@ -133,6 +133,8 @@ def page() -> str:
     for group, choices in plugins().items():
         lines += [f"## `{group}`", "", SAID[group], ""]
         for name, target in choices.items():
+            if not target.__module__.startswith("distill."):  # of a package that adds parts
+                continue
             if name == "tp_sds":
                 lines += [
                     "### `guidance=tp_sds`",

@@ -42,8 +42,8 @@ def asd(
         noise: standard normal, same shape as ``x``.
         scale: classifier-free guidance scale of the first prediction, dimensionless.
         eta: largest shift as a share of ``t - t_min``; 0 is none, which leaves ``scale - 1`` times CSD.
-        t_min: lowest timestep that is drawn, as a fraction of T; None is 0.02, or in a configuration what the
-            sampler's is.
+        t_min: lowest timestep that is drawn, as a fraction of T; null for that of the
+            sampler of timesteps, 0.02 where it has none.
         random_shift: draw the shift; otherwise it is the largest.
         weighting: weight of t: ``sigma_squared`` (1 - abar), ``uniform``, ``fantasia3d`` or ``hifa`` (sigma / alpha).
 

@@ -40,7 +40,7 @@ def ism(
         t: integer timesteps, shape ``[batch]``.
         noise: standard normal, same shape as ``x``; used with ``strides`` alone.
         scale: classifier-free guidance scale at t, dimensionless.
-        interval: delta, fraction of the prior's timesteps.
+        interval: delta, the interval between the two points, as a fraction of the prior's timesteps.
         inversion: ``strides``, the authors': from the picture noised to timestep 1 in steps of ``stride``, the last one
             shorter; or ``even``, this library's own: from the picture taken for one at timestep 0 in equal steps to s.
         inversion_steps: network calls from the picture to s, with ``even``.

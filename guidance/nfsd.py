@@ -35,7 +35,8 @@ def nfsd(
         t: integer timesteps, shape ``[batch]``.
         noise: standard normal, same shape as ``x``.
         scale: weight of the prompt's direction, dimensionless.
-        threshold: tau, fraction of the prior's timesteps, below which the prediction is the domain's direction.
+        threshold: tau, the timestep, as a fraction of the prior's, below which the unconditional prediction stands for the direction towards
+            pictures of the domain.
         weighting: ``sigma_squared`` (1 - abar), ``uniform``, ``fantasia3d`` or ``hifa`` (sigma / alpha).
 
     Returns:

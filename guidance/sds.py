@@ -48,7 +48,8 @@ def sds(
         noise: standard normal, same shape as ``x``.
         scale: classifier-free guidance scale, dimensionless; 1 is purely conditional.
         weighting: ``sigma_squared`` (1 - abar), ``uniform``, ``fantasia3d`` or ``hifa`` (sigma / alpha).
-        rescale: r, a share; the standard deviations are over all views that the prior takes together. 0 is plain SDS.
+        rescale: r, the share by which the guided estimate of the picture is brought back to the standard deviation of the one without
+            guidance, over all views that the prior takes together; 0 is plain SDS.
 
     Returns:
         dL/dx, same shape as ``x``, detached, not averaged over the batch.

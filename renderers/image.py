@@ -20,8 +20,8 @@ class ImageScene(nn.Module):
     """Pictures as parameters, in [0, 1] with no activation.
 
     Args:
-        height: pixels.
-        width: pixels.
+        height: height of the pictures, pixels.
+        width: width of the pictures, pixels.
         channels: channels of each pixel.
         batch: number of pictures.
         init: ``noise``, normal around grey with a standard deviation of 0.2; or ``grey``, 0.5 everywhere.

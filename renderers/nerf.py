@@ -90,14 +90,14 @@ class HashGridScene(nn.Module):
         features: numbers per grid entry: 1, 2, 4 or 8.
         log2_table_size: binary logarithm of a level's largest size.
         base_resolution: resolution of the coarsest level, vertices along the cube's edge.
-        finest_resolution: resolution of the finest level, likewise.
+        finest_resolution: resolution of the finest level, vertices along the cube's edge.
         hidden_width: width of the network's hidden layers.
         hidden_layers: number of the network's hidden layers.
         radius: half of the cube's edge, scene units. A larger cube leaves more empty space around the object; the mesh is
             extracted from [-1, 1]^3 in any case.
-        blob_scale: s, the density before activation that is added at the centre.
-        blob_radius: r, where the blob crosses 0, scene units.
-        density_activation: a: ``softplus``, ``exp`` or ``relu``.
+        blob_scale: s, the density before activation that the scene begins with at the centre, more than elsewhere.
+        blob_radius: r, the distance from the centre at which that is 0, scene units.
+        density_activation: a, what makes a density of the network's number: ``softplus``, ``exp`` or ``relu``.
         background: ``white``; ``grey`` or ``random`` (a random grey or colour for each training picture, or for all views of
             an object that a multi-view prior takes together; white when looking); ``learned`` (a small network on the ray's
             direction); or an RGB triple in [0, 1].
@@ -108,7 +108,7 @@ class HashGridScene(nn.Module):
         occupancy_threshold: opacity of one step below which a cell is skipped.
         occupancy_every: training steps between updates of the occupancy.
         progressive_levels: ``(start, until)`` or ``(start, until, since)``: begin with ``start`` levels, and add the rest one
-            by one, evenly after progress ``since`` (0 by default), the last at ``until``; None has all from the start.
+            by one, evenly after progress ``since`` (0 by default), the last at ``until``; null has all from the start.
         backend: ``fused`` evaluates the grid, the network and the activations in one Warp kernel, in single precision, for
             one hidden layer; others are the encoding's alone, see ``hashgrid.encode``. ``auto`` is ``fused`` where it fits.
         precision: in which the hash grid's entries are read, ``float32`` or ``float16``, which halves what a large grid costs

@@ -38,7 +38,7 @@ def ranges(
     shifted at random, so that each batch sees all sides and each azimuth is equally likely.
 
     Args:
-        distance: from the origin, scene units.
+        distance: distance of the cameras from the origin, scene units.
         elevation_deg: degrees above the horizon.
         azimuth_deg: degrees, 0 at the front.
         fov_y_deg: vertical field of view, degrees.
@@ -100,7 +100,7 @@ def groups(
 
     Args:
         views: views of an object, 360 / views degrees of azimuth apart.
-        distance: from the origin, scene units.
+        distance: distance of the cameras from the origin, scene units.
         elevation_deg: degrees above the horizon.
         fov_y_deg: vertical field of view, degrees.
         relative_distance: ``distance`` is half of the height that a picture shows at the origin, scene units, as in MVDream: it is

@@ -94,8 +94,11 @@ def scheduled_sampler(
 
 
 def turns(options: Mapping[str, object]) -> list[float]:
-    """Return the points at which schedules begin and end, and just before them, where one may jump; in between, all are linear."""
+    """Return the points at which schedules begin and end, and just before them, where one may jump; in between, all are linear.
+
+    Training ends just before 1.
+    """
     flat = [end for value in options.values() for end in (value if isinstance(value, tuple) else (value,))]
     ramps = [value for value in flat if isinstance(value, Ramp)]
     ends = {1.0, *(end for ramp in ramps for end in (ramp.from_fraction, ramp.to_fraction))}
-    return sorted({0.0, *ends, *(end - 1e-9 for end in ends if end > 0)})
+    return sorted({0.0, *(end for end in ends if end < 1), *(end - 1e-9 for end in ends if end > 0)})

@@ -156,10 +156,10 @@ def dreamtime_v1(
         prior: gives the number of timesteps T.
         t_min: lowest timestep, fraction of T.
         t_max: highest timestep, fraction of T.
-        upper: m1, fraction of T.
-        upper_width: s1, standard deviation above it, fraction of T.
-        lower: m2, fraction of T.
-        lower_width: s2, standard deviation below it, fraction of T.
+        upper: m1, the timestep above which the weight falls, fraction of T.
+        upper_width: s1, standard deviation of the fall above it, fraction of T.
+        lower: m2, the timestep below which the weight falls, fraction of T.
+        lower_width: s2, standard deviation of the fall below it, fraction of T.
 
     Source: Huang et al. 2023 (DreamTime), arXiv:2306.12422v1.
     """

@@ -257,7 +257,8 @@ def test_another_run_s_folder_is_left_alone(tmp_path: Path) -> None:
         folders.claim(config(tmp_path, where))
     for resume in ("true", "false"):
         with pytest.raises(
-            ValueError, match="holds another run, with seed=0, not 5; choose another output_dir="
+            ValueError,
+            match=r"holds another run, with seed=0, not 5; give what it has .* or choose another output_dir=",
         ):
             folders.claim(config(tmp_path, where, "seed=5", f"resume={resume}"))
     assert (folder / "config.yaml").read_text() == before

@@ -29,6 +29,11 @@ def pickle(path: Path, value: float) -> Path:
         ("diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"),
         ("diffusion_pytorch_model.fp16.bin", "diffusion_pytorch_model.fp16.safetensors"),
         ("diffusion_pytorch_model.bin.index.json", "diffusion_pytorch_model.safetensors.index.json"),
+        (
+            "diffusion_pytorch_model.bin.index.fp16.json",
+            "diffusion_pytorch_model.safetensors.index.fp16.json",
+        ),
+        ("pytorch_model.fp16-00001-of-00002.bin", "model.fp16-00001-of-00002.safetensors"),
         ("pytorch_models.bin", "pytorch_models.safetensors"),
         ("v1-5-pruned.ckpt", "v1-5-pruned.safetensors"),
     ],

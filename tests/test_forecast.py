@@ -64,9 +64,12 @@ def test_a_shadow_counts_what_the_real_network_does(name: str, tmp_path: Path) -
     assert found.learning == 0
     learnt = forecast(counted, [2, 1], 1, rank=4)
     assert learnt.learning > forecast(counted, [1], 1).prediction  # a picture's way back beside its way there
-    # There and back again; the weights but for the LoRA's need no gradient.
-    once = forecast(counted, [1], 1).network
-    assert 1.9 * once < learnt.network - found.network < 2.1 * once
+    # There and back once more; the weights but for the LoRA's need no gradient.
+    one = x[:1].detach().requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        predicted = real.predict(one, torch.tensor([1]), {key: value[:1] for key, value in cond.items()})
+        predicted.backward(torch.zeros_like(predicted))
+    assert learnt.network - found.network == counter.get_total_flops()
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("pixart", 120), ("pixart_sigma", 300), ("sana", 300)])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import make
@@ -34,6 +34,7 @@ from distill.run.compose import compose_config
 from distill.run.prior import check_prompt
 from distill.run.queue import Part, read_prompts
 from distill.run.signals import stop_signals
+from distill.samplers import timesteps
 
 
 @pytest.fixture
@@ -457,6 +458,10 @@ TO_ZERO = "guidance.empty={start:-1,end:0,to_fraction:0.5}"
         (["optimiser.max_bad_steps=0"], "optimiser.max_bad_steps must be an integer of at least 1"),
         (["scene=image", "scene.channels=4"], "scene.channels must be 3 in a run"),
         (["device=mps"], "device=mps has no rays"),
+        (
+            ["guidance=csd", "guidance.random={start:0,end:-1,from_fraction:0.2}"],
+            r"got 1 \+ 0 \+ -1 \+ -1 = -1 after 100% of the run",
+        ),
     ],
 )  # fmt: skip
 def test_what_would_fail_in_the_midst_of_a_run_is_refused_at_once(words: list[str], said: str) -> None:
@@ -524,7 +529,42 @@ def test_a_gpu_is_told_from_those_that_torch_was_built_for(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(90, "1.5 min"), (3600, "60 min"), (7200, "2 h"), (25_200, "7 h"), (86_400, "24 h")]
+    ("seconds", "said"),
+    [(90, "1.5 min"), (3600, "60 min"), (7199, "120 min"), (7200, "2 h"), (25_200, "7 h"), (86_400, "24 h")],
 )
 def test_long_times_are_told_in_hours(seconds: float, said: str) -> None:
     assert doctor.lasting(seconds) == said
+
+
+def test_a_jump_at_the_very_end_is_no_part_of_a_run() -> None:
+    """Steps are at i / n, the last one before 1."""
+    jump = "guidance.random={start:0,end:-1,from_step:20,to_step:20}"
+    assert (
+        compose_config(["prompt=a red mug", "iterations=20", "guidance=csd", jump]).guidance.random.end == -1
+    )
+
+
+def test_a_scene_of_ones_own_may_have_any_channels_and_need_no_warp() -> None:
+    from distill.run.checks.scene import check_scene
+
+    class Own:
+        features = frozenset({"volume"})
+
+    config = compose_config(["prompt=a red mug"])
+    values = OmegaConf.to_container(config)
+    assert isinstance(values, dict)
+    check_scene({**values, "device": "mps", "scene": {"channels": 4}}, Own)
+
+
+@pytest.mark.parametrize("prior", ["embedded", "things"])
+@pytest.mark.parametrize("name", timesteps.__all__)
+def test_the_stand_in_of_a_prior_takes_the_timesteps_that_the_prior_takes(name: str, prior: str) -> None:
+    from distill.run.checks.timesteps import Levels
+
+    real = load_prior(prior)
+    make = getattr(timesteps, name)
+    sampler, other = make(real), make(Levels())
+    assert real.num_timesteps == Levels.num_timesteps
+    for progress in (0.0, 0.5, 0.999):
+        drawn, stood = (each(progress, 4, torch.Generator().manual_seed(0)) for each in (sampler, other))
+        assert drawn.shape == stood.shape == (4,)

@@ -116,3 +116,17 @@ def test_a_part_of_ones_own_may_say_nothing() -> None:
     config = compose_config(["prompt=a red mug"])
     config.guidance._target_ = "statistics.mean"
     assert meaning_of("guidance.scale", config) == ""
+
+
+def test_each_meaning_can_be_read_alone(writer: Any) -> None:
+    """In the words of the command line, and without what the entry above it says."""
+    rows = [line for line in writer.page().splitlines() if line.startswith("| `")]
+    told = {line.split("`")[1]: line.rsplit(" | ", 1)[1] for line in rows}
+    odd = [
+        name
+        for name, said in told.items()
+        if "likewise" in said
+        or "None" in said
+        or said.startswith(("of ", "from ", "its ", "their ", "the latter"))
+    ]
+    assert odd == []

@@ -89,13 +89,15 @@ def test_what_is_float32_already_gets_no_hook() -> None:
 
 def test_each_family_has_its_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    cards = {"cuda": (8, 0), "cuda:0": (9, 0), "cuda:1": (7, 5)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: cards[str(device)])
     chosen = {kind: default_dtype(cuda, family.half) for kind, family in FAMILIES.items()}
     assert chosen["StableDiffusionPipeline"] == chosen["StableDiffusionXLPipeline"] == torch.float16
     assert chosen["StableDiffusion3Pipeline"] == chosen["FluxPipeline"] == torch.bfloat16
-    # A Turing card imitates it.
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert {default_dtype(cuda, family.half) for family in FAMILIES.values()} == {torch.float16}
+    # A Turing card imitates bfloat16, whichever card is the current one.
+    second = torch.device("cuda:1")
+    assert default_dtype(torch.device("cuda:0")) == torch.bfloat16
+    assert {default_dtype(second, family.half) for family in FAMILIES.values()} == {torch.float16}
 
 
 @pytest.mark.parametrize("dtype", HALVES)

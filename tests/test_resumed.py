@@ -91,7 +91,7 @@ def test_a_file_that_a_run_was_given_is_told_by_what_it_holds(
     # Another one, in the same place or not, and none.
     write(f"there/{name}", 41)
     with pytest.raises(
-        ValueError, match=f"mine holds another run, with another file as {option}; choose another"
+        ValueError, match=f"mine holds another run, with another file as {option}; give what it has"
     ):
         claim(elsewhere)
     write(name, 41)
@@ -131,7 +131,7 @@ def test_files_of_a_list_are_told_by_what_they_hold_and_by_what_is_said_beside_t
     assert claim(given) == Path("mine")
     for form in (entry, same):
         assert claim(config(form.format("there/a.safetensors"), "there/b.safetensors")) == Path("mine")
-    wrong = f"another run, with other prior_options.{option}; choose"
+    wrong = f"another run, with other prior_options.{option}; give what it has"
     for first, second in (("b", "a"), ("a", "a")):
         with pytest.raises(ValueError, match=wrong):
             claim(config(entry.format(f"{first}.safetensors"), f"{second}.safetensors"))
@@ -327,7 +327,7 @@ def test_files_of_earlier_stages_are_told_by_what_they_hold() -> None:
     elsewhere = compose_config([*mine, "stage.field.prior_options.control=there/edges.png"])
     assert claim(elsewhere) == Path("mine")
     picture("edges.png", 81)
-    with pytest.raises(ValueError, match=r"with another file as 1-field: prior_options\.control; choose"):
+    with pytest.raises(ValueError, match=r"with another file as 1-field: prior_options\.control; give what it has"):
         claim(config)
     renew(Path("mine"), elsewhere)
     assert OmegaConf.load("mine/config.yaml").earlier["1-field"].prior_options.control == "there/edges.png"

@@ -19,7 +19,8 @@ import distill
 from distill.cameras import turntable
 from distill.contracts import Render, Step
 from distill.export.zero_set import extract_zero_set, zero_set
-from distill.job import make_optimiser
+from distill.files.checkpoint import save_checkpoint
+from distill.job import State, make_optimiser
 from distill.renderers.nerf import HashGridScene
 from distill.renderers.sdf import SdfScene, optical_depth
 from distill.run import initial, second_stage
@@ -387,5 +388,24 @@ def test_averages_go_to_the_parameters_that_they_are_of(before: str, now: str, k
 
 
 def test_averages_of_other_settings_are_one_line() -> None:
-    with pytest.raises(ValueError, match="averages of a scene of other settings"):
+    with pytest.raises(ValueError, match="other shapes"):
         initial.paired([torch.zeros(2), torch.zeros(3)], [torch.zeros(2), torch.zeros(4)])
+
+
+@pytest.mark.parametrize(("before", "now"), [("learned", "white"), ("white", "learned")])
+def test_a_run_begins_with_the_averages_of_a_surface_over_another_background(
+    before: str, now: str, tmp_path: Path
+) -> None:
+    def scene(background: str) -> SdfScene:
+        return SdfScene(**SMALL, background=background, resolution=8)
+
+    first, second = scene(before), scene(now)
+    state = State(first, make_optimiser(first), torch.Generator())
+    state.average = [p.detach() + 1 for p in state.parameters()]
+    save_checkpoint(tmp_path / "checkpoints", 1, state.state_dict(), keep=1)
+    (tmp_path / "config.yaml").write_text("iterations: 1\n")
+    initial.start_from(tmp_path, second, torch.device("cpu"))
+    theirs, ours = first.parameter_groups(), second.parameter_groups()
+    for name in ("encoding", "mlp", "geometry"):
+        pairs = zip(theirs[name].parameters, ours[name].parameters, strict=True)
+        assert all(torch.equal(one + 1, other) for one, other in pairs)

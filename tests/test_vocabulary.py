@@ -23,6 +23,7 @@ from distill.embedded.vocabulary import SHIPPED, describe, knowing, known, of_pr
 from distill.inputs import looks
 from distill.run import batch, execute, manifest
 from distill.run.compose import compose_config
+from distill.run.generator import library_of, tell_taken
 from distill.run.prior import check_prompt
 from distill.run.queue import compose_queue
 
@@ -554,3 +555,31 @@ def test_both_priors_that_ship_list_what_they_know(capsys: pytest.CaptureFixture
     assert "hamburger" in listed and "16 kinds in 8 colours" in listed
     own = of_prior("things")
     assert own is not None and set(own.things) < {one.name for one in things.table()}
+
+
+def test_a_terms_own_prompt_is_told_and_refused_as_the_runs() -> None:
+    def words(prompt: str) -> list[str]:
+        return [
+            "prompt=a red mug",
+            "guidance=mix",
+            f"guidance.terms=[{{loss:sds}},{{loss:csd,prompt:{prompt}}}]",
+        ]
+
+    said = check_prompt(compose_config(words("a chair")))
+    assert said == "'a chair' is taken for 'a brown chair': it says no colour, and this prior needs one"
+    with pytest.raises(ValueError, match="does not know 'dragon'"):
+        check_prompt(compose_config(words("a red dragon")))
+
+
+def test_what_prompts_of_a_library_are_taken_for_is_told_a_few_times(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "list.txt").write_text("\n".join(["a red mug", *(f"a {kind}" for kind in world.KINDS[:8])]))
+    config = compose_config(["scene=hyper_grid", f"prompts={tmp_path}/list.txt"])
+    with caplog.at_level("WARNING"):
+        tell_taken(config, library_of(config))
+    assert len(caplog.messages) == 6 and caplog.messages[-1].startswith("and 3 prompts of ")
+    first = world.KINDS[0]
+    assert caplog.messages[0].startswith(
+        f"'a {first}' is taken for '{world.caption(world.USUAL[first], first)}'"
+    )

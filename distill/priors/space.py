@@ -154,7 +154,7 @@ def enlarged(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     def enlarge(gradient: Tensor) -> Tensor:
         # A power of two changes no digits; where the gradient is 0 or not finite, it stays.
         exponent = -torch.log2(gradient.abs().amax()).round()
-        factor[:] = [torch.exp2(torch.where(exponent.isfinite(), exponent, 0))]
+        factor[:] = [torch.exp2(torch.where(exponent.isfinite(), exponent.clamp(-126, 126), 0))]
         return gradient * factor[0]
 
     if not (torch.is_grad_enabled() and x.requires_grad):

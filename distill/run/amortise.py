@@ -30,7 +30,7 @@ from distill.run.assemble import assemble
 from distill.run.compose import compose_config
 from distill.run.execute import given, noting_training, train
 from distill.run.folders import check_unused, claim, to_resume
-from distill.run.generator import LIBRARY, amortised, describe_generator, library_of
+from distill.run.generator import LIBRARY, amortised, describe_generator, library_of, tell_taken
 from distill.run.journal import seconds_before
 from distill.run.manifest import describe, finish
 from distill.run.overrides import as_overrides
@@ -151,6 +151,7 @@ def _carry_out(
     count, loaded = len(library.train), time.perf_counter()
     spent = seconds_before(folder / "metrics.jsonl", job.state.step)
     tell_length(config, library)
+    tell_taken(config, library)
     train(
         config, folder, job, desk,
         notes=partial(seen, scene, count), show=partial(show, folder, library, job),

@@ -144,7 +144,7 @@ def refuse(folder: Path, config: DictConfig) -> None:
     if not same_run(folder, config):
         said = differing(folder, config)
         raise ValueError(
-            f"{folder} holds another run, with {said}; choose another output_dir=" if said
+            f"{folder} holds another run, with {said}; give what it has to go on with it, or choose another output_dir=" if said
             else f"{folder} holds something else than a run; choose another output_dir="
         )  # fmt: skip
     if not config.resume:

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from distill.conditions.prompt_library import Prompts, read_library
+from distill.domains import counted
 from distill.files.atomic import write_atomic
 from distill.files.paths import user_path
 from distill.priors.source import SHIPPED, is_single
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 #: What describes a generator, in its folder, and the library that it learns.
 NAME, LIBRARY = "generator.json", "library.json"
+#: Prompts of a library that are said to be taken for something else, at most.
+TOLD = 5
 #: The scene of one prompt.
 PLAIN = "distill.renderers.nerf.HashGridScene"
 #: Options of a scene that say how fast, and which parts of it first, it is trained.
@@ -122,6 +125,20 @@ def library_of(config: DictConfig) -> Prompts:
         except ValueError as error:
             raise ValueError(f"{library.where(prompt)} of {config.prompts}: {error}") from error
     return library
+
+
+def tell_taken(config: DictConfig, library: Prompts) -> None:
+    """Say which prompts of a library are taken for something else, the first few of them."""
+    from distill.embedded.prompt import told, understand
+    from distill.embedded.vocabulary import of_prior
+
+    if (known := of_prior(config.prior)) is None:
+        return
+    said = [line for prompt in library.all() if (line := told(prompt, understand(prompt, known)))]
+    for line in said[:TOLD]:
+        log.warning("%s", line)
+    if len(said) > TOLD:
+        log.warning("and %s of %s more", counted(len(said) - TOLD, "prompt"), config.prompts)
 
 
 def describe_generator(folder: Path, config: DictConfig, options: Mapping[str, Any], width: int) -> None:

@@ -108,7 +108,13 @@ def start_from(folder: Path, scene: Scene, device: torch.device) -> None:
         ) from error
     if saved["average"] is not None:
         parameters = [p for group in scene.parameter_groups().values() for p in group.parameters]
-        for parameter, value in paired(parameters, saved["average"]):
+        try:
+            pairs = paired(parameters, saved["average"])
+        except ValueError as error:
+            raise ValueError(
+                f"init={folder} holds averages of a scene of other settings; give this run the same scene= and scene.* options"
+            ) from error
+        for parameter, value in pairs:
             parameter.data.copy_(value)
 
 
@@ -118,6 +124,9 @@ def paired(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> list[tuple
     Args:
         parameters: of the scene, in the order of its groups.
         values: of the earlier run's scene, likewise.
+
+    Raises:
+        ValueError: they are of scenes of other settings.
     """
     more = abs(len(parameters) - len(values))
     # They are consecutive, at the end of most scenes' groups.
@@ -127,9 +136,7 @@ def paired(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> list[tuple
         del longer[start : start + more]
         if [p.shape for p in own] == [v.shape for v in others]:
             return list(zip(own, others, strict=True))
-    raise ValueError(
-        "init holds averages of a scene of other settings; give this run the same scene.* options"
-    )
+    raise ValueError("parameters and averages have other shapes")
 
 
 def tell_unfinished(option: str, folder: Path, saved: Mapping[str, Any]) -> None:

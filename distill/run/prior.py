@@ -92,7 +92,8 @@ def check_prompt(config: DictConfig) -> str:
     """Refuse what the embedded prior cannot draw, before anything is loaded.
 
     Returns:
-        What the prompt and the source prompt are taken for, in one line; empty where they are taken as they are.
+        What the prompt, the source prompt and those of a mixture's terms are taken for, in one line; empty where they are taken as
+        they are.
 
     Raises:
         ValueError: the prior does not know what one of them names, or is told cameras, and one of them has words of a view.
@@ -101,7 +102,10 @@ def check_prompt(config: DictConfig) -> str:
     from distill.embedded.vocabulary import of_prior
     from distill.priors.preset import told_cameras
 
-    given = [text for text in (config.prompt, config.source_prompt, config.generator_mix) if text]
+    own_prompts = [term.get("prompt") for term in config.guidance.get("terms") or () if not term.get("prior")]
+    given = [
+        text for text in (config.prompt, config.source_prompt, config.generator_mix, *own_prompts) if text
+    ]
     own = of_prior(config.prior) if given else None
     if own is None:
         return ""

@@ -25,8 +25,8 @@ Curve = Annotated[list[float] | None, Length(3, 4)]
 class Penalties:
     """Weights of the scene's regularisers and of the distances to an input picture.
 
-    A weight of 0 is not computed. The regularisers are means over the rays of a step's pictures, the distances of colours and opacities
-    mean squared errors.
+    A weight of 0 is not computed. Most regularisers are means over the rays of a step's pictures, and the distances of colours and
+    opacities mean squared errors.
 
     Attributes:
         sparsity: weight of sqrt(o^2 + 0.01), o a ray's opacity: empty space stays empty.
@@ -81,7 +81,7 @@ class Reference:
         depth: a picture as large as ``image`` of how near things are, bright for near; for ``penalties.reference_depth``.
         normal: a picture as large as ``image`` of the normals in the camera's frame, (n + 1) / 2; for ``penalties.reference_normal``.
         fourth: what the novel-view model takes for the fourth number of a pose: ``distance``, the difference of distances, or
-            ``polar``, the camera's polar angle as in Stable-Zero123; ``auto`` goes by the name of its folder.
+            ``polar``, the camera's polar angle as in Stable-Zero123; ``auto`` is what its folder says, or goes by the folder's name.
     """
 
     elevation_deg: Annotated[float | None, Range(-90, 90)] = None
@@ -166,9 +166,9 @@ class Views:
 
     Attributes:
         front: whole prompt of the front, instead of the prompt with the view's words.
-        side: whole prompt of the sides, likewise.
-        back: whole prompt of the back, likewise.
-        overhead: whole prompt from overhead, likewise.
+        side: whole prompt of the sides.
+        back: whole prompt of the back.
+        overhead: whole prompt from overhead.
         file: YAML file with any of these four.
         front_deg: half of what counts as the front, degrees; so much of the back, too. Of four words alone.
         overhead_deg: elevation from which a camera is overhead, degrees. Of four words alone.
@@ -194,9 +194,9 @@ class PerpNeg:
         strength: multiplies all weights.
         curves: whose curves: ``threestudio``'s or the ``authors``' of Perp-Neg.
         front_from_side: the curve of the front's weight between side and front; null for that of ``curves``.
-        side_from_front: the curve of the side's weight between side and front, likewise.
-        side_from_back: the curve of the side's weight between back and side, likewise.
-        front_from_back: the curve of the front's weight between back and side, likewise.
+        side_from_front: the curve of the side's weight between side and front; null for that of ``curves``.
+        side_from_back: the curve of the side's weight between back and side; null for that of ``curves``.
+        front_from_back: the curve of the front's weight between back and side; null for that of ``curves``.
     """
 
     enabled: bool = False
@@ -307,7 +307,7 @@ class Export:
     """Export of the finished scene; see ``distill.export.asset.export_asset``.
 
     Attributes:
-        enabled: write mesh, video, contact sheet and report page; with false, the scene stays in its checkpoint.
+        enabled: write mesh, video and contact sheet; with false, the scene stays in its checkpoint.
         resolution: cells along the cube's edge in which the surface is looked for.
         faces: largest number of faces of the mesh, to which it is simplified.
         iso: density of the surface, per scene unit; null chooses it.
@@ -367,7 +367,8 @@ class Config:
         seed: what all random numbers follow from.
         seeds: so many runs from ``seed`` on, in folders below the run's own.
         keep: which of several seeds to keep: ``all`` or the ``best``, whose files become those of the run.
-        judge: what chooses the best: ``embedded``, ``things`` or a folder with a CLIP; null goes by the prompt.
+        judge: what scores scenes and chooses the best: ``embedded``, ``things`` or a folder with a CLIP; null is none, or with ``keep=best``
+            the one that fits the prior.
         retries: so many further seeds take the place of runs that collapse, diverge or have no surface.
         watchdog: end a run that has collapsed, see ``distill.run.watchdog``.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.

@@ -47,10 +47,9 @@ def check_sums(values: Mapping[str, Any], loss: Callable[..., Any]) -> None:
         for point in turns(ramps):
             now = [value(point) for value in ramps.values()]
             if abs(sum(now)) > 1e-6:
-                moving = any(value.end not in (None, value.start) for value in ramps.values())
                 when = (
                     f" after {point:.0%} of the run; their schedules must begin and end together"
-                    if moving
+                    if point
                     else ""
                 )
                 raise ValueError(

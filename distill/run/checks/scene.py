@@ -64,11 +64,15 @@ def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:
             f"the scene {name} does not say what it can do; give its class the attribute features, a frozenset with any of "
             f"{', '.join(FEATURES)} and the penalties that it computes; frozenset() for none"
         )
-    if name == "ImageScene" and (channels := values["scene"].get("channels", 3)) != 3:
+    if (
+        scene.__module__ == "distill.renderers.image"
+        and (channels := values["scene"].get("channels", 3)) != 3
+    ):
         raise ValueError(
             f"scene.channels must be 3 in a run, whose prior is shown colours, got {channels}; leave it out"
         )
-    if values["device"] == "mps" and features & {"volume", "mesh"}:
+    ours = scene.__module__.startswith("distill.renderers.")
+    if values["device"] == "mps" and ours and features & {"volume", "mesh"}:
         raise ValueError(
             "device=mps has no rays: Warp, which marches them, runs on CPUs and on CUDA; use device=cpu, or scene=image"
         )
