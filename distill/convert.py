@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -94,20 +95,23 @@ def target_of(source: Path) -> Path:
 
 
 def pickled(folder: Path) -> list[Path]:
-    """Pickled files of a folder, and indices of their parts, that have no safetensors beside them.
+    """Pickled files of a folder, and indices of their parts, that have no safetensors beside them."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES or INDEX.search(path.name))
+    return [path for path in found if not target_of(path).exists()]
+
+
+def check_targets(sources: Sequence[Path]) -> None:
+    """Check that no two files would be converted to one.
 
     Raises:
-        ValueError: two would be converted to one file.
+        ValueError: two would.
     """
-    found = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES or INDEX.search(path.name))
-    found = [path for path in found if not target_of(path).exists()]
     taken: dict[Path, Path] = {}
-    for path in found:
+    for path in sources:
         if (other := taken.setdefault(target_of(path), path)) != path:
             raise ValueError(
                 f"{other} and {path} would both become {target_of(path)}; convert the one that you want, by its own name"
             )
-    return found
 
 
 def main() -> None:
@@ -128,6 +132,7 @@ def main() -> None:
             raise ValueError(
                 f"{options.source} has no pickled file ({', '.join(SUFFIXES)}) without safetensors beside it"
             )
+        check_targets(sources)
         for source in sources:
             print(convert(source, options.target if options.source.is_file() else None))
     except (ValueError, OSError) as error:

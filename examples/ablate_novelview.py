@@ -52,6 +52,11 @@ SHORTER = 3
 #: What the report is made of, and what is brought back with ``--bring``.
 FILES = ("report.html", "table.csv", "claims.csv", "samples.png", "ablation.md", "costs.json", "plan.json")
 
+#: Options that all trainings of a comparison must share.
+PLANNED = (
+    "updates", "seeds", "size", "batch", "rate", "code_updates", "code_batch", "shapes", "colours", "unseen", "points", "steps",
+)  # fmt: skip
+
 #: Where NVIDIA's MPS keeps its pipes and logs.
 MPS = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
 
@@ -188,8 +193,16 @@ def wanted(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
 def plan(options: argparse.Namespace, pool: ProcessPoolExecutor) -> dict[str, Any]:
     """Updates of a row and of a law, and how many seeds: as they were, as they are asked for, or as time allows."""
     path = options.work / "plan.json"
+    asked = {name: getattr(options, name) for name in PLANNED}
     if path.exists():
-        return dict(json.loads(path.read_text()))
+        before: dict[str, Any] = json.loads(path.read_text())
+        if other := [name for name, value in asked.items() if before.get("asked", asked)[name] != value]:
+            flag = f"--{other[0].replace('_', '-')}"
+            raise ValueError(
+                f"{path} is of trainings with {flag} {before['asked'][other[0]]}, not {asked[other[0]]}; give what they have to go on "
+                "with them, or another --work"
+            )
+        return before
     seeds, rows, laws = (
         options.seeds,
         len(wanted(options, cells.ROWS)),
@@ -221,7 +234,13 @@ def plan(options: argparse.Namespace, pool: ProcessPoolExecutor) -> dict[str, An
             raise ValueError(
                 f"--minutes {options.minutes:g} leave {max(updates, 0)} updates for a training; give more time"
             )
-    said = {"updates": updates, "short": max(updates // SHORTER, 1), "seeds": seeds, "batch": options.batch}
+    said = {
+        "updates": updates,
+        "short": max(updates // SHORTER, 1),
+        "seeds": seeds,
+        "batch": options.batch,
+        "asked": asked,
+    }
     write_atomic(path, json.dumps(said) + "\n")
     return said
 

@@ -112,6 +112,13 @@ def test_the_script_goes_from_renders_to_a_report_and_on(parts: Path, tmp_path: 
     )
     assert wrong.returncode == 1
     assert wrong.stderr.splitlines()[-1].startswith("error: --clip must be a folder of an image encoder")
+    other = subprocess.run(
+        [str(part) for part in [*command, "--rate", "1e-4"]], capture_output=True, text=True, check=False
+    )
+    assert other.returncode == 1
+    assert (
+        "is of trainings with --rate 0.0008, not 0.0001; give what they have" in other.stderr.splitlines()[-1]
+    )
 
 
 def test_a_size_that_the_prior_cannot_halve_is_refused(bench: cells.Bench, parts: Path) -> None:

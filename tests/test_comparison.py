@@ -459,3 +459,12 @@ def test_parts_outside_the_whole_are_refused(tmp_path: Path) -> None:
 def test_an_unknown_budget_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="budget must be steps or calls, got 'hours'"):
         distill.compare({"sds": {}}, output_dir=tmp_path, budget="hours")
+
+
+def test_a_share_without_cells_is_one_line(tmp_path: Path) -> None:
+    methods = {"sds": {"guidance": "sds", "timesteps": "uniform"}}
+    with pytest.raises(
+        ValueError, match=r"nothing is finished in .* the share 2/2 of 1 cell has none to make"
+    ):
+        distill.compare(methods, ["a red mug"], [0], output_dir=tmp_path / "out", iterations=1, part=(2, 2))
+    assert not (tmp_path / "out").exists()

@@ -312,3 +312,31 @@ def test_a_student_of_any_family_learns_and_is_read_by_diffusers(case: Case, tmp
     fresh = load_prior(case.folder, dtype=torch.float32, image_size=case.prior.image_size)
     fresh.network.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
     torch.testing.assert_close(fresh.predict_noise(x_t, t, cond), learnt, rtol=1e-4, atol=1e-5)
+
+
+def test_a_latent_consistency_model_is_told_its_scale_as_by_its_pipeline(tmp_path: Path) -> None:
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel
+
+    pipeline = make("stable_diffusion")
+    torch.manual_seed(0)
+    network = UNet2DConditionModel.from_config(pipeline.unet.config, time_cond_proj_dim=16)
+    torch.nn.init.normal_(network.time_embedding.cond_proj.weight)  # 0 to begin with
+    scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
+    parts = {name: getattr(pipeline, name) for name in ("vae", "text_encoder", "tokenizer")}
+    whole = LatentConsistencyModelPipeline(
+        **parts, unet=network, scheduler=scheduler, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    whole.save_pretrained(tmp_path)
+    prior = load_prior(tmp_path, dtype=torch.float32, image_size=64)
+    x, t = torch.randn(2, *prior.shape, generator=torch.Generator().manual_seed(0)), torch.tensor([300, 300])
+    cond = prior.embed(["a mug", "a cup"])
+    scale = whole.get_guidance_scale_embedding(torch.tensor([7.5, 7.5]), embedding_dim=16)
+    with torch.no_grad():
+        wanted = network(
+            x, t, encoder_hidden_states=cond["encoder_hidden_states"], timestep_cond=scale
+        ).sample
+        blind = network(x, t, encoder_hidden_states=cond["encoder_hidden_states"]).sample
+    found = prior.predict(x, t, cond)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found, blind, atol=1e-3)

@@ -235,6 +235,7 @@ LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
         ("lora_mid.weight", r"of the kind LoCon with a core \(lora_mid\)"),
         ("scalar", "of the kind LyCORIS with a scalar of its own"),
         ("dora_scale", "it is a DoRA, whose scales diffusers does not read"),
+        ("lora_magnitude_vector", "it is a DoRA, whose scales diffusers does not read"),
     ],
 )
 def test_other_kinds_are_refused_by_name(name: str, said: str, folder: Path, tmp_path: Path) -> None:

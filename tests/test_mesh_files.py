@@ -624,3 +624,18 @@ def test_a_run_begins_with_the_meshs_own_colours(
     obj(tmp_path / "m.obj")
     said = error_of(capsys, "a ball", f"prior={pixel_folder}", "mesh=m.obj", "mesh.init_texture=true", *TINY)
     assert "m.obj has none; leave it out" in said
+
+
+def test_a_face_without_coordinates_does_not_cost_a_material_its_texture_unsaid(tmp_path: Path) -> None:
+    with_picture(tmp_path / "m.obj")
+    lines = (tmp_path / "m.obj").read_text().splitlines()
+    last = lines.pop()
+    bare = "f " + " ".join(word.split("/")[0] for word in last.split()[1:])
+    (tmp_path / "m.obj").write_text("\n".join([*lines, bare]) + "\n")
+    for option, said in (
+        ({"init_texture": True}, "mesh.init_texture=true"),
+        ({"keep": ["wood"]}, "mesh.keep=wood"),
+    ):
+        with pytest.raises(ValueError, match=f"{said} needs texture coordinates on all faces of wood"):
+            reading(tmp_path / "m.obj", **option)
+    assert reading(tmp_path / "m.obj").parts

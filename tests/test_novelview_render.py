@@ -319,3 +319,30 @@ def test_renders_of_an_earlier_version_are_gone_on_with(tmp_path: Path) -> None:
         assert done.value.code == 0
         said = json.loads(path.read_text())
         path.write_text(json.dumps({name: said[name] for name in said if name not in ("steep", "offset")}))
+
+
+@pytest.mark.parametrize("case", ["factor", "texture", "vertices"])
+def test_colours_of_gltf_are_linear_light(case: str, tmp_path: Path) -> None:
+    """0.2 of light is shown as 0.4845 (IEC 61966-2-1); half of the light of a texel of 0.8 as 0.5894."""
+
+    def to_light(value: float) -> float:
+        return ((value + 0.055) / 1.055) ** 2.4
+
+    def to_screen(light: float) -> float:
+        return 1.055 * light ** (1 / 2.4) - 0.055
+
+    box = trimesh.creation.box()
+    if case == "vertices":
+        box.visual = trimesh.visual.ColorVisuals(
+            box, vertex_colors=np.tile([51, 51, 51, 255], (8, 1)).astype(np.uint8)
+        )
+    else:
+        image = Image.new("RGB", (4, 4), (204, 204, 204)) if case == "texture" else None
+        factor = np.array([127.5, 127.5, 127.5, 255]) / 255 if image else np.array([0.2, 0.2, 0.2, 1.0])
+        material = trimesh.visual.material.PBRMaterial(baseColorFactor=factor, baseColorTexture=image)
+        box.visual = trimesh.visual.TextureVisuals(uv=np.full((8, 2), 0.5), material=material)
+    box.export(tmp_path / "box.glb")
+    surface = load_surface(tmp_path / "box.glb", "z")
+    found = surface.colour(np.array([0]), np.array([[1 / 3, 1 / 3, 1 / 3]]))
+    wanted = to_screen(to_light(0.8) * 0.5) if case == "texture" else to_screen(0.2)
+    np.testing.assert_allclose(found, wanted, atol=0.003)

@@ -6,6 +6,8 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -248,3 +250,19 @@ def test_the_offset_is_that_of_the_renders(config: TrainConfig) -> None:
     assert offset_of(config) == 0.25
     with pytest.raises(ValueError, match=r"offset=0.1, but \S+protocol.json says 0.25; leave offset= out"):
         offset_of(changed(config, offset=0.1))
+
+
+@pytest.mark.parametrize("earlier", [0.0, 540.0])
+def test_an_interrupted_code_does_not_lengthen_the_training(
+    earlier: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of 60 minutes, what the code took before the interruption is spent, too."""
+    left = []
+    monkeypatch.setattr(in_memory, "trains_code", lambda _: True)
+    monkeypatch.setattr(in_memory, "_fit_code", lambda *_: earlier)
+    monkeypatch.setattr(in_memory, "_fit_unet", lambda *given: bool(left.append(given[-1]) or True))
+    config: Any = SimpleNamespace(output_dir=str(tmp_path), minutes=60.0)
+    pipeline: Any = SimpleNamespace(model=SimpleNamespace(turn=object()))
+    nothing: Any = None
+    in_memory.fit(config, pipeline, nothing, nothing, asked=lambda: False)
+    assert left[0] == pytest.approx(3600 - earlier, abs=1)

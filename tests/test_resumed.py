@@ -327,7 +327,9 @@ def test_files_of_earlier_stages_are_told_by_what_they_hold() -> None:
     elsewhere = compose_config([*mine, "stage.field.prior_options.control=there/edges.png"])
     assert claim(elsewhere) == Path("mine")
     picture("edges.png", 81)
-    with pytest.raises(ValueError, match=r"with another file as 1-field: prior_options\.control; give what it has"):
+    with pytest.raises(
+        ValueError, match=r"with another file as 1-field: prior_options\.control; give what it has"
+    ):
         claim(config)
     renew(Path("mine"), elsewhere)
     assert OmegaConf.load("mine/config.yaml").earlier["1-field"].prior_options.control == "there/edges.png"

@@ -255,3 +255,13 @@ def test_weights_that_the_file_lacks_are_said(lacks: str, said: str, single: Pat
 def test_settings_that_cannot_be_used(name: str, settings: str, said: str, single: Path) -> None:
     with pytest.raises(ValueError, match=said):
         find(single / name, single / settings)
+
+
+@pytest.mark.parametrize(
+    ("mark", "said"), [("edm_mean", "Playground v2.5"), ("edm_vpred.sigma_max", "CosXL")]
+)
+def test_models_that_only_look_like_another_are_refused(mark: str, said: str) -> None:
+    """They have the layers of Stable Diffusion XL, and other noise levels."""
+    shapes: Any = {"model.diffusion_model.label_emb.0.0.weight": (), mark: ()}
+    with pytest.raises(ValueError, match=f"x is {said}"):
+        kind_of(Path("x"), shapes)

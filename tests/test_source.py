@@ -21,8 +21,9 @@ from tiny_pipelines import make
 
 from distill.cli import main
 from distill.priors.families import FAMILIES
-from distill.priors.source import find, licence_of, patterns, variant_of
+from distill.priors.source import find, licence_of, needed, patterns, variant_of
 from distill.priors.table import MODELS
+from distill.priors.whole import check_weights
 
 COMMIT = "1234567890abcdef1234567890abcdef12345678"
 
@@ -356,3 +357,20 @@ def test_half_precision_is_taken_where_there_is_a_choice(tmp_path: Path) -> None
     assert variant_of(tmp_path) == "fp16"
     (tmp_path / "model-00001-of-00002.safetensors").touch()
     assert variant_of(tmp_path) is None
+
+
+def test_of_a_variant_in_parts_the_index_is_fetched_too(tmp_path: Path) -> None:
+    """As transformers writes one: the variant stands behind ``index`` in its name."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4)
+    T5EncoderModel(config).save_pretrained(tmp_path / "text_encoder", variant="fp16", max_shard_size="20KB")
+    own = sorted(f"text_encoder/{path.name}" for path in (tmp_path / "text_encoder").iterdir())
+    other = [name.replace(".fp16", "") for name in own if ".fp16" in name]
+    found = needed("text_encoder", "text_encoder/", [*own, *other])
+    assert sorted(found) == own and any(name.endswith(".index.fp16.json") for name in own)
+    check_weights(tmp_path, "text_encoder")
+    next((tmp_path / "text_encoder").glob("*.index.*")).unlink()
+    with pytest.raises(ValueError, match="is a part of weights whose index is missing") as caught:
+        check_weights(tmp_path, "text_encoder")
+    assert "\n" not in str(caught.value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -200,3 +202,27 @@ def test_what_cannot_be_used_is_one_line_before_anything_is_loaded(
     config = compose_config(["prompt=a", f"prior={root}/{kind}", f"prior_options.embeddings=[{listed}]"])
     (finding,) = beside(config, find(root / kind))
     assert (finding.verdict, finding.said) == ("wrong", str(caught.value))
+
+
+def test_what_follows_a_token_counts_in_the_pooled_state(root: Path, tmp_path: Path) -> None:
+    """Published encoders say 2 for the end of a prompt, for which transformers takes the highest token, which a new word is."""
+    folder = shutil.copytree(root / "stable_diffusion_xl", tmp_path / "prior")
+    for part in ("text_encoder", "text_encoder_2"):
+        path = folder / part / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": 2}))
+    file, _ = file_for("stable_diffusion_xl", 2, tmp_path / "toy.safetensors")
+    told = load(tmp_path, "prior", file).embed(["a toy", "a toy of the king"])["text_embeds"]
+    assert not torch.allclose(told[0], told[1], atol=1e-3)
+    # Without a new word, the end is found as before.
+    plain = load(tmp_path, "prior").embed(["a mug"])["text_embeds"]
+    torch.testing.assert_close(load(tmp_path, "prior", file).embed(["a mug"])["text_embeds"], plain)
+
+
+def test_the_cache_tells_models_apart_whose_empty_prompt_differs(root: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(root / "stable_diffusion_xl", tmp_path / "prior")
+    index = folder / "model_index.json"
+    found = []
+    for zeros in (True, False):
+        index.write_text(json.dumps({**json.loads(index.read_text()), "force_zeros_for_empty_prompt": zeros}))
+        found.append(load(tmp_path, "prior").embed([""])["text_embeds"])
+    assert not found[0].any() and found[1].any()

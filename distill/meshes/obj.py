@@ -34,6 +34,12 @@ def load_obj(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
         name = material.name
         if name in keep:
             _check_opacity(path, material)
+        if (name in keep or begin) and material.image is not None and geometry.visual.uv is None:
+            option = f"mesh.keep={name}" if name in keep else "mesh.init_texture=true"
+            raise Unfit(
+                f"{option} needs texture coordinates on all faces of {name}, and some have none, in {path}; unwrap them, or leave the "
+                "option out"
+            )
         if _whole(material) and (material.image is not None or name not in named):
             continue
         material.image = None

@@ -106,12 +106,20 @@ KINDS = (
 )  # fmt: skip
 
 
+#: Tensors of models that have the layers of Stable Diffusion XL and other noise levels.
+UNLIKE = {"edm_mean": "Playground v2.5", "edm_vpred.sigma_max": "CosXL"}
+
+
 def kind_of(path: Path, shapes: Shapes) -> Kind:
     """Tell the kind of model that a single file holds.
 
     Raises:
-        ValueError: it holds none of the known kinds.
+        ValueError: it holds none of the known kinds, or one that looks like another.
     """
+    if other := next(
+        (said for mark, said in UNLIKE.items() if any(name.endswith(mark) for name in shapes)), None
+    ):
+        raise ValueError(f"{path} is {other}, whose noise levels are not read; give another model")
     for kind in KINDS:
         if any(name.endswith(kind.mark) for name in shapes):
             return kind

@@ -156,6 +156,21 @@ def put_on(pipeline: DiffusionPipeline, inversions: Sequence[Inversion]) -> None
                     text_encoder=getattr(pipeline, part),
                     tokenizer=tokenizer,
                 )
+    for part in parts:
+        _end_at(
+            getattr(pipeline, part), getattr(pipeline, part.replace("text_encoder", "tokenizer")).eos_token_id
+        )
+
+
+def _end_at(encoder: Any, token: int) -> None:
+    """Let a CLIP take its pooled state where a prompt ends, and not at the highest token, which a new word now is.
+
+    Published configurations say 2 for the end, for which transformers looks for the highest.
+    """
+    for part in (encoder, getattr(encoder, "text_model", None)):
+        if hasattr(part, "eos_token_id"):
+            part.eos_token_id = token
+    encoder.config.eos_token_id = token
 
 
 @dataclass(frozen=True)

@@ -256,6 +256,9 @@ def _text(
     changes += [f"{each.sha256} {each.token} embedding" for each in inversions]
     # PixArt-alpha and -sigma have one encoder, and pad its states to different lengths.
     kind = str(index.get("_class_name", ""))
+    changes += (
+        [f"empty {index['force_zeros_for_empty_prompt']}"] if "force_zeros_for_empty_prompt" in index else []
+    )
     return TextEncoders(
         load,
         family.weighted if weighting and family.weighted else family.embed,

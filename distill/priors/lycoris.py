@@ -41,7 +41,7 @@ def check_kind(names: Collection[str]) -> None:
     Raises:
         ValueError: there are such, in words that name their kind.
     """
-    if any("dora_scale" in name for name in names):
+    if any("dora_scale" in name or "lora_magnitude_vector" in name for name in names):
         raise ValueError("it is a DoRA, whose scales diffusers does not read")
     for mark, kind in UNREAD.items():
         if any(re.search(mark, name) for name in names):

@@ -44,6 +44,8 @@ class Schedule:
 
 #: What a network may be said to predict; the others follow from the scheduler.
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+#: Share of the picture that is left at the noisiest timestep, at least.
+LEAST = 1e-4
 
 
 def check_prediction(scheduler: SchedulerMixin, prediction_type: str) -> None:
@@ -84,7 +86,8 @@ def read_schedule(scheduler: SchedulerMixin, patches: int = 0) -> Schedule:
     if config.get("use_flow_sigmas"):
         scheduler.set_timesteps(steps - 1)
         sigma, time = scheduler.sigmas[: steps - 1].flip(0).float(), scheduler.timesteps.flip(0)
-        return Schedule(1 - sigma, sigma, time, "flow")
+        left = 1 - sigma >= LEAST  # UniPC's noisiest is as good as pure noise
+        return Schedule(1 - sigma[left], sigma[left], time[left], "flow")
     abar = getattr(scheduler, "alphas_cumprod", None)
     prediction = config.get("prediction_type", "epsilon")
     if abar is None or prediction not in PREDICTIONS:

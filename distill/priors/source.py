@@ -325,7 +325,7 @@ def needed(
     settings = [name for name in own if name.endswith(SETTINGS) and ".index." not in name]
     if not with_weights:
         return settings
-    weights = [name for name in own if name.endswith((".safetensors", ".safetensors.index.json"))]
+    weights = [name for name in own if re.search(r"\.safetensors(\.index(\.\w+)?\.json)?$", name)]
     short = [name for name in weights if re.search(HALF, name)]
     full = [name for name in weights if name not in short]
     if not weights and any(name.endswith((".bin", ".ckpt", ".pt")) for name in own):

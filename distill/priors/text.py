@@ -29,7 +29,7 @@ from distill.priors.source import Source
 log = logging.getLogger(__name__)
 
 #: Part of every key: embeddings that an earlier version made in another way are not taken.
-LAYOUT = 2
+LAYOUT = 3
 #: Prompts that the encoders embed together, at most: a queue may have hundreds, with all their views.
 AT_ONCE = 48
 #: What a prompt's embedding is, and what of the prompt the text encoders did not see.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,12 +191,22 @@ def check_weights(folder: Path, part: str) -> None:
         ValueError: as said.
     """
     files = sorted((folder / part).glob("*.safetensors"))
-    for listing in (folder / part).glob("*.safetensors.index*.json"):
+    listings = sorted((folder / part).glob("*.safetensors.index*.json"))
+    for listing in listings:
         shards = set(dict(settings_of(listing).get("weight_map", {})).values())
         there = {file.name for file in files}
         # Of weights in two precisions one may be left out, and with it all of its files.
         if missing := sorted(shards - there) if shards & there or not files else []:
             raise ValueError(f"{folder / part / missing[0]} is missing, and {listing.name} lists it; {AGAIN}")
+    listed = {name for listing in listings for name in settings_of(listing).get("weight_map", {}).values()}
+    if loose := [
+        file
+        for file in files
+        if re.search(r"-\d+-of-\d+\.safetensors$", file.name) and file.name not in listed
+    ]:
+        raise ValueError(
+            f"{loose[0]} is a part of weights whose index is missing ({loose[0].parent / '*.safetensors.index.json'}); {AGAIN}"
+        )
     if not files:
         if pickled(folder):
             return  # said with its remedy where it is loaded

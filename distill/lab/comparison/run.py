@@ -18,6 +18,7 @@ from torch import Tensor
 from distill.cameras import turntable
 from distill.contracts import Prior, Render, Step
 from distill.devices import pick_device
+from distill.domains import counted
 from distill.embedded.judge import Judge
 from distill.embedded.prompt import prior_for
 from distill.files.atomic import write_atomic
@@ -194,6 +195,11 @@ def compare(
                     f"stopped after {done - (not made)} of {len(mine)} cells; run again to go on"
                 )
     records = records_of(cells, root)
+    if not records:
+        raise ValueError(
+            f"nothing is finished in {root} yet, and the share {part[0]}/{part[1]} of {counted(len(cells), 'cell')} has none to make; run "
+            "the other shares first, or divide it into fewer"
+        )
     if prior is None and len(records) == len(cells):
         measure_costs(root, settings, prompts[0])
     return write_report(root, records)

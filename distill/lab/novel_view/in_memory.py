@@ -104,11 +104,13 @@ def fit(
     limits, root = limits or Limits(), user_path(config.output_dir)
     began = time.perf_counter() if limits.began is None else limits.began
     has_code = pipeline.model.turn is not None and trains_code(config)
-    if has_code and not _fit_code(config, pipeline, seen, unseen, root / "code", asked):
+    earlier = _fit_code(config, pipeline, seen, unseen, root / "code", asked) if has_code else 0.0
+    if earlier is None:
         raise Interrupted(f"stopped in the code's training; go on with resume=true: {root}")
     seconds = None
     if config.minutes is not None:
-        seconds = max(60 * config.minutes - (time.perf_counter() - began) - limits.reserve, 1.0)
+        spent = earlier + time.perf_counter() - began
+        seconds = max(60 * config.minutes - spent - limits.reserve, 1.0)
     if not _fit_unet(config, pipeline, seen, unseen, root / "unet", asked, saved, seconds):
         raise Interrupted(f"stopped in the UNet's training; go on with resume=true: {root}")
 
@@ -116,8 +118,8 @@ def fit(
 def _fit_code(
     config: TrainConfig, pipeline: NovelViewPipeline, seen: memory.Encodings, unseen: memory.Encodings, folder: Path,
     asked: Callable[[], bool],
-) -> bool:  # fmt: skip
-    """The first stage, or what is left of it; returns whether it is finished."""
+) -> float | None:  # fmt: skip
+    """The first stage, or what is left of it; returns the seconds of earlier parts of it once it is finished, else None."""
     turn, (recipe, _) = pipeline.model.turn, recipes(config)
     assert turn is not None
     seconds = None if config.minutes is None else 60 * config.minutes * config.code_share
@@ -132,9 +134,10 @@ def _fit_code(
 
     watch = Watch(folder, measure, config, asked)
     watch.resume(stage, pipeline.device)
+    earlier = pace.used
     stages.fit_code(stage, seen, recipe, watch)
     watch.finish(stage)
-    return not watch.stopped
+    return None if watch.stopped else earlier
 
 
 def _fit_unet(

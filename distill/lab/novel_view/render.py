@@ -29,9 +29,11 @@ from trimesh.ray.ray_pyembree import RayMeshIntersector
 
 from distill.cameras import Cameras, orbit
 from distill.embedded.raycast import shade
+from distill.export.frame import srgb_to_linear
 from distill.files.atomic import write_atomic
 from distill.lab.novel_view.pairs import mixed
 from distill.lab.novel_view.placing import in_ball, within
+from distill.meshes.look import to_srgb
 from distill.priors.novel_view.pose import world_to_camera
 
 log = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ class Protocol:
         fov_y_deg: range of the vertical field of view, degrees; one for each object.
         scale: range that an object's size is multiplied by; one for each object.
         samples: rays per pixel along each axis.
-        seed: of the cameras; each object has its own, by its name.
+        seed: of the cameras; each object has its own, by the end of its name, eight bytes, and its length.
         up: ``y`` or ``z``, the meshes' upward axis.
         lights_deg: each object's lights are turned about the vertical axis by up to so much, to either side.
         offset: each object is moved away from the axis that the cameras go round, once for all of its pictures, by up to so much
@@ -157,7 +159,8 @@ def load_surface(path: Path, up: str = "y") -> Surface:
     if not meshes:
         raise ValueError(f"{path} has no faces")
     starts = np.cumsum([0, *(len(mesh.faces) for mesh in meshes)])
-    parts = [_colour_of(mesh) for mesh in meshes]
+    linear = path.suffix.lower() in (".glb", ".gltf")
+    parts = [_colour_of(mesh, linear) for mesh in meshes]
     whole = trimesh.Trimesh(
         np.concatenate([mesh.vertices for mesh in meshes]),
         np.concatenate([m.faces + offset for m, offset in zip(meshes, _offsets(meshes), strict=True)]),
@@ -185,14 +188,22 @@ def _offsets(meshes: Sequence[trimesh.Trimesh]) -> NDArray[np.integer[Any]]:
     return np.cumsum([0, *(len(mesh.vertices) for mesh in meshes[:-1])])
 
 
-def _colour_of(mesh: trimesh.Trimesh) -> Callable[[NDArray[np.integer[Any]], Array], Array]:
-    """A mesh's texture times its base colour, or its vertex or face colours, sRGB in [0, 1]."""
+def _colour_of(mesh: trimesh.Trimesh, linear: bool) -> Callable[[NDArray[np.integer[Any]], Array], Array]:
+    """A mesh's texture times its base colour, or its vertex or face colours, sRGB in [0, 1].
+
+    Args:
+        mesh: with its colours.
+        linear: its factors and vertex colours are linear light, as in glTF, and no colours of the screen.
+    """
+
+    def shown(light: Array) -> Array:
+        return np.asarray(to_srgb(light) if linear else light)
+
     visual: Any = mesh.visual
     if isinstance(visual, trimesh.visual.TextureVisuals):
         material: Any = visual.material
         image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
         factor = getattr(material, "baseColorFactor", None)
-        # Factors are linear light in glTF, and colours as they are elsewhere.
         base = np.ones(3) if factor is None else np.asarray(factor, float)[:3] / 255
         if image is not None and visual.uv is not None:
             picture, uv = image.convert("RGB"), np.asarray(visual.uv)
@@ -200,16 +211,17 @@ def _colour_of(mesh: trimesh.Trimesh) -> Callable[[NDArray[np.integer[Any]], Arr
             def textured(faces: NDArray[np.integer[Any]], barycentric: Array) -> Array:
                 where = (uv[mesh.faces[faces]] * barycentric[..., None]).sum(1)
                 texel = trimesh.visual.color.uv_to_interpolated_color(where, picture)
-                return np.asarray(texel, float)[:, :3] / 255 * base
+                colours = np.asarray(texel, float)[:, :3] / 255
+                return shown((srgb_to_linear(colours) if linear else colours) * base)
 
             return textured
-        plain = np.asarray(material.main_color, float)[:3] / 255
+        plain = shown(np.asarray(material.main_color, float)[:3] / 255)
         return lambda faces, barycentric: np.tile(plain, (len(faces), 1))
     if visual.kind == "face":
         by_face = np.asarray(visual.face_colors, float)[:, :3] / 255
-        return lambda faces, barycentric: by_face[faces]
+        return lambda faces, barycentric: shown(by_face[faces])
     by_vertex = np.asarray(visual.vertex_colors, float)[:, :3] / 255
-    return lambda faces, barycentric: (by_vertex[mesh.faces[faces]] * barycentric[..., None]).sum(1)
+    return lambda faces, barycentric: shown((by_vertex[mesh.faces[faces]] * barycentric[..., None]).sum(1))
 
 
 def picture(

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from distill.contracts import Prior
 
 
+#: Guidance scale that a latent consistency model is told, its pipeline's default in diffusers.
+CONSISTENCY = 8.5
+
+
 def embed_plain(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
     """The last hidden states of a CLIP text encoder, ``[batch, tokens, width]``."""
     tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
@@ -62,9 +66,23 @@ def embed_xl(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, T
 
 
 def predict(network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
-    """Call a UNet that is told nothing but text."""
-    result: Tensor = network(x_t, time, **cond).sample
+    """Call a UNet that is told nothing but text, and a latent consistency model its guidance scale."""
+    told = {"timestep_cond": scale_of(network, x_t)} if network.config.get("time_cond_proj_dim") else {}
+    result: Tensor = network(x_t, time, **cond, **told).sample
     return result
+
+
+def scale_of(network: ModelMixin, x_t: Tensor) -> Tensor:
+    """What a latent consistency model is told of the guidance that is built into it: the embedding of ``CONSISTENCY - 1``.
+
+    Source: Luo et al. 2023, arXiv:2310.04378, and its pipeline in diffusers.
+    """
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    scale = x_t.new_full((len(x_t),), CONSISTENCY - 1, dtype=torch.float32)
+    return get_timestep_embedding(1000 * scale, network.config.time_cond_proj_dim, downscale_freq_shift=1).to(
+        x_t.dtype
+    )
 
 
 def predict_xl(network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
