@@ -338,5 +338,5 @@ def test_a_latent_consistency_model_is_told_its_scale_as_by_its_pipeline(tmp_pat
         ).sample
         blind = network(x, t, encoder_hidden_states=cond["encoder_hidden_states"]).sample
     found = prior.predict(x, t, cond)
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(found, blind, atol=1e-3)

@@ -551,8 +551,7 @@ def test_a_scene_of_ones_own_may_have_any_channels_and_need_no_warp() -> None:
         features = frozenset({"volume"})
 
     config = compose_config(["prompt=a red mug"])
-    values = OmegaConf.to_container(config)
-    assert isinstance(values, dict)
+    values: Any = OmegaConf.to_container(config)
     check_scene({**values, "device": "mps", "scene": {"channels": 4}}, Own)
 
 

@@ -257,10 +257,15 @@ def test_an_interrupted_code_does_not_lengthen_the_training(
     earlier: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Of 60 minutes, what the code took before the interruption is spent, too."""
-    left = []
+    left: list[float] = []
+
+    def fit_unet(*given: Any) -> bool:
+        left.append(given[-1])
+        return True
+
     monkeypatch.setattr(in_memory, "trains_code", lambda _: True)
     monkeypatch.setattr(in_memory, "_fit_code", lambda *_: earlier)
-    monkeypatch.setattr(in_memory, "_fit_unet", lambda *given: bool(left.append(given[-1]) or True))
+    monkeypatch.setattr(in_memory, "_fit_unet", fit_unet)
     config: Any = SimpleNamespace(output_dir=str(tmp_path), minutes=60.0)
     pipeline: Any = SimpleNamespace(model=SimpleNamespace(turn=object()))
     nothing: Any = None

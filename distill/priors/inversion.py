@@ -167,7 +167,7 @@ def _end_at(encoder: Any, token: int) -> None:
 
     Published configurations say 2 for the end, for which transformers looks for the highest.
     """
-    for part in (encoder, getattr(encoder, "text_model", None)):
+    for part in (encoder, getattr(encoder, "text_model", encoder)):
         if hasattr(part, "eos_token_id"):
             part.eos_token_id = token
     encoder.config.eos_token_id = token

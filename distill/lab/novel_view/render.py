@@ -211,7 +211,7 @@ def _colour_of(mesh: trimesh.Trimesh, linear: bool) -> Callable[[NDArray[np.inte
             def textured(faces: NDArray[np.integer[Any]], barycentric: Array) -> Array:
                 where = (uv[mesh.faces[faces]] * barycentric[..., None]).sum(1)
                 texel = trimesh.visual.color.uv_to_interpolated_color(where, picture)
-                colours = np.asarray(texel, float)[:, :3] / 255
+                colours = np.asarray(np.asarray(texel)[:, :3] / 255, np.float32)
                 return shown((srgb_to_linear(colours) if linear else colours) * base)
 
             return textured
