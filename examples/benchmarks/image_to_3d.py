@@ -1,10 +1,14 @@
-"""Benchmark of image to 3D: twelve held-out objects of the embedded world, each from one picture.
+"""Benchmark of image to 3D: twelve held-out objects of the embedded world, or real things, each from one picture.
 
 Their pairs of colour and kind and their shapes were not used in training. The metrics are silhouette IoU and PSNR over eight
 other views, against the ground truth in its own orientation rather than the best fit; whether the asset is rotated by half
 a turn; seconds and peak memory. With --text, the same object is also made from its prompt alone; since a prompt does not
 determine the orientation, the best one is measured too. An interrupted run continues when started again.
     python examples/benchmarks/image_to_3d.py --output ~/image_to_3d --text --set iterations=300
+    python examples/benchmarks/image_to_3d.py --output ~/things_to_3d --things 20 --archives ~/things --set reference.elevation_deg=20
+
+Real things are the first variants of names that no novel-view model is trained on, evenly spread over their list, in their own colours;
+leaves that are cut out of their textures are whole here.
 
 The picture is cut out, centred and scaled as any user's is, and the ground truth is moved and scaled accordingly; with
 ``--set reference.recentre=false`` it is used as it was taken.
@@ -15,11 +19,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import trimesh
 from measuring import finished
 from PIL import Image
 from quality import mean, parse_value
@@ -28,7 +37,7 @@ import distill
 from distill.cameras import turntable
 from distill.conditions.cutout import Frame
 from distill.contracts import View
-from distill.embedded import shapes, world
+from distill.embedded import obj, shapes, things, world
 from distill.lab.comparison.cost import resident_mib
 from distill.lab.comparison.pictured import (
     AZIMUTH_DEG,
@@ -48,6 +57,58 @@ KINDS = world.KINDS[1:2] + world.KINDS[5:]
 Made = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is made.
+
+    Attributes:
+        title: of its row.
+        prompt: that describes it.
+        surface: makes the true one.
+        oriented: it has a front.
+    """
+
+    title: str
+    prompt: str
+    surface: Callable[[], Surface]
+    oriented: bool = False
+
+
+def of_kind(kind: str) -> Subject:
+    """An object of the embedded world in the colour that is held out."""
+    colour = next(name for name in world.COLOURS if world.held_out(name, kind))
+    surface = partial(from_world, f"{colour}-{kind}-{SHAPE}", 1)
+    return Subject(f"{colour} {kind}", world.caption(colour, kind), surface, kind in shapes.ORIENTED)
+
+
+def of_thing(thing: things.Thing, archives: Path) -> Subject:
+    """A real thing in its own colours."""
+    prompt = things.caption(thing.name, thing.article)
+    return Subject(thing.name, prompt, partial(surface_of, thing, archives))
+
+
+def surface_of(thing: things.Thing, archives: Path) -> Surface:
+    """A thing's faces with their textures, opaque."""
+    model = things.model(thing, archives)
+    mesh = trimesh.Trimesh(model.vertices, model.faces, process=False)
+    return Surface(mesh, lambda faces, weights: obj.colours(model, faces, weights)[:, :3])
+
+
+def held_out(count: int, table: Path = things.TABLE) -> list[things.Thing]:
+    """The first variants of so many names that are held out from novel-view models, evenly spread.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    first = {thing.name: thing for thing in reversed(things.table(table)) if things.held_out_name(thing.name)}
+    names = sorted(first)
+    if not 1 <= count <= len(names):
+        raise ValueError(
+            f"--things must be from 1 to {len(names)}, the number of held-out names, got {count}"
+        )
+    return [first[names[index * len(names) // count]] for index in range(count)]
+
+
 def save_strip(view: View, surface: Surface, path: Path) -> None:
     """The input, then four true sides over the asset's."""
     cameras = turntable(4, ELEVATION_DEG)
@@ -60,15 +121,14 @@ def save_strip(view: View, surface: Surface, path: Path) -> None:
     Image.fromarray((strip.movedim(0, -1).clamp(0, 1) * 255).round().byte().numpy()).save(path)
 
 
-def make(kind: str, way: str, root: Path, overrides: dict[str, Any]) -> Made:
+def make(subject: Subject, way: str, root: Path, overrides: dict[str, Any]) -> Made:
     """Make and measure one asset, or read what an earlier run measured."""
-    colour = next(name for name in world.COLOURS if world.held_out(name, kind))
-    folder = root / f"{colour}-{kind}-{way}"
+    folder = folder_of(subject, way, root)
     result = folder / "result.json"
     made: Made | None = finished(result, overrides)
     if made is not None:
         return made
-    surface = from_world(f"{colour}-{kind}-{SHAPE}", 1)
+    surface = subject.surface()
     folder.mkdir(parents=True, exist_ok=True)
     resumed = (folder / "asset").exists()
     options: dict[str, Any] = {"seed": 0, "output_dir": str(folder / "asset"), "resume": resumed}
@@ -80,25 +140,23 @@ def make(kind: str, way: str, root: Path, overrides: dict[str, Any]) -> Made:
         }
         prompt, options = "", options | overrides
     else:
-        prompt = world.caption(colour, kind)
+        prompt = subject.prompt
     start = time.perf_counter()
     asset = distill.generate(prompt, **options)
     seconds = None if resumed else time.perf_counter() - start
     if way == "image":
         surface = framed(surface, Frame(*asset.manifest["picture"]["frame"]), PICTURE)
     save_strip(asset.view, surface, folder / "strip.png")
-    made = {
-        "kind": kind,
-        "colour": colour,
-        "way": way,
-        "oriented": kind in shapes.ORIENTED,
-        "overrides": overrides,
-    }
+    made = {"title": subject.title, "way": way, "oriented": subject.oriented, "overrides": overrides}
     made |= {"seconds": seconds, "peak_mib": resident_mib(), **measure(asset.view, surface)}
     if way == "image":
         made["elevation_deg"] = asset.manifest["picture"]["elevation_deg"]
     result.write_text(json.dumps(made, indent=1) + "\n")
     return made
+
+
+def folder_of(subject: Subject, way: str, root: Path) -> Path:
+    return root / f"{subject.title.replace(' ', '-')}-{way}"
 
 
 def table(rows: list[Made]) -> str:
@@ -118,12 +176,13 @@ def table(rows: list[Made]) -> str:
         flipped = ("yes" if row["flipped"] else "no") if row["oriented"] else ""
         height = f"{row['elevation_deg']:.0f}°" if "elevation_deg" in row else ""
         lines.append(
-            f"| {row['colour']} {row['kind']} | {row['way']} | {row['iou']:.3f} | {row['psnr']:.1f} | {flipped} "
+            f"| {row.get('title') or row['colour'] + ' ' + row['kind']} | {row['way']} | {row['iou']:.3f} | {row['psnr']:.1f} | {flipped} "
             f"| {row['best_iou']:.3f} | {height} | {mean([row], 'seconds'):.0f} |"
         )
     for way in dict.fromkeys(row["way"] for row in rows):
         part = [row for row in rows if row["way"] == way]
-        flips = sum(row["flipped"] for row in part if row["oriented"])
+        fronts = [row["flipped"] for row in part if row["oriented"]]
+        flips = sum(fronts) if fronts else ""
         worst = max((row["seconds"] or math.nan) for row in part)
         lines.append(
             f"| **mean of {len(part)}** | {way} | {mean(part, 'iou'):.3f} | {mean(part, 'psnr'):.1f} | {flips} "
@@ -138,18 +197,29 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("image_to_3d"))
     parser.add_argument("--objects", type=int, default=len(KINDS), help="only the first so many")
+    parser.add_argument("--things", type=int, metavar="N", help="N real things of held-out names instead")
+    parser.add_argument("--archives", type=Path, help="folder of the things' archives")
     parser.add_argument("--text", action="store_true", help="also from the prompt alone")
     parser.add_argument(
         "--set", type=parse_value, nargs="*", default=[], metavar="KEY=VALUE", dest="overrides"
     )
     options = parser.parse_args()
+    if (options.things is None) != (options.archives is None):
+        parser.error("--things N and --archives FOLDER go together")
+    subjects = (
+        [of_kind(kind) for kind in KINDS[: options.objects]]
+        if options.things is None
+        else [of_thing(thing, options.archives.expanduser()) for thing in held_out(options.things)]
+    )
     rows, strips = [], []
     for way in ("image", "text") if options.text else ("image",):
-        for kind in KINDS[: options.objects]:
-            made = make(kind, way, options.output, dict(options.overrides))
+        for subject in subjects:
+            made = make(subject, way, options.output, dict(options.overrides))
             rows.append(made)
-            strips.append(options.output / f"{made['colour']}-{kind}-{way}" / "strip.png")
-            print(f"{kind} from {way}: IoU {made['iou']:.3f}, PSNR {made['psnr']:.1f} dB", flush=True)
+            strips.append(folder_of(subject, way, options.output) / "strip.png")
+            print(
+                f"{subject.title} from {way}: IoU {made['iou']:.3f}, PSNR {made['psnr']:.1f} dB", flush=True
+            )
             # Rewritten after each asset, so that an interrupted run still leaves its figures.
             (options.output / "results.md").write_text(table(rows) + "\n")
             draw_sheet(strips, options.output / "sheet.png")
@@ -167,4 +237,7 @@ def draw_sheet(strips: list[Path], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
