@@ -15,8 +15,11 @@ import torch
 from PIL import Image
 from tiny_things import Tiny, view_of
 
+from distill.cameras import turntable
 from distill.embedded import captions, things, world
+from distill.embedded.shoot import shoot
 from distill.embedded.vocabulary import Row, read_names, write_names
+from distill.lab.metrics import silhouette_iou
 from distill.lab.truth import Source, asked
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -240,3 +243,29 @@ def test_things_are_sampled_judged_and_drawn(
     own = [samples.Request(thing.name, "a", None, 4, "as it is") for thing in pack.things]
     assert samples.nearest_names(pack, 0.98 * samples.true_pictures(pack, own)) == [one.name for one in own]
     assert "nearest to a true picture of their name" in text
+
+
+@pytest.fixture
+def pictured(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(EXAMPLES / "benchmarks"))
+    return importlib.import_module("image_to_3d")
+
+
+def test_objects_from_pictures_have_names_that_no_model_is_trained_on(pictured: Any) -> None:
+    found = pictured.held_out(20)
+    assert len({thing.name for thing in found}) == 20
+    assert all(things.held_out_name(thing.name) and thing.variant == 1 for thing in found)
+    for count in (0, 42):
+        with pytest.raises(ValueError, match=rf"--things must be from 1 to 41, .* got {count}"):
+            pictured.held_out(count)
+
+
+def test_a_thing_stands_as_in_its_true_pictures(pictured: Any, tiny: Tiny) -> None:
+    """Its silhouettes from eight sides are those that assets of its name are measured against."""
+    thing = things.table(tiny.table)[0]
+    surface = pictured.of_thing(thing, tiny.archives).surface()
+    cameras = turntable(8, 15.0)
+    seen = pictured.photograph(surface, cameras, 64)[:, 3] > 0.6  # of four rays, three
+    model = things.model(thing, tiny.archives)
+    true = torch.from_numpy(shoot(model, thing.paint, cameras, 64, 2)[..., 4]) > 0.6
+    assert silhouette_iou(seen, true).min() > 0.99
