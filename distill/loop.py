@@ -21,6 +21,9 @@ from distill.transfer import send
 
 log = logging.getLogger(__name__)
 
+#: Share of steps that are left out of which a run says nothing.
+FEW = 0.1
+
 
 class Diverged(RuntimeError):
     """Too many steps in a row had gradients that are not finite."""
@@ -57,7 +60,18 @@ def train(job: Job, on_step: OnStep = lambda *_: None) -> State:
             raise Diverged(_why(metrics, bad, state.step - 1))
         if on_step(state, metrics, seen.render):
             break
+    if state.skipped and state.skipped == state.step == settings.iterations:
+        raise Diverged(_why(metrics, state.skipped, state.step - 1))
+    tell_skipped(state)
     return state
+
+
+def tell_skipped(state: State) -> None:
+    """Warn of steps that were left out, where they are more than a few."""
+    if state.skipped > FEW * state.step:
+        log.warning(
+            "%d of %d steps were left out, since their gradients were not finite", state.skipped, state.step
+        )
 
 
 @dataclass(frozen=True)
@@ -183,6 +197,7 @@ def see(job: Job, now: Step, cameras: Cameras, generator: torch.Generator | None
     cond = replace(job.condition(cameras, replace(now, uniform=uniform), render), cameras=there)
     with torch.no_grad():
         grad = job.guidance(prior, x.detach(), cond, t, noise)
+    check_gradient(grad, x)
 
     share = count / settings.batch
     weighted = [share * settings.penalties[k](now.progress) * value for k, value in render.penalties.items()]
@@ -190,6 +205,19 @@ def see(job: Job, now: Step, cameras: Cameras, generator: torch.Generator | None
     weighted = [value for value in weighted if value.requires_grad]  # a given shape's opacity does not
     torch.autograd.backward([x, *weighted], [of_loss, *[None] * len(weighted)])
     return Seen(x.detach(), t, cond, grad, render.detached())
+
+
+def check_gradient(grad: object, x: Tensor) -> None:
+    """Check what a loss returns.
+
+    Raises:
+        ValueError: it is no gradient of ``x``.
+    """
+    if not isinstance(grad, Tensor) or grad.shape != x.shape:
+        got = list(grad.shape) if isinstance(grad, Tensor) else type(grad).__name__
+        raise ValueError(
+            f"the loss must return dL/dx, a tensor of the shape of x, {list(x.shape)}, got {got}"
+        )
 
 
 def retrying(job: Job) -> Gradients:
@@ -267,9 +295,7 @@ def _why(metrics: Mapping[str, float], bad: int, step: int) -> str:
         remedy = "start again with lower learning rates (scene.encoding_lr, scene.mlp_lr) or guidance.scale"
     else:
         what = "what the prior and the loss gave"
-        remedy = (
-            "load the prior in float32 (distill.load_prior with dtype=torch.float32), or check its weights"
-        )
+        remedy = "check the loss or the weighting if it is your own, load the prior in float32 (prior_options.dtype=float32), or check its weights"
     return f"{what} was not finite in {counted(bad, 'step')} in a row, the last of them step {step}; {remedy}"
 
 

@@ -15,6 +15,7 @@ from hydra.utils import get_method
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from distill.domains import Follows, Losses, Scheduled, describe, fits
+from distill.registered import GIVEN
 from distill.samplers.schedules import Ramp
 
 
@@ -25,14 +26,12 @@ def options_of(target: Callable[..., Any], schedules: bool = False) -> type:
     With ``schedules``, numbers accept a schedule too: their type is checked by ``schedule``, not by Hydra.
     """
     signature = inspect.signature(target)
-    # Where randomness and prompts come from is the run's business, not an option of a part.
-    given = ("seed", "generator", "embeddings")
     parameters = [
-        p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in given
+        p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in GIVEN
     ]
     if not parameters:
         parameters = [
-            p for p in signature.parameters.values() if p.default is not p.empty and p.name not in given
+            p for p in signature.parameters.values() if p.default is not p.empty and p.name not in GIVEN
         ]
     hints = hints_of(target)
     fields: list[Any] = [

@@ -31,8 +31,17 @@ Make = TypeVar("Make", bound=Callable[..., Any])
 
 
 def register(loss: Make) -> Make:
-    """Make a loss of one's own available as ``guidance=<its name in lower case>``; usable as a decorator."""
-    _registered[loss.__name__.lower()] = loss
+    """Make a loss of one's own available as ``guidance=<its name in lower case>``; usable as a decorator.
+
+    Raises:
+        ValueError: it has no name, that of a loss of the library, or an option without a default.
+    """
+    from distill.registered import check_own
+
+    name = check_own("loss", loss)
+    if name in {module.name for module in pkgutil.iter_modules(__path__)}:
+        raise ValueError(f"there is a loss {name} already; give yours another name")
+    _registered[name] = loss
     return loss
 
 

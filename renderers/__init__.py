@@ -49,8 +49,14 @@ Make = TypeVar("Make", bound=Callable[..., Any])
 
 
 def register(scene: Make) -> Make:
-    """Make a scene of one's own available as ``scene=<its name in lower case>``; usable as a decorator."""
-    _registered[scene.__name__.lower()] = scene
+    """Make a scene of one's own available as ``scene=<its name in lower case>``; usable as a decorator.
+
+    Raises:
+        ValueError: it has no name, or an option without a default.
+    """
+    from distill.registered import check_own
+
+    _registered[check_own("scene", scene)] = scene
     return scene
 
 

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill import doctor
+from distill.cameras import orbit
 from distill.cli import main
 from distill.forecast.cost import cost
 from distill.forecast.network import LiveBytes, calls_of, counted, forecast, shadow
@@ -286,3 +287,24 @@ def test_the_doctor_forecasts_any_loss_and_resolution(
     assert f"weights {2 * weights / 1e9:.2f}" in one["memory"][1]
     assert "billion operations at 0.25 trillion a second" in one["time"][1]
     assert float(vsd["memory"][1].split()[0]) > float(one["memory"][1].split()[0])
+
+
+@pytest.mark.parametrize("name", ["embedded", "things", "views"])
+def test_the_priors_that_ship_are_counted_as_they_are(name: str) -> None:
+    """Also ``things``, whose UNet is shown a draft of the caption beside the picture."""
+    real, counted = load_prior(name, dtype=torch.float32), shadow(find(name), torch.float32)
+    rows = real.views
+    x, cond = torch.zeros(rows, *real.shape), real.embed(["a red mug"] * rows)
+    told = None if rows == 1 else orbit(torch.arange(rows) * 90.0, torch.full((rows,), 15.0), 3.2, 40.0)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        real.predict_noise(x, torch.full((rows,), 500), cond, told)
+    found = forecast(counted, [rows], rows)
+    # The text has 77 tokens in a count, and as many as the tokenizer pads to here.
+    assert found.network == pytest.approx(counter.get_total_flops(), rel=0.05)
+    assert found.weights == 4 * sum(p.numel() for p in real.network.parameters())
+
+
+def test_doctor_and_max_vram_know_the_prior_of_things() -> None:
+    config = compose_config(["prompt=a hamburger", "max_vram=4GB"])
+    found = list(doctor.costs(config, find("things"), torch.device("cpu")))
+    assert [(line.name, line.verdict) for line in found][-2:] == [("memory", "ok"), ("time", "note")]

@@ -24,13 +24,14 @@ from distill.contracts import Condition, Embedding, Guidance, Step
 from distill.priors.autoencoder import find_vae
 from distill.priors.control import CONTROL, ControlNet, find_kind
 from distill.priors.diffusion import DiffusionPrior
+from distill.priors.draft import PART, Draft, show
 from distill.priors.load import checkpoint, family_of, mode_of, read_scheduler, space_of
 from distill.priors.multi_view.attention import COUNT, views_of
 from distill.priors.multi_view.image_prompt import LATENT, TOKENS, arrange
 from distill.priors.multi_view.published import build
 from distill.priors.schedule import read_schedule
 from distill.priors.source import Source
-from distill.priors.whole import network_settings
+from distill.priors.whole import named, network_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -204,6 +205,9 @@ def shadow(
     pixel = mode_of(ip_mode, source, settings)
     if together > 1:
         arrange(network, settings, together, pixel=pixel)
+    if named(index, PART):
+        with torch.device("meta"):
+            show(network, Draft.bare(folder / PART).to(dtype))
     place = find_vae(vae, source, index).folder if vae else folder / "vae"
     autoencoder = empty(place, index["vae"][1]) if "vae" in index else None
     if checkpointing and autoencoder is not None:

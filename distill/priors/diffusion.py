@@ -119,7 +119,13 @@ class DiffusionPrior:
         }
 
     def embed(self, prompts: list[str]) -> Embedding:
-        """Encode prompts, as the pipeline of diffusers does; the empty one is what it takes for none."""
+        """Encode prompts, as the pipeline of diffusers does; the empty one is what it takes for none.
+
+        Raises:
+            ValueError: there are none, or one text in the place of a list.
+        """
+        if isinstance(prompts, str) or not prompts:
+            raise ValueError(f"prompts must be a list of one text or more, got {prompts!r}")
         return {name: value.to(self.device) for name, value in self.text(prompts).items()}
 
     def encode(self, image: Tensor) -> Tensor:

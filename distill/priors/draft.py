@@ -52,9 +52,14 @@ class Draft(nn.Module):
         (folder / _SETTINGS).write_text(json.dumps(said, indent=2) + "\n")
 
     @classmethod
+    def bare(cls, folder: Path) -> Draft:
+        """Make a draft as the settings that ``write`` wrote say, without its weights."""
+        return cls(**json.loads((folder / _SETTINGS).read_text()))
+
+    @classmethod
     def read(cls, folder: Path) -> Draft:
         """Read what ``write`` wrote."""
-        made = cls(**json.loads((folder / _SETTINGS).read_text()))
+        made = cls.bare(folder)
         made.load_state_dict({name: value.float() for name, value in load_file(folder / _WEIGHTS).items()})
         return made
 

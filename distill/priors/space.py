@@ -84,7 +84,15 @@ class Space:
 
         Returns:
             Shape ``[batch, *self.shape]``; float32 with a VAE.
+
+        Raises:
+            ValueError: they are no such pictures.
         """
+        colours = 3 if self.latent else self.channels // self.factor**2
+        if image.ndim != 4 or image.shape[1] != colours or not image.is_floating_point():
+            raise ValueError(
+                f"pictures must be of shape [batch, {colours}, height, width] with numbers in [0, 1], got {list(image.shape)} of {image.dtype}"
+            )
         size = (self.image_size, self.image_size)
         if image.shape[-2:] != size:
             image = nn.functional.interpolate(image, size, mode="bilinear", antialias=True)

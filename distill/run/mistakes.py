@@ -110,6 +110,8 @@ def _unknown_choice(group: str, name: str, there: Sequence[str]) -> str:
     if group == "guidance" and name in GONE:
         return f"guidance={name}: {GONE[name]}"
     choices = plugins().get(group, there)
+    if name.lower() in choices:
+        return f"unknown {group} {name!r}; did you mean {name.lower()!r}?"
     return f"unknown {group} {name!r}" + (f"; there are {', '.join(choices)}" if choices else "")
 
 

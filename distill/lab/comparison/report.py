@@ -145,8 +145,9 @@ def summary(
     """A method's line: means over its prompts with standard errors, then diversity, costs and failures."""
 
     def text(values: Sequence[float | None], digits: int = 3) -> str:
-        found = spread(values)
-        return "-" if found is None else f"{found[0]:.{digits}f} \N{PLUS-MINUS SIGN} {found[1]:.{digits}f}"
+        found, several = spread(values), sum(value is not None for value in values) > 1
+        error = f" \N{PLUS-MINUS SIGN} {found[1]:.{digits}f}" if found and several else ""
+        return "-" if found is None else f"{found[0]:.{digits}f}{error}"
 
     whole = by_prompt([record for record in records if not record["error"]])
 

@@ -405,15 +405,22 @@ def run_cell(
         return bool(stop.is_set())
 
     record: dict[str, Any] = {**vars(cell), "options": dict(wanted), "points": points, "error": None}
+    whole = True
     try:
         train(job, on_step)
     except Diverged as error:
         record["error"] = str(error).splitlines()[0]
+    except (
+        Exception
+    ) as error:  # a loss of one's own fails in any way, and the others are compared all the same
+        whole, said = False, (str(error).splitlines() or [""])[0]
+        record["error"] = f"{type(error).__name__}: {said}"
     if stop.is_set() and job.state.step < config.iterations:
         return record
     record |= {"seconds": clock["seconds"], "calls": prior.calls - before, "skipped": job.state.skipped}
     record["final"] = figures.measure(job.views[0], field, cell.prompt, judge, source)
-    record["gradient"] = profile(job, config.seed)
+    if whole:
+        record["gradient"] = profile(job, config.seed)
     folder.mkdir(parents=True, exist_ok=True)
     # A row for every point of the curves, the finished asset last.
     if rows:

@@ -1,0 +1,146 @@
+"""Parts of one's own: what is registered is chosen by name, and what a loss does wrong is said as such."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from test_run import OPTIONS
+
+import distill
+from distill import guidance, loop, renderers
+from distill.registered import check_own
+from distill.run.compose import compose_config
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(guidance, "_registered", {})
+
+
+def wrong_shape(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, scale: float = 1.0) -> Any:
+    return x[:, :1]
+
+
+def no_gradient(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, scale: float = 1.0) -> Any:
+    return None
+
+
+def breaks(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, scale: float = 1.0) -> Any:
+    raise KeyError("what it needs")
+
+
+def never_finite(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, scale: float = 1.0) -> Any:
+    return x * float("nan")
+
+
+def Quiet(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, scale: float = 1.0) -> Any:  # noqa: N802
+    return scale * x
+
+
+def required(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, scale: float) -> Any:
+    return scale * x
+
+
+def mapped(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, d: dict[str, Any] = {}) -> Any:  # noqa: B006
+    return x
+
+
+def sds(prior: Any, x: Any, cond: Any, t: Any, noise: Any) -> Any:
+    return x
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (lambda x: x, "must be a function or a class with a name"),
+        (functools.partial(Quiet, scale=2), "must be a function or a class with a name"),
+        (3, "must be a function or a class with a name"),
+        (required, "the loss required has the option scale without a default"),
+        (mapped, "the default of d of the loss mapped must be a number, text"),
+        (sds, "there is a loss sds already"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused_where_it_is_registered(part: Any, said: str) -> None:
+    """There it costs one loss; later it would cost every run of the process."""
+    with pytest.raises(ValueError, match=said) as caught:
+        guidance.register(part)
+    assert "\n" not in str(caught.value)
+    assert compose_config(["prompt=a red mug"]).guidance.scale == 2
+
+
+def test_scenes_are_checked_as_losses_are() -> None:
+    with pytest.raises(ValueError, match="a scene must be a function or a class with a name"):
+        renderers.register(lambda: None)
+    assert check_own("scene", renderers.available()["hash_grid"]) == "hashgridscene"
+
+
+def test_a_name_in_capitals_is_told_how_it_is_chosen() -> None:
+    guidance.register(Quiet)
+    with pytest.raises(ValueError, match=r"unknown guidance 'Quiet'; did you mean 'quiet'\?"):
+        compose_config(["prompt=a red mug", "guidance=Quiet"])
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "said"),
+    [
+        (wrong_shape, ValueError, r"the loss must return dL/dx, a tensor of the shape of x, \[\d+, 48, .* got \[\d+, 1, "),
+        (no_gradient, ValueError, "the loss must return dL/dx, .* got NoneType"),
+        (breaks, KeyError, "what it needs"),
+        (never_finite, loop.Diverged, "was not finite in 3 steps in a row, .* check the loss or the weighting if it is your own"),
+    ],
+)  # fmt: skip
+def test_what_a_loss_does_wrong_is_said_and_noted(loss: Callable[..., Any], error: Any, said: str) -> None:
+    """A run none of whose steps counted ends as one that failed, however few there were."""
+    guidance.register(loss)
+    with pytest.raises(error, match=said):
+        distill.generate(
+            "a red mug", guidance=loss.__name__, output_dir="run", **{**OPTIONS, "iterations": 3}
+        )
+    manifest = json.loads(Path("run/manifest.json").read_text())
+    assert manifest["state"] in ("failed", "diverged") and manifest["why"]
+
+
+def test_a_comparison_goes_on_past_a_loss_that_breaks(tmp_path: Path) -> None:
+    for loss in (breaks, Quiet):
+        guidance.register(loss)
+    methods = {"breaks": {"guidance": "breaks"}, "quiet": {"guidance": "quiet"}}
+    options: Any = {**OPTIONS, "iterations": 2, "measure_every": 1}
+    for name in ("export.enabled", "log.tensorboard"):
+        options.pop(name, None)
+    report = distill.compare(methods, ["a red car"], [0], output_dir=tmp_path / "out", **options)
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("cell.json")]
+    errors = {cell["method"]: cell["error"] for cell in cells}
+    assert errors["breaks"] == "KeyError: 'what it needs'" and errors["quiet"] is None
+    assert report.is_file()
+
+
+@pytest.mark.parametrize("prompts", ["a red mug", []])
+def test_one_text_is_no_list_of_prompts(prompts: Any) -> None:
+    prior = distill.load_prior("embedded")
+    with pytest.raises(ValueError, match="prompts must be a list of one text or more, got"):
+        prior.embed(prompts)
+
+
+@pytest.mark.parametrize(
+    "image", [torch.zeros(1, 4, 64, 64), torch.zeros(3, 64, 64), torch.zeros(1, 3, 64, 64, dtype=torch.uint8)]
+)
+def test_what_is_no_picture_is_not_encoded(image: torch.Tensor) -> None:
+    prior = distill.load_prior("embedded")
+    with pytest.raises(ValueError, match=r"pictures must be of shape \[batch, 3, height, width\]"):
+        prior.encode(image)
+
+
+def test_steps_that_were_left_out_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    state: Any = SimpleNamespace(step=40, skipped=38)
+    with caplog.at_level("WARNING"):
+        loop.tell_skipped(state)
+        loop.tell_skipped(SimpleNamespace(step=40, skipped=4))  # type: ignore[arg-type]
+    assert caplog.messages == ["38 of 40 steps were left out, since their gradients were not finite"]
