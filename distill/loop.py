@@ -42,10 +42,11 @@ def train(job: Job, on_step: OnStep = lambda *_: None) -> State:
 
     Raises:
         Diverged: ``settings.max_bad_steps`` steps in a row had gradients, the scene's or the guidance's own, that are not
-            finite.
+            finite, or all steps of a run that is at its end.
         OutOfMemory: a step does not fit, not even with less memory.
     """
     state, settings, bad = job.state, job.settings, 0
+    metrics: dict[str, float] = {}
     gradients = retrying(job)
     while state.step < settings.iterations:
         before = state.generator.get_state()
@@ -60,7 +61,7 @@ def train(job: Job, on_step: OnStep = lambda *_: None) -> State:
             raise Diverged(_why(metrics, bad, state.step - 1))
         if on_step(state, metrics, seen.render):
             break
-    if state.skipped and state.skipped == state.step == settings.iterations:
+    if metrics and state.skipped == state.step == settings.iterations:
         raise Diverged(_why(metrics, state.skipped, state.step - 1))
     tell_skipped(state)
     return state

@@ -144,3 +144,9 @@ def test_steps_that_were_left_out_are_told(caplog: pytest.LogCaptureFixture) -> 
         loop.tell_skipped(state)
         loop.tell_skipped(SimpleNamespace(step=40, skipped=4))  # type: ignore[arg-type]
     assert caplog.messages == ["38 of 40 steps were left out, since their gradients were not finite"]
+
+
+def test_a_run_that_is_at_its_end_already_is_left_as_it_is() -> None:
+    state: Any = SimpleNamespace(step=3, skipped=3)
+    job: Any = SimpleNamespace(state=state, settings=SimpleNamespace(iterations=3, max_bad_steps=20))
+    assert loop.train(job) is state
