@@ -11,12 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from test_run import OPTIONS
 
 import distill
 from distill import guidance, loop, renderers
+from distill.priors import exact
+from distill.priors.sampling import sample
 from distill.registered import check_own
 from distill.run.compose import compose_config
+from distill.run.initial import check_init
+
+MEAN = exact.Components(torch.zeros(1, 3, 4, 4), torch.zeros(1), torch.ones(1))
 
 
 @pytest.fixture(autouse=True)
@@ -150,3 +156,64 @@ def test_a_run_that_is_at_its_end_already_is_left_as_it_is() -> None:
     state: Any = SimpleNamespace(step=3, skipped=3)
     job: Any = SimpleNamespace(state=state, settings=SimpleNamespace(iterations=3, max_bad_steps=20))
     assert loop.train(job) is state
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: exact.dirac({"a": torch.zeros(3, 4, 8)}), "means must be square pictures"),
+        (
+            lambda: exact.dirac({"a": torch.zeros(3, 4, 4), "b": torch.zeros(3, 8, 8)}),
+            "pictures have one shape",
+        ),
+        (
+            lambda: exact.Components(torch.zeros(2, 3, 4, 4), torch.zeros(2), torch.ones(3)),
+            "as many stds and weights",
+        ),
+        (
+            lambda: exact.Components(torch.zeros(1, 3, 4, 4), -torch.ones(1), torch.ones(1)),
+            "stds must be at least 0",
+        ),
+        (
+            lambda: exact.ExactPrior({"": MEAN}, prediction="noise"),
+            "prediction must be one of epsilon, v_prediction",
+        ),
+    ],
+)
+def test_an_exact_prior_of_nonsense_is_refused(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_what_comes_before_the_last_comma_stands_for_all_that_share_it() -> None:
+    """Also where a caption says no more than that."""
+    captions = ["a mug, from behind", "a mug, front", "a mug", "a cup"]
+    prior = exact.empirical(torch.rand(4, 3, 4, 4), captions)
+    counts = {text: len(mixture.means) for text, mixture in prior.prompts.items()}
+    assert counts == {"": 4, "a mug": 3, "a mug, from behind": 1, "a mug, front": 1, "a cup": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"clip": -1.0}, "clip must be above 0"), ({"prompts": "a"}, "a list of one text")]
+)
+def test_samples_of_nonsense_are_refused(options: dict[str, Any], said: str) -> None:
+    prior = exact.dirac({"": torch.zeros(3, 4, 4), "a": torch.zeros(3, 4, 4)})
+    given: dict[str, Any] = {"prompts": ["a"], "generator": torch.Generator(), "steps": 2, **options}
+    with pytest.raises(ValueError, match=said):
+        sample(prior, given.pop("prompts"), **given)
+
+
+@pytest.mark.parametrize(("source", "told"), [("a yellow duck", False), ("a red mug", True)])
+def test_an_edit_says_where_it_begins_with_something_else(
+    source: str, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = compose_config(["prompt=a yellow duck"])
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    OmegaConf.save(first, tmp_path / "run" / "config.yaml")
+    words = ["prompt=a blue duck", "init=run", "guidance=dds", f"source_prompt={source}"]
+    with caplog.at_level("WARNING"):
+        check_init(compose_config(words))
+    said = [
+        message for message in caplog.messages if "shows 'a yellow duck', and source_prompt is" in message
+    ]
+    assert bool(said) is told

@@ -90,8 +90,8 @@ def test_the_page_needs_nothing_else_and_shows_text_as_text(root: Path) -> None:
 
 def test_the_text_is_short_and_counts_all(root: Path) -> None:
     lines = as_text(summarise(root)[0], most=2).splitlines()
-    assert lines[0].split() == ["prompt", "state", "score", "seconds", "steps", "why"]
-    assert lines[1].split() == ["a", "pink", "cone", "failed", "9.0", "120/400", "no", "surface"]
+    assert lines[0].split() == ["prompt", "state", "score", "seconds", "steps", "folder", "why"]
+    assert lines[1].split() == ["a", "pink", "cone", "failed", "9.0", "120/400", "pink", "no", "surface"]
     assert lines[3:] == ["and 3 more", "1 finished, 1 unfinished, 1 refused, 1 collapsed, 1 failed"]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill.cameras import Cameras
 from distill.contracts import Embedding
-from distill.priors.predictions import from_noise, to_noise
+from distill.priors.predictions import KINDS, from_noise, to_noise
 from distill.priors.space import Space
 
 
@@ -47,6 +47,19 @@ class Components:
     stds: Tensor
     weights: Tensor
 
+    def __post_init__(self) -> None:
+        count = (len(self.means),)
+        if self.means.ndim != 4 or self.means.shape[-1] != self.means.shape[-2] or not self.means.numel():
+            raise ValueError(
+                f"means must be square pictures, [components, channel, size, size], got {list(self.means.shape)}"
+            )
+        if self.stds.shape != count or self.weights.shape != count:
+            raise ValueError(
+                f"a mixture of {count[0]} needs as many stds and weights, got {list(self.stds.shape)} and {list(self.weights.shape)}"
+            )
+        if (self.stds < 0).any() or not (self.weights > 0).all():
+            raise ValueError("stds must be at least 0 and weights above 0")
+
 
 @dataclass(frozen=True)
 class ExactPrior:
@@ -72,6 +85,15 @@ class ExactPrior:
     name: str = "exact"
 
     views, words, trainable, has_control = 1, True, None, False
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(mixture.means.shape[1:]) for mixture in self.prompts.values()}
+        if len(shapes) != 1:
+            raise ValueError(
+                f"an exact prior needs prompts whose pictures have one shape, got {sorted(shapes)}"
+            )
+        if self.prediction not in KINDS:
+            raise ValueError(f"prediction must be one of {', '.join(KINDS)}, got {self.prediction!r}")
 
     @property
     def device(self) -> torch.device:
@@ -236,7 +258,7 @@ def empirical(images: Tensor, captions: Sequence[str], abar: Tensor | None = Non
     whole: dict[str, list[int]] = {}
     for index, caption in enumerate(captions):
         whole.setdefault(caption.rpartition(",")[0], []).append(index)
-    rows = {**{text: index for text, index in whole.items() if text}, **rows}
+    rows |= {text: sorted({*rows.get(text, ()), *index}) for text, index in whole.items() if text}
     groups = {caption: images[index] * 2 - 1 for caption, index in rows.items()}
     table = mixture({"": images * 2 - 1, **groups}, 0.0, abar)
     return ExactPrior(table.prompts, table.abar, signed=True)

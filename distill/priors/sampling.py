@@ -39,12 +39,17 @@ def sample(
         ``decode`` makes pictures of them.
 
     Raises:
-        ValueError: ``steps`` is not between 1 and the prior's number of timesteps, or a multi-view prior has no cameras.
+        ValueError: ``steps`` is not between 1 and the prior's number of timesteps, ``prompts`` is no list or empty, ``clip`` is not
+            above 0, or a multi-view prior has no cameras.
 
     Source: Song et al. 2021, arXiv:2010.02502. Timesteps "trailing" as in Lin et al. 2024, arXiv:2305.08891.
     """
     if not 1 <= steps <= prior.num_timesteps:
         raise ValueError(f"steps must be between 1 and {prior.num_timesteps}, got {steps}")
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError(f"prompts must be a list of one text or more, got {prompts!r}")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be above 0, or None, got {clip}")
     n = len(prompts)
     x = torch.randn(n, *prior.shape, generator=generator).to(prior.device)
     table = prior.embed([*prompts, ""])

@@ -49,6 +49,13 @@ def check_init(config: DictConfig) -> None:
         raise ValueError(
             f"init={folder} has {earlier.particles} scenes; only a run with particles=1 can be gone on from"
         )
+    if config.source_prompt and (shown := earlier.get("prompt")) and shown != config.source_prompt:
+        log.warning(
+            "init=%s shows %r, and source_prompt is %r; the edit begins with what it shows",
+            folder,
+            shown,
+            config.source_prompt,
+        )
     mesh, now = (each.get("mesh.file") for each in (contents.kept(folder), contents.contents(config)))
     if mesh and now and mesh != now:
         raise ValueError(

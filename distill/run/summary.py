@@ -297,7 +297,7 @@ def as_text(runs: Sequence[Run], most: int = PRINTED) -> str:
     def shown(value: object) -> str:
         return "" if value is None else cut(str(value), 48)
 
-    titles = ("prompt", "state", "score", "seconds", "steps", "why")
+    titles = ("prompt", "state", "score", "seconds", "steps", "folder", "why")
     rows = [titles, *(tuple(shown(getattr(run, name)) for name in titles) for run in runs[:most])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
