@@ -20,7 +20,7 @@ from distill.priors import exact
 from distill.priors.sampling import sample
 from distill.registered import check_own
 from distill.run.compose import compose_config
-from distill.run.initial import check_init
+from distill.run.initial import tell_source
 
 MEAN = exact.Components(torch.zeros(1, 3, 4, 4), torch.zeros(1), torch.ones(1))
 
@@ -212,7 +212,7 @@ def test_an_edit_says_where_it_begins_with_something_else(
     OmegaConf.save(first, tmp_path / "run" / "config.yaml")
     words = ["prompt=a blue duck", "init=run", "guidance=dds", f"source_prompt={source}"]
     with caplog.at_level("WARNING"):
-        check_init(compose_config(words))
+        tell_source(compose_config(words), tmp_path / "run")
     said = [
         message for message in caplog.messages if "shows 'a yellow duck', and source_prompt is" in message
     ]

@@ -49,13 +49,6 @@ def check_init(config: DictConfig) -> None:
         raise ValueError(
             f"init={folder} has {earlier.particles} scenes; only a run with particles=1 can be gone on from"
         )
-    if config.source_prompt and (shown := earlier.get("prompt")) and shown != config.source_prompt:
-        log.warning(
-            "init=%s shows %r, and source_prompt is %r; the edit begins with what it shows",
-            folder,
-            shown,
-            config.source_prompt,
-        )
     mesh, now = (each.get("mesh.file") for each in (contents.kept(folder), contents.contents(config)))
     if mesh and now and mesh != now:
         raise ValueError(
@@ -84,6 +77,7 @@ def begin(config: DictConfig, scene: Scene, device: torch.device) -> dict[str, f
         ValueError: the run has no checkpoint, or one of another scene.
     """
     folder = user_path(config.init)
+    tell_source(config, folder)
     if config.scene._target_ != SECOND or not holds_field(earlier := read_settings(config.init), config.init):
         start_from(folder, scene, device)
         return {}
@@ -93,6 +87,18 @@ def begin(config: DictConfig, scene: Scene, device: torch.device) -> dict[str, f
     field: Any = scene_maker(earlier, backend=config.scene.backend)(seed=0).to(device)
     start_from(folder, field, device)
     return second_stage.begin(scene, field)
+
+
+def tell_source(config: DictConfig, folder: Path) -> None:
+    """Warn that an edit begins with a scene of another prompt than its source's, where the earlier run's settings say so."""
+    if not config.source_prompt or not (folder / "config.yaml").is_file():
+        return
+    shown = read_settings(str(folder)).get("prompt")
+    if shown and shown != config.source_prompt:
+        log.warning(
+            "init=%s shows %r, and source_prompt is %r; the edit begins with what it shows",
+            folder, shown, config.source_prompt,
+        )  # fmt: skip
 
 
 def start_from(folder: Path, scene: Scene, device: torch.device) -> None:

@@ -30,7 +30,7 @@ from distill.lab.comparison.counted import Counted
 from distill.lab.comparison.figures import gradient_profile
 from distill.lab.comparison.records import VIEWS, Cell, judge_name
 from distill.lab.truth import SHAPES, Source, asked, check, check_meant, judge_folder, judge_of, origin
-from distill.loop import Diverged, train
+from distill.loop import Diverged, OutOfMemory, train
 from distill.priors import load_prior
 from distill.run.assemble import assemble
 from distill.run.journal import Interrupted
@@ -194,12 +194,7 @@ def compare(
                 raise Interrupted(
                     f"stopped after {done - (not made)} of {len(mine)} cells; run again to go on"
                 )
-    records = records_of(cells, root)
-    if not records:
-        raise ValueError(
-            f"nothing is finished in {root} yet, and the share {part[0]}/{part[1]} of {counted(len(cells), 'cell')} has none to make; run "
-            "the other shares first, or divide it into fewer"
-        )
+    records = records_of(cells, root, part)
     if prior is None and len(records) == len(cells):
         measure_costs(root, settings, prompts[0])
     return write_report(root, records)
@@ -226,10 +221,19 @@ def unfinished(
     return [cell for cell in cells[number - 1 :: parts] if cell in left]
 
 
-def records_of(cells: Sequence[Cell], root: Path) -> list[dict[str, Any]]:
-    """The records of those cells that are finished, in their order."""
+def records_of(cells: Sequence[Cell], root: Path, part: tuple[int, int]) -> list[dict[str, Any]]:
+    """The records of those cells that are finished, in their order.
+
+    Raises:
+        ValueError: there are none, since this share has no cells and the others have not begun.
+    """
     paths = [cell.folder(root) / "cell.json" for cell in cells]
-    return [json.loads(path.read_text()) for path in paths if path.exists()]
+    if not (there := [path for path in paths if path.exists()]):
+        raise ValueError(
+            f"nothing is finished in {root} yet, and the share {part[0]}/{part[1]} of {counted(len(cells), 'cell')} has none to make; run "
+            "the other shares first, or divide it into fewer"
+        )
+    return [json.loads(path.read_text()) for path in there]
 
 
 def check_asked(prior: object, budget: str, part: tuple[int, int]) -> None:
@@ -410,9 +414,10 @@ def run_cell(
         train(job, on_step)
     except Diverged as error:
         record["error"] = str(error).splitlines()[0]
-    except (
-        Exception
-    ) as error:  # a loss of one's own fails in any way, and the others are compared all the same
+    except (OutOfMemory, OSError):
+        raise  # of the machine; the cell is made when there is room
+    except Exception as error:
+        # A loss of one's own fails in any way, and the others are compared all the same.
         whole, said = False, (str(error).splitlines() or [""])[0]
         record["error"] = f"{type(error).__name__}: {said}"
     if stop.is_set() and job.state.step < config.iterations:
