@@ -169,6 +169,7 @@ def test_a_missing_judge_is_said_plainly(tmp_path: Any) -> None:
             lambda data: data.replace(b'"channels"', b'"other"').replace(b'"vocabulary"', b'"words"'),
         ),
         ("config.json", lambda data: json.dumps(json.loads(data) | {"channels": [8, 8, 8]}).encode()),
+        ("config.json", lambda data: json.dumps(json.loads(data) | {"depths": [1, 1]}).encode()),
         ("judge.safetensors", lambda data: data[: len(data) // 2]),
         ("judge.safetensors", lambda data: b""),
     ],

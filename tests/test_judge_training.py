@@ -72,7 +72,7 @@ def test_the_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.item() == pytest.approx((told + (told + wide) / 2) / 2, abs=1e-5)
 
 
-def test_halves_and_names_are_drawn_evenly(pictures: Any, source: Any) -> None:
+def test_halves_and_names_with_as_many_pictures_are_drawn_evenly(pictures: Any, source: Any) -> None:
     g = torch.Generator().manual_seed(0)
     parts = [source.draw(256, g)[1] for _ in range(60)]
     name = torch.cat([part.name for part in parts])[:: pictures.TOGETHER]
@@ -96,14 +96,28 @@ def test_only_a_picture_whose_colour_can_be_chosen_is_painted(pictures: Any, sou
     }
 
 
-def test_overhead_pictures_of_kinds_are_drawn_four_times_as_often(pictures: Any, source: Any) -> None:
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_overhead_pictures_are_drawn_four_times_as_often(pictures: Any, source: Any, share: float) -> None:
     view = torch.where(torch.arange(32) % 2 == 0, world.VIEWS.index(world.OVERHEAD), 0)
     layers, name = torch.full((32, 8, 8, 5), 255, dtype=torch.uint8), torch.arange(16).repeat_interleave(2)
     kinds = pictures.Half(layers, name, view, torch.zeros(32, 3), torch.ones(32, dtype=torch.bool))
-    real = pictures.Half(layers[:2], torch.tensor([20, 20]), view[:2], torch.zeros(2, 3), torch.zeros(2) > 0)
-    seen = pictures.Source(kinds, real, 1.0).draw(4096, torch.Generator().manual_seed(0))[1]
-    # By hand: of two pictures, one counts four times: 4 / 5. Standard error .006.
-    assert (seen.view != 0).float().mean().item() == pytest.approx(0.8, abs=0.02)
+    for painted in (False, True):
+        chosen = torch.full((2,), painted)
+        real = pictures.Half(layers[:2], torch.tensor([20, 20]), view[:2], torch.zeros(2, 3), chosen)
+        seen = pictures.Source(kinds, real, share).draw(4096, torch.Generator().manual_seed(0))[1]
+        # By hand: of two pictures, one counts four times: 4 / 5. Standard error .006.
+        assert (seen.view != 0).float().mean().item() == pytest.approx(0.8, abs=0.02)
+
+
+def test_names_of_things_are_drawn_by_the_square_root_of_their_pictures(pictures: Any) -> None:
+    def half(name: Tensor) -> Any:
+        layers, no = torch.full((len(name), 8, 8, 5), 255, dtype=torch.uint8), torch.zeros(len(name)) > 0
+        return pictures.Half(layers, name, torch.zeros_like(name), torch.zeros(len(name), 3), no)
+
+    real = half(torch.tensor([20] * 9 + [30]))
+    seen = pictures.Source(half(torch.arange(16)), real, 0.0).draw(4096, torch.Generator().manual_seed(0))[1]
+    # By hand: 3 to 1, so 3 / 4 of 2,048 draws; standard error .01.
+    assert (seen.name == 20).float().mean().item() == pytest.approx(0.75, abs=0.03)
 
 
 def test_a_pack_of_some_names_is_drawn_from_and_nothing_else_is_named(pictures: Any) -> None:
@@ -127,8 +141,10 @@ def test_captions_that_are_told_are_true_and_the_others_name_everything(pictures
     told, others = source.told(seen, g), source.others(seen, g)
     true, _ = pictures.truth(seen, told.beside(others))
     assert true[:, :64].diagonal().all()
-    beside = pictures.BESIDE
-    assert len(others.name[:beside].unique()) == beside and (others.view[:beside] == pictures.NONE).all()
+    beside = len(captions.articles())
+    assert (
+        others.name[:beside].tolist() == list(range(beside)) and (others.view[:beside] == pictures.NONE).all()
+    )
     assert (others.colour[:beside][others.name[:beside] < 16] >= 0).all()
     names = list(captions.articles())
     for text, name, colour in zip(others.captions(g), others.name, others.colour, strict=True):
@@ -155,6 +171,36 @@ def test_a_judge_begins_with_the_words_that_an_earlier_one_knows(monkeypatch: py
     assert torch.equal(judge.embedding.weight[4], own)
 
 
+def test_a_deeper_judge_begins_as_an_earlier_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    train = importlib.import_module("train_judge")
+    torch.manual_seed(0)
+    earlier, images = Judge(["mug"], (8, 12, 16), (1, 1, 2)).eval(), torch.rand(2, 3, 64, 64)
+    judge = Judge(["mug"], (8, 12, 16), (3, 1, 3)).eval()
+    for added in (0.0, train.ADDED):
+        monkeypatch.setattr(train, "ADDED", added)
+        train.begin_with(judge, earlier)
+        kept = [layer for at, layer in enumerate(judge.image_tower) if at not in (2, 3, 9)]
+        for layer, older in zip(kept, earlier.image_tower, strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(layer.parameters(), older.parameters(), strict=True))
+        near = (judge.image_features(images) * earlier.image_features(images)).sum(1)
+        assert (near > (0.9999 if added == 0 else 0.9)).all()
+        assert added == 0 or (near < 1 - 1e-6).all()
+
+
+def test_a_judge_cannot_begin_as_a_deeper_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    train = importlib.import_module("train_judge")
+    options = SimpleNamespace(channels=None, depths=[2, 1, 1])
+    with pytest.raises(ValueError, match="expected at least those of --start, 1 1 2, got 2 1 1"):
+        train.shape_of(options, Judge(["mug"], (8, 12, 16)))
+    assert train.shape_of(options, None) == ((48, 96, 192), (2, 1, 1))
+    assert train.shape_of(SimpleNamespace(channels=None, depths=None), Judge(["mug"], (8, 12, 16))) == (
+        (8, 12, 16),
+        (1, 1, 2),
+    )
+
+
 def test_a_state_goes_on_only_with_the_pack_and_the_judge_that_it_began_with(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -168,7 +214,7 @@ def test_a_state_goes_on_only_with_the_pack_and_the_judge_that_it_began_with(
     def options(things: str, start: str | None) -> Any:
         folder = None if start is None else tmp_path / start
         return SimpleNamespace(
-            work=tmp_path, things=tmp_path / things, start=folder, device="cpu", channels=None
+            work=tmp_path, things=tmp_path / things, start=folder, device="cpu", channels=None, depths=None
         )
 
     first = options("pack", "pack")
@@ -198,16 +244,19 @@ def test_a_pack_of_other_names_is_refused(pictures: Any, monkeypatch: pytest.Mon
         pictures.of_pack(Path("pack"))
 
 
-def test_a_judge_of_other_channels_is_read_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("depths", "stages"), [((1, 1, 2), [8, 8, 12, 16, 16]), ((2, 0, 1), [8, 8, 8, 16])])
+def test_a_judge_of_another_shape_is_read_back(
+    depths: tuple[int, int, int], stages: list[int], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    judge, images = Judge(["mug", "red"], (8, 12, 16)).eval(), torch.rand(3, 3, 64, 64)
+    judge, images = Judge(["mug", "red"], (8, 12, 16), depths).eval(), torch.rand(3, 3, 64, 64)
     save_judge(judge, tmp_path)
     again = load_judge(folder=tmp_path)
-    assert again.channels == (8, 12, 16)
+    assert again.channels == (8, 12, 16) and again.depths == depths
     found, wanted = (each.similarity(images, ["red mug"]) for each in (again, judge))
     torch.testing.assert_close(found, wanted, atol=2e-3, rtol=0)
     tower = ImageTower(again)
-    assert tower.config.hidden_sizes == [8, 8, 12, 16, 16]
+    assert tower.config.hidden_sizes == stages and tower.config.num_hidden_layers == len(stages) - 1
     assert [state.shape[-1] for state in tower(images).hidden_states] == tower.config.hidden_sizes
 
 
@@ -242,6 +291,7 @@ def test_training_for_minutes_ends_after_them_and_goes_on(
     ("words", "said"),
     [
         (["--channels", "8", "8", "0"], "--channels must be at least 1, not 0"),
+        (["--depths", "1", "-1", "1"], "--depths must be at least 0, not -1"),
         (["--channels", "8", "8", "8", "--start", "judge"], "--start has channels of its own"),
         (["--minutes", "nan"], "--minutes must be above 0, got nan"),
         (["--minutes", "0"], "--minutes must be above 0, got 0"),
@@ -260,19 +310,23 @@ def test_options_of_the_training_are_refused(
     assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
-def test_a_training_does_not_go_on_with_other_channels(
+def test_a_training_does_not_go_on_with_another_shape(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
     train = importlib.import_module("train_judge")
     (tmp_path / things.PICTURES).write_bytes(b"pack")
-    options = SimpleNamespace(work=tmp_path, things=tmp_path, start=None, device="cpu", channels=None)
+    options = SimpleNamespace(
+        work=tmp_path, things=tmp_path, start=None, device="cpu", channels=None, depths=None
+    )
     usual = train.begun_with(options)
-    older = {name: value for name, value in usual.items() if name != "--channels"}
+    older = {name: value for name, value in usual.items() if name not in ("--channels", "--depths")}
     for begun in (usual, older):
         torch.save({"begun": begun}, tmp_path / train.STATE)
-        options.channels = None
-        assert train.load_state(options) == {"begun": begun}
-        options.channels = [8, 8, 8]
-        with pytest.raises(ValueError, match="began with another --channels"):
-            train.load_state(options)
+        for what, other in (("channels", [8, 8, 8]), ("depths", [2, 2, 2])):
+            setattr(options, what, None)
+            assert train.load_state(options) == {"begun": begun}
+            setattr(options, what, other)
+            with pytest.raises(ValueError, match=f"began with another --{what}"):
+                train.load_state(options)
+            setattr(options, what, None)

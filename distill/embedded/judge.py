@@ -27,6 +27,8 @@ from distill.files.errors import line_of
 SIZE = 64
 WIDTH = 128
 CHANNELS = (48, 96, 192)
+#: Residual layers at 16x16, 8x8 and 4x4.
+DEPTHS = (1, 1, 2)
 #: The folders of the judges that ship, by the value of ``judge=``: of the sixteen kinds, and of these and real things.
 SHIPPED = {
     "embedded": Path(__file__).with_suffix(""),
@@ -34,7 +36,7 @@ SHIPPED = {
 }
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
     """``x + relu(norm(conv(x)))``."""
 
     def __init__(self, channels: int) -> None:
@@ -51,21 +53,16 @@ def _shrink(inner: int, outer: int, kernel: int, stride: int) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(outer), nn.ReLU())
 
 
-def _image_tower(channels: tuple[int, int, int]) -> nn.Sequential:
-    """A small residual net, 64x64 to 16x16, 8x8 and 4x4: with 48, 96 and 192 channels 20 million multiplications a picture."""
-    a, b, c = channels
-    return nn.Sequential(
-        _shrink(3, a, 6, 4),
-        _Residual(a),
-        _shrink(a, b, 2, 2),
-        _Residual(b),
-        _shrink(b, c, 2, 2),
-        _Residual(c),
-        _Residual(c),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(4 * c, WIDTH),
-    )
+def _image_tower(channels: tuple[int, int, int], depths: tuple[int, int, int]) -> nn.Sequential:
+    """A small residual net, 64x64 to 16x16, 8x8 and 4x4.
+
+    With 48, 96 and 192 channels and one, one and two residual layers it takes 20 million multiplications a picture.
+    """
+    layers: list[nn.Module] = []
+    for inner, outer, depth in zip((3, *channels), channels, depths, strict=False):
+        layers.append(_shrink(inner, outer, 2, 2) if layers else _shrink(inner, outer, 6, 4))
+        layers += [Residual(outer) for _ in range(depth)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels[-1], WIDTH))
 
 
 def vocabulary() -> list[str]:
@@ -85,13 +82,19 @@ class Judge(nn.Module):
     Args:
         vocabulary: the words that it reads.
         channels: of the image tower, at 16x16, 8x8 and 4x4.
+        depths: how many residual layers it has there.
     """
 
-    def __init__(self, vocabulary: list[str], channels: tuple[int, int, int] = CHANNELS) -> None:
+    def __init__(
+        self,
+        vocabulary: list[str],
+        channels: tuple[int, int, int] = CHANNELS,
+        depths: tuple[int, int, int] = DEPTHS,
+    ) -> None:
         super().__init__()
-        self.vocabulary, self.channels = vocabulary, channels
+        self.vocabulary, self.channels, self.depths = vocabulary, channels, depths
         self.number = {word: index + 1 for index, word in enumerate(vocabulary)}
-        self.image_tower = _image_tower(channels)
+        self.image_tower = _image_tower(channels, depths)
         self.embedding = nn.Embedding(len(vocabulary) + 1, WIDTH, padding_idx=0)
         self.reader = nn.GRU(WIDTH, WIDTH, batch_first=True)
         self.text_head = nn.Linear(WIDTH, WIDTH)
@@ -150,25 +153,24 @@ class ImageTower(nn.Module):
     def __init__(self, judge: Judge) -> None:
         super().__init__()
         self.judge = judge
-        first, second, third = judge.channels
-        stages = [first, first, second, third, third]
+        levels = zip(judge.channels, judge.depths, strict=True)
+        stages = [judge.channels[0], *(width for width, depth in levels for _ in range(depth))]
         self.config = SimpleNamespace(
             image_size=SIZE,
             patch_size=SIZE // 8,
             projection_dim=WIDTH,
             hidden_sizes=stages,
-            num_hidden_layers=4,
+            num_hidden_layers=sum(judge.depths),
         )
 
     def forward(self, pixel_values: Tensor, output_hidden_states: bool = True) -> Any:
         """Pictures ``4 rgb - 2`` to ``image_embeds`` ``[batch, 128]`` and ``hidden_states`` ``[batch, 65, stage]``."""
-        x, states = pixel_values, []
+        x, stages = pixel_values, []
         for layer in self.judge.image_tower:
             x = layer(x)
-            if isinstance(layer, nn.Sequential | _Residual):
-                states.append(x)
-        # The first of each pair that halves the picture is no stage of its own, but for the stem.
-        stages = [states[i] for i in (0, 1, 3, 5, 6)]
+            # What halves the picture is no stage of its own, but for the stem.
+            if isinstance(layer, Residual) or not stages:
+                stages.append(x)
         grids = [interpolate(stage, (8, 8), mode="area").flatten(2).movedim(1, 2) for stage in stages]
         joined = tuple(torch.cat([grid.mean(1, keepdim=True), grid], dim=1) for grid in grids)
         return SimpleNamespace(image_embeds=x, hidden_states=joined)
@@ -218,7 +220,10 @@ def save_judge(judge: Judge, folder: Path) -> None:
     }
     (folder / "judge.safetensors").write_bytes(save(state))
     (folder / "config.json").write_text(
-        json.dumps({"channels": judge.channels, "vocabulary": judge.vocabulary}, indent=1) + "\n"
+        json.dumps(
+            {"channels": judge.channels, "depths": judge.depths, "vocabulary": judge.vocabulary}, indent=1
+        )
+        + "\n"
     )
 
 
@@ -236,7 +241,9 @@ def load_judge(device: torch.device | str = "cpu", folder: Path = SHIPPED["embed
         raise ValueError(f"no judge in {folder}; train one with examples/embedded/train_judge.py")
     try:
         config = json.loads((folder / "config.json").read_text())
-        judge = Judge(config["vocabulary"], tuple(config.get("channels", CHANNELS)))
+        # Earlier versions wrote no depths, and the first no channels.
+        shape = (tuple(config.get("channels", CHANNELS)), tuple(config.get("depths", DEPTHS)))
+        judge = Judge(config["vocabulary"], *shape)
         state = {name: value.float() for name, value in load_file(folder / "judge.safetensors").items()}
         missing, unexpected = judge.load_state_dict(state, strict=False)
         if lost := [*unexpected, *(name for name in missing if not name.endswith("num_batches_tracked"))]:

@@ -24,8 +24,6 @@ from distill.transfer import send
 
 #: Pictures of each pair in a batch, so that captions of one pair that differ in the view meet.
 TOGETHER = 2
-#: Names, drawn anew for each batch, whose captions stand beside those of the pictures.
-BESIDE = 128
 WITH_VIEW, WITH_COLOUR, IN_A_COLOUR = 0.4, 0.85, 0.5
 #: An index of colours and of views that stands for none.
 NONE = -1
@@ -233,8 +231,14 @@ class Rows:
         return self.all[self.first[name] + at]
 
 
+def overhead_often(half: Half, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The pictures of each name with those from overhead four times: they are one in seventeen, and the hardest to tell."""
+    above = half.view == world.VIEWS.index(world.OVERHEAD)
+    return tuple(torch.cat([one, *3 * [one[above[one]]]]) for one in rows)
+
+
 class Source:
-    """Draws pictures of both halves, names evenly in each.
+    """Draws pictures of both halves: kinds evenly, and names of things by the square root of how many pictures they have.
 
     Args:
         kinds: the half of kinds.
@@ -251,26 +255,25 @@ class Source:
             for what in ("name", "view", "paint", "layers")
         )
         self.layers = layers.to(device)
-        # One render in sixteen is from overhead; these are the hardest to tell and are drawn four times as often.
-        above = kinds.view == world.VIEWS.index(world.OVERHEAD)
-        of_kinds = [
-            torch.cat([rows, *3 * [rows[above[rows]]]]) for rows in kinds.rows(list(range(self.first)))
-        ]
+        of_kinds = overhead_often(kinds, kinds.rows(list(range(self.first))))
         painted = replace(real, name=torch.where(real.chosen, real.name, NONE))
         listed, begin = list(range(self.first, count)), len(kinds.name)
         rows, in_a_colour = (
-            (*of_kinds, *(begin + places for places in half.rows(listed))) for half in (real, painted)
+            (*of_kinds, *(begin + places for places in overhead_often(real, half.rows(listed))))
+            for half in (real, painted)
         )
         self.rows, self.painted = Rows(rows), Rows(in_a_colour)
         self.can = self.painted.count > 0
         #: Names with a picture: a pack may hold some of the table's.
         self.there = self.rows.count.nonzero()[:, 0]
+        #: How often each name of a thing is drawn. What has many variants takes longer to learn.
+        self.often = self.rows.count[self.first :].double().sqrt()
 
     def draw(self, batch: int, g: torch.Generator) -> tuple[Tensor, Shown]:
         """Augmented pictures in [0, 1], ``[batch, 3, 64, 64]``, and what they show."""
         pairs = batch // TOGETHER
         kind = torch.randint(self.first, (pairs,), generator=g)
-        thing = self.there[torch.randint(self.first, len(self.there), (pairs,), generator=g)]
+        thing = self.first + torch.multinomial(self.often, pairs, replacement=True, generator=g)
         name = torch.where(torch.rand(pairs, generator=g) < self.share, kind, thing)
         some = torch.rand(pairs, generator=g) < IN_A_COLOUR
         coloured = (name < self.first) | (some & self.can[name])
@@ -294,8 +297,8 @@ class Source:
         return Shown(shown.name, torch.where(bare, NONE, shown.colour), view)
 
     def others(self, shown: Shown, g: torch.Generator) -> Shown:
-        """What more captions say: names drawn at random, and the drawn pairs in another colour and from another side."""
-        name = self.there[torch.randperm(len(self.there), generator=g)[:BESIDE]]
+        """What more captions say: every name, and the drawn pairs in another colour and from another side."""
+        name = self.there
         hue = torch.randint(len(self.palette), name.shape, generator=g)
         say = self.can[name] & ((name < self.first) | (torch.rand(len(name), generator=g) < 0.5))
         pairs = Shown(*(value[::TOGETHER] for value in (shown.name, shown.colour, shown.view)))

@@ -30,12 +30,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.embedded import things
-from distill.embedded.judge import CHANNELS, Judge, load_judge, save_judge, vocabulary
+from distill.embedded.judge import CHANNELS, DEPTHS, Judge, Residual, load_judge, save_judge, vocabulary
 from distill.files.atomic import sha256
 from distill.priors.dtypes import mixed
 from distill.transfer import send
 
 SEED = 10_000_000
+#: Scale of a residual layer that an earlier judge did not have: at first, it changes little.
+ADDED = 0.05
 #: The training state in the work folder.
 STATE = "judge.pt"
 
@@ -85,14 +87,31 @@ def save_state(path: Path, state: dict[str, object]) -> None:
     os.replace(temporary, path)
 
 
-def channels_of(options: argparse.Namespace) -> tuple[int, int, int]:
-    """The channels of a judge that begins from nothing."""
-    first, second, third = options.channels or CHANNELS
+def triple(values: list[int]) -> tuple[int, int, int]:
+    first, second, third = values
     return first, second, third
 
 
+def shape_of(
+    options: argparse.Namespace, earlier: Judge | None
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """The channels and the depths of the judge to train.
+
+    Raises:
+        ValueError: it would have fewer residual layers somewhere than the judge of ``--start``.
+    """
+    channels = earlier.channels if earlier else triple(options.channels or CHANNELS)
+    least = earlier.depths if earlier else (0, 0, 0)
+    depths = triple(options.depths or (earlier.depths if earlier else DEPTHS))
+    if any(one < other for one, other in zip(depths, least, strict=True)):
+        raise ValueError(
+            f"--depths: expected at least those of --start, {' '.join(map(str, least))}, got {' '.join(map(str, depths))}"
+        )
+    return channels, depths
+
+
 def begun_with(options: argparse.Namespace) -> dict[str, str]:
-    """Checksums of the pack and of the judge that a training begins with, under the options that name them, and its channels.
+    """Checksums of the pack and of the judge that a training begins with, under the options that name them, and its shape.
 
     Raises:
         ValueError: a file cannot be read.
@@ -100,9 +119,12 @@ def begun_with(options: argparse.Namespace) -> dict[str, str]:
     files = {"--things": options.things / things.PICTURES}
     if options.start:
         files["--start"] = options.start / "judge.safetensors"
-    widths = {} if options.start else {"--channels": " ".join(map(str, channels_of(options)))}
+    shape = {"--depths": options.depths or ([] if options.start else DEPTHS)}
+    if not options.start:
+        shape["--channels"] = options.channels or CHANNELS
+    said = {name: " ".join(map(str, numbers)) for name, numbers in shape.items()}
     try:
-        return {name: sha256(path) for name, path in files.items()} | widths
+        return {name: sha256(path) for name, path in files.items()} | said
     except OSError as error:
         raise ValueError(
             f"{error.filename} cannot be read ({error.strerror}); --things must be a pack's folder, and --start a judge's"
@@ -120,8 +142,9 @@ def load_state(options: argparse.Namespace) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = torch.load(path, map_location=options.device, weights_only=True)
     begun = state.get("begun", given)  # earlier versions did not keep it
-    begun = {"--channels": " ".join(map(str, CHANNELS))} | begun if "--channels" in given else begun
-    for name in ("--things", "--start", "--channels"):
+    usual = {"--channels": CHANNELS, "--depths": DEPTHS} if "--channels" in given else {"--depths": ()}
+    begun = {name: " ".join(map(str, numbers)) for name, numbers in usual.items()} | begun
+    for name in ("--things", "--start", "--channels", "--depths"):
         if begun.get(name) != given.get(name):
             raise ValueError(
                 f"{path} is of a training that began with another {name}, or without it: give what it began with, or another --work"
@@ -144,6 +167,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--channels", type=int, nargs=3, help=f"of the image tower's three levels; {' '.join(map(str, CHANNELS))}, or those of --start"
     )  # fmt: skip
+    parser.add_argument(
+        "--depths", type=int, nargs=3, help=f"residual layers of each level; {' '.join(map(str, DEPTHS))}, or those of --start, to which it can add"
+    )  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="of the CPU; torch's choice without it")
     parser.add_argument("--save-minutes", type=float, default=1)
@@ -159,6 +185,8 @@ def parse_options() -> argparse.Namespace:
         parser.error("--start has channels of its own; leave --channels out")
     if options.channels and min(options.channels) < 1:
         parser.error(f"--channels must be at least 1, not {min(options.channels)}")
+    if options.depths and min(options.depths) < 0:
+        parser.error(f"--depths must be at least 0, not {min(options.depths)}")
     if options.batch < 8 or options.batch % 2:
         parser.error(f"--batch must be an even number from 8, not {options.batch}")
     if options.start and options.start.resolve() == options.output.resolve():
@@ -181,9 +209,19 @@ def source_of(options: argparse.Namespace) -> tuple[Source, Half]:
 
 
 def begin_with(judge: Judge, earlier: Judge) -> None:
-    """Take an earlier judge's weights, and those of the words that it knows."""
-    state = {name: value for name, value in earlier.state_dict().items() if name != "embedding.weight"}
+    """Take an earlier judge's weights, and those of the words that it knows; further residual layers add little at first."""
+    state = {
+        name: value
+        for name, value in earlier.state_dict().items()
+        if name != "embedding.weight" and not name.startswith("image_tower")
+    }
     judge.load_state_dict(state, strict=False)
+    older = list(earlier.image_tower)
+    for layer in judge.image_tower:
+        if isinstance(layer, Residual) and not isinstance(older[0], Residual):
+            torch.nn.init.constant_(layer.norm.weight, ADDED)
+        else:
+            layer.load_state_dict(older.pop(0).state_dict())
     with torch.no_grad():
         for word in set(judge.vocabulary) & set(earlier.vocabulary):
             judge.embedding.weight[judge.number[word]] = earlier.embedding.weight[earlier.number[word]]
@@ -253,7 +291,7 @@ def main() -> None:
     source, fresh = source_of(options)
     torch.manual_seed(0)
     earlier = load_judge(folder=options.start) if options.start else None
-    judge = Judge(vocabulary(), earlier.channels if earlier else channels_of(options))
+    judge = Judge(vocabulary(), *shape_of(options, earlier))
     if earlier:
         begin_with(judge, earlier)
     judge = judge.to(options.device)
