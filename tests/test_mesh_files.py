@@ -129,6 +129,24 @@ def test_a_meshs_texture_that_cannot_be_read_is_refused_only_where_it_is_needed(
             reading(tmp_path / "m.obj", init_texture=True)
 
 
+def test_a_texture_with_a_windows_path_is_refused_with_its_remedy(tmp_path: Path) -> None:
+    with_picture(tmp_path / "m.obj")
+    library = next(tmp_path.glob("*.mtl"))
+    library.write_text(library.read_text().replace("p.png", r"pictures\p.png"))
+    with pytest.raises(ValueError, match=r"pictures\\p\.png of wood .*; write / for \\ in the MTL file$"):
+        reading(tmp_path / "m.obj", init_texture=True)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.02, 0.3, 0.6, 0.99])
+def test_a_glb_that_is_cut_short_is_one_line(tmp_path: Path, share: float) -> None:
+    BOX.export(tmp_path / "whole.glb")
+    data = (tmp_path / "whole.glb").read_bytes()
+    (tmp_path / "m.glb").write_bytes(data[: max(4, int(share * len(data)))])
+    with pytest.raises(ValueError, match=r"m\.glb cannot be read \(it ends too early\)") as caught:
+        reading(tmp_path / "m.glb")
+    assert "\n" not in str(caught.value)
+
+
 def test_an_objs_objects_are_parts_with_their_names(tmp_path: Path) -> None:
     (tmp_path / "m.mtl").write_text("newmtl wood\nKd 0.5 0.25 0\n")
     lines = ["mtllib m.mtl"]

@@ -18,6 +18,7 @@ from torch import Tensor
 from distill.cameras import Cameras
 from distill.contracts import View
 from distill.export.thumbnail import sheets
+from distill.files.lines import finite
 
 #: Seconds between two pictures while the run trains, at least.
 EVERY = 0.1
@@ -86,7 +87,7 @@ class Desk:
         with self.changed:
             self.run += 1
             self.prompt, self.folder, self.iterations, self.step = prompt, folder, iterations, step
-            self.views, self.stop, self.records = views, stop, [_finite(json.loads(line)) for line in lines]
+            self.views, self.stop, self.records = views, stop, [finite(json.loads(line)) for line in lines]
             self.paused = self.saving = False
             self.phase, self.message = "training", ""
 
@@ -101,7 +102,7 @@ class Desk:
         began = time.perf_counter()
         with self.changed:
             self.step = step
-            self.records.append(_finite(metrics))
+            self.records.append(finite(metrics))
         if self.looks and began >= self.rest_until:
             self._show()
         self._save(save)
@@ -207,8 +208,3 @@ def _refuse(look: Look, why: str) -> Look:
     look.why = why
     look.answered.set()
     return look
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no nan and no inf."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -121,6 +121,8 @@ def _parted(data: bytes) -> tuple[Json, bytes | None]:
             raise ValueError("it ends too early")
         chunks.setdefault(kind, data[at + 8 : at + 8 + length])
         at += 8 + length
+    if b"JSON" not in chunks:
+        raise ValueError("it ends too early")
     return json.loads(chunks[b"JSON"]), chunks.get(b"BIN\0")
 
 

@@ -45,9 +45,11 @@ def load_obj(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
         material.image = None
         if name in keep or begin:
             option = f"mesh.keep={name}" if name in keep else "mesh.init_texture=true"
+            called = named.get(name, "beside it")
+            remedy = "put it there, as PNG or JPEG, without options in the MTL file"
+            remedy = "write / for \\ in the MTL file" if "\\" in called else remedy
             raise Unfit(
-                f"{option} needs the texture {named.get(name, 'beside it')} of {name} that cannot be read, in {path}; put it there, "
-                "as PNG or JPEG, without options in the MTL file"
+                f"{option} needs the texture {called} of {name} that cannot be read, in {path}; {remedy}"
             )
     return scene
 

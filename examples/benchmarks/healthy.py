@@ -44,7 +44,8 @@ def contrast(path: Path) -> float:
 def measure(folder: Path) -> list[str]:
     """A run's row."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    opacities = [float(json.loads(line)["opacity"]) for line in lines]
+    said = [json.loads(line)["opacity"] for line in lines]
+    opacities = [float("nan") if opacity is None else float(opacity) for opacity in said]
     seen = [contrast(path) for path in folder.glob("previews/step-*.png")]
     name = folder.parent.name if folder.name == "asset" else folder.name
     figures = [min(opacities), max(opacities), min(seen, default=float("nan"))]

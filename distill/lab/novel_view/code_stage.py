@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from distill.files.lines import line_of
 from distill.files.paths import user_path
 from distill.lab.novel_view import loop
 from distill.lab.novel_view.config import TrainConfig
@@ -117,5 +117,5 @@ def validate(folder: Path, encoder: Encoder, state: Progress, pairs: Sequence[Pa
     found = {"loss": drawing_loss(encoder, drawing.draft.size, drawing.eval(), batch).item()}
     drawing.train()
     with (folder / "validation.jsonl").open("a") as file:
-        file.write(json.dumps({"step": state.update, **found}) + "\n")
+        file.write(line_of({"step": state.update, **found}))
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from distill.files.checkpoint import load_checkpoint, save_checkpoint
+from distill.files.lines import line_of
 from distill.lab.novel_view.config import TrainConfig
 from distill.lab.novel_view.progress import Progress
 from distill.lab.novel_view.samples import Batch, Samples, collate, numbers_of
@@ -158,6 +158,6 @@ def _note(course: Course, state: Progress, accelerator: Accelerator, loss: float
         "samples_per_second": rate * config.batch * config.accumulate * accelerator.num_processes,
     }
     with (course.folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(line_of(line))
     shown = {f"{course.prefix}{name}": value for name, value in line.items() if name != "step"}
     accelerator.log(shown, state.update)
