@@ -19,7 +19,16 @@ from distill.conditions.perp_neg import Curves
 from distill.embedded import things, words, world
 from distill.embedded.phrases import COLOURS, NEAR_COLOURS, OTHER_COLOURS, singulars
 from distill.embedded.prompt import Meaning, asked, prior_for, told, understand
-from distill.embedded.vocabulary import SHIPPED, describe, knowing, known, of_prior, read_names, write_names
+from distill.embedded.vocabulary import (
+    SHIPPED,
+    describe,
+    knowing,
+    known,
+    of_prior,
+    read_names,
+    tokens,
+    write_names,
+)
 from distill.inputs import looks
 from distill.run import batch, execute, manifest
 from distill.run.compose import compose_config
@@ -143,6 +152,28 @@ def test_a_refusal_names_the_five_nearest_names_and_how_to_list_them() -> None:
     assert len(close) == 5 and set(close) < set(ALL.names) and "horse" in close
     with pytest.raises(ValueError, match="nearest of what it knows are hamburger") as caught:
         understand("a hamburgr", ALL)
+
+
+def test_a_refusal_names_first_what_the_prompt_has_that_is_known() -> None:
+    for prompt, name in (("a rocket ship", "rocket"), ("a teapot dragon", "teapot")):
+        with pytest.raises(ValueError, match=f"nearest of what it knows are {name}, "):
+            understand(prompt, ALL)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("A Café table", ["a", "cafe", "table"]),
+        ("cafe\u0301 \u00c5ngstro\u0308m", ["cafe", "angstrom"]),
+        ("a \ufb01re hydrant", ["a", "fire", "hydrant"]),
+        (
+            "\u304c\u3093 \ud55c\uae00",
+            ["\u304c\u3093", "\ud55c\uae00"],
+        ),  # marks that make another letter stay
+    ],
+)
+def test_accents_are_left_out_of_words(text: str, words: list[str]) -> None:
+    assert tokens(text) == words
 
 
 def test_a_refusal_names_the_priors_own_folder(folder: Path) -> None:

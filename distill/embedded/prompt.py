@@ -289,7 +289,8 @@ def thing_of(prompt: str, parts: Sequence[Part], known: Known) -> tuple[str, lis
         raise ValueError(unknown(prompt, " ".join([*of, *said[first:]]), known))
     strange = [each for each in said[:first] if not words.is_word(each) and not each.isdigit()]
     if name is None or strange:
-        raise ValueError(unknown(prompt, strange[0] if strange else said[-1], known))
+        within = [part.value for part in parts if part.role == "name"]
+        raise ValueError(unknown(prompt, strange[0] if strange else said[-1], known, within))
     left_out = [(each, "") for each in said[:first]]
     return name, left_out if parts[-1].role == "name" and given == said[-1] else [*left_out, (given, name)]
 
@@ -308,10 +309,11 @@ def near_name(phrase: str, known: Known) -> str | None:
     return None
 
 
-def unknown(prompt: str, word: str, known: Known) -> str:
-    """The line that refuses a word."""
+def unknown(prompt: str, word: str, known: Known, within: Sequence[str] = ()) -> str:
+    """The line that refuses a word; it suggests the names ``within`` the prompt first."""
     form = next((each for each in (word, *singulars(word)) if words.is_word(each)), word)
-    close = ", ".join(words.suggestions(form, list(known.names)))
+    near = words.suggestions(form, list(known.names))
+    close = ", ".join(list(dict.fromkeys([*within, *near]))[:5])
     refused = f"prior={known.prior} does not know {word!r} in the prompt {shown(prompt)}"
     if known.prior in OF_KINDS and prompt_is_known(prompt, "things"):
         return f"{refused}; prior=things does, {CHOSEN}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def checked(rows: object, where: str) -> list[Row]:
 
 
 def is_row(row: object) -> bool:
-    """Tell whether a value is as ``Row`` says; names are in lower case, of letters, digits and apostrophes."""
+    """Tell whether a value is as ``Row`` says; names are in lower case, of letters without accents, digits and apostrophes."""
     if not isinstance(row, (list, tuple)) or [type(value) for value in row] != [str, str, bool, str]:
         return False
     name, article, _, also = row
@@ -171,8 +172,10 @@ def is_row(row: object) -> bool:
 
 
 def tokens(text: str) -> list[str]:
-    """The words of a text in lower case; hyphens separate, apostrophes do not."""
-    return re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("\u2019", "'"))
+    """The words of a text in lower case, Latin letters without accents; hyphens separate, apostrophes do not."""
+    apart = unicodedata.normalize("NFKD", text.lower().replace("\u2019", "'"))
+    plain = unicodedata.normalize("NFC", re.sub("(?<=[a-z])[\u0300-\u036f]+", "", apart))
+    return re.findall(r"[^\W_]+(?:'[^\W_]+)*", plain)
 
 
 def shipped() -> str:
