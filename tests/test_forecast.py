@@ -71,6 +71,11 @@ def test_a_shadow_counts_what_the_real_network_does(name: str, tmp_path: Path) -
         predicted = real.predict(one, torch.tensor([1]), {key: value[:1] for key, value in cond.items()})
         predicted.backward(torch.zeros_like(predicted))
     assert learnt.network - found.network == counter.get_total_flops()
+    # Three updates of a step take three times as long and no more memory, one after another; without any, the layers stay.
+    thrice, never = (forecast(counted, [2, 1], 1, rank=4, updates=n) for n in (3, 0))
+    assert thrice.network - found.network == 3 * counter.get_total_flops()
+    assert thrice.learning == learnt.learning and never.network == found.network
+    assert 0 < never.learning < learnt.learning
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("pixart", 120), ("pixart_sigma", 300), ("sana", 300)])

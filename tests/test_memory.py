@@ -517,3 +517,12 @@ def test_sds_still_works_in_parts_on_an_exact_prior() -> None:
         )
     )  # fmt: skip
     assert (scene.image[0].movedim(-1, 0) - TARGET).abs().max().item() < 0.01
+
+
+def test_a_forecast_counts_every_update_of_vsds_copy(latent_folder: Path) -> None:
+    def operations(updates: int) -> int:
+        options = ["prompt=a red mug", "guidance=vsd", f"guidance.updates={updates}"]
+        return cost(compose_config(options), find(latent_folder), torch.device("cpu")).operations
+
+    one, two, three = map(operations, (1, 2, 3))
+    assert two - one == three - two > 0

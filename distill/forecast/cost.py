@@ -88,7 +88,8 @@ def cost(
             vae=options.vae, views=options.views, ip_mode=options.ip_mode,
         )  # fmt: skip
         rows, rank, decodes = calls(config, at_once)
-        known[key] = forecast(prior, rows, at_once, rank=rank, decodes=decodes)
+        updates = int(config.guidance.get("updates", 1))
+        known[key] = forecast(prior, rows, at_once, rank=rank, updates=updates, decodes=decodes)
     found = known[key]
     scene, rendering, beginning = rendered(config, at_once, device)
     return Cost(found, scene, rendering, beginning, found.operations * -(-batch // at_once))

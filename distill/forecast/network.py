@@ -236,7 +236,13 @@ def shadow(
 
 
 def forecast(
-    prior: DiffusionPrior, rows: list[int], batch: int, *, rank: int = 0, decodes: bool = False
+    prior: DiffusionPrior,
+    rows: list[int],
+    batch: int,
+    *,
+    rank: int = 0,
+    updates: int = 1,
+    decodes: bool = False,
 ) -> Forecast:
     """Count a step of a shadow prior.
 
@@ -245,6 +251,7 @@ def forecast(
         rows: of the network in each call, see ``calls_of``.
         batch: pictures.
         rank: of a student's low-rank layers, 0 for a loss that has none.
+        updates: of these layers in a step.
         decodes: whether the loss backpropagates through the decoder.
     """
     control = prior.control.network if prior.control else None
@@ -269,10 +276,12 @@ def forecast(
     )
     learning = 0
     if rank:
-        counted, learning = _call(prior, x.detach(), batch, learns=True)
-        network += counted  # there and back
         # Its weights, their gradients and Adam's two averages, in float32.
-        learning += 16 * _low_rank(prior, rank)
+        learning = 16 * _low_rank(prior, rank)
+        if updates:
+            counted, held = _call(prior, x.detach(), batch, learns=True)
+            network += updates * counted  # there and back
+            learning += held
     decoding = 0
     if decodes and prior.latent:
         extra, decoding = _decoding(prior, x.detach())
