@@ -308,7 +308,7 @@ class Export:
 
     Attributes:
         enabled: write mesh, video and contact sheet; with false, the scene stays in its checkpoint.
-        resolution: nodes along the cube's edge of the grid in which the surface is looked for.
+        resolution: nodes along each edge of the grid in which the surface is looked for.
         faces: largest number of faces of the mesh, to which it is simplified.
         iso: density of the surface, per scene unit; null chooses it.
         largest_component: leave out pieces that are not connected with the largest one.
