@@ -19,6 +19,8 @@ from test_novelview_model import make_unet, write_encoder
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from distill.files.checkpoint import load_checkpoint
+from distill.lab.novel_view import loop
 from distill.lab.novel_view.pairs import Pairs, mixed
 from distill.lab.novel_view.train import (
     Samples,
@@ -90,6 +92,84 @@ def test_a_training_goes_on_from_a_novel_view_model_with_its_conditioning(config
     assert learnt["amalgamation.projection.weight"].any()
     with pytest.raises(ValueError, match="is of another encoder or amalgamation; give the same encoder="):
         open_pipeline(changed(again, norm=False), load_encoder(Path(config.encoder)))
+
+
+@pytest.mark.parametrize("latent", [False, True])
+@pytest.mark.parametrize("size", [16, 32])
+def test_a_training_draws_pictures_of_the_size_that_was_asked_for(
+    config: TrainConfig, tmp_path: Path, latent: bool, size: int
+) -> None:
+    config = changed(config, init=str(write_start(tmp_path / "begin", latent=latent)), size=size)
+    encoder = load_encoder(config.encoder)
+    pipeline = open_pipeline(config, encoder)
+    assert pipeline.size == size
+    assert pipeline.space.encode(torch.zeros(1, 3, size, size)).shape[-1] == pipeline.model.unet.config.sample_size
+    saved = pipeline.save(tmp_path / "model")
+    assert NovelViewPipeline.load(saved).size == size
+    # A novel-view model keeps its size, and another one is refused.
+    assert open_pipeline(changed(config, init=str(saved)), encoder).size == size
+    with pytest.raises(
+        ValueError,
+        match=rf"draws pictures of {size} pixels.*; give size={size}, or begin from a text-to-image",
+    ):
+        open_pipeline(changed(config, init=str(saved), size=size + 16), encoder)
+
+
+def test_a_size_that_the_unet_cannot_halve_is_refused(config: TrainConfig) -> None:
+    with pytest.raises(ValueError, match="must be a multiple of 4 pixels high, got 18"):
+        open_pipeline(changed(config, size=18), load_encoder(config.encoder))
+
+
+@pytest.mark.parametrize("stage", ["unet", "code"])
+def test_a_training_that_diverges_ends_in_one_line_and_saves_nothing_more(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    if stage == "code":
+        config = changed(config, code=True, tokens=2, draft=8, code_iterations=4, code_batch=4)
+    config, update, done = changed(config, checkpoint_every=1), loop._update, []
+
+    def breaking(course: Any, state: Any, *rest: Any) -> Tensor:
+        loss = update(course, state, *rest)
+        done.append(state.update)
+        if state.update == 2:
+            with torch.no_grad():
+                next(state.model.parameters()).fill_(math.nan)
+        return loss
+
+    monkeypatch.setattr(loop, "_update", breaking)
+    with pytest.raises(
+        ValueError, match=r"diverged: its weights are not finite after update 2.*step-0*1; begin again"
+    ) as caught:
+        train(config)
+    assert "\n" not in str(caught.value) and done == [1, 2]
+    folder = Path(config.output_dir) / ("code" if stage == "code" else "")
+    saved = load_checkpoint(folder / "checkpoints")
+    assert saved is not None and saved["update"] == 1
+    assert not (Path(config.output_dir) / "model").exists()
+
+
+def test_a_loss_that_is_not_finite_is_passed_where_the_weights_are_whole(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = loop._update
+    monkeypatch.setattr(loop, "_update", lambda *given: update(*given) * math.nan)
+    train(config)
+    lines = (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in lines] == [None] * 4
+
+
+def test_the_rate_of_a_note_is_of_the_updates_since_the_last(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10_000, 10))  # each look at the clock is ten seconds later
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: float(next(clock)))
+    train(changed(config, iterations=5, log_every=3, validate_every=0, checkpoint_every=100))
+    lines = (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()
+    # By hand: three updates of 2 x 2 samples in ten seconds, then the two that are left.
+    assert [(json.loads(x)["step"], json.loads(x)["samples_per_second"]) for x in lines] == [
+        (3, 1.2),
+        (5, 0.8),
+    ]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -78,30 +79,48 @@ def run(course: Course, state: Progress, accelerator: Accelerator, stop: threadi
     bar = tqdm(
         total=config.iterations, initial=state.update, desc=course.name, unit="update", disable=not main
     )
-    since = time.perf_counter()
+    since, noted = time.perf_counter(), state.update
     while state.update < config.iterations:
         total = _update(course, state, accelerator, model, optimiser, batches)
         bar.update()
         if state.update % config.log_every == 0 or state.update == config.iterations:
             mean, now = accelerator.reduce(total, "mean").item(), time.perf_counter()
-            _note(course, state, accelerator, mean, config.log_every / (now - since))
+            _note(course, state, accelerator, mean, (state.update - noted) / (now - since))
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-            since = now
+            since, noted = now, state.update
         due = config.validate_every and state.update % config.validate_every == 0
         if main and (due or state.update == config.iterations):
             found = course.validate(state)
             shown = {f"{course.prefix}validation/{name}": value for name, value in found.items()}
             accelerator.log(shown, state.update)
-            since = time.perf_counter()
+            since, noted = time.perf_counter(), state.update
         asked = torch.tensor(float(stop.is_set()), device=accelerator.device)
         stopping = bool(accelerator.reduce(asked).item())
-        due = stopping or state.update % config.checkpoint_every == 0
-        if main and (due or state.update == config.iterations):
+        last = state.update == config.iterations
+        due = stopping or last or state.update % config.checkpoint_every == 0
+        # A loss that is not finite harms nothing where half precision left its update out.
+        if main and (due or not math.isfinite(total.item())) and not finite_weights(state.model):
+            raise ValueError(diverged(course, state.update))
+        if main and due:
             saved, kept = saved_state(state, accelerator), config.keep_checkpoints
             save_checkpoint(course.folder / "checkpoints", state.update, saved, kept)
         if stopping:
             break
     bar.close()
+
+
+def finite_weights(model: nn.Module) -> bool:
+    return all(bool(weights.isfinite().all()) for weights in model.parameters())
+
+
+def diverged(course: Course, update: int) -> str:
+    """Say that a model is lost, and what to go on from; nothing is saved after it."""
+    kept = sorted((course.folder / "checkpoints").glob("step-*"))
+    last = f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+    return (
+        f"the training has diverged: its weights are not finite after update {update}, and are not saved; {last}; begin again with a "
+        "lower learning_rate, more warmup or precision=no"
+    )
 
 
 def _batches(course: Course, start: int, accelerator: Accelerator) -> Iterator[Batch]:

@@ -52,13 +52,7 @@ def from_prior(
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
     scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
     if size is not None:
-        patch = downsampling(None, unet.config.out_channels)
-        step = patch * 2 ** (len(unet.config.block_out_channels) - 1)
-        if size < step or size % step:
-            raise ValueError(
-                f"pictures for the prior in {folder} must be a multiple of {step} pixels high, got {size}"
-            )
-        unet.register_to_config(sample_size=size // patch)
+        resize(unet, None, size, folder)
     torch.manual_seed(seed)
     model = build(
         widen(unet, draft=turn is not None and turn.draft > 0), token_width=encoder.token_width,
@@ -67,11 +61,32 @@ def from_prior(
     return NovelViewPipeline(model.to(device), encoder, scheduler)
 
 
+def resize(unet: Any, vae: Any, size: int, folder: Path) -> None:
+    """Let the UNet of a text-to-image model draw pictures of another size.
+
+    Args:
+        unet: of diffusers.
+        vae: its VAE, or None where it works on pixels.
+        size: height and width of the pictures, pixels.
+        folder: of the model, for the error.
+
+    Raises:
+        ValueError: the UNet cannot halve such pictures as often as it does.
+    """
+    factor = downsampling(vae, unet.config.out_channels)
+    step = factor * 2 ** (len(unet.config.block_out_channels) - 1)
+    if size < step or size % step:
+        raise ValueError(
+            f"pictures for the prior in {folder} must be a multiple of {step} pixels high, got {size}"
+        )
+    unet.register_to_config(sample_size=size // factor)
+
+
 def open_pipeline(config: TrainConfig, encoder: Encoder) -> NovelViewPipeline:
     """Load the initial model: a novel-view model as it is, or a text-to-image model with its input extended.
 
     Raises:
-        ValueError: it is no such model, or of other conditioning than the options say, in one line.
+        ValueError: it is no such model, or of other conditioning or another size of pictures than the options say, in one line.
     """
     folder = user_path(config.init)
     if not (folder / "unet").is_dir():
@@ -80,6 +95,8 @@ def open_pipeline(config: TrainConfig, encoder: Encoder) -> NovelViewPipeline:
     said, weights = read_conditioning(folder) if trained else ({}, {})
     turn = chosen_turn(config, folder, said if trained else None)
     unet, scheduler, vae = _load(folder)
+    if not trained:
+        resize(unet, vae, config.size, folder)
     draft = turn is not None and turn.draft > 0
     channels, latent = unet.config.in_channels, unet.config.out_channels
     if channels == latent or (draft and not trained and channels == 2 * latent):
@@ -102,7 +119,13 @@ def open_pipeline(config: TrainConfig, encoder: Encoder) -> NovelViewPipeline:
         unet.enable_gradient_checkpointing()
     if vae is not None:
         vae.eval().requires_grad_(False)
-    return NovelViewPipeline(model.train(), encoder, scheduler, vae, offset=offset_of(config))
+    pipeline = NovelViewPipeline(model.train(), encoder, scheduler, vae, offset=offset_of(config))
+    if pipeline.size != config.size:
+        raise ValueError(
+            f"the novel-view model in init={folder} draws pictures of {pipeline.size} pixels, and size={config.size} was asked for; "
+            f"give size={pipeline.size}, or begin from a text-to-image folder"
+        )
+    return pipeline
 
 
 def _load(folder: Path) -> tuple[Any, Any, Any]:
