@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import trimesh
 from hydra.utils import instantiate
 from tiny_pipelines import make
 from torch import Tensor
@@ -23,6 +24,7 @@ from distill.conditions import prompts
 from distill.contracts import Condition, Render, Step
 from distill.forecast.cost import calls, cost
 from distill.forecast.network import LiveBytes
+from distill.forecast.rendering import rendered
 from distill.guidance.sds import sds
 from distill.guidance.vsd import VSD
 from distill.job import Job, Settings, State, make_optimiser
@@ -35,6 +37,7 @@ from distill.renderers.patch import patched
 from distill.run.checks.texts import bytes_of
 from distill.run.compose import compose_config
 from distill.run.fit import fit, savings
+from distill.run.scenes import scene_maker
 from distill.samplers.cameras import ranges
 from distill.samplers.schedules import Ramp
 from distill.samplers.timesteps import uniform
@@ -526,3 +529,41 @@ def test_a_forecast_counts_every_update_of_vsds_copy(latent_folder: Path) -> Non
 
     one, two, three = map(operations, (1, 2, 3))
     assert two - one == three - two > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        (["mesh=ball.glb", "render.size=96"], 1.5),
+        (["mesh=ball.glb", "render.size=96", "scene.samples=4"], 1.5),
+        (["mesh=ball.glb", "render.size=96", "scene.material=pbr"], 1.5),
+        (["scene=image", "render.size=256"], 1.6),
+    ],
+    ids=["plain", "samples", "pbr", "image"],
+)
+def test_a_forecast_counts_the_rendering_of_scenes_without_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], most: float
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trimesh.creation.icosphere(subdivisions=3).export("ball.glb")
+    config = compose_config(["prompt=a red mug", "render.batch=2", *options])
+    found, size = rendered(config, 2, torch.device("cpu")), int(config.render.size)
+    scene = scene_maker(config)(seed=0)
+    with LiveBytes() as live:
+        seen = scene.render(turntable(2), size, size, generator=torch.Generator().manual_seed(0))
+        seen.rgb.sum().backward()
+    assert live.peak <= found.full <= most * live.peak
+
+
+def test_a_textured_mesh_that_does_not_fit_is_rendered_twice(
+    latent_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trimesh.creation.icosphere(subdivisions=3).export("ball.glb")
+    options = ["prompt=a red mug", "mesh=ball.glb", "render.size=256", "scene.samples=8"]
+    source, device = find(latent_folder), torch.device("cpu")
+    whole = cost(compose_config(options), source, device).peak
+    config = compose_config([*options, f"max_vram={round(whole / 2e6)}MB"])
+    fit(config, source, device)
+    assert config.render.recompute or config.render.at_once
+    assert cost(config, source, device).peak <= whole / 2

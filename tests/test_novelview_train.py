@@ -103,7 +103,10 @@ def test_a_training_draws_pictures_of_the_size_that_was_asked_for(
     encoder = load_encoder(config.encoder)
     pipeline = open_pipeline(config, encoder)
     assert pipeline.size == size
-    assert pipeline.space.encode(torch.zeros(1, 3, size, size)).shape[-1] == pipeline.model.unet.config.sample_size
+    assert (
+        pipeline.space.encode(torch.zeros(1, 3, size, size)).shape[-1]
+        == pipeline.model.unet.config.sample_size
+    )
     saved = pipeline.save(tmp_path / "model")
     assert NovelViewPipeline.load(saved).size == size
     # A novel-view model keeps its size, and another one is refused.

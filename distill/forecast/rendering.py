@@ -25,8 +25,8 @@ _SMALL_TABLE = 8
 
 
 class Rendering(NamedTuple):
-    """Bytes of a scene: of every particle's parameters with their gradients and averages; that rendering some views keeps with
-    every cell full; and as the scene begins.
+    """Bytes of a scene: of every particle's parameters with their gradients and averages; that rendering some views keeps at
+    most, with every cell full where there are cells; and as the scene begins.
     """
 
     parameters: int
@@ -61,9 +61,8 @@ def rendered(config: DictConfig, views: int, device: torch.device) -> Rendering:
     )
     # Each with its gradient and Adam's two averages, and the run's own where there is one.
     parameters = config.particles * (5 if config.optimiser.ema else 4) * gradient
-    if "volume" not in scene.features:
-        return Rendering(parameters, 0, 0)
     probe: Scene = make(seed=0, **tables).to(device)
+    _peaks(config, scene, 4)  # what is made once for all renderings, such as a table of a material's light, is no part of them
     gradients = _peaks(config, scene, 4).total
     rays = int(views * _side(config) ** 2)
 
@@ -77,7 +76,8 @@ def rendered(config: DictConfig, views: int, device: torch.device) -> Rendering:
 
     full = kept()
     probe.update(Step(), make_optimiser(probe), torch.Generator().manual_seed(0))
-    return Rendering(parameters, full, kept())
+    beginning = kept()
+    return Rendering(parameters, max(full, beginning), beginning)
 
 
 def _side(config: DictConfig) -> float:
