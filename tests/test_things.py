@@ -218,6 +218,43 @@ def test_a_damaged_archive_is_one_line(tmp_path: Path, example: Any) -> None:
         fetch.select(tmp_path, entries)
 
 
+@pytest.mark.parametrize(
+    ("line", "colour", "opacity"),
+    [
+        ("Kd\t1 0 0.5", (1.0, 0.0, 0.5), 1.0),
+        ("\tKd  1\t0   0.5  ", (1.0, 0.0, 0.5), 1.0),
+        ("Kd 0.25", (0.25, 0.25, 0.25), 1.0),
+        ("Kd 2 -1 0", (1.0, 0.0, 0.0), 1.0),
+        ("d\t0.5", (0.8, 0.8, 0.8), 0.5),
+        ("d -halo 0.5", (0.8, 0.8, 0.8), 0.5),
+    ],
+)
+def test_a_materials_lines_are_read_however_they_are_spaced(
+    line: str, colour: tuple[float, float, float], opacity: float
+) -> None:
+    files = {"a.mtl": f"newmtl\ta\n{line}\n".encode()}
+    assert obj._materials(files.__getitem__, "a.mtl") == {"a": obj.Material(colour, opacity)}
+
+
+@pytest.mark.parametrize("line", ["Kd spectral x.rfl", "Kd 1 0", "Kd 1 nan 0", "d glass", "d inf"])
+def test_a_materials_line_that_cannot_be_read_is_named(line: str) -> None:
+    files = {"b/a.mtl": f"newmtl a\n{line}\n".encode()}
+    with pytest.raises(ValueError, match=rf"^line 2 of a\.mtl cannot be read: {line} \(") as caught:
+        obj._materials(files.__getitem__, "b/a.mtl")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize("options", ["", "-imfchan l ", "-s 1 1 1 -o 0.5 0 ", "-clamp on -type sphere "])
+def test_a_textures_name_is_read_in_either_encoding_behind_its_options(encoding: str, options: str) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (2, 2), (9, 8, 7)).save(picture, "png")
+    text = f"newmtl gr\u00fcn\nmap_Kd {options}bild gr\u00fcn.png\n"
+    files = {"m/a.mtl": text.encode(encoding), "m/bild gr\u00fcn.png": picture.getvalue()}
+    (material,) = obj._materials(files.__getitem__, "m/a.mtl").values()
+    assert material.texture is not None and material.texture[0, 0].tolist() == [9, 8, 7, 255]
+
+
 @pytest.mark.parametrize("line", ["d", "d ", "newmtl x"])
 def test_a_material_line_without_a_value_changes_nothing(line: str) -> None:
     files = {"a.mtl": f"newmtl a\nKd 1 0 0\n{line}\n".encode()}

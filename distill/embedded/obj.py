@@ -26,7 +26,8 @@ RADIUS = 0.95
 TEXTURE = 256
 #: The file's axes that become x, y and z: its front +z is the world's +x, its up +y the world's +z.
 _TO_WORLD = [2, 0, 1]
-_OPTION = re.compile(r"^-\w+(?:\s+(?:-?[\d.]+|on|off))*\s+")
+#: An option of a map, with its values: numbers, switches, or a channel's letter.
+_OPTION = re.compile(r"^-(?:imfchan\s+\w|type\s+\w+|\w+(?:\s+(?:-?[\d.]+|on|off))*)\s+")
 
 
 @dataclass(frozen=True)
@@ -81,31 +82,62 @@ def _texture(read: Read, path: str) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def _materials(read: Read, path: str) -> dict[str, Material]:
-    """The materials of an MTL file, by name; none where the file is missing."""
+def _text(data: bytes) -> str:
+    """The text of a file, whose names are in UTF-8 or in an encoding of one byte."""
     try:
-        text = read(path).decode("latin-1")
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _materials(read: Read, path: str) -> dict[str, Material]:
+    """The materials of an MTL file, by name; none where the file is missing.
+
+    Raises:
+        ValueError: a line or a texture cannot be read.
+    """
+    try:
+        text = _text(read(path))
     except KeyError:
         return {}
     found: dict[str, Material] = {}
     name = ""
-    for line in text.splitlines():
-        key, _, rest = line.strip().partition(" ")
+    for number, line in enumerate(text.splitlines(), start=1):
+        key, rest = (*line.split(None, 1), "", "")[:2]
         rest = rest.strip()
         if key == "newmtl":
             name = rest
             found[name] = Material()
-        elif key == "Kd" and name:
-            r, g, b = (min(max(float(value), 0.0), 1.0) for value in rest.split()[:3])
-            found[name] = replace(found[name], colour=(r, g, b))
-        elif key == "d" and name and rest:
-            found[name] = replace(found[name], opacity=min(max(float(rest.split()[-1]), 0.0), 1.0))
         elif key == "map_Kd" and name and rest:
             while match := _OPTION.match(rest):
                 rest = rest[match.end() :]
             where = str(PurePosixPath(path).parent / rest.replace("\\", "/"))
             found[name] = replace(found[name], texture=_texture(read, where))
+        elif key in ("Kd", "d") and name and rest:
+            try:
+                found[name] = _with(found[name], key, rest.split())
+            except ValueError as error:
+                file = PurePosixPath(path).name
+                raise ValueError(
+                    f"line {number} of {file} cannot be read: {line.strip()} ({error})"
+                ) from None
     return found
+
+
+def _with(material: Material, key: str, words: list[str]) -> Material:
+    """A material with the colour or the opacity of a line; one number is a grey.
+
+    Raises:
+        ValueError: these are no numbers.
+    """
+    values = [float(word) for word in (words[:3] if key == "Kd" else words[-1:])]
+    if not np.isfinite(values).all() or len(values) == 2:
+        raise ValueError("expected finite numbers: one of d, one or three of Kd")
+    values = [min(max(value, 0.0), 1.0) for value in values]
+    if key == "d":
+        return replace(material, opacity=values[0])
+    r, g, b = values if len(values) == 3 else values * 3
+    return replace(material, colour=(r, g, b))
 
 
 @dataclass
@@ -168,7 +200,7 @@ def read(files: Read, path: str) -> Model:
         ValueError: the model or a texture is missing or cannot be read, or it has no faces.
     """
     try:
-        text = files(path).decode("latin-1")
+        text = _text(files(path))
     except KeyError:
         raise ValueError(f"the model {path} is missing") from None
     try:

@@ -62,7 +62,9 @@ def rendered(config: DictConfig, views: int, device: torch.device) -> Rendering:
     # Each with its gradient and Adam's two averages, and the run's own where there is one.
     parameters = config.particles * (5 if config.optimiser.ema else 4) * gradient
     probe: Scene = make(seed=0, **tables).to(device)
-    _peaks(config, scene, 4)  # what is made once for all renderings, such as a table of a material's light, is no part of them
+    _peaks(
+        config, scene, 4
+    )  # what is made once for all renderings, such as a table of a material's light, is no part of them
     gradients = _peaks(config, scene, 4).total
     rays = int(views * _side(config) ** 2)
 

@@ -60,13 +60,14 @@ def picture_hash(rgb: Tensor) -> str:
     return hashlib.sha256((rgb * 255).round().byte().numpy().tobytes()).hexdigest()[:16]
 
 
-def identity(encoder: Encoder, size: int) -> dict[str, str]:
-    """Everything that features depend on besides the pictures."""
+def identity(encoder: Encoder, size: int, views: int) -> dict[str, str]:
+    """Everything that features depend on besides the pictures, and how many views there are of an object."""
     return {
         "encoder": encoder.id,
         "layers": json.dumps(list(encoder.layers)),
         "normalised": json.dumps([list(encoder.mean), list(encoder.std)]),
         "size": str(size),
+        "views": str(views),
     }
 
 
@@ -87,7 +88,7 @@ def build_cache(
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = views.read(views.uids[0], 0)[0].shape[-1]
-    said, needed = identity(encoder, size), estimate(views, encoder)
+    said, needed = identity(encoder, size, views.count), estimate(views, encoder)
     groups = [views.uids[start : start + GROUP] for start in range(0, len(views), GROUP)]
     paths = [folder / f"features-{number:05d}.safetensors" for number in range(len(groups))]
     left = needed * sum(not path.exists() for path in paths) / len(paths)
@@ -117,10 +118,12 @@ def _verify(path: Path, uids: Sequence[str], said: dict[str, str], views: Views)
         found = _opened(path).metadata() or {}
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is no readable cache ({error}); {remedy}") from error
+    hashes = json.loads(found.get("pictures", "{}"))
+    if "views" not in found and uids[0] in hashes:  # earlier versions did not say it
+        found["views"] = str(_opened(path).get_slice(f"token/{uids[0]}").get_shape()[0])
     for name, value in said.items():
         if found.get(name) != value:
             raise ValueError(f"{path} was cached with {name} {found.get(name)}, not {value}; {remedy}")
-    hashes = json.loads(found["pictures"])
     if list(hashes) != list(uids):
         raise ValueError(f"{path} holds other objects than these; {remedy}")
     if hashes[uids[0]] != picture_hash(views.read(uids[0], 0)[0]):
