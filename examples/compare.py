@@ -22,6 +22,7 @@ from typing import Any
 import distill
 from distill.devices import pick_device
 from distill.embedded.exact import exact_prior
+from distill.files.paths import user_path
 from distill.lab.comparison.pictured import OBJECTS, THROUGH, compare_pictures
 from distill.lab.comparison.run import METHODS, MORE_PROMPTS, ON_THINGS, PROMPTS, THINGS, VARIANTS
 from distill.lab.comparison.shares import share
@@ -70,10 +71,15 @@ def parse_options(every: Mapping[str, Any]) -> argparse.Namespace:
     of_pictures = [name for name in options.methods or () if name not in every]
     if of_pictures and not options.pictures:
         parser.error(f"{', '.join(of_pictures)}: for pictures alone; add --pictures N, or leave it out")
+    if options.pictures and not through(options, every):
+        parser.error("none of --methods makes objects from pictures; choose others, or leave out --pictures")
     if options.prompts and not of_words(options, every):
         parser.error(
             "none of --methods is for prompts (--exact leaves VSD out); choose others, or add --pictures N --prompts 0"
         )
+    for name in ("output", "archives", "pack", "judge"):
+        if (path := getattr(options, name)) is not None:
+            setattr(options, name, user_path(path))
     return options
 
 
@@ -84,17 +90,20 @@ def of_words(options: argparse.Namespace, every: Mapping[str, Any]) -> dict[str,
     return {name: every[name] for name in chosen if name in every and not (options.exact and "vsd" in name)}
 
 
+def through(options: argparse.Namespace, every: Mapping[str, Any]) -> dict[str, Any]:
+    """The chosen methods that objects are made by from pictures; those that differ in the scale of text alone have no counterpart."""
+    chosen = options.methods or list(of_words(options, every))
+    return {name: wanted for name, wanted in THROUGH.items() if options.claims or name in chosen}
+
+
 def main() -> None:
     every = {**METHODS, **VARIANTS, **ON_THINGS}
     options = parse_options(every)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if options.pictures:
-        chosen = options.methods or list(of_words(options, every))
-        # Methods that differ in the scale of text alone have no counterpart.
-        through = {name: wanted for name, wanted in THROUGH.items() if options.claims or name in chosen}
         print(
             compare_pictures(
-                through,
+                through(options, every),
                 OBJECTS[: options.pictures],
                 output_dir=options.output,
                 iterations=options.iterations,

@@ -24,8 +24,8 @@ from distill.guidance.sds import sds
 from distill.lab.comparison import figures, run
 from distill.lab.comparison.claims import judge_claims, reached
 from distill.lab.comparison.cost import measure_cost
-from distill.lab.comparison.records import Cell
-from distill.lab.comparison.report import as_csv, at_calls, chart, diversity_of, spread
+from distill.lab.comparison.records import Cell, line_of, read_record
+from distill.lab.comparison.report import as_csv, at_calls, chart, costs_of, diversity_of, spread
 from distill.lab.comparison.shares import share
 from distill.lab.comparison.verdicts import Number, above, all_of, below, bootstrap
 from distill.lab.truth import asked, truths
@@ -168,15 +168,16 @@ def test_a_comparison_counts_calls_resumes_and_writes_its_files(pixel_folder: Pa
         distill.compare(methods, ["a red car"], [0, 1], output_dir=tmp_path, **{**QUICK, "iterations": 5})
 
 
+def few_pictures(prompt: str) -> ExactPrior:
+    return exact_prior(prompt, pictures=20)
+
+
 @pytest.mark.slow
 def test_equal_calls_give_dearer_losses_fewer_steps(tmp_path: Path) -> None:
     methods: dict[str, dict[str, Any]] = {
         "text only": {"guidance": "sds", "guidance.scale": 1},
         "asd": {"guidance": "asd"},
     }
-
-    def few_pictures(prompt: str) -> ExactPrior:
-        return exact_prior(prompt, pictures=20)
 
     options = {**QUICK, "iterations": 6, "budget": "calls", "prior": few_pictures}
     distill.compare(methods, ["a red car"], [0], output_dir=tmp_path, **options)
@@ -308,6 +309,47 @@ def test_curves_that_are_alike_prove_nothing(tmp_path: Path) -> None:
     (faster,) = judge_claims(records, tmp_path, judge, {})
     assert [number.value for number in faster.numbers] == [0.75, 0.0]
     assert faster.verdict == "does not hold"
+
+
+def with_points(record: dict[str, Any], scores: dict[int, float]) -> dict[str, Any]:
+    points = [{"step": step, "calls": 4 * step, "similarity": score} for step, score in scores.items()]
+    return {**record, "points": points}
+
+
+def test_curves_of_other_numbers_of_points_are_compared_at_the_steps_that_they_share(tmp_path: Path) -> None:
+    """Of the first method, one cell has a point at 25 and at 75, too; its pictures are found by the step."""
+    from PIL import Image
+
+    class Brightness:
+        """Sees how bright a picture is: black and white have nothing in common."""
+
+        def image_features(self, pictures: torch.Tensor) -> torch.Tensor:
+            bright = pictures.mean((1, 2, 3))
+            return torch.stack([bright, (1 - bright**2).clamp(min=0).sqrt()], dim=1)
+
+    few = {50: 0.2, 100: 0.4}
+    many = {25: 0.9, 50: 0.4, 75: 0.9, 100: 0.6}
+    records = []
+    for name, scores in (("csd", (few, few)), ("tp_csd", (few, many))):
+        for seed, own in enumerate(scores):
+            records.append(with_points(invented(name, "a", seed, 0.5), own))
+            folder = Cell(name, "a", seed).folder(tmp_path)
+            folder.mkdir(parents=True)
+            # Black, but for the last picture of the cell of many points.
+            sheet = Image.new("RGB", (64, 64 * len(own)))
+            if own is many:
+                sheet.paste((255, 255, 255), (0, 64 * 3, 64, 64 * 4))
+            sheet.save(folder / "views.png")
+    judge: Any = Brightness()
+    faster, wider, _ = judge_claims(records, tmp_path, judge, {})
+    # The means are 0.3 at 50 and 0.5 at 100: the end of the other, 0.4, is reached halfway between.
+    assert faster.numbers[0].value == pytest.approx(0.75)
+    assert wider.numbers[0].value == pytest.approx(1.0, abs=1e-3)
+    drawn = chart(records, ["tp_csd"], "step", "similarity")
+    assert drawn["x"] == (50.0, 100.0) and drawn["series"][0][1].count(",") == 2
+    # Without a step that all of a method's cells share, there is no curve, and what needs one is left out.
+    alone = [*records[:3], with_points(records[3], {75: 0.9})]
+    assert len(judge_claims(alone, tmp_path, judge, {})) == 1
 
 
 def test_dreamtimes_claims_on_curves_made_by_hand(tmp_path: Path) -> None:
@@ -442,6 +484,143 @@ def test_a_cell_of_other_options_is_told_before_any_is_made(
     )
     more = {"iterations": 9, **methods["asd"], "particles": 2}
     assert "was made with particles 2, not left out; " in go(options=more)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"measure_every": 0}, "measure_every must be an integer of at least 1, got 0"),
+        ({"measure_every": 2.5}, "measure_every must be an integer of at least 1, got 2.5"),
+        ({"iterations": 0}, "iterations must be an integer of at least 1, got 0"),
+        ({"prompts": "a red mug"}, "prompts must be a list of texts, .* got 'a red mug'"),
+        ({"prompts": ["a red mug", 3]}, "prompts must be a list of texts, .* got "),
+        ({"prompts": []}, "prompts must be a list of texts, .* is empty; name at least one"),
+        ({"prompts": ["a red mug", "a red mug"]}, "prompts has 'a red mug' twice; leave one of them out"),
+        ({"seeds": 2}, "seeds must be a list of integers, .* got 2"),
+        ({"seeds": ["0"]}, "seeds must be a list of integers, .* got "),
+        ({"seeds": (0, True)}, "seeds must be a list of integers, .* got "),
+        ({"seeds": (0, 0)}, "seeds has 0 twice; leave one of them out"),
+        ({"seeds": range(0)}, "seeds must be a list of integers, .* is empty"),
+        ({"methods": ["sds"]}, r"methods must be options by the name of a method, .* got \['sds'\]"),
+        ({"methods": "sds"}, "methods must be options by the name of a method, .* got 'sds'"),
+        ({"methods": {}}, "at least one method"),
+        ({"methods": {"sds": "sds"}}, "the options of the method sds must be values by name, .* got 'sds'"),
+        *(
+            ({"methods": {name: {}}}, "the name of a method is that of its folder, .*; choose another")
+            for name in (
+                "/tmp/escaped",
+                "../x",
+                "",
+                ".",
+                "..",
+                "a\\b",
+                "a\nb",
+                " a",
+                3,
+                "x" * 256,
+                "\0",
+                "\ud800",
+            )
+        ),
+    ],
+)
+def test_what_makes_no_cells_is_refused_before_anything_is_made(
+    wrong: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "load_prior", pytest.fail)
+    monkeypatch.setattr(run, "judge_of", pytest.fail)
+    asked = {"methods": {"sds": {"guidance": "sds"}}, "prompts": ["a red mug"], "seeds": [0], **wrong}
+    with pytest.raises(ValueError, match=said) as caught:
+        distill.compare(**asked, output_dir=tmp_path / "out")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_fault_of_measuring_is_none_of_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, failing = figures.judge_scores, [ZeroDivisionError("no pictures")]
+
+    def fails_once(*given: Any) -> dict[str, float]:
+        if failing:
+            raise failing.pop()
+        return whole(*given)
+
+    monkeypatch.setattr(figures, "judge_scores", fails_once)
+    with pytest.raises(ZeroDivisionError, match="no pictures"):
+        distill.compare(
+            {"sds": {"guidance": "sds"}},
+            ["a red car"],
+            [0],
+            output_dir=tmp_path,
+            prior=few_pictures,
+            **{**QUICK, "measure_every": 1},
+        )
+    assert not list(tmp_path.rglob("cell.json"))  # made when it is mended
+
+
+def test_a_cost_is_kept_with_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[Any] = []
+
+    def cost(wanted: dict[str, Any], prompt: str) -> dict[str, float]:
+        measured.append(wanted)
+        if wanted.get("guidance") == "own":
+            raise RuntimeError("no such loss")
+        return {"step_ms": float(len(measured)), "peak_mib": 1.0, "training_mib": 1.0}
+
+    def costs() -> dict[str, float]:
+        said = json.loads((tmp_path / "costs.json").read_text())
+        return {name: each["step_ms"] for name, each in said.items()}
+
+    monkeypatch.setattr(run, "measure_cost", cost)
+    small, large = {"render.size": 16, "scene.bounds": (1, 2)}, {"render.size": 64}
+    for settings in ({"sds": small, "csd": small}, {"sds": small}, {"sds": large}):
+        run.measure_costs(tmp_path, settings, "a red car")
+    assert measured == [small, small, large] and costs() == {"sds": 3.0, "csd": 2.0}
+    # The report takes those of the cells' own options, all of what earlier cells do not say.
+    records = [{"method": "sds", "options": {"render.size": 64}}, {"method": "csd", "options": large}]
+    assert list(costs_of(records, tmp_path)) == ["sds"]
+    assert list(costs_of([{"method": "csd"}], tmp_path)) == ["csd"]
+    # What cannot be measured again is not taken for what it was.
+    run.measure_costs(tmp_path, {"sds": {"guidance": "own"}}, "a red car")
+    assert costs_of([{"method": "sds", "options": {"guidance": "own"}}], tmp_path) == {}
+
+
+def test_a_cost_of_an_earlier_version_counts_unless_a_cell_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = {"step_ms": 2.0, "peak_mib": 1.0, "training_mib": 1.0}
+    monkeypatch.setattr(run, "measure_cost", lambda *given: now)
+    path, before = tmp_path / "costs.json", {"sds": {**now, "step_ms": 1.0}}
+    path.write_text(json.dumps(before))
+    for seed, options, kept in ((0, {"render.size": 16}, True), (1, {"render.size": 64}, False)):
+        cell = Cell("sds", "a red car", seed).folder(tmp_path)
+        cell.mkdir(parents=True)
+        (cell / "cell.json").write_text(json.dumps({"options": options}))
+        run.measure_costs(tmp_path, {"sds": {"render.size": 16}}, "a red car")
+        assert (json.loads(path.read_text()) == before) is kept
+    assert json.loads(path.read_text()) == {"sds": {**now, "options": {"render.size": 16}}}
+
+
+def test_what_is_no_number_in_a_cell_is_null_and_no_number_again(tmp_path: Path) -> None:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    made: dict[str, Any] = {
+        "method": "sds", "options": {"guidance.scale": math.inf}, "error": None,
+        "points": [{"step": 2, "similarity": math.nan}], "gradient": [{"t": 5, "norm": math.nan, "variance": 0.1}],
+        "final": {"similarity": math.nan, "saturation": 0.5, "iou": None},
+    }  # fmt: skip
+    path = tmp_path / "cell.json"
+    path.write_text(line_of(made))
+    json.loads(path.read_text(), parse_constant=refuse)
+    again = read_record(path)
+    assert math.isnan(again["points"][0]["similarity"]) and again["points"][0]["step"] == 2
+    assert math.isnan(again["gradient"][0]["norm"]) and again["gradient"][0]["variance"] == 0.1
+    assert (
+        math.isnan(again["final"]["similarity"]) and again["final"]["iou"] is None and again["error"] is None
+    )
+    # It is still the cell of these options, as it is in a file of an earlier version.
+    for text in (line_of(made), json.dumps(made)):
+        path.write_text(text)
+        assert run.finished(tmp_path, {"options": {"guidance.scale": math.inf}})
 
 
 @pytest.mark.parametrize("wrong", ["0/2", "3/2", "2", "a/b", "1/2/3"])

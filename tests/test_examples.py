@@ -68,3 +68,27 @@ def test_the_registered_loss_is_a_choice(
     }  # fmt: skip
     asset = distill.generate("a red mug", guidance="classifier_score", output_dir=tmp_path / "run", **options)
     assert asset.manifest["guidance"] == "classifier_score"
+
+
+def options_of(monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
+    """What ``compare.py`` reads from a command line."""
+    compare = load("compare")
+    monkeypatch.setattr(sys, "argv", ["compare.py", *words])
+    return compare.parse_options({**compare.METHODS, **compare.VARIANTS, **compare.ON_THINGS})
+
+
+def test_a_comparisons_folders_may_be_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = options_of(monkeypatch, "--output=~/a", "--things", "--pack=~/b", "--archives=~/c", "--judge=~/d")
+    names = ("output", "pack", "archives", "judge")
+    assert [getattr(found, name) for name in names] == [tmp_path / name for name in "abcd"]
+
+
+def test_methods_that_make_nothing_from_pictures_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        options_of(monkeypatch, "--pictures=2", "--methods", "asd_eta_0")
+    assert "none of --methods makes objects from pictures; choose others" in capsys.readouterr().err

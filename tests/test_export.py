@@ -548,3 +548,23 @@ def test_an_empty_scene_still_leaves_its_pictures(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="empty scene"):
         export_asset(nothing, sphere_view(0.0), tmp_path, resolution=16, frames=2, picture_size=32)
     assert set(os.listdir(tmp_path)) == {"contact.png", "turntable.mp4"}
+
+
+def test_the_home_folder_is_known_to_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    export_asset(
+        sphere(0.5),
+        sphere_view(0.5),
+        "~/asset",
+        resolution=24,
+        faces=200,
+        texture_size=64,
+        frames=1,
+        picture_size=32,
+    )
+    assert set(os.listdir(tmp_path)) == {"home"}
+    assert {"contact.png", "turntable.mp4", "mesh.glb"} <= set(os.listdir(tmp_path / "home" / "asset"))
+    write_turntable(azimuth_view, "~/turn.mp4", frames=1, size=32)
+    write_contact_sheet(azimuth_view, "~/sheet.png", size=32)
+    assert set(os.listdir(tmp_path / "home")) == {"asset", "turn.mp4", "sheet.png"}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill.files.lines import finite, line_of
+from distill.files.lines import finite, finite_tree, line_of
 from distill.run.journal import Journal
 
 
@@ -29,6 +29,12 @@ def test_what_is_not_finite_is_null(value: float) -> None:
     assert line.endswith("\n") and line.count("\n") == 1
     assert strict(line) == {"step": 3, "loss": None, "rate": 0.5}
     assert finite(strict(line)) == strict(line)  # what was read is written as it was
+
+
+def test_what_is_not_finite_in_a_tree_is_null() -> None:
+    tree = {"a": (1.5, -math.inf), "b": [{"c": math.nan, "d": "nan"}, None, True, 3], "e": {}}
+    assert finite_tree(tree) == {"a": [1.5, None], "b": [{"c": None, "d": "nan"}, None, True, 3], "e": {}}
+    assert strict(json.dumps(finite_tree(tree), allow_nan=False)) == finite_tree(tree)
 
 
 def test_a_runs_metrics_are_read_by_any_reader(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 
 from distill.cameras import Cameras, orbit
+from distill.lab.novel_view.config import TrainConfig
 from distill.lab.novel_view.pairs import Pairs, draw_indices, read_pair
+from distill.lab.novel_view.samples import open_views
 from distill.lab.novel_view.views import from_folder, from_shards, write_shard
 from distill.priors.novel_view.pose import (
     camera_position,
@@ -179,6 +181,15 @@ def test_shards_hold_the_same(renders: Path, tmp_path: Path) -> None:
     paths[0].write_bytes(paths[0].read_bytes()[:700])
     with pytest.raises(ValueError, match=r"none of|no readable, uncompressed tar file"):
         from_shards(paths[:1], count=3, size=8)
+
+
+def test_the_home_folder_is_known(renders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_shard(tmp_path / "a.tar", renders, ["object0", "object1"], count=3)
+    for data, known in (("~/*.tar", 2), ("~/renders", 4)):
+        assert len(open_views(TrainConfig(data=data, views=3, size=8))) == known
+    with pytest.raises(ValueError, match=r"data=~/none/\*\.tar matches no shard"):
+        open_views(TrainConfig(data="~/none/*.tar", views=3, size=8))
 
 
 def test_the_last_objects_are_held_out(renders: Path) -> None:

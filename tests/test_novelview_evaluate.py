@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -123,6 +124,41 @@ def test_lists_of_pairs_go_to_disk_and_back_and_are_checked(tmp_path: Path) -> N
     path.write_text('[{"uid": 1}]')
     with pytest.raises(ValueError, match="must be a JSON list of uid, condition and target"):
         read_pairs(path, VIEWS)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="must name at least one pair of views, and is empty; remove it"):
+        read_pairs(path, VIEWS)
+    for uid, condition, target in (
+        ([1], 0, 1),
+        ({}, 0, 1),
+        (1, 0, 1),
+        ("1", [0], 1),
+        ("1", 0.0, 1),
+        ("1", 0, True),
+    ):
+        path.write_text(json.dumps([{"uid": uid, "condition": condition, "target": target}]))
+        with pytest.raises(ValueError, match="must give uid as text, and condition and target as") as caught:
+            read_pairs(path, VIEWS)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_summary_without_intervals_is_json_all_the_same(tmp_path: Path) -> None:
+    """A single object has no interval, and a grey one no hue."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    def grey(uid: str, index: int) -> tuple[Tensor, Tensor]:
+        rgb, position = painted(uid, index)
+        return rgb.mean() * torch.ones_like(rgb), position
+
+    def same(rgb: Tensor, pose: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        return rgb
+
+    summary = evaluate(same, Views(["0"], 6, grey), [FixedPair("0", 0, 1)], tmp_path, progress=False)
+    assert summary["figures"]["psnr"][1] == -math.inf and math.isnan(summary["figures"]["hue_error_deg"][0])
+    said = json.loads((tmp_path / "summary.json").read_text(), parse_constant=refuse)
+    assert said["figures"]["hue_error_deg"] == [None, None, None]
+    assert said["figures"]["psnr"] == [summary["figures"]["psnr"][0], None, None]
 
 
 def test_the_command_line_evaluates_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

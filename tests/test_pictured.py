@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,62 @@ def test_cells_are_made_once_and_told_to_the_report(tmp_path: Path, monkeypatch:
     assert from_pictures(tmp_path / "none", "csd") == [[], []]
     with pytest.raises(ValueError, match=r"was made with .* choose another output_dir"):
         pictured.compare_pictures(methods, ("a red duck",), output_dir=tmp_path, iterations=4)
+
+
+def made_by(prompt: str, options: dict[str, Any]) -> dict[str, Any]:
+    return {"iou": 0.5, "psnr": options["psnr"], "flipped": False}
+
+
+def test_the_table_has_what_was_made_by_other_methods_and_of_other_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictured, "make", made_by)
+    methods = {"sds": {"psnr": 20.0}, "csd": {"psnr": math.nan}}
+    for chosen, prompts in (
+        (methods, ("a red duck",)),
+        ({"csd": methods["csd"]}, ("a brown mug", "a red duck")),
+    ):
+        path = pictured.compare_pictures(chosen, prompts, output_dir=tmp_path)
+    lines = [(line["method"], line["prompt"]) for line in csv.DictReader(path.open())]
+    assert lines == [("csd", "a brown mug"), ("csd", "a red duck"), ("sds", "a red duck")]
+    assert from_pictures(tmp_path, "sds") == [[0.5], [20.0]]
+    # What is no number is null in the file that keeps it, and no number again in the table.
+    (kept, _) = sorted((tmp_path / "pictures" / "csd").iterdir())
+    assert json.loads(kept.read_text())["psnr"] is None
+    (ious, psnrs) = from_pictures(tmp_path, "csd")
+    assert ious == [0.5, 0.5] and all(psnr is not None and math.isnan(psnr) for psnr in psnrs)
+
+
+def test_a_cell_of_other_options_is_told_before_any_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictured, "make", made_by)
+    pictured.compare_pictures({"csd": {"psnr": 1.0}}, ("a red duck",), output_dir=tmp_path)
+    monkeypatch.setattr(pictured, "make", pytest.fail)
+    with pytest.raises(ValueError, match=r"was made with .* choose another output_dir"):
+        pictured.compare_pictures(
+            {"sds": {"psnr": 1.0}, "csd": {"psnr": 2.0}}, ("a red duck",), output_dir=tmp_path
+        )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"methods": {}}, "at least one method"),
+        ({"methods": {"../x": {}}}, r"the name of a method .* got '\.\./x'"),
+        ({"prompts": "a red duck"}, "prompts must be a list of texts, .* got 'a red duck'"),
+        ({"prompts": ["a red duck", "a red duck"]}, "prompts has 'a red duck' twice"),
+        ({"prompts": ["a red duck", "a duck"]}, "a duck has no colour of its own"),
+        ({"iterations": 0}, "iterations must be an integer of at least 1, got 0"),
+    ],
+)
+def test_what_makes_no_objects_is_refused_before_any_is_made(
+    wrong: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictured, "make", pytest.fail)
+    with pytest.raises(ValueError, match=said) as caught:
+        pictured.compare_pictures(output_dir=tmp_path / "out", **wrong)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_a_mixture_alone_is_told_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:

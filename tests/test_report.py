@@ -195,6 +195,17 @@ def test_summary_names_what_made_the_asset(folder: Path) -> None:
     assert page.texts["p"][0] == "prior embedded \N{MIDDLE DOT} iterations 9 \N{MIDDLE DOT} seed 3"
 
 
+def test_links_lead_to_folders_of_any_name(folder: Path) -> None:
+    row = {"folder": "seed 1%", "seed": 1, "state": "finished", "score": None, "seconds": 1.0}
+    stages = [{"stage": "a", "folder": "stages/1-a#b", "iterations": 1}]
+    manifest = {"seeds": [row], "particles": ["particle:0"], "stages": stages}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    page = Page(write_report(folder).read_text())
+    assert [attrs["href"] for tag, attrs in page.elements if tag == "a"] == [
+        f"{name}/report.html" for name in ("seed%201%25", "particle%3A0", "stages/1-a%23b")
+    ]
+
+
 def test_flatten_joins_names_with_dots() -> None:
     tree = {"a": {"b": 1, "c": {"d": "x"}}, "e": [1, 2], "f": None}
     assert flatten(tree) == [("a.b", "1"), ("a.c.d", "x"), ("e", "[1, 2]"), ("f", "null")]
@@ -215,6 +226,11 @@ def test_bad_manifest_is_named(folder: Path, content: str) -> None:
     (folder / "manifest.json").write_text(content)
     with pytest.raises(ValueError, match=r"manifest\.json.*remove it"):
         write_report(folder)
+
+
+def test_the_home_folder_is_known(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert write_report(f"~/{folder.name}") == folder / "report.html"
 
 
 def test_a_folder_that_is_none_is_an_error(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import re
+from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 from PIL import Image
@@ -86,6 +88,19 @@ def test_the_page_needs_nothing_else_and_shows_text_as_text(root: Path) -> None:
     assert page.count("data:image/jpeg;base64,") == 1 and 'href="cube/report.html"' in page
     assert "5 runs: 1 finished, 1 unfinished, 1 refused, 1 collapsed, 1 failed" in page
     assert [int(i) for i in re.findall(r'data-index="(\d)"', page)] == [1, 2, 3, 4, 5]
+
+
+def test_links_lead_to_folders_of_any_name(tmp_path: Path) -> None:
+    made = {"prompt": "a mug", "seed": 0, "iterations": 4}
+    names = ["100% #1", "a?b&c", "http:x", "ein Krug ü", 'a"b']
+    for name in names:
+        run_in(tmp_path / "sweep" / name, made, finished=True)
+        run_in(tmp_path / name, made, finished=True)
+    links = re.findall(r'href="([^"]*)"', summarise(tmp_path)[1].read_text())
+    assert len(links) == 2 * len(names)
+    base = (tmp_path / "summary.html").as_uri()
+    found = {Path(unquote(urlsplit(urljoin(base, unescape(link))).path)) for link in links}
+    assert found == {tmp_path / parent / name / "report.html" for name in names for parent in ("", "sweep")}
 
 
 def test_the_text_is_short_and_counts_all(root: Path) -> None:

@@ -16,6 +16,7 @@ from distill.export.mesh import Mesh, extract_mesh
 from distill.export.pictures import timed, write_pictures
 from distill.export.texture import bake_texture, colour_vertices
 from distill.export.zero_set import extract_zero_set
+from distill.files.paths import user_path
 
 
 def export_asset(
@@ -69,7 +70,7 @@ def export_asset(
     Raises:
         ValueError: the scene is empty, an option is out of range, or a package is missing.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {"frames": frames, "picture_size": picture_size, "elevation_deg": elevation_deg}
     meshes = {

@@ -17,6 +17,7 @@ from torch import Tensor
 from distill.cameras import Cameras, turntable
 from distill.contracts import View
 from distill.files.atomic import replacing
+from distill.files.paths import user_path
 
 Picture = NDArray[np.uint8]
 
@@ -83,7 +84,7 @@ def write_turntable(
         )
     import imageio_ffmpeg  # a large package that only a video needs
 
-    with replacing(Path(path)) as part:
+    with replacing(user_path(path)) as part:
         video = imageio_ffmpeg.write_frames(
             str(part),
             (size, size),
@@ -110,7 +111,7 @@ def write_contact_sheet(
         row, column = divmod(index, 4)
         top, left = row * (size + gap), column * (size + gap)
         sheet[top : top + size, left : left + size] = picture
-    with replacing(Path(path)) as part:
+    with replacing(user_path(path)) as part:
         Image.fromarray(sheet).save(part)
 
 

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from distill.export.thumbnail import thumbnail
 from distill.files.atomic import replacing
+from distill.files.paths import user_path
 
 _POINTS = 300  # per curve: about one for each unit of the drawing's width
 
@@ -37,7 +38,7 @@ def write_report(folder: Path | str, *, title: str | None = None) -> Path:
     Raises:
         ValueError: ``folder`` is no folder, or its manifest or metrics are not valid JSON.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not folder.is_dir():
         raise ValueError(f"Expected the folder of a run, got {str(folder)!r}, which is not a folder.")
     manifest = _manifest(folder / "manifest.json")

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import yaml
 
@@ -278,7 +279,7 @@ def page(runs: Sequence[Run], root: Path) -> str:
         {
             **run._asdict(),
             "picture": thumbnail(root / run.folder) if run.folder else "",
-            "report": f"{run.folder}/report.html" if run.state == "finished" else "",
+            "report": f"{quote(run.folder)}/report.html" if run.state == "finished" else "",
         }
         for run in runs
     ]

@@ -8,12 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from distill.embedded.judge import Judge
 from distill.lab.comparison.figures import colour_spread, distinct, diversity
-from distill.lab.comparison.records import Record, by_prompt, of, pictured, views_of
+from distill.lab.comparison.records import (
+    Record,
+    by_prompt,
+    by_step,
+    common_steps,
+    of,
+    pictured,
+    views_of,
+)
 from distill.lab.comparison.verdicts import (
     Claim,
     Finding,
@@ -88,14 +97,16 @@ class Comparison:
         title = f"{what} of {paced} less that of {plain}"
         return self.number(title, lambda drawn: statistics.fmean(gains[index] for index in drawn))
 
+    def steps(self, method: str) -> list[int]:
+        """The steps at which all of a method's cells have a point, whatever prompts are drawn; none where they share none."""
+        return common_steps([cell for cells in self.prompts[method] for cell in cells])
+
     def curve(self, method: str, drawn: Sequence[int]) -> list[tuple[float, float]]:
-        """Fraction of training and mean similarity, point by point."""
-        cells = [cell for index in drawn for cell in self.prompts[method][index]]
-        columns = list(zip(*(cell["points"] for cell in cells), strict=True))
-        last = columns[-1][0]["step"]
+        """Fraction of training and mean similarity at each of a method's ``steps``."""
+        steps = self.steps(method)
+        cells = [by_step(cell) for index in drawn for cell in self.prompts[method][index]]
         return [
-            (points[0]["step"] / last, statistics.fmean(p["similarity"] for p in points))
-            for points in columns
+            (step / steps[-1], statistics.fmean(own[step]["similarity"] for own in cells)) for step in steps
         ]
 
 
@@ -140,8 +151,10 @@ def spread_at_equal_quality(data: Comparison, paced: str, plain: str, judge: Jud
         goal = min(curve[-1][1] for curve in curves.values())
         distances = {}
         for name, curve in curves.items():
-            point = next(number for number, (_, y) in enumerate(curve) if y >= goal)
-            sets = [views[point] for views in _pictures(data, data.prompts[name][index])]
+            step = next(step for step, (_, y) in zip(data.steps(name), curve, strict=True) if y >= goal)
+            cells = data.prompts[name][index]
+            places = [list(by_step(cell)).index(step) for cell in cells]
+            sets = [views[place] for place, views in zip(places, _pictures(data, cells), strict=True)]
             distances[name] = diversity(judge, sets) or 0.0
         gains.append(distances[paced] - distances[plain])
     title = f"distance between seeds of {paced} less that of {plain}, at equal similarity"
@@ -158,7 +171,7 @@ def excess(data: Comparison, method: str) -> Number:
 
 
 def judge_claims(
-    records: Sequence[Record], root: Path, judge: Judge, costs: Mapping[str, Mapping[str, float]]
+    records: Sequence[Record], root: Path, judge: Judge, costs: Mapping[str, Mapping[str, Any]]
 ) -> list[Claim]:
     """Every claim that the comparison's methods allow to test, in the papers' order.
 
@@ -166,7 +179,7 @@ def judge_claims(
         records: of all cells; for each claim, prompts that one of its methods lacks or failed at are left out.
         root: where the cells' pictures are.
         judge: measures distances between pictures.
-        costs: by method, as of ``distill.lab.comparison.cost.measure_cost``; may be empty.
+        costs: by method, as in ``costs.json``; may be empty.
     """
     tests: list[tuple[set[str], tuple[str, ...], Callable[[Comparison], Claim | None]]] = [
         *(
@@ -236,7 +249,9 @@ def _pictures(data: Comparison, cells: Sequence[Record]) -> list[Tensor]:
     return [views for cell in cells if (views := views_of(cell, data.root)) is not None]
 
 
-def _dreamtime_speed(data: Comparison, name: str, judge: Judge) -> Claim:
+def _dreamtime_speed(data: Comparison, name: str, judge: Judge) -> Claim | None:
+    if not _has_curves(data):
+        return None
     when, gain = speed(data, f"tp_{name}", name)
     text = f"DreamTime's timesteps bring {name} to its final score in fewer iterations"
     claim = decide(text, len(data), found_below(gain, 0.0))
@@ -247,8 +262,12 @@ def _several_seeds(data: Comparison) -> bool:
     return all(len(cells) > 1 for groups in data.prompts.values() for cells in groups)
 
 
+def _has_curves(data: Comparison) -> bool:
+    return all(data.steps(method) for method in data.prompts)
+
+
 def _dreamtime_spread(data: Comparison, name: str, judge: Judge) -> Claim | None:
-    if not _several_seeds(data):
+    if not (_several_seeds(data) and _has_curves(data)):
         return None
     found = found_above(spread_at_equal_quality(data, f"tp_{name}", name, judge))
     return decide(f"DreamTime's timesteps give {name} more diverse assets across seeds", len(data), found)
@@ -328,7 +347,7 @@ def _oversaturation(data: Comparison) -> Claim:
     return decide(text, len(data), *findings)
 
 
-def _asd_against_vsd(data: Comparison, costs: Mapping[str, Mapping[str, float]]) -> Claim:
+def _asd_against_vsd(data: Comparison, costs: Mapping[str, Mapping[str, Any]]) -> Claim:
     findings = [found_above(data.difference("asd", "vsd"), -MARGIN)]
     for key, title in (("step_ms", "time of a step"), ("peak_mib", "peak memory")):
         if {"asd", "vsd"} <= set(costs):

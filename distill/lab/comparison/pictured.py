@@ -21,7 +21,10 @@ from distill.conditions.cutout import Frame
 from distill.contracts import View
 from distill.embedded import world
 from distill.files.atomic import write_atomic
+from distill.files.lines import finite_tree
 from distill.files.paths import user_path
+from distill.lab.comparison.checks import check_cells, check_counts
+from distill.lab.comparison.records import as_kept
 from distill.lab.metrics import silhouette_iou
 from distill.lab.novel_view.render import Surface, from_world, picture
 from distill.loop import train
@@ -144,35 +147,51 @@ def compare_pictures(
     """Make every object by every method, or read what was made before, and write ``pictures.csv``; returns its path.
 
     Args:
-        methods: options of ``distill.generate`` by a name of one's choice; ``THROUGH`` by default.
+        methods: options of ``distill.generate`` by a name of one's choice, which is that of a folder; ``THROUGH`` by default.
         prompts: name a colour and a kind of the embedded world.
-        output_dir: where ``pictures.csv`` and the cells go.
+        output_dir: where ``pictures.csv`` and the cells go; the table has those of other methods and prompts that are there, too.
         iterations: of each cell.
         **options: for all cells.
 
     Raises:
         ValueError: an option is wrong, or a cell was made with others, in one line.
     """
+    methods = THROUGH if methods is None else methods
+    check_cells(methods, prompts)
+    check_counts(iterations=iterations)
+    for prompt in prompts:
+        world.pair_of(prompt)
+    root = user_path(output_dir)
+    cells = {
+        root / "pictures" / name / f"{folder_name(prompt)}.json": (name, prompt)
+        for name in methods
+        for prompt in prompts
+    }
+    asked = {name: {"iterations": iterations, **options, **wanted} for name, wanted in methods.items()}
+    for path, (name, _) in cells.items():
+        if path.exists() and (before := as_kept(read_object(path)["options"])) != as_kept(asked[name]):
+            raise ValueError(f"{path} was made with {before}, not {asked[name]}; choose another output_dir")
+    for path, (name, prompt) in cells.items():
+        if not path.exists():
+            made = {"method": name, "prompt": prompt, "options": asked[name], **make(prompt, asked[name])}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json.dumps(finite_tree(made), indent=1, allow_nan=False) + "\n")
+            log.info("%s from a picture, %s: IoU %.3f, PSNR %.1f dB", prompt, name, made["iou"], made["psnr"])
+        write_table(root, list(cells))
+    return root / "pictures.csv"
+
+
+def write_table(root: Path, first: Sequence[Path]) -> None:
+    """Write ``pictures.csv`` with every object that is kept below a folder, those of some files before the others."""
     from distill.lab.comparison.report import as_csv
 
-    root, lines = user_path(output_dir), []
-    for name, wanted in (methods or THROUGH).items():
-        for prompt in prompts:
-            path = root / "pictures" / name / f"{folder_name(prompt)}.json"
-            asked = {"iterations": iterations, **options, **wanted}
-            if path.exists():
-                made = json.loads(path.read_text())
-                if made["options"] != json.loads(json.dumps(asked)):
-                    raise ValueError(
-                        f"{path} was made with {made['options']}, not {asked}; choose another output_dir"
-                    )
-            else:
-                made = {"method": name, "prompt": prompt, "options": asked, **make(prompt, asked)}
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(path, json.dumps(made, indent=1) + "\n")
-                log.info(
-                    "%s from a picture, %s: IoU %.3f, PSNR %.1f dB", prompt, name, made["iou"], made["psnr"]
-                )
-            lines.append({key: value for key, value in made.items() if key != "options"})
-            write_atomic(root / "pictures.csv", as_csv(lines))
-    return root / "pictures.csv"
+    there = sorted((root / "pictures").glob("*/*.json"))
+    kept = [*(path for path in first if path in there), *(path for path in there if path not in first)]
+    lines = [{name: value for name, value in read_object(path).items() if name != "options"} for path in kept]
+    write_atomic(root / "pictures.csv", as_csv(lines))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """What is kept of an object; a figure that is no number is nan again."""
+    made: dict[str, Any] = json.loads(path.read_text())
+    return {name: math.nan if value is None else value for name, value in made.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,13 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 from distill.embedded.judge import SHIPPED, Judge, load_judge
+from distill.files.lines import finite_tree
 from distill.lab.comparison.figures import SIZE
 from distill.run.folders import folder_name
 
-#: The file of a cell's pictures.
-VIEWS = "views.png"
+#: The file of a cell's pictures, and that of what the methods' steps cost.
+VIEWS, COSTS = "views.png", "costs.json"
 #: A finished cell, as in its ``cell.json``.
 Record = Mapping[str, Any]
+#: Figures that every finished cell has; the others may be None, such as those that need a truth where there is none.
+ALWAYS = ("r_precision", "similarity", "saturation", "red", "green", "blue")
 
 
 #: The judges that ship, by what records say of them.
@@ -37,6 +42,57 @@ class Cell:
 
     def folder(self, root: Path) -> Path:
         return root / "cells" / self.method / f"{folder_name(self.prompt)}-{self.seed}"
+
+
+def as_kept(value: Any) -> Any:
+    """A value as a file gives it back: without tuples, and with None for nan and infinities."""
+    return json.loads(json.dumps(finite_tree(value), allow_nan=False))
+
+
+def line_of(record: Record) -> str:
+    """What a ``cell.json`` holds: JSON that every reader takes, and that ``read_record`` reads."""
+    return json.dumps(finite_tree(record), allow_nan=False) + "\n"
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record in a ``cell.json``; a figure that was measured and is no number is nan again."""
+    record: dict[str, Any] = json.loads(path.read_text())
+    for point in (*record.get("points", ()), *record.get("gradient", ())):
+        point.update({name: math.nan for name, value in point.items() if value is None})
+    final = record.get("final", {})
+    final.update({name: math.nan for name in ALWAYS if final.get(name, 0.0) is None})
+    return record
+
+
+def costs_in(root: Path) -> dict[str, dict[str, Any]]:
+    """What ``costs.json`` says, by method; empty where there is none."""
+    path = root / COSTS
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def is_cost_of(cost: Mapping[str, Any], method: str, options: Mapping[str, Any], root: Path) -> bool:
+    """Tell whether a cost was measured with these options of a method.
+
+    An earlier version did not write down the options. Such a cost counts as one with these, unless a cell of the method in the
+    folder was made with others: it may then be of those.
+    """
+    now = as_kept(options)
+    if "options" in cost:
+        return bool(cost["options"] == now)
+    cells = (read_record(path) for path in (root / "cells" / method).glob("*/cell.json"))
+    return all(as_kept(cell.get("options", now)) == now for cell in cells)
+
+
+def by_step(record: Record) -> dict[int, Mapping[str, float]]:
+    """The points of a cell's curve by their steps, in order."""
+    return {point["step"]: point for point in record["points"]}
+
+
+def common_steps(records: Sequence[Record]) -> list[int]:
+    """The steps at which all of some cells have a point, in order; none without cells."""
+    steps = [{point["step"] for point in record["points"]} for record in records]
+    return sorted(set.intersection(*steps)) if steps else []
 
 
 def of(records: Sequence[Record], method: str) -> list[Record]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,18 @@ from PIL import Image, ImageDraw
 
 from distill.files.atomic import write_atomic
 from distill.lab.comparison.figures import SIZE, colour_spread, distinct
-from distill.lab.comparison.records import Record, by_prompt, judge_of, of, pictured, views_of
+from distill.lab.comparison.records import (
+    Record,
+    by_prompt,
+    by_step,
+    common_steps,
+    costs_in,
+    is_cost_of,
+    judge_of,
+    of,
+    pictured,
+    views_of,
+)
 
 #: Figures of the table: name and title.
 FIGURES: tuple[tuple[str, str], ...] = (
@@ -51,7 +61,7 @@ def write_report(root: Path, records: Sequence[Record]) -> Path:
     ]
     write_atomic(root / "curves.csv", as_csv(points))
     draw_grid(root, records)
-    costs = json.loads((root / "costs.json").read_text()) if (root / "costs.json").exists() else {}
+    costs = costs_of(records, root)
     claims = judge_claims(records, root, judge_of(records), costs)
     lines = [
         {
@@ -86,6 +96,17 @@ def write_report(root: Path, records: Sequence[Record]) -> Path:
     )
     write_atomic(root / "report.html", page)
     return root / "report.html"
+
+
+def costs_of(records: Sequence[Record], root: Path) -> dict[str, dict[str, Any]]:
+    """What a step of each method costs, as ``costs.json`` says; a cost that is of other options than the cells' is left out."""
+    options = {record["method"]: record.get("options") for record in records}
+    return {
+        name: cost
+        for name, cost in costs_in(root).items()
+        # What an earlier version did not write down counts as the same.
+        if name in options and ((own := options[name]) is None or is_cost_of(cost, name, own, root))
+    }
 
 
 def template_of(name: str) -> Any:
@@ -139,9 +160,7 @@ def at_calls(record: Record, limit: float) -> float | None:
     return float(np.interp(limit, [p["calls"] for p in points], [p["similarity"] for p in points]))
 
 
-def summary(
-    records: Sequence[Record], root: Path, cost: Mapping[str, float] | None, limit: float
-) -> list[str]:
+def summary(records: Sequence[Record], root: Path, cost: Mapping[str, Any] | None, limit: float) -> list[str]:
     """A method's line: means over its prompts with standard errors, then diversity, costs and failures."""
 
     def text(values: Sequence[float | None], digits: int = 3) -> str:
@@ -210,12 +229,12 @@ def colours(methods: Sequence[str]) -> list[str]:
 
 
 def chart(records: Sequence[Record], methods: Sequence[str], by: str, value: str) -> dict[str, Any]:
-    """Mean and standard error over cells, point by point; time is the cells' mean at that point."""
+    """Mean and standard error over cells, at the steps at which all have a point; time is the cells' mean at that point."""
     series = []
     for name in methods:
-        columns = list(
-            zip(*(record["points"] for record in of(records, name) if not record["error"]), strict=False)
-        )
+        whole = [record for record in of(records, name) if not record["error"]]
+        points = [by_step(record) for record in whole]
+        columns = [[own[step] for own in points] for step in common_steps(whole)]
         line = [
             (
                 statistics.fmean(point[by] for point in column),

@@ -25,10 +25,21 @@ from distill.files.atomic import write_atomic
 from distill.files.paths import user_path
 from distill.job import Job, State
 from distill.lab.comparison import figures
+from distill.lab.comparison.checks import check_cells, check_counts
 from distill.lab.comparison.cost import compose, few_steps, measure_cost
 from distill.lab.comparison.counted import Counted
 from distill.lab.comparison.figures import gradient_profile
-from distill.lab.comparison.records import VIEWS, Cell, judge_name
+from distill.lab.comparison.records import (
+    COSTS,
+    VIEWS,
+    Cell,
+    as_kept,
+    costs_in,
+    is_cost_of,
+    judge_name,
+    line_of,
+    read_record,
+)
 from distill.lab.truth import SHAPES, Source, asked, check, check_meant, judge_folder, judge_of, origin
 from distill.loop import Diverged, OutOfMemory, train
 from distill.priors import load_prior
@@ -131,7 +142,7 @@ def compare(
     """Make and measure every cell, then write the report on what is there; rerun to go on where it stopped.
 
     Args:
-        methods: options of ``distill.generate`` by a name of one's choice; ``METHODS`` by default.
+        methods: options of ``distill.generate`` by a name of one's choice, which is that of a folder; ``METHODS`` by default.
         prompts: of the embedded world, or names of things with a colour or without.
         seeds: of each.
         output_dir: where cells, ``results.csv``, ``curves.csv``, ``claims.csv``, ``costs.json``, ``grid.png`` and
@@ -157,8 +168,8 @@ def compare(
     from distill.lab.comparison.report import write_report
 
     methods = METHODS if methods is None else methods
-    if not prompts or not seeds or not methods:
-        raise ValueError("a comparison needs at least one method, one prompt and one seed")
+    check_cells(methods, prompts, seeds)
+    check_counts(iterations=iterations, measure_every=measure_every)
     check_asked(prior, budget, part)
     chosen = {name: dict(wanted) for name, wanted in methods.items()}
     for wanted in (options, *chosen.values()):
@@ -187,7 +198,7 @@ def compare(
             folder, model = cell.folder(root), prior_of(cell.prompt)
             record = run_cell(cell, settings[cell.method], model, judge, folder, measure_every, stop, source)
             if made := "final" in record:
-                write_atomic(folder / "cell.json", json.dumps(record | made_so[cell.prompt]) + "\n")
+                write_atomic(folder / "cell.json", line_of(record | made_so[cell.prompt]))
                 said = record["error"] or in_short(record["final"])
                 log.info("%d of %d: %s, %s, seed %d: %s", done, len(mine), *vars(cell).values(), said)
             if stop.is_set():
@@ -233,7 +244,7 @@ def records_of(cells: Sequence[Cell], root: Path, part: tuple[int, int]) -> list
             f"nothing is finished in {root} yet, and the share {part[0]}/{part[1]} of {counted(len(cells), 'cell')} has none to make; run "
             "the other shares first, or divide it into fewer"
         )
-    return [json.loads(path.read_text()) for path in there]
+    return [read_record(path) for path in there]
 
 
 def check_asked(prior: object, budget: str, part: tuple[int, int]) -> None:
@@ -316,18 +327,20 @@ def check_measurable(config: DictConfig) -> None:
 
 
 def measure_costs(root: Path, settings: Mapping[str, Mapping[str, Any]], prompt: str) -> None:
-    """Write ``costs.json``: what a step of each method costs, measured one after the other."""
-    path = root / "costs.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    """Write ``costs.json``: what a step of each method costs and the options that it has, measured one after the other.
+
+    What is there is measured again where it is of other options, see ``is_cost_of``; the costs of other methods stay.
+    """
+    known = costs_in(root)
     for name, wanted in settings.items():
-        if name in known:
+        if name in known and is_cost_of(known[name], name, wanted, root):
             continue
         try:
-            known[name] = measure_cost(wanted, prompt)
+            known[name] = {**measure_cost(wanted, prompt), "options": as_kept(wanted)}
         except RuntimeError as error:  # a loss that a script registered is not known to another process
             log.warning("%s: %s", name, error)
             continue
-        write_atomic(path, json.dumps(known, indent=2) + "\n")
+        write_atomic(root / COSTS, json.dumps(known, indent=2, allow_nan=False) + "\n")
 
 
 def prior_name(prior: Prior | PriorOf | None, prompts: Iterable[str]) -> str:
@@ -346,7 +359,7 @@ def finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
     path = folder / "cell.json"
     if not path.exists():
         return False
-    made, now = json.loads(path.read_text()), json.loads(json.dumps(wanted))
+    made, now = as_kept(json.loads(path.read_text())), as_kept(wanted)
     # What an earlier version did not write down counts as the same.
     before = {**now, **made}
     pairs = {name: (before[name], now[name]) for name in now if name != "options"}
@@ -386,7 +399,7 @@ def run_cell(
     stop: threading.Event,
     source: Source = SHAPES,
 ) -> dict[str, Any]:
-    """Train and measure one asset; a failure is part of the record."""
+    """Train and measure one asset; a failure of the training is part of the record, and one of measuring is raised."""
     from PIL import Image
 
     config = compose(wanted, cell.prompt, cell.seed)
@@ -395,18 +408,21 @@ def run_cell(
     assert field is not None  # see check_measurable
     points: list[dict[str, float]] = []
     rows: list[Tensor] = []
+    unmeasured: list[Exception] = []
     clock = {"seconds": 0.0, "since": time.perf_counter()}
 
     def on_step(state: State, metrics: dict[str, float], picture: Render) -> bool:
         clock["seconds"] += time.perf_counter() - clock["since"]
         if state.step % every == 0 or state.step == config.iterations:
-            seen, _ = figures.pictures_of(job.views[0])
-            scores = figures.judge_scores(judge, seen, caption)
-            spent = {"seconds": clock["seconds"], "calls": prior.calls - before}
-            points.append({"step": state.step, **spent, **scores})
-            rows.append(seen.permute(2, 0, 3, 1).flatten(1, 2))
+            try:
+                scores, row = seen_by(judge, job, caption)
+                spent = {"seconds": clock["seconds"], "calls": prior.calls - before}
+                points.append({"step": state.step, **spent, **scores})
+                rows.append(row)
+            except Exception as error:  # raised after the training, in which a failure counts as the loss's
+                unmeasured.append(error)
         clock["since"] = time.perf_counter()
-        return bool(stop.is_set())
+        return bool(unmeasured or stop.is_set())
 
     record: dict[str, Any] = {**vars(cell), "options": dict(wanted), "points": points, "error": None}
     whole = True
@@ -420,6 +436,8 @@ def run_cell(
         # A loss of one's own fails in any way, and the others are compared all the same.
         whole, said = False, (str(error).splitlines() or [""])[0]
         record["error"] = f"{type(error).__name__}: {said}"
+    if unmeasured:
+        raise unmeasured[0]
     if stop.is_set() and job.state.step < config.iterations:
         return record
     record |= {"seconds": clock["seconds"], "calls": prior.calls - before, "skipped": job.state.skipped}
@@ -431,6 +449,12 @@ def run_cell(
     if rows:
         Image.fromarray((torch.cat(rows) * 255).round().byte().numpy()).save(folder / VIEWS)
     return record
+
+
+def seen_by(judge: Judge, job: Job, caption: str) -> tuple[dict[str, float], Tensor]:
+    """A judge's scores of a scene as it is now, and its pictures side by side, ``[size, views * size, 3]``."""
+    seen, _ = figures.pictures_of(job.views[0])
+    return figures.judge_scores(judge, seen, caption), seen.permute(2, 0, 3, 1).flatten(1, 2)
 
 
 def profile(job: Job, seed: int) -> list[dict[str, float]]:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distill.files.atomic import write_atomic
+from distill.files.lines import finite_tree
 from distill.lab.novel_view.pairs import Pair, draw_indices, mixed, read_pair
 from distill.lab.novel_view.views import Views
 from distill.priors.novel_view.pose import relative, spherical
+from distill.run.table import cut
 
 #: Draws views: conditions ``[n, 3, h, w]``, poses ``[n, 4]`` and a generator for each, to ``[n, 3, h, w]``, in [0, 1].
 Draw = Callable[[Tensor, Tensor, Sequence[torch.Generator]], Tensor]
@@ -55,7 +57,7 @@ def read_pairs(path: Path, views: Views) -> list[FixedPair]:
     """Read a list of pairs.
 
     Raises:
-        ValueError: it is no such list, or names objects or views that are not there.
+        ValueError: it is no such list, is empty, or names objects or views that are not there.
     """
     try:
         pairs = [FixedPair(**entry) for entry in json.loads(path.read_text())]
@@ -63,8 +65,17 @@ def read_pairs(path: Path, views: Views) -> list[FixedPair]:
         raise ValueError(
             f"{path} must be a JSON list of uid, condition and target, and cannot be read: {error}"
         ) from error
+    if not pairs:
+        raise ValueError(
+            f"{path} must name at least one pair of views, and is empty; remove it to have pairs chosen"
+        )
     known = set(views.uids)
     for pair in pairs:
+        if not isinstance(pair.uid, str) or {type(pair.condition), type(pair.target)} != {int}:
+            raise ValueError(
+                f"{path} must give uid as text, and condition and target as integers, got {cut(str(vars(pair)), 80)}; mend it, or remove it to "
+                "have pairs chosen"
+            )
         if pair.uid not in known or not {pair.condition, pair.target} <= set(range(views.count)):
             raise ValueError(
                 f"{path} names {pair.uid}, views {pair.condition} and {pair.target}, which are not there"
@@ -198,7 +209,8 @@ def evaluate(
         batch: views drawn at a time.
 
     Returns:
-        The summary: for each figure its mean over objects and its 95% interval.
+        The summary: for each figure its mean over objects and its 95% interval. What is nan or infinite in it, such as the interval
+        of a single object, is null in the file.
     """
     from distill.lab.comparison.report import as_csv
 
@@ -236,7 +248,7 @@ def evaluate(
             for name, uids in (groups or {}).items()
         },
     }
-    write_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_atomic(out / "summary.json", json.dumps(finite_tree(summary), indent=2, allow_nan=False) + "\n")
     return summary
 
 

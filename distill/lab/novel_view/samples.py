@@ -22,7 +22,7 @@ def open_views(config: TrainConfig) -> Views:
     """The pictures that a configuration names."""
     count, size = config.views, config.size
     if config.data.endswith(".tar"):
-        paths = [Path(path) for path in sorted(glob.glob(config.data))]
+        paths = [Path(path) for path in sorted(glob.glob(str(user_path(config.data))))]
         if not paths:
             raise ValueError(f"data={config.data} matches no shard")
         return from_shards(paths, count=count, size=size)
