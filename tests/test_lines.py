@@ -13,7 +13,10 @@ import pytest
 import torch
 
 from distill.files.lines import finite, finite_tree, line_of
+from distill.run.failures import note
 from distill.run.journal import Journal
+from distill.run.manifest import finish
+from distill.run.seeds import better
 
 
 def strict(line: str) -> Any:
@@ -47,3 +50,21 @@ def test_a_runs_metrics_are_read_by_any_reader(tmp_path: Path) -> None:
     journal.lines.close()
     first, second = map(strict, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert first["opacity"] is None and first["loss"] is None and second["loss"] == 1.0
+
+
+def test_a_manifest_has_null_for_what_is_not_finite(tmp_path: Path) -> None:
+    finish(
+        tmp_path, {"prompt": "a red mug", "score": math.nan, "seconds": {"train": math.inf, "export": 1.5}}
+    )
+    said = strict((tmp_path / "manifest.json").read_text())
+    assert said["score"] is None and said["seconds"] == {"train": None, "export": 1.5}
+    note(tmp_path, {"score": math.nan}, ValueError("why"))
+    assert strict((tmp_path / "manifest.json").read_text())["score"] is None
+
+
+def test_a_seed_without_a_score_is_never_the_best() -> None:
+    for none in (None, math.nan):
+        assert better({"score": 0.1}, {"score": none}, "best")
+        assert not better({"score": none}, {"score": -5.0}, "best")
+        assert not better({"score": none}, {"score": None}, "best")
+    assert not better({"score": 0.9}, {"score": 0.1}, "all")

@@ -123,9 +123,11 @@ def _run_seeds(
 
 def better(row: Mapping[str, Any], than: Mapping[str, Any], keep: str) -> bool:
     """Tell whether a finished seed is to be preferred; the first of equals is kept, and a score that is not a number never wins."""
-    if keep != "best" or math.isnan(row["score"]):
-        return False
-    return math.isnan(than["score"]) or bool(row["score"] > than["score"])
+
+    def rank(score: float | None) -> float:
+        return -math.inf if score is None or math.isnan(score) else score  # a manifest has null for nan
+
+    return keep == "best" and rank(row["score"]) > rank(than["score"])
 
 
 def _make(
