@@ -19,6 +19,7 @@ from torch import Tensor
 from distill.conditions.background import plain_background
 from distill.files.atomic import sha256
 from distill.files.errors import no_file
+from distill.files.grey import eight_bits
 from distill.files.paths import user_path
 
 log = logging.getLogger(__name__)
@@ -208,10 +209,7 @@ def read_rgba(path: Path, largest: int = READ, option: str = "image") -> Image.I
     try:
         with Image.open(path) as opened:
             opened.load()
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith(("I", "F")):  # deep grey, which a plain conversion would clip
-                image = Image.fromarray(_eight_bits(np.asarray(image, np.float64), image.mode[0]))
-            image = image.convert("RGBA")
+            image = eight_bits(ImageOps.exif_transpose(opened)).convert("RGBA")
     except UnidentifiedImageError as error:
         with path.open("rb") as file:
             head = file.read(12)
@@ -235,15 +233,6 @@ def read_rgba(path: Path, largest: int = READ, option: str = "image") -> Image.I
             f"{option} must be a picture (PNG, JPEG, WebP, ...), and {path} cannot be read: {error}"
         ) from error
     return _at_most(image, largest)
-
-
-def _eight_bits(grey: NDArray[np.float64], kind: str) -> NDArray[np.uint8]:
-    """Deep grey values as bytes: whole numbers (``I``) of 16 bits, others (``F``) in [0, 1], or up to the largest beyond those."""
-    grey = np.nan_to_num(grey, nan=0.0, posinf=0.0, neginf=0.0)
-    full = 65535.0 if kind == "I" else 1.0
-    grey = grey / max(full, float(grey.max(initial=0.0)))
-    found: NDArray[np.uint8] = (grey.clip(0, 1) * 255).round().astype(np.uint8)
-    return found
 
 
 def of_fewer_pixels(image: Image.Image, frame: Frame) -> tuple[Image.Image, Frame, float]:

@@ -165,7 +165,8 @@ class ImageTower(nn.Module):
 
     def forward(self, pixel_values: Tensor, output_hidden_states: bool = True) -> Any:
         """Pictures ``4 rgb - 2`` to ``image_embeds`` ``[batch, 128]`` and ``hidden_states`` ``[batch, 65, stage]``."""
-        x, stages = pixel_values, []
+        x = pixel_values
+        stages: list[Tensor] = []
         for layer in self.judge.image_tower:
             x = layer(x)
             # What halves the picture is no stage of its own, but for the stem.

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from distill.files.grey import eight_bits
+
 Array = NDArray[np.floating[Any]]
 #: The file of a name, as bytes; a ``KeyError`` if there is none, as ``zipfile.ZipFile.read`` has it.
 Read = Callable[[str], bytes]
@@ -71,7 +73,7 @@ class Model:
 
 def _texture(read: Read, path: str) -> NDArray[np.uint8]:
     try:
-        image = Image.open(io.BytesIO(read(path))).convert("RGBA")
+        image = eight_bits(Image.open(io.BytesIO(read(path)))).convert("RGBA")
     except KeyError:
         raise ValueError(f"the map {PurePosixPath(path).name} is missing") from None
     except (OSError, ValueError, SyntaxError) as error:

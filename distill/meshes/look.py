@@ -12,12 +12,17 @@ from trimesh.visual import TextureVisuals
 from trimesh.visual.material import PBRMaterial, SimpleMaterial, empty_material
 
 from distill.export.frame import srgb_to_linear
+from distill.files.grey import eight_bits
 from distill.meshes.surface import Floats, Look
 
 #: Larger textures are shrunk to this side.
 MOST_TEXELS = 4096
 #: The colour of what has none.
 PLAIN = 0.8
+
+
+#: Textures that have been read, by the identity of their picture and their factor; pictures must outlive it.
+Known = dict[tuple[int, bytes], torch.Tensor]
 
 
 def look_of(mesh: trimesh.Trimesh, linear: bool) -> tuple[Look, bool]:
@@ -27,10 +32,22 @@ def look_of(mesh: trimesh.Trimesh, linear: bool) -> tuple[Look, bool]:
         mesh: as it was read.
         linear: colours of vertices are linear, as in glTF, rather than sRGB.
     """
+    look, said = colours_of(mesh, linear, {})
+    visual: Any = mesh.visual
+    return (_finished(look, mesh, visual) if isinstance(visual, TextureVisuals) else look), said
+
+
+def colours_of(mesh: trimesh.Trimesh, linear: bool, known: Known) -> tuple[Look, bool]:
+    """Return a geometry's colours without its roughness and metallic, and whether its file says so.
+
+    Args:
+        mesh: as it was read.
+        linear: see ``look_of``.
+        known: textures that other geometries share with it; those that it is the first to have are added.
+    """
     visual: Any = mesh.visual
     if isinstance(visual, TextureVisuals):
-        look, said = _of_material(mesh, visual)
-        return _finished(look, mesh, visual), said
+        return _of_material(mesh, visual, known)
     if visual is not None and visual.kind == "vertex":
         colours = np.asarray(visual.vertex_colors, np.float32)[:, :3][mesh.faces] / 255
     elif visual is not None and visual.kind == "face":
@@ -41,20 +58,22 @@ def look_of(mesh: trimesh.Trimesh, linear: bool) -> tuple[Look, bool]:
     return Look(_tensor(to_srgb(shown) if linear else shown)), True
 
 
-def _of_material(mesh: trimesh.Trimesh, visual: TextureVisuals) -> tuple[Look, bool]:
+def _of_material(mesh: trimesh.Trimesh, visual: TextureVisuals, known: Known) -> tuple[Look, bool]:
     material: Any = visual.material
     if isinstance(material, PBRMaterial):
-        return _of_gltf(mesh, visual, material)
+        return _of_gltf(mesh, visual, material, known)
     if is_filler(material):
         return _plain(mesh, np.full(3, PLAIN)), False
     # Of an MTL file, whose colours are as they are shown.
     if material.image is None or visual.uv is None:
         said = "kd" in material.kwargs
         return _plain(mesh, _factor(material.diffuse) if said else np.full(3, PLAIN)), said
-    return _textured(mesh, visual.uv, _picture(material.image)), True
+    return _textured(mesh, visual.uv, _texture(material.image, np.ones(3, np.float32), known)), True
 
 
-def _of_gltf(mesh: trimesh.Trimesh, visual: TextureVisuals, material: PBRMaterial) -> tuple[Look, bool]:
+def _of_gltf(
+    mesh: trimesh.Trimesh, visual: TextureVisuals, material: PBRMaterial, known: Known
+) -> tuple[Look, bool]:
     """The base colour: the product of a factor, the vertices' colours and a texture, linear."""
     image, factor = material.baseColorTexture, _factor(material.baseColorFactor)
     found = visual.vertex_attributes.get("color")
@@ -65,10 +84,19 @@ def _of_gltf(mesh: trimesh.Trimesh, visual: TextureVisuals, material: PBRMateria
         said = material.baseColorFactor is not None or tint is not None
         linear = np.ones((len(mesh.faces), 3, 3), np.float32) if tint is None else tint
         return Look(_tensor(to_srgb(np.asarray(linear * factor, np.float32)))), said
-    texture = _picture(image)
-    if (factor < 1).any():
-        texture = to_srgb(srgb_to_linear(texture) * factor)
+    texture = _texture(image, factor, known)
     return _textured(mesh, visual.uv, texture, None if tint is None or (tint == 1).all() else tint), True
+
+
+def _texture(image: Any, factor: Floats, known: Known) -> torch.Tensor:
+    """A picture times a linear factor, sRGB, shape ``[height, width, 3]``."""
+    key = (id(image), factor.tobytes())
+    if key not in known:
+        shown = _picture(image)
+        if (factor < 1).any():
+            shown = to_srgb(srgb_to_linear(shown) * factor)
+        known[key] = _tensor(shown)
+    return known[key]
 
 
 def _finished(look: Look, mesh: trimesh.Trimesh, visual: TextureVisuals) -> Look:
@@ -114,9 +142,9 @@ def is_filler(material: Any) -> bool:
     return bool(material.image.size == filler.size and material.image.tobytes() == filler.tobytes())
 
 
-def _textured(mesh: trimesh.Trimesh, uv: Any, texture: Floats, tint: Floats | None = None) -> Look:
+def _textured(mesh: trimesh.Trimesh, uv: Any, texture: torch.Tensor, tint: Floats | None = None) -> Look:
     blank = _plain(mesh, np.full(3, PLAIN)).corners
-    return Look(blank, _at(mesh, uv), _tensor(texture), None if tint is None else _tensor(tint))
+    return Look(blank, _at(mesh, uv), texture, None if tint is None else _tensor(tint))
 
 
 def _at(mesh: trimesh.Trimesh, uv: Any) -> torch.Tensor:
@@ -135,7 +163,7 @@ def _factor(colour: Any) -> Floats:
 
 
 def _picture(image: Any) -> Floats:
-    shown = image.convert("RGB")
+    shown = eight_bits(image).convert("RGB")
     if max(shown.size) > MOST_TEXELS:
         shown.thumbnail((MOST_TEXELS, MOST_TEXELS))
     return np.asarray(np.asarray(shown) / 255, np.float32)

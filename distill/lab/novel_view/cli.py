@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.domains import counted
+from distill.run.signals import as_interrupts
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from distill.lab.novel_view.render import Surface
     from distill.priors.novel_view.pipeline import NovelViewPipeline
 
 
@@ -31,10 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        sys.exit(options.run(options))
+        with as_interrupts():
+            sys.exit(options.run(options))
     except (ValueError, OSError) as error:
         print(f"distill-views: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        advice = "; the same command goes on" if options.command in ("render", "pack") else ""
+        print(f"distill-views: interrupted{advice}", file=sys.stderr)
+        sys.exit(130)
 
 
 def _render_options(parser: argparse.ArgumentParser) -> None:
@@ -107,14 +114,53 @@ def _features_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _render(options: argparse.Namespace) -> int:
-    from distill.embedded import world
     from distill.lab.novel_view import render
 
+    _check_render(options)
     protocol = render.Protocol(
         views=options.views, size=options.size, distance=tuple(options.distance),
         fov_y_deg=tuple(options.fov), elevation_deg=tuple(options.elevation), scale=tuple(options.scale),
         seed=options.seed, up=options.up, lights_deg=options.lights, steep=options.steep, offset=options.offset,
     )  # fmt: skip
+    if options.world:
+        jobs, sources = _of_world(options), dict[str, Path]()
+    else:
+        sources = _sources(options)
+        jobs = {name: partial(render.load_surface, path, options.up) for name, path in sources.items()}
+    wrong = render.render_all(jobs, options.output, protocol, workers=options.workers, sources=sources)
+    print(f"{counted(len(jobs) - len(wrong), 'object')} in {options.output}, {len(wrong)} left out")
+    return 1 if wrong else 0
+
+
+def _of_world(options: argparse.Namespace) -> dict[str, partial[Surface]]:
+    from distill.embedded import world
+    from distill.lab.novel_view.render import from_world
+
+    pairs = [(c, k) for k in world.KINDS for c in world.COLOURS]
+    # Those that the world holds out come last, where a training looks for what to validate on.
+    pairs.sort(key=lambda pair: world.held_out(*pair))
+    names = [f"{c}-{k}-{i:04d}" for c, k in pairs for i in range(options.world)]
+    return {name: partial(from_world, name, options.seed) for name in names}
+
+
+def _sources(options: argparse.Namespace) -> dict[str, Path]:
+    """Mesh files by the names of their objects; prints which others are of the same meshes."""
+    from distill.lab.novel_view.sources import find_meshes, name_of
+
+    found, left = find_meshes(options.inputs)
+    if left:
+        more = ", ..." if len(left) > 3 else ""
+        print(
+            f"{counted(len(left), 'file')} not rendered, as other formats or levels of detail of the same meshes: "
+            f"{', '.join(map(str, left[:3]))}{more}"
+        )
+    named = dict[str, Path]()
+    for path in found:
+        named[name_of(path, named, options.output)] = path
+    return named
+
+
+def _check_render(options: argparse.Namespace) -> None:
     if min(options.views, options.size) < 1:
         raise ValueError(f"--views and --size must be at least 1, got {options.views} and {options.size}")
     if not (min(options.fov) > 0 and max(options.fov) < 180 and min(options.scale) > 0):
@@ -140,21 +186,8 @@ def _render(options: argparse.Namespace) -> int:
             "--distance must be more than 0.9 times the largest --scale, and --offset, outside the object, got "
             f"{min(options.distance)}"
         )
-    jobs = {}
-    if options.world:
-        if options.inputs:
-            raise ValueError("give meshes or --world, not both")
-        pairs = [(c, k) for k in world.KINDS for c in world.COLOURS]
-        # Those that the world holds out come last, where a training looks for what to validate on.
-        pairs.sort(key=lambda pair: world.held_out(*pair))
-        names = [f"{c}-{k}-{i:04d}" for c, k in pairs for i in range(options.world)]
-        jobs = {name: partial(render.from_world, name, options.seed) for name in names}
-    else:
-        for path in render.find_meshes(options.inputs):
-            jobs[render.name_of(path, jobs)] = partial(render.load_surface, path, options.up)
-    wrong = render.render_all(jobs, options.output, protocol, workers=options.workers)
-    print(f"{counted(len(jobs) - len(wrong), 'object')} in {options.output}, {len(wrong)} left out")
-    return 1 if wrong else 0
+    if options.world and options.inputs:
+        raise ValueError("give meshes or --world, not both")
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -165,11 +198,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     for name in ("steps", "per_object", "views"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
-    if not any(options.renders.glob("*/000.png")):
-        raise ValueError(
-            f"expected renders in {options.renders}, a folder for each object with 000.png and so on, and there are none; make them with "
-            "distill-views render"
-        )
+    _first_of(options.renders)
     pipeline = NovelViewPipeline.load(options.model)
     views = from_folder(options.renders, count=options.views, size=pipeline.size)
     path = options.pairs or options.output / "pairs.json"
@@ -204,28 +233,42 @@ def _draw(
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from distill.lab.novel_view.views import from_folder, write_shard
+    from PIL import Image
+
+    from distill.lab.novel_view.views import from_folder, pictures_of, protocol_of, write_shards
 
     if options.objects < 1:
         raise ValueError(f"--objects must be at least 1, got {options.objects}")
-    first = next(iter(sorted(options.folder.glob("*/000.png"))), None)
-    if first is None:
-        raise ValueError(
-            f"expected renders in {options.folder}, a folder for each object with 000.png and so on, and there are none; make them with "
-            "distill-views render"
-        )
-    from PIL import Image
-
-    count, size = len(list(first.parent.glob("*.png"))), Image.open(first).width
+    first = _first_of(options.folder)
+    said = protocol_of(options.folder)
+    count, size = pictures_of(said) or len(list(first.glob("*.png"))), said.get("size")
+    if size is None:
+        with Image.open(first / "000.png") as image:
+            size = image.width
     views = from_folder(options.folder, count=count, size=size)
-    options.output.mkdir(parents=True, exist_ok=True)
-    groups = [views.uids[start : start + options.objects] for start in range(0, len(views), options.objects)]
-    for number, uids in enumerate(groups):
-        write_shard(options.output / f"{number:05d}.tar", options.folder, uids, count)
+    shards = write_shards(options.output, options.folder, views.uids, count, options.objects)
     print(
-        f"{counted(len(views), 'object')} in {counted(len(groups), 'shard')} in {options.output}, {len(views.skipped)} left out"
+        f"{counted(len(views), 'object')} in {counted(shards, 'shard')} in {options.output}, {len(views.skipped)} left out"
     )
     return 1 if views.skipped else 0
+
+
+def _first_of(renders: Path) -> Path:
+    """The folder of the first object of some renders.
+
+    Raises:
+        ValueError: there are none.
+    """
+    from distill.lab.novel_view.views import objects_in
+
+    names = objects_in(renders) if renders.is_dir() else []
+    first = next((renders / name for name in names if (renders / name / "000.png").is_file()), None)
+    if first is None:
+        raise ValueError(
+            f"expected renders in {renders}, a folder for each object with 000.png and so on, and there are none; make them with "
+            "distill-views render"
+        )
+    return first
 
 
 def _features(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from distill.files.atomic import write_atomic
 from distill.files.paths import user_path
 from distill.lab.novel_view.levels import Law
+from distill.lab.novel_view.views import protocol_of
 from distill.priors.novel_view.code import TurnOptions
 
 
@@ -37,7 +39,7 @@ class TrainConfig:
         code_keep: weight of a loss that keeps the codes of usual pairs as they are, see ``stages.CodeRecipe.keep``; needs
             ``code_again`` and ``in_memory``.
         offset: how far objects are from the axis that the cameras go round, at most, scene units; saved with the model. Null is
-            what the renders' ``protocol.json`` says, 0 without one.
+            what the ``protocol.json`` of the renders, or beside the shards, says, 0 without one.
         views: pictures of each object.
         size: their height and width, pixels.
         held_out: share of the objects, the last ones, that are validated on.
@@ -258,15 +260,29 @@ def offset_of(config: TrainConfig) -> float:
     """How far from the axis the objects of the renders are, at most, scene units.
 
     Raises:
-        ValueError: the renders say otherwise.
+        ValueError: the renders say otherwise, or what they say cannot be read.
     """
-    path = user_path(config.data) / "protocol.json"
-    said = json.loads(path.read_text()).get("offset", 0.0) if path.is_file() else None
+    data = user_path(config.data)
+    shards = config.data.endswith(".tar")
+    folders = map(Path, sorted(glob.glob(str(data.parent)))) if shards else [data]
+    said = {folder: number for folder in folders if (number := _offset_in(folder)) is not None}
     if config.offset is None:
-        return float(said or 0.0)
-    if said is not None and said != config.offset:
-        raise ValueError(f"offset={config.offset:g}, but {path} says {said:g}; leave offset= out")
+        return max(said.values(), default=0.0)
+    for folder, number in said.items():
+        if number != config.offset:
+            raise ValueError(
+                f"offset={config.offset:g}, but {folder / 'protocol.json'} says {number:g}; leave offset= out"
+            )
     return config.offset
+
+
+def _offset_in(folder: Path) -> float | None:
+    """What the ``protocol.json`` of renders or shards says; None without one."""
+    said = protocol_of(folder)
+    number = said.get("offset", 0.0)
+    if not isinstance(number, (int, float)):
+        raise ValueError(f"{folder / 'protocol.json'} must have a number as offset, got {number!r}")
+    return float(number) if said else None
 
 
 def check_tracker(name: str) -> None:

@@ -11,11 +11,13 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,28 @@ from distill.export.frame import srgb_to_linear
 from distill.files.atomic import write_atomic
 from distill.lab.novel_view.pairs import mixed
 from distill.lab.novel_view.placing import in_ball, within
-from distill.meshes.look import to_srgb
+from distill.lab.novel_view.sources import RECORD, palette, record_of, refusal
+from distill.lab.novel_view.views import objects_in
+from distill.meshes.gltf import load_gltf
+from distill.meshes.look import Known, colours_of, to_srgb
+from distill.meshes.obj import load_obj
+from distill.meshes.surface import Look, Unfit
 from distill.priors.novel_view.pose import world_to_camera
 
 log = logging.getLogger(__name__)
 
 Array = NDArray[np.floating[Any]]
-SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
+#: Renders of objects that are still to be made, by their names.
+Work = Mapping[str, Callable[[], str | None]]
+GLTF = (".glb", ".gltf")
+#: Faces of less area, as a share of the square of their longest side, are collapsed to points or lines.
+LEAST_AREA = 1e-10
+#: What the readers of ``mesh=`` say of its options, and what a render says instead.
+WORDS = {
+    "mesh.init_texture=true needs": "a render needs",
+    ", or leave the option out": "",
+    "which mesh= does not read": "which is not read here",
+}
 #: From y up and front +z to z up and front +x.
 Y_UP = np.array([[0.0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 
@@ -145,83 +162,102 @@ def load_surface(path: Path, up: str = "y") -> Surface:
     """Read a mesh file with its colours or textures, centred, its longest side 1, z up.
 
     Raises:
-        ValueError: it cannot be read, or has no surface.
+        ValueError: it cannot be read, some of its colours cannot, or it has no surface.
     """
     try:
-        loaded: Any = trimesh.load(path, force="scene")
-        meshes = [
-            g for g in loaded.dump(concatenate=False) if isinstance(g, trimesh.Trimesh) and len(g.faces)
-        ]
+        pieces = _pieces(path)
+    except Unfit as error:
+        raise ValueError(_for_renders(error)) from error
     except Exception as error:  # readers of many formats fail in many ways
         raise ValueError(
             f"{path} is no readable mesh: {type(error).__name__} {str(error).splitlines()[:1]}"
         ) from error
-    if not meshes:
+    if not pieces:
         raise ValueError(f"{path} has no faces")
-    starts = np.cumsum([0, *(len(mesh.faces) for mesh in meshes)])
-    linear = path.suffix.lower() in (".glb", ".gltf")
-    parts = [_colour_of(mesh, linear) for mesh in meshes]
-    whole = trimesh.Trimesh(
-        np.concatenate([mesh.vertices for mesh in meshes]),
-        np.concatenate([m.faces + offset for m, offset in zip(meshes, _offsets(meshes), strict=True)]),
-        process=False,
-    )
+    _check_colours(path, pieces)
+    starts = np.cumsum([0, *(len(piece.faces) for piece in pieces)])
+    offsets = np.cumsum([0, *(len(piece.vertices) for piece in pieces[:-1])])
+    vertices = np.concatenate([piece.vertices for piece in pieces])
+    faces = np.concatenate([piece.faces + offset for piece, offset in zip(pieces, offsets, strict=True)])
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise ValueError(f"{path} has faces of vertices that are not there; export it again")
+    whole = trimesh.Trimesh(vertices, faces, process=False)
     if not np.isfinite(whole.vertices).all() or whole.extents.max() <= 0:
         raise ValueError(f"{path} has vertices that are not finite, or all in one place")
+    if not whole.area > LEAST_AREA * whole.extents.max() ** 2:
+        raise ValueError(f"{path} has faces without area, all collapsed to points or lines; export it again")
     if up == "y":
         whole.apply_transform(Y_UP)
     whole.apply_translation(-whole.bounds.mean(0))
     whole.apply_scale(1 / whole.extents.max())
+    linear = path.suffix.lower() in GLTF
 
     def colour(faces: NDArray[np.integer[Any]], barycentric: Array) -> Array:
         found = np.empty((len(faces), 3))
-        for part, start, end in zip(parts, starts[:-1], starts[1:], strict=True):
+        for piece, start, end in zip(pieces, starts[:-1], starts[1:], strict=True):
             rows = (faces >= start) & (faces < end)
             if rows.any():
-                found[rows] = part(faces[rows] - start, barycentric[rows])
+                found[rows] = _colours(piece.look, faces[rows] - start, barycentric[rows], linear)
         return found
 
     return Surface(whole, colour)
 
 
-def _offsets(meshes: Sequence[trimesh.Trimesh]) -> NDArray[np.integer[Any]]:
-    return np.cumsum([0, *(len(mesh.vertices) for mesh in meshes[:-1])])
+@dataclass(frozen=True)
+class _Piece:
+    """A geometry where it is placed: its look, and whether the file says that."""
+
+    vertices: Array
+    faces: NDArray[np.integer[Any]]
+    look: Look
+    said: bool
 
 
-def _colour_of(mesh: trimesh.Trimesh, linear: bool) -> Callable[[NDArray[np.integer[Any]], Array], Array]:
-    """A mesh's texture times its base colour, or its vertex or face colours, sRGB in [0, 1].
+def _pieces(path: Path) -> list[_Piece]:
+    linear = path.suffix.lower() in GLTF
+    scene = (load_gltf if linear else load_obj)(path, frozenset(), True)
+    known, looks, pieces = Known(), dict[str, tuple[Look, bool]](), list[_Piece]()
+    for node in scene.graph.nodes_geometry:
+        matrix, name = scene.graph[node]
+        mesh = scene.geometry[name]
+        if not isinstance(mesh, trimesh.Trimesh) or not len(mesh.faces):
+            continue
+        if name not in looks:  # what is placed several times has one
+            looks[name] = colours_of(mesh, linear, known)
+        vertices = np.asarray(mesh.vertices) @ matrix[:3, :3].T + matrix[:3, 3]
+        pieces.append(_Piece(vertices, np.asarray(mesh.faces), *looks[name]))
+    return pieces
 
-    Args:
-        mesh: with its colours.
-        linear: its factors and vertex colours are linear light, as in glTF, and no colours of the screen.
-    """
 
-    def shown(light: Array) -> Array:
-        return np.asarray(to_srgb(light) if linear else light)
+def _for_renders(error: Unfit) -> str:
+    """What a reader says of a file, without the options of ``mesh=``, whose reader it is."""
+    said = str(error)
+    for before, after in WORDS.items():
+        said = said.replace(before, after)
+    return said
 
-    visual: Any = mesh.visual
-    if isinstance(visual, trimesh.visual.TextureVisuals):
-        material: Any = visual.material
-        image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-        factor = getattr(material, "baseColorFactor", None)
-        base = np.ones(3) if factor is None else np.asarray(factor, float)[:3] / 255
-        if image is not None and visual.uv is not None:
-            picture, uv = image.convert("RGB"), np.asarray(visual.uv)
 
-            def textured(faces: NDArray[np.integer[Any]], barycentric: Array) -> Array:
-                where = (uv[mesh.faces[faces]] * barycentric[..., None]).sum(1)
-                texel = trimesh.visual.color.uv_to_interpolated_color(where, picture)
-                colours = np.asarray(np.asarray(texel)[:, :3] / 255, np.float32)
-                return shown((srgb_to_linear(colours) if linear else colours) * base)
+def _check_colours(path: Path, pieces: Sequence[_Piece]) -> None:
+    """Refuse what would be grey because the file that its colours are in is not there."""
+    if any(piece.said for piece in pieces) or not (named := palette(path)):
+        return
+    lost = [name for name in named if path.suffix.lower() == ".ply" or not (path.parent / name).is_file()]
+    if lost:
+        raise ValueError(
+            f"{path} takes its colours from {lost[0]}, which cannot be read; put it there, or remove that line from the file for plain grey"
+        )
 
-            return textured
-        plain = shown(np.asarray(material.main_color, float)[:3] / 255)
-        return lambda faces, barycentric: np.tile(plain, (len(faces), 1))
-    if visual.kind == "face":
-        by_face = np.asarray(visual.face_colors, float)[:, :3] / 255
-        return lambda faces, barycentric: shown(by_face[faces])
-    by_vertex = np.asarray(visual.vertex_colors, float)[:, :3] / 255
-    return lambda faces, barycentric: shown((by_vertex[mesh.faces[faces]] * barycentric[..., None]).sum(1))
+
+def _colours(look: Look, faces: NDArray[np.integer[Any]], barycentric: Array, linear: bool) -> Array:
+    """A look's colours at points, sRGB; between corners, those of glTF are mixed as light."""
+    if linear and look.texture is None:
+        light = srgb_to_linear(look.corners.numpy()[faces])
+        mixed_light = (light * barycentric[..., None]).sum(1)
+        return np.asarray(to_srgb(mixed_light))
+    found = look.colours(
+        torch.from_numpy(faces.astype(np.int64)), torch.from_numpy(barycentric.astype(np.float32))
+    )
+    return np.asarray(found.numpy(), np.float64)
 
 
 def picture(
@@ -250,30 +286,48 @@ def picture(
     return (mean.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def render_object(make: Callable[[], Surface], uid: str, out: Path, protocol: Protocol) -> str | None:
-    """Write an object's folder, whole or not at all; returns what was wrong, or None."""
+def render_object(
+    make: Callable[[], Surface], uid: str, out: Path, protocol: Protocol, source: Path | None = None
+) -> str | None:
+    """Write an object's folder, whole or not at all; returns what was wrong, or None.
+
+    Args:
+        make: its surface.
+        uid: its name.
+        out: of the folder.
+        protocol: how it is seen.
+        source: the file that it is made of, which the folder remembers: one of another file is left alone, and that is wrong.
+    """
     final, temporary = out / uid, out / f".{uid}.tmp"
-    if final.is_dir():
-        return None
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        surface, cameras, lights = make(), draw_cameras(protocol, uid), draw_lights(protocol, uid)
-        surface.mesh.apply_scale(draw_scale(protocol, uid))
-        if protocol.offset:
-            corners = np.asarray(surface.mesh.vertices)
-            surface.mesh.apply_translation(displacement(protocol, uid, corners, cameras))
-        matrices = world_to_camera(cameras).double().numpy()
-        for index in range(protocol.pictures):
-            one = cameras.part(index, index + 1)
-            rgba = picture(surface, one, protocol.size, protocol.samples, lights)
-            Image.fromarray(rgba).save(temporary / f"{index:03d}.png")
-            np.save(temporary / f"{index:03d}.npy", matrices[index])
+        record = record_of(source) if source is not None else None
+        if final.is_dir():
+            return refusal(final, record) if record is not None else None
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write_views(make(), uid, temporary, protocol)
+        if record is not None:
+            (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+        temporary.rename(final)
     except ValueError as error:
-        shutil.rmtree(temporary)
         return str(error)
-    temporary.rename(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return None
+
+
+def _write_views(surface: Surface, uid: str, folder: Path, protocol: Protocol) -> None:
+    cameras, lights = draw_cameras(protocol, uid), draw_lights(protocol, uid)
+    surface.mesh.apply_scale(draw_scale(protocol, uid))
+    if protocol.offset:
+        corners = np.asarray(surface.mesh.vertices)
+        surface.mesh.apply_translation(displacement(protocol, uid, corners, cameras))
+    matrices = world_to_camera(cameras).double().numpy()
+    for index in range(protocol.pictures):
+        one = cameras.part(index, index + 1)
+        rgba = picture(surface, one, protocol.size, protocol.samples, lights)
+        Image.fromarray(rgba).save(folder / f"{index:03d}.png")
+        np.save(folder / f"{index:03d}.npy", matrices[index])
 
 
 def from_world(uid: str, seed: int) -> Surface:
@@ -294,42 +348,86 @@ def from_world(uid: str, seed: int) -> Surface:
 
 
 def render_all(
-    jobs: Mapping[str, Callable[[], Surface]], out: Path, protocol: Protocol, *, workers: int = 1
+    jobs: Mapping[str, Callable[[], Surface]],
+    out: Path,
+    protocol: Protocol,
+    *,
+    workers: int = 1,
+    sources: Mapping[str, Path] | None = None,
 ) -> dict[str, str]:
     """Render objects on several cores; those that are there already are left alone.
 
     Args:
         jobs: what makes each object, by its name; it must be one that another process can be sent.
-        out: of the folders and ``valid_paths.json``.
+        out: of the folders and ``valid_paths.json``, which is written even if the rendering is interrupted.
         protocol: how they are seen.
         workers: processes.
+        sources: the files that objects are made of, by their names.
 
     Returns:
-        What was wrong, by object; they have no folder.
+        What was wrong, by object; they have no folder, or one of another file.
     """
     out.mkdir(parents=True, exist_ok=True)
     claim(out, protocol)
+    work = {
+        uid: partial(render_object, make, uid, out, protocol, (sources or {}).get(uid))
+        for uid, make in jobs.items()
+    }
     wrong: dict[str, str] = {}
-    bar = partial(tqdm, total=len(jobs), desc="rendering", unit="object", disable=not jobs)
-    if workers <= 1:
-        done = ((uid, render_object(make, uid, out, protocol)) for uid, make in jobs.items())
-        wrong = {uid: said for uid, said in bar(done) if said}
-    else:
-        # Threads of one process would fight with those of the others.
-        with ProcessPoolExecutor(
-            workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
-            sent = {pool.submit(render_object, make, uid, out, protocol): uid for uid, make in jobs.items()}
-            for future in bar(as_completed(sent)):
-                if said := future.result():
-                    wrong[sent[future]] = said
+    bar = tqdm(total=len(jobs), desc="rendering", unit="object", disable=not jobs)
+    try:
+        with bar:
+            for uid, said in _in_turn(work) if workers <= 1 else _in_processes(work, workers):
+                bar.update()
+                if said:
+                    wrong[uid] = said
+    finally:
+        found = set(objects_in(out))
+        # In the order they were asked for, because a training holds out the last; then what was there before.
+        there = [*(uid for uid in jobs if uid in found), *sorted(found - jobs.keys())]
+        write_atomic(out / "valid_paths.json", json.dumps(there, indent=0) + "\n")
     for uid, said in wrong.items():
         log.warning("%s is left out: %s", uid, said)
-    found = {path.name for path in out.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    # In the order they were asked for, because a training holds out the last; then what was there before.
-    there = [*(uid for uid in jobs if uid in found), *sorted(found - jobs.keys())]
-    write_atomic(out / "valid_paths.json", json.dumps(there, indent=0) + "\n")
     return wrong
+
+
+def _in_turn(work: Work) -> Iterator[tuple[str, str | None]]:
+    for uid, run in work.items():
+        yield uid, run()
+
+
+def _in_processes(work: Work, workers: int) -> Iterator[tuple[str, str | None]]:
+    """Results as they come, by name; if it is closed or fails before the last, the processes end at once."""
+    others, sent = set(active_children()), dict[Future[str | None], str]()
+    # Threads of one process would fight with those of the others.
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        try:
+            with _interrupts_held():
+                for uid, run in work.items():
+                    sent[pool.submit(run)] = uid
+            for future in as_completed(sent):
+                yield sent[future], future.result()
+        except BaseException:
+            for future in sent:
+                future.cancel()
+            for process in set(active_children()) - others:
+                process.terminate()
+            raise
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C from this thread until the end, and for good from the processes that it starts: it goes to all of a terminal's."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def claim(out: Path, protocol: Protocol) -> None:
@@ -348,36 +446,3 @@ def claim(out: Path, protocol: Protocol) -> None:
                     f"{out} holds renders with {name} {before[name]}, not {value}; choose another folder, or the same options"
                 )
     write_atomic(path, json.dumps(said, indent=2) + "\n")
-
-
-def name_of(path: Path, taken: Mapping[str, Any]) -> str:
-    """A folder name for a mesh: its stem, with a number where another file has it."""
-    stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in path.stem) or "object"
-    name, number = stem, 2
-    while name in taken:
-        name, number = f"{stem}-{number}", number + 1
-    return name
-
-
-def find_meshes(inputs: Sequence[Path]) -> list[Path]:
-    """Mesh files among the inputs, folders searched.
-
-    Raises:
-        ValueError: there is none, or an input is not there.
-    """
-    found: list[Path] = []
-    for path in inputs:
-        if not path.exists():
-            raise ValueError(f"{path} is not there")
-        inside = (
-            sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        )
-        found += inside
-    if not found:
-        among = (
-            f"among {', '.join(map(str, inputs))}"
-            if inputs
-            else "is given; add some before the output, or --world N"
-        )
-        raise ValueError(f"no mesh ({', '.join(SUFFIXES)}) {among}")
-    return found

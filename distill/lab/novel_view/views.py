@@ -2,7 +2,8 @@
 
 A folder has the layout of Zero-1-to-3's renders: ``<root>/<uid>/000.png`` and ``000.npy`` onwards, and optionally
 ``valid_paths.json``, a list of the uids to use. A picture is square RGBA or RGB; a ``.npy`` file holds the 3 x 4
-world-to-camera matrix. A shard is a tar file with the same members, ``<uid>/000.png`` and so on.
+world-to-camera matrix. A shard is a tar file with the same members, ``<uid>/000.png`` and so on. ``protocol.json`` beside
+the objects, or beside the shards, says how they were rendered.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from distill.domains import counted
+from distill.files.atomic import is_half, replacing, write_atomic
+from distill.files.grey import eight_bits
 from distill.priors.novel_view.pose import camera_position
 
 log = logging.getLogger(__name__)
@@ -49,14 +52,16 @@ class Views:
         return len(self.uids)
 
     def split(self, share: float = 0.01) -> tuple[Views, Views]:
-        """The first objects to train on, and the last ``share`` of them, at least one, to validate on.
+        """The first objects to train on, and the last ``share`` of them to validate on, at least one each.
 
         Raises:
             ValueError: there are fewer than two objects.
         """
         if len(self.uids) < 2:
-            raise ValueError(f"a split needs at least two objects, got {len(self.uids)}")
-        held = max(1, round(share * len(self.uids)))
+            raise ValueError(
+                f"a training needs at least two objects, one of them to validate on, got {len(self.uids)}; render more"
+            )
+        held = min(max(1, round(share * len(self.uids))), len(self.uids) - 1)
         first, last = self.uids[:-held], self.uids[-held:]
         return Views(first, self.count, self.read, self.skipped), Views(last, self.count, self.read)
 
@@ -70,7 +75,7 @@ def decode_picture(data: bytes, name: str, size: int) -> Tensor:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            rgba = np.asarray(image.convert("RGBA"), np.float32) / 255
+            rgba = np.asarray(eight_bits(image).convert("RGBA"), np.float32) / 255
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"{name} is no readable picture: {error}") from error
     if rgba.shape[:2] != (size, size):
@@ -113,8 +118,7 @@ def _usable(
     """Uids whose files are all there, and with ``check`` readable; what is wrong with the others."""
     good, skipped = [], []
     for uid in uids:
-        names = [f"{uid}/{index:03d}.{kind}" for index in range(count) for kind in ("png", "npy")]
-        wrong = next((f"{name} is missing" for name in names if not has(name)), None)
+        wrong = next((f"{name} is missing" for name in _names([uid], count) if not has(name)), None)
         if wrong is None and check:
             try:
                 for index in range(count):
@@ -135,6 +139,33 @@ def _usable(
     return good, skipped
 
 
+def objects_in(root: Path) -> list[str]:
+    """Names of the folders of a folder of renders, but for hidden ones, such as those that an interrupted render leaves."""
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def protocol_of(folder: Path) -> dict[str, Any]:
+    """What renders, or the shards of renders, say of how they were made; nothing without a ``protocol.json``.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    path = folder / "protocol.json"
+    if not path.is_file():
+        return {}
+    try:
+        said = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} must be what distill-views render writes, and cannot be read: {error}"
+        ) from error
+    if not isinstance(said, dict):
+        raise ValueError(
+            f"{path} must be what distill-views render writes, an object, got {type(said).__name__}"
+        )
+    return said
+
+
 def from_folder(root: Path, *, count: int = 12, size: int = 256, check: bool = True) -> Views:
     """Read the layout of Zero-1-to-3's renders.
 
@@ -150,7 +181,7 @@ def from_folder(root: Path, *, count: int = 12, size: int = 256, check: bool = T
     listed = root / "valid_paths.json"
     try:
         found = json.loads(listed.read_text()) if listed.exists() else None
-        uids = sorted(p.name for p in root.iterdir() if p.is_dir()) if found is None else found
+        uids = objects_in(root) if found is None else found
     except (OSError, ValueError) as error:
         raise ValueError(f"expected renders in {root}, which cannot be read: {error}") from error
     if not isinstance(uids, list) or not all(isinstance(uid, str) for uid in uids):
@@ -200,12 +231,66 @@ def from_shards(paths: Sequence[Path], *, count: int = 12, size: int = 256, chec
     return Views(good, count, read, skipped)
 
 
+def _names(uids: Sequence[str], count: int) -> list[str]:
+    """The files of objects, in their order."""
+    return [f"{uid}/{i:03d}.{kind}" for uid in uids for i in range(count) for kind in ("png", "npy")]
+
+
 def write_shard(path: Path, source: Path, uids: Sequence[str], count: int = 12) -> None:
     """Pack objects of a folder into one tar file, whole or not there."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with tarfile.open(temporary, "w") as shard:
-        for uid in uids:
-            for index in range(count):
-                for kind in ("png", "npy"):
-                    shard.add(source / uid / f"{index:03d}.{kind}", f"{uid}/{index:03d}.{kind}")
-    temporary.replace(path)
+    with replacing(path) as temporary, tarfile.open(temporary, "w") as shard:
+        for name in _names(uids, count):
+            shard.add(source / name, name)
+
+
+def write_shards(out: Path, source: Path, uids: Sequence[str], count: int, each: int) -> int:
+    """Pack a folder of renders into numbered shards, its ``protocol.json`` beside them; nothing that is there is changed.
+
+    Args:
+        out: folder of the shards; those of an interrupted packing of the same renders are gone on with.
+        source: folder of the renders.
+        uids: objects to pack.
+        count: pictures of each.
+        each: objects in a shard.
+
+    Returns:
+        How many shards there are.
+
+    Raises:
+        ValueError: the folder holds other shards, which a pattern such as ``shards/*.tar`` would read too.
+    """
+    starts = range(0, len(uids), each)
+    groups = {out / f"{n:05d}.tar": uids[start : start + each] for n, start in enumerate(starts)}
+    there = sorted(path for path in out.glob("*.tar") if not is_half(path))
+    for path in there:
+        if path not in groups or not _holds(path, source, groups[path], count):
+            raise ValueError(
+                f"{out} holds shards of something else, {path.name} among them, which would be read with the new ones; choose another "
+                "folder, or move them away"
+            )
+    said, path = protocol_of(source), out / "protocol.json"
+    if path.exists() and protocol_of(out) != said:
+        raise ValueError(
+            f"{path} is of other renders than those in {source}; choose another folder, or move it away"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    if said and not path.exists():  # before the shards, which are not to be there without it
+        write_atomic(path, json.dumps(said, indent=2) + "\n")
+    for path, group in groups.items():
+        if path not in there:
+            write_shard(path, source, group, count)
+    return len(groups)
+
+
+def _holds(path: Path, source: Path, uids: Sequence[str], count: int) -> bool:
+    """Whether a shard holds these objects of a folder, and nothing else."""
+    names = _names(uids, count)
+    try:
+        with tarfile.open(path, "r:") as shard:
+            members = shard.getmembers()
+            if [member.name for member in members] != names:
+                return False
+            parts = (shard.extractfile(member) for member in members)
+            return all(p and p.read() == (source / n).read_bytes() for p, n in zip(parts, names, strict=True))
+    except (OSError, tarfile.TarError):
+        return False
