@@ -19,6 +19,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def save_state(path: Path, state: dict[str, object]) -> None:
     os.replace(temporary, path)
 
 
-def triple(values: list[int]) -> tuple[int, int, int]:
+def triple(values: Sequence[int]) -> tuple[int, int, int]:
     first, second, third = values
     return first, second, third
 

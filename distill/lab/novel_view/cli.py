@@ -233,18 +233,12 @@ def _draw(
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from PIL import Image
-
-    from distill.lab.novel_view.views import from_folder, pictures_of, protocol_of, write_shards
+    from distill.lab.novel_view.views import from_folder, pictures_of, write_shards
 
     if options.objects < 1:
         raise ValueError(f"--objects must be at least 1, got {options.objects}")
     first = _first_of(options.folder)
-    said = protocol_of(options.folder)
-    count, size = pictures_of(said) or len(list(first.glob("*.png"))), said.get("size")
-    if size is None:
-        with Image.open(first / "000.png") as image:
-            size = image.width
+    count, size = pictures_of(options.folder, first)
     views = from_folder(options.folder, count=count, size=size)
     shards = write_shards(options.output, options.folder, views.uids, count, options.objects)
     print(

@@ -166,6 +166,23 @@ def protocol_of(folder: Path) -> dict[str, Any]:
     return said
 
 
+def pictures_of(root: Path, first: Path) -> tuple[int, int]:
+    """How many pictures each object of a folder has, and their size: as its ``protocol.json`` says, else as the first one has them.
+
+    Raises:
+        ValueError: what says so cannot be read.
+    """
+    said = protocol_of(root)
+    match said.get("views"), said.get("steep", 0), said.get("size"):
+        case (int(views), int(steep), int(size)):
+            return views + steep, size
+    try:
+        with Image.open(first / "000.png") as image:
+            return len(list(first.glob("*.png"))), image.width
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{first / '000.png'} is no readable picture: {error}") from error
+
+
 def from_folder(root: Path, *, count: int = 12, size: int = 256, check: bool = True) -> Views:
     """Read the layout of Zero-1-to-3's renders.
 
