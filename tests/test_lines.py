@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill.files.lines import finite, finite_tree, line_of
+from distill.files.lines import finite, finite_tree, line_of, with_nan
 from distill.run.failures import note
 from distill.run.journal import Journal
 from distill.run.manifest import finish
@@ -68,3 +68,10 @@ def test_a_seed_without_a_score_is_never_the_best() -> None:
         assert not better({"score": none}, {"score": -5.0}, "best")
         assert not better({"score": none}, {"score": None}, "best")
     assert not better({"score": 0.9}, {"score": 0.1}, "all")
+
+
+def test_a_tree_is_read_back_as_it_was_written() -> None:
+    tree = {"a": [1.0, math.nan], "b": {"c": math.nan, "d": "text", "e": True}}
+    again = with_nan(strict(json.dumps(finite_tree(tree), allow_nan=False)))
+    assert again["a"][0] == 1.0 and math.isnan(again["a"][1]) and math.isnan(again["b"]["c"])
+    assert again["b"]["d"] == "text" and again["b"]["e"] is True

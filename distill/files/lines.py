@@ -24,6 +24,15 @@ def finite_tree(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def with_nan(value: Any) -> Any:
+    """A nested value, read from a file of ``finite_tree``'s, with nan again for None."""
+    if isinstance(value, Mapping):
+        return {name: with_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [with_nan(item) for item in value]
+    return math.nan if value is None else value
+
+
 def line_of(record: Mapping[str, float | None]) -> str:
     """A line that every reader of JSON takes."""
     return json.dumps(finite(record), allow_nan=False) + "\n"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.files.lines import with_nan
 from distill.lab.comparison.claims import reached
 from distill.lab.comparison.verdicts import Claim, Number, above, all_of, bootstrap
 from distill.lab.novel_view.cells import (
@@ -60,7 +61,7 @@ class Training:
     @classmethod
     def read(cls, folder: Path) -> Training:
         """Read a record from a cell's folder."""
-        said = json.loads((folder / "record.json").read_text())
+        said = with_nan(json.loads((folder / "record.json").read_text()))
         lines = csv.DictReader((folder / "evaluation" / "objects.csv").open())
         objects = {
             line.pop("uid"): {name: float(value) for name, value in line.items() if name != "pairs"}
