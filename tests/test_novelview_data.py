@@ -197,6 +197,21 @@ def test_the_last_objects_are_held_out(renders: Path) -> None:
     assert (list(train.uids), list(held.uids)) == (["object0", "object1", "object2"], ["object3"])
 
 
+@pytest.mark.parametrize(("share", "held"), [(0.0, 1), (0.5, 2), (0.9, 3), (0.99, 3)])
+def test_a_split_leaves_objects_to_train_on_and_to_validate_on(
+    share: float, held: int, renders: Path
+) -> None:
+    views = from_folder(renders, count=3, size=8)
+    train, last = views.split(share)
+    assert (len(train), len(last)) == (4 - held, held)
+    assert [*train.uids, *last.uids] == list(views.uids)
+    (renders / "valid_paths.json").write_text('["object2"]')
+    with pytest.raises(
+        ValueError, match="at least two objects, one of them to validate on, got 1; render more"
+    ):
+        from_folder(renders, count=3, size=8).split(share)
+
+
 def test_every_pass_sees_every_object_once_with_two_different_views() -> None:
     drawn = [draw_indices(number, 7, 4, seed=3) for number in range(7 * 300)]
     for start in range(0, len(drawn), 7):

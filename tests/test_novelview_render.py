@@ -14,7 +14,8 @@ import trimesh
 from PIL import Image
 
 from distill.cameras import orbit
-from distill.embedded import world
+from distill.embedded import obj, world
+from distill.lab.novel_view import render
 from distill.lab.novel_view.cli import main
 from distill.lab.novel_view.render import (
     Protocol,
@@ -225,7 +226,7 @@ def test_a_folder_of_meshes_becomes_views_and_a_bad_one_is_named(
     assert run("render", str(tmp_path / "a"), str(out), *options) == 0
     assert (out / "box" / "000.png").stat().st_mtime_ns == before
     assert run("pack", str(out), str(tmp_path / "shards"), "--objects", "1") == 0
-    shards = from_shards(sorted((tmp_path / "shards").iterdir()), count=3, size=16)
+    shards = from_shards(sorted((tmp_path / "shards").glob("*.tar")), count=3, size=16)
     assert torch.equal(shards.read("box-2", 2)[0], views.read("box-2", 2)[0])
 
 
@@ -346,3 +347,146 @@ def test_colours_of_gltf_are_linear_light(case: str, tmp_path: Path) -> None:
     found = surface.colour(np.array([0]), np.array([[1 / 3, 1 / 3, 1 / 3]]))
     wanted = to_screen(to_light(0.8) * 0.5) if case == "texture" else to_screen(0.2)
     np.testing.assert_allclose(found, wanted, atol=0.003)
+
+
+def test_gltf_without_a_factor_is_white_and_colours_of_vertices_beside_a_material_count(
+    tmp_path: Path,
+) -> None:
+    """glTF 2.0: the base colour is the product of factor, (1, 1, 1, 1) where it is left out, vertices' colours and texture."""
+    material = trimesh.visual.material.PBRMaterial(roughnessFactor=0.5)
+    box = trimesh.creation.box()
+    box.visual = trimesh.visual.TextureVisuals(uv=np.full((8, 2), 0.5), material=material)
+    box.export(tmp_path / "plain.glb")
+    plain = load_surface(tmp_path / "plain.glb").colour(np.array([0]), np.array([[1.0, 0, 0]]))
+    np.testing.assert_allclose(plain, 1.0, atol=1e-6)
+    # Corners of 0, 0.5 and 1 in red, which are mixed as light: a half in the middle.
+    material = trimesh.visual.material.PBRMaterial(baseColorFactor=[255, 255, 0, 255])
+    one = trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]], process=False)
+    one.visual = trimesh.visual.TextureVisuals(uv=np.full((3, 2), 0.5), material=material)
+    colours = np.array([[0, 255, 255, 255], [51, 255, 255, 255], [102, 255, 255, 255]], np.uint8)
+    one.visual.vertex_attributes["color"] = colours
+    (tmp_path / "tinted.glb").write_bytes(with_colours(one, colours))
+    found = load_surface(tmp_path / "tinted.glb").colour(np.array([0]), np.full((1, 3), 1 / 3))
+    np.testing.assert_allclose(found, [[1.055 * 0.2 ** (1 / 2.4) - 0.055, 1, 0]], atol=0.003)
+
+
+def with_colours(mesh: trimesh.Trimesh, colours: np.ndarray) -> bytes:
+    """A GLB of one triangle whose vertices have colours beside the material, which the exporter leaves out."""
+    data = mesh.export(file_type="glb")
+    assert isinstance(data, bytes)
+    length = int.from_bytes(data[12:16], "little")
+    tree, rest = json.loads(data[20 : 20 + length]), data[20 + length + 8 :]
+    tree["bufferViews"].append({"buffer": 0, "byteOffset": len(rest), "byteLength": 12})
+    said = {"componentType": 5121, "normalized": True, "type": "VEC4", "count": 3}
+    tree["accessors"].append(said | {"bufferView": len(tree["bufferViews"]) - 1})
+    tree["meshes"][0]["primitives"][0]["attributes"]["COLOR_0"] = len(tree["accessors"]) - 1
+    rest += colours.tobytes()
+    tree["buffers"][0]["byteLength"] = len(rest)
+    text = json.dumps(tree).encode()
+    text += b" " * (-len(text) % 4)
+    head = b"glTF" + b"".join(n.to_bytes(4, "little") for n in (2, 28 + len(text) + len(rest), len(text)))
+    return head + b"JSON" + text + len(rest).to_bytes(4, "little") + b"BIN\0" + rest
+
+
+def test_geometries_of_one_texture_share_it(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 4), (255, 0, 0))
+    material = trimesh.visual.material.PBRMaterial(baseColorTexture=image)
+    scene = trimesh.Scene()
+    for x in range(2):
+        box = trimesh.creation.box()
+        box.apply_translation([2 * x, 0, 0])
+        box.visual = trimesh.visual.TextureVisuals(uv=np.zeros((8, 2)), material=material)
+        scene.add_geometry(box)
+    scene.export(tmp_path / "two.glb")
+    first, second = render._pieces(tmp_path / "two.glb")
+    assert first.look.texture is second.look.texture is not None
+
+
+SQUARE = "v -1 -1 0\nv 1 -1 0\nv 1 1 0\nv -1 1 0\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"
+FACES = "usemtl a\nf 1/1 2/2 3/3\nf 1/1 3/3 4/4\n"
+
+
+def textured_square(folder: Path) -> Path:
+    (folder / "square.mtl").write_text("newmtl a\nKd 1 0 0\nmap_Kd skin.png\n")
+    (folder / "square.obj").write_text(f"mtllib square.mtl\n{SQUARE}{FACES}")
+    return folder / "square.obj"
+
+
+@pytest.mark.parametrize("kind", ["obj", "glb"])
+def test_a_texture_of_sixteen_bits_is_as_grey_as_it_was(kind: str, tmp_path: Path) -> None:
+    """0.4 of 65535, and the same of 255."""
+    deep = Image.fromarray(np.full((4, 4), 26214, np.uint16))
+    path = textured_square(tmp_path)
+    deep.save(tmp_path / "skin.png")
+    if kind == "glb":
+        material = trimesh.visual.material.PBRMaterial(baseColorTexture=deep)
+        box = trimesh.creation.box()
+        box.visual = trimesh.visual.TextureVisuals(uv=np.zeros((8, 2)), material=material)
+        path = tmp_path / "box.glb"
+        box.export(path)
+    found = load_surface(path).colour(np.array([0]), np.array([[0.2, 0.3, 0.5]]))
+    np.testing.assert_allclose(found, 0.4, atol=1e-6)
+    archive = {name: (tmp_path / name).read_bytes() for name in ("square.obj", "square.mtl", "skin.png")}
+    model = obj.read(archive.__getitem__, "square.obj")
+    np.testing.assert_allclose(
+        obj.colours(model, np.array([0]), np.full((1, 3), 1 / 3)), [[0.4, 0.4, 0.4, 1]]
+    )
+
+
+@pytest.mark.parametrize(
+    "case", ["no texture", "half a texture", "no materials", "no coordinates", "gltf", "ply"]
+)
+def test_a_mesh_whose_colours_are_lost_is_left_out_and_named(
+    case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, said = textured_square(tmp_path), "skin.png of a that cannot be read"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(
+        tmp_path / "skin.png"
+    )
+    assert len(load_surface(path).mesh.faces) == 2
+    if case == "no texture":
+        (tmp_path / "skin.png").unlink()
+    elif case == "half a texture":
+        (tmp_path / "skin.png").write_bytes((tmp_path / "skin.png").read_bytes()[:2000])
+    elif case == "no materials":
+        (tmp_path / "square.mtl").unlink()
+        said = "takes its colours from square.mtl, which cannot be read"
+    elif case == "no coordinates":
+        path.write_text(f"mtllib square.mtl\n{SQUARE}usemtl a\nf 1 2 3\n")
+        said = "needs texture coordinates on all faces of a"
+    elif case == "gltf":
+        material = trimesh.visual.material.PBRMaterial(baseColorTexture=Image.new("RGB", (4, 4)))
+        box = trimesh.creation.box()
+        box.visual = trimesh.visual.TextureVisuals(uv=np.zeros((8, 2)), material=material)
+        for name, data in trimesh.Scene(box).export(file_type="gltf").items():
+            (tmp_path / name).write_bytes(data)
+        path, said = tmp_path / "square.gltf", "(gone.png is not there)"
+        tree = json.loads((tmp_path / "model.gltf").read_text())
+        path.write_text(json.dumps(tree | {"images": [{"uri": "gone.png"}]}))
+    else:
+        header = "ply\nformat ascii 1.0\ncomment TextureFile gone.png\nelement vertex 3\nproperty float x\nproperty float y\n"
+        header += "property float z\nproperty float s\nproperty float t\nelement face 1\nproperty list uchar int vertex_indices\n"
+        path, said = tmp_path / "square.ply", "takes its colours from gone.png, which cannot be read"
+        path.write_text(f"{header}end_header\n0 0 0 0 0\n1 0 0 1 0\n0 1 0 0 1\n3 0 1 2\n")
+    out = tmp_path / "out"
+    assert run("render", str(path), str(out), "--views", "1", "--size", "8", "--workers", "1") == 1
+    assert not (out / "square").exists()
+    (line,) = [line for line in caplog.text.splitlines() if "left out" in line]
+    assert said in line and str(path) in line and "mesh." not in line
+
+
+@pytest.mark.parametrize("line", ["f 1 1 1\nf 2 2 2\n", "f 1 2 1\n"])
+def test_faces_that_are_collapsed_are_no_object(line: str, tmp_path: Path) -> None:
+    (tmp_path / "a.obj").write_text(f"v 0 0 0\nv 1 0 0\nv 0 1 0\n{line}")
+    with pytest.raises(ValueError, match=r"a.obj has faces without area, all collapsed"):
+        load_surface(tmp_path / "a.obj")
+    (tmp_path / "a.obj").write_text(f"v 0 0 0\nv 1 0 0\nv 0 1 0\n{line}f 1 2 3\n")
+    load_surface(tmp_path / "a.obj")
+
+
+def test_an_obj_that_never_had_colours_is_light_grey(tmp_path: Path) -> None:
+    """0.8, as ``mesh=`` shows it; a library of materials that nothing uses is none."""
+    for head in ("", "mtllib gone.mtl\n"):
+        (tmp_path / "a.obj").write_text(f"{head}{SQUARE}f 1 2 3\n")
+        found = load_surface(tmp_path / "a.obj").colour(np.array([0]), np.full((1, 3), 1 / 3))
+        np.testing.assert_allclose(found, 0.8, atol=1e-6)

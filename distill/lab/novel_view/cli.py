@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.domains import counted
-from distill.run.signals import as_interrupts
+from distill.run.signals import as_interrupts, stop_signals
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.set_defaults(run=run)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # Torch speaks of its caches if its import is interrupted.
+    logging.getLogger("torch").setLevel(logging.WARNING)
     try:
         with as_interrupts():
             sys.exit(options.run(options))
@@ -114,8 +116,10 @@ def _features_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _render(options: argparse.Namespace) -> int:
-    from distill.lab.novel_view import render
-
+    with stop_signals() as stop:  # trimesh drops exceptions of any kind while it is imported
+        from distill.lab.novel_view import render
+    if stop.is_set():
+        raise KeyboardInterrupt
     _check_render(options)
     protocol = render.Protocol(
         views=options.views, size=options.size, distance=tuple(options.distance),

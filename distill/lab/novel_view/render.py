@@ -218,7 +218,8 @@ def _pieces(path: Path) -> list[_Piece]:
     scene = (load_gltf if linear else load_obj)(path, frozenset(), True)
     known, looks, pieces = Known(), dict[str, tuple[Look, bool]](), list[_Piece]()
     for node in scene.graph.nodes_geometry:
-        matrix, name = scene.graph[node]
+        matrix, named = scene.graph[node]
+        name = str(named)
         mesh = scene.geometry[name]
         if not isinstance(mesh, trimesh.Trimesh) or not len(mesh.faces):
             continue
@@ -385,7 +386,9 @@ def render_all(
         found = set(objects_in(out))
         # In the order they were asked for, because a training holds out the last; then what was there before.
         there = [*(uid for uid in jobs if uid in found), *sorted(found - jobs.keys())]
-        write_atomic(out / "valid_paths.json", json.dumps(there, indent=0) + "\n")
+        listed = out / "valid_paths.json"
+        if there or listed.exists():
+            write_atomic(listed, json.dumps(there, indent=0) + "\n")
     for uid, said in wrong.items():
         log.warning("%s is left out: %s", uid, said)
     return wrong
@@ -410,8 +413,7 @@ def _in_processes(work: Work, workers: int) -> Iterator[tuple[str, str | None]]:
             for future in as_completed(sent):
                 yield sent[future], future.result()
         except BaseException:
-            for future in sent:
-                future.cancel()
+            # What waits fails with its processes; if it were cancelled, the pool's thread would stumble over that.
             for process in set(active_children()) - others:
                 process.terminate()
             raise
