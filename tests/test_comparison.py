@@ -510,6 +510,9 @@ def test_a_cell_of_other_options_is_told_before_any_is_made(
             for name in (
                 "/tmp/escaped",
                 "../x",
+                "a:b",
+                "x.",
+                "what?",
                 "",
                 ".",
                 "..",

@@ -135,7 +135,7 @@ def _quick(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return {"r_precision": 0.0, "similarity": 0.0, **dict.fromkeys(measured, 0.5)}
 
     def counted(
-        prior: Prior, rows: list[int], batch: int, *, rank: int = 0, decodes: bool = False
+        prior: Prior, rows: list[int], batch: int, *, rank: int = 0, updates: int = 1, decodes: bool = False
     ) -> Forecast:
         return Forecast(1, 2, 3, 0, 5 * sum(rows), 6)
 

@@ -73,6 +73,9 @@ def test_a_cache_of_another_number_of_views_is_refused(
     assert build((two, encoder, folder)).read("object0", 1)
     with pytest.raises(ValueError, match="was cached with views 2, not 3; give another"):
         build((views, encoder, folder))
+    write_object(tmp_path / "renders" / "another", 9)
+    with pytest.raises(ValueError, match="holds other objects"):
+        build((from_folder(tmp_path / "renders", count=2, size=8), encoder, folder))
 
 
 def test_a_cache_of_something_else_is_refused(parts: tuple[Views, Any, Path], tmp_path: Path) -> None:

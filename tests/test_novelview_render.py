@@ -433,6 +433,34 @@ def test_a_texture_of_sixteen_bits_is_as_grey_as_it_was(kind: str, tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize("tabs", ["map_Kd", "newmtl"])
+def test_a_lost_texture_is_named_however_its_line_is_spaced(tabs: str, tmp_path: Path) -> None:
+    path = textured_square(tmp_path)
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "skin.png")
+    library = tmp_path / "square.mtl"
+    library.write_text(library.read_text().replace(f"{tabs} ", f"{tabs}\t"))
+    assert len(load_surface(path).mesh.faces) == 2
+    (tmp_path / "skin.png").unlink()
+    with pytest.raises(ValueError, match=r"skin\.png of a that cannot be read"):
+        load_surface(path)
+
+
+@pytest.mark.parametrize("lines", ["mtllib f.mtl g.mtl\n", "mtllib f.mtl\nmtllib g.mtl\n"])
+def test_several_material_files_are_refused_where_their_colours_would_be_lost(
+    lines: str, tmp_path: Path
+) -> None:
+    (tmp_path / "f.mtl").write_text("newmtl other\nKd 1 0 0\n")
+    (tmp_path / "g.mtl").write_text("newmtl a\nKd 0 1 0\n")
+    path = tmp_path / "square.obj"
+    path.write_text(f"{lines}{SQUARE}usemtl a\nf 1 2 3\n")
+    with pytest.raises(
+        ValueError, match=r"several material files, f\.mtl and g\.mtl, of which one alone is read; join them"
+    ):
+        load_surface(path)
+    path.write_text(f"mtllib g.mtl\n{SQUARE}usemtl a\nf 1 2 3\n")
+    assert load_surface(path).colour(np.array([0]), np.full((1, 3), 1 / 3))[0].tolist() == [0, 1, 0]
+
+
 @pytest.mark.parametrize(
     "case", ["no texture", "half a texture", "no materials", "no coordinates", "gltf", "ply"]
 )

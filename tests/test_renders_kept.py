@@ -105,6 +105,26 @@ def test_a_number_that_stands_for_another_file_is_passed_over(tmp_path: Path) ->
     assert name_of(c, {"mesh"}, out) == "mesh-2"
 
 
+def test_a_mesh_with_a_number_that_changed_is_refused_as_one_without(tmp_path: Path) -> None:
+    a, b = (a_box(tmp_path / "in" / x / "mesh.glb", 1, n, 3) for n, x in enumerate("ab", start=1))
+    out = tmp_path / "out"
+    assert run("render", a, b, out, *SMALL) == 0
+    a_box(b, 3, 2, 1)
+    assert run("render", a, b, out, *SMALL) == 1
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["mesh", "mesh-2"]
+    assert name_of(b, {"mesh"}, out) == "mesh-2"
+
+
+@pytest.mark.parametrize(
+    "text", ['{"images": [{"uri": null}]}', '{"buffers": [{"uri": 3}]}', "[]", "{", '{"images": 1}']
+)
+def test_a_gltf_of_nonsense_is_left_out_and_the_others_are_made(text: str, tmp_path: Path) -> None:
+    good = a_box(tmp_path / "in" / "z.glb")
+    (tmp_path / "in" / "bad.gltf").write_text(text)
+    assert run("render", tmp_path / "in", tmp_path / "out", *SMALL) == 1
+    assert (tmp_path / "out" / good.stem / "000.png").exists() and not (tmp_path / "out" / "bad").exists()
+
+
 def test_of_a_folder_each_mesh_is_taken_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run_name in ("one", "two"):
         for name in ("mesh.ply", "mesh.obj", "mesh.glb", "mesh_lod1.glb", "mesh_lod1.obj"):

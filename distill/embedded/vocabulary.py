@@ -173,7 +173,7 @@ def is_row(row: object) -> bool:
 
 def tokens(text: str) -> list[str]:
     """The words of a text in lower case, Latin letters without accents; hyphens separate, apostrophes do not."""
-    apart = unicodedata.normalize("NFKD", text.lower().replace("\u2019", "'"))
+    apart = unicodedata.normalize("NFD", text.lower().replace("\u2019", "'"))
     plain = unicodedata.normalize("NFC", re.sub("(?<=[a-z])[\u0300-\u036f]+", "", apart))
     return re.findall(r"[^\W_]+(?:'[^\W_]+)*", plain)
 

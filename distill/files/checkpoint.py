@@ -89,7 +89,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
             f"the checkpoint {final} cannot be written ({line_of(error)}); free or choose another disk, then go "
             "on from the one before with resume=true"
         ) from error
-    for old in _steps(folder)[keep:]:
+    for old in steps_in(folder)[keep:]:
         _remove(old)
     return final
 
@@ -125,7 +125,7 @@ def _write(folder: Path, final: Path, state: dict[str, Any]) -> None:
     write_atomic(folder / "latest", final.name + "\n")
 
 
-def _steps(folder: Path) -> list[Path]:
+def steps_in(folder: Path) -> list[Path]:
     """Checkpoints, the newest first; of two of the same step, the one that was to take the other's place."""
 
     def step_of(path: Path) -> str:
@@ -153,7 +153,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
     Raises:
         ValueError: there are checkpoints and every one is damaged.
     """
-    found = _steps(folder)
+    found = steps_in(folder)
     for checkpoint in found:
         damage = _damage(checkpoint)
         if damage is None:

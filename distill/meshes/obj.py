@@ -82,7 +82,7 @@ def _textures(path: Path) -> dict[str, str]:
     found, name = dict[str, str](), ""
     if library and (path.parent / library).is_file():
         for line in (path.parent / library).read_text("utf-8", errors="replace").splitlines():
-            key, _, value = line.strip().partition(" ")
+            key, value = (*line.split(None, 1), "", "")[:2]
             if key.lower() == "newmtl":
                 name = " ".join(value.split())
             elif key.lower() == "map_kd":

@@ -9,6 +9,8 @@ from distill.run.table import cut
 
 #: Bytes that the name of a folder may have, on any usual file system.
 LONGEST = 255
+#: Characters that no folder's name has on one system or another.
+FORBIDDEN = '/\\<>:"|?*'
 
 
 def check_cells(methods: object, prompts: object, seeds: object = (0,)) -> None:
@@ -38,7 +40,8 @@ def check_methods(methods: object) -> None:
     for name, options in methods.items():
         if not is_plain(name):
             raise ValueError(
-                f"the name of a method is that of its folder, so it must be a text without / or \\, got {said(name)}; choose another"
+                f"the name of a method is that of its folder, so it must be a text of at most {LONGEST} bytes, without spaces or a dot at its ends "
+                f"and without {' '.join(FORBIDDEN)}, got {said(name)}; choose another"
             )
         if not isinstance(options, Mapping):
             raise ValueError(
@@ -47,13 +50,13 @@ def check_methods(methods: object) -> None:
 
 
 def is_plain(name: object) -> bool:
-    """Tell whether a name is one for a folder on every system, in the folder where it is made."""
+    """Tell whether a name is one for a folder, in the folder where it is made, whatever the system."""
     return (
         isinstance(name, str)
         and name.isprintable()
-        and name not in ("", ".", "..")
-        and not set(name) & set("/\\")
-        and name == name.strip()
+        and bool(name)
+        and not set(name) & set(FORBIDDEN)
+        and name == name.strip(" .")
         and len(name.encode()) <= LONGEST
     )
 

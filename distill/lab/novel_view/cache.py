@@ -119,8 +119,8 @@ def _verify(path: Path, uids: Sequence[str], said: dict[str, str], views: Views)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is no readable cache ({error}); {remedy}") from error
     hashes = json.loads(found.get("pictures", "{}"))
-    if "views" not in found and uids[0] in hashes:  # earlier versions did not say it
-        found["views"] = str(_opened(path).get_slice(f"token/{uids[0]}").get_shape()[0])
+    if "views" not in found and hashes:  # earlier versions did not say it
+        found["views"] = str(_opened(path).get_slice(f"token/{next(iter(hashes))}").get_shape()[0])
     for name, value in said.items():
         if found.get(name) != value:
             raise ValueError(f"{path} was cached with {name} {found.get(name)}, not {value}; {remedy}")

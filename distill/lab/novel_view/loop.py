@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from distill.files.checkpoint import load_checkpoint, save_checkpoint
+from distill.files.checkpoint import load_checkpoint, save_checkpoint, steps_in
 from distill.files.lines import line_of
 from distill.lab.novel_view.config import TrainConfig
 from distill.lab.novel_view.progress import Progress
@@ -115,8 +115,8 @@ def finite_weights(model: nn.Module) -> bool:
 
 def diverged(course: Course, update: int) -> str:
     """Say that a model is lost, and what to go on from; nothing is saved after it."""
-    kept = sorted((course.folder / "checkpoints").glob("step-*"))
-    last = f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+    kept = steps_in(course.folder / "checkpoints")
+    last = f"the last checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
     return (
         f"the training has diverged: its weights are not finite after update {update}, and are not saved; {last}; begin again with a "
         "lower learning_rate, more warmup or precision=no"

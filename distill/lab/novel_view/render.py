@@ -239,13 +239,17 @@ def _for_renders(error: Unfit) -> str:
 
 
 def _check_colours(path: Path, pieces: Sequence[_Piece]) -> None:
-    """Refuse what would be grey because the file that its colours are in is not there."""
+    """Refuse what would be grey because the file that its colours are in is not there, or is not the one that is read."""
     if any(piece.said for piece in pieces) or not (named := palette(path)):
         return
     lost = [name for name in named if path.suffix.lower() == ".ply" or not (path.parent / name).is_file()]
     if lost:
         raise ValueError(
             f"{path} takes its colours from {lost[0]}, which cannot be read; put it there, or remove that line from the file for plain grey"
+        )
+    if len(named) > 1:
+        raise ValueError(
+            f"{path} has several material files, {' and '.join(named)}, of which one alone is read; join them into one"
         )
 
 

@@ -82,8 +82,11 @@ def _is_of_another(folder: Path, path: Path) -> bool:
     if not folder.is_dir():
         return False
     try:
-        return refusal(folder, record_of(path)) is not None
-    except ValueError:  # rendering it says so
+        record = record_of(path)
+        before = json.loads((folder / RECORD).read_text("utf-8"))
+        # A file that has changed keeps its number, and is refused there.
+        return refusal(folder, record) is not None and before["file"] != record["file"]
+    except (OSError, ValueError, KeyError, TypeError):  # there is no record, or rendering it says so
         return False
 
 
@@ -130,7 +133,11 @@ def beside_of(path: Path) -> list[Path]:
 def palette(path: Path) -> list[str]:
     """Files that the colours of an OBJ or PLY file are in, as it names them: of materials, or a picture."""
     if path.suffix.lower() == ".obj":
-        return list(_after(path, "mtllib")) if next(_after(path, "usemtl"), None) is not None else []
+        lines = _after(path, "mtllib") if next(_after(path, "usemtl"), None) is not None else ()
+        # A line may name several, and a name may have spaces.
+        return [
+            name for line in lines for name in ([line] if (path.parent / line).is_file() else line.split())
+        ]
     return list(_after(path, "comment texturefile", "end_header")) if path.suffix.lower() == ".ply" else []
 
 
@@ -154,4 +161,4 @@ def _of_gltf(path: Path) -> list[str]:
         named = [one["uri"] for key in ("buffers", "images") for one in tree.get(key, ()) if "uri" in one]
     except (ValueError, TypeError, AttributeError):  # reading its surface says what is wrong
         return []
-    return [unquote(uri) for uri in named if not uri.startswith("data:")]
+    return [unquote(uri) for uri in named if isinstance(uri, str) and not uri.startswith("data:")]
