@@ -19,12 +19,13 @@ from distill.contracts import Condition
 from distill.embedded.exact import exact_prior
 from distill.embedded.judge import load_judge
 from distill.export import mesh
+from distill.files.lines import json_of
 from distill.guidance.csd import csd
 from distill.guidance.sds import sds
 from distill.lab.comparison import figures, run
 from distill.lab.comparison.claims import judge_claims, reached
 from distill.lab.comparison.cost import measure_cost
-from distill.lab.comparison.records import Cell, line_of, read_record
+from distill.lab.comparison.records import Cell, read_record
 from distill.lab.comparison.report import as_csv, at_calls, chart, costs_of, diversity_of, spread
 from distill.lab.comparison.shares import share
 from distill.lab.comparison.verdicts import Number, above, all_of, below, bootstrap
@@ -612,7 +613,7 @@ def test_what_is_no_number_in_a_cell_is_null_and_no_number_again(tmp_path: Path)
         "final": {"similarity": math.nan, "saturation": 0.5, "iou": None},
     }  # fmt: skip
     path = tmp_path / "cell.json"
-    path.write_text(line_of(made))
+    path.write_text(json_of(made))
     json.loads(path.read_text(), parse_constant=refuse)
     again = read_record(path)
     assert math.isnan(again["points"][0]["similarity"]) and again["points"][0]["step"] == 2
@@ -621,7 +622,7 @@ def test_what_is_no_number_in_a_cell_is_null_and_no_number_again(tmp_path: Path)
         math.isnan(again["final"]["similarity"]) and again["final"]["iou"] is None and again["error"] is None
     )
     # It is still the cell of these options, as it is in a file of an earlier version.
-    for text in (line_of(made), json.dumps(made)):
+    for text in (json_of(made), json.dumps(made)):
         path.write_text(text)
         assert run.finished(tmp_path, {"options": {"guidance.scale": math.inf}})
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill.files.lines import finite, finite_tree, line_of, with_nan
+from distill.files.lines import finite, json_of, with_nan
 from distill.run.failures import note
 from distill.run.journal import Journal
 from distill.run.manifest import finish
@@ -28,7 +28,7 @@ def strict(line: str) -> Any:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, float(torch.tensor(torch.nan))])
 def test_what_is_not_finite_is_null(value: float) -> None:
-    line = line_of({"step": 3, "loss": value, "rate": 0.5})
+    line = json_of({"step": 3, "loss": value, "rate": 0.5})
     assert line.endswith("\n") and line.count("\n") == 1
     assert strict(line) == {"step": 3, "loss": None, "rate": 0.5}
     assert finite(strict(line)) == strict(line)  # what was read is written as it was
@@ -36,8 +36,8 @@ def test_what_is_not_finite_is_null(value: float) -> None:
 
 def test_what_is_not_finite_in_a_tree_is_null() -> None:
     tree = {"a": (1.5, -math.inf), "b": [{"c": math.nan, "d": "nan"}, None, True, 3], "e": {}}
-    assert finite_tree(tree) == {"a": [1.5, None], "b": [{"c": None, "d": "nan"}, None, True, 3], "e": {}}
-    assert strict(json.dumps(finite_tree(tree), allow_nan=False)) == finite_tree(tree)
+    assert finite(tree) == {"a": [1.5, None], "b": [{"c": None, "d": "nan"}, None, True, 3], "e": {}}
+    assert strict(json_of(tree)) == finite(tree)
 
 
 def test_a_runs_metrics_are_read_by_any_reader(tmp_path: Path) -> None:
@@ -72,6 +72,6 @@ def test_a_seed_without_a_score_is_never_the_best() -> None:
 
 def test_a_tree_is_read_back_as_it_was_written() -> None:
     tree = {"a": [1.0, math.nan], "b": {"c": math.nan, "d": "text", "e": True}}
-    again = with_nan(strict(json.dumps(finite_tree(tree), allow_nan=False)))
+    again = with_nan(strict(json_of(tree)))
     assert again["a"][0] == 1.0 and math.isnan(again["a"][1]) and math.isnan(again["b"]["c"])
     assert again["b"]["d"] == "text" and again["b"]["e"] is True

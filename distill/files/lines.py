@@ -1,4 +1,4 @@
-"""Records of numbers as JSON that every reader takes, such as the lines of ``metrics.jsonl``."""
+"""JSON that every reader takes: what is not finite is null."""
 
 from __future__ import annotations
 
@@ -8,24 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def finite(record: Mapping[str, float | None]) -> dict[str, float | None]:
-    """The record with None for nan and infinities, which JSON does not have."""
-    return {
-        name: None if value is None or not math.isfinite(value) else value for name, value in record.items()
-    }
-
-
-def finite_tree(value: Any) -> Any:
-    """A nested value with None for nan and infinities, as ``finite`` makes of a flat record; tuples become lists, as in JSON."""
+def finite(value: Any) -> Any:
+    """A nested value with None for nan and infinities, which JSON does not have; tuples become lists."""
     if isinstance(value, Mapping):
-        return {name: finite_tree(item) for name, item in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite_tree(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def with_nan(value: Any) -> Any:
-    """A nested value, read from a file of ``finite_tree``'s, with nan again for None."""
+    """A nested value, read from what ``json_of`` wrote, with nan again for None."""
     if isinstance(value, Mapping):
         return {name: with_nan(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -33,6 +26,6 @@ def with_nan(value: Any) -> Any:
     return math.nan if value is None else value
 
 
-def line_of(record: Mapping[str, float | None]) -> str:
-    """A line that every reader of JSON takes."""
-    return json.dumps(finite(record), allow_nan=False) + "\n"
+def json_of(value: Any, indent: int | None = None, ensure_ascii: bool = True) -> str:
+    """The text of a nested value, with the line's end; the options are those of ``json.dumps``."""
+    return json.dumps(finite(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False) + "\n"

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from distill.files.atomic import write_atomic
 from distill.files.errors import line_of as line_of
-from distill.files.lines import finite_tree
+from distill.files.lines import json_of
 from distill.files.lock import InUse
 from distill.loop import Diverged, OutOfMemory
 from distill.run.watchdog import Collapsed
@@ -49,8 +49,7 @@ def note(folder: Path, manifest: Mapping[str, Any], error: BaseException) -> Non
         (folder / "report.html").replace(folder / "report-earlier.html")
     said = {**exported(folder), **manifest, "state": state_of(error), "why": line_of(error)}
     try:
-        text = json.dumps(finite_tree(said), indent=2, ensure_ascii=False, allow_nan=False)
-        write_atomic(folder / "manifest.json", text + "\n")
+        write_atomic(folder / "manifest.json", json_of(said, indent=2, ensure_ascii=False))
     except OSError as full:
         log.error("the failure cannot be noted in %s: %s", folder, full.strerror)
 

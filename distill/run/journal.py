@@ -18,7 +18,7 @@ from distill.cameras import turntable
 from distill.contracts import Render, View
 from distill.files.atomic import write_atomic
 from distill.files.checkpoint import save_checkpoint
-from distill.files.lines import line_of
+from distill.files.lines import json_of
 from distill.job import State
 from distill.live.desk import Desk
 from distill.run.stages import ALONE, Place
@@ -91,7 +91,7 @@ class Journal:
         now = time.perf_counter()
         metrics = {**metrics, **(self.notes() if self.notes else {}), "seconds": round(now - self.before, 4)}
         self.before = now
-        self.lines.write(line_of(metrics))
+        self.lines.write(json_of(metrics))
         if self.board:
             for name, value in metrics.items():
                 if name != "step":

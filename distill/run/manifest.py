@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import platform
 from pathlib import Path
@@ -17,7 +16,7 @@ from distill.conditions.prompts import asked
 from distill.export import thumbnail
 from distill.export.report import write_report
 from distill.files.atomic import sha256, write_atomic
-from distill.files.lines import finite_tree
+from distill.files.lines import json_of
 from distill.files.lock import NAME as LOCK
 from distill.files.paths import user_path
 from distill.job import Job
@@ -86,6 +85,5 @@ def finish(folder: Path, manifest: dict[str, Any]) -> None:
     manifest["files"] = {
         str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files
     }
-    said = json.dumps(finite_tree(manifest), indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomic(folder / "manifest.json", said + "\n")
+    write_atomic(folder / "manifest.json", json_of(manifest, indent=2, ensure_ascii=False))
     write_report(folder)

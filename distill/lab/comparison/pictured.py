@@ -21,7 +21,7 @@ from distill.conditions.cutout import Frame
 from distill.contracts import View
 from distill.embedded import world
 from distill.files.atomic import write_atomic
-from distill.files.lines import finite_tree
+from distill.files.lines import json_of
 from distill.files.paths import user_path
 from distill.lab.comparison.checks import check_cells, check_counts
 from distill.lab.comparison.records import as_kept
@@ -175,7 +175,7 @@ def compare_pictures(
         if not path.exists():
             made = {"method": name, "prompt": prompt, "options": asked[name], **make(prompt, asked[name])}
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, json.dumps(finite_tree(made), indent=1, allow_nan=False) + "\n")
+            write_atomic(path, json_of(made, indent=1))
             log.info("%s from a picture, %s: IoU %.3f, PSNR %.1f dB", prompt, name, made["iou"], made["psnr"])
         write_table(root, list(cells))
     return root / "pictures.csv"

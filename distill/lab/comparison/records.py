@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from distill.embedded.judge import SHIPPED, Judge, load_judge
-from distill.files.lines import finite_tree
+from distill.files.lines import json_of
 from distill.lab.comparison.figures import SIZE
 from distill.run.folders import folder_name
 
@@ -46,12 +46,7 @@ class Cell:
 
 def as_kept(value: Any) -> Any:
     """A value as a file gives it back: without tuples, and with None for nan and infinities."""
-    return json.loads(json.dumps(finite_tree(value), allow_nan=False))
-
-
-def line_of(record: Record) -> str:
-    """What a ``cell.json`` holds: JSON that every reader takes, and that ``read_record`` reads."""
-    return json.dumps(finite_tree(record), allow_nan=False) + "\n"
+    return json.loads(json_of(value))
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from distill.domains import counted
 from distill.embedded.judge import Judge
 from distill.embedded.prompt import prior_for
 from distill.files.atomic import write_atomic
+from distill.files.lines import json_of
 from distill.files.paths import user_path
 from distill.job import Job, State
 from distill.lab.comparison import figures
@@ -37,7 +38,6 @@ from distill.lab.comparison.records import (
     costs_in,
     is_cost_of,
     judge_name,
-    line_of,
     read_record,
 )
 from distill.lab.truth import SHAPES, Source, asked, check, check_meant, judge_folder, judge_of, origin
@@ -198,7 +198,7 @@ def compare(
             folder, model = cell.folder(root), prior_of(cell.prompt)
             record = run_cell(cell, settings[cell.method], model, judge, folder, measure_every, stop, source)
             if made := "final" in record:
-                write_atomic(folder / "cell.json", line_of(record | made_so[cell.prompt]))
+                write_atomic(folder / "cell.json", json_of(record | made_so[cell.prompt]))
                 said = record["error"] or in_short(record["final"])
                 log.info("%d of %d: %s, %s, seed %d: %s", done, len(mine), *vars(cell).values(), said)
             if stop.is_set():

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distill.files.atomic import write_atomic
-from distill.files.lines import finite_tree
+from distill.files.lines import json_of
 from distill.lab.novel_view import memory, stages
 from distill.lab.novel_view.evaluate import choose_pairs, evaluate, oriented
 from distill.lab.novel_view.levels import Law
@@ -293,7 +293,7 @@ def train_cell(bench: Bench, cell: Cell) -> None:
         "code": setup.code_updates * setup.code.batch if cell.row.turn else 0, "hardware": hardware(setup.device),
         "figures": summary["figures"], "validation": curve,
     }  # fmt: skip
-    write_atomic(folder / "record.json", json.dumps(finite_tree(record), indent=1, allow_nan=False) + "\n")
+    write_atomic(folder / "record.json", json_of(record, indent=1))
 
 
 def measured(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from distill.files.lines import line_of
+from distill.files.lines import json_of
 from distill.files.paths import user_path
 from distill.lab.novel_view import loop
 from distill.lab.novel_view.config import TrainConfig
@@ -117,5 +117,5 @@ def validate(folder: Path, encoder: Encoder, state: Progress, pairs: Sequence[Pa
     found = {"loss": drawing_loss(encoder, drawing.draft.size, drawing.eval(), batch).item()}
     drawing.train()
     with (folder / "validation.jsonl").open("a") as file:
-        file.write(line_of({"step": state.update, **found}))
+        file.write(json_of({"step": state.update, **found}))
     return found

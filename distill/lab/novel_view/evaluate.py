@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distill.files.atomic import write_atomic
-from distill.files.lines import finite_tree
+from distill.files.lines import json_of
 from distill.lab.novel_view.pairs import Pair, draw_indices, mixed, read_pair
 from distill.lab.novel_view.views import Views
 from distill.priors.novel_view.pose import relative, spherical
@@ -248,7 +248,7 @@ def evaluate(
             for name, uids in (groups or {}).items()
         },
     }
-    write_atomic(out / "summary.json", json.dumps(finite_tree(summary), indent=2, allow_nan=False) + "\n")
+    write_atomic(out / "summary.json", json_of(summary, indent=2))
     return summary
 
 

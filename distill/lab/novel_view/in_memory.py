@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distill.files.checkpoint import load_checkpoint, save_checkpoint
-from distill.files.lines import line_of
+from distill.files.lines import json_of
 from distill.files.paths import user_path
 from distill.lab.novel_view import memory, stages
 from distill.lab.novel_view.config import TrainConfig, law_of
@@ -256,7 +256,7 @@ class Watch:
         save_checkpoint(self.folder / "checkpoints", stage.pace.update, stage.state_dict(), keep=self.kept)
         found = {"step": stage.pace.update, "seconds": round(stage.pace.spent, 1), **self.measure()}
         with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(line_of(found))
+            file.write(json_of(found))
         log.info("%s %s", self.folder.name, " ".join(f"{name} {value:.4g}" for name, value in found.items()))
         self.saved = time.perf_counter()
         stage.pace.used -= self.saved - spent  # saving is no training

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from distill.files.checkpoint import load_checkpoint, save_checkpoint, steps_in
-from distill.files.lines import line_of
+from distill.files.lines import json_of
 from distill.lab.novel_view.config import TrainConfig
 from distill.lab.novel_view.progress import Progress
 from distill.lab.novel_view.samples import Batch, Samples, collate, numbers_of
@@ -177,6 +177,6 @@ def _note(course: Course, state: Progress, accelerator: Accelerator, loss: float
         "samples_per_second": rate * config.batch * config.accumulate * accelerator.num_processes,
     }
     with (course.folder / "metrics.jsonl").open("a") as file:
-        file.write(line_of(line))
+        file.write(json_of(line))
     shown = {f"{course.prefix}{name}": value for name, value in line.items() if name != "step"}
     accelerator.log(shown, state.update)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distill.files.lines import line_of
+from distill.files.lines import json_of
 from distill.lab.novel_view.config import TrainConfig
 from distill.lab.novel_view.objective import loss_of
 from distill.lab.novel_view.pairs import Pair, draw_indices, mixed, read_pair
@@ -68,7 +68,7 @@ def validate(
             found |= measure_samples(config, pipeline, pairs[: config.validation_samples], path)
     pipeline.model.train()
     with (folder / "validation.jsonl").open("a") as file:
-        file.write(line_of({"step": state.update, **found}))
+        file.write(json_of({"step": state.update, **found}))
     if not math.isfinite(found["loss"]):
         log.warning("the validation loss is not finite at update %d", state.update)
     return found
