@@ -214,6 +214,32 @@ def test_names_that_are_not_learnt_are_left_out_by_hand(samples: Any, tmp_path: 
     assert read_names(tmp_path / "names.json") == [*rows[:2], rows[3]]
 
 
+@pytest.mark.parametrize(
+    ("script", "names"),
+    [
+        ("evaluate_prior", {"sheet": "samples.png", "things_sheet": "things.png", "table": "prior.md"}),
+        ("evaluate_views", {"sheet": "views.png", "table": "views.md"}),
+    ],
+)
+def test_what_an_evaluation_writes_is_in_its_work_folder_or_where_it_is_told(
+    samples: Any, tmp_path: Path, script: str, names: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    parse, work, own = importlib.import_module(script).parse_options, tmp_path / "a" / "work", tmp_path / "b"
+    options = parse(["--work", str(work)])
+    assert {name: getattr(options, name) for name in names} == {
+        name: work / file for name, file in names.items()
+    }
+    assert work.is_dir()  # before anything is sampled
+    for name in names:
+        changed = parse(["--work", str(work), f"--{name.replace('_', '-')}", str(own / name / "x")])
+        assert getattr(changed, name) == own / name / "x" and (own / name).is_dir()
+        assert all(getattr(changed, other) == getattr(options, other) for other in names if other != name)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        parse(["--work", str(tmp_path / "file")])
+    assert "file cannot be made: File exists; choose another folder" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_things_are_sampled_judged_and_drawn(
     samples: Any, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -5,6 +5,8 @@ Use it after ``train_prior.py``. A sample takes about half a second on one core,
     python examples/embedded/evaluate_prior.py --work ~/embedded --prior embedded --pack ~/things/pack
     python examples/embedded/evaluate_prior.py --work ~/embedded --prior ~/embedded/prior --pack ~/things/pack --judge ~/judge/weights \
         --things 1752 --names names.csv --keep 0.5    # and leave the names out of the prior's names.json that are not learnt
+
+The tables and sheets, ``prior.md``, ``samples.png`` and ``things.png``, are written to the folder of ``--work``.
 """
 
 from __future__ import annotations
@@ -150,11 +152,26 @@ def draw_sheet(images: Tensor, kinds: list[str], views: list[str], path: Path, c
     sheet.save(path)
 
 
-def parse_options() -> argparse.Namespace:
+def place(options: argparse.Namespace, **names: str) -> None:
+    """Put each file that is written and has no place of its own into ``--work``, and make the folders of all of them.
+
+    Args:
+        options: with a ``work`` folder; a path that is None gets its place.
+        **names: of the files, by option.
+    """
+    for option, name in names.items():
+        path = getattr(options, option) or options.work / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        setattr(options, option, path)
+
+
+def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, required=True, help="folder for the new ground-truth renders")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for the new ground-truth renders and the results"
+    )
     parser.add_argument("--prior", default="embedded", help="'embedded', 'things' or a folder")
     parser.add_argument(
         "--per-pair", type=int, help="samples of each of the 128 pairs: 4, or 2 beside things"
@@ -182,10 +199,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="one sample a pair, 15 steps, a small sheet")
-    parser.add_argument("--sheet", type=Path, default=Path("samples.png"))
-    parser.add_argument("--things-sheet", type=Path, default=Path("things.png"))
-    parser.add_argument("--table", type=Path, default=Path("prior.md"))
-    options = parser.parse_args()
+    parser.add_argument("--sheet", type=Path, help="samples of the kinds; WORK/samples.png by default")
+    parser.add_argument("--things-sheet", type=Path, help="samples of things; WORK/things.png by default")
+    parser.add_argument("--table", type=Path, help="what was measured; WORK/prior.md by default")
+    options = parser.parse_args(words)
     if options.things is not None and (options.pack is None or options.things < 1):
         parser.error("--things is a number of samples of the things in --pack, and at least 1")
     if options.no_judge and (options.pack is None or options.judge):
@@ -201,6 +218,10 @@ def parse_options() -> argparse.Namespace:
     if options.quick:
         options.per_pair, options.steps = 1, 15
         options.things = options.things or 64
+    try:
+        place(options, sheet="samples.png", things_sheet="things.png", table="prior.md")
+    except OSError as error:
+        parser.error(f"{error.filename} cannot be made: {error.strerror}; choose another folder")
     return options
 
 
@@ -317,7 +338,7 @@ def main() -> None:
     if judge:
         parts.append(evaluate_kinds(options, judge, prior, candidates))
         print(parts[-1])
-    options.table.write_text("\n\n".join(parts))
+    options.table.write_text("\n\n".join(parts), encoding="utf-8")
     sheets = [options.sheet] if judge else []
     print(
         "wrote",

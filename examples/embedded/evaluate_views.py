@@ -2,9 +2,9 @@
 
 Use it after ``train_views.py``. All 128 rings take some minutes on one core:
 
-    python examples/embedded/evaluate_views.py --work ~/embedded --prior views --sheet views.png --table views.md
+    python examples/embedded/evaluate_views.py --work ~/embedded --prior views
 
-The last rows are mean distances between the judge's features of neighbouring views: more than the truth's where the views of an object
+The results, ``views.md`` and ``views.png``, are written to the folder of ``--work``. The last rows are mean distances between the judge's features of neighbouring views: more than the truth's where the views of an object
 disagree, less where its sides are too much alike.
 """
 
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import dataset
 import torch
 import train_judge
-from evaluate_prior import Verdict, draw_sheet, judge_all, summary, table, true_pictures
+from evaluate_prior import Verdict, draw_sheet, judge_all, place, summary, table, true_pictures
 from torch import Tensor
 from tqdm import tqdm
 
@@ -89,19 +90,26 @@ def verdicts_of(judge: Judge, images: Tensor, candidates: list[str]) -> list[Ver
     return judge_all(judge, images, asked, candidates)
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, required=True, help="folder for the new ground-truth renders")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for the new ground-truth renders and the results"
+    )
     parser.add_argument("--prior", default="views", help="'views' or a folder")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--scale", type=float, default=3.0, help="classifier-free guidance scale")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--sheet", type=Path, default=Path("views.png"))
-    parser.add_argument("--table", type=Path, default=Path("views.md"))
-    return parser.parse_args()
+    parser.add_argument("--sheet", type=Path, help="the rings; WORK/views.png by default")
+    parser.add_argument("--table", type=Path, help="what was measured; WORK/views.md by default")
+    options = parser.parse_args(words)
+    try:
+        place(options, sheet="views.png", table="views.md")
+    except OSError as error:
+        parser.error(f"{error.filename} cannot be made: {error.strerror}; choose another folder")
+    return options
 
 
 def main() -> None:
@@ -120,7 +128,7 @@ def main() -> None:
         f"| neighbouring views | distance |\n|---|---|\n| samples | {apart(judge, images):.3f} |\n| truth | {apart(judge, true):.3f} |",
         table(verdicts),
     ]
-    options.table.write_text("\n\n".join(said) + "\n")
+    options.table.write_text("\n\n".join(said) + "\n", encoding="utf-8")
     print("\n\n".join(said))
     colours = list(world.COLOURS)
     # A row for each kind, each in another colour.
