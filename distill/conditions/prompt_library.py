@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distill.cameras import Cameras
 from distill.contracts import Condition, Conditioner, Draw, Embedding, Prior, Render, Step
+from distill.files.errors import is_text
 from distill.files.paths import user_path
 
 #: Lists of a library's file: what is trained on, and what is looked at.
@@ -26,6 +27,8 @@ ALSO = {"val": "validation", "test": "held_out"}
 KEPT = 256
 #: Prompts that are embedded together.
 AT_ONCE = 16
+#: Endings of files that hold prompts among other things, which would be taken for words of them.
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 FORM = 'a JSON file such as {"train": ["a red mug"], "held_out": []}, or a text file with one prompt per line'
 
 
@@ -120,6 +123,10 @@ def listed(file: str) -> tuple[str, ...]:
 
 def _read(path: Path) -> tuple[Prompts, bool]:
     """A library's prompts, and whether its file is JSON."""
+    if path.suffix.lower() in TABLES:
+        raise ValueError(
+            f"prompts must be {FORM}, and {path} is a table by its name; write the prompts of it into a .txt file, one per line"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -127,13 +134,17 @@ def _read(path: Path) -> tuple[Prompts, bool]:
         raise ValueError(f"prompts must be {FORM}, and {path} cannot be read: {why}") from error
     # Prompts may begin with a bracket, too, such as "[close up] a mug".
     is_json = path.suffix.lower() == ".json" or bool(re.match(r'\s*\{\s*["}]', text))
-    return (_of_json(path, text) if is_json else _of_text(text)), is_json
+    found = _of_json(path, text) if is_json else _of_text(text)
+    if half := next((prompt for prompt in found.all() if not is_text(prompt)), None):
+        raise ValueError(f"{path} has half a character in {half!a}; write that prompt anew")
+    return found, is_json
 
 
 def _of_text(text: str) -> Prompts:
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    # As editors count: a prompt that was copied from a page may hold other characters that break lines, such as U+2028.
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
     kept = [(number, line) for number, line in lines if line and not line.startswith("#")]
-    return Prompts(tuple(line for _, line in kept), lines={line: number for number, line in kept})
+    return Prompts(tuple(line for _, line in kept), lines={line: number for number, line in reversed(kept)})
 
 
 def _of_json(path: Path, text: str) -> Prompts:
@@ -166,7 +177,7 @@ def _of_json(path: Path, text: str) -> Prompts:
         for name, prompts in said.items()
     }
     lines = dict[str, int]()
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         for prompt in _strings(line):
             lines.setdefault(prompt.strip(), number)
     return Prompts(**lists, lines=lines)

@@ -18,3 +18,12 @@ def line_of(error: BaseException) -> str:
         said = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     said = re.sub(r" \(os error \d+\)", "", said)  # of what is written in Rust
     return " ".join(said.split()) or type(error).__name__
+
+
+def is_text(text: str) -> bool:
+    """Tell whether a text can be written; what a terminal or a file of another encoding gives may hold halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

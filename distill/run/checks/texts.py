@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from distill.files.errors import is_text
 from distill.run.seeding import check_seeds
 
 
@@ -15,6 +16,7 @@ def check_texts(values: Mapping[str, Any]) -> None:
     Raises:
         ValueError: one cannot be read, or does not go with another.
     """
+    check_characters(values)
     prompt, prompts, loading = values["prompt"], values["prompts"], values["prior_options"]
     if values["max_vram"] is not None:
         bytes_of(values["max_vram"])
@@ -35,6 +37,21 @@ def check_texts(values: Mapping[str, Any]) -> None:
     check_seeds(values)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", values["device"]):
         raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {values['device']!r}")
+
+
+def check_characters(values: Mapping[str, Any]) -> None:
+    """Check that prompts are texts, before they are trained and cannot be written into a report.
+
+    Raises:
+        ValueError: one has bytes that are none.
+    """
+    views = {f"views.{name}": values["views"][name] for name in OWN_PROMPTS}
+    given = {name: values[name] for name in ("prompt", "negative_prompt", "source_prompt", "generator_mix")}
+    for name, text in {**given, **views}.items():
+        if text and not is_text(text):
+            raise ValueError(
+                f"{name} has bytes that are no text in UTF-8: {text!a}; write it anew, in a terminal that is set to UTF-8"
+            )
 
 
 def numbers_of(shard: str) -> tuple[int, int]:
