@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from distill.conditions import prompts
 from distill.conditions.control import DRAWN, read_picture
@@ -24,8 +24,10 @@ from distill.run.folders import check_root, refuse
 from distill.run.generator import amortised, library_of
 from distill.run.initial import check_init
 from distill.run.judge import check_judge, judge_of
+from distill.run.overrides import literal
 from distill.run.prior import check_fits, check_prompt, check_student, students_of
 from distill.run.queue import read_prompts, shard_of
+from distill.run.table import SHOWN
 
 if TYPE_CHECKING:
     from distill.priors.diffusion import DiffusionPrior
@@ -89,12 +91,12 @@ def listed(config: DictConfig, texts: Sequence[str] = ()) -> str:
     if amortised(config):
         return f"{config.prompts}: {counted(len(library_of(config).train), 'prompt')} to learn"
     wanted = texts or shard_of(read_prompts(config), config.shard)
-    said = []
+    one, said = config.copy(), list[str]()
     for prompt in wanted:
-        one = OmegaConf.merge(config, {"prompt": prompt.replace("${", r"\${")})
-        assert isinstance(one, DictConfig)
-        said.append(check_prompt(one))
-    return "; ".join([f"{config.prompts}: {counted(len(wanted), 'prompt')}", *filter(None, said)])
+        one.prompt = literal(prompt)
+        said += filter(None, [check_prompt(one)])
+    more = [f"and {len(said) - SHOWN} more"] if len(said) > SHOWN else []
+    return "; ".join([f"{config.prompts}: {counted(len(wanted), 'prompt')}", *said[:SHOWN], *more])
 
 
 def known(config: DictConfig) -> str:

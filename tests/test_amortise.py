@@ -441,6 +441,19 @@ def test_a_generators_training_goes_on_with_the_library_in_its_folder(
             of_library(None, less)
 
 
+def test_settings_that_cannot_be_read_are_said_in_one_line_where_training_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = written(tmp_path)
+    (tmp_path / "there").mkdir()
+    for content in ("optimiser: {", "[]", "a: b"):
+        (tmp_path / "there" / "config.yaml").write_text(content)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["amortise", f"prompts={library}", f"output_dir={tmp_path / 'there'}", "resume=true"])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert ended.value.code == 2 and "config.yaml" in line and "choose another output_dir=" in line
+
+
 def test_a_generator_is_told_of_its_priors_folder_in_full_and_goes_with_a_copy_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -29,6 +29,7 @@ from distill.run import batch, execute, folders, launched, seeds, sweep
 from distill.run.compose import compose_config
 from distill.run.failures import forget, note, noted, noting
 from distill.run.folders import claim
+from distill.run.journal import Interrupted
 from distill.run.overrides import literal
 from distill.run.queue import Queue, compose_queue
 from distill.run.seeds import better
@@ -359,7 +360,49 @@ def test_a_failure_before_the_training_is_noted(quick: list[str], monkeypatch: p
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no memory"), ValueError("no picture"), OSError(28, "full")])
+#: How a loss, a scene or a prior of one's own may fail.
+OWN = [TypeError("of a loss"), KeyError("of a loss"), AssertionError("of a loss"), MemoryError("of a loss"), ZeroDivisionError("of a loss")]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", OWN, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("part", ["begin", "carry_out"])
+def test_no_failure_of_one_prompt_stops_the_rest(
+    error: Exception,
+    part: str,
+    quick: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plain = getattr(batch, part)
+
+    def fails(config: Any, *more: Any) -> Any:
+        if config.prompt == "a red mug":
+            raise error
+        return plain(config, *more)
+
+    monkeypatch.setattr(batch, part, fails)
+    results = batch.run_prompts(compose_queue(["prompts=list.txt", "output_dir=out"]))
+    assert "of a loss" in results["a red mug"] and results["a blue mug"] == "finished"
+    assert caplog.text.count("Traceback") == 1  # of what nobody foresaw, where it was
+    runs, _ = summarise(Path("out"))
+    assert [(run.prompt, run.state) for run in runs] == [("a red mug", "failed"), ("a blue mug", "finished")]
+    assert "of a loss" in runs[0].why
+
+
+def test_a_queue_that_is_stopped_in_a_run_stops_and_notes_no_failure(
+    quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "carry_out", raising(Interrupted("stopped at step 3 of 9")))
+    with pytest.raises(Interrupted):
+        batch.run_prompts(compose_queue(["prompts=list.txt", "output_dir=out"]))
+    runs, _ = summarise(Path("out"))
+    assert [(run.prompt, run.state, run.why) for run in runs] == [("a red mug", "unfinished", "")]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("no memory"), ValueError("no picture"), OSError(28, "full"), TypeError("of a loss")],
+)
 def test_any_failure_of_a_seed_is_noted_of_it_and_of_the_run(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,7 @@ class TextEncoders:
     def __call__(self, prompts: Sequence[str]) -> Embedding:
         """Embed prompts, on the CPU where they come from the disk; words that no longer fit are named in one line."""
         asked = [*prompts, ""] if self.uneven else list(prompts)
-        if self.identity is None:
+        if not self.keeps:
             self._pipeline = self._pipeline or self.load()
             found = self._made(self._pipeline, asked)
         else:
@@ -79,12 +79,17 @@ class TextEncoders:
             rows = filled(rows[:-1], rows[-1])
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
+    @property
+    def keeps(self) -> bool:
+        """Whether an embedding is made once and kept; those of small encoders are made whenever they are asked for."""
+        return self.identity is not None
+
     def _made(self, pipeline: Any, prompts: Sequence[str]) -> list[Row]:
         """Embed prompts with the encoders; note of each what they do not see."""
         written = [self.words.written(text) for text in prompts]
         with quiet():
             rows = rows_of(self.embed(pipeline, written), len(prompts))
-        cuts = [cut_off(pipeline, self.lengths, text) for text in written]
+            cuts = [cut_off(pipeline, self.lengths, text) for text in written]
         notes = [
             f"{limit} tokens: {shorten(self.words.told(cut), 150, placeholder=' ...')}" if cut else ""
             for cut, limit in cuts

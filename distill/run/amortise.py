@@ -34,6 +34,7 @@ from distill.run.generator import LIBRARY, amortised, describe_generator, librar
 from distill.run.journal import seconds_before
 from distill.run.manifest import describe, finish
 from distill.run.overrides import as_overrides
+from distill.run.stored import stored_in
 
 log = logging.getLogger(__name__)
 
@@ -110,16 +111,16 @@ def set_accumulate(config: DictConfig, processes: int) -> None:
     """Say in a configuration how many prompts a step takes: one for each process, if it does not say so.
 
     Raises:
-        ValueError: the run that is resumed takes another number.
+        ValueError: the run that is resumed takes another number, or its settings cannot be read.
     """
     if config.optimiser.accumulate is None:
         config.optimiser.accumulate = processes
-    stored = user_path(config.output_dir) / "config.yaml" if config.output_dir else None
-    if config.resume and stored and stored.is_file():
-        before = OmegaConf.select(OmegaConf.load(stored), "optimiser.accumulate")
+    folder = user_path(config.output_dir) if config.output_dir else None
+    if config.resume and folder and (stored := stored_in(folder)):
+        before = OmegaConf.select(stored, "optimiser.accumulate")
         if before not in (None, config.optimiser.accumulate):
             raise ValueError(
-                f"{stored.parent} takes {counted(before, 'prompt')} in each step, and this would be {config.optimiser.accumulate}; add "
+                f"{folder} takes {counted(before, 'prompt')} in each step, and this would be {config.optimiser.accumulate}; add "
                 f"optimiser.accumulate={before}, which any number of processes that divides it can share"
             )
 

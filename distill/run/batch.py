@@ -19,10 +19,11 @@ from distill.files.lock import InUse, hold
 from distill.live.desk import Desk
 from distill.live.server import watched
 from distill.run import contents
-from distill.run.conditioning import texts_of
+from distill.run.conditioning import keeps, texts_of
 from distill.run.execute import carry_out
 from distill.run.failures import line_of, noting
 from distill.run.folders import check_root, claim, folder_name, is_finished
+from distill.run.journal import Interrupted
 from distill.run.judge import check_judge
 from distill.run.overrides import literal
 from distill.run.prior import check_prior, check_prompt, open_prior
@@ -208,9 +209,11 @@ def check_one(one: DictConfig) -> str:
 def embed_first(config: DictConfig, wanted: Sequence[str], prior: Prior) -> None:
     """Embed the prompts of all runs of a queue at once, so that large text encoders are loaded once; they are kept by the prior.
 
-    What cannot be embedded is told by its own run, and takes the others' embeddings not away. Of a long queue, the embeddings
-    that are in memory are those of ``AT_ONCE`` texts.
+    Priors with small encoders that stay in memory embed each prompt in its own run. A prompt that cannot be embedded fails in its
+    own run and does not affect the others. At most ``AT_ONCE`` texts have their embeddings in memory at a time.
     """
+    if not keeps(prior):
+        return
     texts = dict[str, None]()
     for one in _each(config, wanted):
         try:
@@ -293,7 +296,11 @@ def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior, desk: De
         if is_finished(other.folder):
             return _skipped(prompt, other.folder, one)
         return _failed(prompt, other, other.folder)
-    except (ValueError, OSError, RuntimeError) as error:
+    except Interrupted:
+        raise
+    except Exception as error:  # a part of one's own fails in any way
+        if not isinstance(error, (ValueError, OSError, RuntimeError)):
+            log.error("%s: where it failed", prompt, exc_info=error)
         return _failed(prompt, error, folder)
     return "finished", str(folder)
 

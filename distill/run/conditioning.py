@@ -15,6 +15,8 @@ from distill.conditions.image_prompt import ImagePrompted, prompted
 from distill.conditions.perp_neg import PUBLISHED, Curves
 from distill.conditions.prompt_library import Prompts
 from distill.contracts import Conditioner, Generator, Prior, Scene
+from distill.priors.diffusion import DiffusionPrior
+from distill.priors.text import TextEncoders
 from distill.run.plugins import features_of
 from distill.run.scenes import edits, look
 
@@ -48,6 +50,12 @@ def texts_of(config: DictConfig, prior: Prior) -> list[str]:
     return prompts.Texts.of(prompt, config.negative_prompt, words, source).all()
 
 
+def keeps(prior: Prior) -> bool:
+    """Tell whether it pays to embed prompts before they are needed: not with small encoders, whose embeddings are not kept."""
+    encoders = prior.text if isinstance(prior, DiffusionPrior) else None
+    return not isinstance(encoders, TextEncoders) or encoders.keeps
+
+
 def embed_library(config: DictConfig, prior: Prior, library: Prompts) -> Tensor:
     """Embed the prompts of a library once: for the generator without view words, and for the prior in every view."""
     words = view_words_of(config, prior)
@@ -55,7 +63,8 @@ def embed_library(config: DictConfig, prior: Prior, library: Prompts) -> Tensor:
     def beside(text: str) -> list[str]:
         return prompts.Texts.of(text, config.negative_prompt, words, "").all()
 
-    return prompt_library.embed(prior, [prompts.asked(prior, text) for text in library.train], beside)
+    texts = [prompts.asked(prior, text) for text in library.train]
+    return prompt_library.embed(prior, texts, beside if keeps(prior) else None)
 
 
 def make_condition(

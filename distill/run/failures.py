@@ -16,6 +16,7 @@ from distill.files.errors import line_of as line_of
 from distill.files.lines import json_of
 from distill.files.lock import InUse
 from distill.loop import Diverged, OutOfMemory
+from distill.run.journal import Interrupted
 from distill.run.watchdog import Collapsed
 
 log = logging.getLogger(__name__)
@@ -74,9 +75,9 @@ def noting(config: DictConfig, folder: Path) -> Iterator[None]:
     before = noted(folder)
     try:
         yield
-    except InUse:
-        raise  # what another run is at work on has not failed
-    except (RuntimeError, ValueError, OSError) as error:
+    except (InUse, Interrupted):
+        raise  # what another run is at work on has not failed, nor has what is to go on
+    except Exception as error:  # a part of one's own fails in any way
         now = noted(folder)
         if now.get("state") != "collapsed" and not ("state" in now and now != before):
             note(folder, {"prompt": config.prompt, "seed": config.seed}, error)

@@ -93,7 +93,8 @@ def nothing_to_resume(config: DictConfig, root: Path = Path("outputs")) -> str:
     """Say that ``resume`` begins a new run, and in what the runs of this prompt differ from it."""
     if config.output_dir:
         return f"{config.output_dir} holds no run to go on with yet, so resume=true begins one"
-    others = [f"{folder} ({differing(folder, config)})" for folder in _described_ones(root, config)][-MOST:]
+    there = [*_described_ones(root, config)][-MOST:]
+    others = [f"{folder} ({differing(folder, config)})" for folder in there]
     beside = f"; beside it: {', '.join(others)}" if others else ""
     return f"there is no run with these settings in {root} to go on with, so resume=true begins a new one{beside}"
 

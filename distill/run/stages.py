@@ -53,6 +53,10 @@ def begin_with(config: DictConfig, folder: Path, before: DictConfig) -> None:
 
 def plan(config: DictConfig, folder: Path) -> list[DictConfig]:
     """The configurations of a run's stages in a folder, each an ordinary run's; those before the last lie below it."""
+    if not config.earlier:  # a single stage, as in most runs: merging and checking it again takes a second
+        alone = config.copy()
+        alone.stages = []
+        return [alone]
     made = list[DictConfig]()
     values: Any = OmegaConf.to_container(config)
     for key, changes in [*values["earlier"].items(), ("", {})]:
