@@ -175,7 +175,6 @@ def _descending(prior: Prior, weight: Tensor, t_min: float, t_max: float) -> Tim
         raise ValueError(
             "dreamtime's weights vanish between t_min and t_max; give it widths above 0, and a centre in that range"
         )
-    low, high = bounds(prior, t_min, t_max)
     tail = weight[low : high + 1].flip(0).cumsum(0)
     tail = tail / tail[-1]
 
