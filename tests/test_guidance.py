@@ -7,9 +7,10 @@ import torch
 
 from distill import guidance
 from distill.contracts import Condition
+from distill.guidance.asd import asd
 from distill.guidance.csd import csd
 from distill.guidance.sds import sds
-from distill.guidance.terms import WEIGHTINGS, classifier_free_guidance
+from distill.guidance.terms import WEIGHTINGS, classifier_free_guidance, predict_guided
 from distill.priors.exact import ExactPrior, cosine, gaussian, scaled_linear
 
 SCHEDULES = [pytest.param(scaled_linear(), id="scaled_linear"), pytest.param(cosine(), id="cosine")]
@@ -142,3 +143,21 @@ def test_a_weighting_of_one_s_own_works_with_a_loss_that_never_heard_of_it() -> 
         torch.testing.assert_close(csd(prior, x, cond, t, noise, weighting="snr"), expected)
     finally:
         del WEIGHTINGS["snr"]
+
+
+def test_guidance_is_affine_in_its_scale_whichever_predictions_it_needs() -> None:
+    prior, cond, _ = prior_and_condition(scaled_linear(), std=0.5)
+    x, t = randn(0, *SHAPE), torch.tensor([100, 700])
+    at = {scale: predict_guided(prior, x, t, cond, scale) for scale in (0.0, 0.5, 1.0, 2.0, 7.5)}
+    step = at[1.0] - at[0.0]
+    assert step.abs().max() > 0.1
+    for scale, found in at.items():
+        torch.testing.assert_close(found, at[0.0] + scale * step, rtol=1e-9, atol=1e-9)
+
+
+def test_asd_is_told_of_no_lowest_timestep_and_takes_two_hundredths() -> None:
+    prior, cond, _ = prior_and_condition(scaled_linear(), std=0.5)
+    x, noise, t = randn(0, *SHAPE), randn(1, *SHAPE), torch.tensor([100, 700])
+    found = [asd(prior, x, cond, t, noise, random_shift=False, t_min=t_min) for t_min in (None, 0.02, 0.06)]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])

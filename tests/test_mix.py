@@ -14,7 +14,7 @@ from torch import Tensor
 from distill.cameras import turntable
 from distill.contracts import Condition, Learner, Step
 from distill.guidance.csd import csd
-from distill.guidance.mix import mix
+from distill.guidance.mix import mix, resampled
 from distill.guidance.nfsd import nfsd
 from distill.guidance.sds import sds
 from distill.priors import load_prior
@@ -179,3 +179,12 @@ def test_wrong_terms_get_one_line(terms: list[dict[str, Any]], said: str) -> Non
     with pytest.raises(ValueError, match=said) as told:
         made(make_prior(), *terms)
     assert "\n" not in str(told.value)
+
+
+def test_noise_of_another_shape_follows_from_the_given_one_and_is_normal() -> None:
+    like = torch.zeros(2, 3, 8, 8)
+    drawn = torch.stack([resampled(randn(seed, 2, 4, 4, 4), like) for seed in range(300)])
+    assert torch.equal(drawn[7], resampled(randn(7, 2, 4, 4, 4), like))
+    assert len({float(one.sum()) for one in drawn}) == 300
+    assert float(drawn.mean()) == pytest.approx(0, abs=4 / drawn.numel() ** 0.5)
+    assert float(drawn.var()) == pytest.approx(1, abs=4 * (2 / drawn.numel()) ** 0.5)

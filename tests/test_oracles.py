@@ -260,6 +260,8 @@ def test_asds_shift_law() -> None:
         1,
         10,
     ]
+    # Undrawn, it is the largest, and nothing at and below t_min.
+    assert shifted(prior, torch.tensor([220, 20, 5]), torch.ones(3), 0.1, 0.02).tolist() == [240, 20, 5]
     with pytest.raises(ValueError, match=r"at least 0, got -0\.1"):
         shifted(prior, torch.tensor([5]), torch.ones(1), -0.1, 0.0)
 

@@ -144,6 +144,9 @@ def test_gradient_through_pixels_by_hand() -> None:
     torch.testing.assert_close(found, (x / 2 + 0.5 - y).detach())
     assert x.grad is None
     assert not found.requires_grad
+    untouched = x.detach()
+    through_pixels(prior, untouched, torch.sum)
+    assert not untouched.requires_grad
 
 
 def test_hifa_on_latents_is_the_slope_of_its_two_distances(latent_folder: Path) -> None:
