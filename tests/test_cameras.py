@@ -229,3 +229,27 @@ def test_scaled_cameras_cast_the_same_rays_from_elsewhere() -> None:
     for (a, da), (b, db) in [(cameras.rays(4, 4), near.rays(4, 4))]:
         assert torch.equal(da, db) and torch.allclose(0.5 * a, b)
     assert torch.allclose(near.distance, 0.5 * cameras.distance)
+
+
+def test_azimuths_are_drawn_from_their_own_range_in_order() -> None:
+    azimuth = drawn(azimuth_deg=(30.0, 70.0)).azimuth_deg
+    assert 30 <= float(azimuth.min()) < 31 and 69 < float(azimuth.max()) <= 70
+
+
+def test_moved_cameras_stand_where_they_are_shifted_face_their_points_and_stay_level() -> None:
+    cameras = grid_of_cameras()
+    g = torch.Generator().manual_seed(0)
+    by, look_at, up = (0.3 * torch.randn(len(cameras), 3, generator=g) for _ in range(3))
+    before = cameras.c2w.clone()
+    found = moved(cameras, by, look_at, up)
+    assert torch.equal(cameras.c2w, before)
+    assert torch.equal(found.c2w[:, 3], before[:, 3])
+    right, upward, backward, position = found.c2w[:, :3].unbind(-1)
+    torch.testing.assert_close(position, before[:, :3, 3] + by)
+    distance = (position - look_at).norm(dim=1, keepdim=True)
+    torch.testing.assert_close(position - distance * backward, look_at, atol=1e-5, rtol=0)
+    assert (right * up).sum(1).abs().max() < 1e-6
+    assert (upward * up).sum(1).min() > 0
+    # Where up is along the view, the camera's own stays.
+    still = torch.zeros_like(by)
+    torch.testing.assert_close(moved(cameras, still, still, before[:, :3, 2]).c2w, before, atol=2e-6, rtol=0)
