@@ -18,7 +18,7 @@ from distill.job import make_optimiser
 from distill.renderers import HashGridScene, _warp, render
 from distill.renderers.march import Samples, composite, march, nerfacc_compiled
 from distill.renderers.occupancy import occupancy_grid, update_occupancy
-from distill.renderers.volume import convexity, finite_difference_normals, opacity_penalties
+from distill.renderers.volume import convexity, finite_difference_normals, opacity_penalties, towards_light
 
 CPU = torch.device("cpu")
 
@@ -393,8 +393,9 @@ def test_the_blob_alone_is_the_density_where_the_network_says_nothing(name: str,
     torch.testing.assert_close(scene.density(torch.tensor([[0.0, 0.25, 0.0]])), density)
 
 
-def test_exponential_density_is_bounded_but_its_gradient_does_not_vanish() -> None:
-    scene = _scene(density_activation="exp", blob_scale=60.0)
+@pytest.mark.parametrize("backend", ["torch", "fused"])
+def test_exponential_density_is_bounded_but_its_gradient_does_not_vanish(backend: str) -> None:
+    scene = _scene(density_activation="exp", blob_scale=60.0, backend=backend)
     density = scene.density(torch.zeros(1, 3))
     assert density.item() == pytest.approx(math.exp(15), rel=1e-5)
     density.backward()
@@ -610,6 +611,28 @@ def test_smoothness_is_zero_on_a_slope_and_positive_on_a_ripple() -> None:
     assert values[1] > 0.05
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_smoothness_of_a_ball_is_that_of_points_two_hundredths_apart(training: bool) -> None:
+    """Normals x / |x| differ by |e| / |x|, e across x: two components, each 0.02 or of that standard deviation."""
+    ball = Analytic(lambda x: 100 * (1.5 - x.norm(dim=1)))
+    generator = _generator() if training else None
+    seen = render(ball, _front(fov=1.0), 40, 40, generator=generator, penalties=("smoothness",))
+    radius = 3.2 - float(seen.depth.mean())
+    assert float(seen.opacity.min()) > 0.99 and 0.9 < radius < 1
+    assert float(seen.penalties["smoothness"]) == pytest.approx(2 * (0.02 / radius) ** 2, rel=0.1)
+
+
+def test_a_colour_is_drawn_for_each_object_and_no_more() -> None:
+    """Four pictures, three of an object, are of two objects: the second one's is cut."""
+    for background, numbers in (("random", 3), ("grey", 1)):
+        scene, drawn, by_hand = _scene(background=background), _generator(), _generator()
+        found = scene.backdrop(torch.ones(4, 2, 2, 3), drawn, 3)[:, 0, 0]
+        assert torch.equal(found[0], found[1]) and torch.equal(found[1], found[2])
+        assert not torch.equal(found[2], found[3])
+        torch.rand(2 * numbers, generator=by_hand)
+        assert torch.equal(drawn.get_state(), by_hand.get_state())
+
+
 def test_penalties_are_computed_only_when_asked_for() -> None:
     assert not render(_scene(), _front(), 4, 4).penalties
     every = ("sparsity", "opaqueness", "orientation", "smoothness")
@@ -719,3 +742,45 @@ def test_normals_are_shown_as_colours_and_light_may_be_soft() -> None:
     assert not torch.equal(fixed.rgb, soft.rgb)
     looking = render(scene, away, 24, 24, shading="textureless", soft_light=True)
     assert torch.equal(looking.rgb, render(scene, away, 24, 24, shading="textureless").rgb)
+
+
+@pytest.mark.parametrize("hidden_layers", [0, 1, 2])
+def test_weights_begin_uniform_with_the_variance_that_keeps_that_of_what_they_are_given(
+    hidden_layers: int,
+) -> None:
+    """He et al. 2015: 2 / n before a ReLU; 1 / n for a layer alone. A uniform law reaches sqrt(3) deviations to each side."""
+    scene = _scene(levels=16, hidden_width=64, hidden_layers=hidden_layers, seed=1)
+    head = [value.detach() for value in scene.weights.head]
+    for weight, bias in zip(head[::2], head[1::2], strict=True):
+        variance = (2 if hidden_layers else 1) / weight.shape[1]
+        assert float(weight.mean()) == pytest.approx(0, abs=4 * math.sqrt(variance / weight.numel()))
+        # The square of a uniform number varies by 4 / 5 of the variance's square.
+        spread = 4 * math.sqrt(0.8 / weight.numel())
+        assert float(weight.square().mean()) == pytest.approx(variance, rel=spread)
+        assert 0.9 < float(weight.abs().max()) / math.sqrt(3 * variance) <= 1
+        assert not bias.any()
+
+
+def test_light_comes_from_the_camera_and_in_training_from_around_it() -> None:
+    """The direction of c + e / 2, e normal: its mean cosine with c is an integral over e along c and across it."""
+    cameras = orbit(torch.full((20_000,), 30.0), torch.full((20_000,), 20.0), 3.2, 40.0)
+    towards = cameras.c2w[:, :3, 2]
+    torch.testing.assert_close(towards_light(cameras, "lambertian", None), towards)
+    torch.testing.assert_close(towards_light(cameras, "albedo", _generator()), towards)
+    light = towards_light(cameras, "lambertian", _generator())
+    torch.testing.assert_close(light.norm(dim=1), torch.ones(20_000))
+    # By quadrature over the normal law: along c, 1 + a / 2; across it, a radius of law r exp(-r^2 / 2).
+    a, r = torch.meshgrid(torch.linspace(-6, 6, 601), torch.linspace(0.005, 6, 600), indexing="ij")
+    law = torch.exp(-(a**2) / 2) * r * torch.exp(-(r**2) / 2)
+    along = (1 + a / 2) / ((1 + a / 2) ** 2 + (r / 2) ** 2).sqrt()
+    expected = float((law * along).sum() / law.sum())
+    assert float((light * towards).sum(1).mean()) == pytest.approx(expected, abs=0.01)
+
+
+def test_the_depth_of_fog_is_the_mean_of_where_light_stops() -> None:
+    """Fog of density s from a to a + L: a + 1 / s - L exp(-s L) / (1 - exp(-s L))."""
+    fog = Analytic(lambda x: torch.full_like(x[:, 0], 0.7), steps=2000)
+    seen = render(fog, _front(fov=0.1), 1, 1)
+    through = math.exp(-0.7 * 2)
+    assert float(seen.opacity) == pytest.approx(1 - through, abs=1e-3)
+    assert float(seen.depth) == pytest.approx(2.2 + 1 / 0.7 - 2 * through / (1 - through), abs=2e-3)
