@@ -18,7 +18,7 @@ from torch import Tensor
 import distill
 from distill.cameras import turntable
 from distill.contracts import Render, Step
-from distill.export.zero_set import extract_zero_set, zero_set
+from distill.export.zero_set import _on_grid, extract_zero_set, zero_set
 from distill.files.checkpoint import save_checkpoint
 from distill.job import State, make_optimiser
 from distill.renderers.nerf import HashGridScene
@@ -409,3 +409,21 @@ def test_a_run_begins_with_the_averages_of_a_surface_over_another_background(
     for name in ("encoding", "mlp", "geometry"):
         pairs = zip(theirs[name].parameters, ours[name].parameters, strict=True)
         assert all(torch.equal(one + 1, other) for one, other in pairs)
+
+
+def test_a_field_is_per_scene_unit_and_nothing_beyond_the_cube() -> None:
+    """Deep inside, light is stopped within the width of the shell, which is in scene units: 1 / 0.05."""
+    scene = SdfScene(**SMALL, resolution=9, width=(0.05, 0.05), radius=2.0)
+    scene.base.copy_(nodes(9)[..., 0] * 0 - 0.9)
+    density, _ = scene.field()(torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.99, 0.0], [0.0, 2.01, 0.0]]))
+    assert density.tolist() == pytest.approx([20, 20, 0], rel=1e-3)
+
+
+def test_what_is_no_distance_is_outside() -> None:
+    def distance(points: Tensor) -> Tensor:
+        found = points.norm(dim=-1) - 0.5
+        return torch.where(points[:, 0] > 0.8, torch.nan, found)
+
+    ball = trimesh.Trimesh(*zero_set(_on_grid(distance, 24, chunk=1000)), process=False)
+    assert ball.is_watertight
+    np.testing.assert_allclose(ball.bounds, [[-0.5] * 3, [0.5] * 3], atol=0.01)

@@ -25,6 +25,7 @@ from distill.contracts import Render
 from distill.meshes.read import RADIUS, read_surface, rotation, surface_of
 from distill.meshes.surface import Surface
 from distill.meshes.write import Paints, _own, usable, write_textured
+from distill.renderers import volume
 from distill.renderers.surface import SurfaceScene, own_points
 from distill.run.compose import compose_config
 
@@ -203,6 +204,60 @@ def test_the_shape_has_no_gradient_and_every_shading_has_one() -> None:
         assert bool(moved.any()) == (shading == "lambertian")
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_side_of_a_cube_is_lit_by_lamberts_law(soft: bool) -> None:
+    """a + (1 - a) max(0, n . l), n = +x, with the light that is drawn first and, where it is soft, the a drawn next."""
+    scene, cameras, g = (
+        small(placed(trimesh.creation.box())),
+        orbit(torch.zeros(3), torch.zeros(3), 3.0, 2.0),
+        generator(5),
+    )
+    seen = scene.render(cameras, 2, 2, shading="textureless", soft_light=soft, generator=generator(5))
+    light = volume.towards_light(cameras, "textureless", g)[:, 0].clamp(min=0)
+    ambient = float(torch.rand(1, generator=g)) if soft else 0.1
+    assert float(seen.opacity.min()) == 1
+    torch.testing.assert_close(
+        seen.rgb, (ambient + (1 - ambient) * light)[:, None, None, None].expand(3, 2, 2, 3)
+    )
+    looking = scene.render(cameras, 2, 2, shading="textureless", soft_light=soft).rgb
+    torch.testing.assert_close(looking, torch.ones_like(looking))
+
+
+def test_the_colour_of_a_point_is_the_grids_there() -> None:
+    scene = small(placed(trimesh.creation.box(extents=(1.0, 1.2, 1.4))), samples=1)
+    with torch.no_grad():
+        scene.colours.grid.normal_(generator=generator())
+    cameras = orbit(torch.tensor([0.0, 90.0]), torch.tensor([0.0, 0.0]), 3.0, 20.0)
+    seen = scene.render(cameras, 4, 4)
+    hit = seen.opacity[..., 0] == 1
+    origins, directions = cameras.rays(4, 4)
+    assert hit.sum() > 16
+    points = (origins + seen.depth * directions)[hit]
+    torch.testing.assert_close(seen.rgb[hit], scene.colours.query(points)[1], atol=2e-3, rtol=0)
+
+
+def test_the_turn_of_a_second_place_is_the_rotation_that_brought_it_there() -> None:
+    turn = trimesh.transformations.rotation_matrix(0.7, (1, 2, 3))
+    scene, leg = trimesh.Scene(), trimesh.creation.box(extents=(0.2, 0.3, 0.4))
+    scene.add_geometry(
+        leg, geom_name="leg", transform=trimesh.transformations.translation_matrix((-0.5, 0, 0))
+    )
+    scene.graph.update(
+        "again",
+        "world",
+        matrix=trimesh.transformations.translation_matrix((0.5, 0, 0)) @ turn,
+        geometry="leg",
+    )
+    found = small(surface_of(Path("toy.glb"), scene, np.eye(3, dtype=np.float32), frozenset()))
+    face = torch.arange(24)
+    turned = found.origin != face
+    assert found.placed_again and int(turned.sum()) == 12
+    rotations = found._turn(face, torch.full((24, 3), 1 / 3))
+    expected = torch.eye(3).expand(24, 3, 3).clone()
+    expected[turned] = torch.tensor(turn[:3, :3], dtype=torch.float32)
+    torch.testing.assert_close(rotations, expected, atol=1e-5, rtol=0)
+
+
 # --- files --------------------------------------------------------------------------------------
 
 
@@ -355,6 +410,16 @@ def test_points_are_even_over_the_area() -> None:
     np.testing.assert_allclose(share, mesh.areas() / mesh.areas().sum(), atol=0.01)
     np.testing.assert_allclose(weight.mean(0), 1 / 3, atol=0.01)
     assert weight.min() >= 0
+
+
+def test_points_of_each_part_have_that_parts_colours() -> None:
+    boxes = [halves(trimesh.creation.box().apply_translation((side, 0, 0)), axis=0) for side in (2, -2)]
+    mesh = placed(*boxes)
+    face, _, colour = own_points(mesh, 500, generator())
+    assert len(mesh.parts) == 2
+    front = torch.from_numpy(mesh.corners)[face].mean(1)[:, :1] > 0
+    expected = torch.where(front, torch.tensor(RED), torch.tensor(BLUE)) / 255
+    torch.testing.assert_close(colour, expected, atol=0.02, rtol=0)
 
 
 def test_vertex_colours_of_glb_are_linear_and_of_ply_are_srgb(tmp_path: Path) -> None:
