@@ -427,3 +427,13 @@ def test_what_is_no_distance_is_outside() -> None:
     ball = trimesh.Trimesh(*zero_set(_on_grid(distance, 24, chunk=1000)), process=False)
     assert ball.is_watertight
     np.testing.assert_allclose(ball.bounds, [[-0.5] * 3, [0.5] * 3], atol=0.01)
+
+
+@pytest.mark.parametrize(("bias", "sign"), [(30.0, 1), (-30.0, -1)])
+def test_a_distance_is_changed_by_at_most_its_reach_in_scene_units(bias: float, sign: int) -> None:
+    scene = SdfScene(**SMALL, resolution=9, reach=0.3, radius=2.0)
+    scene.base.copy_(nodes(9)[..., 0])
+    with torch.no_grad():
+        list(scene.change.mlp.parameters())[-1].fill_(bias)
+    points = torch.tensor([[0.5, 0.0, 0.0], [-1.5, 0.2, 1.0]])
+    torch.testing.assert_close(scene.signed_distance(points), points[:, 0] + sign * 0.3, atol=1e-5, rtol=0)
