@@ -212,3 +212,19 @@ def test_weight_decay_is_decoupled_and_none_is_adam() -> None:
     # One step of Adam from rest is the rate times the gradient's sign; the parameter shrinks by rate times decay beforehand.
     expected = before * (1 - 0.02 * 0.1) - 0.02 * grad.sign()
     torch.testing.assert_close(image.detach(), expected)
+
+
+def test_a_step_of_several_prompts_moves_by_the_mean_of_their_gradients() -> None:
+    """Gradients of 1, 2 and 6 in each of 192 numbers have the mean 3, which is then cut to a norm of 1."""
+    sizes = iter([1.0, 2.0, 6.0])
+
+    def guidance(prior: Any, x: torch.Tensor, *_: Any) -> torch.Tensor:
+        return torch.full_like(x, next(sizes))
+
+    state = start()
+    settings = Settings(10, batch=2, size=Ramp(8), accumulate=3, clip_norm=1.0)
+    _, metrics = loop.step(job(state, guidance, settings))
+    assert metrics["grad_norm"] == pytest.approx(3 * 192**0.5)
+    (image,) = state.parameters()
+    assert image.grad is not None
+    torch.testing.assert_close(image.grad, torch.full_like(image, 192**-0.5))
