@@ -129,12 +129,131 @@ def test_a_meshs_texture_that_cannot_be_read_is_refused_only_where_it_is_needed(
             reading(tmp_path / "m.obj", init_texture=True)
 
 
-def test_a_texture_with_a_windows_path_is_refused_with_its_remedy(tmp_path: Path) -> None:
-    with_picture(tmp_path / "m.obj")
-    library = next(tmp_path.glob("*.mtl"))
-    library.write_text(library.read_text().replace("p.png", r"pictures\p.png"))
-    with pytest.raises(ValueError, match=r"pictures\\p\.png of wood .*; write / for \\ in the MTL file$"):
-        reading(tmp_path / "m.obj", init_texture=True)
+@pytest.mark.parametrize(
+    "called",
+    [r"pictures\p.png", "Pictures/P.PNG", '"pictures/p.png"', r"C:\work\wood.png", "../m/pictures/p.png"],
+)
+def test_a_texture_is_found_however_another_system_wrote_its_path(tmp_path: Path, called: str) -> None:
+    (tmp_path / "m" / "pictures").mkdir(parents=True)
+    _, colours = with_picture(tmp_path / "m" / "m.obj")
+    (tmp_path / "m" / "p.png").rename(tmp_path / "m" / ("wood.png" if "wood" in called else "pictures/p.png"))
+    library = tmp_path / "m" / "m.mtl"
+    library.write_text(library.read_text().replace("p.png", called))
+    surface = reading(tmp_path / "m" / "m.obj", init_texture=True)
+    np.testing.assert_allclose(thirds(surface.parts[0]), colours, atol=1e-6)
+
+
+def test_textures_lie_beside_the_mtl_file_or_else_the_obj(tmp_path: Path) -> None:
+    (tmp_path / "materials").mkdir()
+    _, colours = with_picture(tmp_path / "m.obj")
+    (tmp_path / "m.mtl").rename(tmp_path / "materials" / "m.mtl")
+    text = (tmp_path / "m.obj").read_text().replace("mtllib m.mtl", "mtllib materials/m.mtl")
+    (tmp_path / "m.obj").write_text(text)
+    Image.new("RGB", (2, 2), "red").save(tmp_path / "other.png")
+    for move, expected in (
+        (None, colours),
+        ("materials/p.png", colours),
+        ("p.png", np.ones((12, 1)) * (1, 0, 0)),
+    ):
+        if move == "p.png":  # both are there now, and the one beside the MTL file counts
+            (tmp_path / "materials" / "p.png").rename(tmp_path / "p.png")
+            (tmp_path / "other.png").rename(tmp_path / "materials" / "p.png")
+        elif move:
+            (tmp_path / "p.png").rename(tmp_path / move)
+        surface = reading(tmp_path / "m.obj", init_texture=True)
+        np.testing.assert_allclose(thirds(surface.parts[0]), expected, atol=1e-6)
+
+
+def red_and_blue(
+    path: Path, head: str, change: Any = lambda text: text
+) -> dict[str, tuple[bool, list[float]]]:
+    """A cube of which half is red, by a.mtl, and half blue, by b c.mtl; returns how its parts are coloured, by their materials."""
+    (path.parent / "a.mtl").write_text("newmtl red one\nKd 1 0 0\n")
+    (path.parent / "b c.mtl").write_text("newmtl blue\nKd 0 0 1\nnewmtl red one\nKd 0 1 0\n")
+    lines = [head, *(f"v {x} {y} {z}" for x, y, z in BOX.vertices)]
+    for name, faces in (("red one", BOX.faces[:6]), ("blue", BOX.faces[6:])):
+        lines += [f"usemtl {name}", *("f " + " ".join(str(v + 1) for v in face) for face in faces)]
+    path.write_bytes(change("\n".join(lines) + "\n").encode())
+    return {part.material: (part.coloured, thirds(part)[0].tolist()) for part in reading(path).parts}
+
+
+@pytest.mark.parametrize(
+    ("head", "change"),
+    [
+        ("mtllib a.mtl\nmtllib b c.mtl", str),
+        ("mtllib b c.mtl\nmtllib a.mtl", lambda text: text.replace("b c.mtl\nmtllib a.mtl", "a.mtl\nmtllib b c.mtl")),
+        ("# mtllib gone.mtl\nmtllib a.mtl\n  # and mtllib too\nmtllib b c.mtl", str),
+        ('mtllib\ta.mtl  \nmtllib "b c.mtl"', str),
+        ("mtllib .\\A.MTL\nmtllib B C.mtl", lambda text: text.replace("usemtl ", "usemtl\t")),
+        ("mtllib a.mtl\nmtllib b c.mtl", lambda text: "\ufeff" + text.replace("\n", "\r\n")),
+        ("mtllib a.mtl\nmtllib b c.mtl", lambda text: text.replace("\n", "\r")),
+        ("mtllib a.mtl\nmtllib b c.mtl", lambda text: "  " + text.replace("\n", "\n\t ")),
+        ("mtllib a.mtl\nmtllib b c.mtl", lambda text: text.replace("f 1 3 0", "f 1 3\\\n0").replace(" one", "   one")),
+    ],
+)  # fmt: skip
+def test_all_material_files_are_read_however_an_obj_names_them(
+    tmp_path: Path, head: str, change: Any
+) -> None:
+    """Of a material that is in both, the first counts."""
+    found = red_and_blue(tmp_path / "m.obj", head, change)
+    assert found == {"red one": (True, [1, 0, 0]), "blue": (True, [0, 0, 1])}
+
+
+def test_several_material_files_on_one_line_are_read(tmp_path: Path) -> None:
+    (tmp_path / "d.mtl").write_text("newmtl blue\nKd 0 0 1\n")
+    found = red_and_blue(tmp_path / "m.obj", "mtllib a.mtl d.mtl")
+    assert found == {"red one": (True, [1, 0, 0]), "blue": (True, [0, 0, 1])}
+
+
+def test_a_material_file_that_is_not_there_is_refused_only_where_it_is_needed(tmp_path: Path) -> None:
+    found = red_and_blue(tmp_path / "m.obj", "mtllib gone.mtl")
+    assert len(found) == 2 and not any(coloured for coloured, _ in found.values())
+    for option in ({"init_texture": True}, {"keep": ["blue"]}):
+        said = "mesh.keep=blue" if "keep" in option else "mesh.init_texture=true"
+        with pytest.raises(
+            ValueError, match=rf"^{said} needs the material file gone\.mtl, which .*m\.obj names"
+        ):
+            reading(tmp_path / "m.obj", **option)
+    text = (tmp_path / "m.obj").read_text().replace("0.5\n", "0.5 1 0 0\n")
+    (tmp_path / "m.obj").write_text(text)
+    assert thirds(reading(tmp_path / "m.obj", init_texture=True).parts[0])[0].tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("line", "colour"),
+    [("Kd 0.2", (0.2, 0.2, 0.2)), ("kd 1 0 0 # red", (1, 0, 0)), ("Ka 0.1\nKs 0.5\nKd 0 1 0", (0, 1, 0)),
+     ("Kd 2 -1 0", (1, 0, 0)), ("Ka spectral x.rfl\nKd\t0\t0 1", (0, 0, 1))],
+)  # fmt: skip
+def test_a_line_of_an_mtl_file_costs_no_other_its_colour(tmp_path: Path, line: str, colour: Any) -> None:
+    path = boxes_of(tmp_path, ["odd", "new"], f"newmtl odd\n{line}\nnewmtl new\nKd 0 1 1\n")
+    looks = {part.material: thirds(part)[0] for part in reading(path).parts}
+    np.testing.assert_allclose(looks["odd"], colour, atol=0.003)
+    np.testing.assert_allclose(looks["new"], [0, 1, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("line", ["Kd 1 0", "Kd 0,5 0 1", "d nan", "Ns shiny", "Tr inf", "Kd spectral x.rfl"])
+def test_a_number_of_an_mtl_file_that_cannot_be_read_is_named(tmp_path: Path, line: str) -> None:
+    path = boxes_of(tmp_path, ["odd"], f"newmtl odd\n{line}\n")
+    with pytest.raises(ValueError, match=rf"line 2 of m\.mtl, {line}: expected one finite number") as caught:
+        reading(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "opacity"),
+    [("Tr 0.75", 0.25), ("tr 0.75 # glass", 0.25), ("Tr 1", 0), ("Tr 0", None), ("Tr 0.75\nd 0.5", 0.5), ("d 0.5\nTr 0.75", 0.5),
+     ("d 1\nTr 1", None), ("d -halo 0.5", 0.5)],
+)  # fmt: skip
+def test_transparency_is_one_less_the_dissolve_where_there_is_none(
+    tmp_path: Path, lines: str, opacity: float | None
+) -> None:
+    library = f"newmtl glass\nKd 1 0 0\n{lines}\nnewmtl new\nKd 1 1 1\n"
+    surface = reading(boxes_of(tmp_path, ["glass", "new"], library), keep=["glass"])
+    write_textured(surface, Paints(torch.abs), tmp_path / "out.glb", size=64)
+    (kept,) = (one for one in tree_of(tmp_path / "out.glb")["materials"] if one["name"] == "glass")
+    assert kept.get("alphaMode") == (None if opacity is None else "BLEND")
+    expected = [1, 0, 0, 1 if opacity is None else opacity]
+    assert kept["pbrMetallicRoughness"]["baseColorFactor"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.02, 0.3, 0.6, 0.99])
@@ -453,10 +572,43 @@ def test_a_kept_material_of_an_mtl_file_stays_transparent_or_cut_out(tmp_path: P
     modes = {name: material.get("alphaMode", "OPAQUE") for name, material in found.items()}
     assert modes == {"glass": "BLEND", "leaf": "MASK", "pane": "BLEND", "plain": "OPAQUE", "new": "OPAQUE"}
     factors = {name: found[name]["pbrMetallicRoughness"].get("baseColorFactor") for name in kept}
-    assert factors["glass"] == pytest.approx([0.2, 0.4, 0.6, 0.2], abs=1e-6)
+    # Kd is as it is shown, and glTF's factor linear.
+    assert factors["glass"] == pytest.approx([*decoded(np.array([0.2, 0.4, 0.6])), 0.2], abs=1e-6)
     assert factors["pane"] == pytest.approx([1, 1, 1, 0.4], abs=1e-6)
     assert factors["leaf"] is None and found["leaf"]["alphaCutoff"] == 0.5
     assert khronos.wrong(tmp_path / "out.glb") == []
+
+
+@pytest.mark.parametrize("colour", [(0.01, 0.5, 0.3), (1, 0.02, 0), (0.7, 0.7, 0.7)])
+def test_a_kept_colour_of_an_mtl_file_is_shown_as_before(tmp_path: Path, colour: Any) -> None:
+    library = f"newmtl odd\nKd {' '.join(map(str, colour))}\nnewmtl new\nKd 1 1 1\n"
+    before = reading(boxes_of(tmp_path, ["odd", "new"], library), keep=["odd"])
+    write_textured(before, Paints(torch.abs), tmp_path / "out.glb", size=64)
+    after = reading(tmp_path / "out.glb")
+    for surface, exact in ((before, 0.002), (after, 1e-5)):
+        (part,) = (part for part in surface.parts if part.material == "odd")
+        np.testing.assert_allclose(thirds(part)[0], colour, atol=exact)
+
+
+def test_a_kept_factor_of_gltf_is_not_rounded(tmp_path: Path) -> None:
+    """Nor are those of materials without a name, or with the name of another."""
+    built, factors = Built(), [[0.0031, 0.5, 0.1001, 0.3], [0.0007, 0.2, 0.9, 1], [0.7001, 0.3, 0.0002, 1]]
+    for number, factor in enumerate(factors):
+        material = {"name": "twin", "pbrMetallicRoughness": {"baseColorFactor": factor}}
+        built.mesh(f"m{number}", {"POSITION": built.accessor(triangles(1))}, material)
+    del built.tree["materials"][2]["name"]
+    built.mesh("new", {"POSITION": built.accessor(triangles(1))}, {"name": "new"})
+    surface = reading(built.save(tmp_path / "m.gltf"), keep=["twin", "m2"])
+    looks = {part.name: thirds(part)[0] for part in surface.parts}
+    for number, factor in enumerate(factors):
+        np.testing.assert_allclose(looks[f"m{number}"], encoded(np.array(factor[:3])), atol=1e-5)
+    write_textured(surface, Paints(torch.abs), tmp_path / "out.glb", size=64)
+    tree = tree_of(tmp_path / "out.glb")
+    for number, factor in enumerate(factors):
+        (mesh,) = (mesh for mesh in tree["meshes"] if mesh["name"] == f"m{number}")
+        kept = tree["materials"][mesh["primitives"][0]["material"]]
+        assert kept["pbrMetallicRoughness"]["baseColorFactor"] == factor
+        assert kept.get("name") == ("twin" if number < 2 else None)
 
 
 def test_an_opacity_map_of_its_own_is_refused_only_where_it_is_kept(tmp_path: Path) -> None:

@@ -227,6 +227,11 @@ def test_a_damaged_archive_is_one_line(tmp_path: Path, example: Any) -> None:
         ("Kd 2 -1 0", (1.0, 0.0, 0.0), 1.0),
         ("d\t0.5", (0.8, 0.8, 0.8), 0.5),
         ("d -halo 0.5", (0.8, 0.8, 0.8), 0.5),
+        ("Tr 0.75", (0.8, 0.8, 0.8), 0.25),
+        ("Tr 0.75\nd 0.5", (0.8, 0.8, 0.8), 0.5),
+        ("d 0.5\nTr 0.75", (0.8, 0.8, 0.8), 0.5),
+        ("d 1\nTr 1", (0.8, 0.8, 0.8), 1.0),
+        ("Tr 0", (0.8, 0.8, 0.8), 1.0),
     ],
 )
 def test_a_materials_lines_are_read_however_they_are_spaced(
@@ -236,7 +241,9 @@ def test_a_materials_lines_are_read_however_they_are_spaced(
     assert obj._materials(files.__getitem__, "a.mtl") == {"a": obj.Material(colour, opacity)}
 
 
-@pytest.mark.parametrize("line", ["Kd spectral x.rfl", "Kd 1 0", "Kd 1 nan 0", "d glass", "d inf"])
+@pytest.mark.parametrize(
+    "line", ["Kd spectral x.rfl", "Kd 1 0", "Kd 1 nan 0", "d glass", "d inf", "Tr nan", "Tr no"]
+)
 def test_a_materials_line_that_cannot_be_read_is_named(line: str) -> None:
     files = {"b/a.mtl": f"newmtl a\n{line}\n".encode()}
     with pytest.raises(ValueError, match=rf"^line 2 of a\.mtl cannot be read: {line} \(") as caught:

@@ -103,6 +103,7 @@ def _materials(read: Read, path: str) -> dict[str, Material]:
     except KeyError:
         return {}
     found: dict[str, Material] = {}
+    dissolved = set[str]()  # of these d tells the opacity, whatever Tr says
     name = ""
     for number, line in enumerate(text.splitlines(), start=1):
         key, rest = (*line.split(None, 1), "", "")[:2]
@@ -115,29 +116,33 @@ def _materials(read: Read, path: str) -> dict[str, Material]:
                 rest = rest[match.end() :]
             where = str(PurePosixPath(path).parent / rest.replace("\\", "/"))
             found[name] = replace(found[name], texture=_texture(read, where))
-        elif key in ("Kd", "d") and name and rest:
+        elif key in ("Kd", "d", "Tr") and name and rest:
             try:
-                found[name] = _with(found[name], key, rest.split())
+                changed = _with(found[name], key, rest.split())
             except ValueError as error:
                 file = PurePosixPath(path).name
                 raise ValueError(
                     f"line {number} of {file} cannot be read: {line.strip()} ({error})"
                 ) from None
+            if key != "Tr" or name not in dissolved:
+                found[name] = changed
+            if key == "d":
+                dissolved.add(name)
     return found
 
 
 def _with(material: Material, key: str, words: list[str]) -> Material:
-    """A material with the colour or the opacity of a line; one number is a grey.
+    """A material with the colour (``Kd``) or the opacity (``d``, or 1 less ``Tr``) of a line; one number is a grey.
 
     Raises:
         ValueError: these are no numbers.
     """
     values = [float(word) for word in (words[:3] if key == "Kd" else words[-1:])]
     if not np.isfinite(values).all() or len(values) == 2:
-        raise ValueError("expected finite numbers: one of d, one or three of Kd")
+        raise ValueError("expected finite numbers: one of d or Tr, one or three of Kd")
     values = [min(max(value, 0.0), 1.0) for value in values]
-    if key == "d":
-        return replace(material, opacity=values[0])
+    if key != "Kd":
+        return replace(material, opacity=values[0] if key == "d" else 1 - values[0])
     r, g, b = values if len(values) == 3 else values * 3
     return replace(material, colour=(r, g, b))
 

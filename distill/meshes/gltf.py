@@ -22,7 +22,9 @@ import numpy as np
 import trimesh
 from numpy.typing import NDArray
 from PIL import Image
+from trimesh.visual.material import PBRMaterial
 
+from distill.meshes.look import set_factor
 from distill.meshes.surface import Unfit
 
 Json = dict[str, Any]
@@ -105,9 +107,27 @@ def load_gltf(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
     extensions = _check_looks(gltf, _embedded(gltf), keep, begin)
     for name, primitive in gltf.primitives():
         _make_plain(gltf, name, primitive, keep)
+    # A material's number stands for its name until it is known which one a geometry has.
+    materials = [*tree.get("materials", ())]
+    tree["materials"] = [{**material, "name": str(number)} for number, material in enumerate(materials)]
     scene = trimesh.load_scene(BytesIO(_joined(gltf)), file_type="glb", process=False)
+    _restore(scene, materials)
     scene.metadata[EXTENSIONS] = extensions
     return scene
+
+
+def _restore(scene: trimesh.Scene, materials: Sequence[Json]) -> None:
+    """Give the materials of a scene, which have their numbers for names, their names and the factors that trimesh rounded to bytes."""
+    visuals = (geometry.visual for geometry in scene.geometry.values())
+    own = {
+        id(v.material): v.material for v in visuals if isinstance(getattr(v, "material", None), PBRMaterial)
+    }
+    for material in own.values():
+        said = materials[int(material.name)]
+        material.name = said.get("name")
+        factor = said.get("pbrMetallicRoughness", {}).get("baseColorFactor")
+        if factor is not None and OLDER not in said.get("extensions", {}):
+            set_factor(material, factor)
 
 
 def _parted(data: bytes) -> tuple[Json, bytes | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -119,19 +120,27 @@ def _finished(look: Look, mesh: trimesh.Trimesh, visual: TextureVisuals) -> Look
 def of_mtl(material: SimpleMaterial) -> PBRMaterial:
     """The glTF material of one of an MTL file: no metal, its roughness by the exponent Ns, and a texture for Kd where it has one.
 
-    With a dissolve ``d`` below 1 it is blended; with an opacity map ``map_d``, the alpha of Kd's texture, it is cut out.
+    With a dissolve ``d`` below 1 it is blended; with an opacity map ``map_d``, the alpha of Kd's texture, it is cut out. Kd is as it is
+    shown, and glTF's factor linear.
     """
     made = material.to_pbr()
-    made.name, made.metallicFactor = material.name, 0.0
-    if material.image is not None:
-        made.baseColorFactor = None
-    opacity = float(material.kwargs.get("d", ["1"])[-1])
+    made.name, made.metallicFactor, made.baseColorFactor = material.name, 0.0, None
+    opacity = min(max(float(material.kwargs.get("d", ["1"])[-1]), 0.0), 1.0)
+    if material.image is None:
+        shown = _factor(material.kwargs.get("kd", material.diffuse))
+        set_factor(made, [*srgb_to_linear(shown.clip(0, 1)).tolist(), opacity])
+    elif opacity < 1:
+        set_factor(made, [1.0, 1.0, 1.0, opacity])
     if opacity < 1:
-        shown = (255, 255, 255) if material.image is not None else material.diffuse[:3]
-        made.baseColorFactor, made.alphaMode = [*shown, round(255 * max(opacity, 0.0))], "BLEND"
+        made.alphaMode = "BLEND"
     elif "map_d" in material.kwargs:
         made.alphaMode, made.alphaCutoff = "MASK", 0.5
     return made
+
+
+def set_factor(material: PBRMaterial, factor: Sequence[float]) -> None:
+    """Give a material the linear colour and the opacity that multiply its texture, which trimesh itself would round to bytes."""
+    material._data["baseColorFactor"] = np.array(factor, np.float64)
 
 
 def is_filler(material: Any) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import trimesh
 from trimesh.visual import TextureVisuals
 
+from distill.meshes.mtl import NAME, Library, library_of, plain_obj, text_of
 from distill.meshes.surface import Unfit
 
 
@@ -23,10 +25,11 @@ def load_obj(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
         Unfit: a texture that is needed cannot be read.
         Exception: it is broken, in whatever way.
     """
-    # With maintain_order, the corners of a vertex would share the texture coordinates that they do not share in the file.
-    options: dict[str, Any] = {"split_objects": True} if path.suffix.lower() == ".obj" else {}
-    scene = trimesh.load_scene(path, process=False, **options)
-    named = _textures(path) if path.suffix.lower() == ".obj" else {}
+    if path.suffix.lower() == ".obj":
+        scene, library = _with_materials(path, keep, begin)
+        named = {name: values["map_kd"] for name, values in library.materials.items() if "map_kd" in values}
+    else:
+        scene, named = trimesh.load_scene(path, process=False), {}
     for geometry in scene.geometry.values():
         if not isinstance(geometry.visual, TextureVisuals):
             continue
@@ -46,12 +49,36 @@ def load_obj(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
         if name in keep or begin:
             option = f"mesh.keep={name}" if name in keep else "mesh.init_texture=true"
             called = named.get(name, "beside it")
-            remedy = "put it there, as PNG or JPEG, without options in the MTL file"
-            remedy = "write / for \\ in the MTL file" if "\\" in called else remedy
             raise Unfit(
-                f"{option} needs the texture {called} of {name} that cannot be read, in {path}; {remedy}"
+                f"{option} needs the texture {called} of {name} that cannot be read, in {path}; put it there, as PNG or JPEG, without "
+                "options in the MTL file"
             )
     return scene
+
+
+def _with_materials(path: Path, keep: frozenset[str], begin: bool) -> tuple[trimesh.Scene, Library]:
+    """Read an OBJ with all of its MTL files."""
+    text, named, used = plain_obj(text_of(path))
+    library = library_of(path, named)
+    files: dict[str, bytes] = {name: file.read_bytes() for name, file in library.textures.items()}
+    stream: Any = BytesIO(text.encode())
+    stream.name = path.name  # of the part that has no other
+    # With maintain_order, the corners of a vertex would share the texture coordinates that they do not share in the file.
+    resolver: Any = {**files, NAME: library.text().encode()}
+    scene = trimesh.load_scene(stream, file_type="obj", resolver=resolver, process=False, split_objects=True)
+    without = [name for name in used if name not in library.materials]
+    coloured = any(geometry.visual.kind == "vertex" for geometry in scene.geometry.values())
+    if library.lost and (keep & {*without} or (begin and without and not coloured)):
+        option = (
+            f"mesh.keep={','.join(sorted(keep & {*without}))}"
+            if keep & {*without}
+            else "mesh.init_texture=true"
+        )
+        raise Unfit(
+            f"{option} needs the material file {library.lost[0]}, which {path} names and which is not there; put it there, or leave the "
+            "option out"
+        )
+    return scene, library
 
 
 def _check_opacity(path: Path, material: Any) -> None:
@@ -73,18 +100,3 @@ def _whole(material: Any) -> bool:
     except OSError:
         return False
     return True
-
-
-def _textures(path: Path) -> dict[str, str]:
-    """What an MTL file calls the textures of its materials, by their names."""
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        library = next((line[6:].strip() for line in lines if line.startswith("mtllib")), "")
-    found, name = dict[str, str](), ""
-    if library and (path.parent / library).is_file():
-        for line in (path.parent / library).read_text("utf-8", errors="replace").splitlines():
-            key, value = (*line.split(None, 1), "", "")[:2]
-            if key.lower() == "newmtl":
-                name = " ".join(value.split())
-            elif key.lower() == "map_kd":
-                found[name] = value.strip()
-    return found

@@ -35,7 +35,7 @@ from distill.export.frame import srgb_to_linear
 from distill.files.atomic import write_atomic
 from distill.lab.novel_view.pairs import mixed
 from distill.lab.novel_view.placing import in_ball, within
-from distill.lab.novel_view.sources import RECORD, palette, record_of, refusal
+from distill.lab.novel_view.sources import RECORD, pictures_of_ply, record_of, refusal
 from distill.lab.novel_view.views import objects_in
 from distill.meshes.gltf import load_gltf
 from distill.meshes.look import Known, colours_of, to_srgb
@@ -239,17 +239,10 @@ def _for_renders(error: Unfit) -> str:
 
 
 def _check_colours(path: Path, pieces: Sequence[_Piece]) -> None:
-    """Refuse what would be grey because the file that its colours are in is not there, or is not the one that is read."""
-    if any(piece.said for piece in pieces) or not (named := palette(path)):
-        return
-    lost = [name for name in named if path.suffix.lower() == ".ply" or not (path.parent / name).is_file()]
-    if lost:
+    """Refuse a PLY that would be grey because the picture that its colours are in cannot be read."""
+    if not any(piece.said for piece in pieces) and (named := pictures_of_ply(path)):
         raise ValueError(
-            f"{path} takes its colours from {lost[0]}, which cannot be read; put it there, or remove that line from the file for plain grey"
-        )
-    if len(named) > 1:
-        raise ValueError(
-            f"{path} has several material files, {' and '.join(named)}, of which one alone is read; join them into one"
+            f"{path} takes its colours from {named[0]}, which cannot be read; put it there, or remove that line from the file for plain grey"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from distill.files.atomic import is_half, sha256
+from distill.meshes.mtl import library_of, plain_obj, text_of
 
 #: Of one mesh in several formats, the first of these is rendered.
 SUFFIXES = (".glb", ".obj", ".gltf", ".ply", ".stl", ".off")
@@ -123,21 +124,23 @@ def beside_of(path: Path) -> list[Path]:
     kind = path.suffix.lower()
     if kind == ".gltf":
         return [path.parent / name for name in _of_gltf(path)]
-    libraries = [path.parent / name for name in palette(path)]
-    if kind != ".obj":
-        return libraries
-    maps = [library.parent / name for library in libraries for name in _after(library, "map_kd")]
-    return [*libraries, *maps]
+    if kind == ".obj":
+        return _of_obj(path)
+    return [path.parent / name for name in pictures_of_ply(path)]
 
 
-def palette(path: Path) -> list[str]:
-    """Files that the colours of an OBJ or PLY file are in, as it names them: of materials, or a picture."""
-    if path.suffix.lower() == ".obj":
-        lines = _after(path, "mtllib") if next(_after(path, "usemtl"), None) is not None else ()
-        # A line may name several, and a name may have spaces.
-        return [
-            name for line in lines for name in ([line] if (path.parent / line).is_file() else line.split())
-        ]
+def _of_obj(path: Path) -> list[Path]:
+    """MTL files whose materials are used, and their textures."""
+    _, named, used = plain_obj(text_of(path))
+    try:
+        library = library_of(path, named if used else ())
+    except ValueError:  # reading its surface says what is wrong
+        return []
+    return [*library.files, *(path.parent / name for name in library.lost), *library.textures.values()]
+
+
+def pictures_of_ply(path: Path) -> list[str]:
+    """Files that the colours of a PLY file are in, as it names them; none for another format."""
     return list(_after(path, "comment texturefile", "end_header")) if path.suffix.lower() == ".ply" else []
 
 
