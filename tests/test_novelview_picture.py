@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageCms, ImageDraw, ImageFilter
 
 from distill.conditions import picture
 from distill.conditions.background import plain_background
@@ -94,6 +95,78 @@ def test_rotated_by_exif_means_upright(tmp_path: Path) -> None:
     picture.save(tmp_path / "p.jpg", exif=exif, quality=100, subsampling=0)
     turned = np.asarray(read_rgba(tmp_path / "p.jpg").convert("RGB")).astype(int)
     assert np.abs(turned - np.rot90(scene(), -1)).mean() < 4
+
+
+def profile(space: bytes) -> bytes:
+    """A minimal ICC profile (ICC.1:2022) of linear values; of RGB, sRGB's primaries for D50, red's in blue's place and so on."""
+
+    def numbers(*values: float) -> bytes:
+        return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+
+    white = (0.9642, 1.0, 0.8249)
+    primaries = {
+        "g": (0.4360747, 0.2225045, 0.0139322), "b": (0.3850649, 0.7168786, 0.0971045), "r": (0.1430804, 0.0606169, 0.7141733),
+    }  # fmt: skip
+    linear = b"curv" + bytes(8)
+    tags = {b"desc": b"desc" + bytes(4) + struct.pack(">I", 5) + b"test" + bytes(79), b"cprt": b"text" + bytes(8),
+            b"wtpt": b"XYZ " + bytes(4) + numbers(*white)}  # fmt: skip
+    if space == b"GRAY":
+        tags[b"kTRC"] = linear
+    else:
+        for name, xyz in primaries.items():
+            tags |= {f"{name}XYZ".encode(): b"XYZ " + bytes(4) + numbers(*xyz), f"{name}TRC".encode(): linear}
+    table, body, begin = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
+    for name, value in tags.items():
+        table += name + struct.pack(">II", begin + len(body), len(value))
+        body += value + bytes(-len(value) % 4)
+    head = struct.pack(">I4sI4s4s4s", begin + len(body), b"none", 0x02100000, b"mntr", space, b"XYZ ")
+    return head + bytes(12) + b"acsp" + bytes(28) + numbers(*white) + bytes(48) + table + body
+
+
+def shown(linear: Any) -> Any:
+    """The sRGB bytes of linear ones."""
+    value = np.asarray(linear) / 255
+    return 255 * np.where(value <= 0.0031308, value * 12.92, 1.055 * value ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("p.png", mode) for mode in ("RGB", "RGBA", "P", "L", "LA")]
+    + [("p.webp", "RGB"), ("p.webp", "RGBA"), ("p.tif", "RGB"), ("p.tif", "RGBA"), ("p.tif", "L")],
+)
+def test_a_pictures_colours_are_those_of_its_profile(tmp_path: Path, name: str, mode: str) -> None:
+    rgba = np.array([[(200, 100, 40, 255), (10, 20, 30, 128)]], np.uint8)
+    stored = (
+        Image.fromarray(rgba).convert("RGB").quantize(2)
+        if mode == "P"
+        else Image.fromarray(rgba).convert(mode)
+    )
+    grey = mode in "LA"
+    stored.save(tmp_path / name, icc_profile=profile(b"GRAY" if grey else b"RGB "), **({"lossless": True} if "webp" in name else {}))  # fmt: skip
+    expected = shown(np.asarray(stored.convert("RGBA"))[..., :3])
+    expected = expected if grey else expected[..., [1, 2, 0]]  # red is stored as blue, green as red
+    found = np.asarray(read_rgba(tmp_path / name))
+    np.testing.assert_allclose(found[..., :3], expected, atol=1.01)
+    np.testing.assert_array_equal(found[0, :, 3], [255, 128 if "A" in mode else 255])
+    # A map has values and no colours.
+    np.testing.assert_array_equal(np.asarray(read_rgba(tmp_path / name, data=True)), stored.convert("RGBA"))
+
+
+def test_the_profile_of_srgb_changes_nothing(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 4), np.uint8)
+    own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(pixels).save(tmp_path / "p.png", icc_profile=own)
+    np.testing.assert_allclose(np.asarray(read_rgba(tmp_path / "p.png")).astype(int), pixels, atol=1)
+
+
+@pytest.mark.parametrize("broken", [b"none", profile(b"GRAY")])
+def test_a_profile_that_does_not_fit_is_left_out_and_said(
+    tmp_path: Path, broken: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.fromarray(scene()).save(tmp_path / "p.png", icc_profile=broken)
+    np.testing.assert_array_equal(np.asarray(read_rgba(tmp_path / "p.png"))[..., :3], scene())
+    (line,) = caplog.messages
+    assert line.startswith(f"the colour profile of {tmp_path / 'p.png'} cannot be used") and "\n" not in line
 
 
 @pytest.mark.slow

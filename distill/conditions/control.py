@@ -111,7 +111,7 @@ def read_picture(path: Path) -> Tensor:
     from distill.conditions.cutout import read_rgba
 
     try:
-        rgba: Any = np.asarray(read_rgba(path, option="prior_options.control"), np.float32) / 255
+        rgba: Any = np.asarray(read_rgba(path, option="prior_options.control", data=True), np.float32) / 255
     except ValueError as error:
         raise ValueError(f"{error}; or give one of {', '.join(DRAWN)}") from error
     return torch.from_numpy(rgba[..., :3] * rgba[..., 3:]).movedim(-1, 0)[None]

@@ -21,6 +21,7 @@ from distill.files.atomic import sha256
 from distill.files.errors import no_file
 from distill.files.grey import eight_bits
 from distill.files.paths import user_path
+from distill.files.profile import in_srgb
 
 log = logging.getLogger(__name__)
 
@@ -191,13 +192,14 @@ def over_white(image: Image.Image, frame: Frame, size: int) -> Cutout:
     return Cutout(rgb * mask + (1 - mask), mask.clone())
 
 
-def read_rgba(path: Path, largest: int = READ, option: str = "image") -> Image.Image:
-    """Open any common picture, upright, 8 bits a channel, its longer side at most ``largest`` pixels.
+def read_rgba(path: Path, largest: int = READ, option: str = "image", *, data: bool = False) -> Image.Image:
+    """Open any common picture, upright, in sRGB, 8 bits a channel, its longer side at most ``largest`` pixels.
 
     Args:
         path: of the file.
         largest: its longer side at most, pixels.
         option: that names it, for errors.
+        data: it shows no colours but values such as depth, which are as they are stored, whatever colour profile the file has.
 
     Raises:
         ValueError: it is not there, or no picture.
@@ -209,7 +211,8 @@ def read_rgba(path: Path, largest: int = READ, option: str = "image") -> Image.I
     try:
         with Image.open(path) as opened:
             opened.load()
-            image = eight_bits(ImageOps.exif_transpose(opened)).convert("RGBA")
+            profile = None if data else opened.info.get("icc_profile")
+            image = in_srgb(eight_bits(ImageOps.exif_transpose(opened)), profile, str(path))
     except UnidentifiedImageError as error:
         with path.open("rb") as file:
             head = file.read(12)
@@ -296,7 +299,7 @@ def read_map(path: str | Path, frame: Frame, size: int, of: tuple[int, int], opt
     Raises:
         ValueError: it is no picture, or of another shape.
     """
-    image = read_rgba(user_path(path), option=option).convert("RGB")
+    image = read_rgba(user_path(path), option=option, data=True).convert("RGB")
     if image.size != of:
         raise ValueError(
             f"{option}: {path} must be as large as the image, {of[0]} x {of[1]}, got {image.size[0]} x {image.size[1]}"
