@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +157,22 @@ def test_small_vectors_keep_directions(monkeypatch: pytest.MonkeyPatch) -> None:
         np.abs(make.unit(few.astype(np.float32)) @ make.unit(few.astype(np.float32)).T - full @ full.T).max()
         < 0.02
     )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("a red mug " * 1000, "has 'mug' and 'mug' and 'mug' and 'mug' and 996 more; leave out"),
+        (
+            "a red and blue and green and yellow mug",
+            "has 'red' and 'blue' and 'green' and 'yellow'; leave out",
+        ),
+        ("mug " + "q" * 10_000, "does not know '" + "q" * 57 + "...' in the prompt"),
+        ("\U0001f986" * 10_000, "in the prompt"),
+        ("/" * 5000 + " x" * 200, "in the prompt"),
+    ],
+)
+def test_a_prompt_of_any_length_is_refused_in_one_short_line(prompt: str, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        understand(prompt, ALL)
+    assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)

@@ -26,6 +26,8 @@ from distill.embedded.world import KINDS, TEMPLATES, USUAL, VIEWS
 LONGEST = max(map(len, OUTSIDE))
 #: The priors that ship and know the embedded world alone.
 OF_KINDS = ("embedded", "views")
+#: Things of a prompt that a message lists, at most.
+MOST = 4
 #: The remedies for what a prior does not know: another one that ships, where that knows it, and a larger one.
 CHOSEN = "and is chosen where prior= is left out"
 LARGER = "for any other prompt choose a larger prior with prior=FOLDER"
@@ -136,9 +138,10 @@ def _read(prompt: str, known: Known) -> Meaning:
     if len(named) > 1 or joined or len(colours) > 1:
         several = [*(named if len(named) > 1 else ()), *(colours if len(colours) > 1 else ())]
         found = several or [part.given for part in joined]
+        more = f" and {len(found) - MOST} more" if len(found) > MOST else ""
         raise ValueError(
             f"prior={known.prior} makes one object in one colour, and the prompt {shown(prompt)} has "
-            f"{' and '.join(map(repr, found))}; leave out what else there is, or {LARGER}"
+            f"{' and '.join(map(shown, found[:MOST]))}{more}; leave out what else there is, or {LARGER}"
         )
     if other := [part.given for part in parts if part.role == "other colour"]:
         raise ValueError(
@@ -156,7 +159,7 @@ def _read(prompt: str, known: Known) -> Meaning:
 
 
 def shown(prompt: str) -> str:
-    """A prompt in quotes, cut off where it is long."""
+    """A prompt, or a word of it, in quotes, cut off where it is long."""
     return repr(prompt if len(prompt) <= 60 else prompt[:57] + "...")
 
 
@@ -314,7 +317,7 @@ def unknown(prompt: str, word: str, known: Known, within: Sequence[str] = ()) ->
     form = next((each for each in (word, *singulars(word)) if words.is_word(each)), word)
     near = words.suggestions(form, list(known.names))
     close = ", ".join(list(dict.fromkeys([*within, *near]))[:5])
-    refused = f"prior={known.prior} does not know {word!r} in the prompt {shown(prompt)}"
+    refused = f"prior={known.prior} does not know {shown(word)} in the prompt {shown(prompt)}"
     if known.prior in OF_KINDS and prompt_is_known(prompt, "things"):
         return f"{refused}; prior=things does, {CHOSEN}"
     return f"{refused}; the nearest of what it knows are {close}; '{known.command}' lists all; {LARGER}"
