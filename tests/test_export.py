@@ -380,9 +380,26 @@ def test_glb_colours_are_linear_and_ply_colours_are_srgb(tmp_path: Path) -> None
         save_mesh(marker(grey), tmp_path / f"m{suffix}")
         (mesh,) = trimesh.load_scene(tmp_path / f"m{suffix}", process=False).geometry.values()
         visual: Any = mesh.visual
-        colours = visual.vertex_attributes["color"] if suffix == ".glb" else visual.vertex_colors
-        found = np.asarray(colours)[:, :3] / 255
-        np.testing.assert_allclose(found, expected, atol=0.5 / 255 + 1e-4)
+        found = (
+            visual.vertex_attributes["color"]
+            if suffix == ".glb"
+            else np.asarray(visual.vertex_colors)[:, :3] / 255
+        )
+        np.testing.assert_allclose(found, expected, atol=1e-4 if suffix == ".glb" else 0.5 / 255)
+
+
+def test_dark_colours_of_vertices_are_not_lost_in_a_glb(tmp_path: Path) -> None:
+    """Of linear bytes, the first is sRGB 0.05: all that is darker than half of that would be black."""
+    dark = np.array([[0.001, 0.01, 0.02], [0.03, 0.04, 0.05], [0.1, 0.5, 1.0], [-0.5, 0.0, 2.0]], np.float32)
+    save_mesh(marker(dark), tmp_path / "m.glb")
+    content, data = read_glb(tmp_path / "m.glb")
+    accessor = content["accessors"][content["meshes"][0]["primitives"][0]["attributes"]["COLOR_0"]]
+    assert (accessor["componentType"], accessor["type"], accessor["count"]) == (5126, "VEC3", 4)
+    view = content["bufferViews"][accessor["bufferView"]]
+    assert view["target"] == 34962
+    linear = np.frombuffer(data, "<f4", 12, view.get("byteOffset", 0) + accessor.get("byteOffset", 0))
+    shown = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    np.testing.assert_allclose(shown.reshape(4, 3), dark.clip(0, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["plain", "coloured", "textured"])

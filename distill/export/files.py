@@ -148,6 +148,8 @@ def save_mesh(mesh: Mesh, path: Path | str, *, up: Up = "y") -> None:
     WRITERS[suffix](mesh, path, up=up)
 
 
+#: Colours of vertices have this name until they are written.
+_COLOURS = "_distill_colours"
 #: A rough material that is no metal.
 MATT = {"metallicFactor": 0.0, "roughnessFactor": 0.9}
 
@@ -170,15 +172,18 @@ def write_glb(
     scene = trimesh.Scene()
     names = [path.stem, *(f"{path.stem}_lod{number + 1}" for number in range(len(lods)))]
     for level, name in zip((mesh, *lods), names, strict=True):
-        visual: TextureVisuals | ColorVisuals | None = None
-        if mesh.texture is not None:
-            visual = TextureVisuals(uv=level.uv, material=material)
-        elif level.colours is not None:
-            # In glTF a texture's values are sRGB, the vertices' colours linear.
-            visual = ColorVisuals(vertex_colors=_bytes(srgb_to_linear(level.colours)))
-        scene.add_geometry(_as_trimesh(level, up, visual), node_name=name, geom_name=name)
+        visual = None if mesh.texture is None else TextureVisuals(uv=level.uv, material=material)
+        shape = _as_trimesh(level, up, visual)
+        if mesh.texture is None and level.colours is not None:
+            # In glTF a texture's values are sRGB, the vertices' colours linear; as bytes, in which trimesh writes them, dark ones are lost.
+            linear = srgb_to_linear(np.clip(level.colours, 0, 1))
+            shape.vertex_attributes[_COLOURS] = linear.astype(np.float32)
+        scene.add_geometry(shape, node_name=name, geom_name=name)
 
     def finished(tree: dict[str, Any]) -> None:
+        for attributes in (p["attributes"] for each in tree["meshes"] for p in each["primitives"]):
+            if _COLOURS in attributes:
+                attributes["COLOR_0"] = attributes.pop(_COLOURS)
         complete(tree)
         if mesh.texture is None:
             # trimesh writes a material only beside texture coordinates, and glTF's own is bare metal.
