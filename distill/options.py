@@ -251,14 +251,6 @@ def shown(value: object) -> str:
 TERM_FIELDS = ("loss", "weight", "prompt", "prior")
 
 
-#: Losses of earlier versions, and aliases, which cannot be a term: what to write instead.
-GONE = {
-    "novel_view": "novel_view is no loss any more but the prior of image=FILE; choose the loss itself, such as guidance=sds, csd, "
-    "asd or ism, and in guidance.terms {loss: sds, scale: 3, prior: novel_view}",
-    "tp_sds": "tp_sds is sds with timesteps=dreamtime, and timesteps belong to the run; write loss: sds",
-}
-
-
 def check_terms(name: str, terms: object) -> None:
     """Check the losses of a mixture, with their options.
 
@@ -276,8 +268,10 @@ def check_terms(name: str, terms: object) -> None:
         where = f"{name}[{number}]"
         if not isinstance(term, Mapping):
             raise ValueError(f"{where} must be a mapping such as {{loss: sds, weight: 1}}, got {shown(term)}")
-        if term.get("loss") in GONE:
-            raise ValueError(f"{where}: {GONE[term['loss']]}")
+        if term.get("loss") == "tp_sds":
+            raise ValueError(
+                f"{where}: tp_sds is sds with timesteps=dreamtime, and timesteps belong to the run; write loss: sds"
+            )
         if term.get("loss") not in losses:
             raise ValueError(f"{where} needs a loss, one of {', '.join(losses)}; got {term.get('loss')!r}")
         _check_term(where, term, losses[term["loss"]])

@@ -201,11 +201,9 @@ WRONG = [
         ["a red mug", *GIVEN, "guidance=mix", "guidance.terms=[{loss:dds,prior:novel_view}]"],
         "dds needs prompts, and novel_view knows none",
     ),
-    ([*GIVEN, "guidance=sds", "guidance.through=csd"], "choose the loss itself, for example guidance=csd"),
     ([*GIVEN, "penalties.reference_depth=1"], "needs reference.depth=FILE"),
     ([*GIVEN, "reference.depth=model/unet/config.json", "penalties.reference_depth=1"], "cannot be read"),
     ([*GIVEN, "particles=2"], "does not go with particles=2; leave out one of them"),
-    ([*GIVEN, "guidance=novel_view"], "novel_view is no loss any more but the prior of image=FILE"),
     (
         ["a red mug", *QUICK, "guidance=mix", "guidance.terms=[{loss:sds,prior:novel_view}]"],
         "names the model of an input picture, and there is none; add image=FILE",

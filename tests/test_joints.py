@@ -286,7 +286,6 @@ REFUSED = [
         ["image=p.png", "guidance=mix", "guidance.terms=[{loss:sds,prior:novel_view,prompt:a cup}]"],
         r"guidance.terms\[0\]: novel_view is conditioned on a picture and takes no prompt; leave out prompt",
     ),
-    (["image=p.png", "guidance=mix", "guidance.terms=[{loss:novel_view,prompt:a cup}]"], r"terms\[0\]: novel_view is no loss any more"),
     (["prior_options.control=depth"], r"prior_options.controlnet and prior_options.control belong together"),
     (["prior_options.controlnet=control"], r"prior_options.controlnet needs prior_options.control"),
     (["prior_options.controlnet=control", "prior_options.control=nowhere.png"], r"prior_options.control must be.*nowhere.png is not there"),

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from distill.options import GONE, hints_of, names_of
+from distill.options import hints_of, names_of
 from distill.run.plugins import plugin_options, plugins
 from distill.run.schema import PARTS, Config, known_options
 
@@ -107,8 +107,6 @@ def _mistyped(error: str) -> str | None:
 
 
 def _unknown_choice(group: str, name: str, there: Sequence[str]) -> str:
-    if group == "guidance" and name in GONE:
-        return f"guidance={name}: {GONE[name]}"
     choices = plugins().get(group, there)
     if name.lower() in choices:
         return f"unknown {group} {name!r}; did you mean {name.lower()!r}?"
@@ -117,21 +115,10 @@ def _unknown_choice(group: str, name: str, there: Sequence[str]) -> str:
 
 #: What lists every option.
 ALL_OPTIONS = "'distill --options' lists all options"
-#: Options of earlier versions, and what to write now.
-MOVED = {
-    "optimiser.encoding": "it is now scene.encoding_lr",
-    "optimiser.mlp": "it is now scene.mlp_lr",
-    "optimiser.background": "it is now scene.background_lr",
-    "optimiser.image": "it is now scene.lr, of scene=image",
-    "guidance.through": "choose the loss itself, for example guidance=csd; with image=, the picture's model is its prior",
-    "guidance.options": "choose the loss itself, for example guidance=csd guidance.weighting=uniform",
-}
 
 
 def unknown_option(name: str) -> str:
     """Say that there is no option of a name, what may have been meant, and what lists them all."""
-    if name in MOVED:
-        return f"there is no option {name!r} any more; {MOVED[name]}"
     said = _strange(name)
     return f"{said}{' ' if said.endswith('?') else '; '}{ALL_OPTIONS}"
 
