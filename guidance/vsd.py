@@ -201,8 +201,7 @@ class VSD:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.student.load_state_dict(saved["student"])
         self.optimiser.load_state_dict(saved["optimiser"])
-        if "scaler" in saved:  # an earlier version had none
-            self.scaler.load_state_dict(saved["scaler"])
+        self.scaler.load_state_dict(saved["scaler"])
         self.done = saved["done"]
 
 

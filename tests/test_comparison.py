@@ -29,7 +29,7 @@ from distill.lab.comparison.records import Cell, read_record
 from distill.lab.comparison.report import as_csv, at_calls, chart, costs_of, diversity_of, spread
 from distill.lab.comparison.shares import share
 from distill.lab.comparison.verdicts import Number, above, all_of, below, bootstrap
-from distill.lab.truth import asked, truths
+from distill.lab.truth import SHAPES, asked, origin, truths
 from distill.priors.exact import ExactPrior, gaussian
 
 QUICK: dict[str, Any] = {
@@ -470,7 +470,7 @@ def test_a_cell_of_other_options_is_told_before_any_is_made(
     def go(**made: Any) -> str:
         record = {
             "options": {"iterations": 9, "guidance": "asd", "guidance.scale": 2},
-            "prior": "embedded",
+            **{"prior": "embedded", "measure_every": 50, "judge": "", "truth": origin("a red car", SHAPES)},
             **made,
         }
         (last / "cell.json").write_text(json.dumps(record))
@@ -578,29 +578,13 @@ def test_a_cost_is_kept_with_its_options(tmp_path: Path, monkeypatch: pytest.Mon
     for settings in ({"sds": small, "csd": small}, {"sds": small}, {"sds": large}):
         run.measure_costs(tmp_path, settings, "a red car")
     assert measured == [small, small, large] and costs() == {"sds": 3.0, "csd": 2.0}
-    # The report takes those of the cells' own options, all of what earlier cells do not say.
+    # The report takes those of the cells' own options.
     records = [{"method": "sds", "options": {"render.size": 64}}, {"method": "csd", "options": large}]
     assert list(costs_of(records, tmp_path)) == ["sds"]
-    assert list(costs_of([{"method": "csd"}], tmp_path)) == ["csd"]
+    assert list(costs_of([{"method": "csd", "options": small}], tmp_path)) == ["csd"]
     # What cannot be measured again is not taken for what it was.
     run.measure_costs(tmp_path, {"sds": {"guidance": "own"}}, "a red car")
     assert costs_of([{"method": "sds", "options": {"guidance": "own"}}], tmp_path) == {}
-
-
-def test_a_cost_of_an_earlier_version_counts_unless_a_cell_says_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = {"step_ms": 2.0, "peak_mib": 1.0, "training_mib": 1.0}
-    monkeypatch.setattr(run, "measure_cost", lambda *given: now)
-    path, before = tmp_path / "costs.json", {"sds": {**now, "step_ms": 1.0}}
-    path.write_text(json.dumps(before))
-    for seed, options, kept in ((0, {"render.size": 16}, True), (1, {"render.size": 64}, False)):
-        cell = Cell("sds", "a red car", seed).folder(tmp_path)
-        cell.mkdir(parents=True)
-        (cell / "cell.json").write_text(json.dumps({"options": options}))
-        run.measure_costs(tmp_path, {"sds": {"render.size": 16}}, "a red car")
-        assert (json.loads(path.read_text()) == before) is kept
-    assert json.loads(path.read_text()) == {"sds": {**now, "options": {"render.size": 16}}}
 
 
 def test_what_is_no_number_in_a_cell_is_null_and_no_number_again(tmp_path: Path) -> None:
@@ -621,10 +605,8 @@ def test_what_is_no_number_in_a_cell_is_null_and_no_number_again(tmp_path: Path)
     assert (
         math.isnan(again["final"]["similarity"]) and again["final"]["iou"] is None and again["error"] is None
     )
-    # It is still the cell of these options, as it is in a file of an earlier version.
-    for text in (json_of(made), json.dumps(made)):
-        path.write_text(text)
-        assert run.finished(tmp_path, {"options": {"guidance.scale": math.inf}})
+    # It is still the cell of these options.
+    assert run.finished(tmp_path, {"options": {"guidance.scale": math.inf}})
 
 
 @pytest.mark.parametrize("wrong", ["0/2", "3/2", "2", "a/b", "1/2/3"])

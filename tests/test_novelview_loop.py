@@ -67,12 +67,3 @@ def test_a_scale_that_was_halved_stays_so(tmp_path: Path) -> None:
     assert trained(tmp_path, 2, broken=1)["scale"] == 2.0
     found = trained(tmp_path, 1)
     assert (found["scale"], found["_growth_tracker"]) == (2.0, 1)
-
-
-def test_a_checkpoint_of_an_earlier_version_begins_with_a_new_scale(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "saved_state", lambda state, accelerator: state.state_dict())
-        trained(tmp_path, 3)
-    assert trained(tmp_path, 1)["scale"] == 4.0

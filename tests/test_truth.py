@@ -280,9 +280,10 @@ def test_a_prompt_that_the_prior_takes_for_another_is_refused(tmp_path: Path) ->
 def test_cells_of_another_judge_are_refused(tmp_path: Path) -> None:
     cell = records.Cell("sds", "a red mug", 0)
     cell.folder(tmp_path).mkdir(parents=True)
-    kinds = {"judge": records.judge_name(SHIPPED["embedded"]), "prompt": "a red mug"}
-    things_too = {"judge": records.judge_name(SHIPPED["things"]), "prompt": "a red mug"}
-    own = {"judge": records.judge_name(tmp_path), "prompt": "a red mug"}
+    said = {"prompt": "a red mug", "options": {}}
+    kinds = {"judge": records.judge_name(SHIPPED["embedded"]), **said}
+    things_too = {"judge": records.judge_name(SHIPPED["things"]), **said}
+    own = {"judge": records.judge_name(tmp_path), **said}
     assert (kinds["judge"], things_too["judge"], own["judge"]) == ("", "things", str(tmp_path))
     (cell.folder(tmp_path) / "cell.json").write_text(json.dumps(kinds))
     assert run.finished(cell.folder(tmp_path), kinds)

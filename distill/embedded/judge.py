@@ -242,9 +242,7 @@ def load_judge(device: torch.device | str = "cpu", folder: Path = SHIPPED["embed
         raise ValueError(f"no judge in {folder}; train one with examples/embedded/train_judge.py")
     try:
         config = json.loads((folder / "config.json").read_text())
-        # Earlier versions wrote no depths, and the first no channels.
-        shape = (tuple(config.get("channels", CHANNELS)), tuple(config.get("depths", DEPTHS)))
-        judge = Judge(config["vocabulary"], *shape)
+        judge = Judge(config["vocabulary"], tuple(config["channels"]), tuple(config["depths"]))
         state = {name: value.float() for name, value in load_file(folder / "judge.safetensors").items()}
         missing, unexpected = judge.load_state_dict(state, strict=False)
         if lost := [*unexpected, *(name for name in missing if not name.endswith("num_batches_tracked"))]:

@@ -144,9 +144,7 @@ def load_state(options: argparse.Namespace) -> dict[str, Any] | None:
     if not path.exists():
         return None
     state: dict[str, Any] = torch.load(path, map_location=options.device, weights_only=True)
-    begun = state.get("begun", given)  # earlier versions did not keep it
-    usual = {"--channels": CHANNELS, "--depths": DEPTHS} if "--channels" in given else {"--depths": ()}
-    begun = {name: " ".join(map(str, numbers)) for name, numbers in usual.items()} | begun
+    begun = state["begun"]
     for name in ("--things", "--start", "--channels", "--depths"):
         if begun.get(name) != given.get(name):
             raise ValueError(

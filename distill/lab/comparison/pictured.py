@@ -21,10 +21,9 @@ from distill.conditions.cutout import Frame
 from distill.contracts import View
 from distill.embedded import world
 from distill.files.atomic import write_atomic
-from distill.files.lines import json_of
+from distill.files.lines import finite, json_of
 from distill.files.paths import user_path
 from distill.lab.comparison.checks import check_cells, check_counts
-from distill.lab.comparison.records import as_kept
 from distill.lab.metrics import silhouette_iou
 from distill.lab.novel_view.render import Surface, from_world, picture
 from distill.loop import train
@@ -169,7 +168,7 @@ def compare_pictures(
     }
     asked = {name: {"iterations": iterations, **options, **wanted} for name, wanted in methods.items()}
     for path, (name, _) in cells.items():
-        if path.exists() and (before := as_kept(read_object(path)["options"])) != as_kept(asked[name]):
+        if path.exists() and (before := read_object(path)["options"]) != finite(asked[name]):
             raise ValueError(f"{path} was made with {before}, not {asked[name]}; choose another output_dir")
     for path, (name, prompt) in cells.items():
         if not path.exists():

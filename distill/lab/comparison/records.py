@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from distill.embedded.judge import SHIPPED, Judge, load_judge
-from distill.files.lines import json_of
+from distill.files.lines import finite
 from distill.lab.comparison.figures import SIZE
 from distill.run.folders import folder_name
 
@@ -44,11 +44,6 @@ class Cell:
         return root / "cells" / self.method / f"{folder_name(self.prompt)}-{self.seed}"
 
 
-def as_kept(value: Any) -> Any:
-    """A value as a file gives it back: without tuples, and with None for nan and infinities."""
-    return json.loads(json_of(value))
-
-
 def read_record(path: Path) -> dict[str, Any]:
     """The record in a ``cell.json``; a figure that was measured and is no number is nan again."""
     record: dict[str, Any] = json.loads(path.read_text())
@@ -66,17 +61,9 @@ def costs_in(root: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def is_cost_of(cost: Mapping[str, Any], method: str, options: Mapping[str, Any], root: Path) -> bool:
-    """Tell whether a cost was measured with these options of a method.
-
-    An earlier version did not write down the options. Such a cost counts as one with these, unless a cell of the method in the
-    folder was made with others: it may then be of those.
-    """
-    now = as_kept(options)
-    if "options" in cost:
-        return bool(cost["options"] == now)
-    cells = (read_record(path) for path in (root / "cells" / method).glob("*/cell.json"))
-    return all(as_kept(cell.get("options", now)) == now for cell in cells)
+def is_cost_of(cost: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    """Tell whether a cost was measured with these options of a method."""
+    return bool(cost["options"] == finite(options))
 
 
 def by_step(record: Record) -> dict[int, Mapping[str, float]]:
@@ -107,7 +94,7 @@ def judge_of(records: Sequence[Record]) -> Judge:
     Raises:
         ValueError: several did, so that their figures cannot be compared.
     """
-    folders = {record.get("judge", "") for record in records}
+    folders = {record["judge"] for record in records}
     if len(folders) > 1:
         raise ValueError(
             f"the cells were measured by several judges ({', '.join(sorted(map(str, folders)))}); compare into another folder"

@@ -100,12 +100,11 @@ def write_report(root: Path, records: Sequence[Record]) -> Path:
 
 def costs_of(records: Sequence[Record], root: Path) -> dict[str, dict[str, Any]]:
     """What a step of each method costs, as ``costs.json`` says; a cost that is of other options than the cells' is left out."""
-    options = {record["method"]: record.get("options") for record in records}
+    options = {record["method"]: record["options"] for record in records}
     return {
         name: cost
         for name, cost in costs_in(root).items()
-        # What an earlier version did not write down counts as the same.
-        if name in options and ((own := options[name]) is None or is_cost_of(cost, name, own, root))
+        if name in options and is_cost_of(cost, options[name])
     }
 
 

@@ -22,7 +22,7 @@ from distill.domains import counted
 from distill.embedded.judge import Judge
 from distill.embedded.prompt import prior_for
 from distill.files.atomic import write_atomic
-from distill.files.lines import json_of
+from distill.files.lines import finite, json_of
 from distill.files.paths import user_path
 from distill.job import Job, State
 from distill.lab.comparison import figures
@@ -34,7 +34,6 @@ from distill.lab.comparison.records import (
     COSTS,
     VIEWS,
     Cell,
-    as_kept,
     costs_in,
     is_cost_of,
     judge_name,
@@ -333,10 +332,10 @@ def measure_costs(root: Path, settings: Mapping[str, Mapping[str, Any]], prompt:
     """
     known = costs_in(root)
     for name, wanted in settings.items():
-        if name in known and is_cost_of(known[name], name, wanted, root):
+        if name in known and is_cost_of(known[name], wanted):
             continue
         try:
-            known[name] = {**measure_cost(wanted, prompt), "options": as_kept(wanted)}
+            known[name] = {**measure_cost(wanted, prompt), "options": finite(wanted)}
         except RuntimeError as error:  # a loss that a script registered is not known to another process
             log.warning("%s: %s", name, error)
             continue
@@ -359,11 +358,9 @@ def finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
     path = folder / "cell.json"
     if not path.exists():
         return False
-    made, now = as_kept(json.loads(path.read_text())), as_kept(wanted)
-    # What an earlier version did not write down counts as the same.
-    before = {**now, **made}
-    pairs = {name: (before[name], now[name]) for name in now if name != "options"}
-    options, own = before.get("options", {}), now.get("options", {})
+    before, now = json.loads(path.read_text()), finite(wanted)
+    pairs = {name: (before.get(name, UNSET), now[name]) for name in now if name != "options"}
+    options, own = before["options"], now["options"]
     pairs |= {name: (options.get(name, UNSET), own.get(name, UNSET)) for name in {**own, **options}}
     for name, (was, value) in pairs.items():
         if was != value:

@@ -118,12 +118,10 @@ def _verify(path: Path, uids: Sequence[str], said: dict[str, str], views: Views)
         found = _opened(path).metadata() or {}
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is no readable cache ({error}); {remedy}") from error
-    hashes = json.loads(found.get("pictures", "{}"))
-    if "views" not in found and hashes:  # earlier versions did not say it
-        found["views"] = str(_opened(path).get_slice(f"token/{next(iter(hashes))}").get_shape()[0])
     for name, value in said.items():
         if found.get(name) != value:
             raise ValueError(f"{path} was cached with {name} {found.get(name)}, not {value}; {remedy}")
+    hashes = json.loads(found["pictures"])
     if list(hashes) != list(uids):
         raise ValueError(f"{path} holds other objects than these; {remedy}")
     if hashes[uids[0]] != picture_hash(views.read(uids[0], 0)[0]):

@@ -56,7 +56,7 @@ def resume(course: Course, state: Progress, accelerator: Accelerator) -> bool:
     saved = load_checkpoint(course.folder / "checkpoints", accelerator.device)
     if saved:
         state.load_state_dict(saved)
-        if accelerator.scaler and saved.get("scaler"):  # not in checkpoints of earlier versions
+        if accelerator.scaler and saved["scaler"]:  # the CPU has none
             accelerator.scaler.load_state_dict(saved["scaler"])
     return bool(saved)
 
