@@ -9,10 +9,10 @@ import pytest
 import torch
 import trimesh
 
-from distill.cameras import orbit
+from distill.cameras import orbit, turntable
 from distill.contracts import Render
 from distill.embedded import raycast, shapes
-from distill.lab.metrics import best_azimuth_iou, chamfer, silhouette_iou, true_silhouettes
+from distill.lab.metrics import best_turn, chamfer, silhouette_iou, true_silhouettes
 
 
 def box(x0: Any, x1: Any, y0: Any, y1: Any, size: Any = 8) -> Any:
@@ -37,6 +37,11 @@ def true_view(kind: Any, turned_deg: Any = 0.0) -> Any:
 def empty_view(cameras: Any, height: Any, width: Any) -> Any:
     nothing = torch.zeros(len(cameras), height, width, 1)
     return Render(nothing.expand(-1, -1, -1, 3), nothing, nothing)
+
+
+def seen(view: Any, size: int) -> torch.Tensor:
+    """Silhouettes from eight azimuths."""
+    return view(turntable(8, 15.0), size, size).opacity[..., 0] > 0.5
 
 
 @pytest.mark.parametrize(
@@ -68,7 +73,7 @@ def test_silhouettes_of_different_sizes_are_refused() -> None:
 
 @pytest.mark.parametrize("turned", [0.0, 45.0, 292.5])
 def test_a_turned_asset_is_found_again_at_its_offset(turned: Any) -> None:
-    iou, offset = best_azimuth_iou(true_view("car", turned), true_silhouettes("car", size=48))
+    iou, offset = best_turn(seen(true_view("car", turned), 48), true_silhouettes("car", size=48))
     assert offset == turned
     assert iou == pytest.approx(1.0, abs=1e-3)
 
@@ -81,18 +86,18 @@ def test_views_share_one_offset() -> Any:
         return Render(render.rgb, render.opacity.roll(1, 0).flip(0), render.depth)
 
     best_each = torch.stack([silhouette_iou(one.expand_as(truth), truth).max() for one in truth[::2]]).mean()
-    iou, _ = best_azimuth_iou(shuffled, truth)
+    iou, _ = best_turn(seen(shuffled, 48), truth)
     assert best_each == 1 and iou < 0.97  # each view alone would find itself; in this order they cannot all
 
 
 def test_an_empty_asset_scores_nothing() -> None:
-    iou, _ = best_azimuth_iou(empty_view, true_silhouettes("cube", azimuths=8, size=24))
+    iou, _ = best_turn(seen(empty_view, 24), true_silhouettes("cube", azimuths=8, size=24))
     assert iou == 0
 
 
 def test_the_number_of_azimuths_must_fit_the_views() -> None:
     with pytest.raises(ValueError, match="multiple of 8 true silhouettes, got 12"):
-        best_azimuth_iou(empty_view, torch.zeros(12, 8, 8, dtype=torch.bool))
+        best_turn(seen(empty_view, 8), torch.zeros(12, 8, 8, dtype=torch.bool))
 
 
 def test_chamfer_of_concentric_spheres_is_the_gap() -> None:

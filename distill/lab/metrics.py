@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from distill.cameras import turntable
-from distill.contracts import View
 
 if TYPE_CHECKING:
     import trimesh
@@ -48,41 +47,19 @@ def true_silhouettes(kind: str, azimuths: int = 16, size: int = 96, elevation_de
     return torch.from_numpy(layers.alpha > 0.5)
 
 
-def best_azimuth_iou(
-    view: View, truth: Tensor, views: int = 8, elevation_deg: float = 15.0
-) -> tuple[float, float]:
-    """Compare an asset's silhouettes with the true ones, at the turn about z that fits best.
+def best_turn(seen: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Compare silhouettes from evenly spaced azimuths with more true ones, at the turn about z that fits best.
 
     Text fixes no azimuth, so one offset common to all views is free; each view is not matched alone.
 
     Args:
-        view: takes pictures of the asset.
-        truth: silhouettes from evenly spaced azimuths at ``elevation_deg``, ``[azimuths, height, width]``,
-            as from ``true_silhouettes``; there are as many candidate offsets as azimuths.
-        views: cameras around the asset.
-        elevation_deg: of the cameras, degrees.
+        seen: true inside, the front first, shape ``[views, height, width]``.
+        truth: those of the true shape, shape ``[azimuths, height, width]``, a multiple of as many; there are as many candidate
+            offsets as azimuths.
 
     Returns:
         The mean IoU over the views, and the offset in degrees: the asset seen from azimuth 0 looks like the
         truth seen from that azimuth.
-
-    Raises:
-        ValueError: the number of azimuths is not a multiple of ``views``.
-    """
-    _, height, width = truth.shape
-    seen = view(turntable(views, elevation_deg), height, width).opacity[..., 0].cpu() > 0.5
-    return best_turn(seen, truth)
-
-
-def best_turn(seen: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Compare silhouettes from evenly spaced azimuths with more true ones, at the turn that fits best.
-
-    Args:
-        seen: true inside, the front first, shape ``[views, height, width]``.
-        truth: shape ``[azimuths, height, width]``, a multiple of as many.
-
-    Returns:
-        As of ``best_azimuth_iou``.
 
     Raises:
         ValueError: the number of azimuths is not a multiple of the views.

@@ -104,7 +104,7 @@ class Match:
     Attributes:
         truth: that one.
         iou: of silhouettes, at the turn that fits best.
-        offset_deg: that turn, as ``best_azimuth_iou`` has it.
+        offset_deg: that turn, as ``best_turn`` has it.
         colour_error: distance between mean colours, sRGB.
     """
 

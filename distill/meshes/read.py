@@ -37,7 +37,6 @@ USUAL = {
 #: What our own OBJ, PLY and STL say of their axes near their beginning, and what it means; see ``distill.export.frame.SAID``.
 _OWN = re.compile(rb"1 is 1 metre[^;\n]*; ([yz]) up")
 _OWN_AXES = {b"y": ("+y", "+z"), b"z": ("+z", "+x")}
-AXES = ("+x", "-x", "+y", "-y", "+z", "-z")
 
 
 def read_surface(options: Mapping[str, Any]) -> Surface:

@@ -80,7 +80,7 @@ def janus(judge: Judge, pictures: Tensor, truth: Truth, offset_deg: float) -> fl
         judge: sees them.
         pictures: from ``VIEWS`` sides, as of ``pictures_of``.
         truth: of an object with a front.
-        offset_deg: the turn at which the asset fits its truth, as of ``best_azimuth_iou``.
+        offset_deg: the turn at which the asset fits its truth, as of ``distill.lab.metrics.best_turn``.
     """
     back = round((180 - offset_deg) / (360 / VIEWS))
     behind = [(back + turn) % VIEWS for turn in (-1, 0, 1)]

@@ -20,7 +20,7 @@ from distill.files.atomic import write_atomic
 from distill.files.lines import json_of
 from distill.lab.novel_view.pairs import Pair, draw_indices, mixed, read_pair
 from distill.lab.novel_view.views import Views
-from distill.priors.novel_view.pose import relative, spherical
+from distill.priors.novel_view.pose import spherical
 from distill.run.table import cut
 
 #: Draws views: conditions ``[n, 3, h, w]``, poses ``[n, 4]`` and a generator for each, to ``[n, 3, h, w]``, in [0, 1].
@@ -306,17 +306,3 @@ def drawn_pairs(
         bar.update(len(given))
         yield from zip(numbers, given, drawn, strict=True)
     bar.close()
-
-
-def flipped_share(draw: Draw, views: Views, uids: Sequence[str], seed: int = 0) -> float:
-    """Share of objects whose own view, asked for again from the view itself, comes out turned by half a turn or so.
-
-    The pose is none at all, so the true answer is the input; a model that cannot tell front from back fails here.
-    """
-    flips = []
-    for number, uid in enumerate(uids):
-        rgb, position = views.read(uid, 0)
-        g = torch.Generator().manual_seed(mixed(seed, number, 5))
-        drawn = draw(rgb[None], relative(position[None], position[None]), [g])[0].cpu()
-        flips.append(turned_as_asked(drawn, views, uid, 0)["pose_error_deg"] > 90)
-    return statistics.fmean(flips)
