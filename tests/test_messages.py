@@ -20,7 +20,7 @@ from distill import cli
 from distill.conditions.cutout import LEAST, without_background
 from distill.domains import counted
 from distill.files.atomic import replacing, write_atomic
-from distill.files.errors import line_of
+from distill.files.errors import first_line, line_of
 from distill.run.compose import compose_config
 from distill.run.mistakes import takes_list
 from distill.run.overrides import as_overrides
@@ -194,6 +194,13 @@ def test_a_full_disk_names_the_file_and_no_number(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="other") as other, replacing(tmp_path / "mesh.glb"):
         raise FileNotFoundError(2, "No such file or directory", "other")
     assert other.value.filename == "other"
+
+
+@pytest.mark.parametrize(
+    ("said", "line"), [("a", "a"), ("a\nb", "a"), ("\n  a \nb", "a"), ("", "KeyError"), (" \n", "KeyError")]
+)
+def test_of_what_another_library_says_the_first_line_is_told_or_the_errors_kind(said: str, line: str) -> None:
+    assert first_line(type("KeyError", (RuntimeError,), {})(said)) == line
 
 
 def test_the_command_line_says_a_systems_error_in_plain_words(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from distill.cameras import Cameras
 from distill.conditions import perp_neg
 from distill.conditions.perp_neg import Curves
 from distill.contracts import Condition, Conditioner, Embedding, Prior, Prompt, Render, Step, View
+from distill.files.errors import first_line
 from distill.files.paths import user_path
 from distill.transfer import send
 
@@ -95,8 +96,7 @@ def own_prompts(options: DictConfig) -> dict[str, str]:
             said: Any = OmegaConf.to_container(OmegaConf.load(path))
         except Exception as error:  # what a YAML reader fails with
             raise ValueError(
-                f"views.file must be a YAML file with prompts for {', '.join(SIDES)}, but {path} cannot be read: "
-                f"{str(error).splitlines()[0]}"
+                f"views.file must be a YAML file with prompts for {', '.join(SIDES)}, but {path} cannot be read: {first_line(error)}"
             ) from error
         wrong = not isinstance(said, dict) or [name for name in said if name not in SIDES]
         if wrong or not all(isinstance(text, str) for text in said.values()):

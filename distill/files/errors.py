@@ -27,3 +27,8 @@ def is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def first_line(error: object) -> str:
+    """The first line of what an error says, for those of other libraries that say much; its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from distill.files.errors import first_line
+
 Values = dict[str, Any]
 
 
@@ -64,7 +66,7 @@ def read(path: Path) -> tuple[Values, dict[str, str]]:
         config = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise ValueError(
-            f"expected a YAML of threestudio, but {path} cannot be read: {str(error).splitlines()[0]}"
+            f"expected a YAML of threestudio, but {path} cannot be read: {first_line(error)}"
         ) from error
     wanted = ("system_type", "system")
     if not isinstance(config, DictConfig) or any(name not in config for name in wanted):
@@ -92,4 +94,4 @@ def _flatten(config: DictConfig, prefix: str, values: Values, unresolved: dict[s
         except MissingMandatoryValue:
             continue
         except (OmegaConfBaseException, ArithmeticError, TypeError, ValueError, AttributeError) as error:
-            unresolved[key] = str(error).splitlines()[0]
+            unresolved[key] = first_line(error)

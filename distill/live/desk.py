@@ -18,6 +18,7 @@ from torch import Tensor
 from distill.cameras import Cameras
 from distill.contracts import View
 from distill.export.thumbnail import sheets
+from distill.files.errors import first_line
 from distill.files.lines import finite
 
 #: Seconds between two pictures while the run trains, at least.
@@ -190,7 +191,7 @@ class Desk:
             ValueError,
         ) as error:  # the run goes on without this picture, and asks for less memory
             self.largest = max(look.size // 2, 32)
-            look.why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            look.why = first_line(error)
         look.step = self.step
         look.answered.set()
         now = time.perf_counter()

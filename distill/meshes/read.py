@@ -12,7 +12,7 @@ import numpy as np
 import trimesh
 
 from distill.domains import counted
-from distill.files.errors import no_file
+from distill.files.errors import first_line, no_file
 from distill.files.paths import user_path
 from distill.meshes.gltf import load_gltf
 from distill.meshes.look import is_filler, look_of
@@ -109,9 +109,8 @@ def _load(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
     except Unfit:
         raise
     except Exception as error:  # whatever a reader fails with on a broken file
-        first = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
         raise ValueError(
-            f"{expected}, and {path} cannot be read ({first}); export it again, as GLB without compression"
+            f"{expected}, and {path} cannot be read ({first_line(error)[:120]}); export it again, as GLB without compression"
         ) from error
     if not any(isinstance(one, trimesh.Trimesh) and len(one.faces) for one in scene.geometry.values()):
         raise ValueError(f"{expected}, and {path} has no faces; export it again as triangles")

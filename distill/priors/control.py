@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from distill.files.errors import first_line
 from distill.priors.families import FAMILIES, Control, Family
 from distill.priors.source import Source, find_controlnet, variant_of
 
@@ -108,7 +109,7 @@ def load_controlnet(
     except (OSError, ValueError) as error:
         raise ValueError(
             f"could not load the ControlNet in {source.folder} (safetensors in the diffusers layout): "
-            f"{str(error).splitlines()[0]}"
+            f"{first_line(error)}"
         ) from error
     own = {key: made.config.get(key) for key in kind.shared}
     other = [key for key in kind.shared if _plain(own[key]) != _plain(network.config.get(key))]

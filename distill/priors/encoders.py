@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from distill.files.errors import first_line
 from distill.priors import lora
 from distill.priors.dtypes import precision
 from distill.priors.header import AGAIN
@@ -73,9 +74,8 @@ def _load(
     try:
         pipeline = load(source, index, device, dtype)
     except Exception as error:  # what diffusers, transformers and tokenizers fail with has no common class
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"could not load the text encoders of the prior in {source.file or source.folder}: {reason}"
+            f"could not load the text encoders of the prior in {source.file or source.folder}: {first_line(error)}"
         ) from error
     for update in updates:
         for part in sorted(update.parts()):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.contracts import Embedding
+from distill.files.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -204,11 +205,10 @@ class Graphs:
         except (RuntimeError, ValueError) as error:
             self.failed = True
             self.forget()
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             log.warning(
                 "the prior's predictions cannot be recorded as a CUDA graph and are launched kernel by kernel: %s; "
                 "prior_options.graphs=false says so from the start",
-                reason,
+                first_line(error)[:200],
             )
             return None
         return _Recorded(kept, output, replay, self.calls)

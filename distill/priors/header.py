@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from distill.convert import SUFFIXES
+from distill.files.errors import first_line
 
 #: What a file of Git LFS begins with where the file itself was never fetched.
 POINTER = b"version https://git-lfs"
@@ -39,9 +40,7 @@ def shapes_of(path: Path) -> Shapes:
         with safe_open(path, "pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is cut short or no safetensors ({str(error).splitlines()[0]}); {AGAIN}"
-        ) from error
+        raise ValueError(f"{path} is cut short or no safetensors ({first_line(error)}); {AGAIN}") from error
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from distill.convert import pickled
 from distill.devices import pick_device
+from distill.files.errors import first_line
 from distill.priors import inversion, lora
 from distill.priors.autoencoder import find_vae
 from distill.priors.control import ControlNet, load_controlnet
@@ -323,7 +324,7 @@ def _parts(
             autoencoder = _component(vae, "", kind, upcast)
     except _FAILURES as error:
         raise ValueError(
-            f"could not load the VAE in {vae.file or vae.folder}: {_first(error)}"  # type: ignore[union-attr]
+            f"could not load the VAE in {vae.file or vae.folder}: {first_line(error)}"  # type: ignore[union-attr]
         ) from error
     try:
         if "vae" in index and autoencoder is None:
@@ -350,10 +351,6 @@ def _freeze(
 _FAILURES = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 
 
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _unreadable(source: Source, error: Exception) -> ValueError:
     """What to say of a prior that diffusers cannot read."""
     folder = source.folder
@@ -364,7 +361,7 @@ def _unreadable(source: Source, error: Exception) -> ValueError:
         )
     layout = "under its authors' names" if source.file else "in the diffusers layout"
     return ValueError(
-        f"could not load the prior in {source.file or folder} (safetensors {layout}): {_first(error)}"
+        f"could not load the prior in {source.file or folder} (safetensors {layout}): {first_line(error)}"
     )
 
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distill.files.atomic import sha256_once
+from distill.files.errors import first_line
 from distill.files.paths import user_path
 from distill.priors import lycoris
 from distill.priors.header import shapes_of
@@ -313,8 +314,7 @@ def fuse(module: ModelMixin, weight: float, *, plain: bool) -> None:
 
 
 def _unfit(lora: Lora, pipeline: DiffusionPipeline, reason: object) -> ValueError:
-    first = (str(reason).splitlines() or [type(reason).__name__])[0][:200]
     return ValueError(
-        f"the LoRA {lora.path} does not fit this prior, a {pipeline.__name__}: {first}; give one that was trained on "
+        f"the LoRA {lora.path} does not fit this prior, a {pipeline.__name__}: {first_line(reason)[:200]}; give one that was trained on "
         "such a model"
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from distill.convert import pickled
+from distill.files.errors import first_line
 from distill.priors.draft import PART as DRAFT
 from distill.priors.families import Family
 from distill.priors.header import AGAIN, shapes_of
@@ -178,7 +179,7 @@ def settings_of(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ValueError(f"the prior lacks {path}; {AGAIN}") from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}); {AGAIN}") from error
+        raise ValueError(f"{path} cannot be read ({first_line(error)}); {AGAIN}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} must hold named settings, got {type(found).__name__}; {AGAIN}")
     return found

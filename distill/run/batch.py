@@ -15,13 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from distill.contracts import Prior
 from distill.devices import pick_device
 from distill.embedded.vocabulary import of_prior
+from distill.files.errors import line_of
 from distill.files.lock import InUse, hold
 from distill.live.desk import Desk
 from distill.live.server import watched
 from distill.run import contents
 from distill.run.conditioning import keeps, texts_of
 from distill.run.execute import carry_out
-from distill.run.failures import line_of, noting
+from distill.run.failures import noting
 from distill.run.folders import check_root, claim, folder_name, is_finished
 from distill.run.journal import Interrupted
 from distill.run.judge import check_judge

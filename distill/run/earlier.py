@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from distill.files.errors import first_line
 from distill.files.paths import user_path
 from distill.run.generator import PLAIN
 
@@ -30,9 +31,8 @@ def read_settings(folder: str) -> DictConfig:
         if not isinstance(found, DictConfig) or not isinstance(found.scene, DictConfig):
             raise TypeError("it names no scene")
     except Exception as error:  # of a file that is not there, is no YAML, or holds something else
-        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{path} cannot be read ({first}); init must be the folder of an earlier run"
+            f"{path} cannot be read ({first_line(error)}); init must be the folder of an earlier run"
         ) from error
     return found
 

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from distill.files.atomic import write_atomic
-from distill.files.errors import line_of as line_of
+from distill.files.errors import line_of
 from distill.files.lines import json_of
 from distill.files.lock import InUse
 from distill.loop import Diverged, OutOfMemory

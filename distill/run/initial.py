@@ -18,6 +18,7 @@ from torch import Tensor
 from distill.conditions import prompt_library, prompts
 from distill.contracts import Generator, Prior, Scene
 from distill.files.checkpoint import load_checkpoint
+from distill.files.errors import first_line
 from distill.files.paths import user_path
 from distill.job import take
 from distill.options import options_of
@@ -226,9 +227,8 @@ def _opened(folder: Path, device: torch.device, files: tuple[tuple[str, int], ..
         where = saved["scene"]["prompts.occupied"][:0]
         generator.load_state_dict({**saved["scene"], "prompts.occupied": where})
     except Exception as error:  # of what another version wrote, or a hand changed
-        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"generator={folder} cannot be read ({first}); make it anew with distill amortise"
+            f"generator={folder} cannot be read ({first_line(error)}); make it anew with distill amortise"
         ) from error
     if saved["average"] is not None:
         take(generator, saved["average"])

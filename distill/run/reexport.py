@@ -20,6 +20,7 @@ from distill.domains import counted
 from distill.export.files import names_of
 from distill.files.atomic import write_atomic
 from distill.files.checkpoint import load_checkpoint
+from distill.files.errors import first_line
 from distill.files.lock import hold
 from distill.files.paths import user_path
 from distill.job import take
@@ -100,9 +101,8 @@ def _config(folder: Path, words: Sequence[str]) -> DictConfig:
         config = plan(config, folder)[-1]
         features = features_of(config)
     except Exception as error:  # of what is not there, is no YAML, or was made with a scene that is not there
-        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"distill export takes the folder of a finished run, and {path} cannot be read ({first})"
+            f"distill export takes the folder of a finished run, and {path} cannot be read ({first_line(error)})"
         ) from error
     if not features & {"volume", "mesh"} or "library" in features:
         raise ValueError(f"{folder} is of a scene without a mesh; distill export makes meshes alone")

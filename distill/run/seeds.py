@@ -18,6 +18,7 @@ from distill.contracts import Prior
 from distill.export.thumbnail import NAME as THUMBNAIL
 from distill.files.atomic import clear, replacing
 from distill.files.checkpoint import load_checkpoint
+from distill.files.errors import line_of
 from distill.files.lock import NAME as LOCK
 from distill.files.lock import hold
 from distill.job import Job, take
@@ -28,7 +29,6 @@ from distill.run.failures import (
     NoSeedFinished,
     check_collapse,
     forget,
-    line_of,
     note,
     noted,
     noting,

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from distill.files.atomic import write_atomic
+from distill.files.errors import first_line
 from distill.options import options_of
 from distill.run import contents
 from distill.run.schema import PARTS, known_options
@@ -142,7 +143,7 @@ def stored_in(folder: Path) -> DictConfig | None:
         stored = OmegaConf.load(path)
     except (YAMLError, UnicodeDecodeError, OSError) as error:
         raise ValueError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}); remove {folder}, or choose another output_dir="
+            f"{path} cannot be read ({first_line(error)}); remove {folder}, or choose another output_dir="
         ) from error
     if not isinstance(stored, DictConfig) or "prompt" not in stored:
         raise ValueError(f"{path} holds no settings of a run; remove {folder}, or choose another output_dir=")

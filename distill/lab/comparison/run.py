@@ -22,6 +22,7 @@ from distill.domains import counted
 from distill.embedded.judge import Judge
 from distill.embedded.prompt import prior_for
 from distill.files.atomic import write_atomic
+from distill.files.errors import first_line
 from distill.files.lines import finite, json_of
 from distill.files.paths import user_path
 from distill.job import Job, State
@@ -426,7 +427,7 @@ def run_cell(
     try:
         train(job, on_step)
     except Diverged as error:
-        record["error"] = str(error).splitlines()[0]
+        record["error"] = first_line(error)
     except (OutOfMemory, OSError):
         raise  # of the machine; the cell is made when there is room
     except Exception as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from distill.files.errors import first_line
 from distill.files.paths import user_path
 from distill.lab.novel_view.config import TrainConfig, offset_of, turn_of
 from distill.priors.novel_view.code import TurnOptions
@@ -139,7 +140,7 @@ def _load(folder: Path) -> tuple[Any, Any, Any]:
         has_vae = (folder / "vae").is_dir()
         vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **options) if has_vae else None
     except (OSError, ValueError) as error:
-        raise ValueError(f"could not load init={folder}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"could not load init={folder}: {first_line(error)}") from error
     return unet, scheduler, vae
 
 

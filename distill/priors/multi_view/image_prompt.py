@@ -29,6 +29,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from distill.files.errors import first_line
 from distill.priors.header import AGAIN, VISION
 from distill.priors.multi_view.attention import CAMERA, COUNT, fold
 from distill.priors.multi_view.published import ENCODER, IN_FILE, RESAMPLER, WIDTH
@@ -251,7 +252,7 @@ def load_image_encoder(source: Source, device: torch.device, dtype: torch.dtype)
             model, missing = load_encoder(folder, ENCODER, "CLIPVisionModel", dtype)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"could not load the image encoder in {folder / ENCODER}: {str(error).splitlines()[0]}"
+                f"could not load the image encoder in {folder / ENCODER}: {first_line(error)}"
             ) from error
         if missing:
             raise ValueError(

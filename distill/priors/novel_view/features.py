@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from distill.files.errors import first_line
+
 #: File beside an encoder's own with the weights of a ``TokenHead``.
 TOKEN = "token.safetensors"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -226,7 +228,7 @@ def load_encoder(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError) as error:
-        raise ValueError(f"could not load the encoder in {folder}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"could not load the encoder in {folder}: {first_line(error)}") from error
     if missing := sorted(told["missing_keys"]):  # transformers would make them up
         raise ValueError(
             f"the encoder in {folder} lacks {len(missing)} weights ({missing[0]}, ...); save it again with transformers "

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from distill.files.errors import first_line
 from distill.priors.dtypes import precision
 from distill.priors.novel_view.code import TurnOptions
 from distill.priors.novel_view.features import Encoder, Features, load_encoder
@@ -268,9 +269,8 @@ class NovelViewPipeline:
                 vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **options)
             scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
             raise ValueError(
-                f"could not load the novel-view model in {folder} (safetensors in the diffusers layout): {reason}"
+                f"could not load the novel-view model in {folder} (safetensors in the diffusers layout): {first_line(error)}"
             ) from error
         encoder = load_encoder(folder / "image_encoder", layers=said["layers"], device=device)
         maps = {"map_width": encoder.map_width, "grid": encoder.grid} if said["amalgamation"] else {}

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from distill.files.errors import first_line
 from distill.run.checks.guidance import check_own_priors, check_second_prompts, check_sums
 from distill.run.checks.image import check_image
 from distill.run.checks.scene import check_scene
@@ -29,7 +30,7 @@ def check(config: DictConfig) -> None:
     try:
         values: Any = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise ValueError(f"could not read the options: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"could not read the options: {first_line(error)}") from error
     if missing := sorted(
         name for name in OmegaConf.missing_keys(config) if name.partition(".")[0] not in PARTS
     ):

@@ -10,6 +10,7 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import MISSING
 
+from distill.files.errors import first_line
 from distill.options import check_option, check_options, hints_of, names_of, options_of, shown
 from distill.run.schema import PARTS, Config, default_of
 
@@ -56,7 +57,7 @@ def check_part(group: str, options: object, iterations: int) -> Callable[..., An
     except Exception as error:  # whatever its module fails with
         raise ValueError(
             f"{group}._target_ must be the path of a callable, and {options['_target_']!r} cannot be imported: "
-            f"{str(error).splitlines()[0]}"
+            f"{first_line(error)}"
         ) from error
     own = {name: value for name, value in options.items() if not name.startswith("_")}
     if missing := [name for name, value in own.items() if value == MISSING]:
