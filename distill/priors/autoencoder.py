@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from distill.files.paths import user_path
 from distill.priors.header import shapes_of
-from distill.priors.source import INDEX, REPOSITORY, Source, fetch, is_single, licence_of
+from distill.priors.source import INDEX, Source, is_single, licence_of, of_hub
 from distill.priors.whole import check_weights, settings_of
 
 #: Settings that a VAE must have in common with the prior's own, and what they say.
@@ -78,9 +77,8 @@ def _located(text: str) -> Source:
     for place in (folder, folder / "vae"):
         if (place / INDEX["VAE"]).is_file():
             return Source(place, text, licence=licence_of(place))
-    if REPOSITORY.fullmatch(text) and not folder.exists():
-        repository, _, revision = text.partition("@")
-        return replace(fetch(text, repository, revision, kind="VAE"), name=text)
+    if found := of_hub(text, "VAE"):
+        return found
     raise ValueError(
         f"prior_options.vae must be a folder with a config.json and safetensors, a .safetensors file, or a hub id such as "
         f"owner/repository@revision, and {text!r} is none"

@@ -112,9 +112,8 @@ def find(name: str | Path, settings: str | Path | None = None) -> Source:
     if text in MODELS:
         model = MODELS[text]
         return fetch(text, model.repository, model.revision, model.licence)
-    if REPOSITORY.fullmatch(text) and not folder.exists():
-        repository, _, revision = text.partition("@")
-        return fetch(text, repository, revision)
+    if found := of_hub(text):
+        return found
     why = f"{text!r} has no model_index.json" if folder.exists() else f"there is no {text!r}"
     raise ValueError(
         f"prior must be 'embedded', 'things', 'views', a name that 'distill priors' lists, a hub id such as owner/repository@revision, a "
@@ -170,9 +169,8 @@ def find_controlnet(name: str | Path) -> Source:
     folder = user_path(text)
     if (folder / INDEX["ControlNet"]).is_file():
         return Source(folder, text, licence=licence_of(folder))
-    if REPOSITORY.fullmatch(text) and not folder.exists():
-        repository, _, revision = text.partition("@")
-        return fetch(text, repository, revision, kind="ControlNet")
+    if found := of_hub(text, "ControlNet"):
+        return found
     raise ValueError(
         f"prior_options.controlnet must be a folder with a config.json and safetensors, or a hub id such as "
         f"owner/repository@revision, and {text!r} is neither"
@@ -193,13 +191,20 @@ def find_novel_view(name: str | Path, embedded: Path) -> Source:
     folder = embedded if text == "embedded" else user_path(text)
     if (folder / "unet").is_dir():
         return Source(folder, text, licence=licence_of(folder))
-    if REPOSITORY.fullmatch(text) and not folder.exists():
-        repository, _, revision = text.partition("@")
-        return fetch(text, repository, revision, kind="novel-view model")
+    if found := of_hub(text, "novel-view model"):
+        return found
     raise ValueError(
         f"novel_view must be 'embedded', a hub id such as owner/repository@revision, or a folder of a novel-view model, got "
         f"{text!r}"
     )
+
+
+def of_hub(name: str, kind: str = "prior") -> Source | None:
+    """What ``owner/repository[@revision]`` names on the hub, see ``fetch``; None for another name, or a path that is there."""
+    if not REPOSITORY.fullmatch(name) or user_path(name).exists():
+        return None
+    repository, _, revision = name.partition("@")
+    return fetch(name, repository, revision, kind=kind)
 
 
 def licence_of(folder: Path) -> str:
