@@ -18,7 +18,7 @@ from PIL import Image
 import distill
 from distill import cli
 from distill.conditions.cutout import LEAST, without_background
-from distill.domains import counted
+from distill.domains import aligned, counted
 from distill.files.atomic import replacing, write_atomic
 from distill.files.errors import first_line, line_of
 from distill.run.compose import compose_config
@@ -223,6 +223,14 @@ def test_each_command_has_its_own_help(command: str, flag: str, capsys: pytest.C
 @pytest.mark.parametrize(("count", "said"), [(0, "0 steps"), (1, "1 step"), (2, "2 steps")])
 def test_one_is_singular(count: int, said: str) -> None:
     assert counted(count, "step") == said
+
+
+def test_a_tables_columns_are_as_wide_as_their_widest_cells() -> None:
+    assert aligned([("a", "bcd", "e"), ("fghi", "", "jk"), ("l", "m", "")]) == [
+        "a     bcd  e",
+        "fghi       jk",
+        "l     m",
+    ]
 
 
 def test_a_warning_stands_on_a_line_of_its_own_above_the_bar() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from distill.domains import aligned
+
 
 @dataclass(frozen=True)
 class Model:
@@ -313,14 +315,9 @@ def describe() -> str:
         )
         for name, model in MODELS.items()
     ]
-    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-    table = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in (head, *lines)
-    ]
     notes = [
         f"{name}: {'; '.join(filter(None, (model.note, 'mirrors: ' + ', '.join(model.mirrors) if model.mirrors else '')))}"
         for name, model in MODELS.items()
         if model.note or model.mirrors
     ]
-    return "\n".join([*table, "", *notes])
+    return "\n".join([*aligned([head, *lines]), "", *notes])

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import yaml
 
+from distill.domains import aligned
 from distill.export.report import render
 from distill.export.thumbnail import thumbnail
 from distill.files.atomic import write_atomic
@@ -300,9 +301,5 @@ def as_text(runs: Sequence[Run], most: int = PRINTED) -> str:
 
     titles = ("prompt", "state", "score", "seconds", "steps", "folder", "why")
     rows = [titles, *(tuple(shown(getattr(run, name)) for name in titles) for run in runs[:most])]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
     more = [f"and {len(runs) - most} more"] if len(runs) > most else []
-    return "\n".join([*lines, *more, counted(runs)])
+    return "\n".join([*aligned(rows), *more, counted(runs)])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from distill.domains import aligned
 from distill.files.atomic import write_atomic
 from distill.files.lock import InUse, hold
 
@@ -52,11 +53,8 @@ def tell(rows: Sequence[Row], path: Path) -> None:
     """
     shown = sorted(rows, key=lambda row: not row.failed)[:SHOWN]
     lines = [(cut(row.prompt, 40), cut(row.state, 40), row.folder, f"{row.seconds:.1f}") for row in shown]
-    widths = [max(map(len, column)) for column in zip(Row._fields, *lines, strict=True)]
-    for cells in (Row._fields, *lines):
-        log.info(
-            "%s", "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-        )
+    for line in aligned([Row._fields, *lines]):
+        log.info("%s", line)
     if len(rows) > SHOWN:
         log.info("... and %d more in %s", len(rows) - SHOWN, path)
     try:
