@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distill.files.grey import eight_bits
+from distill.meshes.mtl import materials_of, text_in
 
 Array = NDArray[np.floating[Any]]
 #: The file of a name, as bytes; a ``KeyError`` if there is none, as ``zipfile.ZipFile.read`` has it.
@@ -84,14 +85,6 @@ def _texture(read: Read, path: str) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def _text(data: bytes) -> str:
-    """The text of a file, whose names are in UTF-8 or in an encoding of one byte."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
-
-
 def _materials(read: Read, path: str) -> dict[str, Material]:
     """The materials of an MTL file, by name; none where the file is missing.
 
@@ -99,52 +92,34 @@ def _materials(read: Read, path: str) -> dict[str, Material]:
         ValueError: a line or a texture cannot be read.
     """
     try:
-        text = _text(read(path))
+        text = text_in(read(path))
     except KeyError:
         return {}
-    found: dict[str, Material] = {}
-    dissolved = set[str]()  # of these d tells the opacity, whatever Tr says
-    name = ""
-    for number, line in enumerate(text.splitlines(), start=1):
-        key, rest = (*line.split(None, 1), "", "")[:2]
-        rest = rest.strip()
-        if key == "newmtl":
-            name = rest
-            found[name] = Material()
-        elif key == "map_Kd" and name and rest:
-            while match := _OPTION.match(rest):
-                rest = rest[match.end() :]
-            where = str(PurePosixPath(path).parent / rest.replace("\\", "/"))
-            found[name] = replace(found[name], texture=_texture(read, where))
-        elif key in ("Kd", "d", "Tr") and name and rest:
-            try:
-                changed = _with(found[name], key, rest.split())
-            except ValueError as error:
-                file = PurePosixPath(path).name
-                raise ValueError(
-                    f"line {number} of {file} cannot be read: {line.strip()} ({error})"
-                ) from None
-            if key != "Tr" or name not in dissolved:
-                found[name] = changed
-            if key == "d":
-                dissolved.add(name)
-    return found
+    return {
+        name: _material(values, read, PurePosixPath(path).parent)
+        for name, values in materials_of(text, PurePosixPath(path).name).items()
+    }
 
 
-def _with(material: Material, key: str, words: list[str]) -> Material:
-    """A material with the colour (``Kd``) or the opacity (``d``, or 1 less ``Tr``) of a line; one number is a grey.
-
-    Raises:
-        ValueError: these are no numbers.
-    """
-    values = [float(word) for word in (words[:3] if key == "Kd" else words[-1:])]
-    if not np.isfinite(values).all() or len(values) == 2:
-        raise ValueError("expected finite numbers: one of d or Tr, one or three of Kd")
-    values = [min(max(value, 0.0), 1.0) for value in values]
-    if key != "Kd":
-        return replace(material, opacity=values[0] if key == "d" else 1 - values[0])
-    r, g, b = values if len(values) == 3 else values * 3
-    return replace(material, colour=(r, g, b))
+def _material(values: Mapping[str, str], read: Read, folder: PurePosixPath) -> Material:
+    """A material of the values that an MTL file gives it."""
+    numbers = {
+        key: [min(max(float(word), 0.0), 1.0) for word in values[key].split()]
+        for key in ("kd", "d")
+        if key in values
+    }
+    made = Material()
+    if "kd" in numbers:
+        r, g, b = numbers["kd"]
+        made = replace(made, colour=(r, g, b))
+    if "d" in numbers:
+        made = replace(made, opacity=numbers["d"][0])
+    if "map_kd" in values:
+        name = values["map_kd"]
+        while match := _OPTION.match(name):
+            name = name[match.end() :]
+        made = replace(made, texture=_texture(read, str(folder / name.replace("\\", "/"))))
+    return made
 
 
 @dataclass
@@ -187,7 +162,7 @@ def _parse(text: str) -> tuple[_Lines, list[str]]:
         elif key == "f":
             _face(lines, words[1:], current)
         elif key == "usemtl":
-            name = line.strip()[6:].strip()
+            name = " ".join(words[1:])
             if name not in lines.names:
                 lines.names.append(name)
             current = lines.names.index(name)
@@ -207,7 +182,7 @@ def read(files: Read, path: str) -> Model:
         ValueError: the model or a texture is missing or cannot be read, or it has no faces.
     """
     try:
-        text = _text(files(path))
+        text = text_in(files(path))
     except KeyError:
         raise ValueError(f"the model {path} is missing") from None
     try:

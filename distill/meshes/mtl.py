@@ -43,9 +43,8 @@ class Library:
         return "\n".join(lines) + "\n"
 
 
-def text_of(path: Path) -> str:
-    """The text of a file, in UTF-8 or in an encoding of one byte, with ``\\n`` at the ends of its lines."""
-    data = path.read_bytes()
+def text_in(data: bytes) -> str:
+    """The text of a file's bytes, in UTF-8 or in an encoding of one byte, with ``\\n`` at the ends of its lines."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -96,7 +95,7 @@ def library_of(path: Path, named: Sequence[str]) -> Library:
                 lost.append(name)
     materials, textures = dict[str, dict[str, str]](), dict[str, Path]()
     for file in dict.fromkeys(files):
-        read = materials_of(text_of(file), file.name)
+        read = materials_of(text_in(file.read_bytes()), file.name)
         materials = {**read, **materials}
         for name in (values[key] for values in read.values() for key in _MAPS if key in values):
             texture = beside(file.parent, name) or beside(path.parent, name)

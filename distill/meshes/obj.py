@@ -9,7 +9,7 @@ from typing import Any
 import trimesh
 from trimesh.visual import TextureVisuals
 
-from distill.meshes.mtl import NAME, Library, library_of, plain_obj, text_of
+from distill.meshes.mtl import NAME, Library, library_of, plain_obj, text_in
 from distill.meshes.surface import Unfit
 
 
@@ -58,7 +58,7 @@ def load_obj(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
 
 def _with_materials(path: Path, keep: frozenset[str], begin: bool) -> tuple[trimesh.Scene, Library]:
     """Read an OBJ with all of its MTL files."""
-    text, named, used = plain_obj(text_of(path))
+    text, named, used = plain_obj(text_in(path.read_bytes()))
     library = library_of(path, named)
     files: dict[str, bytes] = {name: file.read_bytes() for name, file in library.textures.items()}
     stream: Any = BytesIO(text.encode())

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from distill.files.atomic import is_half, sha256
-from distill.meshes.mtl import library_of, plain_obj, text_of
+from distill.meshes.mtl import library_of, plain_obj, text_in
 
 #: Of one mesh in several formats, the first of these is rendered.
 SUFFIXES = (".glb", ".obj", ".gltf", ".ply", ".stl", ".off")
@@ -131,7 +131,7 @@ def beside_of(path: Path) -> list[Path]:
 
 def _of_obj(path: Path) -> list[Path]:
     """MTL files whose materials are used, and their textures."""
-    _, named, used = plain_obj(text_of(path))
+    _, named, used = plain_obj(text_in(path.read_bytes()))
     try:
         library = library_of(path, named if used else ())
     except ValueError:  # reading its surface says what is wrong
