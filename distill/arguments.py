@@ -1,4 +1,4 @@
-"""The words of the command line: which of them are the prompt, and which are options."""
+"""Split the command line into the prompt and the options."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _VALUE_FLAGS = (
 
 
 def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Tell the prompt from the options.
+    """Separate the prompt from the options.
 
     The prompt is the one argument that is neither a flag nor ``name=value`` with a name this program knows; beside a prompt, a
     picture, a mesh or a file of prompts, ``name=value`` is an option whatever the name. After ``--`` it is whatever comes next.
@@ -91,7 +91,7 @@ _FLAGS = {
 
 
 def check_flags(options: Sequence[str], known: Collection[str] = frozenset(_FLAGS)) -> None:
-    """Refuse flags that nobody knows.
+    """Refuse unknown flags.
 
     Raises:
         ValueError: there is one.
@@ -150,7 +150,7 @@ def of_library(prompt: str | None, options: Sequence[str], folders: Sequence[str
 
 
 def library_scene(options: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
-    """The word that chooses the scene of a library, where neither the options nor their experiment choose one that learns it.
+    """Return the option that selects the scene of a library, if neither the options nor the experiment select a suitable one.
 
     Several values, of a sweep, must all lead to the same word.
 
@@ -194,7 +194,7 @@ def _written(options: Sequence[str]) -> dict[str, str]:
 
 
 def values_of(flag: str, options: Sequence[str], short: str | None = None) -> tuple[list[str], list[str]]:
-    """The values of a flag, written ``--flag value`` or ``--flag=value``, and what else is on the line.
+    """Return the values of a flag, written ``--flag value`` or ``--flag=value``, and the remaining arguments.
 
     Raises:
         ValueError: the last one has no value.
@@ -216,6 +216,6 @@ def values_of(flag: str, options: Sequence[str], short: str | None = None) -> tu
 
 
 def with_example(overrides: list[str]) -> list[str]:
-    """A command line with a prompt, where it has neither one nor a picture."""
+    """Return the command line with an example prompt added, if it has neither a prompt nor a picture."""
     given = any(text.startswith(("prompt=", "prompts=", "image=")) for text in overrides)
     return overrides if given else [*overrides, "prompt=a red mug"]

@@ -40,7 +40,7 @@ class Asset:
 
     @cached_property
     def mesh(self) -> Mesh:
-        """The mesh that the run writes, with its texture and its vertices' colours, made when first asked for.
+        """The run's mesh with texture and vertex colours, extracted on first access.
 
         It is shaped by the run's options ``export.resolution``, ``faces``, ``iso``, ``largest_component`` and ``texture_size``, and
         in the scene's frame.

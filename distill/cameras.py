@@ -1,4 +1,4 @@
-"""Cameras."""
+"""Camera geometry."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Cameras:
         return len(self.c2w)
 
     def to(self, device: torch.device | str) -> Cameras:
-        """Copy them to a device, in one transfer."""
+        """Copy the cameras to a device, in one transfer."""
         values = list(vars(self).values())
         if all(value.device == torch.device(device) for value in values):
             return self
@@ -48,28 +48,28 @@ class Cameras:
         return Cameras(*(value[index] for value in vars(self).values()))
 
     def part(self, begin: int, end: int) -> Cameras:
-        """Return those from ``begin`` up to but not including ``end``."""
+        """Return the cameras from ``begin`` up to but not including ``end``."""
         return self[begin:end]
 
     def split(self, size: int) -> list[Cameras]:
-        """Parts of ``size``, the last of what is left."""
+        """Split the cameras into parts of ``size``; the last may be smaller."""
         return [self.part(begin, begin + size) for begin in range(0, len(self), size)]
 
     @staticmethod
     def joined(parts: Sequence[Cameras]) -> Cameras:
-        """Undo ``split``."""
+        """Concatenate parts of cameras: the inverse of ``split``."""
         return Cameras(
             *(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True))
         )
 
     def scaled(self, factor: float) -> Cameras:
-        """The same in other units of length: positions and distances are multiplied."""
+        """Return the cameras in other units of length, with positions and distances multiplied."""
         c2w = self.c2w.clone()
         c2w[:, :3, 3] *= factor
         return replace(self, c2w=c2w, distance=factor * self.distance)
 
     def window(self, left: float, bottom: float, side: float) -> Cameras:
-        """Cameras that see only a square window of each square picture, all else the same.
+        """Return cameras that see only a square window of each square picture, otherwise the same.
 
         Their matrices are sheared, for the window need not be in the middle: they are for casting rays alone.
 
@@ -155,7 +155,7 @@ def orbit(
 
 
 def moved(cameras: Cameras, by: Tensor, look_at: Tensor, up: Tensor) -> Cameras:
-    """Shift cameras and turn them to other points; their angles and distances stay those that they had.
+    """Shift cameras and turn them to other points; their recorded angles and distances are unchanged.
 
     Args:
         cameras: on the CPU or a device.
@@ -178,6 +178,6 @@ def moved(cameras: Cameras, by: Tensor, look_at: Tensor, up: Tensor) -> Cameras:
 def turntable(
     views: int, elevation_deg: float = 15.0, distance: float = 3.2, fov_y_deg: float = 40.0
 ) -> Cameras:
-    """Evenly spaced cameras at one height, starting at the front."""
+    """Return evenly spaced cameras at one elevation, starting at the front."""
     azimuth = torch.arange(views, dtype=torch.float32) * (360 / views)
     return orbit(azimuth, torch.full_like(azimuth, elevation_deg), distance, fov_y_deg)

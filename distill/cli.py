@@ -1,4 +1,4 @@
-"""The command line: a plain prompt, and Hydra for the rest."""
+"""The command line: a plain prompt, and Hydra for the options."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ Make a 3D asset from a text prompt or a picture.
   distill "a red mug" resume=true             resume an interrupted run
   distill "a red mug" view=true               print the address of a page to watch, pause and stop the run
   distill prompts=FILE                        one asset for each line of a file
-  distill prompts=FILE shard=1/4              the first of four parts of a file, each for a process of its own
-  distill "a red mug" stages=[field,surface]  a field, then a surface of it; stage.surface.iterations=200 is for one stage
+  distill prompts=FILE shard=1/4              the first of four parts of a file, for separate processes
+  distill "a red mug" stages=[field,surface]  a field, then a surface of it; stage.surface.iterations=200 applies to one stage
   distill amortise prompts=FILE               train one generator for a library of prompts
   distill "a red mug" generator=FOLDER        make a prompt's scene with a generator, without training
-  distill "a red mug" seeds=4 keep=best       four seeds; the files of the one that a judge prefers are the run's own
+  distill "a red mug" seeds=4 keep=best       four seeds; a judge selects the one to keep
   distill "a red mug" -m seed=0,1,2           sweep
-  distill prompts=FILE -m shard=1/2,2/2 hydra/launcher=joblib   a sweep whose jobs are processes; submitit_slurm: of a cluster
-  distill export RUN export.formats=usdz      the mesh of a finished run once more: formats, name, pivot, size_m, lods
+  distill prompts=FILE -m shard=1/2,2/2 hydra/launcher=joblib   a sweep with a process per job; submitit_slurm: on a cluster
+  distill export RUN export.formats=usdz      the mesh of a finished run again: formats, name, pivot, size_m, lods
   distill summary outputs/                    one table over all runs in a folder: summary.csv, summary.html
   distill "a blue mug" init=RUN guidance=dds source_prompt="a red mug"   edit a finished run
   distill image=mug.png                       from a picture: RGBA, or on a plain background
   distill "a red mug" image=mug.png           from a picture and a prompt
-  distill "a leather armchair" mesh=chair.glb   a texture for a mesh of your own
+  distill "a leather armchair" mesh=chair.glb   a texture for your own mesh
   distill -- "seed=1 is my prompt"            a prompt that looks like an option
-  distill priors                              list the models that prior= knows by name
-  distill priors things                       list the objects and colours that this prior, another that ships or one in a folder knows
+  distill priors                              list the models that prior= accepts by name
+  distill priors things                       list the objects and colours that a bundled prior, or one in a folder, knows
   distill doctor prior=sd-2.1-base guidance=vsd   check the machine, forecast memory and time (--json)
 
 Common options (name=value):
@@ -83,13 +83,13 @@ def _fail(error: BaseException) -> None:
 def _say_interrupted(runs: bool = True) -> None:
     from distill.ranks import speaks
 
-    advice = "; a run that has begun goes on with resume=true, and a file of prompts with the same command"
+    advice = "; to continue, add resume=true, or for a file of prompts run the same command again"
     if speaks():
         print(f"distill: interrupted{advice if runs else ''}", file=sys.stderr)
 
 
 def _list(of: Sequence[str]) -> str:
-    """The table of the priors that are known by name, or what one that was trained on the embedded world knows.
+    """Return the table of the known priors, or the objects that one trained on the embedded world knows.
 
     Raises:
         ValueError: there is none of that name.
@@ -325,7 +325,7 @@ def _start(arguments: Sequence[str]) -> int:
 
 
 def _export(arguments: Sequence[str]) -> int:
-    """Export a finished run anew, and print the files."""
+    """Export a finished run again, and print the files."""
     if not arguments:
         raise ValueError(
             "distill export takes a run's folder: distill export outputs/RUN export.formats=usdz"

@@ -1,4 +1,4 @@
-"""Turn pickled files of tensors into safetensors, without running anything that is in them.
+"""Convert pickled files of tensors to safetensors, without executing anything in them.
 
 python -m distill.convert old/model            # every pickled file of a folder in the diffusers layout
 python -m distill.convert old/diffusion_pytorch_model.bin
@@ -28,9 +28,9 @@ PARTS = {"clip_model.": "cond_stage_model.", "vae_model.": "first_stage_model."}
 
 
 def convert(source: Path, target: Path | None = None) -> Path:
-    """Write the tensors of ``source`` to ``target``, by default beside it, named as a loader looks for it.
+    """Write the tensors of ``source`` to ``target``, by default next to it, under the name that a loader expects.
 
-    The names of tensors stay, but for the two parts of ImageDream's file that are called otherwise in MVDream's. Of an index of
+    The names of tensors stay, except for the two parts of ImageDream's file that are called otherwise in MVDream's. Of an index of
     parts (``*.bin.index.json``), the names of the parts change.
 
     Raises:
@@ -83,7 +83,7 @@ def _called(name: str) -> str:
 
 
 def target_of(source: Path) -> Path:
-    """Return the path where a loader looks for the safetensors: ``pytorch_model.bin`` becomes ``model.safetensors``.
+    """Return the path where a loader expects the safetensors: ``pytorch_model.bin`` becomes ``model.safetensors``.
 
     What stands behind the name stays: ``pytorch_model.fp16.bin`` becomes ``model.fp16.safetensors``.
     """
@@ -95,7 +95,7 @@ def target_of(source: Path) -> Path:
 
 
 def pickled(folder: Path) -> list[Path]:
-    """Pickled files of a folder, and indices of their parts, that have no safetensors beside them."""
+    """Return the pickled files of a folder, and indices of shards, without safetensors next to them."""
     found = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES or INDEX.search(path.name))
     return [path for path in found if not target_of(path).exists()]
 

@@ -6,7 +6,7 @@ import torch
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of a name; ``auto`` is CUDA where there is one.
+    """Return the device of a name; ``auto`` is CUDA if available.
 
     Raises:
         ValueError: the device is not there.

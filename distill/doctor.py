@@ -40,7 +40,7 @@ ROOM, LEAST = 2e9, 20e6
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         name: of it.
@@ -54,7 +54,7 @@ class Finding:
 
 
 def doctor(parts: Sequence[Part], *, as_json: bool = False) -> int:
-    """Look at everything that a command needs, print it, and return the exit code: 0 if it can run.
+    """Check everything that a command needs, print the findings, and return the exit code: 0 if it can run.
 
     Args:
         parts: of a file of prompts, or the one of another command, which has no prompts.
@@ -71,7 +71,7 @@ def doctor(parts: Sequence[Part], *, as_json: bool = False) -> int:
 
 
 def examine_all(parts: Sequence[Part]) -> Iterator[Finding]:
-    """Yield the findings of all parts, in order; of a later one what was not found before."""
+    """Yield the findings of all parts, in order and without repetition."""
     seen = set[Finding]()
     for number, part in enumerate(parts):
         for finding in examine(*part):
@@ -125,7 +125,7 @@ def examine(config: DictConfig, prompts: Sequence[str] = ()) -> Iterator[Finding
 
 
 def forecast(config: DictConfig, source: Source, device: torch.device) -> Iterator[Finding]:
-    """Whether options fit the prior, and what a step takes."""
+    """Check whether the options fit the prior, and forecast the cost of a step."""
     yield from fits(config, source)
     try:
         yield from costs(config, source, device)
@@ -134,7 +134,7 @@ def forecast(config: DictConfig, source: Source, device: torch.device) -> Iterat
 
 
 def fits(config: DictConfig, source: Source) -> Iterator[Finding]:
-    """Options that must fit the prior."""
+    """Check the options that must fit the prior."""
     from distill.forecast.network import shadow
 
     options = config.prior_options
@@ -155,7 +155,7 @@ def fits(config: DictConfig, source: Source) -> Iterator[Finding]:
 
 
 def devices(wanted: str) -> Iterator[Finding]:
-    """CUDA and its driver."""
+    """Check CUDA and its driver."""
     driver = Path("/proc/driver/nvidia/version")
     line = driver.read_text().splitlines()[0] if driver.is_file() else ""
     if not torch.cuda.is_available():
@@ -182,7 +182,7 @@ def devices(wanted: str) -> Iterator[Finding]:
 
 
 def runs_on(arch: str, major: int, minor: int) -> bool:
-    """Whether kernels built for an architecture, such as ``sm_86``, run on a card of a compute capability.
+    """Return whether kernels built for an architecture, such as ``sm_86``, run on a card of a compute capability.
 
     Machine code (``sm_``) runs on cards of the same major version and the same or a later minor one, intermediate code
     (``compute_``) on all later cards, and what is for one card alone (``sm_90a``) on that one.
@@ -220,7 +220,7 @@ def backends(device: torch.device | None, chosen: str) -> Iterator[Finding]:
 
 
 def places(config: DictConfig) -> Iterator[Finding]:
-    """Room on disk, where results and models go."""
+    """Check the disk space for results and models."""
     from huggingface_hub import constants
 
     from distill.priors.text import cache_folder
@@ -245,13 +245,13 @@ def places(config: DictConfig) -> Iterator[Finding]:
 
 
 def inputs(config: DictConfig, prompts: Sequence[str] = ()) -> Iterator[Finding]:
-    """The user's own files that a run reads, and the folder that it writes."""
+    """Check the user's files that a run reads, and its output folder."""
     for name, look in looks(config, prompts):
         yield looked(name, look)
 
 
 def looked(name: str, look: Callable[[], str]) -> Finding:
-    """Look at a thing; what the run would refuse it with is the finding."""
+    """Run a check; the finding is the error with which the run would refuse."""
     try:
         return Finding(name, "ok", look())
     except (ValueError, OSError) as error:
@@ -314,7 +314,7 @@ def the_prior(name: str, settings: str | None = None) -> Iterator[tuple[Finding,
 
 
 def beside(config: DictConfig, source: Source) -> Iterator[Finding]:
-    """What the options put on a prior, or say of it."""
+    """Check the options that modify or describe the prior."""
     options = config.prior_options
 
     def vae(index: dict[str, Any]) -> str:
@@ -360,7 +360,7 @@ def smoke(device: torch.device) -> Finding:
 
 
 def costs(config: DictConfig, source: Source, device: torch.device) -> Iterator[Finding]:
-    """Memory and time of a step, from the networks' configurations and a small rendering."""
+    """Forecast memory and time of a step, from the networks' configurations and a small rendering."""
     from distill.forecast.cost import SHARE, cost
     from distill.forecast.network import speed_of
     from distill.priors.dtypes import default_dtype
@@ -406,14 +406,14 @@ def costs(config: DictConfig, source: Source, device: torch.device) -> Iterator[
 
 
 def lasting(seconds: float) -> str:
-    """A time in minutes, or from two hours on in hours."""
+    """Format a duration in minutes or, from two hours on, in hours."""
     minutes = seconds / 60
     number, unit = (minutes, "min") if minutes < 120 else (minutes / 60, "h")
     return f"{number:.0f} {unit}" if number >= 10 else f"{number:.2g} {unit}"
 
 
 def memory() -> int:
-    """The machine's memory, bytes; 0 where it does not say."""
+    """Return the machine's memory in bytes; 0 if unknown."""
     import os
 
     names: Callable[[str], int] | None = getattr(os, "sysconf", None)

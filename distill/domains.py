@@ -75,7 +75,7 @@ class Length:
 
 @dataclass(frozen=True)
 class OneOf:
-    """A closed set of values whose list is only known when it is asked for, such as names in a registry.
+    """A closed set of values whose list is computed on demand, such as names in a registry.
 
     In a plug-in's signature, ``Literal`` says the same of a fixed set; a structured configuration does not take ``Literal``.
     """
@@ -93,7 +93,7 @@ class Scheduled:
 
 @dataclass(frozen=True)
 class Follows:
-    """An option that, where it is None, takes the value of the option of the same name in another group."""
+    """An option that, if None, takes the value of the option of the same name in another group."""
 
     group: str
 
@@ -205,12 +205,12 @@ def _describe_list(hint: object, rules: tuple[Any, ...]) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with its noun: ``1 step``, ``2 steps``."""
+    """Format a number with its noun: ``1 step``, ``2 steps``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def listed(names: Sequence[object]) -> str:
-    """Names with commas, the last after ``or``."""
+    """Join names with commas, the last with ``or``."""
     words = [str(name) for name in names]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 

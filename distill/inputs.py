@@ -1,4 +1,4 @@
-"""What a run reads and where it writes, looked at with the run's own functions and without loading its models."""
+"""Check a run's inputs and output folder, with the run's own functions and without loading models."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Look = tuple[str, Callable[[], str]]
 
 
 def looks(config: DictConfig, texts: Sequence[str] = ()) -> Iterator[Look]:
-    """Yield a look at each thing of the user's own that a configuration names, and at the folder that it writes to.
+    """Yield a check of each user file that a configuration names, and of the output folder.
 
     Args:
         config: of a run, or of a part of a file of prompts.
@@ -100,12 +100,12 @@ def listed(config: DictConfig, texts: Sequence[str] = ()) -> str:
 
 
 def known(config: DictConfig) -> str:
-    """Check that the prior knows the words of a prompt, or near ones."""
+    """Check that the prior knows the words of a prompt, or related ones."""
     return check_prompt(config) or str(config.prompt)
 
 
 def judged(config: DictConfig) -> str:
-    """Check that the judge is there, and knows the words of a prompt."""
+    """Check that the judge exists and knows the words of a prompt."""
     check_judge(config)
     return str(judge_of(config))
 
@@ -118,13 +118,13 @@ def pictured(config: DictConfig) -> str:
 
 
 def shown(control: str) -> str:
-    """Check the picture that a ControlNet is shown."""
+    """Check the input picture of a ControlNet."""
     read_picture(user_path(control))
     return control
 
 
 def begun(config: DictConfig) -> str:
-    """Check that a scene can go on from an earlier run's."""
+    """Check that a scene can start from an earlier run's."""
     check_init(config)
     make_scenes(config, torch.Generator().manual_seed(config.seed), torch.device("cpu"))
     return str(config.init)
@@ -152,14 +152,14 @@ def whole_lora(entry: str) -> str:
 
 
 def fitting(config: DictConfig, prior: DiffusionPrior) -> Iterator[Look]:
-    """Yield looks at what must fit the prior, of which ``prior`` has the shapes and no weights."""
+    """Yield checks of what must fit the prior; ``prior`` has its shapes but no weights."""
     yield "options", partial(options_fit, config, prior)
     for entry in config.prior_options.loras:
         yield "lora", partial(lora_fits, entry, prior)
 
 
 def options_fit(config: DictConfig, prior: DiffusionPrior) -> str:
-    """Check the options that a prior must be able to follow."""
+    """Check the options that the prior must support."""
     check_fits(config, prior)
     if is_imagedream(prior.source):
         check_shown(config, prior.name)
@@ -167,7 +167,7 @@ def options_fit(config: DictConfig, prior: DiffusionPrior) -> str:
 
 
 def lora_fits(entry: str, prior: DiffusionPrior) -> str:
-    """Check that a LoRA file has layers of this prior's network alone, or of its text encoders."""
+    """Check that a LoRA file has only layers of this prior's network or of its text encoders."""
     family, index = family_of(prior.source.folder)
     file, part = lora.parse(entry), family.component
     update = lora.read(file, loader(family, index), part, prior.network.config)

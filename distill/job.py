@@ -1,4 +1,4 @@
-"""What a run is made of: its state, its settings and its parts."""
+"""The state, settings and parts of a run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class State:
-    """Everything that changes during a run, and so everything a checkpoint holds.
+    """Everything that changes during a run and is saved in a checkpoint.
 
     Attributes:
         scene: what is optimised.
@@ -56,7 +56,7 @@ class State:
         return [p for group in self.scene.parameter_groups().values() for p in group.parameters]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint holds."""
+        """Return the contents of a checkpoint."""
         return {
             "scene": dict(self.scene.state_dict()),
             "optimiser": self.optimiser.state_dict(),
@@ -68,7 +68,7 @@ class State:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go back to a checkpoint.
+        """Restore a checkpoint.
 
         Raises:
             ValueError: it is of a guidance without parameters, and this one has some.
@@ -199,7 +199,7 @@ def take(scene: Scene, values: Sequence[Tensor]) -> None:
 
 
 def views_of_a_process(job: Job) -> int:
-    """Return how many of a prompt's views each process has: a share where there is one prompt to share, else all of them."""
+    """Return the number of a prompt's views per process: a share if processes share one prompt, else all."""
     return job.settings.batch // (job.ranks.size if job.settings.accumulate == 1 else 1)
 
 

@@ -1,4 +1,4 @@
-"""The optimiser loop: render, ask the prior, step."""
+"""The optimiser loop: render, evaluate the prior, step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FEW = 0.1
 
 
 class Diverged(RuntimeError):
-    """Too many steps in a row had gradients that are not finite."""
+    """Too many consecutive steps had non-finite gradients."""
 
 
 class OutOfMemory(RuntimeError):
@@ -68,10 +68,10 @@ def train(job: Job, on_step: OnStep = lambda *_: None) -> State:
 
 
 def tell_skipped(state: State) -> None:
-    """Warn of steps that were left out, where they are more than a few."""
+    """Warn of skipped steps, if there are more than a few."""
     if state.skipped > FEW * state.step:
         log.warning(
-            "%d of %d steps were left out, since their gradients were not finite", state.skipped, state.step
+            "%d of %d steps were skipped, because their gradients were not finite", state.skipped, state.step
         )
 
 
@@ -94,7 +94,7 @@ class Gradients(Protocol):
 
 
 def step(job: Job, gradients: Gradients | None = None) -> tuple[Seen, dict[str, float]]:
-    """Train for one step: update the scene, render it, ask the prior, move the parameters.
+    """Train for one step: update the scene, render it, evaluate the prior, update the parameters.
 
     Args:
         job: the parts; its state is advanced in place.
@@ -142,7 +142,7 @@ def _divide(parameters: Sequence[nn.Parameter], count: int) -> None:
 
 
 def clipped(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
-    """Scale gradients down to a norm of at most ``largest``, 0 for any; returns the norm that they had, a scalar."""
+    """Scale gradients down to a norm of at most ``largest``, 0 for no limit; returns their original norm, a scalar."""
     if largest:
         return nn.utils.clip_grad_norm_(parameters, largest)
     # With no bound, clipping would multiply every gradient by 1.
@@ -172,7 +172,7 @@ def accumulate(job: Job, now: Step, cameras: Cameras, generator: torch.Generator
 
 
 def see(job: Job, now: Step, cameras: Cameras, generator: torch.Generator | None = None) -> Seen:
-    """Render some of a step's views, ask the prior, and add their share of the step's gradient to the scene's.
+    """Render some of a step's views, evaluate the prior, and add their share of the step's gradient to the scene's.
 
     Args:
         job: the parts.
@@ -222,7 +222,7 @@ def check_gradient(grad: object, x: Tensor) -> None:
 
 
 def retrying(job: Job) -> Gradients:
-    """Return ``accumulate`` that, from a step on that runs out of memory, renders frugally and half as many views at a time."""
+    """Return an ``accumulate`` that, once a step runs out of memory, renders with less memory and half as many views at a time."""
     smaller: Job | None = None
 
     def gradients(job: Job, now: Step, cameras: Cameras, generator: torch.Generator) -> Seen:
@@ -239,7 +239,7 @@ def retrying(job: Job) -> Gradients:
         fewer = replace(job.settings, at_once=max(1, views_at_once(job) // 2))
         smaller = replace(job, settings=fewer, render=job.frugal)
         log.warning(
-            "step %d did not fit the memory; from here on %s at a time",
+            "step %d did not fit in memory; continuing with %s at a time",
             now.index,
             counted(views_at_once(smaller), "view"),
         )
@@ -251,7 +251,7 @@ def retrying(job: Job) -> Gradients:
 
 
 def joined(parts: Sequence[Seen]) -> Seen:
-    """Concatenate what a step's parts gave."""
+    """Concatenate the results of a step's parts."""
     if len(parts) == 1:
         return parts[0]
     return Seen(
@@ -278,7 +278,7 @@ def as_latent(render: Render, prior: Prior) -> Tensor:
 def _too_large(step: int, at_once: int, least: int) -> str:
     """Say what did not fit, and the remedies; ``least`` views are taken together in any case."""
     return (
-        f"step {step} did not fit the device's memory, not even with {counted(at_once, 'view')} at a time; go on with resume=true and "
+        f"step {step} did not fit the device's memory, not even with {counted(at_once, 'view')} at a time; continue with resume=true and "
         f"render.at_once={least}, render.recompute=true, prior_options.checkpointing=true, or max_vram=, which chooses; or start "
         "again with a smaller render.size or prior_options.image_size, render.patch=64, or a smaller prior"
     )

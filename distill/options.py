@@ -21,7 +21,7 @@ from distill.samplers.schedules import Ramp
 
 @cache
 def options_of(target: Callable[..., Any], schedules: bool = False) -> type:
-    """A dataclass of a callable's options: its keyword-only parameters, or all where every one has a default.
+    """Return a dataclass of a callable's options: its keyword-only parameters, or all if every one has a default.
 
     With ``schedules``, numbers accept a schedule too: their type is checked by ``schedule``, not by Hydra.
     """
@@ -52,13 +52,13 @@ def options_of(target: Callable[..., Any], schedules: bool = False) -> type:
 
 @cache
 def hints_of(target: Callable[..., Any], rules: bool = False) -> dict[str, Any]:
-    """The types of a callable's parameters; with ``rules``, those of ``distill.domains`` beside them."""
+    """Return the types of a callable's parameters; with ``rules``, including those of ``distill.domains``."""
     source = target.__init__ if inspect.isclass(target) else target
     return typing.get_type_hints(source, include_extras=rules)
 
 
 def names_of(target: Callable[..., Any]) -> list[str]:
-    """The names of a callable's options."""
+    """Return the names of a callable's options."""
     return [item.name for item in dataclasses.fields(options_of(target)) if not item.name.startswith("_")]
 
 
@@ -91,7 +91,7 @@ SCHEDULE_FIELDS = ("start", "end", "from_fraction", "to_fraction", "from_step", 
 
 
 def schedule(name: str, value: object, iterations: int | None) -> float | Ramp:
-    """A number as it is, or what a ``Ramp`` says as ``distill.samplers.schedules.Ramp``.
+    """Return a number unchanged, or the contents of a ``Ramp`` as ``distill.samplers.schedules.Ramp``.
 
     Args:
         name: of the option, for errors.
@@ -127,13 +127,13 @@ def schedule(name: str, value: object, iterations: int | None) -> float | Ramp:
 
 
 def ramp(name: str, value: object, iterations: int | None) -> Ramp:
-    """A number, which stays as it is, or a schedule as a ``Ramp``; arguments and errors as of ``schedule``."""
+    """Return a number unchanged, or a schedule as a ``Ramp``; arguments and errors as for ``schedule``."""
     made = schedule(name, value, iterations)
     return made if isinstance(made, Ramp) else Ramp(made)
 
 
 def schedules_in(config: DictConfig, group: str) -> dict[str, Any]:
-    """The schedules among a group's options, by option; in a range, either end may be one.
+    """Return the schedules among a group's options, by option; in a range, either end may be one.
 
     Raises:
         ValueError: what should be a number, a range or a schedule is none.
@@ -178,7 +178,7 @@ def value_over_run(config: DictConfig, group: str, name: str) -> float | Ramp:
 
 
 def numbers(target: Callable[..., Any]) -> dict[str, int]:
-    """A callable's options that are numbers, or ranges of them: how many numbers each has."""
+    """Return a callable's options that are numbers or ranges, with how many numbers each has."""
     fields = dataclasses.fields(options_of(target, True))
     return {item.name: item.metadata["numbers"] for item in fields if "numbers" in item.metadata}
 
@@ -205,7 +205,7 @@ def check_options(
 
 
 def check_option(name: str, value: object, hint: object, iterations: int | None, scheduled: int = 0) -> None:
-    """Check one value against its type and the rules beside it; a schedule at both of its ends.
+    """Check one value against its type and rules; a schedule at both ends.
 
     Args:
         name: of the option, for errors.
@@ -242,7 +242,7 @@ def _ends(name: str, value: object, iterations: int | None) -> Sequence[object]:
 
 
 def shown(value: object) -> str:
-    """A value as an error repeats it, cut where it is long."""
+    """Format a value for an error message, truncated if long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -21,15 +21,15 @@ PATIENCE = timedelta(hours=1)
 
 
 class Ended(RuntimeError):
-    """Another process failed, and says why itself."""
+    """Another process failed, and reports the reason itself."""
 
 
 class Lost(RuntimeError):
-    """Another process is gone without a word."""
+    """Another process ended without a report."""
 
 
 class Ranks:
-    """One of several processes with the same parameters, of which each does its part of every step.
+    """One of several processes with the same parameters, each of which does its part of every step.
 
     All of them ``meet`` once before they begin, in each step, and at the end. A process that fails meets the others once more,
     so that they end too, rather than wait. On a single process, nothing here does anything.
@@ -45,7 +45,7 @@ class Ranks:
         self.asked, self.stop = threading.Event(), threading.Event()
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Return this process's part of some work, consecutive and as large as the others'."""
+        """Return this process's part of some work: consecutive, and equal in size to the others'."""
         count = len(items)
         return items[self.rank * count // self.size : (self.rank + 1) * count // self.size]
 
@@ -57,11 +57,11 @@ class Ranks:
         return self.stop
 
     def meet(self, weights: int = 0, failed: bool = False) -> None:
-        """Wait for all, and agree whether to stop.
+        """Synchronise all processes, and agree whether to stop.
 
         Args:
             weights: parameters that this process trains; all must have as many.
-            failed: this process cannot go on.
+            failed: this process cannot continue.
 
         Raises:
             Ended: another process fails, which says why; of several, the first.
@@ -89,12 +89,12 @@ class Ranks:
             )
 
     def part(self) -> None:
-        """Meet for the last time: from here on, each process is alone."""
+        """Synchronise for the last time: from here on, processes are independent."""
         self.meet()
         self.parted = True
 
     def tell(self, value: Any = None) -> Any:
-        """Return what process 0 gives."""
+        """Return the value of process 0."""
         if self.parted:
             return value
         self.meet()
@@ -103,7 +103,7 @@ class Ranks:
         return told[0]
 
     def begin(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Give all processes the parameters of process 0: what is computed on several GPUs may differ in the last bit."""
+        """Give all processes the parameters of process 0, since results on several GPUs may differ in the last bit."""
         if self.parted:
             return
         self.meet(weights_of(parameters))
@@ -112,7 +112,7 @@ class Ranks:
             self._with_all(lambda value=value: dist.broadcast(value, 0))  # type: ignore[misc]
 
     def add(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Meet, then make each gradient the sum of all processes'; those that none has stay None."""
+        """Synchronise, then sum each gradient over all processes; gradients that no process has stay None."""
         if self.parted:
             return
         self.meet(weights_of(parameters))
@@ -145,7 +145,7 @@ class Ranks:
         except RuntimeError as error:
             self.parted = True
             raise Lost(
-                "another process ended without a word, so this one ends too; the launcher says which; go on with resume=true"
+                "another process ended without a word, so this one ends too; the launcher says which; continue with resume=true"
             ) from error
 
 
@@ -154,12 +154,12 @@ ALONE = Ranks()
 
 
 def weights_of(parameters: Sequence[nn.Parameter]) -> int:
-    """Numbers in some parameters."""
+    """Return the number of values in some parameters."""
     return sum(parameter.numel() for parameter in parameters)
 
 
 def streams(generator: torch.Generator, count: int) -> list[torch.Generator]:
-    """Generators of the parts of a step: each part draws the same numbers whichever process it is on.
+    """Return generators for the parts of a step: each part draws the same numbers on any process.
 
     Args:
         generator: of the step, which is returned for a single part, and seeds those of several.
@@ -172,12 +172,12 @@ def streams(generator: torch.Generator, count: int) -> list[torch.Generator]:
 
 
 def launched() -> int:
-    """Number of processes that a launcher started, 1 for none."""
+    """Return the number of processes that a launcher started, 1 for none."""
     return int(os.environ.get("WORLD_SIZE") or 1) if "RANK" in os.environ else 1
 
 
 def speaks() -> bool:
-    """Tell whether this process says what all of them find: the first one does."""
+    """Return whether this process reports for all: only the first one does."""
     return launched() == 1 or os.environ["RANK"] == "0"
 
 
@@ -188,7 +188,7 @@ def joined(device: str) -> Iterator[Ranks]:
     Each takes a GPU of its own, number ``LOCAL_RANK`` of the machine; gradients go over NCCL there, and over gloo on CPUs.
 
     Args:
-        device: as of ``distill.devices.pick_device``.
+        device: as for ``distill.devices.pick_device``.
 
     Raises:
         ValueError: there is no GPU for this process.

@@ -1,4 +1,4 @@
-"""Parts that users register: what they must have to be chosen by name."""
+"""Requirements for registering custom losses and scenes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ GIVEN = ("seed", "generator", "embeddings")
 
 
 def check_own(what: str, part: object) -> str:
-    """Check a part that is to be registered; returns the name that it is chosen by, in lower case.
+    """Check a part to be registered; returns the name that selects it, in lower case.
 
     Args:
         what: it is, for errors.

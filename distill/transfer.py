@@ -6,7 +6,7 @@ from torch import Tensor, device
 
 
 def send(value: Tensor, where: device | str) -> Tensor:
-    """Copy a tensor to a device; from the CPU to CUDA without waiting until it has arrived.
+    """Copy a tensor to a device; asynchronously from the CPU to CUDA.
 
     A plain copy to CUDA blocks the host until everything queued on the device is done. One from pinned memory is queued
     itself, and torch keeps that memory until the copy is made.

@@ -1,4 +1,4 @@
-"""How each command other than making an asset is used: what ``distill COMMAND --help`` prints."""
+"""Help of the commands, as ``distill COMMAND --help`` prints it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ USAGES = {
         {
             "prompts=FILE": "a prompt in each line, or JSON with the lists train, validation and held_out",
             "scene=NAME": "hyper_grid (default) or hyper_conv",
-            "output_dir=DIR": "where the generator goes; by default a new folder in outputs/",
+            "output_dir=DIR": "folder of the generator; by default a new one in outputs/",
             **_ANY,
             **_FOLDERS,
             "-m": "sweep: a training for each of several values",
@@ -42,26 +42,26 @@ USAGES = {
     ),
     "doctor": Usage(
         "doctor [PROMPT] [NAME=VALUE ...] [--json]",
-        "Check the machine and what a run's options name, and forecast its memory and time; nothing is trained but one small step.",
+        "Check the machine and a run's options, and forecast its memory and time; only one small step is trained.",
         {"--json": "print JSON", **_ANY, **_FOLDERS},
         "doctor prior=sd-2.1-base guidance=vsd",
     ),
     "export": Usage(
         "export RUN [export.NAME=VALUE ...] [device=NAME]",
-        "Write the mesh of a finished run once more, beside its files; nothing is replaced.",
+        "Write the mesh of a finished run again, next to its files; nothing is replaced.",
         {
             "export.formats=LIST": "of glb, obj, ply, stl, usdz",
             "export.name=NAME": "of the files, by default mesh",
             "export.pivot=NAME": "scene, centre or ground",
             "export.size_m=METRES": "the largest extent",
-            "export.lods=N": "simplified meshes besides",
+            "export.lods=N": "number of additional simplified meshes",
             "device=NAME": "auto, cpu or cuda",
         },
         "export outputs/RUN export.formats=usdz export.size_m=0.1",
     ),
     "priors": Usage(
         "priors [NAME]",
-        "List the models that prior= knows by name; with a name, what a prior of the embedded world knows.",
+        "List the models that prior= accepts by name; with a name, the objects that a bundled prior knows.",
         {"NAME": "embedded, things, views or a prior's folder"},
         "priors things",
     ),
@@ -75,7 +75,7 @@ USAGES = {
 
 
 def usage_of(command: str) -> str:
-    """The help of a command: its line, what it does, its options, an example."""
+    """Return the help of a command: usage, description, options, an example."""
     usage = USAGES[command]
     width = max(map(len, ("--help", *usage.options)))
     options = "".join(f"  {name:{width}}  {does}\n" for name, does in usage.options.items())

@@ -9,8 +9,8 @@ on held-out pairs of colour and kind. Pictures and features are kept in memory, 
     python examples/ablate_novelview.py --work ablation --clip clip --dino encoder/encoder --minutes 4.8                  # one GPU
 
 The number of updates is chosen so that all fits the minutes, and is the same for all rows; ``--updates`` sets it instead. All
-rows of a seed come before the next seed's, so what is finished when time is over can be compared. Run it again to go on with what
-is missing. ``--report`` writes the tables, claims and pictures of the finished trainings anew, and ``--docs`` puts them in a page.
+rows of a seed come before the next seed's, so what is finished when time is over can be compared. Run it again to continue with what
+is missing. ``--report`` writes the tables, claims and pictures of the finished trainings again, and ``--docs`` puts them in a page.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def plan(options: argparse.Namespace, pool: ProcessPoolExecutor) -> dict[str, An
         if other := [name for name, value in asked.items() if before.get("asked", asked)[name] != value]:
             flag = f"--{other[0].replace('_', '-')}"
             raise ValueError(
-                f"{path} is of trainings with {flag} {before['asked'][other[0]]}, not {asked[other[0]]}; give what they have to go on "
+                f"{path} is of trainings with {flag} {before['asked'][other[0]]}, not {asked[other[0]]}; give what they have to continue "
                 "with them, or another --work"
             )
         return before

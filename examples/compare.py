@@ -3,7 +3,7 @@
 An interrupted run continues when started again; run one command for each --part to use several cores. --claims adds the
 methods that test the papers' claims. --exact uses the exact prior of each prompt instead of the network (without VSD,
 which trains one). --things compares SDS at two scales, CSD, ASD and VSD, each with and without DreamTime's timesteps, on
-names of real things with several variants, for a prior that knows them. --pictures N also makes up to four objects from one
+names of real objects with several variants, for a prior that knows them. --pictures N also makes up to four objects from one
 picture each, through the embedded novel-view model; --prompts 0 leaves the prompts out.
     python examples/compare.py --output ~/comparison --methods sds csd asd --prompts 4 --seeds 2
     python examples/compare.py --output ~/variants --things --archives ~/things --seeds 3 --iterations 300 --part 1/2
@@ -39,11 +39,11 @@ def parse_options(every: Mapping[str, Any]) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=known)
     parser.add_argument("--claims", action="store_true", help="all methods and variants, claims judged")
     parser.add_argument("--exact", action="store_true", help="on each prompt's exact prior")
-    parser.add_argument("--things", action="store_true", help=f"on {len(THINGS)} names of real things")
+    parser.add_argument("--things", action="store_true", help=f"on {len(THINGS)} names of real objects")
     parser.add_argument("--archives", type=Path, help="folder of the things' archives, for their true meshes")
     parser.add_argument("--pack", type=Path, help="folder of their pictures, where there are no archives")
     parser.add_argument("--judge", type=Path, help="folder of a judge that was trained on things")
-    parser.add_argument("--prior", help="another prior that ships, or a folder")
+    parser.add_argument("--prior", help="another bundled prior, or a folder")
     parser.add_argument(
         "--prompts", type=int, help="the first so many, of 16 or of the things; 0 for pictures alone"
     )

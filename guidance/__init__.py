@@ -31,7 +31,7 @@ Make = TypeVar("Make", bound=Callable[..., Any])
 
 
 def register(loss: Make) -> Make:
-    """Make a loss of one's own available as ``guidance=<its name in lower case>``; usable as a decorator.
+    """Register a custom loss as ``guidance=<its name in lower case>``; usable as a decorator.
 
     Raises:
         ValueError: it has no name, that of a loss of the library, or an option without a default.
@@ -46,18 +46,18 @@ def register(loss: Make) -> Make:
 
 
 def made_for_prior(loss: Make) -> Make:
-    """Mark a loss that is set up for its prior first; usable as a decorator."""
+    """Mark a loss that must first be constructed for its prior; usable as a decorator."""
     _made.add(loss)
     return loss
 
 
 def is_made_for_prior(loss: Callable[..., Any]) -> bool:
-    """Return whether a loss takes ``(prior, generator, priors)`` and returns what is called."""
+    """Return whether a loss takes ``(prior, generator, priors)`` and returns the callable loss."""
     return loss in _made
 
 
 def needs_prompt(role: str, option: str | None = None) -> Callable[[Make], Make]:
-    """Mark a loss that cannot do without a second prompt, so that a run without it is refused before anything is loaded.
+    """Mark a loss that requires a second prompt, so that a run without it is refused before anything is loaded.
 
     Args:
         role: of the prompt, ``negative`` or ``source``; the option that gives it is ``<role>_prompt``.
@@ -72,7 +72,7 @@ def needs_prompt(role: str, option: str | None = None) -> Callable[[Make], Make]
 
 
 def needed_prompt(loss: Callable[..., Any]) -> tuple[str, str | None] | None:
-    """Return what ``needs_prompt`` was told of a loss, None where it does without."""
+    """Return the requirement set by ``needs_prompt`` for a loss, None if it needs no second prompt."""
     return _second.get(loss)
 
 
@@ -87,12 +87,12 @@ def sums_to_zero(*options: str) -> Callable[[Make], Make]:
 
 
 def summing_to_zero(loss: Callable[..., Any]) -> tuple[str, ...]:
-    """Return what ``sums_to_zero`` was told of a loss, nothing where its options are free."""
+    """Return the options that ``sums_to_zero`` names for a loss; empty if they are unconstrained."""
     return _sums.get(loss, ())
 
 
 def register_weighting(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Make a weighting of one's own available to every loss as ``weighting=<its name>``; usable as a decorator.
+    """Register a custom weighting for all losses as ``weighting=<its name>``; usable as a decorator.
 
     Args:
         function: of alpha and sigma, each of shape ``[batch, 1, 1, 1]``; gives w(t), the same shape.

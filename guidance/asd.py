@@ -25,7 +25,7 @@ def asd(
     random_shift: bool = True,
     weighting: Weighting = "sigma_squared",
 ) -> Tensor:
-    r"""Take the frozen prior at a later timestep for the score of what is rendered.
+    r"""Use the frozen prior at a later timestep as the score of the rendered distribution.
 
     .. math:: g = w(t) [\hat\epsilon_s(x_t; c, t) - \epsilon_c(x_{t'}; t')], \quad t' = t + \Delta
     .. math:: \Delta = \lfloor U \min(\eta (t - t_{min}), T - 1 - t) \rfloor, \quad U \sim U(0, 1)
@@ -41,10 +41,10 @@ def asd(
         t: integer timesteps, shape ``[batch]``.
         noise: standard normal, same shape as ``x``.
         scale: classifier-free guidance scale of the first prediction, dimensionless.
-        eta: largest shift as a share of ``t - t_min``; 0 is none, which leaves ``scale - 1`` times CSD.
+        eta: largest shift as a fraction of ``t - t_min``; 0 disables it, which leaves ``scale - 1`` times CSD.
         t_min: lowest timestep that is drawn, as a fraction of T; null for that of the
             sampler of timesteps, 0.02 where it has none.
-        random_shift: draw the shift; otherwise it is the largest.
+        random_shift: draw the shift; otherwise always use the largest.
         weighting: weight of t: ``sigma_squared`` (1 - abar), ``uniform``, ``fantasia3d`` or ``hifa`` (sigma / alpha).
 
     Returns:
@@ -74,7 +74,7 @@ def asd(
 
 
 def shifted(prior: Prior, t: Tensor, uniform: Tensor | None, eta: float, t_min: float) -> Tensor:
-    """The later timestep t', shape ``[batch]``."""
+    """Return the later timestep t', shape ``[batch]``."""
     if uniform is None:
         raise ValueError("asd draws its shift from cond.step.uniform, which is None; give torch.rand(batch)")
     if eta < 0:

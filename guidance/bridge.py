@@ -20,7 +20,7 @@ def bridge(
     scale: float = 7.5,
     weighting: Weighting = "sigma_squared",
 ) -> Tensor:
-    r"""Move from what the source prompt describes towards what the prompt describes.
+    r"""Move a picture from the source prompt's distribution towards the prompt's.
 
     .. math:: g = w(t) s [\epsilon_c(x_t, t) - \epsilon_{\tilde c}(x_t, t)]
 

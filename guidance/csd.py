@@ -25,7 +25,7 @@ def csd(
     weighting: Weighting = "sigma_squared",
     normalise: bool = False,
 ) -> Tensor:
-    r"""Follow only what the prompt adds to the empty prompt: an implicit classifier's score.
+    r"""Follow only the difference between the prompt and the empty prompt: the score of an implicit classifier.
 
     .. math:: g = w(t) [c_+ \epsilon_c + c_- \epsilon_n + c_0 \epsilon_u + c_z \epsilon], \quad \sum c = 0
 
@@ -38,7 +38,7 @@ def csd(
         positive: coefficient of the prediction under the prompt, dimensionless.
         negative: coefficient of the prediction under the negative prompt; usually below 0.
         empty: coefficient of the prediction under the empty prompt.
-        random: coefficient of the noise that was added; -1 with ``positive`` 1 is SDS at scale 1.
+        random: coefficient of the added noise; -1 with ``positive`` 1 is SDS at scale 1.
         weighting: ``sigma_squared`` (1 - abar), ``uniform``, ``fantasia3d`` or ``hifa`` (sigma / alpha).
         normalise: divide by the L2 norm over the whole batch, with ``render.at_once`` over each part of it.
 

@@ -20,7 +20,7 @@ def dds(
     scale: float = 7.5,
     weighting: Weighting = "sigma_squared",
 ) -> Tensor:
-    r"""Move by what changes between the source's prompt and the target's; what SDS adds to both cancels.
+    r"""Follow the difference between the SDS gradients of the target and of the source, in which common errors cancel.
 
     .. math:: g = w(t) [\hat\epsilon_s(x_t; c, t) - \hat\epsilon_s(\tilde x_t; \tilde c, t)]
 

@@ -23,7 +23,7 @@ def hifa(
     image_weight: float = 0.1,
     weighting: Annotated[str, OneOf(lambda: ("constant", *WEIGHTINGS))] = "constant",
 ) -> Tensor:
-    r"""Pull a picture to the clean picture that the prior estimates in one step, as a latent and as pixels.
+    r"""Pull a picture towards the prior's one-step estimate of the clean picture, as a latent and in pixels.
 
     .. math:: g = w(t) \, \nabla_x \tfrac12 \big[ \|x - \hat x\|^2 + \lambda \|D(x) - D(\hat x)\|^2 \big],
         \quad \hat x = (x_t - \sigma_t \hat\epsilon_s(x_t; c, t)) / \alpha_t
@@ -39,7 +39,7 @@ def hifa(
         noise: standard normal, same shape as ``x``.
         scale: classifier-free guidance scale, dimensionless; 1 is purely conditional.
         image_weight: weight of the squared distance in pixels, in [0, 1] each, over that in the prior's space; 0
-            leaves out the decoder. No gradient of the decoded estimate is taken, whose pixels are clipped to [0, 1].
+            omits the decoder. No gradient of the decoded estimate is taken, whose pixels are clipped to [0, 1].
         weighting: ``constant`` (w = 1), or a weight of SDS: ``sigma_squared``, ``uniform``, ``fantasia3d`` or ``hifa``, times
             alpha / sigma.
 
@@ -66,7 +66,7 @@ def hifa(
 
 
 def distance_weight(prior: Prior, t: Tensor, weighting: str) -> Tensor:
-    """The weight w(t) of squared distances to an estimate, shape ``[batch, 1, 1, 1]``.
+    """Return the weight w(t) of squared distances to an estimate, shape ``[batch, 1, 1, 1]``.
 
     Raises:
         ValueError: ``weighting`` is not a known name.

@@ -27,7 +27,7 @@ def ism(
     stride: Positive = 0.2,
     offset: NotNegative = 0.1,
 ) -> Tensor:
-    r"""Compare two neighbouring points of the picture's own deterministic trajectory.
+    r"""Compare the predictions at two neighbouring points of the picture's deterministic trajectory.
 
     .. math:: g = (\sigma_t / \alpha_t) [\hat\epsilon_s(x_t; c, t) - \epsilon_u(x_s, s)], \quad s = t - \delta
 
@@ -38,14 +38,14 @@ def ism(
         x: clean picture in the prior's space, shape ``[batch, channel, height, width]``.
         cond: the prompt's embedding, the negative or the empty prompt's, from which guidance is measured, and the empty one's.
         t: integer timesteps, shape ``[batch]``.
-        noise: standard normal, same shape as ``x``; used with ``strides`` alone.
+        noise: standard normal, same shape as ``x``; used only with ``strides``.
         scale: classifier-free guidance scale at t, dimensionless.
         interval: delta, the interval between the two points, as a fraction of the prior's timesteps.
         inversion: ``strides``, the authors': from the picture noised to timestep 1 in steps of ``stride``, the last one
-            shorter; or ``even``, this library's own: from the picture taken for one at timestep 0 in equal steps to s.
+            shorter; or ``even``, this library's: from the picture at timestep 0 in equal steps to s.
         inversion_steps: network calls from the picture to s, with ``even``.
         stride: fraction of the prior's timesteps, with ``strides``.
-        offset: standard deviation of what is added to each channel of the noise, with ``strides``.
+        offset: standard deviation of a constant added to each channel of the noise, with ``strides``.
 
     Returns:
         dL/dx, same shape as ``x``, detached, not averaged over the batch.
@@ -73,7 +73,7 @@ def ism(
 
 
 def with_offset(noise: Tensor, offset: float) -> Tensor:
-    """Give each channel's mean the further variance ``offset ** 2``: the law of adding a normal number to each channel.
+    """Increase the variance of each channel's mean by ``offset ** 2``, as if a normal number were added to each channel.
 
     The mean of a channel is independent of the rest of it, so it can be stretched instead of drawing another number.
     """

@@ -39,24 +39,24 @@ def mix(
     terms: Annotated[Sequence[Mapping[str, Any]], Losses()] = ({"loss": "sds"}, {"loss": "csd"}),
     view_words: Literal["auto", "four", "sixteen", "none"] = "auto",
 ) -> Guidance:
-    r"""Add up weighted losses, each with its own prompt and prior if it wants.
+    r"""Return the weighted sum of losses, each optionally with its own prompt and prior.
 
     .. math:: g = \sum_i w_i(\mathrm{progress}) \, g_i
 
-    A term with a prior of its own sees the picture that ``x`` stands for, encoded anew, at the same fraction
-    of its timesteps; its gradient comes back through that encoding.
+    A term with its own prior receives the picture of ``x``, encoded for that prior, at the same fraction
+    of its timesteps; its gradient is backpropagated through that encoding.
 
     Args:
-        prior: the frozen diffusion model of the terms that name none.
-        generator: of what terms draw when they are made.
+        prior: the frozen diffusion model of the terms without their own.
+        generator: random numbers for constructing terms.
         priors: loaded priors that terms can name, for example ``novel_view``, the model of the input picture.
         terms: mappings with ``loss``, a name, and optionally ``weight`` (a number or a schedule in fractions;
             1), ``prompt``, ``prior`` (as for ``distill.load_prior``, or a loaded one) and the loss's options.
 
-        view_words: added to terms' own prompts: ``auto`` by the prior, or as of ``distill.conditions.prompts.view_words``.
+        view_words: added to terms' own prompts: ``auto`` by the prior, or as for ``distill.conditions.prompts.view_words``.
 
     Returns:
-        What is called with ``prior, x, cond, t, noise`` and gives dL/dx, same shape as ``x``, shape ``[batch,
+        A callable ``(prior, x, cond, t, noise) -> dL/dx``, same shape as ``x``, shape ``[batch,
         channel, height, width]``, detached, not averaged over the batch.
 
     Raises:
@@ -82,7 +82,7 @@ def mix(
 
 @dataclass(frozen=True)
 class Term:
-    """One loss, its weight, and the prior and prompt it has to itself."""
+    """One loss with its weight, and optionally its own prior and prompt."""
 
     loss: Guidance
     weight: Callable[[float], float]
@@ -148,7 +148,7 @@ class Mixture:
 
 
 class LearningMixture(Mixture):
-    """A mixture of which some terms have parameters of their own."""
+    """A mixture in which some terms have trainable parameters."""
 
     def learners(self) -> list[tuple[Term, Learner]]:
         return [(term, term.loss) for term in self.terms if isinstance(term.loss, Learner)]
@@ -166,7 +166,7 @@ class LearningMixture(Mixture):
         return sum(learner.learn(*parts, generator, at_once) for learner, parts in given)
 
     def save(self, folder: Path) -> None:
-        """Write what each learner saves to a folder of its own, ``term-0`` and so on."""
+        """Write each learner's files to a separate folder, ``term-0`` and so on."""
         for number, term in enumerate(self.terms):
             if isinstance(term.loss, Learner):
                 term.loss.save(folder / f"term-{number}")
@@ -195,7 +195,7 @@ def make_term(
     term: Mapping[str, Any],
     view_words: str,
 ) -> Term:
-    """Bind one term of a configuration."""
+    """Construct one term from its configuration."""
     where, maker = f"guidance.terms[{number}]", available()[term["loss"]]
     numeric = numbers(maker)
     bound = {
@@ -232,7 +232,7 @@ def own_prior(where: str, term: Mapping[str, Any], prior: Prior, priors: Mapping
 
 
 def check_views(where: str, model: Prior, prior: Prior) -> None:
-    """Refuse a term's prior that takes other views together than the run's, by which timesteps and cameras are drawn.
+    """Refuse a term's prior with another number of views than the run's, for which timesteps and cameras are drawn.
 
     Raises:
         ValueError: it does.
@@ -249,7 +249,7 @@ def check_views(where: str, model: Prior, prior: Prior) -> None:
 def own_condition(
     where: str, term: Mapping[str, Any], own: Prior | None, prior: Prior, view_words: str
 ) -> Conditioner | None:
-    """Return what makes a term's own conditions, or None where it shares the run's.
+    """Return the conditioner of a term with its own conditions, or None if it shares the run's.
 
     Raises:
         ValueError: a prior of its own lacks its prompt, or has one that it does not know; or its loss needs words.

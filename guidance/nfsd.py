@@ -23,7 +23,7 @@ def nfsd(
     threshold: Fraction = 0.2,
     weighting: Weighting = "sigma_squared",
 ) -> Tensor:
-    r"""Follow the prompt and leave the manifold of bad pictures, without the noise that SDS carries.
+    r"""Follow the prompt and move away from bad pictures, without the noise term of SDS.
 
     .. math:: g = w(t) [\delta_D + s (\epsilon_c - \epsilon_u)], \quad
         \delta_D = \epsilon_u \text{ for } t < \tau, \text{ else } \epsilon_u - \epsilon_n

@@ -26,7 +26,7 @@ def sdi(
     eta: NotNegative = 0.3,
     average: bool = False,
 ) -> Tensor:
-    r"""Pull a picture to what the prior makes of it, noised with the noise that the prior itself infers.
+    r"""Pull a picture towards the prior's denoised estimate, with noise inferred by DDIM inversion.
 
     .. math:: g = x - \hat x_0(x_t; c, t), \quad x_t = \mathrm{DDIM}^{-1}(x)
 
@@ -73,7 +73,7 @@ def sdi(
 
 
 def strides(prior: Prior, t: Tensor, steps: int, uniform: Tensor | None) -> list[Tensor]:
-    """Timesteps of the authors' inversion, each of shape ``[batch]``; those who have arrived stay."""
+    """Return the timesteps of the authors' inversion, each of shape ``[batch]``; finished pictures keep theirs."""
     if uniform is None:
         raise ValueError(
             "sdi draws where it ends from cond.step.uniform, which is None; give torch.rand(batch)"

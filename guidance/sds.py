@@ -28,7 +28,7 @@ def sds(
     weighting: Weighting = "sigma_squared",
     rescale: Fraction = 0.0,
 ) -> Tensor:
-    r"""Pull a picture to where the prior denoises its noised copy.
+    r"""Pull a picture towards the prior's denoised estimate of its noised copy.
 
     .. math:: g = w(t) [\hat\epsilon_s(x_t; c, t) - \epsilon]        (Eq. 3)
 

@@ -90,7 +90,7 @@ def predict_guided(
 
 
 def rescaled(prior: Prior, x_t: Tensor, t: Tensor, guided: Tensor, text: Tensor, share: float) -> Tensor:
-    """Give the clean picture that a guided prediction stands for some of its contrast without guidance back.
+    """Rescale the clean picture implied by a guided prediction towards its contrast without guidance.
 
     Args:
         prior: the frozen diffusion model.
@@ -98,10 +98,10 @@ def rescaled(prior: Prior, x_t: Tensor, t: Tensor, guided: Tensor, text: Tensor,
         t: timesteps, shape ``[batch]``.
         guided: the noise that is predicted with guidance.
         text: the noise that is predicted under the prompt alone.
-        share: how much of the difference in standard deviation, which is over the views of an object, is undone.
+        share: fraction of the difference in standard deviation, over the views of an object, that is removed.
 
     Returns:
-        The noise that the changed picture stands for.
+        The noise implied by the rescaled picture.
     """
     alpha, sigma = prior.alpha(t), prior.sigma(t)
     clean, alone = ((x_t - sigma * noise) / alpha for noise in (guided, text))
@@ -129,7 +129,7 @@ def ddim_invert(
     eta: float = 0.0,
     noises: Tensor | None = None,
 ) -> Tensor:
-    """Noise a picture along the prior's own trajectory: the sampler run backwards.
+    """Noise a picture along the prior's trajectory (DDIM inversion): the sampler run backwards.
 
     A picture whose timestep stays the same stays the same, so that pictures may have paths of different lengths.
 
@@ -155,7 +155,7 @@ def ddim_invert(
 
 
 def even_times(t: Tensor, steps: int) -> list[Tensor]:
-    """Divide the way from timestep 0 to ``t`` into equal parts; gives ``steps + 1`` timesteps for each picture.
+    """Divide the interval from timestep 0 to ``t`` into equal parts; returns ``steps + 1`` timesteps for each picture.
 
     Raises:
         ValueError: ``steps`` is below 1.
@@ -166,7 +166,7 @@ def even_times(t: Tensor, steps: int) -> list[Tensor]:
 
 
 def further_noises(noise: Tensor, count: int) -> Tensor:
-    """Draw more noise that follows from the given one picture by picture, so that a loss stays deterministic.
+    """Derive more noise deterministically from the given noise of each picture.
 
     Args:
         noise: shape ``[batch, ...]``.
@@ -184,7 +184,7 @@ def further_noises(noise: Tensor, count: int) -> Tensor:
 
 
 def require(cond: Condition, role: str, loss: str) -> None:
-    """Refuse a condition without a prompt that a loss cannot do without.
+    """Refuse a condition that lacks a prompt required by a loss.
 
     Args:
         cond: the condition.
@@ -213,7 +213,7 @@ Weighting = Annotated[str, OneOf(lambda: tuple(WEIGHTINGS))]
 
 
 def weight(prior: Prior, t: Tensor, weighting: str) -> Tensor:
-    """The loss weight w(t), shape ``[batch, 1, 1, 1]``.
+    """Return the loss weight w(t), shape ``[batch, 1, 1, 1]``.
 
     Raises:
         ValueError: ``weighting`` is not a known name.
@@ -224,7 +224,7 @@ def weight(prior: Prior, t: Tensor, weighting: str) -> Tensor:
 
 
 def through_pixels(prior: Prior, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
-    """Gradient with respect to ``x`` of a scalar loss of its decoded pixels.
+    """Return the gradient with respect to ``x`` of a scalar loss on its decoded pixels.
 
     Args:
         prior: decodes; its parameters get no gradient.

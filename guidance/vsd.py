@@ -30,7 +30,7 @@ def variational_score(
     scale: float,
     weighting: str,
 ) -> Tensor:
-    """VSD's gradient for any prediction ``rendered(x_t)`` of the noise under what is rendered."""
+    """Return VSD's gradient for any prediction ``rendered(x_t)`` of the noise under the rendered distribution."""
     x_t = add_noise(prior, x, t, noise)
     guided = predict_guided(prior, x_t, t, cond, scale)
     with torch.no_grad():
@@ -40,7 +40,7 @@ def variational_score(
 
 @made_for_prior
 class VSD:
-    r"""Compare the prior with a copy of itself that learns, meanwhile, what is rendered.
+    r"""Compare the prior with a copy of itself that is trained on the renders.
 
     .. math:: g = w(t) [\hat\epsilon_s(x_t; c, t) - \epsilon_\phi(x_t; c, t, y)]
     .. math:: \min_\phi E \|\epsilon_\phi(x_t; c, t, y) - \epsilon\|^2, \quad t \sim U[0, T)
@@ -50,21 +50,21 @@ class VSD:
 
     Args:
         prior: the frozen diffusion model, a diffusers network inside.
-        generator: of the initial weights.
+        generator: random numbers for the initial weights.
         priors: not used.
         scale: classifier-free guidance scale of the frozen prior, dimensionless; the copy has none.
         weighting: ``sigma_squared`` (1 - abar), ``uniform``, ``fantasia3d`` or ``hifa`` (sigma / alpha).
         rank: rank of the LoRA layers.
         alpha: LoRA's outputs are scaled by ``alpha / rank``.
-        targets: endings of the names of the layers that get one.
+        targets: suffixes of the names of the layers that get a LoRA.
         cameras: give the copy the camera.
-        view_text: give the copy the prompt with its view's words, as the prior has it; otherwise the bare prompt, as both
-            public codes do.
-        camera_dropout: probability that the copy learns without it.
+        view_text: give the copy the prompt with view words, like the prior; otherwise the prompt without them, as in both
+            public codes.
+        camera_dropout: probability that the copy is trained without the camera.
         learning_rate: peak learning rate of the copy.
         warmup: updates over which its rate rises linearly.
         updates: updates of the copy per step.
-        lora: a file or folder that ``save`` wrote, to start from; empty for a fresh copy. The camera starts anew.
+        lora: a file or folder that ``save`` wrote, to start from; empty for a new one. The camera embedding is initialised again.
         prediction: the copy's error is measured in ``epsilon`` or in ``v_prediction``, which is
             ``1 / abar`` times as large and weighs noisy timesteps more.
 
@@ -130,10 +130,10 @@ class VSD:
         generator: torch.Generator,
         at_once: int | None = None,
     ) -> float:
-        """Train the copy on what is rendered now, ``at_once`` pictures at a time.
+        """Train the copy on the current renders, ``at_once`` pictures at a time.
 
         Returns:
-            Its mean squared error; nan where the last update was left out, since its gradient was not finite.
+            Its mean squared error; nan if the last update was skipped because its gradient was not finite.
         """
         error, now, batch = 0.0, at(self.training, cond.step.progress), len(x)
         # The gradient of a mean over a million numbers would underflow in half precision: it is that of about their sum, and
@@ -141,7 +141,7 @@ class VSD:
         enlarged = 2.0 ** round(math.log2(x.numel()))
 
         def each(draw: Tensor) -> Tensor:
-            """One number an object, the same for the views that the prior takes together."""
+            """Return one number per object, the same for the views that the prior takes together."""
             return draw.repeat_interleave(prior.views)
 
         for _ in range(self.updates):

@@ -49,7 +49,7 @@ Make = TypeVar("Make", bound=Callable[..., Any])
 
 
 def register(scene: Make) -> Make:
-    """Make a scene of one's own available as ``scene=<its name in lower case>``; usable as a decorator.
+    """Register a custom scene as ``scene=<its name in lower case>``; usable as a decorator.
 
     Raises:
         ValueError: it has no name, or an option without a default.

@@ -70,7 +70,7 @@ def _elsewhere(cache: object) -> str:
     folder = tempfile.mkdtemp(prefix="distill-warp-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     log.warning(
-        "Warp's compiled kernels cannot be kept in %s, and are made anew in each run; set WARP_CACHE_PATH to a writable folder",
+        "Warp's compiled kernels cannot be kept in %s, and are made again in each run; set WARP_CACHE_PATH to a writable folder",
         cache,
     )
     with suppress(OSError, shutil.Error):

@@ -1,4 +1,4 @@
-"""A hash-grid scene for every prompt of a library, whose weights a network makes of the prompt's embedding."""
+"""A hash-grid scene for every prompt of a library, with weights predicted from the prompt's embedding."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _WIDTH = 64
 
 
 class Offsets(NamedTuple):
-    """What a prompt adds to the weights that all prompts share; None adds nothing.
+    """Offsets of a prompt to the weights that all prompts share; None for no offset.
 
     Attributes:
         grid: shape of the grid's entries.
-        head: of the network's weights and biases in turn, flat, one after the other.
+        head: the network's weights and biases, alternating, flattened and concatenated.
     """
 
     grid: Tensor | None = None
@@ -61,10 +61,10 @@ class _Bound:
 
 
 class GeneratedScene(nn.Module):
-    """Scenes of many prompts, of which every ``update`` draws the one that is rendered until the next.
+    """Scenes of many prompts; every ``update`` draws the one to render until the next.
 
-    The weights of a prompt's scene are the plain scene's own parameters, which all prompts share, and what the network adds; so
-    each of them is a ``HashGridScene`` and can be had as one.
+    The weights of a prompt's scene are the plain scene's parameters, which all prompts share, plus the network's offsets, so
+    each can be converted to a ``HashGridScene`` (``scene_of``).
 
     Args:
         plain: the scene that all prompts share.
@@ -72,7 +72,7 @@ class GeneratedScene(nn.Module):
         rate: learning rate of the network, peak.
         options: those that ``plain`` was made with.
         embeddings: of the library's prompts, shape ``[prompts, width]``; None for one prompt of zeros.
-        share: of the steps that interpolate between two prompts.
+        share: fraction of the steps that interpolate between two prompts.
         generator: of the sampler.
 
     Source: Lorraine et al. 2023 (ATT3D), arXiv:2306.07349; Ma et al. 2024 (ScaleDreamer), arXiv:2407.02040, Sec. 4.
@@ -100,7 +100,7 @@ class GeneratedScene(nn.Module):
         return {**self.plain.parameter_groups(), "network": Group(list(self.network.parameters()), self.rate)}
 
     def weights_of(self, embedding: Tensor) -> Weights:
-        """The weights of a prompt's scene, with gradient to all parameters; embedding of shape ``[width]``."""
+        """Return the weights of a prompt's scene, with gradient to all parameters; embedding of shape ``[width]``."""
         grid, head = self.plain.weights
         added: Offsets = self.network(self.prompts.prepared(embedding))
         if added.grid is not None:
@@ -111,15 +111,15 @@ class GeneratedScene(nn.Module):
         return Weights(grid, head)
 
     def drawn(self) -> Draw:
-        """The prompt, or the two, of the last ``update``."""
+        """The prompt, or pair of prompts, of the last ``update``."""
         return self.prompts.drawn()
 
     def seen(self) -> int:
-        """Prompts drawn so far, repetitions counted."""
+        """Number of prompts drawn so far, including repetitions."""
         return self.prompts.count
 
     def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
-        """Draw the step's prompt, open the levels that are due, and evaluate which cells of its scene are occupied."""
+        """Draw the step's prompt, activate the levels that are due, and evaluate which cells of its scene are occupied."""
         self.prompts.draw(step.index if step.drawn is None else step.drawn)
         self.plain.open_levels(step.progress)
         with torch.no_grad():
@@ -138,7 +138,7 @@ class GeneratedScene(nn.Module):
         penalties: Sequence[str] = (),
         **options: Any,
     ) -> Render:
-        """Render the scene of the prompt that was drawn; options as of ``distill.renderers.volume.render``."""
+        """Render the scene of the prompt that was drawn; options as for ``distill.renderers.volume.render``."""
         options |= {"generator": generator, "normals": normals, "penalties": penalties}
         weights = self.weights_of(self.prompts.embedding())
         bound = _Bound(self.plain, weights, self.plain.occupancy, self.plain.step_size)
@@ -171,7 +171,7 @@ class GeneratedScene(nn.Module):
 
 
 def generates(*without: str, **defaults: Any) -> Callable[[Make], Make]:
-    """Let a function that makes a ``GeneratedScene`` take the options of ``HashGridScene`` too; usable as a decorator.
+    """Add the options of ``HashGridScene`` to a function that makes a ``GeneratedScene``; usable as a decorator.
 
     Args:
         without: options that it does not take.
@@ -188,7 +188,7 @@ def generates(*without: str, **defaults: Any) -> Callable[[Make], Make]:
 
 
 def linear(fan_in: int, fan_out: int, generator: torch.Generator, bound: float) -> nn.Linear:
-    """A linear layer, uniform in [-bound, bound], its bias 0; torch's global generator is left alone."""
+    """Make a linear layer, uniform in [-bound, bound] with bias 0, without using torch's global generator."""
     layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out)
     nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
     nn.init.zeros_(layer.bias)
@@ -196,5 +196,5 @@ def linear(fan_in: int, fan_out: int, generator: torch.Generator, bound: float) 
 
 
 def width_of(embeddings: Tensor | None) -> int:
-    """Numbers of a prompt's embedding."""
+    """Return the width of a prompt's embedding."""
     return _WIDTH if embeddings is None else embeddings.shape[1]

@@ -31,7 +31,7 @@ def encode(
         layout: how ``params`` is divided.
         backend: ``torch`` works everywhere and can be differentiated twice; ``warp`` is fused and once
             differentiable, on CPU (all threads) and CUDA, in single precision; ``tinycudann`` needs CUDA and
-            that package. ``auto`` is ``warp`` for single precision where it is installed, else ``torch``;
+            that package. ``auto`` is ``warp`` for single precision if it is installed, else ``torch``;
             ``fused``, which a scene evaluates with its network in one kernel, is ``auto`` here.
         active_levels: only this many of the coarsest levels; the rest of the features are 0.
 
@@ -65,7 +65,7 @@ def has_warp() -> bool:
 
 
 def choose_backend(backend: str, params: Tensor) -> str:
-    """Resolve ``auto``, and refuse what cannot work for these parameters."""
+    """Resolve ``auto``, and refuse a backend that cannot work with these parameters."""
     if backend not in BACKENDS:
         raise ValueError(f"expected backend in {', '.join(BACKENDS)}; got {backend!r}")
     if backend in ("auto", "fused"):

@@ -1,4 +1,4 @@
-"""A small 3D convolutional network that writes the grid of features itself, one prompt's after another's."""
+"""A small 3D convolutional network that predicts the feature grid of each prompt."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Stage(nn.Module):
 
 
 class ConvolutionalNetwork(nn.Module):
-    """Text to the features of a grid at every resolution: 3D convolutions from a learnt start, each stage twice as fine.
+    """Map text to grid features at every resolution: 3D convolutions from a learnt input, each stage at twice the resolution.
 
     Args:
         layout: of the grid, whose levels are dense and double.
@@ -65,7 +65,7 @@ class ConvolutionalNetwork(nn.Module):
         )
 
     def forward(self, embedding: Tensor) -> Offsets:
-        """Map a prepared embedding, ``[width]``, to what it adds to the grid, ``[layout.num_params]``."""
+        """Map a prepared embedding, ``[width]``, to the offset of the grid, ``[layout.num_params]``."""
         style = leaky_relu(self.turn(leaky_relu(self.read(embedding), 0.2)), 0.2)
         x: Tensor = self.start
         parts: list[Tensor] = []
@@ -100,16 +100,16 @@ def hyper_conv(
     embeddings: Tensor | None = None,
     **shared: Any,
 ) -> GeneratedScene:
-    """Scenes of a library's prompts, each a grid of features of its own, which 3D convolutions make from the text.
+    """Make scenes for a library's prompts, each with its own feature grid, predicted from the text by 3D convolutions.
 
     The grids of 4, 8, ... vertices along the edge are the levels of a hash grid without hashing, so that a prompt's scene is a
-    ``distill.renderers.HashGridScene``. The other options are those of that scene, which mean the same here.
+    ``distill.renderers.HashGridScene``. The other options are those of that scene.
 
     Args:
         finest_resolution: vertices along the edge of the finest grid.
         channels: channels of the convolutions at each resolution, coarse to fine; the last one is repeated for the rest.
         text_width: width of the text after its two layers.
-        mix_share: share of the steps that interpolate between two prompts.
+        mix_share: fraction of the steps that interpolate between two prompts.
         network_lr: learning rate of the convolutions, peak.
         embeddings: of the prompts, shape ``[prompts, width]``; None for one prompt of zeros.
 

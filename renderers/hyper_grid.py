@@ -1,4 +1,4 @@
-"""One hash grid for all prompts, and a network that writes the small network behind it for each."""
+"""One hash grid for all prompts, and a network that predicts the weights of each prompt's MLP."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from distill.renderers.nerf import HashGridScene
 
 
 class Hypernetwork(nn.Module):
-    """Text to a small network's weights: linear, layer norm, SiLU, linear.
+    """Map text to the weights of a small network: linear, layer norm, SiLU, linear.
 
     Args:
         width: of a prompt's embedding.
         hidden: units between the two layers.
-        weights: numbers that it writes.
+        weights: number of predicted weights.
         generator: of the initial parameters.
     """
 
@@ -31,7 +31,7 @@ class Hypernetwork(nn.Module):
         self.write = linear(hidden, weights, generator, 0.1 * math.sqrt(3 / hidden))
 
     def forward(self, embedding: Tensor) -> Offsets:
-        """Map a prepared embedding, ``[width]``, to what it adds to the weights, ``[weights]``."""
+        """Map a prepared embedding, ``[width]``, to the offset of the weights, ``[weights]``."""
         return Offsets(head=self.write(nn.functional.silu(self.norm(self.read(embedding)))))
 
 
@@ -45,19 +45,19 @@ def hyper_grid(
     embeddings: Tensor | None = None,
     **shared: Any,
 ) -> GeneratedScene:
-    """Scenes of a library's prompts that share a hash grid; a hypernetwork writes the network behind it from the text.
+    """Make scenes for a library's prompts that share a hash grid; a hypernetwork predicts the MLP's weights from the text.
 
-    The other options are those of ``distill.renderers.HashGridScene``, but for ``occupancy_every``: a prompt's occupancy is updated
+    The other options are those of ``distill.renderers.HashGridScene``, except for ``occupancy_every``: a prompt's occupancy is updated
     whenever it is drawn.
 
     Args:
         text_width: units of the hypernetwork's hidden layer.
-        mix_share: share of the steps that interpolate between two prompts.
+        mix_share: fraction of the steps that interpolate between two prompts.
         network_lr: learning rate of the hypernetwork, peak.
         embeddings: of the prompts, shape ``[prompts, width]``; None for one prompt of zeros.
 
     Source: Ma et al. 2024 (ScaleDreamer), arXiv:2407.02040, Hyper-iNGP. Differs: a density, not a signed distance; one head
-    for density and colour, with biases; the hypernetwork writes what is added to weights that all prompts share.
+    for density and colour, with biases; the hypernetwork predicts offsets to weights that all prompts share.
     """
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     plain = HashGridScene(**shared, seed=generator)

@@ -1,4 +1,4 @@
-"""The simplest scene: the picture itself. What a loss does to it shows the loss, with no 3D in between."""
+"""The simplest scene: the picture itself, which shows the effect of a loss without 3D."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ class ImageScene(nn.Module):
         normals: bool = False,
         penalties: Sequence[str] = (),
     ) -> Render:
-        """Show picture i to camera i, starting over where the pictures run out, wherever the camera is.
+        """Return picture i for camera i, repeating the pictures if there are more cameras, at any camera position.
 
         Args:
-            cameras: only their number counts.
+            cameras: only their number is used.
             height: pixels; pictures of another size are resized (bilinear, anti-aliased).
             width: pixels.
             generator: not used: nothing is random.

@@ -1,4 +1,4 @@
-"""Marching rays through the cube [-1, 1]^3, and compositing what the samples hold.
+"""Ray marching through the cube [-1, 1]^3, and compositing of samples.
 
 Both are Warp kernels, on the CPU and on CUDA; nerfacc, whose packed functions need CUDA and are built at first use, does them
 where it is asked to.
@@ -21,14 +21,14 @@ MARCHERS = ("auto", "warp", "nerfacc")
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples along rays, those of one ray next to each other and near to far.
+    """Samples along rays, contiguous for each ray and ordered from near to far.
 
     Attributes:
         ray: index of each sample's ray, shape ``[m]``.
         distance: from the ray's origin, scene units, shape ``[m]``.
         points: in world space, shape ``[m, 3]``.
         counts: samples on each ray, int32, shape ``[rays]``.
-        step: length that each sample stands for, scene units.
+        step: length of the section of each sample, scene units.
     """
 
     ray: Tensor
@@ -49,7 +49,7 @@ def nerfacc_compiled() -> bool:
 
 
 def choose_marcher(marcher: str, device: torch.device) -> str:
-    """Resolve ``auto``, which is Warp everywhere: nothing is to be built, and what is drawn is the same on every machine."""
+    """Resolve ``auto``, which is Warp everywhere: it needs no build, and draws the same samples on every machine."""
     if marcher not in MARCHERS:
         raise ValueError(f"expected marcher in {', '.join(MARCHERS)}; got {marcher!r}")
     if marcher == "nerfacc" and device.type != "cuda":
@@ -107,13 +107,13 @@ def _march_nerfacc(
 def composite(
     density: Tensor, values: Tensor, samples: Samples, marcher: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Sum values along rays, weighted by how much light each sample stops.
+    r"""Sum values along rays, weighted by the light that each sample absorbs.
 
     .. math:: w_i = T_i (1 - e^{-\sigma_i \delta}), \quad T_i = e^{-\sum_{j<i} \sigma_j \delta}
 
     Args:
         density: per scene unit, shape ``[m]``.
-        values: anything to be seen, shape ``[m, channels]``.
+        values: values to composite, shape ``[m, channels]``.
         samples: from ``march``.
         marcher: as for ``march``.
 

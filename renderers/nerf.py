@@ -69,11 +69,11 @@ def _mlp(sizes: Sequence[int], generator: torch.Generator) -> nn.Sequential:
 
 
 class Weights(NamedTuple):
-    """What a hash-grid scene is evaluated with: its own parameters, or what stands in for them.
+    """The weights that a hash-grid scene is evaluated with: its own parameters, or replacements.
 
     Attributes:
         grid: entries of the hash grid, shape ``[layout.num_params]``.
-        head: weight and bias of each layer of the network, in turn.
+        head: weight and bias of each layer of the network, alternating.
     """
 
     grid: Tensor
@@ -95,24 +95,24 @@ class HashGridScene(nn.Module):
         hidden_layers: number of the network's hidden layers.
         radius: half of the cube's edge, scene units. A larger cube leaves more empty space around the object; the mesh is
             extracted from [-1, 1]^3 in any case.
-        blob_scale: s, the density before activation that the scene begins with at the centre, more than elsewhere.
-        blob_radius: r, the distance from the centre at which that is 0, scene units.
-        density_activation: a, what makes a density of the network's number: ``softplus``, ``exp`` or ``relu``.
+        blob_scale: s, the density before activation added at the centre of the initial scene.
+        blob_radius: r, the distance from the centre at which the added density is 0, scene units.
+        density_activation: a, the activation that maps the network's output to a density: ``softplus``, ``exp`` or ``relu``.
         background: ``white``; ``grey`` or ``random`` (a random grey or colour for each training picture, or for all views of
-            an object that a multi-view prior takes together; white when looking); ``learned`` (a small network on the ray's
+            an object that a multi-view prior takes together; white when viewing); ``learned`` (a small network on the ray's
             direction); or an RGB triple in [0, 1].
-        random_background: share of training pictures, or of objects, that have a random colour behind them instead of
+        random_background: fraction of training pictures, or of objects, with a random background colour instead of
             ``background``.
-        march_steps: steps along the cube's diagonal, which fixes the step's length.
+        march_steps: steps along the cube's diagonal, which determines the step length.
         occupancy_resolution: cells along an axis.
         occupancy_threshold: opacity of one step below which a cell is skipped.
         occupancy_every: training steps between updates of the occupancy.
-        progressive_levels: ``(start, until)`` or ``(start, until, since)``: begin with ``start`` levels, and add the rest one
-            by one, evenly after progress ``since`` (0 by default), the last at ``until``; null has all from the start.
+        progressive_levels: ``(start, until)`` or ``(start, until, since)``: start with ``start`` levels, and add the rest one
+            by one, evenly spaced after progress ``since`` (0 by default), the last at ``until``; null starts with all.
         backend: ``fused`` evaluates the grid, the network and the activations in one Warp kernel, in single precision, for
-            one hidden layer; others are the encoding's alone, see ``hashgrid.encode``. ``auto`` is ``fused`` where it fits.
-        precision: in which the hash grid's entries are read, ``float32`` or ``float16``, which halves what a large grid costs
-            in bandwidth; they are trained in float32.
+            one hidden layer; others are for the encoding only, see ``hashgrid.encode``. ``auto`` is ``fused`` if possible.
+        precision: precision in which the hash grid's entries are read, ``float32`` or ``float16``, which halves the bandwidth
+            of a large grid; they are trained in float32.
         encoding_lr: learning rate of the hash grid, peak.
         mlp_lr: learning rate of the network, peak.
         background_lr: learning rate of a learned background, peak.
@@ -193,7 +193,7 @@ class HashGridScene(nn.Module):
         self._active = int(self.active_levels)
 
     def parameter_groups(self) -> dict[str, Group]:
-        """Return its parameters by kind: ``encoding``, ``mlp``, and ``background`` where it is learnt."""
+        """Return the scene's parameters by kind: ``encoding``, ``mlp``, and ``background`` if learned."""
         parameters = {"encoding": [self.grid], "mlp": list(self.mlp.parameters())}
         if self.background_mlp is not None:
             parameters["background"] = list(self.background_mlp.parameters())
@@ -201,11 +201,11 @@ class HashGridScene(nn.Module):
 
     @property
     def weights(self) -> Weights:
-        """Its own parameters."""
+        """Return the scene's own parameters."""
         return Weights(self.grid, tuple(self.mlp.parameters()))
 
     def open_levels(self, progress: float) -> None:
-        """Open the levels of the grid that are due at a fraction of training; those that are open, also from an earlier run, stay so."""
+        """Activate the grid levels that are due at a fraction of training; active levels, also from an earlier run, stay active."""
         due = total = len(self.layout.levels)
         if self.progressive_levels is not None:
             start, until, since = (*self.progressive_levels, 0.0)[:3]
@@ -217,11 +217,11 @@ class HashGridScene(nn.Module):
             self.active_levels.fill_(due)
 
     def settle(self) -> None:
-        """Find which cells are occupied, whatever was known of them; the same each time."""
+        """Determine which cells are occupied, independently of earlier state and deterministically."""
         settle(self.occupancy, self.density, self.step_size, self.occupancy_threshold)
 
     def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
-        """Open the levels that are due and, every so many steps, evaluate which cells are occupied.
+        """Activate the levels that are due and, at regular intervals, evaluate which cells are occupied.
 
         Args:
             step: of training.
@@ -245,7 +245,7 @@ class HashGridScene(nn.Module):
         penalties: Sequence[str] = (),
         **options: Any,
     ) -> Render:
-        """Render it; see ``distill.renderers.volume.render``, which has the other options."""
+        """Render the scene; see ``distill.renderers.volume.render`` for the other options."""
         options |= {"generator": generator, "normals": normals, "penalties": penalties}
         return render_cube(self, self.radius, cameras, height, width, **options)
 
@@ -254,7 +254,7 @@ class HashGridScene(nn.Module):
         return partial(self.look_up, None)
 
     def look_up(self, weights: Weights | None, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Density per scene unit and albedo at points in scene units, on any device; weights as of ``query``.
+        """Return the density per scene unit and the albedo at points in scene units, on any device; weights as for ``query``.
 
         Outside the cube, where no picture looks, the density is 0 and the albedo that of the nearest point inside.
         """
@@ -269,7 +269,7 @@ class HashGridScene(nn.Module):
         return {"mesh": MeshWriter(self.field())}
 
     def query(self, points: Tensor, weights: Weights | None = None) -> tuple[Tensor, Tensor]:
-        """Density per radius, ``[n]``, and albedo in [0, 1], ``[n, 3]``, at points ``[n, 3]`` in radii.
+        """Return the density per radius, ``[n]``, and the albedo in [0, 1], ``[n, 3]``, at points ``[n, 3]`` in radii.
 
         Args:
             points: where.
@@ -282,7 +282,7 @@ class HashGridScene(nn.Module):
         return self._density(points, raw), torch.sigmoid(colour)
 
     def density(self, points: Tensor, weights: Weights | None = None) -> Tensor:
-        """Density alone, shape ``[n]``; arguments as of ``query``."""
+        """Return only the density, shape ``[n]``; arguments as for ``query``."""
         if self._fits(points):
             return self._per_radius(self._evaluate(points, weights or self.weights)[0])
         return self._density(points, self._network(points, weights or self.weights)[:, :1])
@@ -322,11 +322,11 @@ class HashGridScene(nn.Module):
     def backdrop(
         self, directions: Tensor, generator: torch.Generator | None = None, together: int = 1
     ) -> Tensor:
-        """Colour behind the scene, shape ``[batch, height, width, 3]`` or broadcasting to it.
+        """Return the background colour, shape ``[batch, height, width, 3]`` or broadcasting to it.
 
         Args:
             directions: of the rays, shape ``[batch, height, width, 3]``.
-            generator: draws one colour per object where the background is random; None is for looking.
+            generator: draws one colour per object for a random background; None for viewing.
             together: pictures of one object, in consecutive rows.
         """
         ground = self._ground(directions, generator, together)
@@ -362,7 +362,7 @@ def _per_object(pictures: int, numbers: int, together: int, generator: torch.Gen
 def render_cube(
     scene: Volume, radius: float, cameras: Cameras, height: int, width: int, **options: Any
 ) -> Render:
-    """Render a field that is kept in radii, from cameras in scene units; options as of ``distill.renderers.volume.render``."""
+    """Render a field stored in radii, from cameras in scene units; options as for ``distill.renderers.volume.render``."""
     if radius == 1:
         return render(scene, cameras, height, width, **options)
     found = render(scene, cameras.scaled(1 / radius), height, width, **options)

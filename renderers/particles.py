@@ -13,7 +13,7 @@ from distill.contracts import Field, Group, Render, Scene, Step, Writer
 
 
 class Particles(nn.Module):
-    """Scenes of one kind, of which every step trains the one it draws.
+    """Scenes of one type, of which every step draws and trains one.
 
     Args:
         scenes: at least one.

@@ -1,4 +1,4 @@
-"""Large pictures of which a window alone is rendered in full: what a prior that wants many pixels can be shown cheaply."""
+"""Large pictures with only a window rendered at full resolution, for priors with large inputs at low cost."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from distill.contracts import Render, Renderer
 
 
 def patched(render: Renderer, patch: int, coarse: int) -> Renderer:
-    """A renderer that, in training, renders a random window of a picture in full, and the rest coarsely around it.
+    """Return a renderer that, in training, renders a random window at full resolution and the rest of the picture coarsely.
 
-    The window alone carries the gradient, and each place is as likely as any other; the penalties are the window's.
-    Pictures no larger than the window, and those for looking, are rendered whole.
+    Only the window has a gradient, its position is uniform, and the penalties are those of the window.
+    Pictures no larger than the window, and those for viewing, are rendered completely.
 
     Args:
-        render: takes pictures.
+        render: the renderer to wrap.
         patch: side of the window, pixels.
         coarse: side of the picture that is resized (bilinear) around the window, pixels.
 

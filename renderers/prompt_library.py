@@ -108,7 +108,7 @@ class Library(nn.Module):
         generator: torch.Generator,
         threshold: float,
     ) -> None:
-        """Make an occupancy grid that of the last draw; arguments as of ``update_occupancy``."""
+        """Make an occupancy grid that of the last draw; arguments as for ``update_occupancy``."""
         draw = self.drawn()
         if not len(self.occupied):
             self.occupied = self.occupied.new_zeros(len(self.embeddings), self.occupied.shape[1])

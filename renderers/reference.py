@@ -1,4 +1,4 @@
-"""Views that are known, an input picture's and those drawn from it, and how far a scene's are off."""
+"""Known views, an input picture and those drawn from it, and a scene's distances to them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Reference:
     normal: Tensor | None = None
 
     def resized(self, size: int) -> Reference:
-        """The same at another size; the camera stays."""
+        """Return the reference at another size, with the same camera."""
         if size == self.rgb.shape[-1]:
             return self
         mode = "area" if size < self.rgb.shape[-1] else "bilinear"
@@ -57,9 +57,9 @@ def distances(seen: Render, reference: Reference, names: Sequence[str] = PENALTI
     matters; ``reference_normal`` is one minus the mean cosine inside the mask.
 
     Args:
-        seen: over white, a batch of one.
+        seen: the render over white, a batch of one.
         reference: of the same size.
-        names: which.
+        names: distances to compute.
 
     Raises:
         ValueError: a map is asked for that the reference or the render lacks.
@@ -103,7 +103,7 @@ class Drawn:
     sure: Tensor
 
     def resized(self, size: int) -> Drawn:
-        """The same at another size; the cameras stay."""
+        """Return the views at another size, with the same cameras."""
         if size == self.rgb.shape[-1]:
             return self
         mode = "area" if size < self.rgb.shape[-1] else "bilinear"
@@ -141,7 +141,7 @@ def start_distances(
 
 
 def compared(training: Renderer, drawn: Drawn, names: Sequence[str]) -> Renderer:
-    """A renderer that also gives the distances to drawn views as penalties.
+    """Return a renderer that also returns the distances to drawn views as penalties.
 
     Args:
         training: takes a step's pictures.
@@ -166,7 +166,7 @@ def compared(training: Renderer, drawn: Drawn, names: Sequence[str]) -> Renderer
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's, of two lists of numbers; 0 where there are fewer than two or either is constant."""
+    """Return Pearson's correlation of two lists of numbers; 0 if there are fewer than two or either is constant."""
     if len(a) < 2:
         return a.sum() * 0
     a, b = a - a.mean(), b - b.mean()
@@ -174,7 +174,7 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def beside(training: Renderer, look: Renderer, reference: Reference, names: Sequence[str]) -> Renderer:
-    """A renderer that also takes the reference's view and gives its distances as penalties.
+    """Return a renderer that also renders the reference's view and returns its distances as penalties.
 
     Args:
         training: takes a step's pictures.

@@ -34,7 +34,7 @@ Interval = Annotated[Sequence[float], Length.exactly(2), Range(0, 1)]
 
 
 def optical_depth(enter: Tensor, leave: Tensor, width: float) -> Tensor:
-    r"""How much a section of a ray stops, from the signed distances at its two ends.
+    r"""Return the optical depth of a section of a ray from the signed distances at its ends.
 
     .. math:: \tau = \max(0, \log\Phi(d_{in} / w) - \log\Phi(d_{out} / w)), \quad \Phi(x) = 1 / (1 + e^{-x})
 
@@ -54,11 +54,11 @@ def optical_depth(enter: Tensor, leave: Tensor, width: float) -> Tensor:
 class SdfScene(nn.Module):
     r"""The second stage of a field: a signed distance and an albedo in a cube, :math:`d(x) = d_0(x) + r \tanh(f(x) / 2)`.
 
-    The distance :math:`d_0`, of the field's own surface, is kept on a grid; f is a small hash grid with a network, 0 to begin
-    with. The albedo is the field's own hash grid and network. The two share no parameters, so that training one leaves the other
-    as it is. ``distill.run.second_stage`` makes one of a finished field; before that it is a ball.
+    The distance :math:`d_0`, of the field's surface, is stored on a grid; f is a small hash grid with a network, initially 0.
+    The albedo is the field's hash grid and network. The two share no parameters, so that training one does not change the
+    other. ``distill.run.second_stage`` makes one of a finished field; before that it is a ball.
 
-    The other options are those of ``HashGridScene`` that say what its albedo is and how it is trained, and ``radius``; a field and
+    The other options are those of ``HashGridScene`` for the albedo and its training, and ``radius``; a field and
     its second stage have the same hash grid and network.
 
     Args:
@@ -67,9 +67,9 @@ class SdfScene(nn.Module):
         reach: r, how far the surface may move, scene units.
         width: width of the shell in which the opacity rises, at the beginning and at the end of training, with a constant ratio from
             step to step; scene units, see ``optical_depth``.
-        geometry: the shape is trained between these two fractions of training; ``[0, 0]`` keeps it.
-        texture: the albedo is trained between these; ``[0, 0]`` keeps it.
-        march_steps: steps along the cube's diagonal, which fixes the step's length.
+        geometry: fractions of training between which the shape is trained; ``[0, 0]`` freezes it.
+        texture: fractions of training between which the albedo is trained; ``[0, 0]`` freezes it.
+        march_steps: steps along the cube's diagonal, which determines the step length.
         occupancy_resolution: cells along an axis; those that the shell does not touch are skipped.
         occupancy_every: training steps between updates of these cells.
         geometry_lr: learning rate of f, peak.
@@ -129,13 +129,13 @@ class SdfScene(nn.Module):
         self._progress = float(self.progress)
 
     def parameter_groups(self) -> dict[str, Group]:
-        """Return its parameters by kind: ``encoding`` and ``mlp`` of the albedo, ``geometry``, and a learnt ``background``."""
+        """Return the scene's parameters by kind: ``encoding`` and ``mlp`` of the albedo, ``geometry``, and a learned ``background``."""
         shape = Group([self.change.grid, *self.change.mlp.parameters()], self.geometry_lr)
         return {**self.colours.parameter_groups(), "geometry": shape}
 
     @property
     def width(self) -> float:
-        """Width of the opacity's rise at this point of training, radii."""
+        """Return the width of the opacity's rise at this point of training, radii."""
         first, last = self.widths
         return float(first * (last / first) ** self._progress)
 
@@ -145,7 +145,7 @@ class SdfScene(nn.Module):
         return since <= self._progress < until
 
     def begin_with(self, field: HashGridScene, distance: Tensor) -> None:
-        """Take over a field's albedo and background, and a surface.
+        """Initialise from a field's albedo and background, and a surface.
 
         Args:
             field: has the same hash grid and network.
@@ -171,12 +171,12 @@ class SdfScene(nn.Module):
         self.fit_shell()
 
     def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
-        """Narrow the opacity's rise and, every so many steps, find the cells that the shell touches.
+        """Narrow the opacity's rise and, at regular intervals, find the cells that the shell touches.
 
         Args:
             step: of training.
             optimiser: not used: the number of parameters stays.
-            generator: not used: the cells' centres are asked.
+            generator: not used: cells are evaluated at their centres.
         """
         self._progress = step.progress
         self.progress.fill_(step.progress)
@@ -195,7 +195,7 @@ class SdfScene(nn.Module):
         self.occupancy.binaries.copy_(found if bool(found.any()) else torch.ones_like(found))
 
     def distance(self, points: Tensor) -> Tensor:
-        """Signed distance, negative inside, ``[n]``, at points ``[n, 3]``; both in radii."""
+        """Return the signed distance, negative inside, ``[n]``, at points ``[n, 3]``; both in radii."""
         with torch.no_grad():
             base = _interpolated(self.base, points)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains("geometry")):
@@ -203,11 +203,11 @@ class SdfScene(nn.Module):
         return base + self.reach * (2 * change - 1)
 
     def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Density per radius, ``[n]``, of what is met head-on, and albedo, ``[n, 3]``, at points ``[n, 3]`` in radii."""
+        """Return the density per radius at perpendicular incidence, ``[n]``, and the albedo, ``[n, 3]``, at points ``[n, 3]`` in radii."""
         return self.density(points), self._albedo(points)
 
     def density(self, points: Tensor) -> Tensor:
-        """Density alone: minus the derivative of the transmittance's logarithm, per radius."""
+        """Return only the density: minus the derivative of the transmittance's logarithm, per radius."""
         return torch.sigmoid(-self.distance(points) / self.width) / self.width
 
     def _albedo(self, points: Tensor) -> Tensor:
@@ -215,14 +215,14 @@ class SdfScene(nn.Module):
             return self.colours.query(points)[1]
 
     def along(self, samples: Samples, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean density in the sections of samples, and their albedo; see ``volume.Medium``."""
+        """Return the mean density in the sections of samples, and their albedo; see ``volume.Medium``."""
         half = 0.5 * samples.step * directions[samples.ray]
         ends = self.distance(torch.cat([samples.points - half, samples.points + half]))
         enter, leave = ends.chunk(2)
         return optical_depth(enter, leave, self.width) / samples.step, self._albedo(samples.points)
 
     def normals(self, points: Tensor) -> Tensor:
-        """Outward unit normals, ``[n, 3]``, from distances one node of the grid away."""
+        """Return outward unit normals, ``[n, 3]``, from distances one node of the grid away."""
         return normalize(self._around(points)[0], dim=-1, eps=1e-6)
 
     def _around(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,7 +234,7 @@ class SdfScene(nn.Module):
 
     @property
     def spacing(self) -> float:
-        """Edge of a cell of the distance's grid, radii."""
+        """Return the edge of a cell of the distance's grid, radii."""
         return 2 / (len(self.base) - 1)
 
     def render(
@@ -248,7 +248,7 @@ class SdfScene(nn.Module):
         penalties: Sequence[str] = (),
         **options: Any,
     ) -> Render:
-        r"""Render it; see ``distill.renderers.volume.render``, which has the other options and penalties.
+        r"""Render the scene; see ``distill.renderers.volume.render`` for the other options and penalties.
 
         ``eikonal``: (\|grad d\| - 1)^2, so that d stays a distance (Gropp et al. 2020, arXiv:2002.10099, Eq. 2). ``curvature``:
         \|laplacian d\|, twice the surface's mean curvature, per scene unit. Both are means over random points of the shell.
@@ -300,7 +300,7 @@ class SdfScene(nn.Module):
         return look_up
 
     def signed_distance(self, points: Tensor) -> Tensor:
-        """Signed distance ``[n]`` at points ``[n, 3]``, both in scene units, on any device; nothing is inside beyond the cube."""
+        """Return the signed distance ``[n]`` at points ``[n, 3]`` in scene units, on any device; points beyond the cube are outside."""
         points = points.to(self.base.device) / self.radius
         distance, beyond = self.distance(points.clamp(-1, 1)), _beyond(points)
         return torch.where(beyond > 0, torch.maximum(distance, beyond), distance) * self.radius
@@ -314,7 +314,7 @@ class SdfScene(nn.Module):
     def backdrop(
         self, directions: Tensor, generator: torch.Generator | None = None, together: int = 1
     ) -> Tensor:
-        """Colour behind the scene, see ``HashGridScene.backdrop``."""
+        """Return the background colour, see ``HashGridScene.backdrop``."""
         return self.colours.backdrop(directions, generator, together)
 
 

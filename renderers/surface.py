@@ -1,4 +1,4 @@
-"""A mesh whose shape is fixed and whose colour is learnt: rays meet its triangles, and a hash grid colours where they do."""
+"""A mesh with fixed shape and learned colour: rays are cast at its triangles, and a hash grid gives the colour at the hits."""
 
 from __future__ import annotations
 
@@ -50,26 +50,25 @@ class _Style:
 class SurfaceScene(nn.Module):
     r"""A given mesh with a learnt colour, :math:`rgb(x) = \mathrm{sigmoid}(g(x))` at the point x where a ray meets it.
 
-    Opacity, depth and normals are those of the triangles, and have no gradient. Both sides of a triangle are seen, and have
-    one colour.
+    Opacity, depth and normals are those of the triangles, and have no gradient. Both sides of a triangle are visible, and have
+    the same colour.
 
-    With ``material="pbr"`` a second grid learns roughness and metallic, and pictures that would show the plain colour show the
-    material in the light of an environment: another one for each picture in training, so that no light fits into the colour, and a
-    studio's otherwise.
+    With ``material="pbr"`` a second grid learns roughness and metallic, and pictures show the material in the light of an
+    environment instead of the plain colour: a random one for each picture in training, so that lighting is not baked into the
+    colour, and a studio's otherwise.
 
-    With ``normal_map`` too, a third grid perturbs the normals that this light meets, :math:`n' \propto n + v - (n \cdot v) n` with v(x) in
+    With ``normal_map``, a third grid also perturbs the shading normals, :math:`n' \propto n + v - (n \cdot v) n` with v(x) in
     a cube of half-side ``PERTURBATION``, 0 at the start. In any tangent frame, v has two numbers; the frame of texture coordinates is chosen
-    when the map is baked, so that training needs no coordinates, and no seam is seen.
+    when the map is baked, so that training needs no coordinates, and there are no seams.
 
-    The other options are those of ``HashGridScene`` that say what its albedo is and how it is trained: the grid's, the network's,
-    the background's, ``backend``, which is the grid's and the network's here, for rays are cast by Warp in any case, ``precision`` and
-    learning rates.
+    The other options are those of ``HashGridScene`` for the albedo and its training: the grid, the network, the background,
+    ``backend`` (of the grid and the network; rays are always cast by Warp), ``precision`` and learning rates.
 
     Args:
         mesh: of ``distill.meshes.read.read_surface``.
-        material: ``albedo``, a colour alone, or ``pbr``.
+        material: ``albedo``, only a colour, or ``pbr``.
         normal_map: perturb the normals of a ``pbr`` material.
-        samples: rays along each side of a pixel; its square is the number of rays a pixel, which smooths edges.
+        samples: rays along each side of a pixel; a pixel has the square of this number of rays, which smooths edges.
         seed: of the initial parameters, or a generator to draw them from.
 
     Raises:
@@ -146,12 +145,12 @@ class SurfaceScene(nn.Module):
         if saved is not None and int(saved) != int(self.fingerprint):
             raise ValueError(
                 f"the checkpoint was trained on another mesh than {self.mesh.file}, or with other mesh.* options; give it the same, "
-                "or start anew in another output_dir="
+                "or start again in another output_dir="
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def parameter_groups(self) -> dict[str, Group]:
-        """Return its parameters by kind: ``encoding``, ``mlp``, and ``background`` where it is learnt."""
+        """Return the scene's parameters by kind: ``encoding``, ``mlp``, and ``background`` if learned."""
         groups = self.colours.parameter_groups()
         for other in (self.finish, self.perturbation):
             own = other.parameter_groups() if other is not None else {}
@@ -177,10 +176,10 @@ class SurfaceScene(nn.Module):
         recompute: bool = False,
         together: int = 1,
     ) -> Render:
-        """Render it; see ``distill.renderers.volume.render`` for the options.
+        """Render the scene; see ``distill.renderers.volume.render`` for the options.
 
         Depth and normals are means over those of a pixel's rays that hit; normals face the camera. With ``shading="albedo"``, a
-        ``pbr`` material is lit by an environment. Perturbed normals are what light meets and what ``shading="normals"`` shows; those of
+        ``pbr`` material is lit by an environment. Perturbed normals are used for lighting and ``shading="normals"``; the normals of
         the result are the mesh's.
 
         Raises:
@@ -390,7 +389,7 @@ class SurfaceScene(nn.Module):
         return tuple(low + (high - low) * x for x, (low, high) in ((rough, ROUGHNESS), (metal, METALLIC)))
 
     def perturbations(self, points: Tensor) -> Tensor:
-        """What normals are perturbed by at points of the surface, ``[n, 3]`` to ``[n, 3]``; see ``environment.perturbed``.
+        """Return the perturbation of normals at points of the surface, ``[n, 3]`` to ``[n, 3]``; see ``environment.perturbed``.
 
         Raises:
             ValueError: the scene has no normal map.
@@ -402,12 +401,12 @@ class SurfaceScene(nn.Module):
         return PERTURBATION * (2 * self.perturbation.query(points)[1] - 1)  # a hyperbolic tangent
 
     def begin_with_colours(self, generator: torch.Generator, steps: int = 300, points: int = 8192) -> None:
-        """Fit the colour to the mesh's own, by regression on points that are even over its area.
+        """Fit the colour to the mesh's own, by regression on points uniform over its area.
 
         Args:
-            generator: of the points.
-            steps: of Adam, at twice the scene's own rates.
-            points: of each step.
+            generator: draws the points.
+            steps: number of steps of Adam, at twice the scene's own rates.
+            points: number of points per step.
 
         Raises:
             ValueError: the mesh has no colours.
@@ -437,10 +436,10 @@ class SurfaceScene(nn.Module):
         log.info("%s: began with its own colours, mean squared error %.2g", self.mesh.file.name, error.item())
 
     def field(self) -> None:
-        """Return None: its shape is given, not in a field."""
+        """Return None: the shape is a mesh, not a field."""
 
     def assets(self) -> dict[str, Writer]:
-        """Return the writer of mesh.glb, or of ``name`` with another name: the mesh that was given, with the new texture."""
+        """Return the writer of mesh.glb, or of ``name`` with another name: the input mesh with the new texture."""
         return {"mesh": self._write}
 
     def _write(self, folder: Path, view: View, options: Any) -> dict[str, Any]:
@@ -469,7 +468,7 @@ class SurfaceScene(nn.Module):
 
 
 def own_points(mesh: Surface, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw points evenly over the area of a mesh that is textured, with the file's own colours.
+    """Draw points uniformly over the area of a mesh, with the colours of its file.
 
     Returns:
         Faces ``[count]``, barycentric weights ``[count, 3]`` and colours ``[count, 3]``, on the CPU.

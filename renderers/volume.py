@@ -126,17 +126,17 @@ def render(
         width: pixels.
         generator: for training: jitters the samples, draws random backgrounds and lights. Without, the
             samples are in the middle of their steps and the light is at the camera.
-        normals: whether to render them; they cost four more densities a sample.
+        normals: whether to render normals, at the cost of four more densities per sample.
         shading: ``albedo``; ``lambertian``, lit; ``textureless``, lit and white; or ``normals``, whose colour
             is (n + 1) / 2.
-        soft_light: in training, a random share of the light comes from everywhere, rather than a tenth.
+        soft_light: in training, make a random share of the light ambient, instead of a tenth.
         penalties: which to compute, some of ``PENALTIES``.
         marcher: see ``march``.
-        chunk_rays: rays at a time, which bounds memory when looking, and with ``recompute`` in training, too.
-        recompute: keep nothing of a chunk but its pixels, and trace it again on the way back: the same gradient for
+        chunk_rays: rays at a time, which bounds memory when viewing, and with ``recompute`` also in training.
+        recompute: store only the pixels of a chunk, and render it again in the backward pass: the same gradient with
             the memory of one chunk and the time of one more rendering.
-        together: so many consecutive pictures are of one object and have the same background, where that is random.
-        medium: how the scene stops light, and its normals; by default as its density and that one's slope say.
+        together: number of consecutive pictures of one object, which share a random background.
+        medium: opacity and normals of the scene; by default from its density and the density's gradient.
 
     Returns:
         Pictures with the named penalties, each a scalar.
@@ -179,10 +179,10 @@ def _uniform(n: int, generator: torch.Generator | None, device: torch.device) ->
 
 
 def towards_light(cameras: Cameras, shading: str, generator: torch.Generator | None) -> Tensor:
-    """Unit direction towards the light of each picture, ``[batch, 3]``: the camera's, jittered in training.
+    """Return the unit direction towards the light of each picture, ``[batch, 3]``: the camera's, jittered in training.
 
-    Source: Poole et al. 2022, arXiv:2209.14988, App. A.2. Differs: the light is far away, so that its
-    direction is one for the whole picture.
+    Source: Poole et al. 2022, arXiv:2209.14988, App. A.2. Differs: the light is directional, so that its
+    direction is the same for the whole picture.
     """
     towards = normalize(cameras.c2w[:, :3, 3], dim=-1)
     if generator is None or shading in ("albedo", "normals"):
@@ -261,7 +261,7 @@ def _normals(scene: Volume, points: Tensor, options: _Options) -> Tensor:
 
 
 def finite_difference_normals(scene: Volume, points: Tensor, step: float = _NORMAL_STEP) -> Tensor:
-    """Outward unit normals: minus the density's gradient, from the corners of a tetrahedron around them.
+    """Return outward unit normals: minus the density's gradient, from the corners of a tetrahedron around each point.
 
     Four densities rather than six, and no second derivative of the encoding.
 
@@ -336,7 +336,7 @@ def _nudge(points: Tensor, generator: torch.Generator | None, scale: float = 0.0
 
 
 def opacity_penalties(opacity: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """Penalties on finished opacities, averaged over rays; those of ``names`` that are such.
+    """Return the penalties on opacities among ``names``, averaged over rays.
 
     ``sparsity``: sqrt(o^2 + 0.01), so that empty space stays empty (Poole et al. 2022, arXiv:2209.14988,
     App. A.2). ``opaqueness``: the binary entropy in nats, so that rays hit or miss (after Lombardi et al.
@@ -344,7 +344,7 @@ def opacity_penalties(opacity: Tensor, names: Sequence[str]) -> dict[str, Tensor
 
     Args:
         opacity: in [0, 1], any shape.
-        names: of penalties; others are passed over.
+        names: penalties to compute; others are ignored.
     """
     found = {}
     if "sparsity" in names:
@@ -356,7 +356,7 @@ def opacity_penalties(opacity: Tensor, names: Sequence[str]) -> dict[str, Tensor
 
 
 def convexity(normal: Tensor, opacity: Tensor, side: int = 8) -> Tensor:
-    r"""Penalise hollows: minus the mean sine of the angle between neighbouring normals about the z axis, a scalar.
+    r"""Penalise concavity: minus the mean sine of the angle between neighbouring normals about the z axis, a scalar.
 
     The normals, as the picture :math:`(n + 1) / 2` times the opacity, are resized to a few pixels; from left to right and from
     bottom to top, the third component of neighbours' cross products is averaged. As in the authors' code, it is that of the

@@ -43,14 +43,14 @@ def ranges(
         azimuth_deg: degrees, 0 at the front.
         fov_y_deg: vertical field of view, degrees.
         look_at_jitter: the cameras face a point within this distance of the origin along each axis.
-        by_area: share of cameras whose elevation is drawn so that every part of the sphere's area is equally likely, rather
+        by_area: fraction of cameras whose elevation is drawn so that every part of the sphere's area is equally likely, rather
             than every degree, which favours the poles.
         area_elevation_deg: elevations of these cameras, for example [-90, 90] for the whole sphere; ``elevation_deg`` by default.
-        front_back: share of cameras that see the front or the back, as often the one as the other.
-        front_back_deg: how far from azimuth 0 or 180 these are at most, degrees.
+        front_back: fraction of cameras that see the front or the back, with equal probability.
+        front_back_deg: largest deviation of these cameras from azimuth 0 or 180, degrees.
         position_jitter: the cameras are shifted by up to this distance along each axis.
         look_at_std: standard deviation of the point that the cameras face, along each axis, scene units.
-        up_std: standard deviation of what is added to each component of the unit vector that is up.
+        up_std: standard deviation of the noise added to each component of the up vector.
 
     A camera's angles and distance, by which the prompt's view word is chosen, are those before it is shifted and turned.
 
@@ -104,7 +104,7 @@ def groups(
         elevation_deg: degrees above the horizon.
         fov_y_deg: vertical field of view, degrees.
         relative_distance: ``distance`` is half of the height that a picture shows at the origin, scene units, as in MVDream: it is
-            divided by the tangent of half the field of view, so that the object stays as large.
+            divided by the tangent of half the field of view, so that the object keeps its size.
 
     Returns:
         A camera sampler ``(progress, batch, generator) -> Cameras``.

@@ -1,4 +1,4 @@
-"""Seeing what timestep samplers do: the range that each draws from, over training."""
+"""Plot timestep samplers: the range that each draws from, over training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLOURS = ("#4269d0", "#ef7d22", "#3ca951", "#b5446e", "#8561c5", "#8c6d46")
 
 
 def quantiles(sampler: TimestepSampler, points: int = 200, draws: int = 400) -> torch.Tensor:
-    """The 5%, 50% and 95% quantiles of t at evenly spaced points of training, ``[points, 3]``."""
+    """Return the 5%, 50% and 95% quantiles of t at evenly spaced points of training, ``[points, 3]``."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.stack([sampler(i / points, draws, generator) for i in range(points)]).double()
     return drawn.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64), dim=1).T

@@ -19,7 +19,7 @@ Drawn = TypeVar("Drawn")
 
 @dataclass(frozen=True)
 class Ramp:
-    """A number that goes linearly from ``start`` to ``end`` between two fractions of training.
+    """A number that changes linearly from ``start`` to ``end`` between two fractions of training.
 
     Equal fractions make a step.
 
@@ -44,7 +44,7 @@ class Ramp:
 
     @property
     def nonzero(self) -> bool:
-        """Whether it is ever other than 0."""
+        """Whether the schedule is ever different from 0."""
         return bool(self.start or self.end)
 
     def __call__(self, progress: float) -> float:
@@ -57,7 +57,7 @@ class Ramp:
 
 
 def at(options: Mapping[str, object], progress: float) -> dict[str, Any]:
-    """Return the options' values at a point in training: schedules, also in pairs, evaluated, the rest as they are."""
+    """Return the options' values at a point in training: schedules, also in pairs, are evaluated; other values are unchanged."""
 
     def now(value: object) -> object:
         if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""How pictures are shaded in training."""
+"""Sample the shading of training pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distill.samplers.schedules import Ramp
 
 
 def by_turns(shares: Mapping[str, Ramp]) -> Callable[[float, torch.Generator], str]:
-    """Draw how the next pictures are shaded: each kind for its share of them, else ``albedo``.
+    """Draw the shading of the next pictures: each kind with its probability, else ``albedo``.
 
     Args:
         shares: of some of ``distill.renderers.volume.SHADINGS``, over training; together at most 1.

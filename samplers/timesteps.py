@@ -30,8 +30,8 @@ __all__ = [
 def check_timesteps(prior: Prior, t: Tensor) -> None:
     """Refuse timesteps that the prior does not have.
 
-    Only those on the CPU are looked at: reading others would make the host wait for the device. The loop checks what is
-    drawn before it is copied there.
+    Only timesteps on the CPU are checked: reading others would make the host wait for the device. The loop checks timesteps
+    before it copies them.
 
     Raises:
         ValueError: a timestep is outside the prior's range.
@@ -44,7 +44,7 @@ def check_timesteps(prior: Prior, t: Tensor) -> None:
 
 
 def bounds(prior: Prior, t_min: float, t_max: float) -> tuple[int, int]:
-    """A range of timesteps as integers, both ends included.
+    """Return a range of timesteps as integers, both ends included.
 
     Raises:
         ValueError: the range is empty or leaves [0, 1].
@@ -76,7 +76,7 @@ def annealed(
     from_fraction: Fraction = 0.0,
     to_fraction: Fraction = 1.0,
 ) -> TimestepSampler:
-    """Draw uniformly from a range whose two ends fall linearly over training, or in one step.
+    """Draw uniformly from a range whose two ends decrease linearly over training, or in one step.
 
     Args:
         prior: gives the number of timesteps T.
@@ -116,12 +116,12 @@ def dreamtime(
     centre: float = 0.5,
     width: Positive = 0.125,
 ) -> TimestepSampler:
-    r"""Go down through the timesteps, slowest where pictures take shape: TP-SDS's schedule.
+    r"""Decrease the timestep over training, slowest where pictures take shape: the schedule of TP-SDS.
 
     .. math:: t(i) = \arg\min_t \Big| \sum_{u=t}^{t_{max}} W(u) - i/N \Big|, \quad
         W(t) \propto \sqrt{(1 - \bar\alpha_t) / \bar\alpha_t} \; e^{-(t - m)^2 / 2 s^2}
 
-    One timestep for the whole batch; W schedules t only, a loss's own weight stays separate.
+    One timestep for the whole batch; W determines t only and is not a loss weight.
 
     Args:
         prior: gives the noise levels.
@@ -148,7 +148,7 @@ def dreamtime_v1(
     lower: float = 0.5,
     lower_width: Positive = 0.1,
 ) -> TimestepSampler:
-    """Go down through the timesteps as ``dreamtime`` does, under its first version's weights.
+    """Decrease the timestep as ``dreamtime`` does, with the weights of the paper's first version.
 
     The weight is 1 between ``lower`` and ``upper`` and falls off as a Gaussian on either side.
 
@@ -186,7 +186,7 @@ def _descending(prior: Prior, weight: Tensor, t_min: float, t_max: float) -> Tim
 
 
 def square_root(prior: Prior, *, t_min: Fraction = 0.02, t_max: Fraction = 0.98) -> TimestepSampler:
-    """Go down from ``t_max`` to ``t_min`` with the square root of progress (HiFA, arXiv:2305.18766).
+    """Decrease the timestep from ``t_max`` to ``t_min`` with the square root of progress (HiFA, arXiv:2305.18766).
 
     Args:
         prior: gives the number of timesteps T.
@@ -234,7 +234,7 @@ def truncated_normal(
 
 
 def normal_cells(start: Tensor, width: float, mean: float, std: float) -> Tensor:
-    """Probability of each cell ``[start, start + width)`` under a normal, scaled so that the largest is 1."""
+    """Return the probability of each cell ``[start, start + width)`` under a normal, scaled so that the largest is 1."""
     below, above = (start.double() - mean) / std, (start.double() + width - mean) / std
     # In the upper tail both are 1 to rounding; mirrored, they are as exact as in the lower one.
     tail = below > 0
@@ -247,7 +247,7 @@ def normal_cells(start: Tensor, width: float, mean: float, std: float) -> Tensor
 def listed(
     prior: Prior, *, timesteps: Annotated[Sequence[Fraction], Length(1, None)] = (0.98, 0.75, 0.5, 0.25)
 ) -> TimestepSampler:
-    """Go through a list, each entry for an equal share of training.
+    """Use the timesteps of a list in order, each for an equal part of training.
 
     Args:
         prior: gives the number of timesteps T.

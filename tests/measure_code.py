@@ -166,7 +166,7 @@ def cycles(modules: dict[str, Module], group: Callable[[str], str] = str) -> lis
 
 
 def fields(tree: ast.Module, root: Function) -> tuple[set[str], set[str]]:
-    """The module's dataclasses that a function's parameters lead to, and their fields but for plain numbers and strings."""
+    """The module's dataclasses that a function's parameters lead to, and their fields except for plain numbers and strings."""
     classes = {
         node.name: [item for item in node.body if isinstance(item, ast.AnnAssign)]
         for node in tree.body

@@ -1,4 +1,4 @@
-"""Generators: a library's scenes are plain ones, prompts are drawn without replacement, and runs go on where they were."""
+"""Generators: a library's scenes are plain ones, prompts are drawn without replacement, and runs continue where they were."""
 
 from __future__ import annotations
 
@@ -474,7 +474,7 @@ def test_a_generator_is_told_of_its_priors_folder_in_full_and_goes_with_a_copy_o
 
     assert check() == check("prior=here/prior") == check(f"prior={said}") == []
     (warned,) = check("prior=there/prior")
-    assert warned.endswith("there/prior is taken for a copy of it")
+    assert warned.endswith("there/prior is assumed to be a copy of it")
     assert check("prior=there/prior") == []  # a queue makes many scenes, and says it once
     assert check("prior=there/../here/prior") == []
     for wrong in ("embedded", "gone/prior"):
@@ -555,5 +555,5 @@ def test_a_generator_of_another_prior_width_or_scene_is_refused(generator: Path,
             return {"text_embeds": torch.zeros(len(texts), 999)}
 
     wide: Any = Wider()
-    with pytest.raises(ValueError, match="is told embeddings of 128 numbers, and embedded gives 999"):
+    with pytest.raises(ValueError, match="is given embeddings of 128 numbers, and embedded gives 999"):
         initial.generated(compose_config(["prompt=a red mug", f"generator={generator}"]), wide)

@@ -361,7 +361,7 @@ def test_a_made_scene_has_the_options_that_may_change_as_they_are_given(option: 
     assert int(scene.active_levels) == 2
     fresh = small_grid(0, **{name: json.loads(value) if name != "backend" and value != "white" else value})
     assert scene.occupancy.occs.shape == fresh.occupancy.occs.shape
-    assert not bool(scene.occupancy.binaries.all()), "found anew, not left full"
+    assert not bool(scene.occupancy.binaries.all()), "found again, not left full"
     if name == "occupancy_threshold":
         kept = scene.occupancy.occs > min(0.3, float(scene.occupancy.occs.mean()))
         assert torch.equal(scene.occupancy.binaries.flatten(), kept)

@@ -1,4 +1,4 @@
-"""The libraries that the benchmark of generators learns: of the embedded world, and of real things."""
+"""The libraries that the benchmark of generators learns: of the embedded world, and of real objects."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class Killed(BaseException):
 def test_writing_a_step_again_never_leaves_none_even_when_one_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
-    """A run checkpoints its last step twice; a kill at any rename or removal between leaves one of the two, and the next goes on."""
+    """A run checkpoints its last step twice; a kill at any rename or removal between leaves one of the two, and the next continues."""
     calls = iter(range(100))
 
     def dying(what: Any) -> Any:

@@ -336,7 +336,7 @@ def test_curves_of_other_numbers_of_points_are_compared_at_the_steps_that_they_s
             records.append(with_points(invented(name, "a", seed, 0.5), own))
             folder = Cell(name, "a", seed).folder(tmp_path)
             folder.mkdir(parents=True)
-            # Black, but for the last picture of the cell of many points.
+            # Black, except for the last picture of the cell of many points.
             sheet = Image.new("RGB", (64, 64 * len(own)))
             if own is many:
                 sheet.paste((255, 255, 255), (0, 64 * 3, 64, 64 * 4))

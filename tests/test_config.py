@@ -253,12 +253,12 @@ def test_another_run_s_folder_is_left_alone(tmp_path: Path) -> None:
     where = f"output_dir={quote(str(tmp_path / 'mine'))}"
     folder = folders.claim(config(tmp_path, where))
     before = (folder / "config.yaml").read_text()
-    with pytest.raises(ValueError, match="resume=true to go on"):
+    with pytest.raises(ValueError, match="resume=true to continue"):
         folders.claim(config(tmp_path, where))
     for resume in ("true", "false"):
         with pytest.raises(
             ValueError,
-            match=r"holds another run, with seed=0, not 5; give what it has .* or choose another output_dir=",
+            match=r"holds another run, with seed=0, not 5; give its own options .* or choose another output_dir=",
         ):
             folders.claim(config(tmp_path, where, "seed=5", f"resume={resume}"))
     assert (folder / "config.yaml").read_text() == before
@@ -412,7 +412,7 @@ def test_asds_shift_follows_the_samplers_lowest_timestep() -> None:
     assert lowest("timesteps=uniform", "timesteps.t_min=0.3") == 0.3
     moving = "timesteps.t_min={start:0.5,end:0.1,to_step:50}"
     assert lowest("timesteps=uniform", moving) == Ramp(0.5, 0.1, 0.0, 0.5)
-    # A loss made from a configuration shifts as one that is told the same.
+    # A loss made from a configuration shifts as one that is given the same.
     prior = gaussian({"mug": torch.zeros(1, 4, 4), "": torch.ones(1, 4, 4)}, 0.5)
     config = compose_config(
         ["prompt=x", "guidance=asd", "timesteps=uniform", "timesteps.t_min=0.3", "guidance.eta=0.5"]
@@ -619,7 +619,7 @@ def test_a_loss_that_is_registered_anew_counts() -> None:
 
 @pytest.mark.slow
 def test_a_multi_view_prior_has_what_stable_diffusion_has() -> None:
-    """Every scene that is tuned for latents and every experiment: by the same words, but for what is meant to differ."""
+    """Every scene that is tuned for latents and every experiment: by the same words, except for what is meant to differ."""
     folder = Path(distill.__file__).parent / "conf"
     scenes = [path.stem.removeprefix("latent_") for path in (folder / "tuned/scene").glob("latent_*.yaml")]
     assert len(scenes) == 5
@@ -631,7 +631,7 @@ def test_a_multi_view_prior_has_what_stable_diffusion_has() -> None:
             *(unchecked(f"prior={prior}", f"scene={scene}") for prior in ("mvdream", "sd-2.1-base"))
         )
         assert found == meant, scene
-    # A recipe is of single pictures, and not taken, but for the one whose own prior takes several; the loss and timesteps are.
+    # A recipe is of single pictures, and not taken, except for the one whose own prior takes several; the loss and timesteps are.
     recipes = {path.stem for path in (folder / "recipe").glob("multi_view_*.yaml")}
     assert recipes == {
         "multi_view_hyper_conv_scaledreamer_dl17k",

@@ -218,7 +218,7 @@ def test_a_scenes_state_goes_through_a_checkpoint_unchanged(
     second.load_state_dict(saved["scene"])
     a, b = first.state_dict(), second.state_dict()
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    # From there both go on alike, which a run that is resumed rests on.
+    # From there both continue alike, which a run that is resumed rests on.
     seen = []
     for scene in (first, copy.deepcopy(first), second):
         g, optimiser = generator(5), optimiser_of(scene)

@@ -194,8 +194,8 @@ def fed(case: Case, prompt: str, scale: float) -> list[tuple[Tensor, Tensor, Ten
     return seen
 
 
-#: FLUX's scale is told to a distilled network, 3.5 being what a prior tells it. Where its pipeline guides besides, what the
-#: ControlNet made of the prompt is added to the prediction without prompt, too, which a prior does not: it is told each alone.
+#: FLUX's scale is given to a distilled network, 3.5 by a prior. Where its pipeline guides besides, what the
+#: ControlNet made of the prompt is added to the prediction without prompt, too, which a prior does not: it is given each alone.
 CALLED = [
     (name, prompt, scale)
     for name in KINDS

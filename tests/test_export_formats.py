@@ -1,4 +1,4 @@
-"""What people get: each format read back by another reader, names, places and sizes, levels of detail, and a run exported anew."""
+"""What people get: each format read back by another reader, names, places and sizes, levels of detail, and a run exported again."""
 
 from __future__ import annotations
 
@@ -642,7 +642,7 @@ def test_a_mesh_file_is_named_as_its_path_says(tmp_path: Path, ending: str) -> N
     sidecars = ["m.mtl", "m.png"] if ending == "Obj" else []
     assert sorted(os.listdir(tmp_path)) == sorted([path.name, f"m_lod1.{ending}", *sidecars])
     asset.save(tmp_path / "small" / f"m.{ending.lower()}")
-    # The same bytes as under the usual name, but for a level that an OBJ does not name.
+    # The same bytes as under the usual name, except for a level that an OBJ does not name.
     asset.save(tmp_path / "capitals" / path.name)
     usual = (tmp_path / "small" / f"m.{ending.lower()}").read_bytes()
     assert (tmp_path / "capitals" / path.name).read_bytes() == usual

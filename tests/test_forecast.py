@@ -65,7 +65,7 @@ def test_a_shadow_counts_what_the_real_network_does(name: str, tmp_path: Path) -
     assert found.learning == 0
     learnt = forecast(counted, [2, 1], 1, rank=4)
     assert learnt.learning > forecast(counted, [1], 1).prediction  # a picture's way back beside its way there
-    # There and back once more; the weights but for the LoRA's need no gradient.
+    # There and back once more; the weights except for the LoRA's need no gradient.
     one = x[:1].detach().requires_grad_()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         predicted = real.predict(one, torch.tensor([1]), {key: value[:1] for key, value in cond.items()})

@@ -1,4 +1,4 @@
-"""The multi-view prior that ships, and the benchmark of what it is for."""
+"""The bundled multi-view prior, and the benchmark of what it is for."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_an_interrupted_benchmark_goes_on(
     ("words", "said"),
     [
         (["--losses", "sds,foo"], "--losses are sds, csd, asd, vsd, got foo"),
-        (["embedded"], "expected a prior of four views, whose network is told cameras, got embedded"),
+        (["embedded"], "expected a prior of four views, whose network is given cameras, got embedded"),
         (["--ways", "two"], "--ways are single, four, one, got two"),
         (["--prompts", "10"], "--prompts is 1 to 9, and --seeds and --iterations are at least 1"),
         (["--seeds", "0"], "--prompts is 1 to 9, and --seeds and --iterations are at least 1"),

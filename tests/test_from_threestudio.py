@@ -250,7 +250,7 @@ def threestudio_value(value: list[float], step: int) -> float:
     "value", [[0, 1.0, 3.0, 100], [50, 3.0, 0.5, 51], [20, 0.0, 10.0, 300], [100, 1.0, 2.0, 200]]
 )
 def test_a_schedule_has_the_values_of_the_list_at_every_step(value: list[float]) -> None:
-    """A schedule that goes on after the run's end, 100 steps, among them."""
+    """A schedule that continues after the run's end, 100 steps, among them."""
     ramp = schedule("it", Conversion({"it": value}, iterations=100).schedule("it"), 100)
     for step in range(100):
         found = ramp if isinstance(ramp, (int, float)) else ramp(step / 100)

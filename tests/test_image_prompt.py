@@ -648,7 +648,7 @@ def test_the_authors_file_is_converted_once_and_loaded(
     )
     write_folder(settings, ["diffusers", "UNet2DConditionModel"], _class_name="StableDiffusionPipeline")
     options: dict[str, Any] = {"dtype": torch.float32, "config": settings, "image_size": 64}
-    # The local model, by the file's name; as the pixel one, it predicts what the folder does, but for CLIP's mean and deviation.
+    # The local model, by the file's name; as the pixel one, it predicts what the folder does, except for CLIP's mean and deviation.
     local = load_prior(file, **options)
     assert local.picture is not None and not local.picture.pixel and local.views == 4
     made = load_prior(file, ip_mode="pixel", **options)

@@ -152,9 +152,9 @@ def test_stop_leaves_a_checkpoint_and_says_how_to_go_on(start: Any, tmp_path: Pa
     began = wait_for(lambda: client.state()["paused"] and client.state()["step"])
     client.ask("stop")
     ended = wait_for(lambda: (found := client.state(1, 0))["phase"] == "ended" and found)
-    with pytest.raises(Interrupted, match="go on with resume=true"):
+    with pytest.raises(Interrupted, match="continue with resume=true"):
         running.result()
-    assert "go on with resume=true" in ended["message"] and ended["step"] in (began, began + 1)
+    assert "continue with resume=true" in ended["message"] and ended["step"] in (began, began + 1)
     assert (tmp_path / f"run/checkpoints/step-{ended['step']:06d}").is_dir()
     with pytest.raises(OSError):
         client.state()

@@ -206,7 +206,7 @@ def test_a_step_out_of_memory_is_taken_again_with_half_the_views(caplog: pytest.
     with caplog.at_level(logging.WARNING):
         tight = one_step(None, partial(take, "render", 3), scene, partial(take, "smaller", 3))
     assert asked == [("render", 5), ("smaller", 2), ("smaller", 2), ("smaller", 1)]
-    assert "step 0 did not fit the memory; from here on 2 views at a time" in caplog.text
+    assert "step 0 did not fit in memory; continuing with 2 views at a time" in caplog.text
     other = flat()
     roomy = one_step(None, other.render, other)
     torch.testing.assert_close(gradients(tight), gradients(roomy))
@@ -364,7 +364,7 @@ def test_a_forecast_counts_rendering_by_its_rays(latent_folder: Path) -> None:
         return cost(config, find(latent_folder), torch.device("cpu")).rendering
 
     small = rendering("render.size=64")
-    # In proportion but for the parameters' gradients, which are there once.
+    # In proportion except for the parameters' gradients, which are there once.
     assert rendering("render.size=128") == pytest.approx(4 * small, rel=0.1)
     assert rendering("render.size=128", "render.at_once=1") == pytest.approx(2 * small, rel=0.1)
     assert rendering("render.size={start:16,end:128}") == pytest.approx(4 * small, rel=0.1)

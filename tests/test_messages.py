@@ -243,7 +243,7 @@ def test_a_warning_stands_on_a_line_of_its_own_above_the_bar() -> None:
         [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True
     )
     shown = found.stderr.split("\n")
-    # A carriage return begins a line anew, so what stands is what follows the last one.
+    # A carriage return begins a line again, so what stands is what follows the last one.
     for said in ("look out", "by the way"):
         (line,) = (line.rpartition("\r")[2] for line in shown if said in line)
         assert "distilling" not in line

@@ -310,7 +310,7 @@ def test_heads_are_counted_or_divided() -> None:
 
 
 def test_what_is_not_mvdream_gets_one_line(network: Any, tmp_path: Path) -> None:
-    assert "told cameras by 16 numbers, got camera_dim=12" in error_of(
+    assert "given cameras by 16 numbers, got camera_dim=12" in error_of(
         port(tmp_path / "b", network, camera_dim=12)
     )
     assert "'channel_mult' is missing or wrong" in error_of(

@@ -515,7 +515,7 @@ def test_a_soft_shadow_is_not_the_object(
     picture, true = lit(shade, 8, colour)
     found = plain_background(picture, "p.png") > 127
     assert (found & true).sum() / (found | true).sum() > 0.98
-    assert "a shadow in p.png is left out" in caplog.text
+    assert "a shadow in p.png is removed" in caplog.text
 
 
 @pytest.mark.parametrize("colour", [(150, 150, 150), (225, 225, 225)])
@@ -529,7 +529,7 @@ def test_a_pale_object_that_its_shadow_cannot_be_told_from_keeps_it_and_that_is_
 ) -> None:
     picture, true = lit(0.4, 8, (200, 200, 200))
     assert ((plain_background(picture, "p.png") > 127) & true).sum() == true.sum()
-    assert "taken for the object, not for a shadow" in caplog.text
+    assert "treated as the object, not as a shadow" in caplog.text
 
 
 def test_a_shadow_with_an_edge_is_kept_and_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""The novel-view model that ships: small, safe, and it draws the side asked for of objects it has never seen."""
+"""The bundled novel-view model: small, safe, and it draws the side asked for of objects it has never seen."""
 
 from __future__ import annotations
 

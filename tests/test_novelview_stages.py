@@ -250,7 +250,7 @@ def test_shapes_beside_the_axis_stay_there_for_all_cameras() -> None:
     right = torch.stack([-eye[:, 1], eye[:, 0], torch.zeros(40)], 1)
     right = right / right.norm(dim=1, keepdim=True)
     up = torch.linalg.cross(backward, right)
-    # x * depth * tan = right . o and depth = distance - backward . o, so both are linear in o, but for the unknown tan.
+    # x * depth * tan = right . o and depth = distance - backward . o, so both are linear in o, except for the unknown tan.
     found = []
     for tan in torch.linspace(0.33, 0.40, 15):
         rows = torch.cat([right + centre[:, :1] * tan * backward, up - centre[:, 1:] * tan * backward])
@@ -319,10 +319,10 @@ def test_a_code_that_is_trained_on_keeps_its_thumbnails_mean(tmp_path: Path) -> 
     recipe, pace = stages.CodeRecipe(batch=4), stages.Pace(updates=1)
     kept = stages.code_stage(turn, seen, recipe, pace, new=False)
     assert (turn.draft.mean == 0.25).all()
-    anew = stages.code_stage(turn, seen, recipe, pace)
+    again = stages.code_stage(turn, seen, recipe, pace)
     # A quarter of each picture is black in two of three channels of one kind: neither mean nor pairs are chance.
     assert not (turn.draft.mean == 0.25).any()
-    assert torch.equal(kept.generator.get_state(), anew.generator.get_state())
+    assert torch.equal(kept.generator.get_state(), again.generator.get_state())
 
 
 def test_codes_of_usual_pairs_are_held_where_they_were(tmp_path: Path) -> None:

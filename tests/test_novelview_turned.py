@@ -126,11 +126,11 @@ def test_a_training_in_memory_goes_on_to_the_same_bits(
         in_memory.fit(own, pipeline, seen, unseen, asked=stopping(after), saved=lambda _: saved.append(after))
         return pipeline
 
-    with pytest.raises(Interrupted, match="stopped in the code's training; go on with resume=true"):
+    with pytest.raises(Interrupted, match="stopped in the code's training; continue with resume=true"):
         part(2)
     assert not saved
     # Two updates of the code are left, and two of the UNet's four are made.
-    with pytest.raises(Interrupted, match="stopped in the UNet's training; go on with resume=true"):
+    with pytest.raises(Interrupted, match="stopped in the UNet's training; continue with resume=true"):
         part(4)
     assert saved == [4]
     finished = part(99).model.state_dict()

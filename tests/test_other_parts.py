@@ -227,7 +227,14 @@ def test_settings_that_make_a_file_a_model_of_v_are_told(
         caplog.clear()
         load_prior(file, dtype=torch.float32, config=tmp_path / "prior", **more)  # type: ignore[arg-type]
         assert (
-            len([record for record in caplog.records if "taken for a model of v" in record.message]) == lines
+            len(
+                [
+                    record
+                    for record in caplog.records
+                    if "treated as a model that predicts v" in record.message
+                ]
+            )
+            == lines
         )
 
 

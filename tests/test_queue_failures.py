@@ -508,7 +508,7 @@ def test_foreign_tables_are_left_out_and_left_alone(content: bytes, caplog: pyte
     table = Path("out/batch-x.csv")
     table.write_bytes(content)
     assert len(summarise(Path("out"))[0]) == 1
-    assert "is no table of a batch" in caplog.text
+    assert "is not a table of a batch" in caplog.text
     tell([Row("a mug", "finished", "out/mug", 1.0)], table)
     assert table.read_bytes() == content
 

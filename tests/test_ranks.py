@@ -91,7 +91,7 @@ def failing(*_: Any) -> Any:
 
 
 def stopped(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """A run whose second process is asked to stop in its third step, and goes on from the first one's checkpoint."""
+    """A run whose second process is asked to stop in its third step, and continues from the first one's checkpoint."""
     asked, own = threading.Event(), job(hyper, ranks, accumulate=2, iterations=6)
     stop, metrics = ranks.heed(asked), list[dict[str, float]]()
 

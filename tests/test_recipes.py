@@ -146,7 +146,7 @@ def test_a_recipe_is_for_the_hash_grid_and_the_command_line_wins() -> None:
     assert (config.iterations, config.penalties.sparsity, config.scene.background) == (3, 2, "white")
 
 
-#: Sizes for a test: all else is the recipe's own. A scene is looked over anew in every sixteenth step.
+#: Sizes for a test: all else is the recipe's own. A scene is looked over again in every sixteenth step.
 SCALED: dict[str, Any] = {
     "iterations": 9, "scene.log2_table_size": 8, "scene.march_steps": 16, "scene.occupancy_resolution": 8,
     "export.enabled": False, "log.tensorboard": False, "log.preview_every": 0, "log.checkpoint_every": 0,

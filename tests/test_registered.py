@@ -149,7 +149,7 @@ def test_steps_that_were_left_out_are_told(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level("WARNING"):
         loop.tell_skipped(state)
         loop.tell_skipped(SimpleNamespace(step=40, skipped=4))  # type: ignore[arg-type]
-    assert caplog.messages == ["38 of 40 steps were left out, since their gradients were not finite"]
+    assert caplog.messages == ["38 of 40 steps were skipped, because their gradients were not finite"]
 
 
 def test_a_run_that_is_at_its_end_already_is_left_as_it_is() -> None:

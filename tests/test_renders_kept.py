@@ -191,7 +191,7 @@ def test_an_interrupt_ends_a_render_with_one_line(alone: bool, tmp_path: Path) -
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert "Traceback" not in said
-    assert said.rstrip().splitlines()[-1] == "distill-views: interrupted; the same command goes on"
+    assert said.rstrip().splitlines()[-1] == "distill-views: interrupted; the same command continues"
     assert json.loads((tmp_path / "out" / "valid_paths.json").read_text()) == ["quick"]
     while True:  # its processes have ended, too
         try:
@@ -221,7 +221,7 @@ def test_an_interrupt_is_no_traceback(
     words = (renders, tmp_path / "s") if command == "pack" else (tmp_path / "meshes", tmp_path / "r", *SMALL)
     assert run(command, *words) == 130
     said = capsys.readouterr().err.splitlines()
-    assert said[-1] == "distill-views: interrupted; the same command goes on"
+    assert said[-1] == "distill-views: interrupted; the same command continues"
     assert not list(tmp_path.glob("[sr]/.*"))
 
 

@@ -100,16 +100,16 @@ def test_policy_admits_the_viewer_by_the_hash_of_what_the_page_holds(folder: Pat
 
 def test_the_viewer_shows_a_glb_that_was_exported_anew_and_saves_it_under_its_name(folder: Path) -> None:
     (folder / "mesh.glb").unlink()
-    anew = [{"meshes": ["gone.glb"]}, {"meshes": ["mug.stl", "mug.glb", "mug_lod1.glb"]}, {"meshes": ["mug.usdz"]}, {"meshes": ["missing.glb"]}]  # fmt: skip
+    again = [{"meshes": ["gone.glb"]}, {"meshes": ["mug.stl", "mug.glb", "mug_lod1.glb"]}, {"meshes": ["mug.usdz"]}, {"meshes": ["missing.glb"]}]  # fmt: skip
     for name, colours in (("gone.glb", True), ("mug.glb", False)):
         write_glb(tetrahedron(colours), folder / name)
-    (folder / "manifest.json").write_text(json.dumps({"export": {"meshes": ["mesh.stl"]}, "exports": anew}))
+    (folder / "manifest.json").write_text(json.dumps({"export": {"meshes": ["mesh.stl"]}, "exports": again}))
     page = Page(write_report(folder).read_text())
     assert base64.b64decode(page.texts["script"][0]) == (folder / "mug.glb").read_bytes()  # the last one
     (told,) = (attributes for tag, attributes in page.elements if attributes.get("id") == "glb")
     assert told["data-name"] == "mug.glb" and "canvas" in page.tags()
     # The run's own one comes first.
-    (folder / "manifest.json").write_text(json.dumps({"export": {"meshes": ["gone.glb"]}, "exports": anew}))
+    (folder / "manifest.json").write_text(json.dumps({"export": {"meshes": ["gone.glb"]}, "exports": again}))
     page = Page(write_report(folder).read_text())
     assert base64.b64decode(page.texts["script"][0]) == (folder / "gone.glb").read_bytes()
 

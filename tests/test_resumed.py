@@ -32,7 +32,7 @@ QUICK = [
     "scene=image", "iterations=2", "render.size=16", "render.batch=1", "export.enabled=false", "log.tensorboard=false",
     "log.preview_every=0", "view_words=none", "device=cpu",
 ]  # fmt: skip
-FOUND = "there is no run with these settings in outputs to go on with, so resume=true begins a new one"
+FOUND = "there is no run with these settings in outputs to continue, so resume=true begins a new one"
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def test_a_file_that_a_run_was_given_is_told_by_what_it_holds(
     # Another one, in the same place or not, and none.
     write(f"there/{name}", 41)
     with pytest.raises(
-        ValueError, match=f"mine holds another run, with another file as {option}; give what it has"
+        ValueError, match=f"mine holds another run, with another file as {option}; give its own options"
     ):
         claim(elsewhere)
     write(name, 41)
@@ -131,7 +131,7 @@ def test_files_of_a_list_are_told_by_what_they_hold_and_by_what_is_said_beside_t
     assert claim(given) == Path("mine")
     for form in (entry, same):
         assert claim(config(form.format("there/a.safetensors"), "there/b.safetensors")) == Path("mine")
-    wrong = f"another run, with other prior_options.{option}; give what it has"
+    wrong = f"another run, with other prior_options.{option}; give its own options"
     for first, second in (("b", "a"), ("a", "a")):
         with pytest.raises(ValueError, match=wrong):
             claim(config(entry.format(f"{first}.safetensors"), f"{second}.safetensors"))
@@ -184,9 +184,9 @@ def test_where_there_is_nothing_to_resume_a_new_run_says_so_and_names_what_diffe
         f"{FOUND}; beside it: {name} (iterations=400, not 5; seed=0, not 3), {name}-2 (seed=0, not 3), "
         f"{name}-3 (iterations=400, not 5; seed=0, not 3; guidance=csd, not sds)"
     )
-    assert said("output_dir=gone") == ["gone holds no run to go on with yet, so resume=true begins one"]
+    assert said("output_dir=gone") == ["gone holds no run to continue yet, so resume=true begins one"]
     Path("empty").mkdir()
-    assert said("output_dir=empty") == ["empty holds no run to go on with yet, so resume=true begins one"]
+    assert said("output_dir=empty") == ["empty holds no run to continue yet, so resume=true begins one"]
     assert said("output_dir=outputs/a-red-mug-10a5c24a") == []
 
 
@@ -245,9 +245,7 @@ def test_what_begins_with_an_unfinished_run_says_so(caplog: pytest.LogCaptureFix
     stored.iterations = 9
     OmegaConf.save(stored, "mine/config.yaml")
     assert command("a red mug", *QUICK, "init=mine", "output_dir=more") == 0
-    assert (
-        "init=mine is unfinished and taken as it is, at step 2 of 9; resume=true finishes it" in caplog.text
-    )
+    assert "init=mine is unfinished and used as it is, at step 2 of 9; resume=true finishes it" in caplog.text
 
 
 def test_a_library_that_changed_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +326,7 @@ def test_files_of_earlier_stages_are_told_by_what_they_hold() -> None:
     assert claim(elsewhere) == Path("mine")
     picture("edges.png", 81)
     with pytest.raises(
-        ValueError, match=r"with another file as 1-field: prior_options\.control; give what it has"
+        ValueError, match=r"with another file as 1-field: prior_options\.control; give its own options"
     ):
         claim(config)
     renew(Path("mine"), elsewhere)

@@ -134,7 +134,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
         assert running.returncode == -signal.SIGKILL
     else:
         assert running.returncode == 130
-        assert "go on with resume=true" in said
+        assert "continue with resume=true" in said
     # What was interrupted had a process of its own; this one, which has run other things, must not differ from it.
     assert command(*LONG, "output_dir=broken", "resume=true") == 0
     if not finished:
@@ -279,7 +279,7 @@ def test_asking_for_cuda_where_there_is_none(capsys: pytest.CaptureFixture[str])
 def test_a_run_never_writes_over_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("a red mug", *QUICK, "output_dir=mine", "export.enabled=false") == 0
     before = {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()}
-    assert "resume=true to go on" in error_of(
+    assert "resume=true to continue" in error_of(
         capsys, "a red mug", *QUICK, "output_dir=mine", "export.enabled=false"
     )
     assert "holds another run, with prompt=a red mug, not a blue cube" in error_of(

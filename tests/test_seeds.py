@@ -34,7 +34,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Carrying:
-    """Stands for training: writes what each seed is told to, and remembers which seeds it made."""
+    """Stands for training: writes the options of each seed, and remembers which seeds it made."""
 
     def __init__(self, scores: dict[int, float | Exception]) -> None:
         self.scores, self.made, self.priors = scores, list[int](), list[object]()

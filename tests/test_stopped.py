@@ -75,7 +75,7 @@ def test_asked_in_its_last_step_a_run_stops_and_nothing_else_begins(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert command(*words, *QUICK) == 130
-    assert "stopped at step 2 of 2; go on with resume=true" in capsys.readouterr().err
+    assert "stopped at step 2 of 2; continue with resume=true" in capsys.readouterr().err
     assert len(list(Path("outputs").rglob("metrics.jsonl"))) == 1
     assert not list(Path("outputs").rglob("report.html"))
     # What is left is to describe and export it; the further runs follow.
@@ -107,7 +107,7 @@ def test_asked_before_or_after_its_training_a_run_says_so(
             patch.setattr(module, when, asked)
         for words in (["a red mug", "output_dir=one"], ["prompts=list.txt", "output_dir=many"]):
             assert command(*words, *QUICK) == 130
-            assert "interrupted; a run that has begun goes on with resume=true" in capsys.readouterr().err
+            assert "interrupted; to continue, add resume=true, or for a file" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
     # A queue's table is written all the same.
     with Path("many/batch.csv").open(newline="") as file:
@@ -130,7 +130,7 @@ def test_a_job_of_a_sweep_that_is_asked_while_it_loads_says_so_wherever_it_runs(
     before = signal.getsignal(signal.SIGTERM)
     # As a worker of a launcher calls it, which has no handler of its own.
     assert cli._swept(["prompt=a red mug"], []) == 130
-    assert "distill: interrupted; a run that has begun goes on" in capsys.readouterr().err
+    assert "distill: interrupted; to continue, add resume=true" in capsys.readouterr().err
     assert command("a red mug", "-m", "seed=0,1", *QUICK) == 130
     said = capsys.readouterr().err
     assert "distill: interrupted; " in said and "its further jobs are not started" in said

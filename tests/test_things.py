@@ -1,4 +1,4 @@
-"""Real things: their catalogue, table, credits, captions, splits, renders and pack."""
+"""Real objects: their catalogue, table, credits, captions, splits, renders and pack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Benchmarks on real things: whole assets of names and variants, and a prior's samples of every name."""
+"""Benchmarks on real objects: whole assets of names and variants, and a prior's samples of every name."""
 
 from __future__ import annotations
 

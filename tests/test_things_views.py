@@ -1,4 +1,4 @@
-"""Real things as a novel-view training in memory takes them: which, in what colours, over white, and from where."""
+"""Real objects as a novel-view training in memory takes them: which, in what colours, over white, and from where."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Crossing(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        # A tensor of one number is an argument of a kernel, but for those that copy.
+        # A tensor of one number is an argument of a kernel, except for those that copy.
         copies = func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_)
         leaves = tree_leaves((args, kwargs, out))
         seen = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor) and (copies or leaf.dim())}
@@ -283,7 +283,7 @@ def test_adam_is_fused_where_torch_has_that_kernel() -> None:
     fused = make_optimiser(scene)
     assert fused.defaults["fused"] is True
     assert make_optimiser(copy.deepcopy(scene).to("meta")).defaults["fused"] is None
-    # The first step of Adam moves every parameter by its rate; a checkpoint of one kind goes on with the other.
+    # The first step of Adam moves every parameter by its rate; a checkpoint of one kind continues with the other.
     plain = torch.optim.Adam(
         [{"params": [scene.image], "lr": 0.03}], betas=(0.9, 0.99), eps=1e-15, fused=False
     )

@@ -107,7 +107,7 @@ def test_what_is_taken_for_something_is_said_in_one_line() -> None:
     said = {prompt: told(prompt, understand(prompt, ALL)) for prompt in ("a red mug", "a rusty blue lorry")}
     assert said == {
         "a red mug": "",
-        "a rusty blue lorry": "'a rusty blue lorry' is taken for 'a blue truck': 'lorry' is not known, 'truck' is; 'rusty' left out",
+        "a rusty blue lorry": "'a rusty blue lorry' is read as 'a blue truck': 'lorry' is not known, 'truck' is; 'rusty' left out",
     }
 
 
@@ -345,7 +345,7 @@ def test_a_run_says_what_it_takes_a_prompt_for_before_it_loads(
     config = compose_config(["prompt=a blue couch", f"prior={folder}"])
     with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="loading"):
         execute.run(config)
-    line = "'a blue couch' is taken for 'a blue sofa': 'couch' is not known, 'sofa' is"
+    line = "'a blue couch' is read as 'a blue sofa': 'couch' is not known, 'sofa' is"
     assert caplog.messages == [line] and config.prompt == "a blue couch"
     assert dict(looks(config))["prompt"]() == line == check_prompt(config)
 
@@ -364,19 +364,19 @@ def test_a_queue_says_it_of_every_prompt_before_it_loads(
     with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="loading"):
         batch.run_prompts(queue)
     assert [message.partition(":")[0] for message in caplog.messages] == [
-        "'a blue couch' is taken for 'a blue sofa'", "a dragon", "'a red bike' is taken for 'a red bicycle'",
+        "'a blue couch' is read as 'a blue sofa'", "a dragon", "'a red bike' is read as 'a red bicycle'",
     ]  # fmt: skip
     caplog.clear()
     words = ["prompts=list.txt", f"prior={folder}", "source_prompt=a green couch", "guidance=dds"]
     config = compose_config(words)
     with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="loading"):
         batch.run_prompts(compose_queue(words))
-    assert len(caplog.messages) == 4 and "'a green couch' is taken for" in caplog.messages[0]
+    assert len(caplog.messages) == 4 and "'a green couch' is read as" in caplog.messages[0]
     assert sum("a green couch" in message for message in caplog.messages) == 1
     with pytest.raises(ValueError, match="does not know 'dragon'"):
         dict(looks(config))["prompts"]()
     (folder / "list.txt").write_text("a blue couch\na red mug\n")
-    assert "2 prompts; 'a blue couch' is taken for" in dict(looks(config))["prompts"]()
+    assert "2 prompts; 'a blue couch' is read as" in dict(looks(config))["prompts"]()
 
 
 def test_the_command_lists_what_the_prior_knows(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
@@ -475,7 +475,7 @@ def test_a_kind_without_a_colour_has_its_usual_one_where_the_prior_needs_one(kin
     meaning = understand(prompt, embedded)
     assert meaning.usual and meaning.caption == world.caption(colour, kind, "left view")
     assert told(prompt, meaning) == (
-        f"{prompt!r} is taken for {meaning.caption!r}: it says no colour, and this prior needs one"
+        f"{prompt!r} is read as {meaning.caption!r}: it says no colour, and this prior needs one"
     )
     assert not world.held_out(colour, kind)
     assert not understand(f"a {colour} {kind}", embedded).usual
@@ -501,7 +501,7 @@ def test_a_source_prompt_is_read_before_anything_is_loaded() -> None:
     with pytest.raises(ValueError, match="does not know 'dragon'"):
         check_prompt(compose_config(words))
     said = check_prompt(compose_config([*words[:2], "source_prompt=blue mugs"]))
-    assert said.startswith("'blue mugs' is taken for 'a blue mug'")
+    assert said.startswith("'blue mugs' is read as 'a blue mug'")
 
 
 @pytest.mark.parametrize(
@@ -598,7 +598,7 @@ def test_a_terms_own_prompt_is_told_and_refused_as_the_runs() -> None:
         ]
 
     said = check_prompt(compose_config(words("a chair")))
-    assert said == "'a chair' is taken for 'a brown chair': it says no colour, and this prior needs one"
+    assert said == "'a chair' is read as 'a brown chair': it says no colour, and this prior needs one"
     with pytest.raises(ValueError, match="does not know 'dragon'"):
         check_prompt(compose_config(words("a red dragon")))
 
@@ -613,5 +613,5 @@ def test_what_prompts_of_a_library_are_taken_for_is_told_a_few_times(
     assert len(caplog.messages) == 6 and caplog.messages[-1].startswith("and 3 prompts of ")
     first = world.KINDS[0]
     assert caplog.messages[0].startswith(
-        f"'a {first}' is taken for '{world.caption(world.USUAL[first], first)}'"
+        f"'a {first}' is read as '{world.caption(world.USUAL[first], first)}'"
     )

@@ -280,7 +280,7 @@ def test_the_copy_is_trained_without_the_attention_kernel_whose_gradient_can_be_
 def test_a_gradient_that_overflows_in_half_precision_is_made_smaller_until_it_fits(
     pixel_folder: Path,
 ) -> None:
-    """The copy learns what it does in single precision, but for the updates that are left out, and goes on from its state."""
+    """The copy learns what it does in single precision, except for the updates that are left out, and continues from its state."""
     x = randn(0, *SHAPE)
 
     def learner(half: bool) -> Any:

@@ -57,7 +57,7 @@ def looks(*opacities: float) -> list[Sight]:
 
 
 def test_the_same_must_be_wrong_for_long_enough() -> None:
-    """Steps 10 to 110 span 100 steps, 10 to 100 only 90; a healthy look, or another kind of wrong, begins anew."""
+    """Steps 10 to 110 span 100 steps, 10 to 100 only 90; a healthy look, or another kind of wrong, begins again."""
     assert verdict(looks(*[0.0] * 11), 100) == "empty"
     assert verdict(looks(*[0.0] * 10), 100) == ""
     assert verdict(looks(0.3, *[0.0] * 11), 100) == "empty"
@@ -95,7 +95,7 @@ def test_a_run_is_watched_step_by_step() -> None:
         Collapsed, match="collapsed at step 140 of 400: empty for 100 steps: no pixel shows anything; try"
     ) as said:
         after(140, picture(there, empty))
-    assert "\n" not in str(said.value) and str(said.value).endswith("watchdog=false goes on")
+    assert "\n" not in str(said.value) and str(said.value).endswith("watchdog=false continues")
 
 
 def test_each_of_several_scenes_is_watched_for_itself() -> None:

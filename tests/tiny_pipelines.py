@@ -131,7 +131,7 @@ def stable_diffusion(prediction: str = "epsilon") -> Any:
 
 
 def multi_view() -> Any:
-    """Stable Diffusion whose network is told cameras."""
+    """Stable Diffusion whose network is given cameras."""
     from diffusers import StableDiffusionPipeline
 
     network = unet(class_embed_type="projection", projection_class_embeddings_input_dim=16)

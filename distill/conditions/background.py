@@ -54,7 +54,7 @@ def unframed(rgb: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
         if colour is None or np.abs(colour - rings[0]).max() <= TOLERANCE:
             continue  # still the line, or its soft edge
         if any(ring is None or np.abs(ring - colour).max() > TOLERANCE for ring in beyond):
-            continue  # no plain colour that goes on inside
+            continue  # no plain colour that continues inside
         painted = np.empty_like(rgb)
         painted[:] = colour
         within = np.s_[depth : rgb.shape[0] - depth, depth : rgb.shape[1] - depth]
@@ -160,7 +160,7 @@ def shadow(
         doubtful = (mask & like & (darker < 0.95) & (darker > DARKEST)).sum() / max(mask.sum(), 1)
         if 0.05 < doubtful < 0.5:
             log.warning(
-                "%.0f%% of what stands out in %s is its background, darker, with an edge: taken for the object, though it may be "
+                "%.0f%% of what stands out in %s is its background, darker, with an edge: treated as the object, though it may be "
                 "a shadow; a picture with an alpha channel leaves no doubt",
                 100 * doubtful,
                 name,
@@ -170,10 +170,10 @@ def shadow(
     cast = mask & ndimage.binary_dilation(cast, iterations=3, mask=mask & like & (darker < 1)) | cast
     if cast.sum() > 0.5 * mask.sum():
         log.warning(
-            "most of what stands out in %s is its background, darker: taken for the object, not for a shadow; a picture with an "
+            "most of what stands out in %s is its background, darker: treated as the object, not as a shadow; a picture with an "
             "alpha channel leaves no doubt",
             name,
         )
         return none
-    log.warning("a shadow in %s is left out; a picture with an alpha channel leaves no doubt", name)
+    log.warning("a shadow in %s is removed; an alpha channel avoids ambiguity", name)
     return cast & mask

@@ -138,7 +138,7 @@ def _finely(image: Image.Image, cut: Callable[[Image.Image], Image.Image]) -> Im
 
 
 def _again(part: Image.Image, coarse: Image.Image, cut: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Coverage in a part of a picture, cut out anew; as it was found coarsely where that finds something else."""
+    """Coverage in a part of a picture, cut out again; as it was found coarsely where that finds something else."""
     try:
         found = cut(_at_most(part, LARGEST)).getchannel("A").resize(part.size, Image.Resampling.BICUBIC)
     except ValueError:
@@ -176,7 +176,7 @@ def _without_plain(image: Image.Image, name: str) -> Image.Image:
         if not hidden.any():
             raise
         log.warning(
-            "the alpha channel of %s hides hardly anything; what it shows is taken for the object", name
+            "the alpha channel of %s hides hardly anything; what it shows is used as the object", name
         )
         return image
     if hidden.any():

@@ -1,4 +1,4 @@
-"""The picture that ImageDream is shown: read, cut out, encoded once, and added to the embeddings of a run's prompts."""
+"""ImageDream's input picture: read, cut out, encoded once, and added to the embeddings of a run's prompts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WITHOUT = ("uncond", "negative")
 
 @dataclass(frozen=True)
 class ImagePrompted:
-    """A picture that a prior is shown.
+    """An input picture of a prior.
 
     Attributes:
         path: of its file.
@@ -67,7 +67,7 @@ def show(config: DictConfig, prior: DiffusionPrior) -> ImagePrompted:
 
 
 def with_image(cond: Condition, given: Embedding, none: Embedding) -> Condition:
-    """Add a picture to every embedding of a condition, and no picture to those that guidance leads away from.
+    """Add a picture to every embedding of a condition, except the reference embeddings of guidance.
 
     Args:
         cond: of any number of rows.

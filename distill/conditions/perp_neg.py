@@ -1,4 +1,4 @@
-r"""Perp-Neg: the views that a camera does not see, taken away where they differ from the one that it sees.
+r"""Perp-Neg: the prompts of other views as negative prompts, restricted to their component perpendicular to the current view's.
 
 .. math:: \hat\epsilon_c = \epsilon_u + \Delta_+ + \sum_i w_i \Delta_i^\perp, \quad
     \Delta_+ = \epsilon_+ - \epsilon_u, \quad
@@ -159,7 +159,7 @@ def pushed(cond: Condition) -> Pushed | None:
 
 
 def embeddings(cond: Condition) -> tuple[Embedding, Embedding, Embedding]:
-    """Return the embeddings that Perp-Neg needs predictions under besides the prompt: ``cond.origin``'s and the two views'."""
+    """Return the embeddings that Perp-Neg evaluates in addition to the prompt: ``cond.origin``'s and those of two views."""
     return cond.prompts[cond.origin], cond.prompts["away_0"], cond.prompts["away_1"]
 
 

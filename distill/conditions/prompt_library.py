@@ -212,7 +212,7 @@ def pooled(embedding: Embedding) -> Tensor:
             return embedding[name].float()
     if "encoder_hidden_states" not in embedding:
         raise ValueError(
-            f"a generator is told a text's embedding, and this prior has none: it gives {', '.join(embedding)}; choose a "
+            f"a generator is given a text's embedding, and this prior has none: it gives {', '.join(embedding)}; choose a "
             "prior that knows words"
         )
     states = embedding["encoder_hidden_states"].float()

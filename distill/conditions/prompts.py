@@ -1,4 +1,4 @@
-"""Prompts that name the side a camera sees."""
+"""View-dependent prompts."""
 
 from __future__ import annotations
 
@@ -110,9 +110,9 @@ PICTURED = "the object in the picture"
 
 
 def asked(prior: Prior, text: str) -> str:
-    """Return the prompt that a prior is given for the text of a user.
+    """Return the prompt that a prior receives for a user's text.
 
-    A prior with a vocabulary (see ``distill.embedded.vocabulary.of_prior``) is given the caption that the text is taken for,
+    A prior with a vocabulary (see ``distill.embedded.vocabulary.of_prior``) receives the caption that the text is read as,
     any other prior the text itself.
 
     Raises:
@@ -133,7 +133,7 @@ def conditioner(
     unconditional: str = "auto",
     away: Curves | None = None,
 ) -> Conditioner:
-    """Embed a prompt once for every view; returns what picks the embeddings for a batch of cameras.
+    """Embed a prompt once for every view; returns a conditioner that selects the embeddings for a batch of cameras.
 
     Args:
         prior: embeds.
@@ -205,7 +205,7 @@ class Texts:
 
     @classmethod
     def of(cls, prompt: str, negative_prompt: str, views: ViewWords | None, source_prompt: str) -> Texts:
-        """The prompts that follow from options; arguments as of ``conditioner``."""
+        """The prompts that follow from options; arguments as for ``conditioner``."""
         words = views.words if views else ()
 
         def every_view(text: str, own: Mapping[str, str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What passes between the parts: prompts, a step's condition, pictures, parameters."""
+"""Data passed between the parts: prompts, a step's condition, pictures, parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Embedding = Mapping[str, Tensor]
 
 
 class Prompt(str):
-    """A prompt whose ending stays where a text encoder must cut it: ``head``, then ``tail``, such as ``", front view"``.
+    """A prompt whose ending is kept when a text encoder truncates it: ``head``, then ``tail``, such as ``", front view"``.
 
     To a prior that does not know it, it is the whole text.
     """
@@ -86,7 +86,7 @@ class Condition:
 
     @property
     def origin(self) -> str:
-        """The role that guidance leads away from: ``negative`` where a negative prompt is given, else ``uncond``."""
+        """The reference prompt of guidance: ``negative`` if a negative prompt is given, else ``uncond``."""
         return "negative" if "negative" in self.prompts else "uncond"
 
     def part(self, begin: int, end: int) -> Condition:
@@ -105,7 +105,7 @@ class Condition:
 
     @staticmethod
     def joined(parts: Sequence[Condition]) -> Condition:
-        """Undo ``part``."""
+        """Concatenate parts: the inverse of ``part``."""
 
         def cat(values: Sequence[Tensor | None]) -> Tensor | None:
             given = [value for value in values if value is not None]
@@ -145,7 +145,7 @@ class Render:
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
 
     def detached(self) -> Render:
-        """The same without gradient."""
+        """Return the pictures without gradient."""
         return Render(
             self.rgb.detach(),
             self.opacity.detach(),
@@ -156,7 +156,7 @@ class Render:
 
     @staticmethod
     def joined(parts: Sequence[Render]) -> Render:
-        """Several batches as one; the penalties are means over pictures."""
+        """Concatenate batches; the penalties become means over pictures."""
         counts = torch.tensor([len(part.rgb) for part in parts])
         shares = send(counts / counts.sum(), parts[0].rgb.device).to(parts[0].rgb)
         normals = [part.normal for part in parts if part.normal is not None]
@@ -189,7 +189,7 @@ View = Callable[[Cameras, int, int], Render]
 
 
 class Draw(NamedTuple):
-    """What a step makes of a library's prompts: ``amount`` of the way from the ``first`` to the ``second``, by number."""
+    """The prompts that a step draws from a library: ``amount`` of the way from the ``first`` to the ``second``, by number."""
 
     first: int
     second: int

@@ -1,4 +1,4 @@
-"""What each part must do, as protocols; nothing inherits from them."""
+"""The interfaces of the parts, as protocols; no class has to inherit from them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from distill.contracts.data import Condition, Draw, Embedding, Field, Group, Ren
 
 @runtime_checkable
 class Prior(Protocol):
-    """A frozen diffusion model. How it predicts (noise, v, flow) stays inside."""
+    """A frozen diffusion model; its parametrisation (noise, v, flow) is internal."""
 
     @property
     def name(self) -> str:
-        """The name it was loaded by."""
+        """The name that it was loaded by."""
         ...
 
     @property
@@ -55,7 +55,7 @@ class Prior(Protocol):
 
     @property
     def trainable(self) -> Trainable | None:
-        """The network that VSD adds its LoRA to; None where there is none."""
+        """The network that VSD adds its LoRA to; None if not available."""
         ...
 
     @property
@@ -72,7 +72,7 @@ class Prior(Protocol):
         ...
 
     def decode(self, x: Tensor) -> Tensor:
-        """Map back to pictures, differentiably and without clipping."""
+        """Decode to pictures, differentiably and without clipping."""
         ...
 
     def show(self, pictures: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class Prior(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Return where its weights are from, for an asset's manifest."""
+        """Return the origin of the weights, for an asset's manifest."""
         ...
 
 
@@ -136,7 +136,7 @@ class Guidance(Protocol):
 
 @runtime_checkable
 class Learner(Protocol):
-    """A guidance with parameters of its own, trained beside the scene and saved with it."""
+    """A guidance with trainable parameters, trained along with the scene and saved with it."""
 
     def learn(
         self,
@@ -151,7 +151,7 @@ class Learner(Protocol):
         ...
 
     def save(self, folder: Path, /) -> None:
-        """Write what it learnt, in a format that other programs read."""
+        """Write the trained parameters, in a format that other programs read."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -204,11 +204,11 @@ class Scene(Protocol):
         ...
 
     def parameter_groups(self) -> dict[str, Group]:
-        """Return its parameters by kind, each kind with its learning rate."""
+        """Return the scene's parameters by kind, each with its learning rate."""
         ...
 
     def update(self, step: Step, optimiser: torch.optim.Optimizer, generator: torch.Generator, /) -> None:
-        """Bring state that is not learnt (occupancy, active levels) up to date before a step.
+        """Update state that is not learnt (occupancy, active levels) before a step.
 
         A scene that grows or prunes replaces parameters here, in ``optimiser`` too.
         """
@@ -242,7 +242,7 @@ class Scene(Protocol):
         ...
 
     def assets(self) -> Mapping[str, Writer]:
-        """Return what writes the scene's own files, by name; pictures of it are written for every scene with sides."""
+        """Return the writers of the scene's own files, by name; pictures are written for every scene with sides."""
         ...
 
     def to(self, device: torch.device, /) -> Self: ...
@@ -255,7 +255,7 @@ class Scene(Protocol):
 
 
 class Generator(Scene, Protocol):
-    """A scene for every prompt of a library: its ``update`` draws a prompt, whose scene it is until the next.
+    """A scene for every prompt of a library: its ``update`` draws the prompt that it represents until the next.
 
     Which one follows from ``Step.index`` (or ``Step.drawn``) alone, so a step that is done again draws the same.
 
@@ -298,7 +298,7 @@ class Renderer(Protocol):
 
 
 class Writer(Protocol):
-    """Writes files of one kind."""
+    """A writer of one kind of file."""
 
     def __call__(self, folder: Path, view: View, options: Mapping[str, Any], /) -> dict[str, Any]:
         """Write into ``folder``; returns figures for the manifest.

@@ -1,4 +1,4 @@
-"""Captions of both halves of the embedded world, kinds and real things: what the judge ranks, and what it counts as right.
+"""Captions of kinds and real objects: those that the judge ranks, and which count as correct.
 
 The judge ranks all captions by their similarity to a picture. The picture is right for a prompt if
 
@@ -49,12 +49,12 @@ def of(table: Iterable[things.Thing]) -> tuple[Meaning, ...]:
 
 @lru_cache(maxsize=1)
 def meanings() -> tuple[Meaning, ...]:
-    """What each of ``all_captions`` says, in the same order."""
+    """Return the meaning of each of ``all_captions``, in the same order."""
     return of(things.table())
 
 
 def write(name: str, colour: str | None, view: str | None = None, template: int = 0) -> str:
-    """Write a caption of either half; ``template`` indexes ``world.TEMPLATES``."""
+    """Write a caption of a kind or a real object; ``template`` indexes ``world.TEMPLATES``."""
     if name in world.KINDS and colour is not None:
         return world.caption(colour, name, view, template)
     return things.caption(name, articles().get(name, things.article_of(name)), colour, view, template)
@@ -62,12 +62,12 @@ def write(name: str, colour: str | None, view: str | None = None, template: int 
 
 @lru_cache(maxsize=1)
 def all_captions() -> tuple[str, ...]:
-    """One caption, without a view, for each name in each colour that can be chosen, and for each thing as it is."""
+    """Return one caption, without a view, for each name in each selectable colour, and for each object without a colour."""
     return tuple(write(*meaning) for meaning in meanings())
 
 
 def right(similarity: Tensor, asked: Sequence[Meaning], said: Sequence[Meaning] | None = None) -> Tensor:
-    """Tell of which pictures captions in the order of these similarities are right, by the rule of this module.
+    """Return for which pictures the ranking by these similarities is correct, by the rule of this module.
 
     Args:
         similarity: of each picture with each caption, shape ``[batch, captions]``.

@@ -1,4 +1,4 @@
-"""An independent image-text model that says what a picture of either half of the embedded world shows.
+"""The judges: independent image-text models that recognise kinds and real objects in pictures.
 
 It measures and never guides, and with ``keep=best`` it chooses among finished assets: its architecture, its pictures and its weights are not the prior's. Two towers
 map pictures and captions to one sphere, trained by contrast as in CLIP (Radford et al. 2021,
@@ -29,7 +29,7 @@ WIDTH = 128
 CHANNELS = (48, 96, 192)
 #: Residual layers at 16x16, 8x8 and 4x4.
 DEPTHS = (1, 1, 2)
-#: The folders of the judges that ship, by the value of ``judge=``: of the sixteen kinds, and of these and real things.
+#: The folders of the bundled judges, by the value of ``judge=``: of the sixteen kinds, and of these and real objects.
 SHIPPED = {
     "embedded": Path(__file__).with_suffix(""),
     "things": Path(__file__).with_name("things") / "judge",
@@ -169,7 +169,7 @@ class ImageTower(nn.Module):
         stages: list[Tensor] = []
         for layer in self.judge.image_tower:
             x = layer(x)
-            # What halves the picture is no stage of its own, but for the stem.
+            # What halves the picture is no stage of its own, except for the stem.
             if isinstance(layer, Residual) or not stages:
                 stages.append(x)
         grids = [interpolate(stage, (8, 8), mode="area").flatten(2).movedim(1, 2) for stage in stages]
@@ -190,7 +190,7 @@ def readable(judge: Judge) -> tuple[captions.Meaning, ...]:
 def r_precision(
     judge: Judge, images: Tensor, prompt: str, among: Sequence[captions.Meaning] | None = None
 ) -> float:
-    """R-precision at 1: the share of pictures that are right for a prompt, by the rule of ``distill.embedded.captions``.
+    """Compute R-precision at 1: the share of pictures that are correct for a prompt, by the rule of ``distill.embedded.captions``.
 
     Args:
         judge: from ``load_judge``.
@@ -233,7 +233,7 @@ def load_judge(device: torch.device | str = "cpu", folder: Path = SHIPPED["embed
 
     Args:
         device: where it computes.
-        folder: by default that of the judge of the kinds; ``SHIPPED["things"]`` is that of the judge of things.
+        folder: by default that of the ``embedded`` judge; ``SHIPPED["things"]`` is that of the ``things`` judge.
 
     Raises:
         ValueError: the folder holds no judge, or one that cannot be read.

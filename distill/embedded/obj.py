@@ -35,7 +35,7 @@ _OPTION = re.compile(r"^-(?:imfchan\s+\w|type\s+\w+|\w+(?:\s+(?:-?[\d.]+|on|off)
 
 @dataclass(frozen=True)
 class Material:
-    """What colours faces.
+    """A material: colour, texture and opacity of faces.
 
     Attributes:
         colour: sRGB in [0, 1]; a texture stands in its place where there is one.
@@ -50,7 +50,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Model:
-    """Triangles with their materials.
+    """Triangles with materials.
 
     Attributes:
         vertices: shape ``[vertices, 3]``.
@@ -235,7 +235,7 @@ def placed(model: Model, turn: Array, size: tuple[float, float, float]) -> Model
 
 
 def colours(model: Model, faces: NDArray[np.integer[Any]], barycentric: Array) -> Array:
-    """Colour and opacity at points of the surface.
+    """Return colour and opacity at points of the surface.
 
     Args:
         model: the surface.
@@ -268,7 +268,7 @@ def _plain(material: Material) -> bool:
 
 
 def largest_plain(model: Model) -> tuple[tuple[float, float, float], float] | None:
-    """The plain colour that covers more of the surface than any other material, if one does.
+    """Return the plain colour that covers more of the surface than any other material, or None.
 
     Returns:
         The colour and the share of the surface that it covers; None where a texture or glass covers more than it.
@@ -283,7 +283,7 @@ def largest_plain(model: Model) -> tuple[tuple[float, float, float], float] | No
 
 
 def painted(model: Model, colour: tuple[float, float, float] | None) -> NDArray[np.bool_]:
-    """Which materials have a plain colour, shape ``[materials]``; it is compared in steps of 1/255."""
+    """Return which materials have a plain colour, shape ``[materials]``; it is compared in steps of 1/255."""
 
     def steps(values: tuple[float, float, float]) -> list[int]:
         return [round(255 * value) for value in values]

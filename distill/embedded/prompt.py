@@ -1,4 +1,4 @@
-"""What a prompt means to a prior of the embedded world."""
+"""Parse prompts for priors of the embedded world."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from distill.embedded.world import KINDS, TEMPLATES, USUAL, VIEWS
 
 #: Words of the longest of ``OUTSIDE``.
 LONGEST = max(map(len, OUTSIDE))
-#: The priors that ship and know the embedded world alone.
+#: The bundled priors, which know only the embedded world.
 OF_KINDS = ("embedded", "views")
 #: Things of a prompt that a message lists, at most.
 MOST = 4
@@ -35,14 +35,14 @@ LARGER = "for any other prompt choose a larger prior with prior=FOLDER"
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a prompt means.
+    """The meaning of a prompt.
 
     Attributes:
         colour: one of the world's, or None for the thing's own.
         name: of what to make.
         view: words of a direction, or None.
         caption: what the prior is asked for.
-        taken: what was given and what it is taken for, empty where it is left out.
+        taken: pairs of a given word and the name that it is mapped to, empty if it is dropped.
         own_colour: the colour of such a thing cannot be chosen, and one was.
         usual: no colour was said, which the prior needs, so that it is the usual one.
     """
@@ -57,7 +57,7 @@ class Meaning:
 
 
 def asked(name: str, prompt: str) -> str:
-    """Return the prompt that a prior is given for the prompt of a user: a caption of its vocabulary, if it has one.
+    """Return the prompt that a prior receives for a user's prompt: a caption of its vocabulary, if it has one.
 
     Args:
         name: the value of ``prior=``.
@@ -71,7 +71,7 @@ def asked(name: str, prompt: str) -> str:
 
 
 def prior_for(prompts: Iterable[str]) -> str:
-    """Choose the prior that ships for some prompts: ``things`` if one means a thing, else ``embedded``, whose kinds are better.
+    """Choose the bundled prior for some prompts: ``things`` if one means a real object, else ``embedded``.
 
     Prompts that mean nothing count where there is nothing else: ``things`` knows more names to suggest.
     """
@@ -98,20 +98,20 @@ def kind_of(prompt: str, known: Known) -> str:
 
 
 def sort_of(prompt: str) -> tuple[str, bool]:
-    """What decides the options that follow from a prompt: the prior that ships for it, and whether it means a kind of the embedded world."""
+    """What decides the options that follow from a prompt: the bundled prior for it, and whether it means a kind of the embedded world."""
     both = of_prior("things")
     assert both is not None
     return prior_for([prompt]), bool(kind_of(prompt, both))
 
 
 def understand(prompt: str, known: Known) -> Meaning:
-    """Read a prompt: the longest name that is known, one of the eight colours or a near one, words of a view.
+    """Parse a prompt: the longest known name, one of the eight colours or a related one, and view words.
 
-    Words that are not known are taken for a name that is near; words that say nothing of the object, and words in front of
-    what it is, are left out. ``told`` says so.
+    Unknown words are mapped to a related name; words that do not describe the object, and words before its name, are
+    dropped. ``told`` says so.
 
     Raises:
-        ValueError: the prompt names nothing that is known or near, several things, or a colour that is none of the eight.
+        ValueError: the prompt names no known or related object, several objects, or a colour outside the eight.
     """
     meaning = _understood(prompt, known)
     if isinstance(meaning, str):
@@ -324,7 +324,7 @@ def unknown(prompt: str, word: str, known: Known, within: Sequence[str] = ()) ->
 
 
 def prompt_is_known(prompt: str, prior: str) -> bool:
-    """Whether a prior that ships understands a prompt as it is, and not for something near."""
+    """Whether a bundled prior understands a prompt as it is, and not for something near."""
     known = of_prior(prior)
     try:
         return known is None or not understand(prompt, known).taken
@@ -341,7 +341,7 @@ def captioned(prompt: str, name: str, own: Name, colour: str | None, view: str |
 
 
 def told(prompt: str, meaning: Meaning) -> str:
-    """Say in one line what a prompt is taken for; empty where it is taken as it is."""
+    """Say in one line how a prompt is read; empty where it is unchanged."""
     said = []
     left_out = [given for given, name in meaning.taken if not name]
     said += [f"{given!r} is not known, {name!r} is" for given, name in meaning.taken if name]
@@ -355,5 +355,5 @@ def told(prompt: str, meaning: Meaning) -> str:
         said.append("it says no colour, and this prior needs one")
     if not said:
         return ""
-    taken = f" is taken for {meaning.caption!r}" if meaning.taken or meaning.usual else ""
+    taken = f" is read as {meaning.caption!r}" if meaning.taken or meaning.usual else ""
     return f"{shown(prompt)}{taken}: {'; '.join(said)}"

@@ -1,4 +1,4 @@
-"""Pictures of real things by casting rays on the CPU: both sides of their faces, and through what is not opaque."""
+"""Pictures of real objects by casting rays on the CPU: both sides of their faces, and through what is not opaque."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real things: named, licensed objects for training priors, with their captions, splits, pictures and true meshes.
+"""Real objects: named, licensed objects for training priors, with their captions, splits, pictures and true meshes.
 
 The table of objects and the credits of their creators ship with the library; the pictures are packed, and the meshes
 fetched, by ``examples/embedded/render_things.py`` and ``examples/embedded/fetch_things.py``.
@@ -124,7 +124,7 @@ def _thing(values: dict[str, str]) -> Thing:
 
 @lru_cache(maxsize=4)
 def table(path: Path = TABLE) -> tuple[Thing, ...]:
-    """The objects, in the table's order.
+    """Return the objects, in the table's order.
 
     Raises:
         ValueError: the table is missing, or of another version, or a row cannot be read.
@@ -152,7 +152,7 @@ def table(path: Path = TABLE) -> tuple[Thing, ...]:
 
 
 def names(things: Iterable[Thing] | None = None) -> tuple[str, ...]:
-    """The names, sorted, each once."""
+    """Return the unique names, sorted."""
     return tuple(sorted({thing.name for thing in (table() if things is None else things)}))
 
 
@@ -197,7 +197,7 @@ def article_of(name: str, plain: frozenset[str] = frozenset()) -> str:
 def caption(
     name: str, article: str, colour: str | None = None, view: str | None = None, template: int = 0
 ) -> str:
-    """Write a caption in the embedded world's ways.
+    """Write a caption in one of the embedded world's templates.
 
     Args:
         name: of the thing, or its other one.
@@ -223,7 +223,7 @@ def caption(
 
 @dataclass(frozen=True)
 class Pack:
-    """Pictures of things, compressed.
+    """Compressed pictures of real objects.
 
     Attributes:
         things: one for each object.
@@ -272,7 +272,7 @@ def tiles(sheet: NDArray[np.uint8], views: int) -> NDArray[np.uint8]:
 
 
 def read_pack(folder: Path) -> Pack:
-    """Read a pack whole.
+    """Read a complete pack.
 
     Raises:
         ValueError: it is missing, cut short, or of another version.
@@ -308,7 +308,7 @@ def read_pack(folder: Path) -> Pack:
 
 
 def model(thing: Thing, folder: Path) -> obj.Model:
-    """A thing's true surface with its materials, placed as the world's objects are: z up, front towards +x.
+    """Return an object's true surface with its materials, placed like the embedded world's objects: z up, front towards +x.
 
     Args:
         thing: of the table.
@@ -329,7 +329,7 @@ def model(thing: Thing, folder: Path) -> obj.Model:
 
 
 def mesh(thing: Thing, folder: Path, colour: str | None = None) -> trimesh.Trimesh:
-    """A thing's true mesh with sRGB face colours, in one of the world's colours or in its own.
+    """Return an object's true mesh with sRGB face colours, in one of the eight colours or in its own.
 
     Args:
         thing: of the table.

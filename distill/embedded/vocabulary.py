@@ -1,4 +1,4 @@
-"""What a prior of the embedded world knows: kinds, colours, and the things that its folder names."""
+"""Vocabulary of a prior of the embedded world: kinds, colours, and the real objects that its folder names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from distill.embedded.world import COLOURS, KINDS
 from distill.files.atomic import write_atomic
 from distill.files.paths import user_path
 
-#: The folders of the priors that ship, by the value of ``prior=``: of the embedded world, of that and real things, and of four views of
+#: The folders of the bundled priors, by the value of ``prior=``: of the embedded world, of that and real objects, and of four views of
 #: the embedded world together.
 SHIPPED = {
     "embedded": Path(__file__).with_name("prior"),
@@ -32,7 +32,7 @@ Row = tuple[str, str, bool, str]
 
 
 class Name(NamedTuple):
-    """How a known name is used: its article, and whether its colour can be chosen."""
+    """A known name: its article, and whether its colour can be chosen."""
 
     article: str
     paintable: bool
@@ -40,7 +40,7 @@ class Name(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """What a prior knows.
+    """The vocabulary of a prior.
 
     Attributes:
         names: the kinds of the embedded world, and things by both of their names.
@@ -65,7 +65,7 @@ class Known:
 
 
 def knowing(rows: Iterable[Row], prior: str = "embedded") -> Known:
-    """What a prior of this name knows that was trained on the embedded world and on these things."""
+    """Return the vocabulary of a prior of this name that was trained on the embedded world and on these names."""
     rows = list(rows)
     found = {name: Name(article, paintable) for name, article, paintable, _ in rows}
     for _, article, paintable, also in rows:
@@ -80,7 +80,7 @@ def knowing(rows: Iterable[Row], prior: str = "embedded") -> Known:
 
 @lru_cache(maxsize=8)
 def known(folder: Path) -> Known:
-    """Read what the prior in a folder knows: the sixteen kinds, and the things of ``names.json`` if it has one.
+    """Read the vocabulary of the prior in a folder: the sixteen kinds, and the names of ``names.json`` if there is one.
 
     Raises:
         ValueError: that file cannot be read, or is of another version.
@@ -179,7 +179,7 @@ def tokens(text: str) -> list[str]:
 
 
 def shipped() -> str:
-    """The priors that ship, a line for each with what it knows."""
+    """The bundled priors, a line for each with what it knows."""
     lines = [
         "in the package; 'distill priors NAME' lists what each knows, and without prior= the prompt chooses one of the first two:",
         "",
@@ -187,14 +187,14 @@ def shipped() -> str:
     for name in SHIPPED:
         own = of_prior(name)
         assert own is not None
-        real = f" and {counted(len(own.things), 'real thing')}" if own.things else ""
+        real = f" and {counted(len(own.things), 'real object')}" if own.things else ""
         together = ", four views together" if name == "views" else ""
         lines.append(f"  {name:8}  {len(KINDS)} kinds of object in {len(COLOURS)} colours{real}{together}")
     return "\n".join(lines)
 
 
 def describe(known: Known, width: int = 100) -> str:
-    """What a prior knows as text: kinds and colours, then the names of the things in columns."""
+    """Format a vocabulary as text: kinds and colours, then the names of real objects in columns."""
     lines = [f"{len(KINDS)} kinds in {len(COLOURS)} colours", f"  kinds    {', '.join(KINDS)}",
              f"  colours  {', '.join(COLOURS)}"]  # fmt: skip
     if known.things:

@@ -1,4 +1,4 @@
-"""English words as directions: which of the names that a prior knows is nearest to a word that it does not.
+"""Embedding vectors of English words, to find the known name nearest to an unknown word.
 
 ``examples/embedded/word_vectors.py`` makes the table, from a sentence encoder and WordNet; ``CREDITS.md`` beside it has their
 licences.
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 FOLDER = Path(__file__).with_suffix("")
 LIST, BROADER, VECTORS = "words.txt", "broader.txt", "vectors.safetensors"
-#: The least cosine to a name that a word is taken for; chosen on one half of ``examples/embedded/word_cases.csv``.
+#: The least cosine to a name that a word is mapped to; chosen on one half of ``examples/embedded/word_cases.csv``.
 NEAR = 0.6
 
 
 @dataclass(frozen=True)
 class Table:
-    """The words.
+    """The table of words.
 
     Attributes:
         index: each word's row.
@@ -67,7 +67,7 @@ def letter(text: str) -> str:
 
 
 def vector(text: str) -> NDArray[np.float32] | None:
-    """A word's direction, of length one, shape ``[dimensions]``; a phrase that is not there has its words' mean; or None."""
+    """Return a word's unit vector, shape ``[dimensions]``; for a missing phrase the mean of its words, or None."""
     own = table()
     found = [own.index[each] for each in ([text] if text in own.index else text.split()) if each in own.index]
     if not found:
@@ -78,7 +78,7 @@ def vector(text: str) -> NDArray[np.float32] | None:
 
 
 def nearest(text: str, names: Collection[str]) -> list[tuple[str, float]]:
-    """Names with the cosine to a word, the nearest first; none where the table has no such word."""
+    """Return names with their cosine to a word, nearest first; empty if the table lacks the word."""
     mine = vector(text)
     if mine is None:
         return []
@@ -93,7 +93,7 @@ def means(text: str, names: Collection[str]) -> str | None:
 
 
 def taken_for(text: str, names: Collection[str]) -> str | None:
-    """The name that a word is taken for, or None.
+    """Return the name that a word is mapped to, or None.
 
     One that WordNet says the word means or is a kind of; else the nearest one of the same class of things, if its cosine is
     ``NEAR`` or more. A name that has the word in front, as "hospital bed" has "hospital" and "snowman" has "snow", is none.
@@ -120,6 +120,6 @@ def _in_front(text: str, name: str) -> bool:
 
 
 def suggestions(text: str, names: Sequence[str], count: int = 5) -> list[str]:
-    """The names nearest to a word in meaning, or in spelling where the table does not have it."""
+    """Return the names nearest to a word in meaning, or in spelling if the table lacks the word."""
     near = [name for name, _ in nearest(text, names)] or difflib.get_close_matches(text, names, count, 0.0)
     return near[:count]

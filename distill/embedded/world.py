@@ -104,7 +104,7 @@ def caption(colour: str, kind: str, view: str | None = None, template: int = 0) 
 
 
 def all_captions() -> list[str]:
-    """One caption, without a view, for each colour and kind: what the judge ranks."""
+    """Return one caption, without a view, for each colour and kind, as ranked by the judge."""
     return [caption(colour, kind) for kind in KINDS for colour in COLOURS]
 
 

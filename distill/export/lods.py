@@ -40,7 +40,7 @@ def levels(mesh: Mesh, count: int) -> list[Mesh]:
     are doubled where charts meet, and there alone.
 
     Args:
-        mesh: the full mesh, closed but for vertices that are doubled along seams.
+        mesh: the full mesh, closed except for vertices that are doubled along seams.
         count: of levels.
 
     Returns:

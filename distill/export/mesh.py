@@ -69,7 +69,7 @@ def extract_mesh(
     """Turn a density field into a closed mesh.
 
     Marching cubes over the cube [-1, 1]^3, Taubin smoothing of the voxel steps, then decimation. An
-    object that the cube cuts is closed half a voxel outside it. Each edge has two faces, but for a few
+    object that the cube cuts is closed half a voxel outside it. Each edge has two faces, except for a few
     with four where decimation pinches a tunnel of a very ragged surface shut.
 
     Args:

@@ -198,7 +198,7 @@ def _metrics(path: Path) -> list[Mapping[str, Any]]:
 
 
 def _glb(folder: Path, manifest: Mapping[str, Any]) -> str:
-    """The name of the GLB that the run wrote, else of the last one of it exported anew."""
+    """The name of the GLB that the run wrote, else of the last one of it exported again."""
     exports = [manifest.get("export"), *reversed(manifest.get("exports", ()))]
     written = [name for each in exports if isinstance(each, Mapping) for name in each.get("meshes", ())]
     return next((name for name in written if name.endswith(".glb") and (folder / name).exists()), "mesh.glb")

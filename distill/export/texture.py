@@ -16,7 +16,7 @@ from distill.export.mesh import Floats, Ints, Mesh, evaluate
 #: How far around the surface a ray is followed, in scene units, and in how many steps.
 _OUTSIDE, _INSIDE, _STEPS = 0.02, 0.08, 8
 
-#: How far around the charts their own colours go on, in texels: as far as bilinear filtering looks.
+#: How far around the charts their own colours continue, in texels: as far as bilinear filtering looks.
 GUTTER = 1.5
 
 

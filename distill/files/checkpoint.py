@@ -162,6 +162,6 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
         log.warning("checkpoint %s is unreadable (%s); trying the one before", checkpoint, damage)
     if found:
         raise ValueError(
-            f"none of the {len(found)} checkpoints in {folder} is readable; start anew with another output_dir="
+            f"none of the {len(found)} checkpoints in {folder} is readable; start again with another output_dir="
         )
     return None

@@ -116,7 +116,7 @@ class Counting:
 
 
 def calls_of(guidance: Guidance, batch: int, *, away: bool = False) -> list[int]:
-    """Return how many pictures a loss gives the network in each call for a batch; arguments as of ``counted``."""
+    """Return how many pictures a loss gives the network in each call for a batch; arguments as for ``counted``."""
     return counted(guidance, batch, away=away).rows
 
 
@@ -179,7 +179,7 @@ def shadow(
     views: int | None = None,
     ip_mode: str = "auto",
 ) -> DiffusionPrior:
-    """A prior without weights, on the meta device; options as of ``load_prior``.
+    """A prior without weights, on the meta device; options as for ``load_prior``.
 
     Raises:
         ValueError: its folder is not one this library can use, or the ControlNet is not for it.

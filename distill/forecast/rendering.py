@@ -45,7 +45,7 @@ def rendered(config: DictConfig, views: int, device: torch.device) -> Rendering:
     """Measure a configuration's scene, there or on the CPU, by small renderings.
 
     A large table's gradient would hide what the few rays of a small rendering keep. So rays are measured with small tables, in
-    which alone the peak on the way back is that of the rays, and the gradients by a rendering of next to no rays.
+    which alone the peak in the backward pass is that of the rays, and the gradients by a rendering of next to no rays.
     """
     if device.type == "cuda" and not torch.cuda.is_available():
         device = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""What a prompt of the embedded world or the name of a real thing should look like: pictures, silhouettes and a mesh.
+"""What a prompt of the embedded world or the name of a real object should look like: pictures, silhouettes and a mesh.
 
 A kind of the world has one truth. A name has one for each of its variants: from its mesh where the archives are there, else
 from the pack's pictures, else none.
@@ -306,7 +306,7 @@ def matches(view: View, found: Sequence[Truth], rgb: Tensor, opacity: Tensor) ->
 
     Args:
         view: takes pictures of the asset.
-        found: as of ``truths``.
+        found: as for ``truths``.
         rgb: the asset's pictures, as a ``Truth`` has its own.
         opacity: of them.
     """
@@ -326,7 +326,7 @@ def matches(view: View, found: Sequence[Truth], rgb: Tensor, opacity: Tensor) ->
 
 
 def _best_turn_of(view: View, masks: Tensor, cameras: Cameras) -> tuple[float, float]:
-    """As ``best_turn``, for cameras that are not evenly spaced: the asset is seen anew at each turn."""
+    """As ``best_turn``, for cameras that are not evenly spaced: the asset is seen again at each turn."""
     size, scores = masks.shape[-1], []
     for turn in range(TURNS):
         azimuth = cameras.azimuth_deg - turn * 360 / TURNS

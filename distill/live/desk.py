@@ -116,7 +116,7 @@ class Desk:
         return time.perf_counter() - began
 
     def say(self, phase: str, message: str = "") -> None:
-        """Name what the run is at, other than training; what waits for a picture is told that there is none."""
+        """Name what the run is at, other than training; requests for a picture are answered that there is none."""
         with self.changed:
             self.phase, self.message, self.views = phase, message, ()
             while self.looks:
@@ -141,7 +141,7 @@ class Desk:
         return look
 
     def ask(self, what: str) -> None:
-        """Pause, go on, save a checkpoint or stop, at the end of the step that is computed now.
+        """Pause, continue, save a checkpoint or stop, at the end of the step that is computed now.
 
         Raises:
             ValueError: the run does not train now.
@@ -189,7 +189,7 @@ class Desk:
         except (
             RuntimeError,
             ValueError,
-        ) as error:  # the run goes on without this picture, and asks for less memory
+        ) as error:  # the run continues without this picture, and asks for less memory
             self.largest = max(look.size // 2, 32)
             look.why = first_line(error)
         look.step = self.step

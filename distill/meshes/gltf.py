@@ -247,7 +247,7 @@ def _check_looks(gltf: _Gltf, faults: Sequence[str], keep: frozenset[str], begin
 
 
 def _check_extended(path: Path, name: str, material: Json, found: dict[str, Json]) -> None:
-    """Note the extensions of a kept material, but for the older one that trimesh turns into glTF's own; refuse textures in them."""
+    """Note the extensions of a kept material, except for the older one that trimesh turns into glTF's own; refuse textures in them."""
     own = {key: value for key, value in material.get("extensions", {}).items() if key != OLDER}
     for key, value in own.items():
         if '"index"' in json.dumps(value):

@@ -1,4 +1,4 @@
-"""ControlNets: a prior that is told a picture besides the prompt, depth for example.
+"""ControlNets: a prior that is given a picture besides the prompt, depth for example.
 
 Source: Zhang et al. 2023, arXiv:2302.05543.
 """

@@ -130,7 +130,7 @@ def _load_text(
     needed = sum(p.numel() * p.element_size() for encoder in told for p in encoder.parameters())
     if needed > free_bytes(device):
         log.info(
-            "the text encoders (%.1f GB) do not fit beside the network; the CPU embeds the prompts",
+            "the text encoders (%.1f GB) do not fit next to the network; the CPU embeds the prompts",
             needed / 1e9,
         )
         return pipeline

@@ -145,7 +145,7 @@ class ExactPrior:
         return self.space.encode(image)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Undo ``encode`` but for the resizing, without clipping."""
+        """Undo ``encode`` except for the resizing, without clipping."""
         return self.space.decode(x)
 
     def show(self, pictures: Tensor) -> Tensor:

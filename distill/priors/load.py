@@ -101,10 +101,10 @@ def load_prior(
         name: one that ships (``embedded``, ``things``, ``views``), a local folder in the diffusers layout or a single file, a name
             that ``distill priors`` lists, or ``owner/repository@revision`` on the hub; safetensors only.
         device: where it runs.
-        dtype: what its network computes in, but for its last layers, which compute in float32, or its name; by default what the
+        dtype: what its network computes in, except for its last layers, which compute in float32, or its name; by default what the
             device is fast at and its family is published in.
         image_size: height and width in pixels that it is shown; by default what it was trained on.
-        checkpointing: the VAE computes its activations again on the way back, for less memory and more time.
+        checkpointing: the VAE computes its activations again in the backward pass, for less memory and more time.
         compile: compile the network with ``torch.compile``; slow to start.
         graphs: launch each prediction as one CUDA graph, see ``distill.priors.graphs``; None for networks of up to 1e9
             parameters on CUDA that are not compiled.
@@ -129,7 +129,7 @@ def load_prior(
 
     Raises:
         ValueError: there is no such prior or dtype, its folder is not one this library can use, a LoRA or the ControlNet does
-            not fit it, graphs are asked for on another device than CUDA, several views of a prior that is told no cameras, or
+            not fit it, graphs are asked for on another device than CUDA, several views of a prior that is given no cameras, or
             ``ip_mode`` is given for a prior that is shown no picture.
     """
     device = pick_device(str(device))
@@ -174,7 +174,7 @@ def load_prior(
 
 
 def mode_of(ip_mode: str, source: Source, settings: dict[str, Any]) -> bool:
-    """Tell whether a network takes its picture as a view; settings as of ``network_settings``.
+    """Tell whether a network takes its picture as a view; settings as for ``network_settings``.
 
     Raises:
         ValueError: the mode is unknown, or given for a network that is shown no picture.
@@ -298,7 +298,7 @@ def _scheduler(source: Source, index: dict[str, Any], prediction_type: str | Non
     told = prediction_type or source.marks
     if source.file and not told and found.config.get("prediction_type") == "v_prediction":
         log.info(
-            "%s is taken for a model of v, as the settings of %s say; prior_options.prediction_type=epsilon says otherwise",
+            "%s is treated as a model that predicts v, as in the settings of %s; set prior_options.prediction_type=epsilon if it is not",
             source.file,
             source.settings,
         )
@@ -366,7 +366,7 @@ def _unreadable(source: Source, error: Exception) -> ValueError:
 
 
 def checkpoint(vae: AutoencoderKL) -> None:
-    """Let a VAE compute its activations again on the way back.
+    """Let a VAE compute its activations again in the backward pass.
 
     Raises:
         ValueError: its class in diffusers cannot.

@@ -13,7 +13,7 @@ KINDS = ("epsilon", "v_prediction", "sample", "flow")
 
 
 def to_noise(kind: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """Turn a network's output into the noise in ``x_t``.
+    """Convert a network's output to the noise in ``x_t``.
 
     Args:
         kind: one of ``KINDS``.

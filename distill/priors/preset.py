@@ -10,7 +10,7 @@ from distill.files.paths import user_path
 def preset_of(prior: str, *, single: bool = False) -> str:
     """The preset of a prior's family, ``none`` where the family is not known; ``embedded`` for a prior of the embedded world.
 
-    One whose network is told cameras has ``multi_view``, unless it is to take a ``single`` picture at a time.
+    One whose network is given cameras has ``multi_view``, unless it is to take a ``single`` picture at a time.
     """
     from distill.embedded.vocabulary import of_prior
     from distill.priors.families import FAMILIES
@@ -24,7 +24,7 @@ def preset_of(prior: str, *, single: bool = False) -> str:
 
 
 def told_cameras(prior: str) -> bool:
-    """Tell whether a prior's network is told cameras, from the table, a folder's settings or a file's head."""
+    """Tell whether a prior's network is given cameras, from the table, a folder's settings or a file's head."""
     from distill.embedded.vocabulary import SHIPPED
     from distill.priors.multi_view.attention import takes_cameras
     from distill.priors.multi_view.published import has_cameras_beside

@@ -1,4 +1,4 @@
-"""Find a prior's files: shipped, in a local folder, or on the Hugging Face Hub."""
+"""Find a prior's files: bundled, in a local folder, or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 @dataclass(frozen=True)
 class Source:
-    """A prior's folder and what is known of where it is from.
+    """A prior's folder and its origin.
 
     Attributes:
         folder: in the diffusers layout; of a prior in a single file, the settings, and the parts that the file lacks.
@@ -86,7 +86,7 @@ class Source:
 
 
 def find(name: str | Path, settings: str | Path | None = None) -> Source:
-    """The folder of a prior, fetched from the hub where it is not there yet.
+    """Find the folder of a prior, downloaded from the hub if necessary.
 
     Args:
         name: ``embedded``, ``things``, ``views``, a local folder or ``.safetensors`` file, a name of ``distill priors``, or
@@ -128,7 +128,7 @@ def is_single(name: str) -> bool:
 
 
 def find_single(name: str, settings: str | Path | None = None) -> Source:
-    """A prior in a single file, with a folder of its settings; arguments as of ``find``.
+    """A prior in a single file, with a folder of its settings; arguments as for ``find``.
 
     Raises:
         ValueError: the file cannot be used, or its settings are not to be had; in one line with the remedy.

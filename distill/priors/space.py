@@ -31,7 +31,7 @@ def downsampling(vae: AutoencoderKL, in_channels: int) -> int:
 
 @dataclass(frozen=True)
 class Space:
-    """Maps pictures in [0, 1] to what a network works on, and back.
+    """A map between pictures in [0, 1] and the network's space.
 
     With a VAE these are its scaled latents. Without one they are pixels, folded into patches (pixel unshuffle) where
     ``factor`` is larger than 1.
@@ -111,7 +111,7 @@ class Space:
         return (latent - mean) * scale
 
     def decode(self, x: Tensor) -> Tensor:
-        """Undo ``encode`` but for the resizing, differentiably and without clipping.
+        """Undo ``encode`` except for the resizing, differentiably and without clipping.
 
         A VAE undoes it only approximately.
 

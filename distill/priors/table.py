@@ -1,4 +1,4 @@
-"""Models that can be asked for by name, as far as public sources tell; none could be fetched where this was written."""
+"""Models known by name, with data from public sources; no entry has been checked against a download."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ MODELS: dict[str, Model] = {
         3.5,
         revision="3de623fc3c33e44ffbe2bad470d0f45bccf2eb21",
         gated=True,
-        note="distilled from guidance: it is told a scale of 3.5",
+        note="distilled from guidance: takes the scale as input, 3.5",
     ),
     "sana-600m-512": Model(
         "Efficient-Large-Model/Sana_600M_512px_diffusers",

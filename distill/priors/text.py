@@ -125,14 +125,14 @@ class TextEncoders:
 
 
 def keep(path: Path, content: bytes) -> bool:
-    """Write an embedding to the cache; where that cannot be written, the run goes on without."""
+    """Write an embedding to the cache; where that cannot be written, the run continues without."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)
         return True
     except OSError as error:
         log.warning(
-            "the embedding cannot be kept in %s (%s), and is made anew next time; set DISTILL_CACHE to a writable folder",
+            "the embedding cannot be kept in %s (%s), and is made again next time; set DISTILL_CACHE to a writable folder",
             path.parent,
             error.strerror,
         )

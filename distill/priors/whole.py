@@ -78,7 +78,7 @@ def check_whole(source: Source, family: Family, index: dict[str, Any]) -> None:
 def network_settings(source: Source, family: Family) -> dict[str, Any]:
     """Read the settings of a prior's denoiser as diffusers' class takes them; of a multi-view prior with its cameras.
 
-    Those of ImageDream also say how many tokens it is shown of a picture, and the like, see ``distill.priors.multi_view.published``.
+    Those of ImageDream also say how many tokens it is shown of a picture, and similar, see ``distill.priors.multi_view.published``.
 
     Raises:
         ValueError: they cannot be read, or are of a port of another model than MVDream and ImageDream.

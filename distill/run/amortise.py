@@ -1,4 +1,4 @@
-"""Training a generator: one scene learns the prompts of a library, and makes an unseen prompt's in a moment."""
+"""Train a generator: one scene learns the prompts of a library, and then makes scenes of unseen prompts without training."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def amortise(
         prompts: a JSON file with the lists ``train``, ``validation`` and ``held_out``, or a text file with a prompt to learn in
             each line.
         output_dir: where its files go; by default a new folder under ``outputs``.
-        prior: as of ``distill.generate``.
+        prior: as for ``distill.generate``.
         scene: ``hyper_grid`` or ``hyper_conv``; by default that of an ``experiment=`` for libraries, else ``hyper_grid``.
         **options: as on the command line.
 
@@ -76,7 +76,7 @@ def amortise(
 
 
 def run_library(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALONE) -> Path:
-    """Train the generator of a configuration, or go on with it; returns its folder.
+    """Train the generator of a configuration, or continue with it; returns its folder.
 
     Args:
         config: of the run.
@@ -133,7 +133,7 @@ def carry_out(
     started: float,
     desk: Desk | None = None,
 ) -> None:
-    """Train and describe an assembled generator in a folder that is held; arguments and failures as of ``execute.carry_out``."""
+    """Train and describe an assembled generator in a folder that is held; arguments and failures as for ``execute.carry_out``."""
     check_library(folder, library)
     with noting_training(config, folder, job):
         _carry_out(config, folder, library, job, started, desk)

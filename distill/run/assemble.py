@@ -1,4 +1,4 @@
-"""The one place where a run's parts meet."""
+"""Assemble the parts of a run."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def make_each(
 
 
 def check_parts(parts: Sequence[Part], device: torch.device) -> None:
-    """Check the priors and judges of a queue's parts, and say what their prompts are taken for, before anything is loaded.
+    """Check the priors and judges of a queue's parts, and report how their prompts are read, before anything is loaded.
 
     Raises:
         ValueError: a prior or a judge cannot be used.
@@ -176,7 +176,7 @@ def finished_before(config: DictConfig, root: Path) -> Callable[[str], Path | No
 
 
 def say_first(config: DictConfig, wanted: Sequence[str]) -> None:
-    """Say of every prompt of a queue what it is taken for, or that it will be refused, before anything is loaded.
+    """Report for every prompt of a queue how it is read, or that it will be refused, before anything is loaded.
 
     The source prompt, which all runs share, comes first and once.
     """
@@ -193,11 +193,11 @@ def say_first(config: DictConfig, wanted: Sequence[str]) -> None:
     for taken in said[:SHOWN]:
         log.warning("%s", taken)
     if len(said) > SHOWN:
-        log.warning("... and %d more prompts, each of which says so when it is its turn", len(said) - SHOWN)
+        log.warning("... and %d more prompts, each reported in its own run", len(said) - SHOWN)
 
 
 def check_one(one: DictConfig) -> str:
-    """Check a prompt against the prior's words and the judge's; returns what it is taken for.
+    """Check a prompt against the prior's words and the judge's; returns how it is read.
 
     Raises:
         ValueError: one of them does not know it.
@@ -253,7 +253,7 @@ def _one(config: DictConfig, prompt: str) -> DictConfig:
 
 
 def make_one(config: DictConfig, prompt: str, root: Path, prior: Prior, desk: Desk | None = None) -> Row:
-    """Make the asset of one prompt of a queue; for who hands out the prompts himself, such as ``examples/queues/ray_prompts.py``.
+    """Make the asset of one prompt of a queue, for custom schedulers such as ``examples/queues/ray_prompts.py``.
 
     Args:
         config: of a part of the queue, from ``compose_queue``.

@@ -1,4 +1,4 @@
-"""The run's configuration: structured, composed by Hydra, the same from a script and from the command line."""
+"""The run's structured configuration, composed by Hydra, identical from a script and from the command line."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One command for several stages, each a run that begins with the one before: which words are for which, and what they compose to.
 
 ``stages=[field,surface]`` names files of ``distill/conf/stage``, which Hydra applies like any other; a new stage is a new file. The
-command's options hold for every stage, but for those that a stage's own file sets, which make it that stage. What is meant for one
+command's options hold for every stage, except for those that a stage's own file sets, which make it that stage. What is meant for one
 alone is written ``stage.surface.iterations=200``: Hydra knows no options of a part of a run, so these words are taken off the
 command and put at the end of that stage's own, where each is the override ``iterations=200`` and is checked as such, be it
 a number, a schedule or a group.
@@ -224,7 +224,7 @@ def _options_of(config: DictConfig) -> set[str]:
 
 
 def _check_first(name: str, config: DictConfig, count: int) -> None:
-    """Refuse a first stage of several that the next cannot go on with, and one that has nothing to begin with."""
+    """Refuse a first stage of several that the next cannot continue with, and one that has nothing to begin with."""
     which = {
         "a library of prompts": "library" in features_of(config),
         "generator=": bool(config.generator),
@@ -232,7 +232,7 @@ def _check_first(name: str, config: DictConfig, count: int) -> None:
     }
     if count > 1 and (wrong := next((what for what, there in which.items() if there), None)):
         raise ValueError(
-            f"stages= go on with one scene, which does not go with {wrong}; add stages=[{name}] for this stage alone, without what "
+            f"stages= continue one scene, which does not go with {wrong}; add stages=[{name}] for this stage alone, without what "
             "follows"
         )
     features = features_of(config)

@@ -25,17 +25,17 @@ def view_words_of(config: DictConfig, prior: Prior) -> prompts.ViewWords | None:
     """The view words of a configuration, for its scene and a prior; None for none.
 
     Raises:
-        ValueError: there are prompts for single views, and the prior is told cameras in numbers.
+        ValueError: there are prompts for single views, and the prior is given cameras in numbers.
     """
     style = config.view_words
-    # A multi-view prior is told its cameras in numbers.
+    # A multi-view prior is given its cameras in numbers.
     if not prior.words or (style == "auto" and ("sides" not in features_of(config) or prior.views > 1)):
         style = "none"
     options = config.views
     own = prompts.own_prompts(options)
     if own and prior.views > 1 and config.view_words == "auto":
         raise ValueError(
-            f"prompts for single views need view_words=four, and {prior.name} is told cameras in numbers, so that auto is none; add "
+            f"prompts for single views need view_words=four, and {prior.name} is given cameras in numbers, so that auto is none; add "
             "view_words=four, or leave them out"
         )
     return prompts.view_words(

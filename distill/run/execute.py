@@ -1,4 +1,4 @@
-"""Running a configuration: train, export and describe an asset."""
+"""Run a configuration: train, export and describe an asset."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def given(prior: object) -> tuple[dict[str, str], Prior | None]:
 
 
 def run(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALONE) -> Asset:
-    """Train, export and describe one asset, or go on with one.
+    """Train, export and describe one asset, or resume one.
 
     Args:
         config: of the run.
@@ -193,9 +193,9 @@ def _in_stages(
 
 @contextmanager
 def noting_training(config: DictConfig, folder: Path, job: Job) -> Iterator[Mapping[str, Any]]:
-    """Note in a held folder's manifest how a run fails within the context; arguments as of ``carry_out``.
+    """Note in a held folder's manifest how a run fails within the context; arguments as for ``carry_out``.
 
-    Gives what the manifest says of exports anew, which it goes on to say.
+    Gives what the manifest says of exports again, which it goes on to say.
 
     Raises:
         Collapsed: the run has collapsed before, and is watched still.
@@ -246,7 +246,7 @@ def _carry_out(
     if desk:
         desk.say("finished", f"the results are in {folder}")
     log.info(
-        "%.0f s in all; results in %s: open %s",
+        "%.0f s in total; results in %s: open %s",
         sum(manifest["seconds"].values()),
         folder,
         folder / "report.html",
@@ -313,7 +313,7 @@ def train(
     # Asked in the last step, too: what comes after it is not to begin.
     if state.step < config.iterations or stop.is_set():
         raise Interrupted(
-            f"stopped at step {state.step} of {config.iterations}; go on with resume=true; results so far in {folder}"
+            f"stopped at step {state.step} of {config.iterations}; continue with resume=true; results so far in {folder}"
         )
     if state.average is not None:
         take(state.scene, state.average)

@@ -85,13 +85,13 @@ def noting(config: DictConfig, folder: Path) -> Iterator[None]:
 
 
 def forget(folder: Path) -> None:
-    """Remove the word of an earlier failure: the run goes on."""
+    """Remove the word of an earlier failure: the run continues."""
     if "state" in noted(folder):
         (folder / "manifest.json").unlink(missing_ok=True)
 
 
 def check_collapse(folder: Path) -> None:
-    """Refuse to go on with a run that has collapsed: it would do so again.
+    """Refuse to continue with a run that has collapsed: it would do so again.
 
     Raises:
         Collapsed: it has, with what was said then.

@@ -1,4 +1,4 @@
-"""The options that make a step fit the memory that is given."""
+"""Choose options with which a step fits a given memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distill.run.checks.texts import bytes_of
 
 
 def fit(config: DictConfig, source: Source, device: torch.device) -> None:
-    """Change a configuration so that its step fits ``max_vram`` by the forecast, by what costs least time first.
+    """Change a configuration so that the forecast of its step fits ``max_vram``, with the cheapest changes in time first.
 
     Raises:
         ValueError: nothing makes it fit.

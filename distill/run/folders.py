@@ -79,7 +79,7 @@ def check_unused(config: DictConfig) -> None:
 
 
 def to_resume(config: DictConfig, root: Path = Path("outputs")) -> Path | None:
-    """The folder of the run that a configuration would go on with, None where there is none.
+    """The folder of the run that a configuration would continue with, None where there is none.
 
     Raises:
         OtherLayout: it holds this run with other ``retries``.
@@ -92,11 +92,13 @@ def to_resume(config: DictConfig, root: Path = Path("outputs")) -> Path | None:
 def nothing_to_resume(config: DictConfig, root: Path = Path("outputs")) -> str:
     """Say that ``resume`` begins a new run, and in what the runs of this prompt differ from it."""
     if config.output_dir:
-        return f"{config.output_dir} holds no run to go on with yet, so resume=true begins one"
+        return f"{config.output_dir} holds no run to continue yet, so resume=true begins one"
     there = [*_described_ones(root, config)][-MOST:]
     others = [f"{folder} ({differing(folder, config)})" for folder in there]
     beside = f"; beside it: {', '.join(others)}" if others else ""
-    return f"there is no run with these settings in {root} to go on with, so resume=true begins a new one{beside}"
+    return (
+        f"there is no run with these settings in {root} to continue, so resume=true begins a new one{beside}"
+    )
 
 
 def check_writable(config: DictConfig) -> Path:
@@ -145,17 +147,17 @@ def refuse(folder: Path, config: DictConfig) -> None:
     if not same_run(folder, config):
         said = differing(folder, config)
         raise ValueError(
-            f"{folder} holds another run, with {said}; give what it has to go on with it, or choose another output_dir=" if said
+            f"{folder} holds another run, with {said}; give its own options to continue it, or choose another output_dir=" if said
             else f"{folder} holds something else than a run; choose another output_dir="
         )  # fmt: skip
     if not config.resume:
         raise ValueError(
-            f"{folder} already holds this run; add resume=true to go on with it, or choose another output_dir="
+            f"{folder} already holds this run; add resume=true to continue it, or choose another output_dir="
         )
 
 
 def _unused(folder: Path) -> bool:
-    """Tell whether a folder is empty, but for a lock and for what a process left that was killed before its ``config.yaml`` was whole."""
+    """Tell whether a folder is empty, except for a lock and for what a process left that was killed before its ``config.yaml`` was whole."""
     return all(path.name in (LOCK, contents.NAME) or is_half(path) for path in folder.iterdir())
 
 

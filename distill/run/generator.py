@@ -50,7 +50,7 @@ CHANGEABLE = TRAINING | {
 OF_ONE = {
     "image": "a picture is of one object",
     "mesh.file": "a mesh is of one object",
-    "init": "a generator starts from nothing, or goes on with resume=true",
+    "init": "a generator starts from nothing, or continues with resume=true",
     "generator": "it is for making one prompt's scene",
     "source_prompt": "an edit is of one object",
     "particles": "the prompts take turns in one scene",
@@ -128,7 +128,7 @@ def library_of(config: DictConfig) -> Prompts:
 
 
 def tell_taken(config: DictConfig, library: Prompts) -> None:
-    """Say which prompts of a library are taken for something else, the first few of them."""
+    """Say which prompts of a library are read as something else, the first few of them."""
     from distill.embedded.prompt import told, understand
     from distill.embedded.vocabulary import of_prior
 
@@ -185,9 +185,9 @@ def _place(prior: str) -> str:
 
 @cache
 def _tell_copy(generator: str, made: str, given: str) -> None:
-    """Warn that a prior is taken for a copy, once: a queue makes many scenes."""
+    """Warn that a prior is assumed to be a copy, once: a queue makes many scenes."""
     log.warning(
-        "generator=%s was made with prior=%s; prior=%s is taken for a copy of it", generator, made, given
+        "generator=%s was made with prior=%s; prior=%s is assumed to be a copy of it", generator, made, given
     )
 
 

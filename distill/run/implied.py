@@ -112,14 +112,14 @@ def _generated(folder: str, given: dict[str, str]) -> dict[str, str]:
 
 
 def _shipped(given: Mapping[str, str]) -> dict[str, str]:
-    """The prior of real things, where no prior is given and a prompt is of more than the embedded world."""
+    """The prior of real objects, where no prior is given and a prompt is of more than the embedded world."""
     if "prior" in given or _of_the_users_own(given.get("experiment", "")) or "preset" in given:
         return {}
     return {} if prior_for(_texts(given)) == "embedded" else {"prior=things": "follows from the prompt"}
 
 
 def _of_things(given: Mapping[str, str], prior: str) -> dict[str, str]:
-    """What suits a prior of real things in the main job.
+    """What suits a prior of real objects in the main job.
 
     A larger scale chooses one of the objects that a name may mean, where a small one blends them. A kind of the embedded world begins with
     noisy timesteps alone: in less noise, this prior takes the faint blob that a scene begins with for an empty ground.
@@ -156,7 +156,7 @@ def _named(given: Mapping[str, str], option: str) -> str:
 
 
 def _followed(options: Mapping[str, Any], given: Mapping[str, str], source: str) -> dict[str, str]:
-    """Options that follow from another, ``source``, but for those that are given."""
+    """Options that follow from another, ``source``, except for those that are given."""
     own = {key: value for key, value in options.items() if key not in given}
     return dict.fromkeys(as_overrides(own), f"follows from {source}=")
 

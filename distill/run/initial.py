@@ -1,4 +1,4 @@
-"""Scenes to begin with: an earlier run's, or a generator's of one prompt."""
+"""Initial scenes: from an earlier run, or from a generator for one prompt."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def tell_unfinished(option: str, folder: Path, saved: Mapping[str, Any]) -> None
         return
     if step < whole:
         log.warning(
-            "%s=%s is unfinished and taken as it is, at step %d of %d; resume=true finishes it",
+            "%s=%s is unfinished and used as it is, at step %d of %d; resume=true finishes it",
             option,
             folder,
             step,
@@ -195,7 +195,7 @@ def begin_as(scene: Scene, saved: Mapping[str, Tensor]) -> None:
 
 
 def open_generator(folder: Path, device: torch.device) -> Generator:
-    """Load a generator, with the moving average of its parameters where there is one.
+    """Load a generator, with the moving average of its parameters if available.
 
     It stays in memory until another one is loaded, so that a queue's is loaded once.
 
@@ -228,7 +228,7 @@ def _opened(folder: Path, device: torch.device, files: tuple[tuple[str, int], ..
         generator.load_state_dict({**saved["scene"], "prompts.occupied": where})
     except Exception as error:  # of what another version wrote, or a hand changed
         raise ValueError(
-            f"generator={folder} cannot be read ({first_line(error)}); make it anew with distill amortise"
+            f"generator={folder} cannot be read ({first_line(error)}); make it again with distill amortise"
         ) from error
     if saved["average"] is not None:
         take(generator, saved["average"])
@@ -239,7 +239,7 @@ def begin_generated(scene: Scene, config: DictConfig, prior: Prior) -> None:
     """Give a hash grid what a generator makes of the configuration's prompt, see ``generated``; it finds itself where that is.
 
     Raises:
-        ValueError: the generator cannot be read, or is told embeddings of another width.
+        ValueError: the generator cannot be read, or is given embeddings of another width.
     """
     begin_as(scene, generated(config, prior).state_dict())
     made: Any = scene  # of the class ``generator.PLAIN``
@@ -247,10 +247,10 @@ def begin_generated(scene: Scene, config: DictConfig, prior: Prior) -> None:
 
 
 def generated(config: DictConfig, prior: Prior) -> Scene:
-    """Make the scene of a configuration's prompt with its generator, or of what lies between it and ``generator_mix``.
+    """Make the scene of a configuration's prompt with its generator, or an interpolation to ``generator_mix``.
 
     Raises:
-        ValueError: the generator cannot be read, or is told embeddings of another width.
+        ValueError: the generator cannot be read, or is given embeddings of another width.
     """
     generator = open_generator(user_path(config.generator), prior.device)
     texts = [config.prompt, *([config.generator_mix] if config.generator_mix else [])]
@@ -258,7 +258,7 @@ def generated(config: DictConfig, prior: Prior) -> Scene:
     width = generator.state_dict()["prompts.embeddings"].shape[1]
     if told.shape[1] != width:
         raise ValueError(
-            f"generator={config.generator} is told embeddings of {width} numbers, and {prior.name or 'this prior'} gives "
+            f"generator={config.generator} is given embeddings of {width} numbers, and {prior.name or 'this prior'} gives "
             f"{told.shape[1]}; use the prior that it was made with"
         )
     began = time.perf_counter()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and did, at a step's end, with a checkpoint."""
+    """The run stopped on request at the end of a step, with a checkpoint."""
 
 
 def seconds_before(path: Path, step: int) -> float:
@@ -79,7 +79,7 @@ class Journal:
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
-        # Of several stages, each goes on with the bar of the one before, and the last one's stays.
+        # Of several stages, each continues with the bar of the one before, and the last one's stays.
         self.bar = tqdm(
             total=place.steps or iterations, initial=place.before + start, unit="it", dynamic_ncols=True,
             disable=not (place.steps or iterations),

@@ -48,7 +48,7 @@ def check_judge(config: DictConfig) -> None:
         check_folder(user_path(name))
     elif of_prior(config.prior) is None:
         raise ValueError(
-            f"the judges that ship know the embedded world and its things alone, and prior={config.prior} is of neither; add "
+            f"the bundled judges know the embedded world and its things alone, and prior={config.prior} is of neither; add "
             "judge=FOLDER of a CLIP in the layout of transformers, or leave out keep=best"
         )
     elif config.prompt and (

@@ -52,7 +52,7 @@ _told: dict[tuple[str, str], object] = {}
 
 
 def told() -> tuple[object, ...]:
-    """Return what Hydra was told of; it is equal as long as nothing is told anew."""
+    """Return what Hydra was told of; it is equal as long as nothing new is registered."""
     return tuple(_told.items())
 
 

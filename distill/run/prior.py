@@ -96,7 +96,7 @@ def check_prompt(config: DictConfig) -> str:
         they are.
 
     Raises:
-        ValueError: the prior does not know what one of them names, or is told cameras, and one of them has words of a view.
+        ValueError: the prior does not know what one of them names, or is given cameras, and one of them has words of a view.
     """
     from distill.embedded.prompt import shown, told, understand
     from distill.embedded.vocabulary import of_prior

@@ -22,7 +22,7 @@ class Part(NamedTuple):
     """Prompts of a file that are made with the same settings.
 
     Attributes:
-        config: of each of them, but for the prompt.
+        config: of each of them, except for the prompt.
         prompts: in the order of the file.
     """
 
@@ -49,9 +49,9 @@ class Queue(NamedTuple):
 
 
 def compose_queue(overrides: Sequence[str], folders: Sequence[str] = ()) -> Queue:
-    """Compose the settings of each prompt of a file as they would be if it were alone.
+    """Compose the settings of each prompt of a file as for a separate run.
 
-    What follows from a prompt, such as which of the priors that ship knows it, differs between prompts; those with the same
+    What follows from a prompt, such as which of the bundled priors knows it, differs between prompts; those with the same
     settings are one part.
 
     Args:

@@ -1,4 +1,4 @@
-"""The meshes of a finished run once more, in other formats, places or sizes; nothing is trained, and no prior is loaded."""
+"""Export the meshes of a finished run again, in other formats, positions or sizes, without training or loading a prior."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 def export_anew(run: str, words: Sequence[str]) -> list[Path]:
-    """Export the meshes of a finished run with other options, beside its files, and say so in its manifest and report.
+    """Export the meshes of a finished run with other options, next to its files, and record them in its manifest and report.
 
     Args:
         run: its folder.
@@ -62,7 +62,7 @@ def export_anew(run: str, words: Sequence[str]) -> list[Path]:
         )
     if idle := [name for word in words if (name := word.partition("=")[0]) in OF_PICTURES]:
         raise ValueError(
-            f"{idle[0]} would do nothing: distill export writes meshes alone; leave it out, and for pictures go on with resume=true"
+            f"{idle[0]} would do nothing: distill export writes meshes alone; leave it out, and for pictures continue with resume=true"
         )
     folder = user_path(run)
     config = _config(folder, words)

@@ -17,7 +17,7 @@ Weight = Annotated[Any, Scheduled(), Range(0)]
 Share = Annotated[Any, Scheduled(), Range(0, 1)]
 #: An interval in steps; 0 is never.
 Every = Annotated[int, Range(0)]
-#: a, b, c of a exp(-b r) + c, and perhaps the r above which it is 0.
+#: a, b, c of a exp(-b r) + c, and optionally the r above which it is 0.
 Curve = Annotated[list[float] | None, Length(3, 4)]
 
 
@@ -25,20 +25,20 @@ Curve = Annotated[list[float] | None, Length(3, 4)]
 class Penalties:
     """Weights of the scene's regularisers and of the distances to an input picture.
 
-    A weight of 0 is not computed. Most regularisers are means over the rays of a step's pictures, and the distances of colours and
-    opacities mean squared errors.
+    A penalty with weight 0 is not computed. Most regularisers are means over the rays of a step's pictures; the distances of colours and
+    opacities are mean squared errors.
 
     Attributes:
-        sparsity: weight of sqrt(o^2 + 0.01), o a ray's opacity: empty space stays empty.
-        opaqueness: weight of the binary entropy of a ray's opacity: rays hit or miss.
+        sparsity: weight of sqrt(o^2 + 0.01), where o is a ray's opacity: keeps empty space empty.
+        opaqueness: weight of the binary entropy of a ray's opacity: makes rays either hit or miss.
         orientation: weight of normals of visible points that face away from the camera, squared.
         smoothness: weight of differences between the normals of neighbouring visible points, squared.
-        z_variance: weight of the variance of the depth along rays that stop more than half of the light: surfaces become thin.
-        convexity: weight of hollows, by neighbouring normals; negative where the object bulges.
-        eikonal: weight of (norm of grad d - 1)^2, of ``scene=sdf``, whose d stays a distance.
-        curvature: weight of the absolute Laplacian of the distance, of ``scene=sdf``.
+        z_variance: weight of the variance of the depth along rays with an opacity above one half: makes surfaces thin.
+        convexity: weight of concavity, from neighbouring normals; the penalty is negative where the object is convex.
+        eikonal: weight of (norm of grad d - 1)^2 for ``scene=sdf``: keeps d a distance.
+        curvature: weight of the absolute Laplacian of the distance, for ``scene=sdf``.
         reference_rgb: weight of the distance to the colours of ``image``, from its camera.
-        reference_mask: weight of the distance of the opacity to its silhouette.
+        reference_mask: weight of the distance of the opacity to the silhouette of ``image``.
         reference_depth: weight of 1 minus the correlation of nearness with ``reference.depth``, inside the silhouette.
         reference_normal: weight of 1 minus the cosine between normals and ``reference.normal``, inside the silhouette.
         start_rgb: weight of the distance to the colours of the views of ``reference.start=samples``.
@@ -72,16 +72,16 @@ class Reference:
         azimuth_deg: azimuth of the camera, degrees from the scene's front.
         distance: distance of the camera from the origin, scene units.
         fov_y_deg: vertical field of view, degrees.
-        background: how the object is cut out: ``auto`` by its alpha channel or from a plain background, ``keep`` takes the whole picture,
+        background: how the object is cut out: ``auto`` uses the alpha channel or removes a plain background, ``keep`` takes the whole picture,
             ``rembg`` uses the package of that name.
-        recentre: move the object to the middle and scale it; false keeps its place in the picture.
-        fill: share of the picture's side that the object fills after ``recentre``.
-        start: ``samples`` first fits the scene to views that the model draws, without asking the prior; ``none`` does not.
-        start_until: fraction of the run up to which it is fitted to them.
-        depth: a picture as large as ``image`` of how near things are, bright for near; for ``penalties.reference_depth``.
-        normal: a picture as large as ``image`` of the normals in the camera's frame, (n + 1) / 2; for ``penalties.reference_normal``.
-        fourth: what the novel-view model takes for the fourth number of a pose: ``distance``, the difference of distances, or
-            ``polar``, the camera's polar angle as in Stable-Zero123; ``auto`` is what its folder says, or goes by the folder's name.
+        recentre: centre and scale the object; false keeps its position in the picture.
+        fill: fraction of the picture's side that the object fills after ``recentre``.
+        start: ``samples`` first fits the scene to views that the model draws, without evaluating the prior; ``none`` does not.
+        start_until: fraction of the run up to which the scene is fitted to these views.
+        depth: a depth map of the size of ``image``, bright for near; for ``penalties.reference_depth``.
+        normal: a normal map of the size of ``image``, (n + 1) / 2 in the camera's frame; for ``penalties.reference_normal``.
+        fourth: the fourth number of the novel-view model's pose input: ``distance``, the difference of distances, or
+            ``polar``, the camera's polar angle as in Stable-Zero123; ``auto`` reads it from the model's folder, or from the folder's name.
     """
 
     elevation_deg: Annotated[float | None, Range(-90, 90)] = None
@@ -104,10 +104,10 @@ class MeshFile:
 
     Attributes:
         file: the mesh: GLB, OBJ, PLY or STL.
-        up: axis of the file that points up; ``auto`` goes by the format.
-        front: axis of the file that points to the front; ``auto`` goes by the format.
-        keep: names of materials that stay as they are.
-        init_texture: begin with the mesh's own texture or colours.
+        up: axis of the file that points up; ``auto`` depends on the format.
+        front: axis of the file that points to the front; ``auto`` depends on the format.
+        keep: names of materials that stay unchanged.
+        init_texture: start from the mesh's own texture or colours.
     """
 
     file: str | None = None
@@ -122,23 +122,23 @@ class PriorOptions:
     """Options of loading a prior, see ``distill.load_prior``.
 
     Attributes:
-        image_size: height and width in pixels that pictures are resized to for the prior; null for the size it was trained on.
+        image_size: height and width in pixels to which pictures are resized for the prior; null for the size it was trained on.
         dtype: precision of the network and of the VAE; ``auto`` is half precision where the device computes faster in it.
-        checkpointing: compute activations of the VAE again on the way back rather than keep them; saves memory, costs time.
+        checkpointing: activation checkpointing of the VAE: recompute activations in the backward pass; saves memory, costs time.
         compile: compile the network with ``torch.compile``.
         graphs: launch each prediction as one CUDA graph; null does so on CUDA for networks of up to 1e9 parameters.
         loras: LoRA files, each ``path`` or ``path:weight``.
         controlnet: folder or name of a ControlNet.
-        control: what the ControlNet is shown: ``depth``, ``normal`` or ``mask`` of the scene from each camera, or a picture's file.
+        control: the ControlNet's input: ``depth``, ``normal`` or ``mask`` of the scene from each camera, or a picture's file.
         control_scale: weight of the ControlNet.
-        prompt_weighting: read ``(word)1.2`` and the like in prompts as weights, and take prompts longer than the text encoder's limit.
+        prompt_weighting: read notation such as ``(word)1.2`` in prompts as weights, and accept prompts longer than the text encoder's limit.
         vae_sample: encode to a sample of the VAE's distribution rather than its mode.
         config: folder with the settings of a prior in a single file.
         vae: another VAE: a folder, a file or a name.
-        prediction_type: what the network predicts, where its scheduler does not say it rightly.
-        embeddings: files of textual inversion, each ``path`` or ``token=path``.
-        views: how many views a multi-view prior takes together, null for four; with 1, it is one of single pictures.
-        ip_mode: how ImageDream is shown its picture: ``pixel``, as a fifth view too, or ``local``, by tokens alone; ``auto`` goes by its name.
+        prediction_type: what the network predicts, if its scheduler does not record it correctly.
+        embeddings: textual-inversion files, each ``path`` or ``token=path``.
+        views: number of views that a multi-view prior takes together, null for four; with 1, it takes single pictures.
+        ip_mode: how ImageDream receives its picture: ``pixel``, also as a fifth view, or ``local``, as tokens only; ``auto`` depends on its name.
     """
 
     image_size: Annotated[int | None, Range(8)] = None
@@ -165,13 +165,13 @@ class Views:
     """View-dependent prompts, see ``distill.conditions.prompts``.
 
     Attributes:
-        front: whole prompt of the front, instead of the prompt with the view's words.
-        side: whole prompt of the sides.
-        back: whole prompt of the back.
-        overhead: whole prompt from overhead.
+        front: complete prompt for the front, instead of the prompt with view words.
+        side: complete prompt for the sides.
+        back: complete prompt for the back.
+        overhead: complete prompt for views from overhead.
         file: YAML file with any of these four.
-        front_deg: half of what counts as the front, degrees; so much of the back, too. Of four words alone.
-        overhead_deg: elevation from which a camera is overhead, degrees. Of four words alone.
+        front_deg: half width of the front view and of the back view, degrees; only for ``view_words=four``.
+        overhead_deg: elevation from which a camera is overhead, degrees; only for ``view_words=four``.
     """
 
     front: str | None = None
@@ -185,14 +185,14 @@ class Views:
 
 @dataclass
 class PerpNeg:
-    """Perp-Neg: stay away from the views that a camera does not see.
+    """Perp-Neg: use the prompts of the other views as negative prompts.
 
-    A curve is a, b, c of a exp(-b r) + c, and perhaps the r above which it is 0, where r goes from 0 to 1 between two views.
+    A curve is a, b, c of a exp(-b r) + c, and optionally the r above which it is 0, where r goes from 0 to 1 between two views.
 
     Attributes:
-        enabled: use it.
-        strength: multiplies all weights.
-        curves: whose curves: ``threestudio``'s or the ``authors``' of Perp-Neg.
+        enabled: use Perp-Neg.
+        strength: factor on all weights.
+        curves: default curves: those of ``threestudio`` or of Perp-Neg's ``authors``.
         front_from_side: the curve of the front's weight between side and front; null for that of ``curves``.
         side_from_front: the curve of the side's weight between side and front; null for that of ``curves``.
         side_from_back: the curve of the side's weight between back and side; null for that of ``curves``.
@@ -210,12 +210,12 @@ class PerpNeg:
 
 @dataclass
 class Turns:
-    """Shares of the training pictures that are not ``albedo``; together at most 1.
+    """Fractions of the training pictures that are not ``albedo``; together at most 1.
 
     Attributes:
-        lambertian: share of pictures that are lit.
-        textureless: share of pictures that are lit and white.
-        normals: share of pictures that show normals as colours.
+        lambertian: fraction of pictures that are lit.
+        textureless: fraction of pictures that are lit and white.
+        normals: fraction of pictures that show normals as colours.
     """
 
     lambertian: Share = 0.0
@@ -225,22 +225,22 @@ class Turns:
 
 @dataclass
 class Rendering:
-    """Pictures per step, their size, how surfaces are lit, and what memory it takes.
+    """Pictures per step, their size and shading, and the memory of rendering.
 
     Attributes:
         batch: pictures per step.
         size: height and width of the pictures, pixels.
         shading: ``albedo``, ``lambertian`` (lit), ``textureless`` (lit and white), or ``normals`` (as colours).
-        turns: shares of the pictures that are shaded otherwise.
-        soft_light: a random share of the light comes from everywhere, rather than a tenth.
-        at_once: views of the batch that are in memory at a time; their gradients add up; null for all. With a multi-view prior, a
-            multiple of its views, and no less.
-        chunk_rays: rays that are rendered at a time with ``recompute``.
-        recompute: render again on the way back, ``chunk_rays`` rays at a time, rather than keep every sample.
-        patch: side of a random window that alone is rendered in full, pixels, amid a picture of ``coarse`` pixels
-            resized; null renders all of it.
+        turns: fractions of the pictures with another shading.
+        soft_light: make a random share of the light ambient, instead of a tenth.
+        at_once: views of the batch that are in memory at a time, with accumulated gradients; null for all. With a multi-view prior, a
+            multiple of its views.
+        chunk_rays: number of rays rendered at a time with ``recompute``.
+        recompute: render again in the backward pass, ``chunk_rays`` rays at a time, instead of storing all samples.
+        patch: side of a random window that is rendered at full resolution, pixels, within a picture of ``coarse`` pixels
+            that is resized; null renders the whole picture.
         coarse: side of the picture around ``patch``, pixels.
-        latent_until: fraction of the run in which normals and opacity stand for the prior's latent.
+        latent_until: fraction of the run during which normals and opacity replace the prior's latent.
     """
 
     batch: Count = 4
@@ -258,18 +258,18 @@ class Rendering:
 
 @dataclass
 class Optimiser:
-    """Adam, and what surrounds the step; the learning rates are options of the scene.
+    """Adam and its step; the learning rates are options of the scene.
 
     Attributes:
-        betas: decay of the averages of the gradient and of its square.
+        betas: decay rates of the moving averages of the gradient and of its square.
         eps: added to the root of the average of squares.
         clip_norm: largest norm of the gradient over all parameters; 0 for none.
-        final_lr: factor on every learning rate at the end of the run, reached along a cosine; 1 leaves them as they are.
-        ema: decay of a moving average of the parameters, which is what is exported; 0 for none.
-        max_bad_steps: steps in a row whose gradients are not finite, and which are skipped, after which the run ends.
-        weight_decay: decay of the parameters, decoupled from the gradient as in AdamW; times the learning rate, in each step.
-        reduction: how the loss is taken over a batch, ``mean`` or ``sum``; penalties are means.
-        accumulate: prompts of a library per step, over whose gradients the mean is taken; null is one for each process.
+        final_lr: factor on every learning rate at the end of the run, reached along a cosine; 1 keeps them constant.
+        ema: decay of a moving average of the parameters, which is then exported; 0 for none.
+        max_bad_steps: number of consecutive steps with non-finite gradients, which are skipped, after which the run ends.
+        weight_decay: decoupled weight decay as in AdamW, multiplied by the learning rate in each step.
+        reduction: reduction of the loss over a batch, ``mean`` or ``sum``; penalties are means.
+        accumulate: prompts of a library per step, whose gradients are averaged; null for one per process.
     """
 
     betas: Annotated[list[float], Length.exactly(2), Range(0, 1, below=True)] = field(
@@ -292,8 +292,8 @@ class Logging:
     Attributes:
         preview_every: interval between previews, four sides of the scene.
         checkpoint_every: interval between checkpoints.
-        keep_checkpoints: how many of the last checkpoints are kept.
-        tensorboard: write the metrics for TensorBoard, too.
+        keep_checkpoints: number of most recent checkpoints to keep.
+        tensorboard: also write the metrics for TensorBoard.
     """
 
     preview_every: Every = 100
@@ -307,22 +307,22 @@ class Export:
     """Export of the finished scene; see ``distill.export.asset.export_asset``.
 
     Attributes:
-        enabled: write mesh, video and contact sheet; with false, the scene stays in its checkpoint.
-        resolution: nodes along each edge of the grid in which the surface is looked for.
-        faces: largest number of faces of the mesh, to which it is simplified.
-        iso: density of the surface, per scene unit; null chooses it.
-        largest_component: leave out pieces that are not connected with the largest one.
+        enabled: write mesh, video and contact sheet; with false, only the checkpoint holds the scene.
+        resolution: nodes along each edge of the marching-cubes grid.
+        faces: maximum number of faces, to which the mesh is simplified.
+        iso: density at the surface, per scene unit; null selects it automatically.
+        largest_component: keep only the largest connected component.
         texture_size: height and width of the texture, pixels.
         frames: number of frames of the turntable.
         picture_size: height and width of the video and of the contact sheet's pictures, pixels.
         elevation_deg: elevation of the camera in video and contact sheet, degrees.
-        up: upward axis of the files.
-        formats: formats of the mesh, such as ``glb,usdz``; null for GLB, OBJ and PLY, and for a mesh that is textured GLB alone.
+        up: up axis of the files.
+        formats: formats of the mesh, such as ``glb,usdz``; null for GLB, OBJ and PLY, and for a textured mesh GLB only.
         name: name of the files and of the object in them.
-        pivot: where the origin is: as in the ``scene``, the ``centre`` of the bounding box, or on the ``ground`` beneath it.
-        size_m: the largest extent in metres; null leaves one scene unit one metre.
-        lods: simplified meshes besides the full one, each of half the faces of the one before.
-        lod_as: where they go: ``files`` of their own, ``msft`` (into the GLB, as MSFT_lod), or ``both``.
+        pivot: the origin: that of the ``scene``, the ``centre`` of the bounding box, or the centre of its bottom face, ``ground``.
+        size_m: the largest extent in metres; null makes one scene unit one metre.
+        lods: number of simplified meshes in addition to the full one, each with half the faces of the previous one.
+        lod_as: where levels of detail are written: separate ``files``, ``msft`` (in the GLB, as MSFT_lod), or ``both``.
     """
 
     enabled: bool = True
@@ -345,54 +345,54 @@ class Export:
 
 @dataclass
 class Config:
-    """One run, or with ``prompts`` one run per line of a file.
+    """One run or, with ``prompts``, one run per line of a file.
 
     Attributes:
         prompt: what to make.
-        prompts: file with a prompt in each line, or a library as JSON; each becomes a run.
-        shard: ``i/n`` takes every n-th line of ``prompts`` from the i-th.
-        negative_prompt: what classifier-free guidance leads away from, instead of the empty prompt; some losses need it.
-        source_prompt: what the scene shows before an edit, for losses that edit.
-        image: picture to make the scene from, by a novel-view model or an ImageDream.
+        prompts: file with one prompt per line, or a library as JSON; each prompt becomes a run.
+        shard: ``i/n`` selects every n-th line of ``prompts`` from the i-th.
+        negative_prompt: prompt that replaces the empty one in classifier-free guidance; some losses need it.
+        source_prompt: description of the scene before an edit, for editing losses.
+        image: picture to make the scene from, with a novel-view model or ImageDream.
         novel_view: the novel-view model of ``image``: a folder, or ``embedded``.
         mesh: a mesh to texture.
-        view_words: words of the view that are added to the prompt: ``four`` (front, side, back, overhead), ``sixteen`` directions, or
-            ``none``; ``auto`` goes by the prior.
-        views: whole prompts for views.
+        view_words: view words added to the prompt: ``four`` (front, side, back, overhead), ``sixteen`` directions, or
+            ``none``; ``auto`` depends on the prior.
+        views: complete prompts for views.
         perp_neg: Perp-Neg.
-        unconditional: embedding of the empty prompt: ``auto``, what the prior takes for it, or ``null``, zeros.
-        iterations: steps of the run.
-        guidance_weight: weight of the loss beside the penalties.
-        particles: scenes that are optimised jointly, each an asset; every step trains one of them.
-        seed: what all random numbers follow from.
-        seeds: so many runs from ``seed`` on, in folders below the run's own.
-        keep: which of several seeds to keep: ``all`` or the ``best``, whose files become those of the run.
-        judge: what scores scenes and chooses the best: ``embedded``, ``things`` or a folder with a CLIP; null is none, or with ``keep=best``
-            the one that fits the prior.
-        retries: so many further seeds take the place of runs that collapse, diverge or have no surface.
-        watchdog: end a run that has collapsed, see ``distill.run.watchdog``.
-        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        prior: the frozen diffusion model: one that ships, a name of ``distill priors``, a folder, or a repository on the Hub. Where it is left
-            out, the prompt decides between ``embedded`` and ``things``.
-        prior_options: how it is loaded.
-        max_vram: GPU memory to stay below, such as ``12GB``; options that save memory are chosen.
-        output_dir: folder of the run; null for ``outputs/``, the prompt and a hash of the settings.
-        init: folder of an earlier run whose scene to begin with.
-        generator: folder of a ``distill amortise`` run, which makes the scene to begin with from the prompt.
-        generator_mix: another prompt; the scene is made from what lies between the two.
-        generator_share: how far from the prompt to ``generator_mix``.
-        stages: runs that begin with one another, such as ``[field,surface]``, see ``distill.run.stages``.
-        earlier: made by ``stages``: what differs in the stages before the last.
-        resume: go on with an interrupted run.
-        view: serve a page that shows the scene while it trains.
-        view_address: address that the page is served at.
-        view_port: port of the page, 0 for any that is free.
+        unconditional: embedding of the empty prompt: ``auto``, the prior's own, or ``null``, zeros.
+        iterations: number of steps.
+        guidance_weight: weight of the loss relative to the penalties.
+        particles: number of scenes optimised jointly, each an asset; every step trains one of them.
+        seed: seed of all random numbers.
+        seeds: number of runs, with consecutive seeds from ``seed``, in subfolders of the run's folder.
+        keep: which of several seeds to keep: ``all``, or ``best``, whose files become those of the run.
+        judge: model that scores scenes and chooses the best: ``embedded``, ``things`` or a folder with a CLIP; null for none, or with
+            ``keep=best`` for the one that fits the prior.
+        retries: number of further seeds that replace runs that collapse, diverge or have no surface.
+        watchdog: stop a run that has collapsed, see ``distill.run.watchdog``.
+        device: ``auto`` (CUDA if available), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        prior: the frozen diffusion model: a bundled one, a name listed by ``distill priors``, a folder, or a repository on the Hub. If not
+            given, the prompt selects ``embedded`` or ``things``.
+        prior_options: options of loading the prior.
+        max_vram: limit on GPU memory, such as ``12GB``, for which memory-saving options are selected.
+        output_dir: folder of the run; null for ``outputs/`` with the prompt and a hash.
+        init: folder of an earlier run whose scene is the initial scene.
+        generator: folder of a ``distill amortise`` run, which makes the initial scene from the prompt.
+        generator_mix: second prompt to interpolate to.
+        generator_share: position between the prompt (0) and ``generator_mix`` (1).
+        stages: consecutive runs that start from one another, such as ``[field,surface]``, see ``distill.run.stages``.
+        earlier: set by ``stages``: the differing options of the stages before the last.
+        resume: continue an interrupted run.
+        view: serve a web page that shows the scene while it trains.
+        view_address: address of the page.
+        view_port: port of the page; 0 for any free port.
         render: the pictures of a step.
-        penalties: what is added to the loss.
-        optimiser: how the scene is changed.
-        reference: the camera of ``image``.
-        log: what is written during the run.
-        export: what is written after it.
+        penalties: penalties added to the loss.
+        optimiser: the scene's optimiser.
+        reference: the camera and cut-out of ``image``.
+        log: output during the run.
+        export: output after the run.
         guidance: the loss.
         timesteps: the sampler of timesteps.
         cameras: the sampler of cameras.

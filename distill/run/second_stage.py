@@ -51,7 +51,7 @@ def begin(scene: Any, field: HashGridScene) -> dict[str, float]:
     scene.begin_with(field, distances(field, level, len(scene.base)))
     found = {"level": level / field.radius, **compared(look(scene, cameras), before)}
     log.info(
-        "the field's surface at density %.3g has the field's pictures to %.1f dB, and its silhouettes with an IoU of %.3f",
+        "converted the field at density %.3g: PSNR %.1f dB and silhouette IoU %.3f with the field's pictures",
         found["level"], found["psnr_db"], found["silhouette_iou"],
     )  # fmt: skip
     return found

@@ -76,7 +76,7 @@ def run_seeds(
 ) -> Made:
     """Make ``config.seeds`` assets in a held folder, with up to ``config.retries`` further seeds for those that fail.
 
-    Finished seeds are not made again, so an interrupted run goes on where it was. With ``keep=best``, or one seed, the files
+    Finished seeds are not made again, so an interrupted run continues where it was. With ``keep=best``, or one seed, the files
     of the best or the only one are linked into the folder itself.
 
     Args:
@@ -167,7 +167,7 @@ def _manifest(config: DictConfig, folder: Path, best: Made, made: Sequence[Made]
     if config.keep == "best" or config.seeds == 1:
         adopt(best.folder, folder)
         manifest |= {"seed": best.row["seed"], "chosen": best.row["folder"]}
-        log.info("%s: %s is the run's own", config.prompt, best.row["folder"])
+        log.info("%s: the files of %s are kept", config.prompt, best.row["folder"])
     else:
         if (best.folder / THUMBNAIL).is_file():
             shutil.copy2(best.folder / THUMBNAIL, folder / THUMBNAIL)

@@ -44,7 +44,7 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # What was started with nohup ignores SIGHUP, and goes on doing so.
+    # What was started with nohup ignores SIGHUP, and continues doing so.
     heeded = [number for number in STOPPING if number in ASKS or signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, handler) for number in heeded}
     try:

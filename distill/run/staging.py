@@ -19,7 +19,7 @@ from distill.run.prior import check_prior, check_student, students_of
 
 
 def begin(config: DictConfig, prior: Prior | None, ranks: Ranks = ALONE) -> Job:
-    """Assemble a run, of several stages the first, for ``carry_out``; arguments as of ``run``.
+    """Assemble a run, of several stages the first, for ``carry_out``; arguments as for ``run``.
 
     Raises:
         ValueError: something in the configuration is wrong, in one line.

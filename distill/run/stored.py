@@ -69,14 +69,14 @@ def same_run(folder: Path, config: DictConfig) -> bool:
     if told and agree(made, wanted):
         raise ValueError(
             f"{folder} was made by another version of distill: its config.yaml has {told}; finish it with that version, or choose "
-            "another output_dir= to start anew"
+            "another output_dir= to start again"
         )
     if made == wanted and several(stored) != several(config):
         raise OtherLayout(
             folder,
             f"{folder} holds this run with retries={stored.retries}, which has "
-            f"{'a folder for each seed' if several(stored) else 'no folders for seeds'}, so retries={config.retries} cannot go on with "
-            f"it; add retries={stored.retries}, or choose another output_dir= to start anew",
+            f"{'a folder for each seed' if several(stored) else 'no folders for seeds'}, so retries={config.retries} cannot continue with "
+            f"it; add retries={stored.retries}, or choose another output_dir= to start again",
         )
     return made == wanted
 
@@ -167,7 +167,7 @@ def left_as_it_is(folder: Path, config: DictConfig) -> str:
         ]
     if not differing:
         return ""
-    return f"it was finished without {', '.join(differing)}, and is left as it is; to write its files anew, resume it alone"
+    return f"it was finished without {', '.join(differing)}, and is left as it is; to write its files again, resume it alone"
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -246,7 +246,7 @@ def refused(tables: Sequence[Path]) -> Iterator[Run]:
     found = dict[str, Run]()
     for path in sorted(tables, key=changed):
         if (rows := read_table(path)) is None:
-            log.warning("%s is no table of a batch, and is left out", path)
+            log.warning("%s is not a table of a batch, and is skipped", path)
             continue
         for row in rows:
             found.pop(row.prompt, None)

@@ -124,7 +124,7 @@ def ended(jobs: Callable[[], object], launcher: str | None) -> int:
             # A worker was killed, or the cluster took it away.
             lost = " ".join(str(error).split())[:300]
             print(
-                f"distill: error: a job of the sweep was lost: {lost}; the same command goes on where it was, with resume=true for "
+                f"distill: error: a job of the sweep was lost: {lost}; the same command continues it, with resume=true for "
                 "single prompts",
                 file=sys.stderr,
             )

@@ -134,7 +134,7 @@ def watch(iterations: int, volume: bool) -> Callable[[int, Render], None]:
         seen.append(look(mine, picture))
         if kind := verdict(seen, steps, volume):
             raise Collapsed(
-                f"collapsed at step {step} of {iterations}: {kind} for {steps} steps: {SAID[kind]}; watchdog=false goes on"
+                f"collapsed at step {step} of {iterations}: {kind} for {steps} steps: {SAID[kind]}; watchdog=false continues"
             )
 
     return after

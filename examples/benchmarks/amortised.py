@@ -94,7 +94,7 @@ def named(size: int, archives: Path | None) -> Lists:
 
 
 def train(folder: Path, lists: Lists, steps: int, loss: str, overrides: dict[str, Any]) -> Path:
-    """Train a generator, or go on with it; returns its folder."""
+    """Train a generator, or continue with it; returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "library.json"
     said = json.dumps({"train": lists.learnt, "held_out": lists.held_out}, indent=1) + "\n"
@@ -203,7 +203,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("amortised"))
     parser.add_argument("--scene", choices=("hyper_grid", "hyper_conv"), default="hyper_grid")
     parser.add_argument("--losses", type=lambda text: text.split(","), default=["asd"], metavar="A,B")
-    parser.add_argument("--things", action="store_true", help="names of real things, not the embedded world")
+    parser.add_argument("--things", action="store_true", help="names of real objects, not the embedded world")
     parser.add_argument("--archives", type=Path, help="folder of the things' archives, for their true meshes")
     parser.add_argument(
         "--sizes", type=numbers, metavar="N,N", help="prompts to learn; by default all: 112, or every name"
@@ -246,7 +246,7 @@ if __name__ == "__main__":
     try:
         main()
     except Interrupted as stopped:
-        print(f"{stopped}; run this again to go on", file=sys.stderr)
+        print(f"{stopped}; run this again to continue", file=sys.stderr)
         sys.exit(130)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -1,4 +1,4 @@
-"""Benchmark of image to 3D: twelve held-out objects of the embedded world, or real things, each from one picture.
+"""Benchmark of image to 3D: twelve held-out objects of the embedded world, or real objects, each from one picture.
 
 Their pairs of colour and kind and their shapes were not used in training. The metrics are silhouette IoU and PSNR over eight
 other views, against the ground truth in its own orientation rather than the best fit; whether the asset is rotated by half
@@ -7,7 +7,7 @@ determine the orientation, the best one is measured too. An interrupted run cont
     python examples/benchmarks/image_to_3d.py --output ~/image_to_3d --text --set iterations=300
     python examples/benchmarks/image_to_3d.py --output ~/things_to_3d --things 20 --archives ~/things --set reference.elevation_deg=20
 
-Real things are the first variants of names that no novel-view model is trained on, evenly spread over their list, in their own colours;
+Real objects are the first variants of names that no novel-view model is trained on, evenly spread over their list, in their own colours;
 leaves that are cut out of their textures are whole here.
 
 The picture is cut out, centred and scaled as any user's is, and the ground truth is moved and scaled accordingly; with
@@ -82,7 +82,7 @@ def of_kind(kind: str) -> Subject:
 
 
 def of_thing(thing: things.Thing, archives: Path) -> Subject:
-    """A real thing in its own colours."""
+    """A real object in its own colours."""
     prompt = things.caption(thing.name, thing.article)
     return Subject(thing.name, prompt, partial(surface_of, thing, archives))
 
@@ -197,7 +197,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("image_to_3d"))
     parser.add_argument("--objects", type=int, default=len(KINDS), help="only the first so many")
-    parser.add_argument("--things", type=int, metavar="N", help="N real things of held-out names instead")
+    parser.add_argument("--things", type=int, metavar="N", help="N real objects of held-out names instead")
     parser.add_argument("--archives", type=Path, help="folder of the things' archives")
     parser.add_argument("--text", action="store_true", help="also from the prompt alone")
     parser.add_argument(

@@ -144,7 +144,7 @@ def parse_options() -> argparse.Namespace:
     if unknown := [loss for loss in options.losses if loss not in LOSSES]:
         parser.error(f"--losses are {', '.join(LOSSES)}, got {', '.join(unknown)}")
     if not told_cameras(options.prior):
-        parser.error(f"expected a prior of four views, whose network is told cameras, got {options.prior}")
+        parser.error(f"expected a prior of four views, whose network is given cameras, got {options.prior}")
     known = ways(options.prior)
     options.ways = options.ways or list(known)
     if unknown := [way for way in options.ways if way not in known]:

@@ -1,4 +1,4 @@
-"""Benchmark of whole assets: sixteen prompts of the embedded world, each kind once, each colour twice; or forty real things.
+"""Benchmark of whole assets: sixteen prompts of the embedded world, each kind once, each colour twice; or forty real objects.
 
 Four of the sixteen pairs, and eight of the forty, are held out from the prior's training. The metrics are the judge's
 R-precision at 1 over eight views, silhouette IoU with the ground truth at the best azimuth, of a thing with the variant
@@ -275,7 +275,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("quality"))
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="only the first so many")
     parser.add_argument(
-        "--things", type=int, metavar="N", help=f"the first N of {len(THINGS)} real things instead"
+        "--things", type=int, metavar="N", help=f"the first N of {len(THINGS)} real objects instead"
     )
     parser.add_argument("--archives", type=Path, help="folder of the things' archives, for their true meshes")
     parser.add_argument("--pack", type=Path, help="folder of their pictures, where there are no archives")
@@ -321,7 +321,7 @@ if __name__ == "__main__":
     try:
         main()
     except Interrupted as stopped:
-        print(f"{stopped}; run this again to go on", file=sys.stderr)
+        print(f"{stopped}; run this again to continue", file=sys.stderr)
         sys.exit(130)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -32,7 +32,7 @@ from distill.files.atomic import write_atomic
 ACTORS, VARIANTS, MESHES, SKINS = "art/actors/fauna/", "art/variants/", "art/meshes/", "art/textures/skins/"
 #: Faces of a mesh that shows something.
 FEWEST = 20
-#: Bytes of a vertex but for its texture coordinates: position, normal, four bones and their weights.
+#: Bytes of a vertex except for its texture coordinates: position, normal, four bones and their weights.
 PLAIN = 4 * (3 + 3) + 4 + 4 * 4
 
 

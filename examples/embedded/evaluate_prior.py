@@ -1,4 +1,4 @@
-"""Evaluate a prior's samples with the judge, on trained and on held-out pairs, and of real things with --pack.
+"""Evaluate a prior's samples with the judge, on trained and on held-out pairs, and of real objects with --pack.
 
 Use it after ``train_prior.py``. A sample takes about half a second on one core, and all of them ten minutes at most:
 
@@ -286,7 +286,7 @@ def learnt(
 
     Args:
         asked: of each sample.
-        *told: what each sample is told to be, by the judge for one and by the nearest true picture for another, None where that
+        *told: what each sample is said to be, by the judge for one and by the nearest true picture for another, None where that
             is not known; a sample is right where one of these is its name, or what people call the same.
     """
     hits: dict[str, list[bool]] = defaultdict(list)

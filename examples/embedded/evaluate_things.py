@@ -1,4 +1,4 @@
-"""A prior's samples of real things: what is asked for, what the judge sees, and how it is told."""
+"""A prior's samples of real objects: what is asked for, what the judge sees, and how it is told."""
 
 from __future__ import annotations
 

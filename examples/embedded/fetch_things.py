@@ -163,7 +163,7 @@ def _csv(header: tuple[str, ...], rows: list[list[str]]) -> str:
 def credits_of(kept: list[things.Thing] | tuple[things.Thing, ...]) -> str:
     """The credits: every creator with the objects and their licence."""
     lines = [
-        "# Credits of the real things",
+        "# Credits of the real objects",
         "",
         f"Pictures and tables of {len(kept)} objects derive from 3D models that come with Sweet Home 3D, converted to OBJ by",
         "Emmanuel Puybaret (eTeks) and distributed as the Debian package"

@@ -1,6 +1,6 @@
 """Pictures of both halves of the embedded world for the judge: training batches, and true renders that it never saw.
 
-Cameras of the fresh renders of things are drawn anew, from the true meshes; the pack's views train.
+Cameras of the fresh renders of things are drawn again, from the true meshes; the pack's views train.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOGETHER = 2
 WITH_VIEW, WITH_COLOUR, IN_A_COLOUR = 0.4, 0.85, 0.5
 #: An index of colours and of views that stands for none.
 NONE = -1
-#: Pictures of each thing that are rendered anew, and the seed of what is fresh in both halves.
+#: Pictures of each thing that are rendered again, and the seed of what is fresh in both halves.
 FRESH_EACH, FRESH_SEED = 4, 20_000_000
 
 
@@ -93,7 +93,7 @@ def of_pack(folder: Path) -> Half:
 
 
 def fresh_things(archives: Path, folder: Path, seed: int) -> Half:
-    """True renders of each thing from cameras drawn anew, ``FRESH_EACH`` each, rendered once into ``folder``.
+    """True renders of each thing from cameras drawn again, ``FRESH_EACH`` each, rendered once into ``folder``.
 
     Raises:
         ValueError: an archive is missing or a model cannot be read.

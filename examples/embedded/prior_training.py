@@ -128,7 +128,7 @@ class Run:
         os.replace(temporary, path)
 
     def load(self, path: Path, device: torch.device, words: Mapping[str, int], begun: str = "") -> None:
-        """Take over a saved state; arguments as of ``save``.
+        """Take over a saved state; arguments as for ``save``.
 
         Raises:
             ValueError: it is of a training on other names, or of one that began as another prior.
@@ -160,7 +160,7 @@ class Lesson:
         noise: in the same shape.
         t: timesteps, shape ``[n]``.
         cond: the captions' tokens, shape ``[n, tokens, width]``.
-        told: what the UNet is told besides.
+        told: what the UNet is given besides.
     """
 
     x: Tensor
@@ -262,7 +262,7 @@ def learn(
         views: so many consecutive pictures have one timestep.
         target: what is to be predicted; by default the v.
         gradient: computes the loss and its gradient.
-        **told: what the UNet is told besides.
+        **told: what the UNet is given besides.
     """
     device, g, n = abar.device, run.generator, len(images)
     x, objects = patchify(send(images, device)), n // views
@@ -311,7 +311,7 @@ def train(
     """Train until ``--images`` are seen or ``--minutes`` are over, or a signal asks to stop; save now and then, and at the end.
 
     Args:
-        run: goes on from where it is.
+        run: continues from where it is.
         options: have ``images``, ``minutes``, ``batch``, ``peak_lr``, ``save_minutes``, ``work`` and ``output``, and those of
             ``add_timesteps``.
         update: does one update on ``options.batch`` pictures, given the exponent of its timesteps.

@@ -1,7 +1,7 @@
-"""Pictures of real things for training: contact sheets to check by eye, and the pack that training reads.
+"""Pictures of real objects for training: contact sheets to check by eye, and the pack that training reads.
 
     python examples/embedded/render_things.py sheets ~/things ~/things/sheets     # front, side, back, three quarters, top
-    python examples/embedded/render_things.py pack ~/things ~/things/pack         # an interrupted run goes on when started again
+    python examples/embedded/render_things.py pack ~/things ~/things/pack         # an interrupted run continues when started again
     python examples/embedded/render_things.py pack ~/things ~/things/more --each 4     # 68 pictures of each and not 34
     python examples/embedded/render_things.py pack ~/things ~/things/some --names names.txt --variants 5       # some names, a line each
 

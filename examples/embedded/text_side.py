@@ -94,7 +94,7 @@ def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 class Tokens:
     """Captions' tokens; each caption is taken apart once, as that takes longer than an update on a GPU.
 
-    What is remembered is bounded by the captions there are: 140 MB for those of all real things.
+    What is remembered is bounded by the captions there are: 140 MB for those of all real objects.
 
     Args:
         tokenizer: takes them apart.

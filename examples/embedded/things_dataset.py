@@ -1,4 +1,4 @@
-"""Pictures of real things for training, from a pack: coloured on the fly, as the world's are."""
+"""Pictures of real objects for training, from a pack: coloured on the fly, as the world's are."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures and training state")
-    parser.add_argument("--things", type=Path, required=True, help="pack of real things")
+    parser.add_argument("--things", type=Path, required=True, help="pack of real objects")
     parser.add_argument("--start", type=Path, help="folder of an earlier judge whose weights to begin with")
     parser.add_argument("--share", type=float, default=0.3, help="of the sixteen kinds among the pictures")
     parser.add_argument("--images", type=int, default=400_000, help="pictures to train on, in all")

@@ -4,10 +4,10 @@
     python examples/embedded/train_novel_view.py --work ~/novel_view --minutes 5     # so many minutes in all, on a GPU
 
 The shapes of the world are rendered once and painted in the colours that are trained on; ``--renders`` adds other
-objects, in the layout of ``distill-views render``, ``--things`` the real things of a pack, and ``--assemblies`` objects put together
+objects, in the layout of ``distill-views render``, ``--things`` the real objects of a pack, and ``--assemblies`` objects put together
 at random, from which it learns to turn what it does not know. Then ``distill.lab.novel_view`` trains with ``recipe=embedded``, or
 ``embedded-gpu``: a code that turns with the camera learns to draw thumbnails, and the embedded prior's UNet learns to draw
-views, told by it. The folder is written every minute, so that one is there whenever it stops; run it again to go on.
+views, told by it. The folder is written every minute, so that one is there whenever it stops; run it again to continue.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def pictures(
     """What is trained on, the world's trained pairs of colour and kind and other renders, and what is measured on.
 
     The latter are the pairs that the world holds out, shapes of a fresh seed: seen by cameras like the scenes', the same shapes
-    beside the axis, and these mostly from steep angles; and, of a pack of real things, those whose names are held out.
+    beside the axis, and these mostly from steep angles; and, of a pack of real objects, those whose names are held out.
     """
     from distill.lab.novel_view.named import from_pack
     from distill.lab.novel_view.views import from_folder
@@ -196,7 +196,7 @@ def parse_options() -> argparse.Namespace:
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Options of the pictures that are trained and measured on."""
     parser.add_argument("--renders", type=Path, nargs="*", default=[], help="of other objects, as wide")
-    parser.add_argument("--things", type=Path, help="pack of real things, made by render_things.py")
+    parser.add_argument("--things", type=Path, help="pack of real objects, made by render_things.py")
     parser.add_argument(
         "--assemblies", type=int, default=0,
         help="objects put together at random, to learn from beside the others; 6,000 take 14 minutes of one core to render, within "
@@ -229,7 +229,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Options of the model and of its training."""
     parser.add_argument("--encoder", type=Path, default=SHIPPED / "image_encoder")
-    parser.add_argument("--start", type=Path, help="a model with a code to go on from, instead of the prior")
+    parser.add_argument(
+        "--start", type=Path, help="a model with a code to continue from, instead of the prior"
+    )
     parser.add_argument(
         "--code-again",
         action="store_true",
@@ -341,6 +343,6 @@ if __name__ == "__main__":
     try:
         main()
     except Interrupted:
-        say("stopped; run again to go on")
+        say("stopped; run again to continue")
     except ValueError as error:
         sys.exit(f"error: {error}")

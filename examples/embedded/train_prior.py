@@ -1,4 +1,4 @@
-"""Train the embedded prior: a text-conditioned, v-prediction diffusion model of the embedded world and of real things.
+"""Train the embedded prior: a text-conditioned, v-prediction diffusion model of the embedded world and of real objects.
 
 An interrupted run continues when started again:
 
@@ -164,7 +164,7 @@ def started(
         folder: the prior's.
         data: what is trained on.
         text_side: a prior's folder whose encoder, aligned with the same data, is taken for the grown UNet.
-        text_updates: of the encoder, where it is aligned anew.
+        text_updates: of the encoder, where it is aligned again.
     """
     state = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     state = {name: value.float() for name, value in state.items()}
@@ -289,11 +289,11 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     add_timesteps(parser)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="15%% faster after a minute of compiling")
-    parser.add_argument("--start", type=Path, help="a prior's folder to go on from, with a new optimiser")
+    parser.add_argument("--start", type=Path, help="a prior's folder to continue from, with a new optimiser")
     parser.add_argument(
         "--text-side",
         type=Path,
-        help="a prior of the same things whose text encoder is taken for the grown one, instead of aligning it anew",
+        help="a prior of the same things whose text encoder is taken for the grown one, instead of aligning it again",
     )
     parser.add_argument(
         "--text-updates",
@@ -303,7 +303,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--things",
         type=Path,
-        help="pack of real things to learn beside the world, from render_things.py pack",
+        help="pack of real objects to learn beside the world, from render_things.py pack",
     )
     parser.add_argument(
         "--world-share", type=float, default=WORLD_SHARE, help="of the pictures, with --things"

@@ -1,4 +1,4 @@
-"""Train an embedded multi-view prior from the text prior that ships: four views of an object together, or one picture.
+"""Train an embedded multi-view prior from the bundled text prior: four views of an object together, or one picture.
 
 An interrupted run continues when started again:
 

@@ -184,7 +184,7 @@ def measure(half: int) -> str:
         good = found in wanted
         right, wrong, accepted = right + good, wrong + (bool(wanted) and not good), accepted + (not wanted)
         if not good:
-            print(f"  {given!r} is taken for {found!r}")
+            print(f"  {given!r} is read as {found!r}")
     return (
         f"right {right}, wrong {wrong}, refused {missed}; to be refused: refused {refused}, taken {accepted}"
     )

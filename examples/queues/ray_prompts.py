@@ -5,8 +5,8 @@
     python examples/queues/ray_prompts.py list.txt --workers 64 --gpus 1 --address auto output_dir=/shared/runs prior=sd-2.1-base
 
 Each worker is an actor that loads the prior once; the driver gives a prompt to each that is free. What is finished is skipped, so the same
-command goes on after anything. If a worker dies, its prompt goes back to the queue and a new worker takes its place; a prompt that was
-given ``--tries`` times to workers that died is given up, and one that fails is told in the table. All workers write below one folder, which
+command continues after anything. If a worker dies, its prompt goes back to the queue and a new worker takes its place; a prompt that was
+given ``--tries`` times to workers that died is given up, and one that fails is listed in the table. All workers write below one folder, which
 must be on a file system that they share. With ``shard=i/n``, the list is every n-th prompt. At the end there is one table over all
 (``distill summary``).
 """

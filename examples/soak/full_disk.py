@@ -37,7 +37,7 @@ def mounted(folder: Path) -> bool:
 
 
 def fill(folder: Path, left: int) -> None:
-    """Fill a file system but for so many bytes."""
+    """Fill a file system except for so many bytes."""
     filler = folder / "filler"
     filler.unlink(missing_ok=True)
     free = shutil.disk_usage(folder).free
@@ -125,7 +125,7 @@ def every_write(
             f"with {left >> 10} KiB: {said}"
             for said in faults_of(code, log.read_text(errors="replace"), folder, before)
         ]
-        if full % 4 == 0:  # go on with room
+        if full % 4 == 0:  # continue with room
             if (code := wait(start([*words, f"output_dir={folder}"], log))) != 0:
                 faults.append(f"with room again it ended with {code}")
             elif results(folder) != wanted:

@@ -1,4 +1,4 @@
-"""Metrics of an asset of the embedded world or of a real thing, by the judge and against its truth, and of several seeds' assets."""
+"""Metrics of an asset of the embedded world or of a real object, by the judge and against its truth, and of several seeds' assets."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ def janus(judge: Judge, pictures: Tensor, truth: Truth, offset_deg: float) -> fl
 
     Args:
         judge: sees them.
-        pictures: from ``VIEWS`` sides, as of ``pictures_of``.
+        pictures: from ``VIEWS`` sides, as for ``pictures_of``.
         truth: of an object with a front.
-        offset_deg: the turn at which the asset fits its truth, as of ``distill.lab.metrics.best_turn``.
+        offset_deg: the turn at which the asset fits its truth, as for ``distill.lab.metrics.best_turn``.
     """
     back = round((180 - offset_deg) / (360 / VIEWS))
     behind = [(back + turn) % VIEWS for turn in (-1, 0, 1)]

@@ -36,7 +36,7 @@ from distill.run.scenes import look
 log = logging.getLogger(__name__)
 
 #: Every method's options with a picture alone, at the scales that the preset has for it. All draw timesteps as the preset does,
-#: so that the losses alone differ, but for ``tp_sds``. ``mix`` is told the prompt as well.
+#: so that the losses alone differ, except for ``tp_sds``. ``mix`` is given the prompt as well.
 THROUGH: dict[str, dict[str, Any]] = {
     "sds": {"guidance": "sds"},
     "tp_sds": {"guidance": "sds", "timesteps": "dreamtime"},

@@ -28,7 +28,7 @@ Record = Mapping[str, Any]
 ALWAYS = ("r_precision", "similarity", "saturation", "red", "green", "blue")
 
 
-#: The judges that ship, by what records say of them.
+#: The bundled judges, by what records say of them.
 _JUDGES = {"": SHIPPED["embedded"], "things": SHIPPED["things"]}
 
 

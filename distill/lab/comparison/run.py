@@ -53,7 +53,7 @@ from distill.run.signals import stop_signals
 log = logging.getLogger(__name__)
 
 #: Every method with its options, as ``distill.generate`` takes them. All draw timesteps uniformly, so that the
-#: losses alone differ, but for those named ``tp_``, with DreamTime's, and ``sdi``, whose fall is part of it. SDS
+#: losses alone differ, except for those named ``tp_``, with DreamTime's, and ``sdi``, whose fall is part of it. SDS
 #: has the scale that the search in docs/tuning.md found for runs as short as these.
 METHODS: dict[str, dict[str, Any]] = {
     "sds": {"guidance": "sds", "guidance.scale": 4, "timesteps": "uniform"},
@@ -139,7 +139,7 @@ def compare(
     source: Source | None = None,
     **options: Any,
 ) -> Path:
-    """Make and measure every cell, then write the report on what is there; rerun to go on where it stopped.
+    """Make and measure every cell, then write the report on what is there; rerun to continue where it stopped.
 
     Args:
         methods: options of ``distill.generate`` by a name of one's choice, which is that of a folder; ``METHODS`` by default.
@@ -203,7 +203,7 @@ def compare(
                 log.info("%d of %d: %s, %s, seed %d: %s", done, len(mine), *vars(cell).values(), said)
             if stop.is_set():
                 raise Interrupted(
-                    f"stopped after {done - (not made)} of {len(mine)} cells; run again to go on"
+                    f"stopped after {done - (not made)} of {len(mine)} cells; run again to continue"
                 )
     records = records_of(cells, root, part)
     if prior is None and len(records) == len(cells):

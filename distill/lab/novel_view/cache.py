@@ -74,7 +74,7 @@ def identity(encoder: Encoder, size: int, views: int) -> dict[str, str]:
 def build_cache(
     views: Views, encoder: Encoder, folder: Path, *, batch: int = 32, progress: bool = True
 ) -> FeatureCache:
-    """Encode every picture that is not encoded yet, a file for each group of objects; goes on where it stopped.
+    """Encode every picture that is not encoded yet, a file for each group of objects; continues where it stopped.
 
     Args:
         views: the pictures.

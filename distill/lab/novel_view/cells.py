@@ -30,7 +30,7 @@ from distill.priors.novel_view.code import Turn, TurnOptions
 from distill.priors.novel_view.features import Encoder, load_encoder
 from distill.priors.novel_view.pipeline import NovelViewPipeline
 
-#: The thumbnail that a code learns to draw, whether or not the UNet is told it.
+#: The thumbnail that a code learns to draw, whether or not the UNet is given it.
 DRAFT = 16
 
 
@@ -226,7 +226,7 @@ def train_code(bench: Bench, seed: int, deadline: float = float("inf")) -> None:
 
 
 def take_code(turn: Turn, path: Path) -> None:
-    """Give a model the code of a seed, and its draft where the UNet is told it."""
+    """Give a model the code of a seed, and its draft where the UNet is given it."""
     weights = load_file(path)
     for name, part in {"code": turn.code, "draft": turn.draft}.items():
         if part is None:

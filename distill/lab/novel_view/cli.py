@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"distill-views: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        advice = "; the same command goes on" if options.command in ("render", "pack") else ""
+        advice = "; the same command continues" if options.command in ("render", "pack") else ""
         print(f"distill-views: interrupted{advice}", file=sys.stderr)
         sys.exit(130)
 

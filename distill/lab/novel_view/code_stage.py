@@ -56,7 +56,7 @@ def code_config(config: TrainConfig) -> TrainConfig:
 def prepare(config: TrainConfig, turn: Turn, samples: Samples) -> Progress:
     """The code with a thumbnail, which begins as the mean of some targets; one that the UNet is not told is left out later."""
     device = next(turn.parameters()).device
-    # Of its own seed, so that nothing else that is drawn depends on whether the UNet is told the thumbnail.
+    # Of its own seed, so that nothing else that is drawn depends on whether the UNet is given the thumbnail.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         draft = turn.draft or Draft(turn.options.hidden, THUMBNAIL).to(device)
@@ -81,7 +81,7 @@ def train_code(
     held_out: Views,
     stop: threading.Event,
 ) -> None:
-    """Train the code, or go on.
+    """Train the code, or continue.
 
     Raises:
         Interrupted: a signal asked to stop; a checkpoint holds where it was.
@@ -103,7 +103,7 @@ def train_code(
     loop.run(course, state, accelerator, stop)
     if state.update < own.iterations:
         raise Interrupted(
-            f"stopped at update {state.update} of {own.iterations} of the code; go on with resume=true: {folder.parent}"
+            f"stopped at update {state.update} of {own.iterations} of the code; continue with resume=true: {folder.parent}"
         )
     accelerator.free_memory()
 

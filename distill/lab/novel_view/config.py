@@ -78,7 +78,7 @@ class TrainConfig:
         checkpoint_every: updates.
         keep_checkpoints: the newest.
         tracker: ``tensorboard``, ``wandb`` or ``none``.
-        resume: go on from the newest checkpoint.
+        resume: continue from the newest checkpoint.
     """
 
     data: str = ""
@@ -251,7 +251,7 @@ def turn_of(config: TrainConfig) -> TurnOptions | None:
     """What the UNet is told of a rotated code, None without one.
 
     Raises:
-        ValueError: it is told nothing.
+        ValueError: it is given nothing.
     """
     return TurnOptions(config.tokens, config.film, config.draft) if config.code else None
 

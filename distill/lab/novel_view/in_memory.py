@@ -106,13 +106,13 @@ def fit(
     has_code = pipeline.model.turn is not None and trains_code(config)
     earlier = _fit_code(config, pipeline, seen, unseen, root / "code", asked) if has_code else 0.0
     if earlier is None:
-        raise Interrupted(f"stopped in the code's training; go on with resume=true: {root}")
+        raise Interrupted(f"stopped in the code's training; continue with resume=true: {root}")
     seconds = None
     if config.minutes is not None:
         spent = earlier + time.perf_counter() - began
         seconds = max(60 * config.minutes - spent - limits.reserve, 1.0)
     if not _fit_unet(config, pipeline, seen, unseen, root / "unet", asked, saved, seconds):
-        raise Interrupted(f"stopped in the UNet's training; go on with resume=true: {root}")
+        raise Interrupted(f"stopped in the UNet's training; continue with resume=true: {root}")
 
 
 def _fit_code(
@@ -213,7 +213,7 @@ class Watch:
                 raise ValueError(
                     f"{self.folder / 'checkpoints'} is of another network; resume with the same init=, encoder= and code"
                 ) from error
-            log.info("%s goes on at update %d", self.folder.name, stage.pace.update)
+            log.info("%s continues at update %d", self.folder.name, stage.pace.update)
         self.first = stage.pace.update if found else -1
         keep_lines_before(self.folder / "metrics.jsonl", stage.pace.update + 1)
 

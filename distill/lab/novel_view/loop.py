@@ -114,7 +114,7 @@ def finite_weights(model: nn.Module) -> bool:
 
 
 def diverged(course: Course, update: int) -> str:
-    """Say that a model is lost, and what to go on from; nothing is saved after it."""
+    """Say that a model is lost, and what to continue from; nothing is saved after it."""
     kept = steps_in(course.folder / "checkpoints")
     last = f"the last checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
     return (

@@ -3,7 +3,7 @@
 The code learns alone to draw the target's thumbnail, about a hundred times cheaper a pair than with the UNet, and is
 frozen. Then the UNet learns with its conditioning, from the highest noise levels, where a view is decided, down to the
 lowest, where its grain is. Either stage lasts a number of updates or of minutes, and its rates follow the share of them
-that is over; it can stop after any update and go on later.
+that is over; it can stop after any update and continue later.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def unet_stage(pipeline: NovelViewPipeline, recipe: UNetRecipe, pace: Pace, seed
 
 
 def refuse_latents(pipeline: NovelViewPipeline) -> None:
-    """Refuse a model that works on latents, whose pictures would have to be encoded anew at each update.
+    """Refuse a model that works on latents, whose pictures would have to be encoded again at each update.
 
     Raises:
         ValueError: in one line.

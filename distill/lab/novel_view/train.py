@@ -4,7 +4,7 @@ It trains the design of Zero-1-to-3 and Efficient-3DiM, and with ``code=true`` t
 turns with the camera, then the UNet, which is told of it.
 
 Which pairs, timesteps, noise and dropped conditions a sample gets follows from the seed and its running number alone, so
-that a resumed training, or one on another number of processes, goes on as the first would have. With ``in_memory=true``,
+that a resumed training, or one on another number of processes, continues as the first would have. With ``in_memory=true``,
 they follow from a generator that is saved.
 """
 
@@ -62,7 +62,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> Path:
-    """Train, or go on; returns the folder of the finished model.
+    """Train, or continue; returns the folder of the finished model.
 
     Raises:
         ValueError: something in the configuration is wrong, in one line.
@@ -141,7 +141,7 @@ def _stages(
     if state.update < config.iterations:
         accelerator.end_training()
         raise Interrupted(
-            f"stopped at update {state.update} of {config.iterations}; go on with resume=true: {folder}"
+            f"stopped at update {state.update} of {config.iterations}; continue with resume=true: {folder}"
         )
     return state
 

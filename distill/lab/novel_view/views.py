@@ -140,7 +140,7 @@ def _usable(
 
 
 def objects_in(root: Path) -> list[str]:
-    """Names of the folders of a folder of renders, but for hidden ones, such as those that an interrupted render leaves."""
+    """Names of the folders of a folder of renders, except for hidden ones, such as those that an interrupted render leaves."""
     return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 

@@ -24,7 +24,7 @@ class Control:
         network: their class.
         show: ``(ControlNet, prior, pictures) -> shown``: what it is shown of pictures in [0, 1],
             ``[batch, 3, height, width]``; the batch first.
-        add: ``(ControlNet, network, x_t, time, embedding) -> named values`` that the network is told beside the
+        add: ``(ControlNet, network, x_t, time, embedding) -> named values`` that the network is given beside the
             embedding; this one also holds the ControlNet's ``controlnet_cond``, what it is shown, and
             ``conditioning_scale``.
         shared: settings that it must have in common with the network.

@@ -32,7 +32,7 @@ def embed(pipeline: DiffusionPipeline, prompts: Sequence[str], limit: int) -> di
 
 
 def predict(network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
-    """The noise, then a variance; larger models are told the picture's size and aspect."""
+    """The noise, then a variance; larger models are given the picture's size and aspect."""
     added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if network.use_additional_conditions:
         height, width = (8 * side for side in x_t.shape[-2:])

@@ -43,7 +43,7 @@ def predict(network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, A
 
 
 def show(controlnet: ModelMixin, prior: DiffusionPrior, pictures: Tensor) -> Tensor:
-    """Their latents; not shifted for a ControlNet that is told zeros for the pooled states, as those were trained."""
+    """Their latents; not shifted for a ControlNet that is given zeros for the pooled states, as those were trained."""
     latents: Tensor = prior.encode(pictures)
     if controlnet.config.force_zeros_for_pooled_projection:
         config = prior.space.vae.config

@@ -66,7 +66,7 @@ def embed_xl(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, T
 
 
 def predict(network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
-    """Call a UNet that is told nothing but text, and a latent consistency model its guidance scale."""
+    """Call a UNet that is given nothing but text, and a latent consistency model its guidance scale."""
     told = {"timestep_cond": scale_of(network, x_t)} if network.config.get("time_cond_proj_dim") else {}
     result: Tensor = network(x_t, time, **cond, **told).sample
     return result
@@ -86,7 +86,7 @@ def scale_of(network: ModelMixin, x_t: Tensor) -> Tensor:
 
 
 def predict_xl(network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, Any]) -> Tensor:
-    """A UNet that is told a picture's size, too."""
+    """A UNet that is given a picture's size, too."""
     return predict(network, x_t, time, _sized(x_t, cond))
 
 

@@ -56,12 +56,12 @@ class Folded:
 
 
 def takes_cameras(settings: Mapping[str, Any]) -> bool:
-    """Tell from a network's settings whether it is told cameras."""
+    """Tell from a network's settings whether it is given cameras."""
     return all(settings.get(name) == value for name, value in TOLD.items())
 
 
 def views_of(settings: Mapping[str, Any], wanted: int | None, name: str, *, controlnet: bool = False) -> int:
-    """Return how many views a network takes together: as many as wanted, by default four where it is told cameras.
+    """Return how many views a network takes together: as many as wanted, by default four where it is given cameras.
 
     Args:
         settings: of the network.
@@ -70,7 +70,7 @@ def views_of(settings: Mapping[str, Any], wanted: int | None, name: str, *, cont
         controlnet: whether one is beside it, which is shown one picture at a time.
 
     Raises:
-        ValueError: fewer than one are wanted, or several of a network that is told no cameras, or beside a ControlNet; or one of
+        ValueError: fewer than one are wanted, or several of a network that is given no cameras, or beside a ControlNet; or one of
             ImageDream's.
     """
     if wanted is not None and wanted < 1:
@@ -90,7 +90,7 @@ def views_of(settings: Mapping[str, Any], wanted: int | None, name: str, *, cont
         return views
     if wanted not in (None, 1):
         raise ValueError(
-            f"prior_options.views={wanted} is for a multi-view prior, whose network is told cameras, and {name} is none; leave it "
+            f"prior_options.views={wanted} is for a multi-view prior, whose network is given cameras, and {name} is none; leave it "
             "out"
         )
     return 1

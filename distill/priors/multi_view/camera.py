@@ -14,7 +14,7 @@ NEAR = 1e-2
 
 
 def numbers(cameras: Cameras) -> Tensor:
-    r"""Write cameras as MVDream's network is told them: camera-to-world matrices row by row, shape ``[batch, 16]``.
+    r"""Write cameras as MVDream's network is given them: camera-to-world matrices row by row, shape ``[batch, 16]``.
 
     .. math:: \begin{pmatrix} r & u & b & p / \|p\| \\ 0 & 0 & 0 & 1 \end{pmatrix}
 
@@ -90,7 +90,7 @@ def check_rows(rows: int, t: Tensor, cameras: Cameras | None, views: int, name: 
         )
     if len(cameras) != rows:
         raise ValueError(
-            f"{name} is told the camera of each picture, got {len(cameras)} cameras for {rows} pictures"
+            f"{name} is given the camera of each picture, got {len(cameras)} cameras for {rows} pictures"
         )
     return cameras
 

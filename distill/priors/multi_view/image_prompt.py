@@ -183,7 +183,7 @@ def is_pixel(mode: str, source: Source) -> bool:
     ]
     local = any(re.search(r"(^|[-_.])local([-_.]|$)", name) for name in named)
     log.info(
-        "%s is taken for ImageDream's %s model, from its name; prior_options.ip_mode=%s says that it is not",
+        "%s is treated as ImageDream's %s model, from its name; set prior_options.ip_mode=%s if it is not",
         source.name, *(("local", "pixel") if local else ("pixel", "local")),
     )  # fmt: skip
     return not local

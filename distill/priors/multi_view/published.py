@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PORTED = "MultiViewUNetModel"
 #: The part of the other port that embeds cameras.
 CAMERA_PART = "camera_proj"
-#: What a ``Source`` calls a single file whose network is told cameras.
+#: What a ``Source`` calls a single file whose network is given cameras.
 MARK = "cameras"
 #: Height and width of MVDream's latents: pictures of 256.
 SIZE = 32
@@ -93,7 +93,7 @@ def settings_of_unet(said: Mapping[str, Any], where: str, *, cameras: bool = Fal
         ) from error
     if said.get("camera_dim") != NUMBERS:
         raise ValueError(
-            f"{where} must be of a UNet that is told cameras by {NUMBERS} numbers, got camera_dim={said.get('camera_dim')}"
+            f"{where} must be of a UNet that is given cameras by {NUMBERS} numbers, got camera_dim={said.get('camera_dim')}"
         )
     return {
         "_class_name": "UNet2DConditionModel",
@@ -163,7 +163,7 @@ def _layer(rest: str) -> str:
 
 
 def marked(names: Iterable[str]) -> frozenset[str]:
-    """Return ``MARK`` where a single file's network is told cameras, and with it ``PROMPTED`` where it is shown a picture."""
+    """Return ``MARK`` where a single file's network is given cameras, and with it ``PROMPTED`` where it is shown a picture."""
     names = list(names)
     if not any(name.endswith(FIRST) for name in names):
         return frozenset()

@@ -44,7 +44,7 @@ def draw_around(
 ) -> Tensor:
     """Draw the object from all around, at the picture's own height or another; on the CPU, ``[views, 3, size, size]``.
 
-    A novel-view model is told turns and differences of height, so it can do so without knowing how high the picture is.
+    A novel-view model is given turns and differences of height, so it can do so without knowing how high the picture is.
 
     Args:
         pipeline: draws.

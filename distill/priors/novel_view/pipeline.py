@@ -345,7 +345,7 @@ def fourth_of(folder: Path) -> str:
         names.append(str(json.loads(index.read_text()).get("_name_or_path", "")))
     stable = any("stable-zero123" in name.lower().replace("_", "-") for name in names)
     log.info(
-        "%s is taken for %s, from its name; reference.fourth=%s says that it is not",
+        "%s is treated as %s, from its name; set reference.fourth=%s if it is not",
         folder.name, *(("Stable-Zero123", "distance") if stable else ("a Zero-1-to-3", "polar")),
     )  # fmt: skip
     return "polar" if stable else "distance"

@@ -185,7 +185,7 @@ def plan(folder: Path, limit: int) -> None:
 
 
 def pack_code(archive: Path) -> None:
-    """The last commit but for its weights and pictures."""
+    """The last commit except for its weights and pictures."""
     left = [f":(exclude,glob)**/*.{ending}" for ending in ("safetensors", "jpg", "png")]
     tar = subprocess.run(
         ["git", "-C", ROOT, "archive", "HEAD", ".", *left], check=True, capture_output=True

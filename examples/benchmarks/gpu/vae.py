@@ -37,7 +37,7 @@ def timed(
 
 
 def run(record: Record, work: Path, output: Path, device: torch.device, dry: bool) -> None:
-    """One picture of 512 pixels; the precision that a run uses is the prior's, but for VAEs that ask for float32 in float16."""
+    """One picture of 512 pixels; the precision that a run uses is the prior's, except for VAEs that ask for float32 in float16."""
     layouts = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
     precisions = (torch.float32,) if dry else (torch.bfloat16, torch.float16, torch.float32)
     for dtype in precisions:
