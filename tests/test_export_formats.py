@@ -891,19 +891,26 @@ def test_an_export_that_fails_half_way_leaves_nothing_and_can_be_done_again(
     }
 
 
-def test_a_scene_that_writes_files_of_its_own_is_not_exported_anew(
-    run: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("files", "said"), [(("mesh", "spheres"), "mesh, spheres"), (("spheres",), "spheres"), ((), "no mesh")]
+)
+def test_a_scene_that_writes_other_files_than_a_mesh_is_not_exported_anew(
+    run: tuple[Path, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    files: tuple[str, ...],
+    said: str,
 ) -> None:
     folder, _ = run
 
     def own(scene: Any) -> dict[str, Any]:
-        return {"mesh": unseen, "spheres": unseen}
+        return dict.fromkeys(files, unseen)
 
     monkeypatch.setattr("distill.renderers.nerf.HashGridScene.assets", own)
     before = tree_of(folder)
     assert command("export", str(folder), "export.name=mug") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "a scene that writes spheres, and distill export writes meshes alone" in line
+    assert f"a scene that writes {said}, and distill export writes meshes alone" in line
     assert tree_of(folder) == before
 
 

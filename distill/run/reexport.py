@@ -146,10 +146,10 @@ def _scenes(folder: Path, config: DictConfig) -> tuple[list[Scene], torch.device
     scenes: list[Scene] = [make(seed=generator).to(device) for _ in range(config.particles)]
     whole: Scene = scenes[0] if len(scenes) == 1 else Particles(scenes).to(device)
     whole.load_state_dict(saved["scene"])
-    if others := sorted({*scenes[0].assets()} - {"mesh"}):
+    if (written := sorted(scenes[0].assets())) != ["mesh"]:
         raise ValueError(
-            f"{folder} is of a scene that writes {', '.join(others)}, and distill export writes meshes alone; export it again, in "
-            "place of its files, with resume=true"
+            f"{folder} is of a scene that writes {', '.join(written) or 'no mesh'}, and distill export writes meshes alone; export it "
+            "again, in place of its files, with resume=true"
         )
     if saved["average"] is not None:
         with torch.no_grad():
