@@ -16,7 +16,7 @@ from distill.contracts import Condition, Prior, Render, Step
 from distill.domains import counted
 from distill.job import Job, OnStep, Settings, State, views_at_once, views_of_a_process
 from distill.ranks import Ranks, streams
-from distill.samplers.timesteps import check_timesteps
+from distill.samplers.timesteps import check_drawn
 from distill.transfer import send
 
 log = logging.getLogger(__name__)
@@ -190,8 +190,7 @@ def see(job: Job, now: Step, cameras: Cameras, generator: torch.Generator | None
     render = job.render(there, size, size, generator=g, normals=latent or settings.normals, **style)
     x = as_latent(render, prior) if latent else prior.encode(render.rgb.movedim(-1, 1))
     objects = count // prior.views
-    drawn = job.timesteps(now.progress, objects, g)
-    check_timesteps(prior, drawn)
+    drawn = check_drawn(prior, job.timesteps(now.progress, objects, g), objects)
     t = send(drawn.repeat_interleave(prior.views), prior.device)
     noise = send(torch.randn(x.shape, generator=g), x.device).to(x)
     uniform = send(torch.rand(objects, generator=g).repeat_interleave(prior.views), prior.device)

@@ -3,8 +3,9 @@
 A loss is a function ``name(prior, x, cond, t, noise, *, option=default, ...) -> gradient``. Its keyword-only
 parameters are its options on the command line. A loss that must be set up for its prior is marked ``made_for_prior``: it
 takes ``(prior, generator, priors, *, option=default, ...)``, where ``priors`` has the run's other priors by name, and
-returns what is called with ``(prior, x, cond, t, noise)``; ``mix`` and ``vsd`` are such. Dropping a file in this folder
-adds a loss; so does ``register`` from a script.
+returns what is called with ``(prior, x, cond, t, noise)``; ``mix`` and ``vsd`` are such. Where that is a
+``distill.contracts.Learner``, checkpoints hold its state. Dropping a file in this folder adds a loss; so does ``register`` from
+a script.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from distill.contracts import Guidance
+
 if __name__ == "guidance":
     raise ImportError("this folder is distill.guidance; write 'from distill import guidance' instead")
 
 #: Files here that are no loss.
 _SHARED = frozenset({"terms"})
+#: Names that a run reads as another loss with its own timesteps.
+_ALIASES = frozenset({"tp_sds"})
 _registered: dict[str, Callable[..., Any]] = {}
 _made: set[Callable[..., Any]] = set()
 _second: dict[Callable[..., Any], tuple[str, str | None]] = {}
@@ -33,15 +38,22 @@ Make = TypeVar("Make", bound=Callable[..., Any])
 def register(loss: Make) -> Make:
     """Register a custom loss as ``guidance=<its name in lower case>``; usable as a decorator.
 
+    Registered again, as in a notebook, the later one counts. A mark such as ``made_for_prior`` stands below ``register``.
+
     Raises:
-        ValueError: it has no name, that of a loss of the library, or an option without a default.
+        ValueError: it has no name, one that is taken, is defined inside a function, does not take what a loss is given, or has an option
+            without a default.
     """
     from distill.registered import check_own
 
-    name = check_own("loss", loss)
-    if name in {module.name for module in pkgutil.iter_modules(__path__)}:
-        raise ValueError(f"there is a loss {name} already; give yours another name")
-    _registered[name] = loss
+    given = ("prior", "generator", "priors") if loss in _made else ("prior", "x", "cond", "t", "noise")
+    remedy = (
+        ""
+        if loss in _made
+        else "; below @guidance.register, mark one that is set up first with @guidance.made_for_prior"
+    )
+    taken = {module.name for module in pkgutil.iter_modules(__path__)} | _ALIASES
+    _registered[check_own("loss", loss, taken, given, remedy=remedy)] = loss
     return loss
 
 
@@ -54,6 +66,28 @@ def made_for_prior(loss: Make) -> Make:
 def is_made_for_prior(loss: Callable[..., Any]) -> bool:
     """Return whether a loss takes ``(prior, generator, priors)`` and returns the callable loss."""
     return loss in _made
+
+
+def set_up(loss: Callable[..., Any], *given: Any, **options: object) -> Guidance:
+    """Set up a loss that is ``made_for_prior``.
+
+    Args:
+        loss: the loss.
+        *given: the prior, the generator and the run's other priors.
+        **options: of the loss.
+
+    Raises:
+        ValueError: it has a part of what ``distill.contracts.Learner`` has, so that its state would be in no checkpoint.
+    """
+    made: Guidance = loss(*given, **options)
+    parts = ("learn", "save", "state_dict", "load_state_dict")
+    lacking = [part for part in parts if not callable(getattr(made, part, None))]
+    if 0 < len(lacking) < len(parts):
+        raise ValueError(
+            f"the loss {type(made).__name__} lacks {' and '.join(lacking)}, without which a checkpoint does not hold its state; one that "
+            f"keeps a state has {', '.join(parts)}"
+        )
+    return made
 
 
 def needs_prompt(role: str, option: str | None = None) -> Callable[[Make], Make]:
@@ -92,20 +126,32 @@ def summing_to_zero(loss: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def register_weighting(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Register a custom weighting for all losses as ``weighting=<its name>``; usable as a decorator.
+    """Register a custom weighting for all losses as ``weighting=<its name in lower case>``; usable as a decorator.
 
     Args:
         function: of alpha and sigma, each of shape ``[batch, 1, 1, 1]``; gives w(t), the same shape.
-    """
-    from distill.guidance.terms import WEIGHTINGS
 
-    WEIGHTINGS[function.__name__] = function
+    Raises:
+        ValueError: it has no name, that of one of the library's weightings, or does not take alpha and sigma.
+    """
+    from distill.guidance.terms import SHIPPED, WEIGHTINGS
+    from distill.registered import check_name
+
+    WEIGHTINGS[check_name("weighting", function, SHIPPED, ("alpha", "sigma"))] = function
     return function
 
 
 def available() -> dict[str, Callable[..., Any]]:
-    """Return every loss by name, sorted."""
+    """Return every loss by name, sorted.
+
+    Raises:
+        ValueError: a file in this folder has no loss of its name.
+    """
     files = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED]
     modules = {name: importlib.import_module(f"{__name__}.{name}") for name in files}
+    if empty := [name for name, module in modules.items() if not hasattr(module, name)]:
+        raise ValueError(
+            f"guidance/{empty[0]}.py has no loss {empty[0]}; give the function the file's name, or the file a place elsewhere"
+        )
     found = {name: getattr(module, name) for name, module in modules.items()}
     return dict(sorted({**found, **_registered}.items()))

@@ -16,7 +16,7 @@ from distill.conditions.control import with_control
 from distill.conditions.image_prompt import image_of, with_image
 from distill.contracts import Condition, Conditioner, Embedding, Guidance, Learner, Prior
 from distill.domains import Losses
-from distill.guidance import available, is_made_for_prior, made_for_prior
+from distill.guidance import available, is_made_for_prior, made_for_prior, set_up
 from distill.options import check_terms, numbers, schedule
 from distill.priors.control import CONTROL
 from distill.priors.load import load_prior
@@ -169,7 +169,8 @@ class LearningMixture(Mixture):
         """Write each learner's files to a separate folder, ``term-0`` and so on."""
         for number, term in enumerate(self.terms):
             if isinstance(term.loss, Learner):
-                term.loss.save(folder / f"term-{number}")
+                (own := folder / f"term-{number}").mkdir(parents=True, exist_ok=True)
+                term.loss.save(own)
 
     def state_dict(self) -> dict[str, Any]:
         return {str(i): learner.state_dict() for i, (_, learner) in enumerate(self.learners())}
@@ -209,7 +210,7 @@ def make_term(
     model = own or prior
     check_views(where, model, prior)
     made = is_made_for_prior(maker)
-    loss = maker(model, generator, priors, **bound) if made else scheduled(maker, **bound)
+    loss = set_up(maker, model, generator, priors, **bound) if made else scheduled(maker, **bound)
     return Term(
         loss, weight if isinstance(weight, Ramp) else partial(_constant, float(weight)), own, condition
     )

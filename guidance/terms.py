@@ -208,6 +208,8 @@ WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hifa": lambda alpha, sigma: sigma / alpha,
 }
 
+#: The library's own.
+SHIPPED = frozenset(WEIGHTINGS)
 #: The name of one of ``WEIGHTINGS``.
 Weighting = Annotated[str, OneOf(lambda: tuple(WEIGHTINGS))]
 

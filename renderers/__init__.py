@@ -51,17 +51,24 @@ Make = TypeVar("Make", bound=Callable[..., Any])
 def register(scene: Make) -> Make:
     """Register a custom scene as ``scene=<its name in lower case>``; usable as a decorator.
 
+    Registered again, as in a notebook, the later one counts.
+
     Raises:
-        ValueError: it has no name, or an option without a default.
+        ValueError: it has no name, one that is taken, is defined inside a function, takes no ``seed``, or has an option without a default.
     """
     from distill.registered import check_own
 
-    _registered[check_own("scene", scene)] = scene
+    given = ("seed=",), ("seed=", "embeddings="), ("surface", "seed=")
+    _registered[check_own("scene", scene, _shipped(), *given)] = scene
     return scene
 
 
 def available() -> dict[str, Callable[..., Any]]:
     """Return every scene by name."""
+    return {**_shipped(), **_registered}
+
+
+def _shipped() -> dict[str, Callable[..., Any]]:
     from distill.renderers.hyper_conv import hyper_conv
     from distill.renderers.hyper_grid import hyper_grid
     from distill.renderers.image import ImageScene
@@ -69,7 +76,7 @@ def available() -> dict[str, Callable[..., Any]]:
     from distill.renderers.sdf import SdfScene
     from distill.renderers.surface import SurfaceScene
 
-    own: dict[str, Callable[..., Any]] = {
+    return {
         "hash_grid": HashGridScene,
         "hyper_conv": hyper_conv,
         "hyper_grid": hyper_grid,
@@ -77,7 +84,6 @@ def available() -> dict[str, Callable[..., Any]]:
         "sdf": SdfScene,
         "surface": SurfaceScene,
     }
-    return {**own, **_registered}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,13 +9,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 from torch import Tensor
 
 from distill.cameras import Cameras, moved, orbit
+from distill.contracts import CameraSampler
 from distill.domains import Angle, Count, Fraction, NotNegative, Positive, Range
+from distill.registered import check_own
+
+_registered: dict[str, Callable[..., CameraSampler]] = {}
+
+Make = TypeVar("Make", bound=Callable[..., CameraSampler])
+
+
+def register(sampler: Make) -> Make:
+    """Register a custom camera sampler as ``cameras=<its name in lower case>``; usable as a decorator.
+
+    It takes only options and returns ``(progress, batch, generator) -> Cameras``. Registered again, as in a notebook, the later one
+    counts.
+
+    Raises:
+        ValueError: it has no name, one that is taken, is defined inside a function, or has an option without a default.
+    """
+    _registered[check_own("camera sampler", sampler, _shipped(), ())] = sampler
+    return sampler
+
+
+def available() -> dict[str, Callable[..., CameraSampler]]:
+    """Return every camera sampler by name."""
+    return {**_shipped(), **_registered}
+
+
+def _shipped() -> dict[str, Callable[..., CameraSampler]]:
+    return {"ranges": ranges, "groups": groups}
 
 
 def ranges(

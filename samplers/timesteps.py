@@ -1,19 +1,20 @@
 """Timestep samplers: which noise levels a loss sees, and when.
 
 Each takes the prior and its options and returns ``(progress, batch, generator) -> t``, integers of shape
-``[batch]``. Ranges are fractions of the prior's timesteps T.
+``[batch]``. Ranges are fractions of the prior's timesteps T. ``register`` adds one from a script.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, TypeVar
 
 import torch
 from torch import Tensor
 
 from distill.contracts import Prior, TimestepSampler
 from distill.domains import Fraction, Length, Positive
+from distill.registered import check_own
 from distill.samplers.schedules import Ramp
 
 __all__ = [
@@ -25,6 +26,40 @@ __all__ = [
     "truncated_normal",
     "uniform",
 ]
+_registered: dict[str, Callable[..., TimestepSampler]] = {}
+
+Make = TypeVar("Make", bound=Callable[..., TimestepSampler])
+
+
+def register(law: Make) -> Make:
+    """Register a custom timestep law as ``timesteps=<its name in lower case>``; usable as a decorator.
+
+    Registered again, as in a notebook, the later one counts.
+
+    Raises:
+        ValueError: it has no name, one that is taken, is defined inside a function, does not take ``prior`` alone, or has an option
+            without a default.
+    """
+    _registered[check_own("timestep law", law, __all__, ("prior=",))] = law
+    return law
+
+
+def available() -> dict[str, Callable[..., TimestepSampler]]:
+    """Return every timestep law by name."""
+    return {**{name: globals()[name] for name in __all__}, **_registered}
+
+
+def check_drawn(prior: Prior, t: object, count: int) -> Tensor:
+    """Check what a timestep law draws, and return it.
+
+    Raises:
+        ValueError: it is no ``count`` integers on the CPU, or one is outside the prior's range.
+    """
+    if not isinstance(t, Tensor) or t.shape != (count,) or t.is_floating_point() or t.device.type != "cpu":
+        got = f"{list(t.shape)} of {t.dtype} on {t.device}" if isinstance(t, Tensor) else type(t).__name__
+        raise ValueError(f"a timestep law must draw integers of shape [{count}] on the CPU, got {got}")
+    check_timesteps(prior, t)
+    return t
 
 
 def check_timesteps(prior: Prior, t: Tensor) -> None:

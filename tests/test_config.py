@@ -602,19 +602,19 @@ def test_files_of_the_users_own_are_read_each_time(tmp_path: Path) -> None:
         assert compose_config(["prompt=x", "+experiment=mine"], [str(tmp_path)]).iterations == steps
 
 
-def test_a_loss_that_is_registered_anew_counts() -> None:
-    def one(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, own: float = 1.0) -> Any: ...
+def one(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, own: float = 1.0) -> Any: ...
 
-    def other(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, own: float = 2.0) -> Any: ...
 
-    try:
-        for number, loss in ((1.0, one), (2.0, other)):
-            loss.__name__ = "mine"
-            distill.guidance.register(loss)
-            with composing():
-                assert compose_words(["guidance=mine"]).config.guidance.own == number
-    finally:
-        distill.guidance._registered.pop("mine", None)
+def other(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, own: float = 2.0) -> Any: ...
+
+
+def test_a_loss_that_is_registered_anew_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill.guidance, "_registered", {})
+    for number, loss in ((1.0, one), (2.0, other)):
+        monkeypatch.setattr(loss, "__name__", "mine")
+        distill.guidance.register(loss)
+        with composing():
+            assert compose_words(["guidance=mine"]).config.guidance.own == number
 
 
 @pytest.mark.slow

@@ -16,19 +16,30 @@ from test_run import OPTIONS
 
 import distill
 from distill import guidance, loop, renderers
+from distill.guidance.terms import WEIGHTINGS
 from distill.priors import exact
 from distill.priors.sampling import sample
-from distill.registered import check_own
 from distill.run.compose import compose_config
 from distill.run.initial import tell_source
+from distill.samplers import cameras, timesteps
 
 MEAN = exact.Components(torch.zeros(1, 3, 4, 4), torch.zeros(1), torch.ones(1))
+
+
+#: What registers each kind of part, and where it is kept.
+DOORS: dict[str, Any] = {
+    "loss": guidance,
+    "scene": renderers,
+    "timestep law": timesteps,
+    "camera sampler": cameras,
+}
 
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(guidance, "_registered", {})
+    for door in DOORS.values():
+        monkeypatch.setattr(door, "_registered", {})
 
 
 def wrong_shape(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, scale: float = 1.0) -> Any:
@@ -63,6 +74,10 @@ def sds(prior: Any, x: Any, cond: Any, t: Any, noise: Any) -> Any:
     return x
 
 
+def tp_sds(prior: Any, x: Any, cond: Any, t: Any, noise: Any) -> Any:
+    return x
+
+
 @pytest.mark.parametrize(
     ("part", "said"),
     [
@@ -71,7 +86,8 @@ def sds(prior: Any, x: Any, cond: Any, t: Any, noise: Any) -> Any:
         (3, "must be a function or a class with a name"),
         (required, "the loss required has the option scale without a default"),
         (mapped, "the default of d of the loss mapped must be a number, text"),
-        (sds, "there is a loss sds already"),
+        (sds, "the name sds is taken; give your loss another"),
+        (tp_sds, "the name tp_sds is taken; give your loss another"),
     ],
 )
 def test_what_cannot_be_chosen_is_refused_where_it_is_registered(part: Any, said: str) -> None:
@@ -82,10 +98,96 @@ def test_what_cannot_be_chosen_is_refused_where_it_is_registered(part: Any, said
     assert compose_config(["prompt=a red mug"]).guidance.scale == 2
 
 
-def test_scenes_are_checked_as_losses_are() -> None:
-    with pytest.raises(ValueError, match="a scene must be a function or a class with a name"):
-        renderers.register(lambda: None)
-    assert check_own("scene", renderers.available()["hash_grid"]) == "hashgridscene"
+def hash_grid(*, seed: int = 0) -> Any: ...
+
+
+def uniform(prior: Any, *, t_max: float = 1.0) -> Any: ...
+
+
+def ranges(*, distance: float = 3.0) -> Any: ...
+
+
+def seedless(*, count: int = 3) -> Any: ...
+
+
+def drawing(progress: float, batch: int, generator: Any) -> Any:
+    """What a law returns, registered in place of the law."""
+
+
+def otherwise(model: Any, *, t_max: float = 1.0) -> Any:
+    """It is given the prior by name."""
+
+
+class SetUpFirst:
+    def __init__(self, prior: Any, generator: Any, priors: Any, *, scale: float = 1.0) -> None: ...
+
+
+@pytest.mark.parametrize("kind", DOORS)
+def test_every_door_refuses_what_no_configuration_can_name(kind: str) -> None:
+    def inner(
+        prior: Any = 0, x: Any = 0, cond: Any = 0, t: Any = 0, noise: Any = 0, *, seed: int = 0
+    ) -> Any: ...
+
+    register = DOORS[kind].register
+    with pytest.raises(ValueError, match=f"a {kind} must be a function or a class with a name"):
+        register(lambda: None)
+    with pytest.raises(
+        ValueError, match=f"the {kind} inner is defined inside a function, .* top level of a file"
+    ):
+        register(inner)
+    assert DOORS[kind]._registered == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "said"),
+    [
+        ("scene", hash_grid, "the name hash_grid is taken; give your scene another"),
+        ("timestep law", uniform, "the name uniform is taken; give your timestep law another"),
+        ("camera sampler", ranges, "the name ranges is taken; give your camera sampler another"),
+        ("scene", seedless, r"a scene must take \(seed\) or .*; seedless takes \(\)"),
+        ("timestep law", drawing, r"law must take \(prior\), .*; drawing takes \(progress, batch, generator\)"),
+        ("timestep law", otherwise, r"law must take \(prior\), .*; otherwise takes \(model\)"),
+        ("camera sampler", drawing, r"sampler must take \(\), .*; drawing takes \(progress, batch, generator\)"),
+        ("loss", drawing, r"loss must take \(prior, x, cond, t, noise\), .*; drawing takes \(progress, batch, generator\)"),
+        ("loss", SetUpFirst, r"takes \(prior, generator, priors\); below @guidance.register, mark one .*made_for_prior"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_called_or_has_a_name_that_is_taken_is_refused(
+    kind: str, part: Any, said: str
+) -> None:
+    before = list(DOORS[kind].available())
+    with pytest.raises(ValueError, match=said) as caught:
+        DOORS[kind].register(part)
+    assert "\n" not in str(caught.value)
+    assert list(DOORS[kind].available()) == before
+
+
+@pytest.mark.parametrize("kind", DOORS)
+def test_the_librarys_own_parts_are_what_a_door_lets_in(kind: str) -> None:
+    """Under another name."""
+    for part in DOORS[kind].available().values():
+        name, part.__name__ = part.__name__, f"own_{part.__name__.lower()}"
+        try:
+            assert DOORS[kind].register(part) is part
+            assert DOORS[kind].available()[part.__name__] is part
+        finally:
+            part.__name__ = name
+
+
+def test_a_weighting_is_checked_where_it_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fantasia3d(alpha: Any, sigma: Any) -> Any: ...
+
+    def of_t(t: Any) -> Any: ...
+
+    before = dict(WEIGHTINGS)
+    for part, said in (
+        (lambda alpha, sigma: sigma, "a weighting must be a function or a class with a name"),
+        (fantasia3d, "the name fantasia3d is taken; give your weighting another"),
+        (of_t, r"a weighting must take \(alpha, sigma\), .*; of_t takes \(t\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            guidance.register_weighting(part)
+    assert before == WEIGHTINGS
 
 
 def test_a_name_in_capitals_is_told_how_it_is_chosen() -> None:

@@ -136,7 +136,10 @@ class Guidance(Protocol):
 
 @runtime_checkable
 class Learner(Protocol):
-    """A guidance with trainable parameters, trained along with the scene and saved with it."""
+    """A guidance with its own parameters, trained along with the scene and saved with it, or with another state that a step changes.
+
+    It has all four methods; calling it changes nothing.
+    """
 
     def learn(
         self,
@@ -151,22 +154,32 @@ class Learner(Protocol):
         ...
 
     def save(self, folder: Path, /) -> None:
-        """Write the trained parameters, in a format that other programs read."""
+        """Write the trained parameters into an existing folder, in a format that other programs read."""
         ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state, as tensors, numbers and texts in dictionaries and lists, for the checkpoint."""
+        ...
 
-    def load_state_dict(self, saved: dict[str, Any], /) -> object: ...
+    def load_state_dict(self, saved: dict[str, Any], /) -> object:
+        """Go back to a state."""
+        ...
 
 
 class TimestepSampler(Protocol):
-    """Integer timesteps, shape ``[batch]``, for a point in training; ``progress`` is in [0, 1)."""
+    """Integer timesteps on the CPU, shape ``[batch]``, for a point in training; ``progress`` is in [0, 1).
+
+    They follow from the arguments alone, for a sampler has no state in a checkpoint: all that is random comes from the generator.
+    """
 
     def __call__(self, progress: float, batch: int, generator: torch.Generator, /) -> Tensor: ...
 
 
 class CameraSampler(Protocol):
-    """Cameras for a point in training; ``progress`` is in [0, 1)."""
+    """As many cameras as the batch, on the CPU, for a point in training; ``progress`` is in [0, 1).
+
+    They follow from the arguments alone, as timesteps do.
+    """
 
     def __call__(self, progress: float, batch: int, generator: torch.Generator, /) -> Cameras: ...
 
@@ -187,7 +200,7 @@ class Conditioner(Protocol):
 
 
 class Scene(Protocol):
-    """A scene representation: a torch module that renders itself.
+    """A scene representation: a torch module that renders itself. What makes it takes ``seed``, a number or a generator.
 
     ``features`` says what its ``render`` can do, so that what it cannot is refused before training: ``sides`` (it looks
     different from different sides), ``volume`` (it fills the cube [-1, 1]^3), ``mesh`` (it colours a
@@ -242,7 +255,10 @@ class Scene(Protocol):
         ...
 
     def assets(self) -> Mapping[str, Writer]:
-        """Return the writers of the scene's own files, by name; pictures are written for every scene with sides."""
+        """Return the writers of the scene's own files, by name; pictures are written for every scene with sides.
+
+        ``{"mesh": distill.export.asset.MeshWriter(self.field())}`` writes the mesh of a field.
+        """
         ...
 
     def to(self, device: torch.device, /) -> Self: ...

@@ -26,10 +26,11 @@ from distill.contracts import (
     Render,
     Renderer,
     Scene,
+    TimestepSampler,
     View,
 )
 from distill.devices import pick_device
-from distill.guidance import is_made_for_prior
+from distill.guidance import is_made_for_prior, set_up
 from distill.job import Job, Settings, State, make_optimiser
 from distill.options import followed, ramp, schedules_in, value_over_run
 from distill.priors.diffusion import DiffusionPrior
@@ -45,6 +46,7 @@ from distill.run.prior import check_fits, check_prior, open_prior, shows_picture
 from distill.run.scenes import edits, look, scene_maker
 from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
 from distill.samplers.shading import by_turns
+from distill.samplers.timesteps import check_drawn
 
 
 def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALONE) -> Job:
@@ -80,7 +82,8 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
     elif prior is None:
         prior = open_prior(config, device)
     check_fits(config, prior, ranks.size)
-    check_cameras(cameras, config.render.batch, prior)
+    timesteps: TimestepSampler = sampler_of(config, "timesteps", prior=prior)
+    check_drawing(cameras, timesteps, config.render.batch, prior)
     shown = show(config, cast(DiffusionPrior, prior)) if told else None
     if config.generator:
         begin_generated(scenes[0], config, prior)
@@ -108,7 +111,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         render=render(),
         frugal=render(frugal=True) if ranks.size == 1 else None,  # all processes divide a step alike
         cameras=cameras,
-        timesteps=sampler_of(config, "timesteps", prior=prior),
+        timesteps=timesteps,
         settings=settings,
         scenes=scenes,
         views=looks(prior, scenes, library),
@@ -141,15 +144,20 @@ def check_learner(prior: Prior, picture: Picture | None, ranks: Ranks) -> None:
         )
 
 
-def check_cameras(cameras: CameraSampler, batch: int, prior: Prior) -> None:
-    """Draw cameras once, so that what they refuse is said before training, and look whether they suit a multi-view prior.
+def check_drawing(cameras: CameraSampler, timesteps: TimestepSampler, batch: int, prior: Prior) -> None:
+    """Draw cameras and timesteps once, so that what is wrong is said before training, and look whether the cameras suit a multi-view prior.
 
     Raises:
-        ValueError: they refuse the batch, or do not stand around an object as the prior wants them.
+        ValueError: they refuse the batch, are not what they must be, or do not stand around an object as the prior wants them.
     """
     drawn = cameras(0.0, batch, torch.Generator().manual_seed(0))
+    if not isinstance(drawn, Cameras) or len(drawn) != batch:
+        got = f"{len(drawn)}" if isinstance(drawn, Cameras) else type(drawn).__name__
+        raise ValueError(f"a camera sampler must draw Cameras, {batch} for this batch, got {got}")
     if prior.views > 1:
         check_groups(drawn, prior.views, prior.name)
+    objects = max(batch // prior.views, 1)
+    check_drawn(prior, timesteps(0.0, objects, torch.Generator().manual_seed(0)), objects)
 
 
 #: A loss with parameters of its own has seen other pictures on each process.
@@ -197,8 +205,7 @@ def make_guidance(
         if config.guidance[name] is None and name in config[group]:
             moving[name] = value_over_run(config, group, name)
     if is_made_for_prior(loss.func):
-        made: Guidance = loss(prior, generator, priors, **moving)
-        return made
+        return set_up(loss, prior, generator, priors, **moving)
     return scheduled(loss, **moving)
 
 

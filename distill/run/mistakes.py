@@ -110,7 +110,9 @@ def _unknown_choice(group: str, name: str, there: Sequence[str]) -> str:
     choices = plugins().get(group, there)
     if name.lower() in choices:
         return f"unknown {group} {name!r}; did you mean {name.lower()!r}?"
-    return f"unknown {group} {name!r}" + (f"; there are {', '.join(choices)}" if choices else "")
+    close = difflib.get_close_matches(name.lower(), choices, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown {group} {name!r}" + (f"; {hint}there are {', '.join(choices)}" if choices else "")
 
 
 #: What lists every option.

@@ -26,8 +26,8 @@ def plugins() -> dict[str, dict[str, Callable[..., Any]]]:
         "guidance": dict(
             sorted({**losses, **{name: losses[loss] for name, (loss, _) in ALIASES.items()}}.items())
         ),
-        "timesteps": {name: getattr(timesteps, name) for name in timesteps.__all__},
-        "cameras": {"ranges": cameras.ranges, "groups": cameras.groups},
+        "timesteps": timesteps.available(),
+        "cameras": cameras.available(),
         "scene": renderers.available(),
     }
 

@@ -1,0 +1,260 @@
+"""Runs with parts of one's own: chosen by name, looked at before training, and resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_examples import load
+from test_run import OPTIONS
+
+import distill
+from distill import guidance
+from distill.cameras import orbit
+from distill.files.checkpoint import load_checkpoint
+from distill.guidance import made_for_prior, terms
+from distill.lab.comparison.cost import measure_cost
+from distill.priors.exact import gaussian
+from distill.registered import homes
+from distill.run.assemble import assemble
+from distill.run.compose import compose_config
+from distill.run.journal import Interrupted
+from distill.samplers import cameras, timesteps
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for door in (guidance, timesteps, cameras):
+        monkeypatch.setattr(door, "_registered", {})
+
+
+def falling(prior: Any, *, power: float = 1.0) -> Any:
+    """Fall from 900, and draw one of ten timesteps.
+
+    Args:
+        prior: is not asked.
+        power: of what is left of training.
+    """
+
+    def sample(progress: float, batch: int, generator: torch.Generator) -> torch.Tensor:
+        return int(900 * (1 - progress) ** power) + torch.randint(10, (batch,), generator=generator)
+
+    return sample
+
+
+def above(*, elevation: float = 30.0) -> Any:
+    def sample(progress: float, batch: int, generator: torch.Generator) -> Any:
+        turned = 360 * torch.rand(batch, generator=generator)
+        flat = [torch.full((batch,), value) for value in (elevation, 3.0, 40.0)]
+        return orbit(turned, *flat, torch.zeros(batch, 3))
+
+    return sample
+
+
+@made_for_prior
+class Averaging:
+    """SDS's difference over its running size, which a step changes."""
+
+    stop_at = 0
+
+    def __init__(self, prior: Any, generator: Any, priors: Any, *, decay: float = 0.5) -> None:
+        self.decay, self.size, self.done = decay, torch.ones(()), 0
+
+    def __call__(self, prior: Any, x: Any, cond: Any, t: Any, noise: Any) -> Any:
+        text, uncond = terms.predict(prior, terms.add_noise(prior, x, t, noise), t, cond, "text", "uncond")
+        return (text - uncond) / self.size
+
+    def learn(self, prior: Any, x: Any, cond: Any, generator: Any, at_once: Any = None) -> float:
+        self.done += 1
+        if self.done == self.stop_at:
+            raise KeyboardInterrupt
+        self.size = torch.lerp(x.square().mean().sqrt(), self.size, self.decay)
+        return float(self.size)
+
+    def save(self, folder: Path) -> None:
+        (folder / "size.json").write_text(json.dumps(float(self.size)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"size": self.size, "done": self.done}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.size, self.done = saved["size"], saved["done"]
+
+
+def test_the_examples_law_falls_along_a_cosine() -> None:
+    """cos^2(pi / 4) = 1/2 half way, of the way from 100 to 900."""
+    law = load("custom_timesteps").cosine
+    draw = law(gaussian({"": torch.zeros(3, 4, 4)}, std=0.5), t_min=0.1, t_max=0.9, power=2.0)
+    drawn = [draw(progress, 3, torch.Generator()).tolist() for progress in (0.0, 0.5, 1.0)]
+    assert drawn == [[900] * 3, [500] * 3, [100] * 3]
+
+
+def test_a_law_has_its_options_and_schedules_as_the_librarys_have(tmp_path: Path) -> None:
+    timesteps.register(falling)
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /timesteps: falling\ntimesteps:\n  power: 3\n"
+    )
+    words = ["prompt=a red mug", "+experiment=mine"]
+    assert compose_config(words, [str(tmp_path)]).timesteps.power == 3
+    moving = ["prompt=a red mug", "timesteps=falling", "timesteps.power={start:1,end:3}"]
+    config = compose_config(moving)
+    assert set(config.timesteps) == {"_target_", "_partial_", "power"}
+    job = assemble(config, distill.load_prior("embedded"))
+    drawn = job.timesteps(0.5, 50, torch.Generator().manual_seed(0))
+    assert {*(drawn - 900 // 4).tolist()} == {*range(10)}  # at half way the power is 2
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("timesteps=fallin", "unknown timesteps 'fallin'; did you mean 'falling'\\? there are annealed, .*, falling"),
+        ("cameras=abov", "unknown cameras 'abov'; did you mean 'above'\\? there are ranges, groups, above"),
+        ("guidance=zzz", "unknown guidance 'zzz'; there are asd, "),
+        ("timesteps.powr=1", "unknown option 'timesteps.powr'; did you mean 'timesteps.power'\\?"),
+    ],
+)  # fmt: skip
+def test_an_unknown_name_has_the_nearest_one_beside_it(word: str, said: str) -> None:
+    timesteps.register(falling)
+    cameras.register(above)
+    with pytest.raises(ValueError, match=said):
+        compose_config(["prompt=a red mug", "timesteps=falling", word])
+
+
+def of(drawn: Any) -> Any:
+    return lambda progress, batch, generator: drawn(batch)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "said"),
+    [
+        (lambda batch: torch.rand(batch), r"integers of shape \[4\] on the CPU, got \[4\] of torch.float32 on cpu"),
+        (lambda batch: torch.tensor(3), r"integers of shape \[4\] on the CPU, got \[\] of torch.int64"),
+        (lambda batch: 3, r"integers of shape \[4\] on the CPU, got int"),
+        (lambda batch: torch.full((batch,), 1000), r"timesteps must lie in \[0, 999\], got 1000 to 1000"),
+    ],
+)  # fmt: skip
+def test_what_a_law_draws_is_looked_at_before_training(
+    drawn: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose_config(["prompt=a red mug", "timesteps=uniform"])
+    monkeypatch.setattr(timesteps, "uniform", lambda prior, **_: of(drawn))
+    with pytest.raises(ValueError, match=said):
+        assemble(config, distill.load_prior("embedded"))
+
+
+@pytest.mark.parametrize(
+    ("drawn", "said"),
+    [
+        (lambda batch: above()(0.0, batch - 1, torch.Generator()), "Cameras, 4 for this batch, got 3"),
+        (lambda batch: torch.zeros(batch, 4, 4), "Cameras, 4 for this batch, got Tensor"),
+    ],
+)
+def test_what_a_camera_sampler_draws_is_looked_at_before_training(
+    drawn: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose_config(["prompt=a red mug"])
+    monkeypatch.setattr(cameras, "ranges", lambda **_: of(drawn))
+    with pytest.raises(ValueError, match=said):
+        assemble(config, distill.load_prior("embedded"))
+
+
+@pytest.mark.slow
+def test_a_run_of_ones_own_parts_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its law, its cameras and what its loss keeps are those of a run that was not stopped."""
+    guidance.register(Averaging)
+    timesteps.register(falling)
+    cameras.register(above)
+    options: dict[str, Any] = {
+        **OPTIONS, "iterations": 4, "guidance": "averaging", "timesteps": "falling", "cameras": "above", "log.checkpoint_every": 1,
+        "export.enabled": False,
+    }  # fmt: skip
+    distill.generate("a red mug", output_dir=tmp_path / "whole", **options)
+    monkeypatch.setattr(Averaging, "stop_at", 3)
+    with pytest.raises((KeyboardInterrupt, Interrupted)):
+        distill.generate("a red mug", output_dir=tmp_path / "parted", **options)
+    monkeypatch.setattr(Averaging, "stop_at", 0)
+    distill.generate("a red mug", output_dir=tmp_path / "parted", resume=True, **options)
+    whole, parted = (
+        load_checkpoint(tmp_path / name / "checkpoints", torch.device("cpu")) for name in ("whole", "parted")
+    )
+    assert whole is not None and parted is not None
+    assert whole["learner"]["done"] == parted["learner"]["done"] == 4
+    assert torch.equal(whole["learner"]["size"], parted["learner"]["size"])
+    for name, value in whole["scene"].items():
+        assert torch.equal(value, parted["scene"][name]), name
+
+
+def test_a_mixture_gives_each_learner_a_folder_to_save_in(tmp_path: Path) -> None:
+    guidance.register(Averaging)
+    prior = distill.load_prior("embedded")
+    made = guidance.mix.mix(prior, torch.Generator(), terms=[{"loss": "sds"}, {"loss": "averaging"}])
+    made.save(tmp_path)
+    assert json.loads((tmp_path / "term-1/size.json").read_text()) == 1
+
+
+@made_for_prior
+class Forgetful:
+    """It keeps a state, and nothing would save it."""
+
+    def __init__(self, prior: Any, generator: Any, priors: Any, *, scale: float = 1.0) -> None: ...
+
+    def __call__(self, prior: Any, x: Any, cond: Any, t: Any, noise: Any) -> Any: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "words", [["guidance=forgetful"], ["guidance=mix", "guidance.terms=[{loss: forgetful}]"]]
+)
+def test_a_state_that_no_checkpoint_would_hold_is_refused(words: list[str]) -> None:
+    guidance.register(Forgetful)
+    config = compose_config(["prompt=a red mug", *words])
+    with pytest.raises(
+        ValueError, match="Forgetful lacks learn and save, without which a checkpoint does not hold"
+    ):
+        assemble(config, distill.load_prior("embedded"))
+
+
+@pytest.mark.slow
+def test_what_a_loss_of_a_module_costs_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new process imports the module; what the script itself registers it does not know, and says so."""
+    (tmp_path / "halved.py").write_text(
+        "from distill.samplers import timesteps\n\n\n@timesteps.register\ndef halved(prior, *, t_max: float = 0.5):\n"
+        "    return timesteps.uniform(prior, t_max=t_max)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    __import__("halved")
+    options = {"guidance": "csd", "timesteps": "halved", "render.size": 16, "render.batch": 1}
+    found = measure_cost(options, "a red mug")
+    assert all(math.isfinite(value) and value > 0 for value in (found["step_ms"], found["peak_mib"]))
+    monkeypatch.setattr("distill.lab.comparison.cost.homes", {"__main__"})
+    with pytest.raises(
+        RuntimeError, match=r"unknown timesteps 'halved'; .* register it in a module that the script imports"
+    ):
+        measure_cost(options, "a red mug")
+
+
+def test_where_parts_were_registered_is_known() -> None:
+    timesteps.register(falling)
+    assert falling.__module__ in homes
+
+
+def test_a_file_of_losses_without_its_loss_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_loss.py").write_text("def other(prior, x, cond, t, noise): ...\n")
+    monkeypatch.setattr(guidance, "__path__", [*guidance.__path__, str(tmp_path)])
+    with pytest.raises(
+        ValueError, match=r"guidance/my_loss.py has no loss my_loss; give the function the file's name"
+    ):
+        compose_config(["prompt=a red mug"])
