@@ -1,11 +1,16 @@
 """Time and memory of a loss's step, measured in a separate process, so nothing else raises the peak.
 
-python -m distill.lab.comparison.cost '{"guidance": "asd"}' "a red mug"
+python -m distill.lab.comparison.cost '{"guidance": "asd"}' "a red mug" MODULE...
+
+The modules are those in which parts of one's own are registered.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +27,7 @@ from distill.devices import pick_device
 from distill.job import State
 from distill.loop import train
 from distill.priors import load_prior
+from distill.registered import homes
 from distill.run.assemble import assemble
 from distill.run.compose import compose_config
 from distill.run.overrides import as_overrides
@@ -39,10 +45,15 @@ def measure_cost(wanted: Mapping[str, Any], prompt: str) -> dict[str, float]:
     Raises:
         RuntimeError: the process failed; says why.
     """
-    command = [sys.executable, "-m", __name__, json.dumps(dict(wanted)), prompt]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    modules = sorted(homes - {"__main__"})
+    command = [sys.executable, "-m", __name__, json.dumps(dict(wanted)), prompt, *modules]
+    found_as_here = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=found_as_here)
     if done.returncode:
-        raise RuntimeError(f"could not measure the cost: {done.stderr.strip().splitlines()[-1]}")
+        own = "; a part that the script itself registers is not known there: register it in a module that the script imports"
+        raise RuntimeError(
+            f"could not measure the cost in a new process: {done.stderr.strip().splitlines()[-1]}{own if '__main__' in homes else ''}"
+        )
     measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return measured
 
@@ -81,6 +92,11 @@ def few_steps(
 
 def main() -> None:
     wanted, prompt = json.loads(sys.argv[1]), sys.argv[2]
+    for module in sys.argv[3:]:
+        with contextlib.suppress(
+            ImportError
+        ):  # a method that needs none of its parts is measured all the same
+            importlib.import_module(module)
     config = compose({**wanted, "iterations": max(STEPS, wanted.get("iterations", STEPS))}, prompt, 0)
     prior = load_prior(config.prior, pick_device(config.device))
     cuda = prior.device.type == "cuda"
