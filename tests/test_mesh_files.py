@@ -282,6 +282,86 @@ def test_an_objs_objects_are_parts_with_their_names(tmp_path: Path) -> None:
     assert {*reading(tmp_path / "out.glb").scene.geometry} == {"seat", "back"}
 
 
+PAINTED = np.array([[255, 0, 51], [0, 102, 204]])  # by x
+
+
+def painted_obj(folder: Path, rows: Any) -> Path:
+    """The cube with a colour, as written, for each of the two values of x."""
+    lines = [
+        f"v {' '.join(map(str, place))} {' '.join(map(str, rows[int(place[0] > 0)]))}"
+        for place in BOX.vertices
+    ]
+    lines += [f"f {' '.join(str(v + 1) for v in face)}" for face in BOX.faces]
+    (folder / "m.obj").write_text("\n".join(lines) + "\n")
+    return folder / "m.obj"
+
+
+@pytest.mark.parametrize("whole", [1, 255])
+def test_an_objs_vertex_colours_are_shares_or_whole_numbers_up_to_255(tmp_path: Path, whole: int) -> None:
+    rows = PAINTED if whole == 255 else PAINTED / 255
+    (part,) = reading(painted_obj(tmp_path, rows.tolist()), init_texture=True).parts
+    found = part.look.corners.numpy()
+    expected = PAINTED[(BOX.vertices[BOX.faces][..., 0] > 0).astype(int)] / 255
+    # Which of a cube's faces comes first is the reader's matter.
+    assert sorted(map(str, found.round(3).tolist())) == sorted(
+        map(str, np.float32(expected).round(3).tolist())
+    )
+    assert part.coloured
+
+
+@pytest.mark.parametrize("odd", ["127.5", "256", "-3", "nan"])
+def test_an_objs_vertex_colours_out_of_range_are_refused_only_where_they_are_needed(
+    tmp_path: Path, odd: str
+) -> None:
+    path = painted_obj(tmp_path, [["0", "7", "9"], [odd, "0", "0"]])
+    assert len(reading(path).parts) == 1
+    with pytest.raises(
+        ValueError, match=rf"must be in \[0, 1\], or whole numbers in \[0, 255\], got {odd}"
+    ) as caught:
+        reading(path, init_texture=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_vertex_colour_that_was_rounded_to_a_little_above_1_is_1(tmp_path: Path) -> None:
+    (part,) = reading(painted_obj(tmp_path, [[1.0002, 0, 0], [0, 0, 0]]), init_texture=True).parts
+    assert part.look.corners[..., 0].unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("prefix", ["", "diffuse_"])
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_plys_colours_are_read_under_either_name(tmp_path: Path, prefix: str, binary: bool) -> None:
+    box = BOX.copy()
+    shades = PAINTED[(box.vertices[:, 0] > 0).astype(int)]
+    box.visual = trimesh.visual.ColorVisuals(
+        box, vertex_colors=np.c_[shades, np.full(8, 255)].astype(np.uint8)
+    )
+    data = trimesh.exchange.ply.export_ply(box, encoding="binary" if binary else "ascii")
+    for name in (b"red", b"green", b"blue"):
+        data = data.replace(b"uchar " + name, b"uchar " + prefix.encode() + name)
+    (tmp_path / "m.ply").write_bytes(data)
+    surface = reading(tmp_path / "m.ply", init_texture=True)
+    (part,) = surface.parts
+    expected = PAINTED[(BOX.vertices[BOX.faces][..., 0] > 0).astype(int)] / 255
+    np.testing.assert_allclose(part.look.corners, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("used", "new"),
+    [("red # warm", "red"), ("red", "red # warm"), ("red #25", "red #25"), ("Material #25", "Material #25")],
+)
+def test_a_comment_behind_a_name_is_no_part_of_it_where_the_name_is_known_without(
+    tmp_path: Path, used: str, new: str
+) -> None:
+    lines = [f"v {' '.join(map(str, place))}" for place in BOX.vertices]
+    lines += ["mtllib m.mtl # the colours", f"usemtl {used}"]
+    lines += [f"f {' '.join(str(v + 1) for v in face)}" for face in BOX.faces]
+    (tmp_path / "m.obj").write_text("\n".join(lines) + "\n")
+    (tmp_path / "m.mtl").write_text(f"newmtl {new}\nKd 1 0.5 0\nnewmtl Material\nKd 0 0 0\n")
+    (part,) = reading(tmp_path / "m.obj", init_texture=True).parts
+    np.testing.assert_allclose(thirds(part)[0], [1, 0.5, 0], atol=0.003)
+    assert part.material == used.removesuffix(" # warm")
+
+
 # --- our own files ------------------------------------------------------------------------------
 
 
@@ -635,6 +715,39 @@ def test_a_kept_material_of_an_mtl_file_is_no_metal(tmp_path: Path) -> None:
     assert "baseColorTexture" in found["wood"] and "baseColorFactor" not in found["wood"]
     looks = {part.material: part.look for part in surface.parts}
     assert looks["other"].finish == pytest.approx((0.5, 0))
+
+
+@pytest.mark.parametrize("material", [None, {"name": "a"}])
+def test_dark_colours_of_vertices_are_read_and_kept_as_floats(tmp_path: Path, material: Any) -> None:
+    """Half a step of linear bytes, 0.5 / 255, is sRGB 0.025: as bytes, all of these but the last would be black or wrong."""
+    shades = np.array([[0.02, 0.01, 0.005], [0.03, 0.02, 0.015], [0.02, 0.5, 1.0]])
+    built = Built()
+    attributes = {
+        "POSITION": built.accessor(triangles(1)),
+        "COLOR_0": built.accessor(decoded(shades).astype(np.float32)),
+    }
+    built.mesh("old", dict(attributes), material)
+    built.mesh("new", {"POSITION": built.accessor(triangles(2))}, {"name": "new"})
+    own = "old" if material is None else "a"
+    before = reading(built.save(tmp_path / "m.gltf"), keep=[own])
+    write_textured(before, Paints(torch.abs), tmp_path / "out.glb", size=64)
+    for surface in (before, reading(tmp_path / "out.glb")):
+        (part,) = (part for part in surface.parts if part.name == "old")
+        np.testing.assert_allclose(part.look.corners[0], shades, atol=1e-5)
+    (mesh,) = (mesh for mesh in tree_of(tmp_path / "out.glb")["meshes"] if mesh["name"] == "old")
+    names = {*mesh["primitives"][0]["attributes"]}
+    assert "COLOR_0" in names and not any(name.startswith("_") for name in names)
+    assert khronos.wrong(tmp_path / "out.glb") == []
+
+
+def test_vertex_colours_of_our_own_glb_come_back(tmp_path: Path) -> None:
+    shades = np.random.default_rng(0).uniform(0, 0.05, (8, 3)).astype(np.float32)
+    save_mesh(
+        Mesh(np.float32(BOX.vertices), BOX.faces, np.float32(BOX.vertex_normals), colours=shades),
+        tmp_path / "m.glb",
+    )
+    (part,) = reading(tmp_path / "m.glb", init_texture=True).parts
+    np.testing.assert_allclose(part.look.corners, shades[BOX.faces], atol=1e-5)
 
 
 def test_numbers_are_read_however_they_are_stored(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from trimesh.visual.material import PBRMaterial
 from distill.cameras import Cameras, orbit, turntable
 from distill.conditions.control import draw_depth
 from distill.contracts import Render
+from distill.export.files import COLOURS
 from distill.meshes.read import RADIUS, read_surface, rotation, surface_of
 from distill.meshes.surface import Surface
 from distill.meshes.write import Paints, _own, usable, write_textured
@@ -59,6 +60,7 @@ def halves(mesh: trimesh.Trimesh, axis: int = 2) -> trimesh.Trimesh:
     mesh.visual = ColorVisuals(
         mesh, vertex_colors=np.c_[colours, np.full(len(colours), 255)].astype(np.uint8)
     )
+    mesh.vertex_attributes[COLOURS] = (colours / 255).astype(np.float32)  # as they are read
     return mesh
 
 

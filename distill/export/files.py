@@ -148,8 +148,8 @@ def save_mesh(mesh: Mesh, path: Path | str, *, up: Up = "y") -> None:
     WRITERS[suffix](mesh, path, up=up)
 
 
-#: Colours of vertices have this name until they are written.
-_COLOURS = "_distill_colours"
+#: Linear colours of vertices have this name until they are written: as bytes, in which trimesh writes its own, dark ones are lost.
+COLOURS = "_distill_colours"
 #: A rough material that is no metal.
 MATT = {"metallicFactor": 0.0, "roughnessFactor": 0.9}
 
@@ -175,15 +175,12 @@ def write_glb(
         visual = None if mesh.texture is None else TextureVisuals(uv=level.uv, material=material)
         shape = _as_trimesh(level, up, visual)
         if mesh.texture is None and level.colours is not None:
-            # In glTF a texture's values are sRGB, the vertices' colours linear; as bytes, in which trimesh writes them, dark ones are lost.
+            # In glTF a texture's values are sRGB, the vertices' colours linear.
             linear = srgb_to_linear(np.clip(level.colours, 0, 1))
-            shape.vertex_attributes[_COLOURS] = linear.astype(np.float32)
+            shape.vertex_attributes[COLOURS] = linear.astype(np.float32)
         scene.add_geometry(shape, node_name=name, geom_name=name)
 
     def finished(tree: dict[str, Any]) -> None:
-        for attributes in (p["attributes"] for each in tree["meshes"] for p in each["primitives"]):
-            if _COLOURS in attributes:
-                attributes["COLOR_0"] = attributes.pop(_COLOURS)
         complete(tree)
         if mesh.texture is None:
             # trimesh writes a material only beside texture coordinates, and glTF's own is bare metal.
@@ -329,9 +326,11 @@ def _as_trimesh(mesh: Mesh, up: Up, visual: TextureVisuals | ColorVisuals | None
 
 
 def complete(tree: dict[str, Any]) -> None:
-    """Say in glTF's JSON what each buffer is for (34962 vertices, 34963 indices) and who wrote it."""
+    """Name ``COLOURS`` in glTF's JSON as glTF does, and say what each buffer is for (34962 vertices, 34963 indices) and who wrote it."""
     tree["asset"]["generator"] = "distill"
     for primitive in (p for mesh in tree["meshes"] for p in mesh["primitives"]):
+        if COLOURS in primitive["attributes"]:
+            primitive["attributes"]["COLOR_0"] = primitive["attributes"].pop(COLOURS)
         for accessor in primitive["attributes"].values():
             tree["bufferViews"][tree["accessors"][accessor]["bufferView"]]["target"] = 34962
         tree["bufferViews"][tree["accessors"][primitive["indices"]]["bufferView"]]["target"] = 34963

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from trimesh.visual.material import PBRMaterial
 
+from distill.export.files import COLOURS
 from distill.meshes.look import set_factor
 from distill.meshes.surface import Unfit
 
@@ -298,7 +299,7 @@ def _make_plain(gltf: _Gltf, name: str, primitive: Json, keep: frozenset[str]) -
         if key in attributes:
             attributes[key] = _floats(gltf, attributes[key], change)
     if "COLOR_0" in attributes:
-        attributes["COLOR_0"] = _colours(gltf, attributes["COLOR_0"])
+        attributes[COLOURS] = _colours(gltf, attributes.pop("COLOR_0"))
     if "indices" in primitive and "sparse" in gltf.tree["accessors"][primitive["indices"]]:
         primitive["indices"] = gltf.add(_values(gltf, primitive["indices"]).astype("<u4"), "SCALAR", 5125)
 
@@ -323,13 +324,12 @@ def _floats(gltf: _Gltf, number: int, matrix: Sequence[float]) -> int:
 
 
 def _colours(gltf: _Gltf, number: int) -> int:
-    """An accessor of linear colours in bytes, as trimesh writes them again."""
+    """An accessor of linear colours in [0, 1] as floats; trimesh reads and writes its own colours as bytes."""
     key = f"colours {number}"
     if key not in gltf.made:
-        values = np.clip(_values(gltf, number, share=True), 0, 1)
-        colours = np.full((len(values), 4), 255, "<u1")
-        colours[:, : values.shape[1]] = np.round(values * 255)
-        gltf.made[key] = gltf.add(colours, "VEC4", 5121, normalized=True)
+        values = np.nan_to_num(_values(gltf, number, share=True), nan=0.0)
+        kind = gltf.tree["accessors"][number]["type"]
+        gltf.made[key] = gltf.add(values.clip(0, 1).astype("<f4"), kind, 5126)
     return gltf.made[key]
 
 

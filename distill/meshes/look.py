@@ -12,6 +12,7 @@ import trimesh
 from trimesh.visual import TextureVisuals
 from trimesh.visual.material import PBRMaterial, SimpleMaterial, empty_material
 
+from distill.export.files import COLOURS
 from distill.export.frame import srgb_to_linear
 from distill.files.grey import eight_bits
 from distill.meshes.surface import Floats, Look
@@ -26,37 +27,41 @@ PLAIN = 0.8
 Known = dict[tuple[int, bytes], torch.Tensor]
 
 
-def look_of(mesh: trimesh.Trimesh, linear: bool) -> tuple[Look, bool]:
-    """Return what a geometry looks like, and whether its file says so.
-
-    Args:
-        mesh: as it was read.
-        linear: colours of vertices are linear, as in glTF, rather than sRGB.
-    """
-    look, said = colours_of(mesh, linear, {})
+def look_of(mesh: trimesh.Trimesh) -> tuple[Look, bool]:
+    """Return what a geometry looks like, as it was read, and whether its file says so."""
+    look, said = colours_of(mesh, {})
     visual: Any = mesh.visual
     return (_finished(look, mesh, visual) if isinstance(visual, TextureVisuals) else look), said
 
 
-def colours_of(mesh: trimesh.Trimesh, linear: bool, known: Known) -> tuple[Look, bool]:
+def colours_of(mesh: trimesh.Trimesh, known: Known) -> tuple[Look, bool]:
     """Return a geometry's colours without its roughness and metallic, and whether its file says so.
 
     Args:
-        mesh: as it was read.
-        linear: see ``look_of``.
+        mesh: as it was read; colours of vertices are linear where they are its attribute ``COLOURS``, as ``load_gltf`` gives them, else sRGB.
         known: textures that other geometries share with it; those that it is the first to have are added.
     """
     visual: Any = mesh.visual
     if isinstance(visual, TextureVisuals):
         return _of_material(mesh, visual, known)
+    tint = _tint(mesh)
+    if tint is not None:
+        return Look(_tensor(to_srgb(tint))), True
     if visual is not None and visual.kind == "vertex":
         colours = np.asarray(visual.vertex_colors, np.float32)[:, :3][mesh.faces] / 255
     elif visual is not None and visual.kind == "face":
         colours = np.repeat(np.asarray(visual.face_colors, np.float32)[:, None, :3], 3, axis=1) / 255
     else:
         return _plain(mesh, np.full(3, PLAIN)), False
-    shown = np.asarray(colours, np.float32)
-    return Look(_tensor(to_srgb(shown) if linear else shown)), True
+    return Look(_tensor(colours)), True
+
+
+def _tint(mesh: trimesh.Trimesh) -> Floats | None:
+    """The linear colours of the corners of a glTF mesh, shape ``[f, 3, 3]``; None where its vertices have none."""
+    found = mesh.vertex_attributes.get(COLOURS)
+    if found is None or len(found) != len(mesh.vertices):
+        return None
+    return np.asarray(found[:, :3][mesh.faces], np.float32)
 
 
 def _of_material(mesh: trimesh.Trimesh, visual: TextureVisuals, known: Known) -> tuple[Look, bool]:
@@ -77,10 +82,7 @@ def _of_gltf(
 ) -> tuple[Look, bool]:
     """The base colour: the product of a factor, the vertices' colours and a texture, linear."""
     image, factor = material.baseColorTexture, _factor(material.baseColorFactor)
-    found = visual.vertex_attributes.get("color")
-    tint = None
-    if found is not None and len(found) == len(mesh.vertices):
-        tint = _factor(np.asarray(found)[:, :3].T).T[mesh.faces]
+    tint = _tint(mesh)
     if image is None or visual.uv is None:
         said = material.baseColorFactor is not None or tint is not None
         linear = np.ones((len(mesh.faces), 3, 3), np.float32) if tint is None else tint

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 #: What the plain OBJ calls its MTL file: no file has this name.
 NAME = "/"
 #: Numbers of a material that are read, and how many each has: opacity, transparency and shininess, and the colour.
 _NUMBERS = {"kd": 3, "ns": 1, "d": 1, "tr": 1}
 _MAPS = ("map_kd", "map_d")
+#: A colour that is above 1 by so little was rounded.
+_NEAR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,47 @@ def plain_obj(text: str) -> tuple[str, list[str], list[str]]:
     return f"mtllib {NAME}{text}", libraries, list(dict.fromkeys(used))
 
 
+def named_as(used: Sequence[str], materials: Mapping[str, object]) -> dict[str, str]:
+    """Which names of materials differ in a comment alone: those that an OBJ uses, and those of its MTL files that they mean.
+
+    A name may itself have a `` #``, as in ``Material #25``, so that one that is known stays as it is.
+    """
+    unknown = [name for name in used if name not in materials]
+    pairs = ((name, other) for name in unknown for other in materials)
+    return {
+        name: other
+        for name, other in pairs
+        if other == name.partition(" #")[0].strip() or name == other.partition(" #")[0].strip()
+    }
+
+
+def shares(text: str) -> str:
+    """Divide the colours of vertices of a plain OBJ's text by 255 where they are whole numbers of which one is above 1.
+
+    Raises:
+        ValueError: one is outside [0, 1], and they are no such numbers.
+    """
+    first = re.search(r"\nv ([^\n]*)", text)
+    if first is None or len(first[1].split()) < 6:
+        return text
+    rows = [row.split() for row in re.findall(r"\nv ([^\n]*)", text)]
+    if any(len(row) < 6 for row in rows):  # trimesh reads none of them
+        return text
+    colours = np.array([row[3:6] for row in rows], np.float64)
+    low, high = colours.min(), colours.max()
+    if low >= -_NEAR and high <= 1 + _NEAR:
+        return text
+    if not (low >= 0 and high <= 255 and (colours == colours.round()).all()):
+        odd = low if low < 0 or not math.isfinite(low) else high
+        raise ValueError(f"colours of vertices must be in [0, 1], or whole numbers in [0, 255], got {odd:g}")
+    lines = iter((colours / 255).tolist())
+    return re.sub(
+        r"\nv ([^\n]*)",
+        lambda found: "\nv " + " ".join([*found[1].split()[:3], *(f"{share:.6g}" for share in next(lines))]),
+        text,
+    )
+
+
 def library_of(path: Path, named: Sequence[str]) -> Library:
     """Read the MTL files of an OBJ; of a material that is in several, the first counts.
 
@@ -87,7 +132,7 @@ def library_of(path: Path, named: Sequence[str]) -> Library:
     files, lost = list[Path](), list[str]()
     for line in named:
         whole = beside(path.parent, line)
-        for name in [line] if whole else line.split():
+        for name in [line] if whole else line.partition(" #")[0].split():
             found = whole or beside(path.parent, name)
             if found:
                 files.append(found)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import trimesh
+from trimesh.resolvers import FilePathResolver
 from trimesh.visual import TextureVisuals
 
-from distill.meshes.mtl import NAME, Library, library_of, plain_obj, text_in
+from distill.meshes.mtl import NAME, Library, library_of, named_as, plain_obj, shares, text_in
 from distill.meshes.surface import Unfit
 
 
@@ -29,7 +31,7 @@ def load_obj(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
         scene, library = _with_materials(path, keep, begin)
         named = {name: values["map_kd"] for name, values in library.materials.items() if "map_kd" in values}
     else:
-        scene, named = trimesh.load_scene(path, process=False), {}
+        scene, named = _without_materials(path), {}
     for geometry in scene.geometry.values():
         if not isinstance(geometry.visual, TextureVisuals):
             continue
@@ -56,10 +58,27 @@ def load_obj(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
     return scene
 
 
+def _without_materials(path: Path) -> trimesh.Scene:
+    """Read a PLY, whose colours may be called ``diffuse_red`` and so on, or an STL."""
+    data = path.read_bytes() if path.suffix.lower() == ".ply" else b""
+    head, end, rest = data.partition(b"end_header")
+    if b" diffuse_red" not in head or b" red" in head:
+        return trimesh.load_scene(path, process=False)
+    stream: Any = BytesIO(re.sub(rb" diffuse_(red|green|blue)\b", rb" \1", head) + end + rest)
+    return trimesh.load_scene(stream, file_type="ply", resolver=FilePathResolver(path), process=False)
+
+
 def _with_materials(path: Path, keep: frozenset[str], begin: bool) -> tuple[trimesh.Scene, Library]:
     """Read an OBJ with all of its MTL files."""
     text, named, used = plain_obj(text_in(path.read_bytes()))
     library = library_of(path, named)
+    for name, meant in named_as(used, library.materials).items():
+        bare = min(name, meant, key=len)
+        text = text.replace(f"\nusemtl {name}\n", f"\nusemtl {bare}\n")
+        used[used.index(name)] = bare
+        library.materials[bare] = library.materials[meant]
+    if begin or keep:
+        text = shares(text)
     files: dict[str, bytes] = {name: file.read_bytes() for name, file in library.textures.items()}
     stream: Any = BytesIO(text.encode())
     stream.name = path.name  # of the part that has no other

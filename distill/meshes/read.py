@@ -121,7 +121,7 @@ def surface_of(path: Path, scene: trimesh.Scene, turn: Floats, keep: frozenset[s
     """Flatten a scene's graph: what is placed several times is first itself, then repeats.
 
     Args:
-        path: of its file, for errors and for what its suffix says of colours.
+        path: of its file, for errors.
         scene: as it was read.
         turn: rotation to the scene's frame, shape ``[3, 3]``.
         keep: names of materials that stay as they are.
@@ -148,7 +148,7 @@ def surface_of(path: Path, scene: trimesh.Scene, turn: Floats, keep: frozenset[s
             continue
         if name not in index:
             index[name] = len(parts)
-            parts.append(_part(name, mesh, pieces, keep, linear=path.suffix.lower() in (".glb", ".gltf")))
+            parts.append(_part(name, mesh, pieces, keep))
         pieces.add(mesh, np.asarray(matrix), turn, index[name], parts[index[name]].faces[0])
     if not parts:
         raise ValueError(f"{path} has faces without area; export it again")
@@ -241,8 +241,8 @@ def _flat(mesh: trimesh.Trimesh) -> bool:
     return bool(area <= 1e-10 * reach**2)
 
 
-def _part(name: str, mesh: trimesh.Trimesh, pieces: _Pieces, keep: frozenset[str], linear: bool) -> Part:
-    look, coloured = look_of(mesh, linear)
+def _part(name: str, mesh: trimesh.Trimesh, pieces: _Pieces, keep: frozenset[str]) -> Part:
+    look, coloured = look_of(mesh)
     own = getattr(mesh.visual, "material", None)
     material = str(name if is_filler(own) else getattr(own, "name", None) or name)
     return Part(

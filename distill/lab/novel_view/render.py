@@ -224,7 +224,7 @@ def _pieces(path: Path) -> list[_Piece]:
         if not isinstance(mesh, trimesh.Trimesh) or not len(mesh.faces):
             continue
         if name not in looks:  # what is placed several times has one
-            looks[name] = colours_of(mesh, linear, known)
+            looks[name] = colours_of(mesh, known)
         vertices = np.asarray(mesh.vertices) @ matrix[:3, :3].T + matrix[:3, 3]
         pieces.append(_Piece(vertices, np.asarray(mesh.faces), *looks[name]))
     return pieces
