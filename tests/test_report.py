@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -16,10 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 import trimesh
+from browser import find_browser
+from PIL import Image
+from trimesh.visual import TextureVisuals
+from trimesh.visual.material import PBRMaterial
 
 from distill.export.files import write_glb
 from distill.export.mesh import Mesh, vertex_normals
 from distill.export.report import curves, flatten, write_report
+from distill.meshes.look import set_factor
 
 PROMPT = 'a <script>alert("hi")</script> cat & <b>dog</b>'
 
@@ -120,7 +126,7 @@ def test_the_viewer_saves_the_glb_under_its_name() -> None:
     # A document whose buttons keep what is done on a click, and whose links are kept.
     program = """
 const clicks = {}, links = [], glb = { textContent: "QUJD", dataset: { name: "mug.glb" } };
-const element = (id) => ({ addEventListener: (kind, done) => { clicks[id] = done; } });
+const element = (id) => ({ addEventListener: (kind, done) => { clicks[id] = done; }, setAttribute() {} });
 const document = { getElementById: (id) => id === "glb" ? glb : element(id),
   createElement: () => (links.push({ click() {} }), links.at(-1)) };
 const window = { matchMedia: () => ({ matches: true }) };
@@ -263,7 +269,9 @@ def test_viewer_reads_what_the_exporter_writes(folder: Path) -> None:
     np.testing.assert_allclose(model["normal"], mesh.normals[:, [1, 2, 0]].ravel(), atol=1e-6)
     assert model["indices"] == mesh.faces.ravel().tolist()
     assert mesh.colours is not None
-    np.testing.assert_allclose(np.reshape(model["colour"], (4, 4))[:, :3], mesh.colours * 255)
+    np.testing.assert_allclose(
+        np.reshape(model["colour"], (4, 3)), mesh.colours
+    )  # 0 and 1 are linear as well
 
 
 def test_viewer_places_every_node_of_a_file(tmp_path: Path) -> None:
@@ -295,7 +303,7 @@ def test_viewer_camera_is_a_look_at_projection() -> None:
     found = in_viewer(f"camera({state}, {box}, {aspect})")
     matrix = np.reshape(found["matrix"], (4, 4)).T
     back = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
-    eye = centre + 2.7 * 0.8 * back
+    eye = centre + 1.02 * 0.8 / np.sin(np.pi / 9) * back
     right = np.cross([0, 1, 0], back) / np.linalg.norm(np.cross([0, 1, 0], back))
     up = np.cross(back, right)
     for point in np.random.default_rng(0).uniform(-0.5, 0.5, (20, 3)):
@@ -304,3 +312,59 @@ def test_viewer_camera_is_a_look_at_projection() -> None:
         expected = np.array([(point - eye) @ right / aspect, (point - eye) @ up]) / ahead / np.tan(np.pi / 9)
         np.testing.assert_allclose(clip[:2] / clip[3], expected, rtol=1e-9, atol=1e-12)
         assert clip[3] == pytest.approx(ahead) and abs(clip[2] / clip[3]) < 1
+
+
+@pytest.mark.parametrize("aspect", [0.4, 1.0, 1.3, 2.5])
+@pytest.mark.parametrize("pitch", [-1.5, 0.25, 0.9])
+def test_the_whole_mesh_is_in_the_picture_whichever_way_it_is_turned(aspect: float, pitch: float) -> None:
+    found = in_viewer(
+        f"camera({{ yaw: 0.5, pitch: {pitch}, zoom: 1 }}, {{ centre: [1, 2, 3], radius: 0.5 }}, {aspect})"
+    )
+    matrix = np.reshape(found["matrix"], (4, 4)).T
+    ball = np.random.default_rng(0).normal(size=(20_000, 3))
+    ball = np.array([1, 2, 3]) + 0.5 * ball / np.linalg.norm(ball, axis=1, keepdims=True)
+    clip = np.c_[ball, np.ones(len(ball))] @ matrix.T
+    reach = np.abs(clip[:, :3] / clip[:, 3:]).max(0)
+    assert (reach < 1).all() and reach[:2].max() > 0.95
+
+
+@pytest.mark.slow
+def test_a_colour_is_shown_alike_as_texture_factor_and_colours_of_vertices(tmp_path: Path) -> None:
+    """Of a dark colour, too, where a power of 2.2 is far from sRGB."""
+    program = find_browser()
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    shade = np.array([5, 40, 130], np.uint8)
+    linear = np.where(shade / 255 <= 0.04045, shade / 255 / 12.92, ((shade / 255 + 0.055) / 1.055) ** 2.4)
+    ball = trimesh.creation.icosphere(subdivisions=3)
+    uv, pixels = np.full((len(ball.vertices), 2), 0.5), np.tile(shade, (2, 2, 1))
+    mesh = Mesh(np.float32(ball.vertices), ball.faces, np.float32(ball.vertex_normals))
+    coloured = replace(mesh, colours=np.tile(np.float32(shade / 255), (len(uv), 1)))
+    seen = []
+    for name in ("texture", "vertices", "factor"):
+        folder = tmp_path / name
+        folder.mkdir()
+        if name == "vertices":
+            write_glb(coloured, folder / "mesh.glb")
+        else:
+            own = {"baseColorTexture": Image.fromarray(pixels)} if name == "texture" else {}
+            material = PBRMaterial(**own)
+            if name == "factor":
+                set_factor(material, [*linear.tolist(), 1.0])
+            shape = trimesh.Trimesh(ball.vertices, ball.faces, process=False)
+            shape.visual = TextureVisuals(uv=uv, material=material)
+            (folder / "mesh.glb").write_bytes(shape.export(file_type="glb", include_normals=True))
+        page = write_report(folder)
+        flags = ["--headless", "--no-sandbox", "--enable-unsafe-swiftshader", "--use-gl=angle", "--use-angle=swiftshader",
+                 "--disable-dev-shm-usage", "--force-prefers-reduced-motion", "--virtual-time-budget=4000",
+                 "--window-size=800,700", f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={folder / 'x.png'}"]  # fmt: skip
+        subprocess.run([program, *flags, page.as_uri()], check=True, capture_output=True, timeout=120)
+        # The ball alone is bluer than it is red by far; its inner part is free of the edge's smooth steps.
+        shown = np.asarray(Image.open(folder / "x.png").convert("RGB"), np.float64)
+        rows, columns = np.nonzero(shown[..., 2] - shown[..., 0] > 60)
+        y, x = round(rows.mean()), round(columns.mean())
+        seen.append(shown[y - 40 : y + 40, x - 40 : x + 40].mean((0, 1)))
+    np.testing.assert_allclose(seen[1], seen[0], atol=1)
+    np.testing.assert_allclose(seen[2], seen[0], atol=1)
+    # The light is between 0.7 and 1.02.
+    assert (seen[0] > 0.65 * shade).all() and (seen[0] < 1.05 * shade + 1).all()

@@ -13,13 +13,17 @@ void main() {
 // The light comes from above left of the camera and turns with it; the colours already hold most shading.
 const FRAGMENT_SHADER = `#version 300 es
 precision highp float;
-uniform sampler2D u_texture; uniform bool u_textured, u_clay; uniform vec3 u_right, u_up, u_back;
+uniform sampler2D u_texture; uniform bool u_textured, u_clay; uniform vec3 u_right, u_up, u_back, u_factor;
 in vec3 v_normal; in vec2 v_uv; in vec3 v_colour;
 out vec4 colour;
+vec3 linear(vec3 s) { return mix(s / 12.92, pow((s + 0.055) / 1.055, vec3(2.4)), step(0.04045, s)); }
+vec3 encoded(vec3 l) { return mix(12.92 * l, 1.055 * pow(l, vec3(1.0 / 2.4)) - 0.055, step(0.0031308, l)); }
 void main() {
   vec3 n = normalize(v_normal);
   vec3 key = normalize(-0.5 * u_right + 0.8 * u_up + 0.9 * u_back);
-  vec3 srgb = u_textured ? texture(u_texture, v_uv).rgb : pow(v_colour, vec3(1.0 / 2.2));
+  // glTF's base colour: the product of factor, texture (sRGB) and colours of vertices (linear).
+  vec3 base = u_textured ? linear(texture(u_texture, v_uv).rgb) : vec3(1.0);
+  vec3 srgb = encoded(clamp(base * v_colour * u_factor, 0.0, 1.0));
   float soft = 0.5 + 0.5 * dot(n, key);
   float light = u_clay ? 0.2 + 0.85 * soft * soft : 0.7 + 0.32 * soft;
   colour = vec4(min((u_clay ? vec3(0.75, 0.73, 0.70) : srgb) * light, 1.0), 1.0);
@@ -164,6 +168,12 @@ async function uploadTexture(gl, model) {
   gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_WRAP_T, wrap);
 }
 
+// The linear colour that multiplies all others; what has no colour at all is light grey.
+function factor(model) {
+  if (model.factor) return model.factor.slice(0, 3);
+  return model.image || model.colour ? [1, 1, 1] : [0.8, 0.8, 0.8];
+}
+
 // Centre of the bounding box and radius of the sphere around it.
 function bounds(models) {
   const low = [Infinity, Infinity, Infinity], high = [-Infinity, -Infinity, -Infinity];
@@ -175,14 +185,16 @@ function bounds(models) {
     radius: Math.hypot(...low.map((value, i) => high[i] - value)) / 2 || 1 };
 }
 
-// A camera on a sphere around the centre, y up, that looks at +z's side at yaw 0; column-major matrices.
+// A camera on a sphere around the centre, y up, that looks at +z's side at yaw 0; column-major matrices. At zoom 1 the sphere around
+// the box is just in the picture, whichever way it is turned.
 function camera(state, { centre, radius }, aspect) {
   const [cy, sy] = [Math.cos(state.yaw), Math.sin(state.yaw)];
   const [cp, sp] = [Math.cos(state.pitch), Math.sin(state.pitch)];
   const right = [cy, 0, -sy], up = [-sy * sp, cp, -cy * sp], back = [sy * cp, sp, cy * cp];
-  const distance = state.zoom * 2.7 * radius * Math.max(1, 1 / aspect);
+  const half = Math.PI / 9; // of the vertical field of view
+  const distance = state.zoom * 1.02 * radius / Math.sin(Math.atan(Math.tan(half) * Math.min(1, aspect)));
   const dot = (a) => a[0] * centre[0] + a[1] * centre[1] + a[2] * centre[2];
-  const focal = 1 / Math.tan(Math.PI / 9);
+  const focal = 1 / Math.tan(half);
   const near = Math.max(distance - 1.1 * radius, 0.01 * radius), far = distance + 1.1 * radius;
   const a = (far + near) / (near - far), b = (2 * far * near) / (near - far);
   const depth = -dot(back) - distance;
@@ -192,11 +204,16 @@ function camera(state, { centre, radius }, aspect) {
   return { matrix, right, up, back };
 }
 
+function spin(state, on) {
+  state.spin = on;
+  document.getElementById("spin").setAttribute("aria-pressed", String(on));
+}
+
 function listen(canvas, state) {
   const pointers = new Map();
   const spread = () => { const [p, q] = [...pointers.values()]; return Math.hypot(p.x - q.x, p.y - q.y); };
   const turn = (dx, dy) => {
-    state.spin = false;
+    spin(state, false);
     state.yaw -= dx * 0.01;
     state.pitch = Math.min(1.5, Math.max(-1.5, state.pitch + dy * 0.01));
   };
@@ -261,7 +278,8 @@ async function view(canvas, buffer, state) {
       gl.bindVertexArray(model.array);
       gl.bindTexture(gl.TEXTURE_2D, model.texture || null);
       gl.uniform1i(uniform("u_textured"), model.texture ? 1 : 0);
-      if (colour >= 0 && !model.colour) gl.vertexAttrib4fv(colour, model.factor || [0.8, 0.8, 0.8, 1]);
+      gl.uniform3fv(uniform("u_factor"), factor(model));
+      if (colour >= 0 && !model.colour) gl.vertexAttrib4fv(colour, [1, 1, 1, 1]);
       gl.drawElements(gl.TRIANGLES, model.indices.data.length, model.indices.type, 0);
     }
     requestAnimationFrame(draw);
@@ -281,7 +299,8 @@ function start() {
     state.clay = !state.clay;
     event.target.setAttribute("aria-pressed", String(state.clay));
   });
-  document.getElementById("spin").addEventListener("click", () => { state.spin = !state.spin; });
+  spin(state, state.spin);
+  document.getElementById("spin").addEventListener("click", () => spin(state, !state.spin));
   document.getElementById("save").addEventListener("click", () => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([bytes], { type: "model/gltf-binary" }));
@@ -290,6 +309,8 @@ function start() {
     URL.revokeObjectURL(link.href);
   });
   view(canvas, bytes.buffer, state).catch((error) => {
+    for (const name of ["spin", "clay"]) document.getElementById(name).hidden = true;
+    canvas.hidden = true;
     document.getElementById("viewer-error").textContent = "The 3D view is not available: " + error.message;
   });
 }
