@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -440,3 +441,27 @@ def test_a_file_of_the_user_among_the_previews_is_passed_over(tmp_path: Path) ->
     for name in ("step-000100.png", "step-000020.png", "step-000100 (copy).png", "step-.png"):
         (tmp_path / "previews" / name).write_bytes(b"")
     assert desk.state(1, 0)["previews"] == [20, 100]
+
+
+def test_pictures_in_the_folder_where_a_run_is_started_are_not_its_own(served: Any, tmp_path: Path) -> None:
+    """The working folder here is ``tmp_path``; a run's folder is known when it begins."""
+    desk, client = served
+    (tmp_path / "previews").mkdir()
+    (tmp_path / "previews" / "step-000020.png").write_bytes(b"picture")
+    assert client.state()["previews"] == [] and client.request("GET", "/preview?step=20")[0] == 404
+    begin(desk, tmp_path)
+    assert client.state()["previews"] == [20] and client.request("GET", "/preview?step=20")[1] == b"picture"
+
+
+def test_clients_that_say_nothing_or_read_nothing_keep_no_other_waiting(served: Any, tmp_path: Path) -> None:
+    desk, client = served
+    begin(desk, tmp_path)
+    host, port = client.address.split(":")
+    silent = [socket.create_connection((host, int(port))) for _ in range(20)]
+    for each in silent[10:]:
+        each.sendall(b"GET /page.js HTTP/1.0\r\nHost: localhost\r\n\r\n")
+    began = time.monotonic()
+    assert client.state()["phase"] == "training" and time.monotonic() - began < 5
+    for each in silent:
+        each.close()
+    assert client.state()["phase"] == "training"

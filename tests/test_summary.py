@@ -90,6 +90,11 @@ def test_the_page_needs_nothing_else_and_shows_text_as_text(root: Path) -> None:
     assert [int(i) for i in re.findall(r'data-index="(\d)"', page)] == [1, 2, 3, 4, 5]
 
 
+def test_one_run_is_counted_in_the_singular(tmp_path: Path) -> None:
+    run_in(tmp_path / "mug", {"prompt": "a mug", "seed": 0, "iterations": 4}, finished=True)
+    assert ">1 run: 1 finished<" in summarise(tmp_path)[1].read_text()
+
+
 def test_links_lead_to_folders_of_any_name(tmp_path: Path) -> None:
     made = {"prompt": "a mug", "seed": 0, "iterations": 4}
     names = ["100% #1", "a?b&c", "http:x", "ein Krug ü", 'a"b']

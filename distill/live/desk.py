@@ -173,7 +173,7 @@ class Desk:
         stride = math.ceil(len(fresh) / RECORDS) or 1
         told["records"] = fresh[::-1][::stride][::-1]  # the last one is always among them
         told["seconds"] = statistics.median(seconds) if seconds else None
-        told["previews"] = [step for step, _ in sheets(self.folder)]
+        told["previews"] = [step for step, _ in sheets(self.folder)] if self.run else []
         return told
 
     def _show(self) -> None:

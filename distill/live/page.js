@@ -116,8 +116,9 @@ function show(state) {
   element("prompt").textContent = state.prompt || "distill";
   element("status").textContent = describe(state);
   element("progress").value = state.iterations ? state.step / state.iterations : 0;
-  element("message").textContent = state.message;
-  element("pause").textContent = state.paused ? "Go on" : "Pause";
+  // Setting the same text again would have screen readers say it again.
+  if (element("message").textContent !== state.message) element("message").textContent = state.message;
+  element("pause").textContent = state.paused ? "Continue" : "Pause";
   for (const id of ["pause", "checkpoint", "stop"]) element(id).disabled = !training;
   if (training) chooseScenes(state.scenes);
   showPreviews(state.previews);
@@ -137,7 +138,7 @@ async function follow() {
   }
   gone = true;
   const over = ["finished", "ended"].includes(last.phase);
-  if (!over) element("status").textContent = "the run does not answer any more";
+  if (!over) element("status").textContent = "the run does not answer any more; reload the page to look for it again";
   for (const id of ["pause", "checkpoint", "stop"]) element(id).disabled = true;
 }
 
@@ -180,11 +181,12 @@ function orbit() {
       `azimuth ${pose.azimuth.toFixed(0)}\u00b0, elevation ${pose.elevation.toFixed(0)}\u00b0, distance ${pose.distance.toFixed(1)}`;
   };
   stage.addEventListener("pointerdown", (event) => {
+    if (!event.isPrimary) return;
     stage.setPointerCapture(event.pointerId);
     held = event;
   });
   stage.addEventListener("pointermove", (event) => {
-    if (!held) return;
+    if (!held || event.pointerId !== held.pointerId) return;
     turn((event.clientX - held.clientX) * 0.5, (event.clientY - held.clientY) * 0.5);
     held = event;
   });
@@ -206,7 +208,7 @@ function orbit() {
 element("pause").addEventListener("click", () => ask(last.paused ? "resume" : "pause"));
 element("checkpoint").addEventListener("click", () => ask("checkpoint"));
 element("stop").addEventListener("click", () => {
-  if (confirm("Stop the run? It saves a checkpoint, and resume=true goes on with it.")) ask("stop");
+  if (confirm("Stop the run? It saves a checkpoint, and resume=true continues it.")) ask("stop");
 });
 element("when").addEventListener("input", (event) => {
   following = event.target.value === event.target.max;

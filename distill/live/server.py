@@ -108,10 +108,10 @@ def frame(desk: Desk, query: Mapping[str, str]) -> Reply:
 def preview(desk: Desk, query: Mapping[str, str]) -> Reply:
     """Answer with the preview of a step; only its number is taken from the query, and so no path can be."""
     path = desk.folder / "previews" / f"step-{int(number(query, 'step', 0, 0, 1e9)):06d}.png"
-    try:
-        return Reply("image/png", path.read_bytes())
-    except OSError:
-        return words("there is no preview of this step", 404)
+    if desk.run:  # before the first one, its folder is not known
+        with contextlib.suppress(OSError):
+            return Reply("image/png", path.read_bytes())
+    return words("there is no preview of this step", 404)
 
 
 GETS: dict[str, Callable[[Desk, Mapping[str, str]], Reply]] = {
