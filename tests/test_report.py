@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+import os
 import shutil
 import subprocess
 from dataclasses import replace
@@ -237,6 +238,13 @@ def test_bad_manifest_is_named(folder: Path, content: str) -> None:
 def test_the_home_folder_is_known(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
     assert write_report(f"~/{folder.name}") == folder / "report.html"
+
+
+def test_a_name_that_is_no_text_is_shown_with_question_marks(folder: Path) -> None:
+    """Of a path in an encoding of one byte, Python makes characters that UTF-8 does not have."""
+    name = os.fsdecode(b"caf\xe9.png")
+    (folder / "manifest.json").write_text(json.dumps({"picture": {"file": name}}))
+    assert "<h1>caf?.png</h1>" in write_report(folder).read_text("utf-8")
 
 
 def test_a_folder_that_is_none_is_an_error(tmp_path: Path) -> None:

@@ -63,7 +63,9 @@ def write_report(folder: Path | str, *, title: str | None = None) -> Path:
     )
     path = folder / "report.html"
     with replacing(path) as part:
-        part.write_text(page, "utf-8")
+        part.write_bytes(
+            page.encode("utf-8", "replace")
+        )  # what is no character, as in the names of some files, is a question mark
     return path
 
 
