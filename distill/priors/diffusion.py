@@ -145,7 +145,7 @@ class DiffusionPrior:
         """
         if self.control is None:
             raise ValueError("this prior has no ControlNet to show a picture to; load it with controlnet=")
-        return self.control.kind.show(self.control.network, self, pictures)
+        return self.control.kind.show(self.control.network, self.space, pictures)
 
     @torch.no_grad()
     def look(self, rgb: Tensor) -> tuple[Embedding, Embedding]:

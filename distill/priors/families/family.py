@@ -22,8 +22,8 @@ class Control:
 
     Attributes:
         network: their class.
-        show: ``(ControlNet, prior, pictures) -> shown``: what it is shown of pictures in [0, 1],
-            ``[batch, 3, height, width]``; the batch first.
+        show: ``(ControlNet, space, pictures) -> shown``: what it is shown of pictures in [0, 1],
+            ``[batch, 3, height, width]``, the batch first; ``space`` encodes as the prior does.
         add: ``(ControlNet, network, x_t, time, embedding) -> named values`` that the network is given beside the
             embedding; this one also holds the ControlNet's ``controlnet_cond``, what it is shown, and
             ``conditioning_scale``.

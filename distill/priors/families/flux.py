@@ -18,7 +18,7 @@ from distill.priors.families.length import fit
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
 
-    from distill.contracts import Prior
+    from distill.priors.space import Space
 
 #: What its pipeline cuts T5's prompts to.
 TOKENS = 512
@@ -67,9 +67,9 @@ def _folded(latents: Tensor) -> Tensor:
     return nn.functional.pixel_unshuffle(latents, 2).flatten(2).mT
 
 
-def show(controlnet: ModelMixin, prior: Prior, pictures: Tensor) -> Tensor:
+def show(controlnet: ModelMixin, space: Space, pictures: Tensor) -> Tensor:
     """Their latents, or pictures in [-1, 1] for a ControlNet with layers of its own for them."""
-    latents: Tensor = prior.encode(pictures) if controlnet.input_hint_block is None else pictures * 2 - 1
+    latents: Tensor = space.encode(pictures) if controlnet.input_hint_block is None else pictures * 2 - 1
     return latents
 
 

@@ -17,7 +17,7 @@ from distill.priors.families.length import fit
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
 
-    from distill.contracts import Prior
+    from distill.priors.space import Space
 
 #: The pipeline makes 300 tokens of a prompt; of those after its instruction, one is not the prompt's.
 TOKENS = 299
@@ -44,10 +44,9 @@ def predict(network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, A
     return result
 
 
-def show(controlnet: ModelMixin, prior: Prior, pictures: Tensor) -> Tensor:
+def show(controlnet: ModelMixin, space: Space, pictures: Tensor) -> Tensor:
     """Their latents."""
-    latents: Tensor = prior.encode(pictures)
-    return latents
+    return space.encode(pictures)
 
 
 def add(

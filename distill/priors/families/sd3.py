@@ -17,7 +17,7 @@ from distill.priors.families.length import fit
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
 
-    from distill.priors.diffusion import DiffusionPrior
+    from distill.priors.space import Space
 
 #: What its pipeline cuts T5's prompts to.
 TOKENS = 256
@@ -42,11 +42,11 @@ def predict(network: ModelMixin, x_t: Tensor, time: Tensor, cond: Mapping[str, A
     return result
 
 
-def show(controlnet: ModelMixin, prior: DiffusionPrior, pictures: Tensor) -> Tensor:
+def show(controlnet: ModelMixin, space: Space, pictures: Tensor) -> Tensor:
     """Their latents; not shifted for a ControlNet that is given zeros for the pooled states, as those were trained."""
-    latents: Tensor = prior.encode(pictures)
+    latents = space.encode(pictures)
     if controlnet.config.force_zeros_for_pooled_projection:
-        config = prior.space.vae.config
+        config = space.vae.config
         latents = latents + config.shift_factor * config.scaling_factor
     return latents
 

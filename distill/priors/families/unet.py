@@ -17,7 +17,7 @@ from distill.priors.families.length import fit
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
 
-    from distill.contracts import Prior
+    from distill.priors.space import Space
 
 
 #: Guidance scale that a latent consistency model is told, its pipeline's default in diffusers.
@@ -101,7 +101,7 @@ def _sized(x_t: Tensor, cond: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": told}}
 
 
-def show(controlnet: ModelMixin, prior: Prior, pictures: Tensor) -> Tensor:
+def show(controlnet: ModelMixin, space: Space, pictures: Tensor) -> Tensor:
     """The pictures themselves; the ControlNet makes them as small as latents."""
     return pictures
 
