@@ -18,10 +18,10 @@ from torch import Tensor
 
 from distill.conditions.background import plain_background
 from distill.files.atomic import sha256
+from distill.files.colour_profile import in_srgb
 from distill.files.errors import no_file
 from distill.files.grey import eight_bits
 from distill.files.paths import user_path
-from distill.files.profile import in_srgb
 
 log = logging.getLogger(__name__)
 

@@ -337,7 +337,9 @@ def measure_costs(root: Path, settings: Mapping[str, Mapping[str, Any]], prompt:
             continue
         try:
             known[name] = {**measure_cost(wanted, prompt), "options": finite(wanted)}
-        except RuntimeError as error:  # a new process does not know the parts that the script itself registers
+        except (
+            RuntimeError
+        ) as error:  # a new process does not know the parts that the script itself registers
             log.warning("%s: %s", name, error)
             continue
         write_atomic(root / COSTS, json.dumps(known, indent=2, allow_nan=False) + "\n")
