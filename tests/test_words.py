@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -176,3 +177,37 @@ def test_a_prompt_of_any_length_is_refused_in_one_short_line(prompt: str, said: 
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
         understand(prompt, ALL)
     assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["truth", "zqx"])
+def test_a_prompt_is_read_at_a_cost_that_grows_with_its_length(
+    monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    looked_up, real = list[int](), words.means
+
+    def means(text: str, names: Collection[str]) -> str | None:
+        looked_up.append(len(text))
+        return real(text, names)
+
+    monkeypatch.setattr(words, "means", means)
+
+    def cost(count: int) -> int:
+        looked_up.clear()
+        with pytest.raises(ValueError, match="does not know"):
+            understand(" ".join([word] * count), ALL)
+        return sum(looked_up)
+
+    assert 0 < cost(400) <= 2 * cost(200)
+
+
+@pytest.mark.parametrize("before", [0, 1, 50])
+def test_a_phrase_of_several_words_is_found_at_the_end_of_any_prompt(before: int) -> None:
+    phrase, name = "east indian fig tree", "tree"
+    assert name in words.table().broader[phrase]
+    meaning = understand("truth " * before + phrase, knowing([(name, "a", False, "")]))
+    assert meaning.name == name and meaning.taken == (*[("truth", "")] * before, (phrase, name))
+
+
+def test_no_phrase_of_the_table_is_longer_than_it_says() -> None:
+    own = words.table()
+    assert own.longest == max(each.count(" ") + 1 for each in [*own.index, *own.broader])

@@ -31,12 +31,14 @@ class Table:
             empty for what is none.
         vectors: directions, int8, shape ``[words, dimensions]``.
         broader: of some words the names that they mean, or are a kind of, the nearest first.
+        longest: words of its longest phrase.
     """
 
     index: dict[str, int]
     letters: tuple[str, ...]
     vectors: NDArray[np.int8]
     broader: dict[str, tuple[str, ...]]
+    longest: int
 
 
 @lru_cache(maxsize=1)
@@ -46,11 +48,14 @@ def table() -> Table:
 
     rows = [line.partition("\t") for line in (FOLDER / LIST).read_text("utf-8").splitlines()]
     pairs = (line.split("\t") for line in (FOLDER / BROADER).read_text("utf-8").splitlines())
+    index = {word: at for at, (word, _, _) in enumerate(rows)}
+    broader = {word: tuple(names.split("|")) for word, names in pairs}
     return Table(
-        {word: at for at, (word, _, _) in enumerate(rows)},
+        index,
         tuple(letter for *_, letter in rows),
         load_file(FOLDER / VECTORS)["vectors"],
-        {word: tuple(names.split("|")) for word, names in pairs},
+        broader,
+        max(len(phrase.split()) for phrase in (*index, *broader)),
     )
 
 
@@ -100,8 +105,7 @@ def taken_for(text: str, names: Collection[str]) -> str | None:
     """
     if name := means(text, names):
         return name
-    kind = letter(text)
-    if not kind or not is_word(text):
+    if not is_word(text) or not (kind := letter(text)):
         return None
     for name, cosine in nearest(text, names):
         if cosine < NEAR:
