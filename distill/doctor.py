@@ -382,7 +382,7 @@ def costs(config: DictConfig, source: Source, device: torch.device) -> Iterator[
     prior = found.prior
     said = (
         f"{found.peak / 1e9:.2f} GB: weights {prior.weights / 1e9:.2f}, VAE's way back {prior.encoding / 1e9:.2f}, network's "
-        f"call {max(prior.prediction, prior.learning) / 1e9:.2f}, rendering at most {found.rendering / 1e9:.2f} "
+        f"call {prior.call / 1e9:.2f}, rendering at most {found.rendering / 1e9:.2f} "
         f"({found.beginning / 1e9:.2f} in the first step), scene {found.scene / 1e9:.2f}; the driver comes on top"
     )
     room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory()

@@ -16,7 +16,7 @@ from distill import doctor
 from distill.cameras import orbit
 from distill.cli import main
 from distill.forecast.cost import cost
-from distill.forecast.network import LiveBytes, calls_of, counted, forecast, shadow
+from distill.forecast.network import Forecast, LiveBytes, calls_of, counted, forecast, shadow
 from distill.guidance import available
 from distill.priors import load_prior
 from distill.priors.source import find
@@ -37,6 +37,14 @@ def test_live_bytes_by_hand() -> None:
         c = torch.cat([b, b])
         del b, c
     assert (live.alive, live.peak) == (0, 12000)
+
+
+@pytest.mark.parametrize("largest", ["prediction", "learning", "decoding"])
+def test_a_prior_peaks_in_its_largest_call(largest: str) -> None:
+    """Weights and the encoder's backward pass stay; the calls come one after the other."""
+    calls = {"prediction": 3, "learning": 4, "decoding": 5} | {largest: 9}
+    found = Forecast(weights=10, encoding=20, operations=0, network=0, **calls)
+    assert (found.call, found.peak) == (9, 39)
 
 
 @pytest.mark.slow

@@ -299,7 +299,7 @@ REFUSED = [
     (["scene=spheres", "scene.count=0"], r"scene.count must be .*got 0"),
     (["scene=spheres", "scene.background=pink"], r"scene.background must be .*got 'pink'"),
     (["scene=spheres", "scene.coutn=3"], r"unknown option 'scene.coutn'; did you mean 'scene.count'"),
-    (["scene=sphere"], r"unknown scene 'sphere'; there are hash_grid, .*image, .*spheres"),
+    (["scene=sphere"], r"unknown scene 'sphere'; did you mean 'spheres'\? there are hash_grid, .*image, .*spheres"),
 ]  # fmt: skip
 
 

@@ -248,3 +248,16 @@ def test_a_judge_that_is_not_there_or_does_not_know_is_refused_before_anything_i
         check_judge(config)  # the judge knows the first of a thing's two names
         assert caption_of(config).endswith(name)
     assert "judge=embedded does not know 'hamburger'" in refused(*things, "judge=embedded")
+
+
+@pytest.mark.parametrize(
+    "content", [b"prompt: [", b"prompt: x\nseed: ${", b"prompt: \xff", b"- prompt", b"3", b""]
+)
+def test_settings_that_cannot_be_read_are_told_in_one_line(content: bytes, tmp_path: Path) -> None:
+    """Broken YAML, a broken interpolation, another encoding, and what is no mapping."""
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"config\.yaml .*; remove .* or choose another output_dir="
+    ) as refused:
+        same_run(tmp_path, compose_config(["prompt=x"]))
+    assert "\n" not in str(refused.value)

@@ -231,6 +231,15 @@ def test_what_cannot_be_is_refused_in_one_line(words: list[str], why: str, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("content", ["- scene", "[1, 2]"])
+def test_a_stage_file_without_options_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "mine/stage").mkdir(parents=True)
+    (tmp_path / "mine/stage/sharp.yaml").write_text(content + "\n")
+    with pytest.raises(ValueError, match=r"sharp") as refused:
+        compose_config(["prompt=a red mug", "stages=[field,sharp]"], [str(tmp_path / "mine")])
+    assert "\n" not in str(refused.value)
+
+
 def test_what_is_shared_by_processes_or_learns_a_library_has_no_stages() -> None:
     with pytest.raises(ValueError, match="stages= does not go with 2 processes"):
         check_shared(composed("stages=[field,surface]"), 2)

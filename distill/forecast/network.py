@@ -163,9 +163,14 @@ class Forecast:
     decoding: int = 0
 
     @property
+    def call(self) -> int:
+        """Bytes of the largest call: of the network, of its student, or of the VAE's decoder."""
+        return max(self.prediction, self.learning, self.decoding)
+
+    @property
     def peak(self) -> int:
         """Bytes at the same time, the scene and its rendering not counted."""
-        return self.weights + self.encoding + max(self.prediction, self.learning, self.decoding)
+        return self.weights + self.encoding + self.call
 
 
 def shadow(

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from distill.files.paths import user_path
+from distill.options import shown
 from distill.run.earlier import SECOND, SHARED
 from distill.run.generator import CHANGEABLE, PLAIN
 from distill.run.overrides import key_of, split_word
@@ -101,11 +102,13 @@ def settled(name: str, known: Mapping[str, Path]) -> dict[str, Any]:
     """What a stage's file sets, with the files that it begins with: values by dotted name, and choices by group.
 
     Raises:
-        ValueError: there is no such stage.
+        ValueError: there is no such stage, or its file holds no options.
     """
     if name not in known:
         raise ValueError(f"unknown stage {name!r}; there are {', '.join(sorted(known))}")
     loaded: Any = OmegaConf.to_container(OmegaConf.load(known[name])) or {}
+    if not isinstance(loaded, dict):
+        raise ValueError(f"the stage {name} must hold options by name, got {shown(loaded)}, in {known[name]}")
     found: dict[str, Any] = {}
     for entry in loaded.pop("defaults", ()):
         for group, choice in entry.items() if isinstance(entry, dict) else ():

@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from distill.files.atomic import write_atomic
@@ -141,7 +142,7 @@ def stored_in(folder: Path) -> DictConfig | None:
         return None
     try:
         stored = OmegaConf.load(path)
-    except (YAMLError, UnicodeDecodeError, OSError) as error:
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise ValueError(
             f"{path} cannot be read ({first_line(error)}); remove {folder}, or choose another output_dir="
         ) from error
