@@ -188,7 +188,7 @@ def test_equal_calls_give_dearer_losses_fewer_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_cost_is_measured_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cost_is_measured_in_a_process_of_its_own() -> None:
     ballast = torch.ones(3 * 2**28)  # 3 GiB
     quick = {k: v for k, v in QUICK.items() if k != "measure_every"}
     found = measure_cost({"guidance": "sds", **quick, "render.batch": 1}, "a red car")
@@ -197,12 +197,24 @@ def test_cost_is_measured_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatc
     assert 0 <= found["training_mib"] < found["peak_mib"]
     assert found["step_ms"] > 0
     del ballast
-    # A process that fails says why in its last line.
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ('echo Traceback >&2; echo "ValueError: refused $3" >&2; exit 1', r"ValueError: refused .*no_such"),
+        ("kill -9 $$", "it ended with exit code -9$"),
+    ],
+)
+def test_a_process_that_cannot_measure_a_cost_says_why_in_its_last_line_if_it_can(
+    ends: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     failing = tmp_path / "python"
-    failing.write_text('#!/bin/sh\necho Traceback >&2; echo "ValueError: refused $3" >&2; exit 1\n')
+    failing.write_text(f"#!/bin/sh\n{ends}\n")
     failing.chmod(0o700)
     monkeypatch.setattr("sys.executable", str(failing))
-    with pytest.raises(RuntimeError, match=r"could not measure the cost: ValueError: refused .*no_such"):
+    monkeypatch.setattr("distill.lab.comparison.cost.homes", set())
+    with pytest.raises(RuntimeError, match=rf"^could not measure the cost in a new process: {said}"):
         measure_cost({"guidance": "no_such"}, "a red car")
 
 
@@ -582,7 +594,7 @@ def test_a_cost_is_kept_with_its_options(tmp_path: Path, monkeypatch: pytest.Mon
     records = [{"method": "sds", "options": {"render.size": 64}}, {"method": "csd", "options": large}]
     assert list(costs_of(records, tmp_path)) == ["sds"]
     assert list(costs_of([{"method": "csd", "options": small}], tmp_path)) == ["csd"]
-    # What cannot be measured again is not taken for what it was.
+    # What cannot be measured again is not used as if it were unchanged.
     run.measure_costs(tmp_path, {"sds": {"guidance": "own"}}, "a red car")
     assert costs_of([{"method": "sds", "options": {"guidance": "own"}}], tmp_path) == {}
 

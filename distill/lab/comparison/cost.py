@@ -50,9 +50,11 @@ def measure_cost(wanted: Mapping[str, Any], prompt: str) -> dict[str, float]:
     found_as_here = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=found_as_here)
     if done.returncode:
+        # One that was killed says nothing.
+        last = (done.stderr.strip().splitlines() or [f"it ended with exit code {done.returncode}"])[-1]
         own = "; a part that the script itself registers is not known there: register it in a module that the script imports"
         raise RuntimeError(
-            f"could not measure the cost in a new process: {done.stderr.strip().splitlines()[-1]}{own if '__main__' in homes else ''}"
+            f"could not measure the cost in a new process: {last}{own if '__main__' in homes else ''}"
         )
     measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return measured
@@ -93,9 +95,8 @@ def few_steps(
 def main() -> None:
     wanted, prompt = json.loads(sys.argv[1]), sys.argv[2]
     for module in sys.argv[3:]:
-        with contextlib.suppress(
-            ImportError
-        ):  # a method that needs none of its parts is measured all the same
+        # A method that needs none of its parts is measured all the same.
+        with contextlib.suppress(ImportError):
             importlib.import_module(module)
     config = compose({**wanted, "iterations": max(STEPS, wanted.get("iterations", STEPS))}, prompt, 0)
     prior = load_prior(config.prior, pick_device(config.device))
