@@ -331,10 +331,10 @@ def _export(arguments: Sequence[str]) -> int:
             "distill export takes a run's folder: distill export outputs/RUN export.formats=usdz"
         )
     from distill.run.failures import FORESEEN
-    from distill.run.reexport import export_anew
+    from distill.run.reexport import export_again
 
     try:
-        for path in export_anew(arguments[0], arguments[1:]):
+        for path in export_again(arguments[0], arguments[1:]):
             print(path)
     except FORESEEN as error:
         _fail(error)

@@ -777,7 +777,7 @@ def command(*arguments: str) -> int:
     return caught.value.code
 
 
-def test_a_finished_run_is_exported_anew_without_its_prior(
+def test_a_finished_run_is_exported_again_without_its_prior(
     run: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, scene = run
@@ -796,7 +796,7 @@ def test_a_finished_run_is_exported_anew_without_its_prior(
     assert (folder / "report.html").is_file()
 
 
-def test_exporting_anew_replaces_nothing(run: tuple[Path, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_exporting_again_replaces_nothing(run: tuple[Path, Any], capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = run
     (folder / "mesh.png").write_text("mine")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -894,7 +894,7 @@ def test_an_export_that_fails_half_way_leaves_nothing_and_can_be_done_again(
 @pytest.mark.parametrize(
     ("files", "said"), [(("mesh", "spheres"), "mesh, spheres"), (("spheres",), "spheres"), ((), "no mesh")]
 )
-def test_a_scene_that_writes_other_files_than_a_mesh_is_not_exported_anew(
+def test_a_scene_that_writes_other_files_than_a_mesh_is_not_exported_again(
     run: tuple[Path, Any],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -925,7 +925,7 @@ def test_what_does_nothing_for_the_run_s_own_scene_is_refused(
     assert "export.iso=2.0 would do nothing: the surface is where the signed" in capsys.readouterr().err
 
 
-def test_going_on_with_a_run_keeps_what_was_exported_anew(run: tuple[Path, Any]) -> None:
+def test_continuing_a_run_keeps_what_was_exported_again(run: tuple[Path, Any]) -> None:
     folder, _ = run
     (folder / "manifest.json").write_text('{"prompt": "a red mug"}')
     small = ["export.frames=1", "export.picture_size=16"]

@@ -24,7 +24,7 @@ from distill.run import contents
 from distill.run.compose import compose_config
 from distill.run.initial import check_init
 from distill.run.prior import check_prompt
-from distill.run.reexport import export_anew
+from distill.run.reexport import export_again
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +124,7 @@ def test_an_export_is_told_whose_folder_it_takes(folder: str, said: str) -> None
         Path(f"outputs/{name}").mkdir(parents=True)
         Path(f"outputs/{name}/config.yaml").write_text("prompt: x\n")
     with pytest.raises(ValueError) as caught:
-        export_anew(folder, ["export.formats=usdz"])
+        export_again(folder, ["export.formats=usdz"])
     assert str(caught.value) == f"distill export {said}"
 
 

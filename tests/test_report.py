@@ -105,7 +105,7 @@ def test_policy_admits_the_viewer_by_the_hash_of_what_the_page_holds(folder: Pat
     assert base64.b64decode(glb) == (folder / "mesh.glb").read_bytes()
 
 
-def test_the_viewer_shows_a_glb_that_was_exported_anew_and_saves_it_under_its_name(folder: Path) -> None:
+def test_the_viewer_shows_a_glb_that_was_exported_again_and_saves_it_under_its_name(folder: Path) -> None:
     (folder / "mesh.glb").unlink()
     again = [{"meshes": ["gone.glb"]}, {"meshes": ["mug.stl", "mug.glb", "mug_lod1.glb"]}, {"meshes": ["mug.usdz"]}, {"meshes": ["missing.glb"]}]  # fmt: skip
     for name, colours in (("gone.glb", True), ("mug.glb", False)):

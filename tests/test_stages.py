@@ -20,7 +20,7 @@ from distill.run.initial import check_init
 from distill.run.journal import Interrupted, Journal
 from distill.run.launched import check_shared
 from distill.run.queue import compose_queue
-from distill.run.reexport import export_anew
+from distill.run.reexport import export_again
 from distill.run.summary import read
 from distill.run.sweep import sweep
 from distill.run.why import explain_options
@@ -103,8 +103,8 @@ def test_what_reads_a_run_reads_one_of_stages(whole: Path) -> None:
     assert (of_field.iterations, of_field.scene._target_.rpartition(".")[2]) == (3, "HashGridScene")
     assert (of_run.iterations, of_run.scene._target_.rpartition(".")[2]) == (4, "SdfScene")
     assert stages.plan(compose_config(words_of(STAGED)), whole)[0] == of_field
-    made = export_anew(str(whole), ["export.formats=stl", "export.name=again"])
-    made += export_anew(str(whole / "stages/1-field"), ["export.formats=ply"])
+    made = export_again(str(whole), ["export.formats=stl", "export.name=again"])
+    made += export_again(str(whole / "stages/1-field"), ["export.formats=ply"])
     assert [path.name for path in made] == ["again.stl", "mesh.ply"] and all(path.is_file() for path in made)
     assert "stages" in json.loads((whole / "manifest.json").read_text())
     for init, scene in ((whole, "sdf"), (whole / "stages/1-field", "hash_grid")):

@@ -143,7 +143,7 @@ def _composed(words: Sequence[str]) -> tuple[DictConfig, str]:
     assert isinstance(loader, ConfigLoaderImpl)
     parsed = OverridesParser.create().parse_overrides(list(words))
     if any(word.is_hydra_override() for word in parsed):
-        return _compose_anew(words)
+        return _compose_uncached(words)
     loader.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=False)
     is_part = [
         loader.repository.group_exists(word.key_or_group) and not isinstance(word.value(), dict)
@@ -159,10 +159,10 @@ def _composed(words: Sequence[str]) -> tuple[DictConfig, str]:
 @functools.cache
 def _of_parts(words: tuple[str, ...], told: object) -> tuple[DictConfig, str]:
     """Compose a choice of parts, once while Hydra is told of the same plug-ins."""
-    return _compose_anew(words)
+    return _compose_uncached(words)
 
 
-def _compose_anew(words: Sequence[str]) -> tuple[DictConfig, str]:
+def _compose_uncached(words: Sequence[str]) -> tuple[DictConfig, str]:
     config = compose("config", overrides=list(words), return_hydra_config=True)
     chosen = str(config.hydra.runtime.choices.guidance)
     with open_dict(config):

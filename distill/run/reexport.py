@@ -41,7 +41,7 @@ from distill.run.stages import plan
 log = logging.getLogger(__name__)
 
 
-def export_anew(run: str, words: Sequence[str]) -> list[Path]:
+def export_again(run: str, words: Sequence[str]) -> list[Path]:
     """Export the meshes of a finished run with other options, next to its files, and record them in its manifest and report.
 
     Args:
