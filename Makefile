@@ -15,7 +15,7 @@ demo: $(READY)  ## set up, then make a 3D asset from a prompt
 # With bytecode written, the processes that tests start need not compile every module again.
 PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
-test: $(READY)  ## set up, then run the tests, but for the slow ones
+test: $(READY)  ## set up, then run the tests, except for the slow ones
 	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix tests; \
 	 else echo "npm is not here: the Khronos glTF validator's test will be skipped"; fi
 	$(PYTEST) -m "not slow"
@@ -26,7 +26,7 @@ test-slow: $(READY)  ## set up, then run the slow tests
 gpu-report:  ## what a GPU does with this library, in minutes, into build/gpu-report; DRY=1 tries it on the CPU, PARTS="a b" runs these
 	$(GPU_PYTHON) examples/benchmarks/gpu/report.py --output $(or $(OUTPUT),build/gpu-report$(if $(DRY),-dry)) $(if $(DRY),--dry) $(if $(PARTS),--parts $(PARTS))
 
-gpu-train:  ## train what ships on a GPU: WHAT=prior, novel_view, views or judge, MINUTES=8, OPTIONS=; run again to go on
+gpu-train:  ## train the bundled models on a GPU: WHAT=prior, novel_view, views or judge, MINUTES=8, OPTIONS=; run again to continue
 	$(GPU_PYTHON) examples/benchmarks/gpu/train.py $(WHAT) --minutes $(or $(MINUTES),8) $(OPTIONS)
 
 compat:  ## the tests that rest on other libraries, on their lowest and newest versions

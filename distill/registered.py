@@ -1,4 +1,4 @@
-"""Requirements for registering custom losses and scenes."""
+"""Requirements for registering custom losses, weightings, timestep laws, cameras and scenes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check_name(
 
 
 def _takes(signature: inspect.Signature, given: Sequence[str]) -> bool:
-    """Tell whether a signature takes what is given, and needs no more but for keywords."""
+    """Tell whether a signature takes what is given, and needs no more except for keywords."""
     keywords = {name[:-1]: None for name in given if name.endswith("=")}
     try:
         bound = signature.bind_partial(*(name for name in given if not name.endswith("=")), **keywords)

@@ -75,7 +75,7 @@ def table(name: str, recipe: Mapping[str, Any]) -> str:
 
 
 def written(page: str) -> str:
-    """The page with its tables made anew."""
+    """The page with its tables made again."""
     recipes = published()
     return MARKED.sub(lambda found: found[1] + table(found[2], recipes[found[2]]) + found[3], page)
 

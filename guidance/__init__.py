@@ -38,7 +38,7 @@ Make = TypeVar("Make", bound=Callable[..., Any])
 def register(loss: Make) -> Make:
     """Register a custom loss as ``guidance=<its name in lower case>``; usable as a decorator.
 
-    Registered again, as in a notebook, the later one counts. A mark such as ``made_for_prior`` stands below ``register``.
+    If a name is registered again, as in a notebook, the later one counts. A mark such as ``made_for_prior`` stands below ``register``.
 
     Raises:
         ValueError: it has no name, one that is taken, is defined inside a function, does not take what a loss is given, or has an option

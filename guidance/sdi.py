@@ -41,7 +41,7 @@ def sdi(
         inversion_scale: guidance scale of the inversion; the opposite of ``scale`` undoes what it adds.
         inversion_steps: network calls of the inversion; with ``strides``, of one up to the last timestep.
         inversion: ``strides``, the authors': to 1, 1 + D, 1 + 2 D and so on below t, and to t + floor(u D), with D = T /
-            ``inversion_steps`` and u uniform; what is found there is taken for x_t. Or ``even``, this library's own: to t in
+            ``inversion_steps`` and u uniform; what is found there is used as x_t. Or ``even``, this library's own: to t in
             equal steps, without noise.
         eta: fresh noise after each of the ``strides``, as a share of the standard deviation of DDPM's step.
         average: divide by the number of values of a picture, as the authors' mean squared error does; their penalties'

@@ -51,7 +51,7 @@ Make = TypeVar("Make", bound=Callable[..., Any])
 def register(scene: Make) -> Make:
     """Register a custom scene as ``scene=<its name in lower case>``; usable as a decorator.
 
-    Registered again, as in a notebook, the later one counts.
+    If a name is registered again, as in a notebook, the later one counts.
 
     Raises:
         ValueError: it has no name, one that is taken, is defined inside a function, takes no ``seed``, or has an option without a default.

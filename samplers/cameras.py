@@ -27,8 +27,8 @@ Make = TypeVar("Make", bound=Callable[..., CameraSampler])
 def register(sampler: Make) -> Make:
     """Register a custom camera sampler as ``cameras=<its name in lower case>``; usable as a decorator.
 
-    It takes only options and returns ``(progress, batch, generator) -> Cameras``. Registered again, as in a notebook, the later one
-    counts.
+    It takes only options and returns ``(progress, batch, generator) -> Cameras``. If a name is registered again, as in a notebook,
+    the later one counts.
 
     Raises:
         ValueError: it has no name, one that is taken, is defined inside a function, or has an option without a default.

@@ -34,7 +34,7 @@ Make = TypeVar("Make", bound=Callable[..., TimestepSampler])
 def register(law: Make) -> Make:
     """Register a custom timestep law as ``timesteps=<its name in lower case>``; usable as a decorator.
 
-    Registered again, as in a notebook, the later one counts.
+    If a name is registered again, as in a notebook, the later one counts.
 
     Raises:
         ValueError: it has no name, one that is taken, is defined inside a function, does not take ``prior`` alone, or has an option

@@ -41,7 +41,7 @@ def test_objects_are_framed_and_most_are_their_own_mirror_image(assemblies: Any)
         assert points.min(0) == pytest.approx(-points.max(0), abs=1e-9)
         assert all(part.mesh.is_watertight and part.mesh.volume > 0 for part in parts)
         assert all(part.paint and min(part.paint) >= 0 and max(part.paint) <= 1 for part in parts)
-    # Of 120 draws at 0.75, at least so many except for three standard errors of 0.04; some of the others are so by chance, not most.
+    # Of 120 draws at 0.75, at least so many less three standard errors of 0.04; some of the others are so by chance, not most.
     share = np.mean([asymmetry(vertices(parts)) < 1e-6 for parts in made])
     assert 0.63 < share < 0.95
     assert len({len(parts) for parts in made}) > 6

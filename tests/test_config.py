@@ -608,7 +608,7 @@ def one(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, own: float = 1.0) 
 def other(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, own: float = 2.0) -> Any: ...
 
 
-def test_a_loss_that_is_registered_anew_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_registered_again_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distill.guidance, "_registered", {})
     for number, loss in ((1.0, one), (2.0, other)):
         monkeypatch.setattr(loss, "__name__", "mine")

@@ -102,7 +102,7 @@ def test_two_priors_keep_apart(prior: DiffusionPrior) -> None:
     assert not torch.equal(halved.predict_noise(x, t, told), prior.forward(x, t, told).detach())
 
 
-def test_a_changed_network_is_recorded_anew(prior: DiffusionPrior) -> None:
+def test_a_changed_network_is_recorded_again(prior: DiffusionPrior) -> None:
     cond = dict(prior.embed(["a mug"]))
 
     def settle() -> int:

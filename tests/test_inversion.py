@@ -89,7 +89,7 @@ def test_isms_offset_has_the_law_of_a_number_added_to_each_channel() -> None:
 )
 @pytest.mark.parametrize("negative", ["", "ugly"])
 def test_sdi_as_its_authors_invert(abar: Tensor, t: int, visited: tuple[int, ...], negative: str) -> None:
-    """Strides of 100 from 1, the last to t + int(0.37 * 100), each with 0.3 of DDPM's noise; taken for x_t; the mean's weight."""
+    """Strides of 100 from 1, the last to t + int(0.37 * 100), each with 0.3 of DDPM's noise; used as x_t; the mean's weight."""
     std, x, means = 0.5, 1.2, {"mug": 0.3, "": -0.4, "ugly": 0.9}
     line = Line(abar, std)
     prior = gaussian({name: many(mean, 1)[0] for name, mean in means.items()}, std, abar)

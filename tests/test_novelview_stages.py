@@ -1,4 +1,4 @@
-"""Training in memory: what is drawn, how schedules run, both stages on a world of four views, stopping and going on."""
+"""Training in memory: what is drawn, how schedules run, both stages on a world of four views, stopping and continuing."""
 
 from __future__ import annotations
 
@@ -347,7 +347,7 @@ def test_codes_of_usual_pairs_are_held_where_they_were(tmp_path: Path) -> None:
     assert apart[1] < 0.1 * apart[0]
 
 
-def test_features_may_be_kept_or_made_anew(tmp_path: Path) -> None:
+def test_features_may_be_kept_or_made_again(tmp_path: Path) -> None:
     encoder = load_encoder(write_encoder(tmp_path / "dinov2", "dinov2"), layers=[2, 4])
     store = quarter_turns()
     index = torch.tensor([3, 0])

@@ -1,4 +1,4 @@
-"""Training with a rotated code: its two stages from files and from memory, what is saved, going on, and wrong options."""
+"""Training with a rotated code: its two stages from files and from memory, what is saved, continuing, and wrong options."""
 
 from __future__ import annotations
 

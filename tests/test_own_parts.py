@@ -164,7 +164,7 @@ def test_what_a_camera_sampler_draws_is_looked_at_before_training(
 
 
 @pytest.mark.slow
-def test_a_run_of_ones_own_parts_goes_on_where_it_stopped(
+def test_a_run_of_ones_own_parts_continues_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its law, its cameras and what its loss keeps are those of a run that was not stopped."""

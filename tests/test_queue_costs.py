@@ -42,7 +42,7 @@ def asked_of(prior: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.slow
 def test_embeddings_that_are_not_kept_are_not_made_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the prior that ships, whose encoder stays in memory; of one whose encoders are loaded for it, they are."""
+    """Of the bundled prior, whose encoder stays in memory; of one whose encoders are loaded for it, they are."""
     wanted = ["a red mug", "a blue cube"]
     small = load_prior("embedded")
     asked, config = asked_of(small, monkeypatch), compose_config(["prompts=list.txt", "prior=embedded"])
@@ -79,7 +79,7 @@ def test_who_is_silent_is_not_silenced_again() -> None:
 
 
 def test_the_doctor_composes_a_list_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And names no more of what its prompts are taken for than a table shows."""
+    """And names no more of what its prompts are read as than a table shows."""
     prompts = [f"a {colour} cuddly bear {i}" for i in range(30) for colour in ("red", "$" + "{x}")]
     Path("list.txt").write_text("\n".join(prompts) + "\n")
     seen, config = list[str](), compose_config(["prompts=list.txt", "prior=gone"])
@@ -97,15 +97,15 @@ def test_the_doctor_composes_a_list_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert config.prompt == ""
 
 
-def test_a_run_of_one_stage_is_planned_without_composing_it_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_one_stage_is_planned_without_composing_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """To the settings that composing gives, and apart from the run's own."""
     configs = [compose_config(["prompt=a red mug", *words]) for words in ([], ["stages=[field]", "seeds=3"])]
-    anew = [
+    again = [
         OmegaConf.merge(OmegaConf.structured(Config), {**OmegaConf.to_container(config), "stages": []})
         for config in configs
     ]
-    monkeypatch.setattr(OmegaConf, "merge", lambda *_: pytest.fail("composed anew"))
-    for config, wanted in zip(configs, anew, strict=True):
+    monkeypatch.setattr(OmegaConf, "merge", lambda *_: pytest.fail("composed again"))
+    for config, wanted in zip(configs, again, strict=True):
         (alone,) = plan(config, Path("out"))
         assert alone == wanted and OmegaConf.get_type(alone) is Config
         alone.render.size = 7

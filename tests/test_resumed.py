@@ -152,7 +152,7 @@ def test_an_embedding_that_is_renamed_has_another_token() -> None:
         claim(compose_config([*words, "prior_options.embeddings=[dog.safetensors]"]))
 
 
-def test_a_queue_makes_what_was_made_with_another_file_anew() -> None:
+def test_a_queue_makes_what_was_made_with_another_file_again() -> None:
     mesh("mug.obj", 1)
     Path("list.txt").write_text("a red mug\n")
     queue = compose_queue(["prompts=list.txt", "mesh=mug.obj", "output_dir=out"])

@@ -194,12 +194,12 @@ def test_what_is_wrong_with_a_package_is_said_in_one_line(
         fetch.fetch(tmp_path / "file", None)
 
 
-def test_fewer_objects_do_not_replace_the_tables_that_ship(tmp_path: Path, example: Any) -> None:
+def test_fewer_objects_do_not_replace_the_bundled_tables(tmp_path: Path, example: Any) -> None:
     fetch, shipped = example("fetch_things"), list(things.table())
     fetch.check_complete(things.FOLDER, shipped)
     fetch.check_complete(tmp_path, shipped[:2])
     with pytest.raises(
-        ValueError, match=rf"1 of the {len(shipped)} objects of the tables that ship are not there"
+        ValueError, match=rf"1 of the {len(shipped)} objects of the bundled tables are not there"
     ):
         fetch.check_complete(things.FOLDER, shipped[1:])
 
@@ -393,7 +393,7 @@ def test_more_pictures_of_a_view_are_further_ones_of_all_views(made: Any) -> Non
     angles = render.draw_angles(listed[0], each=3)
     views = [world.view_of(float(a), float(e)) for a, e, _ in angles]
     assert Counter(views) == dict.fromkeys(world.VIEWS, 3)
-    # In one folder, renders of one number are not taken for those of another.
+    # In one folder, renders of one number are not read as those of another.
     for each in (1, 2):
         render.pack(listed, folder / "archives", folder / "each", each)
         pack = things.read_pack(folder / "each")

@@ -98,7 +98,7 @@ def test_its_folder_is_a_prior_of_four_views_and_of_one(script: Any, work: Path)
     t, cond = torch.full((4,), 600), four.embed(["a red mug"] * 4)
     together, apart = four.predict_noise(x, t, cond, turntable(4)), one.predict_noise(x, t, cond)
     assert together.isfinite().all() and not torch.equal(together, apart)
-    # Single pictures of a network that took one step from the one that ships.
+    # Single pictures of a network that took one step from the bundled one.
     shipped = load_prior("embedded").predict_noise(x, t, cond)
     assert (apart - shipped).abs().max() < 0.2
     job = assemble(

@@ -27,7 +27,7 @@ ALSO = {"val": "validation", "test": "held_out"}
 KEPT = 256
 #: Prompts that are embedded together.
 AT_ONCE = 16
-#: Endings of files that hold prompts among other things, which would be taken for words of them.
+#: Endings of files that hold prompts among other things, which would be read as parts of prompts.
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 FORM = 'a JSON file such as {"train": ["a red mug"], "held_out": []}, or a text file with one prompt per line'
 
@@ -136,7 +136,7 @@ def _read(path: Path) -> tuple[Prompts, bool]:
     is_json = path.suffix.lower() == ".json" or bool(re.match(r'\s*\{\s*["}]', text))
     found = _of_json(path, text) if is_json else _of_text(text)
     if half := next((prompt for prompt in found.all() if not is_text(prompt)), None):
-        raise ValueError(f"{path} has half a character in {half!a}; write that prompt anew")
+        raise ValueError(f"{path} has half a character in {half!a}; write that prompt again")
     return found, is_json
 
 

@@ -8,7 +8,7 @@ __all__ = [
     "COLOURS", "DROPPED", "FILLER", "JOINING", "NEAR_COLOURS", "OTHER_COLOURS", "OUTSIDE", "SHADES", "singulars",
 ]  # fmt: skip
 
-#: Colour words that are taken for one of the eight.
+#: Colour words that are read as one of the eight.
 NEAR_COLOURS = {
     word: colour
     for colour, near in {

@@ -28,7 +28,7 @@ LONGEST = max(map(len, OUTSIDE))
 OF_KINDS = ("embedded", "views")
 #: Things of a prompt that a message lists, at most.
 MOST = 4
-#: The remedies for what a prior does not know: another one that ships, where that knows it, and a larger one.
+#: The remedies for what a prior does not know: another bundled one, where that knows it, and a larger one.
 CHOSEN = "and is chosen where prior= is left out"
 LARGER = "for any other prompt choose a larger prior with prior=FOLDER"
 
@@ -261,7 +261,7 @@ def part_of(text: Sequence[str], known: Known) -> Part | None:
 
 
 def thing_of(prompt: str, parts: Sequence[Part], known: Known) -> tuple[str, list[tuple[str, str]]]:
-    """The name that the words left of a prompt stand for, and what was taken for something.
+    """The name that the words left of a prompt stand for, and what was mapped to something.
 
     What it is comes last in English: of "coffee mug" the mug, and of "car seat" no car.
 

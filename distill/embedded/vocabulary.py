@@ -93,7 +93,7 @@ def known(folder: Path) -> Known:
 def of_prior(name: str) -> Known | None:
     """Return the vocabulary of a prior, or None for a prior that takes any prompt.
 
-    Only those that ship and folders with a ``names.json`` have one.
+    Only the bundled ones and folders with a ``names.json`` have one.
 
     Args:
         name: the value of ``prior=``.

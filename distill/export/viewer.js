@@ -70,7 +70,7 @@ function normalsOf(position, indices) {
   return found;
 }
 
-// The inverse's transpose of the upper 3 x 3 part, but for its scale: what turns normals.
+// The inverse's transpose of the upper 3 x 3 part, except for its scale: what turns normals.
 function forNormals(m) {
   const minor = (r, c) => {
     const [r1, r2, c1, c2] = [(r + 1) % 3, (r + 2) % 3, (c + 1) % 3, (c + 2) % 3];

@@ -16,7 +16,7 @@ _INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 
 
 def in_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image:
-    """A picture of any mode as RGBA in sRGB (ICC.1:2022); without a profile, it is taken for sRGB.
+    """A picture of any mode as RGBA in sRGB (ICC.1:2022); without a profile, it is read as sRGB.
 
     Args:
         image: 8 bits a channel.
@@ -33,9 +33,7 @@ def in_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image
             plain = plain.convert("RGB")
         found = ImageCms.profileToProfile(plain, source, ImageCms.createProfile("sRGB"), _INTENT, "RGB")
     except (ImageCms.PyCMSError, OSError, ValueError) as error:
-        log.warning(
-            "the colour profile of %s cannot be used (%s); its colours are taken for sRGB", name, error
-        )
+        log.warning("the colour profile of %s cannot be used (%s); its colours are read as sRGB", name, error)
         return rgba
     assert found is not None  # it is only where a picture is changed in its place
     found.putalpha(rgba.getchannel("A"))

@@ -245,7 +245,7 @@ def prior(c: Conversion) -> None:
     if "zero123" in kind:
         c.say(
             G + "pretrained_model_name_or_path",
-            "the model of novel views is novel_view=FOLDER, in the layout of diffusers; without it, the one that ships",
+            "the model of novel views is novel_view=FOLDER, in the layout of diffusers; without it, the bundled one",
         )
         return
     said = str(c.get(G + "pretrained_model_name_or_path", GUIDANCE[kind].prior))

@@ -42,7 +42,7 @@ class Source:
         table: the things' table.
         size: height and width of pictures, pixels.
         fine: of silhouettes; the pack's have 64.
-        judge: folder of the judge that ranks captions, or None for one that ships.
+        judge: folder of the judge that ranks captions, or None for a bundled one.
     """
 
     archives: Path | None = None
@@ -149,7 +149,7 @@ def asked(prompt: str, source: Source = SHAPES) -> Asked:
 
 
 def judge_folder(source: Source, prompts: Iterable[str]) -> Path:
-    """Choose the judge of a source, by default the one that ships and knows the prompts: of the kinds, or of things as well.
+    """Choose the judge of a source, by default the bundled one that knows the prompts: of the kinds, or of things as well.
 
     Raises:
         ValueError: a prompt cannot be read.

@@ -33,7 +33,7 @@ def tangents(vertices: Floats, faces: Ints, uv: Floats, normals: Floats) -> Floa
     b, c = np.moveaxis(corners[:, 1:] - corners[:, :1], 1, 0)
     (bu, bv), (cu, cv) = (edge.T[..., None] for edge in np.moveaxis(flat[:, 1:] - flat[:, :1], 1, 0))
     mirrored = np.sign(bu * cv - cu * bv)
-    # dP/du and dP/dv, except for a factor above 0.
+    # dP/du and dP/dv, up to a factor above 0.
     along, up = mirrored * (b * cv - c * bv), mirrored * (c * bu - b * cu)
     normal = normals[faces].astype(np.float64)
     tangent = _unit(_rejected(along[:, None], normal))

@@ -98,7 +98,7 @@ def load_prior(
     """Load a frozen prior.
 
     Args:
-        name: one that ships (``embedded``, ``things``, ``views``), a local folder in the diffusers layout or a single file, a name
+        name: a bundled one (``embedded``, ``things``, ``views``), a local folder in the diffusers layout or a single file, a name
             that ``distill priors`` lists, or ``owner/repository@revision`` on the hub; safetensors only.
         device: where it runs.
         dtype: what its network computes in, except for its last layers, which compute in float32, or its name; by default what the

@@ -182,7 +182,7 @@ def find_novel_view(name: str | Path, embedded: Path) -> Source:
 
     Args:
         name: as above.
-        embedded: the folder of the model that ships.
+        embedded: the folder of the bundled model.
 
     Raises:
         ValueError: there is none, or it cannot be fetched, in one line with the remedy.

@@ -61,7 +61,7 @@ def generate(
     Args:
         prompt: what to make.
         output_dir: where its files go; by default a new folder under ``outputs``.
-        prior: the name of one, a folder in the diffusers layout, or a loaded prior; by default the one that ships and knows the
+        prior: the name of one, a folder in the diffusers layout, or a loaded prior; by default the bundled one that knows the
             prompt, ``embedded`` or ``things``.
         **options: as on the command line, e.g. ``iterations=600, guidance="sds", **{"guidance.scale": 10}``.
 
@@ -195,7 +195,7 @@ def _in_stages(
 def noting_training(config: DictConfig, folder: Path, job: Job) -> Iterator[Mapping[str, Any]]:
     """Note in a held folder's manifest how a run fails within the context; arguments as for ``carry_out``.
 
-    Gives what the manifest says of exports again, which it goes on to say.
+    Gives what the manifest says of later exports, which is kept.
 
     Raises:
         Collapsed: the run has collapsed before, and is watched still.

@@ -76,7 +76,7 @@ def noting(config: DictConfig, folder: Path) -> Iterator[None]:
     try:
         yield
     except (InUse, Interrupted):
-        raise  # what another run is at work on has not failed, nor has what is to go on
+        raise  # what another run is at work on has not failed, nor has what is to be resumed
     except Exception as error:  # a part of one's own fails in any way
         now = noted(folder)
         if now.get("state") != "collapsed" and not ("state" in now and now != before):

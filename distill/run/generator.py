@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 #: What describes a generator, in its folder, and the library that it learns.
 NAME, LIBRARY = "generator.json", "library.json"
-#: Prompts of a library that are said to be taken for something else, at most.
+#: Prompts of a library that are reported to be read as something else, at most.
 TOLD = 5
 #: The scene of one prompt.
 PLAIN = "distill.renderers.nerf.HashGridScene"

@@ -110,7 +110,7 @@ def caption_of(config: DictConfig) -> str:
 
 @lru_cache(maxsize=2)
 def _words(name: str) -> frozenset[str]:
-    """The words that a judge that ships was trained on."""
+    """The words that a bundled judge was trained on."""
     return frozenset(json.loads((SHIPPED[name] / "config.json").read_text("utf-8"))["vocabulary"])
 
 

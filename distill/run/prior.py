@@ -92,8 +92,8 @@ def check_prompt(config: DictConfig) -> str:
     """Refuse what the embedded prior cannot draw, before anything is loaded.
 
     Returns:
-        What the prompt, the source prompt and those of a mixture's terms are taken for, in one line; empty where they are taken as
-        they are.
+        What the prompt, the source prompt and those of a mixture's terms are read as, in one line; empty where they are
+        unchanged.
 
     Raises:
         ValueError: the prior does not know what one of them names, or is given cameras, and one of them has words of a view.

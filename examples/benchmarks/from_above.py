@@ -3,7 +3,7 @@
 Objects of held-out pairs of colour and kind, each in one picture from each elevation, which the model is told. The picture is
 cut out, centred and scaled as any user's is, and the ground truth is moved and scaled accordingly. The silhouettes of eight
 views that the model draws at 25 degrees are compared with the true ones, before any distillation.
-    python examples/benchmarks/from_above.py                                       # the model that ships
+    python examples/benchmarks/from_above.py                                       # the bundled model
     python examples/benchmarks/from_above.py --novel-view FOLDER --elevations 85 90 --objects brown-mug
     python examples/benchmarks/from_above.py --assets --output ~/from_above        # also three assets, in from_above.jpg
 """
@@ -111,7 +111,7 @@ def asset_of(
     """Make an asset, its elevation given; returns its figures, and the picture and three views: true, drawn, the asset's."""
     path = folder / f"{name}{elevation_deg:g}.png"
     rgb, surface = taken(pipeline, name, elevation_deg, path)
-    # The settings of the model that ships, for any folder.
+    # The settings of the bundled model, for any folder.
     given = {"image": str(path), "novel_view": str(novel_view), "preset": "embedded_image", "seed": 0}
     given["reference.azimuth_deg"] = AZIMUTH_DEG
     job = assemble(compose_config(as_overrides(given | {"reference.elevation_deg": elevation_deg})))

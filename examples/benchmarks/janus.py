@@ -129,7 +129,7 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "prior", nargs="?", default="views", help="a prior of four views that ships, or a folder"
+        "prior", nargs="?", default="views", help="the bundled prior of four views, or a folder"
     )
     parser.add_argument("--output", type=Path, default=Path("janus"))
     parser.add_argument(

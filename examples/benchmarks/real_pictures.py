@@ -186,7 +186,7 @@ def get(package: Package, folder: Path) -> None:
         else:
             with tarfile.open(path) as packed:
                 packed.extractall(place, filter="data")
-        # Renamed at last: a folder that an interruption left half full would be taken for all of it.
+        # Renamed at last: a folder that an interruption left half full would be used as if it were complete.
         os.replace(Path(place) / package.root, folder / package.root)
 
 

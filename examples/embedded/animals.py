@@ -5,7 +5,7 @@
     distill-views render animals renders --size 64 --distance 3.0 3.4 --fov 40 40 --elevation -5 50 --scale 1.7 1.7
     distill-views evaluate distill/embedded/novel_view renders evaluation --per-object 1 --steps 25 --scale 2
 
-They are under CC-BY-SA 3.0 (Wildfire Games and contributors). Nothing that ships is made from them.
+They are under CC-BY-SA 3.0 (Wildfire Games and contributors). Nothing bundled is made from them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fetch real, named, licensed objects (Debian's package of furniture for Sweet Home 3D) and write the table that ships.
+"""Fetch real, named, licensed objects (Debian's package of furniture for Sweet Home 3D) and write the bundled table.
 
     python examples/embedded/fetch_things.py ~/things                          # downloads the package with apt-get
     python examples/embedded/fetch_things.py ~/things --package FILE.deb       # has it already
@@ -212,7 +212,7 @@ def names_table(kept: list[things.Thing] | tuple[things.Thing, ...]) -> str:
 
 
 def check_complete(output: Path, kept: list[things.Thing]) -> None:
-    """Refuse to replace the tables that ship by those of fewer objects, such as of a folder with some of the archives.
+    """Refuse to replace the bundled tables by those of fewer objects, such as of a folder with some of the archives.
 
     Raises:
         ValueError: the output is theirs, and an object of them is missing.
@@ -221,7 +221,7 @@ def check_complete(output: Path, kept: list[things.Thing]) -> None:
     lost = [thing.id for thing in things.table() if thing.id not in found]
     if lost and output.resolve() == things.FOLDER.resolve():
         raise ValueError(
-            f"{len(lost)} of the {len(things.table())} objects of the tables that ship are not there, such as {lost[0]}; get the whole "
+            f"{len(lost)} of the {len(things.table())} objects of the bundled tables are not there, such as {lost[0]}; get the whole "
             "package, or give --output FOLDER for tables of what is there"
         )
 

@@ -1,6 +1,6 @@
 """Pictures of both halves of the embedded world for the judge: training batches, and true renders that it never saw.
 
-Cameras of the fresh renders of things are drawn again, from the true meshes; the pack's views train.
+Cameras of the fresh renders of things are newly drawn, from the true meshes; the pack's views train.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def of_pack(folder: Path) -> Half:
 
 
 def fresh_things(archives: Path, folder: Path, seed: int) -> Half:
-    """True renders of each thing from cameras drawn again, ``FRESH_EACH`` each, rendered once into ``folder``.
+    """True renders of each thing from newly drawn cameras, ``FRESH_EACH`` each, rendered once into ``folder``.
 
     Raises:
         ValueError: an archive is missing or a model cannot be read.

@@ -1,4 +1,4 @@
-"""Pictures of real objects for training: contact sheets to check by eye, and the pack that training reads.
+"""Pictures of real objects for training: contact sheets for visual inspection, and the pack that training reads.
 
     python examples/embedded/render_things.py sheets ~/things ~/things/sheets     # front, side, back, three quarters, top
     python examples/embedded/render_things.py pack ~/things ~/things/pack         # an interrupted run continues when started again

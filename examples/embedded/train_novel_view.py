@@ -1,4 +1,4 @@
-"""Train the embedded novel-view model end to end, from renders to the folder that ships, on a CPU or a GPU.
+"""Train the embedded novel-view model end to end, from renders to the bundled folder, on a CPU or a GPU.
 
     python examples/embedded/train_novel_view.py --work ~/novel_view                 # two to three hours on two CPU cores
     python examples/embedded/train_novel_view.py --work ~/novel_view --minutes 5     # so many minutes in all, on a GPU
@@ -7,7 +7,7 @@ The shapes of the world are rendered once and painted in the colours that are tr
 objects, in the layout of ``distill-views render``, ``--things`` the real objects of a pack, and ``--assemblies`` objects put together
 at random, from which it learns to turn what it does not know. Then ``distill.lab.novel_view`` trains with ``recipe=embedded``, or
 ``embedded-gpu``: a code that turns with the camera learns to draw thumbnails, and the embedded prior's UNet learns to draw
-views, told by it. The folder is written every minute, so that one is there whenever it stops; run it again to continue.
+views, conditioned on it. The folder is written every minute, so that one is there whenever it stops; run it again to continue.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ def started(
         unet: is changed.
         folder: the prior's.
         data: what is trained on.
-        text_side: a prior's folder whose encoder, aligned with the same data, is taken for the grown UNet.
+        text_side: a prior's folder whose encoder, aligned with the same data, is used with the grown UNet.
         text_updates: of the encoder, where it is aligned again.
     """
     state = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
@@ -221,7 +221,7 @@ def start(options: argparse.Namespace, data: Data) -> Run:
     run = Run.begin(unet, encoder, data.world.generator, device)
     if saved.exists():
         run.load(saved, device, data.tokens.tokenizer.get_vocab())
-        print(f"going on at {run.seen} images")
+        print(f"continuing at {run.seen} images")
     return run
 
 
@@ -283,7 +283,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--batch", type=int, default=16,
         help="pictures per update. Small batches leave a machine idle: with --compile, a CPU core trains on 51 pictures a second "
-        "with 16 and on 78 with 64; an H100, without, on 12,000 with 512. The default --peak-lr was chosen for 16; 0.0016 was taken for 512",
+        "with 16 and on 78 with 64; an H100, without, on 12,000 with 512. The default --peak-lr was chosen for 16; 0.0016 was used for 512",
     )  # fmt: skip
     parser.add_argument("--peak-lr", type=float, default=8e-4)
     add_timesteps(parser)
@@ -293,7 +293,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--text-side",
         type=Path,
-        help="a prior of the same things whose text encoder is taken for the grown one, instead of aligning it again",
+        help="a prior of the same things whose text encoder is used with the grown one, instead of aligning it again",
     )
     parser.add_argument(
         "--text-updates",
@@ -314,7 +314,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-minutes", type=float, default=4)
     parser.add_argument(
         "--output", type=Path,
-        help="prior's folder, rewritten at each save; without --things by default the one that ships",
+        help="prior's folder, rewritten at each save; without --things by default the bundled one",
     )  # fmt: skip
     options = parser.parse_args(words)
     check_options(parser, options)
@@ -332,7 +332,7 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         parser.error(f"--text-updates must be at least 1, got {options.text_updates}")
     if options.things and not options.output:
         parser.error(
-            "--things needs --output, the folder of the new prior: the one that ships is of the world alone"
+            "--things needs --output, the folder of the new prior: the bundled one is of the world alone"
         )
     if options.text_side and not (options.things and options.start):
         parser.error("--text-side is for --things with --start, where a prior of the world is grown")

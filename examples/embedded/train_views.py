@@ -124,7 +124,7 @@ def start(options: argparse.Namespace, data: Data) -> tuple[Run, Attention]:
     run = Run.begin(unet, encoder, data.pictures.generator, device)
     if saved.exists():
         run.load(saved, device, data.tokens.tokenizer.get_vocab(), weights_of(options.start))
-        print(f"going on at {run.seen} images")
+        print(f"continuing at {run.seen} images")
     return run, attention
 
 

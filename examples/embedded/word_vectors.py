@@ -164,7 +164,7 @@ def kept(rows: Sequence[str], vectors: NDArray[np.float32], names: Sequence[str]
 
 
 def cases() -> list[tuple[str, frozenset[str]]]:
-    """What people type, and the names that it may be taken for; none where it must be refused."""
+    """What people type, and the names that it may be mapped to; none where it must be refused."""
     with CASES.open(encoding="utf-8", newline="") as file:
         return [
             (row["given"], frozenset(filter(None, row["names"].split("|")))) for row in csv.DictReader(file)

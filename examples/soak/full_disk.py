@@ -133,7 +133,7 @@ def every_write(
             resumed += 1
         shutil.rmtree(
             folder, ignore_errors=True
-        )  # the next fails in its own place, not where this one went on
+        )  # the next fails in its own place, not where this one continued
         left += step
     if results(folder) != wanted:
         faults.append("the run that just found room has other bytes")

@@ -103,7 +103,7 @@ def judge_of(records: Sequence[Record]) -> Judge:
 
 
 def judge_name(folder: Path) -> str:
-    """Return what records say of a judge's folder: nothing for the one of the kinds, as always, and a name for the other that ships."""
+    """Return what records say of a judge's folder: nothing for the one of the kinds, as always, and a name for the other bundled one."""
     return next((name for name, shipped in _JUDGES.items() if shipped == folder), str(folder))
 
 

@@ -143,7 +143,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def spread(values: Sequence[float | None]) -> tuple[float, float] | None:
-    """Mean and standard error of what there is, taken for independent."""
+    """Mean and standard error of what there is, assumed to be independent."""
     found = [value for value in values if value is not None]
     if not found:
         return None

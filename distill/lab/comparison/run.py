@@ -148,7 +148,7 @@ def compare(
         output_dir: where cells, ``results.csv``, ``curves.csv``, ``claims.csv``, ``costs.json``, ``grid.png`` and
             ``report.html`` go.
         prior: a loaded prior shared by all cells, or a function that makes one for a prompt, such as
-            ``distill.embedded.exact.exact_prior``; by default the one that ships and knows the prompts.
+            ``distill.embedded.exact.exact_prior``; by default the bundled one that knows the prompts.
         iterations: of each cell, or with ``budget="calls"`` of the first method's: the others get as many
             as make the same number of network evaluations.
         budget: ``steps`` or ``calls``.
@@ -346,7 +346,7 @@ def measure_costs(root: Path, settings: Mapping[str, Mapping[str, Any]], prompt:
 
 
 def prior_name(prior: Prior | PriorOf | None, prompts: Iterable[str]) -> str:
-    """Return what a comparison's cells record of their prior: without one, the one that ships and knows the prompts."""
+    """Return what a comparison's cells record of their prior: without one, the bundled one that knows the prompts."""
     if prior is None:
         return prior_for(prompts)
     return prior.name if isinstance(prior, Prior) else prior.__name__

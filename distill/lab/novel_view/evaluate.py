@@ -172,7 +172,7 @@ def turned_as_asked(drawn: Tensor, views: Views, uid: str, target: int) -> dict[
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, and the ends of its 95% interval taken for normal; values that are not there (nan) do not count."""
+    """Mean, and the ends of its 95% interval, assumed to be normal; values that are not there (nan) do not count."""
     values = [value for value in values if not math.isnan(value)]
     if not values:
         return math.nan, math.nan, math.nan

@@ -105,7 +105,7 @@ def record_of(path: Path) -> dict[str, Any]:
 
 
 def refusal(folder: Path, record: dict[str, Any]) -> str | None:
-    """Why an object's folder cannot be taken for one of a mesh; None if it can, or does not say what it was made of."""
+    """Why an object's folder cannot be used as one of a mesh; None if it can, or does not say what it was made of."""
     try:
         before = json.loads((folder / RECORD).read_text("utf-8"))
         same = all(before[key] == record[key] for key in ("sha256", "beside"))

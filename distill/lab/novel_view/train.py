@@ -1,6 +1,6 @@
 """Train a novel-view model: ``accelerate launch -m distill.lab.novel_view.train data=RENDERS encoder=FOLDER recipe=paper``.
 
-It trains the design of Zero-1-to-3 and Efficient-3DiM, and with ``code=true`` that of the model that ships: first a code that
+It trains the design of Zero-1-to-3 and Efficient-3DiM, and with ``code=true`` that of the bundled model: first a code that
 turns with the camera, then the UNet, which is told of it.
 
 Which pairs, timesteps, noise and dropped conditions a sample gets follows from the seed and its running number alone, so

@@ -77,7 +77,7 @@ def validate(
 def measure_samples(
     config: TrainConfig, pipeline: NovelViewPipeline, pairs: Sequence[Pair], path: Path, rows: int = 8
 ) -> dict[str, float]:
-    """Draw pairs' targets, with few steps, and say how far off they are; the first continue a sheet: input, truth, sample."""
+    """Draw pairs' targets, with few steps, and say how far off they are; the first appear on a sheet: input, truth, sample."""
     from PIL import Image
 
     from distill.lab.novel_view.evaluate import perceptual

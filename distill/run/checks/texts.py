@@ -50,7 +50,7 @@ def check_characters(values: Mapping[str, Any]) -> None:
     for name, text in {**given, **views}.items():
         if text and not is_text(text):
             raise ValueError(
-                f"{name} has bytes that are no text in UTF-8: {text!a}; write it anew, in a terminal that is set to UTF-8"
+                f"{name} has bytes that are no text in UTF-8: {text!a}; write it again, in a terminal that is set to UTF-8"
             )
 
 

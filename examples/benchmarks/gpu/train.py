@@ -1,4 +1,4 @@
-"""Train what ships, on a GPU, for so many minutes in all; run again to continue.
+"""Train the bundled models on a GPU, for so many minutes in all; run again to continue.
 
     python examples/benchmarks/gpu/train.py prior --minutes 8 --work build/gpu-train/prior
     python examples/benchmarks/gpu/train.py views --minutes 8
