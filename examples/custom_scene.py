@@ -1,4 +1,4 @@
-"""A scene of one's own in one file, and an asset made with it: coloured soft spheres.
+"""A custom scene in one file, and an asset made with it: coloured soft spheres.
 
     python examples/custom_scene.py "a red mug" scene.count=300 iterations=200
 

@@ -1,4 +1,4 @@
-"""A timestep law of one's own in one file, and an asset made with it: timesteps that fall along a cosine.
+"""A custom timestep law in one file, and an asset made with it: timesteps that fall along a cosine.
 
     python examples/custom_timesteps.py "a red mug" timesteps.power=2 iterations=200
 

@@ -30,7 +30,7 @@ def words(caption: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def articles() -> dict[str, str]:
-    """Every name of both halves, the world's kinds first, with its indefinite article, which is empty for some."""
+    """Every name of kinds and real objects, the kinds first, with its indefinite article, which is empty for some."""
     kinds = {kind: things.article_of(kind) for kind in world.KINDS}
     return kinds | {thing.name: thing.article for thing in sorted(things.table(), key=lambda one: one.name)}
 

@@ -66,7 +66,7 @@ def _image_tower(channels: tuple[int, int, int], depths: tuple[int, int, int]) -
 
 
 def vocabulary() -> list[str]:
-    """Every word of the captions of both halves, sorted; a word's index here is one less than its number."""
+    """Every word of the captions of kinds and real objects, sorted; a word's index here is one less than its number."""
     pairs = [("mug", colour, view) for colour in world.COLOURS for view in world.VIEWS]
     phrasings = [
         captions.write(*said, template)
@@ -182,7 +182,7 @@ class ImageTower(nn.Module):
 
 
 def readable(judge: Judge) -> tuple[captions.Meaning, ...]:
-    """What the captions say that a judge has words for: those of both halves, or of the kinds alone for one trained on these."""
+    """What the captions say that a judge has words for: those of kinds and real objects, or of the kinds alone for one trained on these."""
     named = {name for name in captions.articles() if all(word in judge.number for word in words(name))}
     return tuple(meaning for meaning in captions.meanings() if meaning[0] in named)
 

@@ -45,7 +45,7 @@ RESOLVERS: dict[str, Callable[..., Any]] = {
 
 @contextmanager
 def resolvers() -> Iterator[None]:
-    """Have its resolvers for as long as the context lasts; a resolver of one's own of the same name stays."""
+    """Have its resolvers for as long as the context lasts; a custom resolver of the same name stays."""
     own = [name for name in RESOLVERS if not OmegaConf.has_resolver(name)]
     for name in own:
         OmegaConf.register_new_resolver(name, RESOLVERS[name])

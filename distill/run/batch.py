@@ -299,7 +299,7 @@ def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior, desk: De
         return _failed(prompt, other, other.folder)
     except Interrupted:
         raise
-    except Exception as error:  # a part of one's own fails in any way
+    except Exception as error:  # a custom part fails in any way
         if not isinstance(error, (ValueError, OSError, RuntimeError)):
             log.error("%s: where it failed", prompt, exc_info=error)
         return _failed(prompt, error, folder)

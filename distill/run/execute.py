@@ -210,7 +210,7 @@ def noting_training(config: DictConfig, folder: Path, job: Job) -> Iterator[Mapp
         yield before
     except Interrupted:
         raise
-    except Exception as error:  # a loss of one's own fails in any way
+    except Exception as error:  # a custom loss fails in any way
         seconds = {"train": seconds_before(folder / "metrics.jsonl", job.state.step)}
         note(folder, {**outline(config, job), **before, "step": job.state.step, "seconds": seconds}, error)
         raise

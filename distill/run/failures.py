@@ -77,7 +77,7 @@ def noting(config: DictConfig, folder: Path) -> Iterator[None]:
         yield
     except (InUse, Interrupted):
         raise  # what another run is at work on has not failed, nor has what is to be resumed
-    except Exception as error:  # a part of one's own fails in any way
+    except Exception as error:  # a custom part fails in any way
         now = noted(folder)
         if now.get("state") != "collapsed" and not ("state" in now and now != before):
             note(folder, {"prompt": config.prompt, "seed": config.seed}, error)

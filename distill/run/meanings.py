@@ -59,7 +59,7 @@ def of_owner(function: object) -> dict[str, str]:
 
 
 def meaning_of(option: str, config: DictConfig) -> str:
-    """What an option of a configuration means; empty where nothing says it, such as an option of a part of one's own.
+    """What an option of a configuration means; empty where nothing says it, such as an option of a custom part.
 
     Args:
         option: its dotted name.

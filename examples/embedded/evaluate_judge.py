@@ -1,4 +1,4 @@
-"""Evaluate the judge on true renders that it never saw, of both halves of the embedded world, and say what it confuses.
+"""Evaluate the judge on true renders that it never saw, of kinds and real objects, and say what it confuses.
 
     python examples/embedded/evaluate_judge.py --work ~/judge --archives ~/things --beside OLDER
 

@@ -178,7 +178,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--pack", type=Path, help="folder of the pictures of things: samples of them too")
     parser.add_argument(
-        "--judge", type=Path, help="folder of another judge of things than the bundled one, for --pack"
+        "--judge", type=Path, help="folder of another judge than the bundled `things`, for --pack"
     )
     parser.add_argument(
         "--no-judge", action="store_true", help="only of things, and only what they are nearest to"

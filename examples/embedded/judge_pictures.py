@@ -1,4 +1,4 @@
-"""Pictures of both halves of the embedded world for the judge: training batches, and true renders that it never saw.
+"""Pictures of kinds and real objects for the judge: training batches, and true renders that it never saw.
 
 Cameras of the fresh renders of things are newly drawn, from the true meshes; the pack's views train.
 """
@@ -27,7 +27,7 @@ TOGETHER = 2
 WITH_VIEW, WITH_COLOUR, IN_A_COLOUR = 0.4, 0.85, 0.5
 #: An index of colours and of views that stands for none.
 NONE = -1
-#: Pictures of each thing that are rendered again, and the seed of what is fresh in both halves.
+#: Pictures of each thing that are rendered again, and the seed of what is fresh of both.
 FRESH_EACH, FRESH_SEED = 4, 20_000_000
 
 
@@ -238,7 +238,7 @@ def overhead_often(half: Half, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 class Source:
-    """Draws pictures of both halves: kinds evenly, and names of things by the square root of how many pictures they have.
+    """Draws pictures of both: kinds evenly, and names of things by the square root of how many pictures they have.
 
     Args:
         kinds: the half of kinds.

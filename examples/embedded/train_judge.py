@@ -1,6 +1,6 @@
 """Train the judge: a contrastive image-text model of the embedded world that is used for evaluation only.
 
-It is trained on every pair of colour and name of both halves, including those held out from the prior, with other shapes of the world's
+It is trained on every pair of colour and name, of kinds and real objects, including those held out from the prior, with other shapes of the world's
 kinds. Blur, shifts, recolouring and noise imitate the renders of an optimised scene. ``--things`` names the pack that
 ``render_things.py pack`` makes; ``--start`` names an earlier judge's folder, whose weights are its first.
 

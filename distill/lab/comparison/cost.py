@@ -2,7 +2,7 @@
 
 python -m distill.lab.comparison.cost '{"guidance": "asd"}' "a red mug" MODULE...
 
-The modules are those in which parts of one's own are registered.
+The modules are those in which custom parts are registered.
 """
 
 from __future__ import annotations

@@ -433,7 +433,7 @@ def run_cell(
     except (OutOfMemory, OSError):
         raise  # of the machine; the cell is made when there is room
     except Exception as error:
-        # A loss of one's own fails in any way, and the others are compared all the same.
+        # A custom loss fails in any way, and the others are compared all the same.
         whole, said = False, (str(error).splitlines() or [""])[0]
         record["error"] = f"{type(error).__name__}: {said}"
     if unmeasured:
