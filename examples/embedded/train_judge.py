@@ -8,10 +8,10 @@ An interrupted run continues when started again:
 
     python examples/embedded/train_judge.py --work ~/judge --things ~/things/pack --images 900000 --output ~/judge/weights
 
-Two judges ship. That of things was made by ``--minutes 4.8 --batch 256 --channels 64 128 320 --peak-lr 2e-3`` on a GPU, and trained further on a
-CPU with more residual layers, by ``--start FIRST --depths 2 2 2 --share 0.25 --batch 128 --peak-lr 1.2e-3 --minutes 75``. That of the kinds was
-made by this script before it read things: 240,000 pictures of the kinds, in batches of 128 with four pictures of each pair and a peak learning
-rate of 0.002.
+Two judges are bundled. That of real objects was made by ``--minutes 4.8 --batch 256 --channels 64 128 320 --peak-lr 2e-3`` on a GPU, and trained
+further on a CPU, first with more residual layers by ``--start FIRST --depths 2 2 2 --share 0.25 --batch 128 --peak-lr 1.2e-3 --minutes 75``, then
+by ``--start SECOND --share 0.2 --batch 128 --peak-lr 1e-3 --minutes 110 --threads 1``. That of the kinds was made before this script read real objects:
+240,000 pictures of the kinds, in batches of 128 with four pictures of each pair and a peak learning rate of 0.002.
 """
 
 from __future__ import annotations
