@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from distill import cli
 from distill.arguments import split_prompt
 from distill.run import sweep
+from distill.samplers import timesteps
 
 
 def is_here(package: str) -> bool:
@@ -213,3 +216,27 @@ def test_the_queue_of_a_cluster_takes_options_of_runs_after_its_own(
     words = [str(tmp_path / "list.txt"), "--workers", "2", "iterations=400", "render.size=7.5"]
     assert ray_prompts.main(words) == 2
     assert "render.size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("home", ["__main__", __name__])
+def test_a_launchers_processes_are_given_no_part_that_the_script_itself_registers(
+    home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a module, they import it; in this process, the script's own is known."""
+
+    def early(prior: Any, *, t_max: float = 1.0) -> Any: ...
+
+    early.__module__, early.__qualname__ = home, "early"
+    monkeypatch.setattr(sys.modules[home], "early", early, raising=False)
+    monkeypatch.setattr(timesteps, "_registered", {})
+    timesteps.register(early)
+    jobs = [["prompt=a red mug", "timesteps=early", f"seed={seed}"] for seed in (0, 1)]
+    sweep.check_jobs(jobs, (), here=True)
+    if home == "__main__":
+        with pytest.raises(
+            ValueError,
+            match=r"^job 1 of 2 .*timesteps=early is registered by the script itself, .*; no job was started",
+        ):
+            sweep.check_jobs(jobs, (), here=False)
+    else:
+        sweep.check_jobs(jobs, (), here=False)

@@ -28,6 +28,7 @@ from distill.run.mistakes import one_line
 from distill.run.overrides import quote_text
 from distill.run.plugins import register
 from distill.run.queue import divide
+from distill.run.schema import PARTS
 from distill.run.staging import check_priors
 
 #: Several names or paths for one option, whose jobs are to differ in it; a text with anything else in it is one value.
@@ -159,6 +160,8 @@ def check_jobs(jobs: Sequence[Sequence[str]], folders: Sequence[str], here: bool
             config = compose_config(words, folders)
             if here:
                 check_inputs(config, words, folders)
+            else:
+                check_parts(config)
             if config.output_dir and (config.prompts is None or amortised(config)):
                 if (folder := user_path(config.output_dir).resolve()) in taken:
                     raise ValueError(
@@ -170,6 +173,21 @@ def check_jobs(jobs: Sequence[Sequence[str]], folders: Sequence[str], here: bool
             raise ValueError(
                 f"job {number} of {len(jobs)} of the sweep ({' '.join(own)}): {error}; no job was started"
             ) from error
+
+
+def check_parts(config: DictConfig) -> None:
+    """Check that a job in another process finds its parts.
+
+    Raises:
+        ValueError: the script itself registers one, which that process does not run.
+    """
+    for group in PARTS:
+        module, _, name = str(config[group]._target_).rpartition(".")
+        if module == "__main__":
+            raise ValueError(
+                f"{group}={name.lower()} is registered by the script itself, which a launcher's processes do not run; register it in a "
+                "module that the script imports, or leave out hydra/launcher="
+            )
 
 
 def check_inputs(config: DictConfig, words: Sequence[str], folders: Sequence[str]) -> None:
