@@ -276,7 +276,7 @@ def thing_of(prompt: str, parts: Sequence[Part], known: Known) -> tuple[str, lis
     said = [part.given for part in parts]
     name, given, first = None, said[-1], len(parts) - 1
     # The table of words has no longer phrases: to look for each end of a prompt of n words costs n² characters.
-    for start in range(max(0, len(parts) - words.table().longest), len(parts)):
+    for start in range(max(0, len(parts) - words.LONGEST), len(parts)):
         phrase = " ".join(said[start:])
         if start == len(parts) - 1 and parts[-1].role == "name":
             name = parts[-1].value

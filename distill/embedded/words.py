@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 FOLDER = Path(__file__).with_suffix("")
 LIST, BROADER, VECTORS = "words.txt", "broader.txt", "vectors.safetensors"
+#: Words of the longest phrase in the table.
+LONGEST = 5
 #: The least cosine to a name that a word is mapped to; chosen on one half of ``examples/embedded/word_cases.csv``.
 NEAR = 0.6
 
@@ -31,14 +33,12 @@ class Table:
             empty for what is none.
         vectors: directions, int8, shape ``[words, dimensions]``.
         broader: of some words the names that they mean, or are a kind of, the nearest first.
-        longest: words of its longest phrase.
     """
 
     index: dict[str, int]
     letters: tuple[str, ...]
     vectors: NDArray[np.int8]
     broader: dict[str, tuple[str, ...]]
-    longest: int
 
 
 @lru_cache(maxsize=1)
@@ -48,14 +48,11 @@ def table() -> Table:
 
     rows = [line.partition("\t") for line in (FOLDER / LIST).read_text("utf-8").splitlines()]
     pairs = (line.split("\t") for line in (FOLDER / BROADER).read_text("utf-8").splitlines())
-    index = {word: at for at, (word, _, _) in enumerate(rows)}
-    broader = {word: tuple(names.split("|")) for word, names in pairs}
     return Table(
-        index,
+        {word: at for at, (word, _, _) in enumerate(rows)},
         tuple(letter for *_, letter in rows),
         load_file(FOLDER / VECTORS)["vectors"],
-        broader,
-        max(len(phrase.split()) for phrase in (*index, *broader)),
+        {word: tuple(names.split("|")) for word, names in pairs},
     )
 
 
