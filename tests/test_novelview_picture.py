@@ -113,8 +113,11 @@ def profile(space: bytes) -> bytes:
     if space == b"GRAY":
         tags[b"kTRC"] = linear
     else:
-        for name, xyz in primaries.items():
-            tags |= {f"{name}XYZ".encode(): b"XYZ " + bytes(4) + numbers(*xyz), f"{name}TRC".encode(): linear}
+        for colour, xyz in primaries.items():
+            tags |= {
+                f"{colour}XYZ".encode(): b"XYZ " + bytes(4) + numbers(*xyz),
+                f"{colour}TRC".encode(): linear,
+            }
     table, body, begin = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
     for name, value in tags.items():
         table += name + struct.pack(">II", begin + len(body), len(value))
@@ -142,7 +145,8 @@ def test_a_pictures_colours_are_those_of_its_profile(tmp_path: Path, name: str, 
         else Image.fromarray(rgba).convert(mode)
     )
     grey = mode in "LA"
-    stored.save(tmp_path / name, icc_profile=profile(b"GRAY" if grey else b"RGB "), **({"lossless": True} if "webp" in name else {}))  # fmt: skip
+    options: dict[str, Any] = {"lossless": True} if "webp" in name else {}
+    stored.save(tmp_path / name, icc_profile=profile(b"GRAY" if grey else b"RGB "), **options)
     expected = shown(np.asarray(stored.convert("RGBA"))[..., :3])
     expected = expected if grey else expected[..., [1, 2, 0]]  # red is stored as blue, green as red
     found = np.asarray(read_rgba(tmp_path / name))

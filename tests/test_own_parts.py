@@ -15,6 +15,7 @@ from test_run import OPTIONS
 import distill
 from distill import guidance
 from distill.cameras import orbit
+from distill.contracts import Learner
 from distill.files.checkpoint import load_checkpoint
 from distill.guidance import made_for_prior, terms
 from distill.lab.comparison.cost import measure_cost
@@ -49,8 +50,7 @@ def falling(prior: Any, *, power: float = 1.0) -> Any:
 def above(*, elevation: float = 30.0) -> Any:
     def sample(progress: float, batch: int, generator: torch.Generator) -> Any:
         turned = 360 * torch.rand(batch, generator=generator)
-        flat = [torch.full((batch,), value) for value in (elevation, 3.0, 40.0)]
-        return orbit(turned, *flat, torch.zeros(batch, 3))
+        return orbit(turned, torch.full((batch,), elevation), 3.0, 40.0, torch.zeros(batch, 3))
 
     return sample
 
@@ -195,6 +195,7 @@ def test_a_mixture_gives_each_learner_a_folder_to_save_in(tmp_path: Path) -> Non
     guidance.register(Averaging)
     prior = distill.load_prior("embedded")
     made = guidance.mix.mix(prior, torch.Generator(), terms=[{"loss": "sds"}, {"loss": "averaging"}])
+    assert isinstance(made, Learner)
     made.save(tmp_path)
     assert json.loads((tmp_path / "term-1/size.json").read_text()) == 1
 

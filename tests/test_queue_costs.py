@@ -100,10 +100,7 @@ def test_the_doctor_composes_a_list_once(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_run_of_one_stage_is_planned_without_composing_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """To the settings that composing gives, and apart from the run's own."""
     configs = [compose_config(["prompt=a red mug", *words]) for words in ([], ["stages=[field]", "seeds=3"])]
-    again = [
-        OmegaConf.merge(OmegaConf.structured(Config), {**OmegaConf.to_container(config), "stages": []})
-        for config in configs
-    ]
+    again = [OmegaConf.merge(OmegaConf.structured(Config), config, {"stages": []}) for config in configs]
     monkeypatch.setattr(OmegaConf, "merge", lambda *_: pytest.fail("composed again"))
     for config, wanted in zip(configs, again, strict=True):
         (alone,) = plan(config, Path("out"))

@@ -180,11 +180,12 @@ def test_a_weighting_is_checked_where_it_is_registered(monkeypatch: pytest.Monke
     def of_t(t: Any) -> Any: ...
 
     before = dict(WEIGHTINGS)
-    for part, said in (
+    wrong: tuple[tuple[Any, str], ...] = (
         (lambda alpha, sigma: sigma, "a weighting must be a function or a class with a name"),
         (fantasia3d, "the name fantasia3d is taken; give your weighting another"),
         (of_t, r"a weighting must take \(alpha, sigma\), .*; of_t takes \(t\)"),
-    ):
+    )
+    for part, said in wrong:
         with pytest.raises(ValueError, match=said):
             guidance.register_weighting(part)
     assert before == WEIGHTINGS

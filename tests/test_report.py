@@ -346,7 +346,9 @@ def test_a_colour_is_shown_alike_as_texture_factor_and_colours_of_vertices(tmp_p
     linear = np.where(shade / 255 <= 0.04045, shade / 255 / 12.92, ((shade / 255 + 0.055) / 1.055) ** 2.4)
     ball = trimesh.creation.icosphere(subdivisions=3)
     uv, pixels = np.full((len(ball.vertices), 2), 0.5), np.tile(shade, (2, 2, 1))
-    mesh = Mesh(np.float32(ball.vertices), ball.faces, np.float32(ball.vertex_normals))
+    mesh = Mesh(
+        np.asarray(ball.vertices, np.float32), ball.faces, np.asarray(ball.vertex_normals, np.float32)
+    )
     coloured = replace(mesh, colours=np.tile(np.float32(shade / 255), (len(uv), 1)))
     seen = []
     for name in ("texture", "vertices", "factor"):
@@ -361,7 +363,7 @@ def test_a_colour_is_shown_alike_as_texture_factor_and_colours_of_vertices(tmp_p
                 set_factor(material, [*linear.tolist(), 1.0])
             shape = trimesh.Trimesh(ball.vertices, ball.faces, process=False)
             shape.visual = TextureVisuals(uv=uv, material=material)
-            (folder / "mesh.glb").write_bytes(shape.export(file_type="glb", include_normals=True))
+            shape.export(folder / "mesh.glb", include_normals=True)
         page = write_report(folder)
         flags = ["--headless", "--no-sandbox", "--enable-unsafe-swiftshader", "--use-gl=angle", "--use-angle=swiftshader",
                  "--disable-dev-shm-usage", "--force-prefers-reduced-motion", "--virtual-time-budget=4000",

@@ -210,4 +210,4 @@ def test_a_phrase_of_several_words_is_found_at_the_end_of_any_prompt(before: int
 
 def test_no_phrase_of_the_table_is_longer_than_it_says() -> None:
     own = words.table()
-    assert words.LONGEST == max(each.count(" ") + 1 for each in [*own.index, *own.broader])
+    assert max(each.count(" ") + 1 for each in [*own.index, *own.broader]) == words.LONGEST

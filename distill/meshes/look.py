@@ -58,7 +58,7 @@ def colours_of(mesh: trimesh.Trimesh, known: Known) -> tuple[Look, bool]:
 
 def _tint(mesh: trimesh.Trimesh) -> Floats | None:
     """The linear colours of the corners of a glTF mesh, shape ``[f, 3, 3]``; None where its vertices have none."""
-    found = mesh.vertex_attributes.get(COLOURS)
+    found: Any = mesh.vertex_attributes.get(COLOURS)
     if found is None or len(found) != len(mesh.vertices):
         return None
     return np.asarray(found[:, :3][mesh.faces], np.float32)

@@ -65,7 +65,7 @@ def _without_materials(path: Path) -> trimesh.Scene:
     if b" diffuse_red" not in head or b" red" in head:
         return trimesh.load_scene(path, process=False)
     stream: Any = BytesIO(re.sub(rb" diffuse_(red|green|blue)\b", rb" \1", head) + end + rest)
-    return trimesh.load_scene(stream, file_type="ply", resolver=FilePathResolver(path), process=False)
+    return trimesh.load_scene(stream, file_type="ply", resolver=FilePathResolver(str(path)), process=False)
 
 
 def _with_materials(path: Path, keep: frozenset[str], begin: bool) -> tuple[trimesh.Scene, Library]:
