@@ -205,6 +205,19 @@ def test_several_material_files_on_one_line_are_read(tmp_path: Path) -> None:
     assert found == {"red one": (True, [1, 0, 0]), "blue": (True, [0, 0, 1])}
 
 
+def test_a_material_that_no_file_has_is_named_where_its_colour_is_needed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "red.mtl").write_text("newmtl red one\nKd 1 0 0\n")
+    red_and_blue(tmp_path / "m.obj", "mtllib red.mtl")
+    caplog.clear()
+    reading(tmp_path / "m.obj")
+    assert not caplog.messages
+    reading(tmp_path / "m.obj", init_texture=True)
+    (said,) = caplog.messages
+    assert said.endswith("m.obj uses the material blue, which red.mtl does not have; its faces begin grey")
+
+
 def test_a_material_file_that_is_not_there_is_refused_only_where_it_is_needed(tmp_path: Path) -> None:
     found = red_and_blue(tmp_path / "m.obj", "mtllib gone.mtl")
     assert len(found) == 2 and not any(coloured for coloured, _ in found.values())

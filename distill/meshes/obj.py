@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +14,8 @@ from trimesh.visual import TextureVisuals
 
 from distill.meshes.mtl import NAME, Library, library_of, named_as, plain_obj, shares, text_in
 from distill.meshes.surface import Unfit
+
+log = logging.getLogger(__name__)
 
 
 def load_obj(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
@@ -96,6 +99,13 @@ def _with_materials(path: Path, keep: frozenset[str], begin: bool) -> tuple[trim
         raise Unfit(
             f"{option} needs the material file {library.lost[0]}, which {path} names and which is not there; put it there, or leave the "
             "option out"
+        )
+    if begin and without and library.files and not coloured:
+        log.warning(
+            "%s uses the material %s, which %s does not have; its faces begin grey",
+            path,
+            without[0],
+            library.files[0].name,
         )
     return scene, library
 
