@@ -99,9 +99,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         check_learner(prior, picture, ranks)
     settings = make_settings(config)
     if picture and picture.drawn:
-        until = config.reference.start_until
-        cameras = views_first(cameras, picture.drawn.cameras, until)
-        guidance = asked_later(guidance, until)
+        cameras, guidance = started(picture.drawn.cameras, config.reference.start_until, cameras, guidance)
     render = partial(make_renderer, config, scene, settings.penalties, picture, prior.views)
     return Job(
         state=State(scene, optimiser, generator, learner=learner),
@@ -120,6 +118,13 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         ranks=ranks,
         conversion=conversion,
     )
+
+
+def started(
+    views: Cameras, until: float, cameras: CameraSampler, guidance: Guidance
+) -> tuple[CameraSampler, Guidance]:
+    """Cameras and loss of a run that is first fitted to drawn views, up to a fraction of it."""
+    return views_first(cameras, views, until), asked_later(guidance, until)
 
 
 def sampler_of(config: DictConfig, part: str, **bound: Any) -> Any:
