@@ -68,7 +68,7 @@ class SdfScene(nn.Module):
         width: width of the shell in which the opacity rises, at the beginning and at the end of training, with a constant ratio from
             step to step; scene units, see ``optical_depth``.
         geometry: fractions of training between which the shape is trained; ``[0, 0]`` freezes it.
-        texture: fractions of training between which the albedo is trained; ``[0, 0]`` freezes it.
+        texture: fractions of training between which the albedo and a learned background are trained; ``[0, 0]`` freezes them.
         march_steps: steps along the cube's diagonal, which determines the step length.
         occupancy_resolution: cells along an axis; those that the shell does not touch are skipped.
         occupancy_every: training steps between updates of these cells.
@@ -314,8 +314,9 @@ class SdfScene(nn.Module):
     def backdrop(
         self, directions: Tensor, generator: torch.Generator | None = None, together: int = 1
     ) -> Tensor:
-        """Return the background colour, see ``HashGridScene.backdrop``."""
-        return self.colours.backdrop(directions, generator, together)
+        """Return the background colour, see ``HashGridScene.backdrop``; a learned one is trained with the albedo."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains("texture")):
+            return self.colours.backdrop(directions, generator, together)
 
 
 def _beyond(points: Tensor) -> Tensor:

@@ -263,8 +263,10 @@ def test_penalties_of_a_ball(generator: torch.Generator | None) -> None:
     )  # towards the camera
 
 
-def test_shape_and_texture_are_trained_in_their_times() -> None:
-    scene = SdfScene(**SMALL, resolution=16, geometry=(0.0, 0.5), texture=(0.5, 1.0), occupancy_resolution=8)
+@pytest.mark.parametrize(("background", "behind"), [("white", set()), ("learned", {"background"})])
+def test_shape_and_texture_are_trained_in_their_times(background: str, behind: set[str]) -> None:
+    times: dict[str, Any] = {"geometry": (0.0, 0.5), "texture": (0.5, 1.0)}
+    scene = SdfScene(**SMALL, **times, resolution=16, background=background, occupancy_resolution=8)
     optimiser, g = make_optimiser(scene), torch.Generator().manual_seed(0)
 
     def moved(progress: float, shading: str) -> set[str]:
@@ -282,7 +284,7 @@ def test_shape_and_texture_are_trained_in_their_times() -> None:
 
     assert moved(0.0, "normals") == {"geometry"}
     assert moved(0.49, "lambertian") == {"geometry"}
-    assert moved(0.5, "albedo") == {"encoding", "mlp"}
+    assert moved(0.5, "albedo") == {"encoding", "mlp"} | behind
     assert "geometry" not in moved(0.9, "normals")  # shows nothing that is trained, and does not fail
     assert scene.width == pytest.approx(0.015 * (1 / 3) ** 0.9)
     gaps: list[dict[str, Any]] = [
