@@ -240,6 +240,18 @@ def test_scales_follow_each_loss_s_convention(converted: Any, kind: str, perp: b
     assert kind in GUIDANCE
 
 
+def test_a_lora_has_its_rate_from_the_first_step_on(converted: Any) -> None:
+    text = changed(TEXT, system__guidance_type="stable-diffusion-vsd-guidance")
+    config, notes = converted(text)
+    assert (config.guidance.warmup, config.guidance.learning_rate) == (0, 1e-4)
+    assert "guidance.lr" not in notes
+    params = {"geometry": {"lr": 0.01}, "guidance": {"lr": 0.0002}}
+    text = changed(text, system__optimizer__params=params)
+    config, notes = converted(text)
+    assert (config.guidance.warmup, config.guidance.learning_rate) == (0, 2e-4)
+    assert "system.optimizer.params.guidance.lr: the LoRA's AdamW has torch's betas and eps" in notes
+
+
 def threestudio_value(value: list[float], step: int) -> float:
     """A four-number list at a step, by its definition."""
     begin, start, end, until = value

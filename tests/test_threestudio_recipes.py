@@ -115,8 +115,9 @@ CASES = [
     ("hifa", "sd-2.1-base", PLAIN.format(**PIXELS)),
     ("scaledreamer", "sd-2.1-base", PLAIN.format(**ASYNCHRONOUS)),
 ]
-#: What a recipe leaves as it is: renders are encoded to the VAE's mode. ``four`` is what ``auto`` means with these priors.
-APART = {"prior_options.vae_sample", "view_words"}
+#: What a recipe leaves as it is: renders are encoded to the VAE's mode. ``four`` is what ``auto`` means with these priors. VSD's LoRA
+#: has the warm-up of its authors, and none in threestudio.
+APART = {"prior_options.vae_sample", "view_words", "guidance.warmup"}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

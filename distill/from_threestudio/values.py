@@ -169,14 +169,25 @@ def guidance(c: Conversion) -> None:
             "guidance.average": True,
         }
         c.say("system.guidance_type", "its loss is a mean over pixels, and its inversion goes in strides")
-    if loss == "vsd" and LR + "guidance.lr" in c.values:
-        c.options["guidance.learning_rate"] = c.number(LR + "guidance.lr", 1e-4)
-    if loss == "vsd" and c.get(G + "pretrained_model_name_or_path_lora"):
-        c.say(G + "pretrained_model_name_or_path_lora", "no counterpart: the LoRA is in the prior itself")
+    if loss == "vsd":
+        copy(c)
     if loss == "csd":
         classifier(c, kind, perp)
     if loss == "asd":
         asynchronous(c, perp)
+
+
+def copy(c: Conversion) -> None:
+    """Variational score distillation: how its LoRA is trained."""
+    c.options["guidance.warmup"] = 0
+    if LR + "guidance.lr" in c.values:
+        c.options["guidance.learning_rate"] = c.number(LR + "guidance.lr", 1e-4)
+        c.say(
+            LR + "guidance.lr",
+            "the LoRA's AdamW has torch's betas and eps, and not those of the scene's optimiser",
+        )
+    if c.get(G + "pretrained_model_name_or_path_lora"):
+        c.say(G + "pretrained_model_name_or_path_lora", "no counterpart: the LoRA is in the prior itself")
 
 
 def loss_of(c: Conversion) -> str:
