@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from tiny_pipelines import make
 
 import distill
+from distill.arguments import split_prompt
 from distill.files.checkpoint import load_checkpoint
 from distill.priors.diffusion import DiffusionPrior
 from distill.run.amortise import amortise
@@ -144,6 +146,39 @@ def test_a_recipe_is_for_the_hash_grid_and_the_command_line_wins() -> None:
     assert compose_config([*words, "scene=image", "view_words=none"]).iterations == 10_000
     config = compose_config([*words, "iterations=3", "penalties.sparsity=2", "scene.background=white"])
     assert (config.iterations, config.penalties.sparsity, config.scene.background) == (3, 2, "white")
+
+
+#: Commands of the page that stand for a configuration without a recipe of its own, by an option that is in them alone, and the
+#: published values.
+VARIANTS: dict[str, dict[str, Any]] = {
+    # Classifier score distillation, configs/csd-if-object.yaml; a change at step 2,001 is at a fraction of 10,000.
+    "cameras.front_back=0": {
+        "iterations": 10_000, "render.batch": 4, "render.size": 64, "perp_neg.enabled": False, "views.front_deg": 30.0,
+        "cameras.elevation_deg": [-10, 90], "cameras.distance": [1.5, 2.0], "cameras.front_back": 0.0, "guidance.normalise": True,
+        "render.turns.normals": {"start": 0, "end": 0.5, "from_fraction": 0.2001, "to_fraction": 0.2001},
+        "penalties.orientation": {"start": 1, "end": 20, "from_fraction": 0.5, "to_fraction": 0.5}, "penalties.sparsity": 1.0,
+        "scene.radius": 2.0, "scene.levels": 16, "scene.finest_resolution": round(16 * 1.381912879967776**15),
+    },
+    # HiFA's own main.py, nerf/sd.py and nerf/network_grid.py: the loss times 0.05, the grid's rate ten times the networks'.
+    "guidance.weighting=constant": {
+        "iterations": 10_000, "guidance_weight": 0.05, "guidance.scale": 100.0, "guidance.image_weight": 0.1, "render.size": 512,
+        "perp_neg.enabled": True, "perp_neg.curves": "authors", "timesteps.t_min": 0.3, "timesteps.t_max": 0.98,
+        "cameras.distance": [3.0, 3.5], "cameras.fov_y_deg": [10, 30], "cameras.elevation_deg": [-15, 45],
+        "cameras.by_area": 0.5, "cameras.area_elevation_deg": [0, 90], "penalties.sparsity": 0.0,
+        "penalties.z_variance": {"start": 0, "end": pytest.approx(3 * 512**2 / 4, rel=0.02), "to_fraction": 0.5},
+        "scene.blob_scale": 5.0, "scene.blob_radius": 0.2, "scene.encoding_lr": 0.05, "scene.mlp_lr": 0.005,
+        "scene.background_lr": 0.005, "scene.random_background": 0.5,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word", VARIANTS)
+def test_a_command_of_the_page_has_the_published_values(word: str) -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text().replace("\\\n", " ")
+    (line,) = [line for line in page.splitlines() if line.startswith("distill ") and word in line]
+    prompt, words = split_prompt(shlex.split(line)[1:])
+    config: Any = OmegaConf.to_container(compose_config([*words, f"prompt={prompt}"]))
+    assert {option: WRITER.setting(config, option) for option in VARIANTS[word]} == VARIANTS[word]
 
 
 #: Sizes for a test: all else is the recipe's own. A scene is looked over again in every sixteenth step.
