@@ -68,14 +68,14 @@ class Cameras:
         c2w[:, :3, 3] *= factor
         return replace(self, c2w=c2w, distance=factor * self.distance)
 
-    def window(self, left: float, bottom: float, side: float) -> Cameras:
+    def window(self, left: float | Tensor, bottom: float | Tensor, side: float) -> Cameras:
         """Return cameras that see only a square window of each square picture, otherwise the same.
 
         Their matrices are sheared, for the window need not be in the middle: they are for casting rays alone.
 
         Args:
-            left: of the window, from the picture's left edge, as a share of the picture's side.
-            bottom: of the window, from the picture's bottom edge, as a share.
+            left: of the window, from the picture's left edge, as a share of the picture's side, a number or a scalar.
+            bottom: of the window, from the picture's bottom edge, likewise.
             side: of the window, as a share.
         """
         half = torch.tan(torch.deg2rad(self.fov_y_deg) / 2)

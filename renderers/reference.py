@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from distill.cameras import Cameras
 from distill.contracts import Render, Renderer
@@ -47,6 +47,23 @@ class Reference:
 
         depth, normal = (None if value is None else at_size(value) for value in (self.depth, self.normal))
         return Reference(self.camera, at_size(self.rgb), at_size(self.mask), depth, normal)
+
+    def shifted(self, right: Tensor, up: Tensor) -> Reference:
+        """Return what a window of the picture's size shows that is moved; the camera stays, see ``Cameras.window``.
+
+        Args:
+            right: how far the window is moved, as a share of the picture's side, a scalar.
+            up: likewise. Beyond the picture's edge, its outermost pixels are repeated.
+        """
+        offset = 2 * torch.stack([right, -up]).to(self.rgb)
+        theta = torch.cat([torch.eye(2).to(offset), offset[:, None]], dim=1)
+        grid = affine_grid(theta[None], [1, 1, *self.rgb.shape[1:]], align_corners=False)
+
+        def moved(value: Tensor) -> Tensor:
+            return grid_sample(value[None], grid, padding_mode="border", align_corners=False)[0]
+
+        depth, normal = (None if value is None else moved(value) for value in (self.depth, self.normal))
+        return Reference(self.camera, moved(self.rgb), moved(self.mask), depth, normal)
 
 
 def distances(seen: Render, reference: Reference, names: Sequence[str] = PENALTIES) -> dict[str, Tensor]:
@@ -165,6 +182,13 @@ def compared(training: Renderer, drawn: Drawn, names: Sequence[str]) -> Renderer
     return take
 
 
+def within_a_pixel(reference: Reference, size: int, generator: torch.Generator) -> tuple[Reference, Cameras]:
+    """Return the reference at another size, moved by up to half a pixel in each direction, and a camera that sees it so."""
+    offset = (torch.rand(2, generator=generator, device=generator.device) - 0.5) / size
+    right, up = offset.to(reference.rgb)
+    return reference.shifted(right, up).resized(size), reference.camera.window(right, up, 1.0)
+
+
 def correlation(a: Tensor, b: Tensor) -> Tensor:
     """Return Pearson's correlation of two lists of numbers; 0 if there are fewer than two or either is constant."""
     if len(a) < 2:
@@ -175,6 +199,9 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
 
 def beside(training: Renderer, look: Renderer, reference: Reference, names: Sequence[str]) -> Renderer:
     """Return a renderer that also renders the reference's view and returns its distances as penalties.
+
+    With a generator, the view is moved by up to half a pixel in each step: rays that always pass through the centres of the same
+    pixels would leave the space between them free, which other views show as dots.
 
     Args:
         training: takes a step's pictures.
@@ -201,8 +228,11 @@ def beside(training: Renderer, look: Renderer, reference: Reference, names: Sequ
     ) -> Render:
         picture = training(cameras, height, width, generator=generator, normals=normals, **style)
         wants = "reference_normal" in names
-        seen = look(reference.camera, height, width, generator=generator, normals=wants)
-        off = distances(seen, at_size(height), names)
+        known, camera = at_size(height), reference.camera
+        if generator is not None:
+            known, camera = within_a_pixel(reference, height, generator)
+        seen = look(camera, height, width, generator=generator, normals=wants)
+        off = distances(seen, known, names)
         return replace(picture, penalties={**picture.penalties, **off})
 
     return take

@@ -207,3 +207,65 @@ def test_the_top_of_a_parabola_by_hand() -> None:
     fits = {angle: 1 - ((angle - 12.0) / 100) ** 2 for angle in (0.0, 10.0, 20.0)}
     assert _peak(fits) == pytest.approx(12.0)
     assert _peak({0.0: 2.0, 10.0: 1.0}) == 0.0
+
+
+def ball(cameras: Any, height: int, width: int, **_: Any) -> Render:
+    """A red ball of radius 0.6 about the origin, cast at the centre of each pixel."""
+    origins, directions = cameras.rays(height, width)
+    closest = origins - (origins * directions).sum(-1, keepdim=True) * directions
+    opacity = (closest.norm(dim=-1, keepdim=True) < 0.6).float()
+    rgb = 1 - opacity * torch.tensor([0.0, 1.0, 1.0])
+    return Render(rgb, opacity, torch.ones_like(opacity), torch.zeros_like(rgb))
+
+
+def of_ball(size: int) -> Reference:
+    taken = ball(CAMERA, size, size)
+    return Reference(CAMERA, taken.rgb[0].movedim(-1, 0), taken.opacity[0].movedim(-1, 0))
+
+
+@pytest.mark.parametrize(("right", "up"), [(0.25, 0.0), (0.0, 0.25), (-0.125, 0.0625)])
+def test_a_shifted_reference_is_what_its_window_sees(right: float, up: float) -> None:
+    """By whole pixels nothing is interpolated, so that the picture is that of the window's rays, to the pixel."""
+    moved = of_ball(16).shifted(torch.tensor(right), torch.tensor(up))
+    seen = ball(CAMERA.window(right, up, 1.0), 16, 16)
+    torch.testing.assert_close(moved.mask[0], seen.opacity[0, ..., 0])
+    torch.testing.assert_close(moved.rgb, seen.rgb[0].movedim(-1, 0))
+    assert not torch.equal(moved.mask, of_ball(16).mask)
+
+
+def test_the_views_rays_cover_the_pixels_and_not_their_centres_alone() -> None:
+    """Between the centres a scene may be anything if they alone are compared: here, opaque points there and nothing elsewhere."""
+    centres = CAMERA.rays(8, 8)[1]
+    found: list[Any] = []
+
+    def points(cameras: Any, height: int, width: int, **_: Any) -> Render:
+        directions = cameras.rays(height, width)[1]
+        found.append(directions)
+        opacity = (directions - centres).norm(dim=-1, keepdim=True).lt(1e-6).float()
+        return Render(1 - opacity, opacity, opacity, torch.zeros(1, height, width, 3))
+
+    known = Reference(CAMERA, torch.zeros(3, 32, 32), torch.ones(1, 32, 32))
+    take = beside(points, points, known, ["reference_mask"])
+    assert take(CAMERA, 8, 8).penalties["reference_mask"].item() == 0
+    g = torch.Generator().manual_seed(0)
+    assert all(take(CAMERA, 8, 8, generator=g).penalties["reference_mask"].item() > 0.9 for _ in range(4))
+    found.clear()
+    for _ in range(400):
+        take(CAMERA, 8, 8, generator=g)
+    apart = torch.stack(found[1::2])[:, 0] @ torch.linalg.inv(CAMERA.c2w[0, :3, :3]).T
+    across = (apart / -apart[..., 2:])[:, 4, 4, :2] - (lambda c: (c / -c[..., 2:])[4, 4, :2])(
+        centres[0] @ torch.linalg.inv(CAMERA.c2w[0, :3, :3]).T
+    )
+    pixel = 2 * math.tan(math.radians(20)) / 8
+    assert across.abs().max().item() <= pixel / 2 + 1e-6
+    # A uniform number in [-1/2, 1/2] has variance 1/12.
+    torch.testing.assert_close(across.var(0) / pixel**2, torch.full((2,), 1 / 12), rtol=0.15, atol=0)
+
+
+def test_a_true_scene_is_as_near_to_a_moved_reference() -> None:
+    """With a finer picture than the renders, a shift adds no error: only the rim differs, where a ray decides for a pixel's area."""
+    g = torch.Generator().manual_seed(0)
+    take = beside(ball, ball, of_ball(128), ["reference_rgb", "reference_mask"])
+    still = take(CAMERA, 32, 32).penalties["reference_mask"].item()
+    moved = [take(CAMERA, 32, 32, generator=g).penalties["reference_mask"].item() for _ in range(16)]
+    assert sum(moved) / len(moved) == pytest.approx(still, rel=0.25) and still < 0.02

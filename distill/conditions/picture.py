@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "novel_view"
 #: Views that are drawn around a picture's object, to find its elevation and to begin with.
 VIEWS = 8
+#: How much finer than the model's pictures the one is that renders are compared with: it is moved by parts of a pixel.
+FINER = 4
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,8 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
     if said.recentre:
         small, near, scale = of_fewer_pixels(image, frame)
         frame = settled(pipeline, small, near, said.fill).times(1 / scale)
-    found = over_white(image, frame, size)
-    depth, normal = maps_of(config, frame, image.size, size)
+    found, fine = over_white(image, frame, size), over_white(image, frame, FINER * size)
+    depth, normal = maps_of(config, frame, image.size, FINER * size)
     elevation, estimate, around = said.elevation_deg, None, None
     g = torch.Generator().manual_seed(config.seed)
     if elevation is None:
@@ -170,9 +172,10 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
         said.fov_y_deg,
     ).to(device)
     depth, normal = (None if given is None else given.to(device) for given in (depth, normal))
-    reference = Reference(camera, found.rgb.to(device), found.mask.to(device), depth, normal)
+    reference = Reference(camera, fine.rgb.to(device), fine.mask.to(device), depth, normal)
+    graphs = config.prior_options.graphs
     prior = NovelViewPrior.of(
-        pipeline, reference.rgb, camera, config.novel_view, graphs=config.prior_options.graphs, source=source
+        pipeline, found.rgb.to(device), camera, config.novel_view, graphs=graphs, source=source
     )
     cut_by = describe_rembg() if said.background == "rembg" else None
     return Picture(path, reference, prior, frame, estimate, drawn, cut_by)
