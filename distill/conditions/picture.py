@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from distill.cameras import orbit
+from distill.conditions.azimuth import AzimuthEstimate, estimate_azimuth
 from distill.conditions.cutout import (
     Frame,
     describe_rembg,
@@ -25,7 +26,7 @@ from distill.conditions.cutout import (
 )
 from distill.conditions.framing import settled
 from distill.conditions.start import LEVEL_DEG, STEEP_DEG, drawn_views, ring
-from distill.contracts import View
+from distill.contracts import Conditioner, Prior, View
 from distill.export.pictures import to_uint8
 from distill.files.atomic import replacing, sha256
 from distill.files.paths import user_path
@@ -56,6 +57,7 @@ class Picture:
         prior: the novel-view model that looked at it.
         frame: the part of the file that it is, pixels.
         estimate: of its elevation, where none was given.
+        facing: of its azimuth, where it was estimated.
         drawn: views that the model drew of it, where the scene begins with them.
         cut_by: the network that cut the object out, with its licence and its file's SHA-256, where one did.
     """
@@ -65,6 +67,7 @@ class Picture:
     prior: NovelViewPrior
     frame: Frame
     estimate: Estimate | None = None
+    facing: AzimuthEstimate | None = None
     drawn: Drawn | None = None
     cut_by: dict[str, str] | None = None
 
@@ -79,11 +82,17 @@ class Picture:
             "frame": [round(value, 2) for value in (self.frame.left, self.frame.top, self.frame.side)],
             "elevation_deg": round(camera.elevation_deg.item(), 2),
             "elevation": "estimated" if self.estimate else "given",
+            "azimuth_deg": round(camera.azimuth_deg.item(), 2),
+            "azimuth": "estimated" if self.facing else "given",
             **({"cut_out_by": self.cut_by} if self.cut_by else {}),
         }
         if self.estimate:
             said["elevation_fits"] = {
                 f"{angle:g}": round(fit, 4) for angle, fit in self.estimate.fits.items()
+            }
+        if self.facing:
+            said["azimuth_errors"] = {
+                f"{angle:g}": round(error, 4) for angle, error in self.facing.errors.items()
             }
         return said
 
@@ -130,6 +139,15 @@ def maps_of(
     return depth, None if normal is None else torch.nn.functional.normalize(normal * 2 - 1, dim=0)
 
 
+def is_asked(config: DictConfig) -> bool:
+    """Tell whether a run asks the novel-view model: always without words, and with them in a term of its own.
+
+    Otherwise it has no say in where the object's axis is, for it may know nothing of such objects.
+    """
+    terms = config.guidance.get("terms") or []
+    return not config.prompt.strip() or any(term.get("prior") == "novel_view" for term in terms)
+
+
 def look_at(config: DictConfig, device: torch.device) -> Picture:
     """Read a configuration's picture, estimate its elevation where none is given, and show it to the model.
 
@@ -149,7 +167,7 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
         source.folder, fourth=fourth, device=device, dtype=default_dtype(device)
     )
     size = pipeline.size
-    if said.recentre:
+    if said.recentre and is_asked(config):
         small, near, scale = of_fewer_pixels(image, frame)
         frame = settled(pipeline, small, near, said.fill).times(1 / scale)
     found, fine = over_white(image, frame, size), over_white(image, frame, FINER * size)
@@ -166,7 +184,7 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
     if said.start == "samples":
         drawn = begin_with(config, pipeline, found.rgb, around, float(elevation), g)
     camera = orbit(
-        torch.tensor([float(said.azimuth_deg)]),
+        torch.tensor([float(said.azimuth_deg or 0)]),
         torch.tensor([float(elevation)]),
         said.distance,
         said.fov_y_deg,
@@ -178,7 +196,24 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
         pipeline, found.rgb.to(device), camera, config.novel_view, graphs=graphs, source=source
     )
     cut_by = describe_rembg() if said.background == "rembg" else None
-    return Picture(path, reference, prior, frame, estimate, drawn, cut_by)
+    return Picture(path, reference, prior, frame, estimate, None, drawn, cut_by)
+
+
+def faced(config: DictConfig, picture: Picture, prior: Prior, condition: Conditioner) -> Picture:
+    """The picture before a camera whose azimuth is estimated through the text prior, if none is given."""
+    said = config.reference
+    if said.azimuth_deg is not None:
+        return picture
+    log.info("estimating the picture's azimuth (reference.azimuth_deg=DEGREES gives it)")
+    reference, g = picture.reference, torch.Generator().manual_seed(config.seed)
+    elevation = reference.camera.elevation_deg
+    rgb = reference.resized(prior.image_size).rgb
+    found = estimate_azimuth(prior, condition, rgb, elevation.item(), g)
+    log.info("the picture's azimuth is about %.0f degrees", found.azimuth_deg)
+    azimuth = torch.full_like(elevation, found.azimuth_deg)
+    camera = orbit(azimuth, elevation, said.distance, said.fov_y_deg)
+    known = replace(reference, camera=camera)
+    return replace(picture, reference=known, prior=replace(picture.prior, reference=camera), facing=found)
 
 
 def begin_with(

@@ -90,11 +90,21 @@ def prior_for(prompts: Iterable[str]) -> str:
 
 def kind_of(prompt: str, known: Known) -> str:
     """The kind of the embedded world that a prompt means, empty for a thing and for what is not understood."""
+    name = _name_of(prompt, known)
+    return name if name in KINDS else ""
+
+
+def object_of(prompt: str, known: Known) -> str:
+    """The real object that a prompt means, empty for a kind of the embedded world and for what is not understood."""
+    name = _name_of(prompt, known)
+    return "" if name in KINDS else name
+
+
+def _name_of(prompt: str, known: Known) -> str:
     try:
-        name = understand(prompt, known).name
+        return understand(prompt, known).name
     except ValueError:
         return ""
-    return name if name in KINDS else ""
 
 
 def sort_of(prompt: str) -> tuple[str, bool]:

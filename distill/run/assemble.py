@@ -14,7 +14,7 @@ from torch import Tensor
 from distill.cameras import Cameras
 from distill.conditions import prompt_library, prompts
 from distill.conditions.image_prompt import show
-from distill.conditions.picture import Picture, look_at
+from distill.conditions.picture import Picture, faced, look_at
 from distill.conditions.prompt_library import Prompts
 from distill.conditions.start import asked_later, views_first
 from distill.contracts import (
@@ -85,6 +85,8 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
     timesteps: TimestepSampler = sampler_of(config, "timesteps", prior=prior)
     check_drawing(cameras, timesteps, config.render.batch, prior)
     shown = show(config, cast(DiffusionPrior, prior)) if told else None
+    condition = make_condition(config, prior, scenes[0], library, shown)
+    picture = faced(config, picture, prior, condition) if picture else None
     if config.generator:
         begin_generated(scenes[0], config, prior)
 
@@ -105,7 +107,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         state=State(scene, optimiser, generator, learner=learner),
         prior=prior,
         guidance=guidance,
-        condition=make_condition(config, prior, scenes[0], library, shown),
+        condition=condition,
         render=render(),
         frugal=render(frugal=True) if ranks.size == 1 else None,  # all processes divide a step alike
         cameras=cameras,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.conditions.prompt_library import listed
-from distill.embedded.prompt import kind_of, prior_for
+from distill.embedded.prompt import kind_of, object_of, prior_for
 from distill.embedded.vocabulary import of_prior
 from distill.files.paths import user_path
 from distill.priors.preset import preset_of, shown_picture, told_cameras
@@ -68,7 +68,7 @@ def implied(words: Sequence[str]) -> dict[str, str]:
         found |= _followed(follows_from(earlier), given, "init")
     shipped = _shipped(given)
     prior = "things" if shipped else given.get("prior", "embedded")
-    return found | shipped | _of_things(given, prior) | _cameras(given) | _preset(given)
+    return found | shipped | _of_things(given, prior) | _cameras(given) | _preset(given, prior)
 
 
 def _begun(earlier: str, given: Mapping[str, str]) -> dict[str, str]:
@@ -138,6 +138,15 @@ def _of_things(given: Mapping[str, str], prior: str) -> dict[str, str]:
     return {"guidance.scale=5": f"follows from prior={prior}"} if plain else {}
 
 
+def _named_thing(given: Mapping[str, str], prior: str) -> bool:
+    """Tell whether a plain run's prompt is of a real object that its prior knows."""
+    parts = {name.partition(".")[0] for name in given}
+    if parts & {"guidance", "experiment", "stages", "init", "generator", "mesh", "scene"}:
+        return False
+    own, texts = of_prior(prior), _texts(given)
+    return own is not None and bool(texts) and all(object_of(text, own) for text in texts)
+
+
 def _texts(given: Mapping[str, str]) -> list[str]:
     """The prompts of a command line."""
     texts = [text for name in ("prompt", "source_prompt") if (text := _named(given, name))]
@@ -171,13 +180,17 @@ def _cameras(given: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _preset(given: Mapping[str, str]) -> dict[str, str]:
+def _preset(given: Mapping[str, str], chosen: str) -> dict[str, str]:
+    """The preset that fits; ``chosen`` is the prior, which the prompt may have decided."""
     if "preset" in given:
         return {}
     if _named(given, "image") and shown_picture(given.get("prior", "embedded")):
         return {"preset=multi_view_image": f"follows from image= with prior={given['prior']}"}
     if _named(given, "image"):
         own = given.get("novel_view", "embedded") == "embedded"
+        if own and _named_thing(given, chosen):
+            why = "follows from a real object's name with image="
+            return {"preset=things_image": why, "guidance=mix": why}
         found = {"preset=embedded_image" if own else "preset=image": "follows from image="}
         mixed = given.get("prompt") and "guidance" not in given
         return found | ({"guidance=mix": "follows from a prompt with image="} if mixed else {})

@@ -69,7 +69,8 @@ class Reference:
 
     Attributes:
         elevation_deg: elevation of the camera above the horizon, degrees; null estimates it.
-        azimuth_deg: azimuth of the camera, degrees from the scene's front.
+        azimuth_deg: azimuth of the camera, degrees from the scene's front; null estimates it through a text prior that is told sixteen
+            directions.
         distance: distance of the camera from the origin, scene units.
         fov_y_deg: vertical field of view, degrees.
         background: how the object is cut out: ``auto`` uses the alpha channel or removes a plain background, ``keep`` takes the whole picture,
@@ -85,7 +86,7 @@ class Reference:
     """
 
     elevation_deg: Annotated[float | None, Range(-90, 90)] = None
-    azimuth_deg: float = 0.0
+    azimuth_deg: float | None = 0.0
     distance: Annotated[float, Range(1, 100)] = 3.2
     fov_y_deg: Annotated[float, Range(1, 150)] = 40.0
     background: Annotated[str, OneOf(("auto", "keep", "rembg"))] = "auto"

@@ -3,7 +3,8 @@
 Their pairs of colour and kind and their shapes were not used in training. The metrics are silhouette IoU and PSNR over eight
 other views, against the ground truth in its own orientation rather than the best fit; whether the asset is rotated by half
 a turn; seconds and peak memory. With --text, the same object is also made from its prompt alone; since a prompt does not
-determine the orientation, the best one is measured too. An interrupted run continues when started again.
+determine the orientation, the best one is measured too. With --named, it is made from the picture and its prompt together, if the
+bundled priors know its name. An interrupted run continues when started again.
     python examples/benchmarks/image_to_3d.py --output ~/image_to_3d --text --set iterations=300
     python examples/benchmarks/image_to_3d.py --output ~/things_to_3d --things 20 --archives ~/things --set reference.elevation_deg=20
 
@@ -38,6 +39,8 @@ from distill.cameras import turntable
 from distill.conditions.cutout import Frame
 from distill.contracts import View
 from distill.embedded import obj, shapes, things, world
+from distill.embedded.prompt import prior_for, understand
+from distill.embedded.vocabulary import of_prior
 from distill.lab.comparison.cost import resident_mib
 from distill.lab.comparison.pictured import (
     AZIMUTH_DEG,
@@ -132,24 +135,21 @@ def make(subject: Subject, way: str, root: Path, overrides: dict[str, Any]) -> M
     folder.mkdir(parents=True, exist_ok=True)
     resumed = (folder / "asset").exists()
     options: dict[str, Any] = {"seed": 0, "output_dir": str(folder / "asset"), "resume": resumed}
-    if way == "image":
+    prompt = "" if way == "image" else subject.prompt
+    if way != "text":
         save_photograph(surface, the_camera(), folder / "input.png")
-        options |= {
-            "image": str(folder / "input.png"),
-            "reference.azimuth_deg": AZIMUTH_DEG,
-        }
-        prompt, options = "", options | overrides
-    else:
-        prompt = subject.prompt
+        options |= {"image": str(folder / "input.png"), "reference.azimuth_deg": AZIMUTH_DEG}
+        options |= overrides
     start = time.perf_counter()
     asset = distill.generate(prompt, **options)
     seconds = None if resumed else time.perf_counter() - start
-    if way == "image":
+    if way != "text":
         surface = framed(surface, Frame(*asset.manifest["picture"]["frame"]), PICTURE)
     save_strip(asset.view, surface, folder / "strip.png")
     made = {"title": subject.title, "way": way, "oriented": subject.oriented, "overrides": overrides}
     made |= {"seconds": seconds, "peak_mib": resident_mib(), **measure(asset.view, surface)}
-    if way == "image":
+    if way != "text":
+        made["azimuth_deg"] = asset.manifest["picture"]["azimuth_deg"]
         made["elevation_deg"] = asset.manifest["picture"]["elevation_deg"]
     result.write_text(json.dumps(made, indent=1) + "\n")
     return made
@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=len(KINDS), help="only the first so many")
     parser.add_argument("--things", type=int, metavar="N", help="N real objects of held-out names instead")
     parser.add_argument("--archives", type=Path, help="folder of the things' archives")
+    parser.add_argument("--named", action="store_true", help="also from the picture and the prompt together")
     parser.add_argument("--text", action="store_true", help="also from the prompt alone")
     parser.add_argument(
         "--set", type=parse_value, nargs="*", default=[], metavar="KEY=VALUE", dest="overrides"
@@ -212,8 +213,11 @@ def main() -> None:
         else [of_thing(thing, options.archives.expanduser()) for thing in held_out(options.things)]
     )
     rows, strips = [], []
-    for way in ("image", "text") if options.text else ("image",):
+    for way in ("image", *(["named"] if options.named else []), *(["text"] if options.text else [])):
         for subject in subjects:
+            if way != "image" and not is_known(subject.prompt):
+                print(f"{subject.title} from {way}: left out, for the bundled priors do not know it")
+                continue
             made = make(subject, way, options.output, dict(options.overrides))
             rows.append(made)
             strips.append(folder_of(subject, way, options.output) / "strip.png")
@@ -224,6 +228,17 @@ def main() -> None:
             (options.output / "results.md").write_text(table(rows) + "\n")
             draw_sheet(strips, options.output / "sheet.png")
     print(table(rows))
+
+
+def is_known(prompt: str) -> bool:
+    """Tell whether a bundled prior knows what a prompt names."""
+    known = of_prior(prior_for([prompt]))
+    assert known is not None
+    try:
+        understand(prompt, known)
+    except ValueError:
+        return False
+    return True
 
 
 def draw_sheet(strips: list[Path], path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from distill.conditions.azimuth import DIRECTIONS
+from distill.conditions.prompts import own_prompts, view_words
 from distill.options import ramp
 from distill.run.checks.values import is_set, value_of
 from distill.run.schema import PriorOptions, Reference, Views
@@ -61,6 +63,8 @@ def check_image(values: Mapping[str, Any], guidance: Callable[..., Any]) -> None
     for map_ in ("depth", "normal"):
         if weighted(f"reference_{map_}") and not reference[map_]:
             raise ValueError(f"penalties.reference_{map_} needs reference.{map_}=FILE")
+    if reference["azimuth_deg"] is None:
+        check_azimuth(values)
     if not wordless:
         return
     if guidance in needing_words():
@@ -73,6 +77,31 @@ def check_image(values: Mapping[str, Any], guidance: Callable[..., Any]) -> None
                 f"{name}={value_of(values, name)} is for a prior that knows words, and with image= alone there is none; add a prompt, or leave "
                 f"out {name}="
             )
+
+
+def check_azimuth(values: Mapping[str, Any]) -> None:
+    """Check that the azimuth of a picture can be estimated.
+
+    Raises:
+        ValueError: nothing tells directions, or the azimuth is needed before.
+    """
+    remedy = "give the azimuth in degrees"
+    if not values["prompt"].strip():
+        raise ValueError(
+            f"reference.azimuth_deg=null compares the picture with the prompt's directions, and there is no prompt; add one, or {remedy}"
+        )
+    if values["reference"]["start"] == "samples":
+        raise ValueError(
+            f"reference.start=samples draws views before the azimuth is estimated; use reference.start=none, or {remedy}"
+        )
+    own = own_prompts(DictConfig(values["views"]))
+    views = view_words(values["view_words"], values["prior"], own=own)
+    told = len(views.words) if views else 0
+    if told < DIRECTIONS:
+        raise ValueError(
+            f"reference.azimuth_deg=null needs sixteen directions, as the bundled priors are told, and prior={values['prior']} is told "
+            f"{told}; {remedy}"
+        )
 
 
 def check_shown(config: DictConfig, name: str) -> None:

@@ -1,0 +1,153 @@
+"""The azimuth of a picture through a prior that is told directions: by hand, in a run, and with options that do not go with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_run import QUICK, command
+from torch import Tensor
+
+from distill.cameras import Cameras
+from distill.conditions.azimuth import DIRECTIONS, DRAWS, LEVELS, estimate_azimuth
+from distill.contracts import Condition, Step
+from distill.run.compose import compose_config
+
+SIZE = 4
+#: What an object looks like from each side, ``[16, 3, 4, 4]``.
+SIDES = torch.rand(DIRECTIONS, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+
+
+@dataclass
+class Told:
+    """A prior that knows one picture for each direction, so that its noise is known: (x_t - alpha x_d) / sigma."""
+
+    calls: int = 0
+
+    device = torch.device("cpu")
+    num_timesteps = 1000
+
+    def encode(self, image: Tensor) -> Tensor:
+        return image
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (1 - t / 1000)[:, None, None, None]
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (t / 1000)[:, None, None, None]
+
+    def predict_noise(self, x_t: Tensor, t: Tensor, cond: Any, cameras: Cameras | None = None) -> Tensor:
+        self.calls += 1
+        return (x_t - self.alpha(t) * SIDES[cond]) / self.sigma(t)
+
+
+def condition(cameras: Cameras, step: Step, render: Any = None) -> Condition:
+    index = (cameras.azimuth_deg / 22.5).round().long() % DIRECTIONS
+    return Condition({"text": index}, cameras, step)  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("side", [0, 3, 8, 15])
+def test_the_side_whose_prompt_explains_the_picture_is_chosen_with_errors_by_hand(side: int) -> None:
+    """The error is (alpha / sigma)^2 |x - x_d|^2 / D, whatever the noise, and then a half and two quarters of neighbours'."""
+    prior, g = Told(), torch.Generator().manual_seed(0)
+    # The neighbours look alike, as an object's sides do.
+    picture = SIDES[side]
+    found = estimate_azimuth(prior, condition, picture, 20.0, g)  # type: ignore[arg-type]
+    apart = (picture - SIDES).square().mean((1, 2, 3))
+    share = sum(((1 - level) / level) ** 2 for level in LEVELS) / len(LEVELS)
+    plain = share * apart
+    smooth = 0.5 * plain + 0.25 * (plain.roll(1) + plain.roll(-1))
+    turned = {(22.5 * index + 180) % 360 - 180: smooth[index].item() for index in range(DIRECTIONS)}
+    assert found.errors == pytest.approx(turned, rel=1e-3)
+    assert found.azimuth_deg == min(turned, key=lambda angle: turned[angle])
+    assert abs((found.azimuth_deg - 22.5 * side + 180) % 360 - 180) <= 22.5
+    assert prior.calls == len(LEVELS) * DRAWS
+
+
+def test_the_same_noises_are_compared_and_the_result_does_not_depend_on_others() -> None:
+    once, again = (
+        estimate_azimuth(Told(), condition, SIDES[5], 0.0, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+        for seed in (0, 1)
+    )
+    assert once.azimuth_deg == again.azimuth_deg
+    assert once.errors == pytest.approx(again.errors, rel=1e-3)
+
+
+NAMED = ["prompt='a kettle'", "image=p.png"]
+
+
+def test_a_real_objects_name_and_a_picture_have_a_preset_of_their_own() -> None:
+    config = compose_config(NAMED)
+    assert config.prior == "things" and config.guidance.terms == [{"loss": "sds", "scale": 5.0}]
+    assert config.reference.azimuth_deg is None and config.reference.elevation_deg == 20
+    assert (config.iterations, config.reference.fill, config.scene.background) == (400, 0.7, "white")
+    assert (config.timesteps.t_min, config.timesteps.t_max_end) == (0.1, 0.5)
+    assert config.penalties.reference_rgb == 10000
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["prompt='a red mug'", "image=p.png"],
+        [*NAMED, "guidance=sds"],
+        [*NAMED, "novel_view=embedded", "preset=embedded_image", "guidance=mix"],
+        ["image=p.png"],
+    ],
+)
+def test_all_else_is_guided_by_the_novel_view_model(words: list[str]) -> None:
+    config = compose_config(words)
+    assert config.reference.azimuth_deg == 0 and config.reference.fill == 0.6
+    terms = config.guidance.get("terms") or [{"prior": "novel_view"}]
+    assert terms[0].get("prior") == "novel_view"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["image=p.png"], "compares the picture with the prompt's directions, and there is no prompt"),
+        (["prompt='a red mug'", "image=p.png"], "reference.start=samples draws views before the azimuth is estimated"),
+        (
+            ["prompt='a red mug'", "image=p.png", "reference.start=none", "view_words=four"],
+            "prior=embedded is told 4; give the azimuth in degrees",
+        ),
+        ([*NAMED, "view_words=none"], "prior=things is told 0; give the azimuth in degrees"),
+    ],
+)  # fmt: skip
+def test_what_an_estimate_does_not_go_with(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=r"reference\.") as raised:
+        compose_config([*words, "reference.azimuth_deg=null"])
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.slow
+def test_a_run_estimates_the_azimuth_and_compares_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture = np.full((48, 48, 3), 255, np.uint8)
+    picture[12:36, 16:40] = (200, 40, 30)
+    Image.fromarray(picture).save(tmp_path / "p.png")
+    assert command("a kettle", "image=p.png", *QUICK, "export.enabled=false", "output_dir=out") == 0
+    said = json.loads((tmp_path / "out" / "manifest.json").read_text())["picture"]
+    errors = said["azimuth_errors"]
+    assert said["azimuth"] == "estimated" and len(errors) == DIRECTIONS
+    assert said["azimuth_deg"] == float(min(errors, key=lambda angle: errors[angle]))
+    assert (
+        command(
+            "a kettle",
+            "image=p.png",
+            "reference.azimuth_deg=30",
+            *QUICK,
+            "export.enabled=false",
+            "output_dir=given",
+        )
+        == 0
+    )
+    said = json.loads((tmp_path / "given" / "manifest.json").read_text())["picture"]
+    assert (said["azimuth"], said["azimuth_deg"]) == ("given", 30) and "azimuth_errors" not in said
