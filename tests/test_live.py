@@ -14,12 +14,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from email.message import Message
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 import pytest
 import torch
 from browser import find_browser, open_tab
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -27,7 +28,7 @@ import distill
 from distill.cameras import Cameras, turntable
 from distill.contracts import Render
 from distill.live.desk import EVERY, SHARE, WAITING, Desk, Look
-from distill.live.server import Server, is_here, listen, refusal, take_leave
+from distill.live.server import Server, is_here, listen, refusal, take_leave, watched
 from distill.run.batch import run_prompts
 from distill.run.journal import Interrupted
 from distill.run.queue import compose_queue
@@ -328,6 +329,41 @@ def test_a_server_on_every_address_goes_by_the_machine_s_name_as_well() -> None:
     assert not is_here("machine.example", "127.0.0.1") and is_here("machine.example", "machine.example")
 
 
+@pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1"])
+def test_a_page_on_the_network_answers_only_under_its_token_and_one_line_says_who_may_stop_the_run(
+    tmp_path: Path, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = OmegaConf.create({"view": True, "view_address": address, "view_port": 0})
+    with watched(options) as desk:
+        assert desk is not None
+        begin(desk, tmp_path)
+        printed, *warned = capsys.readouterr().err.splitlines()
+        url = urlsplit(printed.split()[-1])
+        client = Client(f"127.0.0.1:{url.port}")
+        asked = [
+            ("GET", "page.js"),
+            ("GET", "state"),
+            ("GET", "preview?step=7"),
+            ("POST", "pause"),
+            ("POST", "stop"),
+        ]
+        if address == "127.0.0.1":
+            assert url.path == "/" and not warned
+        else:
+            assert len(url.path) >= 22 and len(warned) == 1
+            assert f"view_address={address}" in warned[0] and "token" in warned[0] and "stop it" in warned[0]
+            for root in ("/", f"/{'x' * (len(url.path) - 2)}/", f"{url.path[:-2]}/", "/\u00e9/"):
+                for method, path in [("GET", ""), *asked]:
+                    status, body, _ = client.request(method, quote(root) + path)
+                    assert status == 403 and b"token" in body and b"red mug" not in body
+            assert not (desk.paused or desk.stop.is_set())
+        answers = [client.request(method, url.path + path)[0] for method, path in [("GET", ""), *asked]]
+        assert answers == [200, 200, 200, 404, 200, 200] and desk.stop.is_set()
+    first, second = (Server("0.0.0.0", 0, Desk()) for _ in range(2))
+    with first, second:
+        assert first.root != second.root
+
+
 def test_a_taken_port_is_replaced_and_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with Server("127.0.0.1", 0, Desk()) as first:
         taken = first.server_address[1]
@@ -425,6 +461,36 @@ def test_a_browser_shows_the_scene_and_curves_and_can_pause(start: Any, tmp_path
         tab.until("document.getElementById('message').textContent.includes('resume=true')")
     with pytest.raises(Interrupted):
         running.result()
+
+
+@pytest.mark.slow
+def test_a_page_whose_run_does_not_answer_says_so_and_finds_the_next_one(tmp_path: Path) -> None:
+    program = find_browser()
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    (tmp_path / "previews").mkdir()
+    Image.new("RGB", (8, 4)).save(tmp_path / "previews/step-000000.png")
+    port, line, root = 0, "document.getElementById('status').textContent", ""
+    with open_tab(program, tmp_path / "profile") as tab:
+        for prompt in ("a red mug", "a blue cube"):
+            with listen("0.0.0.0", port, desk := Desk()) as server:
+                server.root = root = root or server.root  # the second is found at the first one's address
+                (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 1}\n{"step": 1, "loss": 2}\n')
+                desk.begin(prompt, tmp_path, 10, 2, [], threading.Event())
+                threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
+                if not port:
+                    port = int(server.server_address[1])
+                    tab.call("Page.navigate", url=f"http://127.0.0.1:{port}{root}")
+                tab.until(f"document.getElementById('prompt')?.textContent === '{prompt}'")
+                assert tab.until(f"{line}.startsWith('training') && {line}").endswith("step 2 of 10")
+                count = "document.querySelector('#curve-loss .mean').getAttribute('points').split(' ').length"
+                assert tab.value(count) == 2  # those of the run before are gone
+                assert tab.until("document.getElementById('preview').naturalWidth") == 8
+                assert not tab.value("document.getElementById('stop').disabled")
+                assert tab.value("fetch('pause', { method: 'POST' }).then((reply) => reply.status)") == 200
+                server.shutdown()
+            assert tab.until(f"{line}.includes('does not answer') && {line}", 20)
+            assert tab.value("document.getElementById('stop').disabled")
 
 
 @pytest.mark.parametrize("address", ["", " ", "\u00fc..x"])

@@ -5,10 +5,10 @@ const element = (id) => document.getElementById(id);
 const pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
 const pose = { azimuth: 30, elevation: 15, distance: 3.2, scene: 0 };
 const SMALL = 96, LARGE = 256;
-let run = null, records = [], last = {}, gone = false, following = true;
+let run = null, runs = 0, records = [], last = {}, gone = false, following = true;
 
 async function ask(order) {
-  const reply = await fetch("/" + order, { method: "POST" });
+  const reply = await fetch(order, { method: "POST" });
   element("message").textContent = await reply.text();
 }
 
@@ -97,14 +97,14 @@ function showPreviews(steps) {
   const when = element("when");
   when.max = steps.length - 1;
   if (following) when.value = when.max;
-  const step = steps[Math.min(when.value, steps.length - 1)], source = `/preview?step=${step}&run=${run}`;
+  const step = steps[Math.min(when.value, steps.length - 1)], source = `preview?step=${step}&run=${runs}`;
   if (element("preview").getAttribute("src") !== source) element("preview").src = source;
   element("preview-step").textContent = "step " + step;
 }
 
 function show(state) {
   if (state.run !== run) {
-    [run, records, following, pose.scene] = [state.run, [], true, 0];
+    [run, runs, records, following, pose.scene] = [state.run, runs + 1, [], true, 0];
     element("curves").replaceChildren();
     element("scenes").replaceChildren();
   }
@@ -126,33 +126,40 @@ function show(state) {
 }
 
 async function follow() {
-  for (let since = 0, failed = 0; failed < 6;) {
+  for (let since = 0, failed = 0; ; ) {
     try {
-      const state = await (await fetch(`/state?run=${run ?? 0}&since=${since}`)).json();
+      const state = await (await fetch(`state?run=${run ?? 0}&since=${since}`, { signal: AbortSignal.timeout(10000) })).json();
       show(state);
-      [since, failed] = [state.since, 0];
+      [since, failed, gone] = [state.since, 0, false];
     } catch (error) {
       failed += 1;
     }
-    await pause(0.5);
+    if (failed === 6) {
+      sayGone();
+      [since, run] = [0, null];  // what answers next may be another process
+    }
+    await pause(gone ? 2 : 0.5);
   }
+}
+
+function sayGone() {
   gone = true;
   const over = ["finished", "ended"].includes(last.phase);
-  if (!over) element("status").textContent = "the run does not answer any more; reload the page to look for it again";
+  if (!over) element("status").textContent = "the run does not answer; this page goes on asking";
   for (const id of ["pause", "checkpoint", "stop"]) element(id).disabled = true;
 }
 
 // Small pictures while the camera moves, and a large one where it rests and at every step that can be shown.
 async function look() {
-  for (let shown = "", size = 0, step = -1; !gone;) {
+  for (let shown = "", size = 0, step = -1; ; ) {
     const wanted = JSON.stringify(pose), still = wanted === shown;
-    if (document.hidden || last.phase !== "training" || (still && size === LARGE && step === last.step)) {
+    if (gone || document.hidden || last.phase !== "training" || (still && size === LARGE && step === last.step)) {
       await pause(0.1);
       continue;
     }
     size = still ? LARGE : SMALL;
     try {
-      const reply = await fetch("/frame?" + new URLSearchParams({ ...pose, size }));
+      const reply = await fetch("frame?" + new URLSearchParams({ ...pose, size }));
       if (!reply.ok) throw new Error(await reply.text());
       const before = element("look").src;
       step = Number(reply.headers.get("X-Step"));

@@ -1,15 +1,17 @@
-"""The server of the page: Python's own, in threads; it answers this machine alone unless told otherwise."""
+"""The server of the page: Python's own, in threads; it answers this machine alone unless told otherwise, and others only with a token."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hmac
 import io
 import ipaddress
 import json
 import logging
 import math
 import os
+import secrets
 import socket
 import socketserver
 import sys
@@ -169,6 +171,8 @@ class Server(socketserver.ThreadingTCPServer):
 
     def __init__(self, address: str, port: int, desk: Desk) -> None:
         self.address, self.desk = address, desk
+        # The page can stop the run. It asks by paths relative to its own, which so carry the token.
+        self.root = "/" if is_loopback(address) else f"/{secrets.token_urlsafe(16)}/"
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
         super().__init__((address, port), Handler)
 
@@ -196,10 +200,16 @@ class Handler(BaseHTTPRequestHandler):
         self._answer("POST", {path: order(what) for path, what in POSTS.items()})
 
     def _answer(self, method: str, known: Mapping[str, Callable[[Desk, Mapping[str, str]], Reply]]) -> None:
-        path, _, query = self.path.partition("?")
+        whole, _, query = self.path.partition("?")
+        root = self.server.root
+        path = "/" + whole[len(root) :]
         why = refusal(method, path, self.headers, self.server.address)
         if why:
             reply = words(why, 403)
+        elif not hmac.compare_digest(whole[: len(root)].encode(), root.encode()):
+            reply = words(
+                "this address lacks the run's token; open the whole address that the run has printed", 403
+            )
         elif path not in known:
             reply = words("there is nothing here", 404)
         else:
@@ -259,7 +269,18 @@ def watched(config: DictConfig) -> Iterator[Desk | None]:
     desk = Desk()
     server = listen(config.view_address, config.view_port, desk)
     shown = f"[{server.address}]" if ":" in server.address else server.address
-    print(f"distill: watch at http://{shown}:{server.server_address[1]}/", file=sys.stderr, flush=True)
+    print(
+        f"distill: watch at http://{shown}:{server.server_address[1]}{server.root}",
+        file=sys.stderr,
+        flush=True,
+    )
+    if not is_loopback(server.address):
+        print(
+            f"distill: view_address={server.address} can be reached from the network, unencrypted: whoever knows the address above, with "
+            "its token, can watch the run, pause it and stop it",
+            file=sys.stderr,
+            flush=True,
+        )
     threading.Thread(target=server.serve_forever, args=[0.1], name="view", daemon=True).start()
     try:
         yield desk
