@@ -67,12 +67,12 @@ class Tab:
 
 
 @contextlib.contextmanager
-def open_tab(program: str, profile: Path) -> Iterator[Tab]:
-    """Start a browser with an empty page; it is ended with the context."""
+def open_tab(program: str, profile: Path, *more: str) -> Iterator[Tab]:
+    """Start a browser with an empty page, and with more flags; it is ended with the context."""
     there, writing = os.pipe()
     reading, here = os.pipe()
     flags = ["--headless", "--remote-debugging-pipe", "--disable-gpu", "--no-first-run", "--window-size=1200,1000",
-             "--disable-dev-shm-usage", f"--user-data-dir={profile}", *(["--no-sandbox"] if os.getuid() == 0 else [])]  # fmt: skip
+             "--disable-dev-shm-usage", f"--user-data-dir={profile}", *(["--no-sandbox"] if os.getuid() == 0 else []), *more]  # fmt: skip
 
     def pipes() -> None:  # the browser reads from 3 and writes to 4
         first, second = os.dup(there), os.dup(here)

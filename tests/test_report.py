@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 import trimesh
-from browser import find_browser
+from browser import find_browser, open_tab
 from PIL import Image
+from trimesh.exchange.gltf import export_glb
 from trimesh.visual import TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
-from distill.export.files import write_glb
+from distill.export.files import COLOURS, complete, write_glb
 from distill.export.mesh import Mesh, vertex_normals
 from distill.export.report import curves, flatten, write_report
 from distill.meshes.look import set_factor
@@ -378,3 +379,88 @@ def test_a_colour_is_shown_alike_as_texture_factor_and_colours_of_vertices(tmp_p
     np.testing.assert_allclose(seen[2], seen[0], atol=1)
     # The light is between 0.7 and 1.02.
     assert (seen[0] > 0.65 * shade).all() and (seen[0] < 1.05 * shade + 1).all()
+
+
+#: Alpha mode, cutoff, alpha of the texture, of the factor and of the vertices, and what glTF 2.0 (3.9.4) makes of it.
+ALPHAS = [
+    ("OPAQUE", None, None, 1.0, None, 1.0),
+    ("OPAQUE", None, 0.2, 0.5, None, 1.0),
+    ("MASK", None, None, 0.4, None, 0.0),
+    ("MASK", None, 0.8, 0.8, None, 1.0),
+    ("MASK", 0.7, 0.8, 0.8, None, 0.0),
+    ("MASK", None, 0.8, 1.0, 0.5, 0.0),
+    ("MASK", 0.3, None, 1.0, 0.4, 1.0),
+    ("BLEND", None, 0.4, 1.0, None, 0.4),
+    ("BLEND", None, None, 1.0, 0.4, 0.4),
+    ("BLEND", None, 0.8, 0.5, 0.5, 0.2),
+    ("BLEND", None, None, 0.0, None, 0.0),
+]
+#: Premultiplied RGBA at points of the file, right after the page has drawn it.
+PIXELS = """(async (points) => {
+  const canvas = document.getElementById("viewer"), gl = canvas.getContext("webgl2");
+  const bytes = Uint8Array.from(atob(document.getElementById("glb").textContent.trim()), (c) => c.charCodeAt(0));
+  await new Promise(requestAnimationFrame);
+  await new Promise(requestAnimationFrame);
+  const m = camera({ yaw: 0.5, pitch: 0.25, zoom: 1 }, bounds(parseGlb(bytes.buffer)), canvas.width / canvas.height).matrix;
+  return points.map((p) => {
+    const [x, y, , w] = [0, 1, 2, 3].map((k) => m[k] * p[0] + m[4 + k] * p[1] + m[8 + k] * p[2] + m[12 + k]);
+    const found = new Uint8Array(4);
+    gl.readPixels(canvas.width * (1 + x / w) / 2, canvas.height * (1 + y / w) / 2, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, found);
+    return [...found];
+  });
+})"""
+
+
+@pytest.mark.slow
+def test_the_viewer_shows_alpha_as_the_material_s_mode_says(tmp_path: Path) -> None:
+    """Squares in a row: by itself each is premultiplied with its alpha, and one that is blended lets one behind it through."""
+    program = find_browser()
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    corners = np.array([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]])
+    scene = trimesh.Scene()
+
+    def add(
+        place: tuple[float, float, float], mode: str, cutoff: Any, *alphas: Any, blue: bool = False
+    ) -> None:
+        texture, factor, vertices = alphas
+        pixels = np.full((2, 2, 4), 255, np.uint8)
+        if texture is not None:
+            pixels[..., 3] = round(255 * texture)
+        material = PBRMaterial(alphaMode=mode, alphaCutoff=cutoff)
+        if texture is not None:
+            material.baseColorTexture = Image.fromarray(pixels)
+        set_factor(material, [0.2, 0.1, 0.8 if blue else 0.1, factor])
+        shape = trimesh.Trimesh(
+            corners + place, [[0, 1, 2], [0, 2, 3]], vertex_normals=[[0, 0, 1]] * 4, process=False
+        )
+        shape.visual = TextureVisuals(uv=np.full((4, 2), 0.5), material=material)
+        if vertices is not None:
+            shape.vertex_attributes[COLOURS] = np.float32([[1, 1, 1, vertices]] * 4)
+        scene.add_geometry(shape)
+
+    places = [(3.0 * number, 0.0, 0.0) for number in range(len(ALPHAS))]
+    for place, (*case, _) in zip(places, ALPHAS, strict=True):
+        add(place, *case)
+    front, behind, bare = (0.0, 4.0, 0.0), (0.0, 4.0, -0.1), (6.0, 4.0, 0.0)
+    add(front, "BLEND", None, None, 0.5, None)  # before the other in the file
+    add(behind, "OPAQUE", None, None, 1.0, None, blue=True)
+    add(bare, "OPAQUE", None, None, 1.0, None, blue=True)
+    (tmp_path / "mesh.glb").write_bytes(export_glb(scene, include_normals=True, tree_postprocessor=complete))
+    flags = [
+        "--enable-unsafe-swiftshader",
+        "--use-gl=angle",
+        "--use-angle=swiftshader",
+        "--force-prefers-reduced-motion",
+    ]
+    with open_tab(program, tmp_path / "profile", *flags) as tab:
+        tab.call("Page.navigate", url=write_report(tmp_path).as_uri())
+        tab.until("document.readyState === 'complete' && document.getElementById('viewer').width > 300")
+        row, pair, alone = (
+            np.array(tab.value(f"{PIXELS}({json.dumps(points)})"), float)
+            for points in (places, [front], [bare])
+        )
+    whole = row[0]
+    assert whole[3] == 255 and (whole[:3] > 30).all() and alone[0, 2] > whole[2] + 50
+    np.testing.assert_allclose(row, np.array([alpha for *_, alpha in ALPHAS])[:, None] * whole, atol=1.5)
+    np.testing.assert_allclose(pair[0], 0.5 * whole + 0.5 * alone[0], atol=1.5)

@@ -4,17 +4,18 @@
 const VERTEX_SHADER = `#version 300 es
 uniform mat4 u_camera;
 in vec3 a_position; in vec3 a_normal; in vec2 a_uv; in vec4 a_colour;
-out vec3 v_normal; out vec2 v_uv; out vec3 v_colour;
+out vec3 v_normal; out vec2 v_uv; out vec4 v_colour;
 void main() {
-  v_normal = a_normal; v_uv = a_uv; v_colour = a_colour.rgb;
+  v_normal = a_normal; v_uv = a_uv; v_colour = a_colour;
   gl_Position = u_camera * vec4(a_position, 1.0);
 }`;
 
 // The light comes from above left of the camera and turns with it; the colours already hold most shading.
 const FRAGMENT_SHADER = `#version 300 es
 precision highp float;
-uniform sampler2D u_texture; uniform bool u_textured, u_clay; uniform vec3 u_right, u_up, u_back, u_factor;
-in vec3 v_normal; in vec2 v_uv; in vec3 v_colour;
+uniform sampler2D u_texture; uniform bool u_textured, u_clay, u_blended; uniform vec3 u_right, u_up, u_back;
+uniform vec4 u_factor; uniform float u_cutoff;
+in vec3 v_normal; in vec2 v_uv; in vec4 v_colour;
 out vec4 colour;
 vec3 linear(vec3 s) { return mix(s / 12.92, pow((s + 0.055) / 1.055, vec3(2.4)), step(0.04045, s)); }
 vec3 encoded(vec3 l) { return mix(12.92 * l, 1.055 * pow(l, vec3(1.0 / 2.4)) - 0.055, step(0.0031308, l)); }
@@ -22,11 +23,14 @@ void main() {
   vec3 n = normalize(v_normal);
   vec3 key = normalize(-0.5 * u_right + 0.8 * u_up + 0.9 * u_back);
   // glTF's base colour: the product of factor, texture (sRGB) and colours of vertices (linear).
-  vec3 base = u_textured ? linear(texture(u_texture, v_uv).rgb) : vec3(1.0);
-  vec3 srgb = encoded(clamp(base * v_colour * u_factor, 0.0, 1.0));
+  vec4 base = u_textured ? texture(u_texture, v_uv) : vec4(1.0);
+  base = vec4(linear(base.rgb), base.a) * v_colour * u_factor;
+  if (base.a < u_cutoff) discard;
+  float alpha = u_blended ? clamp(base.a, 0.0, 1.0) : 1.0;
+  vec3 srgb = encoded(clamp(base.rgb, 0.0, 1.0));
   float soft = 0.5 + 0.5 * dot(n, key);
   float light = u_clay ? 0.2 + 0.85 * soft * soft : 0.7 + 0.32 * soft;
-  colour = vec4(min((u_clay ? vec3(0.75, 0.73, 0.70) : srgb) * light, 1.0), 1.0);
+  colour = vec4(min((u_clay ? vec3(0.75, 0.73, 0.70) : srgb) * light, 1.0), 1.0) * alpha;
 }`;
 
 // Component types and counts of glTF accessors.
@@ -104,6 +108,11 @@ function parseGlb(buffer) {
     const view = image && json.bufferViews[image.bufferView];
     return view ? new Blob([new Uint8Array(buffer, slice(view), view.byteLength)]) : null;
   };
+  // glTF's alpha counts in two of its three modes.
+  const alphaOf = (material) => {
+    const { alphaMode, alphaCutoff = 0.5 } = json.materials?.[material] ?? {};
+    return { cutoff: alphaMode === "MASK" ? alphaCutoff : 0, blended: alphaMode === "BLEND" };
+  };
   const factorOf = (material) => json.materials?.[material]?.pbrMetallicRoughness?.baseColorFactor;
   const floats = (data) => ({ data, size: 3, type: 5126, normalized: false });
   const found = [];
@@ -116,7 +125,7 @@ function parseGlb(buffer) {
       const normal = NORMAL === undefined ? normalsOf(position, indices.data)
         : moved(accessor(NORMAL).data, forNormals(matrix));
       found.push({ position: floats(position), normal: floats(normal), uv: accessor(TEXCOORD_0),
-        colour: accessor(COLOR_0), factor: factorOf(primitive.material), indices,
+        colour: accessor(COLOR_0), factor: factorOf(primitive.material), indices, ...alphaOf(primitive.material),
         image: TEXCOORD_0 === undefined ? null : imageOf(primitive.material) });
     }
     for (const child of node.children || []) visit(child, matrix);
@@ -157,7 +166,7 @@ function uploadMesh(gl, program, model) {
 }
 
 async function uploadTexture(gl, model) {
-  const picture = await createImageBitmap(model.image, { colorSpaceConversion: "none" });
+  const picture = await createImageBitmap(model.image, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   model.texture = gl.createTexture();
   gl.bindTexture(gl.TEXTURE_2D, model.texture);
   gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, picture);
@@ -168,10 +177,10 @@ async function uploadTexture(gl, model) {
   gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_WRAP_T, wrap);
 }
 
-// The linear colour that multiplies all others; what has no colour at all is light grey.
+// The linear colour and the alpha that multiply all others; what has no colour at all is light grey.
 function factor(model) {
-  if (model.factor) return model.factor.slice(0, 3);
-  return model.image || model.colour ? [1, 1, 1] : [0.8, 0.8, 0.8];
+  if (model.factor) return model.factor;
+  return model.image || model.colour ? [1, 1, 1, 1] : [0.8, 0.8, 0.8, 1];
 }
 
 // Centre of the bounding box and radius of the sphere around it.
@@ -257,9 +266,11 @@ async function view(canvas, buffer, state) {
     if (model.image) await uploadTexture(gl, model);
   }
   const box = bounds(models);
+  models.sort((one, other) => one.blended - other.blended); // over what is behind them
   listen(canvas, state);
   gl.useProgram(program);
   gl.enable(gl.DEPTH_TEST);
+  gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
   const colour = gl.getAttribLocation(program, "a_colour");
   let last = performance.now();
   const draw = (now) => {
@@ -269,6 +280,7 @@ async function view(canvas, buffer, state) {
     canvas.width = Math.round(canvas.clientWidth * ratio);
     canvas.height = Math.round(canvas.clientHeight * ratio);
     gl.viewport(0, 0, canvas.width, canvas.height);
+    gl.depthMask(true); // without which the depth is not cleared
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
     const eye = camera(state, box, canvas.width / canvas.height);
     gl.uniformMatrix4fv(uniform("u_camera"), false, eye.matrix);
@@ -278,7 +290,12 @@ async function view(canvas, buffer, state) {
       gl.bindVertexArray(model.array);
       gl.bindTexture(gl.TEXTURE_2D, model.texture || null);
       gl.uniform1i(uniform("u_textured"), model.texture ? 1 : 0);
-      gl.uniform3fv(uniform("u_factor"), factor(model));
+      gl.uniform4fv(uniform("u_factor"), factor(model));
+      gl.uniform1f(uniform("u_cutoff"), model.cutoff);
+      gl.uniform1i(uniform("u_blended"), model.blended ? 1 : 0);
+      gl.depthMask(!model.blended);
+      if (model.blended) gl.enable(gl.BLEND);
+      else gl.disable(gl.BLEND);
       if (colour >= 0 && !model.colour) gl.vertexAttrib4fv(colour, [1, 1, 1, 1]);
       gl.drawElements(gl.TRIANGLES, model.indices.data.length, model.indices.type, 0);
     }
