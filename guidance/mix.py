@@ -17,10 +17,12 @@ from distill.conditions.image_prompt import image_of, with_image
 from distill.contracts import Condition, Conditioner, Embedding, Guidance, Learner, Prior
 from distill.domains import Losses
 from distill.guidance import available, is_made_for_prior, made_for_prior, set_up
+from distill.guidance.terms import draw_from
 from distill.options import check_terms, numbers, schedule
 from distill.priors.control import CONTROL
 from distill.priors.load import load_prior
 from distill.samplers.schedules import Ramp, scheduled
+from distill.transfer import send
 
 #: What a term calls the model of the run's input picture.
 NOVEL_VIEW = "novel_view"
@@ -181,11 +183,10 @@ class LearningMixture(Mixture):
 
 
 def resampled(noise: Tensor, like: Tensor) -> Tensor:
-    """Noise of another shape that follows from the given one, so that a loss stays deterministic."""
+    """Noise of another shape that follows from the given one, picture by picture, so that a loss stays deterministic."""
     if noise.shape == like.shape:
         return noise
-    seed = int(noise.flatten()[:64].double().mul(1e6).long().abs().sum()) % 2**31
-    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
+    return send(draw_from(noise, like.shape[1:]), like.device).to(like)
 
 
 def make_term(

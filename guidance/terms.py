@@ -175,12 +175,23 @@ def further_noises(noise: Tensor, count: int) -> Tensor:
     Returns:
         Standard normal, shape ``[count, batch, ...]``.
     """
+    drawn = draw_from(noise, (count, *noise.shape[1:]))
+    return send(drawn.transpose(0, 1), noise.device).to(noise)
+
+
+def draw_from(noise: Tensor, shape: Sequence[int]) -> Tensor:
+    """Derive noise of another shape deterministically from the given noise of each picture, whatever pictures are beside it.
+
+    Args:
+        noise: shape ``[batch, ...]``.
+        shape: of one picture's.
+
+    Returns:
+        Standard normal, shape ``[batch, *shape]``, float32 on the CPU.
+    """
     seeds = noise.flatten(1)[:, :64].double().mul(1e6).long().abs().sum(1) % 2**31
     generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
-    drawn = [
-        torch.stack([torch.randn(noise.shape[1:], generator=g) for g in generators]) for _ in range(count)
-    ]
-    return send(torch.stack(drawn), noise.device).to(noise)
+    return torch.stack([torch.randn(shape, generator=g) for g in generators])
 
 
 def require(cond: Condition, role: str, loss: str) -> None:

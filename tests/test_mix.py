@@ -184,7 +184,21 @@ def test_wrong_terms_get_one_line(terms: list[dict[str, Any]], said: str) -> Non
 def test_noise_of_another_shape_follows_from_the_given_one_and_is_normal() -> None:
     like = torch.zeros(2, 3, 8, 8)
     drawn = torch.stack([resampled(randn(seed, 2, 4, 4, 4), like) for seed in range(300)])
+    assert not torch.equal(drawn[:, 0], drawn[:, 1])
     assert torch.equal(drawn[7], resampled(randn(7, 2, 4, 4, 4), like))
     assert len({float(one.sum()) for one in drawn}) == 300
     assert float(drawn.mean()) == pytest.approx(0, abs=4 / drawn.numel() ** 0.5)
     assert float(drawn.var()) == pytest.approx(1, abs=4 * (2 / drawn.numel()) ** 0.5)
+
+
+def test_noise_for_a_prior_of_another_size_does_not_depend_on_how_the_batch_is_cut() -> None:
+    prior, own = make_prior(), make_prior(seed=7, size=8)
+    loss = made(prior, {"loss": "sds", "prior": own, "prompt": "mug", "scale": 1.0})
+
+    def of(part: slice) -> Tensor:
+        texts = {name: prior.embed([text] * len(X[part])) for name, text in (("text", "mug"), ("uncond", ""))}
+        cond = Condition(texts, turntable(2)[part])
+        return loss(prior, X[part], cond, T[part], NOISE[part])
+
+    apart = torch.cat([of(slice(0, 1)), of(slice(1, 2))])
+    torch.testing.assert_close(of(slice(0, 2)), apart)
