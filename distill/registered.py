@@ -12,7 +12,12 @@ homes: set[str] = set()
 
 
 def check_name(
-    what: str, part: object, taken: Container[str], *called: Sequence[str], remedy: str = ""
+    what: str,
+    part: object,
+    taken: Container[str],
+    *called: Sequence[str],
+    options: bool = False,
+    remedy: str = "",
 ) -> str:
     """Check that a part to be registered has a free name and takes its arguments; returns the name, in lower case.
 
@@ -21,6 +26,7 @@ def check_name(
         part: a function or a class.
         taken: the library's own names.
         *called: the ways in which it may be called: the names of what it is given, those that end in ``=`` as keywords.
+        options: it may have options: further parameters, as keywords only.
         remedy: follows the error of one that cannot be called so.
 
     Raises:
@@ -34,27 +40,28 @@ def check_name(
     if name.lower() in taken:
         raise ValueError(f"the name {name.lower()} is taken; give your {what} another")
     signature = inspect.signature(part)
-    if not any(_takes(signature, given) for given in called):
+    if not any(_takes(signature, given, options) for given in called):
         must = " or ".join(f"({', '.join(given).replace('=', '')})" for given in called)
-        takes = ", ".join(p.name for p in signature.parameters.values() if p.kind is not p.KEYWORD_ONLY)
-        raise ValueError(
-            f"a {what} must take {must}, and its options as keywords; {name} takes ({takes}){remedy}"
-        )
+        parameters = signature.parameters.values()
+        takes = ", ".join(p.name for p in parameters if not (options and p.kind is p.KEYWORD_ONLY))
+        more = ", and its options as keywords" if options else ""
+        raise ValueError(f"a {what} must take {must}{more}; {name} takes ({takes}){remedy}")
     homes.add(part.__module__)
     return name.lower()
 
 
-def _takes(signature: inspect.Signature, given: Sequence[str]) -> bool:
-    """Tell whether a signature takes what is given, and needs no more except for keywords."""
+def _takes(signature: inspect.Signature, given: Sequence[str], options: bool) -> bool:
+    """Tell whether a signature takes what is given, and needs no more except for options."""
     keywords = {name[:-1]: None for name in given if name.endswith("=")}
     try:
         bound = signature.bind_partial(*(name for name in given if not name.endswith("=")), **keywords)
     except TypeError:
         return False
-    plain = [
-        p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return all(p.name in bound.arguments or p.default is not p.empty for p in plain)
+    left_out = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    if options:
+        left_out.add(inspect.Parameter.KEYWORD_ONLY)
+    needed = [p for p in signature.parameters.values() if p.kind not in left_out]
+    return all(p.name in bound.arguments or p.default is not p.empty for p in needed)
 
 
 def check_own(
@@ -66,7 +73,7 @@ def check_own(
         ValueError: as ``check_name``; or it is defined inside a function, where nothing finds it by a path, or has an option that has no
             default or one that a configuration cannot hold.
     """
-    name = check_name(what, part, taken, *called, remedy=remedy)
+    name = check_name(what, part, taken, *called, options=True, remedy=remedy)
     assert callable(part)
     if "<locals>" in getattr(part, "__qualname__", ""):
         raise ValueError(

@@ -179,11 +179,14 @@ def test_a_weighting_is_checked_where_it_is_registered(monkeypatch: pytest.Monke
 
     def of_t(t: Any) -> Any: ...
 
+    def to_a_power(alpha: Any, sigma: Any, *, power: float) -> Any: ...
+
     before = dict(WEIGHTINGS)
     wrong: tuple[tuple[Any, str], ...] = (
         (lambda alpha, sigma: sigma, "a weighting must be a function or a class with a name"),
         (fantasia3d, "the name fantasia3d is taken; give your weighting another"),
-        (of_t, r"a weighting must take \(alpha, sigma\), .*; of_t takes \(t\)"),
+        (of_t, r"^a weighting must take \(alpha, sigma\); of_t takes \(t\)$"),
+        (to_a_power, r"^a weighting must take \(alpha, sigma\); to_a_power takes \(alpha, sigma, power\)$"),
     )
     for part, said in wrong:
         with pytest.raises(ValueError, match=said):
