@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from distill import cli
+from distill import cli, guidance
 from distill.arguments import split_prompt
+from distill.guidance import terms
 from distill.run import sweep
 from distill.samplers import timesteps
 
@@ -240,3 +242,37 @@ def test_a_launchers_processes_are_given_no_part_that_the_script_itself_register
             sweep.check_jobs(jobs, (), here=False)
     else:
         sweep.check_jobs(jobs, (), here=False)
+
+
+OWN_LOSSES = [
+    (["guidance=own"], "guidance=own"),
+    (["guidance=mix", "guidance.terms=[{loss: sds}, {loss: own}]"], "guidance.terms[1].loss=own"),
+    (["guidance=sds", "guidance.weighting=steep"], "guidance.weighting=steep"),
+    (["guidance=mix", "guidance.terms=[{loss: csd, weighting: steep}]"], "guidance.terms[0].weighting=steep"),
+    (["stages=[field,surface]", "stage.field.guidance=own"], "guidance=own"),
+]
+
+
+@pytest.mark.parametrize("home", ["__main__", __name__])
+@pytest.mark.parametrize(("words", "said"), OWN_LOSSES)
+def test_no_loss_or_weighting_of_the_script_itself_is_given_to_a_launcher(
+    words: list[str], said: str, home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def own(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, scale: float = 1.0) -> Any: ...
+
+    def steep(alpha: Any, sigma: Any) -> Any: ...
+
+    monkeypatch.setattr(guidance, "_registered", {})
+    monkeypatch.setattr(terms, "WEIGHTINGS", dict(terms.WEIGHTINGS))
+    for part, register in ((own, guidance.register), (steep, guidance.register_weighting)):
+        part.__module__, part.__qualname__ = home, part.__name__
+        monkeypatch.setattr(sys.modules[home], part.__name__, part, raising=False)
+        register(part)
+    jobs = [["prompt=a red mug", *words, f"seed={seed}"] for seed in (0, 1)]
+    if home == __name__:
+        return sweep.check_jobs(jobs, (), here=False)
+    with pytest.raises(
+        ValueError, match=f" {re.escape(said)} is registered by the script itself, "
+    ) as caught:
+        sweep.check_jobs(jobs, (), here=False)
+    assert "\n" not in str(caught.value)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.devices import pick_device
 from distill.files.paths import user_path
 from distill.inputs import looks
+from distill.run.checks.guidance import parts as losses_of
 from distill.run.compose import compose_config
 from distill.run.compose_stages import is_own
 from distill.run.folders import check_root
@@ -29,6 +32,7 @@ from distill.run.overrides import quote_text
 from distill.run.plugins import register
 from distill.run.queue import divide
 from distill.run.schema import PARTS
+from distill.run.stages import plan
 from distill.run.staging import check_priors
 
 #: Several names or paths for one option, whose jobs are to differ in it; a text with anything else in it is one value.
@@ -181,13 +185,28 @@ def check_parts(config: DictConfig) -> None:
     Raises:
         ValueError: the script itself registers one, which that process does not run.
     """
+    for one in plan(config, Path()):
+        for option, name, part in parts_of(one):
+            if part.__module__ == "__main__":
+                raise ValueError(
+                    f"{option}={name} is registered by the script itself, which a launcher's processes do not run; register it in a "
+                    "module that the script imports, or leave out hydra/launcher="
+                )
+
+
+def parts_of(config: DictConfig) -> Iterator[tuple[str, str, Callable[..., object]]]:
+    """The parts that a stage's configuration chooses: the option, the name that it has, and the part."""
+    from distill.guidance.terms import WEIGHTINGS
+
+    values: Any = OmegaConf.to_container(config, resolve=True)
     for group in PARTS:
-        module, _, name = str(config[group]._target_).rpartition(".")
-        if module == "__main__":
-            raise ValueError(
-                f"{group}={name.lower()} is registered by the script itself, which a launcher's processes do not run; register it in a "
-                "module that the script imports, or leave out hydra/launcher="
-            )
+        part = get_object(values[group]["_target_"])
+        yield group, part.__name__.lower(), part
+    for loss, options, where, _ in losses_of(values, get_object(values["guidance"]["_target_"])):
+        if "loss" in options:
+            yield f"{where}.loss", options["loss"], loss
+        if (name := options.get("weighting")) in WEIGHTINGS:
+            yield f"{where}.weighting", name, WEIGHTINGS[name]
 
 
 def check_inputs(config: DictConfig, words: Sequence[str], folders: Sequence[str]) -> None:
