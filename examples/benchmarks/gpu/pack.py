@@ -111,7 +111,7 @@ def strip(library: Path, architecture: int) -> int:
     return gone
 
 
-def check(folder: Path, architecture: int) -> None:
+def check(folder: Path) -> None:
     """Compile this library's kernels with the Warp that was packed."""
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_warp_aot.py"],
@@ -230,7 +230,7 @@ def main() -> None:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
                 gone = strip(unpacked / "warp/bin/warp.so", options.architecture)
                 print(f"{gone / 2**20:.0f} MiB of warp.so blanked")
-                check(unpacked, options.architecture)
+                check(unpacked)
             compress(unpacked, folder / f"{part}.tar.xz", options.preset)
             if part == "warp":
                 split(folder / "warp.tar.xz", options.piece * 2**20)
