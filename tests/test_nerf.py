@@ -262,6 +262,42 @@ def test_finite_difference_normals_are_exact_for_a_linear_density() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("density", "expected"),
+    [
+        (lambda depth: torch.nn.functional.softplus(1000 * depth), 0.9),
+        (lambda depth: torch.nn.functional.softplus(3000 * depth), 1.7),
+        (lambda depth: (depth / 0.03).clamp(max=8).exp(), 5.1),
+        (lambda depth: (depth / 0.01).clamp(max=8).exp(), 13.9),
+    ],
+)
+def test_finite_difference_normals_of_a_steep_sphere_are_off_by_what_is_documented(
+    density: Any, expected: float
+) -> None:
+    """The normals that are seen, against those of the sphere, along rays that hit it within 0.8 of its radius; degrees."""
+    g, step = _generator(), 0.0025
+    along = torch.nn.functional.normalize(torch.randn(300, 3, generator=g), dim=-1)
+    aside = torch.nn.functional.normalize(along.cross(torch.randn(300, 3, generator=g), dim=-1), dim=-1)
+    reach = 0.4 * torch.rand(300, 1, generator=g).sqrt()
+    points = along[:, None] * torch.arange(-0.8, 0.2, step)[:, None] + (aside * reach)[:, None]
+
+    class Sphere:
+        @staticmethod
+        def density(x: Tensor) -> Tensor:
+            return density(0.5 - x.norm(dim=-1))
+
+    sphere: Any = Sphere
+    depth = Sphere.density(points) * step
+    weights = torch.exp(depth - depth.cumsum(1)) * (1 - torch.exp(-depth))
+    normals = finite_difference_normals(sphere, points.view(-1, 3)).view_as(points)
+    seen, true = (
+        torch.nn.functional.normalize((weights[..., None] * n).sum(1), dim=-1)
+        for n in (normals, torch.nn.functional.normalize(points, dim=-1))
+    )
+    angle = torch.rad2deg(torch.acos((seen * true).sum(-1).clamp(-1, 1)))
+    assert float(angle.mean()) == pytest.approx(expected, abs=0.15 + 0.03 * expected)
+
+
 def test_light_at_the_camera_makes_the_middle_bright_and_the_rim_dark() -> None:
     scene = Analytic(lambda x: 300 * torch.sigmoid(60 * (0.6 - x.norm(dim=1))), steps=256, albedo=0.5)
     lit = render(scene, _front(), 65, 65, shading="lambertian").rgb[0, 32, :, 0]
