@@ -57,10 +57,11 @@ def _takes(signature: inspect.Signature, given: Sequence[str], options: bool) ->
         bound = signature.bind_partial(*(name for name in given if not name.endswith("=")), **keywords)
     except TypeError:
         return False
-    left_out = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-    if options:
-        left_out.add(inspect.Parameter.KEYWORD_ONLY)
-    needed = [p for p in signature.parameters.values() if p.kind not in left_out]
+    needed = [
+        p
+        for p in signature.parameters.values()
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and not (options and p.kind is p.KEYWORD_ONLY)
+    ]
     return all(p.name in bound.arguments or p.default is not p.empty for p in needed)
 
 
