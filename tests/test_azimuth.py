@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distill.cameras import Cameras
 from distill.conditions.azimuth import DIRECTIONS, DRAWS, LEVELS, estimate_azimuth
+from distill.conditions.picture import framed, is_asked
 from distill.contracts import Condition, Step
 from distill.run.compose import compose_config
 
@@ -108,6 +109,19 @@ def test_all_else_is_guided_by_the_novel_view_model(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (NAMED, False),
+        (["prompt='a red mug'", "image=p.png", "guidance=sds"], False),
+        (["prompt='a red mug'", "image=p.png"], True),
+        (["image=p.png"], True),
+    ],
+)
+def test_only_a_model_that_is_asked_finds_the_objects_axis(words: list[str], asked: bool) -> None:
+    assert is_asked(compose_config(words)) is asked
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["image=p.png"], "compares the picture with the prompt's directions, and there is no prompt"),
@@ -135,6 +149,8 @@ def test_a_run_estimates_the_azimuth_and_compares_from_there(
     Image.fromarray(picture).save(tmp_path / "p.png")
     assert command("a kettle", "image=p.png", *QUICK, "export.enabled=false", "output_dir=out") == 0
     said = json.loads((tmp_path / "out" / "manifest.json").read_text())["picture"]
+    plain = framed(compose_config(NAMED))[1]
+    assert said["frame"] == pytest.approx([plain.left, plain.top, plain.side], abs=0.01)
     errors = said["azimuth_errors"]
     assert said["azimuth"] == "estimated" and len(errors) == DIRECTIONS
     assert said["azimuth_deg"] == float(min(errors, key=lambda angle: errors[angle]))
