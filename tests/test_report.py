@@ -382,7 +382,7 @@ def test_a_colour_is_shown_alike_as_texture_factor_and_colours_of_vertices(tmp_p
 
 
 #: Alpha mode, cutoff, alpha of the texture, of the factor and of the vertices, and what glTF 2.0 (3.9.4) makes of it.
-ALPHAS = [
+ALPHAS: list[tuple[Any, ...]] = [
     ("OPAQUE", None, None, 1.0, None, 1.0),
     ("OPAQUE", None, 0.2, 0.5, None, 1.0),
     ("MASK", None, None, 0.4, None, 0.0),
@@ -436,7 +436,7 @@ def test_the_viewer_shows_alpha_as_the_material_s_mode_says(tmp_path: Path) -> N
         )
         shape.visual = TextureVisuals(uv=np.full((4, 2), 0.5), material=material)
         if vertices is not None:
-            shape.vertex_attributes[COLOURS] = np.float32([[1, 1, 1, vertices]] * 4)
+            shape.vertex_attributes[COLOURS] = np.array([[1, 1, 1, vertices]] * 4, np.float32)
         scene.add_geometry(shape)
 
     places = [(3.0 * number, 0.0, 0.0) for number in range(len(ALPHAS))]

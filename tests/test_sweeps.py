@@ -264,7 +264,8 @@ def test_no_loss_or_weighting_of_the_script_itself_is_given_to_a_launcher(
 
     monkeypatch.setattr(guidance, "_registered", {})
     monkeypatch.setattr(terms, "WEIGHTINGS", dict(terms.WEIGHTINGS))
-    for part, register in ((own, guidance.register), (steep, guidance.register_weighting)):
+    registered: list[tuple[Any, Any]] = [(own, guidance.register), (steep, guidance.register_weighting)]
+    for part, register in registered:
         part.__module__, part.__qualname__ = home, part.__name__
         monkeypatch.setattr(sys.modules[home], part.__name__, part, raising=False)
         register(part)
