@@ -14,7 +14,8 @@ from test_novelview_pipeline import make
 from test_run import QUICK, command, error_of
 
 from distill.cameras import Cameras, orbit
-from distill.conditions.picture import Picture, look_at
+from distill.conditions.cutout import over_white
+from distill.conditions.picture import FINER, Picture, framed, look_at
 from distill.conditions.start import LEVEL_DEG, asked_later, drawn_views, ring, views_first
 from distill.contracts import Condition, Render, Step
 from distill.priors.novel_view.elevation import draw_around, estimate_elevation
@@ -173,10 +174,16 @@ def test_a_run_fits_the_views_and_then_asks_the_prior(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_the_elevation_was_found_with_is_what_it_begins_with() -> None:
-    seen = look_at(compose_config([*PICTURE, "reference.start=samples"]), torch.device("cpu"))
+    config = compose_config([*PICTURE, "reference.start=samples"])
+    seen = look_at(config, torch.device("cpu"))
     assert seen.drawn is not None and seen.estimate is not None
+    shown = over_white(framed(config)[0], seen.frame, seen.prior.image_size).rgb
+    # What renders are compared with is the same part of the picture, finer.
+    finer = seen.reference.rgb
+    assert finer.shape[-1] == FINER * shown.shape[-1]
+    assert (seen.reference.resized(shown.shape[-1]).rgb - shown).abs().mean() < 0.02
     g = torch.Generator().manual_seed(0)
-    around = draw_around(seen.prior.pipeline, seen.reference.rgb, generator=g, views=8)
+    around = draw_around(seen.prior.pipeline, shown, generator=g, views=8)
     torch.testing.assert_close(seen.drawn.rgb, around)
     found = estimate_elevation(around)
     assert found == seen.estimate
