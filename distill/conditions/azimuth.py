@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 DIRECTIONS = 16
 #: Noise levels that are compared, fractions of T: finer ones are decided by texture, higher ones show no sides.
 LEVELS = (0.45, 0.6, 0.7, 0.8, 0.88)
+#: Directions up to so far from the front are chosen: pictures of things show their fronts, and a back often looks like one.
+FRONT_DEG = 90.0
 #: Noises at each level.
 DRAWS = 4
 
@@ -43,7 +45,7 @@ def estimate_azimuth(
     """Choose the direction whose prompt explains a picture best: that with the smallest denoising error.
 
     This is zero-shot classification by a diffusion model (Li et al. 2023, arXiv:2303.16203), with one prompt for each direction and the
-    same noises for all. Neighbouring directions look alike and have similar errors, so each is averaged with a quarter of both neighbours'.
+    same noises for all. Only directions of the front half are chosen. Neighbouring directions look alike and have similar errors, so each is averaged with a quarter of both neighbours'.
 
     Args:
         prior: is told directions.
@@ -64,5 +66,7 @@ def estimate_azimuth(
             errors += (found - noise).square().mean((1, 2, 3)).cpu()
     errors /= len(LEVELS) * DRAWS
     smooth = (errors.roll(1) + 2 * errors + errors.roll(-1)) / 4
+    behind = cameras.azimuth_deg.abs() > FRONT_DEG + 1e-3
+    best = int(smooth.masked_fill(behind, torch.inf).argmin())
     azimuths = cameras.azimuth_deg.tolist()
-    return AzimuthEstimate(azimuths[int(smooth.argmin())], dict(zip(azimuths, smooth.tolist(), strict=True)))
+    return AzimuthEstimate(azimuths[best], dict(zip(azimuths, smooth.tolist(), strict=True)))

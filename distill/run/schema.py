@@ -69,8 +69,8 @@ class Reference:
 
     Attributes:
         elevation_deg: elevation of the camera above the horizon, degrees; null estimates it.
-        azimuth_deg: azimuth of the camera, degrees from the scene's front; null estimates it through a text prior that is told sixteen
-            directions.
+        azimuth_deg: azimuth of the camera, degrees from the scene's front; null estimates it, between -90 and 90, through a text prior
+            that is told sixteen directions.
         distance: distance of the camera from the origin, scene units.
         fov_y_deg: vertical field of view, degrees.
         background: how the object is cut out: ``auto`` uses the alpha channel or removes a plain background, ``keep`` takes the whole picture,
