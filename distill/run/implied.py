@@ -19,6 +19,8 @@ from distill.run.plugins import ALIASES, plugins
 from distill.run.scenes import scene_of_run
 
 EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
+#: Parts that a plain run does not have.
+NOT_PLAIN = {"experiment", "stages", "init", "generator", "mesh", "scene"}
 
 
 def with_implied(overrides: Sequence[str]) -> list[str]:
@@ -124,9 +126,8 @@ def _of_things(given: Mapping[str, str], prior: str) -> dict[str, str]:
     A larger scale chooses one of the objects that a name may mean, where a small one blends them. A kind of the embedded world begins with
     noisy timesteps alone: in less noise, this prior takes the faint blob that a scene begins with for an empty ground.
     """
-    theirs = ("experiment", "stages", "init", "generator", "image", "mesh", "scene", "preset")
     parts = {name.partition(".")[0] for name in given}
-    if given.get("guidance", "") in ALIASES or parts & {*theirs}:
+    if given.get("guidance", "") in ALIASES or parts & {*NOT_PLAIN, "image", "preset"}:
         return {}
     own = of_prior(prior)
     if own is None or not own.things or not (texts := _texts(given)):
@@ -141,7 +142,7 @@ def _of_things(given: Mapping[str, str], prior: str) -> dict[str, str]:
 def _named_thing(given: Mapping[str, str], prior: str) -> bool:
     """Tell whether a plain run's prompt is of a real object that its prior knows."""
     parts = {name.partition(".")[0] for name in given}
-    if parts & {"guidance", "experiment", "stages", "init", "generator", "mesh", "scene"}:
+    if parts & {*NOT_PLAIN, "guidance"}:
         return False
     own, texts = of_prior(prior), _texts(given)
     return own is not None and bool(texts) and all(object_of(text, own) for text in texts)
