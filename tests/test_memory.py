@@ -426,7 +426,8 @@ def test_a_forecast_counts_every_particle_and_the_moving_average(latent_folder: 
 
     one = scene("optimiser.ema=0")
     assert scene("optimiser.ema=0", "particles=3") == 3 * one
-    assert scene("optimiser.ema=0.99") == 5 * one // 4
+    made: Any = scene_maker(compose_config([f"prior={latent_folder}", "prompt=a mug"]))(seed=0)
+    assert scene("optimiser.ema=0.99") - one == sum(4 * p.numel() for p in made.parameters())
 
 
 @pytest.mark.parametrize(
@@ -553,6 +554,30 @@ def test_a_forecast_counts_the_rendering_of_scenes_without_cells(
         seen = scene.render(turntable(2), size, size, generator=torch.Generator().manual_seed(0))
         seen.rgb.sum().backward()
     assert live.peak <= found.full <= most * live.peak
+
+
+@pytest.mark.parametrize("resolution", [32, 64, 128])
+def test_a_forecast_counts_rays_and_cells_however_fine_the_cells_are(resolution: int) -> None:
+    options = ["render.size=64", "scene.log2_table_size=8", f"scene.occupancy_resolution={resolution}"]
+    config, views = compose_config(["prompt=a red mug", *options]), 64
+    found = rendered(config, views, torch.device("cpu"))
+    scene: Any = scene_maker(config)(seed=0)
+
+    def of_all_views() -> int:
+        scene.render(turntable(1), 8, 8)  # the cells' bytes are made once
+        with LiveBytes() as live:
+            seen = scene.render(turntable(1), 64, 64, generator=torch.Generator().manual_seed(0))
+            seen.rgb.sum().backward()
+        return views * live.peak
+
+    assert found.full == pytest.approx(of_all_views(), rel=0.1)
+    with LiveBytes() as update:
+        scene.update(Step(), make_optimiser(scene), torch.Generator().manual_seed(0))
+    assert update.peak > 8 * resolution**3
+    assert found.beginning == pytest.approx(max(of_all_views(), update.peak), rel=0.25)
+    learnt = sum(p.numel() for p in scene.parameters())
+    cells = sum(b.numel() * b.element_size() for b in scene.buffers())
+    assert found.parameters == 4 * 4 * learnt + cells
 
 
 def test_a_textured_mesh_that_does_not_fit_is_rendered_twice(

@@ -25,8 +25,9 @@ _SMALL_TABLE = 8
 
 
 class Rendering(NamedTuple):
-    """Bytes of a scene: of every particle's parameters with their gradients and averages; that rendering some views keeps at
-    most, with every cell full where there are cells; and as the scene begins.
+    """Bytes of a scene: of every particle's parameters with their gradients and averages, and of its buffers, such as its cells;
+    that rendering some views, or the update of the cells, keeps at most, with every cell full where there are cells; and as the
+    scene begins.
     """
 
     parameters: int
@@ -59,13 +60,12 @@ def rendered(config: DictConfig, views: int, device: torch.device) -> Rendering:
     gradient = sum(
         p.numel() * p.element_size() for group in scene.parameter_groups().values() for p in group.parameters
     )
+    kept_beside = list(scene.buffers()) if isinstance(scene, torch.nn.Module) else []
+    buffers = sum(b.numel() * b.element_size() for b in kept_beside)
     # Each with its gradient and Adam's two averages, and the run's own where there is one.
-    parameters = config.particles * (5 if config.optimiser.ema else 4) * gradient
+    parameters = config.particles * ((5 if config.optimiser.ema else 4) * gradient + buffers)
     probe: Scene = make(seed=0, **tables).to(device)
-    _peaks(
-        config, scene, 4
-    )  # what is made once for all renderings, such as a table of a material's light, is no part of them
-    gradients = _peaks(config, scene, 4).total
+    gradients = _warm(config, scene, 4)[0].total
     rays = int(views * _side(config) ** 2)
 
     def kept() -> int:
@@ -77,8 +77,9 @@ def rendered(config: DictConfig, views: int, device: torch.device) -> Rendering:
         return int(most + (rays * _PIXEL if config.render.recompute else 0))
 
     full = kept()
-    probe.update(Step(), make_optimiser(probe), torch.Generator().manual_seed(0))
-    beginning = kept()
+    with LiveBytes() as live:
+        probe.update(Step(), make_optimiser(probe), torch.Generator().manual_seed(0))
+    beginning = max(kept(), live.peak)
     return Rendering(parameters, max(full, beginning), beginning)
 
 
@@ -91,7 +92,7 @@ def _side(config: DictConfig) -> float:
 
 def _linear(config: DictConfig, probe: Scene) -> Callable[[int], _Peaks]:
     """Return the peaks by the number of rays, from two small renderings."""
-    small, large = (_peaks(config, probe, side) for side in _SIDES)
+    small, large = _warm(config, probe, *_SIDES)
     few, many = (side**2 for side in _SIDES)
 
     def at(rays: int) -> _Peaks:
@@ -99,6 +100,12 @@ def _linear(config: DictConfig, probe: Scene) -> Callable[[int], _Peaks]:
         return _Peaks(*(max(b + (rays - many) * slope, 0) for b, slope in zip(large, slopes, strict=True)))
 
     return at
+
+
+def _warm(config: DictConfig, scene: Scene, *sides: int) -> list[_Peaks]:
+    """Peaks of renderings after a first one: what is made once for all, such as the cells' bytes or a table of light, is no part."""
+    _peaks(config, scene, 4)
+    return [_peaks(config, scene, side) for side in sides]
 
 
 def _peaks(config: DictConfig, scene: Scene, side: int) -> _Peaks:
