@@ -48,7 +48,8 @@ def rendered(config: DictConfig, views: int, device: torch.device) -> Rendering:
     A large table's gradient would hide what the few rays of a small rendering keep. So rays are measured with small tables, in
     which alone the peak in the backward pass is that of the rays, and the gradients by a rendering of next to no rays.
     """
-    if device.type == "cuda" and not torch.cuda.is_available():
+    elsewhere = device.type == "cuda" and not torch.cuda.is_available()
+    if elsewhere:
         device = torch.device("cpu")
     # What encodes on a GPU may not run here.
     here = {"backend": "auto"} if "backend" in config.scene and device.type != "cuda" else {}
@@ -66,14 +67,16 @@ def rendered(config: DictConfig, views: int, device: torch.device) -> Rendering:
     parameters = config.particles * ((5 if config.optimiser.ema else 4) * gradient + buffers)
     probe: Scene = make(seed=0, **tables).to(device)
     gradients = _warm(config, scene, 4)[0].total
+    # On a CPU, a table's gradient has a copy for each thread.
+    copies = gradient if elsewhere else _warm(config, scene, 4, penalties=False)[0].total
     rays = int(views * _side(config) ** 2)
 
     def kept() -> int:
         at = _linear(config, probe)
         part = min(rays, config.render.chunk_rays) if config.render.recompute else rays
         found = at(part)
-        # Gradients are there once what the way forward kept is still there, or together where little else is.
-        most = max(found.total, found.forward + gradient, gradients)
+        # Gradients are there while what the way forward kept still is, or together where little else is.
+        most = max(found.total, found.forward + copies, gradients)
         return int(most + (rays * _PIXEL if config.render.recompute else 0))
 
     full = kept()
@@ -102,16 +105,16 @@ def _linear(config: DictConfig, probe: Scene) -> Callable[[int], _Peaks]:
     return at
 
 
-def _warm(config: DictConfig, scene: Scene, *sides: int) -> list[_Peaks]:
+def _warm(config: DictConfig, scene: Scene, *sides: int, penalties: bool = True) -> list[_Peaks]:
     """Peaks of renderings after a first one: what is made once for all, such as the cells' bytes or a table of light, is no part."""
-    _peaks(config, scene, 4)
-    return [_peaks(config, scene, side) for side in sides]
+    _peaks(config, scene, 4, penalties)
+    return [_peaks(config, scene, side, penalties) for side in sides]
 
 
-def _peaks(config: DictConfig, scene: Scene, side: int) -> _Peaks:
-    """Render a scene once as the configuration says, forward and back."""
+def _peaks(config: DictConfig, scene: Scene, side: int, penalties: bool) -> _Peaks:
+    """Render a scene once as the configuration says, with or without its penalties, forward and back."""
     known = (*reference.PENALTIES, *reference.START)
-    names = [name for name, weight in config.penalties.items() if weight and name not in known]
+    names = [name for name, weight in config.penalties.items() if penalties and weight and name not in known]
     options: dict[str, Any] = {}
     if "shading" in scene.features:
         # Lit pictures keep the most, whatever their share is.
