@@ -228,8 +228,9 @@ def beside(training: Renderer, look: Renderer, reference: Reference, names: Sequ
     ) -> Render:
         picture = training(cameras, height, width, generator=generator, normals=normals, **style)
         wants = "reference_normal" in names
-        known, camera = at_size(height), reference.camera
-        if generator is not None:
+        if generator is None:
+            known, camera = at_size(height), reference.camera
+        else:
             known, camera = within_a_pixel(reference, height, generator)
         seen = look(camera, height, width, generator=generator, normals=wants)
         off = distances(seen, known, names)

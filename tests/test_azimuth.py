@@ -114,7 +114,7 @@ def test_all_else_is_guided_by_the_novel_view_model(words: list[str]) -> None:
     ("words", "asked"),
     [
         (NAMED, False),
-        (["prompt='a red mug'", "image=p.png", "guidance=sds"], False),
+        (["prompt='a red mug'", "image=p.png", "guidance=sds"], True),
         (["prompt='a red mug'", "image=p.png"], True),
         (["image=p.png"], True),
     ],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from distill.conditions.start import ring
+from distill.cameras import turntable
 from distill.contracts import Step
 from distill.guidance.terms import add_noise
 
@@ -44,8 +44,9 @@ def estimate_azimuth(
 ) -> AzimuthEstimate:
     """Choose the direction whose prompt explains a picture best: that with the smallest denoising error.
 
-    This is zero-shot classification by a diffusion model (Li et al. 2023, arXiv:2303.16203), with one prompt for each direction and the
-    same noises for all. Only directions of the front half are chosen. Neighbouring directions look alike and have similar errors, so each is averaged with a quarter of both neighbours'.
+    This is zero-shot classification by a diffusion model (Li et al. 2023, arXiv:2303.16203), with one prompt for each direction and
+    the same noises for all. Neighbouring directions look alike, so each error is smoothed with its neighbours' by the weights 1/4,
+    1/2, 1/4. Only directions of the front half are chosen.
 
     Args:
         prior: is told directions.
@@ -54,8 +55,8 @@ def estimate_azimuth(
         elevation_deg: of the camera that took it.
         generator: of the noises, on the CPU.
     """
-    cameras = ring(0.0, elevation_deg, DIRECTIONS, 3.2, 40.0)
-    told = condition(cameras, Step(0, 0.0)).text
+    cameras = turntable(DIRECTIONS, elevation_deg)
+    told = condition(cameras, Step()).text
     x = prior.encode(rgb[None].to(prior.device))
     errors = torch.zeros(DIRECTIONS)
     for level in LEVELS:

@@ -140,12 +140,12 @@ def maps_of(
 
 
 def is_asked(config: DictConfig) -> bool:
-    """Tell whether a run asks the novel-view model: always without words, and with them in a term of its own.
+    """Tell whether a run asks the novel-view model: all do but a mixture in which no term names it.
 
-    Otherwise it has no say in where the object's axis is, for it may know nothing of such objects.
+    There, it has no say in where the object's axis is, for it may know nothing of such objects.
     """
-    terms = config.guidance.get("terms") or []
-    return not config.prompt.strip() or any(term.get("prior") == "novel_view" for term in terms)
+    terms = config.guidance.get("terms")
+    return not terms or any(term.get("prior") == "novel_view" for term in terms)
 
 
 def look_at(config: DictConfig, device: torch.device) -> Picture:

@@ -85,17 +85,14 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
     timesteps: TimestepSampler = sampler_of(config, "timesteps", prior=prior)
     check_drawing(cameras, timesteps, config.render.batch, prior)
     shown = show(config, cast(DiffusionPrior, prior)) if told else None
-    condition = make_condition(config, prior, scenes[0], library, shown)
-    picture = faced(config, picture, prior, condition) if picture else None
     if config.generator:
         begin_generated(scenes[0], config, prior)
+    condition = make_condition(config, prior, scenes[0], library, shown)
+    picture = faced(config, picture, prior, condition) if picture else None
 
     guidance = make_guidance(config, prior, generator, {"novel_view": picture.prior} if picture else {})
     particles = Particles(scenes).to(prior.device) if len(scenes) > 1 else None
     scene: Scene = particles or scenes[0]
-    optimiser = make_optimiser(
-        scene, tuple(config.optimiser.betas), config.optimiser.eps, config.optimiser.weight_decay
-    )
     learner = guidance if isinstance(guidance, Learner) else None
     if learner:
         check_learner(prior, picture, ranks)
@@ -104,7 +101,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         cameras, guidance = started(picture.drawn.cameras, config.reference.start_until, cameras, guidance)
     render = partial(make_renderer, config, scene, settings.penalties, picture, prior.views)
     return Job(
-        state=State(scene, optimiser, generator, learner=learner),
+        state=State(scene, optimiser_of(config, scene), generator, learner=learner),
         prior=prior,
         guidance=guidance,
         condition=condition,
@@ -120,6 +117,12 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         ranks=ranks,
         conversion=conversion,
     )
+
+
+def optimiser_of(config: DictConfig, scene: Scene) -> torch.optim.Optimizer:
+    """Make the optimiser that a configuration names, for a scene's parameters."""
+    said = config.optimiser
+    return make_optimiser(scene, tuple(said.betas), said.eps, said.weight_decay)
 
 
 def started(

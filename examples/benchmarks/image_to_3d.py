@@ -39,7 +39,7 @@ from distill.cameras import turntable
 from distill.conditions.cutout import Frame
 from distill.contracts import View
 from distill.embedded import obj, shapes, things, world
-from distill.embedded.prompt import prior_for, understand
+from distill.embedded.prompt import kind_of, object_of, prior_for
 from distill.embedded.vocabulary import of_prior
 from distill.lab.comparison.cost import resident_mib
 from distill.lab.comparison.pictured import (
@@ -233,12 +233,7 @@ def main() -> None:
 def is_known(prompt: str) -> bool:
     """Tell whether a bundled prior knows what a prompt names."""
     known = of_prior(prior_for([prompt]))
-    assert known is not None
-    try:
-        understand(prompt, known)
-    except ValueError:
-        return False
-    return True
+    return known is not None and bool(kind_of(prompt, known) or object_of(prompt, known))
 
 
 def draw_sheet(strips: list[Path], path: Path) -> None:
