@@ -13,7 +13,12 @@ from torch.nn.functional import affine_grid, grid_sample, interpolate
 from distill.cameras import Cameras
 from distill.contracts import Render, Renderer
 
-PENALTIES = ("reference_rgb", "reference_mask", "reference_depth", "reference_normal")
+#: Distances of the view that the picture shows.
+OWN_VIEW = ("reference_rgb", "reference_mask", "reference_depth", "reference_normal")
+#: Distances to the picture: also of the colours of all other views.
+PENALTIES = (*OWN_VIEW, "reference_palette")
+#: Pixels and directions in which colours are compared.
+PIXELS, PROJECTIONS = 2048, 16
 #: Distances to drawn views.
 START = ("start_rgb", "start_mask")
 
@@ -66,7 +71,7 @@ class Reference:
         return Reference(self.camera, moved(self.rgb), moved(self.mask), depth, normal)
 
 
-def distances(seen: Render, reference: Reference, names: Sequence[str] = PENALTIES) -> dict[str, Tensor]:
+def distances(seen: Render, reference: Reference, names: Sequence[str] = OWN_VIEW) -> dict[str, Tensor]:
     """Compute the distances in ``names`` between a render and the reference, scalars by name.
 
     ``reference_rgb`` and ``reference_mask`` are mean squared errors of colour over white and of opacity;
@@ -182,6 +187,39 @@ def compared(training: Renderer, drawn: Drawn, names: Sequence[str]) -> Renderer
     return take
 
 
+def palette_distance(seen: Render, reference: Reference, generator: torch.Generator) -> Tensor:
+    r"""Compute how far the colours of renders are from those of the reference, wherever on the object they are, a scalar.
+
+    It is the squared sliced Wasserstein distance between the colours of pixels that are drawn inside the silhouettes,
+
+    .. math:: \frac{1}{KN} \sum_{k=1}^{K} \sum_{i=1}^{N} \left( (a u_k)_{(i)} - (b u_k)_{(i)} \right)^2
+
+    with ``N`` pixels of all renders, ``a``, and as many of the reference, ``b``, each sorted along ``K`` random unit vectors ``u``;
+    0 if nothing is seen.
+
+    Args:
+        seen: over white.
+        reference: of any size.
+        generator: draws pixels and vectors, on any device.
+
+    Source: Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures", Sec. 3.
+    """
+    solid = seen.opacity[..., 0].detach() > 0.5
+    known = reference.rgb.movedim(0, -1)[reference.mask[0] > 0.5]
+    opacity = seen.opacity[solid]
+    drawn = (seen.rgb[solid] - (1 - opacity)) / opacity
+    if not len(drawn) or not len(known):
+        return seen.opacity.sum() * 0
+    vectors = torch.randn(3, PROJECTIONS, generator=generator, device=generator.device)
+    vectors = (vectors / vectors.norm(dim=0)).to(drawn)
+
+    def along(colours: Tensor) -> Tensor:
+        some = torch.randint(len(colours), (PIXELS,), generator=generator, device=generator.device)
+        return (colours[some.to(colours.device)] @ vectors).sort(dim=0).values
+
+    return (along(drawn) - along(known)).square().mean()
+
+
 def within_a_pixel(reference: Reference, size: int, generator: torch.Generator) -> tuple[Reference, Cameras]:
     """Return the reference at another size, moved by up to half a pixel in each direction, and a camera that sees it so."""
     offset = (torch.rand(2, generator=generator, device=generator.device) - 0.5) / size
@@ -232,8 +270,14 @@ def beside(training: Renderer, look: Renderer, reference: Reference, names: Sequ
             known, camera = at_size(height), reference.camera
         else:
             known, camera = within_a_pixel(reference, height, generator)
-        seen = look(camera, height, width, generator=generator, normals=wants)
-        off = distances(seen, known, names)
+        own = [name for name in names if name in OWN_VIEW]
+        off: dict[str, Tensor] = {}
+        if own:
+            seen = look(camera, height, width, generator=generator, normals=wants)
+            off = distances(seen, known, own)
+        if "reference_palette" in names:
+            draws = generator or torch.Generator().manual_seed(0)
+            off["reference_palette"] = palette_distance(picture, known, draws)
         return replace(picture, penalties={**picture.penalties, **off})
 
     return take

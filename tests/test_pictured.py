@@ -16,6 +16,8 @@ from PIL import Image
 from distill.cameras import Cameras
 from distill.conditions.cutout import Cutout, Frame
 from distill.contracts import Render
+from distill.embedded.prompt import object_of
+from distill.embedded.vocabulary import of_prior
 from distill.lab.comparison import pictured
 from distill.lab.comparison.report import PICTURED, from_pictures
 from distill.lab.novel_view.render import Surface, from_world
@@ -171,14 +173,18 @@ def test_a_real_pictures_own_view_is_measured_by_hand(real: Any) -> None:
 
 
 def test_the_table_has_means_of_what_the_world_knows_and_of_the_rest(real: Any, tmp_path: Path) -> None:
+    mug: dict[str, Any] = {"name": "mug", "kind": "mug", "prompt": "", "iou": 0.9, "psnr": 20.0}
+    bicycle = {**mug, "name": "bicycle", "kind": "", "prompt": "a bicycle", "iou": 0.5, "psnr": 10.0}
     rows = [
-        {"name": "mug", "kind": "mug", "iou": 0.9, "psnr": 20.0, "elevation_deg": 20.0, "seconds": 30.0},
-        {"name": "bicycle", "kind": "", "iou": 0.5, "psnr": 10.0, "elevation_deg": 0.0, "seconds": None},
+        {**mug, "azimuth_deg": 0.0, "elevation_deg": 20.0, "seconds": 30.0},
+        {**bicycle, "azimuth_deg": 90.0, "elevation_deg": 0.0, "seconds": None},
     ]
     table = real.table(rows).splitlines()
-    assert "| **mean of 1** | known | 0.900 | 20.0 |" in table[4]
-    assert "| **mean of 1** | unknown | 0.500 | 10.0 |" in table[5]
-    assert "| **mean of 2** | all | 0.700 | 15.0 |" in table[6]
+    assert table[3].startswith("| bicycle |  | a bicycle | 0.500 | 10.0 | 90° | 0° |")
+    assert "| **mean of 1** | known | | 0.900 | 20.0 |" in table[4]
+    assert "| **mean of 1** | unknown | | 0.500 | 10.0 |" in table[5]
+    assert "| **mean of 2** | all | | 0.700 | 15.0 |" in table[6]
+    assert len({line.count("|") for line in table}) == 1
     Image.new("RGB", (5 * 128, 128), "red").save(tmp_path / "strip.png")
     real.draw_sheet([("mug", tmp_path / "strip.png")] * 4, tmp_path / "sheet.jpg")
     with Image.open(tmp_path / "sheet.jpg") as sheet:
@@ -196,6 +202,14 @@ def test_pictures_that_are_not_there_are_named_and_what_was_made_is_read(real: A
     assert real.make(taken, tmp_path, {"iterations": 3}) == made
     with pytest.raises(ValueError, match="choose another --output"):
         real.make(taken, tmp_path, {})
+    assert real.folder_of(taken, tmp_path, True) == tmp_path / "old-mug-named"
+
+
+def test_names_are_given_to_pictures_that_are_there_and_mean_real_objects(real: Any) -> None:
+    things = of_prior("things")
+    assert things is not None
+    assert {*real.NAMED} <= {*real.EMOJI, *real.PHOTOGRAPHS}
+    assert all(object_of(prompt, things) for prompt in real.NAMED.values())
 
 
 def test_a_package_of_pictures_is_checked_before_it_is_unpacked(

@@ -28,7 +28,7 @@ from distill.priors.novel_view.elevation import (
     silhouettes,
 )
 from distill.priors.novel_view.prior import NovelViewPrior
-from distill.renderers.reference import Reference, beside, correlation, distances
+from distill.renderers.reference import Reference, beside, correlation, distances, palette_distance
 
 CAMERA = orbit(torch.tensor([30.0]), torch.tensor([20.0]), 3.2, 40.0)
 T = torch.tensor([200, 600])
@@ -101,6 +101,59 @@ def test_the_references_view_is_rendered_beside_and_its_gradient_flows() -> None
     found.penalties["reference_rgb"].backward()
     assert colour.grad is not None
     assert colour.grad.item() == pytest.approx(2 * (0.5 - 0.7), abs=1e-5)
+
+
+def test_one_colours_distance_from_another_by_hand() -> None:
+    """Along random unit vectors, the mean square of a difference d is |d|^2 / 3."""
+    g = torch.Generator().manual_seed(0)
+    found = torch.stack([palette_distance(seen(), reference(), g) for _ in range(300)]).mean()
+    assert found.item() == pytest.approx(3 * 0.2**2 / 3, rel=0.1)
+    # A half transparent render of the same colour over white, beside empty pixels.
+    opacity = torch.full((1, 4, 4, 1), 0.6)
+    opacity[:, :1] = 0.1
+    faint = seen(rgb=(opacity * 0.7 + 1 - opacity).expand(1, 4, 4, 3), opacity=opacity)
+    assert palette_distance(faint, reference(), g).item() == pytest.approx(0, abs=1e-10)
+
+
+def test_a_palette_does_not_say_where_a_colour_is() -> None:
+    g = torch.Generator().manual_seed(0)
+    known = torch.rand(3, 32, 32, generator=g)
+    moved = known.flatten(1)[:, torch.randperm(32 * 32, generator=g)].view(3, 32, 32)
+    mask = torch.ones(1, 32, 32)
+    views = torch.stack([known, moved]).movedim(1, -1)
+    render = Render(views, torch.ones(2, 32, 32, 1), torch.ones(2, 32, 32, 1))
+    own = palette_distance(render, reference(rgb=known, mask=mask), g)
+    # What the draws of as many pixels leave, and what half the contrast differs by: a quarter of the variance of 1/12.
+    assert own < 3e-4
+    paler = replace(render, rgb=0.5 * render.rgb + 0.25)
+    off = palette_distance(paler, reference(rgb=known, mask=mask), g)
+    assert off.item() == pytest.approx(1 / 48, rel=0.15)
+
+
+def test_nothing_seen_has_no_palette_and_a_gradient_of_zero() -> None:
+    opacity = torch.full((1, 4, 4, 1), 0.2, requires_grad=True)
+    g = torch.Generator().manual_seed(0)
+    found = palette_distance(seen(opacity=opacity), reference(), g)
+    found.backward()
+    assert found.item() == 0 and opacity.grad is not None and not opacity.grad.any()
+
+
+def test_the_palette_is_that_of_the_steps_views() -> None:
+    colour = torch.full((), 0.5, requires_grad=True)
+
+    def take(cameras: Any, height: int, width: int, **_: Any) -> Render:
+        shape = (len(cameras), height, width)
+        return Render(colour.expand(*shape, 3), torch.ones(*shape, 1), torch.ones(*shape, 1))
+
+    def never(*_: Any, **__: Any) -> Render:
+        raise AssertionError("the view of the picture is not rendered for its colours")
+
+    render = beside(take, never, reference(), ("reference_palette",))
+    found = render(turntable(3), 8, 8, generator=torch.Generator().manual_seed(0)).penalties
+    found["reference_palette"].backward()
+    assert found.keys() == {"reference_palette"} and colour.grad is not None
+    # The derivative of (0.5 - 0.7)^2 (1, 1, 1) u u^T (1, 1, 1)^T: twice the distance by the difference.
+    assert colour.grad.item() == pytest.approx(2 * found["reference_palette"].item() / (0.5 - 0.7), rel=1e-4)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from distill.cameras import orbit
-from distill.conditions.azimuth import AzimuthEstimate, estimate_azimuth
 from distill.conditions.cutout import (
     Frame,
     describe_rembg,
@@ -25,8 +24,9 @@ from distill.conditions.cutout import (
     without_background,
 )
 from distill.conditions.framing import settled
+from distill.conditions.recognition import AzimuthEstimate
 from distill.conditions.start import LEVEL_DEG, STEEP_DEG, drawn_views, ring
-from distill.contracts import Conditioner, Prior, View
+from distill.contracts import View
 from distill.export.pictures import to_uint8
 from distill.files.atomic import replacing, sha256
 from distill.files.paths import user_path
@@ -58,6 +58,7 @@ class Picture:
         frame: the part of the file that it is, pixels.
         estimate: of its elevation, where none was given.
         facing: of its azimuth, where it was estimated.
+        wordings: of the prompt, with their errors, the best first, where its colour was looked for.
         drawn: views that the model drew of it, where the scene begins with them.
         cut_by: the network that cut the object out, with its licence and its file's SHA-256, where one did.
     """
@@ -68,8 +69,22 @@ class Picture:
     frame: Frame
     estimate: Estimate | None = None
     facing: AzimuthEstimate | None = None
+    wordings: dict[str, float] = field(default_factory=dict)
     drawn: Drawn | None = None
     cut_by: dict[str, str] | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The wording that explains it best, empty where none was looked for."""
+        return next(iter(self.wordings), "")
+
+    def seen_from(self, facing: AzimuthEstimate) -> Picture:
+        """The same picture, taken from an azimuth that was estimated."""
+        before = self.reference.camera
+        azimuth = torch.full_like(before.azimuth_deg, facing.azimuth_deg)
+        camera = orbit(azimuth, before.elevation_deg, before.distance, before.fov_y_deg)
+        reference, prior = replace(self.reference, camera=camera), replace(self.prior, reference=camera)
+        return replace(self, reference=reference, prior=prior, facing=facing)
 
     def describe(self) -> dict[str, Any]:
         """Describe the picture for a manifest."""
@@ -90,6 +105,9 @@ class Picture:
             said["elevation_fits"] = {
                 f"{angle:g}": round(fit, 4) for angle, fit in self.estimate.fits.items()
             }
+        if self.wordings:
+            said["prompt"] = self.prompt
+            said["prompt_errors"] = {text: round(error, 4) for text, error in self.wordings.items()}
         if self.facing:
             said["azimuth_errors"] = {
                 f"{angle:g}": round(error, 4) for angle, error in self.facing.errors.items()
@@ -196,24 +214,7 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
         pipeline, found.rgb.to(device), camera, config.novel_view, graphs=graphs, source=source
     )
     cut_by = describe_rembg() if said.background == "rembg" else None
-    return Picture(path, reference, prior, frame, estimate, None, drawn, cut_by)
-
-
-def faced(config: DictConfig, picture: Picture, prior: Prior, condition: Conditioner) -> Picture:
-    """The picture before a camera whose azimuth is estimated through the text prior, if none is given."""
-    said = config.reference
-    if said.azimuth_deg is not None:
-        return picture
-    log.info("estimating the picture's azimuth (reference.azimuth_deg=DEGREES gives it)")
-    reference, g = picture.reference, torch.Generator().manual_seed(config.seed)
-    elevation = reference.camera.elevation_deg
-    rgb = reference.resized(prior.image_size).rgb
-    found = estimate_azimuth(prior, condition, rgb, elevation.item(), g)
-    log.info("the picture's azimuth is about %.0f degrees", found.azimuth_deg)
-    azimuth = torch.full_like(elevation, found.azimuth_deg)
-    camera = orbit(azimuth, elevation, said.distance, said.fov_y_deg)
-    known = replace(reference, camera=camera)
-    return replace(picture, reference=known, prior=replace(picture.prior, reference=camera), facing=found)
+    return Picture(path, reference, prior, frame, estimate, drawn=drawn, cut_by=cut_by)
 
 
 def begin_with(

@@ -351,6 +351,26 @@ def captioned(prompt: str, name: str, own: Name, colour: str | None, view: str |
     return prompt if prompt in every else every[0]
 
 
+def in_colours(prompt: str, known: Known) -> list[str]:
+    """The caption of a prompt, then those in the other colours, if it says none and the object's can be chosen.
+
+    Raises:
+        ValueError: see ``understand``.
+    """
+    from distill.embedded.things import caption
+
+    meaning = understand(prompt, known)
+    own = known.names[meaning.name]
+    if not own.paintable or (meaning.colour and not meaning.usual):
+        return [meaning.caption]
+
+    def of(colour: str | None, form: int) -> str:
+        return caption(meaning.name, own.article, colour, meaning.view, form)
+
+    form = next(form for form in range(len(TEMPLATES)) if of(meaning.colour, form) == meaning.caption)
+    return [meaning.caption, *(of(colour, form) for colour in COLOURS if colour != meaning.colour)]
+
+
 def told(prompt: str, meaning: Meaning) -> str:
     """Say in one line how a prompt is read; empty where it is unchanged."""
     said = []

@@ -14,7 +14,7 @@ from torch import Tensor
 from distill.cameras import Cameras
 from distill.conditions import prompt_library, prompts
 from distill.conditions.image_prompt import show
-from distill.conditions.picture import Picture, faced, look_at
+from distill.conditions.picture import Picture, look_at
 from distill.conditions.prompt_library import Prompts
 from distill.conditions.start import asked_later, views_first
 from distill.contracts import (
@@ -39,7 +39,7 @@ from distill.ranks import ALONE, Ranks
 from distill.renderers import reference
 from distill.renderers.particles import Particles
 from distill.renderers.patch import patched
-from distill.run.conditioning import embed_library, make_condition
+from distill.run.conditioning import embed_library, make_condition, recognised
 from distill.run.generator import amortised, check_generator, library_of
 from distill.run.initial import begin, begin_generated, check_init
 from distill.run.prior import check_fits, check_prior, open_prior, shows_picture
@@ -87,8 +87,9 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
     shown = show(config, cast(DiffusionPrior, prior)) if told else None
     if config.generator:
         begin_generated(scenes[0], config, prior)
-    condition = make_condition(config, prior, scenes[0], library, shown)
-    picture = faced(config, picture, prior, condition) if picture else None
+    picture = recognised(config, picture, prior) if picture else None
+    prompt = picture.prompt if picture and picture.prompt else config.prompt
+    condition = make_condition(config, prior, scenes[0], prompt, library, shown)
 
     guidance = make_guidance(config, prior, generator, {"novel_view": picture.prior} if picture else {})
     particles = Particles(scenes).to(prior.device) if len(scenes) > 1 else None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
+import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
@@ -13,12 +16,18 @@ from distill.conditions import prompt_library, prompts
 from distill.conditions.control import controlled
 from distill.conditions.image_prompt import ImagePrompted, prompted
 from distill.conditions.perp_neg import PUBLISHED, Curves
+from distill.conditions.picture import Picture
 from distill.conditions.prompt_library import Prompts
+from distill.conditions.recognition import compare_wordings, estimate_azimuth, in_front
 from distill.contracts import Conditioner, Generator, Prior, Scene
+from distill.embedded.prompt import in_colours
+from distill.embedded.vocabulary import of_prior
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.text import TextEncoders
 from distill.run.plugins import features_of
 from distill.run.scenes import edits, look
+
+log = logging.getLogger(__name__)
 
 
 def view_words_of(config: DictConfig, prior: Prior) -> prompts.ViewWords | None:
@@ -67,31 +76,57 @@ def embed_library(config: DictConfig, prior: Prior, library: Prompts) -> Tensor:
     return prompt_library.embed(prior, texts, beside if keeps(prior) else None)
 
 
+def condition_of(config: DictConfig, prior: Prior, prompt: str) -> Conditioner:
+    """Embed a prompt as a configuration says, with view words where the scene has sides."""
+    return prompts.conditioner(
+        prior,
+        prompt if prior.words else prompts.PICTURED,
+        config.negative_prompt,
+        view_words_of(config, prior),
+        config.source_prompt,
+        unconditional=config.unconditional,
+        away=curves(config) if config.perp_neg.enabled else None,
+    )
+
+
+def recognised(config: DictConfig, picture: Picture, prior: Prior) -> Picture:
+    """Let the text prior find out what a configuration asks of a picture: its colour, and the azimuth of its camera."""
+    said, reference = config.reference, picture.reference
+    rgb, camera = reference.resized(prior.image_size).rgb, reference.camera.to("cpu")
+    known = of_prior(config.prior)
+    if said.colour and known:
+        cameras = camera if said.azimuth_deg is not None else in_front(camera.elevation_deg.item())
+        texts = in_colours(config.prompt, known)
+        conditions = {text: condition_of(config, prior, text) for text in texts}
+        g = torch.Generator().manual_seed(config.seed)
+        picture = replace(picture, wordings=compare_wordings(prior, conditions, rgb, cameras, g))
+        if picture.prompt != texts[0]:
+            log.info("the prior is asked for %r (reference.colour=null adds no colour)", picture.prompt)
+    if said.azimuth_deg is not None:
+        return picture
+    log.info("estimating the picture's azimuth (reference.azimuth_deg=DEGREES gives it)")
+    condition = condition_of(config, prior, picture.prompt or config.prompt)
+    g = torch.Generator().manual_seed(config.seed)
+    facing = estimate_azimuth(prior, condition, rgb, camera.elevation_deg.item(), g)
+    log.info("the picture's azimuth is about %.0f degrees", facing.azimuth_deg)
+    return picture.seen_from(facing)
+
+
 def make_condition(
     config: DictConfig,
     prior: Prior,
     scene: Scene,
+    prompt: str,
     library: Prompts | None = None,
     shown: ImagePrompted | None = None,
 ) -> Conditioner:
-    """Embed a configuration's prompts, with view words where the scene has sides; add what else the prior is conditioned on."""
-
-    def of(prompt: str) -> Conditioner:
-        return prompts.conditioner(
-            prior,
-            prompt if prior.words else prompts.PICTURED,
-            config.negative_prompt,
-            view_words_of(config, prior),
-            config.source_prompt,
-            unconditional=config.unconditional,
-            away=curves(config) if config.perp_neg.enabled else None,
-        )
-
+    """Embed a prompt, or those of a library, and add what else the prior is conditioned on."""
+    of = partial(condition_of, config, prior)
     if library:
         train, drawn = library.train, cast(Generator, scene).drawn
         condition = prompt_library.conditioner(lambda index: of(train[index]), drawn)
     else:
-        condition = of(config.prompt)
+        condition = of(prompt)
     if edits(config):
         source = copy.deepcopy(scene)
         condition = prompts.with_source(condition, look(source, prior.device), prior)

@@ -41,6 +41,7 @@ class Penalties:
         reference_mask: weight of the distance of the opacity to the silhouette of ``image``.
         reference_depth: weight of 1 minus the correlation of nearness with ``reference.depth``, inside the silhouette.
         reference_normal: weight of 1 minus the cosine between normals and ``reference.normal``, inside the silhouette.
+        reference_palette: weight of the distance between the colours of all views and those of ``image``, wherever on the object they are.
         start_rgb: weight of the distance to the colours of the views of ``reference.start=samples``.
         start_mask: weight of the distance of the opacity to their silhouettes.
     """
@@ -58,6 +59,7 @@ class Penalties:
     reference_mask: Weight = 0.0
     reference_depth: Weight = 0.0
     reference_normal: Weight = 0.0
+    reference_palette: Weight = 0.0
 
     start_rgb: Weight = 0.0
     start_mask: Weight = 0.0
@@ -71,6 +73,8 @@ class Reference:
         elevation_deg: elevation of the camera above the horizon, degrees; null estimates it.
         azimuth_deg: azimuth of the camera, degrees from the scene's front; null estimates it, between -90 and 90, through a text prior
             that is told sixteen directions.
+        colour: ``auto`` adds a colour to the prompt, if it says none and the prior explains the picture better with one; for the bundled
+            priors, of objects whose colour can be chosen.
         distance: distance of the camera from the origin, scene units.
         fov_y_deg: vertical field of view, degrees.
         background: how the object is cut out: ``auto`` uses the alpha channel or removes a plain background, ``keep`` takes the whole picture,
@@ -87,6 +91,7 @@ class Reference:
 
     elevation_deg: Annotated[float | None, Range(-90, 90)] = None
     azimuth_deg: float | None = 0.0
+    colour: Annotated[str | None, OneOf(("auto",))] = None
     distance: Annotated[float, Range(1, 100)] = 3.2
     fov_y_deg: Annotated[float, Range(1, 150)] = 40.0
     background: Annotated[str, OneOf(("auto", "keep", "rembg"))] = "auto"

@@ -8,8 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from distill.conditions.azimuth import DIRECTIONS
 from distill.conditions.prompts import own_prompts, view_words
+from distill.conditions.recognition import DIRECTIONS
+from distill.embedded.vocabulary import of_prior
 from distill.options import ramp
 from distill.run.checks.values import is_set, value_of
 from distill.run.schema import PriorOptions, Reference, Views
@@ -63,6 +64,8 @@ def check_image(values: Mapping[str, Any], guidance: Callable[..., Any]) -> None
     for map_ in ("depth", "normal"):
         if weighted(f"reference_{map_}") and not reference[map_]:
             raise ValueError(f"penalties.reference_{map_} needs reference.{map_}=FILE")
+    if reference["colour"]:
+        check_colour(values)
     if reference["azimuth_deg"] is None:
         check_azimuth(values)
     if not wordless:
@@ -77,6 +80,23 @@ def check_image(values: Mapping[str, Any], guidance: Callable[..., Any]) -> None
                 f"{name}={value_of(values, name)} is for a prior that knows words, and with image= alone there is none; add a prompt, or leave "
                 f"out {name}="
             )
+
+
+def check_colour(values: Mapping[str, Any]) -> None:
+    """Check that the colour of a picture can be looked for.
+
+    Raises:
+        ValueError: there is no prompt to add it to, or the prior has no list of colours.
+    """
+    if not values["prompt"].strip():
+        raise ValueError(
+            "reference.colour=auto adds a colour to the prompt, and there is no prompt; add one, or leave it out"
+        )
+    if of_prior(values["prior"]) is None:
+        raise ValueError(
+            f"reference.colour=auto needs a prior with a list of colours, as the bundled ones have, and prior={values['prior']} takes any "
+            "words; write the colour into the prompt"
+        )
 
 
 def check_azimuth(values: Mapping[str, Any]) -> None:

@@ -15,9 +15,19 @@ from test_run import QUICK, command
 from torch import Tensor
 
 from distill.cameras import Cameras
-from distill.conditions.azimuth import DIRECTIONS, DRAWS, LEVELS, estimate_azimuth
 from distill.conditions.picture import framed, is_asked
-from distill.contracts import Condition, Step
+from distill.conditions.recognition import (
+    DIRECTIONS,
+    DRAWS,
+    LEVELS,
+    compare_wordings,
+    estimate_azimuth,
+    in_front,
+)
+from distill.contracts import Condition, Conditioner, Step
+from distill.embedded.prompt import in_colours
+from distill.embedded.vocabulary import of_prior
+from distill.embedded.world import COLOURS
 from distill.run.compose import compose_config
 
 SIZE = 4
@@ -45,12 +55,15 @@ class Told:
 
     def predict_noise(self, x_t: Tensor, t: Tensor, cond: Any, cameras: Cameras | None = None) -> Tensor:
         self.calls += 1
-        return (x_t - self.alpha(t) * SIDES[cond]) / self.sigma(t)
+        told = SIDES[cond["side"]]
+        if "share" in cond:
+            told = told + cond["share"][:, None, None, None] * SIDES[(cond["side"] + 1) % DIRECTIONS]
+        return (x_t - self.alpha(t) * told) / self.sigma(t)
 
 
 def condition(cameras: Cameras, step: Step, render: Any = None) -> Condition:
     index = (cameras.azimuth_deg / 22.5).round().long() % DIRECTIONS
-    return Condition({"text": index}, cameras, step)  # type: ignore[dict-item]
+    return Condition({"text": {"side": index}}, cameras, step)
 
 
 @pytest.mark.parametrize("side", [0, 3, 4, 8, 12, 15])
@@ -82,6 +95,58 @@ def test_the_same_noises_are_compared_and_the_result_does_not_depend_on_others()
     assert once.errors == pytest.approx(again.errors, rel=1e-3)
 
 
+A_BED = ["a", "a red", "an orange", "a yellow", "a green", "a blue", "a purple", "a pink", "a brown"]
+
+
+def worded(share: float) -> Conditioner:
+    """A wording whose picture of each side is so far from the true one: share times the next side's."""
+
+    def condition(cameras: Cameras, step: Step, render: Any = None) -> Condition:
+        index = (cameras.azimuth_deg / 22.5).round().long() % DIRECTIONS
+        return Condition(
+            {"text": {"side": index, "share": torch.full((len(cameras),), share)}}, cameras, step
+        )
+
+    return condition
+
+
+def test_the_wording_that_explains_the_picture_is_first_with_errors_by_hand() -> None:
+    """At the right side, the error is (alpha / sigma)^2 share^2 |x_next|^2 / D, and the least of all sides counts."""
+    conditions = {"a mug": worded(0.5), "a red mug": worded(0.1), "a blue mug": worded(1.0)}
+    g = torch.Generator().manual_seed(0)
+    found = compare_wordings(Told(), conditions, SIDES[3], in_front(20.0), g)  # type: ignore[arg-type]
+    level = sum(((1 - level) / level) ** 2 for level in LEVELS) / len(LEVELS)
+    assert list(found) == ["a red mug", "a mug", "a blue mug"]
+    for text, share in (("a red mug", 0.1), ("a mug", 0.5)):
+        assert found[text] == pytest.approx(level * (share * SIDES[4]).square().mean().item(), rel=1e-3)
+
+
+def test_cameras_in_front_are_the_nine_directions_of_the_front_half() -> None:
+    cameras = in_front(20.0)
+    assert cameras.azimuth_deg.tolist() == [-90, -67.5, -45, -22.5, 0, 22.5, 45, 67.5, 90]
+    assert cameras.elevation_deg.tolist() == [20.0] * 9
+
+
+@pytest.mark.parametrize(
+    ("prior", "prompt", "captions"),
+    [
+        # Its own colour and the eight, in the prompt's words.
+        ("things", "a sedan", ["a sedan", *(f"a{'n' if c == 'orange' else ''} {c} sedan" for c in COLOURS)]),
+        ("things", "a photo of a bed, back view", [f"a photo of {some} bed, back view" for some in A_BED]),
+        ("things", "a red sedan", ["a red sedan"]),
+        # The colour of a hamburger cannot be chosen.
+        ("things", "a hamburger", ["a hamburger"]),
+        # A kind always has a colour, its usual one first.
+        ("embedded", "a mushroom", ["a red mushroom", *(f"{some} mushroom" for some in A_BED[2:])]),
+        ("embedded", "a blue mushroom", ["a blue mushroom"]),
+    ],
+)
+def test_captions_in_every_colour_that_can_be_asked_for(prior: str, prompt: str, captions: list[str]) -> None:
+    known = of_prior(prior)
+    assert known is not None
+    assert in_colours(prompt, known) == captions
+
+
 NAMED = ["prompt='a kettle'", "image=p.png"]
 
 
@@ -89,6 +154,7 @@ def test_a_real_objects_name_and_a_picture_have_a_preset_of_their_own() -> None:
     config = compose_config(NAMED)
     assert config.prior == "things" and config.guidance.terms == [{"loss": "sds", "scale": 5.0}]
     assert config.reference.azimuth_deg is None and config.reference.elevation_deg == 20
+    assert config.reference.colour == "auto"
     assert (config.iterations, config.reference.fill, config.scene.background) == (400, 0.7, "white")
     assert (config.timesteps.t_min, config.timesteps.t_max_end) == (0.1, 0.5)
     assert config.penalties.reference_rgb == 10000
@@ -141,6 +207,22 @@ def test_what_an_estimate_does_not_go_with(words: list[str], message: str) -> No
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["image=p.png"], "reference.colour=auto adds a colour to the prompt, and there is no prompt; add one, or leave it out"),
+        (
+            ["prompt='a red mug'", "image=p.png", "prior=some/model", "novel_view=embedded"],
+            "reference.colour=auto needs a prior with a list of colours, as the bundled ones have, and prior=some/model takes any words",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_colour_cannot_be_added_to(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=r"reference\.colour") as raised:
+        compose_config([*words, "reference.colour=auto"])
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
 @pytest.mark.slow
 def test_a_run_estimates_the_azimuth_and_compares_from_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -158,11 +240,18 @@ def test_a_run_estimates_the_azimuth_and_compares_from_there(
     front = [angle for angle in errors if abs(float(angle)) <= 90]
     # Errors are written with four places.
     assert errors[f"{said['azimuth_deg']:g}"] == min(errors[angle] for angle in front)
+    known = of_prior("things")
+    assert known is not None
+    assert {*said["prompt_errors"]} == {*in_colours("a kettle", known)}
+    assert said["prompt_errors"][said["prompt"]] == min(said["prompt_errors"].values())
+    # The picture is red.
+    assert said["prompt"] == "a red kettle"
     assert (
         command(
             "a kettle",
             "image=p.png",
             "reference.azimuth_deg=30",
+            "reference.colour=null",
             *QUICK,
             "export.enabled=false",
             "output_dir=given",
@@ -170,4 +259,5 @@ def test_a_run_estimates_the_azimuth_and_compares_from_there(
         == 0
     )
     said = json.loads((tmp_path / "given" / "manifest.json").read_text())["picture"]
-    assert (said["azimuth"], said["azimuth_deg"]) == ("given", 30) and "azimuth_errors" not in said
+    assert (said["azimuth"], said["azimuth_deg"]) == ("given", 30)
+    assert not {"azimuth_errors", "prompt", "prompt_errors"} & {*said}
