@@ -12,11 +12,14 @@ from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from distill.cameras import Cameras
 from distill.contracts import Render, Renderer
+from distill.transfer import send
 
 #: Distances of the view that the picture shows.
 OWN_VIEW = ("reference_rgb", "reference_mask", "reference_depth", "reference_normal")
-#: Distances to the picture: also of the colours of all other views.
+#: Distances to the picture: of its own view, and of the colours of a step's views.
 PENALTIES = (*OWN_VIEW, "reference_palette")
+#: The shading of pictures that show the plain colours.
+ALBEDO = "albedo"
 #: Pixels and directions in which colours are compared.
 PIXELS, PROJECTIONS = 2048, 16
 #: Distances to drawn views.
@@ -195,29 +198,32 @@ def palette_distance(seen: Render, reference: Reference, generator: torch.Genera
     .. math:: \frac{1}{KN} \sum_{k=1}^{K} \sum_{i=1}^{N} \left( (a u_k)_{(i)} - (b u_k)_{(i)} \right)^2
 
     with ``N`` pixels of all renders, ``a``, and as many of the reference, ``b``, each sorted along ``K`` random unit vectors ``u``;
-    0 if nothing is seen.
+    0 if nothing is seen. White that shines through is taken out of a pixel's colour.
 
     Args:
-        seen: over white.
+        seen: over white, of any number of views.
         reference: of any size.
         generator: draws pixels and vectors, on any device.
 
     Source: Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures", Sec. 3.
     """
-    solid = seen.opacity[..., 0].detach() > 0.5
-    known = reference.rgb.movedim(0, -1)[reference.mask[0] > 0.5]
-    opacity = seen.opacity[solid]
-    drawn = (seen.rgb[solid] - (1 - opacity)) / opacity
-    if not len(drawn) or not len(known):
+
+    def drawn(rgb: Tensor, opacity: Tensor) -> Tensor | None:
+        inside = (opacity.detach() > 0.5).nonzero()[:, 0]
+        if not len(inside):
+            return None
+        some = torch.randint(len(inside), (PIXELS,), generator=generator, device=generator.device)
+        at = inside[send(some, inside.device)]
+        return (rgb[at] - (1 - opacity[at, None])) / opacity[at, None]
+
+    ours = drawn(seen.rgb.flatten(0, 2), seen.opacity.flatten())
+    known = drawn(reference.rgb.flatten(1).T, reference.mask.flatten())
+    if ours is None or known is None:
         return seen.opacity.sum() * 0
     vectors = torch.randn(3, PROJECTIONS, generator=generator, device=generator.device)
-    vectors = (vectors / vectors.norm(dim=0)).to(drawn)
-
-    def along(colours: Tensor) -> Tensor:
-        some = torch.randint(len(colours), (PIXELS,), generator=generator, device=generator.device)
-        return (colours[some.to(colours.device)] @ vectors).sort(dim=0).values
-
-    return (along(drawn) - along(known)).square().mean()
+    vectors = send(vectors / vectors.norm(dim=0), ours.device).to(ours)
+    off = (ours @ vectors).sort(dim=0).values - (known.to(ours) @ vectors).sort(dim=0).values
+    return off.square().mean()
 
 
 def within_a_pixel(reference: Reference, size: int, generator: torch.Generator) -> tuple[Reference, Cameras]:
@@ -235,8 +241,10 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-8)
 
 
-def beside(training: Renderer, look: Renderer, reference: Reference, names: Sequence[str]) -> Renderer:
-    """Return a renderer that also renders the reference's view and returns its distances as penalties.
+def beside(
+    training: Renderer, look: Renderer, reference: Reference, names: Sequence[str], shading: str = ALBEDO
+) -> Renderer:
+    """Return a renderer that also renders the reference's view and returns the distances from the reference as penalties.
 
     With a generator, the view is moved by up to half a pixel in each step: rays that always pass through the centres of the same
     pixels would leave the space between them free, which other views show as dots.
@@ -245,7 +253,8 @@ def beside(training: Renderer, look: Renderer, reference: Reference, names: Sequ
         training: takes a step's pictures.
         look: takes the reference's; the same as for viewing but with a generator.
         reference: the input.
-        names: of its penalties.
+        names: of its penalties. The palette's is 0 for pictures that do not show the plain colours.
+        shading: of the step's pictures, where a call says none.
     """
 
     sizes: dict[int, Reference] = {}
@@ -277,7 +286,9 @@ def beside(training: Renderer, look: Renderer, reference: Reference, names: Sequ
             off = distances(seen, known, own)
         if "reference_palette" in names:
             draws = generator or torch.Generator().manual_seed(0)
-            off["reference_palette"] = palette_distance(picture, known, draws)
+            plain = style.get("shading", shading) == ALBEDO
+            colours = palette_distance(picture, known, draws) if plain else picture.opacity.sum() * 0
+            off["reference_palette"] = colours
         return replace(picture, penalties={**picture.penalties, **off})
 
     return take

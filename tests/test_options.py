@@ -290,7 +290,7 @@ def test_what_a_picture_can_do_is_not(word: str) -> None:
 
 
 def test_a_comparison_with_a_picture_needs_one() -> None:
-    for name in ("rgb", "mask", "depth", "normal"):
+    for name in ("rgb", "mask", "depth", "normal", "palette"):
         assert "add image=FILE" in error_of(f"penalties.reference_{name}=1")
     assert "reference.depth=FILE" in error_of("image=p.png", "penalties.reference_depth=1")
 

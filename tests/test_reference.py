@@ -115,6 +115,39 @@ def test_one_colours_distance_from_another_by_hand() -> None:
     assert palette_distance(faint, reference(), g).item() == pytest.approx(0, abs=1e-10)
 
 
+def test_a_soft_edge_is_no_other_colour_on_either_side() -> None:
+    """A dark disc with edges of half coverage, over white: the render and the picture have one colour."""
+    at = (torch.arange(8.0) - 3.5).square()
+    cover = (3.0 - (at[:, None] + at).sqrt()).clamp(0, 1)
+    assert ((cover > 0.5) & (cover < 1)).any()
+    picture = cover * 0.1 + 1 - cover
+    render = Render(
+        picture.expand(3, 8, 8).movedim(0, -1)[None], cover[None, ..., None], cover[None, ..., None]
+    )
+    solid = replace(render, rgb=torch.full((1, 8, 8, 3), 0.1), opacity=(cover > 0.5).float()[None, ..., None])
+    known = reference(rgb=picture.expand(3, 8, 8), mask=cover[None])
+    for drawn in (render, solid):
+        found = palette_distance(drawn, known, torch.Generator().manual_seed(0))
+        assert found.item() == pytest.approx(0, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("shading", "said", "counts"),
+    [("albedo", None, True), ("lambertian", None, False), ("albedo", "normals", False), ("normals", "albedo", True)],
+)  # fmt: skip
+def test_lit_pictures_have_no_palette(shading: str, said: str | None, counts: bool) -> None:
+    def take(cameras: Any, height: int, width: int, **_: Any) -> Render:
+        shape = (len(cameras), height, width)
+        return Render(torch.full((*shape, 3), 0.5), torch.ones(*shape, 1), torch.ones(*shape, 1))
+
+    names = ("reference_rgb", "reference_palette")
+    render = beside(take, take, reference(), names, shading)
+    style: dict[str, Any] = {"shading": said} if said else {}
+    found = render(turntable(2), 4, 4, **style).penalties
+    assert found["reference_rgb"].item() == pytest.approx(0.04)
+    assert (found["reference_palette"].item() > 0) is counts
+
+
 def test_a_palette_does_not_say_where_a_colour_is() -> None:
     g = torch.Generator().manual_seed(0)
     known = torch.rand(3, 32, 32, generator=g)

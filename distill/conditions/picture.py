@@ -24,7 +24,7 @@ from distill.conditions.cutout import (
     without_background,
 )
 from distill.conditions.framing import settled
-from distill.conditions.recognition import AzimuthEstimate
+from distill.conditions.recognition import AzimuthEstimate, better_wording
 from distill.conditions.start import LEVEL_DEG, STEEP_DEG, drawn_views, ring
 from distill.contracts import View
 from distill.export.pictures import to_uint8
@@ -58,7 +58,7 @@ class Picture:
         frame: the part of the file that it is, pixels.
         estimate: of its elevation, where none was given.
         facing: of its azimuth, where it was estimated.
-        wordings: of the prompt, with their errors, the best first, where its colour was looked for.
+        wordings: of the prompt, with their denoising errors, the prompt as it is first; empty where no colour was looked for.
         drawn: views that the model drew of it, where the scene begins with them.
         cut_by: the network that cut the object out, with its licence and its file's SHA-256, where one did.
     """
@@ -74,9 +74,9 @@ class Picture:
     cut_by: dict[str, str] | None = None
 
     @property
-    def prompt(self) -> str:
-        """The wording that explains it best, empty where none was looked for."""
-        return next(iter(self.wordings), "")
+    def wording(self) -> str:
+        """The wording of the prompt that the prior is asked for, empty where no colour was looked for."""
+        return better_wording(self.wordings) if self.wordings else ""
 
     def seen_from(self, facing: AzimuthEstimate) -> Picture:
         """The same picture, taken from an azimuth that was estimated."""
@@ -106,7 +106,7 @@ class Picture:
                 f"{angle:g}": round(fit, 4) for angle, fit in self.estimate.fits.items()
             }
         if self.wordings:
-            said["prompt"] = self.prompt
+            said["prompt"] = self.wording
             said["prompt_errors"] = {text: round(error, 4) for text, error in self.wordings.items()}
         if self.facing:
             said["azimuth_errors"] = {
@@ -158,12 +158,12 @@ def maps_of(
 
 
 def is_asked(config: DictConfig) -> bool:
-    """Tell whether a run asks the novel-view model: all do but a mixture in which no term names it.
+    """Tell whether a run asks the novel-view model: always without a prompt, and with one in a mixture with a term of its own.
 
-    There, it has no say in where the object's axis is, for it may know nothing of such objects.
+    Otherwise it has no say in where the object's axis is, for it may know nothing of such objects.
     """
-    terms = config.guidance.get("terms")
-    return not terms or any(term.get("prior") == "novel_view" for term in terms)
+    terms = config.guidance.get("terms") or []
+    return not config.prompt.strip() or any(term.get("prior") == "novel_view" for term in terms)
 
 
 def look_at(config: DictConfig, device: torch.device) -> Picture:

@@ -88,7 +88,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
     if config.generator:
         begin_generated(scenes[0], config, prior)
     picture = recognised(config, picture, prior) if picture else None
-    prompt = picture.prompt if picture and picture.prompt else config.prompt
+    prompt = (picture.wording if picture else "") or config.prompt
     condition = make_condition(config, prior, scenes[0], prompt, library, shown)
 
     guidance = make_guidance(config, prior, generator, {"novel_view": picture.prior} if picture else {})
@@ -296,5 +296,6 @@ def make_renderer(
     if picture is not None and near:
         plain = {name: value for name, value in options.items() if name not in ("shading", "soft_light")}
         beside = partial(scene.render, **plain)
-        render = reference.beside(render, beside, picture.reference, near)
+        shading = config.render.shading if "shading" in scene.features else reference.ALBEDO
+        render = reference.beside(render, beside, picture.reference, near, shading)
     return render

@@ -90,26 +90,37 @@ def condition_of(config: DictConfig, prior: Prior, prompt: str) -> Conditioner:
 
 
 def recognised(config: DictConfig, picture: Picture, prior: Prior) -> Picture:
-    """Let the text prior find out what a configuration asks of a picture: its colour, and the azimuth of its camera."""
+    """Return a picture with what a configuration lets the text prior find out about it: its colour, and the azimuth of its camera.
+
+    The noises do not depend on the configuration's seed, so all seeds have the same prompt and camera.
+    """
     said, reference = config.reference, picture.reference
     rgb, camera = reference.resized(prior.image_size).rgb, reference.camera.to("cpu")
-    known = of_prior(config.prior)
-    if said.colour and known:
+    texts = colours_for(config) if said.colour else []
+    if len(texts) > 1:
+        log.info(
+            "comparing the picture with the prompt in %d colours (reference.colour=null adds none)",
+            len(texts) - 1,
+        )
         cameras = camera if said.azimuth_deg is not None else in_front(camera.elevation_deg.item())
-        texts = in_colours(config.prompt, known)
         conditions = {text: condition_of(config, prior, text) for text in texts}
-        g = torch.Generator().manual_seed(config.seed)
+        g = torch.Generator().manual_seed(0)
         picture = replace(picture, wordings=compare_wordings(prior, conditions, rgb, cameras, g))
-        if picture.prompt != texts[0]:
-            log.info("the prior is asked for %r (reference.colour=null adds no colour)", picture.prompt)
+        log.info("the prior is asked for %r", picture.wording)
     if said.azimuth_deg is not None:
         return picture
     log.info("estimating the picture's azimuth (reference.azimuth_deg=DEGREES gives it)")
-    condition = condition_of(config, prior, picture.prompt or config.prompt)
-    g = torch.Generator().manual_seed(config.seed)
+    condition = condition_of(config, prior, picture.wording or config.prompt)
+    g = torch.Generator().manual_seed(0)
     facing = estimate_azimuth(prior, condition, rgb, camera.elevation_deg.item(), g)
     log.info("the picture's azimuth is about %.0f degrees", facing.azimuth_deg)
     return picture.seen_from(facing)
+
+
+def colours_for(config: DictConfig) -> list[str]:
+    """The wordings of a configuration's prompt in the colours that its prior can be asked for, the prompt as it is first."""
+    known = of_prior(config.prior)
+    return in_colours(config.prompt, known) if known else []
 
 
 def make_condition(

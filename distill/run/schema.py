@@ -41,7 +41,8 @@ class Penalties:
         reference_mask: weight of the distance of the opacity to the silhouette of ``image``.
         reference_depth: weight of 1 minus the correlation of nearness with ``reference.depth``, inside the silhouette.
         reference_normal: weight of 1 minus the cosine between normals and ``reference.normal``, inside the silhouette.
-        reference_palette: weight of the distance between the colours of all views and those of ``image``, wherever on the object they are.
+        reference_palette: weight of the squared sliced Wasserstein distance between the colours of ``image`` and those of a step's pictures
+            with ``albedo`` shading, wherever on the object they are; with ``render.at_once``, of each part of them.
         start_rgb: weight of the distance to the colours of the views of ``reference.start=samples``.
         start_mask: weight of the distance of the opacity to their silhouettes.
     """

@@ -296,8 +296,8 @@ def table(rows: list[Made]) -> str:
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in rows:
         lines.append(
-            f"| {row['name']} | {row['kind']} | {row['prompt']} | {row['iou']:.3f} | {row['psnr']:.1f} "
-            f"| {row['azimuth_deg']:.0f}° | {row['elevation_deg']:.0f}° | {mean([row], 'seconds'):.0f} |"
+            f"| {row['name']} | {row['kind']} | {row.get('prompt', '')} | {row['iou']:.3f} | {row['psnr']:.1f} "
+            f"| {row.get('azimuth_deg', 0):.0f}° | {row['elevation_deg']:.0f}° | {mean([row], 'seconds'):.0f} |"
         )
     groups = {
         "known": [row for row in rows if row["kind"]],

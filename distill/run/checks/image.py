@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from distill.conditions.prompts import own_prompts, view_words
+from distill.conditions.prompts import SIDES, own_prompts, view_words
 from distill.conditions.recognition import DIRECTIONS
 from distill.embedded.vocabulary import of_prior
 from distill.options import ramp
@@ -86,16 +86,26 @@ def check_colour(values: Mapping[str, Any]) -> None:
     """Check that the colour of a picture can be looked for.
 
     Raises:
-        ValueError: there is no prompt to add it to, or the prior has no list of colours.
+        ValueError: there is no prompt to add it to, the prior has no list of colours, or nothing would follow the prompt.
     """
+    remedy = "add reference.colour=null"
     if not values["prompt"].strip():
         raise ValueError(
-            "reference.colour=auto adds a colour to the prompt, and there is no prompt; add one, or leave it out"
+            f"reference.colour=auto adds a colour to the prompt, and there is no prompt; add one, or {remedy}"
         )
     if of_prior(values["prior"]) is None:
         raise ValueError(
             f"reference.colour=auto needs a prior with a list of colours, as the bundled ones have, and prior={values['prior']} takes any "
-            "words; write the colour into the prompt"
+            f"words; {remedy}, and write the colour into the prompt"
+        )
+    if any(values["views"][side] for side in SIDES) or values["views"]["file"]:
+        raise ValueError(
+            f"reference.colour=auto adds a colour to the prompt, and views.* has prompts of its own; {remedy}"
+        )
+    terms = values["guidance"].get("terms") or []
+    if terms and all(term.get("prior") or term.get("prompt") for term in terms):
+        raise ValueError(
+            f"reference.colour=auto adds a colour to the prompt, which no term of guidance.terms uses; {remedy}"
         )
 
 
