@@ -544,7 +544,10 @@ def test_a_loss_learns_from_no_views_that_are_no_groups(
     folder: Path, prior: DiffusionPrior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = SimpleNamespace(
-        prior=exact_pictures(prior), drawn=SimpleNamespace(cameras=turntable(9)), reference=None
+        prior=exact_pictures(prior),
+        drawn=SimpleNamespace(cameras=turntable(9)),
+        reference=None,
+        wording="",
     )
     monkeypatch.setattr("distill.run.assemble.look_at", lambda *_: picture)
     words = (

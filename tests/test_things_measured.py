@@ -286,6 +286,21 @@ def test_objects_from_pictures_have_names_that_no_model_is_trained_on(pictured: 
             pictured.held_out(count)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "known"),
+    [
+        ("a drill", True),
+        ("a green cube", True),
+        ("a tennis racket", False),
+        ("a vase", False),
+        ("xyz", False),
+    ],
+)
+def test_a_related_object_is_not_known(pictured: Any, prompt: str, known: bool) -> None:
+    """A tennis racket is read as a rack."""
+    assert pictured.is_known(prompt) is known
+
+
 def test_a_thing_stands_as_in_its_true_pictures(pictured: Any, tiny: Tiny) -> None:
     """Its silhouettes from eight sides are those that assets of its name are measured against."""
     thing = things.table(tiny.table)[0]

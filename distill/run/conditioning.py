@@ -95,6 +95,8 @@ def recognised(config: DictConfig, picture: Picture, prior: Prior) -> Picture:
     The noises do not depend on the configuration's seed, so all seeds have the same prompt and camera.
     """
     said, reference = config.reference, picture.reference
+    if not said.colour and said.azimuth_deg is not None:
+        return picture
     rgb, camera = reference.resized(prior.image_size).rgb, reference.camera.to("cpu")
     texts = colours_for(config) if said.colour else []
     if len(texts) > 1:

@@ -231,9 +231,10 @@ def main() -> None:
 
 
 def is_known(prompt: str) -> bool:
-    """Tell whether a bundled prior knows what a prompt names."""
+    """Tell whether a bundled prior knows what a caption names, and not only a related object."""
     known = of_prior(prior_for([prompt]))
-    return known is not None and bool(kind_of(prompt, known) or object_of(prompt, known))
+    name = known and (kind_of(prompt, known) or object_of(prompt, known))
+    return bool(name) and prompt.endswith(f" {name}")
 
 
 def draw_sheet(strips: list[Path], path: Path) -> None:
