@@ -174,7 +174,7 @@ def test_a_real_objects_name_and_a_picture_have_a_preset_of_their_own() -> None:
     assert config.reference.colour == "auto"
     assert (config.iterations, config.reference.fill, config.scene.background) == (400, 0.7, "white")
     assert (config.timesteps.t_min, config.timesteps.t_max_end) == (0.1, 0.5)
-    assert (config.penalties.reference_rgb, config.penalties.reference_palette) == (10000, 0)
+    assert (config.penalties.reference_rgb, config.penalties.reference_palette) == (10000, 1000)
     assert compose_config(["image=p.png"]).penalties.reference_palette == 1000
 
 
