@@ -85,11 +85,11 @@ class Spheres(nn.Module):
         through = torch.exp(-thickness.cumsum(-1))  # light that is left behind each ball
         weights = torch.exp(thickness - thickness.cumsum(-1)) - through
         opacity = 1 - through[..., -1:]
-        rgb = weights @ self.colour.sigmoid()[order] + (1 - opacity) * self.backdrop(
-            origins, generator, together
-        )
+        backdrop = self.backdrop(origins, generator, together)
+        rgb = weights @ self.colour.sigmoid()[order] + (1 - opacity) * backdrop
         depth = (weights * along).sum(-1, keepdim=True)
-        return Render(*(value.unflatten(1, (height, width)) for value in (rgb, opacity, depth)))
+        rgb, opacity, depth = (value.unflatten(1, (height, width)) for value in (rgb, opacity, depth))
+        return Render(rgb, opacity, depth, background=backdrop[:, None])
 
     def backdrop(self, like: Tensor, generator: torch.Generator | None, together: int) -> Tensor:
         if self.background == "white" or generator is None:

@@ -57,7 +57,11 @@ def patched(render: Renderer, patch: int, coarse: int) -> Renderer:
             part, whole = getattr(inside, name), getattr(around, name)
             return None if part is None else _paste(part, whole, top, left, height)
 
-        return replace(inside, **{name: pasted(name) for name in ("rgb", "opacity", "depth", "normal")})
+        maps = {name: pasted(name) for name in ("rgb", "opacity", "depth", "normal")}
+        behind = inside.background
+        if behind is not None and behind.shape[1:3] != (1, 1):
+            maps["background"] = pasted("background")
+        return replace(inside, **maps)
 
     return take
 

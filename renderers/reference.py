@@ -74,15 +74,22 @@ class Reference:
         return Reference(self.camera, moved(self.rgb), moved(self.mask), depth, normal)
 
 
+def backdrop(seen: Render) -> Tensor:
+    """The colours behind the object of renders, of the shape of ``rgb``, without gradient."""
+    return (
+        torch.ones_like(seen.rgb) if seen.background is None else seen.background.detach().expand_as(seen.rgb)
+    )
+
+
 def distances(seen: Render, reference: Reference, names: Sequence[str] = OWN_VIEW) -> dict[str, Tensor]:
     """Compute the distances in ``names`` between a render and the reference, scalars by name.
 
-    ``reference_rgb`` and ``reference_mask`` are mean squared errors of colour over white and of opacity;
+    ``reference_rgb`` and ``reference_mask`` are mean squared errors of colour, over the render's background, and of opacity;
     ``reference_depth`` is one minus the correlation of nearness inside the mask, so that neither scale nor shift
     matters; ``reference_normal`` is one minus the mean cosine inside the mask.
 
     Args:
-        seen: the render over white, a batch of one.
+        seen: the render, a batch of one.
         reference: of the same size.
         names: distances to compute.
 
@@ -93,7 +100,9 @@ def distances(seen: Render, reference: Reference, names: Sequence[str] = OWN_VIE
     found: dict[str, Tensor] = {}
     for name in names:
         if name == "reference_rgb":
-            found[name] = (seen.rgb[0] - reference.rgb.movedim(0, -1)).square().mean()
+            # What is empty must look like whatever is behind it: over white alone, white parts could be empty.
+            known = reference.rgb - (1 - reference.mask) * (1 - backdrop(seen)[0].movedim(-1, 0))
+            found[name] = (seen.rgb[0] - known.movedim(0, -1)).square().mean()
         elif name == "reference_mask":
             found[name] = (seen.opacity[0] - reference.mask.movedim(0, -1)).square().mean()
         elif name == "reference_depth":
@@ -147,7 +156,7 @@ def start_distances(
     both are means over all renders, and 0 for those whose camera is none of the drawn views'.
 
     Args:
-        seen: over white.
+        seen: over any background.
         cameras: of the renders, as many.
         drawn: of the same size.
         names: which.
@@ -157,7 +166,8 @@ def start_distances(
     which, counts = same.float().argmax(1), same.any(1).float()[:, None, None, None]
     found: dict[str, Tensor] = {}
     if "start_rgb" in names:
-        off = seen.rgb - drawn.rgb[which].movedim(1, -1)
+        white = seen.rgb + (1 - seen.opacity) * (1 - backdrop(seen))
+        off = white - drawn.rgb[which].movedim(1, -1)
         found["start_rgb"] = (counts * off.square()).mean()
     if "start_mask" in names:
         off = seen.opacity - drawn.mask[which].movedim(1, -1)
@@ -198,26 +208,27 @@ def palette_distance(seen: Render, reference: Reference, generator: torch.Genera
     .. math:: \frac{1}{KN} \sum_{k=1}^{K} \sum_{i=1}^{N} \left( (a u_k)_{(i)} - (b u_k)_{(i)} \right)^2
 
     with ``N`` pixels of all renders, ``a``, and as many of the reference, ``b``, each sorted along ``K`` random unit vectors ``u``;
-    0 if nothing is seen. White that shines through is taken out of a pixel's colour.
+    0 if nothing is seen. The background that shines through is taken out of a pixel's colour.
 
     Args:
-        seen: over white, of any number of views.
+        seen: of any number of views, over any background.
         reference: of any size.
         generator: draws pixels and vectors, on any device.
 
     Source: Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures", Sec. 3.
     """
 
-    def drawn(rgb: Tensor, opacity: Tensor) -> Tensor | None:
+    def drawn(rgb: Tensor, opacity: Tensor, behind: Tensor) -> Tensor | None:
         inside = (opacity.detach() > 0.5).nonzero()[:, 0]
         if not len(inside):
             return None
         some = torch.randint(len(inside), (PIXELS,), generator=generator, device=generator.device)
         at = inside[send(some, inside.device)]
-        return (rgb[at] - (1 - opacity[at, None])) / opacity[at, None]
+        return (rgb[at] - (1 - opacity[at, None]) * behind[at]) / opacity[at, None]
 
-    ours = drawn(seen.rgb.flatten(0, 2), seen.opacity.flatten())
-    known = drawn(reference.rgb.flatten(1).T, reference.mask.flatten())
+    ours = drawn(seen.rgb.flatten(0, 2), seen.opacity.flatten(), backdrop(seen).flatten(0, 2))
+    picture = reference.rgb.flatten(1).T
+    known = drawn(picture, reference.mask.flatten(), torch.ones_like(picture))
     if ours is None or known is None:
         return seen.opacity.sum() * 0
     vectors = torch.randn(3, PROJECTIONS, generator=generator, device=generator.device)

@@ -217,7 +217,7 @@ class SurfaceScene(nn.Module):
             torch.cat(parts).view(batch, height, width, -1) for parts in zip(*traced, strict=True)
         )
         rgb = colour + (1 - opacity) * backdrop
-        return Render(rgb, opacity, depth, normal if style.normals else None)
+        return Render(rgb, opacity, depth, normal if style.normals else None, background=backdrop)
 
     def _style(
         self,

@@ -394,4 +394,5 @@ def _assemble(
     normal = normalize(sums[..., 4:7], dim=-1, eps=1e-6) if options.wants_normals else None
     if normal is not None and "convexity" in options.penalties:
         penalties = {**penalties, "convexity": convexity(normal, opacity)}
-    return Render(rgb, opacity, depth, normal, {**penalties, **opacity_penalties(opacity, options.penalties)})
+    penalties = {**penalties, **opacity_penalties(opacity, options.penalties)}
+    return Render(rgb, opacity, depth, normal, penalties, backdrop)

@@ -544,7 +544,7 @@ def test_a_single_chart_needs_no_doubled_vertices(ball: Mesh) -> None:
     assert mesh.colours is not None
     # Colours of vertices are those of the nearest place, where the field has them.
     wanted = wavy(torch.from_numpy(mesh.vertices))[1].numpy()
-    assert np.abs(mesh.colours - wanted).mean() < 0.02
+    assert np.abs(mesh.colours - wanted).mean() < 0.025
 
 
 def test_the_nearest_point_of_a_triangle_is_trimesh_s() -> None:

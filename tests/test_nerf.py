@@ -18,6 +18,7 @@ from distill.job import make_optimiser
 from distill.renderers import HashGridScene, _warp, render
 from distill.renderers.march import Samples, composite, march, nerfacc_compiled
 from distill.renderers.occupancy import occupancy_grid, update_occupancy
+from distill.renderers.patch import patched
 from distill.renderers.volume import convexity, finite_difference_normals, opacity_penalties, towards_light
 
 CPU = torch.device("cpu")
@@ -820,3 +821,36 @@ def test_the_depth_of_fog_is_the_mean_of_where_light_stops() -> None:
     through = math.exp(-0.7 * 2)
     assert float(seen.opacity) == pytest.approx(1 - through, abs=1e-3)
     assert float(seen.depth) == pytest.approx(2.2 + 1 / 0.7 - 2 * through / (1 - through), abs=2e-3)
+
+
+@pytest.mark.parametrize("background", ["white", "grey", "random", "learned", [0.1, 0.2, 0.3]])
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_render_says_what_is_behind_it(background: Any, drawn: bool) -> None:
+    scene = _scene(background=background)
+    generator = _generator() if drawn else None
+    cameras = orbit(torch.tensor([0.0, 120.0, 240.0]), torch.tensor([20.0] * 3), 3.2, 60.0)
+    render = scene.render(cameras, 8, 8, generator=generator, together=2)
+    assert render.background is not None
+    corners = render.opacity[:, 0, 0] < 1e-6  # rays that pass the cube
+    assert corners.all()
+    torch.testing.assert_close(render.rgb[:, 0, 0], render.background.expand_as(render.rgb)[:, 0, 0])
+    parts = [scene.render(cameras.part(i, i + 1), 8, 8) for i in range(3)]
+    if not drawn:
+        joined = Render.joined(parts)
+        assert joined.background is not None
+        torch.testing.assert_close(
+            joined.background.expand_as(render.rgb), render.background.expand_as(render.rgb)
+        )
+
+
+@pytest.mark.parametrize("background", ["grey", "learned"])
+def test_a_window_and_what_is_around_it_are_over_one_background(background: str) -> None:
+    scene = _scene(background=background)
+    cameras = orbit(torch.tensor([0.0]), torch.tensor([20.0]), 3.2, 60.0)
+    render = patched(scene.render, 8, 8)(cameras, 32, 32, generator=_generator())
+    assert render.background is not None
+    behind = render.background.expand_as(render.rgb)
+    empty = render.opacity[..., 0] < 1e-6
+    assert empty.sum() > 200
+    # Around the window both are resized alike.
+    torch.testing.assert_close(render.rgb[empty], behind[empty], atol=1e-3, rtol=0)

@@ -25,13 +25,15 @@ from distill.conditions.recognition import (
     compare_wordings,
     estimate_azimuth,
     in_front,
+    shown_colours,
 )
 from distill.contracts import Condition, Conditioner, Prior, Step
 from distill.embedded.prompt import in_colours
 from distill.embedded.vocabulary import of_prior
 from distill.embedded.world import COLOURS
+from distill.renderers.nerf import HashGridScene
 from distill.run import conditioning
-from distill.run.assemble import assemble
+from distill.run.assemble import assemble, make_scenes
 from distill.run.compose import compose_config
 
 SIZE = 4
@@ -164,6 +166,34 @@ def test_captions_in_every_colour_that_can_be_asked_for(prior: str, prompt: str,
     assert in_colours(prompt, known) == captions
 
 
+def painted(*parts: tuple[tuple[float, float, float], int]) -> list[str]:
+    """The colours that a picture of 100 pixels shows, so many of each colour; the others are no object."""
+    rgb, mask = torch.ones(3, 1, 100), torch.zeros(1, 1, 100)
+    begin = 0
+    for colour, count in parts:
+        rgb[:, 0, begin : begin + count] = torch.tensor(colour)[:, None]
+        mask[..., begin : begin + count] = 1
+        begin += count
+    return shown_colours(rgb, mask, COLOURS)
+
+
+@pytest.mark.parametrize(("colour", "rgb"), COLOURS.items())
+@pytest.mark.parametrize("light", [0.5, 1.0])
+def test_each_colour_is_shown_by_its_own_lit_or_not(
+    colour: str, rgb: tuple[float, float, float], light: float
+) -> None:
+    red, green, blue = (light * value for value in rgb)
+    assert colour in painted(((red, green, blue), 90))
+
+
+def test_a_colour_is_shown_by_a_tenth_of_the_object_and_greys_show_none() -> None:
+    black, grey, white = (0.02, 0.02, 0.02), (0.5, 0.5, 0.47), (0.95, 0.95, 0.95)
+    assert painted((black, 20), (grey, 20), (white, 40)) == []
+    assert painted((COLOURS["green"], 5), (grey, 45)) == ["green"]
+    assert painted((COLOURS["green"], 4), (grey, 46)) == []
+    assert painted() == []
+
+
 NAMED = ["prompt='a kettle'", "image=p.png"]
 
 
@@ -171,11 +201,59 @@ def test_a_real_objects_name_and_a_picture_have_a_preset_of_their_own() -> None:
     config = compose_config(NAMED)
     assert config.prior == "things" and config.guidance.terms == [{"loss": "sds", "scale": 5.0}]
     assert config.reference.azimuth_deg is None and config.reference.elevation_deg == 20
-    assert config.reference.colour == "auto"
+    assert (config.reference.colour, config.reference.backdrop) == ("auto", "auto")
     assert (config.iterations, config.reference.fill, config.scene.background) == (400, 0.7, "white")
     assert (config.timesteps.t_min, config.timesteps.t_max_end) == (0.1, 0.5)
     assert (config.penalties.reference_rgb, config.penalties.reference_palette) == (10000, 1000)
     assert compose_config(["image=p.png"]).penalties.reference_palette == 1000
+
+
+def test_to_set_an_option_of_the_scene_is_no_other_way_to_make_the_asset() -> None:
+    tuned = compose_config([*NAMED, "scene.march_steps=50"])
+    assert tuned.guidance.terms == [{"loss": "sds", "scale": 5.0}] and tuned.scene.march_steps == 50
+    assert compose_config(["prompt='a kettle'", "scene.march_steps=50"]).guidance.scale == 5
+
+
+@pytest.mark.parametrize(
+    ("white", "words", "background"),
+    [
+        (19, [], "white"),
+        (21, [], "grey"),
+        (21, ["reference.backdrop=null"], "white"),
+        (21, ["scene.background=random"], "random"),
+    ],
+)
+def test_an_object_that_is_much_white_is_trained_over_grey(
+    tmp_path: Path, white: int, words: list[str], background: str
+) -> None:
+    """A square of 40 x 40 pixels on nothing, so many percent of it white."""
+    picture = np.zeros((64, 64, 4), np.uint8)
+    picture[12:52, 12:52] = (200, 40, 30, 255)
+    rows = picture[12:52, 12:52].copy().reshape(-1, 4)
+    rows[: 16 * white] = (250, 250, 250, 255)
+    picture[12:52, 12:52] = rows.reshape(40, 40, 4)
+    Image.fromarray(picture).save(tmp_path / "p.png")
+    config = compose_config(["prompt='a kettle'", f"image={tmp_path / 'p.png'}", *words])
+    (scene,) = make_scenes(config, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert isinstance(scene, HashGridScene) and scene.background == background
+
+
+@pytest.mark.parametrize("words", [["image=p.png"], ["prompt='a red mug'", "image=p.png"]])
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("reference.backdrop=auto", "may train over grey; add reference.backdrop=null"),
+        ("scene.background=grey", "must be white, got grey; add scene.background=white"),
+        ("scene.background=[1,1,0]", "must be white, got [1, 1, 0]; add scene.background=white"),
+        ("scene.random_background=0.5", "must be 0.0, got 0.5; add scene.random_background=0.0"),
+    ],
+)
+def test_a_model_that_knows_objects_over_white_is_shown_no_other(
+    words: list[str], option: str, said: str
+) -> None:
+    with pytest.raises(ValueError, match="novel-view model, which knows objects over white") as raised:
+        compose_config([*words, option])
+    assert said in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +309,7 @@ def test_what_an_estimate_does_not_go_with(words: list[str], message: str) -> No
     [
         (["image=p.png"], "reference.colour=auto adds a colour to the prompt, and there is no prompt; add one, or add reference.colour=null"),
         (
-            [*NAMED, "guidance=mix", "preset=things_image", "guidance.terms=[{loss:sds,prior:novel_view}]", "reference.azimuth_deg=0"],
+            [*NAMED, "guidance=mix", "preset=things_image", "guidance.terms=[{loss:sds,prior:novel_view}]", "reference.azimuth_deg=0", "reference.backdrop=null"],
             "which no term of guidance.terms uses; add reference.colour=null",
         ),
         ([*NAMED, "view_words=four", "views.front='a pan'", "reference.azimuth_deg=0"], "views.* has prompts of its own; add reference.colour=null"),
@@ -263,17 +341,17 @@ def test_the_colour_that_is_found_is_what_the_loss_is_told(
         prior: Prior, conditions: dict[str, Conditioner], rgb: Tensor, cameras: Cameras, g: Any
     ) -> Any:
         asked.append(([*conditions], cameras.azimuth_deg.tolist()))
-        return {text: 0.5 if "green" in text else 1.0 for text in conditions}
+        return {text: 0.5 if "red" in text else 1.0 for text in conditions}
 
     monkeypatch.setattr(conditioning, "compare_wordings", compared)
     words = ["prompt='a kettle'", f"image={tmp_path / 'p.png'}", "reference.azimuth_deg=30"]
     job = assemble(compose_config(words))
     known = of_prior("things")
-    assert known is not None and asked == [(in_colours("a kettle", known), [30.0])]
+    assert known is not None and asked == [(in_colours("a kettle", known, ["red", "brown"]), [30.0])]
     cameras, step = turntable(3), Step()
     right, plain = (
         conditioner(job.prior, text, views=view_words("sixteen", "things"))(cameras, step).text
-        for text in ("a green kettle", "a kettle")
+        for text in ("a red kettle", "a kettle")
     )
     told = job.condition(cameras, step).text
     assert all(torch.equal(told[name], right[name]) for name in right)
@@ -300,9 +378,8 @@ def test_a_run_estimates_the_azimuth_and_compares_from_there(
     front = [angle for angle in errors if abs(float(angle)) <= 90]
     # Errors are written with four places.
     assert errors[f"{said['azimuth_deg']:g}"] == min(errors[angle] for angle in front)
-    known = of_prior("things")
-    assert known is not None
-    assert {*said["prompt_errors"]} == {*in_colours("a kettle", known)}
+    # Brown is a dark orange, and nearer to red than the others.
+    assert {*said["prompt_errors"]} == {"a kettle", "a red kettle", "a brown kettle"}
     # The picture is red.
     assert said["prompt"] == "a red kettle"
     assert (

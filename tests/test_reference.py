@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_novelview_model import randn
 from test_novelview_pipeline import RGB, make
+from torch import Tensor
 
 from distill.cameras import orbit, turntable
 from distill.conditions.prompts import PICTURED, conditioner
@@ -52,6 +53,43 @@ def test_colour_and_mask_by_hand() -> None:
     found = distances(seen(), reference(mask=half), ("reference_rgb", "reference_mask"))
     assert found["reference_rgb"].item() == pytest.approx(0.04)
     assert found["reference_mask"].item() == pytest.approx(0.5)
+
+
+def over(grey: float, colour: float, opacity: Tensor) -> Render:
+    """A render of an object of one colour over a grey."""
+    rgb = (opacity * colour + (1 - opacity) * grey).expand(*opacity.shape[:-1], 3)
+    return Render(rgb, opacity, opacity, background=torch.full((len(opacity), 1, 1, 1), grey))
+
+
+def test_the_picture_is_put_over_what_is_behind_the_render() -> None:
+    """A picture whose upper half is white and whose lower half is empty."""
+    mask = torch.zeros(1, 4, 4)
+    mask[:, :2] = 1
+    known = reference(rgb=torch.ones(3, 4, 4), mask=mask)
+    whole, none = mask.movedim(0, -1)[None], torch.zeros(1, 4, 4, 1)
+    for grey in (0.5, 0.8, 1.0):
+        right = distances(over(grey, 1.0, whole), known, ("reference_rgb",))
+        empty = distances(over(grey, 1.0, none), known, ("reference_rgb",))
+        assert right["reference_rgb"].item() == pytest.approx(0, abs=1e-12)
+        # Where there is nothing, the grey is seen instead of white: over white, that is the same.
+        assert empty["reference_rgb"].item() == pytest.approx((1 - grey) ** 2 / 2)
+
+
+def test_a_learnt_background_is_not_trained_by_the_picture_in_place_of_the_object() -> None:
+    behind = torch.full((1, 4, 4, 3), 0.3, requires_grad=True)
+    opacity = torch.full((1, 4, 4, 1), 0.5)
+    render = Render(0.5 * 0.7 + 0.5 * behind, opacity, opacity, background=behind)
+    known = reference(mask=torch.full((1, 4, 4), 0.5), rgb=torch.full((3, 4, 4), 0.5 * 0.7 + 0.5))
+    found = distances(render, known, ("reference_rgb",))["reference_rgb"]
+    assert found.item() == pytest.approx(0, abs=1e-12)
+    palette = palette_distance(render, known, torch.Generator().manual_seed(0))
+    assert palette.item() == 0  # nothing is more than half opaque
+
+
+def test_colours_are_compared_without_what_is_behind_them() -> None:
+    opacity = torch.full((2, 4, 4, 1), 0.6)
+    found = palette_distance(over(0.5, 0.7, opacity), reference(), torch.Generator().manual_seed(0))
+    assert found.item() == pytest.approx(0, abs=1e-10)
 
 
 def test_depth_knows_neither_scale_nor_shift_but_the_direction() -> None:

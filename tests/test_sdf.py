@@ -363,6 +363,7 @@ def test_a_second_stage_from_a_command(tmp_path: Path, capsys: pytest.CaptureFix
             "nothing would be trained from 0.5 on",
         ),
         (["init=first", "export.iso=3"], "export.iso=3.0 would do nothing"),
+        (["init=first", "export.blur=0"], "export.blur=0.0 would do nothing"),
     ]:
         assert why in error_of(capsys, "a red mug", "scene=sdf", *options)
     assert "needs a scene that computes it" in error_of(capsys, "a red mug", "penalties.eikonal=1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,15 @@ def test_renders_are_compared_with_the_view_of_their_own_camera() -> None:
     found = start_distances(plain(2), cameras, drawn)
     assert found["start_rgb"].item() == pytest.approx((0.2**2 + 0.4**2) / 2)
     assert found["start_mask"].item() == pytest.approx(0.75**2 / 2)  # in the half that is known
+
+
+def test_what_is_behind_a_render_is_replaced_by_white() -> None:
+    drawn = four()
+    cameras = drawn.cameras[torch.tensor([3, 1])]
+    white = plain(2)
+    grey = replace(white, rgb=white.rgb - 0.75 * (1 - 0.6), background=torch.full((2, 1, 1, 1), 0.6))
+    for name, value in start_distances(white, cameras, drawn).items():
+        assert start_distances(grey, cameras, drawn)[name].item() == pytest.approx(value.item(), rel=1e-5)
 
 
 def test_a_camera_that_is_none_of_theirs_counts_as_no_distance() -> None:

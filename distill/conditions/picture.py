@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ EMBEDDED = Path(__file__).parents[1] / "embedded" / "novel_view"
 VIEWS = 8
 #: How much finer than the model's pictures the one is that renders are compared with: it is moved by parts of a pixel.
 FINER = 4
+#: What is nearly white has all of red, green and blue above this, and much of an object is this share of its pixels.
+NEARLY_WHITE, MUCH = 0.8, 0.2
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,17 @@ def framed(config: DictConfig) -> tuple[Image.Image, Frame]:
     return image, frame_of(np.asarray(image.getchannel("A")), str(path), said.fill if said.recentre else None)
 
 
+def is_nearly_white(config: DictConfig) -> bool:
+    """Tell whether so much of a configuration's object is nearly white that over white, it might be left empty.
+
+    Raises:
+        ValueError: the picture cannot be used, in one line.
+    """
+    rgba = np.asarray(without_background(user_path(config.image), config.reference.background)) / 255
+    inside = rgba[rgba[..., 3] > 0.9, :3]
+    return bool((inside.min(axis=1) > NEARLY_WHITE).mean() >= MUCH) if len(inside) else False
+
+
 def maps_of(
     config: DictConfig, frame: Frame, of: tuple[int, int], size: int
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -157,13 +171,13 @@ def maps_of(
     return depth, None if normal is None else torch.nn.functional.normalize(normal * 2 - 1, dim=0)
 
 
-def is_asked(config: DictConfig) -> bool:
+def is_asked(config: DictConfig | Mapping[str, Any]) -> bool:
     """Tell whether a run asks the novel-view model: always without a prompt, and with one in a mixture with a term of its own.
 
     Otherwise it has no say in where the object's axis is, for it may know nothing of such objects.
     """
-    terms = config.guidance.get("terms") or []
-    return not config.prompt.strip() or any(term.get("prior") == "novel_view" for term in terms)
+    terms = config["guidance"].get("terms") or []
+    return not config["prompt"].strip() or any(term.get("prior") == "novel_view" for term in terms)
 
 
 def look_at(config: DictConfig, device: torch.device) -> Picture:

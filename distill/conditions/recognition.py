@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,9 @@ FRONT_DEG = 90.0
 DRAWS, WORDING_DRAWS = 4, 1
 #: By how much less error another wording must explain a picture: 0.01 was noise, and true colours were 0.04 to 0.8.
 MARGIN = 0.03
+
+#: Least cosine of the hues of a pixel and of a colour, least distance of a pixel from grey, and least share of pixels that show a colour.
+SAME_HUE, GREY, SHOWN = 0.9, 0.1, 0.1
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,34 @@ def compare_wordings(
         text: denoising_errors(prior, condition(cameras, Step()).text, x, noises).min().item()
         for text, condition in conditions.items()
     }
+
+
+def shown_colours(rgb: Tensor, mask: Tensor, colours: Mapping[str, Sequence[float]]) -> list[str]:
+    """The colours whose hue a picture of an object shows, lighter or darker.
+
+    Args:
+        rgb: in [0, 1], shape ``[3, height, width]``.
+        mask: coverage in [0, 1], shape ``[1, height, width]``.
+        colours: in [0, 1], by name.
+
+    Returns:
+        Those that a tenth of the object's pixels or more are like: by the cosine of what differs from grey, above 0.9.
+    """
+
+    def chroma(values: Tensor) -> Tensor:
+        return values - values.mean(dim=1, keepdim=True)
+
+    own, known = (
+        chroma(rgb.flatten(1).T[mask.flatten() > 0.9].cpu()),
+        chroma(torch.tensor(list(colours.values()))),
+    )
+    if not len(own):
+        return []
+    cosine = (
+        torch.nn.functional.normalize(own, dim=1, eps=GREY) @ torch.nn.functional.normalize(known, dim=1).T
+    )
+    share = (cosine > SAME_HUE).float().mean(dim=0)
+    return [name for name, of in zip(colours, share.tolist(), strict=True) if of >= SHOWN]
 
 
 def better_wording(errors: Mapping[str, float]) -> str:

@@ -136,6 +136,7 @@ class Render:
         depth: expected distance along the ray in scene units, 0 where empty, ``[batch, height, width, 1]``.
         normal: unit, in world space, 0 where empty, ``[batch, height, width, 3]``; None unless asked for.
         penalties: unweighted regularisers that only the renderer can compute, scalars by name.
+        background: the colours that ``rgb`` is composited over, of its shape or broadcasting to it; None for white.
     """
 
     rgb: Tensor
@@ -143,6 +144,7 @@ class Render:
     depth: Tensor
     normal: Tensor | None = None
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
+    background: Tensor | None = None
 
     def detached(self) -> Render:
         """Return the pictures without gradient."""
@@ -152,6 +154,7 @@ class Render:
             self.depth.detach(),
             None if self.normal is None else self.normal.detach(),
             {name: value.detach() for name, value in self.penalties.items()},
+            None if self.background is None else self.background.detach(),
         )
 
     @staticmethod
@@ -160,6 +163,7 @@ class Render:
         counts = torch.tensor([len(part.rgb) for part in parts])
         shares = send(counts / counts.sum(), parts[0].rgb.device).to(parts[0].rgb)
         normals = [part.normal for part in parts if part.normal is not None]
+        backgrounds = [part.background for part in parts if part.background is not None]
         penalties = {
             name: (shares * torch.stack([part.penalties[name] for part in parts])).sum()
             for name in parts[0].penalties
@@ -170,6 +174,7 @@ class Render:
             torch.cat([part.depth for part in parts]),
             torch.cat(normals) if normals else None,
             penalties,
+            torch.cat(backgrounds) if backgrounds else None,
         )
 
 

@@ -351,8 +351,8 @@ def captioned(prompt: str, name: str, own: Name, colour: str | None, view: str |
     return prompt if prompt in every else every[0]
 
 
-def in_colours(prompt: str, known: Known) -> list[str]:
-    """The caption of a prompt, then those in the other colours, if it says none and the object's can be chosen.
+def in_colours(prompt: str, known: Known, colours: Sequence[str] = tuple(COLOURS)) -> list[str]:
+    """The caption of a prompt, then those in the others of some colours, if it says none and the object's can be chosen.
 
     Raises:
         ValueError: see ``understand``.
@@ -368,7 +368,7 @@ def in_colours(prompt: str, known: Known) -> list[str]:
         return caption(meaning.name, own.article, colour, meaning.view, form)
 
     form = next(form for form in range(len(TEMPLATES)) if of(meaning.colour, form) == meaning.caption)
-    return [meaning.caption, *(of(colour, form) for colour in COLOURS if colour != meaning.colour)]
+    return [meaning.caption, *(of(colour, form) for colour in colours if colour != meaning.colour)]
 
 
 def told(prompt: str, meaning: Meaning) -> str:

@@ -28,6 +28,7 @@ def export_asset(
     faces: int = 10_000,
     iso: float | None = None,
     largest_component: bool = True,
+    blur: float = 1.0,
     texture_size: int = 512,
     frames: int = 60,
     picture_size: int = 192,
@@ -52,6 +53,7 @@ def export_asset(
         faces: at most about this many triangles.
         iso: density of the surface, per scene unit; None chooses it.
         largest_component: drop floaters.
+        blur: of the field before the mesh is made, see ``distill.export.mesh.extract_mesh``.
         texture_size: in texels along each side.
         frames: of the turntable.
         picture_size: of the video and of the sheet's pictures, in pixels, a multiple of 16.
@@ -75,7 +77,7 @@ def export_asset(
     pictures = {"frames": frames, "picture_size": picture_size, "elevation_deg": elevation_deg}
     meshes = {
         "resolution": resolution, "faces": faces, "iso": iso, "largest_component": largest_component,
-        "texture_size": texture_size, "up": up, "formats": formats, "name": name, "pivot": pivot, "size_m": size_m, "lods": lods,
+        "blur": blur, "texture_size": texture_size, "up": up, "formats": formats, "name": name, "pivot": pivot, "size_m": size_m, "lods": lods,
         "lod_as": lod_as,
     }  # fmt: skip
     seconds = write_pictures(folder, view, pictures)
@@ -130,7 +132,7 @@ class MeshWriter:
         chosen: dict[str, Any] = {name: options.get(name, usual) for name, usual in SHAPING.items()}
         if self.distance is None:
             return extract_mesh(self.query, view, **chosen)
-        del chosen["iso"]
+        del chosen["iso"], chosen["blur"]
         return extract_zero_set(self.distance, view, **chosen)
 
     def _textured(self, bare: Mesh, options: Mapping[str, Any]) -> Mesh:
@@ -139,5 +141,5 @@ class MeshWriter:
 
 
 #: Options of ``extract_mesh`` with their defaults, and those of ``save_meshes``.
-SHAPING = {"resolution": 128, "faces": 10_000, "iso": None, "largest_component": True}
+SHAPING = {"resolution": 128, "faces": 10_000, "iso": None, "largest_component": True, "blur": 1.0}
 SAVING = ("formats", "name", "pivot", "size_m", "lods", "lod_as", "up")

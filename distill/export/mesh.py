@@ -6,12 +6,13 @@ import logging
 import math
 from dataclasses import dataclass
 
-import fast_simplification
+import igl
 import numpy as np
 import torch
 import trimesh
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.ndimage import gaussian_filter
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import marching_cubes
 from trimesh.ray.ray_pyembree import RayMeshIntersector
@@ -62,15 +63,15 @@ def extract_mesh(
     faces: int = 20_000,
     iso: float | None = None,
     largest_component: bool = True,
+    blur: float = 1.0,
     smoothing: int = 5,
     chunk: int = 262_144,
     device: torch.device | str = "cpu",
 ) -> Mesh:
-    """Turn a density field into a closed mesh.
+    """Turn a density field into a closed mesh, each of whose edges has two faces.
 
-    Marching cubes over the cube [-1, 1]^3, Taubin smoothing of the voxel steps, then decimation. An
-    object that the cube cuts is closed half a voxel outside it. Each edge has two faces, except for a few
-    with four where decimation pinches a tunnel of a very ragged surface shut.
+    Marching cubes over the cube [-1, 1]^3 of a blurred logarithm of the density, Taubin smoothing of the voxel steps, then
+    decimation. An object that the cube cuts is closed half a voxel outside it.
 
     Args:
         query: the field; called without gradients on points on ``device``.
@@ -79,6 +80,8 @@ def extract_mesh(
         faces: at most about this many triangles.
         iso: density of the surface, per scene unit; None chooses it.
         largest_component: drop floaters (and the walls of inner cavities), keep the largest piece.
+        blur: standard deviation of a Gaussian over the grid, in its steps, at least 0. A distilled field is rough at the scale of
+            the grid, which would give the mesh pits and tunnels; with 0, a field that is known to be smooth keeps its finest detail.
         smoothing: rounds of Taubin smoothing, which removes voxel steps without shrinking; 0 for none.
         chunk: points per query.
         device: where ``query`` wants its points.
@@ -86,15 +89,20 @@ def extract_mesh(
     Raises:
         ValueError: the field is empty, or an option is out of range.
     """
-    if resolution < 8 or faces < 4 or (iso is not None and not 0 < iso < math.inf):
+    if (
+        resolution < 8
+        or faces < 4
+        or (iso is not None and not 0 < iso < math.inf)
+        or not 0 <= blur < math.inf
+    ):
         raise ValueError(
-            f"Expected resolution >= 8, faces >= 4 and iso > 0, got {resolution}, {faces} and {iso}; "
-            "the defaults are 128, 20000 and None (automatic)."
+            f"Expected resolution >= 8, faces >= 4, iso > 0 and blur >= 0, got {resolution}, {faces}, {iso} and {blur}; "
+            "the defaults are 128, 20000, None (automatic) and 1."
         )
     density = _sample_grid(query, resolution, chunk, device)
     pictures = _silhouettes(view, size=96)
-    level = _choose_level(density, pictures, largest_component) if iso is None else iso
-    vertices, triangles = _isosurface(density, level, 1, largest_component)
+    level = _choose_level(density, pictures, largest_component, blur) if iso is None else iso
+    vertices, triangles = _isosurface(density, level, 1, largest_component, blur)
     vertices = smooth(vertices, triangles, smoothing)
     vertices, triangles = decimate(vertices, triangles, faces)
     iou = _silhouette_iou(vertices, triangles, pictures)
@@ -158,10 +166,12 @@ def _sample_grid(query: Field, resolution: int, chunk: int, device: torch.device
     return density.reshape(resolution, resolution, resolution)
 
 
-def _isosurface(density: Floats, level: float, stride: int, largest: bool) -> tuple[Floats, Ints]:
+def _isosurface(
+    density: Floats, level: float, stride: int, largest: bool, blur: float
+) -> tuple[Floats, Ints]:
     """Marching cubes on every ``stride``-th node, closed at the cube's sides by an empty rim.
 
-    It interpolates the logarithm of the density, near the level: at an object's rim the density grows
+    It blurs and interpolates the logarithm of the density, near the level: at an object's rim the density grows
     about exponentially, so that coarse and fine grids put the surface at the same place.
     """
     top = float(density.max())
@@ -170,15 +180,21 @@ def _isosurface(density: Floats, level: float, stride: int, largest: bool) -> tu
             f"Expected a density above {level:.3g} somewhere in [-1, 1]^3, got at most {top:.3g} (an empty "
             "scene): train longer, try another seed, or pass a lower iso."
         )
-    nodes = density[::stride, ::stride, ::stride]
-    if nodes.max() <= level:  # only the finer grid holds anything this dense
+    above = np.log(np.clip(density[::stride, ::stride, ::stride] / level, math.exp(-3), math.exp(3)))
+    above = gaussian_filter(above, blur / stride, mode="nearest") if blur else above
+    if above.max() <= 0:  # nothing that is this dense is as wide as the blur, or as a coarse grid's steps
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)
-    above = np.pad(np.log(np.clip(nodes / level, math.exp(-3), math.exp(3))), 1, constant_values=-3)
+    above = np.pad(off_level(above, 1e-4), 1, constant_values=-3)
     vertices, faces, _, _ = marching_cubes(above, 0, gradient_direction="ascent", allow_degenerate=False)
     spacing = 2 * stride / (len(density) - 1)
     vertices = ((vertices - 1) * spacing - 1).astype(np.float32)
     faces = faces.astype(np.int64)
     return _largest_component(vertices, faces) if largest else (vertices, faces)
+
+
+def off_level(values: Floats, least: float) -> Floats:
+    """Values that are nowhere nearer to 0 than ``least``: through a node at 0 itself, marching cubes leaves holes."""
+    return np.where(np.abs(values) < least, np.copysign(np.float32(least), values), values)
 
 
 def _largest_component(vertices: Floats, faces: Ints) -> tuple[Floats, Ints]:
@@ -195,11 +211,22 @@ def _largest_component(vertices: Floats, faces: Ints) -> tuple[Floats, Ints]:
 
 
 def decimate(vertices: Floats, faces: Ints, target: int) -> tuple[Floats, Ints]:
-    """Collapse edges until about ``target`` faces are left, by the quadric error metric (Garland and Heckbert 1997)."""
+    """Collapse edges until about ``target`` faces are left, by the quadric error metric (Garland and Heckbert 1997).
+
+    An edge is kept where its collapse would leave one with more than two faces, so that a surface with holes through it may
+    keep more faces.
+
+    Raises:
+        ValueError: an edge has more than two faces.
+    """
     if len(faces) <= target:
         return vertices, faces
-    fewer = fast_simplification.simplify(vertices, faces.astype(np.int32), target_count=target)
-    return _compact(np.asarray(fewer[0], np.float32), np.asarray(fewer[1], np.int64))
+    fewer, kept, *_ = igl.qslim(np.asarray(vertices, np.float64), faces, target)
+    if not len(kept):
+        raise ValueError(
+            "expected edges of at most two faces each, got one of more; repair the mesh before it is decimated"
+        )
+    return _compact(np.asarray(fewer, np.float32), np.asarray(kept, np.int64))
 
 
 def _compact(vertices: Floats, faces: Ints) -> tuple[Floats, Ints]:
@@ -238,7 +265,7 @@ def _silhouette_iou(vertices: Floats, faces: Ints, pictures: Silhouettes) -> flo
     return float(((mesh & there).sum((1, 2)) / np.maximum(union, 1)).mean())
 
 
-def _choose_level(density: Floats, pictures: Silhouettes, largest: bool) -> float:
+def _choose_level(density: Floats, pictures: Silhouettes, largest: bool, blur: float) -> float:
     """Choose the density whose isosurface has the renders' silhouettes, on a coarse grid.
 
     First from ln 2 / 2, which half-hides what is behind the whole cube, to well past the density that
@@ -261,7 +288,7 @@ def _choose_level(density: Floats, pictures: Silhouettes, largest: bool) -> floa
     candidates = [low + step * index for index in range(9)]
     for _ in range(3):
         for candidate in candidates:
-            surface = _isosurface(density, math.exp(candidate), stride, largest)
+            surface = _isosurface(density, math.exp(candidate), stride, largest, blur)
             scores[candidate] = _silhouette_iou(*surface, pictures)
         good = sorted(level for level, score in scores.items() if score > max(scores.values()) - 1e-3)
         best = good[len(good) // 2]

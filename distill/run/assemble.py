@@ -43,7 +43,7 @@ from distill.run.conditioning import embed_library, make_condition, recognised
 from distill.run.generator import amortised, check_generator, library_of
 from distill.run.initial import begin, begin_generated, check_init
 from distill.run.prior import check_fits, check_prior, open_prior, shows_picture
-from distill.run.scenes import edits, look, scene_maker
+from distill.run.scenes import background_of, look, scene_maker
 from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
 from distill.samplers.shading import by_turns
 from distill.samplers.timesteps import check_drawn
@@ -189,11 +189,7 @@ def make_scenes(
 
     Of a second stage, ``conversion`` is filled with how its pictures differ from its field's.
     """
-    own: dict[str, Any] = {}
-    if edits(config):  # what is edited and its source must differ in the object alone
-        own |= {"background": "white"} if config.scene.get("background") in ("grey", "random") else {}
-        own |= {"random_background": 0.0} if config.scene.get("random_background") else {}
-    make = scene_maker(config, **own)
+    make = scene_maker(config, **background_of(config))
     told: dict[str, Any] = {} if embeddings is None else {"embeddings": embeddings}
     scenes: list[Scene] = [make(seed=generator, **told).to(device) for _ in range(config.particles)]
     for scene in scenes:

@@ -18,12 +18,14 @@ from distill.conditions.image_prompt import ImagePrompted, prompted
 from distill.conditions.perp_neg import PUBLISHED, Curves
 from distill.conditions.picture import Picture
 from distill.conditions.prompt_library import Prompts
-from distill.conditions.recognition import compare_wordings, estimate_azimuth, in_front
+from distill.conditions.recognition import compare_wordings, estimate_azimuth, in_front, shown_colours
 from distill.contracts import Conditioner, Generator, Prior, Scene
 from distill.embedded.prompt import in_colours
 from distill.embedded.vocabulary import of_prior
+from distill.embedded.world import COLOURS
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.text import TextEncoders
+from distill.renderers.reference import Reference
 from distill.run.plugins import features_of
 from distill.run.scenes import edits, look
 
@@ -98,7 +100,7 @@ def recognised(config: DictConfig, picture: Picture, prior: Prior) -> Picture:
     if not said.colour and said.azimuth_deg is not None:
         return picture
     rgb, camera = reference.resized(prior.image_size).rgb, reference.camera.to("cpu")
-    texts = colours_for(config) if said.colour else []
+    texts = wordings_for(config, reference) if said.colour else []
     if len(texts) > 1:
         log.info(
             "comparing the picture with the prompt in %d colours (reference.colour=null adds none)",
@@ -119,10 +121,14 @@ def recognised(config: DictConfig, picture: Picture, prior: Prior) -> Picture:
     return picture.seen_from(facing)
 
 
-def colours_for(config: DictConfig) -> list[str]:
-    """The wordings of a configuration's prompt in the colours that its prior can be asked for, the prompt as it is first."""
+def wordings_for(config: DictConfig, reference: Reference) -> list[str]:
+    """A configuration's prompt, then in those colours that the picture shows and its prior can be asked for."""
     known = of_prior(config.prior)
-    return in_colours(config.prompt, known) if known else []
+    return (
+        in_colours(config.prompt, known, shown_colours(reference.rgb, reference.mask, COLOURS))
+        if known
+        else []
+    )
 
 
 def make_condition(

@@ -126,7 +126,7 @@ def _of_things(given: Mapping[str, str], prior: str) -> dict[str, str]:
     A larger scale chooses one of the objects that a name may mean, where a small one blends them. A kind of the embedded world begins with
     noisy timesteps alone: in less noise, this prior takes the faint blob that a scene begins with for an empty ground.
     """
-    parts = {name.partition(".")[0] for name in given}
+    parts = _parts(given)
     if given.get("guidance", "") in ALIASES or parts & {*NOT_PLAIN, "image", "preset"}:
         return {}
     own = of_prior(prior)
@@ -141,11 +141,16 @@ def _of_things(given: Mapping[str, str], prior: str) -> dict[str, str]:
 
 def _named_thing(given: Mapping[str, str], prior: str) -> bool:
     """Tell whether a plain run's prompt is of a real object that its prior knows."""
-    parts = {name.partition(".")[0] for name in given}
+    parts = _parts(given)
     if parts & {*NOT_PLAIN, "guidance"}:
         return False
     own, texts = of_prior(prior), _texts(given)
     return own is not None and bool(texts) and all(object_of(text, own) for text in texts)
+
+
+def _parts(given: Mapping[str, str]) -> set[str]:
+    """The parts that a command line chooses or sets options of; of the scene, only its choice: to set its options is to tune it."""
+    return {name.partition(".")[0] for name in given if not name.startswith("scene.")}
 
 
 def _texts(given: Mapping[str, str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -16,6 +17,8 @@ from distill.files.paths import user_path
 from distill.options import names_of
 from distill.run.generator import CHANGEABLE
 from distill.run.plugins import features_of
+
+log = logging.getLogger(__name__)
 
 #: Options that say which mesh a scene textures, and how it stands.
 SHAPED = ("file", "up", "front", "keep")
@@ -70,6 +73,27 @@ def scene_of_run(folder: str, known: Mapping[str, Callable[..., Any]]) -> dict[s
 def edits(config: DictConfig) -> bool:
     """Tell whether a run changes what there is already, an earlier run's scene or a mesh's own texture, as its prompts say."""
     return bool(config.source_prompt and (config.init or config.mesh.init_texture))
+
+
+def background_of(config: DictConfig) -> dict[str, Any]:
+    """Options of a scene's background that follow from what a run does, in place of the configuration's; empty for the latter.
+
+    Raises:
+        ValueError: the picture cannot be used, in one line.
+    """
+    own: dict[str, Any] = {}
+    if edits(config):  # what is edited and its source must differ in the object alone
+        own |= {"background": "white"} if config.scene.get("background") in ("grey", "random") else {}
+        own |= {"random_background": 0.0} if config.scene.get("random_background") else {}
+    elif config.image and config.reference.backdrop and config.scene.get("background") == "white":
+        from distill.conditions.picture import is_nearly_white
+
+        if is_nearly_white(config):
+            log.info(
+                "much of the object is nearly white: training over a changing grey (reference.backdrop=null keeps white)"
+            )
+            own |= {"background": "grey"}
+    return own
 
 
 def look(scene: Scene, device: torch.device) -> View:

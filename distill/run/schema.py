@@ -76,6 +76,8 @@ class Reference:
             that is told sixteen directions.
         colour: ``auto`` adds a colour to the prompt, if it says none and the prior explains the picture better with one; for the bundled
             priors, of objects whose colour can be chosen.
+        backdrop: ``auto`` trains over ``scene.background=grey`` instead of ``white``, if a fifth of the object or more is nearly white;
+            over white, such parts may be left empty. For runs that do not ask the novel-view model, which knows objects over white.
         distance: distance of the camera from the origin, scene units.
         fov_y_deg: vertical field of view, degrees.
         background: how the object is cut out: ``auto`` uses the alpha channel or removes a plain background, ``keep`` takes the whole picture,
@@ -93,6 +95,7 @@ class Reference:
     elevation_deg: Annotated[float | None, Range(-90, 90)] = None
     azimuth_deg: float | None = 0.0
     colour: Annotated[str | None, OneOf(("auto",))] = None
+    backdrop: Annotated[str | None, OneOf(("auto",))] = None
     distance: Annotated[float, Range(1, 100)] = 3.2
     fov_y_deg: Annotated[float, Range(1, 150)] = 40.0
     background: Annotated[str, OneOf(("auto", "keep", "rembg"))] = "auto"
@@ -319,6 +322,8 @@ class Export:
         faces: maximum number of faces, to which the mesh is simplified.
         iso: density at the surface, per scene unit; null selects it automatically.
         largest_component: keep only the largest connected component.
+        blur: standard deviation of a Gaussian over the grid of the logarithm of the density, grid steps. It closes pits and tunnels, which
+            a distilled field has at this scale; 0 keeps the finest detail.
         texture_size: height and width of the texture, pixels.
         frames: number of frames of the turntable.
         picture_size: height and width of the video and of the contact sheet's pictures, pixels.
@@ -337,6 +342,7 @@ class Export:
     faces: Annotated[int, Range(4)] = 10_000
     iso: Positive | None = None
     largest_component: bool = True
+    blur: NotNegative = 1.0
     texture_size: Annotated[int, Range(64)] = 512
     frames: Count = 48
     picture_size: Annotated[int, Range(16, multiple=16)] = 192

@@ -16,7 +16,18 @@ from distill.run.schema import PARTS, default_of
 #: Parts and options that matter in training alone.
 TRAINED = ("guidance", "guidance_weight", "timesteps", "cameras", "penalties", "optimiser")
 #: Options of an export that shape or place the mesh which is made of a field.
-SHAPING = ("resolution", "faces", "iso", "largest_component", "up", "pivot", "size_m", "lods", "lod_as")
+SHAPING = (
+    "resolution",
+    "faces",
+    "iso",
+    "largest_component",
+    "blur",
+    "up",
+    "pivot",
+    "size_m",
+    "lods",
+    "lod_as",
+)
 
 
 def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
@@ -47,7 +58,10 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
         ("scene.normal_map", values["scene"].get("material") == "albedo", "add scene.material=pbr"),
         *((f"export.{name}", bool(values["mesh"]["file"]), "a mesh that is textured stays as it is") for name in SHAPING),
         ("export.lod_as", not values["export"]["lods"], "add export.lods=3"),
-        ("export.iso", values["scene"]["_target_"] == SECOND, "the surface is where the signed distance is 0"),
+        *(
+            (f"export.{name}", values["scene"]["_target_"] == SECOND, "the surface is where the signed distance is 0")
+            for name in ("iso", "blur")
+        ),
         ("prior_options.control_scale", not values["prior_options"]["controlnet"], "add prior_options.controlnet="),
         ("generator_mix", not values["generator"], "there is no generator; add generator=FOLDER"),
         ("generator_share", not values["generator_mix"], "add generator_mix="),

@@ -32,7 +32,9 @@ def check_image(values: Mapping[str, Any], guidance: Callable[..., Any]) -> None
     Raises:
         ValueError: an option cannot be used with a picture.
     """
-    scene, penalties, reference = values["scene"], values["penalties"], values["reference"]
+    from distill.conditions.picture import is_asked
+
+    penalties, reference = values["penalties"], values["reference"]
     wordless = not values["prompt"].strip()
     for option, unused in (("prompts", None), ("generator", None), ("particles", 1)):
         if values[option] != unused:
@@ -44,14 +46,8 @@ def check_image(values: Mapping[str, Any], guidance: Callable[..., Any]) -> None
             "max_vram= forecasts priors of text, not novel-view models; leave it out, and choose render.at_once= and "
             "render.recompute="
         )
-    if scene.get("random_background"):
-        raise ValueError(
-            f"image= shows its object over white, so scene.random_background must be 0, got {scene['random_background']}"
-        )
-    if scene.get("background", "white") != "white":
-        raise ValueError(
-            f"image= shows its object over white, so scene.background must be white, got {scene['background']}"
-        )
+    if is_asked(values):
+        check_over_white(values["scene"], reference["backdrop"])
 
     def weighted(penalty: str) -> bool:
         return ramp(f"penalties.{penalty}", penalties[penalty], values["iterations"]).nonzero
@@ -79,6 +75,25 @@ def check_image(values: Mapping[str, Any], guidance: Callable[..., Any]) -> None
             raise ValueError(
                 f"{name}={value_of(values, name)} is for a prior that knows words, and with image= alone there is none; add a prompt, or leave "
                 f"out {name}="
+            )
+
+
+def check_over_white(scene: Mapping[str, Any], backdrop: str | None) -> None:
+    """Check that a scene is rendered as a novel-view model has seen pictures in training.
+
+    Raises:
+        ValueError: its background is not white, or may become grey.
+    """
+    if backdrop:
+        raise ValueError(
+            f"image= asks a novel-view model, which knows objects over white, and reference.backdrop={backdrop} may train over grey; add "
+            "reference.backdrop=null"
+        )
+    for name, white in (("random_background", 0.0), ("background", "white")):
+        if (got := scene.get(name, white)) != white:
+            raise ValueError(
+                f"image= asks a novel-view model, which knows objects over white: scene.{name} must be {white}, got {got}; add "
+                f"scene.{name}={white}"
             )
 
 
