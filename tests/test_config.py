@@ -70,8 +70,19 @@ def test_unknown_option_of_a_loss_suggests_the_nearest() -> None:
     assert "did you mean 'guidance.scale'" in error_of("guidance.scael=5")
 
 
-def test_wrong_type_names_the_option_and_the_type() -> None:
-    assert error_of("iterations=many") == "iterations must be of type integer, got 'many'"
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("iterations=many", "iterations must be an integer of at least 0, got 'many'; leave it out for the default"),
+        ("export.enabled=maybe", "export.enabled must be true or false, got 'maybe'; leave it out for the default"),
+        ("reference.azimuth_deg=front", "reference.azimuth_deg must be a finite number or null, got 'front'; leave it out for the default"),
+        ("reference.fill=a", "reference.fill must be a number in [0.1, 1], got 'a'; leave it out for the default"),
+        ("scene.encoding_lr=x", "scene.encoding_lr must be a finite number of at least 0, got 'x'; leave it out for the default"),
+        ("seed=1.5", "seed must be an integer in [0, 18446744073709551615], got '1.5'; leave it out for the default"),
+    ],
+)  # fmt: skip
+def test_wrong_type_names_the_option_and_what_it_takes(word: str, said: str) -> None:
+    assert error_of(word) == said
 
 
 def test_wrong_type_inside_a_group_names_the_option() -> None:
@@ -79,7 +90,7 @@ def test_wrong_type_inside_a_group_names_the_option() -> None:
         "guidance.scale must be a finite number or a schedule such as {"
     )
     assert error_of("guidance.scale=big").endswith("got 'big'")
-    assert "scene.levels must be of type integer, got 'many'" in error_of("scene.levels=many")
+    assert "scene.levels must be an integer" in error_of("scene.levels=many")
 
 
 def test_unknown_guidance_lists_the_known_ones() -> None:

@@ -245,7 +245,7 @@ def test_an_experiment_of_one_s_own_is_found(tmp_path: Path) -> None:
 
 WRONG = [
     (["a red mug", "iteratons=5"], "did you mean 'iterations'"),
-    (["a red mug", "iterations=many"], "iterations must be of type integer"),
+    (["a red mug", "iterations=many"], "iterations must be an integer"),
     (["a red mug", "guidance=dsd"], "there are asd, bridge, csd"),
     (
         ["a red mug", "guidance.weighting=x", *QUICK],

@@ -190,6 +190,11 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
 
     said, path = config.reference, user_path(config.image)
     source = find_novel_view(config.novel_view, EMBEDDED)
+    if source.folder == EMBEDDED and not config.prompt.strip():
+        log.info(
+            "the bundled novel-view model knows sixteen kinds of simple object; of others, a prompt with the object's name helps if "
+            "distill priors things lists it"
+        )
     check_graphs(config.prior_options.graphs, device)
     # What is wrong with the picture is said before the model is loaded.
     image, frame = framed(config)

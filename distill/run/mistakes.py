@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from distill.domains import describe
 from distill.options import hints_of, names_of
 from distill.run.plugins import plugin_options, plugins
 from distill.run.schema import PARTS, Config, known_options
@@ -60,9 +61,12 @@ def explain(error: BaseException) -> str:
     named = r"Could not override '([^']+)'", r"Key '([^']+)' (?:is )?not in"
     if found := next(filter(None, (re.search(pattern, text) for pattern in named)), None):
         return unknown_option(full[1] if full else found[1])
-    if found := re.search(r"Value '(.*?)' .*could not be converted to (\w+)", str(cause), re.DOTALL):
-        key = getattr(cause, "full_key", None) or "an option"
-        return f"{key} must be of type {found[2].lower()}, got {found[1]!r}"
+    if found := re.search(
+        r"Value '(.*?)' .*(?:could not be converted to|is not a valid) (\w+)", str(cause), re.DOTALL
+    ):
+        return _of_another_type(
+            getattr(cause, "full_key", None) or full and full[1] or "an option", found[1], found[2]
+        )
     if said := _mistyped(f"{text}\n{cause}"):
         return said
     lines = [
@@ -82,13 +86,27 @@ def several(option: str, values: str) -> str:
 
 def takes_list(option: str) -> bool:
     """Tell whether an option of a run, or of some part, takes a list."""
+    hints = _hints(option, rules=False)
+    return any(get_origin(kind) in (list, tuple) for hint in hints for kind in (hint, *get_args(hint)))
+
+
+def _hints(option: str, *, rules: bool) -> list[object]:
+    """The types that an option of a run, or of some part, is annotated with; with ``rules``, what values they allow, too."""
     group, _, name = option.partition(".")
-    hints: list[object] = [hints_of(target).get(name) for target in plugins().get(group, {}).values()]
+    own = [hints_of(target, rules) for target in plugins().get(group, {}).values()]
+    hints: list[object] = [found[name] for found in own if name in found]
     if option in known_options():
         *above, last = option.split(".")
         schema: type = type(functools.reduce(getattr, above, Config()))
-        hints.append(hints_of(schema)[last])
-    return any(get_origin(kind) in (list, tuple) for hint in hints for kind in (hint, *get_args(hint)))
+        hints.append(hints_of(schema, rules)[last])
+    return hints
+
+
+def _of_another_type(option: str, value: str, kind: str) -> str:
+    """Say what values an option takes, or only their type where parts differ."""
+    accepted = {describe(hint) for hint in _hints(option, rules=True)}
+    said = accepted.pop() if len(accepted) == 1 else f"of type {kind.lower()}"
+    return f"{option} must be {said}, got {value!r}; leave it out for the default"
 
 
 def _mistyped(error: str) -> str | None:
