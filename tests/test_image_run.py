@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from distill.contracts import Step
 from distill.guidance.mix import mix
 from distill.guidance.sds import sds
 from distill.loop import step
+from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.novel_view.pose import relative_cameras
 from distill.run.assemble import assemble
 from distill.run.compose import compose_config
@@ -66,6 +68,22 @@ def test_without_an_elevation_it_is_estimated_and_told(tmp_path: Path) -> None:
     fits = picture["elevation_fits"]
     best = max(fits, key=lambda angle: fits[angle])
     assert abs(picture["elevation_deg"] - float(best)) <= 5
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [([], True), (["prompt='a red mug'"], False), (["novel_view=model"], False)],
+)
+def test_without_a_name_the_bundled_model_says_that_one_helps(
+    words: list[str], told: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*_: Any, **__: Any) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(NovelViewPipeline, "load", loaded)
+    with caplog.at_level("INFO"), pytest.raises(InterruptedError):
+        look_at(compose_config(["image=p.png", *words]), torch.device("cpu"))
+    assert ("a prompt with the object's name helps if distill priors things lists it" in caplog.text) is told
 
 
 @pytest.mark.slow

@@ -190,15 +190,15 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
 
     said, path = config.reference, user_path(config.image)
     source = find_novel_view(config.novel_view, EMBEDDED)
+    check_graphs(config.prior_options.graphs, device)
+    # What is wrong with the picture is said before the model is loaded.
+    image, frame = framed(config)
+    maps_of(config, frame, image.size, size=8)
     if source.folder == EMBEDDED and not config.prompt.strip():
         log.info(
             "the bundled novel-view model knows sixteen kinds of simple object; of others, a prompt with the object's name helps if "
             "distill priors things lists it"
         )
-    check_graphs(config.prior_options.graphs, device)
-    # What is wrong with the picture is said before the model is loaded.
-    image, frame = framed(config)
-    maps_of(config, frame, image.size, size=8)
     fourth = None if said.fourth == "auto" else said.fourth
     pipeline = NovelViewPipeline.load(
         source.folder, fourth=fourth, device=device, dtype=default_dtype(device)

@@ -65,7 +65,7 @@ def explain(error: BaseException) -> str:
         r"Value '(.*?)' .*(?:could not be converted to|is not a valid) (\w+)", str(cause), re.DOTALL
     ):
         return _of_another_type(
-            getattr(cause, "full_key", None) or full and full[1] or "an option", found[1], found[2]
+            getattr(cause, "full_key", None) or (full and full[1]) or "an option", found[1], found[2]
         )
     if said := _mistyped(f"{text}\n{cause}"):
         return said
