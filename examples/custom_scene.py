@@ -37,7 +37,7 @@ class Spheres(nn.Module):
         seed: of the initial balls, or a generator to draw them from.
     """
 
-    features = frozenset({"sides", "volume", "together"})
+    features = frozenset({"sides", "volume", "together", "background"})
 
     def __init__(
         self,

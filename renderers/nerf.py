@@ -126,7 +126,7 @@ class HashGridScene(nn.Module):
     """
 
     features: ClassVar[frozenset[str]] = frozenset(
-        {"sides", "volume", "normals", "shading", "chunks", "together", *PENALTIES}
+        {"sides", "volume", "normals", "shading", "chunks", "together", "background", *PENALTIES}
     )
     active_levels: Tensor
 

@@ -74,11 +74,11 @@ class Reference:
         return Reference(self.camera, moved(self.rgb), moved(self.mask), depth, normal)
 
 
-def backdrop(seen: Render) -> Tensor:
-    """The colours behind the object of renders, of the shape of ``rgb``, without gradient."""
-    return (
-        torch.ones_like(seen.rgb) if seen.background is None else seen.background.detach().expand_as(seen.rgb)
-    )
+def _of_object(seen: Render) -> Tensor:
+    """The colours of renders, without a gradient to a learned background: it must not take the object's place."""
+    if seen.background is None or not seen.background.requires_grad:
+        return seen.rgb
+    return seen.rgb - (1 - seen.opacity) * (seen.background - seen.background.detach())
 
 
 def distances(seen: Render, reference: Reference, names: Sequence[str] = OWN_VIEW) -> dict[str, Tensor]:
@@ -101,8 +101,8 @@ def distances(seen: Render, reference: Reference, names: Sequence[str] = OWN_VIE
     for name in names:
         if name == "reference_rgb":
             # What is empty must look like whatever is behind it: over white alone, white parts could be empty.
-            known = reference.rgb - (1 - reference.mask) * (1 - backdrop(seen)[0].movedim(-1, 0))
-            found[name] = (seen.rgb[0] - known.movedim(0, -1)).square().mean()
+            known = reference.rgb - (1 - reference.mask) * (1 - seen.backdrop().detach()[0].movedim(-1, 0))
+            found[name] = (_of_object(seen)[0] - known.movedim(0, -1)).square().mean()
         elif name == "reference_mask":
             found[name] = (seen.opacity[0] - reference.mask.movedim(0, -1)).square().mean()
         elif name == "reference_depth":
@@ -166,7 +166,7 @@ def start_distances(
     which, counts = same.float().argmax(1), same.any(1).float()[:, None, None, None]
     found: dict[str, Tensor] = {}
     if "start_rgb" in names:
-        white = seen.rgb + (1 - seen.opacity) * (1 - backdrop(seen))
+        white = seen.rgb + (1 - seen.opacity) * (1 - seen.backdrop().detach())
         off = white - drawn.rgb[which].movedim(1, -1)
         found["start_rgb"] = (counts * off.square()).mean()
     if "start_mask" in names:
@@ -226,7 +226,9 @@ def palette_distance(seen: Render, reference: Reference, generator: torch.Genera
         at = inside[send(some, inside.device)]
         return (rgb[at] - (1 - opacity[at, None]) * behind[at]) / opacity[at, None]
 
-    ours = drawn(seen.rgb.flatten(0, 2), seen.opacity.flatten(), backdrop(seen).flatten(0, 2))
+    ours = drawn(
+        _of_object(seen).flatten(0, 2), seen.opacity.flatten(), seen.backdrop().detach().flatten(0, 2)
+    )
     picture = reference.rgb.flatten(1).T
     known = drawn(picture, reference.mask.flatten(), torch.ones_like(picture))
     if ours is None or known is None:

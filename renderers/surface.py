@@ -76,7 +76,7 @@ class SurfaceScene(nn.Module):
     """
 
     features: ClassVar[frozenset[str]] = frozenset(
-        {"sides", "normals", "shading", "chunks", "mesh", "together"}
+        {"sides", "normals", "shading", "chunks", "mesh", "together", "background"}
     )
     triangles: Tensor
     paint: Tensor

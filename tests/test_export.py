@@ -240,12 +240,33 @@ def test_a_surface_through_nodes_of_the_grid_has_no_holes() -> None:
     assert (faces_of_edges(mesh.faces) == 2).all()
 
 
-def test_a_mesh_with_an_edge_of_three_faces_is_not_decimated() -> None:
+def test_a_mesh_with_an_edge_of_three_faces_stays_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     ball = trimesh.creation.icosphere(3)
     vertices = np.concatenate([ball.vertices, [[0, 0, 2]]]).astype(np.float32)
-    fin = [*ball.faces[0, :2], len(ball.vertices)]
-    with pytest.raises(ValueError, match="edges of at most two faces each, got one of more"):
-        decimate(vertices, np.concatenate([ball.faces, [fin]]).astype(np.int64), 100)
+    faces = np.concatenate([ball.faces, [[*ball.faces[0, :2], len(ball.vertices)]]]).astype(np.int64)
+    found = decimate(vertices, faces, 100)
+    assert np.array_equal(found[0], vertices) and np.array_equal(found[1], faces)
+    assert caplog.messages == [
+        "the mesh keeps its 1281 faces: parts of it touch in an edge, which cannot be simplified"
+    ]
+
+
+@pytest.mark.parametrize("iso", [None, 5.0])
+def test_a_rod_that_the_blur_would_leave_nothing_of_is_not_blurred(
+    iso: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    def rod(points: Tensor) -> tuple[Tensor, Tensor]:
+        inside = (points[:, :2].norm(dim=-1) < 0.03) & (points[:, 2].abs() < 0.6)
+        return torch.where(inside, 50.0, 0.0), red_front(points)
+
+    blurred, plain = (
+        extract_mesh(rod, sphere_view(0.3), resolution=64, iso=iso, blur=blur) for blur in (1.0, 0.0)
+    )
+    assert caplog.messages == [
+        "the object is so thin that a blur of 1 steps of the grid leaves nothing of it: no blur is used"
+    ]
+    np.testing.assert_array_equal(blurred.vertices, plain.vertices)
+    assert solid(blurred).is_watertight and solid(blurred).bounds[1, 2] == pytest.approx(0.6, abs=0.03)
 
 
 def test_smoothing_calms_voxel_steps_without_shrinking() -> None:

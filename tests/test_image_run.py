@@ -83,7 +83,9 @@ def test_without_a_name_the_bundled_model_says_that_one_helps(
     monkeypatch.setattr(NovelViewPipeline, "load", loaded)
     with caplog.at_level("INFO"), pytest.raises(InterruptedError):
         look_at(compose_config(["image=p.png", *words]), torch.device("cpu"))
-    assert ("a prompt with the object's name helps if distill priors things lists it" in caplog.text) is told
+    assert (
+        "a prompt with the object's name helps if 'distill priors things' lists it" in caplog.text
+    ) is told
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import nerfacc
@@ -836,11 +837,25 @@ def test_a_render_says_what_is_behind_it(background: Any, drawn: bool) -> None:
     torch.testing.assert_close(render.rgb[:, 0, 0], render.background.expand_as(render.rgb)[:, 0, 0])
     parts = [scene.render(cameras.part(i, i + 1), 8, 8) for i in range(3)]
     if not drawn:
-        joined = Render.joined(parts)
-        assert joined.background is not None
-        torch.testing.assert_close(
-            joined.background.expand_as(render.rgb), render.background.expand_as(render.rgb)
+        torch.testing.assert_close(Render.joined(parts).backdrop(), render.backdrop())
+
+
+def test_batches_over_backgrounds_of_any_shape_are_joined() -> None:
+    shapes = [(1, 1, 1, 3), (2, 1, 1, 1), (3,), (2, 4, 4, 3)]
+    parts = [
+        Render(
+            torch.zeros(2, 4, 4, 3),
+            torch.zeros(2, 4, 4, 1),
+            torch.zeros(2, 4, 4, 1),
+            background=torch.full(shape, 0.1 * i),
         )
+        for i, shape in enumerate(shapes)
+    ]
+    joined = Render.joined(parts)
+    assert joined.background is not None
+    assert joined.backdrop()[:, 0, 0, 0].tolist() == pytest.approx([0, 0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
+    white = Render.joined([replace(part, background=None) for part in parts])
+    assert white.background is None and (white.backdrop() == 1).all()
 
 
 @pytest.mark.parametrize("background", ["grey", "learned"])

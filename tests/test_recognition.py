@@ -238,6 +238,13 @@ def test_an_object_that_is_much_white_is_trained_over_grey(
     assert isinstance(scene, HashGridScene) and scene.background == background
 
 
+def test_a_backdrop_that_would_do_nothing_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"reference\.backdrop=auto would do nothing: add scene\.background=white"
+    ):
+        compose_config([*NAMED, "reference.backdrop=auto", "scene.background=random"])
+
+
 @pytest.mark.parametrize("words", [["image=p.png"], ["prompt='a red mug'", "image=p.png"]])
 @pytest.mark.parametrize(
     ("option", "said"),

@@ -75,15 +75,17 @@ def test_the_picture_is_put_over_what_is_behind_the_render() -> None:
         assert empty["reference_rgb"].item() == pytest.approx((1 - grey) ** 2 / 2)
 
 
-def test_a_learnt_background_is_not_trained_by_the_picture_in_place_of_the_object() -> None:
+def test_a_learned_background_is_not_trained_by_the_picture() -> None:
     behind = torch.full((1, 4, 4, 3), 0.3, requires_grad=True)
-    opacity = torch.full((1, 4, 4, 1), 0.5)
-    render = Render(0.5 * 0.7 + 0.5 * behind, opacity, opacity, background=behind)
-    known = reference(mask=torch.full((1, 4, 4), 0.5), rgb=torch.full((3, 4, 4), 0.5 * 0.7 + 0.5))
-    found = distances(render, known, ("reference_rgb",))["reference_rgb"]
-    assert found.item() == pytest.approx(0, abs=1e-12)
-    palette = palette_distance(render, known, torch.Generator().manual_seed(0))
-    assert palette.item() == 0  # nothing is more than half opaque
+    colour, opacity = (torch.full((1, 4, 4, 1), value, requires_grad=True) for value in (0.5, 0.6))
+    rgb = opacity * colour.expand(1, 4, 4, 3) + (1 - opacity) * behind
+    render = Render(rgb, opacity, opacity, background=behind)
+    found = distances(render, reference(), ("reference_rgb",))["reference_rgb"]
+    assert found.item() == pytest.approx((0.6 * 0.5 + 0.4 * 0.3 - 0.7) ** 2, rel=1e-5)
+    (found + palette_distance(render, reference(), torch.Generator().manual_seed(0))).backward()
+    assert colour.grad is not None and (colour.grad < 0).all()
+    assert opacity.grad is not None and (opacity.grad < 0).any()
+    assert behind.grad is not None and behind.grad.abs().max() < 1e-8
 
 
 def test_colours_are_compared_without_what_is_behind_them() -> None:

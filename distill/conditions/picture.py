@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class Picture:
         facing: of its azimuth, where it was estimated.
         wordings: of the prompt, with their denoising errors, the prompt as it is first; empty where no colour was looked for.
         drawn: views that the model drew of it, where the scene begins with them.
+        backdrop: what the scene is trained over in place of its own background; empty for that.
         cut_by: the network that cut the object out, with its licence and its file's SHA-256, where one did.
     """
 
@@ -74,6 +76,7 @@ class Picture:
     facing: AzimuthEstimate | None = None
     wordings: dict[str, float] = field(default_factory=dict)
     drawn: Drawn | None = None
+    backdrop: str = ""
     cut_by: dict[str, str] | None = None
 
     @property
@@ -103,6 +106,7 @@ class Picture:
             "azimuth_deg": round(camera.azimuth_deg.item(), 2),
             "azimuth": "estimated" if self.facing else "given",
             **({"cut_out_by": self.cut_by} if self.cut_by else {}),
+            **({"backdrop": self.backdrop} if self.backdrop else {}),
         }
         if self.estimate:
             said["elevation_fits"] = {
@@ -132,6 +136,21 @@ def model_of(name: str) -> Source:
     return source
 
 
+@lru_cache(maxsize=1)
+def _cut_out(path: Path, written: int, background: str) -> Image.Image:
+    return without_background(path, background)
+
+
+def _object_of(config: DictConfig) -> Image.Image:
+    """A configuration's picture without its background, which is removed once for all who ask for it.
+
+    Raises:
+        ValueError: it cannot be used, in one line.
+    """
+    path = user_path(config.image)
+    return _cut_out(path, path.stat().st_mtime_ns if path.exists() else 0, config.reference.background)
+
+
 def framed(config: DictConfig) -> tuple[Image.Image, Frame]:
     """A configuration's picture without its background, and the frame about its object, of the picture's own pixels.
 
@@ -139,7 +158,7 @@ def framed(config: DictConfig) -> tuple[Image.Image, Frame]:
         ValueError: it cannot be used, in one line.
     """
     said, path = config.reference, user_path(config.image)
-    image = without_background(path, said.background)
+    image = _object_of(config)
     return image, frame_of(np.asarray(image.getchannel("A")), str(path), said.fill if said.recentre else None)
 
 
@@ -149,7 +168,7 @@ def is_nearly_white(config: DictConfig) -> bool:
     Raises:
         ValueError: the picture cannot be used, in one line.
     """
-    rgba = np.asarray(without_background(user_path(config.image), config.reference.background)) / 255
+    rgba = np.asarray(_object_of(config)) / 255
     inside = rgba[rgba[..., 3] > 0.9, :3]
     return bool((inside.min(axis=1) > NEARLY_WHITE).mean() >= MUCH) if len(inside) else False
 
@@ -197,7 +216,7 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
     if source.folder == EMBEDDED and not config.prompt.strip():
         log.info(
             "the bundled novel-view model knows sixteen kinds of simple object; of others, a prompt with the object's name helps if "
-            "distill priors things lists it"
+            "'distill priors things' lists it"
         )
     fourth = None if said.fourth == "auto" else said.fourth
     pipeline = NovelViewPipeline.load(

@@ -157,13 +157,16 @@ class Render:
             None if self.background is None else self.background.detach(),
         )
 
+    def backdrop(self) -> Tensor:
+        """Return the colours behind the object, of the shape of ``rgb``."""
+        return torch.ones_like(self.rgb) if self.background is None else self.background.expand_as(self.rgb)
+
     @staticmethod
     def joined(parts: Sequence[Render]) -> Render:
         """Concatenate batches; the penalties become means over pictures."""
         counts = torch.tensor([len(part.rgb) for part in parts])
         shares = send(counts / counts.sum(), parts[0].rgb.device).to(parts[0].rgb)
         normals = [part.normal for part in parts if part.normal is not None]
-        backgrounds = [part.background for part in parts if part.background is not None]
         penalties = {
             name: (shares * torch.stack([part.penalties[name] for part in parts])).sum()
             for name in parts[0].penalties
@@ -174,7 +177,7 @@ class Render:
             torch.cat([part.depth for part in parts]),
             torch.cat(normals) if normals else None,
             penalties,
-            torch.cat(backgrounds) if backgrounds else None,
+            None if parts[0].background is None else torch.cat([part.backdrop() for part in parts]),
         )
 
 

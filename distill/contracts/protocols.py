@@ -206,7 +206,8 @@ class Scene(Protocol):
     different from different sides), ``volume`` (it fills the cube [-1, 1]^3), ``mesh`` (it colours a
     ``distill.meshes.surface.Surface``, its constructor's first argument, and has ``begin_with_colours(generator)``),
     ``normals``, ``shading``, ``chunks`` (it takes ``chunk_rays`` and ``recompute``), ``together`` (it takes
-    ``together``: so many consecutive pictures are of one object and have the same random background), ``library`` (it is a ``Generator``),
+    ``together``: so many consecutive pictures are of one object and have the same random background), ``background`` (it
+    takes ``background="grey"``, and its renders say what is behind the object), ``library`` (it is a ``Generator``),
     ``from_field`` (it begins with the field of an earlier run, and has ``begin_with(field, distance)``), and
     the names of the penalties that it computes.
     """

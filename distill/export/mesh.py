@@ -77,11 +77,12 @@ def extract_mesh(
         query: the field; called without gradients on points on ``device``.
         view: takes the pictures whose silhouettes choose the iso-level.
         resolution: grid nodes along each edge of the cube, at least 8.
-        faces: at most about this many triangles.
+        faces: about this many triangles, if the mesh has more; one with many holes through it keeps more.
         iso: density of the surface, per scene unit; None chooses it.
         largest_component: drop floaters (and the walls of inner cavities), keep the largest piece.
         blur: standard deviation of a Gaussian over the grid, in its steps, at least 0. A distilled field is rough at the scale of
-            the grid, which would give the mesh pits and tunnels; with 0, a field that is known to be smooth keeps its finest detail.
+            the grid, which would give the mesh pits and tunnels. Parts that are thinner than about two steps may be lost; 0 keeps them, and
+            is used where nothing else would be left.
         smoothing: rounds of Taubin smoothing, which removes voxel steps without shrinking; 0 for none.
         chunk: points per query.
         device: where ``query`` wants its points.
@@ -101,8 +102,15 @@ def extract_mesh(
         )
     density = _sample_grid(query, resolution, chunk, device)
     pictures = _silhouettes(view, size=96)
-    level = _choose_level(density, pictures, largest_component, blur) if iso is None else iso
-    vertices, triangles = _isosurface(density, level, 1, largest_component, blur)
+    for width in (blur, 0.0):
+        level = _choose_level(density, pictures, largest_component, width) if iso is None else iso
+        vertices, triangles = _isosurface(density, level, 1, largest_component, width)
+        if len(triangles):
+            break
+        _log.warning(
+            "the object is so thin that a blur of %g steps of the grid leaves nothing of it: no blur is used",
+            width,
+        )
     vertices = smooth(vertices, triangles, smoothing)
     vertices, triangles = decimate(vertices, triangles, faces)
     iou = _silhouette_iou(vertices, triangles, pictures)
@@ -184,7 +192,7 @@ def _isosurface(
     above = gaussian_filter(above, blur / stride, mode="nearest") if blur else above
     if above.max() <= 0:  # nothing that is this dense is as wide as the blur, or as a coarse grid's steps
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)
-    above = np.pad(off_level(above, 1e-4), 1, constant_values=-3)
+    above = np.pad(off_level(above), 1, constant_values=-3)
     vertices, faces, _, _ = marching_cubes(above, 0, gradient_direction="ascent", allow_degenerate=False)
     spacing = 2 * stride / (len(density) - 1)
     vertices = ((vertices - 1) * spacing - 1).astype(np.float32)
@@ -192,8 +200,9 @@ def _isosurface(
     return _largest_component(vertices, faces) if largest else (vertices, faces)
 
 
-def off_level(values: Floats, least: float) -> Floats:
-    """Values that are nowhere nearer to 0 than ``least``: through a node at 0 itself, marching cubes leaves holes."""
+def off_level(values: Floats) -> Floats:
+    """Values on a grid that are nowhere so near to 0 that marching cubes, which drops triangles without area, leaves holes."""
+    least = 1e-4 * max(float(np.abs(np.diff(values, axis=axis)).max()) for axis in range(3))
     return np.where(np.abs(values) < least, np.copysign(np.float32(least), values), values)
 
 
@@ -214,18 +223,17 @@ def decimate(vertices: Floats, faces: Ints, target: int) -> tuple[Floats, Ints]:
     """Collapse edges until about ``target`` faces are left, by the quadric error metric (Garland and Heckbert 1997).
 
     An edge is kept where its collapse would leave one with more than two faces, so that a surface with holes through it may
-    keep more faces.
-
-    Raises:
-        ValueError: an edge has more than two faces.
+    keep more faces. A mesh that has such an edge is returned as it is, with a warning.
     """
     if len(faces) <= target:
         return vertices, faces
     fewer, kept, *_ = igl.qslim(np.asarray(vertices, np.float64), faces, target)
     if not len(kept):
-        raise ValueError(
-            "expected edges of at most two faces each, got one of more; repair the mesh before it is decimated"
+        _log.warning(
+            "the mesh keeps its %d faces: parts of it touch in an edge, which cannot be simplified",
+            len(faces),
         )
+        return vertices, faces
     return _compact(np.asarray(fewer, np.float32), np.asarray(kept, np.int64))
 
 

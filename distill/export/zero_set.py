@@ -35,7 +35,7 @@ def zero_set(values: Floats) -> tuple[Floats, Ints]:
     rim = np.ones(outside.shape, bool)
     rim[1:-1, 1:-1, 1:-1] = False
     outside[rim] = np.abs(outside[rim]) + np.float32(1e-6)
-    outside = mesh.off_level(outside, 1e-4 * spacing)
+    outside = mesh.off_level(outside)
     vertices, faces, _, _ = marching_cubes(outside, 0, gradient_direction="descent", allow_degenerate=False)
     return ((vertices - 1) * spacing - 1).astype(np.float32), faces.astype(np.int64)
 

@@ -27,7 +27,7 @@ from distill.priors.diffusion import DiffusionPrior
 from distill.priors.text import TextEncoders
 from distill.renderers.reference import Reference
 from distill.run.plugins import features_of
-from distill.run.scenes import edits, look
+from distill.run.scenes import background_of, edits, look
 
 log = logging.getLogger(__name__)
 
@@ -92,11 +92,14 @@ def condition_of(config: DictConfig, prior: Prior, prompt: str) -> Conditioner:
 
 
 def recognised(config: DictConfig, picture: Picture, prior: Prior) -> Picture:
-    """Return a picture with what a configuration lets the text prior find out about it: its colour, and the azimuth of its camera.
+    """Return a picture with what a configuration lets be found out about it: its colour and the azimuth of its camera, by the text prior,
+    and what it is put over.
 
     The noises do not depend on the configuration's seed, so all seeds have the same prompt and camera.
     """
     said, reference = config.reference, picture.reference
+    if behind := background_of(config).get("background"):
+        picture = replace(picture, backdrop=behind)
     if not said.colour and said.azimuth_deg is not None:
         return picture
     rgb, camera = reference.resized(prior.image_size).rgb, reference.camera.to("cpu")

@@ -319,11 +319,11 @@ class Export:
     Attributes:
         enabled: write mesh, video and contact sheet; with false, only the checkpoint holds the scene.
         resolution: nodes along each edge of the marching-cubes grid.
-        faces: maximum number of faces, to which the mesh is simplified.
+        faces: number of faces to which the mesh is simplified; one with many holes through it keeps more.
         iso: density at the surface, per scene unit; null selects it automatically.
         largest_component: keep only the largest connected component.
         blur: standard deviation of a Gaussian over the grid of the logarithm of the density, grid steps. It closes pits and tunnels, which
-            a distilled field has at this scale; 0 keeps the finest detail.
+            a distilled field has at this scale. Parts that are thinner than two steps may be lost; 0 keeps them.
         texture_size: height and width of the texture, pixels.
         frames: number of frames of the turntable.
         picture_size: height and width of the video and of the contact sheet's pictures, pixels.

@@ -46,4 +46,4 @@ def check(config: DictConfig) -> None:
     check_sums(values, targets["guidance"])
     check_second_prompts(values, targets["guidance"])
     if values["image"]:
-        check_image(values, targets["guidance"])
+        check_image(values, targets["guidance"], targets["scene"])

@@ -54,6 +54,7 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
         ("reference.normal", weightless("reference_normal"), "add a weight such as penalties.reference_normal=100"),
         ("reference.start_until", reference["start"] != "samples", "add reference.start=samples"),
         ("reference.fill", not reference["recentre"], "add reference.recentre=true"),
+        ("reference.backdrop", values["scene"].get("background") != "white", "add scene.background=white"),
         ("mesh", not values["mesh"]["file"], "there is no mesh; add mesh=FILE"),
         ("scene.normal_map", values["scene"].get("material") == "albedo", "add scene.material=pbr"),
         *((f"export.{name}", bool(values["mesh"]["file"]), "a mesh that is textured stays as it is") for name in SHAPING),

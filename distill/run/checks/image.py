@@ -26,7 +26,7 @@ FOR_WORDS = (
 CUT_OUT = ("background", "recentre", "fill")
 
 
-def check_image(values: Mapping[str, Any], guidance: Callable[..., Any]) -> None:
+def check_image(values: Mapping[str, Any], guidance: Callable[..., Any], scene: Callable[..., Any]) -> None:
     """Check what a picture does not go with.
 
     Raises:
@@ -47,7 +47,17 @@ def check_image(values: Mapping[str, Any], guidance: Callable[..., Any]) -> None
             "render.recompute="
         )
     if is_asked(values):
-        check_over_white(values["scene"], reference["backdrop"])
+        check_over_white(
+            values["scene"],
+            reference["backdrop"],
+            "image= asks a novel-view model, which knows objects over white",
+        )
+    elif "background" not in getattr(scene, "features", ()):
+        check_over_white(
+            values["scene"],
+            None,
+            "image= is compared over white with a scene that does not say what is behind its object",
+        )
 
     def weighted(penalty: str) -> bool:
         return ramp(f"penalties.{penalty}", penalties[penalty], values["iterations"]).nonzero
@@ -78,23 +88,24 @@ def check_image(values: Mapping[str, Any], guidance: Callable[..., Any]) -> None
             )
 
 
-def check_over_white(scene: Mapping[str, Any], backdrop: str | None) -> None:
-    """Check that a scene is rendered as a novel-view model has seen pictures in training.
+def check_over_white(scene: Mapping[str, Any], backdrop: str | None, why: str) -> None:
+    """Check that a scene is rendered over white.
+
+    Args:
+        scene: options of it.
+        backdrop: ``reference.backdrop``.
+        why: it must be.
 
     Raises:
         ValueError: its background is not white, or may become grey.
     """
     if backdrop:
         raise ValueError(
-            f"image= asks a novel-view model, which knows objects over white, and reference.backdrop={backdrop} may train over grey; add "
-            "reference.backdrop=null"
+            f"{why}, and reference.backdrop={backdrop} may train over grey; add reference.backdrop=null"
         )
     for name, white in (("random_background", 0.0), ("background", "white")):
         if (got := scene.get(name, white)) != white:
-            raise ValueError(
-                f"image= asks a novel-view model, which knows objects over white: scene.{name} must be {white}, got {got}; add "
-                f"scene.{name}={white}"
-            )
+            raise ValueError(f"{why}: scene.{name} must be {white}, got {got}; add scene.{name}={white}")
 
 
 def check_colour(values: Mapping[str, Any]) -> None:

@@ -20,12 +20,14 @@ FEATURES = {
     "shading": "can be shaded",
     "chunks": "is rendered in chunks of rays",
     "together": "has one random background for all views of an object",
+    "background": "is rendered over scene.background=grey and says what is behind its object",
     "library": "makes the scenes of a library of prompts",
     "from_field": "begins with the field of an earlier run",
 }
 #: The feature that each option needs of a scene, where it is not at its default.
 NEEDS = {
     "image": "shape",
+    "reference.backdrop": "background",
     "mesh.file": "mesh",
     "view_words": "sides",
     **{
