@@ -35,7 +35,7 @@ def test_a_library_of_kinds_has_every_colour_and_no_pair_twice(benchmark: Any, s
 def test_a_library_of_things_has_each_name_once_and_holds_out_colours_of_names_it_has(benchmark: Any) -> None:
     known = of_prior("things")
     assert known is not None
-    lists = benchmark.named(395, None)
+    lists = benchmark.named(419, None)
     learnt, held = ([asked(prompt) for prompt in prompts] for prompts in (lists.learnt, lists.held_out))
     assert sorted(each.name for each in learnt) == sorted(known.things)
     # A name that comes in any colour is learnt in one, and one that does not, as it is.
@@ -58,7 +58,7 @@ def test_a_smaller_library_of_things_holds_out_its_own_names(benchmark: Any) -> 
     ("given", "said"),
     [
         (["--sizes", "113"], "--sizes are at most 112, got 113"),
-        (["--things", "--sizes", "16,396"], "--sizes are at most 395, got 396"),
+        (["--things", "--sizes", "16,420"], "--sizes are at most 419, got 420"),
         (["--archives", "x"], "--archives is for --things"),
         (["--steps", "0"], "expected numbers of at least 1, got '0'"),
     ],
@@ -89,7 +89,7 @@ def test_a_library_of_another_kind_is_not_taken_for_this_one(benchmark: Any, tmp
 
 
 def test_smaller_libraries_of_things_begin_larger_ones(benchmark: Any) -> None:
-    small, large = benchmark.named(40, None), benchmark.named(395, None)
+    small, large = benchmark.named(40, None), benchmark.named(419, None)
     assert large.learnt[:40] == small.learnt and large.held_out == small.held_out
     assert len(benchmark.named(1, None).learnt) == 1
 

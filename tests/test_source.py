@@ -334,7 +334,7 @@ def test_the_table_of_known_models_is_consistent(capsys: pytest.CaptureFixture[s
     assert all(name in shown and model.repository in shown for name, model in MODELS.items())
     # First of all those that need no download.
     assert [line.split()[0] for line in shown.splitlines()[2:5]] == ["embedded", "things", "views"]
-    assert "395 real objects" in shown.splitlines()[3]
+    assert "419 real objects" in shown.splitlines()[3]
 
 
 def test_half_precision_is_taken_where_there_is_a_choice(tmp_path: Path) -> None:
