@@ -238,6 +238,23 @@ def test_an_object_that_is_much_white_is_trained_over_grey(
     assert isinstance(scene, HashGridScene) and scene.background == background
 
 
+@pytest.mark.slow
+def test_a_run_says_once_that_it_trains_over_grey(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture = np.zeros((64, 64, 4), np.uint8)
+    picture[12:52, 12:52] = (250, 250, 250, 255)
+    Image.fromarray(picture).save(tmp_path / "p.png")
+    words = ["reference.azimuth_deg=30", *QUICK, "export.enabled=false", "output_dir=out"]
+    with caplog.at_level("INFO"):
+        assert command("a kettle", "image=p.png", *words) == 0
+    assert caplog.text.count("training over a changing grey (reference.backdrop=null does not)") == 1
+    said = json.loads((tmp_path / "out" / "manifest.json").read_text())["picture"]
+    # White shows no colour, so that the prompt stays as it is and nothing is compared.
+    assert said["backdrop"] == "grey" and "prompt" not in said
+
+
 def test_a_backdrop_that_would_do_nothing_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"reference\.backdrop=auto would do nothing: add scene\.background=white"

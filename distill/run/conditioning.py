@@ -98,8 +98,11 @@ def recognised(config: DictConfig, picture: Picture, prior: Prior) -> Picture:
     The noises do not depend on the configuration's seed, so all seeds have the same prompt and camera.
     """
     said, reference = config.reference, picture.reference
-    if behind := background_of(config).get("background"):
-        picture = replace(picture, backdrop=behind)
+    if background_of(config).get("background") == "grey":
+        log.info(
+            "much of the object is nearly white: training over a changing grey (reference.backdrop=null does not)"
+        )
+        picture = replace(picture, backdrop="grey")
     if not said.colour and said.azimuth_deg is not None:
         return picture
     rgb, camera = reference.resized(prior.image_size).rgb, reference.camera.to("cpu")

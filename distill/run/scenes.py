@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -17,8 +16,6 @@ from distill.files.paths import user_path
 from distill.options import names_of
 from distill.run.generator import CHANGEABLE
 from distill.run.plugins import features_of
-
-log = logging.getLogger(__name__)
 
 #: Options that say which mesh a scene textures, and how it stands.
 SHAPED = ("file", "up", "front", "keep")
@@ -88,11 +85,7 @@ def background_of(config: DictConfig) -> dict[str, Any]:
     elif config.image and config.reference.backdrop and config.scene.get("background") == "white":
         from distill.conditions.picture import is_nearly_white
 
-        if is_nearly_white(config):
-            log.info(
-                "much of the object is nearly white: training over a changing grey (reference.backdrop=null keeps white)"
-            )
-            own |= {"background": "grey"}
+        own |= {"background": "grey"} if is_nearly_white(config) else {}
     return own
 
 
