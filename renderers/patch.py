@@ -58,12 +58,10 @@ def patched(render: Renderer, patch: int, coarse: int) -> Renderer:
             return None if part is None else _paste(part, whole, top, left, height)
 
         maps = {name: pasted(name) for name in ("rgb", "opacity", "depth", "normal")}
-        behind = (
-            None
-            if inside.background is None
-            else _paste(inside.backdrop(), around.backdrop(), top, left, height)
-        )
-        return replace(inside, **maps, background=behind)
+        behind = inside.background
+        if behind is not None and behind.dim() == 4 and behind.shape[1:3] != (1, 1):  # differs between pixels
+            maps["background"] = pasted("background")
+        return replace(inside, **maps)
 
     return take
 

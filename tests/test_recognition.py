@@ -249,7 +249,7 @@ def test_a_run_says_once_that_it_trains_over_grey(
     words = ["reference.azimuth_deg=30", *QUICK, "export.enabled=false", "output_dir=out"]
     with caplog.at_level("INFO"):
         assert command("a kettle", "image=p.png", *words) == 0
-    assert caplog.text.count("training over a changing grey (reference.backdrop=null does not)") == 1
+    assert caplog.text.count("training over a changing grey (reference.backdrop=null keeps white)") == 1
     said = json.loads((tmp_path / "out" / "manifest.json").read_text())["picture"]
     # White shows no colour, so that the prompt stays as it is and nothing is compared.
     assert said["backdrop"] == "grey" and "prompt" not in said

@@ -168,9 +168,9 @@ def is_nearly_white(config: DictConfig) -> bool:
     Raises:
         ValueError: the picture cannot be used, in one line.
     """
-    rgba = np.asarray(_object_of(config)) / 255
-    inside = rgba[rgba[..., 3] > 0.9, :3]
-    return bool((inside.min(axis=1) > NEARLY_WHITE).mean() >= MUCH) if len(inside) else False
+    rgba = np.asarray(_object_of(config))
+    inside = rgba[rgba[..., 3] > 0.9 * 255, :3]
+    return bool((inside.min(axis=1) > NEARLY_WHITE * 255).mean() >= MUCH) if len(inside) else False
 
 
 def maps_of(

@@ -352,7 +352,7 @@ def captioned(prompt: str, name: str, own: Name, colour: str | None, view: str |
 
 
 def in_colours(prompt: str, known: Known, colours: Sequence[str] = tuple(COLOURS)) -> list[str]:
-    """The caption of a prompt, then those in the others of some colours, if it says none and the object's can be chosen.
+    """The caption of a prompt, then that in each other of some colours, if it says none and the object's can be chosen.
 
     Raises:
         ValueError: see ``understand``.

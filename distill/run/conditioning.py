@@ -92,15 +92,14 @@ def condition_of(config: DictConfig, prior: Prior, prompt: str) -> Conditioner:
 
 
 def recognised(config: DictConfig, picture: Picture, prior: Prior) -> Picture:
-    """Return a picture with what a configuration lets be found out about it: its colour and the azimuth of its camera, by the text prior,
-    and what it is put over.
+    """Return a picture with its colour, the azimuth of its camera and its backdrop, where a configuration leaves these to be estimated.
 
     The noises do not depend on the configuration's seed, so all seeds have the same prompt and camera.
     """
     said, reference = config.reference, picture.reference
     if background_of(config).get("background") == "grey":
         log.info(
-            "much of the object is nearly white: training over a changing grey (reference.backdrop=null does not)"
+            "much of the object is nearly white: training over a changing grey (reference.backdrop=null keeps white)"
         )
         picture = replace(picture, backdrop="grey")
     if not said.colour and said.azimuth_deg is not None:

@@ -17,17 +17,8 @@ from distill.run.schema import PARTS, default_of
 TRAINED = ("guidance", "guidance_weight", "timesteps", "cameras", "penalties", "optimiser")
 #: Options of an export that shape or place the mesh which is made of a field.
 SHAPING = (
-    "resolution",
-    "faces",
-    "iso",
-    "largest_component",
-    "blur",
-    "up",
-    "pivot",
-    "size_m",
-    "lods",
-    "lod_as",
-)
+    "resolution", "faces", "iso", "largest_component", "blur", "up", "pivot", "size_m", "lods", "lod_as",
+)  # fmt: skip
 
 
 def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
