@@ -201,7 +201,10 @@ def _isosurface(
 
 
 def off_level(values: Floats) -> Floats:
-    """Values on a grid that are nowhere so near to 0 that marching cubes, which drops triangles without area, leaves holes."""
+    """Move values on a grid that are close to 0 away from it.
+
+    A surface through a node has triangles without area there. Marching cubes drops them, which leaves holes.
+    """
     least = 1e-4 * max(float(np.abs(np.diff(values, axis=axis)).max()) for axis in range(3))
     return np.where(np.abs(values) < least, np.copysign(np.float32(least), values), values)
 
