@@ -12,8 +12,8 @@ from torch import Tensor, nn
 def default_dtype(device: torch.device, half: torch.dtype = torch.bfloat16) -> torch.dtype:
     """Half precision where the hardware computes faster in it, float32 elsewhere.
 
-    Of processors, these are those with AMX. With AVX-512's bfloat16 alone, the Intel Xeon that was measured took 1.5 times as long in it
-    as in float32.
+    Of processors, these are those with AMX, and AMD's with AVX-512's bfloat16: a prediction took 0.7 times as long in it as in float32 on
+    an EPYC with Zen 4 cores. On an Intel Xeon with the same instructions but no AMX, it took 1.5 times as long.
 
     Args:
         device: where it computes.
@@ -23,9 +23,15 @@ def default_dtype(device: torch.device, half: torch.dtype = torch.bfloat16) -> t
         # Older cards of NVIDIA than Ampere imitate bfloat16; torch says of the current one alone whether it does.
         native = torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
         return half if native else torch.float16
-    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
-        return torch.bfloat16
-    return torch.float32
+    return torch.bfloat16 if device.type == "cpu" and _has_fast_bfloat16() else torch.float32
+
+
+def _has_fast_bfloat16() -> bool:
+    """Whether the processor computes faster in bfloat16 than in float32."""
+    # Older versions of torch do not tell the name.
+    told: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    by_amd = str(told.get("cpu_name", "")).startswith("AMD") and bool(told.get("avx512_bf16"))
+    return torch.cpu._is_amx_tile_supported() or by_amd
 
 
 def mixed(device: torch.device | str, enabled: bool = True) -> torch.autocast:
