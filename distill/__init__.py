@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from distill.lab.comparison.run import compare
     from distill.priors.load import load_prior
     from distill.run.execute import generate
+    from distill.run.finished import load
 
 __all__ = [
     "Asset",
@@ -25,6 +26,7 @@ __all__ = [
     "export",
     "generate",
     "guidance",
+    "load",
     "load_prior",
     "loop",
     "priors",
@@ -36,6 +38,7 @@ _HOMES = {
     "Asset": "distill.asset",
     "compare": "distill.lab.comparison.run",
     "generate": "distill.run.execute",
+    "load": "distill.run.finished",
     "load_prior": "distill.priors.load",
 }
 

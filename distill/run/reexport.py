@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,29 +15,25 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.contracts import Scene
 from distill.devices import pick_device
-from distill.domains import counted
 from distill.export.files import names_of
 from distill.files.atomic import write_atomic
-from distill.files.checkpoint import load_checkpoint
-from distill.files.errors import first_line
 from distill.files.lock import hold
 from distill.files.paths import user_path
-from distill.job import take
-from distill.renderers.particles import Particles
 from distill.run.checks import check
 from distill.run.checks.idle import check_idle
 from distill.run.checks.scene import check_scene
 from distill.run.compose import compose_words, composing
 from distill.run.failures import ExportFailed, noted
+from distill.run.finished import stored_config, trained_scenes
 from distill.run.implied import with_implied
 from distill.run.manifest import finish
 from distill.run.overrides import as_overrides, quote_text
 from distill.run.plugins import features_of
-from distill.run.scenes import look, scene_maker
-from distill.run.schema import Config, Export
-from distill.run.stages import plan
+from distill.run.scenes import look
+from distill.run.schema import Export
 
-log = logging.getLogger(__name__)
+#: What takes a run's folder, in messages.
+TAKER = "distill export"
 
 
 def export_again(run: str, words: Sequence[str]) -> list[Path]:
@@ -84,29 +79,11 @@ def _config(folder: Path, words: Sequence[str]) -> DictConfig:
     Raises:
         ValueError: there is none that can be read, it makes no mesh, or an option is wrong.
     """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        runs = sorted(folder.glob("*/config.yaml"))
-        why = f"holds {counted(len(runs), 'run')}; give one, such as {runs[0].parent}" if runs else (
-            "holds none directly" if folder.is_dir() else "is a file" if folder.exists() else "is not there"
-        )  # fmt: skip
-        raise ValueError(f"distill export takes the folder of a finished run, and {folder} {why}")
-    try:
-        stored: Any = OmegaConf.load(path)
-        before = {name: value for name, value in dict(stored.get("export", {})).items() if name in EXPORT}
-        config = OmegaConf.merge(
-            OmegaConf.structured(Config), {name: stored[name] for name in OPTIONS if name in stored}
-        )
-        assert isinstance(config, DictConfig)
-        config = plan(config, folder)[-1]
-        features = features_of(config)
-    except Exception as error:  # of what is not there, is no YAML, or was made with a scene that is not there
-        raise ValueError(
-            f"distill export takes the folder of a finished run, and {path} cannot be read ({first_line(error)})"
-        ) from error
+    stored, config = stored_config(folder, TAKER)
+    features = features_of(config)
     if not features & {"volume", "mesh"} or "library" in features:
         raise ValueError(f"{folder} is of a scene without a mesh; distill export makes meshes alone")
-    assert isinstance(config, DictConfig)
+    before = {name: value for name, value in dict(stored.get("export", {})).items() if name in EXPORT}
     plain: Any = OmegaConf.to_container(OmegaConf.create(before), resolve=True)
     own = {f"export.{name}": value for name, value in plain.items() if value is not None}
     given = {word.partition("=")[0] for word in words}
@@ -132,28 +109,14 @@ def _scenes(folder: Path, config: DictConfig) -> tuple[list[Scene], torch.device
         ValueError: there is no checkpoint of the last step, or the scenes write other files than meshes.
     """
     device = pick_device(config.device)
-    saved = load_checkpoint(folder / "checkpoints", device)
-    if saved is None:
-        several = f"; name one of its seeds, such as {folder}/seed-{config.seed}" if config.seeds > 1 else ""
-        raise ValueError(
-            f"distill export takes the folder of a finished run, and {folder} has no checkpoints{several}"
-        )
-    if saved["step"] < config.iterations:
-        raise ValueError(
-            f"{folder} is at step {saved['step']} of {config.iterations}; finish it with resume=true, which exports it, too"
-        )
-    make, generator = scene_maker(config), torch.Generator().manual_seed(config.seed)
-    scenes: list[Scene] = [make(seed=generator).to(device) for _ in range(config.particles)]
-    whole: Scene = scenes[0] if len(scenes) == 1 else Particles(scenes).to(device)
-    whole.load_state_dict(saved["scene"])
+    scenes = trained_scenes(
+        folder, config, device, TAKER, "finish it with resume=true, which exports it, too"
+    )
     if (written := sorted(scenes[0].assets())) != ["mesh"]:
         raise ValueError(
             f"{folder} is of a scene that writes {', '.join(written) or 'no mesh'}, and distill export writes meshes alone; export it "
             "again, in place of its files, with resume=true"
         )
-    if saved["average"] is not None:
-        with torch.no_grad():
-            take(whole, saved["average"])
     return scenes, device
 
 
@@ -211,5 +174,5 @@ def _note(folder: Path, words: Sequence[str], figures: Mapping[str, Any]) -> Non
 
 #: Options of an export that are not of meshes.
 OF_PICTURES = ("export.enabled", "export.frames", "export.picture_size", "export.elevation_deg")
-#: Names of a configuration's options, and of those of its export.
-OPTIONS, EXPORT = ({item.name for item in fields(schema)} for schema in (Config, Export))
+#: Names of a run's options of its export.
+EXPORT = {item.name for item in fields(Export)}

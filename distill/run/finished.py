@@ -1,0 +1,125 @@
+"""What the folder of a finished run holds: its configuration and its trained scenes."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from distill.asset import Asset
+from distill.contracts import Scene
+from distill.devices import pick_device
+from distill.domains import counted
+from distill.files.checkpoint import load_checkpoint
+from distill.files.errors import first_line
+from distill.files.paths import user_path
+from distill.job import take
+from distill.renderers.particles import Particles
+from distill.run.failures import noted
+from distill.run.plugins import features_of
+from distill.run.scenes import look, scene_maker
+from distill.run.schema import Config
+from distill.run.stages import plan
+
+#: Names of a configuration's options.
+OPTIONS = {item.name for item in fields(Config)}
+
+
+def load(folder: str | Path, *, device: str = "auto") -> Asset:
+    """Load the asset of a finished run from its folder, as ``generate`` returned it.
+
+    Only the scene is read, from the last checkpoint: no prior is loaded, and nothing is written. The asset renders views, has a mesh
+    and saves files; see ``Asset``.
+
+    Args:
+        folder: of the run, with its ``config.yaml`` and ``checkpoints``.
+        device: ``auto``, ``cpu``, ``cuda`` or another of torch.
+
+    Raises:
+        ValueError: it is not the folder of a finished run, its scene has an input besides the view, or its mesh is not there.
+    """
+    taker, path = "distill.load", user_path(folder)
+    _, config = stored_config(path, taker)
+    if "library" in features_of(config):
+        raise ValueError(
+            f"{path} is of a scene that is made from a prompt; give it as generator={path} to make one"
+        )
+    there = pick_device(device)
+    scenes = trained_scenes(path, config, there, taker, "finish it with resume=true")
+    several = [(path / f"particle-{number}", scene) for number, scene in enumerate(scenes, start=1)]
+    particles = tuple(_asset(own, scene, config, there) for own, scene in several) if len(scenes) > 1 else ()
+    return _asset(path, scenes[0], config, there, particles)
+
+
+def _asset(
+    folder: Path, scene: Scene, config: DictConfig, device: torch.device, particles: tuple[Asset, ...] = ()
+) -> Asset:
+    return Asset(config.prompt, folder, scene, look(scene, device), noted(folder), particles, config.export)
+
+
+def stored_config(folder: Path, taker: str) -> tuple[Any, DictConfig]:
+    """The configuration in a run's folder, as it was stored, and that of its last stage with all options.
+
+    Args:
+        folder: of the run.
+        taker: what takes the folder, in messages.
+
+    Raises:
+        ValueError: there is none that can be read.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        runs = sorted(folder.glob("*/config.yaml"))
+        why = f"holds {counted(len(runs), 'run')}; give one, such as {runs[0].parent}" if runs else (
+            "holds none directly" if folder.is_dir() else "is a file" if folder.exists() else "is not there"
+        )  # fmt: skip
+        raise ValueError(f"{taker} takes the folder of a finished run, and {folder} {why}")
+    try:
+        stored: Any = OmegaConf.load(path)
+        config = OmegaConf.merge(
+            OmegaConf.structured(Config), {name: stored[name] for name in OPTIONS if name in stored}
+        )
+        assert isinstance(config, DictConfig)
+        config = plan(config, folder)[-1]
+        features_of(config)
+    except Exception as error:  # of what is not there, is no YAML, or was made with a scene that is not there
+        raise ValueError(
+            f"{taker} takes the folder of a finished run, and {path} cannot be read ({first_line(error)})"
+        ) from error
+    return stored, config
+
+
+def trained_scenes(
+    folder: Path, config: DictConfig, device: torch.device, taker: str, remedy: str
+) -> list[Scene]:
+    """Read the trained scenes of a run from its last checkpoint: as many as it has particles.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        device: where they are to be.
+        taker: what takes the folder, in messages.
+        remedy: for a run that has not come to its end.
+
+    Raises:
+        ValueError: there is no checkpoint of the last step.
+    """
+    saved = load_checkpoint(folder / "checkpoints", device)
+    if saved is None:
+        several = f"; name one of its seeds, such as {folder}/seed-{config.seed}" if config.seeds > 1 else ""
+        raise ValueError(
+            f"{taker} takes the folder of a finished run, and {folder} has no checkpoints{several}"
+        )
+    if saved["step"] < config.iterations:
+        raise ValueError(f"{folder} is at step {saved['step']} of {config.iterations}; {remedy}")
+    make, generator = scene_maker(config), torch.Generator().manual_seed(config.seed)
+    scenes: list[Scene] = [make(seed=generator).to(device) for _ in range(config.particles)]
+    whole: Scene = scenes[0] if len(scenes) == 1 else Particles(scenes).to(device)
+    whole.load_state_dict(saved["scene"])
+    if saved["average"] is not None:
+        with torch.no_grad():
+            take(whole, saved["average"])
+    return scenes

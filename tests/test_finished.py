@@ -1,0 +1,134 @@
+"""Finished runs are loaded from their folders as assets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import distill
+from distill.cameras import turntable
+
+SMALL: dict[str, Any] = {
+    "iterations": 2, "render.batch": 1, "render.size": 16, "log.tensorboard": False, "log.preview_every": 0, "scene.log2_table_size": 10,
+    "scene.march_steps": 24, "export.resolution": 24, "export.faces": 200, "export.texture_size": 64, "export.frames": 2,
+    "export.enabled": False, "device": "cpu",
+}  # fmt: skip
+
+
+def made(folder: Path, **options: Any) -> distill.Asset:
+    return distill.generate("a red mug", output_dir=folder, **{**SMALL, **options})
+
+
+def look(asset: distill.Asset) -> torch.Tensor:
+    shown = asset.view(turntable(2, 15.0, 3.2, 40.0), 24, 24)
+    return torch.cat([shown.rgb, shown.opacity], dim=-1)
+
+
+@pytest.mark.parametrize("options", [{}, {"optimiser.ema": 0.9}, {"scene.background": "learned"}])
+def test_a_loaded_asset_looks_as_the_one_that_was_made(options: dict[str, Any], tmp_path: Path) -> None:
+    before = made(tmp_path / "run", **options)
+    after = distill.load(tmp_path / "run", device="cpu")
+    torch.testing.assert_close(look(after), look(before), atol=0, rtol=0)
+    assert (after.prompt, after.folder, after.particles) == ("a red mug", tmp_path / "run", ())
+    assert after.manifest == json.loads((tmp_path / "run/manifest.json").read_text())
+    assert dict(after.export) == dict(before.export)
+
+
+def test_a_loaded_asset_saves_the_mesh_of_the_one_that_was_made(tmp_path: Path) -> None:
+    before = made(tmp_path / "run", **{"scene.encoding_lr": 0.05, "iterations": 3})
+    after = distill.load(str(tmp_path / "run"), device="cpu")
+    one, other = before.save(tmp_path / "one.ply"), after.save(tmp_path / "other.ply")
+    assert one.read_bytes() == other.read_bytes() and one.stat().st_size > 1000
+
+
+def test_each_particle_of_a_run_is_loaded(tmp_path: Path) -> None:
+    before = made(tmp_path / "run", particles=2, guidance="vsd")
+    after = distill.load(tmp_path / "run", device="cpu")
+    assert [one.folder.name for one in after.particles] == ["particle-1", "particle-2"]
+    for one, other in zip(after.particles, before.particles, strict=True):
+        assert torch.equal(look(one), look(other)) and one.folder == other.folder
+        assert one.manifest["particle"] == other.manifest["particle"]
+    assert torch.equal(look(after), look(after.particles[0]))
+    assert not torch.equal(look(after.particles[0]), look(after.particles[1]))
+
+
+@pytest.mark.slow
+def test_the_last_stage_of_a_run_is_loaded(tmp_path: Path) -> None:
+    stages = {"stages": ["field", "surface"], "stage.surface.iterations": 1, "scene.encoding_lr": 0.05}
+    before = made(tmp_path / "run", **stages)
+    after = distill.load(tmp_path / "run", device="cpu")
+    assert type(after.scene) is type(before.scene)
+    assert torch.equal(look(after), look(before))
+    field = distill.load(tmp_path / "run/stages/1-field", device="cpu")
+    assert type(field.scene).__name__ == "HashGridScene"
+
+
+def test_a_picture_is_loaded(tmp_path: Path) -> None:
+    options = {
+        "scene": "image",
+        **{name: value for name, value in SMALL.items() if not name.startswith("scene.")},
+    }
+    before = distill.generate("a red mug", output_dir=tmp_path / "run", **options)
+    after = distill.load(tmp_path / "run", device="cpu")
+    assert torch.equal(look(after), look(before))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("finished") / "run").folder
+
+
+def broken(run: Path, folder: Path, what: str) -> Path:
+    """A copy of a run's folder with a fault."""
+    if what == "gone":
+        return folder
+    config = OmegaConf.load(run / "config.yaml")
+    folder.mkdir()
+    if what == "longer":
+        config.iterations = 5
+    elif what == "other scene":
+        config.scene = {"_target_": "nowhere.Scene"}
+    OmegaConf.save(config, folder / "config.yaml")
+    if what == "no YAML":
+        (folder / "config.yaml").write_text("a: [")
+    if what not in ("no checkpoint", "empty"):
+        (folder / "checkpoints").symlink_to(run / "checkpoints")
+    if what == "empty":
+        (folder / "config.yaml").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("gone", "distill.load takes the folder of a finished run, and {folder} is not there"),
+        ("empty", "distill.load takes the folder of a finished run, and {folder} holds none directly"),
+        ("no checkpoint", "distill.load takes the folder of a finished run, and {folder} has no checkpoints"),
+        ("no YAML", "distill.load takes the folder of a finished run, and {folder}/config.yaml cannot be read"),
+        ("other scene", "distill.load takes the folder of a finished run, and {folder}/config.yaml cannot be read"),
+        ("longer", "{folder} is at step 2 of 5; finish it with resume=true"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_loaded_is_refused_in_one_line(
+    run: Path, tmp_path: Path, what: str, said: str
+) -> None:
+    folder = broken(run, tmp_path / "copy", what)
+    with pytest.raises(ValueError) as caught:
+        distill.load(folder)
+    assert str(caught.value).startswith(said.format(folder=folder)) and "\n" not in str(caught.value)
+
+
+def test_loading_needs_no_prior_and_writes_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a prior was loaded")
+
+    monkeypatch.setattr("distill.priors.load.load_prior", refuse)
+    monkeypatch.setattr("distill.run.assemble.open_prior", refuse)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    distill.load(run, device="cpu").view(turntable(1, 15.0, 3.2, 40.0), 8, 8)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
