@@ -536,6 +536,8 @@ def test_a_kind_with_the_prior_of_things_begins_with_noisy_timesteps(tmp_path: P
     other = begun("prompt=a mug", "prior=things", "timesteps=uniform")
     assert other == begun("prompt=a hamburger", "timesteps=uniform")
     assert begun("prompt=a mug", "prior=things", "guidance=csd") == ("things", 0.92)
+    # A further stage has little noise at most.
+    assert begun("prompt=a mug", "prior=things", "stages=[field,surface]") == ("things", 0.1)
 
 
 @pytest.mark.parametrize(
@@ -551,6 +553,14 @@ def test_a_kind_with_the_prior_of_things_begins_with_noisy_timesteps(tmp_path: P
         (["prompt=a mug"], 2),
         (["prompt=a red mug"], 2),
         (["prompt=a red mug", "prior=things"], 2),
+        (["prompt=a hamburger", "stages=[field,surface]"], 5),
+        (["prompt=a hamburger", "stages=[field,texture]", "stage.texture.guidance=sds"], 5),
+        (["prompt=a hamburger", "stages=[field,texture]", "stage.field.guidance=asd"], 5),
+        (["prompt=a hamburger", "stages=[field,texture]", "stage.texture.guidance=asd"], 7.5),
+        (["prompt=a hamburger", "stages=[field,material]"], 2),
+        (["prompt=a hamburger", "scene=sdf", "init=run"], 5),
+        (["prompt=a hamburger", "scene=image"], 2),
+        (["prompt=a mug", "prior=things", "stages=[field,surface]"], 2),
     ],
 )
 def test_real_things_have_a_larger_scale(words: list[str], scale: float) -> None:

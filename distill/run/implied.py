@@ -121,20 +121,22 @@ def _shipped(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _of_things(given: Mapping[str, str], prior: str) -> dict[str, str]:
-    """What suits a prior of real objects in the main job.
+    """What suits a prior of real objects in the main job, and in a further stage of it.
 
     A larger scale chooses one of the objects that a name may mean, where a small one blends them. A kind of the embedded world begins with
     noisy timesteps alone: in less noise, this prior takes the faint blob that a scene begins with for an empty ground.
     """
     parts = _parts(given)
-    if given.get("guidance", "") in ALIASES or parts & {*NOT_PLAIN, "image", "preset"}:
+    # A further stage has been composed of its own words, without ``stages``.
+    further = {"stages", "init"} | ({"scene"} if given.get("scene") == "sdf" else set())
+    if given.get("guidance", "") in ALIASES or parts & {*NOT_PLAIN, "image", "preset"} - further:
         return {}
     own = of_prior(prior)
     if own is None or not own.things or not (texts := _texts(given)):
         return {}
     if all(kind_of(text, own) for text in texts):
         why = f"follows from a kind of the embedded world with prior={prior}"
-        return {} if "timesteps" in parts else {"timesteps.t_min=0.92": why}
+        return {} if parts & {"timesteps", *further} else {"timesteps.t_min=0.92": why}
     plain = given.get("guidance", "sds") == "sds" and "guidance.scale" not in given
     return {"guidance.scale=5": f"follows from prior={prior}"} if plain else {}
 
