@@ -26,9 +26,8 @@ from distill.files.errors import line_of
 #: Height and width of the pictures that the judge looks at; others are resized.
 SIZE = 64
 WIDTH = 128
-#: Channels of the levels of the image tower, each half as large as the one before; the last is of 4x4, the first here of 16x16.
 CHANNELS = (48, 96, 192)
-#: Residual layers of each level.
+#: Residual layers at 16x16, 8x8 and 4x4.
 DEPTHS = (1, 1, 2)
 #: The folders of the bundled judges, by the value of ``judge=``: of the sixteen kinds, and of these and real objects.
 SHIPPED = {
@@ -54,17 +53,14 @@ def _shrink(inner: int, outer: int, kernel: int, stride: int) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(outer), nn.ReLU())
 
 
-def _image_tower(channels: tuple[int, ...], depths: tuple[int, ...]) -> nn.Sequential:
-    """A small residual net from 64x64 to 4x4, whose first level is of 16x16 where there are three, and of 32x32 where there are four.
+def _image_tower(channels: tuple[int, int, int], depths: tuple[int, int, int]) -> nn.Sequential:
+    """A small residual net, 64x64 to 16x16, 8x8 and 4x4.
 
     With 48, 96 and 192 channels and one, one and two residual layers it takes 20 million multiplications a picture.
     """
-    if not len(channels) == len(depths) in (3, 4):
-        raise ValueError(f"expected channels and depths of three or four levels, got {channels} and {depths}")
-    first = _shrink(3, channels[0], *((6, 4) if len(channels) == 3 else (4, 2)))
     layers: list[nn.Module] = []
     for inner, outer, depth in zip((3, *channels), channels, depths, strict=False):
-        layers.append(_shrink(inner, outer, 2, 2) if layers else first)
+        layers.append(_shrink(inner, outer, 2, 2) if layers else _shrink(inner, outer, 6, 4))
         layers += [Residual(outer) for _ in range(depth)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels[-1], WIDTH))
 
@@ -85,15 +81,15 @@ class Judge(nn.Module):
 
     Args:
         vocabulary: the words that it reads.
-        channels: of three or four levels of the image tower, the last of 4x4.
-        depths: residual layers of each.
+        channels: of the image tower, at 16x16, 8x8 and 4x4.
+        depths: how many residual layers it has there.
     """
 
     def __init__(
         self,
         vocabulary: list[str],
-        channels: tuple[int, ...] = CHANNELS,
-        depths: tuple[int, ...] = DEPTHS,
+        channels: tuple[int, int, int] = CHANNELS,
+        depths: tuple[int, int, int] = DEPTHS,
     ) -> None:
         super().__init__()
         self.vocabulary, self.channels, self.depths = vocabulary, channels, depths

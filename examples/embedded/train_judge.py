@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import operator
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,26 +90,27 @@ def save_state(path: Path, state: dict[str, object]) -> None:
     os.replace(temporary, path)
 
 
-def shape_of(options: argparse.Namespace, earlier: Judge | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def triple(values: Sequence[int]) -> tuple[int, int, int]:
+    first, second, third = values
+    return first, second, third
+
+
+def shape_of(
+    options: argparse.Namespace, earlier: Judge | None
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """The channels and the depths of the judge to train.
 
     Raises:
-        ValueError: their numbers of levels differ, or the image tower of the judge of ``--start`` has more residual layers somewhere.
+        ValueError: it would have fewer residual layers somewhere than the judge of ``--start``.
     """
-    if options.channels or not earlier:
-        channels = tuple(options.channels or CHANNELS)
-        depths = tuple(options.depths or DEPTHS)
-        if len(channels) != len(depths):
-            raise ValueError(
-                f"--depths: expected one for each of the {len(channels)} levels of --channels, got {len(depths)}"
-            )
-        return channels, depths
-    depths = tuple(options.depths or earlier.depths)
-    if len(depths) != len(earlier.depths) or any(map(operator.lt, depths, earlier.depths)):
+    channels = earlier.channels if earlier else triple(options.channels or CHANNELS)
+    least = earlier.depths if earlier else (0, 0, 0)
+    depths = triple(options.depths or (earlier.depths if earlier else DEPTHS))
+    if any(one < other for one, other in zip(depths, least, strict=True)):
         raise ValueError(
-            f"--depths: expected at least those of --start, {' '.join(map(str, earlier.depths))}, got {' '.join(map(str, depths))}"
+            f"--depths: expected at least those of --start, {' '.join(map(str, least))}, got {' '.join(map(str, depths))}"
         )
-    return earlier.channels, depths
+    return channels, depths
 
 
 def begun_with(options: argparse.Namespace) -> dict[str, str]:
@@ -121,9 +122,8 @@ def begun_with(options: argparse.Namespace) -> dict[str, str]:
     files = {"--things": options.things / things.PICTURES}
     if options.start:
         files["--start"] = options.start / "judge.safetensors"
-    anew = options.channels or not options.start
-    shape = {"--depths": options.depths or (DEPTHS if anew else [])}
-    if anew:
+    shape = {"--depths": options.depths or ([] if options.start else DEPTHS)}
+    if not options.start:
         shape["--channels"] = options.channels or CHANNELS
     said = {name: " ".join(map(str, numbers)) for name, numbers in shape.items()}
     try:
@@ -166,10 +166,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--peak-lr", type=float, default=1.5e-3)
     parser.add_argument(
-        "--channels", type=int, nargs="+", help=f"of the image tower's three or four levels; {' '.join(map(str, CHANNELS))}, or those of --start; given with --start, the image tower begins anew"
+        "--channels", type=int, nargs=3, help=f"of the image tower's three levels; {' '.join(map(str, CHANNELS))}, or those of --start"
     )  # fmt: skip
     parser.add_argument(
-        "--depths", type=int, nargs="+", help=f"residual layers of each level; {' '.join(map(str, DEPTHS))}, or those of --start, to which it can add"
+        "--depths", type=int, nargs=3, help=f"residual layers of each level; {' '.join(map(str, DEPTHS))}, or those of --start, to which it can add"
     )  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="of the CPU; torch's choice without it")
@@ -182,12 +182,12 @@ def parse_options() -> argparse.Namespace:
         parser.error(f"--share must be in [0, 1], not {options.share}")
     if options.minutes is not None and not 0 < options.minutes < math.inf:
         parser.error(f"--minutes must be above 0, got {options.minutes:g}")
-    for name, least in (("channels", 1), ("depths", 0)):
-        given = getattr(options, name)
-        if given and (len(given) not in (3, 4) or min(given) < least):
-            parser.error(
-                f"--{name} must be three or four numbers from {least}, not {' '.join(map(str, given))}"
-            )
+    if options.channels and options.start:
+        parser.error("--start has channels of its own; leave --channels out")
+    if options.channels and min(options.channels) < 1:
+        parser.error(f"--channels must be at least 1, not {min(options.channels)}")
+    if options.depths and min(options.depths) < 0:
+        parser.error(f"--depths must be at least 0, not {min(options.depths)}")
     if options.batch < 8 or options.batch % 2:
         parser.error(f"--batch must be an even number from 8, not {options.batch}")
     if options.start and options.start.resolve() == options.output.resolve():
@@ -209,14 +209,8 @@ def source_of(options: argparse.Namespace) -> tuple[Source, Half]:
     return Source(kinds, real, options.share, options.device), fresh.to(options.device)
 
 
-def begin_with(judge: Judge, earlier: Judge, *, anew: bool = False) -> None:
-    """Take an earlier judge's weights, and those of the words that it knows; further residual layers add little at first.
-
-    Args:
-        judge: is changed.
-        earlier: has as many channels, and no more residual layers; unless ``anew``.
-        anew: leave the image tower as it is.
-    """
+def begin_with(judge: Judge, earlier: Judge) -> None:
+    """Take an earlier judge's weights, and those of the words that it knows; further residual layers add little at first."""
     state = {
         name: value
         for name, value in earlier.state_dict().items()
@@ -224,7 +218,7 @@ def begin_with(judge: Judge, earlier: Judge, *, anew: bool = False) -> None:
     }
     judge.load_state_dict(state, strict=False)
     older = list(earlier.image_tower)
-    for layer in () if anew else judge.image_tower:
+    for layer in judge.image_tower:
         if isinstance(layer, Residual) and not isinstance(older[0], Residual):
             torch.nn.init.constant_(layer.norm.weight, ADDED)
         else:
@@ -300,7 +294,7 @@ def main() -> None:
     earlier = load_judge(folder=options.start) if options.start else None
     judge = Judge(vocabulary(), *shape_of(options, earlier))
     if earlier:
-        begin_with(judge, earlier, anew=bool(options.channels))
+        begin_with(judge, earlier)
     judge = judge.to(options.device)
     judge.image_tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     print(f"judge: {sum(p.numel() for p in judge.parameters()) / 1e6:.2f}M parameters")
