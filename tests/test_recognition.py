@@ -221,6 +221,8 @@ def test_to_set_an_option_of_the_scene_is_no_other_way_to_make_the_asset() -> No
         (21, [], "grey"),
         (21, ["reference.backdrop=null"], "white"),
         (21, ["scene.background=random"], "random"),
+        (21, ["scene.background=white"], "white"),
+        (21, ["scene.background=white", "reference.backdrop=auto"], "grey"),
     ],
 )
 def test_an_object_that_is_much_white_is_trained_over_grey(

@@ -195,11 +195,13 @@ def _preset(given: Mapping[str, str], chosen: str) -> dict[str, str]:
     if _named(given, "image") and shown_picture(given.get("prior", "embedded")):
         return {"preset=multi_view_image": f"follows from image= with prior={given['prior']}"}
     if _named(given, "image"):
-        own = given.get("novel_view", "embedded") == "embedded"
-        if own and _named_thing(given, chosen):
+        bundled = given.get("novel_view", "embedded") == "embedded"
+        if bundled and _named_thing(given, chosen):
             why = "follows from a real object's name with image="
-            return {"preset=things_image": why, "guidance=mix": why}
-        found = {"preset=embedded_image" if own else "preset=image": "follows from image="}
+            kept = "scene.background" in given and "reference.backdrop" not in given
+            own = {"reference.backdrop=null": "follows from scene.background="} if kept else {}
+            return {"preset=things_image": why, "guidance=mix": why} | own
+        found = {"preset=embedded_image" if bundled else "preset=image": "follows from image="}
         mixed = given.get("prompt") and "guidance" not in given
         return found | ({"guidance=mix": "follows from a prompt with image="} if mixed else {})
     if (prior := given.get("prior", "embedded")) == "embedded":
