@@ -144,3 +144,9 @@ def test_an_option_that_is_written_otherwise_is_told_how(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert said in line_of(["a mug", *words], capsys)
+
+
+@pytest.mark.parametrize("size", [16385, 60000, 1000000])
+def test_a_texture_that_no_viewer_takes_is_refused_before_a_run(size: int) -> None:
+    assert "export.texture_size must be an integer in [64, 16384]" in error_of(f"export.texture_size={size}")
+    assert compose_config(["prompt=x", "export.texture_size=16384"]).export.texture_size == 16384
