@@ -72,8 +72,14 @@ def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     else:
         prompts += literal
     if len(prompts) > 1:
+        check_flags([text for text in options if text.startswith("-")])
+        slip = any(re.match(r"=|[\w.,:/@+~-]+\s*[=:]", text) or text in KEYS for text in prompts)
+        slip = slip or any(text.endswith("=") for text in options)
+        remedy = (
+            "an option is written name=value, without spaces around =" if slip else "put the prompt in quotes"
+        )
         raise ValueError(
-            f"expected one prompt, got {len(prompts)} ({', '.join(map(repr, prompts[:3]))}); put the prompt in quotes"
+            f"expected one prompt, got {len(prompts)} ({', '.join(map(repr, prompts[:3]))}); {remedy}"
         )
     if prompts and (twice := [text for text in options if text.lstrip("+").startswith("prompt=")]):
         raise ValueError(f"expected one prompt, got {prompts[0]!r} and {twice[0]}; leave one of them out")
@@ -98,8 +104,13 @@ def check_flags(options: Sequence[str], known: Collection[str] = frozenset(_FLAG
     """
     for text in options:
         if text.startswith("-") and (flag := text.partition("=")[0]) not in known:
+            from distill.run.overrides import KEYS
+
+            option = text.lstrip("-").replace("-", "_")
             close = difflib.get_close_matches(flag, known, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
+            if option.partition("=")[0].partition(".")[0] in KEYS:
+                hint = f"options have no dashes, write {option if '=' in option else f'{option}=VALUE'}; "
             raise ValueError(
                 f"unknown flag {flag}; {hint}'distill --help' lists the flags, and 'distill --options' all options"
             )

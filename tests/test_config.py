@@ -275,6 +275,17 @@ def test_another_run_s_folder_is_left_alone(tmp_path: Path) -> None:
     assert (folder / "config.yaml").read_text() == before
 
 
+@pytest.mark.parametrize("resume", ["true", "false"])
+def test_a_run_keeps_its_length_and_the_way_to_train_on_is_told(resume: str, tmp_path: Path) -> None:
+    where = f"output_dir={quote(str(tmp_path / 'mine'))}"
+    folder = folders.claim(config(tmp_path, where))
+    with pytest.raises(ValueError, match=r"iterations=400, not 500, and a run keeps its length") as caught:
+        folders.claim(config(tmp_path, where, "iterations=500", f"resume={resume}"))
+    assert f"add init={folder} and choose another output_dir=" in str(caught.value)
+    with pytest.raises(ValueError, match=r"iterations=400, not 500; .*give its own options"):
+        folders.claim(config(tmp_path, where, "iterations=500", "seed=5"))
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="choose a writable folder"):

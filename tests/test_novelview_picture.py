@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from distill.conditions.cutout import (
     Frame,
     cut_out,
     frame_of,
+    over_white,
     read_map,
     read_rgba,
     rembg_model,
@@ -321,6 +323,52 @@ def test_u2net_itself_finds_an_object_on_a_photograph(tmp_path: Path) -> None:
         cut_out(tmp_path / "p.png", 256)
     found = cut_out(tmp_path / "p.png", 256, background="rembg", recentre=False)[0].mask[0] > 0.5
     assert silhouette_iou(found, torch.from_numpy(rgba[..., 3] > 127)).item() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"", "an empty file, which cannot be read here; save the picture again"),
+        (b"<?xml version='1.0'?><SVG width='9'></SVG>", "a drawing in SVG, which cannot be read here; save it as PNG or JPEG"),
+        (b"<!DOCTYPE html><body>404</body>", "a web page, which cannot be read here; save the picture that it shows"),
+        (b"%PDF-1.7", "a PDF, "), (b"%!PS-Adobe", "a drawing in PostScript, "), (b"8BPS" + b"\0" * 50, "a picture of Photoshop, "),
+        (b"\xff\x0a" + b"\0" * 50, "a picture in JPEG XL, "), (b"\0\0\0\x18ftypisom" + b"\0" * 50, "a video, "),
+        (b"\0\0\0\x18ftypheic" + b"\0" * 50, "a picture in HEIC or AVIF, "),
+        (b"glTF" + b"\0" * 50, "a mesh in GLB, which cannot be read here; to give it a texture, write mesh=FILE"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_kind_is_told_as_what_it_is(head: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(head)
+    with pytest.raises(ValueError, match=r"^.+$") as caught:
+        read_rgba(tmp_path / "a.png")
+    assert f"a.png is {said}" in str(caught.value)
+
+
+def test_a_picture_of_many_pixels_is_read_without_a_word_and_one_of_too_many_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(scene()).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 - 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_rgba(tmp_path / "a.png").size == (64, 64)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        with pytest.raises(
+            ValueError, match=r"^image must be a picture of at most 0 million pixels, .* save it smaller$"
+        ):
+            read_rgba(tmp_path / "a.png")  # fmt: skip
+
+
+def test_a_frame_far_beyond_a_large_picture_is_no_picture_of_its_size() -> None:
+    """An object of 3600 pixels at a fill of 0.2 has a frame of 18000, which Pillow refuses to make."""
+    image = Image.new("RGBA", (3600, 3600), (*RED, 255))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = over_white(image, Frame(-7200, -7200, 18000), 50)
+    assert found.mask[0, 20:30, 20:30].min() > 0.99 and float(found.mask.mean()) == pytest.approx(
+        0.04, abs=1e-3
+    )
+    torch.testing.assert_close(found.rgb[:, 25, 25], torch.tensor(RED) / 255, atol=1e-2, rtol=0)
 
 
 def test_maps_are_cut_as_their_picture_was(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_window_has_the_light_of_what_is_around_it(monkeypatch: pytest.MonkeyP
         (["prior_options.embeddings=a.safetensors"], "is a list, got a.safetensors; write prior_options.embeddings=[a.safetensors]"),
         (["experiment=[csd,sdi]"], "experiment names no part; choose one with experiment=NAME"),
         (["render.turns.flat=1"], "unknown option 'render.turns.flat'; render.turns has lambertian, textureless, normals"),
-        (["cameras=3"], "preset and experiment take a name, got a value of type int"),
+        (["cameras=3"], "cameras takes a name, got 3; write for example cameras=ranges"),
     ],
 )  # fmt: skip
 def test_what_does_nothing_or_is_not_there_is_refused(words: list[str], said: str) -> None:

@@ -154,6 +154,14 @@ def test_a_refusal_names_the_five_nearest_names_and_how_to_list_them() -> None:
         understand("a hamburgr", ALL)
 
 
+@pytest.mark.parametrize("prompt", ["кружка", "赤いマグカップ", "ein красный mug"])
+def test_letters_that_no_name_has_are_near_to_none(prompt: str) -> None:
+    with pytest.raises(ValueError, match=r"^.+$") as caught:
+        understand(prompt, ALL)
+    assert ("it knows English names, which 'distill priors" in str(caught.value)) == prompt.isalpha()
+    assert ("nearest" in str(caught.value)) == (not prompt.isalpha())
+
+
 def test_a_refusal_names_first_what_the_prompt_has_that_is_known() -> None:
     for prompt, name in (("a rocket ship", "rocket"), ("a teapot dragon", "teapot")):
         with pytest.raises(ValueError, match=f"nearest of what it knows are {name}, "):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from distill.conditions.background import plain_background
@@ -35,6 +36,20 @@ LARGEST, READ = 1024, 8192
 LEAST = 16
 #: Alpha from which a pixel is seen, and the share of a picture that an alpha channel hides if it cuts an object out.
 SEEN, SEPARATES = 128, 0.03
+#: How files of other kinds begin, and what is near the beginning of a text.
+_BEGINNINGS = {
+    b"%PDF": "a PDF", b"%!PS": "a drawing in PostScript", b"8BPS": "a picture of Photoshop", b"gimp xcf": "a picture of GIMP",
+    b"\xff\x0a": "a picture in JPEG XL", b"\0\0\0\x0cJXL ": "a picture in JPEG XL", b"\x76\x2f\x31\x01": "a picture in OpenEXR",
+    b"glTF": "a mesh in GLB", b"PK\x03\x04": "an archive", b"\x1aE\xdf\xa3": "a video",
+}  # fmt: skip
+_TAGS = {b"<svg": "a drawing in SVG", b"<html": "a web page", b"<!doctype html": "a web page"}
+_REMEDIES = {
+    "a mesh in GLB": "to give it a texture, write mesh=FILE",
+    "a video": "save one of its frames as PNG or JPEG",
+    "a web page": "save the picture that it shows",
+    "an archive": "unpack it",
+    "an empty file": "save the picture again",
+}
 #: Alpha below which even an object of glass cannot be seen.
 GLASS = 16
 
@@ -209,38 +224,49 @@ def read_rgba(path: Path, largest: int = READ, option: str = "image", *, data: b
             f"{option} must be a picture file, and {path} {no_file(path)}; give its path from the current folder, or in full"
         )
     try:
-        with Image.open(path) as opened:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # a phone's picture may be as large
+            opened = Image.open(path)
+        with opened:
             opened.load()
             profile = None if data else opened.info.get("icc_profile")
             image = in_srgb(eight_bits(ImageOps.exif_transpose(opened)), profile, str(path))
-    except UnidentifiedImageError as error:
-        with path.open("rb") as file:
-            head = file.read(12)
-        if head[4:8] == b"ftyp" and head[8:12] in (
-            b"heic",
-            b"heix",
-            b"heif",
-            b"hevc",
-            b"mif1",
-            b"msf1",
-            b"avif",
-        ):
-            raise ValueError(
-                f"{path} is a picture in HEIC or AVIF, as phones save them, which cannot be read here; save it as PNG or JPEG"
-            ) from error
+    except Image.DecompressionBombError as error:
         raise ValueError(
-            f"{option} must be a picture (PNG, JPEG, WebP, ...), and {path} cannot be read: {error}"
+            f"{option} must be a picture of at most {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels, and {path} has more; "
+            "save it smaller"
         ) from error
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
+        if kind := _other_kind(path):
+            remedy = _REMEDIES.get(kind, "save it as PNG or JPEG")
+            raise ValueError(f"{path} is {kind}, which cannot be read here; {remedy}") from error
         raise ValueError(
             f"{option} must be a picture (PNG, JPEG, WebP, ...), and {path} cannot be read: {error}"
         ) from error
     return _at_most(image, largest)
 
 
-def of_fewer_pixels(image: Image.Image, frame: Frame) -> tuple[Image.Image, Frame, float]:
-    """A picture made so small that its frame is at most ``LARGEST`` pixels, that frame in it, and the scale."""
-    scale = min(1.0, LARGEST / frame.side)
+def _other_kind(path: Path) -> str:
+    """What a file is that is no picture which can be read, by how it begins; empty if that is unknown."""
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if not head:
+        return "an empty file"
+    if head[4:8] == b"ftyp":
+        still = (b"heic", b"heix", b"heif", b"hevc", b"mif1", b"msf1", b"avif")
+        return "a picture in HEIC or AVIF, as phones save them" if head[8:12] in still else "a video"
+    known = next((kind for start, kind in _BEGINNINGS.items() if head.startswith(start)), "")
+    text = head.lower()
+    return known or next((kind for tag, kind in _TAGS.items() if tag in text), "")
+
+
+def of_fewer_pixels(
+    image: Image.Image, frame: Frame, largest: int = LARGEST
+) -> tuple[Image.Image, Frame, float]:
+    """A picture made so small that its frame is at most ``largest`` pixels, that frame in it, and the scale."""
+    scale = min(1.0, largest / frame.side)
     if scale == 1:
         return image, frame, scale
     small = image.resize(
@@ -280,6 +306,8 @@ def frame_of(alpha: NDArray[np.uint8], name: str, fill: float | None) -> Frame:
 
 def placed(image: Image.Image, frame: Frame, size: int) -> Image.Image:
     """A frame of a picture, resized; beyond the picture it is transparent or black."""
+    if frame.side > READ:  # beyond a large picture there may be far more than in it
+        image, frame, _ = of_fewer_pixels(image, frame, max(LARGEST, size))
     left, top = round(frame.left), round(frame.top)
     side = max(round(frame.side), 1)
     part = image.crop((left, top, left + side, top + side))

@@ -331,6 +331,10 @@ def unknown(prompt: str, word: str, known: Known, within: Sequence[str] = ()) ->
     refused = f"prior={known.prior} does not know {shown(word)} in the prompt {shown(prompt)}"
     if known.prior in OF_KINDS and prompt_is_known(prompt, "things"):
         return f"{refused}; prior=things does, {CHOSEN}"
+    if not (
+        within or any(letter.isascii() and letter.isalnum() for letter in word)
+    ):  # no name is near in letters that none of them has
+        return f"{refused}; it knows English names, which '{known.command}' lists; {LARGER}"
     return f"{refused}; the nearest of what it knows are {close}; '{known.command}' lists all; {LARGER}"
 
 

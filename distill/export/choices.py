@@ -13,6 +13,8 @@ USUAL = ("glb", "obj", "ply")
 PIVOTS = ("scene", "centre", "ground")
 #: Least and largest extent of a mesh in metres, within what single precision and other programs can do with it.
 SIZES = (1e-6, 1e6)
+#: Most pixels along a side of a texture: what graphics cards take.
+LARGEST_TEXTURE = 16384
 #: Where levels of detail are: in files of their own, in the GLB as MSFT_lod, or both.
 LOD_PLACES = ("files", "msft", "both")
 #: Of a mesh of 10,000 faces, the eighth level would have 40.

@@ -146,6 +146,11 @@ def refuse(folder: Path, config: DictConfig) -> None:
         return
     if not same_run(folder, config):
         said = differing(folder, config)
+        if re.fullmatch(r"iterations=\d+, not \d+", said):
+            raise ValueError(
+                f"{folder} holds this run, with {said}, and a run keeps its length; to train its scene on, add init={folder} and choose "
+                "another output_dir="
+            )
         raise ValueError(
             f"{folder} holds another run, with {said}; give its own options to continue it, or choose another output_dir=" if said
             else f"{folder} holds something else than a run; choose another output_dir="

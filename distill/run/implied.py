@@ -17,6 +17,7 @@ from distill.run.generator import implied_by
 from distill.run.overrides import as_overrides, split_word
 from distill.run.plugins import ALIASES, plugins
 from distill.run.scenes import scene_of_run
+from distill.run.slips import check_words
 
 EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
 #: Parts that a plain run does not have.
@@ -24,7 +25,12 @@ NOT_PLAIN = {"experiment", "stages", "init", "generator", "mesh", "scene"}
 
 
 def with_implied(overrides: Sequence[str]) -> list[str]:
-    """The words of a command line with those that follow from them, see ``implied``."""
+    """The words of a command line with those that follow from them, see ``implied``.
+
+    Raises:
+        ValueError: a word is a slip, see ``check_words``, or what follows from one cannot be found.
+    """
+    check_words(overrides)
     words = [re.sub(r"^\+(experiment|preset)=", r"\1=", word) for word in overrides]
     words = [re.sub(r"^mesh=(?!\{|null$)", "mesh.file=", word) for word in words]
     words = [

@@ -7,14 +7,14 @@ import functools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from distill.domains import describe
-from distill.options import hints_of, names_of
+from distill.options import SCHEDULE_FIELDS, SCHEDULED, hints_of, names_of, numbers
 from distill.run.plugins import plugin_options, plugins
 from distill.run.schema import PARTS, Config, known_options
 
@@ -86,11 +86,18 @@ def several(option: str, values: str) -> str:
 
 def takes_list(option: str) -> bool:
     """Tell whether an option of a run, or of some part, takes a list."""
-    hints = _hints(option, rules=False)
+    hints = hints_of_option(option)
     return any(get_origin(kind) in (list, tuple) for hint in hints for kind in (hint, *get_args(hint)))
 
 
-def _hints(option: str, *, rules: bool) -> list[object]:
+def takes_schedule(option: str) -> bool:
+    """Tell whether an option of a run, or of some part, may be a schedule."""
+    group, _, name = option.partition(".")
+    own = plugins().get(group, {}).values() if group in SCHEDULED else ()
+    return Any in hints_of_option(option) or any(name in numbers(target) for target in own)
+
+
+def hints_of_option(option: str, *, rules: bool = False) -> list[object]:
     """The types that an option of a run, or of some part, is annotated with; with ``rules``, what values they allow, too."""
     group, _, name = option.partition(".")
     own = [hints_of(target, rules) for target in plugins().get(group, {}).values()]
@@ -104,7 +111,7 @@ def _hints(option: str, *, rules: bool) -> list[object]:
 
 def _of_another_type(option: str, value: str, kind: str) -> str:
     """Say what values an option takes, or only their type where parts differ."""
-    accepted = {describe(hint) for hint in _hints(option, rules=True)}
+    accepted = {describe(hint) for hint in hints_of_option(option, rules=True)}
     said = accepted.pop() if len(accepted) == 1 else f"of type {kind.lower()}"
     return f"{option} must be {said}, got {value!r}; leave it out for the default"
 
@@ -112,16 +119,35 @@ def _of_another_type(option: str, value: str, kind: str) -> str:
 def _mistyped(error: str) -> str | None:
     """Say what kind of value an option takes, where that is what Hydra complains of."""
     if found := re.search(r"field '([\w.]+)' is not Optional", error):
+        if _options_in(found[1]):
+            return _of_a_group(found[1], "null")
         return f"{found[1]} takes a plain value, neither null nor a schedule; leave it out for the default"
-    given = r"override ([\w.]+)=(.*)\n(?:.*\n)*?"
+    if found := re.search(r"Cannot convert '\w+' to string: '(.*)'\n\s*full_key: (\S+)", error):
+        about = f"; what belongs to it are the options of {_ABOUT[found[2]]}" if found[2] in _ABOUT else ""
+        return f"{found[2]} takes one value, got {found[1]}{about or '; leave it out for the default'}"
+    if found := re.search(r"Error parsing override '(.*)'\n", error):
+        return f"could not read {found[1]} as an option; write name=value, a value with other characters as name=\"'a value'\""
+    given = r"override \+*([\w.]+)=(.*)\n(?:.*\n)*?"
     if found := re.search(rf"{given}.* is not a ListConfig", error):
         return f"{found[1]} is a list, got {found[2]}; write {found[1]}=[{found[2]}]"
-    if found := re.search(rf"{given}Invalid type assigned: \w+ is not a subclass of", error):
-        name = next(
-            (option for option in known_options() if option.startswith(f"{found[1]}.")), f"{found[1]}.NAME"
-        )
-        return f"{found[1]} is a group of options, got {found[2]}; set one of them, such as {name}="
+    if found := re.search(
+        rf"{given}(?:Invalid type assigned: \w+ is not a subclass of|Cannot merge DictConfig with)", error
+    ):
+        return _of_a_group(found[1], found[2])
+    if found := re.search(r"Merge error: \w+ is not a subclass of (\w+)\. value: (.*)", error):
+        held = {type(value).__name__: name for name, value in vars(Config()).items()}
+        return _of_a_group(held[found[1]], found[2]) if found[1] in held else None
     return None
+
+
+def _options_in(group: str) -> list[str]:
+    return [option for option in known_options() if option.startswith(f"{group}.")]
+
+
+def _of_a_group(name: str, value: str) -> str:
+    """Say that a group of options was given a value."""
+    example = next(iter(_options_in(name)), f"{name}.NAME")
+    return f"{name} is a group of options, got {value}; set one of them, such as {example}="
 
 
 def _unknown_choice(group: str, name: str, there: Sequence[str]) -> str:
@@ -139,8 +165,43 @@ ALL_OPTIONS = "'distill --options' lists all options"
 
 def unknown_option(name: str) -> str:
     """Say that there is no option of a name, what may have been meant, and what lists them all."""
+    if option := option_around(name):
+        return inside(option, name)
     said = _strange(name)
     return f"{said}{' ' if said.endswith('?') else '; '}{ALL_OPTIONS}"
+
+
+def option_around(name: str) -> str:
+    """The option, no group, that a dotted name goes into; empty for none."""
+    known = known_options()
+    groups = {option.rpartition(".")[0] for option in known} | {*PARTS}
+    options = ({*known} | {*plugin_options()}) - groups
+    parts = name.split(".")
+    return next((above for end in range(1, len(parts)) if (above := ".".join(parts[:end])) in options), "")
+
+
+#: Groups whose options are about what an option names.
+_ABOUT = {"prior": "prior_options", "image": "reference", "novel_view": "reference"}
+
+
+def inside(option: str, given: str) -> str:
+    """Say that an option has none of its own inside, and what may have been meant.
+
+    Args:
+        option: that is there.
+        given: what goes into it, ``prior.dtype=float32`` or only ``prior.dtype``.
+    """
+    name, equals, value = given.partition("=")
+    last = name.rpartition(".")[2]
+    if last in SCHEDULE_FIELDS and takes_schedule(option):
+        return f"a schedule is written whole, as {option}={{start:1,end:0}}, got {given}"
+    if takes_list(option) or name[len(option) + 1 :].partition(".")[0].isdigit():
+        return f"{option} is a list, which is written whole, got {given}; write {option}=[...]"
+    about = _ABOUT.get(option)
+    meant = [other for other in known_options() if other in (f"{about}.{last}", name.replace(".", "_"))]
+    remedy = f"what belongs to it are the options of {about}; " if about else ""
+    remedy = f"did you mean {meant[0]}{equals}{value}? " if meant else remedy
+    return f"{option} takes one value and has no options of its own, got {given}; {remedy}{ALL_OPTIONS}"
 
 
 def _strange(name: str) -> str:

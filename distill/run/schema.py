@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any
 
 from distill.domains import Angle, Count, Fraction, Length, NotNegative, OneOf, Positive, Range, Scheduled
-from distill.export.choices import FORMATS, LOD_PLACES, MOST_LODS, PIVOTS, SIZES
+from distill.export.choices import FORMATS, LARGEST_TEXTURE, LOD_PLACES, MOST_LODS, PIVOTS, SIZES
 
 #: The parts of a run that plug in: each is a callable with options.
 PARTS = ("guidance", "timesteps", "cameras", "scene")
@@ -324,7 +324,7 @@ class Export:
         largest_component: keep only the largest connected component.
         blur: standard deviation of a Gaussian over the grid of the logarithm of the density, grid steps. It closes pits and tunnels, which
             a distilled field has at this scale. Parts that are thinner than two steps may be lost; 0 keeps them.
-        texture_size: height and width of the texture, pixels.
+        texture_size: height and width of the texture, pixels; viewers and engines take 16384 at most.
         frames: number of frames of the turntable.
         picture_size: height and width of the video and of the contact sheet's pictures, pixels.
         elevation_deg: elevation of the camera in video and contact sheet, degrees.
@@ -343,7 +343,7 @@ class Export:
     iso: Positive | None = None
     largest_component: bool = True
     blur: NotNegative = 1.0
-    texture_size: Annotated[int, Range(64)] = 512
+    texture_size: Annotated[int, Range(64, LARGEST_TEXTURE)] = 512
     frames: Count = 48
     picture_size: Annotated[int, Range(16, multiple=16)] = 192
     elevation_deg: Annotated[float, Range(-89, 89)] = 15.0

@@ -12,6 +12,7 @@ from omegaconf import MISSING
 
 from distill.files.errors import first_line
 from distill.options import check_option, check_options, hints_of, names_of, options_of, shown
+from distill.run.mistakes import unknown_option
 from distill.run.schema import PARTS, Config, default_of
 
 
@@ -29,9 +30,11 @@ def check_schema(values: Mapping[str, Any], iterations: int, schema: type = Conf
     """Check the options that every run has.
 
     Raises:
-        ValueError: an option has a value that it may not take.
+        ValueError: an option has a value that it may not take, or + added one that there is not.
     """
     hints = hints_of(schema, rules=True)
+    if strange := [name for name in values if name not in hints]:
+        raise ValueError(unknown_option(f"{prefix}{strange[0]}"))
     for item in dataclasses.fields(schema):
         name, hint, value = f"{prefix}{item.name}", hints[item.name], values[item.name]
         if dataclasses.is_dataclass(hint):
