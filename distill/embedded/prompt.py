@@ -264,9 +264,9 @@ def part_of(text: Sequence[str], known: Known) -> Part | None:
         if given in DROPPED:
             return Part("outside", given, "", True)
     joined = "".join(text)
-    one = next(
-        (each for each in (joined, *singulars(given), *singulars(joined)) if each in known.names), None
-    )
+    forms = (joined, *singulars(given), *singulars(joined))
+    one = next((each for each in forms if each in known.names), None)
+    one = one or next((known.joined[each] for each in forms if each in known.joined), None)
     return Part("name", given, one, True) if one else None
 
 

@@ -48,6 +48,7 @@ class Known:
         first: the first name of a thing, by its second one.
         bare: whether a prompt may leave the colour out.
         longest: words of the longest name.
+        joined: the names of several words, by these written as one.
         prior: what ``prior=`` calls it, a name of ``SHIPPED`` or its folder.
     """
 
@@ -56,6 +57,7 @@ class Known:
     first: Mapping[str, str]
     bare: bool
     longest: int
+    joined: Mapping[str, str]
     prior: str = "embedded"
 
     @property
@@ -75,7 +77,9 @@ def knowing(rows: Iterable[Row], prior: str = "embedded") -> Known:
     taken = {row[0] for row in rows} | {*KINDS}
     first = {also: name for name, _, _, also in rows if also and also not in taken}
     longest = max(len(name.split()) for name in found)
-    return Known(found, tuple(sorted({row[0] for row in rows})), first, bool(rows), longest, prior)
+    joined = {name.replace(" ", ""): name for name in found if " " in name}
+    things = tuple(sorted({row[0] for row in rows}))
+    return Known(found, things, first, bool(rows), longest, joined, prior)
 
 
 @lru_cache(maxsize=8)
