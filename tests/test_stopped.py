@@ -15,7 +15,7 @@ import pytest
 from distill import cli
 from distill.run import batch, execute
 from distill.run.journal import Journal
-from distill.run.signals import as_interrupts
+from distill.run.signals import as_interrupts, heeding_launcher, stop_signals
 
 #: Two steps of a small picture.
 QUICK = [
@@ -149,3 +149,38 @@ def test_what_nohup_ignores_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="Windows has none")
+@pytest.mark.parametrize("code", [0, 130])
+def test_a_launcher_hears_that_the_time_is_over_after_its_job_has_stopped(code: int) -> None:
+    """Submitit's own handler ends a job wherever it is; a job that is finished by then has nothing to be put back for."""
+    happened: list[str] = []
+
+    def put_back(*_: object) -> None:
+        happened.append("put back")
+        raise SystemExit(144)
+
+    def job() -> int:
+        with stop_signals() as stop:
+            send(signal.SIGUSR2)
+            happened.append(f"asked to stop: {stop.is_set()}")
+        return code
+
+    earlier = signal.signal(signal.SIGUSR2, put_back)
+    try:
+        if code:
+            with pytest.raises(SystemExit):
+                heeding_launcher(job)
+        else:
+            assert heeding_launcher(job) == 0
+        assert happened == ["asked to stop: True", *(["put back"] if code else [])]
+        assert signal.getsignal(signal.SIGUSR2) is put_back
+    finally:
+        signal.signal(signal.SIGUSR2, earlier)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="Windows has none")
+def test_a_signal_that_no_launcher_heeds_keeps_its_meaning() -> None:
+    usual = signal.getsignal(signal.SIGUSR2)
+    assert heeding_launcher(lambda: int(signal.getsignal(signal.SIGUSR2) is not usual)) == 0
