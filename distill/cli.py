@@ -161,9 +161,13 @@ def _swept(words: Sequence[str], folders: Sequence[str], library: bool = False) 
     """Run one job of a sweep, composed from its words as it would be alone, and return the exit code."""
     _quieten()  # the job may be in another process, which has not been told
     from distill.run.signals import as_interrupts
+    from distill.run.sweep import finished
 
     try:
         with as_interrupts():
+            if not library and (folder := finished(words, folders)):
+                logging.getLogger(__name__).info("finished before, in %s", folder)
+                return 0
             return _job(words, folders, library)
     except ValueError as error:
         _fail(error)

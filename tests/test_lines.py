@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from distill.files.errors import line_of
 from distill.files.lines import finite, json_of, with_nan
 from distill.run.failures import note
 from distill.run.journal import Journal
@@ -50,6 +52,20 @@ def test_a_runs_metrics_are_read_by_any_reader(tmp_path: Path) -> None:
     journal.lines.close()
     first, second = map(strict, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert first["opacity"] is None and first["loss"] is None and second["loss"] == 1.0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device here")
+def test_a_line_that_cannot_be_written_names_its_file(tmp_path: Path) -> None:
+    options: Any = SimpleNamespace(tensorboard=False, preview_every=0, checkpoint_every=0)
+    journal = Journal(tmp_path, options, 2, 0, [], threading.Event())
+    os.dup2(os.open("/dev/full", os.O_WRONLY), journal.lines.fileno())
+    nothing: Any = None
+    try:
+        with pytest.raises(OSError, match="No space") as caught:
+            journal(nothing, {"step": 0}, nothing)
+    finally:
+        journal.close()
+    assert line_of(caught.value) == f"{tmp_path / 'metrics.jsonl'}: No space left on device"
 
 
 def test_a_manifest_has_null_for_what_is_not_finite(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -172,3 +173,18 @@ def test_only_what_is_half_written_is_cleared(tmp_path: Path) -> None:
     assert sorted(
         path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()
     ) == sorted(whole)
+
+
+def test_a_lock_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("distill.files.lock.os.write", full)
+        with pytest.raises(OSError, match="No space"), hold(tmp_path):
+            pytest.fail("nobody can hold it")
+    assert not list(tmp_path.iterdir())
+    with hold(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [NAME]

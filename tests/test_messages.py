@@ -186,6 +186,28 @@ def test_what_cannot_be_written_is_named_as_it_was_given(
     assert [path.name for path in tmp_path.iterdir()] == ["folder.glb"]
 
 
+@pytest.mark.parametrize("write", [write_text, write_replacing])
+def test_what_takes_a_name_is_on_the_disk_before(
+    write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power failure may leave an empty file in a run whose report says that it is finished."""
+    done: list[tuple[str, int]] = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        done.append(("sync", os.fstat(descriptor).st_size))
+        sync(descriptor)
+
+    def replaced(old: Path, new: Path) -> None:
+        done.append(("replace", old.stat().st_size))
+        replace(old, new)
+
+    monkeypatch.setattr("distill.files.atomic.os.fsync", synced)
+    monkeypatch.setattr("distill.files.atomic.os.replace", replaced)
+    write(tmp_path / "mesh.glb")
+    assert done == [("sync", 4), ("replace", 4)]
+
+
 def test_a_full_disk_names_the_file_and_no_number(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space") as caught, replacing(tmp_path / "mesh.glb"):
         raise OSError(28, "No space left on device")

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import distill
 from distill import cli
-from distill.run import amortise, batch, execute, staging
+from distill.run import amortise, batch, execute, staging, stored
 from distill.run.compose import compose_config
 from distill.run.folders import check_unused, claim, refuse, to_resume
 from distill.run.generator import library_of
@@ -386,3 +386,28 @@ def test_prompts_in_a_step_of_a_library_are_those_of_the_run_where_they_are_not_
     check_unused(compose_config(words))
     with pytest.raises(ValueError, match=r"with optimiser\.accumulate=2, not 3;"):
         check_unused(compose_config([*words, "optimiser.accumulate=3"]))
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a red mug", "a mug\nseed: 7\nof red", "a mug " + "red " * 40 + "seed: 7"]
+)
+def test_among_runs_of_other_seeds_a_sweep_reads_its_own_alone(
+    prompt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To read the settings of each costs what grows with the square of their number; their text tells the seed."""
+    words = [f"prompt={quote(prompt)}", "resume=true", "prior=/models/any"]
+    made = {seed: claim(compose_config([*words, f"seed={seed}"])) for seed in (3, 4, 5)}
+    read: list[Path] = []
+    plain = stored.stored_in
+
+    def reading(folder: Path) -> DictConfig | None:
+        read.append(folder)
+        return plain(folder)
+
+    monkeypatch.setattr(stored, "stored_in", reading)
+    for seed, folder in made.items():
+        read.clear()
+        assert to_resume(compose_config([*words, f"seed={seed}"])) == folder
+        assert read == [folder]
+    read.clear()
+    assert to_resume(compose_config([*words, "seed=7"])) is None and not read

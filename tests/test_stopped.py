@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 
 from distill import cli
 from distill.run import batch, execute
+from distill.run.folders import folder_name
 from distill.run.journal import Journal
-from distill.run.signals import as_interrupts
+from distill.run.signals import as_interrupts, heeding_launcher, stop_signals
 
 #: Two steps of a small picture.
 QUICK = [
@@ -149,3 +151,70 @@ def test_what_nohup_ignores_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="Windows has none")
+@pytest.mark.parametrize("code", [0, 130])
+def test_a_launcher_hears_that_the_time_is_over_after_its_job_has_stopped(code: int) -> None:
+    """Submitit's own handler ends a job wherever it is; a job that is finished by then has nothing to be put back for."""
+    happened: list[str] = []
+
+    def put_back(*_: object) -> None:
+        happened.append("put back")
+        raise SystemExit(144)
+
+    def job() -> int:
+        with stop_signals() as stop:
+            send(signal.SIGUSR2)
+            happened.append(f"asked to stop: {stop.is_set()}")
+        return code
+
+    earlier = signal.signal(signal.SIGUSR2, put_back)
+    try:
+        if code:
+            with pytest.raises(SystemExit):
+                heeding_launcher(job)
+        else:
+            assert heeding_launcher(job) == 0
+        assert happened == ["asked to stop: True", *(["put back"] if code else [])]
+        assert signal.getsignal(signal.SIGUSR2) is put_back
+    finally:
+        signal.signal(signal.SIGUSR2, earlier)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="Windows has none")
+def test_a_signal_that_no_launcher_heeds_keeps_its_meaning() -> None:
+    usual = signal.getsignal(signal.SIGUSR2)
+    assert heeding_launcher(lambda: int(signal.getsignal(signal.SIGUSR2) is not usual)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", [1, 2, "exported"])
+def test_a_folder_that_is_removed_under_a_run_comes_back_as_no_finished_one(
+    when: int | str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second prompt's folder is removed; the same command makes it anew, where it was, and the first stays."""
+    folder = Path("outputs", folder_name("a blue mug"))
+    plain, finish = Journal.__call__, execute.finish
+
+    def called(self: Journal, state: Any, metrics: Any, picture: Any) -> bool:
+        if state.step == when and self.folder == folder:
+            shutil.rmtree(folder)
+        return plain(self, state, metrics, picture)
+
+    def finished(where: Path, manifest: dict[str, Any]) -> None:
+        if when == "exported" and where == folder:
+            shutil.rmtree(folder)
+            folder.mkdir()  # as a writer of meshes does
+        finish(where, manifest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "__call__", called)
+        patch.setattr(execute, "finish", finished)
+        assert command("prompts=list.txt", *QUICK, "log.checkpoint_every=1") == 1
+    said = capsys.readouterr().out
+    assert "1 finished, 0 skipped, 1 failed" in said and f"{folder} was removed, or moved, while" in said
+    assert not (folder / "report.html").exists()
+    assert command("prompts=list.txt", *QUICK, "log.checkpoint_every=1") == 0
+    assert "1 finished, 1 skipped, 0 failed" in capsys.readouterr().out
+    assert len(list(Path("outputs").glob("*/report.html"))) == 2

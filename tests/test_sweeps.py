@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 import re
 import sys
 from importlib.util import find_spec
@@ -15,6 +17,8 @@ from distill import cli, guidance
 from distill.arguments import split_prompt
 from distill.guidance import terms
 from distill.run import sweep
+from distill.run.compose import compose_config
+from distill.run.folders import claim
 from distill.samplers import timesteps
 
 
@@ -277,3 +281,47 @@ def test_no_loss_or_weighting_of_the_script_itself_is_given_to_a_launcher(
     ) as caught:
         sweep.check_jobs(jobs, (), here=False)
     assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_no_faulty_configuration(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sweep's folder is Hydra's to write, after all jobs have been looked at."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "outputs/sweeps")
+
+    assert sweep.ended(lambda: full(), None) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "distill: error: the sweep's own files cannot be written (outputs/sweeps: No space left on device)"
+    )
+    assert "hydra.sweep.dir=" in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_continued_makes_no_finished_run_again(caplog: pytest.LogCaptureFixture) -> None:
+    words = [*QUICK[:-1], "log.checkpoint_every=0", "resume=true"]
+    assert command("a red mug", *words, "-m", "seed=0,1") == 0
+    reports = {path: path.stat().st_mtime_ns for path in Path("outputs").glob("*/report.html")}
+    gone = max(reports, key=reports.__getitem__)
+    gone.unlink()  # as of a run that was killed before its end
+    caplog.set_level("INFO")
+    assert command("a red mug", *words, "-m", "seed=0,1") == 0
+    now = {path: path.stat().st_mtime_ns for path in Path("outputs").glob("*/report.html")}
+    assert len(reports) == 2 and now.keys() == reports.keys()
+    assert [path for path in now if now[path] != reports[path]] == [gone]
+    assert [text for text in caplog.messages if text.startswith("finished before, in ")] == [
+        f"finished before, in {path.parent}" for path in reports if path != gone
+    ]
+
+
+def test_what_a_finished_run_lacks_is_work_for_a_job_that_resumes_it(tmp_path: Path) -> None:
+    words = ["prompt='a red mug'", "resume=true"]
+    folder = claim(compose_config(words, []))
+    assert sweep.finished(words, []) is None
+    (folder / "report.html").write_text("a report")
+    assert sweep.finished(words, []) == folder
+    assert sweep.finished(words[:1], []) is None
+    assert sweep.finished([*words, "export.lods=2"], []) is None
+    assert sweep.finished([*words, "seed=5"], []) is None

@@ -77,6 +77,8 @@ def replacing(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.stem}.{_writer()}.part{path.suffix}")
     try:
         yield part
+        with part.open("r+b") as file:  # else a power failure may leave an empty file of this name
+            os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
         raise _of(path, error, part) from error

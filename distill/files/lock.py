@@ -72,7 +72,7 @@ def hold(folder: Path, wait: float = 0.5, name: str = NAME) -> Iterator[None]:
 
 def _take(path: Path) -> int | None:
     """Open and lock a file; None where it is locked, or was removed meanwhile by the one who held it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor, taken = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), False
     try:
         taken = _lock(descriptor) and _same(descriptor, path)
         if taken:
@@ -80,6 +80,9 @@ def _take(path: Path) -> int | None:
             os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
             return descriptor
     except BaseException:
+        if taken:  # such as on a full disk
+            with contextlib.suppress(OSError):
+                path.unlink()
         os.close(descriptor)
         raise
     os.close(descriptor)

@@ -31,7 +31,7 @@ from distill.run.compose import compose_config
 from distill.run.failures import ExportFailed, check_collapse, exported, forget, note, noted
 from distill.run.folders import check_unused, claim, is_finished
 from distill.run.initial import check_init
-from distill.run.journal import Interrupted, Journal, seconds_before
+from distill.run.journal import Interrupted, Journal, check_there, seconds_before
 from distill.run.judge import check_judge, scored
 from distill.run.manifest import describe, finish, outline
 from distill.run.overrides import as_overrides
@@ -243,6 +243,7 @@ def _carry_out(
         asset = describe_and_export(config, folder, job.scenes[0], job.views[0], manifest)
     else:
         asset = export_particles(config, folder, job, manifest)
+    check_there(folder)
     if desk:
         desk.say("finished", f"the results are in {folder}")
     log.info(

@@ -31,6 +31,18 @@ class Interrupted(Exception):
     """The run stopped on request at the end of a step, with a checkpoint."""
 
 
+def check_there(folder: Path) -> None:
+    """Refuse to write further files of a run whose folder was removed: without its settings, nobody could continue or find it.
+
+    Raises:
+        OSError: its ``config.yaml`` is gone.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise OSError(
+            f"{folder} was removed, or moved, while the run was at work in it; give the same command again to make it anew"
+        )
+
+
 def seconds_before(path: Path, step: int) -> float:
     """Seconds that the steps before ``step`` took, by the lines of a run's ``metrics.jsonl``; 0 without any."""
     total = 0.0
@@ -91,7 +103,7 @@ class Journal:
         now = time.perf_counter()
         metrics = {**metrics, **(self.notes() if self.notes else {}), "seconds": round(now - self.before, 4)}
         self.before = now
-        self.lines.write(json_of(metrics))
+        self._write(json_of(metrics))
         if self.board:
             for name, value in metrics.items():
                 if name != "step":
@@ -111,6 +123,17 @@ class Journal:
             self.checkpoint(state)
         return stop
 
+    def _write(self, line: str) -> None:
+        """Add a line to ``metrics.jsonl``.
+
+        Raises:
+            OSError: it cannot be written; names the file.
+        """
+        try:
+            self.lines.write(line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.lines.name) from error
+
     @staticmethod
     def _due(every: int, step: int) -> bool:
         return every > 0 and step % every == 0
@@ -126,12 +149,14 @@ class Journal:
         imageio.imwrite(folder / f"step-{step:06d}.png", (sheet * 255).round().byte().numpy())
 
     def checkpoint(self, state: State) -> Path:
+        check_there(self.folder)
         return save_checkpoint(
             self.folder / "checkpoints", state.step, state.state_dict(), self.options.keep_checkpoints
         )
 
     def close(self) -> None:
         self.bar.close()
-        self.lines.close()
+        with contextlib.suppress(OSError):  # of a line that could not be written, which was told
+            self.lines.close()
         if self.board:
             self.board.close()

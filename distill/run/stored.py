@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ _FREE = (
 _PLACE = ("resume", "output_dir", "prompts", "shard")
 #: Of these, what decides which files a finished run has; a run that is finished is not written again for them.
 _WRITTEN = ("log", "export")
+#: The seed of a whole run in its ``config.yaml``; texts of several lines are indented there.
+_SEED = re.compile(r"^seed: (\d+)$", re.MULTILINE)
 #: Of settings that differ, so many are named.
 SHOWN = 3
 
@@ -62,7 +65,7 @@ def same_run(folder: Path, config: DictConfig) -> bool:
         OtherLayout: it does, with other ``retries``, which go with other folders.
         ValueError: it does, as far as can be told, but another version of distill made it; or its settings cannot be read.
     """
-    stored = stored_in(folder)
+    stored = None if _of_another_seed(folder, config) else stored_in(folder)
     if stored is None:
         return False
     made, wanted = both(folder, stored, config)
@@ -80,6 +83,18 @@ def same_run(folder: Path, config: DictConfig) -> bool:
             f"it; add retries={stored.retries}, or choose another output_dir= to start again",
         )
     return made == wanted
+
+
+def _of_another_seed(folder: Path, config: DictConfig) -> bool:
+    """Tell by the text of a folder's ``config.yaml`` that its run has another seed.
+
+    To read it as YAML takes a hundred times as long, which a sweep over seeds would do for each of them and each of the others.
+    """
+    try:
+        said = _SEED.search((folder / "config.yaml").read_text("utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return False
+    return said is not None and int(said[1]) != config.seed
 
 
 def both(folder: Path, stored: DictConfig, config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.devices import pick_device
+from distill.files.errors import line_of
 from distill.files.paths import user_path
 from distill.inputs import looks
 from distill.run.checks.guidance import parts as losses_of
 from distill.run.compose import compose_config
 from distill.run.compose_stages import is_own
-from distill.run.folders import check_root
+from distill.run.folders import check_root, is_finished, to_resume
 from distill.run.generator import amortised
 from distill.run.implied import implied, with_implied
 from distill.run.mistakes import one_line
@@ -32,8 +34,10 @@ from distill.run.overrides import quote_text
 from distill.run.plugins import register
 from distill.run.queue import divide
 from distill.run.schema import PARTS
+from distill.run.signals import INTERRUPTED, heeding_launcher
 from distill.run.stages import plan
 from distill.run.staging import check_priors
+from distill.run.stored import left_as_it_is
 
 #: Several names or paths for one option, whose jobs are to differ in it; a text with anything else in it is one value.
 _LIST = re.compile(r"(?!negative_prompt=|source_prompt=|views\.)[^=]+=[\w.:/@~+-]+(?:,[\w.:/@~+-]+)+")
@@ -45,8 +49,6 @@ LAUNCHERS = {
     "submitit_local": "hydra-submitit-launcher",
     "submitit_slurm": "hydra-submitit-launcher",
 }
-#: Exit code of a run that a signal has stopped.
-INTERRUPTED = 130
 
 
 class Stopped(BaseException):
@@ -101,7 +103,7 @@ def sweep(options: Sequence[str], folders: Sequence[str], run_job: RunJob) -> in
     @hydra.main(version_base="1.3", config_path="pkg://distill.conf", config_name="config")
     def job(config: object) -> None:
         given = words_of(HydraConfig.get().overrides.task)
-        code = run_job(given, folders)
+        code = heeding_launcher(partial(run_job, given, folders)) if launcher else run_job(given, folders)
         if code == INTERRUPTED and not launcher:  # who interrupts a job wants no further one
             raise Stopped
         if launcher and code:  # what another process appends stays there
@@ -110,6 +112,16 @@ def sweep(options: Sequence[str], folders: Sequence[str], run_job: RunJob) -> in
 
     sys.argv = ["distill", *flags, *with_implied(words)]
     return ended(job, launcher) or max(codes, default=0)
+
+
+def finished(words: Sequence[str], folders: Sequence[str]) -> Path | None:
+    """The folder of the run that a job would resume, if it is finished and has the files that are asked for; None for a job with work to do."""
+    try:
+        config = compose_config(words, folders)
+        folder = to_resume(config) if config.resume and config.prompts is None else None
+    except ValueError:  # which the job tells
+        return None
+    return folder if folder and is_finished(folder) and not left_as_it_is(folder, config) else None
 
 
 def ended(jobs: Callable[[], object], launcher: str | None) -> int:
@@ -123,6 +135,13 @@ def ended(jobs: Callable[[], object], launcher: str | None) -> int:
         except JobEnded as failed:
             print(f"distill: error: {failed}", file=sys.stderr)
             return failed.code
+        except OSError as error:
+            print(
+                f"distill: error: the sweep's own files cannot be written ({line_of(error)}); free some space, or choose another folder with "
+                "hydra.sweep.dir=FOLDER",
+                file=sys.stderr,
+            )
+            return 1
         except Exception as error:
             if not launcher or isinstance(error, (ValueError, HydraException, OmegaConfBaseException)):
                 raise

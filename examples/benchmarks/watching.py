@@ -56,7 +56,13 @@ def viewer(port: int) -> Iterator[list[int]]:
 def measure(words: list[str], steps: int, rounds: int) -> dict[str, float]:
     """Seconds of a step by way, medians over the rounds, and the pictures that the viewer got per second."""
     config = compose_config(
-        [*words, f"iterations={3 * steps * (rounds + 1)}", "log.tensorboard=false", "log.preview_every=0"]
+        [
+            *words,
+            f"iterations={3 * steps * (rounds + 1)}",
+            "log.tensorboard=false",
+            "log.preview_every=0",
+            "log.checkpoint_every=0",
+        ]
     )
     job, desk = assemble(config), Desk()
     server = listen("127.0.0.1", 0, desk)
