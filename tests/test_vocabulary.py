@@ -530,22 +530,27 @@ def test_the_prior_that_ships_and_knows_the_prompts_is_chosen(prompts_given: lis
     assert prior_for(prompts_given) == prior
 
 
-def test_a_kind_with_the_prior_of_things_begins_with_noisy_timesteps(tmp_path: Path) -> None:
+def test_the_prior_of_things_begins_with_noisy_timesteps() -> None:
     def begun(*words: str) -> tuple[str, float]:
         config = compose_config(words)
         return str(config.prior), float(config.timesteps.t_min)
 
-    assert (
-        begun("prompt=a mug", "prior=things") == begun("prompt=a red mug", "prior=things") == ("things", 0.92)
-    )
-    assert begun("prompt=a hamburger") == ("things", 0.1)
+    for prompt in ("a mug", "a red mug", "a hamburger"):
+        assert begun(f"prompt={prompt}", "prior=things") == ("things", 0.96)
+    assert begun("prompt=a hamburger") == begun("prompt=a hamburger", "guidance.scale=3") == ("things", 0.96)
     assert begun("prompt=a mug") == begun("prompt=a red mug") == ("embedded", 0.1)
     assert begun("prompt=a mug", "prior=things", "timesteps.t_min=0.3") == ("things", 0.3)
-    other = begun("prompt=a mug", "prior=things", "timesteps=uniform")
-    assert other == begun("prompt=a hamburger", "timesteps=uniform")
-    assert begun("prompt=a mug", "prior=things", "guidance=csd") == ("things", 0.92)
+    for prompt in ("a mug", "a hamburger"):
+        for given in ("timesteps=uniform", "experiment=dreamfusion", "guidance=tp_sds"):
+            assert begun(f"prompt={prompt}", "prior=things", given)[1] < 0.2
+    assert begun("prompt=a mug", "prior=things", "guidance=csd") == ("things", 0.96)
     # A further stage has little noise at most.
-    assert begun("prompt=a mug", "prior=things", "stages=[field,surface]") == ("things", 0.1)
+    for further in ("stages=[field,surface]", "init=run"):
+        assert (
+            begun("prompt=a hamburger", further)[1]
+            == begun("prompt=a mug", "prior=things", further)[1]
+            == 0.1
+        )
 
 
 @pytest.mark.parametrize(

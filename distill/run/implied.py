@@ -129,8 +129,8 @@ def _shipped(given: Mapping[str, str]) -> dict[str, str]:
 def _of_things(given: Mapping[str, str], prior: str) -> dict[str, str]:
     """What suits a prior of real objects in the main job, and in a further stage of it.
 
-    A larger scale chooses one of the objects that a name may mean, where a small one blends them. A kind of the embedded world begins with
-    noisy timesteps alone: in less noise, this prior takes the faint blob that a scene begins with for an empty ground.
+    It begins with noisy timesteps alone: in less noise, this prior takes the faint blob that a scene begins with for what is to be drawn, or
+    for an empty ground. A larger scale chooses one of the objects that a name may mean, where a small one blends them.
     """
     parts = _parts(given)
     # A further stage has been composed of its own words, without ``stages``.
@@ -140,11 +140,13 @@ def _of_things(given: Mapping[str, str], prior: str) -> dict[str, str]:
     own = of_prior(prior)
     if own is None or not own.things or not (texts := _texts(given)):
         return {}
-    if all(kind_of(text, own) for text in texts):
-        why = f"follows from a kind of the embedded world with prior={prior}"
-        return {} if parts & {"timesteps", *further} else {"timesteps.t_min=0.92": why}
+    why, found = f"follows from prior={prior}", dict[str, str]()
+    if not parts & {"timesteps", *further}:
+        found["timesteps.t_min=0.96"] = why
     plain = given.get("guidance", "sds") == "sds" and "guidance.scale" not in given
-    return {"guidance.scale=5": f"follows from prior={prior}"} if plain else {}
+    if plain and not all(kind_of(text, own) for text in texts):
+        found["guidance.scale=5"] = why
+    return found
 
 
 def _named_thing(given: Mapping[str, str], prior: str) -> bool:
