@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 import sys
 import warnings
@@ -342,6 +344,21 @@ def test_a_file_of_another_kind_is_told_as_what_it_is(head: bytes, said: str, tm
     with pytest.raises(ValueError, match=r"^.+$") as caught:
         read_rgba(tmp_path / "a.png")
     assert f"a.png is {said}" in str(caught.value)
+
+
+def test_a_picture_that_may_not_be_read_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By no other error on the way to what kind of file it is."""
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (tmp_path / "a.png").write_bytes(b"glTF")
+    monkeypatch.setattr(Image, "open", denied)
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(ValueError, match=r"a\.png cannot be read: .*Permission denied$"):
+        read_rgba(tmp_path / "a.png")
 
 
 def test_a_picture_of_many_pixels_is_read_without_a_word_and_one_of_too_many_is_refused(

@@ -249,9 +249,12 @@ def read_rgba(path: Path, largest: int = READ, option: str = "image", *, data: b
 
 
 def _other_kind(path: Path) -> str:
-    """What a file is that is no picture which can be read, by how it begins; empty if that is unknown."""
-    with path.open("rb") as file:
-        head = file.read(1024)
+    """What a file is that is no picture which can be read, by how it begins; empty if that is unknown, or the file cannot be read at all."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError:
+        return ""
     if not head:
         return "an empty file"
     if head[4:8] == b"ftyp":
