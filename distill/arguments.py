@@ -75,11 +75,10 @@ def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
         check_flags([text for text in options if text.startswith("-")])
         slip = any(re.match(r"=|[\w.,:/@+~-]+\s*[=:]", text) or text in KEYS for text in prompts)
         slip = slip or any(text.endswith("=") for text in options)
-        remedy = (
-            "an option is written name=value, without spaces around =" if slip else "put the prompt in quotes"
-        )
+        # A word such as scene or image may as well be of the prompt.
+        remedy = "; an option is written name=value, without spaces around =" if slip else ""
         raise ValueError(
-            f"expected one prompt, got {len(prompts)} ({', '.join(map(repr, prompts[:3]))}); {remedy}"
+            f"expected one prompt, got {len(prompts)} ({', '.join(map(repr, prompts[:3]))}); put the prompt in quotes{remedy}"
         )
     if prompts and (twice := [text for text in options if text.lstrip("+").startswith("prompt=")]):
         raise ValueError(f"expected one prompt, got {prompts[0]!r} and {twice[0]}; leave one of them out")

@@ -157,15 +157,15 @@ def _job(words: Sequence[str], folders: Sequence[str], library: bool = False) ->
     return 1 if failed else 0
 
 
-def _swept(words: Sequence[str], folders: Sequence[str], library: bool = False) -> int:
-    """Run one job of a sweep, composed from its words as it would be alone, and return the exit code."""
+def _swept(words: Sequence[str], folders: Sequence[str], library: bool = False, skips: bool = False) -> int:
+    """Run one job of a sweep, composed from its words as it would be alone, and return the exit code; ``skips`` a finished run."""
     _quieten()  # the job may be in another process, which has not been told
     from distill.run.signals import as_interrupts
     from distill.run.sweep import finished
 
     try:
         with as_interrupts():
-            if not library and (folder := finished(words, folders)):
+            if skips and (folder := finished(words, folders)):
                 logging.getLogger(__name__).info("finished before, in %s", folder)
                 return 0
             return _job(words, folders, library)
@@ -297,7 +297,7 @@ def _start(arguments: Sequence[str]) -> int:
     flags = [text for text in rest if text.startswith("-")]
     check_flags(flags)
     overrides = [quote_text(text) for text in rest if text not in flags]
-    if not {"-m", "--multirun"} & {*flags}:
+    if not (many := {"-m", "--multirun"} & {*flags}):
         check_single(overrides)
     if traced:
         from distill.run.why import explain_options
@@ -325,7 +325,7 @@ def _start(arguments: Sequence[str]) -> int:
             f"a sweep (-m) starts runs of its own, which {launched()} processes of a launcher cannot share; start it without the "
             "launcher, for example with hydra/launcher=joblib"
         )
-    return sweep(options, folders, partial(_swept, library=library))
+    return sweep(options, folders, partial(_swept, library=library, skips=bool(many) and not library))
 
 
 def _export(arguments: Sequence[str]) -> int:

@@ -286,6 +286,16 @@ def test_a_run_keeps_its_length_and_the_way_to_train_on_is_told(resume: str, tmp
         folders.claim(config(tmp_path, where, "iterations=500", "seed=5"))
 
 
+@pytest.mark.parametrize("word", ["seeds=2", "retries=1", "particles=2", "scene=hyper_grid"])
+def test_a_run_that_none_begins_with_is_not_told_to_be_trained_on(word: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a red mug\na blue mug\n")
+    what = f"prompts={quote(str(tmp_path / 'list.txt'))}" if "hyper" in word else "prompt=a red mug"
+    words = [what, word, f"output_dir={quote(str(tmp_path / 'mine'))}"]
+    folders.claim(compose_config(words))
+    with pytest.raises(ValueError, match=r"iterations=\d+, not 500; give its own options"):
+        folders.claim(compose_config([*words, "iterations=500"]))
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="choose a writable folder"):

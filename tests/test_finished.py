@@ -41,7 +41,7 @@ def test_a_loaded_asset_looks_as_the_one_that_was_made(options: dict[str, Any], 
 
 def test_a_loaded_asset_saves_the_mesh_of_the_one_that_was_made(tmp_path: Path) -> None:
     before = made(tmp_path / "run", **{"scene.encoding_lr": 0.05, "iterations": 3})
-    after = distill.load(str(tmp_path / "run"), device="cpu")
+    after = distill.load(str(tmp_path / "run"), device=torch.device("cpu"))
     one, other = before.save(tmp_path / "one.ply"), after.save(tmp_path / "other.ply")
     assert one.read_bytes() == other.read_bytes() and one.stat().st_size > 1000
 
@@ -121,6 +121,12 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(
     with pytest.raises(ValueError) as caught:
         distill.load(folder)
     assert str(caught.value).startswith(said.format(folder=folder)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["gpu", None])
+def test_a_device_that_there_is_not_is_refused_in_one_line(run: Path, device: Any) -> None:
+    with pytest.raises(ValueError, match=r"^device must be auto, cpu, cuda, cuda:N or mps, got .+$"):
+        distill.load(run, device=device)
 
 
 def test_loading_needs_no_prior_and_writes_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 import sys
 import warnings
@@ -333,7 +335,9 @@ def test_u2net_itself_finds_an_object_on_a_photograph(tmp_path: Path) -> None:
         (b"<!DOCTYPE html><body>404</body>", "a web page, which cannot be read here; save the picture that it shows"),
         (b"%PDF-1.7", "a PDF, "), (b"%!PS-Adobe", "a drawing in PostScript, "), (b"8BPS" + b"\0" * 50, "a picture of Photoshop, "),
         (b"\xff\x0a" + b"\0" * 50, "a picture in JPEG XL, "), (b"\0\0\0\x18ftypisom" + b"\0" * 50, "a video, "),
-        (b"\0\0\0\x18ftypheic" + b"\0" * 50, "a picture in HEIC or AVIF, "),
+        *((b"\0\0\0\x18ftyp" + brand + b"\0" * 50, "a picture in HEIC or AVIF, ") for brand in (b"heic", b"heix", b"hevx", b"mif1", b"avis")),
+        (b"\0\0\0\x18ftypcrx " + b"\0" * 50, "a raw picture of a camera, which cannot be read here; save it as PNG or JPEG"),
+        (b"RIFF\0\0\0\0AVI LIST", "a video, which cannot be read here; save one of its frames as PNG or JPEG"),
         (b"glTF" + b"\0" * 50, "a mesh in GLB, which cannot be read here; to give it a texture, write mesh=FILE"),
     ],
 )  # fmt: skip
@@ -342,6 +346,27 @@ def test_a_file_of_another_kind_is_told_as_what_it_is(head: bytes, said: str, tm
     with pytest.raises(ValueError, match=r"^.+$") as caught:
         read_rgba(tmp_path / "a.png")
     assert f"a.png is {said}" in str(caught.value)
+
+
+def test_a_damaged_picture_is_not_taken_for_a_text_that_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF<svg <html" + b"\0" * 50)
+    with pytest.raises(ValueError, match=r"a\.jpg cannot be read: "):
+        read_rgba(tmp_path / "a.jpg")
+
+
+def test_a_picture_that_may_not_be_read_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By no other error on the way to what kind of file it is."""
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (tmp_path / "a.png").write_bytes(b"glTF")
+    monkeypatch.setattr(Image, "open", denied)
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(ValueError, match=r"a\.png cannot be read: .*Permission denied$"):
+        read_rgba(tmp_path / "a.png")
 
 
 def test_a_picture_of_many_pixels_is_read_without_a_word_and_one_of_too_many_is_refused(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
-from distill import cli
+from distill import cli, guidance
 from distill.options import SCHEDULE_FIELDS, numbers
 from distill.run.compose import compose_config
 from distill.run.mistakes import option_around, takes_list, takes_schedule
@@ -50,12 +52,16 @@ def test_every_option_of_one_value_refuses_what_is_put_inside_it(option: str) ->
         ("prior.dtype=float32", "did you mean prior_options.dtype=float32?"),
         ("prior.loras=[a]", "did you mean prior_options.loras=[a]?"),
         ("++prior.dtype=float32", "did you mean prior_options.dtype=float32?"),
+        ("prior.options=1", "what belongs to it are the options of prior_options"),
         ("prior.x=1", "what belongs to it are the options of prior_options"),
         ("image.elevation_deg=20", "did you mean reference.elevation_deg=20?"),
         ("view.port=8000", "did you mean view_port=8000?"),
         ("guidance.scale.start=1", "a schedule is written whole, as guidance.scale={start:1,end:0}, got guidance.scale.start"),
         ("seed.start=1", "seed takes one value and has no options of its own, got seed.start=1"),
         ("optimiser.betas.x=0.5", "optimiser.betas is a list, which is written whole"),
+        ("optimiser.betas.2=0.5", "write optimiser.betas=[...]"),
+        ("cameras.elevation_deg.start=5", "write cameras.elevation_deg=[...]"),
+        ("cameras.elevation_deg.2=5", "write cameras.elevation_deg=[...]"),
         ("stages.0=field", "write stages=[...]"),
         ("export.formats.0=glb", "write export.formats=[...]"),
         ("preset.x=1", "preset takes a name and has no options of its own"),
@@ -78,20 +84,78 @@ def test_what_is_inside_a_schedule_or_a_list_that_is_there_can_be_set() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("words", "option", "value"),
+    [
+        (["+output_dir=x"], "output_dir", "x"),
+        (["+export.formats=[glb]"], "export.formats", ["glb"]),
+        (["+render={batch:2}"], "render.batch", 2),
+        (["+guidance={scale:5}"], "guidance.scale", 5),
+        (["guidance=mix", "++guidance.terms.1.weight=2"], "guidance.terms[1].weight", 2),
+        (["cameras.elevation_deg=[{start:1,end:2},30]", "cameras.elevation_deg.0.end=5"], "cameras.elevation_deg[0].end", 5),
+    ],
+)  # fmt: skip
+def test_what_hydra_adds_to_options_is_taken(words: list[str], option: str, value: object) -> None:
+    assert OmegaConf.select(compose_config(["prompt=x", *words]), option) == value
+
+
+def test_files_of_the_user_s_own_for_a_group_of_options_are_added(tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export/web.yaml").write_text("faces: 500\n")
+    assert compose_config(["prompt=x", "+export=web"], [str(tmp_path)]).export.faces == 500
+    assert error_of("export=web", folders=(str(tmp_path),)) == (
+        "export has no file yet that another could replace; a file of your own is added with +export=NAME"
+    )
+
+
+def furnished(  # type: ignore[no-untyped-def]
+    prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, bare=(1, 2), unsaid=None, many: Sequence[float] = (1.0, 2.0),
+    few: list[int] | None = None, by_name: Mapping[str, list[int]] | None = None, plain: dict | None = None, thing: object = None,
+) -> Any:  # fmt: skip
+    return x
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["bare.0=3", "many.1=3.5", "by_name.a=[1]", "plain.a=1", "thing.a=1", "unsaid.a=1"],
+)
+def test_what_is_inside_an_option_of_the_user_s_own_part_can_be_set(
+    word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guidance, "_registered", {})
+    guidance.register(furnished)
+    name, _, value = f"guidance.{word}".partition("=")
+    config = compose_config(["prompt=x", "guidance=furnished", f"++{name}={value}"])
+    assert str(OmegaConf.select(config, name)) == value
+    assert "guidance.few is a list, which is written whole" in error_of(
+        "guidance=furnished", "guidance.few.x=1"
+    )
+
+
 @pytest.mark.parametrize("word", ["+foo=1", "++foo=1", "+foo.bar=1", "+export.foo=1", "++export.foo=1"])
 def test_an_option_that_plus_adds_is_unknown(word: str) -> None:
     assert error_of(word).startswith(f"unknown option '{'export.foo' if 'export' in word else 'foo'}'")
 
 
-@pytest.mark.parametrize("name", ["seed", "prior", "export", "export.faces", "prior=embedded"])
+@pytest.mark.parametrize(
+    "name", ["seed", "prior", "export", "export.faces", "guidance.scale", "prior=embedded"]
+)
 def test_an_option_is_not_deleted(name: str) -> None:
     assert error_of(f"~{name}") == f"an option cannot be deleted, got ~{name}; leave it out for its default"
+
+
+def test_what_is_deleted_instead_is_said() -> None:
+    assert error_of("~seeed").startswith("unknown option 'seeed'; did you mean 'seed'?")
+    for group in ("preset", "experiment", "scene"):
+        assert error_of(f"~{group}") == f"{group} names no part; choose one with {group}=NAME"
 
 
 @pytest.mark.parametrize(
     ("word", "said"),
     [
         ("+seed=3", "seed is there already, and + adds what is not; write seed=3"),
+        ("+guidance.scale=3", "guidance.scale is there already, and + adds what is not; write guidance.scale=3"),
+        ("+guidance=vsd", "guidance is there already, and + adds what is not; write guidance=vsd"),
         ("render=null", "render is a group of options, got null; set one of them, such as render.batch="),
         ("export=[glb]", "export is a group of options, got [glb]; set one of them"),
         ("scene=5", "scene takes a name, got 5; write for example scene=hash_grid"),
@@ -134,6 +198,7 @@ def slips() -> Iterator[tuple[list[str], str]]:
     yield from ((words, spaces) for words in (["seed", "=1"], ["seed=", "1"], ["seed", "=", "1"], ["seed:", "1"],
                                               ["export-faces=5"], ["export:faces=5"]))  # fmt: skip
     yield from ((words, "put the prompt in quotes") for words in (["red", "mug"], ["a red mug"]))
+    yield ["of", "a", "scene"], f"put the prompt in quotes; {spaces}"
     yield ["--seed", "1"], "unknown flag --seed; options have no dashes, write seed=VALUE;"
     yield ["--output-dir=x"], "unknown flag --output-dir; options have no dashes, write output_dir=x;"
     yield ["--wy", "seed"], "unknown flag --wy; did you mean --why?"

@@ -15,8 +15,9 @@ import pytest
 
 from distill import cli
 from distill.run import batch, execute
-from distill.run.folders import folder_name
-from distill.run.journal import Journal
+from distill.run.compose import compose_config
+from distill.run.folders import claim, folder_name
+from distill.run.journal import Journal, check_there
 from distill.run.signals import as_interrupts, heeding_launcher, stop_signals
 
 #: Two steps of a small picture.
@@ -218,3 +219,20 @@ def test_a_folder_that_is_removed_under_a_run_comes_back_as_no_finished_one(
     assert command("prompts=list.txt", *QUICK, "log.checkpoint_every=1") == 0
     assert "1 finished, 1 skipped, 0 failed" in capsys.readouterr().out
     assert len(list(Path("outputs").glob("*/report.html"))) == 2
+
+
+def test_what_was_written_into_a_removed_folder_is_to_be_removed_before_the_same_command(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "mine"
+    config = compose_config(["prompt=a mug", f"output_dir='{folder.as_posix()}'"])
+    claim(config)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "mesh.glb").write_text("as a writer of meshes does")
+    with pytest.raises(OSError, match=r"remove what is left there, and give the same command again"):
+        check_there(folder)
+    with pytest.raises(ValueError, match="something else than a run"):
+        claim(config)
+    shutil.rmtree(folder)
+    assert claim(config) == folder

@@ -316,6 +316,23 @@ def test_a_sweep_that_is_continued_makes_no_finished_run_again(caplog: pytest.Lo
     ]
 
 
+@pytest.mark.parametrize(("flags", "skips"), [(["-m"], True), (["hydra.job.name=mine"], False)])
+def test_only_a_sweep_skips_finished_runs(
+    flags: list[str], skips: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, a finished run that is resumed is exported again, also with an option of Hydra's."""
+    made: list[object] = []
+
+    def job(*given: object) -> int:
+        made.append(given)
+        return 0
+
+    monkeypatch.setattr(sweep, "finished", lambda *_: Path("outputs/run"))
+    monkeypatch.setattr(cli, "_job", job)
+    assert command("a red mug", "resume=true", *flags) == 0
+    assert bool(made) != skips
+
+
 def test_what_a_finished_run_lacks_is_work_for_a_job_that_resumes_it(tmp_path: Path) -> None:
     words = ["prompt='a red mug'", "resume=true"]
     folder = claim(compose_config(words, []))

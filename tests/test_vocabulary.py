@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from distill.cli import main
 from distill.conditions import prompts
@@ -578,6 +579,18 @@ def test_the_prior_of_things_begins_with_noisy_timesteps() -> None:
 )
 def test_real_things_have_a_larger_scale(words: list[str], scale: float) -> None:
     assert compose_config(words).guidance.scale == scale
+
+
+@pytest.mark.parametrize(("scene", "scale"), [("hash_grid", 5), ("sdf", 5), ("image", 2)])
+def test_a_run_that_begins_with_another_has_the_scale_of_its_scene(
+    scene: str, scale: float, tmp_path: Path
+) -> None:
+    earlier = compose_config(
+        ["prompt=a hamburger", f"scene={scene}", *(["init=run"] if scene == "sdf" else [])]
+    )
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(earlier))
+    begun = compose_config(["prompt=a hamburger", f"init='{tmp_path}'"])
+    assert (begun.scene._target_, begun.guidance.scale) == (earlier.scene._target_, scale)
 
 
 def test_no_prior_is_chosen_where_one_is_given(tmp_path: Path) -> None:

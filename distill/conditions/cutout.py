@@ -249,16 +249,23 @@ def read_rgba(path: Path, largest: int = READ, option: str = "image", *, data: b
 
 
 def _other_kind(path: Path) -> str:
-    """What a file is that is no picture which can be read, by how it begins; empty if that is unknown."""
-    with path.open("rb") as file:
-        head = file.read(1024)
+    """What a file is that is no picture which can be read, by how it begins; empty if that is unknown, or the file cannot be read at all."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError:
+        return ""
     if not head:
         return "an empty file"
+    brand = head[8:12]
     if head[4:8] == b"ftyp":
-        still = (b"heic", b"heix", b"heif", b"hevc", b"mif1", b"msf1", b"avif")
-        return "a picture in HEIC or AVIF, as phones save them" if head[8:12] in still else "a video"
+        still = brand in (b"mif1", b"msf1") or brand[:3] in (b"hei", b"hev", b"avi")
+        other = "a raw picture of a camera" if brand == b"crx " else "a video"
+        return "a picture in HEIC or AVIF, as phones save them" if still else other
+    if head[:4] == b"RIFF" and brand == b"AVI ":
+        return "a video"
     known = next((kind for start, kind in _BEGINNINGS.items() if head.startswith(start)), "")
-    text = head.lower()
+    text = b"" if b"\0" in head else head.lower()  # a damaged picture may hold any word
     return known or next((kind for tag, kind in _TAGS.items() if tag in text), "")
 
 

@@ -28,7 +28,7 @@ from distill.run.stages import plan
 OPTIONS = {item.name for item in fields(Config)}
 
 
-def load(folder: str | Path, *, device: str = "auto") -> Asset:
+def load(folder: str | Path, *, device: torch.device | str = "auto") -> Asset:
     """Load the asset of a finished run from its folder, as ``generate`` returned it.
 
     Only the scene is read, from the last checkpoint: no prior is loaded, and nothing is written. The asset renders views, has a mesh
@@ -36,10 +36,11 @@ def load(folder: str | Path, *, device: str = "auto") -> Asset:
 
     Args:
         folder: of the run, with its ``config.yaml`` and ``checkpoints``.
-        device: ``auto``, ``cpu``, ``cuda`` or another of torch.
+        device: where the scene is to be; ``auto`` is CUDA if available.
 
     Raises:
-        ValueError: it is not the folder of a finished run, its scene has an input besides the view, or its mesh is not there.
+        ValueError: it is not the folder of a finished run, its scene has an input besides the view, its mesh is not there, or the device
+            is not.
     """
     taker, path = "distill.load", user_path(folder)
     _, config = stored_config(path, taker)
@@ -47,7 +48,7 @@ def load(folder: str | Path, *, device: str = "auto") -> Asset:
         raise ValueError(
             f"{path} is of a scene that is made from a prompt; give it as generator={path} to make one"
         )
-    there = pick_device(device)
+    there = pick_device(str(device))
     scenes = trained_scenes(path, config, there, taker, "finish it with resume=true")
     several = [(path / f"particle-{number}", scene) for number, scene in enumerate(scenes, start=1)]
     particles = tuple(_asset(own, scene, config, there) for own, scene in several) if len(scenes) > 1 else ()

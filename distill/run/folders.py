@@ -19,6 +19,8 @@ from distill.files.lock import NAME as LOCK
 from distill.files.lock import InUse, hold
 from distill.files.paths import user_path
 from distill.run import contents
+from distill.run.plugins import features_of
+from distill.run.seeding import several
 from distill.run.stored import differing, same_run
 
 log = logging.getLogger(__name__)
@@ -146,7 +148,8 @@ def refuse(folder: Path, config: DictConfig) -> None:
         return
     if not same_run(folder, config):
         said = differing(folder, config)
-        if re.fullmatch(r"iterations=\d+, not \d+", said):
+        continued = config.particles == 1 and not several(config) and "library" not in features_of(config)
+        if continued and re.fullmatch(r"iterations=\d+, not \d+", said):
             raise ValueError(
                 f"{folder} holds this run, with {said}, and a run keeps its length; to train its scene on, add init={folder} and choose "
                 "another output_dir="

@@ -62,12 +62,12 @@ def implied(words: Sequence[str]) -> dict[str, str]:
     """
     given = dict(map(split_word, words))
     found: dict[str, str] = {}
-    earlier = _named(given, "init")
+    earlier, begun = _named(given, "init"), dict[str, str]()
     if _named(given, "mesh.file") and "scene" not in given:
         found["scene=surface"] = "follows from mesh="
         given["scene"] = "surface"
     if earlier:
-        found |= _begun(earlier, given)
+        found |= (begun := _begun(earlier, given))
     if (alias := given.get("guidance", "")) in ALIASES:
         found |= expanded(alias, given.get("timesteps"))
     if folder := _named(given, "generator"):
@@ -76,7 +76,8 @@ def implied(words: Sequence[str]) -> dict[str, str]:
         found |= _followed(follows_from(earlier), given, "init")
     shipped = _shipped(given)
     prior = "things" if shipped else given.get("prior", "embedded")
-    return found | shipped | _of_things(given, prior) | _cameras(given) | _preset(given, prior)
+    own = _of_things({**dict(map(split_word, begun)), **given}, prior)
+    return found | shipped | own | _cameras(given) | _preset(given, prior)
 
 
 def _begun(earlier: str, given: Mapping[str, str]) -> dict[str, str]:
@@ -133,8 +134,9 @@ def _of_things(given: Mapping[str, str], prior: str) -> dict[str, str]:
     for an empty ground. A larger scale chooses one of the objects that a name may mean, where a small one blends them.
     """
     parts = _parts(given)
-    # A further stage has been composed of its own words, without ``stages``.
-    further = {"stages", "init"} | ({"scene"} if given.get("scene") == "sdf" else set())
+    # A further stage has been composed of its own words, without ``stages``; its scene may be that of the run that it begins with.
+    same = "init" in parts and given.get("scene") == "hash_grid"
+    further = {"stages", "init"} | ({"scene"} if same or given.get("scene") == "sdf" else set())
     if given.get("guidance", "") in ALIASES or parts & {*NOT_PLAIN, "image", "preset"} - further:
         return {}
     own = of_prior(prior)

@@ -39,7 +39,8 @@ def check_there(folder: Path) -> None:
     """
     if not (folder / "config.yaml").is_file():
         raise OSError(
-            f"{folder} was removed, or moved, while the run was at work in it; give the same command again to make it anew"
+            f"{folder} was removed, or moved, while the run was at work in it; remove what is left there, and give the same command again to make it "
+            "anew"
         )
 
 

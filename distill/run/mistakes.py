@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args, get_origin
 
@@ -57,8 +57,14 @@ def explain(error: BaseException) -> str:
         text,
     ):
         return several(found[1] or found[3], found[2] or found[4])
+    if found := re.search(r"To append to your default list use \+([^=\s]+)=\S+", text):
+        return f"{found[1]} has no file yet that another could replace; a file of your own is added with +{found[1]}=NAME"
+    if found := re.search(r"Either remove \+ prefix: '(([^=]+)=.*)'", text):
+        return f"{found[2]} is there already, and + adds what is not; write {found[1]}"
+    if found := re.search(r"Multiple values for (\S+)\. .* use 'override \S+: (.*)'", text):
+        return f"{found[1]} is there already, and + adds what is not; write {found[1]}={found[2]}"
     full = re.search(r"full_key: (\S+)", f"{text}\n{cause}")
-    named = r"Could not override '([^']+)'", r"Key '([^']+)' (?:is )?not in"
+    named = r"Could not (?:override|delete|delete from config\.) '([^']+)'", r"Key '([^']+)' (?:is )?not in"
     if found := next(filter(None, (re.search(pattern, text) for pattern in named)), None):
         return unknown_option(full[1] if full else found[1])
     if found := re.search(
@@ -86,8 +92,18 @@ def several(option: str, values: str) -> str:
 
 def takes_list(option: str) -> bool:
     """Tell whether an option of a run, or of some part, takes a list."""
+    return bool({list, tuple, Sequence} & _origins(option))
+
+
+def takes_mapping(option: str) -> bool:
+    """Tell whether an option of some part takes a mapping, or anything."""
+    return bool({dict, Mapping, Any, object} & _origins(option))
+
+
+def _origins(option: str) -> set[object]:
+    """What an option's types are made of: ``list`` for ``list[float] | None``, and None."""
     hints = hints_of_option(option)
-    return any(get_origin(kind) in (list, tuple) for hint in hints for kind in (hint, *get_args(hint)))
+    return {get_origin(kind) or kind for hint in hints for kind in (hint, *get_args(hint))}
 
 
 def takes_schedule(option: str) -> bool:
@@ -100,8 +116,8 @@ def takes_schedule(option: str) -> bool:
 def hints_of_option(option: str, *, rules: bool = False) -> list[object]:
     """The types that an option of a run, or of some part, is annotated with; with ``rules``, what values they allow, too."""
     group, _, name = option.partition(".")
-    own = [hints_of(target, rules) for target in plugins().get(group, {}).values()]
-    hints: list[object] = [found[name] for found in own if name in found]
+    having = [target for target in plugins().get(group, {}).values() if name in names_of(target)]
+    hints: list[object] = [hints_of(target, rules).get(name, Any) for target in having]
     if option in known_options():
         *above, last = option.split(".")
         schema: type = type(functools.reduce(getattr, above, Config()))
@@ -128,6 +144,8 @@ def _mistyped(error: str) -> str | None:
     if found := re.search(r"Error parsing override '(.*)'\n", error):
         return f"could not read {found[1]} as an option; write name=value, a value with other characters as name=\"'a value'\""
     given = r"override \+*([\w.]+)=(.*)\n(?:.*\n)*?"
+    if found := re.search(rf"{given}.*list index out of range", error):
+        return inside(option_around(found[1]) or found[1], f"{found[1]}={found[2]}")
     if found := re.search(rf"{given}.* is not a ListConfig", error):
         return f"{found[1]} is a list, got {found[2]}; write {found[1]}=[{found[2]}]"
     if found := re.search(
@@ -165,6 +183,7 @@ ALL_OPTIONS = "'distill --options' lists all options"
 
 def unknown_option(name: str) -> str:
     """Say that there is no option of a name, what may have been meant, and what lists them all."""
+    name = re.sub(r"\[(\d+)\]", r".\1", name)
     if option := option_around(name):
         return inside(option, name)
     said = _strange(name)
@@ -173,10 +192,12 @@ def unknown_option(name: str) -> str:
 
 def option_around(name: str) -> str:
     """The option, no group, that a dotted name goes into; empty for none."""
+    parts = name.split(".")
+    if len(parts) < 2:
+        return ""
     known = known_options()
     groups = {option.rpartition(".")[0] for option in known} | {*PARTS}
     options = ({*known} | {*plugin_options()}) - groups
-    parts = name.split(".")
     return next((above for end in range(1, len(parts)) if (above := ".".join(parts[:end])) in options), "")
 
 
@@ -193,12 +214,13 @@ def inside(option: str, given: str) -> str:
     """
     name, equals, value = given.partition("=")
     last = name.rpartition(".")[2]
-    if last in SCHEDULE_FIELDS and takes_schedule(option):
+    if last in SCHEDULE_FIELDS and takes_schedule(option) and not takes_list(option):
         return f"a schedule is written whole, as {option}={{start:1,end:0}}, got {given}"
     if takes_list(option) or name[len(option) + 1 :].partition(".")[0].isdigit():
         return f"{option} is a list, which is written whole, got {given}; write {option}=[...]"
     about = _ABOUT.get(option)
-    meant = [other for other in known_options() if other in (f"{about}.{last}", name.replace(".", "_"))]
+    near = f"{about}.{last}", name.replace(".", "_")
+    meant = [other for other in known_options() if other in near and not _options_in(other)]
     remedy = f"what belongs to it are the options of {about}; " if about else ""
     remedy = f"did you mean {meant[0]}{equals}{value}? " if meant else remedy
     return f"{option} takes one value and has no options of its own, got {given}; {remedy}{ALL_OPTIONS}"

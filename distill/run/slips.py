@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import get_args, get_origin
 
-from distill.run.mistakes import hints_of_option, inside, option_around, takes_schedule, unknown_option
+from distill.run.mistakes import inside, option_around, takes_list, takes_mapping, takes_schedule
+from distill.run.plugins import plugin_options
 from distill.run.schema import PARTS, default_of, known_options
 
 #: A choice of each group, as an example.
@@ -34,12 +34,11 @@ def check_words(words: Sequence[str]) -> None:
             continue
         sign, name = found[1], found[2]
         if "~" in sign:
-            _check_deleted(word, name)
+            if name not in PARTS and name in (*known_options(), *plugin_options()):
+                raise ValueError(f"an option cannot be deleted, got {word}; leave it out for its default")
         elif option := option_around(name):
             if not _may_hold(option, name.removeprefix(f"{option}.")):
                 raise ValueError(inside(option, f"{name}{equals}{value}"))
-        elif sign == "+" and name in known_options():
-            raise ValueError(f"{name} is there already, and + adds what is not; write {name}{equals}{value}")
         elif name in _USUAL and _NO_NAME.fullmatch(value):
             raise ValueError(f"{name} takes a name, got {value}; write for example {name}={_USUAL[name]}")
         elif (group := name.partition(".")[0]) in ("preset", "experiment") and group != name:
@@ -48,23 +47,9 @@ def check_words(words: Sequence[str]) -> None:
             )
 
 
-def _check_deleted(word: str, name: str) -> None:
-    """Refuse to delete an option; without a part, what is missing is told later."""
-    if name in PARTS:
-        return
-    if name not in known_options():
-        raise ValueError(unknown_option(name))
-    raise ValueError(f"an option cannot be deleted, got {word}; leave it out for its default")
-
-
 def _may_hold(option: str, rest: str) -> bool:
-    """Tell whether something inside an option can be set: an item of its default list, or a number of a schedule."""
-    hints = [kind for hint in hints_of_option(option) for kind in (hint, *get_args(hint))]
-    if any(get_origin(kind) is dict for kind in hints):
-        return True
-    if any(get_origin(kind) in (list, tuple) for kind in hints):
-        default = default_of(option) if option in known_options() else None
-        return rest.isdigit() and (
-            int(rest) < len(default) if isinstance(default, list) else option not in known_options()
-        )
-    return takes_schedule(option)
+    """Tell whether something inside an option can be set: in a mapping, an item of a list that is there, or a number of a schedule."""
+    if takes_mapping(option) or not takes_list(option):
+        return takes_mapping(option) or takes_schedule(option)
+    given = default_of(option) if option in known_options() else []
+    return rest.partition(".")[0].isdigit() and isinstance(given, list)
