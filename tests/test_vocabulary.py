@@ -437,7 +437,7 @@ def test_words_are_read_only_where_one_is_not_known() -> None:
 def test_a_folder_that_names_things_is_run_as_the_embedded_prior_is(folder: Path) -> None:
     own, other = (compose_config(["prompt=a sofa", f"prior={prior}"]) for prior in (folder, "sd-1.5"))
     shipped = compose_config(["prompt=a red mug"])
-    assert (own.iterations, own.timesteps) == (shipped.iterations, shipped.timesteps)
+    assert (own.iterations, own.timesteps) == (shipped.iterations, {**shipped.timesteps, "t_min": 0.96})
     assert own.guidance == {**shipped.guidance, "scale": 5} != other.guidance
     words = prompts.view_words("auto", str(folder))
     assert words is not None and words.words == world.VIEWS
@@ -542,8 +542,8 @@ def test_the_prior_of_things_begins_with_noisy_timesteps() -> None:
     assert begun("prompt=a mug") == begun("prompt=a red mug") == ("embedded", 0.1)
     assert begun("prompt=a mug", "prior=things", "timesteps.t_min=0.3") == ("things", 0.3)
     for prompt in ("a mug", "a hamburger"):
-        for given in ("timesteps=uniform", "experiment=dreamfusion", "guidance=tp_sds"):
-            assert begun(f"prompt={prompt}", "prior=things", given)[1] < 0.2
+        for word in ("timesteps=uniform", "experiment=dreamfusion", "guidance=tp_sds"):
+            assert begun(f"prompt={prompt}", "prior=things", word)[1] < 0.2
     assert begun("prompt=a mug", "prior=things", "guidance=csd") == ("things", 0.96)
     # A further stage has little noise at most.
     for further in ("stages=[field,surface]", "init=run"):
