@@ -39,8 +39,8 @@ def load(folder: str | Path, *, device: torch.device | str = "auto") -> Asset:
         device: where the scene is to be; ``auto`` is CUDA if available.
 
     Raises:
-        ValueError: it is not the folder of a finished run, its scene has an input besides the view, its mesh is not there, or the device
-            is not.
+        ValueError: the folder is not that of a finished run, its scene is a generator, its mesh is missing, or the device is not
+            available.
     """
     taker, path = "distill.load", user_path(folder)
     _, config = stored_config(path, taker)
