@@ -437,7 +437,7 @@ def test_words_are_read_only_where_one_is_not_known() -> None:
 def test_a_folder_that_names_things_is_run_as_the_embedded_prior_is(folder: Path) -> None:
     own, other = (compose_config(["prompt=a sofa", f"prior={prior}"]) for prior in (folder, "sd-1.5"))
     shipped = compose_config(["prompt=a red mug"])
-    assert (own.iterations, own.timesteps) == (shipped.iterations, {**shipped.timesteps, "t_min": 0.96})
+    assert (own.iterations, own.timesteps) == (shipped.iterations, shipped.timesteps)
     assert own.guidance == {**shipped.guidance, "scale": 5} != other.guidance
     words = prompts.view_words("auto", str(folder))
     assert words is not None and words.words == world.VIEWS
@@ -531,7 +531,7 @@ def test_the_prior_that_ships_and_knows_the_prompts_is_chosen(prompts_given: lis
     assert prior_for(prompts_given) == prior
 
 
-def test_the_prior_of_things_begins_with_noisy_timesteps() -> None:
+def test_the_bundled_priors_begin_with_noisy_timesteps() -> None:
     def begun(*words: str) -> tuple[str, float]:
         config = compose_config(words)
         return str(config.prior), float(config.timesteps.t_min)
@@ -539,9 +539,12 @@ def test_the_prior_of_things_begins_with_noisy_timesteps() -> None:
     for prompt in ("a mug", "a red mug", "a hamburger"):
         assert begun(f"prompt={prompt}", "prior=things") == ("things", 0.96)
     assert begun("prompt=a hamburger") == begun("prompt=a hamburger", "guidance.scale=3") == ("things", 0.96)
-    assert begun("prompt=a mug") == begun("prompt=a red mug") == ("embedded", 0.1)
+    assert begun("prompt=a mug") == begun("prompt=a red mug") == ("embedded", 0.96)
+    # What these draw beside each other settles a view in less noise, and other priors have timesteps of their own.
+    for prior in ("views", "sd-1.5"):
+        assert begun("prompt=a red mug", f"prior={prior}")[1] <= 0.1
     assert begun("prompt=a mug", "prior=things", "timesteps.t_min=0.3") == ("things", 0.3)
-    for prompt in ("a mug", "a hamburger"):
+    for prompt in ("a mug", "a red mug", "a hamburger"):
         for word in ("timesteps=uniform", "experiment=dreamfusion", "guidance=tp_sds"):
             assert begun(f"prompt={prompt}", "prior=things", word)[1] < 0.2
     assert begun("prompt=a mug", "prior=things", "guidance=csd") == ("things", 0.96)

@@ -76,7 +76,7 @@ def implied(words: Sequence[str]) -> dict[str, str]:
         found |= _followed(follows_from(earlier), given, "init")
     shipped = _shipped(given)
     prior = "things" if shipped else given.get("prior", "embedded")
-    own = _of_things({**dict(map(split_word, begun)), **given}, prior)
+    own = _of_bundled({**dict(map(split_word, begun)), **given}, prior)
     return found | shipped | own | _cameras(given) | _preset(given, prior)
 
 
@@ -127,11 +127,11 @@ def _shipped(given: Mapping[str, str]) -> dict[str, str]:
     return {} if prior_for(_texts(given)) == "embedded" else {"prior=things": "follows from the prompt"}
 
 
-def _of_things(given: Mapping[str, str], prior: str) -> dict[str, str]:
-    """What suits a prior of real objects in the main job, and in a further stage of it.
+def _of_bundled(given: Mapping[str, str], prior: str) -> dict[str, str]:
+    """What suits the bundled text-to-image priors in the main job, and in a further stage of it.
 
-    It begins with noisy timesteps alone: in less noise, this prior takes the faint blob that a scene begins with for what is to be drawn, or
-    for an empty ground. A larger scale chooses one of the objects that a name may mean, where a small one blends them.
+    It begins with noisy timesteps alone: in less noise, they take the faint blob that a scene begins with for what is to be drawn, or for an
+    empty ground. For real objects, a larger scale chooses one of those that a name may mean, where a small one blends them.
     """
     parts = _parts(given)
     # A further stage has been composed of its own words, without ``stages``; its scene may be that of the run that it begins with.
@@ -140,7 +140,7 @@ def _of_things(given: Mapping[str, str], prior: str) -> dict[str, str]:
     if given.get("guidance", "") in ALIASES or parts & {*NOT_PLAIN, "image", "preset"} - further:
         return {}
     own = of_prior(prior)
-    if own is None or not own.things or not (texts := _texts(given)):
+    if own is None or told_cameras(prior) or not (texts := _texts(given)):
         return {}
     why, found = f"follows from prior={prior}", dict[str, str]()
     if not parts & {"timesteps", *further}:
