@@ -439,7 +439,7 @@ def test_asds_shift_follows_the_samplers_lowest_timestep() -> None:
         assert followed(asd) == {"t_min": "timesteps"}
         return value_over_run(config, "timesteps", "t_min")
 
-    assert lowest() == Ramp(0.1, 0.1, 0.0, 1.0)
+    assert lowest() == Ramp(0.96, 0.1, 0.0, 1.0)
     assert lowest("experiment=scaledreamer", "preset=none") == Ramp(0.5, 0.02, 0.0, 1.0)
     assert lowest("timesteps=uniform", "timesteps.t_min=0.3") == 0.3
     moving = "timesteps.t_min={start:0.5,end:0.1,to_step:50}"

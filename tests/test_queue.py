@@ -21,7 +21,7 @@ from distill.run.overrides import quote
 from distill.run.queue import Queue, compose_queue
 
 #: The prior and the first timesteps that the tuned options give, and those of a kind with the prior of things.
-WORLD, THINGS, BARE = ("embedded", 0.1), ("things", 0.1), ("things", 0.92)
+WORLD, THINGS, BARE = ("embedded", 0.96), ("things", 0.96), ("things", 0.96)
 MIXED = ["a hamburger", "a red mug", "a mug", "a purple dragon", "a blue house", "a horse"]
 
 

@@ -133,7 +133,7 @@ def _of_bundled(given: Mapping[str, str], prior: str) -> dict[str, str]:
     It begins with noisy timesteps alone: in less noise, they take the faint blob that a scene begins with for what is to be drawn, or for an
     empty ground. For real objects, a larger scale chooses one of those that a name may mean, where a small one blends them.
     """
-    parts = _parts(given)
+    parts = _parts(given) - ({"stages"} if given.get("stages") == "[]" else set())
     # A further stage has been composed of its own words, without ``stages``; its scene may be that of the run that it begins with.
     same = "init" in parts and given.get("scene") == "hash_grid"
     further = {"stages", "init"} | ({"scene"} if same or given.get("scene") == "sdf" else set())
@@ -146,7 +146,7 @@ def _of_bundled(given: Mapping[str, str], prior: str) -> dict[str, str]:
     if not parts & {"timesteps", *further}:
         found["timesteps.t_min=0.96"] = why
     plain = given.get("guidance", "sds") == "sds" and "guidance.scale" not in given
-    if plain and not all(kind_of(text, own) for text in texts):
+    if plain and own.things and not all(kind_of(text, own) for text in texts):
         found["guidance.scale=5"] = why
     return found
 
