@@ -179,7 +179,7 @@ def test_jobs_of_one_folder_may_be_shards_and_wait_for_their_own_prompts(
     """What is wrong with a prompt of a file is for its own run, and a cluster's login node need not have a GPU."""
     ran = list[list[str]]()
 
-    def swept(words: list[str], folders: list[str], library: bool = False) -> int:
+    def swept(words: list[str], folders: list[str], library: bool = False, skips: bool = False) -> int:
         ran.append(words)
         return 0
 

@@ -31,7 +31,7 @@ BACKGROUNDS = ("auto", "keep", "rembg")
 #: What rembg may cut out with, the best first; both are under the Apache licence.
 NETWORKS = ("u2net", "u2netp")
 #: Largest side that an object is cut out at, and that a picture is read at, pixels.
-LARGEST, READ = 1024, 4096
+LARGEST, READ = 1024, 8192
 #: Least side of a picture, pixels: the models see it at 32 and more, and of less no shape can be told.
 LEAST = 16
 #: Alpha from which a pixel is seen, and the share of a picture that an alpha channel hides if it cuts an object out.
