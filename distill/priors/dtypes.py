@@ -12,8 +12,8 @@ from torch import Tensor, nn
 def default_dtype(device: torch.device, half: torch.dtype = torch.bfloat16) -> torch.dtype:
     """Half precision where the hardware computes faster in it, float32 elsewhere.
 
-    Of processors, these are those with AMX, and AMD's with AVX-512's bfloat16: a prediction took 0.7 times as long in it as in float32 on
-    an EPYC with Zen 4 cores. On an Intel Xeon with the same instructions but no AMX, it took 1.5 times as long.
+    CPUs compute faster in bfloat16 if they have AMX, or are made by AMD and have AVX-512's bfloat16 instructions: on an EPYC with Zen 4
+    cores, a prediction took 0.7 times as long as in float32. On an Intel Xeon with these instructions but no AMX, it took 1.5 times as long.
 
     Args:
         device: where it computes.

@@ -130,8 +130,8 @@ def _shipped(given: Mapping[str, str]) -> dict[str, str]:
 def _of_bundled(given: Mapping[str, str], prior: str) -> dict[str, str]:
     """What suits the bundled text-to-image priors in the main job, and in a further stage of it.
 
-    It begins with noisy timesteps alone: in less noise, they take the faint blob that a scene begins with for what is to be drawn, or for an
-    empty ground. For real objects, a larger scale chooses one of those that a name may mean, where a small one blends them.
+    Only noisy timesteps are drawn at first: at others, these priors keep or erase the faint blob that a scene begins with. For real
+    objects, a larger scale chooses one of those that a name may mean; a small one blends them.
     """
     parts = _parts(given) - ({"stages"} if given.get("stages") == "[]" else set())
     # A further stage has been composed of its own words, without ``stages``; its scene may be that of the run that it begins with.
