@@ -72,6 +72,23 @@ def test_the_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.item() == pytest.approx((told + (told + wide) / 2) / 2, abs=1e-5)
 
 
+def test_pictures_from_overhead_alone_are_rolled_by_any_angle(pictures: Any) -> None:
+    bars = torch.zeros(64, 1, 64, 64)
+    bars[:, :, 30:34, 16:48] = 1
+    above = torch.arange(64) % 2 == 0
+    moved = pictures.move(bars, torch.Generator().manual_seed(0), above)[:, 0]
+    y, x = (
+        axis.double() - 31.5 for axis in torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    )
+    weight = moved.double() / moved.double().sum((1, 2), keepdim=True)
+    dx, dy = (axis - (weight * axis).sum((1, 2), keepdim=True) for axis in (x, y))
+    second = [(weight * pair).sum((1, 2)) for pair in (dx * dx, dy * dy, dx * dy)]
+    # The direction of the principal axis of the bar's second moments.
+    angle = 0.5 * torch.atan2(2 * second[2], second[0] - second[1])
+    assert angle[~above].abs().max() < 0.13
+    assert angle[above].abs().mean() == pytest.approx(math.pi / 4, abs=0.15)  # even over half a turn
+
+
 def test_halves_and_names_with_as_many_pictures_are_drawn_evenly(pictures: Any, source: Any) -> None:
     g = torch.Generator().manual_seed(0)
     parts = [source.draw(256, g)[1] for _ in range(60)]
@@ -82,7 +99,9 @@ def test_halves_and_names_with_as_many_pictures_are_drawn_evenly(pictures: Any, 
     assert len(name[kinds].unique()) == 16 and len(name[~kinds].unique()) > 0.99 * 438
     can = torch.tensor([(one, "red") in captions.meanings() for one in captions.articles()])
     assert (colour[kinds] >= 0).all() and (colour[~can[name]] == pictures.NONE).all()
-    assert (colour[~kinds & can[name]] >= 0).float().mean().item() == pytest.approx(0.5, abs=0.04)
+    assert (colour[~kinds & can[name]] >= 0).float().mean().item() == pytest.approx(
+        pictures.IN_A_COLOUR, abs=0.04
+    )
 
 
 def test_only_a_picture_whose_colour_can_be_chosen_is_painted(pictures: Any, source: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from distill.transfer import send
 
 #: Pictures of each pair in a batch, so that captions of one pair that differ in the view meet.
 TOGETHER = 2
-WITH_VIEW, WITH_COLOUR, IN_A_COLOUR = 0.4, 0.85, 0.5
+WITH_VIEW, WITH_COLOUR, IN_A_COLOUR = 0.4, 0.85, 0.6
 #: An index of colours and of views that stands for none.
 NONE = -1
 #: Pictures of each thing that are rendered again, and the seed of what is fresh of both.
@@ -123,10 +124,15 @@ def uniform(low: float, high: float, shape: tuple[int, ...], g: torch.Generator)
     return low + (high - low) * torch.rand(shape, generator=g)
 
 
-def move(layers: Tensor, g: torch.Generator) -> Tensor:
-    """Shift, zoom and roll a little; what comes in from outside is empty."""
+def move(layers: Tensor, g: torch.Generator, above: Tensor | None = None) -> Tensor:
+    """Shift, zoom and roll a little; what comes in from outside is empty.
+
+    Pictures from overhead, where ``above`` (bool, shape ``[batch]``) says so, are rolled by any angle: each is such a picture, too.
+    """
     n, there = len(layers), layers.device
     roll, zoom = uniform(-0.12, 0.12, (n,), g), uniform(0.85, 1.25, (n,), g)
+    if above is not None:
+        roll = torch.where(above, uniform(-math.pi, math.pi, (n,), g), roll)
     cos, sin = torch.cos(roll) * zoom, torch.sin(roll) * zoom
     shift = uniform(-0.15, 0.15, (2, n), g)
     theta = torch.stack([cos, -sin, shift[0], sin, cos, shift[1]], dim=1).view(n, 2, 3)
@@ -156,9 +162,12 @@ def recolour(image: Tensor, g: torch.Generator) -> Tensor:
     return (image * send(light, there) + send(strength, there) * noise_for(image, g)).clamp(0, 1)
 
 
-def augmented(stored: Tensor, paint: Tensor, g: torch.Generator) -> Tensor:
-    """Make augmented pictures in [0, 1] of renders ``[batch, 64, 64, 5]``, on their device, in paints ``[batch, 3]`` of the CPU."""
-    layers = move(stored.permute(0, 3, 1, 2).float() / 255, g)
+def augmented(stored: Tensor, paint: Tensor, g: torch.Generator, above: Tensor | None = None) -> Tensor:
+    """Make augmented pictures in [0, 1] of renders ``[batch, 64, 64, 5]``, on their device, in paints ``[batch, 3]`` of the CPU.
+
+    ``above`` is as ``move`` takes it.
+    """
+    layers = move(stored.permute(0, 3, 1, 2).float() / 255, g, above)
     if torch.rand(1, generator=g) < 0.6:
         layers = blur(layers, g)
     n, there = len(layers), layers.device
@@ -283,7 +292,8 @@ class Source:
         index = torch.where(hue == NONE, self.rows.draw(name, g), self.painted.draw(self._paintable(name), g))
         paint = torch.where((hue == NONE)[:, None], self.paint[index], self.palette[hue])
         stored = self.layers[send(index, self.layers.device)]
-        return augmented(stored, paint, g), Shown(name, hue, self.view[index])
+        above = self.view[index] == world.VIEWS.index(world.OVERHEAD)
+        return augmented(stored, paint, g, above), Shown(name, hue, self.view[index])
 
     def _paintable(self, name: Tensor) -> Tensor:
         """The names, a kind in the place of those that have no picture whose colour can be chosen."""
