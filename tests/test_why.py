@@ -114,3 +114,20 @@ def test_an_unknown_option_is_one_line(name: str, said: str, capsys: pytest.Capt
 def test_why_needs_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("a red mug", "--why") == 2
     assert "--why needs a value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        (["a teddybear"], "'a teddybear' is read as 'a teddy bear'"),
+        (["two green chairs"], "'two' left out"),
+        (["a dragon"], "prior=things does not know 'dragon'"),
+        (["a red mug"], None),
+        (["a dragon on a house", "prior=sd-2.1-base"], None),
+    ],
+)
+def test_a_prompt_is_shown_as_the_prior_reads_it(words: list[str], note: str | None) -> None:
+    prompt, *options = words
+    lines = explain_options(["prompt"], [f"prompt={prompt}", *options]).splitlines()
+    notes = [line for line in lines if line.startswith("  note   ")]
+    assert [str(note) in line for line in notes] == ([] if note is None else [True])

@@ -29,6 +29,7 @@ from distill.run.compose import compose_any, compose_words, composing
 from distill.run.compose_stages import named_stages, split_stages
 from distill.run.implied import cleared, implied, with_implied
 from distill.run.meanings import meaning_of
+from distill.run.prior import check_prompt
 from distill.run.schema import PARTS, Config, known_options
 
 #: Groups that have a choice and no options of their own.
@@ -200,8 +201,12 @@ class Trace:
         value = OmegaConf.select(config, name)
         plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         settings = [*([Setting(plain, "what follows from the other stages")] if follows else []), *settings]
-        said = meaning_of(name, config).replace("``", "")
-        return _paragraph(name, plain, settings) + (f"\n  means  {said}" if said else "")
+        lines = [_paragraph(name, plain, settings)]
+        if said := meaning_of(name, config).replace("``", ""):
+            lines.append(f"  means  {said}")
+        if name == "prompt" and (read_as := _reading(config)):
+            lines.append(f"  note   {read_as}")
+        return "\n".join(lines)
 
     def _words(self, name: str) -> list[Setting]:
         """Return the values that the command line sets, the last one first."""
@@ -237,6 +242,14 @@ class Trace:
 
 
 _ABSENT = object()
+
+
+def _reading(config: DictConfig) -> str:
+    """What a bundled prior reads the prompts as, or why it refuses one; empty where they are read as they are."""
+    try:
+        return check_prompt(config)
+    except ValueError as error:
+        return str(error)
 
 
 def _paragraph(name: str, value: object, settings: Sequence[Setting]) -> str:
