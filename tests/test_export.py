@@ -6,6 +6,7 @@ import json
 import math
 import os
 import struct
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from distill.contracts import Field, Render, View
 from distill.export.asset import export_asset
 from distill.export.files import save_mesh, save_meshes
 from distill.export.frame import welded
-from distill.export.mesh import Ints, Mesh, decimate, extract_mesh, smooth, vertex_normals
+from distill.export.mesh import Floats, Ints, Mesh, decimate, extract_mesh, on_grid, smooth, vertex_normals
 from distill.export.pictures import to_uint8, write_contact_sheet, write_turntable
 from distill.export.texture import bake_texture, rasterise, surface_albedo, unwrap
 from distill.files.atomic import replacing
@@ -285,6 +286,30 @@ def test_chunks_do_not_change_the_mesh() -> None:
         extract_mesh(sphere(0.5), sphere_view(0.5), resolution=24, chunk=chunk) for chunk in (1000, 10**6)
     ]
     np.testing.assert_array_equal(meshes[0].vertices, meshes[1].vertices)
+
+
+def test_a_grid_s_values_are_those_at_its_nodes_x_first() -> None:
+    asked: list[int] = []
+
+    def values(points: Floats) -> Floats:
+        asked.append(len(points))
+        return points @ np.array([1, 10, 100], np.float32)
+
+    found = on_grid(values, 3, chunk=4)
+    # From -1 to 1 in steps of 1: 111 less than 0, 1, ... of each of the digits.
+    expected = [[[x + 10 * y + 100 * z - 111 for z in range(3)] for y in range(3)] for x in range(3)]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert asked == [4, 4, 4, 4, 4, 4, 3]
+
+
+def test_a_fine_grid_takes_a_few_times_the_memory_of_its_values() -> None:
+    field, view = sphere(0.5), sphere_view(0.5)
+    extract_mesh(field, view, resolution=16, faces=200)  # what is made once counts for no grid
+    tracemalloc.start()
+    extract_mesh(field, view, resolution=160, faces=200, iso=1.0, chunk=10_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * 4 * 160**3  # with all points at once, ten times
 
 
 def test_empty_scenes_say_so_in_one_line_with_a_remedy() -> None:

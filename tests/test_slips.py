@@ -211,6 +211,13 @@ def test_an_option_that_is_written_otherwise_is_told_how(
     assert said in line_of(["a mug", *words], capsys)
 
 
+@pytest.mark.parametrize("resolution", [1025, 3000, 10**9])
+def test_a_grid_that_no_memory_holds_is_refused_before_a_run(resolution: int) -> None:
+    said = error_of(f"export.resolution={resolution}")
+    assert "export.resolution must be an integer in [8, 1024]" in said
+    assert compose_config(["prompt=x", "export.resolution=1024"]).export.resolution == 1024
+
+
 @pytest.mark.parametrize("size", [16385, 60000, 1000000])
 def test_a_texture_that_no_viewer_takes_is_refused_before_a_run(size: int) -> None:
     assert "export.texture_size must be an integer in [64, 16384]" in error_of(f"export.texture_size={size}")

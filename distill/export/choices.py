@@ -15,6 +15,8 @@ PIVOTS = ("scene", "centre", "ground")
 SIZES = (1e-6, 1e6)
 #: Most pixels along a side of a texture: what graphics cards take.
 LARGEST_TEXTURE = 16384
+#: Most nodes along an edge of the grid that a mesh is made on: 1.1 billion nodes.
+FINEST_GRID = 1024
 #: Where levels of detail are: in files of their own, in the GLB as MSFT_lod, or both.
 LOD_PLACES = ("files", "msft", "both")
 #: Of a mesh of 10,000 faces, the eighth level would have 40.

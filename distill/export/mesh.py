@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import igl
@@ -100,7 +101,9 @@ def extract_mesh(
             f"Expected resolution >= 8, faces >= 4, iso > 0 and blur >= 0, got {resolution}, {faces}, {iso} and {blur}; "
             "the defaults are 128, 20000, None (automatic) and 1."
         )
-    density = _sample_grid(query, resolution, chunk, device)
+    density = on_grid(lambda points: evaluate(query, points, chunk, device)[0], resolution, chunk)
+    # A NaN would reach the file as invalid JSON; an infinity would break the interpolation.
+    np.nan_to_num(density, copy=False, nan=0.0, posinf=1e6, neginf=0.0)
     pictures = _silhouettes(view, size=96)
     for width in (blur, 0.0):
         level = _choose_level(density, pictures, largest_component, width) if iso is None else iso
@@ -164,14 +167,20 @@ def vertex_normals(vertices: Floats, faces: Ints) -> Floats:
     return np.where(length > 1e-20, summed / np.maximum(length, 1e-20), (0, 0, 1)).astype(np.float32)
 
 
-def _sample_grid(query: Field, resolution: int, chunk: int, device: torch.device | str) -> Floats:
-    """Densities at the nodes of a grid over the cube, shape ``[resolution] * 3``, x first."""
+def on_grid(values: Callable[[Floats], Floats], resolution: int, chunk: int) -> Floats:
+    """Values at the nodes of a grid over the cube, shape ``[resolution] * 3``, x first.
+
+    Args:
+        values: of points ``[n, 3]``, shape ``[n]``.
+        resolution: nodes along each edge.
+        chunk: points at a time; those of a fine grid would take ten times the memory of its values.
+    """
     axis = np.linspace(-1, 1, resolution, dtype=np.float32)
-    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
-    density, _ = evaluate(query, points, chunk, device)
-    # A NaN would reach the file as invalid JSON; an infinity would break the interpolation.
-    density = np.nan_to_num(density, nan=0.0, posinf=1e6, neginf=0.0)
-    return density.reshape(resolution, resolution, resolution)
+    found = np.empty(resolution**3, np.float32)
+    for start in range(0, len(found), chunk):
+        nodes = np.unravel_index(np.arange(start, min(start + chunk, len(found))), (resolution,) * 3)
+        found[start : start + chunk] = values(np.stack([axis[index] for index in nodes], axis=1))
+    return found.reshape((resolution,) * 3)
 
 
 def _isosurface(
@@ -188,11 +197,15 @@ def _isosurface(
             f"Expected a density above {level:.3g} somewhere in [-1, 1]^3, got at most {top:.3g} (an empty "
             "scene): train longer, try another seed, or pass a lower iso."
         )
-    above = np.log(np.clip(density[::stride, ::stride, ::stride] / level, math.exp(-3), math.exp(3)))
-    above = gaussian_filter(above, blur / stride, mode="nearest") if blur else above
+    above = density[::stride, ::stride, ::stride] / level
+    # In place: at 512 nodes along an edge, a copy takes half a gigabyte.
+    np.log(np.clip(above, math.exp(-3), math.exp(3), out=above), out=above)
+    if blur:
+        gaussian_filter(above, blur / stride, mode="nearest", output=above)
     if above.max() <= 0:  # nothing that is this dense is as wide as the blur, or as a coarse grid's steps
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)
-    above = np.pad(off_level(above), 1, constant_values=-3)
+    off_level(above)
+    above = np.pad(above, 1, constant_values=-3)
     vertices, faces, _, _ = marching_cubes(above, 0, gradient_direction="ascent", allow_degenerate=False)
     spacing = 2 * stride / (len(density) - 1)
     vertices = ((vertices - 1) * spacing - 1).astype(np.float32)
@@ -200,13 +213,19 @@ def _isosurface(
     return _largest_component(vertices, faces) if largest else (vertices, faces)
 
 
-def off_level(values: Floats) -> Floats:
-    """Move values on a grid that are close to 0 away from it.
+def off_level(values: Floats) -> None:
+    """Move values on a grid that are close to 0 away from it, in place.
 
     A surface through a node has triangles without area there. Marching cubes drops them, which leaves holes.
     """
-    least = 1e-4 * max(float(np.abs(np.diff(values, axis=axis)).max()) for axis in range(3))
-    return np.where(np.abs(values) < least, np.copysign(np.float32(least), values), values)
+    steepest = 0.0
+    for axis in range(3):
+        steps = np.diff(values, axis=axis)
+        steepest = max(steepest, float(steps.max()), -float(steps.min()))
+        del steps  # before the next ones are made
+    least = np.float32(1e-4 * steepest)
+    near = (values < least) & (values > -least)
+    values[near] = np.copysign(least, values[near])
 
 
 def _largest_component(vertices: Floats, faces: Ints) -> tuple[Floats, Ints]:

@@ -35,7 +35,7 @@ def zero_set(values: Floats) -> tuple[Floats, Ints]:
     rim = np.ones(outside.shape, bool)
     rim[1:-1, 1:-1, 1:-1] = False
     outside[rim] = np.abs(outside[rim]) + np.float32(1e-6)
-    outside = mesh.off_level(outside)
+    mesh.off_level(outside)
     vertices, faces, _, _ = marching_cubes(outside, 0, gradient_direction="descent", allow_degenerate=False)
     return ((vertices - 1) * spacing - 1).astype(np.float32), faces.astype(np.int64)
 
@@ -81,8 +81,8 @@ def extract_zero_set(
 
 @torch.no_grad()
 def _on_grid(distance: Callable[[Tensor], Tensor], resolution: int, chunk: int) -> Floats:
-    axis = torch.linspace(-1, 1, resolution)
-    nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).view(-1, 3)
-    values = torch.cat([distance(part).float().cpu() for part in nodes.split(chunk)])
-    found: Floats = np.nan_to_num(values.view(resolution, resolution, resolution).numpy(), nan=1.0)
-    return found
+    def values(points: Floats) -> Floats:
+        found: Floats = distance(torch.from_numpy(points)).float().cpu().numpy()
+        return found
+
+    return np.nan_to_num(mesh.on_grid(values, resolution, chunk), copy=False, nan=1.0)

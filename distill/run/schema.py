@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any
 
 from distill.domains import Angle, Count, Fraction, Length, NotNegative, OneOf, Positive, Range, Scheduled
-from distill.export.choices import FORMATS, LARGEST_TEXTURE, LOD_PLACES, MOST_LODS, PIVOTS, SIZES
+from distill.export.choices import FINEST_GRID, FORMATS, LARGEST_TEXTURE, LOD_PLACES, MOST_LODS, PIVOTS, SIZES
 
 #: The parts of a run that plug in: each is a callable with options.
 PARTS = ("guidance", "timesteps", "cameras", "scene")
@@ -338,7 +338,7 @@ class Export:
     """
 
     enabled: bool = True
-    resolution: Annotated[int, Range(8)] = 128
+    resolution: Annotated[int, Range(8, FINEST_GRID)] = 128
     faces: Annotated[int, Range(4)] = 10_000
     iso: Positive | None = None
     largest_component: bool = True
