@@ -114,7 +114,10 @@ def test_a_law_has_its_options_and_schedules_as_the_librarys_have(tmp_path: Path
     [
         ("timesteps=fallin", "unknown timesteps 'fallin'; did you mean 'falling'\\? there are annealed, .*, falling"),
         ("cameras=abov", "unknown cameras 'abov'; did you mean 'above'\\? there are ranges, groups, above"),
-        ("guidance=zzz", "unknown guidance 'zzz'; there are asd, "),
+        ("guidance=zzz", "unknown guidance 'zzz'; there are asd, .*, vsd; one of your own is known to the script that registers it"),
+        ("guidance=./mine.py", r"unknown guidance '\./mine\.py'; there are asd, .* script that registers it"),
+        ("scene=/home/me/mine.py", "unknown scene '/home/me/mine.py'; there are hash_grid, .* script that registers it"),
+        ("experiment=mine/crsp", "unknown experiment 'mine/crsp'; there are csd, "),
         ("timesteps.powr=1", "unknown option 'timesteps.powr'; did you mean 'timesteps.power'\\?"),
     ],
 )  # fmt: skip
