@@ -137,6 +137,8 @@ def of(drawn: Any) -> Any:
     [
         (lambda batch: torch.rand(batch), r"integers of shape \[4\] on the CPU, got \[4\] of torch.float32 on cpu"),
         (lambda batch: torch.tensor(3), r"integers of shape \[4\] on the CPU, got \[\] of torch.int64"),
+        (lambda batch: torch.ones(batch) > 0, r"integers of shape \[4\] on the CPU, got \[4\] of torch.bool on cpu"),
+        (lambda batch: torch.ones(batch).to(torch.uint8), r"int64 or int32 integers .* got \[4\] of torch.uint8"),
         (lambda batch: 3, r"integers of shape \[4\] on the CPU, got int"),
         (lambda batch: torch.full((batch,), 1000), r"timesteps must lie in \[0, 999\], got 1000 to 1000"),
     ],
