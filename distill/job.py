@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from distill.contracts import (
     CameraSampler,
     Conditioner,
+    Group,
     Guidance,
     Learner,
     Prior,
@@ -181,8 +182,18 @@ def make_optimiser(
     """Make AdamW with one group per kind of parameter, each at the scene's own rate; without weight decay, that is Adam.
 
     One kernel reads and writes all that a parameter has, on CPU and CUDA: a hash grid is larger than the caches.
+
+    Raises:
+        ValueError: the scene gives no groups of parameters, or empty ones.
     """
-    kinds = [group for group in scene.parameter_groups().values() if group.parameters]
+    given = scene.parameter_groups()
+    if not isinstance(given, Mapping) or not all(isinstance(group, Group) for group in given.values()):
+        raise ValueError(
+            f"the parameter_groups of a scene must be a dictionary of distill.contracts.Group, got {str(given)[:80]!r}"
+        )
+    kinds = [group for group in given.values() if group.parameters]
+    if not kinds:
+        raise ValueError("the parameter_groups of a scene have no parameters; name in them what is trained")
     groups = [{"params": list(group.parameters), "lr": group.rate, "peak_lr": group.rate} for group in kinds]
     every = [parameter for group in kinds for parameter in group.parameters]
     known = every and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in every)

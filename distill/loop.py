@@ -188,6 +188,7 @@ def see(job: Job, now: Step, cameras: Cameras, generator: torch.Generator | None
     # Only renderers of scenes that can be shaded are told how.
     style: dict[str, Any] = {"shading": settings.shading(now.progress, g)} if settings.shading else {}
     render = job.render(there, size, size, generator=g, normals=latent or settings.normals, **style)
+    check_render(render)
     x = as_latent(render, prior) if latent else prior.encode(render.rgb.movedim(-1, 1))
     objects = count // prior.views
     drawn = check_drawn(prior, job.timesteps(now.progress, objects, g), objects)
@@ -207,16 +208,30 @@ def see(job: Job, now: Step, cameras: Cameras, generator: torch.Generator | None
     return Seen(x.detach(), t, cond, grad, render.detached())
 
 
+def check_render(render: object) -> None:
+    """Check what a scene renders.
+
+    Raises:
+        ValueError: it is no ``Render``, or nothing in it follows from parameters.
+    """
+    if not isinstance(render, Render):
+        raise ValueError(f"a scene must render a distill.contracts.Render, got {type(render).__name__}")
+    if not any(value.requires_grad for value in (render.rgb, render.normal) if value is not None):
+        raise ValueError(
+            "the scene's pictures have no gradient; render them from its parameters, without detach() or torch.no_grad()"
+        )
+
+
 def check_gradient(grad: object, x: Tensor) -> None:
     """Check what a loss returns.
 
     Raises:
         ValueError: it is no gradient of ``x``.
     """
-    if not isinstance(grad, Tensor) or grad.shape != x.shape:
-        got = list(grad.shape) if isinstance(grad, Tensor) else type(grad).__name__
+    if not isinstance(grad, Tensor) or grad.shape != x.shape or not grad.is_floating_point():
+        got = f"{list(grad.shape)} of {grad.dtype}" if isinstance(grad, Tensor) else type(grad).__name__
         raise ValueError(
-            f"the loss must return dL/dx, a tensor of the shape of x, {list(x.shape)}, got {got}"
+            f"the loss must return dL/dx, a tensor of the shape of x, {list(x.shape)}, of floating-point numbers, got {got}"
         )
 
 
@@ -295,7 +310,7 @@ def _why(metrics: Mapping[str, float], bad: int, step: int) -> str:
         remedy = "start again with lower learning rates (scene.encoding_lr, scene.mlp_lr) or guidance.scale"
     else:
         what = "what the prior and the loss gave"
-        remedy = "check the loss or the weighting if it is your own, load the prior in float32 (prior_options.dtype=float32), or check its weights"
+        remedy = "check the loss, the weighting, the scene or the cameras if they are your own, load the prior in float32 (prior_options.dtype=float32), or check its weights"
     return f"{what} was not finite in {counted(bad, 'step')} in a row, the last of them step {step}; {remedy}"
 
 

@@ -58,7 +58,11 @@ def register(loss: Make) -> Make:
 
 
 def made_for_prior(loss: Make) -> Make:
-    """Mark a loss that must first be constructed for its prior; usable as a decorator."""
+    """Mark a loss that must first be constructed for its prior; usable as a decorator.
+
+    An option that is a schedule is a ``distill.samplers.schedules.Ramp`` there; ``distill.samplers.schedules.at`` gives its value at
+    ``cond.step.progress``.
+    """
     _made.add(loss)
     return loss
 

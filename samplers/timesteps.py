@@ -55,9 +55,13 @@ def check_drawn(prior: Prior, t: object, count: int) -> Tensor:
     Raises:
         ValueError: it is no ``count`` integers on the CPU, or one is outside the prior's range.
     """
-    if not isinstance(t, Tensor) or t.shape != (count,) or t.is_floating_point() or t.device.type != "cpu":
+    # Other integers, and switches, are no indices, or masks.
+    whole = isinstance(t, Tensor) and t.dtype in (torch.int64, torch.int32)
+    if not isinstance(t, Tensor) or t.shape != (count,) or not whole or t.device.type != "cpu":
         got = f"{list(t.shape)} of {t.dtype} on {t.device}" if isinstance(t, Tensor) else type(t).__name__
-        raise ValueError(f"a timestep law must draw integers of shape [{count}] on the CPU, got {got}")
+        raise ValueError(
+            f"a timestep law must draw int64 or int32 integers of shape [{count}] on the CPU, got {got}"
+        )
     check_timesteps(prior, t)
     return t
 

@@ -114,7 +114,10 @@ def test_a_law_has_its_options_and_schedules_as_the_librarys_have(tmp_path: Path
     [
         ("timesteps=fallin", "unknown timesteps 'fallin'; did you mean 'falling'\\? there are annealed, .*, falling"),
         ("cameras=abov", "unknown cameras 'abov'; did you mean 'above'\\? there are ranges, groups, above"),
-        ("guidance=zzz", "unknown guidance 'zzz'; there are asd, "),
+        ("guidance=zzz", "unknown guidance 'zzz'; there are asd, .*, vsd; one of your own is known to the script that registers it"),
+        ("guidance=./mine.py", r"unknown guidance '\./mine\.py'; there are asd, .* script that registers it"),
+        ("scene=/home/me/mine.py", "unknown scene '/home/me/mine.py'; there are hash_grid, .* script that registers it"),
+        ("experiment=mine/crsp", "unknown experiment 'mine/crsp'; there are csd, "),
         ("timesteps.powr=1", "unknown option 'timesteps.powr'; did you mean 'timesteps.power'\\?"),
     ],
 )  # fmt: skip
@@ -134,6 +137,8 @@ def of(drawn: Any) -> Any:
     [
         (lambda batch: torch.rand(batch), r"integers of shape \[4\] on the CPU, got \[4\] of torch.float32 on cpu"),
         (lambda batch: torch.tensor(3), r"integers of shape \[4\] on the CPU, got \[\] of torch.int64"),
+        (lambda batch: torch.ones(batch) > 0, r"integers of shape \[4\] on the CPU, got \[4\] of torch.bool on cpu"),
+        (lambda batch: torch.ones(batch).to(torch.uint8), r"int64 or int32 integers .* got \[4\] of torch.uint8"),
         (lambda batch: 3, r"integers of shape \[4\] on the CPU, got int"),
         (lambda batch: torch.full((batch,), 1000), r"timesteps must lie in \[0, 999\], got 1000 to 1000"),
     ],

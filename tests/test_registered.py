@@ -19,6 +19,7 @@ from distill import guidance, loop, renderers
 from distill.guidance.terms import WEIGHTINGS
 from distill.priors import exact
 from distill.priors.sampling import sample
+from distill.renderers.image import ImageScene
 from distill.run.compose import compose_config
 from distill.run.initial import tell_source
 from distill.samplers import cameras, timesteps
@@ -48,6 +49,14 @@ def wrong_shape(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, scale: flo
 
 def no_gradient(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, scale: float = 1.0) -> Any:
     return None
+
+
+def whole_numbers(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, scale: float = 1.0) -> Any:
+    return x.long()
+
+
+def complex_numbers(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, scale: float = 1.0) -> Any:
+    return 1j * x
 
 
 def breaks(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, scale: float = 1.0) -> Any:
@@ -205,8 +214,10 @@ def test_a_name_in_capitals_is_told_how_it_is_chosen() -> None:
     [
         (wrong_shape, ValueError, r"the loss must return dL/dx, a tensor of the shape of x, \[\d+, 48, .* got \[\d+, 1, "),
         (no_gradient, ValueError, "the loss must return dL/dx, .* got NoneType"),
+        (whole_numbers, ValueError, r"the loss must return dL/dx, .* of floating-point numbers, got \[.*\] of torch.int64"),
+        (complex_numbers, ValueError, r"of floating-point numbers, got \[.*\] of torch.complex64"),
         (breaks, KeyError, "what it needs"),
-        (never_finite, loop.Diverged, "was not finite in 3 steps in a row, .* check the loss or the weighting if it is your own"),
+        (never_finite, loop.Diverged, "was not finite in 3 steps in a row, .* check the loss, the weighting, the scene or the cameras if they are your own"),
     ],
 )  # fmt: skip
 def test_what_a_loss_does_wrong_is_said_and_noted(loss: Callable[..., Any], error: Any, said: str) -> None:
@@ -218,6 +229,48 @@ def test_what_a_loss_does_wrong_is_said_and_noted(loss: Callable[..., Any], erro
         )
     manifest = json.loads(Path("run/manifest.json").read_text())
     assert manifest["state"] in ("failed", "diverged") and manifest["why"]
+
+
+class Drawn(ImageScene):
+    def render(self, *given: Any, **options: Any) -> Any:
+        return super().render(*given, **options).rgb
+
+
+class Constant(ImageScene):
+    def render(self, *given: Any, **options: Any) -> Any:
+        return super().render(*given, **options).detached()
+
+
+class Listed(ImageScene):
+    def parameter_groups(self) -> Any:
+        return [self.image]
+
+
+class Bare(ImageScene):
+    def parameter_groups(self) -> Any:
+        return {"image": [self.image]}
+
+
+class Untrained(ImageScene):
+    def parameter_groups(self) -> Any:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("scene", "said"),
+    [
+        (Drawn, r"must render a distill\.contracts\.Render, got Tensor"),
+        (Constant, "pictures have no gradient; render them from its parameters"),
+        (Listed, r"must be a dictionary of distill\.contracts\.Group, got '\[Parameter"),
+        (Bare, r"must be a dictionary of distill\.contracts\.Group, got \"\{'image'"),
+        (Untrained, "parameter_groups of a scene have no parameters"),
+    ],
+)
+def test_what_a_scene_does_wrong_is_said(scene: Callable[..., Any], said: str) -> None:
+    renderers.register(scene)
+    options = {name: value for name, value in OPTIONS.items() if not name.startswith("scene.")}
+    with pytest.raises(ValueError, match=said):
+        distill.generate("a red mug", scene=scene.__name__.lower(), output_dir="run", **options)
 
 
 def test_a_comparison_goes_on_past_a_loss_that_breaks(tmp_path: Path) -> None:

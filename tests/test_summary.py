@@ -54,7 +54,14 @@ def root(tmp_path: Path) -> Path:
     sheet.save(best / "contact.png")
     half = run_in(root / "half", config='prompt: "a\n\n  mug"\nseed: 5\niterations: 400\nviews:\n  seed: 9\n')
     (half / "metrics.jsonl").write_text('{"step": 0}\n{"step": 118}\n{"step": 1')
-    failed = {"prompt": "a <b>fog</b>", "seed": 1, "iterations": 400, "step": 120, "seconds": {"train": 9.0}}
+    failed = {
+        "prompt": "a <b>fog</b>",
+        "seed": 1,
+        "iterations": 400,
+        "step": 120,
+        "seconds": {"train": 9.0},
+        "guidance": "csd",
+    }
     run_in(root / "sweeps/1/fog", {**failed, "state": "collapsed", "why": "full, for long"})
     run_in(root / "pink", {**failed, "prompt": "a pink cone", "state": "failed", "why": "no surface"})
     (root / "batch.csv").write_text(
@@ -66,8 +73,8 @@ def root(tmp_path: Path) -> Path:
 def test_every_run_has_its_line_and_what_failed_comes_first(root: Path) -> None:
     runs, page = summarise(root)
     assert runs == [
-        Run("a pink cone", 1, "failed", None, 9.0, "120/400", "pink", "no surface"),
-        Run("a <b>fog</b>", 1, "collapsed", None, 9.0, "120/400", "sweeps/1/fog", "full, for long"),
+        Run("a pink cone", 1, "failed", None, 9.0, "120/400", "pink", "no surface", "csd"),
+        Run("a <b>fog</b>", 1, "collapsed", None, 9.0, "120/400", "sweeps/1/fog", "full, for long", "csd"),
         Run("a dragon", None, "refused", None, None, "", "", "does not know"),
         Run("a\nmug", 5, "unfinished", None, None, "119/400", "half", ""),
         Run("a blue cube", 0, "finished", 0.5, 3.2, "400/400", "cube", "seed-0: empty"),
@@ -76,7 +83,7 @@ def test_every_run_has_its_line_and_what_failed_comes_first(root: Path) -> None:
     assert [row["prompt"] for row in rows] == [run.prompt for run in runs]
     assert rows[1] == {
         "prompt": "a <b>fog</b>", "seed": "1", "state": "collapsed", "score": "", "seconds": "9.0", "steps": "120/400",
-        "folder": "sweeps/1/fog", "why": "full, for long",
+        "folder": "sweeps/1/fog", "why": "full, for long", "guidance": "csd",
     }  # fmt: skip
     assert page == root / "summary.html"
 
@@ -85,6 +92,7 @@ def test_the_page_needs_nothing_else_and_shows_text_as_text(root: Path) -> None:
     page = summarise(root)[1].read_text()
     assert "default-src 'none'" in page and not re.search(r"(?:src|href)=\"?(?:https?:|//)", page)
     assert "a &lt;b&gt;fog&lt;/b&gt;" in page and "<b>fog" not in page
+    assert ", seed 1, csd</p>" in page
     assert page.count("data:image/jpeg;base64,") == 1 and 'href="cube/report.html"' in page
     assert "5 runs: 1 finished, 1 unfinished, 1 refused, 1 collapsed, 1 failed" in page
     assert [int(i) for i in re.findall(r'data-index="(\d)"', page)] == [1, 2, 3, 4, 5]
@@ -110,8 +118,30 @@ def test_links_lead_to_folders_of_any_name(tmp_path: Path) -> None:
 
 def test_the_text_is_short_and_counts_all(root: Path) -> None:
     lines = as_text(summarise(root)[0], most=2).splitlines()
-    assert lines[0].split() == ["prompt", "state", "score", "seconds", "steps", "folder", "why"]
-    assert lines[1].split() == ["a", "pink", "cone", "failed", "9.0", "120/400", "pink", "no", "surface"]
+    assert lines[0].split() == [
+        "prompt",
+        "seed",
+        "guidance",
+        "state",
+        "score",
+        "seconds",
+        "steps",
+        "folder",
+        "why",
+    ]
+    assert lines[1].split() == [
+        "a",
+        "pink",
+        "cone",
+        "1",
+        "csd",
+        "failed",
+        "9.0",
+        "120/400",
+        "pink",
+        "no",
+        "surface",
+    ]
     assert lines[3:] == ["and 3 more", "1 finished, 1 unfinished, 1 refused, 1 collapsed, 1 failed"]
 
 

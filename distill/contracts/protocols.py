@@ -94,7 +94,7 @@ class Prior(Protocol):
     def predict_noise(
         self, x_t: Tensor, t: Tensor, cond: Embedding, cameras: Cameras | None = None
     ) -> Tensor:
-        """Predict the noise in ``x_t``, same shape, without gradient to the model's parameters.
+        """Predict the noise in ``x_t``, same shape, without gradient, neither to the model's parameters nor to ``x_t``.
 
         Args:
             x_t: noised pictures in the prior's space, shape ``[batch, ...]``; of a multi-view prior, ``views``
@@ -129,7 +129,11 @@ class Trainable(Protocol):
 
 
 class Guidance(Protocol):
-    """A loss: the gradient dL/dx that a prior gives a clean picture. Deterministic: t and noise are drawn outside."""
+    """A loss: the gradient dL/dx that a prior gives a clean picture. Deterministic: t and noise are drawn outside.
+
+    It is called without gradients (``torch.no_grad``), with an ``x`` that has none, and leaves what it is given unchanged. One that
+    differentiates does so inside ``torch.enable_grad``, as ``distill.guidance.terms.through_pixels`` does.
+    """
 
     def __call__(self, prior: Prior, x: Tensor, cond: Condition, t: Tensor, noise: Tensor, /) -> Tensor: ...
 

@@ -45,7 +45,7 @@ def explain(error: BaseException) -> str:
     """Say in one line what is wrong with an option, and the remedy."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     text = str(error)
-    if found := re.search(r"Could not find '([\w/]+)/([^'/]*)'", text):
+    if found := re.search(r"Could not find '((?:hydra/)?\w+)/([^']*)'", text):
         return _unknown_choice(found[1], found[2], re.findall(r"^\t(\S+)$", text, re.MULTILINE))
     if found := re.search(r"In '[^']*': Could not load '([\w/]+)/[^']*'", text):
         return f"{found[1]} takes one name, got a list or a name that is no file; choose one with {found[1]}=NAME"
@@ -174,7 +174,12 @@ def _unknown_choice(group: str, name: str, there: Sequence[str]) -> str:
         return f"unknown {group} {name!r}; did you mean {name.lower()!r}?"
     close = difflib.get_close_matches(name.lower(), choices, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown {group} {name!r}" + (f"; {hint}there are {', '.join(choices)}" if choices else "")
+    own = "" if close or group not in PARTS else f"; {OWN}"
+    return f"unknown {group} {name!r}" + (f"; {hint}there are {', '.join(choices)}{own}" if choices else "")
+
+
+#: Where a part is known that is none of the library's.
+OWN = "one of your own is known to the script that registers it, which is run instead of the command distill"
 
 
 #: What lists every option.

@@ -33,7 +33,7 @@ STATES = ("failed", "collapsed", "refused", "unfinished", "finished")
 #: Lines of the table that are printed; the files have all.
 PRINTED = 40
 #: Columns of the file.
-COLUMNS = ("prompt", "seed", "state", "score", "seconds", "steps", "folder", "why")
+COLUMNS = ("prompt", "seed", "state", "score", "seconds", "steps", "folder", "why", "guidance")
 
 
 class Run(NamedTuple):
@@ -48,6 +48,7 @@ class Run(NamedTuple):
         steps: done, of how many, such as ``120/400``.
         folder: relative to the summary's; empty for a prompt that was refused.
         why: it failed, in one line.
+        guidance: the loss; empty where it is not noted.
     """
 
     prompt: str
@@ -58,6 +59,7 @@ class Run(NamedTuple):
     steps: str
     folder: str
     why: str
+    guidance: str = ""
 
 
 def summarise(root: Path) -> tuple[list[Run], Path]:
@@ -157,6 +159,7 @@ def read(folder: Path, root: Path) -> Run:
         steps=progress(folder, finished, int(iterations), said, asked) if iterations else "",
         folder=plain(folder.relative_to(root).as_posix()),
         why=plain(said["why"]) if said.get("why") else plain("; ".join(lost)),
+        guidance=plain(said.get("guidance") or ""),
     )
 
 
@@ -299,7 +302,7 @@ def as_text(runs: Sequence[Run], most: int = PRINTED) -> str:
     def shown(value: object) -> str:
         return "" if value is None else cut(str(value), 48)
 
-    titles = ("prompt", "state", "score", "seconds", "steps", "folder", "why")
+    titles = ("prompt", "seed", "guidance", "state", "score", "seconds", "steps", "folder", "why")
     rows = [titles, *(tuple(shown(getattr(run, name)) for name in titles) for run in runs[:most])]
     more = [f"and {len(runs) - most} more"] if len(runs) > most else []
     return "\n".join([*aligned(rows), *more, counted(runs)])
