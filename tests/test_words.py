@@ -147,6 +147,49 @@ def test_wordnets_files_are_read_and_lead_upwards(tmp_path: Path, monkeypatch: p
     }
 
 
+def test_a_breed_is_its_animal_through_any_number_of_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(CASES.parent))
+    wordnet, make = (importlib.import_module(name) for name in ("wordnet", "word_vectors"))
+    chain = ["dog", "hunting_dog", "sporting_dog", "retriever", "golden_retriever"]
+    lines = [
+        f"{at}00000000 05 n 01 {one} 0 001 @ {at - 1}00000000 n 0000 | a dog"
+        for at, one in enumerate(chain, 1)
+    ]
+    charger = "900000000 06 n 01 charger 0 000 | for a battery"
+    (tmp_path / "data.noun").write_text(
+        "\n".join([*lines, "000000000 05 n 01 animal 0 000 | alive", charger])
+    )
+    of = [f"{one} n 1 1 @ 1 0 {at}00000000" for at, one in enumerate(chain, 1)]
+    of.append("charger n 2 1 @ 2 0 200000000 900000000")  # a horse or a device is no animal for certain
+    for part in ("noun", "verb", "adj", "adv"):
+        (tmp_path / f"index.{part}").write_text("\n".join(of) if part == "noun" else "")
+    net = wordnet.read(tmp_path)
+    assert (
+        make.links(net, "retriever", make.by_sense(net, ["dog"])) == {}
+    )  # three steps are too many for a thing
+    assert make.breeds(net, ["dog"], ["hunting dog\tdog"]) == [
+        "sporting dog\tdog", "retriever\tdog", "golden retriever\tdog",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("prompt", "caption"),
+    [
+        ("a retriever", "a dog"), ("a golden retriever", "a yellow dog"), ("a german shepherd", "a dog"),
+        ("two greyhounds", "a dog"), ("a red cocker spaniel", "a red dog"), ("a bobcat", "a cat"), ("a steed", "a horse"),
+    ],
+)  # fmt: skip
+def test_breeds_are_read_as_their_animals(prompt: str, caption: str) -> None:
+    assert understand(prompt, ALL).caption == caption
+
+
+@pytest.mark.parametrize("word", ["charger", "setter", "wheeler", "cairn", "harrier"])
+def test_a_word_that_also_means_something_else_is_no_breed(word: str) -> None:
+    assert words.means(word, ALL.names) is None
+
+
 def test_small_vectors_keep_directions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(CASES.parent))
     make = importlib.import_module("word_vectors")

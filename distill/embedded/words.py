@@ -32,7 +32,7 @@ class Table:
         letters: the class of thing that a word is first of all: ``a`` artifact or shape, ``f`` food, ``n`` animal, ``p`` plant;
             empty for what is none.
         vectors: directions, int8, shape ``[words, dimensions]``.
-        broader: of some words the names that they mean, or are a kind of, the nearest first.
+        broader: of some words the names that they mean, or are a kind of, the nearest first; breeds of animals have no row.
     """
 
     index: dict[str, int]
@@ -58,7 +58,7 @@ def table() -> Table:
 
 def is_word(text: str) -> bool:
     """Tell whether a word, or a phrase, is one of the table's."""
-    return text in table().index
+    return text in table().index or text in table().broader
 
 
 def letter(text: str) -> str:

@@ -106,10 +106,10 @@ def by_sense(net: wordnet.WordNet, names: Sequence[str]) -> dict[str, list[str]]
     return found
 
 
-def links(net: wordnet.WordNet, word: str, named: dict[str, list[str]]) -> dict[str, int]:
+def links(net: wordnet.WordNet, word: str, named: dict[str, list[str]], steps: int = STEPS) -> dict[str, int]:
     """Names that mean the same as a word or what is above it, with the steps to each."""
     found: dict[str, int] = {}
-    for step, offset in net.above(word, STEPS):
+    for step, offset in net.above(word, steps):
         for name in named.get(offset, ()):
             if name != word:
                 found[name] = min(step, found.get(name, step))
@@ -148,6 +148,19 @@ def broader(
                 found.append((step, -alike, name))
         if found:
             lines.append(f"{row}\t{'|'.join(name for *_, name in sorted(found))}")
+    return lines
+
+
+def breeds(net: wordnet.WordNet, names: Sequence[str], said: Iterable[str]) -> list[str]:
+    """Lines of animals that ``said`` lacks with the names of what they are, however many groups of breeds are between.
+
+    They need no vector: a retriever is a sporting dog, that a hunting dog, and that a dog.
+    """
+    there, named, lines = {line.partition("\t")[0] for line in said}, by_sense(net, names), []
+    for noun in (each.replace("_", " ") for each in net.nouns if net.is_animal(each)):
+        found = links(net, noun, named, wordnet.ALL)
+        if found and noun not in there:
+            lines.append(f"{noun}\t{'|'.join(sorted(found, key=lambda name: (found[name], name)))}")
     return lines
 
 
@@ -215,7 +228,9 @@ def make(wheel: Path, folder: Path) -> None:
     letters = [net.letter(row) or ("a" if row in names else "") for row in rows]
     lines = [f"{row}\t{letter}".rstrip() for row, letter in zip(rows, letters, strict=True)]
     (words.FOLDER / words.LIST).write_text("\n".join(lines) + "\n", "utf-8")
-    (words.FOLDER / words.BROADER).write_text("\n".join(broader(net, rows, vectors, names)) + "\n", "utf-8")
+    said = broader(net, rows, vectors, names)
+    said += breeds(net, names, said)
+    (words.FOLDER / words.BROADER).write_text("\n".join(said) + "\n", "utf-8")
     save_file({"vectors": small(vectors)}, words.FOLDER / words.VECTORS)
     print(
         "nearest name kept: {:.3f} of all words, {:.3f} of those near one".format(*kept(rows, vectors, names))

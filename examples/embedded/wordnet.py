@@ -10,6 +10,9 @@ from pathlib import Path
 CLASSES = {5: "n", 6: "a", 13: "f", 20: "p", 25: "a"}
 #: What else can be seen and touched: parts of bodies, natural objects, substances.
 SEEN = (8, 17, 27)
+ANIMALS = 5
+#: Steps that no chain of broader senses has.
+ALL = 20
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class WordNet:
                 if self.senses[offset].file in files:
                     return offset
         return offsets[0] if offsets else None
+
+    def is_animal(self, word: str) -> bool:
+        """Tell whether a noun means nothing but animals."""
+        files = {self.senses[offset].file for offset in self.of(word)}
+        return files == {ANIMALS}
 
     def above(self, word: str, steps: int) -> Iterator[tuple[int, str]]:
         """Synsets of a thing's first two senses and those above them, with the steps to each."""
