@@ -184,7 +184,7 @@ def make_optimiser(
     One kernel reads and writes all that a parameter has, on CPU and CUDA: a hash grid is larger than the caches.
 
     Raises:
-        ValueError: the scene gives no groups of parameters, or empty ones.
+        ValueError: the scene gives no groups of parameters, or all of them are empty.
     """
     given = scene.parameter_groups()
     if not isinstance(given, Mapping) or not all(isinstance(group, Group) for group in given.values()):

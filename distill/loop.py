@@ -190,6 +190,7 @@ def see(job: Job, now: Step, cameras: Cameras, generator: torch.Generator | None
     render = job.render(there, size, size, generator=g, normals=latent or settings.normals, **style)
     check_render(render)
     x = as_latent(render, prior) if latent else prior.encode(render.rgb.movedim(-1, 1))
+    check_traced(x)
     objects = count // prior.views
     drawn = check_drawn(prior, job.timesteps(now.progress, objects, g), objects)
     t = send(drawn.repeat_interleave(prior.views), prior.device)
@@ -212,13 +213,21 @@ def check_render(render: object) -> None:
     """Check what a scene renders.
 
     Raises:
-        ValueError: it is no ``Render``, or nothing in it follows from parameters.
+        ValueError: it is no ``Render``.
     """
     if not isinstance(render, Render):
         raise ValueError(f"a scene must render a distill.contracts.Render, got {type(render).__name__}")
-    if not any(value.requires_grad for value in (render.rgb, render.normal) if value is not None):
+
+
+def check_traced(x: Tensor) -> None:
+    """Check that what a prior encodes of a scene's pictures follows from parameters.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not x.requires_grad:
         raise ValueError(
-            "the scene's pictures have no gradient; render them from its parameters, without detach() or torch.no_grad()"
+            "the scene's pictures have no gradient; render them from its parameters, and encode them, without detach() or torch.no_grad()"
         )
 
 

@@ -60,8 +60,8 @@ def register(loss: Make) -> Make:
 def made_for_prior(loss: Make) -> Make:
     """Mark a loss that must first be constructed for its prior; usable as a decorator.
 
-    An option that is a schedule is a ``distill.samplers.schedules.Ramp`` there; ``distill.samplers.schedules.at`` gives its value at
-    ``cond.step.progress``.
+    A number among its options may be a schedule: ``distill.samplers.schedules.at({"scale": scale}, cond.step.progress)["scale"]`` is the value
+    of either at that point of training.
     """
     _made.add(loss)
     return loss

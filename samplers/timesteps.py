@@ -55,7 +55,7 @@ def check_drawn(prior: Prior, t: object, count: int) -> Tensor:
     Raises:
         ValueError: it is no ``count`` integers on the CPU, or one is outside the prior's range.
     """
-    # Other integers, and switches, are no indices, or masks.
+    # torch indexes with these; booleans and bytes would be masks.
     whole = isinstance(t, Tensor) and t.dtype in (torch.int64, torch.int32)
     if not isinstance(t, Tensor) or t.shape != (count,) or not whole or t.device.type != "cpu":
         got = f"{list(t.shape)} of {t.dtype} on {t.device}" if isinstance(t, Tensor) else type(t).__name__

@@ -114,7 +114,7 @@ def test_a_law_has_its_options_and_schedules_as_the_librarys_have(tmp_path: Path
     [
         ("timesteps=fallin", "unknown timesteps 'fallin'; did you mean 'falling'\\? there are annealed, .*, falling"),
         ("cameras=abov", "unknown cameras 'abov'; did you mean 'above'\\? there are ranges, groups, above"),
-        ("guidance=zzz", "unknown guidance 'zzz'; there are asd, .*, vsd; one of your own is known to the script that registers it"),
+        ("guidance=zzz", "unknown guidance 'zzz'; there are asd, .*, vsd; one of your own is known only in the script that registers it"),
         ("guidance=./mine.py", r"unknown guidance '\./mine\.py'; there are asd, .* script that registers it"),
         ("scene=/home/me/mine.py", "unknown scene '/home/me/mine.py'; there are hash_grid, .* script that registers it"),
         ("experiment=mine/crsp", "unknown experiment 'mine/crsp'; there are csd, "),
@@ -126,6 +126,14 @@ def test_an_unknown_name_has_the_nearest_one_beside_it(word: str, said: str) -> 
     cameras.register(above)
     with pytest.raises(ValueError, match=said):
         compose_config(["prompt=a red mug", "timesteps=falling", word])
+
+
+def test_a_group_of_several_levels_is_told_from_its_name(tmp_path: Path) -> None:
+    (tmp_path / "lab/lights").mkdir(parents=True)
+    (tmp_path / "lab/lights/bright.yaml").write_text("# @package _global_\niterations: 7\n")
+    assert compose_config(["prompt=a red mug", "+lab/lights=bright"], [str(tmp_path)]).iterations == 7
+    with pytest.raises(ValueError, match="unknown lab/lights 'brigt'; did you mean 'bright'"):
+        compose_config(["prompt=a red mug", "+lab/lights=brigt"], [str(tmp_path)])
 
 
 def of(drawn: Any) -> Any:

@@ -212,7 +212,7 @@ def test_an_option_that_is_written_otherwise_is_told_how(
 
 
 @pytest.mark.parametrize("resolution", [1025, 3000, 10**9])
-def test_a_grid_that_no_memory_holds_is_refused_before_a_run(resolution: int) -> None:
+def test_a_grid_finer_than_the_limit_is_refused_before_a_run(resolution: int) -> None:
     said = error_of(f"export.resolution={resolution}")
     assert "export.resolution must be an integer in [8, 1024]" in said
     assert compose_config(["prompt=x", "export.resolution=1024"]).export.resolution == 1024

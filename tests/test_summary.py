@@ -52,7 +52,10 @@ def root(tmp_path: Path) -> Path:
     sheet = Image.new("RGB", (4 * 16 + 12, 2 * 16 + 4), "white")
     sheet.paste((255, 0, 0), (0, 0, 16, 16))
     sheet.save(best / "contact.png")
-    half = run_in(root / "half", config='prompt: "a\n\n  mug"\nseed: 5\niterations: 400\nviews:\n  seed: 9\n')
+    half = run_in(
+        root / "half",
+        config='prompt: "a\n\n  mug"\nseed: 5\niterations: 400\nviews:\n  seed: 9\nguidance:\n  _target_: distill.guidance.vsd.VSD\n  scale: 7.5\n',
+    )
     (half / "metrics.jsonl").write_text('{"step": 0}\n{"step": 118}\n{"step": 1')
     failed = {
         "prompt": "a <b>fog</b>",
@@ -76,7 +79,7 @@ def test_every_run_has_its_line_and_what_failed_comes_first(root: Path) -> None:
         Run("a pink cone", 1, "failed", None, 9.0, "120/400", "pink", "no surface", "csd"),
         Run("a <b>fog</b>", 1, "collapsed", None, 9.0, "120/400", "sweeps/1/fog", "full, for long", "csd"),
         Run("a dragon", None, "refused", None, None, "", "", "does not know"),
-        Run("a\nmug", 5, "unfinished", None, None, "119/400", "half", ""),
+        Run("a\nmug", 5, "unfinished", None, None, "119/400", "half", "", "vsd"),
         Run("a blue cube", 0, "finished", 0.5, 3.2, "400/400", "cube", "seed-0: empty"),
     ]
     rows = list(csv.DictReader((root / "summary.csv").open(newline="")))
@@ -167,6 +170,7 @@ def test_a_configuration_s_first_lines_are_enough(tmp_path: Path) -> None:
         config.prompt = prompt
         (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
         wanted = {"prompt": prompt, "seed": 7, "seeds": 1, "image": None, "iterations": 9}
+        wanted["guidance"] = OmegaConf.to_container(config.guidance)
         assert head(tmp_path / "config.yaml") == wanted
     assert head(tmp_path / "gone.yaml") == {}
 

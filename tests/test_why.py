@@ -124,6 +124,7 @@ def test_why_needs_an_option(capsys: pytest.CaptureFixture[str]) -> None:
         (["a dragon"], "prior=things does not know 'dragon'"),
         (["a red mug"], None),
         (["a dragon on a house", "prior=sd-2.1-base"], None),
+        (["a red mug", "source_prompt=a dragon"], None),  # which is another option
     ],
 )
 def test_a_prompt_is_shown_as_the_prior_reads_it(words: list[str], note: str | None) -> None:

@@ -223,7 +223,7 @@ def read(text: Sequence[str], known: Known) -> Iterator[Part]:
 def without_colours(text: Sequence[str], known: Known) -> tuple[list[Part], list[str]]:
     """Take the colours out of a prompt, with words for their shade and an ``in`` before them: a small red car is a small car.
 
-    A colour in a known name, such as a golden retriever's, stays.
+    A colour in a known name of several words stays.
     """
     found: list[Part] = []
     rest: list[str] = []

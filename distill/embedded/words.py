@@ -32,7 +32,7 @@ class Table:
         letters: the class of thing that a word is first of all: ``a`` artifact or shape, ``f`` food, ``n`` animal, ``p`` plant;
             empty for what is none.
         vectors: directions, int8, shape ``[words, dimensions]``.
-        broader: of some words the names that they mean, or are a kind of, the nearest first; breeds of animals have no row.
+        broader: of some words the names that they mean, or are a kind of, the nearest first; some of them, breeds of animals, are not in ``index``.
     """
 
     index: dict[str, int]
@@ -80,7 +80,7 @@ def vector(text: str) -> NDArray[np.float32] | None:
 
 
 def nearest(text: str, names: Collection[str]) -> list[tuple[str, float]]:
-    """Return names with their cosine to a word, nearest first; empty if the table lacks the word."""
+    """Return names with their cosine to a word, nearest first; empty if it has no vector."""
     mine = vector(text)
     if mine is None:
         return []
@@ -121,6 +121,6 @@ def _in_front(text: str, name: str) -> bool:
 
 
 def suggestions(text: str, names: Sequence[str], count: int = 5) -> list[str]:
-    """Return the names nearest to a word in meaning, or in spelling if the table lacks the word."""
+    """Return the names nearest to a word in meaning, or in spelling if it has no vector."""
     near = [name for name, _ in nearest(text, names)] or difflib.get_close_matches(text, names, count, 0.0)
     return near[:count]

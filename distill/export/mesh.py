@@ -173,7 +173,7 @@ def on_grid(values: Callable[[Floats], Floats], resolution: int, chunk: int) -> 
     Args:
         values: of points ``[n, 3]``, shape ``[n]``.
         resolution: nodes along each edge.
-        chunk: points at a time; those of a fine grid would take ten times the memory of its values.
+        chunk: points at a time; all points at once would take ten times the memory of the values.
     """
     axis = np.linspace(-1, 1, resolution, dtype=np.float32)
     found = np.empty(resolution**3, np.float32)

@@ -46,7 +46,11 @@ def explain(error: BaseException) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     text = str(error)
     if found := re.search(r"Could not find '((?:hydra/)?\w+)/([^']*)'", text):
-        return _unknown_choice(found[1], found[2], re.findall(r"^\t(\S+)$", text, re.MULTILINE))
+        # A group may have several levels, and a name may be a path: what Hydra lists says where the group ends.
+        listed = re.search(r"Available options in '([^']*)'", text)
+        group = listed[1] if listed else found[1]
+        name = f"{found[1]}/{found[2]}".removeprefix(f"{group}/")
+        return _unknown_choice(group, name, re.findall(r"^\t(\S+)$", text, re.MULTILINE))
     if found := re.search(r"In '[^']*': Could not load '([\w/]+)/[^']*'", text):
         return f"{found[1]} takes one name, got a list or a name that is no file; choose one with {found[1]}=NAME"
     if found := re.search(r"Error resolving interpolation '\$\{preset\}.*keys: (.*)", text):
@@ -174,12 +178,12 @@ def _unknown_choice(group: str, name: str, there: Sequence[str]) -> str:
         return f"unknown {group} {name!r}; did you mean {name.lower()!r}?"
     close = difflib.get_close_matches(name.lower(), choices, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    own = "" if close or group not in PARTS else f"; {OWN}"
+    own = f"; {OWN}" if group in PARTS else ""
     return f"unknown {group} {name!r}" + (f"; {hint}there are {', '.join(choices)}{own}" if choices else "")
 
 
 #: Where a part is known that is none of the library's.
-OWN = "one of your own is known to the script that registers it, which is run instead of the command distill"
+OWN = "one of your own is known only in the script that registers it: run that script instead of distill"
 
 
 #: What lists every option.

@@ -140,7 +140,7 @@ def read(folder: Path, root: Path) -> Run:
         OSError: the folder cannot be looked into.
     """
     said = noted(folder)
-    known = {"prompt", "seed", "iterations"} <= set(said) and not (folder / FOLDER).is_dir()
+    known = {"prompt", "seed", "iterations", "guidance"} <= set(said) and not (folder / FOLDER).is_dir()
     asked = {} if known else head(folder / "config.yaml")
     finished = (folder / "report.html").is_file()
     state = "finished" if finished else str(said.get("state", "unfinished"))
@@ -159,7 +159,7 @@ def read(folder: Path, root: Path) -> Run:
         steps=progress(folder, finished, int(iterations), said, asked) if iterations else "",
         folder=plain(folder.relative_to(root).as_posix()),
         why=plain(said["why"]) if said.get("why") else plain("; ".join(lost)),
-        guidance=plain(said.get("guidance") or ""),
+        guidance=plain(said.get("guidance") or loss_of(asked)),
     )
 
 
@@ -219,13 +219,22 @@ def head(path: Path) -> dict[str, Any]:
         return {}
     # Top-level entries, each with the lines that belong to it.
     wanted = re.findall(
-        r"^(?:(?:prompt|seed|seeds|image|iterations):.*|earlier:)\n(?:[ \t].*\n|\n)*", text, re.MULTILINE
+        r"^(?:(?:prompt|seed|seeds|image|iterations):.*|earlier:|guidance:)\n(?:[ \t].*\n|\n)*",
+        text,
+        re.MULTILINE,
     )
     try:
         found = yaml.safe_load("".join(wanted))
     except yaml.YAMLError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def loss_of(asked: Mapping[str, Any]) -> str:
+    """The loss of a ``config.yaml``, as a manifest names it; empty where it has none."""
+    part = asked.get("guidance")
+    target = part.get("_target_") if isinstance(part, dict) else None
+    return target.rpartition(".")[2].lower() if isinstance(target, str) else ""
 
 
 def steps_of(path: Path) -> int:

@@ -25,11 +25,12 @@ from hydra.plugins.config_source import ConfigSource
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from distill.embedded.prompt import told, understand
+from distill.embedded.vocabulary import of_prior
 from distill.run.compose import compose_any, compose_words, composing
 from distill.run.compose_stages import named_stages, split_stages
 from distill.run.implied import cleared, implied, with_implied
 from distill.run.meanings import meaning_of
-from distill.run.prior import check_prompt
 from distill.run.schema import PARTS, Config, known_options
 
 #: Groups that have a choice and no options of their own.
@@ -204,7 +205,7 @@ class Trace:
         lines = [_paragraph(name, plain, settings)]
         if said := meaning_of(name, config).replace("``", ""):
             lines.append(f"  means  {said}")
-        if name == "prompt" and (read_as := _reading(config)):
+        if name in ("prompt", "source_prompt") and plain and (read_as := _reading(str(plain), config.prior)):
             lines.append(f"  note   {read_as}")
         return "\n".join(lines)
 
@@ -244,10 +245,11 @@ class Trace:
 _ABSENT = object()
 
 
-def _reading(config: DictConfig) -> str:
-    """What a bundled prior reads the prompts as, or why it refuses one; empty where they are read as they are."""
+def _reading(prompt: str, prior: str) -> str:
+    """What a bundled prior reads a prompt as, or why it refuses it; empty where it is read as it is."""
+    known = of_prior(prior)
     try:
-        return check_prompt(config)
+        return told(prompt, understand(prompt, known)) if known else ""
     except ValueError as error:
         return str(error)
 

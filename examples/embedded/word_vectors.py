@@ -35,6 +35,8 @@ DIMENSIONS = 96
 #: Steps upwards in WordNet to a name, and the least cosine to one that is above; the same synset needs none.
 STEPS, ALIKE = 2, 0.3
 BATCH = 256
+#: A bath sponge is no kind of animal.
+OTHERWISE = ("sponge",)
 
 
 class Encoder:
@@ -101,7 +103,7 @@ def by_sense(net: wordnet.WordNet, names: Sequence[str]) -> dict[str, list[str]]
     """Names by the synset that they mean."""
     found: dict[str, list[str]] = {}
     for name in names:
-        if offset := net.meant(name):
+        if name not in OTHERWISE and (offset := net.meant(name)):
             found.setdefault(offset, []).append(name)
     return found
 

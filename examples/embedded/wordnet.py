@@ -60,7 +60,7 @@ class WordNet:
         return offsets[0] if offsets else None
 
     def is_animal(self, word: str) -> bool:
-        """Tell whether a noun means nothing but animals."""
+        """Tell whether all senses of a noun are animals."""
         files = {self.senses[offset].file for offset in self.of(word)}
         return files == {ANIMALS}
 
