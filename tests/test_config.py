@@ -95,7 +95,8 @@ def test_wrong_type_inside_a_group_names_the_option() -> None:
 
 def test_unknown_guidance_lists_the_known_ones() -> None:
     names = "asd, bridge, csd, dds, hifa, ism, mix, nfsd, sdi, sds, tp_sds, vsd"
-    assert error_of("guidance=dsd") == f"unknown guidance 'dsd'; did you mean 'vsd'? there are {names}"
+    own = "one of your own is known only in the script that registers it: run that script instead of distill"
+    assert error_of("guidance=dsd") == f"unknown guidance 'dsd'; did you mean 'vsd'? there are {names}; {own}"
 
 
 @pytest.mark.parametrize("name", ["iterations", "particles", "render.batch"])
