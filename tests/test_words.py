@@ -14,7 +14,7 @@ import pytest
 from distill.embedded import things, words
 from distill.embedded.phrases import COLOURS, singulars
 from distill.embedded.prompt import near_name, understand
-from distill.embedded.vocabulary import knowing
+from distill.embedded.vocabulary import knowing, of_prior
 
 ALL = knowing([(one.name, one.article, True, one.also) for one in things.table()])
 CASES = Path(__file__).parents[1] / "examples/embedded/word_cases.csv"
@@ -183,6 +183,21 @@ def test_a_breed_is_its_animal_through_any_number_of_groups(
 )  # fmt: skip
 def test_breeds_are_read_as_their_animals(prompt: str, caption: str) -> None:
     assert understand(prompt, ALL).caption == caption
+
+
+@pytest.mark.parametrize(
+    ("prompt", "caption"),
+    [
+        ("a golden retriever", "a dog"), ("two golden retrievers", "a dog"), ("a red setter", "a dog"), ("a cute red setter", "a dog"),
+        ("a red cocker spaniel", "a red dog"), ("a golden kettle", "a yellow kettle"), ("a red carpet", "a red rug"),
+    ],
+)  # fmt: skip
+def test_a_colour_stays_in_the_name_of_a_breed_where_it_could_not_be_chosen(
+    prompt: str, caption: str
+) -> None:
+    known = of_prior("things")
+    assert known is not None and not known.names["dog"].paintable and known.names["rug"].paintable
+    assert understand(prompt, known).caption == caption
 
 
 @pytest.mark.parametrize("word", ["charger", "setter", "wheeler", "cairn", "harrier"])

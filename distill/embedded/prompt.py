@@ -223,7 +223,8 @@ def read(text: Sequence[str], known: Known) -> Iterator[Part]:
 def without_colours(text: Sequence[str], known: Known) -> tuple[list[Part], list[str]]:
     """Take the colours out of a prompt, with words for their shade and an ``in`` before them: a small red car is a small car.
 
-    A colour in a known name of several words stays.
+    A colour in a known name stays, and so does one in a phrase that means a thing whose colour cannot be chosen: a golden retriever is
+    a dog, not a yellow one.
     """
     found: list[Part] = []
     rest: list[str] = []
@@ -241,13 +242,32 @@ def without_colours(text: Sequence[str], known: Known) -> tuple[list[Part], list
 
 
 def is_named(text: Sequence[str], at: int, known: Known) -> bool:
-    """Tell whether a word is part of a known name of several words."""
-    spans = (
+    """Tell whether a word is part of a known name, or of a phrase for a thing whose colour cannot be chosen."""
+    spans = [
         (start, start + length)
-        for length in range(2, known.longest + 1)
+        for length in range(2, max(known.longest, words.LONGEST) + 1)
         for start in range(max(0, at - length + 1), at + 1)
+        if start + length <= len(text)
+    ]
+    if any(" ".join(text[start:end]) in known.names for start, end in spans):
+        return True
+    # The table of words is read only for words that are in no known name.
+    last = min(at + words.LONGEST, len(text))
+    beyond = next((end for end in range(at + 1, last) if _begins_name(text, end, known)), last)
+    return any(
+        _has_one_colour(" ".join(text[start:end]), known) for start, end in spans if at + 1 < end <= beyond
     )
-    return any(" ".join(text[start:end]) in known.names for start, end in spans if end <= len(text))
+
+
+def _begins_name(text: Sequence[str], at: int, known: Known) -> bool:
+    """Tell whether a known name begins at a word."""
+    return any(" ".join(text[at : at + length]) in known.names for length in range(1, known.longest + 1))
+
+
+def _has_one_colour(phrase: str, known: Known) -> bool:
+    """Tell whether a phrase, or a plural, means a thing whose colour cannot be chosen."""
+    names = (words.means(form, known.names) for form in (phrase, *singulars(phrase)))
+    return any(name is not None and not known.names[name].paintable for name in names)
 
 
 def part_of(text: Sequence[str], known: Known) -> Part | None:
