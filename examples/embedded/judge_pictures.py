@@ -127,7 +127,7 @@ def uniform(low: float, high: float, shape: tuple[int, ...], g: torch.Generator)
 def move(layers: Tensor, g: torch.Generator, above: Tensor | None = None) -> Tensor:
     """Shift, zoom and roll a little; what comes in from outside is empty.
 
-    Pictures from overhead, where ``above`` (bool, shape ``[batch]``) says so, are rolled by any angle: each is such a picture, too.
+    Where ``above`` (bool, shape ``[batch]``) is true, the roll is any angle: a rolled view from overhead is a view from overhead.
     """
     n, there = len(layers), layers.device
     roll, zoom = uniform(-0.12, 0.12, (n,), g), uniform(0.85, 1.25, (n,), g)

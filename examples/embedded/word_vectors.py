@@ -154,9 +154,9 @@ def broader(
 
 
 def breeds(net: wordnet.WordNet, names: Sequence[str], said: Iterable[str]) -> list[str]:
-    """Lines of animals that ``said`` lacks with the names of what they are, however many groups of breeds are between.
+    """Return lines for the animals that are not in ``said``, each with the names that are above it by any number of steps.
 
-    They need no vector: a retriever is a sporting dog, that a hunting dog, and that a dog.
+    A retriever is a sporting dog, which is a hunting dog, which is a dog. These words need no vector.
     """
     there, named, lines = {line.partition("\t")[0] for line in said}, by_sense(net, names), []
     for noun in (each.replace("_", " ") for each in net.nouns if net.is_animal(each)):
