@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill.cameras import Cameras
 from distill.conditions import perp_neg
-from distill.contracts import Condition, Prior
+from distill.contracts import Condition, Embedding, Prior
 from distill.domains import OneOf
 from distill.priors.predictions import classifier_free_guidance
 from distill.samplers.timesteps import check_timesteps
@@ -43,10 +43,11 @@ def predict_each(prior: Prior, cond: Condition, *wanted: tuple[Tensor, Tensor, s
 
     Returns:
         A prediction of the shape of ``x_t`` for each.
+
+    Raises:
+        ValueError: this step has no prompt of that role.
     """
-    calls = [
-        (x_t, t, cond.text if role == ALONE else cond.prompts[role], cond.cameras) for x_t, t, role in wanted
-    ]
+    calls = [(x_t, t, _prompt_of(cond, role), cond.cameras) for x_t, t, role in wanted]
     pushed = perp_neg.pushed(cond)
     for x_t, t, role in wanted:
         if role == "text" and pushed is not None:
@@ -66,6 +67,19 @@ def predict_each(prior: Prior, cond: Condition, *wanted: tuple[Tensor, Tensor, s
             predicted[index] = perp_neg.combine(predicted[index], extra[:3], pushed)
             extra = extra[3:]
     return tuple(predicted)
+
+
+def _prompt_of(cond: Condition, role: str) -> Embedding:
+    """The embedded prompt of a role, and for ``ALONE`` that of ``text``."""
+    if role == ALONE:
+        return cond.text
+    if role not in cond.prompts:
+        known = ", ".join(map(repr, cond.prompts))
+        remedy = "give negative_prompt=, or use cond.origin" if role == "negative" else "use one of these"
+        raise ValueError(
+            f"a prediction must be asked with a prompt of the step ({known}), got {role!r}; {remedy}"
+        )
+    return cond.prompts[role]
 
 
 def predict(prior: Prior, x_t: Tensor, t: Tensor, cond: Condition, *roles: str) -> tuple[Tensor, ...]:

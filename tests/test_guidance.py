@@ -10,7 +10,7 @@ from distill.contracts import Condition
 from distill.guidance.asd import asd
 from distill.guidance.csd import csd
 from distill.guidance.sds import sds
-from distill.guidance.terms import WEIGHTINGS, classifier_free_guidance, predict_guided
+from distill.guidance.terms import WEIGHTINGS, classifier_free_guidance, predict, predict_guided
 from distill.priors.exact import ExactPrior, cosine, gaussian, scaled_linear
 
 SCHEDULES = [pytest.param(scaled_linear(), id="scaled_linear"), pytest.param(cosine(), id="cosine")]
@@ -115,6 +115,13 @@ def test_guidance_scale_one_is_the_conditional_prediction_and_zero_the_unconditi
     uncond, cond = randn(0, 3), randn(1, 3)
     torch.testing.assert_close(classifier_free_guidance(uncond, cond, 1.0), cond)
     torch.testing.assert_close(classifier_free_guidance(uncond, cond, 0.0), uncond)
+
+
+@pytest.mark.parametrize(("role", "remedy"), [("negative", "negative_prompt="), ("away_0", "one of these")])
+def test_a_prompt_that_the_step_does_not_have_is_named_with_those_that_it_has(role: str, remedy: str) -> None:
+    prior, cond, _ = prior_and_condition(scaled_linear(), std=0.5)
+    with pytest.raises(ValueError, match=rf"'text', 'uncond'\), got '{role}'; .*{remedy}"):
+        predict(prior, randn(0, *SHAPE), torch.tensor([3, 4]), cond, "text", role)
 
 
 @pytest.mark.parametrize(("t", "said"), [([1000, 3], "3 to 1000"), ([-1, 3], "-1 to 3")])

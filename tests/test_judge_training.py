@@ -109,10 +109,28 @@ def test_only_a_picture_whose_colour_can_be_chosen_is_painted(pictures: Any, sou
     g = torch.Generator().manual_seed(1)
     seen = source.draw(2048, g)[1]
     real, painted = seen.name >= 16, seen.colour >= 0
-    assert set(seen.view[real & painted].tolist()) == {3} and set(seen.view[real & ~painted].tolist()) == {
-        3,
-        4,
-    }
+    # In a mirror, they are the views 13 and 12.
+    assert set(seen.view[real & painted].tolist()) == {3, 13}
+    assert set(seen.view[real & ~painted].tolist()) == {3, 4, 12, 13}
+
+
+def test_half_of_the_pictures_are_mirrored_and_say_the_other_side(pictures: Any, source: Any) -> None:
+    said = ["left view", "right view", "front slightly left view", "front slightly right view"]
+    left, right, front, also = (world.VIEWS.index(view) for view in said)
+    for one, other in ((left, right), (front, also)):
+        assert pictures.MIRRORED[one] == other and pictures.MIRRORED[other] == one
+    for same in ("front view", "back view", world.OVERHEAD):
+        assert pictures.MIRRORED[world.VIEWS.index(same)] == world.VIEWS.index(same)
+    source.view[:] = left
+    source.layers[:] = 0
+    source.layers[:, :, :4, 4] = 255  # the left half is there, and black over a brighter background
+    images, seen = source.draw(2048, torch.Generator().manual_seed(0))
+    mirrored = seen.view == right
+    assert set(seen.view.tolist()) == {left, right}
+    assert mirrored.float().mean().item() == pytest.approx(0.5, abs=0.04)  # standard error .011
+    # What shifts, rolls and blurs leave of the halves is much darker on the side that is there.
+    darker = images[..., :3].mean((1, 2, 3)) > images[..., 5:].mean((1, 2, 3))
+    assert (darker == mirrored).float().mean().item() > 0.99
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

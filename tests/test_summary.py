@@ -11,10 +11,14 @@ from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
+import yaml
+from omegaconf import OmegaConf
 from PIL import Image
 
 from distill.cli import main
 from distill.export.thumbnail import draw
+from distill.run.compose import compose_words, composing
+from distill.run.differences import entries
 from distill.run.summary import Run, as_text, folders, head, summarise
 
 
@@ -86,9 +90,57 @@ def test_every_run_has_its_line_and_what_failed_comes_first(root: Path) -> None:
     assert [row["prompt"] for row in rows] == [run.prompt for run in runs]
     assert rows[1] == {
         "prompt": "a <b>fog</b>", "seed": "1", "state": "collapsed", "score": "", "seconds": "9.0", "steps": "120/400",
-        "folder": "sweeps/1/fog", "why": "full, for long", "guidance": "csd",
+        "folder": "sweeps/1/fog", "why": "full, for long", "guidance": "csd", "options": "",
     }  # fmt: skip
     assert page == root / "summary.html"
+
+
+def test_runs_of_one_prompt_are_told_apart_by_the_options_that_differ(tmp_path: Path) -> None:
+    def config(scale: str, seed: int, scene: str, more: str = "") -> str:
+        return (
+            f"prompt: a red mug\nseed: {seed}\nimage: null\niterations: 400\nnegative_prompt: 'so\n\n  long: a text'\n"
+            f"guidance:\n  _target_: distill.guidance.sds.sds\n  scale: {scale}\nexport:\n  formats:\n  - glb\n{more}  size_m: null\n"
+            f"scene:\n  _target_: distill.renderers.{scene}\n  levels: 12\n"
+        )
+
+    root = tmp_path / "sweep"
+    run_in(root / "a", config=config("5", 0, "nerf.HashGridScene"))
+    run_in(root / "b", config=config("7.5", 1, "nerf.HashGridScene"))
+    run_in(root / "c", config=config("5", 2, "sdf.SDFScene", "  - obj\n").replace("levels", "other"))
+    run_in(root / "d", config=config("9", 3, "nerf.HashGridScene").replace("mug", "car"))
+    runs, page = summarise(root)
+    said = {run.folder: run.options for run in runs}
+    assert said == {
+        "a": "guidance.scale=5 export.formats=[glb] scene=HashGridScene",
+        "b": "guidance.scale=7.5 export.formats=[glb] scene=HashGridScene",
+        "c": "guidance.scale=5 export.formats=[glb, obj] scene=SDFScene",
+        "d": "",
+    }
+    assert "guidance.scale=7.5" in as_text(runs) and "<p>guidance.scale=7.5" in page.read_text()
+    assert "options" not in as_text(runs[:1])
+    assert [row["options"] for row in csv.DictReader((root / "summary.csv").open(newline=""))] == [
+        run.options for run in runs
+    ]
+
+
+def test_the_options_of_a_configuration_are_those_that_yaml_reads() -> None:
+    words = ["prompt='a red mug, of old: 1970'", "guidance=vsd", "scene=sdf", "export.formats=[glb,obj]"]
+    with composing():
+        config, _ = compose_words(words)
+    found = entries(OmegaConf.to_yaml(config))
+
+    def flat(value: Any, name: str = "") -> dict[str, Any]:
+        if not isinstance(value, dict) or not value:
+            return {name: value}
+        return {
+            key: own
+            for part, more in value.items()
+            for key, own in flat(more, f"{name}.{part}".strip(".")).items()
+        }
+
+    true = flat(OmegaConf.to_container(config))
+    assert len(true) > 150 and set(found) == set(true)
+    assert all(yaml.safe_load(found[name]) == value for name, value in true.items())
 
 
 def test_the_page_needs_nothing_else_and_shows_text_as_text(root: Path) -> None:

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from distill.domains import aligned
 from distill.export.report import render
 from distill.export.thumbnail import thumbnail
 from distill.files.atomic import write_atomic
+from distill.run.differences import entries, told_apart
 from distill.run.failures import noted
 from distill.run.stages import FOLDER
 from distill.run.table import cut
@@ -33,7 +34,7 @@ STATES = ("failed", "collapsed", "refused", "unfinished", "finished")
 #: Lines of the table that are printed; the files have all.
 PRINTED = 40
 #: Columns of the file.
-COLUMNS = ("prompt", "seed", "state", "score", "seconds", "steps", "folder", "why", "guidance")
+COLUMNS = ("prompt", "seed", "state", "score", "seconds", "steps", "folder", "why", "guidance", "options")
 
 
 class Run(NamedTuple):
@@ -49,6 +50,7 @@ class Run(NamedTuple):
         folder: relative to the summary's; empty for a prompt that was refused.
         why: it failed, in one line.
         guidance: the loss; empty where it is not noted.
+        options: that tell the run from others of the same prompt; empty where none do.
     """
 
     prompt: str
@@ -60,6 +62,7 @@ class Run(NamedTuple):
     folder: str
     why: str
     guidance: str = ""
+    options: str = ""
 
 
 def summarise(root: Path) -> tuple[list[Run], Path]:
@@ -92,6 +95,7 @@ def summarise(root: Path) -> tuple[list[Run], Path]:
     found += [run for run in refused(tables) if run.prompt not in done]
     if not found:
         raise ValueError(f"{root} holds no run: no folder in it has a config.yaml or a manifest.json")
+    found = compared(found, root)
     found.sort(key=lambda run: (STATES.index(run.state), run.prompt, run.folder))
     try:
         write_atomic(root / "summary.csv", as_csv(found))
@@ -101,6 +105,27 @@ def summarise(root: Path) -> tuple[list[Run], Path]:
             f"the summary cannot be written to {root} ({error.strerror}); free some space, or make it writable"
         ) from error
     return found, root / "summary.html"
+
+
+def compared(runs: Sequence[Run], root: Path) -> list[Run]:
+    """The runs, those of one prompt with the options that differ between them."""
+    rows = defaultdict[str, list[int]](list)
+    for index, run in enumerate(runs):
+        rows[run.prompt].append(index)
+    said = [""] * len(runs)
+    for own in (each for each in rows.values() if len(each) > 1):
+        known = [(index, found) for index in own if (found := entries(_text(root / runs[index].folder)))]
+        for (index, _), told in zip(known, told_apart([found for _, found in known]), strict=True):
+            said[index] = plain(told)
+    return [run._replace(options=own) for run, own in zip(runs, said, strict=True)]
+
+
+def _text(folder: Path) -> str:
+    """A run's configuration, empty where it cannot be read."""
+    try:
+        return (folder / "config.yaml").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def folders(root: Path) -> Iterator[Path]:
@@ -311,7 +336,8 @@ def as_text(runs: Sequence[Run], most: int = PRINTED) -> str:
     def shown(value: object) -> str:
         return "" if value is None else cut(str(value), 48)
 
-    titles = ("prompt", "seed", "guidance", "state", "score", "seconds", "steps", "folder", "why")
+    differ = ("options",) if any(run.options for run in runs) else ()
+    titles = ("prompt", "seed", "guidance", *differ, "state", "score", "seconds", "steps", "folder", "why")
     rows = [titles, *(tuple(shown(getattr(run, name)) for name in titles) for run in runs[:most])]
     more = [f"and {len(runs) - most} more"] if len(runs) > most else []
     return "\n".join([*aligned(rows), *more, counted(runs)])

@@ -28,6 +28,13 @@ TOGETHER = 2
 WITH_VIEW, WITH_COLOUR, IN_A_COLOUR = 0.4, 0.85, 0.6
 #: An index of colours and of views that stands for none.
 NONE = -1
+#: Of each view, the index of what it is in a mirror: what is seen from the left is then seen from the right.
+MIRRORED = torch.tensor(
+    [
+        -view % len(world.DIRECTIONS) if name in world.DIRECTIONS else view
+        for view, name in enumerate(world.VIEWS)
+    ]
+)
 #: Pictures of each thing that are rendered again, and the seed of what is fresh of both.
 FRESH_EACH, FRESH_SEED = 4, 20_000_000
 
@@ -279,7 +286,7 @@ class Source:
         self.often = self.rows.count[self.first :].double().sqrt()
 
     def draw(self, batch: int, g: torch.Generator) -> tuple[Tensor, Shown]:
-        """Augmented pictures in [0, 1], ``[batch, 3, 64, 64]``, and what they show."""
+        """Augmented pictures in [0, 1], ``[batch, 3, 64, 64]``, half of them in a mirror, and what they show."""
         pairs = batch // TOGETHER
         kind = torch.randint(self.first, (pairs,), generator=g)
         thing = self.first + torch.multinomial(self.often, pairs, replacement=True, generator=g)
@@ -291,9 +298,12 @@ class Source:
         # Of a name without a painted picture, what this draws is not taken.
         index = torch.where(hue == NONE, self.rows.draw(name, g), self.painted.draw(self._paintable(name), g))
         paint = torch.where((hue == NONE)[:, None], self.paint[index], self.palette[hue])
-        stored = self.layers[send(index, self.layers.device)]
-        above = self.view[index] == world.VIEWS.index(world.OVERHEAD)
-        return augmented(stored, paint, g, above), Shown(name, hue, self.view[index])
+        mirrored = torch.rand(len(index), generator=g) < 0.5
+        stored, view = self.layers[send(index, self.layers.device)], self.view[index]
+        stored = torch.where(send(mirrored, stored.device)[:, None, None, None], stored.flip(2), stored)
+        above = view == world.VIEWS.index(world.OVERHEAD)
+        shown = Shown(name, hue, torch.where(mirrored, MIRRORED[view], view))
+        return augmented(stored, paint, g, above), shown
 
     def _paintable(self, name: Tensor) -> Tensor:
         """The names, a kind in the place of those that have no picture whose colour can be chosen."""
