@@ -124,6 +124,7 @@ def _job(words: Sequence[str], folders: Sequence[str], library: bool = False) ->
     from distill.run.launched import check_shared, run_on
     from distill.run.queue import divide, table_of
     from distill.run.table import BUSY, SHOWN
+    from distill.run.table import read as read_table
 
     config = compose_config(words, folders)
     try:
@@ -153,7 +154,8 @@ def _job(words: Sequence[str], folders: Sequence[str], library: bool = False) ->
         print(f"  failed: {prompt}: {why}")
     if len(failed) > SHOWN:
         print(f"  ... and {len(failed) - SHOWN} more that failed")
-    print(f"open {table_of(config)}")
+    if read_table(table_of(config)) is not None:  # else it has been said why it is not there
+        print(f"open {table_of(config)}")
     return 1 if failed else 0
 
 

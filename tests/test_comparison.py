@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
+import inspect
 import json
 import math
 import statistics
@@ -497,6 +499,36 @@ def test_a_cell_of_other_options_is_told_before_any_is_made(
     )
     more = {"iterations": 9, **methods["asd"], "particles": 2}
     assert "was made with particles 2, not left out; " in go(options=more)
+
+
+def test_a_cell_of_code_that_was_changed_is_told_before_any_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "load_prior", pytest.fail)
+    methods = {"own": {"guidance": "broken"}, "sds": {"guidance": "sds"}}
+    made = {"prior": "embedded", "measure_every": 50, "judge": "", "truth": origin("a red car", SHAPES)}
+    code = {"guidance": hashlib.sha256(inspect.getsource(broken).encode()).hexdigest()}
+
+    def go(**more: Any) -> str:
+        """What stops a comparison whose second cell is of another prior: nothing before that, if the first is as it was."""
+        for method, prior in (("own", "embedded"), ("sds", "things")):
+            folder = Cell(method, "a red car", 0).folder(tmp_path)
+            folder.mkdir(parents=True, exist_ok=True)
+            record = {"options": {"iterations": 9, **methods[method]}, **made, "prior": prior, **more}
+            (folder / "cell.json").write_text(json.dumps(record))
+        distill.guidance.register(broken)
+        try:
+            with pytest.raises(ValueError, match="choose another output_dir") as said:
+                distill.compare(methods, ["a red car"], [0], output_dir=tmp_path, iterations=9)
+        finally:
+            del distill.guidance._registered["broken"]
+        return str(said.value)
+
+    assert "was made with prior things" in go()  # by an earlier version, which did not note code
+    assert "was made with prior things" in go(code=code)
+    assert go(code={"guidance": "another"}).endswith(
+        "was made before the code of broken was changed; choose another output_dir"
+    )
 
 
 @pytest.mark.parametrize(

@@ -192,12 +192,13 @@ def test_jobs_of_one_folder_may_be_shards_and_wait_for_their_own_prompts(
         sweep.check_jobs([["prompt=a red mug", "device=cuda"]], [], here=True)
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, ConnectionResetError])
 def test_a_lost_worker_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def lost(*arguments: object, **options: object) -> object:
         def job() -> None:
-            raise RuntimeError("a worker process was terminated:\n  its exit code is -9")
+            raise kind("a worker process was terminated:\n  its exit code is -9")
 
         return lambda function: job
 
@@ -291,12 +292,13 @@ def test_a_full_disk_is_no_faulty_configuration(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "outputs/sweeps")
 
-    assert sweep.ended(lambda: full(), None) == 1
-    error = capsys.readouterr().err
-    assert error.startswith(
-        "distill: error: the sweep's own files cannot be written (outputs/sweeps: No space left on device)"
-    )
-    assert "hydra.sweep.dir=" in error and error.count("\n") == 1
+    for launcher in (None, "joblib"):
+        assert sweep.ended(lambda: full(), launcher) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(
+            "distill: error: the sweep's own files cannot be written (outputs/sweeps: No space left on device)"
+        )
+        assert "hydra.sweep.dir=" in error and error.count("\n") == 1
 
 
 @pytest.mark.slow

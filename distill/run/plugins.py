@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +47,20 @@ def plugin_options() -> list[str]:
 def features_of(config: DictConfig) -> frozenset[str]:
     """What the scene of a configuration can do; nothing of one that does not say it, which the checks refuse."""
     return frozenset(getattr(get_object(config.scene._target_), "features", ()))
+
+
+def own_code(config: DictConfig) -> dict[str, str]:
+    """The SHA-256 of the code of each part of a configuration that is not the library's, by its group; only of those whose code can be read."""
+    found = dict[str, str]()
+    for group in plugins():
+        target = inspect.unwrap(get_object(config[group]._target_))
+        if target.__module__.partition(".")[0] == __name__.partition(".")[0]:
+            continue
+        try:
+            found[group] = hashlib.sha256(inspect.getsource(target).encode()).hexdigest()
+        except (OSError, TypeError):  # it was typed into a console
+            continue
+    return found
 
 
 #: What Hydra was told of, by group and name.

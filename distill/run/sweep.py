@@ -135,23 +135,17 @@ def ended(jobs: Callable[[], object], launcher: str | None) -> int:
         except JobEnded as failed:
             print(f"distill: error: {failed}", file=sys.stderr)
             return failed.code
-        except OSError as error:
-            print(
-                f"distill: error: the sweep's own files cannot be written ({line_of(error)}); free some space, or choose another folder with "
-                "hydra.sweep.dir=FOLDER",
-                file=sys.stderr,
-            )
-            return 1
         except Exception as error:
-            if not launcher or isinstance(error, (ValueError, HydraException, OmegaConfBaseException)):
+            told = isinstance(error, (ValueError, HydraException, OmegaConfBaseException))
+            # An error of a file says which; one without is of a connection or a process.
+            if isinstance(error, OSError) and (error.filename or not launcher):
+                what = f"the sweep's own files cannot be written ({line_of(error)}); free some space, or choose another folder with hydra.sweep.dir=FOLDER"
+            elif launcher and not told:  # a worker was killed, or the cluster took it away
+                lost = " ".join(str(error).split())[:300]
+                what = f"a job of the sweep was lost: {lost}; the same command continues it, with resume=true for single prompts"
+            else:
                 raise
-            # A worker was killed, or the cluster took it away.
-            lost = " ".join(str(error).split())[:300]
-            print(
-                f"distill: error: a job of the sweep was lost: {lost}; the same command continues it, with resume=true for "
-                "single prompts",
-                file=sys.stderr,
-            )
+            print(f"distill: error: {what}", file=sys.stderr)
             return 1
     return 0
 

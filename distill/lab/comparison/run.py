@@ -45,7 +45,7 @@ from distill.loop import Diverged, OutOfMemory, train
 from distill.priors import load_prior
 from distill.run.assemble import assemble
 from distill.run.journal import Interrupted
-from distill.run.plugins import features_of
+from distill.run.plugins import features_of, own_code
 from distill.run.prior import check_loaded
 from distill.run.seeding import several
 from distill.run.signals import stop_signals
@@ -162,7 +162,8 @@ def compare(
         The report's path. Of a cell with several particles, the first one is measured.
 
     Raises:
-        ValueError: an option is wrong, in one line.
+        ValueError: an option is wrong, or cells in ``output_dir`` were made with other ones or before a loss or another part of
+            one's own was changed, in one line.
         Interrupted: a signal asked to stop; what is finished is kept.
     """
     from distill.lab.comparison.report import write_report
@@ -174,8 +175,11 @@ def compare(
     chosen = {name: dict(wanted) for name, wanted in methods.items()}
     for wanted in (options, *chosen.values()):
         check_own(wanted)
-    for wanted in chosen.values():
-        check_measurable(compose({"iterations": iterations, **options, **wanted}, prompts[0], seeds[0]))
+    code = dict[str, dict[str, str]]()
+    for name, wanted in chosen.items():
+        config = compose({"iterations": iterations, **options, **wanted}, prompts[0], seeds[0])
+        check_measurable(config)
+        code[name] = own_code(config)
     root, source = user_path(output_dir), source or SHAPES
     judge, name_of_prior = judge_of(source, prompts), prior_name(prior, prompts)
     check(prompts, source, judge)
@@ -192,13 +196,14 @@ def compare(
     if budget == "calls":
         equal_calls(settings, prompts[0], prior_of(prompts[0]))
     made_so = {prompt: {**made_with, "truth": origin(prompt, source)} for prompt in dict.fromkeys(prompts)}
-    mine = unfinished(cells, settings, made_so, root, part)
+    mine = unfinished(cells, settings, made_so, code, root, part)
     with stop_signals() as stop:
         for done, cell in enumerate(mine, start=1):
             folder, model = cell.folder(root), prior_of(cell.prompt)
             record = run_cell(cell, settings[cell.method], model, judge, folder, measure_every, stop, source)
             if made := "final" in record:
-                write_atomic(folder / "cell.json", json_of(record | made_so[cell.prompt]))
+                known = {**made_so[cell.prompt], "code": code[cell.method]}
+                write_atomic(folder / "cell.json", json_of(record | known))
                 said = record["error"] or in_short(record["final"])
                 log.info("%d of %d: %s, %s, seed %d: %s", done, len(mine), *vars(cell).values(), said)
             if stop.is_set():
@@ -215,6 +220,7 @@ def unfinished(
     cells: Sequence[Cell],
     settings: Mapping[str, Mapping[str, Any]],
     made_so: Mapping[str, Mapping[str, Any]],
+    code: Mapping[str, Mapping[str, str]],
     root: Path,
     part: tuple[int, int],
 ) -> list[Cell]:
@@ -226,7 +232,9 @@ def unfinished(
     left = [
         cell
         for cell in cells
-        if not finished(cell.folder(root), {"options": settings[cell.method], **made_so[cell.prompt]})
+        if not finished(
+            cell.folder(root), {"options": settings[cell.method], **made_so[cell.prompt]}, code[cell.method]
+        )
     ]
     number, parts = part
     return [cell for cell in cells[number - 1 :: parts] if cell in left]
@@ -352,8 +360,8 @@ def prior_name(prior: Prior | PriorOf | None, prompts: Iterable[str]) -> str:
     return prior.name if isinstance(prior, Prior) else prior.__name__
 
 
-def finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
-    """Tell whether a cell was finished with these options, this prior and the same number of points.
+def finished(folder: Path, wanted: Mapping[str, Any], code: Mapping[str, str]) -> bool:
+    """Tell whether a cell was finished with these options, this prior, the same number of points and the same code of one's own.
 
     Raises:
         ValueError: it was finished with others.
@@ -368,6 +376,11 @@ def finished(folder: Path, wanted: Mapping[str, Any]) -> bool:
     for name, (was, value) in pairs.items():
         if was != value:
             raise ValueError(f"{folder} was made with {name} {was}, not {value}; choose another output_dir")
+    changed = [name for name, said in before.get("code", code).items() if code.get(name) != said]
+    if changed:
+        raise ValueError(
+            f"{folder} was made before the code of {options.get(changed[0], changed[0])} was changed; choose another output_dir"
+        )
     return True
 
 
