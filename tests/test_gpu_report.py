@@ -11,6 +11,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -248,7 +249,7 @@ def test_uploads_are_filled_in_order_and_pieces_make_the_whole(
     assert pack.uploads(sizes, 23) == [["site", "a", "b"], ["c", "d", "e"]]
     assert pack.uploads(sizes, 22) == [["site", "a"], ["b", "c", "d"], ["e"]]
     with pytest.raises(
-        ValueError, match="site has 9 bytes and an upload has room for 8; choose a smaller --piece"
+        ValueError, match="site has 9 bytes and an upload has room for 8; choose a larger --upload, or"
     ):
         pack.uploads(sizes, 8)
     archive = tmp_path / "warp.tar.xz"
@@ -262,6 +263,54 @@ def test_uploads_are_filled_in_order_and_pieces_make_the_whole(
     ]
     assert b"".join(path.read_bytes() for path in pieces) == data
     assert (tmp_path / "warp.tar.xz.sha256").read_text().strip() == hashlib.sha256(data).hexdigest()
+
+
+def test_weights_travel_apart_from_a_checkout_that_would_not_fit_with_them(
+    scripts: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pack, root, packed = scripts("pack"), tmp_path / "checkout", tmp_path / "packed"
+    packed.mkdir()
+    sizes = {"prior/unet/a": 2**20, "things/judge/b": 2**20 + 7, "things/prior/c": 2**19}
+    for name, size in sizes.items():
+        path = root / f"distill/embedded/{name}.safetensors"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(os.urandom(size))
+    (root / "setup.cfg").write_bytes(bytes(2**18))
+
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", "-C", root, *who, *words], check=True, capture_output=True)
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(pack, "ROOT", root)
+    archives = pack.pack_weights(packed)
+    assert [path.name for path in archives] == ["weights-prior.tar", "weights-things.tar"]
+    pack.plan(packed, 4)  # 3 MiB less the 0.25 of the checkout: 2.8, of 1 and 1.5 and what tar adds
+    said = capsys.readouterr().out
+    assert "0.25 MiB  in the checkout without its weights" in said
+    assert "upload 1: weights-prior.tar weights-things.tar" in said and "upload 2" not in said
+    with pytest.raises(
+        ValueError, match=r"weights-prior.tar has \d+ bytes and an upload has room for 786432"
+    ):
+        pack.plan(packed, 2)
+    there = tmp_path / "there"
+    there.mkdir()
+    for archive in archives:
+        with tarfile.open(archive) as file:
+            file.extractall(there, filter="data")
+    for name in sizes:
+        path = f"distill/embedded/{name}.safetensors"
+        assert (there / path).read_bytes() == (root / path).read_bytes()
+        (root / path).unlink()
+    assert len(pack.pack_weights(packed)) == 2  # they have been taken out for an upload
+    (root / "distill/embedded/things/judge/b.safetensors").write_bytes(b"trained further")
+    with pytest.raises(ValueError, match=r"things/judge/b.safetensors differs from the last commit"):
+        pack.pack_weights(packed)
 
 
 @pytest.mark.parametrize("what", ["prior", "novel_view", "views", "judge"])

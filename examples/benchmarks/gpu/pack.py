@@ -6,6 +6,8 @@ writes into the folder, from an index:
 warp.tar.xz: Warp without its compiler for CPUs and with its own kernels for one kind of GPU alone; in pieces of 6 MiB, which
 fill several uploads better than a few large ones, and warp.tar.xz.sha256, by which setup.sh tells that all are there.
 site.tar.xz: the other packages of wheels.txt, unpacked.
+weights-NAME.tar: the weights of a folder of distill/embedded, for a checkout whose weights were left out because an upload has no room
+for them; a run needs those alone that it uses.
 code.tar.xz: this repository's last commit without its weights, to unpack where a checkout of it, with them, is.
 
 Wheels are kept in its subfolder wheels, and what is there is not fetched again. setup.sh unpacks the rest on the machine.
@@ -33,6 +35,10 @@ GLIBC = (35, 34, 31, 28, 27, 24, 17)
 #: What no run needs of Warp: the compiler for CPUs, and what would be read or run by hand.
 LEFT = ("warp/bin/warp-clang.so", "warp/tests/*", "warp/examples/*", "warp/__init__.pyi")
 FATBIN, CUBIN = 0xBA55ED50, 2
+PARTS = ("code", "site", "weights", "warp")
+#: Where the library's own weights are, and what they are for git.
+EMBEDDED = "distill/embedded"
+WEIGHTS = (f"{EMBEDDED}/*.safetensors",)
 
 
 def fetch(folder: Path, python: str) -> None:
@@ -158,7 +164,7 @@ def uploads(sizes: Mapping[str, int], room: int) -> list[list[str]]:
     for name, size in sizes.items():
         if size > room:
             raise ValueError(
-                f"{name} has {size} bytes and an upload has room for {room}; choose a smaller --piece"
+                f"{name} has {size} bytes and an upload has room for {room}; choose a larger --upload, or a smaller --piece for Warp"
             )
         if not found or size > left:
             found.append([])
@@ -168,20 +174,67 @@ def uploads(sizes: Mapping[str, int], room: int) -> list[list[str]]:
     return found
 
 
+def tracked(*patterns: str) -> list[Path]:
+    """The files of the checkout that git knows, or those of some patterns."""
+    command = ["git", "-C", ROOT, "ls-files", "-z", *patterns]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True)
+    return [ROOT / name for name in listed.stdout.split("\0") if name]
+
+
 def plan(folder: Path, limit: int) -> None:
-    """Print the sizes, and which files go together where an upload has a limit and takes this checkout along."""
-    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], check=True, capture_output=True, text=True)
-    tracked = [ROOT / name for name in listed.stdout.split("\0") if name]
-    tree = sum(path.stat().st_size for path in tracked if path.is_file())
+    """Print the sizes, and which files go together where an upload has a limit and takes this checkout along, without its weights.
+
+    Raises:
+        ValueError: a file does not fit beside the checkout.
+    """
+    weights = set(tracked(*WEIGHTS))
+    tree = sum(path.stat().st_size for path in tracked() if path not in weights and path.is_file())
     # Nothing imports without the first two.
-    first = [folder / "code.tar.xz", folder / "site.tar.xz"]
+    first = [folder / "code.tar.xz", folder / "site.tar.xz", *sorted(folder.glob("weights-*.tar"))]
     files = [*(path for path in first if path.exists()), *sorted(folder.glob("warp.tar.xz.*"))]
     for path in files:
         print(f"{path.stat().st_size / 2**20:6.2f} MiB  {path}")
     room = (limit - 1) * 2**20 - tree  # names, modes and whatever else is counted
-    print(f"{tree / 2**20:6.2f} MiB  in the checkout; with uploads of {limit} MiB that take it along:")
+    print(
+        f"{tree / 2**20:6.2f} MiB  in the checkout without its weights; with uploads of {limit} MiB that take it along:"
+    )
     for number, names in enumerate(uploads({path.name: path.stat().st_size for path in files}, room)):
         print(f"  upload {number + 1}: {' '.join(names)}")
+    print(
+        "take the weights out of the checkout for the uploads:  git ls-files -z '*.safetensors' | xargs -0 rm\n"
+        "and bring them back afterwards:                        git restore '*.safetensors'"
+    )
+
+
+def pack_weights(folder: Path) -> list[Path]:
+    """Write an archive of the weights of each folder of ``distill/embedded``, as git has them in the last commit.
+
+    Returns:
+        The archives.
+
+    Raises:
+        ValueError: weights in the checkout are not in the last commit, so that they would be lost when they are taken out.
+    """
+    changed = subprocess.run(
+        ["git", "-C", ROOT, "diff", "--name-only", "HEAD", "--", *WEIGHTS],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    # Those that are not there have been taken out before.
+    if changed := [name for name in changed if (ROOT / name).exists()]:
+        raise ValueError(
+            f"{changed[0]} differs from the last commit, which is packed; commit it first, or restore it"
+        )
+    for old in folder.glob("weights-*.tar"):
+        old.unlink()
+    names = sorted({path.relative_to(ROOT / EMBEDDED).parts[0] for path in tracked(*WEIGHTS)})
+    archives = []
+    for name in names:
+        archives.append(folder / f"weights-{name}.tar")
+        command = ["git", "-C", ROOT, "archive", "HEAD", f":(glob){EMBEDDED}/{name}/**/*.safetensors"]
+        archives[-1].write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
+    return archives
 
 
 def pack_code(archive: Path) -> None:
@@ -203,9 +256,7 @@ def main() -> None:
     parser.add_argument(
         "--preset", default="9e", help="of xz; 6 is five times as fast and a twentieth larger"
     )
-    parser.add_argument(
-        "--only", nargs="+", default=["code", "site", "warp"], choices=("code", "site", "warp")
-    )
+    parser.add_argument("--only", nargs="+", default=[*PARTS], choices=PARTS)
     parser.add_argument("--piece", type=int, default=6, help="MiB of each of Warp's pieces")
     parser.add_argument(
         "--upload", type=int, default=64, help="MiB that an upload takes, to print what goes together"
@@ -215,6 +266,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if "code" in options.only:
         pack_code(folder / "code.tar.xz")
+    if "weights" in options.only:
+        pack_weights(folder)
     if {"site", "warp"} & {*options.only}:
         fetch(folder / "wheels", options.python)
     for part in ("site", "warp"):
@@ -238,4 +291,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

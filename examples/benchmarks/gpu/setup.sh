@@ -3,7 +3,8 @@
 #   usage: setup.sh SITE PACK      then: export PYTHONPATH=SITE
 # SITE gets the packages; PACK is the folder with the archives, or with what has come of them: Warp waits until all its pieces
 # are there, which their checksum tells.
-# A copy of the code without its weights takes them from the checkout in the current folder.
+# A checkout without weights gets those that are in PACK. A copy of the code without its weights takes them from the checkout in the
+# current folder.
 set -euo pipefail
 site=${1:?usage: setup.sh SITE PACK} pack=${2:?usage: setup.sh SITE PACK}
 root=$(cd "$(dirname "$0")/../../.." && pwd)
@@ -16,6 +17,9 @@ if [ ! -e "$site/.warp" ] && [ -e "$pack/warp.tar.xz.sha256" ] &&
   [ "$(cat "$pack"/warp.tar.xz.?? 2>/dev/null | sha256sum | cut -d ' ' -f 1)" = "$(cat "$pack/warp.tar.xz.sha256")" ]; then
   unpack "$pack"/warp.tar.xz.?? && touch "$site/.warp" &
 fi
+for archive in "$pack"/weights-*.tar; do
+  if [ -e "$archive" ]; then tar -xf "$archive" --no-same-owner -C "$root"; fi
+done
 if [ "$PWD" != "$root" ] && [ -d distill/embedded ]; then cp -rn distill/embedded/. "$root/distill/embedded/"; fi
 wait
 rm -rf "$site"/distill "$site"/distill3d-*
