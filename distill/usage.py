@@ -54,6 +54,7 @@ USAGES = {
             "export.name=NAME": "of the files, by default mesh",
             "export.pivot=NAME": "scene, centre or ground",
             "export.size_m=METRES": "the largest extent",
+            "export.up=AXIS": "y or z",
             "export.lods=N": "number of additional simplified meshes",
             "device=NAME": "auto, cpu or cuda",
         },

@@ -10,8 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 from hydra.utils import instantiate
 
+import distill
 from distill import guidance
 from distill.arguments import of_library, split_prompt
 from distill.forecast.network import calls_of
@@ -149,3 +151,8 @@ def test_every_loss_is_in_the_api_and_costs_what_its_table_says() -> None:
         made = instantiate(compose_config(words).guidance)
         asked = calls_of(made, 1)
         assert said[name] == (sum(asked), len(asked)), name
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (cited["version"], cited["license"]) == (distill.__version__, "Apache-2.0")
