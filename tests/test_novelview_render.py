@@ -492,7 +492,7 @@ def test_a_mesh_whose_colours_are_lost_is_left_out_and_named(
     else:
         header = "ply\nformat ascii 1.0\ncomment TextureFile gone.png\nelement vertex 3\nproperty float x\nproperty float y\n"
         header += "property float z\nproperty float s\nproperty float t\nelement face 1\nproperty list uchar int vertex_indices\n"
-        path, said = tmp_path / "square.ply", "takes its colours from gone.png, which cannot be read"
+        path, said = tmp_path / "square.ply", "a render needs the texture gone.png that cannot be read"
         path.write_text(f"{header}end_header\n0 0 0 0 0\n1 0 0 1 0\n0 1 0 0 1\n3 0 1 2\n")
     out = tmp_path / "out"
     assert run("render", str(path), str(out), "--views", "1", "--size", "8", "--workers", "1") == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,7 @@ def write_glb(
 
     def finished(tree: dict[str, Any]) -> None:
         complete(tree)
+        clamp(tree, {material.name})
         if mesh.texture is None:
             # trimesh writes a material only beside texture coordinates, and glTF's own is bare metal.
             tree["materials"] = [{"name": of or path.stem, "pbrMetallicRoughness": MATT}]
@@ -208,6 +209,8 @@ def chain(tree: dict[str, Any], names: Sequence[str]) -> None:
     ]:
         if key in parent:
             parent[key] = [child for child in parent[key] if child not in others]
+            if not parent[key]:  # of the node "world", which trimesh makes its root: glTF has no empty lists
+                del parent[key]
     tree["nodes"][first]["extensions"] = {"MSFT_lod": {"ids": others}}
     coverage = [0.5 * RATIO**level for level in range(len(others))]
     tree["nodes"][first]["extras"] = {"MSFT_screencoverage": [*coverage, 0.0]}
@@ -334,6 +337,15 @@ def complete(tree: dict[str, Any]) -> None:
         for accessor in primitive["attributes"].values():
             tree["bufferViews"][tree["accessors"][accessor]["bufferView"]]["target"] = 34962
         tree["bufferViews"][tree["accessors"][primitive["indices"]]["bufferView"]]["target"] = 34963
+
+
+def clamp(tree: dict[str, Any], names: Collection[str]) -> None:
+    """Let the textures of the materials of these names end at their edges: glTF repeats them, and mixes the opposite edge's colours in."""
+    for material in (one for one in tree.get("materials", []) if one.get("name") in names):
+        for info in ({**material, **material.get("pbrMetallicRoughness", {})}).values():
+            if isinstance(info, dict) and "index" in info:
+                tree["samplers"] = [{"wrapS": 33071, "wrapT": 33071}]  # CLAMP_TO_EDGE
+                tree["textures"][info["index"]]["sampler"] = 0
 
 
 def _bytes(colours: Floats) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ import json
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
@@ -26,9 +27,8 @@ from trimesh.visual.material import PBRMaterial
 
 from distill.export.files import COLOURS
 from distill.meshes.look import set_factor
+from distill.meshes.nodes import Json, check_skins, make_plain
 from distill.meshes.surface import Unfit
-
-Json = dict[str, Any]
 
 _COMPRESSIONS = {
     "KHR_draco_mesh_compression": "Draco",
@@ -45,7 +45,7 @@ _READ = (
     "EXT_lights_",
 )
 _COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
-_WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
+_WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 #: Under this a scene's metadata has the extensions of kept materials, by their names, which trimesh leaves out.
 EXTENSIONS = "extensions of kept materials"
 #: An older way to describe a material, which trimesh turns into metallic and roughness.
@@ -91,7 +91,8 @@ def load_gltf(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
         begin: the base colours of the other ones are needed, too.
 
     Raises:
-        Unfit: it is compressed, needs an extension that is not known here, or textures that are needed cannot be read.
+        Unfit: it is compressed, needs an extension that is not known here, has a skeleton that scales a mesh, or textures that are needed
+            cannot be read.
         Exception: it is broken, in whatever way.
     """
     data = path.read_bytes()
@@ -105,6 +106,8 @@ def load_gltf(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
     ]
     tree.setdefault("bufferViews", []), tree.setdefault("accessors", [])
     gltf = _Gltf(path, tree, buffers)
+    check_skins(path, tree, partial(_values, gltf))
+    make_plain(tree)
     extensions = _check_looks(gltf, _embedded(gltf), keep, begin)
     for name, primitive in gltf.primitives():
         _make_plain(gltf, name, primitive, keep)
@@ -194,6 +197,9 @@ def _embedded(gltf: _Gltf) -> list[str]:
             with Image.open(BytesIO(data)) as opened:
                 opened.load()
             faults.append("")
+        except Image.DecompressionBombError:
+            gltf.tree["images"][number] = {}
+            faults.append("too large")
         except OSError as error:
             gltf.tree["images"][number] = {}
             missing = isinstance(error, FileNotFoundError)

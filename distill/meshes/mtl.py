@@ -1,7 +1,7 @@
 """OBJ files and the MTL files that they name, made plain before trimesh reads them.
 
 trimesh reads the first MTL file that an OBJ names, be it in a comment, looks for textures beside the OBJ alone, leaves out all materials
-where a colour is one number, and does not know ``Tr``.
+where a colour is one number, and does not know ``Tr``, tabs or comments behind numbers.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def text_in(data: bytes) -> str:
 
 
 def plain_obj(text: str) -> tuple[str, list[str], list[str]]:
-    """Make an OBJ's text plain: lines begin with their keywords, and it names the MTL file ``NAME``.
+    """Make an OBJ's text plain: lines begin with their keywords, numbers end without comments, and it names the MTL file ``NAME``.
 
     Args:
         text: of the file, with ``\\n`` at the ends of its lines.
@@ -66,10 +66,12 @@ def plain_obj(text: str) -> tuple[str, list[str], list[str]]:
         The text, what follows each ``mtllib``, and the names of the materials that are used.
     """
     # A newline before a pattern is found ten times as fast as a line's beginning.
-    text = re.sub(r"\n[ \t]+", "\n", "\n" + text.replace("\\\n", " "))
+    text = re.sub(r"\n +", "\n", "\n" + text.replace("\\\n", " ").replace("\t", " "))
     text = re.sub(r"\n#[^\n]*", "\n", text)
+    if "#" in text:
+        text = re.sub(r"\n((?:v|vt|vn|f) [^\n#]*)#[^\n]*", r"\n\1", text)
     text = re.sub(
-        r"\n(mtllib|usemtl|o|g)[ \t]+([^\n]*)",
+        r"\n(mtllib|usemtl|o|g) +([^\n]*)",
         lambda found: f"\n{found[1]} {' '.join(found[2].split())}",
         text,
     )

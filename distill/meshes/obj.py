@@ -1,21 +1,25 @@
-"""OBJ, PLY and STL files as trimesh reads them, with a word on textures that it leaves out."""
+"""OBJ and STL files as trimesh reads them, and PLY, with a word on textures that it leaves out."""
 
 from __future__ import annotations
 
 import logging
-import re
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import trimesh
-from trimesh.resolvers import FilePathResolver
 from trimesh.visual import TextureVisuals
 
 from distill.meshes.mtl import NAME, Library, library_of, named_as, plain_obj, shares, text_in
+from distill.meshes.ply import load_ply
+from distill.meshes.polygons import counted_from_the_start, obj_in_triangles
 from distill.meshes.surface import Unfit
 
 log = logging.getLogger(__name__)
+
+#: Vertices that are so many times the mesh's size from its origin are moved: in glTF's 24 bits they would be rounded.
+_FAR = 1000
 
 
 def load_obj(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
@@ -33,8 +37,11 @@ def load_obj(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
     if path.suffix.lower() == ".obj":
         scene, library = _with_materials(path, keep, begin)
         named = {name: values["map_kd"] for name, values in library.materials.items() if "map_kd" in values}
+    elif path.suffix.lower() == ".ply":
+        scene, named = load_ply(path, begin), {}
     else:
-        scene, named = _without_materials(path), {}
+        scene, named = trimesh.load_scene(path, process=False), {}
+    _bring_near(scene)
     for geometry in scene.geometry.values():
         if not isinstance(geometry.visual, TextureVisuals):
             continue
@@ -61,19 +68,27 @@ def load_obj(path: Path, keep: frozenset[str], begin: bool) -> trimesh.Scene:
     return scene
 
 
-def _without_materials(path: Path) -> trimesh.Scene:
-    """Read a PLY, whose colours may be called ``diffuse_red`` and so on, or an STL."""
-    data = path.read_bytes() if path.suffix.lower() == ".ply" else b""
-    head, end, rest = data.partition(b"end_header")
-    if b" diffuse_red" not in head or b" red" in head:
-        return trimesh.load_scene(path, process=False)
-    stream: Any = BytesIO(re.sub(rb" diffuse_(red|green|blue)\b", rb" \1", head) + end + rest)
-    return trimesh.load_scene(stream, file_type="ply", resolver=FilePathResolver(str(path)), process=False)
+def _bring_near(scene: trimesh.Scene) -> None:
+    """Move vertices that are far from their origin near it, such as those on a map, and the scene back by as much."""
+    meshes = [one for one in scene.geometry.values() if isinstance(one, trimesh.Trimesh) and len(one.faces)]
+    if not meshes or any(mesh.faces.max() >= len(mesh.vertices) for mesh in meshes):
+        return  # which is an error later
+    bounds = np.array([mesh.bounds for mesh in meshes])
+    if not np.isfinite(bounds).all():
+        return
+    low, high = bounds[:, 0].min(0), bounds[:, 1].max(0)
+    middle = ((low + high) / 2).astype(np.float32).astype(np.float64)  # as viewers read it
+    if np.abs(middle).max() <= _FAR * (high - low).max():
+        return
+    for mesh in scene.geometry.values():
+        mesh.apply_translation(-middle)
+    scene.apply_transform(trimesh.transformations.translation_matrix(middle))
 
 
 def _with_materials(path: Path, keep: frozenset[str], begin: bool) -> tuple[trimesh.Scene, Library]:
     """Read an OBJ with all of its MTL files."""
     text, named, used = plain_obj(text_in(path.read_bytes()))
+    text = obj_in_triangles(counted_from_the_start(text))
     library = library_of(path, named)
     for name, meant in named_as(used, library.materials).items():
         bare = min(name, meant, key=len)

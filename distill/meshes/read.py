@@ -134,6 +134,8 @@ def surface_of(path: Path, scene: trimesh.Scene, turn: Floats, keep: frozenset[s
     placed = [(matrix, str(name)) for matrix, name in nodes]
     whole = [(matrix, name) for matrix, name in placed if isinstance(scene.geometry[name], trimesh.Trimesh)]
     count = sum(len(scene.geometry[name].faces) for _, name in whole)
+    if not whole:
+        raise ValueError(f"{path} has meshes, and no scene places one of them; export it again")
     if count > MOST_FACES:
         raise ValueError(
             f"{path} has {count:,} faces, and mesh= takes at most {MOST_FACES:,}; decimate it first"

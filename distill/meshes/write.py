@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ from scipy import ndimage
 from torch import Tensor
 from trimesh.exchange.gltf import export_glb
 from trimesh.visual import TextureVisuals
-from trimesh.visual.material import PBRMaterial, SimpleMaterial
+from trimesh.visual.material import PBRMaterial
 
-from distill.export.files import complete
+from distill.export.files import clamp, complete
+from distill.export.mesh import vertex_normals
 from distill.export.pictures import timed
 from distill.export.texture import GUTTER, rasterise
 from distill.files.atomic import replacing
 from distill.meshes.gltf import EXTENSIONS
-from distill.meshes.look import is_filler, of_mtl
+from distill.meshes.kept import extend, kept
 from distill.meshes.read import given_normals
 from distill.meshes.surface import Floats, Ints, Part, Surface
 from distill.meshes.tangents import in_tangent_space, tangents
@@ -107,18 +109,19 @@ def write_textured(surface: Surface, paints: Paints, path: Path, *, size: int) -
             [(part, m if _normals(surface, part) is not None else _apart(m)) for part, m in group]
             for group in groups
         ]
-    geometry = dict(surface.scene.geometry)
+    geometry, made = dict(surface.scene.geometry), set[str]()
     with timed(seconds, "texture"):
         for group in groups:
             colour = bake(surface, group, paints.albedo, size)
             finish = bake(surface, group, paints.finish, size) if paints.finish else None
             bumps = bake_normals(surface, group, paints.perturbation, size) if paints.perturbation else None
             material = _material(surface, [part for part, _ in group], colour, finish, bumps)
+            made.add(material.name)
             for part, mapped in group:
                 geometry[part.name] = _textured(surface, part, mapped, material)
     for part in surface.parts:
         if part.kept:
-            geometry[part.name] = _kept(geometry[part.name])
+            geometry[part.name] = kept(geometry[part.name], part.material, surface.file)
     scene = trimesh.Scene(geometry=geometry, graph=surface.scene.graph.copy())
 
     def finished(tree: dict[str, Any]) -> None:
@@ -126,7 +129,8 @@ def write_textured(surface: Surface, paints: Paints, path: Path, *, size: int) -
             if _TANGENT in attributes:
                 attributes["TANGENT"] = attributes.pop(_TANGENT)
         complete(tree)
-        _extend(tree, surface.scene.metadata.get(EXTENSIONS, {}))
+        clamp(tree, made)
+        extend(tree, surface.scene.metadata.get(EXTENSIONS, {}))
 
     with timed(seconds, "files"), replacing(path) as part_file:
         part_file.write_bytes(export_glb(scene, tree_postprocessor=finished))
@@ -276,6 +280,7 @@ def _frames(surface: Surface, part: Part, mapped: Mapped) -> Floats:
     if _normals(surface, part) is not None:
         given = np.zeros_like(vertices)
         given[faces] = surface.normals[begin : begin + count]
+        given = _mended(given, vertices, faces)
     corners = vertices[mapped.origin]
     normals = _flat(corners) if given is None else given[mapped.origin]
     tangent = tangents(corners, mapped.faces, mapped.uv, normals)
@@ -376,30 +381,15 @@ def _material(
     if bumps is not None:
         factors["normalTexture"] = Image.fromarray(bumps)
     return PBRMaterial(
-        name=names.pop() if len(names) == 1 else "surface", baseColorTexture=Image.fromarray(texture), doubleSided=double, **factors
+        name=names.pop() if len(names) == 1 else _free(surface), baseColorTexture=Image.fromarray(texture), doubleSided=double, **factors
     )  # fmt: skip
 
 
-def _kept(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
-    """A part that is written as it was read; of an MTL file, which trimesh would write as metal, with a glTF material."""
-    visual = mesh.visual
-    if (
-        not isinstance(visual, TextureVisuals)
-        or not isinstance(visual.material, SimpleMaterial)
-        or is_filler(visual.material)
-    ):
-        return mesh
-    made = mesh.copy(include_cache=True)  # with the normals that the file has
-    made.visual = TextureVisuals(uv=visual.uv, material=of_mtl(visual.material))
-    return made
-
-
-def _extend(tree: dict[str, Any], extensions: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give materials of a glTF's JSON their extensions, by their names."""
-    for material in tree.get("materials", []):
-        if own := extensions.get(material.get("name")):
-            material["extensions"] = dict(own)
-            tree["extensionsUsed"] = sorted({*tree.get("extensionsUsed", ()), *own})
+def _free(surface: Surface) -> str:
+    """The name of a material of several parts, which no kept one has: extensions are given back by their names."""
+    taken = {part.material for part in surface.parts if part.kept}
+    names = ("surface" if number == 1 else f"surface{number}" for number in count(1))
+    return next(name for name in names if name not in taken)
 
 
 def _textured(surface: Surface, part: Part, mapped: Mapped, material: PBRMaterial) -> trimesh.Trimesh:
@@ -423,11 +413,21 @@ def _textured(surface: Surface, part: Part, mapped: Mapped, material: PBRMateria
 
 
 def _normals(surface: Surface, part: Part) -> Floats | None:
-    """A part's normals as they are written, in its own frame; None where one is missing.
+    """A part's unit normals as they are written, in its own frame; None where its file has none, or none that is whole.
 
     glTF wants unit normals, and viewers make flat ones where there are none.
     """
-    normals = given_normals(surface.scene.geometry[part.name])
-    if normals is None or not (np.linalg.norm(normals, axis=1) > 0.5).all():
+    mesh = surface.scene.geometry[part.name]
+    normals = given_normals(mesh)
+    if normals is None or not normals.any():
         return None
+    return _mended(normals, np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.int64))
+
+
+def _mended(normals: Floats, vertices: Floats, faces: Ints) -> Floats:
+    """Normals in which the faces' mean stands where one is 0, shape ``[v, 3]``."""
+    broken = np.flatnonzero(~normals.any(1))
+    if len(broken):
+        normals = normals.copy()
+        normals[broken] = vertex_normals(vertices, faces)[broken]
     return normals

@@ -101,9 +101,17 @@ class Triangles:
     images: Sequence[Array]
 
 
+def _cut(places: Array, polygon: Sequence[int]) -> list[list[int]]:
+    from distill.meshes.polygons import concave, in_triangles
+
+    if len(polygon) > 3 and len(concave(places, np.array([polygon]))):
+        return [[polygon[at] for at in one] for one in in_triangles(places[[*polygon]]).tolist()]
+    return [[polygon[0], *pair] for pair in pairwise(polygon[1:])]
+
+
 def read_obj(path: Path) -> Triangles:
-    """An OBJ file's triangles: polygons are fans, and a part is an ``o`` with a material."""
-    vertices, faces, parts = list[list[float]](), list[list[int]](), Counter[str]()
+    """An OBJ file's triangles: polygons are fans, concave ones as the library cuts them, and a part is an ``o`` with a material."""
+    vertices, polygons, parts = list[list[float]](), list[list[int]](), Counter[str]()
     text = path.read_text("latin-1").replace("\\\n", " ")
     library = re.search(r"(?m)^mtllib\s+(.*?)\s*$", text)
     materials = path.with_name(library[1]).read_text("latin-1").count("newmtl ") if library else 0
@@ -118,13 +126,13 @@ def read_obj(path: Path) -> Triangles:
         elif key == "f":
             corners = [int(word.split("/")[0]) for word in words]
             corners = [at - 1 if at > 0 else len(vertices) + at for at in corners]
-            fan = [[corners[0], *pair] for pair in pairwise(corners[1:])]
-            faces += fan
+            polygons.append(corners)
             # A material tells parts apart only where there are several.
             name = "_".join(filter(None, (group, material if materials > 1 else "")))
-            parts[name or path.name] += len(fan)
-    corners = np.array(vertices)[np.array(faces)].astype(np.float32)
-    return Triangles(corners, parts, np.empty(0), np.empty(0), ())
+            parts[name or path.name] += len(corners) - 2
+    places = np.array(vertices)
+    faces = [face for polygon in polygons for face in _cut(places, polygon)]
+    return Triangles(places[np.array(faces)].astype(np.float32), parts, np.empty(0), np.empty(0), ())
 
 
 _TYPES = {5120: np.int8, 5121: np.uint8, 5122: np.int16, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}

@@ -12,7 +12,7 @@ import logging
 import math
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from distill.export.frame import srgb_to_linear
 from distill.files.atomic import write_atomic
 from distill.lab.novel_view.pairs import mixed
 from distill.lab.novel_view.placing import in_ball, within
-from distill.lab.novel_view.sources import RECORD, pictures_of_ply, record_of, refusal
+from distill.lab.novel_view.sources import RECORD, record_of, refusal
 from distill.lab.novel_view.views import objects_in
 from distill.meshes.gltf import load_gltf
 from distill.meshes.look import Known, colours_of, to_srgb
@@ -174,7 +174,6 @@ def load_surface(path: Path, up: str = "y") -> Surface:
         ) from error
     if not pieces:
         raise ValueError(f"{path} has no faces")
-    _check_colours(path, pieces)
     starts = np.cumsum([0, *(len(piece.faces) for piece in pieces)])
     offsets = np.cumsum([0, *(len(piece.vertices) for piece in pieces[:-1])])
     vertices = np.concatenate([piece.vertices for piece in pieces])
@@ -205,18 +204,17 @@ def load_surface(path: Path, up: str = "y") -> Surface:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A geometry where it is placed: its look, and whether the file says that."""
+    """A geometry where it is placed, and its look."""
 
     vertices: Array
     faces: NDArray[np.integer[Any]]
     look: Look
-    said: bool
 
 
 def _pieces(path: Path) -> list[_Piece]:
     linear = path.suffix.lower() in GLTF
     scene = (load_gltf if linear else load_obj)(path, frozenset(), True)
-    known, looks, pieces = Known(), dict[str, tuple[Look, bool]](), list[_Piece]()
+    known, looks, pieces = Known(), dict[str, Look](), list[_Piece]()
     for node in scene.graph.nodes_geometry:
         matrix, named = scene.graph[node]
         name = str(named)
@@ -224,9 +222,9 @@ def _pieces(path: Path) -> list[_Piece]:
         if not isinstance(mesh, trimesh.Trimesh) or not len(mesh.faces):
             continue
         if name not in looks:  # what is placed several times has one
-            looks[name] = colours_of(mesh, known)
+            looks[name], _ = colours_of(mesh, known)
         vertices = np.asarray(mesh.vertices) @ matrix[:3, :3].T + matrix[:3, 3]
-        pieces.append(_Piece(vertices, np.asarray(mesh.faces), *looks[name]))
+        pieces.append(_Piece(vertices, np.asarray(mesh.faces), looks[name]))
     return pieces
 
 
@@ -236,14 +234,6 @@ def _for_renders(error: Unfit) -> str:
     for before, after in WORDS.items():
         said = said.replace(before, after)
     return said
-
-
-def _check_colours(path: Path, pieces: Sequence[_Piece]) -> None:
-    """Refuse a PLY that would be grey because the picture that its colours are in cannot be read."""
-    if not any(piece.said for piece in pieces) and (named := pictures_of_ply(path)):
-        raise ValueError(
-            f"{path} takes its colours from {named[0]}, which cannot be read; put it there, or remove that line from the file for plain grey"
-        )
 
 
 def _colours(look: Look, faces: NDArray[np.integer[Any]], barycentric: Array, linear: bool) -> Array:
