@@ -176,7 +176,7 @@ def uploads(sizes: Mapping[str, int], room: int) -> list[list[str]]:
 
 def tracked(*patterns: str) -> list[Path]:
     """The files of the checkout that git knows, or those of some patterns."""
-    command = ["git", "-C", ROOT, "ls-files", "-z", *patterns]
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", *patterns]
     listed = subprocess.run(command, check=True, capture_output=True, text=True)
     return [ROOT / name for name in listed.stdout.split("\0") if name]
 
@@ -232,7 +232,7 @@ def pack_weights(folder: Path) -> list[Path]:
     archives = []
     for name in names:
         archives.append(folder / f"weights-{name}.tar")
-        command = ["git", "-C", ROOT, "archive", "HEAD", f":(glob){EMBEDDED}/{name}/**/*.safetensors"]
+        command = ["git", "-C", str(ROOT), "archive", "HEAD", f":(glob){EMBEDDED}/{name}/**/*.safetensors"]
         archives[-1].write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
     return archives
 
