@@ -650,7 +650,7 @@ def test_what_is_no_number_in_a_cell_is_null_and_no_number_again(tmp_path: Path)
         math.isnan(again["final"]["similarity"]) and again["final"]["iou"] is None and again["error"] is None
     )
     # It is still the cell of these options.
-    assert run.finished(tmp_path, {"options": {"guidance.scale": math.inf}})
+    assert run.finished(tmp_path, {"options": {"guidance.scale": math.inf}}, {})
 
 
 @pytest.mark.parametrize("wrong", ["0/2", "3/2", "2", "a/b", "1/2/3"])

@@ -304,9 +304,9 @@ def test_weights_travel_apart_from_a_checkout_that_would_not_fit_with_them(
         with tarfile.open(archive) as file:
             file.extractall(there, filter="data")
     for name in sizes:
-        path = f"distill/embedded/{name}.safetensors"
-        assert (there / path).read_bytes() == (root / path).read_bytes()
-        (root / path).unlink()
+        inside = f"distill/embedded/{name}.safetensors"
+        assert (there / inside).read_bytes() == (root / inside).read_bytes()
+        (root / inside).unlink()
     assert len(pack.pack_weights(packed)) == 2  # they have been taken out for an upload
     (root / "distill/embedded/things/judge/b.safetensors").write_bytes(b"trained further")
     with pytest.raises(ValueError, match=r"things/judge/b.safetensors differs from the last commit"):

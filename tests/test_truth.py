@@ -286,9 +286,9 @@ def test_cells_of_another_judge_are_refused(tmp_path: Path) -> None:
     own = {"judge": records.judge_name(tmp_path), **said}
     assert (kinds["judge"], things_too["judge"], own["judge"]) == ("", "things", str(tmp_path))
     (cell.folder(tmp_path) / "cell.json").write_text(json.dumps(kinds))
-    assert run.finished(cell.folder(tmp_path), kinds)
+    assert run.finished(cell.folder(tmp_path), kinds, {})
     with pytest.raises(ValueError, match="was made with judge , not things"):
-        run.finished(cell.folder(tmp_path), things_too)
+        run.finished(cell.folder(tmp_path), things_too, {})
     with pytest.raises(ValueError, match="measured by several judges"):
         records.judge_of([kinds, things_too])
     # A report asks the judge that measured, whatever the prompts are.
