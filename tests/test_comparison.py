@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
-import inspect
 import json
 import math
 import statistics
@@ -33,6 +31,7 @@ from distill.lab.comparison.shares import share
 from distill.lab.comparison.verdicts import Number, above, all_of, below, bootstrap
 from distill.lab.truth import SHAPES, asked, origin, truths
 from distill.priors.exact import ExactPrior, gaussian
+from distill.run.plugins import _without_texts, code_of
 
 QUICK: dict[str, Any] = {
     "iterations": 4,
@@ -501,13 +500,30 @@ def test_a_cell_of_other_options_is_told_before_any_is_made(
     assert "was made with particles 2, not left out; " in go(options=more)
 
 
+def test_comments_docstrings_and_breaks_are_no_change_of_code() -> None:
+    plain = _without_texts("def loss(x):\n    return x + 1\n")
+    assert (
+        _without_texts('def loss(x):\n    """Text."""\n    # more\n    return (\n        x + 1\n    )\n')
+        == plain
+    )
+    assert _without_texts("def loss(x):\n    return x + 2\n") != plain
+    assert (
+        _without_texts("loss = register(lambda x:") == "loss = register(lambda x:"
+    )  # no statement of its own
+
+
 def test_a_cell_of_code_that_was_changed_is_told_before_any_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "load_prior", pytest.fail)
     methods = {"own": {"guidance": "broken"}, "sds": {"guidance": "sds"}}
     made = {"prior": "embedded", "measure_every": 50, "judge": "", "truth": origin("a red car", SHAPES)}
-    code = {"guidance": hashlib.sha256(inspect.getsource(broken).encode()).hexdigest()}
+    distill.guidance.register(broken)
+    try:
+        code = code_of(run.compose({"guidance": "broken"}, "a red car", 0))
+    finally:
+        del distill.guidance._registered["broken"]
+    assert set(code) == {"guidance", "timesteps", "cameras", "scene"}
 
     def go(**more: Any) -> str:
         """What stops a comparison whose second cell is of another prior: nothing before that, if the first is as it was."""

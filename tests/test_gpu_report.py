@@ -311,6 +311,8 @@ def test_weights_travel_apart_from_a_checkout_that_would_not_fit_with_them(
     (root / "distill/embedded/things/judge/b.safetensors").write_bytes(b"trained further")
     with pytest.raises(ValueError, match=r"things/judge/b.safetensors differs from the last commit"):
         pack.pack_weights(packed)
+    with pytest.raises(ValueError, match=r"things/judge/b.safetensors differs from the last commit"):
+        pack.plan(packed, 4)  # prints how to remove it
 
 
 @pytest.mark.parametrize("what", ["prior", "novel_view", "views", "judge"])

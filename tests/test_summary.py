@@ -18,7 +18,7 @@ from PIL import Image
 from distill.cli import main
 from distill.export.thumbnail import draw
 from distill.run.compose import compose_words, composing
-from distill.run.differences import entries
+from distill.run.differences import entries, told_apart
 from distill.run.summary import Run, as_text, folders, head, summarise
 
 
@@ -121,6 +121,23 @@ def test_runs_of_one_prompt_are_told_apart_by_the_options_that_differ(tmp_path: 
     assert [row["options"] for row in csv.DictReader((root / "summary.csv").open(newline=""))] == [
         run.options for run in runs
     ]
+
+
+def test_a_number_and_a_schedule_are_told_apart() -> None:
+    runs = [
+        {"guidance.scale": "5", "cameras.distance": "[3, 4]"},
+        {"guidance.scale.start": "5", "guidance.scale.end": "2", "cameras.distance": "[3, 4]"},
+    ]
+    assert told_apart(runs) == ["guidance.scale=5", "guidance.scale={start: 5, end: 2}"]
+    assert told_apart([runs[0], {}]) == ["", ""] and told_apart([]) == []
+
+
+def test_the_printed_options_reach_to_the_last_that_differs(tmp_path: Path) -> None:
+    for number, rate in enumerate((0.01, 0.02)):
+        text = f"prompt: a\nseed: {number}\niterations: {number}\nguidance:\n  scale: {number}\n  weighting: w{number}\nscene:\n  encoding_lr: {rate}\n"
+        run_in(tmp_path / "runs" / str(number), config=text)
+    said = as_text(summarise(tmp_path / "runs")[0])
+    assert "scene.encoding_lr=0.01 " in said and "scene.encoding_lr=0.02 " in said
 
 
 def test_the_options_of_a_configuration_are_those_that_yaml_reads() -> None:

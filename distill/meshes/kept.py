@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import trimesh
+from PIL.JpegImagePlugin import get_sampling
 from trimesh.visual import TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
@@ -51,10 +52,15 @@ def kept(mesh: trimesh.Trimesh, name: str, file: Path) -> trimesh.Trimesh:
 
 
 def _spare(material: PBRMaterial | None) -> None:
-    """Let a material's JPEG pictures be saved with their own tables: trimesh asks for Pillow's usual quality of 75."""
+    """Let a material's JPEG pictures be saved nearly as they are: trimesh asks for Pillow's usual quality of 75.
+
+    Their own tables keep what has its colours in full; those of colours at half the size would be halved once more.
+    """
     for image in () if material is None else material._data.values():
         if getattr(image, "format", None) == "JPEG":
-            image.save = partial(image.save, quality="keep")
+            full = get_sampling(image) in (0, -1)  # 4:4:4, or grey
+            options = {"quality": "keep"} if full else {"quality": 95, "subsampling": 0}
+            image.save = partial(image.save, **options)
 
 
 def extend(tree: dict[str, Any], extensions: Mapping[str, Mapping[str, Any]]) -> None:

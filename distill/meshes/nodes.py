@@ -69,8 +69,12 @@ def check_skins(path: Path, tree: Json, values: Callable[[int], Doubles]) -> Non
     """
     nodes = tree.get("nodes", [])
     parents = _parents(nodes)
+    scenes = tree.get("scenes")
+    shown = set(scenes[tree.get("scene", 0)].get("nodes", ())) if scenes else None
     for number, node in enumerate(nodes):
         if "skin" not in node or "mesh" not in node:
+            continue
+        if shown is not None and _line(parents, number)[-1] not in shown:
             continue
         skin = tree["skins"][node["skin"]]
         joints = np.array([_placed(nodes, parents, joint) for joint in skin["joints"]])
@@ -96,13 +100,18 @@ def _parents(nodes: Sequence[Json]) -> dict[int, int]:
 
 def _placed(nodes: Sequence[Json], parents: Mapping[int, int], number: int) -> Doubles:
     """A node's matrix in the scene, shape ``[4, 4]``."""
-    matrix = _matrix(nodes[number])
-    for _ in nodes:  # no more often, as a broken file's nodes may run in a circle
-        if number not in parents:
-            break
-        number = parents[number]
-        matrix = _matrix(nodes[number]) @ matrix
+    matrix = np.eye(4)
+    for one in _line(parents, number):
+        matrix = _matrix(nodes[one]) @ matrix
     return matrix
+
+
+def _line(parents: Mapping[int, int], number: int) -> list[int]:
+    """A node, its parent and so on to a root; each once, as a broken file's nodes may run in a circle."""
+    line = [number]
+    while (number := parents.get(number, number)) not in line:
+        line.append(number)
+    return line
 
 
 def _matrix(node: Json) -> Doubles:

@@ -49,7 +49,9 @@ def load_ply(path: Path, begin: bool) -> trimesh.Scene:
 
 
 def _check_texture(path: Path, head: bytes) -> None:
-    """Refuse a picture that the file's header names and that cannot be read."""
+    """Refuse a picture that the file's header names, for vertices or faces with texture coordinates, and that cannot be read."""
+    if not re.search(rb"\nproperty [^\n]*\b(texture_u|u|s|texcoord)\s", head + b"\n"):
+        return
     found = re.search(rb"(?i)\ncomment +texturefile +([^\r\n]+)", head)
     name = found[1].decode(errors="replace").strip() if found else ""
     try:

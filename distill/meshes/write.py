@@ -428,6 +428,9 @@ def _mended(normals: Floats, vertices: Floats, faces: Ints) -> Floats:
     """Normals in which the faces' mean stands where one is 0, shape ``[v, 3]``."""
     broken = np.flatnonzero(~normals.any(1))
     if len(broken):
+        made = vertex_normals(vertices, faces)
+        if (made * normals).sum() < 0:  # a mirrored place turns its faces around
+            made = -made
         normals = normals.copy()
-        normals[broken] = vertex_normals(vertices, faces)[broken]
+        normals[broken] = made[broken]
     return normals

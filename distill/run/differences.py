@@ -51,13 +51,18 @@ def told_apart(runs: Sequence[Mapping[str, str]]) -> list[str]:
     Returns:
         A text for each; empty where all are equal.
     """
-    shared = [name for name in (runs[0] if runs else ()) if all(name in run for run in runs)]
-    differ = [
-        name
-        for name in shared
-        if name.partition(".")[0] not in NOT_COMPARED and len({run[name] for run in runs}) > 1
-    ]
-    return [" ".join(_said(name, run[name]) for name in differ) for run in runs]
+    names = dict.fromkeys(name for run in runs for name in run if name.partition(".")[0] not in NOT_COMPARED)
+    shared = [name for name in names if all(_value(run, name) for run in runs)]
+    differ = [name for name in shared if len({_value(run, name) for run in runs}) > 1]
+    return [" ".join(_said(name, _value(run, name)) for name in differ) for run in runs]
+
+
+def _value(run: Mapping[str, str], name: str) -> str:
+    """What an option says, of one with fields all of them; empty where there is none."""
+    if name in run:
+        return run[name]
+    fields = [f"{key[len(name) + 1 :]}: {value}" for key, value in run.items() if key.startswith(f"{name}.")]
+    return f"{{{', '.join(fields)}}}" if fields else ""
 
 
 def _said(name: str, value: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -49,18 +51,31 @@ def features_of(config: DictConfig) -> frozenset[str]:
     return frozenset(getattr(get_object(config.scene._target_), "features", ()))
 
 
-def own_code(config: DictConfig) -> dict[str, str]:
-    """The SHA-256 of the code of each part of a configuration that is not the library's, by its group; only of those whose code can be read."""
+def code_of(config: DictConfig) -> dict[str, str]:
+    """The SHA-256 of the code of a configuration's parts, by group: of each function or class itself, and not of helpers that it calls.
+
+    Comments and docstrings do not count. What was typed into a console has no code that can be read, and is left out.
+    """
     found = dict[str, str]()
     for group in plugins():
-        target = inspect.unwrap(get_object(config[group]._target_))
-        if target.__module__.partition(".")[0] == __name__.partition(".")[0]:
-            continue
         try:
-            found[group] = hashlib.sha256(inspect.getsource(target).encode()).hexdigest()
-        except (OSError, TypeError):  # it was typed into a console
+            source = inspect.getsource(inspect.unwrap(get_object(config[group]._target_)))
+        except (OSError, TypeError):
             continue
+        found[group] = hashlib.sha256(_without_texts(textwrap.dedent(source)).encode()).hexdigest()
     return found
+
+
+def _without_texts(source: str) -> str:
+    """A function's or class's code without comments, docstrings and line breaks; as it is where it cannot be parsed alone."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return source
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
 
 
 #: What Hydra was told of, by group and name.

@@ -333,11 +333,14 @@ def counted(runs: Sequence[Run]) -> str:
 def as_text(runs: Sequence[Run], most: int = PRINTED) -> str:
     """The table's first lines, for a terminal."""
 
-    def shown(value: object) -> str:
-        return "" if value is None else cut(str(value), 48)
+    def shown(value: object, width: int = 48) -> str:
+        return "" if value is None else cut(str(value), width)
 
     differ = ("options",) if any(run.options for run in runs) else ()
     titles = ("prompt", "seed", "guidance", *differ, "state", "score", "seconds", "steps", "folder", "why")
-    rows = [titles, *(tuple(shown(getattr(run, name)) for name in titles) for run in runs[:most])]
+    # The options tell runs apart by their ends, too.
+    widths = {"options": 200}
+    lines = (tuple(shown(getattr(run, name), widths.get(name, 48)) for name in titles) for run in runs[:most])
+    rows = [titles, *lines]
     more = [f"and {len(runs) - most} more"] if len(runs) > most else []
     return "\n".join([*aligned(rows), *more, counted(runs)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -137,8 +138,9 @@ def ended(jobs: Callable[[], object], launcher: str | None) -> int:
             return failed.code
         except Exception as error:
             told = isinstance(error, (ValueError, HydraException, OmegaConfBaseException))
-            # An error of a file says which; one without is of a connection or a process.
-            if isinstance(error, OSError) and (error.filename or not launcher):
+            # A full disk names no file; other errors without one are of a connection or a process.
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if isinstance(error, OSError) and (error.filename or full or not launcher):
                 what = f"the sweep's own files cannot be written ({line_of(error)}); free some space, or choose another folder with hydra.sweep.dir=FOLDER"
             elif launcher and not told:  # a worker was killed, or the cluster took it away
                 lost = " ".join(str(error).split())[:300]

@@ -45,7 +45,7 @@ from distill.loop import Diverged, OutOfMemory, train
 from distill.priors import load_prior
 from distill.run.assemble import assemble
 from distill.run.journal import Interrupted
-from distill.run.plugins import features_of, own_code
+from distill.run.plugins import code_of, features_of
 from distill.run.prior import check_loaded
 from distill.run.seeding import several
 from distill.run.signals import stop_signals
@@ -162,8 +162,8 @@ def compare(
         The report's path. Of a cell with several particles, the first one is measured.
 
     Raises:
-        ValueError: an option is wrong, or cells in ``output_dir`` were made with other ones or before a loss or another part of
-            one's own was changed, in one line.
+        ValueError: an option is wrong, or cells in ``output_dir`` were made with other ones or before the code of a loss or
+            another part was changed, in one line.
         Interrupted: a signal asked to stop; what is finished is kept.
     """
     from distill.lab.comparison.report import write_report
@@ -179,7 +179,7 @@ def compare(
     for name, wanted in chosen.items():
         config = compose({"iterations": iterations, **options, **wanted}, prompts[0], seeds[0])
         check_measurable(config)
-        code[name] = own_code(config)
+        code[name] = code_of(config)
     root, source = user_path(output_dir), source or SHAPES
     judge, name_of_prior = judge_of(source, prompts), prior_name(prior, prompts)
     check(prompts, source, judge)
@@ -361,7 +361,7 @@ def prior_name(prior: Prior | PriorOf | None, prompts: Iterable[str]) -> str:
 
 
 def finished(folder: Path, wanted: Mapping[str, Any], code: Mapping[str, str]) -> bool:
-    """Tell whether a cell was finished with these options, this prior, the same number of points and the same code of one's own.
+    """Tell whether a cell was finished with these options, this prior, the same number of points and the same code.
 
     Raises:
         ValueError: it was finished with others.

@@ -7,7 +7,7 @@ warp.tar.xz: Warp without its compiler for CPUs and with its own kernels for one
 fill several uploads better than a few large ones, and warp.tar.xz.sha256, by which setup.sh tells that all are there.
 site.tar.xz: the other packages of wheels.txt, unpacked.
 weights-NAME.tar: the weights of a folder of distill/embedded, for a checkout whose weights were left out because an upload has no room
-for them; a run needs those alone that it uses.
+for them; a run needs only the archives of the models that it uses.
 code.tar.xz: this repository's last commit without its weights, to unpack where a checkout of it, with them, is.
 
 Wheels are kept in its subfolder wheels, and what is there is not fetched again. setup.sh unpacks the rest on the machine.
@@ -185,8 +185,9 @@ def plan(folder: Path, limit: int) -> None:
     """Print the sizes, and which files go together where an upload has a limit and takes this checkout along, without its weights.
 
     Raises:
-        ValueError: a file does not fit beside the checkout.
+        ValueError: a file does not fit beside the checkout, or weights in the checkout are not in the last commit.
     """
+    check_committed()
     weights = set(tracked(*WEIGHTS))
     tree = sum(path.stat().st_size for path in tracked() if path not in weights and path.is_file())
     # Nothing imports without the first two.
@@ -201,19 +202,16 @@ def plan(folder: Path, limit: int) -> None:
     for number, names in enumerate(uploads({path.name: path.stat().st_size for path in files}, room)):
         print(f"  upload {number + 1}: {' '.join(names)}")
     print(
-        "take the weights out of the checkout for the uploads:  git ls-files -z '*.safetensors' | xargs -0 rm\n"
-        "and bring them back afterwards:                        git restore '*.safetensors'"
+        f"take the weights out of the checkout for the uploads:  git ls-files -z '{WEIGHTS[0]}' | xargs -0 rm\n"
+        f"and bring them back afterwards:                        git restore '{WEIGHTS[0]}'"
     )
 
 
-def pack_weights(folder: Path) -> list[Path]:
-    """Write an archive of the weights of each folder of ``distill/embedded``, as git has them in the last commit.
-
-    Returns:
-        The archives.
+def check_committed() -> None:
+    """Refuse weights in the checkout that are not in the last commit: they would be lost when they are taken out.
 
     Raises:
-        ValueError: weights in the checkout are not in the last commit, so that they would be lost when they are taken out.
+        ValueError: there are some.
     """
     changed = subprocess.run(
         ["git", "-C", ROOT, "diff", "--name-only", "HEAD", "--", *WEIGHTS],
@@ -226,6 +224,18 @@ def pack_weights(folder: Path) -> list[Path]:
         raise ValueError(
             f"{changed[0]} differs from the last commit, which is packed; commit it first, or restore it"
         )
+
+
+def pack_weights(folder: Path) -> list[Path]:
+    """Write an archive of the weights of each folder of ``distill/embedded``, as git has them in the last commit.
+
+    Returns:
+        The archives.
+
+    Raises:
+        ValueError: weights in the checkout are not in the last commit.
+    """
+    check_committed()
     for old in folder.glob("weights-*.tar"):
         old.unlink()
     names = sorted({path.relative_to(ROOT / EMBEDDED).parts[0] for path in tracked(*WEIGHTS)})

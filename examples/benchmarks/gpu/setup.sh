@@ -18,7 +18,7 @@ if [ ! -e "$site/.warp" ] && [ -e "$pack/warp.tar.xz.sha256" ] &&
   unpack "$pack"/warp.tar.xz.?? && touch "$site/.warp" &
 fi
 for archive in "$pack"/weights-*.tar; do
-  if [ -e "$archive" ]; then tar -xf "$archive" --no-same-owner -C "$root"; fi
+  if [ -e "$archive" ]; then tar -xf "$archive" --no-same-owner --skip-old-files -C "$root"; fi
 done
 if [ "$PWD" != "$root" ] && [ -d distill/embedded ]; then cp -rn distill/embedded/. "$root/distill/embedded/"; fi
 wait
