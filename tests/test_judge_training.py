@@ -362,3 +362,30 @@ def test_a_training_does_not_go_on_with_another_shape(
         with pytest.raises(ValueError, match=f"began with another --{what}"):
             train.load_state(options)
         setattr(options, what, None)
+
+
+def test_an_averaged_judge_has_the_means_of_two_and_reads_as_they_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    average = importlib.import_module("average_judges")
+    torch.manual_seed(0)
+    first, second = (Judge(["mug", "red"], (8, 12, 16), (1, 0, 1)) for _ in range(2))
+    for judge, mean in ((first, 1.0), (second, 4.0)):
+        layer = next(one for one in judge.modules() if isinstance(one, torch.nn.BatchNorm2d))
+        layer.running_mean.fill_(mean)
+        save_judge(judge, tmp_path / f"{mean:g}")
+    words = [str(tmp_path / name) for name in ("1", "4")]
+    monkeypatch.setattr("sys.argv", ["average_judges.py", *words, "--output", str(tmp_path / "both")])
+    average.main()
+    made, one, other = (load_judge(folder=tmp_path / name).state_dict() for name in ("both", "1", "4"))
+    assert next(value[0] for name, value in made.items() if name.endswith("running_mean")) == 2.5
+    for name, value in made.items():  # stored in half precision
+        torch.testing.assert_close(
+            value.float(), (one[name].float() + other[name].float()) / 2, atol=2e-3, rtol=1e-3
+        )
+    with pytest.raises(ValueError, match="other words or another shape"):
+        average.averaged(first, Judge(["mug", "blue"], (8, 12, 16), (1, 0, 1)))
+    monkeypatch.setattr("sys.argv", ["average_judges.py", *words, "--output", words[1]])
+    with pytest.raises(SystemExit):
+        average.main()
