@@ -373,7 +373,7 @@ def test_an_averaged_judge_has_the_means_of_two_and_reads_as_they_do(
     first, second = (Judge(["mug", "red"], (8, 12, 16), (1, 0, 1)) for _ in range(2))
     for judge, mean in ((first, 1.0), (second, 4.0)):
         layer = next(one for one in judge.modules() if isinstance(one, torch.nn.BatchNorm2d))
-        layer.running_mean.fill_(mean)
+        layer.get_buffer("running_mean").fill_(mean)
         save_judge(judge, tmp_path / f"{mean:g}")
     words = [str(tmp_path / name) for name in ("1", "4")]
     monkeypatch.setattr("sys.argv", ["average_judges.py", *words, "--output", str(tmp_path / "both")])
