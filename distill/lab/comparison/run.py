@@ -172,13 +172,12 @@ def compare(
     check_cells(methods, prompts, seeds)
     check_counts(iterations=iterations, measure_every=measure_every)
     check_asked(prior, budget, part)
-    chosen = {name: dict(wanted) for name, wanted in methods.items()}
-    for wanted in (options, *chosen.values()):
+    for wanted in (options, *methods.values()):
         check_own(wanted)
+    settings = {name: {"iterations": iterations, **options, **wanted} for name, wanted in methods.items()}
     code = dict[str, dict[str, str]]()
-    for name, wanted in chosen.items():
-        config = compose({"iterations": iterations, **options, **wanted}, prompts[0], seeds[0])
-        check_measurable(config)
+    for name, wanted in settings.items():
+        check_measurable(config := compose(wanted, prompts[0], seeds[0]))
         code[name] = code_of(config)
     root, source = user_path(output_dir), source or SHAPES
     judge, name_of_prior = judge_of(source, prompts), prior_name(prior, prompts)
@@ -191,8 +190,7 @@ def compare(
     prior_of = counting(prior or (lambda prompt: shipped()))
     measured_by = judge_name(judge_folder(source, prompts))
     made_with = {"prior": name_of_prior, "measure_every": measure_every, "judge": measured_by}
-    cells = [Cell(name, prompt, seed) for prompt in prompts for seed in seeds for name in chosen]
-    settings = {name: {"iterations": iterations, **options, **wanted} for name, wanted in chosen.items()}
+    cells = [Cell(name, prompt, seed) for prompt in prompts for seed in seeds for name in settings]
     if budget == "calls":
         equal_calls(settings, prompts[0], prior_of(prompts[0]))
     made_so = {prompt: {**made_with, "truth": origin(prompt, source)} for prompt in dict.fromkeys(prompts)}
