@@ -1,6 +1,6 @@
-"""Average the weights of two judges, of which the second was trained on from the first: the average is often better than both.
+"""Average the weights of a judge and of one that continues its training: the average is often better than both.
 
-That is a model soup of two (Wortsman et al. 2022, arXiv:2203.05482):
+It is a model soup of two (Wortsman et al. 2022, arXiv:2203.05482):
 
     python examples/embedded/average_judges.py ~/fourth/weights ~/fifth/weights --output ~/judge/weights
 """
@@ -23,7 +23,7 @@ def averaged(first: Judge, second: Judge) -> Judge:
     shapes = [(one.vocabulary, one.channels, one.depths) for one in (first, second)]
     if shapes[0] != shapes[1]:
         raise ValueError(
-            "the judges have other words or another shape; give one that was trained on from the other"
+            "the judges have other words or another shape; give one that continues the other's training"
         )
     made, others = Judge(*shapes[0]), second.state_dict()
     made.load_state_dict(
@@ -40,7 +40,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("first", type=Path, help="folder of a judge")
-    parser.add_argument("second", type=Path, help="folder of one that was trained on from it")
+    parser.add_argument("second", type=Path, help="folder of one that continues its training")
     parser.add_argument("--output", type=Path, required=True, help="folder of the averaged judge")
     options = parser.parse_args()
     if options.output.resolve() in (options.first.resolve(), options.second.resolve()):
