@@ -48,7 +48,7 @@ from distill.samplers.timesteps import uniform
 
 CPU = torch.device("cpu")
 OPTIONS: dict[str, Any] = {
-    "resolution": 16, "faces": 200, "iso": None, "largest_component": True, "blur": 1.0, "texture_size": 64, "frames": 2,
+    "resolution": 16, "faces": 200, "iso": None, "min_component": 0.03, "blur": 2.0, "texture_size": 64, "frames": 2,
     "picture_size": 16, "elevation_deg": 15.0, "up": "y",
 }  # fmt: skip
 

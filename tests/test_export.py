@@ -72,7 +72,7 @@ def solid(mesh: Mesh) -> trimesh.Trimesh:
 
 @pytest.fixture(scope="module")
 def ball() -> Mesh:
-    return extract_mesh(sphere(0.6), sphere_view(0.6), resolution=96, faces=6000)
+    return extract_mesh(sphere(0.6), sphere_view(0.6), resolution=96, faces=6000, blur=1)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def painted(ball: Mesh) -> Mesh:
 
 
 def test_sphere_has_the_volume_and_area_of_the_closed_form(ball: Mesh) -> None:
-    exact = extract_mesh(sphere(0.6), sphere_view(0.6), resolution=96, faces=6000, iso=4.0)
+    exact = extract_mesh(sphere(0.6), sphere_view(0.6), resolution=96, faces=6000, iso=4.0, blur=1)
     assert solid(exact).volume == pytest.approx(4 / 3 * math.pi * 0.6**3, rel=0.01)
     assert solid(exact).area == pytest.approx(4 * math.pi * 0.6**2, rel=0.01)
 
@@ -107,14 +107,14 @@ def test_torus_keeps_its_hole() -> None:
         tube = torch.stack([across, points[:, 2]], dim=-1).norm(dim=-1)
         return 4 * torch.exp(30 * (0.2 - tube)), red_front(points)
 
-    mesh = solid(extract_mesh(torus, sphere_view(0.7), resolution=96, faces=5000, iso=4.0))
+    mesh = solid(extract_mesh(torus, sphere_view(0.7), resolution=96, faces=5000, iso=4.0, blur=1))
     assert mesh.is_watertight and mesh.euler_number == 0
     assert mesh.volume == pytest.approx(2 * math.pi**2 * 0.55 * 0.2**2, rel=0.02)
 
 
 @pytest.mark.parametrize("shown", [0.45, 0.6])
 def test_automatic_iso_recovers_the_radius_that_the_renders_show(shown: float) -> None:
-    mesh = extract_mesh(sphere(0.55, sharpness=10), sphere_view(shown), resolution=64)
+    mesh = extract_mesh(sphere(0.55, sharpness=10), sphere_view(shown), resolution=64, blur=1)
     assert np.linalg.norm(mesh.vertices, axis=1).mean() == pytest.approx(shown, abs=0.006)
     assert mesh.iso_level == pytest.approx(4 * math.exp(10 * (0.55 - shown)), rel=0.08)
     assert mesh.silhouette_iou > 0.97
@@ -128,17 +128,24 @@ def test_silhouette_iou_is_the_ratio_of_the_discs_for_a_sphere_too_large() -> No
     assert mesh.silhouette_iou == pytest.approx(disc(0.5) / disc(0.7), abs=0.02)
 
 
-def test_floaters_are_dropped_unless_kept() -> None:
-    large, small = sphere(0.4), sphere(0.1, centre=(0.8, 0, 0))
+@pytest.mark.parametrize(("share", "bodies"), [(None, 2), (0.0, 3), (0.005, 3), (0.1, 2), (0.2, 1), (1.0, 1)])
+def test_components_of_less_than_a_share_of_the_largest_volume_are_dropped(
+    share: float | None, bodies: int
+) -> None:
+    """Balls of the volumes 1, 1/8 and 1/64."""
+    balls = [sphere(0.4), sphere(0.2, centre=(0.75, 0, 0)), sphere(0.1, centre=(-0.75, 0, 0))]
 
-    def both(points: Tensor) -> tuple[Tensor, Tensor]:
-        return large(points)[0] + small(points)[0], red_front(points)
+    def all_of_them(points: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.stack([ball(points)[0] for ball in balls]).sum(0), red_front(points)
 
-    def extract(largest: bool) -> trimesh.Trimesh:
-        return solid(extract_mesh(both, sphere_view(0.4), resolution=64, iso=4.0, largest_component=largest))
-
-    assert extract(True).bounds[1, 0] < 0.5 and extract(True).euler_number == 2
-    assert extract(False).bounds[1, 0] > 0.85 and extract(False).euler_number == 4
+    options = {} if share is None else {"min_component": share}
+    made = solid(
+        extract_mesh(all_of_them, sphere_view(0.4), resolution=64, iso=4.0, faces=10**6, blur=0, **options)
+    )
+    assert made.body_count == bodies and made.euler_number == 2 * bodies and made.is_watertight
+    volumes = sorted(body.volume for body in made.split())
+    for volume, radius in zip(volumes, (0.1, 0.2, 0.4)[-bodies:], strict=True):
+        assert volume == pytest.approx(4 / 3 * math.pi * radius**3, rel=0.08)
 
 
 def test_a_ragged_cavity_is_dropped_though_it_has_more_faces_than_the_outside() -> None:
@@ -152,8 +159,8 @@ def test_a_ragged_cavity_is_dropped_though_it_has_more_faces_than_the_outside() 
         return torch.where(empty, 0.01, ball(points)[0].clamp(max=50)), red_front(points)
 
     whole, kept = (
-        extract_mesh(hollow, sphere_view(0.6), resolution=96, iso=4.0, faces=10**6, largest_component=largest)
-        for largest in (False, True)
+        extract_mesh(hollow, sphere_view(0.6), resolution=96, iso=4.0, faces=10**6, min_component=share)
+        for share in (0.0, 0.03)
     )
     assert len(whole.faces) > 2.5 * len(kept.faces)
     assert np.linalg.norm(kept.vertices, axis=1).min() > 0.58
@@ -179,7 +186,7 @@ def test_nan_and_infinite_densities_leave_a_finite_mesh() -> None:
         return torch.where(points[:, 0] > 0.9, torch.nan, density), albedo
 
     for iso in (None, 0.5):
-        mesh = extract_mesh(bad, sphere_view(0.5), resolution=48, iso=iso, largest_component=False)
+        mesh = extract_mesh(bad, sphere_view(0.5), resolution=48, iso=iso, min_component=0.0)
         assert np.isfinite(mesh.vertices).all() and np.isfinite(mesh.normals).all()
         assert solid(mesh).is_watertight
         assert mesh.vertices.max() < 0.7  # what is no number is empty
@@ -228,6 +235,15 @@ def test_blur_closes_the_tunnels_of_a_rough_field_and_keeps_its_size() -> None:
     spread = [np.linalg.norm(mesh.vertices, axis=1).std() for mesh in (rough, calm)]
     assert spread[1] < 0.4 * spread[0]
     assert np.linalg.norm(calm.vertices, axis=1).mean() == pytest.approx(0.6, abs=0.005)
+
+
+def test_blur_moves_the_surface_of_a_ball_inwards_by_its_variance_over_the_radius() -> None:
+    """The logarithm of the density is k (r - |x|), whose Laplacian is -2 k / |x|: a Gaussian lowers it by k s^2 / |x|."""
+    mesh = extract_mesh(
+        sphere(0.5, sharpness=10), sphere_view(0.5), resolution=96, iso=4.0, blur=2, smoothing=0, faces=10**6
+    )
+    radius = np.linalg.norm(mesh.vertices, axis=1).mean()
+    assert 0.5 - radius == pytest.approx((2 * 2 / 95) ** 2 / 0.5, rel=0.05)
 
 
 def test_a_surface_through_nodes_of_the_grid_has_no_holes() -> None:
@@ -324,7 +340,15 @@ def test_empty_scenes_say_so_in_one_line_with_a_remedy() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"resolution": 4}, {"faces": 2}, {"iso": -1.0}, {"iso": math.nan}, {"blur": -1.0}, {"blur": math.nan}],
+    [
+        {"resolution": 4},
+        {"faces": 2},
+        {"iso": -1.0},
+        {"iso": math.nan},
+        {"blur": -1.0},
+        {"blur": math.nan},
+        {"min_component": 1.5},
+    ],
 )
 def test_bad_mesh_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="defaults are"):
@@ -456,7 +480,8 @@ def test_bump_on_the_front_of_a_ball_ends_at_positive_z(tmp_path: Path) -> None:
         return torch.maximum(ball(points)[0], bump(points)[0]), red_front(points)
 
     save_mesh(
-        extract_mesh(nosed, sphere_view(0.4), resolution=48, iso=4.0, smoothing=0), tmp_path / "nose.glb"
+        extract_mesh(nosed, sphere_view(0.4), resolution=48, iso=4.0, smoothing=0, blur=1),
+        tmp_path / "nose.glb",
     )
     low, high = trimesh.load_mesh(tmp_path / "nose.glb", process=False).bounds
     assert high[2] == pytest.approx(0.6, abs=0.02)
@@ -632,6 +657,7 @@ def test_export_writes_every_file_and_says_what_it_did(tmp_path: Path) -> None:
             tmp_path / "new" / "asset",
             resolution=48,
             faces=1000,
+            blur=1,
             texture_size=64,
             frames=4,
             picture_size=32,

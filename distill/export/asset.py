@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from distill.contracts import Field, View
+from distill.export.choices import BLUR, FACES, MIN_COMPONENT, RESOLUTION
 from distill.export.files import save_meshes
 from distill.export.frame import Pivot, Up
 from distill.export.mesh import Mesh, extract_mesh
@@ -24,11 +25,11 @@ def export_asset(
     view: View,
     folder: Path | str,
     *,
-    resolution: int = 128,
-    faces: int = 10_000,
+    resolution: int = RESOLUTION,
+    faces: int = FACES,
     iso: float | None = None,
-    largest_component: bool = True,
-    blur: float = 1.0,
+    min_component: float = MIN_COMPONENT,
+    blur: float = BLUR,
     texture_size: int = 512,
     frames: int = 60,
     picture_size: int = 192,
@@ -52,8 +53,8 @@ def export_asset(
         resolution: of the grid that the mesh is made on, nodes per edge.
         faces: at most about this many triangles.
         iso: density of the surface, per scene unit; None chooses it.
-        largest_component: drop floaters.
-        blur: of the field before the mesh is made, see ``distill.export.mesh.extract_mesh``.
+        min_component: drop floaters, and
+        blur: the field before the mesh is made, both as in ``distill.export.mesh.extract_mesh``.
         texture_size: in texels along each side.
         frames: of the turntable.
         picture_size: of the video and of the sheet's pictures, in pixels, a multiple of 16.
@@ -76,7 +77,7 @@ def export_asset(
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {"frames": frames, "picture_size": picture_size, "elevation_deg": elevation_deg}
     meshes = {
-        "resolution": resolution, "faces": faces, "iso": iso, "largest_component": largest_component,
+        "resolution": resolution, "faces": faces, "iso": iso, "min_component": min_component,
         "blur": blur, "texture_size": texture_size, "up": up, "formats": formats, "name": name, "pivot": pivot, "size_m": size_m, "lods": lods,
         "lod_as": lod_as,
     }  # fmt: skip
@@ -141,5 +142,5 @@ class MeshWriter:
 
 
 #: Options of ``extract_mesh`` with their defaults, and those of ``save_meshes``.
-SHAPING = {"resolution": 128, "faces": 10_000, "iso": None, "largest_component": True, "blur": 1.0}
+SHAPING = {"resolution": RESOLUTION, "faces": FACES, "iso": None, "min_component": MIN_COMPONENT, "blur": BLUR}
 SAVING = ("formats", "name", "pivot", "size_m", "lods", "lod_as", "up")

@@ -13,6 +13,9 @@ USUAL = ("glb", "obj", "ply")
 PIVOTS = ("scene", "centre", "ground")
 #: Least and largest extent of a mesh in metres, within what single precision and other programs can do with it.
 SIZES = (1e-6, 1e6)
+#: What a mesh is made with where nothing else is said: nodes along an edge of the grid, faces, the smallest component's share of the
+#: largest one's volume, and the blur in steps of the grid.
+RESOLUTION, FACES, MIN_COMPONENT, BLUR = 128, 10_000, 0.03, 2.0
 #: Most pixels along a side of a texture: what graphics cards take.
 LARGEST_TEXTURE = 16384
 #: Most nodes along an edge of the grid that a mesh is made on: 1.1 billion nodes.

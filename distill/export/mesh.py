@@ -21,6 +21,7 @@ from trimesh.ray.ray_pyembree import RayMeshIntersector
 from distill.cameras import orbit
 from distill.contracts import Field, View
 from distill.domains import counted
+from distill.export.choices import BLUR, FACES, MIN_COMPONENT, RESOLUTION
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -60,11 +61,11 @@ def extract_mesh(
     query: Field,
     view: View,
     *,
-    resolution: int = 128,
-    faces: int = 20_000,
+    resolution: int = RESOLUTION,
+    faces: int = FACES,
     iso: float | None = None,
-    largest_component: bool = True,
-    blur: float = 1.0,
+    min_component: float = MIN_COMPONENT,
+    blur: float = BLUR,
     smoothing: int = 5,
     chunk: int = 262_144,
     device: torch.device | str = "cpu",
@@ -80,9 +81,10 @@ def extract_mesh(
         resolution: grid nodes along each edge of the cube, at least 8.
         faces: about this many triangles, if the mesh has more; one with many holes through it keeps more.
         iso: density of the surface, per scene unit; None chooses it.
-        largest_component: drop floaters (and the walls of inner cavities), keep the largest piece.
+        min_component: drop floaters: connected components that enclose less than this share of what the largest one encloses, and the
+            walls of inner cavities. 1 keeps the largest alone, 0 everything.
         blur: standard deviation of a Gaussian over the grid, in its steps, at least 0. A distilled field is rough at the scale of
-            the grid, which would give the mesh pits and tunnels. Parts that are thinner than about two steps may be lost; 0 keeps them, and
+            the grid, which would give the mesh pits and tunnels. Parts that are thinner than about twice as much may be lost; 0 keeps them, and
             is used where nothing else would be left.
         smoothing: rounds of Taubin smoothing, which removes voxel steps without shrinking; 0 for none.
         chunk: points per query.
@@ -96,18 +98,19 @@ def extract_mesh(
         or faces < 4
         or (iso is not None and not 0 < iso < math.inf)
         or not 0 <= blur < math.inf
+        or not 0 <= min_component <= 1
     ):
         raise ValueError(
-            f"Expected resolution >= 8, faces >= 4, iso > 0 and blur >= 0, got {resolution}, {faces}, {iso} and {blur}; "
-            "the defaults are 128, 20000, None (automatic) and 1."
+            f"Expected resolution >= 8, faces >= 4, iso > 0, blur >= 0 and min_component in [0, 1], got {resolution}, {faces}, {iso}, "
+            f"{blur} and {min_component}; the defaults are {RESOLUTION}, {FACES}, None (automatic), {BLUR:g} and {MIN_COMPONENT}."
         )
     density = on_grid(lambda points: evaluate(query, points, chunk, device)[0], resolution, chunk)
     # A NaN would reach the file as invalid JSON; an infinity would break the interpolation.
     np.nan_to_num(density, copy=False, nan=0.0, posinf=1e6, neginf=0.0)
     pictures = _silhouettes(view, size=96)
     for width in (blur, 0.0):
-        level = _choose_level(density, pictures, largest_component, width) if iso is None else iso
-        vertices, triangles = _isosurface(density, level, 1, largest_component, width)
+        level = _choose_level(density, pictures, min_component, width) if iso is None else iso
+        vertices, triangles = _isosurface(density, level, 1, min_component, width)
         if len(triangles):
             break
         _log.warning(
@@ -184,7 +187,7 @@ def on_grid(values: Callable[[Floats], Floats], resolution: int, chunk: int) -> 
 
 
 def _isosurface(
-    density: Floats, level: float, stride: int, largest: bool, blur: float
+    density: Floats, level: float, stride: int, smallest: float, blur: float
 ) -> tuple[Floats, Ints]:
     """Marching cubes on every ``stride``-th node, closed at the cube's sides by an empty rim.
 
@@ -210,7 +213,7 @@ def _isosurface(
     spacing = 2 * stride / (len(density) - 1)
     vertices = ((vertices - 1) * spacing - 1).astype(np.float32)
     faces = faces.astype(np.int64)
-    return _largest_component(vertices, faces) if largest else (vertices, faces)
+    return without_floaters(vertices, faces, smallest)
 
 
 def off_level(values: Floats) -> None:
@@ -228,17 +231,19 @@ def off_level(values: Floats) -> None:
     values[near] = np.copysign(least, values[near])
 
 
-def _largest_component(vertices: Floats, faces: Ints) -> tuple[Floats, Ints]:
-    """Keep the connected piece that encloses the most.
+def without_floaters(vertices: Floats, faces: Ints, smallest: float) -> tuple[Floats, Ints]:
+    """Keep the connected components that enclose at least ``smallest`` of what the largest encloses; 0 keeps everything.
 
     The wall of a cavity faces inwards, so that what it encloses is negative, and it may be so ragged that it has more
     faces than the object's outside.
     """
+    if not smallest:
+        return vertices, faces
     _, label = connected_components(adjacency(faces, len(vertices)), directed=False)
     face_label = label[faces[:, 0]]
     a, b, c = (vertices[faces[:, corner]].astype(np.float64) for corner in range(3))
     enclosed = np.bincount(face_label, (a * np.cross(b, c)).sum(1))
-    return _compact(vertices, faces[face_label == enclosed.argmax()])
+    return _compact(vertices, faces[(enclosed >= smallest * enclosed.max())[face_label]])
 
 
 def decimate(vertices: Floats, faces: Ints, target: int) -> tuple[Floats, Ints]:
@@ -295,7 +300,7 @@ def _silhouette_iou(vertices: Floats, faces: Ints, pictures: Silhouettes) -> flo
     return float(((mesh & there).sum((1, 2)) / np.maximum(union, 1)).mean())
 
 
-def _choose_level(density: Floats, pictures: Silhouettes, largest: bool, blur: float) -> float:
+def _choose_level(density: Floats, pictures: Silhouettes, smallest: float, blur: float) -> float:
     """Choose the density whose isosurface has the renders' silhouettes, on a coarse grid.
 
     First from ln 2 / 2, which half-hides what is behind the whole cube, to well past the density that
@@ -318,7 +323,7 @@ def _choose_level(density: Floats, pictures: Silhouettes, largest: bool, blur: f
     candidates = [low + step * index for index in range(9)]
     for _ in range(3):
         for candidate in candidates:
-            surface = _isosurface(density, math.exp(candidate), stride, largest, blur)
+            surface = _isosurface(density, math.exp(candidate), stride, smallest, blur)
             scores[candidate] = _silhouette_iou(*surface, pictures)
         good = sorted(level for level, score in scores.items() if score > max(scores.values()) - 1e-3)
         best = good[len(good) // 2]

@@ -13,6 +13,7 @@ from torch import Tensor
 from distill.contracts import View
 from distill.domains import counted
 from distill.export import mesh
+from distill.export.choices import FACES, MIN_COMPONENT, RESOLUTION
 from distill.export.mesh import Floats, Ints, Mesh
 
 _log = logging.getLogger(__name__)
@@ -44,9 +45,9 @@ def extract_zero_set(
     distance: Callable[[Tensor], Tensor],
     view: View,
     *,
-    resolution: int = 128,
-    faces: int = 20_000,
-    largest_component: bool = True,
+    resolution: int = RESOLUTION,
+    faces: int = FACES,
+    min_component: float = MIN_COMPONENT,
     chunk: int = 262_144,
 ) -> Mesh:
     """Turn a signed distance into a closed mesh: marching cubes at level 0 over the cube [-1, 1]^3, then decimation.
@@ -56,22 +57,23 @@ def extract_zero_set(
         view: takes the pictures whose silhouettes are compared with the mesh's, for the record.
         resolution: grid nodes along each edge of the cube, at least 8.
         faces: at most about this many triangles.
-        largest_component: drop floaters and the walls of inner cavities.
+        min_component: drop floaters and the walls of inner cavities, as in ``distill.export.mesh.extract_mesh``.
         chunk: points per query.
 
     Raises:
         ValueError: nothing is inside, or an option is out of range.
     """
-    if resolution < 8 or faces < 4:
-        raise ValueError(f"Expected resolution >= 8 and faces >= 4, got {resolution} and {faces}.")
+    if resolution < 8 or faces < 4 or not 0 <= min_component <= 1:
+        raise ValueError(
+            f"Expected resolution >= 8, faces >= 4 and min_component in [0, 1], got {resolution}, {faces} and {min_component}."
+        )
     vertices, triangles = zero_set(_on_grid(distance, resolution, chunk))
     if not len(triangles):
         raise ValueError(
             "Expected a surface in [-1, 1]^3, got a signed distance that is negative nowhere (an empty scene): lower the "
             "learning rate scene.geometry_lr, or begin again with another init=."
         )
-    if largest_component:
-        vertices, triangles = mesh._largest_component(vertices, triangles)
+    vertices, triangles = mesh.without_floaters(vertices, triangles, min_component)
     vertices, triangles = mesh.decimate(vertices, triangles, faces)
     iou = mesh._silhouette_iou(vertices, triangles, mesh._silhouettes(view, size=96))
     _log.info("mesh of the zero set: %s, silhouette IoU %.3f", counted(len(triangles), "face"), iou)

@@ -6,7 +6,19 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any
 
 from distill.domains import Angle, Count, Fraction, Length, NotNegative, OneOf, Positive, Range, Scheduled
-from distill.export.choices import FINEST_GRID, FORMATS, LARGEST_TEXTURE, LOD_PLACES, MOST_LODS, PIVOTS, SIZES
+from distill.export.choices import (
+    BLUR,
+    FACES,
+    FINEST_GRID,
+    FORMATS,
+    LARGEST_TEXTURE,
+    LOD_PLACES,
+    MIN_COMPONENT,
+    MOST_LODS,
+    PIVOTS,
+    RESOLUTION,
+    SIZES,
+)
 
 #: The parts of a run that plug in: each is a callable with options.
 PARTS = ("guidance", "timesteps", "cameras", "scene")
@@ -321,9 +333,10 @@ class Export:
         resolution: nodes along each edge of the marching-cubes grid.
         faces: number of faces to which the mesh is simplified; one with many holes through it keeps more.
         iso: density at the surface, per scene unit; null selects it automatically.
-        largest_component: keep only the largest connected component.
+        min_component: volume of the smallest connected component that is kept, as a fraction of the largest one's; 1 keeps only the largest, 0
+            everything.
         blur: standard deviation of a Gaussian over the grid of the logarithm of the density, grid steps. It closes pits and tunnels, which
-            a distilled field has at this scale. Parts that are thinner than two steps may be lost; 0 keeps them.
+            a distilled field has at this scale. Parts that are thinner than about twice as much may be lost; 0 keeps them.
         texture_size: height and width of the texture, pixels; viewers and engines take 16384 at most.
         frames: number of frames of the turntable.
         picture_size: height and width of the video and of the contact sheet's pictures, pixels.
@@ -338,11 +351,11 @@ class Export:
     """
 
     enabled: bool = True
-    resolution: Annotated[int, Range(8, FINEST_GRID)] = 128
-    faces: Annotated[int, Range(4)] = 10_000
+    resolution: Annotated[int, Range(8, FINEST_GRID)] = RESOLUTION
+    faces: Annotated[int, Range(4)] = FACES
     iso: Positive | None = None
-    largest_component: bool = True
-    blur: NotNegative = 1.0
+    min_component: Annotated[float, Range(0, 1)] = MIN_COMPONENT
+    blur: NotNegative = BLUR
     texture_size: Annotated[int, Range(64, LARGEST_TEXTURE)] = 512
     frames: Count = 48
     picture_size: Annotated[int, Range(16, multiple=16)] = 192

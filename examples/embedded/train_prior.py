@@ -225,6 +225,15 @@ def start(options: argparse.Namespace, data: Data) -> Run:
     return run
 
 
+def draft_for(folder: Path | None, encoder: CLIPTextModel, data: Data) -> Draft | None:
+    """The draft that the UNet is shown, with things: that of ``--start``, which its UNet has learnt from, else a new one."""
+    if data.things is None:
+        return None
+    if folder is not None and (folder / PART).is_dir():
+        return Draft.read(folder / PART).eval().requires_grad_(False)
+    return fit_draft(encoder, data.tokens.tokenizer, data.world, data.things)
+
+
 def told_in_full(caption: str) -> bool:
     """Whether a caption is one of those that a prior of the world alone was trained on."""
     try:
@@ -362,7 +371,7 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     data = load(options)
     run = start(options, data)
-    draft = fit_draft(run.encoder, data.tokens.tokenizer, data.world, data.things) if data.things else None
+    draft = draft_for(options.start, run.encoder, data)
     if draft:
         draft.to(options.device)
     print(f"UNet: {sum(p.numel() for p in run.unet.parameters()) / 1e6:.2f}M parameters", flush=True)

@@ -17,7 +17,7 @@ from distill.run.schema import PARTS, default_of
 TRAINED = ("guidance", "guidance_weight", "timesteps", "cameras", "penalties", "optimiser")
 #: Options of an export that shape or place the mesh which is made of a field.
 SHAPING = (
-    "resolution", "faces", "iso", "largest_component", "blur", "up", "pivot", "size_m", "lods", "lod_as",
+    "resolution", "faces", "iso", "min_component", "blur", "up", "pivot", "size_m", "lods", "lod_as",
 )  # fmt: skip
 
 
