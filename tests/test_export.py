@@ -419,13 +419,13 @@ def test_gutters_hold_only_colours_of_the_object(painted: Mesh) -> None:
 
 
 def test_surface_albedo_is_the_volume_rendering_of_layers() -> None:
-    def layers(points: Tensor) -> tuple[Tensor, Tensor]:  # red down to z = -0.005, blue beneath
-        return torch.full_like(points[:, 0], 12.0), red_front(points[:, [2, 0, 1]] + 0.005)
+    def layers(points: Tensor) -> tuple[Tensor, Tensor]:  # red down to z = -0.01, blue beneath
+        return torch.full_like(points[:, 0], 12.0), red_front(points[:, [2, 0, 1]] + 0.01)
 
     points = np.zeros((1, 3), np.float32)
     found = surface_albedo(layers, points, np.array([[0, 0, 1]], np.float32))
-    # The ray runs from 0.02 above to 0.08 beneath: 0.025 of red, then 0.075 of blue.
-    red = (1 - math.exp(-12 * 0.025)) / (1 - math.exp(-12 * 0.1))
+    # The ray runs from 0.05 above to 0.1 beneath: 0.06 of red, then 0.09 of blue.
+    red = (1 - math.exp(-12 * 0.06)) / (1 - math.exp(-12 * 0.15))
     expected = red * np.array(RED) + (1 - red) * np.array(BLUE)
     np.testing.assert_allclose(found[0], expected, atol=1e-4)
 

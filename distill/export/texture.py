@@ -14,7 +14,7 @@ from distill.contracts import Field
 from distill.export.mesh import Floats, Ints, Mesh, evaluate
 
 #: How far around the surface a ray is followed, in scene units, and in how many steps.
-_OUTSIDE, _INSIDE, _STEPS = 0.02, 0.08, 8
+_OUTSIDE, _INSIDE, _STEPS = 0.05, 0.1, 15
 
 #: How far around the charts their own colours continue, in texels: as far as bilinear filtering looks.
 GUTTER = 1.5
