@@ -290,14 +290,20 @@ def test_weights_travel_apart_from_a_checkout_that_would_not_fit_with_them(
     monkeypatch.setattr(pack, "ROOT", root)
     archives = pack.pack_weights(packed)
     assert [path.name for path in archives] == ["weights-prior.tar", "weights-things.tar"]
-    pack.plan(packed, 4)  # 3 MiB less the 0.25 of the checkout: 2.8, of 1 and 1.5 and what tar adds
+    pack.share_out(packed, 3)  # 2 MiB less the 0.25 of the checkout: 1.75, for 1 and 1.5 and what tar adds
     said = capsys.readouterr().out
-    assert "0.25 MiB  in the checkout without its weights" in said
-    assert "upload 1: weights-prior.tar weights-things.tar" in said and "upload 2" not in said
+    assert "0.25 MiB in the checkout without its weights" in said
+    assert "upload-1: weights-prior.tar\n" in said and "upload-2: weights-things.tar\n" in said
+    assert [sorted(path.name for path in (packed / f"upload-{n}").iterdir()) for n in (1, 2)] == [
+        ["weights-prior.tar"],
+        ["weights-things.tar"],
+    ]
+    pack.gather(packed)
+    assert sorted(packed.iterdir()) == archives
     with pytest.raises(
         ValueError, match=r"weights-prior.tar has \d+ bytes and an upload has room for 786432"
     ):
-        pack.plan(packed, 2)
+        pack.share_out(packed, 2)
     there = tmp_path / "there"
     there.mkdir()
     for archive in archives:
@@ -312,7 +318,7 @@ def test_weights_travel_apart_from_a_checkout_that_would_not_fit_with_them(
     with pytest.raises(ValueError, match=r"things/judge/b.safetensors differs from the last commit"):
         pack.pack_weights(packed)
     with pytest.raises(ValueError, match=r"things/judge/b.safetensors differs from the last commit"):
-        pack.plan(packed, 4)  # prints how to remove it
+        pack.share_out(packed, 4)  # prints how to remove it
 
 
 @pytest.mark.parametrize("what", ["prior", "novel_view", "views", "judge"])

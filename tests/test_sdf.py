@@ -170,7 +170,8 @@ def test_a_mesh_ends_where_a_smaller_cube_does_as_its_pictures_do(stage: str) ->
 
     (writer,) = scene.assets().values()
     made = writer.mesh(
-        view if stage == "surface" else pillar, {"resolution": 41, "iso": 2.0, "blur": 1.0, "texture_size": 64}
+        view if stage == "surface" else pillar,
+        {"resolution": 41, "iso": 2.0, "blur": 1.0, "texture_size": 64},
     )
     low, high = made.vertices.min(0), made.vertices.max(0)
     # Nodes are at the cube's sides, and what is cut ends at most one of their distances further out.

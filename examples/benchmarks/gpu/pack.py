@@ -10,7 +10,8 @@ weights-NAME.tar: the weights of a folder of distill/embedded, for a checkout wh
 for them; a run needs only the archives of the models that it uses.
 code.tar.xz: this repository's last commit without its weights, to unpack where a checkout of it, with them, is.
 
-Wheels are kept in its subfolder wheels, and what is there is not fetched again. setup.sh unpacks the rest on the machine.
+Files that go together in an upload are put into the same subfolder: upload-1, upload-2 and so on, in the order in which they are needed.
+Wheels are kept in the subfolder wheels, and what is there is not fetched again. setup.sh unpacks the rest on the machine.
 """
 
 from __future__ import annotations
@@ -181,8 +182,18 @@ def tracked(*patterns: str) -> list[Path]:
     return [ROOT / name for name in listed.stdout.split("\0") if name]
 
 
-def plan(folder: Path, limit: int) -> None:
-    """Print the sizes, and which files go together where an upload has a limit and takes this checkout along, without its weights.
+def gather(folder: Path) -> None:
+    """Bring back what an earlier call shared out to uploads."""
+    for upload in folder.glob("upload-*"):
+        for path in upload.iterdir():
+            path.rename(folder / path.name)
+        upload.rmdir()
+
+
+def share_out(folder: Path, limit: int) -> None:
+    """Put files that go together into folders, where an upload has a limit and takes this checkout along, without its weights.
+
+    Prints what is where.
 
     Raises:
         ValueError: a file does not fit beside the checkout, or weights in the checkout are not in the last commit.
@@ -193,14 +204,17 @@ def plan(folder: Path, limit: int) -> None:
     # Nothing imports without the first two.
     first = [folder / "code.tar.xz", folder / "site.tar.xz", *sorted(folder.glob("weights-*.tar"))]
     files = [*(path for path in first if path.exists()), *sorted(folder.glob("warp.tar.xz.*"))]
-    for path in files:
-        print(f"{path.stat().st_size / 2**20:6.2f} MiB  {path}")
     room = (limit - 1) * 2**20 - tree  # names, modes and whatever else is counted
+    sizes = {path.name: path.stat().st_size for path in files}
     print(
-        f"{tree / 2**20:6.2f} MiB  in the checkout without its weights; with uploads of {limit} MiB that take it along:"
+        f"{tree / 2**20:.2f} MiB in the checkout without its weights; with uploads of {limit} MiB that take it along:"
     )
-    for number, names in enumerate(uploads({path.name: path.stat().st_size for path in files}, room)):
-        print(f"  upload {number + 1}: {' '.join(names)}")
+    for number, names in enumerate(uploads(sizes, room)):
+        upload = folder / f"upload-{number + 1}"
+        upload.mkdir()
+        for name in names:
+            (folder / name).rename(upload / name)
+        print(f"{sum(sizes[name] for name in names) / 2**20:6.2f} MiB  {upload}: {' '.join(names)}")
     print(
         f"take the weights out of the checkout for the uploads:  git ls-files -z '{WEIGHTS[0]}' | xargs -0 rm\n"
         f"and bring them back afterwards:                        git restore '{WEIGHTS[0]}'"
@@ -269,11 +283,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[*PARTS], choices=PARTS)
     parser.add_argument("--piece", type=int, default=6, help="MiB of each of Warp's pieces")
     parser.add_argument(
-        "--upload", type=int, default=64, help="MiB that an upload takes, to print what goes together"
+        "--upload", type=int, default=64, help="MiB that an upload takes, by which files are put together"
     )
     options = parser.parse_args()
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
+    gather(folder)
     if "code" in options.only:
         pack_code(folder / "code.tar.xz")
     if "weights" in options.only:
@@ -297,7 +312,7 @@ def main() -> None:
             compress(unpacked, folder / f"{part}.tar.xz", options.preset)
             if part == "warp":
                 split(folder / "warp.tar.xz", options.piece * 2**20)
-    plan(folder, options.upload)
+    share_out(folder, options.upload)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # On a machine without a package index: unpacks what pack.py wrote, and installs this checkout beside it.
 #   usage: setup.sh SITE PACK      then: export PYTHONPATH=SITE
-# SITE gets the packages; PACK is the folder with the archives, or with what has come of them: Warp waits until all its pieces
-# are there, which their checksum tells.
+# SITE gets the packages; PACK is the folder with the archives, or with what has come of them, in subfolders or not: Warp waits until
+# all its pieces are there, which their checksum tells.
 # A checkout without weights gets those that are in PACK. A copy of the code without its weights takes them from the checkout in the
 # current folder.
 set -euo pipefail
@@ -11,14 +11,18 @@ root=$(cd "$(dirname "$0")/../../.." && pwd)
 mkdir -p "$site"
 site=$(cd "$site" && pwd)
 unpack() { cat "$@" | xz -dc | tar -x --no-same-owner -C "$site"; }
+found() { find "$pack" -name "$1" -printf '%f %p\n' | sort | cut -d ' ' -f 2-; }
+mapfile -t weights < <(found 'weights-*.tar')
+mapfile -t pieces < <(found 'warp.tar.xz.??')
+mapfile -t sum < <(found warp.tar.xz.sha256)
 # Marked when done, so that an interrupted unpacking is done again.
-if [ ! -e "$site/.site" ]; then unpack "$pack/site.tar.xz" && touch "$site/.site" & fi
-if [ ! -e "$site/.warp" ] && [ -e "$pack/warp.tar.xz.sha256" ] &&
-  [ "$(cat "$pack"/warp.tar.xz.?? 2>/dev/null | sha256sum | cut -d ' ' -f 1)" = "$(cat "$pack/warp.tar.xz.sha256")" ]; then
-  unpack "$pack"/warp.tar.xz.?? && touch "$site/.warp" &
+if [ ! -e "$site/.site" ]; then unpack "$(found site.tar.xz)" && touch "$site/.site" & fi
+if [ ! -e "$site/.warp" ] && [ "${#pieces[@]}" -gt 0 ] && [ "${#sum[@]}" -eq 1 ] &&
+  [ "$(cat "${pieces[@]}" | sha256sum | cut -d ' ' -f 1)" = "$(cat "${sum[0]}")" ]; then
+  unpack "${pieces[@]}" && touch "$site/.warp" &
 fi
-for archive in "$pack"/weights-*.tar; do
-  if [ -e "$archive" ]; then tar -xf "$archive" --no-same-owner --skip-old-files -C "$root"; fi
+for archive in "${weights[@]}"; do
+  tar -xf "$archive" --no-same-owner --skip-old-files -C "$root"
 done
 if [ "$PWD" != "$root" ] && [ -d distill/embedded ]; then cp -rn distill/embedded/. "$root/distill/embedded/"; fi
 wait
