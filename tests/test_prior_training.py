@@ -391,6 +391,21 @@ def test_a_draft_is_the_least_squares_of_mean_pictures(example: Any, data: Any) 
     np.testing.assert_allclose(made.numpy(), best, atol=0.02)
 
 
+@pytest.mark.slow
+def test_a_prior_that_is_trained_further_keeps_its_draft(tmp_path: Path, example: Any, data: Any) -> None:
+    """Its UNet has learnt from that draft, so that a new fit, to another pack, would change what it is shown."""
+    train, side = example("train_prior"), example("text_side")
+    encoder = side.make_text_encoder(data.tokens.tokenizer).eval()
+    fitted = side.fit_draft(encoder, data.tokens.tokenizer, data.world, data.things)
+    kept = train.Draft(fitted.layer.in_features, fitted.channels, fitted.size)
+    kept.write(tmp_path / "draft")
+    for folder, wanted in ((tmp_path, kept), (None, fitted), (train.SHIPPED, fitted)):
+        found = train.draft_for(folder, encoder, data)
+        assert not found.training and not any(value.requires_grad for value in found.parameters())
+        torch.testing.assert_close(found.layer.weight, wanted.layer.weight, atol=1e-4, rtol=1e-3)
+    assert train.draft_for(train.SHIPPED, encoder, replace(data, things=None)) is None
+
+
 def name_of(encoder: Any) -> str:
     return next(iter(encoder.state_dict()))
 
