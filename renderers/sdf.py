@@ -197,7 +197,7 @@ class SdfScene(nn.Module):
     def distance(self, points: Tensor) -> Tensor:
         """Return the signed distance, negative inside, ``[n]``, at points ``[n, 3]``; both in radii."""
         with torch.no_grad():
-            base = _interpolated(self.base, points)
+            base = interpolated(self.base, points)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains("geometry")):
             change = self.change.query(points)[1][:, 0]
         return base + self.reach * (2 * change - 1)
@@ -324,7 +324,7 @@ def _beyond(points: Tensor) -> Tensor:
     return points.abs().amax(-1) - 1
 
 
-def _interpolated(grid: Tensor, points: Tensor) -> Tensor:
+def interpolated(grid: Tensor, points: Tensor) -> Tensor:
     """Values of a grid over the cube, x first, ``[r, r, r]``, at points ``[n, 3]``, clamped to it; trilinear, ``[n]``."""
     places = points.to(grid).flip(-1).view(1, 1, 1, -1, 3)  # torch has the last axis first
     return grid_sample(grid[None, None], places, padding_mode="border", align_corners=True).view(-1)

@@ -99,7 +99,7 @@ def test_the_depth_of_sections_telescopes_and_is_half_at_the_surface() -> None:
 
 def test_the_distance_to_a_balls_isosurface_is_that_of_the_ball() -> None:
     s, level, resolution = 10.0, 3.0, 48
-    found = second_stage.distances(ball_field(s), level, resolution)
+    found = second_stage.distances(second_stage.depths(ball_field(s), level, resolution), level)
     radius = 0.5 * (1 - math.log(math.exp(level) - 1) / s)
     h = 2 / (resolution - 1)
     # Along an edge, f = log softplus(u), u linear in |x|, has |f'' / f'| <= |u'| + 1 / |x|: linear interpolation misplaces a vertex by
@@ -118,7 +118,9 @@ def test_a_cavity_that_no_picture_shows_is_filled() -> None:
 
     field.density = hollow
     radius = 0.5 * (1 - math.log(math.exp(3.0) - 1) / 60)
-    found = second_stage.distances(field, 3.0, 24)[12, 12, 12].item()  # a node next to the middle
+    found = second_stage.distances(second_stage.depths(field, 3.0, 24), 3.0)[
+        12, 12, 12
+    ].item()  # a node next to the middle
     assert found == pytest.approx(math.sqrt(3) / 23 - radius, abs=0.02)
 
 

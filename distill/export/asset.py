@@ -142,5 +142,11 @@ class MeshWriter:
 
 
 #: Options of ``extract_mesh`` with their defaults, and those of ``save_meshes``.
-SHAPING = {"resolution": RESOLUTION, "faces": FACES, "iso": None, "min_component": MIN_COMPONENT, "blur": BLUR}
+SHAPING = {
+    "resolution": RESOLUTION,
+    "faces": FACES,
+    "iso": None,
+    "min_component": MIN_COMPONENT,
+    "blur": BLUR,
+}
 SAVING = ("formats", "name", "pivot", "size_m", "lods", "lod_as", "up")

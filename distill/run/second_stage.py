@@ -13,15 +13,20 @@ from torch import Tensor
 
 from distill.cameras import Cameras, orbit
 from distill.contracts import Render, Scene
-from distill.export.mesh import Floats
+from distill.export.choices import BLUR, RESOLUTION
 from distill.export.zero_set import zero_set
-from distill.renderers.march import march
+from distill.renderers.march import Samples, march
 from distill.renderers.nerf import HashGridScene
+from distill.renderers.sdf import interpolated
 
 log = logging.getLogger(__name__)
 
 #: Views, and side in pixels, of the pictures that are compared; levels that are tried.
 VIEWS, SIZE, LEVELS = 8, 96, 96
+#: Standard deviation of the Gaussian that smooths a field, scene units: that of an exported mesh.
+SMOOTHING = BLUR * 2 / (RESOLUTION - 1)
+#: Largest depth that is told apart, in factors e of the density.
+DEEPEST = 3.0
 
 
 def views() -> Cameras:
@@ -47,8 +52,11 @@ def begin(scene: Any, field: HashGridScene) -> dict[str, float]:
     """
     cameras = views()
     before = look(field, cameras)
-    level = choose_level(field, cameras, before.opacity[..., 0] > 0.5)
-    scene.begin_with(field, distances(field, level, len(scene.base)))
+    masks = before.opacity[..., 0] > 0.5
+    level = choose_level(field, cameras, masks)
+    depth, shift = smoothed(field, depths(field, level, len(scene.base)), cameras, masks)
+    level *= math.exp(shift)
+    scene.begin_with(field, distances(depth, level))
     found = {"level": level / field.radius, **compared(look(scene, cameras), before)}
     log.info(
         "converted the field at density %.3g: PSNR %.1f dB and silhouette IoU %.3f with the field's pictures",
@@ -97,29 +105,44 @@ def choose_level(field: HashGridScene, cameras: Cameras, masks: Tensor) -> float
         )
     peak = torch.stack([_densest(field, one, masks.shape[1:]) for one in cameras.split(1)])
     lowest, highest = math.log(math.log(2) / 2), math.log(max(peak.max().item(), 1.0))
-    levels = torch.linspace(lowest, highest, LEVELS + 1, device=peak.device)[:-1].exp()
+    return _best(peak, torch.linspace(lowest, highest, LEVELS + 1, device=peak.device)[:-1].exp(), masks)
+
+
+def _best(peak: Tensor, levels: Tensor, masks: Tensor) -> float:
+    """The level above which the rays' largest values are where the masks are; of levels that are as good, the middle one."""
     scores = torch.stack([_iou(peak > level, masks) for level in levels])
     good = (scores >= scores.max() - 1e-3).nonzero()[:, 0]
     return float(levels[good[len(good) // 2]])
 
 
 def _densest(field: HashGridScene, camera: Cameras, shape: torch.Size) -> Tensor:
-    """The largest density along each ray of a picture, per radius, at twice the renderer's samples."""
+    """The largest density along each ray of a picture, per radius."""
+    samples, rays = _along(field, camera, shape)
+    empty = torch.zeros(rays, device=samples.ray.device)
+    return empty.scatter_reduce(0, samples.ray, field.density(samples.points), "amax").view(shape)
+
+
+def _deepest(field: HashGridScene, depth: Tensor, camera: Cameras, shape: torch.Size) -> Tensor:
+    """The largest depth along each ray of a picture, of those at the nodes of a grid."""
+    samples, rays = _along(field, camera, shape)
+    empty = torch.full((rays,), -DEEPEST, device=samples.ray.device)
+    return empty.scatter_reduce(0, samples.ray, interpolated(depth, samples.points), "amax").view(shape)
+
+
+def _along(field: HashGridScene, camera: Cameras, shape: torch.Size) -> tuple[Samples, int]:
+    """Samples of a picture's rays, twice as many as the renderer's, and how many rays there are."""
     device = field.grid.device
     rays = camera.scaled(1 / field.radius).to(device).rays(*shape)
     origins, directions = (value.reshape(-1, 3) for value in rays)
     jitter = torch.full((len(origins),), 0.5, device=device)
-    samples = march(origins, directions, jitter, field.occupancy, field.step_size / 2)
-    empty = torch.zeros(len(origins), device=device)
-    return empty.scatter_reduce(0, samples.ray, field.density(samples.points), "amax").view(shape)
+    return march(origins, directions, jitter, field.occupancy, field.step_size / 2), len(origins)
 
 
 @torch.no_grad()
-def distances(field: HashGridScene, level: float, resolution: int) -> Tensor:
-    """Signed distances, negative inside, to the surface where a field has a density, at the nodes of a grid over its cube.
+def depths(field: HashGridScene, level: float, resolution: int) -> Tensor:
+    """The logarithm of a field's density over a level, within ``DEEPEST`` of 0, at the nodes of a grid over its cube.
 
-    The surface is that of marching cubes on the same nodes, interpolated in the logarithm of the density, which grows about
-    exponentially at an object's rim; the distance to its triangles is exact. What it encloses is solid.
+    It is interpolated rather than the density, which grows about exponentially at an object's rim.
 
     Args:
         field: a finished one.
@@ -127,26 +150,66 @@ def distances(field: HashGridScene, level: float, resolution: int) -> Tensor:
         resolution: nodes along the cube's edge.
 
     Returns:
-        In radii, x first, shape ``[resolution] * 3``.
+        Positive inside, x first, shape ``[resolution] * 3``.
+    """
+    axis = torch.linspace(-1, 1, resolution, device=field.grid.device)
+    nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).view(-1, 3)
+    density = torch.cat([field.density(part) for part in nodes.split(2**18)]).nan_to_num(0.0)
+    least, most = math.exp(-DEEPEST), math.exp(DEEPEST)
+    return (density / level).clamp(least, most).log().view((resolution,) * 3)
+
+
+@torch.no_grad()
+def smoothed(field: HashGridScene, depth: Tensor, cameras: Cameras, masks: Tensor) -> tuple[Tensor, float]:
+    """Smooth ``depths`` by a Gaussian, and shift them so that the surface keeps the silhouettes of the field's pictures.
+
+    A distilled field is rough, and its surface would have pits.
+
+    Args:
+        field: a finished one.
+        depth: of it, shape ``[r, r, r]``.
+        cameras: of the pictures.
+        masks: where they are more than half opaque, shape ``[views, height, width]``.
+
+    Returns:
+        The smooth depths, and what was taken from them.
+    """
+    steps = SMOOTHING / field.radius * (len(depth) - 1) / 2
+    smooth = torch.from_numpy(ndimage.gaussian_filter(depth.cpu().numpy(), steps, mode="nearest")).to(depth)
+    peak = torch.stack([_deepest(field, smooth, one, masks.shape[1:]) for one in cameras.split(1)])
+    shift = _best(peak, torch.linspace(-DEEPEST / 2, DEEPEST / 2, LEVELS + 1, device=peak.device), masks)
+    return smooth - shift, shift
+
+
+@torch.no_grad()
+def distances(depth: Tensor, level: float) -> Tensor:
+    """Signed distances, negative inside, to the surface where a field's depth is 0, at the nodes of a grid over its cube.
+
+    The surface is that of marching cubes on the same nodes; the distance to its triangles is exact. What it encloses is solid.
+
+    Args:
+        depth: at the nodes, positive inside, x first, shape ``[r, r, r]``.
+        level: density per radius, for the message.
+
+    Returns:
+        In radii, in the shape of ``depth``.
 
     Raises:
-        ValueError: nothing is as dense.
+        ValueError: nothing is inside.
     """
     from distill.renderers._warp_mesh import Caster
 
-    device = field.grid.device
-    axis = torch.linspace(-1, 1, resolution, device=device)
-    nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).view(-1, 3)
-    density = torch.cat([field.density(part) for part in nodes.split(2**18)]).nan_to_num(0.0)
-    depth = (density / level).clamp(math.exp(-3), math.exp(3)).log().view((resolution,) * 3)
-    values: Floats = np.array((-depth).cpu().numpy())
+    device, resolution = depth.device, len(depth)
+    values = np.array((-depth).cpu().numpy())
     inside = ndimage.binary_fill_holes(values < 0)
-    values[inside & (values >= 0)] = -3  # cavities, which no picture shows
+    values[inside & (values >= 0)] = -DEEPEST  # cavities, which no picture shows
     vertices, faces = zero_set(values)
     if not len(faces):
         raise ValueError(
             f"init= holds a field with no surface at density {level:.3g}; begin with another run, or train that one longer"
         )
     there = Caster(torch.from_numpy(vertices).to(device), torch.from_numpy(faces).to(device))
+    axis = torch.linspace(-1, 1, resolution, device=device)
+    nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).view(-1, 3)
     found = there.distance(nodes).view((resolution,) * 3)
     return torch.where(torch.from_numpy(inside).to(device), -found, found)
