@@ -5,7 +5,7 @@ from __future__ import annotations
 from distill.embedded.world import COLOURS
 
 __all__ = [
-    "COLOURS", "DROPPED", "FILLER", "JOINING", "NEAR_COLOURS", "OTHER_COLOURS", "OUTSIDE", "SHADES", "singulars",
+    "COLOURS", "DROPPED", "FILLER", "JOINING", "NEAR_COLOURS", "OTHER_COLOURS", "OUTSIDE", "PAIRS", "SHADES", "singulars",
 ]  # fmt: skip
 
 #: Colour words that are read as one of the eight.
@@ -142,7 +142,7 @@ _IRREGULAR = {
 
 
 #: Plurals whose singular is no thing.
-_PAIRS = frozenset(
+PAIRS = frozenset(
     (
         "binoculars",
         "glasses",
@@ -162,7 +162,7 @@ _PAIRS = frozenset(
 def singulars(text: str) -> tuple[str, ...]:
     """Forms that the last word of a phrase may have in the singular, and its plural, the likeliest first; of pairs, none."""
     head, _, last = text.rpartition(" ")
-    if last in _PAIRS:
+    if last in PAIRS:
         return ()
     found = [_IRREGULAR[last]] if last in _IRREGULAR else []
     if last.endswith("ies"):

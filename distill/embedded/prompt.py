@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from distill.embedded.phrases import (
     NEAR_COLOURS,
     OTHER_COLOURS,
     OUTSIDE,
+    PAIRS,
     SHADES,
     singulars,
 )
@@ -140,8 +142,21 @@ def _understood(prompt: str, known: Known) -> Meaning | str:
 
 
 def _read(prompt: str, known: Known) -> Meaning:
+    """The meaning of a prompt; what is refused word by word is read once more with the phrases of the table in one piece."""
     plain, view = without_view(prompt)
-    parts = list(read(tokens(plain), known))
+    text = tokens(plain)
+    try:
+        return _meaning(prompt, text, view, known)
+    except ValueError:
+        whole = in_phrases(text, known)
+        if len(whole) < len(text):
+            with suppress(ValueError):
+                return _meaning(prompt, whole, view, known)
+        raise  # with the words of the prompt, not those of the second reading
+
+
+def _meaning(prompt: str, text: Sequence[str], view: str | None, known: Known) -> Meaning:
+    parts = adjectives_apart(list(read(text, known)))
     joined = [part for part in parts if part.role == "joining"]
     named = [part.value for part in parts if part.role == "name"]
     colours = list(dict.fromkeys(part.value for part in parts if part.role == "colour"))
@@ -159,7 +174,9 @@ def _read(prompt: str, known: Known) -> Meaning:
             f"{', '.join(COLOURS)}; {LARGER}"
         )
     name, taken = thing_of(prompt, [part for part in parts if part.role in ("name", "word")], known)
-    taken = [*((part.given, part.value) for part in parts if part.changed), *taken]
+    # Another name than that of the prompt is part of a phrase.
+    changed = [part for part in parts if part.changed and not (part.role == "name" and part.value != name)]
+    taken = [*((part.given, part.value) for part in changed), *taken]
     usual = not colours and not known.bare
     colour = colours[0] if colours else USUAL[name] if usual else None
     caption = captioned(" ".join(prompt.lower().split()), name, known.names[name], colour, view)
@@ -218,6 +235,53 @@ def read(text: Sequence[str], known: Known) -> Iterator[Part]:
         begun = begun or part.role in ("name", "word")
         if part.role != "filler":
             yield part
+
+
+def adjectives_apart(parts: Sequence[Part]) -> list[Part]:
+    """Parts, where the singular of a pair in front of a known name is none: a short table is a table, and no shorts."""
+    last = max((at for at, part in enumerate(parts) if part.role in ("name", "word")), default=0)
+    if not parts or parts[last].role != "name":
+        return list(parts)
+    return [
+        Part("word", part.given) if at < last and part.value in PAIRS and part.given != part.value else part
+        for at, part in enumerate(parts)
+    ]
+
+
+def in_phrases(text: Sequence[str], known: Known) -> list[str]:
+    """The words of a prompt, those of a phrase that means a known name as one: "a", "great dane".
+
+    Such a phrase may have words in it that mean something else alone: "great", the "of" of a chest of drawers, the colour of a west
+    highland white terrier.
+    """
+    found, at = list[str](), 0
+    while at < len(text):
+        for length in range(min(words.LONGEST, len(text) - at), 1, -1):
+            if _is_one_thing(text[at : at + length], known):
+                break
+        else:
+            length = 1
+        found.append(" ".join(text[at : at + length]))
+        at += length
+    return found
+
+
+def _is_one_thing(text: Sequence[str], known: Known) -> bool:
+    """Tell whether some words are a phrase that means a known name, and have no colour that can be chosen for it.
+
+    What it is comes last in English: a two year old is no horse. A phrase of two known names is read as one of them or as none: a
+    computer keyboard is no keypad.
+    """
+    phrase = " ".join(text)
+    found = (words.means(form, known.names) for form in (phrase, *singulars(phrase)))
+    if text[-1] in DROPPED or text[-1] in JOINING or not (name := next(filter(None, found), None)):
+        return False
+    named = [part.value for word in text if (part := part_of([word], known)) and part.role == "name"]
+    if len(named) > 1 and name not in named:
+        return False
+    # The tail of a white-tailed deer is white, a black duck is black.
+    coloured = any(word in COLOURS or word in NEAR_COLOURS or word in OTHER_COLOURS for word in text[-2:])
+    return not coloured or _has_one_colour(phrase, known)
 
 
 def without_colours(text: Sequence[str], known: Known) -> tuple[list[Part], list[str]]:

@@ -33,12 +33,14 @@ class Table:
             empty for what is none.
         vectors: directions, int8, shape ``[words, dimensions]``.
         broader: of some words the names that they mean, or are a kind of, the nearest first; some of them, breeds of animals, are not in ``index``.
+        joined: the phrases of ``broader``, by these written as one word.
     """
 
     index: dict[str, int]
     letters: tuple[str, ...]
     vectors: NDArray[np.int8]
     broader: dict[str, tuple[str, ...]]
+    joined: dict[str, str]
 
 
 @lru_cache(maxsize=1)
@@ -48,17 +50,20 @@ def table() -> Table:
 
     rows = [line.partition("\t") for line in (FOLDER / LIST).read_text("utf-8").splitlines()]
     pairs = (line.split("\t") for line in (FOLDER / BROADER).read_text("utf-8").splitlines())
+    broader = {word: tuple(names.split("|")) for word, names in pairs}
     return Table(
         {word: at for at, (word, _, _) in enumerate(rows)},
         tuple(letter for *_, letter in rows),
         load_file(FOLDER / VECTORS)["vectors"],
-        {word: tuple(names.split("|")) for word, names in pairs},
+        broader,
+        {word.replace(" ", ""): word for word in broader if " " in word},
     )
 
 
 def is_word(text: str) -> bool:
     """Tell whether a word, or a phrase, is one of the table's."""
-    return text in table().index or text in table().broader
+    own = table()
+    return text in own.index or text in own.broader or text in own.joined
 
 
 def letter(text: str) -> str:
@@ -90,8 +95,11 @@ def nearest(text: str, names: Collection[str]) -> list[tuple[str, float]]:
 
 
 def means(text: str, names: Collection[str]) -> str | None:
-    """The name that WordNet says a word means or is a kind of, or None."""
-    return next((name for name in table().broader.get(text, ()) if name in names), None)
+    """The name that WordNet says a word means or is a kind of, or None; a phrase may be written as one word, as "pitbull" is."""
+    own = table()
+    if text not in own.index and text not in own.broader:
+        text = own.joined.get(text, text)
+    return next((name for name in own.broader.get(text, ()) if name in names), None)
 
 
 def taken_for(text: str, names: Collection[str]) -> str | None:
@@ -102,7 +110,8 @@ def taken_for(text: str, names: Collection[str]) -> str | None:
     """
     if name := means(text, names):
         return name
-    if not is_word(text) or not (kind := letter(text)):
+    # A phrase that has only a meaning has no vector of its own, and the mean of its words is no better than each of them.
+    if text not in table().index or not (kind := letter(text)):
         return None
     for name, cosine in nearest(text, names):
         if cosine < NEAR:

@@ -14,8 +14,9 @@ import argparse
 import csv
 import io
 import json
+import re
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,8 @@ STEPS, ALIKE = 2, 0.3
 BATCH = 256
 #: A bath sponge is no kind of animal.
 OTHERWISE = ("sponge",)
+#: How WordNet's gloss of a young animal begins, whose broader synset is only that of all young mammals.
+YOUNG = re.compile(r"(?:an? )?young (?:male |female |domestic )?(\w+)\b")
 
 
 class Encoder:
@@ -108,6 +111,15 @@ def by_sense(net: wordnet.WordNet, names: Sequence[str]) -> dict[str, list[str]]
     return found
 
 
+def by_senses(net: wordnet.WordNet, names: Sequence[str]) -> dict[str, list[str]]:
+    """``by_sense``, with the animal of a name that is a dish first of all: a prompt for a chicken means a bird as well."""
+    found = by_sense(net, names)
+    for name in names:
+        if net.letter(name) == "f" and (offset := net.animal(name)):
+            found.setdefault(offset, []).append(name)
+    return found
+
+
 def links(net: wordnet.WordNet, word: str, named: dict[str, list[str]], steps: int = STEPS) -> dict[str, int]:
     """Names that mean the same as a word or what is above it, with the steps to each."""
     found: dict[str, int] = {}
@@ -140,7 +152,7 @@ def broader(
     net: wordnet.WordNet, rows: Sequence[str], vectors: NDArray[np.float32], names: Sequence[str]
 ) -> list[str]:
     """Lines of words with the names that WordNet says they are, the nearest first."""
-    index, named = {row: at for at, row in enumerate(rows)}, by_sense(net, names)
+    index, named = {row: at for at, row in enumerate(rows)}, by_senses(net, names)
     lines = []
     for row in rows:
         found = []
@@ -148,9 +160,20 @@ def broader(
             alike = float(vectors[index[row]] @ vectors[index[name]])
             if step == 0 or alike >= ALIKE:
                 found.append((step, -alike, name))
-        if found:
-            lines.append(f"{row}\t{'|'.join(name for *_, name in sorted(found))}")
+        if found and not is_part(net, row, {*names} - {name for *_, name in found}):
+            lines.append(f"{typed(row)}\t{'|'.join(name for *_, name in sorted(found))}")
     return lines
+
+
+def is_part(net: wordnet.WordNet, phrase: str, names: Collection[str]) -> bool:
+    """Tell whether a phrase is a part of what its first word, one of some names, means: a tree trunk is no luggage, a toilet bowl no bowl."""
+    first, offset = phrase.split()[0], net.meant(phrase)
+    return first in names and offset is not None and bool({*net.senses[offset].whole} & {*net.of(first)})
+
+
+def typed(word: str) -> str:
+    """A word as prompts are taken apart: without hyphens and dots, which a person may leave out."""
+    return " ".join(vocabulary.tokens(word))
 
 
 def breeds(net: wordnet.WordNet, names: Sequence[str], said: Iterable[str]) -> list[str]:
@@ -158,12 +181,64 @@ def breeds(net: wordnet.WordNet, names: Sequence[str], said: Iterable[str]) -> l
 
     A retriever is a sporting dog, which is a hunting dog, which is a dog. These words need no vector.
     """
-    there, named, lines = {line.partition("\t")[0] for line in said}, by_sense(net, names), []
+    there, named, lines = {line.partition("\t")[0] for line in said}, by_senses(net, names), []
     for noun in (each.replace("_", " ") for each in net.nouns if net.is_animal(each)):
         found = links(net, noun, named, wordnet.ALL)
-        if found and noun not in there:
-            lines.append(f"{noun}\t{'|'.join(sorted(found, key=lambda name: (found[name], name)))}")
+        if found and typed(noun) not in there:
+            lines.append(f"{typed(noun)}\t{'|'.join(sorted(found, key=lambda name: (found[name], name)))}")
     return lines
+
+
+def young(net: wordnet.WordNet, names: Sequence[str], said: Iterable[str]) -> list[str]:
+    """Return lines for the animals that are not in ``said`` and that WordNet's gloss calls young ones of a name: a foal is a horse."""
+    there, lines = {line.partition("\t")[0] for line in said}, list[str]()
+    for noun, (first, *_) in net.nouns.items():
+        sense = net.senses[first]
+        if sense.file != wordnet.ANIMALS or not (told := YOUNG.match(sense.gloss)):
+            continue
+        if told[1] in names and net.animal(told[1]) and typed(noun) not in there:
+            lines.append(f"{typed(noun)}\t{told[1]}")
+    return lines
+
+
+def shortened(
+    net: wordnet.WordNet, rows: Sequence[str], vectors: NDArray[np.float32], names: Sequence[str]
+) -> list[str]:
+    """Return lines for breeds without the last word, as people say them: a labrador is a labrador retriever.
+
+    Only what names nothing else but a place is one, and only if the name that is nearest to it is that of the animal or of a kind of it: a
+    pit bull is a dog, and Boston and Virginia are no animals.
+    """
+    index, named = {row: at for at, row in enumerate(rows)}, by_senses(net, names)
+    theirs, lines = vectors[[index[name] for name in names]], dict[str, str]()
+    for noun in (each.replace("_", " ") for each in net.nouns if net.is_animal(each)):
+        *front, last = noun.split()
+        short, found = " ".join(front), links(net, noun, named, wordnet.ALL)
+        parts = [index[each] for each in ([short] if short in index else front) if each in index]
+        if not parts or not found or not is_free(net, short):
+            continue
+        if not found.keys() & {last, *links(net, last, named, wordnet.ALL)}:
+            continue
+        scores = theirs @ unit(vectors[parts].sum(0, keepdims=True))[0]
+        near = names[int(scores.argmax())]
+        if scores.max() >= ALIKE and found.keys() & {near, *links(net, near, named, wordnet.ALL)}:
+            lines[typed(short)] = "|".join(sorted(found, key=lambda name: (found[name], name)))
+    return [f"{short}\t{found}" for short, found in lines.items()]
+
+
+def is_free(net: wordnet.WordNet, text: str) -> bool:
+    """Tell whether a text names nothing but a place: as a whole, and by its last word nothing but animals."""
+    last = text.rpartition(" ")[2]
+    there = text.replace(" ", "_") in net.lemmas
+    return (net.is_place(text) if there else " " in text) and net.letter(last) in ("", "n")
+
+
+def written(lines: Iterable[str]) -> list[str]:
+    """Lines of words, one for each word: of two that are typed alike the first."""
+    first: dict[str, str] = {}
+    for line in lines:
+        first.setdefault(line.partition("\t")[0], line)
+    return list(first.values())
 
 
 def kept(rows: Sequence[str], vectors: NDArray[np.float32], names: Sequence[str]) -> tuple[float, float]:
@@ -232,6 +307,8 @@ def make(wheel: Path, folder: Path) -> None:
     (words.FOLDER / words.LIST).write_text("\n".join(lines) + "\n", "utf-8")
     said = broader(net, rows, vectors, names)
     said += breeds(net, names, said)
+    said += young(net, names, said)
+    said = written([*said, *shortened(net, rows, vectors, names)])
     (words.FOLDER / words.BROADER).write_text("\n".join(said) + "\n", "utf-8")
     save_file({"vectors": small(vectors)}, words.FOLDER / words.VECTORS)
     print(

@@ -10,7 +10,7 @@ from pathlib import Path
 CLASSES = {5: "n", 6: "a", 13: "f", 20: "p", 25: "a"}
 #: What else can be seen and touched: parts of bodies, natural objects, substances.
 SEEN = (8, 17, 27)
-ANIMALS = 5
+ANIMALS, PLACES = 5, 15
 #: Steps that no chain of broader senses has.
 ALL = 20
 
@@ -24,12 +24,14 @@ class Sense:
         words: that mean it; proper names begin with a capital.
         gloss: what it is, without examples.
         broader: offsets of the synsets above it.
+        whole: offsets of what it is a part of.
     """
 
     file: int
     words: tuple[str, ...]
     gloss: str
     broader: tuple[str, ...]
+    whole: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,14 @@ class WordNet:
         """Tell whether all senses of a noun are animals."""
         files = {self.senses[offset].file for offset in self.of(word)}
         return files == {ANIMALS}
+
+    def is_place(self, word: str) -> bool:
+        """Tell whether all senses of a noun are places."""
+        return {self.senses[offset].file for offset in self.of(word)} == {PLACES}
+
+    def animal(self, word: str) -> str | None:
+        """The first sense of a noun that is an animal, or None."""
+        return next((offset for offset in self.of(word) if self.senses[offset].file == ANIMALS), None)
 
     def above(self, word: str, steps: int) -> Iterator[tuple[int, str]]:
         """Synsets of a thing's first two senses and those above them, with the steps to each."""
@@ -124,5 +134,6 @@ def _senses(lines: Iterable[str]) -> Iterator[tuple[str, Sense]]:
         begin = 5 + 2 * count
         pointers = [fields[begin + 4 * at : begin + 4 * at + 4] for at in range(int(fields[begin - 1]))]
         broader = tuple(target for mark, target, part, _ in pointers if mark == "@" and part == "n")
+        whole = tuple(target for mark, target, part, _ in pointers if mark == "#p" and part == "n")
         told = gloss.split('; "')[0].strip().rstrip(";")
-        yield fields[0], Sense(int(fields[1]), words, told, broader)
+        yield fields[0], Sense(int(fields[1]), words, told, broader, whole)
