@@ -28,7 +28,7 @@ bpy.ops.wm.read_factory_settings(use_empty=True)
 read[path.rpartition(".")[2]](filepath=path)
 found = []
 for one in bpy.context.scene.objects:
-    if one.type != "MESH" or not one.visible_get():
+    if not one.visible_get():
         continue
     corners = [list(one.matrix_world @ Vector(corner)) for corner in one.bound_box]
     materials = []
@@ -39,7 +39,7 @@ for one in bpy.context.scene.objects:
         materials.append({
             "metallic": shader.inputs["Metallic"].default_value, "roughness": shader.inputs["Roughness"].default_value,
             "size": image and list(image.size), "space": image and image.colorspace_settings.name,
-            "corner": image and [round(255 * value) for value in image.pixels[:3]],
+            "name": image and image.name.partition(".")[0], "corner": image and [round(255 * value) for value in image.pixels[:3]],
         })
     found.append({"name": one.name, "faces": len(one.data.polygons), "uv": len(one.data.uv_layers), "materials": materials,
                   "low": [min(axis) for axis in zip(*corners)], "high": [max(axis) for axis in zip(*corners)]})
@@ -48,7 +48,7 @@ print("FOUND" + json.dumps(found))
 
 
 def seen(path: Path) -> list[dict[str, Any]]:
-    """The visible meshes that Blender makes of a file."""
+    """The visible objects that Blender makes of a file, all of them meshes."""
     done = subprocess.run([sys.executable, "-c", LOOK, str(path)], capture_output=True, text=True, check=True)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
     found: list[dict[str, Any]] = json.loads(line.removeprefix("FOUND"))
@@ -79,6 +79,7 @@ def test_blender_opens_each_format(kind: str, tmp_path: Path) -> None:
     assert one["uv"] == 1 and material["metallic"] == 0 and material["roughness"] > 0.89
     # Blender's pictures begin at the lower left: the fourth side's colour.
     assert (material["size"], material["space"]) == ([3 * TILE, 2 * TILE], "sRGB")
+    assert material["name"] == "crate"
     assert material["corner"] == [170, 160, 70]
 
 
@@ -89,3 +90,14 @@ def test_blender_shows_the_full_mesh_of_a_file_with_levels_alone(tmp_path: Path)
     save_meshes(crate(), tmp_path, formats=["glb"], name="crate", lods=2, lod_as="msft")
     (one,) = seen(tmp_path / "crate.glb")
     assert (one["name"], one["faces"]) == ("crate", 12)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("bpy") is None, reason="Blender is not installed: pip install bpy"
+)
+@pytest.mark.parametrize("kind", ["ply", "stl"])
+def test_formats_that_blender_does_not_turn_stand_upright_with_z_up(kind: str, tmp_path: Path) -> None:
+    save_meshes(crate(), tmp_path, formats=[kind], name="crate", up="z", pivot="ground", size_m=0.4)
+    (one,) = seen(tmp_path / f"crate.{kind}")
+    # Half as large: the front's edge along x, the left's along y, the top's from the ground up.
+    np.testing.assert_allclose([one["low"], one["high"]], [[-0.1, -0.05, 0], [0.1, 0.05, 0.4]], atol=1e-5)

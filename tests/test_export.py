@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import igl
 import imageio_ffmpeg
 import khronos
 import numpy as np
@@ -25,7 +26,18 @@ from distill.contracts import Field, Render, View
 from distill.export.asset import export_asset
 from distill.export.files import save_mesh, save_meshes
 from distill.export.frame import welded
-from distill.export.mesh import Floats, Ints, Mesh, decimate, extract_mesh, on_grid, smooth, vertex_normals
+from distill.export.mesh import (
+    Floats,
+    Ints,
+    Mesh,
+    decimate,
+    extract_mesh,
+    folded,
+    on_grid,
+    smooth,
+    unfold,
+    vertex_normals,
+)
 from distill.export.pictures import to_uint8, write_contact_sheet, write_turntable
 from distill.export.texture import bake_texture, rasterise, surface_albedo, unwrap
 from distill.files.atomic import replacing
@@ -224,6 +236,61 @@ def test_each_edge_of_a_ragged_surface_keeps_two_faces_when_decimated(blur: floa
 def faces_of_edges(faces: Ints) -> Ints:
     edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
     return np.unique(edges, axis=0, return_counts=True)[1]
+
+
+@pytest.mark.parametrize("count", [3000, 6000])
+def test_no_face_of_a_simplified_mesh_lies_upside_down_on_its_neighbours(count: int) -> None:
+    dense = extract_mesh(ragged(1), sphere_view(0.6), resolution=64, iso=1.0, blur=1, faces=10**6)
+    collapsed, kept, *_ = igl.qslim(dense.vertices.astype(np.float64), dense.faces, count)
+    assert folded(collapsed, kept).any()  # what is to be mended
+    vertices, faces = decimate(dense.vertices, dense.faces, count)
+    assert len(faces) == len(kept) and not folded(vertices, faces).any()
+    made = trimesh.Trimesh(vertices, faces, process=False)
+    assert made.is_watertight and made.is_winding_consistent
+    assert made.volume == pytest.approx(trimesh.Trimesh(collapsed, kept, process=False).volume, rel=1e-4)
+
+
+def lattice(size: int) -> tuple[Floats, Ints]:
+    """A flat square of ``size * size`` vertices, 1 apart, whose cells are cut along the same diagonal."""
+    x, y = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
+    vertices = np.stack([x.ravel(), y.ravel(), 0 * x.ravel()], axis=1).astype(np.float32)
+    corner = (x[:-1, :-1] * size + y[:-1, :-1]).ravel()
+    a, b, c, d = corner, corner + size, corner + size + 1, corner + 1
+    return vertices, np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)]).astype(np.int64)
+
+
+def test_a_corner_that_was_pushed_across_an_edge_is_moved_back() -> None:
+    """From (3, 3) to (4.2, 3.5), beyond the edge from (4, 3) to (4, 4) of the faces around it."""
+    vertices, faces = lattice(7)
+    middle = 3 * 7 + 3
+    pushed = vertices.copy()
+    pushed[middle, :2] = (4.2, 3.5)
+    assert (upside_down(pushed, faces), upside_down(vertices, faces)) == (1, 0)
+    mended = unfold(pushed, faces)
+    assert not upside_down(mended, faces)
+    np.testing.assert_array_equal(mended[:, 2], 0)
+    far = np.abs(vertices[:, :2] - (3.5, 3)).max(1) > 1.5
+    np.testing.assert_array_equal(mended[far], vertices[far])
+
+
+def upside_down(vertices: Floats, faces: Ints) -> int:
+    """How many faces of a flat mesh are clockwise."""
+    a, b, c = (vertices[faces[:, corner], :2] for corner in range(3))
+    return int(((b - a)[:, 0] * (c - a)[:, 1] < (b - a)[:, 1] * (c - a)[:, 0]).sum())
+
+
+@pytest.mark.parametrize("made", ["tetrahedron", "spike", "sheet"])
+def test_sharp_shapes_are_not_taken_for_folds(made: str) -> None:
+    """A regular tetrahedron, one with a tip 20 edges away, and two squares back to back, cut along either diagonal."""
+    if made == "sheet":
+        vertices = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], np.float32)
+        faces = np.array([[0, 1, 2], [0, 2, 3], [3, 1, 0], [3, 2, 1]])
+    else:
+        turn = np.arange(3) * 2 * np.pi / 3
+        base = np.stack([np.cos(turn), np.sin(turn), 0 * turn], axis=1)
+        vertices = np.concatenate([base, [[0, 0, 2**0.5 if made == "tetrahedron" else 20 * 3**0.5]]])
+        faces = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [2, 0, 3]])
+    np.testing.assert_array_equal(unfold(vertices, faces), vertices)
 
 
 def test_blur_closes_the_tunnels_of_a_rough_field_and_keeps_its_size() -> None:

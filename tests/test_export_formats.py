@@ -143,6 +143,7 @@ def by_hand(path: Path) -> Read:
     uv = accessor(tree, data, at["TEXCOORD_0"])
     found.uv = np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)  # glTF counts from the top
     source = tree["textures"][material["pbrMetallicRoughness"]["baseColorTexture"]["index"]]["source"]
+    found.names.add(tree["images"][source]["name"])
     view = tree["bufferViews"][tree["images"][source]["bufferView"]]
     start = view.get("byteOffset", 0)
     found.picture = np.asarray(
@@ -422,6 +423,19 @@ def test_usdz_is_valid_aligned_in_metres_and_upright(tmp_path: Path, kind: str, 
             assert each.compress_type == zipfile.ZIP_STORED
     save_mesh(mesh, path, up=up)
     assert path.read_bytes() == content and os.listdir(tmp_path) == [path.name]
+
+
+def test_a_usdz_has_one_thing_to_place_beneath_its_root(tmp_path: Path) -> None:
+    """What is imageable has a place, and programs list it as an object; materials are not, nor is what holds them."""
+    pytest.importorskip("pxr", reason="usd-core is not installed")
+    from pxr import Usd, UsdGeom, UsdShade
+
+    save_mesh(crate(), tmp_path / "crate.usdz")
+    stage = Usd.Stage.Open(str(tmp_path / "crate.usdz"))
+    placed = [prim for prim in stage.Traverse() if prim.IsA(UsdGeom.Imageable)]
+    assert [str(prim.GetPath()) for prim in placed] == ["/crate", "/crate/crate"]
+    (material,) = (prim for prim in stage.Traverse() if prim.IsA(UsdShade.Material))
+    assert material.GetPath() == "/crate/Materials/crate"
 
 
 @pytest.mark.parametrize("name", ["Materials", "Looks", "surface", "st", "colour", "displayColor"])

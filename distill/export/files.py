@@ -183,6 +183,8 @@ def write_glb(
     def finished(tree: dict[str, Any]) -> None:
         complete(tree)
         clamp(tree, {material.name})
+        for image in tree.get("images", []):  # else Blender calls it Image_0, in every file
+            image["name"] = material.name
         if mesh.texture is None:
             # trimesh writes a material only beside texture coordinates, and glTF's own is bare metal.
             tree["materials"] = [{"name": of or path.stem, "pbrMetallicRoughness": MATT}]

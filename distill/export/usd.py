@@ -85,10 +85,11 @@ def _write_stage(mesh: Mesh, file: Path, name: str, surface: str, up: Up) -> Non
 
 def _material(stage: Any, mesh: Mesh, scope: str, name: str, picture: str) -> Any:
     """Define a UsdPreviewSurface whose colour is the texture, or the vertices' colours."""
-    from pxr import Gf, Sdf, UsdGeom, UsdShade
+    from pxr import Gf, Sdf, UsdShade
 
     kinds = Sdf.ValueTypeNames
-    UsdGeom.Scope.Define(stage, scope)
+    # Without a type: Blender makes an object of a Scope, and then another one of the root, which has two children.
+    stage.DefinePrim(scope)
     material = UsdShade.Material.Define(stage, f"{scope}/{name}")
 
     def shader(kind: str, part: str) -> Any:
