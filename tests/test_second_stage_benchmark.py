@@ -52,7 +52,8 @@ def test_a_box_is_drawn_where_a_pinhole_camera_sees_it(benchmark: Any, tmp_path:
     path = write_box(tmp_path / "box.glb", np.linalg.inv(benchmark.FROM_GLB))
     azimuth, elevation = torch.tensor([0.0, 90.0, 180.0, 0.0]), torch.tensor([0.0, 0.0, 0.0, 89.0])
     size, distance, fov = 60, 3.0, 40.0
-    seen = benchmark.picture_of(path, orbit(azimuth, elevation, distance, fov), size)
+    render = benchmark.view_of(path)(orbit(azimuth, elevation, distance, fov), size, size)
+    seen = render.rgb.numpy()
     for picture, colour in zip(seen, (RED, GREEN, GREY, BLUE), strict=True):
         np.testing.assert_allclose(picture[size // 2, size // 2], np.array(colour) / 255, atol=1e-6)
         np.testing.assert_allclose(picture[0, 0], 1.0)
@@ -60,6 +61,7 @@ def test_a_box_is_drawn_where_a_pinhole_camera_sees_it(benchmark: Any, tmp_path:
     edge = size / (2 * math.tan(math.radians(fov) / 2) * 2.5)
     covered = ((1 - seen[0]) / (1 - np.array(RED) / 255)).mean(-1).sum()
     assert covered == pytest.approx(edge**2, rel=0.03)
+    assert render.opacity[0].sum().item() == pytest.approx(covered, rel=1e-5)
 
 
 def test_the_psnr_of_a_mesh_with_itself_and_with_a_constant_error(benchmark: Any, tmp_path: Path) -> None:
@@ -67,8 +69,7 @@ def test_the_psnr_of_a_mesh_with_itself_and_with_a_constant_error(benchmark: Any
 
     def view_with(error: float) -> Any:
         def view(cameras: Any, height: int, width: int) -> Any:
-            drawn = torch.from_numpy(benchmark.picture_of(path, cameras, height))
-            return SimpleNamespace(rgb=drawn - error)
+            return SimpleNamespace(rgb=benchmark.view_of(path)(cameras, height, width).rgb - error)
 
         return view
 
@@ -78,13 +79,24 @@ def test_the_psnr_of_a_mesh_with_itself_and_with_a_constant_error(benchmark: Any
 
 def test_a_table_has_both_stages_their_means_and_gaps(benchmark: Any) -> None:
     def stage(value: float | None) -> dict[str, Any]:
-        figures = dict.fromkeys(("r_precision", "iou", "mesh_db", "conversion_iou", "conversion_db"), value)
+        figures = dict.fromkeys(
+            (
+                "r_precision",
+                "iou",
+                "mesh_r_precision",
+                "mesh_iou",
+                "mesh_db",
+                "conversion_iou",
+                "conversion_db",
+            ),
+            value,
+        )
         return {"prompt": "a red mug", **figures}
 
     rows = [{"field": stage(0.5), "surface": stage(1.0)}, {"field": stage(1.0), "surface": stage(None)}]
     *_, first, _, mean = benchmark.table(rows).splitlines()
-    assert first.split(" | ")[1:] == ["0.500", "1.000", "0.500", "1.000", "1.000", "1.0", "0.5", "1.0 |"]
-    assert mean.split(" | ")[1:] == ["0.750", "1.000", "0.750", "1.000", "1.000", "1.0", "0.8", "1.0 |"]
+    assert first.split(" | ")[1:] == [*["0.500", "1.000"] * 4, "1.000", "1.0", "0.5", "1.0 |"]
+    assert mean.split(" | ")[1:] == [*["0.750", "1.000"] * 4, "1.000", "1.0", "0.8", "1.0 |"]
 
 
 @pytest.mark.parametrize(
@@ -92,6 +104,9 @@ def test_a_table_has_both_stages_their_means_and_gaps(benchmark: Any) -> None:
     [
         (["--prompts", "0"], "--prompts is 1 to 16, got 0"),
         (["--prompts", "17"], "--prompts is 1 to 16, got 17"),
+        (["--things", "38"], "--things needs --archives or --pack, and these are for --things"),
+        (["--pack", "x"], "--things needs --archives or --pack, and these are for --things"),
+        (["--things", "0", "--pack", "x"], "--things is 1 to 40, got 0"),
         (["--surface", "export.formats=[ply]"], "exported by default; leave out export.formats"),
         (["--set", "iterations=1", "export.enabled=false"], "leave out export.enabled"),
     ],

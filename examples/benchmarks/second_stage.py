@@ -1,12 +1,13 @@
-"""Benchmark of the second stage: sixteen prompts of the embedded world, each as a field and then as a surface.
+"""Benchmark of the second stage: sixteen prompts of the embedded world, or real objects, each as a field and then as a surface.
 
 The prompts are those of quality.py. For each, a run of a field is the beginning of a run of a surface (``init=``, ``scene=sdf``). The
-metrics are the judge's R-precision at 1 and the silhouette IoU with the truth, of the field and of the surface; how alike the two are
-where one becomes the other; and the PSNR of the exported mesh with the scene's own pictures, of both. The mesh is read from its GLB
-and drawn by a ray caster of another library. An interrupted run continues when started again.
+metrics are the judge's R-precision at 1 and the silhouette IoU with the truth, of the field, the surface and both of their exported
+meshes; how alike the two scenes are where one becomes the other; and the PSNR of each mesh with its scene's own pictures. A mesh is read
+from its GLB and drawn by a ray caster of another library. An interrupted run continues when started again.
 
     python examples/benchmarks/second_stage.py --output ~/second-stage
     python examples/benchmarks/second_stage.py --output ~/second-stage --prompts 4 --set iterations=200
+    python examples/benchmarks/second_stage.py --output ~/second-stage-things --things 38 --archives ~/things
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 import trimesh
 from measuring import finished
 from measuring import table as format_table
-from numpy.typing import NDArray
-from quality import KINDS, PROMPTS, mean, measure, parse_value, save_strip
+from quality import PROMPTS, THINGS, mean, measure, parse_value, save_strip
+from quality import SIZE as FINE
+from torch import Tensor
 
 import distill
 from distill.cameras import Cameras, turntable
-from distill.contracts import View
-from distill.lab.truth import ELEVATION_DEG, VIEWS
+from distill.contracts import Render, View
+from distill.lab.truth import ELEVATION_DEG, VIEWS, Source, check, judge_of
 
 Made = dict[str, Any]
 #: Pixels of the pictures in which a mesh and its scene are compared, and rays along each side of one of the mesh's.
@@ -40,8 +43,12 @@ FROM_GLB = np.array([[0.0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 FIGURES = (
     ("R-precision@1, field", "field", "r_precision", 3),
     ("surface", "surface", "r_precision", 3),
+    ("its mesh", "field", "mesh_r_precision", 3),
+    ("mesh of the surface", "surface", "mesh_r_precision", 3),
     ("IoU, field", "field", "iou", 3),
     ("surface", "surface", "iou", 3),
+    ("its mesh", "field", "mesh_iou", 3),
+    ("mesh of the surface", "surface", "mesh_iou", 3),
     ("conversion, IoU", "surface", "conversion_iou", 3),
     ("conversion, dB", "surface", "conversion_db", 1),
     ("mesh, dB, field", "field", "mesh_db", 1),
@@ -49,49 +56,56 @@ FIGURES = (
 )
 
 
-def picture_of(path: Path, cameras: Cameras, size: int) -> NDArray[np.float64]:
-    """Pictures of a textured GLB over white, each pixel a mean over ``RAYS`` x ``RAYS`` rays.
-
-    Returns:
-        In [0, 1], shape ``[views, size, size, 3]``.
-    """
+def view_of(path: Path) -> View:
+    """Return a view of a textured GLB over white, each pixel a mean over ``RAYS`` x ``RAYS`` rays; its depth is not known."""
     mesh = cast(trimesh.Trimesh, trimesh.load(path, force="mesh"))
     mesh.apply_transform(FROM_GLB)
     visual: Any = mesh.visual
     texture = np.asarray(visual.material.baseColorTexture.convert("RGB")) / 255
-    fine = size * RAYS
-    origins, directions = (value.reshape(-1, 3).double().numpy() for value in cameras.rays(fine, fine))
-    faces, rays, points = mesh.ray.intersects_id(
-        origins, directions, multiple_hits=False, return_locations=True
-    )
-    weights = trimesh.triangles.points_to_barycentric(mesh.triangles[faces], points)
-    uv = (visual.uv[mesh.faces[faces]] * weights[..., None]).sum(1)
-    height, width, _ = texture.shape
-    column = np.clip((uv[:, 0] * width).astype(int), 0, width - 1)
-    row = np.clip(((1 - uv[:, 1]) * height).astype(int), 0, height - 1)
-    colours = np.ones((len(origins), 3))
-    colours[rays] = texture[row, column]
-    return colours.reshape(-1, size, RAYS, size, RAYS, 3).mean((2, 4))
+
+    def view(cameras: Cameras, height: int, width: int) -> Render:
+        directions: Any
+        origins, directions = (
+            value.reshape(-1, 3).double().numpy() for value in cameras.rays(height * RAYS, width * RAYS)
+        )
+        faces, rays, points = mesh.ray.intersects_id(
+            origins, directions, multiple_hits=False, return_locations=True
+        )
+        weights = trimesh.triangles.points_to_barycentric(mesh.triangles[faces], points)
+        uv = (visual.uv[mesh.faces[faces]] * weights[..., None]).sum(1)
+        column = np.clip((uv[:, 0] * texture.shape[1]).astype(int), 0, texture.shape[1] - 1)
+        row = np.clip(((1 - uv[:, 1]) * texture.shape[0]).astype(int), 0, texture.shape[0] - 1)
+        seen = np.concatenate([np.ones((len(origins), 3)), np.zeros((len(origins), 1))], axis=1)
+        seen[rays, :3], seen[rays, 3] = texture[row, column], 1
+        mean: Tensor = torch.from_numpy(seen).view(len(cameras), height, RAYS, width, RAYS, 4).mean((2, 4))
+        return Render(mean[..., :3].float(), mean[..., 3:].float(), torch.zeros_like(mean[..., 3:]))
+
+    return view
 
 
 def mesh_psnr(path: Path, view: View) -> float:
     """PSNR, in dB, of a mesh's pictures and its scene's, all around at ``ELEVATION_DEG``."""
     cameras = turntable(VIEWS, ELEVATION_DEG)
-    own = view(cameras, SIZE, SIZE).rgb.detach().cpu().double().numpy()
-    return -10 * math.log10(max(((picture_of(path, cameras, SIZE) - own) ** 2).mean(), 1e-10))
+    own, drawn = (each(cameras, SIZE, SIZE).rgb.detach().cpu().double() for each in (view, view_of(path)))
+    return -10 * math.log10(max((drawn - own).square().mean().item(), 1e-10))
 
 
-def make(prompt: str, folder: Path, stage: str, options: Made, generate: Callable[..., Any]) -> Made:
-    """Make and measure the asset of one stage, or read the measurement of an earlier run."""
+def make(
+    prompt: str, folder: Path, stage: str, options: Made, generate: Callable[..., Any], source: Source
+) -> Made:
+    """Make and measure the asset of one stage and its mesh, or read the measurement of an earlier run."""
     result = folder / f"{stage}.json"
     made: Made | None = finished(result, options)
     if made is not None:
         return made
     own = folder / stage
     asset = generate(prompt, output_dir=str(own), resume=own.exists(), **({"seed": 0} | options))
-    figures, front = measure(asset.view, prompt, KINDS)
-    save_strip(asset.view, front, folder / f"{stage}.png")
+    figures, front = measure(asset.view, prompt, source)
+    mesh = view_of(own / "mesh.glb")
+    save_strip(mesh, front, folder / f"{stage}.png")
     made = {"prompt": prompt, "overrides": options, **figures}
+    found, _ = measure(mesh, prompt, source)
+    made |= {f"mesh_{name}": found[name] for name in ("r_precision", "iou")}
     made["mesh_db"] = mesh_psnr(own / "mesh.glb", asset.view)
     found = asset.manifest.get("conversion") or {}
     made |= {"conversion_iou": found.get("silhouette_iou"), "conversion_db": found.get("psnr_db")}
@@ -99,12 +113,12 @@ def make(prompt: str, folder: Path, stage: str, options: Made, generate: Callabl
     return made
 
 
-def both(prompt: str, folder: Path, options: Made, surface: Made) -> dict[str, Made]:
+def both(prompt: str, folder: Path, options: Made, surface: Made, source: Source) -> dict[str, Made]:
     """Make a field and its surface."""
     folder.mkdir(parents=True, exist_ok=True)
-    field = make(prompt, folder, "field", options, distill.generate)
+    field = make(prompt, folder, "field", options, distill.generate, source)
     second = {"init": str(folder / "field"), "scene": "sdf", **surface}
-    return {"field": field, "surface": make(prompt, folder, "surface", second, distill.generate)}
+    return {"field": field, "surface": make(prompt, folder, "surface", second, distill.generate, source)}
 
 
 def table(rows: list[dict[str, Made]]) -> str:
@@ -125,6 +139,12 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=Path("second-stage"))
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="only the first so many")
+    parser.add_argument(
+        "--things", type=int, metavar="N", help=f"the first N of {len(THINGS)} real objects instead"
+    )
+    parser.add_argument("--archives", type=Path, help="folder of the things' archives, for their true meshes")
+    parser.add_argument("--pack", type=Path, help="folder of their pictures, where there are no archives")
+    parser.add_argument("--judge", type=Path, help="folder of another judge than the bundled one")
     for name, what in (("--set", "fields"), ("--surface", "surfaces")):
         parser.add_argument(
             name, type=parse_value, nargs="*", default=[], metavar="KEY=VALUE", help=f"options of the {what}"
@@ -134,16 +154,23 @@ def parse_options() -> argparse.Namespace:
         parser.error(f"the meshes are measured as they are exported by default; leave out {', '.join(wrong)}")
     if not 1 <= options.prompts <= len(PROMPTS):
         parser.error(f"--prompts is 1 to {len(PROMPTS)}, got {options.prompts}")
+    if options.things is not None and not 1 <= options.things <= len(THINGS):
+        parser.error(f"--things is 1 to {len(THINGS)}, got {options.things}")
+    if (options.things is None) != (options.archives is None and options.pack is None):
+        parser.error("--things needs --archives or --pack, and these are for --things")
     return options
 
 
 def main() -> None:
     options = parse_options()
     surface = {"iterations": 100, "timesteps.t_max": 0.5} | dict(options.surface)
+    prompts = PROMPTS[: options.prompts] if options.things is None else THINGS[: options.things]
+    source = Source(options.archives, options.pack, size=FINE, fine=FINE, judge=options.judge)
+    check(prompts, source, judge_of(source, prompts))
     rows = []
-    for prompt in PROMPTS[: options.prompts]:
+    for prompt in prompts:
         folder = options.output / prompt.replace(" ", "-")
-        rows.append(both(prompt, folder, dict(options.set), surface))
+        rows.append(both(prompt, folder, dict(options.set), surface, source))
         # Rewritten after each prompt, so that an interrupted run still leaves its figures.
         (options.output / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
         (options.output / "results.md").write_text(table(rows) + "\n")
