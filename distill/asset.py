@@ -42,7 +42,7 @@ class Asset:
     def mesh(self) -> Mesh:
         """The run's mesh with texture and vertex colours, extracted on first access.
 
-        It is shaped by the run's options ``export.resolution``, ``faces``, ``iso``, ``min_component``, ``blur`` and ``texture_size``, and
+        It is shaped by the run's options ``export.resolution``, ``faces``, ``iso``, ``min_component``, ``blur_width`` and ``texture_size``, and
         in the scene's frame.
 
         Raises:

@@ -738,7 +738,7 @@ def test_an_empty_mesh_is_one_line(tmp_path: Path) -> None:
 
 #: Options of scenes with a mesh, as small as they may be, and another choice of what shapes it.
 MESHED = {
-    "hash_grid": ["scene.levels=2", "export.iso=2", "export.blur=0.5"],
+    "hash_grid": ["scene.levels=2", "export.iso=2"],
     "sdf": ["scene.levels=2", "scene.resolution=16", "init=x"],
 }
 

@@ -93,6 +93,9 @@ def broken(run: Path, folder: Path, what: str) -> Path:
         config.iterations = 5
     elif what == "other scene":
         config.scene = {"_target_": "nowhere.Scene"}
+    elif what == "older":
+        config.export.largest_component, config.export.blur = True, 1.0
+        del config.export["min_component"], config.export["blur_width"]
     OmegaConf.save(config, folder / "config.yaml")
     if what == "no YAML":
         (folder / "config.yaml").write_text("a: [")
@@ -121,6 +124,13 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(
     with pytest.raises(ValueError) as caught:
         distill.load(folder)
     assert str(caught.value).startswith(said.format(folder=folder)) and "\n" not in str(caught.value)
+
+
+def test_a_run_whose_export_had_other_options_is_loaded_with_those_that_are_left(
+    run: Path, tmp_path: Path
+) -> None:
+    older, own = distill.load(broken(run, tmp_path / "copy", "older")), distill.load(run)
+    assert dict(older.export) == dict(own.export)
 
 
 @pytest.mark.parametrize("device", ["gpu", None])

@@ -18,12 +18,14 @@ from torch import Tensor
 import distill
 from distill.cameras import turntable
 from distill.contracts import Render, Step
+from distill.export.mesh import depth_of
 from distill.export.zero_set import _on_grid, extract_zero_set, zero_set
 from distill.files.checkpoint import save_checkpoint
 from distill.job import State, make_optimiser
 from distill.renderers.nerf import HashGridScene
-from distill.renderers.sdf import SdfScene, optical_depth
+from distill.renderers.sdf import SdfScene, interpolated, optical_depth
 from distill.run import initial, second_stage
+from distill.run.compose import compose_config
 
 SMALL: dict[str, Any] = {"levels": 2, "log2_table_size": 8, "hidden_width": 8, "detail": 16}
 
@@ -99,7 +101,8 @@ def test_the_depth_of_sections_telescopes_and_is_half_at_the_surface() -> None:
 
 def test_the_distance_to_a_balls_isosurface_is_that_of_the_ball() -> None:
     s, level, resolution = 10.0, 3.0, 48
-    found = second_stage.distances(second_stage.depths(ball_field(s), level, resolution), level)
+    density = ball_field(s).density(nodes(resolution).view(-1, 3)).view((resolution,) * 3)
+    found = second_stage.distances(torch.from_numpy(depth_of(density.detach().numpy(), level)))
     radius = 0.5 * (1 - math.log(math.exp(level) - 1) / s)
     h = 2 / (resolution - 1)
     # Along an edge, f = log softplus(u), u linear in |x|, has |f'' / f'| <= |u'| + 1 / |x|: linear interpolation misplaces a vertex by
@@ -118,10 +121,58 @@ def test_a_cavity_that_no_picture_shows_is_filled() -> None:
 
     field.density = hollow
     radius = 0.5 * (1 - math.log(math.exp(3.0) - 1) / 60)
-    found = second_stage.distances(second_stage.depths(field, 3.0, 24), 3.0)[
-        12, 12, 12
-    ].item()  # a node next to the middle
+    density = field.density(nodes(24).view(-1, 3)).view(24, 24, 24)
+    depth = torch.from_numpy(depth_of(density.detach().numpy(), 3.0))
+    found = second_stage.distances(depth)[12, 12, 12].item()  # a node next to the middle
     assert found == pytest.approx(math.sqrt(3) / 23 - radius, abs=0.02)
+
+
+def surface_of(density: Any, resolution: int) -> tuple[float, Tensor]:
+    """The level and the depth of a field with a density, whose pictures are half opaque where it is above 10."""
+    field: Any = ball_field()
+    field.density = density
+    cameras = second_stage.views()
+    masks = second_stage.largest(field, density, 0.0, cameras, (96, 96)) > 10
+    return second_stage.surface_of(field, cameras, masks, resolution)
+
+
+def mesh_of(depth: Tensor) -> trimesh.Trimesh:
+    return trimesh.Trimesh(*zero_set(-depth.numpy()), process=False)
+
+
+def test_a_rough_field_becomes_a_smooth_surface_of_the_same_size() -> None:
+    """A ball of radius 0.5 with white noise, on a grid of 64 nodes, in the logarithm of its density."""
+    noise = torch.randn(64, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def density(points: Tensor) -> Tensor:
+        return 20 * torch.exp(30 * (0.5 - points.norm(dim=-1)) + interpolated(noise, points))
+
+    level, depth = surface_of(density, 64)
+    rough = mesh_of(
+        torch.from_numpy(depth_of(density(nodes(64).view(-1, 3)).view(64, 64, 64).numpy(), level))
+    )
+    smooth = mesh_of(depth)
+    assert abs(rough.euler_number - 2) > 20 and smooth.euler_number == 2
+    # Where the noise is strongest along a ray, the silhouette ends: outside of the mean radius of the level 10.
+    radii = np.linalg.norm(smooth.vertices, axis=1)
+    assert radii.std() < 0.02 and 0.5 + math.log(2) / 30 < radii.mean() < 0.5 + (math.log(2) + 3) / 30
+
+
+def test_a_field_that_is_too_thin_to_be_smoothed_is_not(caplog: pytest.LogCaptureFixture) -> None:
+    """Rods of radius 0.015 and 0.1; the blur's standard deviation is 0.03."""
+
+    def rod(radius: float) -> Any:
+        return lambda points: torch.where(
+            (points[:, :2].norm(dim=-1) < radius) & (points[:, 2].abs() < 0.5), 300.0, 0.0
+        )
+
+    _, thick = surface_of(rod(0.1), 128)
+    assert not caplog.messages and len(thick.unique()) > 1000
+    _, thin = surface_of(rod(0.015), 128)
+    (message,) = caplog.messages
+    assert message.startswith("the field is so thin that it is not smoothed")
+    inside = nodes(128)[thin > 0]
+    assert len(inside) > 100 and inside[:, :2].norm(dim=-1).max() < 0.015
 
 
 @pytest.mark.slow
@@ -173,7 +224,7 @@ def test_a_mesh_ends_where_a_smaller_cube_does_as_its_pictures_do(stage: str) ->
     (writer,) = scene.assets().values()
     made = writer.mesh(
         view if stage == "surface" else pillar,
-        {"resolution": 41, "iso": 2.0, "blur": 1.0, "texture_size": 64},
+        {"resolution": 41, "iso": 2.0, "texture_size": 64},
     )
     low, high = made.vertices.min(0), made.vertices.max(0)
     # Nodes are at the cube's sides, and what is cut ends at most one of their distances further out.
@@ -366,7 +417,7 @@ def test_a_second_stage_from_a_command(tmp_path: Path, capsys: pytest.CaptureFix
             "nothing would be trained from 0.5 on",
         ),
         (["init=first", "export.iso=3"], "export.iso=3.0 would do nothing"),
-        (["init=first", "export.blur=0"], "export.blur=0.0 would do nothing"),
+        (["init=first", "export.blur_width=0"], "export.blur_width=0.0 would do nothing"),
     ]:
         assert why in error_of(capsys, "a red mug", "scene=sdf", *options)
     assert "needs a scene that computes it" in error_of(capsys, "a red mug", "penalties.eikonal=1")
@@ -443,3 +494,12 @@ def test_a_distance_is_changed_by_at_most_its_reach_in_scene_units(bias: float, 
         list(scene.change.mlp.parameters())[-1].fill_(bias)
     points = torch.tensor([[0.5, 0.0, 0.0], [-1.5, 0.2, 1.0]])
     torch.testing.assert_close(scene.signed_distance(points), points[:, 0] + sign * 0.3, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("prior", "weight"),
+    [("embedded", 0.3), ("things", 0.3), ("views", 0.3), ("sd-1.5", 0.0), ("mvdream", 0.0)],
+)
+def test_curvature_is_penalised_where_the_weight_was_measured(prior: str, weight: float) -> None:
+    config = compose_config(["prompt=a red mug", "scene=sdf", "init=x", f"prior={prior}"])
+    assert config.penalties.curvature == weight

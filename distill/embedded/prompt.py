@@ -257,7 +257,7 @@ def in_phrases(text: Sequence[str], known: Known) -> list[str]:
     found, at = list[str](), 0
     while at < len(text):
         for length in range(min(words.LONGEST, len(text) - at), 1, -1):
-            if _is_one_thing(text[at : at + length], known):
+            if _is_one_thing(text[at : at + length], known, last=at + length == len(text)):
                 break
         else:
             length = 1
@@ -266,11 +266,11 @@ def in_phrases(text: Sequence[str], known: Known) -> list[str]:
     return found
 
 
-def _is_one_thing(text: Sequence[str], known: Known) -> bool:
+def _is_one_thing(text: Sequence[str], known: Known, *, last: bool) -> bool:
     """Tell whether some words are a phrase that means a known name, and have no colour that can be chosen for it.
 
     What it is comes last in English: a two year old is no horse. A phrase of two known names is read as one of them or as none: a
-    computer keyboard is no keypad.
+    computer keyboard is no keypad. A colour is part of a phrase only at the ``last`` place of a prompt: a white pine desk is white.
     """
     phrase = " ".join(text)
     found = (words.means(form, known.names) for form in (phrase, *singulars(phrase)))
@@ -280,8 +280,12 @@ def _is_one_thing(text: Sequence[str], known: Known) -> bool:
     if len(named) > 1 and name not in named:
         return False
     # The tail of a white-tailed deer is white, a black duck is black.
-    coloured = any(word in COLOURS or word in NEAR_COLOURS or word in OTHER_COLOURS for word in text[-2:])
-    return not coloured or _has_one_colour(phrase, known)
+    colours = [
+        at for at, word in enumerate(text) if word in COLOURS or word in NEAR_COLOURS or word in OTHER_COLOURS
+    ]
+    if not colours:
+        return True
+    return last and (max(colours) < len(text) - 2 or _has_one_colour(phrase, known))
 
 
 def without_colours(text: Sequence[str], known: Known) -> tuple[list[Part], list[str]]:

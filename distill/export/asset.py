@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from distill.contracts import Field, View
-from distill.export.choices import BLUR, FACES, MIN_COMPONENT, RESOLUTION
+from distill.export.choices import BLUR_WIDTH, FACES, MIN_COMPONENT, RESOLUTION
 from distill.export.files import save_meshes
 from distill.export.frame import Pivot, Up
 from distill.export.mesh import Mesh, extract_mesh
@@ -29,7 +29,7 @@ def export_asset(
     faces: int = FACES,
     iso: float | None = None,
     min_component: float = MIN_COMPONENT,
-    blur: float = BLUR,
+    blur_width: float = BLUR_WIDTH,
     texture_size: int = 512,
     frames: int = 60,
     picture_size: int = 192,
@@ -53,8 +53,8 @@ def export_asset(
         resolution: of the grid that the mesh is made on, nodes per edge.
         faces: at most about this many triangles.
         iso: density of the surface, per scene unit; None chooses it.
-        min_component: drop floaters, and
-        blur: the field before the mesh is made, both as in ``distill.export.mesh.extract_mesh``.
+        min_component: smallest component that is kept, as a fraction of the largest one's volume.
+        blur_width: standard deviation of the Gaussian that smooths the field, scene units.
         texture_size: in texels along each side.
         frames: of the turntable.
         picture_size: of the video and of the sheet's pictures, in pixels, a multiple of 16.
@@ -78,7 +78,7 @@ def export_asset(
     pictures = {"frames": frames, "picture_size": picture_size, "elevation_deg": elevation_deg}
     meshes = {
         "resolution": resolution, "faces": faces, "iso": iso, "min_component": min_component,
-        "blur": blur, "texture_size": texture_size, "up": up, "formats": formats, "name": name, "pivot": pivot, "size_m": size_m, "lods": lods,
+        "blur_width": blur_width, "texture_size": texture_size, "up": up, "formats": formats, "name": name, "pivot": pivot, "size_m": size_m, "lods": lods,
         "lod_as": lod_as,
     }  # fmt: skip
     seconds = write_pictures(folder, view, pictures)
@@ -133,7 +133,7 @@ class MeshWriter:
         chosen: dict[str, Any] = {name: options.get(name, usual) for name, usual in SHAPING.items()}
         if self.distance is None:
             return extract_mesh(self.query, view, **chosen)
-        del chosen["iso"], chosen["blur"]
+        del chosen["iso"], chosen["blur_width"]
         return extract_zero_set(self.distance, view, **chosen)
 
     def _textured(self, bare: Mesh, options: Mapping[str, Any]) -> Mesh:
@@ -147,6 +147,6 @@ SHAPING = {
     "faces": FACES,
     "iso": None,
     "min_component": MIN_COMPONENT,
-    "blur": BLUR,
+    "blur_width": BLUR_WIDTH,
 }
 SAVING = ("formats", "name", "pivot", "size_m", "lods", "lod_as", "up")

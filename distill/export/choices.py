@@ -13,9 +13,12 @@ USUAL = ("glb", "obj", "ply")
 PIVOTS = ("scene", "centre", "ground")
 #: Least and largest extent of a mesh in metres, within what single precision and other programs can do with it.
 SIZES = (1e-6, 1e6)
-#: What a mesh is made with where nothing else is said: nodes along an edge of the grid, faces, the smallest component's share of the
-#: largest one's volume, and the blur in steps of the grid.
-RESOLUTION, FACES, MIN_COMPONENT, BLUR = 128, 10_000, 0.03, 2.0
+#: What a mesh is made with by default: nodes along an edge of the grid, and faces.
+RESOLUTION, FACES = 128, 10_000
+#: Volume of the smallest component that it keeps, as a fraction of the largest one's.
+MIN_COMPONENT = 0.03
+#: Standard deviation of the Gaussian that smooths the field first, scene units. A distilled field is rough at this scale.
+BLUR_WIDTH = 0.03
 #: Most pixels along a side of a texture: what graphics cards take.
 LARGEST_TEXTURE = 16384
 #: Most nodes along an edge of the grid that a mesh is made on: 1.1 billion nodes.

@@ -21,7 +21,10 @@ from trimesh.ray.ray_pyembree import RayMeshIntersector
 from distill.cameras import orbit
 from distill.contracts import Field, View
 from distill.domains import counted
-from distill.export.choices import BLUR, FACES, MIN_COMPONENT, RESOLUTION
+from distill.export.choices import BLUR_WIDTH, FACES, MIN_COMPONENT, RESOLUTION
+
+#: Where depths are cut off, natural logarithm of the density over that of the surface.
+DEEPEST = 3.0
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -65,7 +68,7 @@ def extract_mesh(
     faces: int = FACES,
     iso: float | None = None,
     min_component: float = MIN_COMPONENT,
-    blur: float = BLUR,
+    blur_width: float = BLUR_WIDTH,
     smoothing: int = 5,
     chunk: int = 262_144,
     device: torch.device | str = "cpu",
@@ -83,9 +86,9 @@ def extract_mesh(
         iso: density of the surface, per scene unit; None chooses it.
         min_component: drop floaters: connected components that enclose less than this share of what the largest one encloses, and the
             walls of inner cavities. 1 keeps the largest alone, 0 everything.
-        blur: standard deviation of a Gaussian over the grid, in its steps, at least 0. A distilled field is rough at the scale of
-            the grid, which would give the mesh pits and tunnels. Parts that are thinner than about twice as much may be lost; 0 keeps them, and
-            is used where nothing else would be left.
+        blur_width: standard deviation, in scene units, of a Gaussian over the field, at least 0. A distilled field is rough, which
+            would give the mesh pits and tunnels. Parts that are thinner than about twice this width may be lost; 0 keeps them, and is used
+            where nothing else would be left.
         smoothing: rounds of Taubin smoothing, which removes voxel steps without shrinking; 0 for none.
         chunk: points per query.
         device: where ``query`` wants its points.
@@ -93,35 +96,36 @@ def extract_mesh(
     Raises:
         ValueError: the field is empty, or an option is out of range.
     """
-    if (
-        resolution < 8
-        or faces < 4
-        or (iso is not None and not 0 < iso < math.inf)
-        or not 0 <= blur < math.inf
-        or not 0 <= min_component <= 1
-    ):
-        raise ValueError(
-            f"Expected resolution >= 8, faces >= 4, iso > 0, blur >= 0 and min_component in [0, 1], got {resolution}, {faces}, {iso}, "
-            f"{blur} and {min_component}; the defaults are {RESOLUTION}, {FACES}, None (automatic), {BLUR:g} and {MIN_COMPONENT}."
-        )
+    _check_options(resolution, faces, iso, min_component, blur_width)
     density = on_grid(lambda points: evaluate(query, points, chunk, device)[0], resolution, chunk)
     # A NaN would reach the file as invalid JSON; an infinity would break the interpolation.
     np.nan_to_num(density, copy=False, nan=0.0, posinf=1e6, neginf=0.0)
     pictures = _silhouettes(view, size=96)
-    for width in (blur, 0.0):
+    for width in (blur_width, 0.0):
         level = _choose_level(density, pictures, min_component, width) if iso is None else iso
         vertices, triangles = _isosurface(density, level, 1, min_component, width)
         if len(triangles):
             break
         _log.warning(
-            "the object is so thin that a blur of %g steps of the grid leaves nothing of it: no blur is used",
-            width,
+            "the object is so thin that a blur of %g scene units leaves nothing of it: no blur is used", width
         )
     vertices = smooth(vertices, triangles, smoothing)
     vertices, triangles = decimate(vertices, triangles, faces)
     iou = _silhouette_iou(vertices, triangles, pictures)
     _log.info("mesh at density %.3g: %s, silhouette IoU %.3f", level, counted(len(triangles), "face"), iou)
     return Mesh(vertices, triangles, vertex_normals(vertices, triangles), iso_level=level, silhouette_iou=iou)
+
+
+def _check_options(
+    resolution: int, faces: int, iso: float | None, min_component: float, blur_width: float
+) -> None:
+    """Refuse options of a mesh that are out of range."""
+    right = resolution >= 8 and faces >= 4 and (iso is None or 0 < iso < math.inf)
+    if not (right and 0 <= blur_width < math.inf and 0 <= min_component <= 1):
+        raise ValueError(
+            f"Expected resolution >= 8, faces >= 4, iso > 0, min_component in [0, 1] and blur_width >= 0, got {resolution}, {faces}, {iso}, "
+            f"{min_component} and {blur_width}; the defaults are {RESOLUTION}, {FACES}, None (automatic), {MIN_COMPONENT} and {BLUR_WIDTH}."
+        )
 
 
 def evaluate(
@@ -185,34 +189,45 @@ def on_grid(values: Callable[[Floats], Floats], resolution: int, chunk: int) -> 
     return found.reshape((resolution,) * 3)
 
 
-def _isosurface(
-    density: Floats, level: float, stride: int, smallest: float, blur: float
-) -> tuple[Floats, Ints]:
-    """Marching cubes on every ``stride``-th node, closed at the cube's sides by an empty rim.
+def depth_of(density: Floats, level: float, blur_width: float = 0.0) -> Floats:
+    """Natural logarithm of the density over a level, within ``DEEPEST`` of 0, blurred; positive inside.
 
-    It blurs and interpolates the logarithm of the density, near the level: at an object's rim the density grows
-    about exponentially, so that coarse and fine grids put the surface at the same place.
+    At an object's rim the density grows about exponentially, so that of the logarithm, coarse and fine grids have the surface at the
+    same place.
+
+    Args:
+        density: at the nodes of a grid over the cube [-1, 1]^3, shape ``[r, r, r]``.
+        level: density of the surface.
+        blur_width: standard deviation of the Gaussian, in the unit of the cube; 0 for none.
     """
+    depth = density / np.float32(level)
+    # In place: at 512 nodes along an edge, a copy takes half a gigabyte.
+    np.log(np.clip(depth, math.exp(-DEEPEST), math.exp(DEEPEST), out=depth), out=depth)
+    if blur_width:
+        gaussian_filter(depth, blur_width * (len(depth) - 1) / 2, mode="nearest", output=depth)
+    return depth
+
+
+def _isosurface(
+    density: Floats, level: float, stride: int, min_component: float, blur_width: float
+) -> tuple[Floats, Ints]:
+    """Marching cubes on every ``stride``-th node, closed at the cube's sides by an empty rim; without floaters."""
     top = float(density.max())
     if top <= level:
         raise ValueError(
             f"Expected a density above {level:.3g} somewhere in [-1, 1]^3, got at most {top:.3g} (an empty "
             "scene): train longer, try another seed, or pass a lower iso."
         )
-    above = density[::stride, ::stride, ::stride] / level
-    # In place: at 512 nodes along an edge, a copy takes half a gigabyte.
-    np.log(np.clip(above, math.exp(-3), math.exp(3), out=above), out=above)
-    if blur:
-        gaussian_filter(above, blur / stride, mode="nearest", output=above)
+    above = depth_of(density[::stride, ::stride, ::stride], level, blur_width)
     if above.max() <= 0:  # nothing that is this dense is as wide as the blur, or as a coarse grid's steps
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)
     off_level(above)
-    above = np.pad(above, 1, constant_values=-3)
+    above = np.pad(above, 1, constant_values=-DEEPEST)
     vertices, faces, _, _ = marching_cubes(above, 0, gradient_direction="ascent", allow_degenerate=False)
     spacing = 2 * stride / (len(density) - 1)
     vertices = ((vertices - 1) * spacing - 1).astype(np.float32)
     faces = faces.astype(np.int64)
-    return without_floaters(vertices, faces, smallest)
+    return without_floaters(vertices, faces, min_component)
 
 
 def off_level(values: Floats) -> None:
@@ -230,19 +245,20 @@ def off_level(values: Floats) -> None:
     values[near] = np.copysign(least, values[near])
 
 
-def without_floaters(vertices: Floats, faces: Ints, smallest: float) -> tuple[Floats, Ints]:
-    """Keep the connected components that enclose at least ``smallest`` of what the largest encloses; 0 keeps everything.
+def without_floaters(vertices: Floats, faces: Ints, min_component: float) -> tuple[Floats, Ints]:
+    """Keep the connected components that enclose at least this share of what the largest encloses; 0 keeps everything.
 
     The wall of a cavity faces inwards, so that what it encloses is negative, and it may be so ragged that it has more
     faces than the object's outside.
     """
-    if not smallest:
+    if not min_component or not len(faces):
         return vertices, faces
     _, label = connected_components(adjacency(faces, len(vertices)), directed=False)
     face_label = label[faces[:, 0]]
     a, b, c = (vertices[faces[:, corner]].astype(np.float64) for corner in range(3))
     enclosed = np.bincount(face_label, (a * np.cross(b, c)).sum(1))
-    return _compact(vertices, faces[(enclosed >= smallest * enclosed.max())[face_label]])
+    largest = enclosed.max()
+    return _compact(vertices, faces[(enclosed >= min(min_component * largest, largest))[face_label]])
 
 
 def decimate(vertices: Floats, faces: Ints, target: int) -> tuple[Floats, Ints]:
@@ -264,27 +280,37 @@ def decimate(vertices: Floats, faces: Ints, target: int) -> tuple[Floats, Ints]:
     return unfold(fewer, kept), kept
 
 
-def unfold(vertices: Floats, faces: Ints, rounds: int = 3) -> Floats:
-    """Move the corners of folded faces to the middle of their neighbours, until no face is folded or for so many rounds.
+def unfold(vertices: Floats, faces: Ints, rounds: int = 5) -> Floats:
+    """Move the corners of folded faces to the middle of their neighbours, as long as fewer faces are folded after it.
 
     A collapse may push a corner across an edge, and the face there then lies upside down on its neighbours: a dark line in
-    renders, and a fold in prints.
+    renders, and a fold in prints. A round that changes the enclosed volume by 1% is not taken, and corners of only three edges stay:
+    they are the tips of what is as sharp.
     """
-    mean = _means(faces, len(vertices))
+    mean, links = _means(faces, len(vertices)), np.bincount(faces.ravel(), minlength=len(vertices))
+    found = folded(vertices, faces)
     for _ in range(rounds):
-        corners = np.unique(faces[folded(vertices, faces)])
-        if not len(corners):
+        corners = np.unique(faces[found])
+        corners = corners[links[corners] > 3]
+        moved = vertices.copy()
+        moved[corners] = mean[corners] @ vertices
+        left, before = folded(moved, faces), _volume(vertices, faces)
+        if left.sum() >= found.sum() or abs(_volume(moved, faces) - before) > 0.01 * abs(before):
             break
-        vertices = vertices.copy()
-        vertices[corners] = mean[corners] @ vertices
+        vertices, found = moved, left
     return vertices
+
+
+def _volume(vertices: Floats, faces: Ints) -> float:
+    a, b, c = (vertices[faces[:, corner]].astype(np.float64) for corner in range(3))
+    return float((a * np.cross(b, c)).sum() / 6)
 
 
 def folded(vertices: Floats, faces: Ints) -> NDArray[np.bool_]:
     """Say which faces lie upside down on the three faces around them, shape ``[f]``.
 
-    The cosines of the angles to them have a sum of -3 then. Of a tetrahedron, a thin spike and the corner of a thin sheet it is
-    -1, the least of what is no fold.
+    The cosines of the angles to them have a sum of -3 then, and less than -1.25 where it is nearly so. The base of a pyramid
+    that is flatter than a regular tetrahedron has such a sum, too.
     """
     a, b, c = (vertices[faces[:, corner]].astype(np.float64) for corner in range(3))
     normal = np.cross(b - a, c - a)
@@ -337,7 +363,7 @@ def _silhouette_iou(vertices: Floats, faces: Ints, pictures: Silhouettes) -> flo
     return float(((mesh & there).sum((1, 2)) / np.maximum(union, 1)).mean())
 
 
-def _choose_level(density: Floats, pictures: Silhouettes, smallest: float, blur: float) -> float:
+def _choose_level(density: Floats, pictures: Silhouettes, min_component: float, blur_width: float) -> float:
     """Choose the density whose isosurface has the renders' silhouettes, on a coarse grid.
 
     First from ln 2 / 2, which half-hides what is behind the whole cube, to well past the density that
@@ -360,7 +386,7 @@ def _choose_level(density: Floats, pictures: Silhouettes, smallest: float, blur:
     candidates = [low + step * index for index in range(9)]
     for _ in range(3):
         for candidate in candidates:
-            surface = _isosurface(density, math.exp(candidate), stride, smallest, blur)
+            surface = _isosurface(density, math.exp(candidate), stride, min_component, blur_width)
             scores[candidate] = _silhouette_iou(*surface, pictures)
         good = sorted(level for level, score in scores.items() if score > max(scores.values()) - 1e-3)
         best = good[len(good) // 2]

@@ -15,6 +15,8 @@ from distill.export.mesh import Floats, Ints, Mesh, evaluate
 
 #: How far around the surface a ray is followed, in scene units, and in how many steps.
 _OUTSIDE, _INSIDE, _STEPS = 0.05, 0.1, 15
+#: Density, per scene unit, of less than which is the empty space between a surface and what is in front of it.
+_EMPTY = 0.1
 
 #: How far around the charts their own colours continue, in texels: as far as bilinear filtering looks.
 GUTTER = 1.5
@@ -67,7 +69,8 @@ def surface_albedo(
 ) -> Floats:
     """Albedo where a ray against the normal stops: volume rendering over a short stretch of it.
 
-    A soft field has no colour just at its surface; what renders show lies a little beneath.
+    A soft field has no colour just at its surface; what renders show lies a little beneath, or in the haze in front of it. Beyond empty
+    space, what is in front is another part.
 
     Args:
         query: the field.
@@ -79,15 +82,19 @@ def surface_albedo(
         Albedo in [0, 1], shape ``[n, 3]``.
     """
     step = (_OUTSIDE + _INSIDE) / _STEPS
+    offsets = _OUTSIDE - (np.arange(_STEPS) + 0.5) * step
+    # A field need not be defined outside the cube.
+    places = [np.clip(points + offset * normals, -1, 1).astype(np.float32) for offset in offsets]
+    found = [evaluate(query, along, device=device) for along in places]
+    outside = np.stack([density > _EMPTY for density, _ in found])[offsets > 0]
+    # From the surface outwards, up to the first empty place.
+    joined = np.logical_and.accumulate(outside[::-1])[::-1]
     colour = np.zeros_like(points, np.float32)
     total = np.zeros((len(points), 1), np.float32)
     clear = np.ones((len(points), 1), np.float32)
-    for index in range(_STEPS):
-        offset = _OUTSIDE - (index + 0.5) * step
-        # A field need not be defined outside the cube.
-        along = np.clip(points + offset * normals, -1, 1).astype(np.float32)
-        density, albedo = evaluate(query, along, device=device)
-        passed = np.exp(-np.maximum(density[:, None], 0) * step)
+    for index, (density, albedo) in enumerate(found):
+        seen = density * joined[index] if index < len(joined) else density
+        passed = np.exp(-np.maximum(seen[:, None], 0) * step)
         # The small addition lets what is thin all the way through have its mean colour.
         weight = clear * (1 - passed) + 1e-6
         colour += weight * albedo

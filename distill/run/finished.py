@@ -21,11 +21,11 @@ from distill.renderers.particles import Particles
 from distill.run.failures import noted
 from distill.run.plugins import features_of
 from distill.run.scenes import look, scene_maker
-from distill.run.schema import Config
+from distill.run.schema import Config, Export
 from distill.run.stages import plan
 
-#: Names of a configuration's options.
-OPTIONS = {item.name for item in fields(Config)}
+#: Names of a configuration's options, and of those of its export.
+OPTIONS, EXPORT = ({item.name for item in fields(each)} for each in (Config, Export))
 
 
 def load(folder: str | Path, *, device: torch.device | str = "auto") -> Asset:
@@ -80,6 +80,8 @@ def stored_config(folder: Path, taker: str) -> tuple[Any, DictConfig]:
         raise ValueError(f"{taker} takes the folder of a finished run, and {folder} {why}")
     try:
         stored: Any = OmegaConf.load(path)
+        if "export" in stored:  # an earlier version may have had other options of an export
+            stored.export = {name: value for name, value in stored.export.items() if name in EXPORT}
         config = OmegaConf.merge(
             OmegaConf.structured(Config), {name: stored[name] for name in OPTIONS if name in stored}
         )

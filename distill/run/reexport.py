@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from distill.run.manifest import finish
 from distill.run.overrides import as_overrides, quote_text
 from distill.run.plugins import features_of
 from distill.run.scenes import look
-from distill.run.schema import Export
 
 #: What takes a run's folder, in messages.
 TAKER = "distill export"
@@ -83,8 +81,7 @@ def _config(folder: Path, words: Sequence[str]) -> DictConfig:
     features = features_of(config)
     if not features & {"volume", "mesh"} or "library" in features:
         raise ValueError(f"{folder} is of a scene without a mesh; distill export makes meshes alone")
-    before = {name: value for name, value in dict(stored.get("export", {})).items() if name in EXPORT}
-    plain: Any = OmegaConf.to_container(OmegaConf.create(before), resolve=True)
+    plain: Any = OmegaConf.to_container(OmegaConf.create(dict(stored.get("export", {}))), resolve=True)
     own = {f"export.{name}": value for name, value in plain.items() if value is not None}
     given = {word.partition("=")[0] for word in words}
     with composing():
@@ -174,5 +171,3 @@ def _note(folder: Path, words: Sequence[str], figures: Mapping[str, Any]) -> Non
 
 #: Options of an export that are not of meshes.
 OF_PICTURES = ("export.enabled", "export.frames", "export.picture_size", "export.elevation_deg")
-#: Names of a run's options of its export.
-EXPORT = {item.name for item in fields(Export)}

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from distill.domains import Angle, Count, Fraction, Length, NotNegative, OneOf, Positive, Range, Scheduled
 from distill.export.choices import (
-    BLUR,
+    BLUR_WIDTH,
     FACES,
     FINEST_GRID,
     FORMATS,
@@ -335,8 +335,8 @@ class Export:
         iso: density at the surface, per scene unit; null selects it automatically.
         min_component: volume of the smallest connected component that is kept, as a fraction of the largest one's; 1 keeps only the largest, 0
             everything.
-        blur: standard deviation of a Gaussian over the grid of the logarithm of the density, grid steps. It closes pits and tunnels, which
-            a distilled field has at this scale. Parts that are thinner than about twice as much may be lost; 0 keeps them.
+        blur_width: standard deviation of the Gaussian that smooths the field before the mesh is made, scene units. It closes pits and tunnels of
+            a distilled field. Parts that are thinner than about twice this width may be lost; 0 keeps them.
         texture_size: height and width of the texture, pixels; viewers and engines take 16384 at most.
         frames: number of frames of the turntable.
         picture_size: height and width of the video and of the contact sheet's pictures, pixels.
@@ -355,7 +355,7 @@ class Export:
     faces: Annotated[int, Range(4)] = FACES
     iso: Positive | None = None
     min_component: Annotated[float, Range(0, 1)] = MIN_COMPONENT
-    blur: NotNegative = BLUR
+    blur_width: NotNegative = BLUR_WIDTH
     texture_size: Annotated[int, Range(64, LARGEST_TEXTURE)] = 512
     frames: Count = 48
     picture_size: Annotated[int, Range(16, multiple=16)] = 192

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from distill.cameras import Cameras, orbit
 from distill.contracts import Render, Scene
-from distill.export.choices import BLUR, RESOLUTION
+from distill.export.choices import BLUR_WIDTH
+from distill.export.mesh import DEEPEST, depth_of
 from distill.export.zero_set import zero_set
-from distill.renderers.march import Samples, march
+from distill.renderers.march import march
 from distill.renderers.nerf import HashGridScene
 from distill.renderers.sdf import interpolated
 
@@ -23,10 +25,8 @@ log = logging.getLogger(__name__)
 
 #: Views, and side in pixels, of the pictures that are compared; levels that are tried.
 VIEWS, SIZE, LEVELS = 8, 96, 96
-#: Standard deviation of the Gaussian that smooths a field, scene units: that of an exported mesh.
-SMOOTHING = BLUR * 2 / (RESOLUTION - 1)
-#: Largest depth that is told apart, in factors e of the density.
-DEEPEST = 3.0
+#: How much less of the silhouettes a smooth surface may keep than a rough one.
+LOSS = 0.05
 
 
 def views() -> Cameras:
@@ -52,11 +52,12 @@ def begin(scene: Any, field: HashGridScene) -> dict[str, float]:
     """
     cameras = views()
     before = look(field, cameras)
-    masks = before.opacity[..., 0] > 0.5
-    level = choose_level(field, cameras, masks)
-    depth, shift = smoothed(field, depths(field, level, len(scene.base)), cameras, masks)
-    level *= math.exp(shift)
-    scene.begin_with(field, distances(depth, level))
+    level, depth = surface_of(field, cameras, before.opacity[..., 0] > 0.5, len(scene.base))
+    if not (depth > 0).any():
+        raise ValueError(
+            f"init= holds a field with no surface at density {level / field.radius:.3g}; begin with another run, or train that one longer"
+        )
+    scene.begin_with(field, distances(depth))
     found = {"level": level / field.radius, **compared(look(scene, cameras), before)}
     log.info(
         "converted the field at density %.3g: PSNR %.1f dB and silhouette IoU %.3f with the field's pictures",
@@ -85,131 +86,105 @@ def _iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def choose_level(field: HashGridScene, cameras: Cameras, masks: Tensor) -> float:
-    """Choose the density, per radius, whose isosurface has the silhouettes that the field's own pictures have.
+def surface_of(
+    field: HashGridScene, cameras: Cameras, masks: Tensor, resolution: int
+) -> tuple[float, Tensor]:
+    """Choose the density whose isosurface has the silhouettes that the field's own pictures have, and smooth the field there.
 
-    A ray meets an isosurface where its largest density is above the level, so that one march tells it of every level. Of levels
-    that are as good, the middle one.
+    A distilled field is rough, and its surface would have pits. Smoothing moves the surface, so that the level is chosen again. A
+    field that is so thin that its silhouettes would suffer is not smoothed.
 
     Args:
         field: a finished one.
         cameras: of the pictures.
         masks: where they are more than half opaque, shape ``[views, height, width]``.
+        resolution: nodes along the cube's edge.
+
+    Returns:
+        The level, a density per radius, and at the nodes of a grid over the cube the logarithm of the smooth density over it, positive
+        inside, x first, shape ``[resolution] * 3``; see ``distill.export.mesh.depth_of``.
 
     Raises:
-        ValueError: they are empty.
+        ValueError: the masks are empty.
     """
     if not masks.any():
         raise ValueError(
             "init= holds an empty scene: no view of it is half opaque anywhere; begin with another run, or train that one longer"
         )
-    peak = torch.stack([_densest(field, one, masks.shape[1:]) for one in cameras.split(1)])
+    peak = largest(field, field.density, 0.0, cameras, masks.shape[1:])
     lowest, highest = math.log(math.log(2) / 2), math.log(max(peak.max().item(), 1.0))
-    return _best(peak, torch.linspace(lowest, highest, LEVELS + 1, device=peak.device)[:-1].exp(), masks)
+    level, kept = _best(
+        peak, torch.linspace(lowest, highest, LEVELS + 1, device=peak.device)[:-1].exp(), masks
+    )
+    density = torch.cat([field.density(part) for part in nodes(resolution, field.grid.device).split(2**18)])
+    density = density.nan_to_num(0.0).view((resolution,) * 3)
+    smooth = torch.from_numpy(depth_of(density.cpu().numpy(), level, BLUR_WIDTH / field.radius)).to(density)
+    peak = largest(field, lambda points: interpolated(smooth, points), -DEEPEST, cameras, masks.shape[1:])
+    shifts = torch.linspace(-DEEPEST, DEEPEST, LEVELS + 2, device=peak.device)[1:-1]
+    shift, score = _best(peak, shifts, masks)
+    if score < kept - LOSS:
+        log.warning(
+            "the field is so thin that it is not smoothed: silhouettes would agree by %.3f instead of %.3f",
+            score,
+            kept,
+        )
+        return level, torch.from_numpy(depth_of(density.cpu().numpy(), level)).to(density)
+    return level * math.exp(shift), smooth - shift
 
 
-def _best(peak: Tensor, levels: Tensor, masks: Tensor) -> float:
-    """The level above which the rays' largest values are where the masks are; of levels that are as good, the middle one."""
+def _best(peak: Tensor, levels: Tensor, masks: Tensor) -> tuple[float, float]:
+    """The level above which the rays' largest values are where the masks are, and the IoU; of a range of equally good levels, the middle."""
     scores = torch.stack([_iou(peak > level, masks) for level in levels])
     good = (scores >= scores.max() - 1e-3).nonzero()[:, 0]
-    return float(levels[good[len(good) // 2]])
+    return float(levels[good[len(good) // 2]]), scores.max().item()
 
 
-def _densest(field: HashGridScene, camera: Cameras, shape: torch.Size) -> Tensor:
-    """The largest density along each ray of a picture, per radius."""
-    samples, rays = _along(field, camera, shape)
-    empty = torch.zeros(rays, device=samples.ray.device)
-    return empty.scatter_reduce(0, samples.ray, field.density(samples.points), "amax").view(shape)
+def largest(
+    field: HashGridScene,
+    values: Callable[[Tensor], Tensor],
+    empty: float,
+    cameras: Cameras,
+    shape: Sequence[int],
+) -> Tensor:
+    """The largest of some values along each ray of pictures, at twice the renderer's samples, shape ``[views, *shape]``.
 
-
-def _deepest(field: HashGridScene, depth: Tensor, camera: Cameras, shape: torch.Size) -> Tensor:
-    """The largest depth along each ray of a picture, of those at the nodes of a grid."""
-    samples, rays = _along(field, camera, shape)
-    empty = torch.full((rays,), -DEEPEST, device=samples.ray.device)
-    return empty.scatter_reduce(0, samples.ray, interpolated(depth, samples.points), "amax").view(shape)
-
-
-def _along(field: HashGridScene, camera: Cameras, shape: torch.Size) -> tuple[Samples, int]:
-    """Samples of a picture's rays, twice as many as the renderer's, and how many rays there are."""
-    device = field.grid.device
-    rays = camera.scaled(1 / field.radius).to(device).rays(*shape)
-    origins, directions = (value.reshape(-1, 3) for value in rays)
-    jitter = torch.full((len(origins),), 0.5, device=device)
-    return march(origins, directions, jitter, field.occupancy, field.step_size / 2), len(origins)
-
-
-@torch.no_grad()
-def depths(field: HashGridScene, level: float, resolution: int) -> Tensor:
-    """The logarithm of a field's density over a level, within ``DEEPEST`` of 0, at the nodes of a grid over its cube.
-
-    It is interpolated rather than the density, which grows about exponentially at an object's rim.
-
-    Args:
-        field: a finished one.
-        level: density per radius.
-        resolution: nodes along the cube's edge.
-
-    Returns:
-        Positive inside, x first, shape ``[resolution] * 3``.
+    A ray meets an isosurface where its largest value is above the level, so that one march tells it of every level.
     """
-    axis = torch.linspace(-1, 1, resolution, device=field.grid.device)
-    nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).view(-1, 3)
-    density = torch.cat([field.density(part) for part in nodes.split(2**18)]).nan_to_num(0.0)
-    least, most = math.exp(-DEEPEST), math.exp(DEEPEST)
-    return (density / level).clamp(least, most).log().view((resolution,) * 3)
+    device, seen = field.grid.device, []
+    for camera in cameras.split(1):
+        rays = camera.scaled(1 / field.radius).to(device).rays(*shape)
+        origins, directions = (value.reshape(-1, 3) for value in rays)
+        jitter = torch.full((len(origins),), 0.5, device=device)
+        samples = march(origins, directions, jitter, field.occupancy, field.step_size / 2)
+        start = torch.full((len(origins),), empty, device=device)
+        seen.append(start.scatter_reduce(0, samples.ray, values(samples.points), "amax").view(*shape))
+    return torch.stack(seen)
+
+
+def nodes(resolution: int, device: torch.device) -> Tensor:
+    """Nodes of a grid over the cube, in radii, x first, shape ``[resolution**3, 3]``."""
+    axis = torch.linspace(-1, 1, resolution, device=device)
+    return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).view(-1, 3)
 
 
 @torch.no_grad()
-def smoothed(field: HashGridScene, depth: Tensor, cameras: Cameras, masks: Tensor) -> tuple[Tensor, float]:
-    """Smooth ``depths`` by a Gaussian, and shift them so that the surface keeps the silhouettes of the field's pictures.
-
-    A distilled field is rough, and its surface would have pits.
-
-    Args:
-        field: a finished one.
-        depth: of it, shape ``[r, r, r]``.
-        cameras: of the pictures.
-        masks: where they are more than half opaque, shape ``[views, height, width]``.
-
-    Returns:
-        The smooth depths, and what was taken from them.
-    """
-    steps = SMOOTHING / field.radius * (len(depth) - 1) / 2
-    smooth = torch.from_numpy(ndimage.gaussian_filter(depth.cpu().numpy(), steps, mode="nearest")).to(depth)
-    peak = torch.stack([_deepest(field, smooth, one, masks.shape[1:]) for one in cameras.split(1)])
-    shift = _best(peak, torch.linspace(-DEEPEST / 2, DEEPEST / 2, LEVELS + 1, device=peak.device), masks)
-    return smooth - shift, shift
-
-
-@torch.no_grad()
-def distances(depth: Tensor, level: float) -> Tensor:
-    """Signed distances, negative inside, to the surface where a field's depth is 0, at the nodes of a grid over its cube.
+def distances(depth: Tensor) -> Tensor:
+    """Signed distances, negative inside, to the surface where ``depth`` is 0, at the nodes of a grid over the cube.
 
     The surface is that of marching cubes on the same nodes; the distance to its triangles is exact. What it encloses is solid.
 
     Args:
-        depth: at the nodes, positive inside, x first, shape ``[r, r, r]``.
-        level: density per radius, for the message.
+        depth: positive inside, somewhere at least, x first, shape ``[r, r, r]``.
 
     Returns:
         In radii, in the shape of ``depth``.
-
-    Raises:
-        ValueError: nothing is inside.
     """
     from distill.renderers._warp_mesh import Caster
 
-    device, resolution = depth.device, len(depth)
-    values = np.array((-depth).cpu().numpy())
+    device, values = depth.device, np.array((-depth).cpu().numpy())
     inside = ndimage.binary_fill_holes(values < 0)
     values[inside & (values >= 0)] = -DEEPEST  # cavities, which no picture shows
     vertices, faces = zero_set(values)
-    if not len(faces):
-        raise ValueError(
-            f"init= holds a field with no surface at density {level:.3g}; begin with another run, or train that one longer"
-        )
     there = Caster(torch.from_numpy(vertices).to(device), torch.from_numpy(faces).to(device))
-    axis = torch.linspace(-1, 1, resolution, device=device)
-    nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).view(-1, 3)
-    found = there.distance(nodes).view((resolution,) * 3)
+    found = there.distance(nodes(len(depth), device)).view(depth.shape)
     return torch.where(torch.from_numpy(inside).to(device), -found, found)

@@ -166,7 +166,10 @@ def broader(
 
 
 def is_part(net: wordnet.WordNet, phrase: str, names: Collection[str]) -> bool:
-    """Tell whether a phrase is a part of what its first word, one of some names, means: a tree trunk is no luggage, a toilet bowl no bowl."""
+    """Tell whether a phrase is a part of what its first word, one of some names, means.
+
+    A tree trunk is no luggage, and a toilet bowl no bowl.
+    """
     first, offset = phrase.split()[0], net.meant(phrase)
     return first in names and offset is not None and bool({*net.senses[offset].whole} & {*net.of(first)})
 

@@ -17,7 +17,7 @@ from distill.run.schema import PARTS, default_of
 TRAINED = ("guidance", "guidance_weight", "timesteps", "cameras", "penalties", "optimiser")
 #: Options of an export that shape or place the mesh which is made of a field.
 SHAPING = (
-    "resolution", "faces", "iso", "min_component", "blur", "up", "pivot", "size_m", "lods", "lod_as",
+    "resolution", "faces", "iso", "min_component", "blur_width", "up", "pivot", "size_m", "lods", "lod_as",
 )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
         ("export.lod_as", not values["export"]["lods"], "add export.lods=3"),
         *(
             (f"export.{name}", values["scene"]["_target_"] == SECOND, "the surface is where the signed distance is 0")
-            for name in ("iso", "blur")
+            for name in ("iso", "blur_width")
         ),
         ("prior_options.control_scale", not values["prior_options"]["controlnet"], "add prior_options.controlnet="),
         ("generator_mix", not values["generator"], "there is no generator; add generator=FOLDER"),

@@ -11,7 +11,7 @@ root=$(cd "$(dirname "$0")/../../.." && pwd)
 mkdir -p "$site"
 site=$(cd "$site" && pwd)
 unpack() { cat "$@" | xz -dc | tar -x --no-same-owner -C "$site"; }
-found() { find "$pack" -name "$1" -printf '%f %p\n' | sort | cut -d ' ' -f 2-; }
+found() { find -L "$pack" -name "$1" -printf '%f %p\n' | sort | cut -d ' ' -f 2-; }
 mapfile -t weights < <(found 'weights-*.tar')
 mapfile -t pieces < <(found 'warp.tar.xz.??')
 mapfile -t sum < <(found warp.tar.xz.sha256)
