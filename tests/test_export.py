@@ -151,7 +151,7 @@ def test_components_of_less_than_a_share_of_the_largest_volume_are_dropped(
     def all_of_them(points: Tensor) -> tuple[Tensor, Tensor]:
         return torch.stack([ball(points)[0] for ball in balls]).sum(0), red_front(points)
 
-    options = {} if share is None else {"min_component": share}
+    options: dict[str, Any] = {} if share is None else {"min_component": share}
     made = solid(
         extract_mesh(
             all_of_them, sphere_view(0.4), resolution=64, iso=4.0, faces=10**6, blur_width=0, **options

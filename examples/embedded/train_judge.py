@@ -11,8 +11,9 @@ An interrupted run continues when started again:
 Two judges are bundled. That of real objects was made by ``--minutes 4.8 --batch 256 --channels 64 128 320 --peak-lr 2e-3`` on a GPU, and trained
 further on a CPU, first with more residual layers by ``--start FIRST --depths 2 2 2 --share 0.25 --batch 128 --peak-lr 1.2e-3 --minutes 75``, then
 by ``--start SECOND --share 0.2 --batch 128 --peak-lr 1e-3 --minutes 110 --threads 1``, ``--start THIRD --share 0.12 --batch 128 --peak-lr 1e-3
---minutes 82 --threads 2`` and ``--start FOURTH --share 0.12 --batch 128 --peak-lr 1e-3 --minutes 86 --threads 1``; ``average_judges.py`` averaged the
-last two. That of the kinds was made before this script read real objects: 240,000 pictures of the kinds, in batches of 128 with four
+--minutes 82 --threads 2``, ``--start FOURTH --share 0.12 --batch 128 --peak-lr 1e-3 --minutes 86 --threads 1``, from the average of the last two by
+``--start AVERAGE --share 0.12 --batch 128 --peak-lr 1e-3 --minutes 75 --threads 1`` and by ``--start SIXTH --share 0.12 --batch 160 --peak-lr 1e-3
+--minutes 42 --threads 1``; ``average_judges.py`` averaged the last two again. That of the kinds was made before this script read real objects: 240,000 pictures of the kinds, in batches of 128 with four
 pictures of each pair and a peak learning rate of 0.002.
 """
 
