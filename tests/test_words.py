@@ -272,7 +272,7 @@ def test_what_is_refused_word_by_word_is_read_by_its_phrases(prompt: str, captio
     "prompt",
     [
         "a black duck", "a black labrador", "a great dane and a cat", "a cat on a chest of drawers", "a great dane teapot cosy", "a boston",
-        "a virginia", "a two year old", "a computer keyboard", "a tree trunk", "a toilet bowl", "a piano keyboard",
+        "a virginia", "a two year old", "a computer keyboard", "a bed and breakfast", "a tree trunk", "a toilet bowl", "a piano keyboard",
     ],
 )  # fmt: skip
 def test_a_phrase_is_no_way_round_a_refusal(prompt: str) -> None:

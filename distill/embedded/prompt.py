@@ -279,6 +279,8 @@ def _is_one_thing(text: Sequence[str], known: Known, *, last: bool) -> bool:
     named = [part.value for word in text if (part := part_of([word], known)) and part.role == "name"]
     if len(named) > 1 and name not in named:
         return False
+    if "and" in text and {*named} - {name}:  # a bed and breakfast are two things
+        return False
     # The tail of a white-tailed deer is white, a black duck is black.
     colours = [
         at for at, word in enumerate(text) if word in COLOURS or word in NEAR_COLOURS or word in OTHER_COLOURS
