@@ -284,8 +284,8 @@ def unfold(vertices: Floats, faces: Ints, rounds: int = 5) -> Floats:
     """Move the corners of folded faces to the middle of their neighbours, as long as fewer faces are folded after it.
 
     A collapse may push a corner across an edge, and the face there then lies upside down on its neighbours: a dark line in
-    renders, and a fold in prints. A round that changes the enclosed volume by 1% is not taken, and corners of only three edges stay:
-    they are the tips of what is as sharp.
+    renders, and a fold in prints. A round that changes the enclosed volume by more than 1% is undone. Corners with only three edges stay, since they
+    may be the tips of sharp shapes.
     """
     mean, links = _means(faces, len(vertices)), np.bincount(faces.ravel(), minlength=len(vertices))
     found = folded(vertices, faces)
