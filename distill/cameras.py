@@ -103,6 +103,21 @@ class Cameras:
         origins = self.c2w[:, None, None, :3, 3].expand_as(directions)
         return origins.contiguous(), directions
 
+    def project(self, points: Tensor) -> Tensor:
+        """Project points onto the pictures.
+
+        Args:
+            points: in world space, shape ``[n, 3]``.
+
+        Returns:
+            x rightwards and y downwards, -1 and 1 at the edges of a square picture, shape ``[batch, n, 2]``.
+        """
+        rotation, position = self.c2w[:, :3, :3], self.c2w[:, :3, 3]
+        local = torch.einsum("bnj,bjk->bnk", points[None] - position[:, None], rotation)
+        half = torch.tan(torch.deg2rad(self.fov_y_deg) / 2)[:, None, None]
+        flat = local[..., :2] / (-local[..., 2:] * half)
+        return flat * flat.new_tensor([1.0, -1.0])
+
 
 @lru_cache(maxsize=16)
 def _centres(height: int, width: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from distill.conditions.prompts import conditioner, view_words
 from distill.contracts import Step
+from distill.export.colours import paint_of
 from distill.export.files import save_mesh
 from distill.export.mesh import extract_mesh
 from distill.export.texture import bake_texture
@@ -46,7 +47,7 @@ def main(prompt: str, path: Path, iterations: int = 400, batch: int = 4) -> None
         optimiser.step()
 
     mesh = extract_mesh(scene.query, scene.render)
-    save_mesh(bake_texture(mesh, scene.query), path)
+    save_mesh(bake_texture(mesh, paint_of(scene.query, scene.render)), path)
 
 
 if __name__ == "__main__":

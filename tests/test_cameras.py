@@ -253,3 +253,15 @@ def test_moved_cameras_stand_where_they_are_shifted_face_their_points_and_stay_l
     # Where up is along the view, the camera's own stays.
     still = torch.zeros_like(by)
     torch.testing.assert_close(moved(cameras, still, still, before[:, :3, 2]).c2w, before, atol=2e-6, rtol=0)
+
+
+def test_projected_points_lie_on_the_rays_of_their_pixels() -> None:
+    """A point anywhere along the ray through a pixel's centre is projected there: x rightwards, y downwards."""
+    cameras = grid_of_cameras()
+    origins, directions = cameras.rays(6, 6)
+    centres = (torch.arange(6) + 0.5) / 3 - 1
+    for camera, origin, direction in zip(cameras.split(1), origins, directions, strict=True):
+        for depth in (0.5, 3.0):
+            spots = camera.project((origin + depth * direction).view(-1, 3))[0].view(6, 6, 2)
+            torch.testing.assert_close(spots[..., 0], centres.expand(6, 6), atol=1e-5, rtol=0)
+            torch.testing.assert_close(spots[..., 1], centres[:, None].expand(6, 6), atol=1e-5, rtol=0)

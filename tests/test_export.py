@@ -7,7 +7,9 @@ import math
 import os
 import struct
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ import trimesh
 from PIL import Image
 from torch import Tensor
 
-from distill.cameras import Cameras
+from distill.cameras import Cameras, turntable
 from distill.contracts import Field, Render, View
 from distill.export.asset import export_asset
+from distill.export.colours import paint_of, seen_colours, surface_albedo
 from distill.export.files import save_mesh, save_meshes
 from distill.export.frame import welded
 from distill.export.mesh import (
@@ -39,7 +42,7 @@ from distill.export.mesh import (
     vertex_normals,
 )
 from distill.export.pictures import to_uint8, write_contact_sheet, write_turntable
-from distill.export.texture import bake_texture, rasterise, surface_albedo, unwrap
+from distill.export.texture import bake_texture, rasterise, unwrap
 from distill.files.atomic import replacing
 
 RED, BLUE = (0.9, 0.1, 0.2), (0.2, 0.1, 0.9)
@@ -89,7 +92,7 @@ def ball() -> Mesh:
 
 @pytest.fixture(scope="module")
 def painted(ball: Mesh) -> Mesh:
-    return bake_texture(ball, sphere(0.6), size=256)
+    return bake_texture(ball, partial(surface_albedo, sphere(0.6)), size=256)
 
 
 # --- mesh ---------------------------------------------------------------------------------------
@@ -547,9 +550,110 @@ def test_colours_are_never_asked_for_outside_the_cube() -> None:
     np.testing.assert_allclose(found, [RED, BLUE], atol=1e-6)
 
 
+def rings(size: int) -> tuple[Cameras, Callable[[View], Tensor]]:
+    """Cameras all around, and what takes their pictures as ``seen_colours`` wants them."""
+    cameras = Cameras.joined([turntable(8, 10.0), turntable(6, 55.0)])
+
+    def pictures(view: View) -> Tensor:
+        made = view(cameras, size, size)
+        colour = made.rgb - (1 - made.opacity)
+        return torch.cat([colour, made.opacity, made.depth], dim=-1).movedim(-1, 1)
+
+    return cameras, pictures
+
+
+def balls_view(
+    *balls: tuple[tuple[float, float, float], float], opacity: float = 1.0, behind: float = 1.0
+) -> View:
+    """Balls in closed form, centre and radius: the first is ``stripes``, all others are blue."""
+
+    def view(cameras: Cameras, height: int, width: int) -> Render:
+        origins, directions = cameras.rays(height, width)
+        depth = torch.full_like(origins[..., :1], math.inf)
+        colour = torch.zeros_like(origins)
+        for number, (centre, radius) in enumerate(balls):
+            offset = origins - torch.tensor(centre)
+            middle = -(offset * directions).sum(-1, keepdim=True)
+            half = radius**2 - (offset.square().sum(-1, keepdim=True) - middle**2)
+            met = torch.where(half > 0, middle - half.clamp(min=0).sqrt(), math.inf)
+            own = (
+                stripes(origins + met.nan_to_num(posinf=0.0) * directions)
+                if number == 0
+                else torch.tensor(BLUE)
+            )
+            colour, depth = torch.where(met < depth, own, colour), torch.minimum(met, depth)
+        there = depth.isfinite().float() * opacity
+        rgb = there * colour + (1 - there) * behind
+        return Render(rgb, there, depth.nan_to_num(posinf=0.0), background=torch.full_like(rgb, behind))
+
+    return view
+
+
+def stripes(points: Tensor) -> Tensor:
+    return 0.5 + 0.4 * torch.sin(3 * points)
+
+
+def around(radius: float, count: int = 2000) -> tuple[Floats, Floats]:
+    """Points of a ball that cameras above and below see, and their normals."""
+    normals = np.random.default_rng(0).normal(size=(4 * count, 3)).astype(np.float32)
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    normals = normals[normals[:, 2] > -0.5][:count]
+    return radius * normals, normals
+
+
+@pytest.mark.parametrize(("opacity", "behind"), [(1.0, 1.0), (0.7, 1.0), (0.7, 0.4)])
+def test_a_surface_has_the_colours_of_its_pictures(opacity: float, behind: float) -> None:
+    def never(points: Tensor) -> tuple[Tensor, Tensor]:
+        raise AssertionError("a picture shows every point")
+
+    points, normals = around(0.6)
+    view = balls_view(((0.0, 0.0, 0.0), 0.6), opacity=opacity, behind=behind)
+    found = paint_of(never, view, picture_size=128)(points, normals)
+    # A pixel is 0.018 wide, over which the colours change by 0.02.
+    np.testing.assert_allclose(found, stripes(torch.from_numpy(points)), atol=0.03)
+
+
+def test_what_hides_a_surface_does_not_colour_it() -> None:
+    """A small blue ball in front of the large one: the points behind it have their own colours, from the other pictures."""
+    points, normals = around(0.5)
+    cameras, pictures = rings(128)
+    found, seen = seen_colours(
+        cameras, pictures(balls_view(((0.0, 0.0, 0.0), 0.5), ((0.85, 0.0, 0.0), 0.12))), points, normals
+    )
+    alone, more = seen_colours(cameras, pictures(balls_view(((0.0, 0.0, 0.0), 0.5))), points, normals)
+    behind = more - seen > 0.2
+    assert 20 < behind.sum() < 400 and seen.min() > 0.05
+    np.testing.assert_allclose(found, stripes(torch.from_numpy(points)), atol=0.03)
+    np.testing.assert_array_equal(found[more == seen], alone[more == seen])
+
+
+def test_pictures_count_by_the_cosine_of_their_angle() -> None:
+    cameras, _ = rings(32)
+    pictures = torch.zeros(len(cameras), 5, 32, 32)
+    pictures[:, 3] = 1
+    point, normal = np.zeros((1, 3), np.float32), np.array([[1, 0, 0]], np.float32)
+    pictures[:, 4] = 3.2  # the distance of the origin
+    pictures[:, 0] = torch.linspace(0, 1, len(cameras))[:, None, None]
+    cosine = (cameras.c2w[:, 0, 3] / 3.2).clamp(min=0)
+    found, seen = seen_colours(cameras, pictures, point, normal)
+    assert seen[0] == pytest.approx(float(cosine.sum()), rel=1e-5)
+    expected = (cosine * torch.linspace(0, 1, len(cameras))).sum() / cosine.sum()
+    assert found[0].tolist() == pytest.approx([float(expected), 0, 0], abs=1e-5)
+
+
+def test_what_no_picture_shows_has_the_field_s_own_colours() -> None:
+    def empty(cameras: Cameras, height: int, width: int) -> Render:
+        nothing = torch.zeros(len(cameras), height, width, 1)
+        return Render(1 - nothing.expand(-1, -1, -1, 3), nothing, nothing)
+
+    points, normals = around(0.6)
+    found = paint_of(sphere(0.6), empty, picture_size=32)(points, normals)
+    np.testing.assert_array_equal(found, surface_albedo(sphere(0.6), points, normals))
+
+
 def test_too_small_a_texture_is_refused(ball: Mesh) -> None:
     with pytest.raises(ValueError, match="at least 64 texels, got 32"):
-        bake_texture(ball, sphere(0.6), size=32)
+        bake_texture(ball, partial(surface_albedo, sphere(0.6)), size=32)
 
 
 # --- files --------------------------------------------------------------------------------------

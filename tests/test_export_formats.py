@@ -8,6 +8,7 @@ import os
 import struct
 import zipfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from distill.contracts import Render
 from distill.export import choices
 from distill.export.asset import MeshWriter
 from distill.export.choices import FORMATS, check_files
+from distill.export.colours import surface_albedo
 from distill.export.files import WRITERS, names_of, save_mesh, save_meshes
 from distill.export.frame import place_of, welded
 from distill.export.lods import charts, closest, levels
@@ -473,7 +475,8 @@ def ball() -> Mesh:
     made = trimesh.creation.icosphere(3, 0.6)
     vertices, faces = np.asarray(made.vertices, np.float32), np.asarray(made.faces)
     bare = Mesh(vertices, faces, vertex_normals(vertices, faces))
-    return bake_texture(colour_vertices(bare, wavy), wavy, size=128)
+    paint = partial(surface_albedo, wavy)
+    return bake_texture(colour_vertices(bare, paint), paint, size=128)
 
 
 @pytest.fixture(scope="module")

@@ -350,6 +350,7 @@ def test_steps_on_cuda_are_those_on_the_cpu(guidance: str, on_cpu: Callable[[], 
 
 
 def test_a_mesh_of_a_scene_on_cuda_is_the_cpus(on_cpu: Callable[[], Any]) -> None:
+    from distill.export.colours import paint_of
     from distill.export.mesh import extract_mesh
     from distill.export.texture import bake_texture, colour_vertices
 
@@ -361,8 +362,8 @@ def test_a_mesh_of_a_scene_on_cuda_is_the_cpus(on_cpu: Callable[[], Any]) -> Non
                 return render(scene, cameras, height, width)
 
         mesh = extract_mesh(scene.query, view, resolution=48, faces=2000, device=device)
-        coloured = colour_vertices(mesh, scene.query, device=device)
-        return mesh, coloured, bake_texture(mesh, scene.query, size=64, device=device)
+        paint = paint_of(scene.query, view, picture_size=32, device=device)
+        return mesh, colour_vertices(mesh, paint), bake_texture(mesh, paint, size=64)
 
     with on_cpu():
         here, *_ = run("cpu")

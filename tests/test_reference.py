@@ -25,7 +25,6 @@ from distill.priors.novel_view.elevation import (
     agreement,
     estimate_elevation,
     likely,
-    project,
     silhouettes,
 )
 from distill.priors.novel_view.prior import NovelViewPrior
@@ -290,7 +289,7 @@ def test_points_appear_where_rays_go() -> None:
     cameras = orbit(torch.tensor([30.0, 200.0]), torch.tensor([10.0, 50.0]), 3.2, 40.0)
     origins, directions = cameras.rays(9, 9)
     points = origins[0, 2, 6] + 3 * directions[0, 2, 6]
-    spot = project(points[None], cameras)[0, 0]
+    spot = cameras.project(points[None])[0, 0]
     torch.testing.assert_close(spot, torch.tensor([(6.5 * 2 / 9) - 1, (2.5 * 2 / 9) - 1]))
 
 

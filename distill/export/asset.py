@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distill.contracts import Field, View
 from distill.export.choices import BLUR_WIDTH, FACES, MIN_COMPONENT, RESOLUTION
+from distill.export.colours import LARGEST, paint_of
 from distill.export.files import save_meshes
 from distill.export.frame import Pivot, Up
 from distill.export.mesh import Mesh, extract_mesh
@@ -105,7 +106,7 @@ class MeshWriter:
         with timed(seconds, "mesh"):
             bare = self._bare(view, options)
         with timed(seconds, "texture"):
-            mesh = self._textured(bare, options)
+            mesh = self._textured(bare, view, options)
         with timed(seconds, "files"):
             written = save_meshes(mesh, folder, **{name: options[name] for name in SAVING if name in options})
         return {
@@ -121,13 +122,13 @@ class MeshWriter:
         """Make the mesh that is written, with its texture and its vertices' colours.
 
         Args:
-            view: takes the pictures whose silhouettes the mesh's are compared with.
+            view: takes the pictures whose silhouettes the mesh's are compared with, and whose colours it has.
             options: those of ``export``; of those that shape or colour a mesh, what is not there has its default.
 
         Raises:
             ValueError: there is no surface, or an option is out of range.
         """
-        return self._textured(self._bare(view, options), options)
+        return self._textured(self._bare(view, options), view, options)
 
     def _bare(self, view: View, options: Mapping[str, Any]) -> Mesh:
         chosen: dict[str, Any] = {name: options.get(name, usual) for name, usual in SHAPING.items()}
@@ -136,9 +137,10 @@ class MeshWriter:
         del chosen["iso"], chosen["blur_width"]
         return extract_zero_set(self.distance, view, **chosen)
 
-    def _textured(self, bare: Mesh, options: Mapping[str, Any]) -> Mesh:
+    def _textured(self, bare: Mesh, view: View, options: Mapping[str, Any]) -> Mesh:
         size = options.get("texture_size", 512)
-        return bake_texture(colour_vertices(bare, self.query), self.query, size=size)
+        paint = paint_of(self.query, view, picture_size=min(size // 2, LARGEST))
+        return bake_texture(colour_vertices(bare, paint), paint, size=size)
 
 
 #: Options of ``extract_mesh`` with their defaults, and those of ``save_meshes``.

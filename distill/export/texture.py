@@ -5,38 +5,31 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
 import xatlas
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from distill.contracts import Field
-from distill.export.mesh import Floats, Ints, Mesh, evaluate
-
-#: How far around the surface a ray is followed, in scene units, and in how many steps.
-_OUTSIDE, _INSIDE, _STEPS = 0.05, 0.1, 15
-#: Density, per scene unit, of less than which is the empty space between a surface and what is in front of it.
-_EMPTY = 0.1
+from distill.export.colours import Paint
+from distill.export.mesh import Floats, Ints, Mesh
 
 #: How far around the charts their own colours continue, in texels: as far as bilinear filtering looks.
 GUTTER = 1.5
 
 
-def colour_vertices(mesh: Mesh, query: Field, *, device: torch.device | str = "cpu") -> Mesh:
-    """Give the mesh's vertices the field's colours, sRGB as the prior sees them."""
-    return replace(mesh, colours=surface_albedo(query, mesh.vertices, mesh.normals, device=device))
+def colour_vertices(mesh: Mesh, paint: Paint) -> Mesh:
+    """Give the mesh's vertices their colours, sRGB as the prior sees them; see ``distill.export.colours.paint_of``."""
+    return replace(mesh, colours=paint(mesh.vertices, mesh.normals))
 
 
-def bake_texture(mesh: Mesh, query: Field, *, size: int = 512, device: torch.device | str = "cpu") -> Mesh:
-    """Unwrap a mesh and paint the field's albedo onto its texture, up to and past the charts' edges.
+def bake_texture(mesh: Mesh, paint: Paint, *, size: int = 512) -> Mesh:
+    """Unwrap a mesh and paint its texture, up to and past the charts' edges.
 
-    Renders are compared with sRGB pictures, so the albedo is sRGB already and is stored unchanged.
+    Renders are compared with sRGB pictures, so their colours are sRGB already and are stored unchanged.
 
     Args:
         mesh: at most some 20,000 faces; unwrapping slows down steeply beyond.
-        query: the field, called on points on ``device``.
+        paint: gives points of the surface their colours, see ``distill.export.colours.paint_of``.
         size: of the square texture, in texels, at least 64.
-        device: where ``query`` wants its points.
 
     Returns:
         The mesh with ``uv`` and ``texture``, its vertices doubled along the charts' seams.
@@ -54,7 +47,7 @@ def bake_texture(mesh: Mesh, query: Field, *, size: int = 512, device: torch.dev
     normals = np.einsum("nc,nck->nk", weight, mesh.normals[corners])
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-8)
     texture = np.zeros((size * size, 3), np.float32)
-    texture[texel] = surface_albedo(query, points, normals, device=device)
+    texture[texel] = paint(points, normals)
     empty = np.ones(size * size, bool)
     empty[texel] = False
     rows, columns = ndimage.distance_transform_edt(
@@ -62,41 +55,6 @@ def bake_texture(mesh: Mesh, query: Field, *, size: int = 512, device: torch.dev
     )
     filled = texture.reshape(size, size, 3)[rows, columns]
     return replace(mesh, texture=np.round(filled * 255).astype(np.uint8))
-
-
-def surface_albedo(
-    query: Field, points: Floats, normals: Floats, *, device: torch.device | str = "cpu"
-) -> Floats:
-    """Albedo where a ray against the normal stops: volume rendering over a short stretch of it.
-
-    A soft field has no colour just at its surface; what renders show lies a little beneath, or in the haze in front of it. Beyond empty
-    space, what is in front is another part.
-
-    Args:
-        query: the field.
-        points: on the surface, shape ``[n, 3]``.
-        normals: outward and unit, shape ``[n, 3]``.
-        device: where ``query`` wants its points.
-
-    Returns:
-        Albedo in [0, 1], shape ``[n, 3]``.
-    """
-    step = (_OUTSIDE + _INSIDE) / _STEPS
-    colour, everything = np.zeros_like(points, np.float32), np.zeros_like(points, np.float32)
-    total, joined = np.zeros((len(points), 1), np.float32), np.ones((len(points), 1), bool)
-    # From the inside outwards, each in front of what is there: so many places at once would take ten times the memory.
-    for offset in (np.arange(_STEPS) + 0.5) * step - _INSIDE:
-        # A field need not be defined outside the cube.
-        along = np.clip(points + offset * normals, -1, 1).astype(np.float32)
-        density, albedo = evaluate(query, along, device=device)
-        if offset > 0:
-            joined &= density[:, None] > _EMPTY
-        opaque = 1 - np.exp(-np.maximum(density[:, None] * joined, 0) * step)
-        colour += opaque * (albedo - colour)
-        total += opaque * (1 - total)
-        everything += albedo
-    # The small addition lets what is thin all the way through have its mean colour.
-    return np.clip(np.nan_to_num((colour + 1e-6 * everything) / (total + 1e-6 * _STEPS)), 0, 1)
 
 
 def unwrap(mesh: Mesh, size: int) -> Mesh:

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from distill.cameras import Cameras
-from distill.priors.novel_view.elevation import project
 
 
 def in_ball(g: np.random.Generator, radius: float) -> NDArray[Any]:
@@ -28,6 +27,6 @@ def within(corners: NDArray[Any], away: NDArray[Any], cameras: Cameras) -> NDArr
     """
     for share in (1.0, 0.75, 0.5, 0.25):
         moved = torch.from_numpy(corners + share * away).float()
-        if project(moved, cameras).abs().max() <= 1:
+        if cameras.project(moved).abs().max() <= 1:
             return share * away
     return 0 * away

@@ -122,20 +122,11 @@ def agreement(masks: Tensor, cameras: Cameras, resolution: int = 48) -> float:
     """
     ends = torch.linspace(-1, 1, resolution)
     points = torch.stack(torch.meshgrid(ends, ends, ends, indexing="ij"), dim=-1).view(-1, 3)
-    spots = project(points, cameras)
+    spots = cameras.project(points)
     inside = grid_sample(masks, spots[:, None], mode="bilinear", align_corners=False)[:, 0, 0]
     # One silhouette may be wrong somewhere: a point needs all but one of them.
     kept = (inside > 0.5).sum(0) >= len(masks) - 1
     return sum(_overlap(mask[0], spot[kept]) for mask, spot in zip(masks, spots, strict=True)) / len(masks)
-
-
-def project(points: Tensor, cameras: Cameras) -> Tensor:
-    """Project points ``[n, 3]``: x right and y down in [-1, 1], shape ``[views, n, 2]``."""
-    rotation, position = cameras.c2w[:, :3, :3], cameras.c2w[:, :3, 3]
-    local = torch.einsum("bnj,bjk->bnk", points[None] - position[:, None], rotation)
-    half = torch.tan(torch.deg2rad(cameras.fov_y_deg) / 2)[:, None, None]
-    flat = local[..., :2] / (-local[..., 2:] * half)
-    return flat * flat.new_tensor([1.0, -1.0])
 
 
 def _overlap(mask: Tensor, spots: Tensor) -> float:

@@ -16,6 +16,7 @@ from record import Record
 
 import distill
 from distill.asset import Asset
+from distill.export.colours import paint_of
 from distill.export.files import save_mesh
 from distill.export.mesh import extract_mesh
 from distill.export.pictures import write_contact_sheet
@@ -32,8 +33,9 @@ def export(asset: Asset, folder: Path, device: torch.device, options: Any) -> No
     query = asset.scene.field()
     assert query is not None
     mesh = extract_mesh(query, asset.view, resolution=options.resolution, faces=options.faces, device=device)
-    save_mesh(bake_texture(mesh, query, size=options.texture_size, device=device), folder / "mesh.glb")
-    save_mesh(colour_vertices(mesh, query, device=device), folder / "mesh.ply")
+    paint = paint_of(query, asset.view, device=device)
+    save_mesh(bake_texture(mesh, paint, size=options.texture_size), folder / "mesh.glb")
+    save_mesh(colour_vertices(mesh, paint), folder / "mesh.ply")
 
 
 def make(prompt: str, folder: Path, device: torch.device, overrides: dict[str, Any]) -> dict[str, Any]:
