@@ -160,7 +160,8 @@ def dreamtime(
     .. math:: t(i) = \arg\min_t \Big| \sum_{u=t}^{t_{max}} W(u) - i/N \Big|, \quad
         W(t) \propto \sqrt{(1 - \bar\alpha_t) / \bar\alpha_t} \; e^{-(t - m)^2 / 2 s^2}
 
-    One timestep for the whole batch; W determines t only and is not a loss weight.
+    One timestep for the whole batch; W determines t only and is not a loss weight. The paper counts steps i from 1 to N; here
+    they are from 0 to N - 1, so that the first is at ``t_max`` and the last does not reach ``t_min``.
 
     Args:
         prior: gives the noise levels.
