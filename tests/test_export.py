@@ -496,6 +496,25 @@ def test_charts_lie_in_the_unit_square_and_do_not_overlap(ball: Mesh) -> None:
     assert area > 0.5
 
 
+@pytest.mark.parametrize(
+    ("places", "said", "cut"),
+    [([(0.0, 0.0, 0.0)], "1 piece", False), ([(-0.5, 0, 0), (0.8, 0, 0)], "2 pieces", True)],
+)
+def test_a_mesh_says_its_pieces_and_whether_the_cube_cuts_it(
+    places: list[tuple[float, float, float]], said: str, cut: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Balls of radius 0.35: one at x = 0.8 reaches 1.15."""
+
+    def balls(points: Tensor) -> tuple[Tensor, Tensor]:
+        near = torch.stack([(points - torch.tensor(place)).norm(dim=-1) for place in places]).amin(0)
+        return 4 * torch.exp(20 * (0.35 - near)), red_front(points)
+
+    with caplog.at_level("INFO"):
+        extract_mesh(balls, sphere_view(0.35), resolution=48, iso=4.0)
+    assert f" faces in {said}, silhouette IoU" in caplog.text
+    assert ("the object reaches the edge of the scene" in caplog.text) is cut
+
+
 def test_unwrapping_moves_nothing(ball: Mesh) -> None:
     mesh = unwrap(ball, 256)
     np.testing.assert_array_equal(mesh.vertices[mesh.faces], ball.vertices[ball.faces])

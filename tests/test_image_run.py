@@ -19,6 +19,7 @@ import distill
 from distill.cameras import turntable
 from distill.conditions.picture import Picture, look_at
 from distill.contracts import Step
+from distill.embedded.prompt import named_by
 from distill.guidance.mix import mix
 from distill.guidance.sds import sds
 from distill.loop import step
@@ -84,8 +85,24 @@ def test_without_a_name_the_bundled_model_says_that_one_helps(
     with caplog.at_level("INFO"), pytest.raises(InterruptedError):
         look_at(compose_config(["image=p.png", *words]), torch.device("cpu"))
     assert (
-        "a prompt with the object's name helps if 'distill priors things' lists it" in caplog.text
+        "a prompt with the object's name helps, if 'distill priors things' lists it" in caplog.text
     ) is told
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("traffic_cone.png", "a traffic cone"),
+        ("Electric-Guitar 2.JPG", "an electric guitar"),
+        ("IMG_2041.png", None),
+        ("photo.png", None),
+        ("screenshot of a dragon.png", None),
+        ("cat and dog.png", None),
+        ("...png", None),
+    ],
+)
+def test_a_picture_s_file_may_name_what_it_shows(file: str, name: str | None) -> None:
+    assert named_by(Path("pictures") / file) == name
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from distill.conditions.framing import settled
 from distill.conditions.recognition import AzimuthEstimate, better_wording
 from distill.conditions.start import LEVEL_DEG, STEEP_DEG, drawn_views, ring
 from distill.contracts import View
+from distill.embedded.prompt import named_by
 from distill.export.pictures import to_uint8
 from distill.files.atomic import replacing, sha256
 from distill.files.paths import user_path
@@ -214,9 +215,13 @@ def look_at(config: DictConfig, device: torch.device) -> Picture:
     image, frame = framed(config)
     maps_of(config, frame, image.size, size=8)
     if source.folder == EMBEDDED and not config.prompt.strip():
+        name = named_by(path)
+        helps = (
+            f"as in: distill {name!r} image={config.image}" if name else "if 'distill priors things' lists it"
+        )
         log.info(
-            "the bundled novel-view model knows sixteen kinds of simple object; of others, a prompt with the object's name helps if "
-            "'distill priors things' lists it"
+            "the bundled novel-view model knows sixteen kinds of simple object; of others, a prompt with the object's name helps, %s",
+            helps,
         )
     fourth = None if said.fourth == "auto" else said.fourth
     pipeline = NovelViewPipeline.load(

@@ -112,8 +112,22 @@ def extract_mesh(
     vertices = smooth(vertices, triangles, smoothing)
     vertices, triangles = decimate(vertices, triangles, faces)
     iou = _silhouette_iou(vertices, triangles, pictures)
-    _log.info("mesh at density %.3g: %s, silhouette IoU %.3f", level, counted(len(triangles), "face"), iou)
+    tell(f"mesh at density {level:.3g}", vertices, triangles, iou)
     return Mesh(vertices, triangles, vertex_normals(vertices, triangles), iso_level=level, silhouette_iou=iou)
+
+
+def tell(what: str, vertices: Floats, faces: Ints, iou: float) -> None:
+    """Say what a mesh is like: its faces, its pieces, and how well its silhouettes agree with the renders'; warn if the cube cuts it."""
+    pieces, _ = connected_components(adjacency(faces, len(vertices)), directed=False)
+    _log.info(
+        "%s: %s in %s, silhouette IoU with the renders %.3f",
+        what,
+        counted(len(faces), "face"),
+        counted(pieces, "piece"),
+        iou,
+    )
+    if (np.abs(vertices) > 1).any():
+        _log.warning("the object reaches the edge of the scene, where its mesh is cut off")
 
 
 def _check_options(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -11,12 +10,9 @@ from skimage.measure import marching_cubes
 from torch import Tensor
 
 from distill.contracts import View
-from distill.domains import counted
 from distill.export import mesh
 from distill.export.choices import FACES, MIN_COMPONENT, RESOLUTION
 from distill.export.mesh import Floats, Ints, Mesh
-
-_log = logging.getLogger(__name__)
 
 
 def zero_set(values: Floats) -> tuple[Floats, Ints]:
@@ -76,7 +72,7 @@ def extract_zero_set(
     vertices, triangles = mesh.without_floaters(vertices, triangles, min_component)
     vertices, triangles = mesh.decimate(vertices, triangles, faces)
     iou = mesh._silhouette_iou(vertices, triangles, mesh._silhouettes(view, size=96))
-    _log.info("mesh of the zero set: %s, silhouette IoU %.3f", counted(len(triangles), "face"), iou)
+    mesh.tell("mesh of the zero set", vertices, triangles, iou)
     normals = mesh.vertex_normals(vertices, triangles)
     return Mesh(vertices, triangles, normals, iso_level=0.0, silhouette_iou=iou)
 
