@@ -10,6 +10,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from distill.options import options_of, ramp
+from distill.run.checks.guidance import second_prompts
 from distill.run.earlier import SECOND
 from distill.run.schema import PARTS, default_of
 
@@ -25,7 +26,6 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
     """Options and groups of them, whether each does nothing beside the others, and the remedy."""
     reference, pictured = values["reference"], bool(values["image"])
     words = bool(values["prompt"].strip()) or values["prompts"] is not None
-    target = values["guidance"]["_target_"].rpartition(".")[2].lower()
 
     def weightless(name: str) -> bool:
         return not ramp(f"penalties.{name}", values["penalties"][name], values["iterations"]).nonzero
@@ -58,7 +58,7 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
         ("generator_mix", not values["generator"], "there is no generator; add generator=FOLDER"),
         ("generator_share", not values["generator_mix"], "add generator_mix="),
         ("perp_neg", not values["perp_neg"]["enabled"], "add perp_neg.enabled=true"),
-        ("source_prompt", target not in ("dds", "bridge", "mix"), "choose guidance=dds or guidance=bridge"),
+        ("source_prompt", not _edits(values), "choose guidance=dds or guidance=bridge"),
         *((f"views.{angle}", values["view_words"] == "none", "leave out view_words=none") for angle in ("front_deg", "overhead_deg")),
         ("render.coarse", values["render"]["patch"] is None, "add render.patch="),
         ("render.soft_light", not lit, "add render.shading=lambertian or render.turns.lambertian=0.5"),
@@ -70,6 +70,15 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
         ("cameras.area_elevation_deg", values["cameras"].get("by_area") == 0, "add cameras.by_area=1"),
         ("cameras.front_back_deg", values["cameras"].get("front_back") == 0, "add cameras.front_back=0.25"),
     ]  # fmt: skip
+
+
+def _edits(values: Mapping[str, Any]) -> bool:
+    """Tell whether the loss, or one of a mixture, compares with the source's prompt."""
+    try:
+        loss = get_object(values["guidance"]["_target_"])
+    except Exception:  # a finished run's, whose script is not here: nothing asks for it any more
+        return True
+    return any(role == "source" for role, _ in second_prompts(values, loss))
 
 
 #: How a remedy is said, where there is another than to leave the option out.
