@@ -48,11 +48,25 @@ def load(folder: str | Path, *, device: torch.device | str = "auto") -> Asset:
         raise ValueError(
             f"{path} is of a scene that is made from a prompt; give it as generator={path} to make one"
         )
-    there = pick_device(str(device))
-    scenes = trained_scenes(path, config, there, taker, "finish it with resume=true")
-    several = [(path / f"particle-{number}", scene) for number, scene in enumerate(scenes, start=1)]
-    particles = tuple(_asset(own, scene, config, there) for own, scene in several) if len(scenes) > 1 else ()
-    return _asset(path, scenes[0], config, there, particles)
+    return reopened(path, config, pick_device(str(device)), taker)
+
+
+def reopened(folder: Path, config: DictConfig, device: torch.device, taker: str) -> Asset:
+    """Make the asset of a finished run from its last checkpoint, with those of its particles; no prior is loaded.
+
+    Args:
+        folder: of the run.
+        config: of its last stage.
+        device: where the scenes are to be.
+        taker: what takes the folder, in messages.
+
+    Raises:
+        ValueError: there is no checkpoint of the last step.
+    """
+    scenes = trained_scenes(folder, config, device, taker, "finish it with resume=true")
+    several = [(folder / f"particle-{number}", scene) for number, scene in enumerate(scenes, start=1)]
+    particles = tuple(_asset(own, scene, config, device) for own, scene in several) if len(scenes) > 1 else ()
+    return _asset(folder, scenes[0], config, device, particles)
 
 
 def _asset(
