@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.options import options_of, ramp
 from distill.run.checks.guidance import second_prompts
-from distill.run.earlier import SECOND
 from distill.run.schema import PARTS, default_of
 
 #: Parts and options that matter in training alone.
@@ -24,6 +23,7 @@ SHAPING = (
 
 def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
     """Options and groups of them, whether each does nothing beside the others, and the remedy."""
+    features = getattr(get_object(values["scene"]["_target_"]), "features", ())
     reference, pictured = values["reference"], bool(values["image"])
     words = bool(values["prompt"].strip()) or values["prompts"] is not None
 
@@ -51,7 +51,7 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
         *((f"export.{name}", bool(values["mesh"]["file"]), "a mesh that is textured stays as it is") for name in SHAPING),
         ("export.lod_as", not values["export"]["lods"], "add export.lods=3"),
         *(
-            (f"export.{name}", values["scene"]["_target_"] == SECOND, "the surface is where the signed distance is 0")
+            (f"export.{name}", "distance" in features, "the surface is where the signed distance is 0")
             for name in ("iso", "blur_width")
         ),
         ("prior_options.control_scale", not values["prior_options"]["controlnet"], "add prior_options.controlnet="),

@@ -22,6 +22,7 @@ FEATURES = {
     "together": "has one random background for all views of an object",
     "background": "is rendered over scene.background=grey and says what is behind its object",
     "library": "makes the scenes of a library of prompts",
+    "distance": "has its mesh where a signed distance is 0",
     "from_field": "begins with the field of an earlier run",
 }
 #: The feature that each option needs of a scene, where it is not at its default.
