@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -119,21 +119,6 @@ def needs_prompt(role: str, option: str | None = None) -> Callable[[Make], Make]
 def needed_prompt(loss: Callable[..., Any]) -> tuple[str, str | None] | None:
     """Return the requirement set by ``needs_prompt`` for a loss, None if it needs no second prompt."""
     return _second.get(loss)
-
-
-def second_prompt(loss: Callable[..., Any], options: Mapping[str, Any], iterations: int | None) -> str:
-    """Return the role of the second prompt that a loss needs with some options, empty if it needs none.
-
-    Args:
-        loss: the loss.
-        options: of it; what is missing is at its default.
-        iterations: of the run, for a schedule in steps; None where only fractions are allowed.
-    """
-    from distill.options import options_of, ramp
-
-    role, option = needed_prompt(loss) or ("", None)
-    value = options.get(option, getattr(options_of(loss)(), option)) if option else 1
-    return role if ramp(f"guidance.{option}", value, iterations).nonzero else ""
 
 
 def sums_to_zero(*options: str) -> Callable[[Make], Make]:

@@ -16,9 +16,9 @@ from distill.conditions.control import with_control
 from distill.conditions.image_prompt import image_of, with_image
 from distill.contracts import Condition, Conditioner, Embedding, Guidance, Learner, Prior
 from distill.domains import Losses
-from distill.guidance import available, is_made_for_prior, made_for_prior, second_prompt, set_up
+from distill.guidance import available, is_made_for_prior, made_for_prior, set_up
 from distill.guidance.terms import draw_from
-from distill.options import check_terms, numbers, schedule
+from distill.options import check_terms, numbers, schedule, second_prompt
 from distill.priors.control import CONTROL
 from distill.priors.load import load_prior
 from distill.samplers.schedules import Ramp, scheduled

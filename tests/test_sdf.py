@@ -530,10 +530,16 @@ class Owned(ImageScene):
         return {"density": middle(torch.zeros(1, 3))[0].item()}
 
 
+class Promised(ImageScene):
+    """A scene that says that it begins with a field, and does not know how."""
+
+    features = frozenset({"from_field"})
+
+
 @pytest.fixture
 def own_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(renderers, "_registered", {})
-    for scene in (Mine, Owned):
+    for scene in (Mine, Owned, Promised):
         renderers.register(scene)
 
 
@@ -601,3 +607,7 @@ def test_a_scene_that_is_no_distance_begins_with_a_field_by_the_contract_alone()
             compose_config(["prompt=a red mug", "init=first", "scene=owned", "scene.levels=3"])
         )
     assert compose_config(["prompt=a red mug", "init=first", "scene=owned", "export.iso=3"]).export.iso == 3
+    with pytest.raises(
+        ValueError, match="Promised has the feature from_field and no method begin_with_field"
+    ):
+        compose_config(["prompt=a red mug", "init=first", "scene=promised"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from distill.options import options_of, ramp
+from distill.options import options_of, ramp, second_prompt
 from distill.samplers.schedules import turns
 
 
@@ -89,7 +89,7 @@ def second_prompts(values: Mapping[str, Any], loss: Callable[..., Any]) -> Itera
     from distill import guidance
 
     for each, options, _, _ in parts(values, loss):
-        role = guidance.second_prompt(each, options, values["iterations"])
+        role = second_prompt(each, options, values["iterations"])
         if role and options.get("prior") != "novel_view":
             _, option = guidance.needed_prompt(each) or ("", None)
             yield role, each.__name__ + (f" with {option} coefficients" if option else "")
