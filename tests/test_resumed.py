@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,20 @@ def test_a_folder_of_something_else_is_told_from_another_run() -> None:
         ValueError, match=r"with iterations=400, not 1; particles=1, not 2; seed=0, not 1 and 2 more"
     ):
         refuse(Path("other"), compose_config(["prompt=a red mug", *many]))
+
+
+@pytest.mark.parametrize(
+    "option", ["seed=3", "optimiser.ema=0.5", "render.turns.normals=0.25", "guidance.scale=3"]
+)
+def test_a_setting_is_named_however_deep_it_lies(option: str) -> None:
+    """Each group inside a group has names of its own; a schedule is one value."""
+    claim(compose_config(["prompt=a red mug", "output_dir=mine"]))
+    name, _, value = option.partition("=")
+    with pytest.raises(ValueError, match=rf"with {re.escape(name)}=[\w.]+, not {value}(\.0)?;"):
+        refuse(Path("mine"), compose_config(["prompt=a red mug", "output_dir=mine", option]))
+    moving = compose_config(["prompt=a red mug", "render.turns.normals={start:0,end:1}"])
+    made = stored.flat(stored.settings_of(moving))
+    assert made["render.turns.normals"] == {"start": 0, "end": 1}
 
 
 def test_a_resumed_run_is_described_as_it_was_resumed() -> None:

@@ -30,10 +30,10 @@ from distill.run.compose_stages import (
 )
 from distill.run.generator import check_together
 from distill.run.implied import expanded, with_implied
+from distill.run.known import known_options
 from distill.run.mistakes import one_line
 from distill.run.overrides import key_of, quote
 from distill.run.plugins import ALIASES, plugin_options, register, told
-from distill.run.schema import known_options
 
 
 def compose_config(overrides: Sequence[str], folders: Sequence[str] = ()) -> DictConfig:

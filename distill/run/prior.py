@@ -17,7 +17,8 @@ from distill.priors.graphs import check_graphs
 from distill.priors.load import is_imagedream, load_prior
 from distill.priors.source import find
 from distill.run.checks.image import check_shown
-from distill.run.schema import PriorOptions, default_of
+from distill.run.known import default_of
+from distill.run.schema import PriorOptions
 
 #: A ControlNet and what it is given are two options.
 TOGETHER = (

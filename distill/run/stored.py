@@ -17,7 +17,8 @@ from distill.files.atomic import write_atomic
 from distill.files.errors import first_line
 from distill.options import options_of
 from distill.run import contents
-from distill.run.schema import PARTS, known_options
+from distill.run.known import group_names, known_options
+from distill.run.schema import PARTS
 from distill.run.seeding import several
 
 #: Settings that may change between a run and its resumption: where it is computed, in how much memory, what is written.
@@ -190,15 +191,11 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by dotted name; schedules and lists stay whole."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, dict) and (prefix + name) in _GROUPS:
+        if isinstance(value, dict) and (prefix + name) in group_names():
             found |= flat(value, f"{prefix}{name}.")
         else:
             found[prefix + name] = value
     return found
-
-
-#: Groups of options, whose names hold a dot.
-_GROUPS = {name.partition(".")[0] for name in known_options() if "." in name} | set(PARTS)
 
 
 def other_version(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
