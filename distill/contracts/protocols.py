@@ -307,7 +307,7 @@ class Generator(Scene, Protocol):
 
 
 class Renderer(Protocol):
-    """Renders the scene that is trained."""
+    """Renders the scene that is trained; where ``Settings.shading`` chooses each step's shading, it is a ``ShadedRenderer``."""
 
     def __call__(
         self,
@@ -318,6 +318,23 @@ class Renderer(Protocol):
         generator: torch.Generator | None = None,
         normals: bool = False,
     ) -> Render: ...
+
+
+class ShadedRenderer(Renderer, Protocol):
+    """Renders a scene with the feature ``shading``: it can be told how the pictures are shaded, which is else the renderer's own."""
+
+    def __call__(
+        self,
+        cameras: Cameras,
+        height: int,
+        width: int,
+        *,
+        generator: torch.Generator | None = None,
+        normals: bool = False,
+        shading: str = ...,
+    ) -> Render:
+        """Render; ``shading`` is one of ``distill.renderers.volume.SHADINGS``."""
+        ...
 
 
 class Writer(Protocol):
