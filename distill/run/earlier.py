@@ -7,10 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from distill.files.errors import first_line
 from distill.files.paths import user_path
 from distill.run.generator import PLAIN
 from distill.run.plugins import plugins
+from distill.run.settings import NAME, Unreadable, read
 
 
 def takes_field(scene: object) -> bool:
@@ -29,15 +29,12 @@ def read_settings(folder: str) -> DictConfig:
     Raises:
         ValueError: its ``config.yaml`` cannot be read.
     """
-    path = user_path(folder) / "config.yaml"
     try:
-        found = OmegaConf.load(path)
-        if not isinstance(found, DictConfig) or not isinstance(found.scene, DictConfig):
-            raise TypeError("it names no scene")
-    except Exception as error:  # of a file that is not there, is no YAML, or holds something else
-        raise ValueError(
-            f"{path} cannot be read ({first_line(error)}); init must be the folder of an earlier run"
-        ) from error
+        found = read(user_path(folder))
+        if not isinstance(found.get("scene"), DictConfig):
+            raise Unreadable(user_path(folder) / NAME, "it names no scene")
+    except Unreadable as error:
+        raise ValueError(f"{error}; init must be the folder of an earlier run") from error
     return found
 
 

@@ -26,6 +26,7 @@ from distill.run import contents
 from distill.run.earlier import field_options, holds_field, read_settings, takes_field
 from distill.run.generator import CHANGEABLE
 from distill.run.scenes import scene_maker
+from distill.run.settings import read
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +222,7 @@ def _opened(folder: Path, device: torch.device, files: tuple[tuple[str, int], ..
         raise ValueError(f"generator={folder} has no checkpoint yet; finish its training with resume=true")
     tell_unfinished("generator", folder, saved)
     try:
-        made = instantiate(OmegaConf.load(folder / "config.yaml").scene, _convert_="all")
+        made = instantiate(read(folder).scene, _convert_="all")
         generator: Generator = made(seed=0, embeddings=saved["scene"]["prompts.embeddings"]).to(device)
         # Where the library's objects are is for training alone, and the largest part of a large library.
         where = saved["scene"]["prompts.occupied"][:0]
