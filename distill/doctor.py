@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from distill.convert import pickled
 from distill.devices import pick_device
 from distill.domains import counted
-from distill.files.paths import user_path
+from distill.files.paths import nearest, user_path
 from distill.inputs import fitting, looks
 from distill.loop import train
 from distill.priors import inversion
@@ -231,11 +231,9 @@ def places(config: DictConfig) -> Iterator[Finding]:
         ("hub cache", Path(constants.HF_HUB_CACHE)),
     ):
         try:
-            here = user_path(folder).absolute()
+            free = shutil.disk_usage(nearest(user_path(folder))).free
         except ValueError:
             continue  # told where a run's inputs are looked at
-        there = next(path for path in (here, *here.parents) if path.exists())
-        free = shutil.disk_usage(there).free
         said = f"{folder}: {free / 1e9:.1f} GB free"
         if name == "results" and free < ROOM:
             verdict = "note" if free > LEAST else "wrong"

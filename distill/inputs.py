@@ -14,13 +14,12 @@ from distill.conditions import prompts
 from distill.conditions.control import DRAWN, read_picture
 from distill.conditions.picture import framed, maps_of, model_of
 from distill.domains import counted
-from distill.files.lock import hold
-from distill.files.paths import user_path
+from distill.files.paths import nearest, user_path
 from distill.priors import lora
 from distill.priors.load import family_of, is_imagedream, loader
 from distill.run.assemble import make_scenes
 from distill.run.checks.image import check_shown
-from distill.run.folders import check_root, refuse
+from distill.run.folders import check_place, check_root, unwritable
 from distill.run.generator import amortised, library_of
 from distill.run.initial import check_init
 from distill.run.judge import check_judge, judge_of
@@ -69,20 +68,13 @@ def looks(config: DictConfig, texts: Sequence[str] = ()) -> Iterator[Look]:
 
 def writable(config: DictConfig) -> str:
     """Check that a run can write its folder, and that nothing else is in it."""
-    folder = user_path(config.output_dir or "outputs")
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=there, prefix=".distill-doctor-"):
+    whole = config.prompts is not None and not amortised(config)
+    folder = check_root(config) if whole else check_place(config)
+    try:  # a disk may be full, or mounted to be read alone
+        with tempfile.TemporaryDirectory(dir=nearest(folder), prefix=".distill-doctor-"):
             pass
     except OSError as error:
-        raise ValueError(
-            f"cannot write to {folder} ({error.strerror}); choose a writable folder with output_dir="
-        ) from error
-    if config.prompts is not None and not amortised(config):
-        check_root(config)
-    elif config.output_dir and folder.is_dir():
-        with hold(folder):
-            refuse(folder, config)
+        raise unwritable(folder, error.strerror or str(error)) from error
     return str(folder)
 
 

@@ -6,13 +6,14 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from distill.cameras import Cameras
-from distill.contracts import Condition, Prior, Render, Step
+from distill.contracts import Condition, Prior, Render, Renderer, ShadedRenderer, Step
 from distill.domains import counted
 from distill.job import Job, OnStep, Settings, State, views_at_once, views_of_a_process
 from distill.ranks import Ranks, streams
@@ -185,9 +186,10 @@ def see(job: Job, now: Step, cameras: Cameras, generator: torch.Generator | None
     there = cameras.to(prior.device)
     size = 8 * round(settings.size(now.progress) / 8)
     latent = now.progress < settings.latent_until
-    # Only renderers of scenes that can be shaded are told how.
-    style: dict[str, Any] = {"shading": settings.shading(now.progress, g)} if settings.shading else {}
-    render = job.render(there, size, size, generator=g, normals=latent or settings.normals, **style)
+    take: Renderer = job.render
+    if settings.shading:  # of a scene that can be shaded, which alone has shares of pictures
+        take = partial(cast(ShadedRenderer, take), shading=settings.shading(now.progress, g))
+    render = take(there, size, size, generator=g, normals=latent or settings.normals)
     check_render(render)
     x = as_latent(render, prior) if latent else prior.encode(render.rgb.movedim(-1, 1))
     check_traced(x)

@@ -297,3 +297,18 @@ def _check_term(where: str, term: Mapping[str, object], loss: Callable[..., Any]
                 f"{where}.{name} must be text, got {shown(term[name])}; leave it out for the run's"
             )
     check_options(loss, options, where, None)
+
+
+def second_prompt(loss: Callable[..., Any], options: Mapping[str, Any], iterations: int | None) -> str:
+    """Return the role of the second prompt that a loss needs with some options, empty if it needs none.
+
+    Args:
+        loss: the loss.
+        options: of it; what is missing is at its default.
+        iterations: of the run, for a schedule in steps; None where only fractions are allowed.
+    """
+    from distill.guidance import needed_prompt
+
+    role, option = needed_prompt(loss) or ("", None)
+    value = options.get(option, getattr(options_of(loss)(), option)) if option else 1
+    return role if ramp(f"guidance.{option}", value, iterations).nonzero else ""

@@ -18,7 +18,8 @@ from omegaconf import MISSING
 
 from distill.domains import Losses, Scheduled, describe
 from distill.options import SCHEDULED, followed, hints_of, numbers, options_of
-from distill.run.meanings import entries, groups, meanings
+from distill.run.known import groups
+from distill.run.meanings import entries, meanings
 from distill.run.plugins import plugins
 from distill.run.schema import PARTS
 

@@ -72,6 +72,13 @@ def is_made_for_prior(loss: Callable[..., Any]) -> bool:
     return loss in _made
 
 
+def is_learner(loss: Callable[..., Any]) -> bool:
+    """Return whether a loss is a class of ``distill.contracts.Learner``, before it is made; that of a function is known only then."""
+    from distill.contracts import Learner
+
+    return isinstance(loss, type) and issubclass(loss, Learner)
+
+
 def set_up(loss: Callable[..., Any], *given: Any, **options: object) -> Guidance:
     """Set up a loss that is ``made_for_prior``.
 

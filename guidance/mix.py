@@ -18,7 +18,7 @@ from distill.contracts import Condition, Conditioner, Embedding, Guidance, Learn
 from distill.domains import Losses
 from distill.guidance import available, is_made_for_prior, made_for_prior, set_up
 from distill.guidance.terms import draw_from
-from distill.options import check_terms, numbers, schedule
+from distill.options import check_terms, numbers, schedule, second_prompt
 from distill.priors.control import CONTROL
 from distill.priors.load import load_prior
 from distill.samplers.schedules import Ramp, scheduled
@@ -26,8 +26,6 @@ from distill.transfer import send
 
 #: What a term calls the model of the run's input picture.
 NOVEL_VIEW = "novel_view"
-#: Losses that compare prompts, or mix a picture with one: not for a model that is conditioned on a picture alone.
-NEEDING_WORDS = ("mix", "dds", "bridge")
 #: A term's keys beside its loss's options.
 OWN = ("loss", "weight", "prompt", "prior")
 
@@ -260,7 +258,8 @@ def own_condition(
         return None
     model = own or prior
     if not model.words:
-        if term["loss"] in NEEDING_WORDS:
+        loss = available()[term["loss"]]
+        if loss is mix or second_prompt(loss, term, None) == "source":
             raise ValueError(
                 f"{where}: {term['loss']} needs prompts, and {NOVEL_VIEW} knows none; choose a loss such as sds, csd, asd or ism"
             )

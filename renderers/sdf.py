@@ -9,12 +9,13 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import grid_sample, normalize, softplus
+from torch.nn.functional import normalize, softplus
 
 from distill.cameras import Cameras
 from distill.contracts import Field, Group, Render, Step, Writer
 from distill.domains import Count, Length, NotNegative, Positive, Range
 from distill.renderers import volume
+from distill.renderers.grids import interpolated, nodes
 from distill.renderers.march import Samples
 from distill.renderers.nerf import OF_ALBEDO, HashGridScene, render_cube
 from distill.renderers.occupancy import occupancy_grid
@@ -56,7 +57,7 @@ class SdfScene(nn.Module):
 
     The distance :math:`d_0`, of the field's surface, is stored on a grid; f is a small hash grid with a network, initially 0.
     The albedo is the field's hash grid and network. The two share no parameters, so that training one does not change the
-    other. ``distill.run.second_stage`` makes one of a finished field; before that it is a ball.
+    other. ``begin_with_field`` makes one of a finished field; before that it is a ball.
 
     The other options are those of ``HashGridScene`` for the albedo and its training, and ``radius``; a field and
     its second stage have the same hash grid and network.
@@ -79,7 +80,11 @@ class SdfScene(nn.Module):
         ValueError: an option is outside its range, or at some time neither shape nor albedo is trained.
     """
 
-    features: ClassVar[frozenset[str]] = HashGridScene.features | {"from_field", *PENALTIES}
+    features: ClassVar[frozenset[str]] = HashGridScene.features | {"from_field", "distance", *PENALTIES}
+    field_options: ClassVar[tuple[str, ...]] = (
+        "levels", "features", "log2_table_size", "base_resolution", "finest_resolution", "hidden_width", "hidden_layers", "radius",
+        "background", "random_background", "precision",
+    )  # fmt: skip
     base: Tensor
     progress: Tensor
 
@@ -117,9 +122,8 @@ class SdfScene(nn.Module):
         self.trained = {"geometry": tuple(geometry), "texture": tuple(texture)}
         self.step_size = 2 * math.sqrt(3) / march_steps
         self.occupancy_every, self.geometry_lr = occupancy_every, geometry_lr
-        axis = torch.linspace(-1, 1, resolution)
-        nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
-        self.register_buffer("base", nodes.norm(dim=-1) - _BALL)
+        ball = nodes(resolution, torch.device("cpu")).norm(dim=-1) - _BALL
+        self.register_buffer("base", ball.view((resolution,) * 3))
         self.register_buffer("progress", torch.zeros(()))
         self._progress = 0.0  # the same on the CPU: reading the buffer would wait for the device
         self.occupancy = occupancy_grid(occupancy_resolution)
@@ -143,6 +147,23 @@ class SdfScene(nn.Module):
         """Tell whether ``geometry`` or ``texture`` is trained at this point of training."""
         since, until = self.trained[part]
         return since <= self._progress < until
+
+    def begin_with_field(self, field: HashGridScene) -> dict[str, float]:
+        """Begin with a field's surface, albedo and background.
+
+        Args:
+            field: has the same hash grid and network, and the same radius.
+
+        Returns:
+            ``level``, the density of the surface, per scene unit; ``silhouette_iou`` and ``psnr_db``, of the scene's pictures and
+            the field's.
+
+        Raises:
+            ValueError: the field is empty, or has another hash grid or network.
+        """
+        from distill.renderers import second_stage
+
+        return second_stage.begin(self, field)
 
     def begin_with(self, field: HashGridScene, distance: Tensor) -> None:
         """Initialise from a field's albedo and background, and a surface.
@@ -322,12 +343,6 @@ class SdfScene(nn.Module):
 def _beyond(points: Tensor) -> Tensor:
     """How far points ``[n, 3]``, in radii, are beyond a side of the cube, ``[n]``; negative inside."""
     return points.abs().amax(-1) - 1
-
-
-def interpolated(grid: Tensor, points: Tensor) -> Tensor:
-    """Values of a grid over the cube, x first, ``[r, r, r]``, at points ``[n, 3]``, clamped to it; trilinear, ``[n]``."""
-    places = points.to(grid).flip(-1).view(1, 1, 1, -1, 3)  # torch has the last axis first
-    return grid_sample(grid[None, None], places, padding_mode="border", align_corners=True).view(-1)
 
 
 def _check(geometry: Sequence[float], texture: Sequence[float]) -> None:

@@ -178,7 +178,7 @@ def test_backends_are_those_that_can_run_here(scripts: Callable[[str], Any]) -> 
     ],
 )
 def test_what_the_measured_step_does_not_do_is_refused(scripts: Callable[[str], Any], option: str) -> None:
-    config = compose_config(["prompt=a red mug", option])
+    config = compose_config(["prompt=a red mug", option], loaded=True)
     with pytest.raises(
         ValueError, match=f"steps are measured without {option.partition('=')[0]}=; leave it out"
     ):

@@ -448,8 +448,10 @@ def test_a_run_from_options_alone(case: Case, tmp_path: Path) -> None:
 
 @only("stable_diffusion", "stable_diffusion_xl")
 def test_what_does_not_belong_together_is_said(case: Case, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"prior_options.controlnet needs prior_options.control: depth"):
-        compose_config(["prompt=a", "prior_options.controlnet=x"])
+    for alone in ("controlnet=x", "control=depth"):
+        with pytest.raises(ValueError, match=r"control belong together: .* give both, or leave out both$"):
+            compose_config(["prompt=a", f"prior_options.{alone}"])
+    assert compose_config(["prompt=a", "prior_options.control=depth"], loaded=True).prior_options.control
     x_t, t, cond = torch.zeros(1, 4, 8, 8), torch.tensor([5]), case.prior.embed(["a"])
     with pytest.raises(ValueError, match="this prior has a ControlNet, and the embedding no picture for it"):
         case.prior.predict_noise(x_t, t, cond)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from omegaconf import OmegaConf
 
 import distill
 from distill.cameras import turntable
+from distill.run import assemble, seeds
+from distill.run.compose import compose_config
 
 SMALL: dict[str, Any] = {
     "iterations": 2, "render.batch": 1, "render.size": 16, "log.tensorboard": False, "log.preview_every": 0, "scene.log2_table_size": 10,
@@ -148,3 +151,34 @@ def test_loading_needs_no_prior_and_writes_nothing(run: Path, monkeypatch: pytes
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     distill.load(run, device="cpu").view(turntable(1, 15.0, 3.2, 40.0), 8, 8)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize("options", [{}, {"particles": 2}, {"optimiser.ema": 0.9}])
+def test_several_seeds_that_are_asked_for_again_are_the_asset_that_was_made(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scene alone is read: the parts of the run are not made again."""
+    options |= {"seeds": 2, "resume": True}
+    before = made(tmp_path / "run", **options)
+    for part in ("open_prior", "make_scenes"):
+        monkeypatch.setattr(assemble, part, None)
+    after = made(tmp_path / "run", **options)
+    assert (after.folder, after.manifest) == (before.folder, before.manifest)
+    assert [one.folder for one in after.particles] == [one.folder for one in before.particles]
+    assert len(after.particles) == (2 if "particles" in options else 0)
+    for one, other in zip((after, *after.particles), (before, *before.particles), strict=True):
+        torch.testing.assert_close(look(one), look(other), atol=0, rtol=0)
+
+
+def test_a_seed_is_read_onto_the_device_of_the_given_prior(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller's prior decides where the scene is, not ``device=``; here a device that has shapes and no values."""
+    config = compose_config(["prompt=a red mug", "device=cpu", f"output_dir={tmp_path}"])
+    seen = list[torch.device]()
+    monkeypatch.setattr(seeds, "reopened", lambda folder, config, device, taker: seen.append(device))
+    one = seeds.Made({}, config, {}, None)
+    prior: Any = SimpleNamespace(device=torch.device("meta"))
+    for given in (prior, None):
+        seeds.reopen(one, given)
+    assert seen == [torch.device("meta"), torch.device("cpu")]

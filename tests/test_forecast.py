@@ -12,12 +12,13 @@ from tiny_pipelines import MAKERS, make
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill import doctor
+from distill import doctor, guidance
 from distill.cameras import orbit
 from distill.cli import main
-from distill.forecast.cost import cost
+from distill.forecast.cost import calls, cost
 from distill.forecast.network import Forecast, LiveBytes, calls_of, counted, forecast, shadow
-from distill.guidance import available
+from distill.guidance import available, made_for_prior
+from distill.guidance.terms import add_noise, predict
 from distill.priors import load_prior
 from distill.priors.source import find
 from distill.run.compose import compose_config
@@ -112,6 +113,54 @@ def test_calls_of_losses(loss: str, options: dict[str, Any], rows: list[int]) ->
     from functools import partial
 
     assert calls_of(partial(available()[loss], **options), 4) == rows
+
+
+def ranked(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, rank: int = 3, scale: float = 2.0) -> Any:
+    """Keep the ``rank`` largest differences: an option by that name, and nothing that is trained."""
+    text, uncond = predict(prior, add_noise(prior, x, t, noise), t, cond, "text", "uncond")
+    return scale * (text - uncond)
+
+
+@made_for_prior
+class Ranked:
+    """A loss that is set up for its prior and learns nothing."""
+
+    def __init__(self, prior: Any, generator: Any, priors: Any, *, rank: int = 3) -> None:
+        self.rank = rank
+
+    def __call__(self, prior: Any, x: Any, cond: Any, t: Any, noise: Any) -> Any:
+        return x - noise
+
+
+class Taught(Ranked):
+    """A loss that says that it trains low-rank layers."""
+
+    def learn(self, *given: Any) -> float:
+        return 0.0
+
+    def save(self, folder: Path) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None: ...
+
+
+made_for_prior(Taught)
+
+
+@pytest.mark.parametrize(
+    ("loss", "asked"),
+    [(ranked, ([8], 0, False)), (Ranked, ([8], 0, False)), (Taught, ([8, 4], 3, False))],
+)
+def test_a_loss_trains_low_rank_layers_if_it_learns_whatever_its_options_are_called(
+    loss: Any, asked: tuple[list[int], int, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text and no text of four pictures are eight rows; training is on the four once more."""
+    monkeypatch.setattr(guidance, "_registered", {})
+    guidance.register(loss)
+    config = compose_config(["prompt=a red mug", f"guidance={loss.__name__.lower()}"])
+    assert calls(config, 4) == asked
 
 
 def test_a_loss_that_decodes_costs_the_decoder_there_and_back_and_its_target() -> None:

@@ -287,7 +287,7 @@ REFUSED = [
         r"guidance.terms\[0\]: novel_view is conditioned on a picture and takes no prompt; leave out prompt",
     ),
     (["prior_options.control=depth"], r"prior_options.controlnet and prior_options.control belong together"),
-    (["prior_options.controlnet=control"], r"prior_options.controlnet needs prior_options.control"),
+    (["prior_options.controlnet=control"], r"prior_options.controlnet and prior_options.control belong together"),
     (["prior_options.controlnet=control", "prior_options.control=nowhere.png"], r"prior_options.control must be.*nowhere.png is not there"),
     (["scene=image", "penalties.sparsity=5"], r"penalties.sparsity=5 needs a scene that computes it.*leave it out"),
     (["scene=image", "render.patch=16"], r"render.patch=16 needs a scene.*leave it out"),

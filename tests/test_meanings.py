@@ -13,9 +13,9 @@ from distill.cli import main
 from distill.options import names_of
 from distill.renderers.shared_options import takes_options_of
 from distill.run.compose import compose_config
-from distill.run.meanings import entries, groups, meaning_of, meanings, schema_of
+from distill.run.known import groups, known_options, schema_of
+from distill.run.meanings import entries, meaning_of, meanings
 from distill.run.plugins import plugins
-from distill.run.schema import known_options
 
 ROOT = Path(__file__).parents[1]
 

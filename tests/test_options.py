@@ -286,7 +286,7 @@ def test_what_a_picture_cannot_do_is_refused(word: str) -> None:
     "word", ["view_words=none", "view_words=auto", "penalties.sparsity=0", "prior_options.control=p.png"]
 )
 def test_what_a_picture_can_do_is_not(word: str) -> None:
-    assert compose_config(["prompt=x", "scene=image", word]).scene.height == 64
+    assert compose_config(["prompt=x", "scene=image", word], loaded=True).scene.height == 64
 
 
 def test_a_comparison_with_a_picture_needs_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -15,9 +16,10 @@ from test_run import OPTIONS
 import distill
 from distill import guidance
 from distill.cameras import orbit
+from distill.conditions import prompts
 from distill.contracts import Learner
 from distill.files.checkpoint import load_checkpoint
-from distill.guidance import made_for_prior, terms
+from distill.guidance import made_for_prior, mix, terms
 from distill.lab.comparison.cost import measure_cost
 from distill.priors.exact import gaussian
 from distill.registered import homes
@@ -272,3 +274,57 @@ def test_a_file_of_losses_without_its_loss_is_said_in_one_line(
         ValueError, match=r"guidance/my_loss.py has no loss my_loss; give the function the file's name"
     ):
         compose_config(["prompt=a red mug"])
+
+
+@guidance.needs_prompt("source")
+def editing(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, scale: float = 1.0) -> Any:
+    return scale * (x - noise)
+
+
+@guidance.needs_prompt("source", option="share")
+def partly(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, share: float = 0.0) -> Any:
+    return share * (x - noise)
+
+
+@pytest.mark.parametrize(
+    ("words", "without", "beside"),
+    [
+        (["guidance=editing"], "editing needs a second prompt", ""),
+        (["guidance=partly"], "", "source_prompt=a blue mug would do nothing"),
+        (["guidance=partly", "guidance.share=1"], "partly with share coefficients needs a second prompt", ""),
+        (["guidance=partly", "guidance.share={start:0,end:1,to_step:9}"], "partly with share coeff", ""),
+        (["guidance=mix", "guidance.terms=[{loss:sds},{loss:editing}]"], "editing needs a second prompt", ""),
+        (["guidance=mix", "guidance.terms=[{loss:sds},{loss:partly}]"], "", "would do nothing"),
+        (["guidance=sds"], "", "source_prompt=a blue mug would do nothing"),
+    ],
+)
+def test_a_marked_loss_has_the_source_prompt_as_the_librarys_editing_losses_have(
+    words: list[str], without: str, beside: str
+) -> None:
+    """It is refused without its second prompt and taken with it; where the mark's option is 0, the other way round."""
+    for loss in (editing, partly):
+        guidance.register(loss)
+    for options, said in ((words, without), ([*words, "source_prompt=a blue mug"], beside)):
+        refused = contextlib.nullcontext() if not said else pytest.raises(ValueError, match=said)
+        with refused:
+            compose_config(["prompt=a red mug", *options])
+
+
+def test_a_marked_loss_is_refused_where_the_prior_knows_no_words() -> None:
+    for loss in (editing, partly):
+        guidance.register(loss)
+    with pytest.raises(ValueError, match="compares texts; add a prompt, or choose guidance=sds"):
+        compose_config(["image=mug.png", "guidance=editing"])
+    assert compose_config(["image=mug.png", "guidance=partly"]).guidance.share == 0
+    prior = gaussian({text: torch.zeros(3, 4, 4) for text in ("", prompts.PICTURED)}, std=0.5)
+    object.__setattr__(prior, "words", False)
+    words = ["prompt=a red mug", "image=mug.png", "guidance=mix", "source_prompt=a mug"]
+
+    def own(loss: str) -> Any:
+        term = {"loss": loss, "prior": "novel_view"}
+        compose_config([*words, f"guidance.terms=[{{loss:editing}},{{loss:{loss},prior:novel_view}}]"])
+        return mix.own_condition("terms[1]", term, prior, prior, "auto")
+
+    assert own("partly") is not None
+    with pytest.raises(ValueError, match="editing needs prompts, and novel_view knows none"):
+        own("editing")

@@ -236,7 +236,7 @@ def test_an_object_that_is_much_white_is_trained_over_grey(
     picture[12:52, 12:52] = rows.reshape(40, 40, 4)
     Image.fromarray(picture).save(tmp_path / "p.png")
     config = compose_config(["prompt='a kettle'", f"image={tmp_path / 'p.png'}", *words])
-    (scene,) = make_scenes(config, torch.Generator().manual_seed(0), torch.device("cpu"))
+    (scene,), _ = make_scenes(config, torch.Generator().manual_seed(0), torch.device("cpu"))
     assert isinstance(scene, HashGridScene) and scene.background == background
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,19 @@ from safetensors.torch import save_file
 
 import distill
 from distill import cli
+from distill.renderers.sdf import SdfScene
 from distill.run import amortise, batch, execute, staging, stored
 from distill.run.compose import compose_config
+from distill.run.earlier import follows_from, read_settings
 from distill.run.folders import check_unused, claim, refuse, to_resume
 from distill.run.generator import library_of
 from distill.run.journal import seconds_before
 from distill.run.overrides import quote
+from distill.run.plugins import plugins
 from distill.run.prior import check_prior
 from distill.run.queue import compose_queue
-from distill.run.stored import renew
+from distill.run.scenes import scene_of_run
+from distill.run.stored import left_as_it_is, renew
 
 #: Two steps of a small picture.
 QUICK = [
@@ -204,6 +209,20 @@ def test_a_folder_of_something_else_is_told_from_another_run() -> None:
         ValueError, match=r"with iterations=400, not 1; particles=1, not 2; seed=0, not 1 and 2 more"
     ):
         refuse(Path("other"), compose_config(["prompt=a red mug", *many]))
+
+
+@pytest.mark.parametrize(
+    "option", ["seed=3", "optimiser.ema=0.5", "render.turns.normals=0.25", "guidance.scale=3"]
+)
+def test_a_setting_is_named_however_deep_it_lies(option: str) -> None:
+    """Each group inside a group has names of its own; a schedule is one value."""
+    claim(compose_config(["prompt=a red mug", "output_dir=mine"]))
+    name, _, value = option.partition("=")
+    with pytest.raises(ValueError, match=rf"with {re.escape(name)}=[\w.]+, not {value}(\.0)?;"):
+        refuse(Path("mine"), compose_config(["prompt=a red mug", "output_dir=mine", option]))
+    moving = compose_config(["prompt=a red mug", "render.turns.normals={start:0,end:1}"])
+    made = stored.flat(stored.settings_of(moving))
+    assert made["render.turns.normals"] == {"start": 0, "end": 1}
 
 
 def test_a_resumed_run_is_described_as_it_was_resumed() -> None:
@@ -411,3 +430,59 @@ def test_among_runs_of_other_seeds_a_sweep_reads_its_own_alone(
         assert read == [folder]
     read.clear()
     assert to_resume(compose_config([*words, "seed=7"])) is None and not read
+
+
+#: What a ``config.yaml`` may hold that is no settings, and how that is told.
+BROKEN: dict[str, tuple[bytes | None, str]] = {
+    "gone": (None, r"\(.*No such file"),
+    "no text": (b"prompt: \xff\xfe", r"\("),
+    "no YAML": (b"prompt: [a", r"\("),
+    "no number": (b"prompt: 0b_", r"\(invalid literal for int"),
+    "a list": (b"- prompt", r"\(it holds no settings of a run"),
+    "a word": (b"word", r"\("),
+    "empty": (b"", r"\(it "),
+    "another thing": (b"scene: 3", r"\(it "),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_settings_that_cannot_be_read_are_told_by_all_who_read_them(kind: str) -> None:
+    """Where a run must have them, in one line that names the file; where they may be missing, they are as if they were."""
+    content, why = BROKEN[kind]
+    Path("run").mkdir()
+    if content is not None:
+        Path("run/config.yaml").write_bytes(content)
+    said = rf"run/config.yaml cannot be read {why}[^\n]*"
+    with pytest.raises(ValueError, match=rf"^{said}; init must be the folder of an earlier run$"):
+        read_settings("run")
+    if content is None:
+        assert stored.stored_in(Path("run")) is None
+    else:
+        with pytest.raises(ValueError, match=rf"^{said}; remove run, or choose another output_dir=$"):
+            stored.stored_in(Path("run"))
+        with pytest.raises(
+            ValueError,
+            match=r"^distill.load takes the folder of a finished run, and run/config.yaml cannot be read",
+        ):
+            distill.load("run")
+    assert scene_of_run("run", {}) == {} == follows_from("run", SdfScene)
+    assert (
+        scene_of_run("~nobody-of-this-name/run", {})
+        == {}
+        == follows_from("~nobody-of-this-name/run", SdfScene)
+    )
+    assert left_as_it_is(Path("run"), compose_config(["prompt=a red mug"])) == ""
+
+
+def test_an_earlier_run_of_a_mesh_is_gone_on_from_only_where_it_says_which() -> None:
+    """Settings of an earlier version may lack how the mesh stands; the scene alone would show another one."""
+    Path("run").mkdir()
+    known = plugins()["scene"]
+    config = compose_config(["prompt=a red mug", "mesh=m.glb"])
+    OmegaConf.save(config, "run/config.yaml")
+    found = scene_of_run("run", known)
+    assert (found["scene"], found["mesh.file"], found["mesh.up"]) == ("surface", "m.glb", "auto")
+    plain: Any = OmegaConf.to_container(config)
+    del plain["mesh"]["up"]
+    OmegaConf.save(OmegaConf.create(plain), "run/config.yaml")
+    assert scene_of_run("run", known) == {}

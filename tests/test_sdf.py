@@ -16,15 +16,19 @@ from test_run import OPTIONS, QUICK, command, error_of
 from torch import Tensor
 
 import distill
+from distill import renderers
 from distill.cameras import turntable
 from distill.contracts import Render, Step
 from distill.export.mesh import depth_of
 from distill.export.zero_set import _on_grid, extract_zero_set, zero_set
 from distill.files.checkpoint import save_checkpoint
 from distill.job import State, make_optimiser
+from distill.renderers import second_stage
+from distill.renderers.grids import interpolated
+from distill.renderers.image import ImageScene
 from distill.renderers.nerf import HashGridScene
-from distill.renderers.sdf import SdfScene, interpolated, optical_depth
-from distill.run import initial, second_stage
+from distill.renderers.sdf import SdfScene, optical_depth
+from distill.run import initial
 from distill.run.compose import compose_config
 
 SMALL: dict[str, Any] = {"levels": 2, "log2_table_size": 8, "hidden_width": 8, "detail": 16}
@@ -503,3 +507,107 @@ def test_a_distance_is_changed_by_at_most_its_reach_in_scene_units(bias: float, 
 def test_curvature_is_penalised_where_the_weight_was_measured(prior: str, weight: float) -> None:
     config = compose_config(["prompt=a red mug", "scene=sdf", "init=x", f"prior={prior}"])
     assert config.penalties.curvature == weight
+
+
+class Mine(SdfScene):
+    """A signed distance of one's own, which has all that the library's has."""
+
+
+class Owned(ImageScene):
+    """A scene of one's own that begins with a field: a picture, of the colour in the field's middle, at so many levels."""
+
+    features = frozenset({"from_field"})
+    field_options = ("levels",)
+
+    def __init__(self, *, levels: int = 3, seed: Any = 0) -> None:
+        super().__init__(seed=seed)
+        self.levels = levels
+
+    def begin_with_field(self, field: HashGridScene) -> dict[str, float]:
+        assert len(field.layout.levels) == self.levels
+        middle = field.field()  # any of its methods
+        assert middle is not None
+        return {"density": middle(torch.zeros(1, 3))[0].item()}
+
+
+class Promised(ImageScene):
+    """A scene that says that it begins with a field, and does not know how."""
+
+    features = frozenset({"from_field"})
+
+
+@pytest.fixture
+def own_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renderers, "_registered", {})
+    for scene in (Mine, Owned, Promised):
+        renderers.register(scene)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_scenes")
+def test_a_registered_scene_that_begins_with_a_field_is_treated_as_the_librarys(tmp_path: Path) -> None:
+    """From a field, from a run of its own, and as a stage; options that it must share follow, and others are refused."""
+    quick = {
+        **OPTIONS,
+        "iterations": 1,
+        "export.enabled": False,
+        "scene.levels": 2,
+        "scene.log2_table_size": 8,
+    }
+    distill.generate("a red mug", output_dir="first", **quick)
+    small = {**OPTIONS, "iterations": 1, "export.enabled": False}
+    for name in ("scene.march_steps", "scene.occupancy_resolution", "scene.log2_table_size"):
+        small.pop(name, None)
+    made = distill.generate(
+        "a red mug", output_dir="second", init="first", scene="mine", **{**small, "scene.resolution": 24}
+    )
+    assert isinstance(made.scene, Mine) and made.manifest["conversion"]["silhouette_iou"] > 0.8
+    assert compose_config(["prompt=a red mug", "scene=mine", "init=first"]).scene.levels == 2
+    assert compose_config(["prompt=a red mug", "scene=mine", "init=second"]).scene.levels == 2
+    third = compose_config(["prompt=a red mug", "init=second"])
+    assert third.scene._target_.endswith(".Mine")
+    initial.check_init(third)
+    for words, why in [
+        (["scene=sdf", "init=second"], "holds Mine, which is no field; scene=sdf begins with a run of scene=hash_grid"),
+        (["scene=mine", "init=first", "scene.levels=3"], "levels 2, not 3"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=why):
+            initial.check_init(compose_config(["prompt=a red mug", *words]))
+    for words, why in [
+        (["scene=mine"], "the scene Mine begins with the field of an earlier run, and there is none"),
+        (["scene=mine", "init=first", "export.iso=3"], "export.iso=3.0 would do nothing"),
+    ]:
+        with pytest.raises(ValueError, match=why):
+            compose_config(["prompt=a red mug", *words])
+    staged = compose_config(
+        ["prompt=a red mug", "stages=[field,surface]", "stage.surface.scene=mine", "scene.levels=2"]
+    )
+    assert staged.scene._target_.endswith(".Mine") and staged.scene.levels == 2
+
+
+@pytest.mark.usefixtures("own_scenes")
+def test_a_scene_that_is_no_distance_begins_with_a_field_by_the_contract_alone() -> None:
+    """Its figures are in the manifest, and it has just the options that it names from the field."""
+    quick = {
+        **OPTIONS,
+        "iterations": 1,
+        "export.enabled": False,
+        "scene.levels": 2,
+        "scene.log2_table_size": 8,
+    }
+    first = distill.generate("a red mug", output_dir="first", **quick)
+    small = {name: value for name, value in quick.items() if not name.startswith("scene.")}
+    made = distill.generate("a red mug", output_dir="second", init="first", scene="owned", **small)
+    field = first.scene.field()
+    assert field is not None and isinstance(made.scene, Owned) and made.scene.levels == 2
+    density = made.manifest["conversion"].pop("density")
+    assert density == pytest.approx(field(torch.zeros(1, 3))[0].item())
+    with pytest.raises(ValueError, match="levels 2, not 3"):
+        initial.check_init(
+            compose_config(["prompt=a red mug", "init=first", "scene=owned", "scene.levels=3"])
+        )
+    assert compose_config(["prompt=a red mug", "init=first", "scene=owned", "export.iso=3"]).export.iso == 3
+    with pytest.raises(
+        ValueError, match="Promised has the feature from_field and no method begin_with_field"
+    ):
+        compose_config(["prompt=a red mug", "init=first", "scene=promised"])

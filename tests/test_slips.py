@@ -12,9 +12,10 @@ from omegaconf import OmegaConf
 from distill import cli, guidance
 from distill.options import SCHEDULE_FIELDS, numbers
 from distill.run.compose import compose_config
+from distill.run.known import known_options
 from distill.run.mistakes import option_around, takes_list, takes_schedule
 from distill.run.plugins import plugins
-from distill.run.schema import PARTS, known_options
+from distill.run.schema import PARTS
 
 
 def error_of(*words: str, folders: tuple[str, ...] = ()) -> str:

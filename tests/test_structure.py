@@ -147,15 +147,19 @@ def is_part(node: ast.AST) -> bool:
     return any(name == part or name.endswith(f"_{part}") for part in PARTS)
 
 
+#: What a part says of itself.
+SAYS = ("features", "field_options", "__name__")
+
+
 def asks_for_an_attribute(node: ast.AST) -> bool:
     """``hasattr(scene, "query")`` or ``getattr(prior, "network", None)`` with a constant name.
 
-    ``getattr`` with a variable's name looks a plug-in up, and one of a class's ``features`` or ``__name__`` asks what a
-    user's own class says of itself.
+    ``getattr`` with a variable's name looks a plug-in up, and one of a class's ``features``, ``field_options`` or ``__name__``
+    asks what a user's own class says of itself.
     """
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) >= 2):
         return False
-    named = isinstance(node.args[1], ast.Constant) and node.args[1].value not in ("features", "__name__")
+    named = isinstance(node.args[1], ast.Constant) and node.args[1].value not in SAYS
     return node.func.id in ("hasattr", "getattr") and named and is_part(node.args[0])
 
 

@@ -19,6 +19,7 @@ from distill.cli import main
 from distill.export.thumbnail import draw
 from distill.run.compose import compose_words, composing
 from distill.run.differences import entries, told_apart
+from distill.run.settings import text_of
 from distill.run.summary import Run, as_text, folders, head, summarise
 
 
@@ -240,8 +241,8 @@ def test_a_configuration_s_first_lines_are_enough(tmp_path: Path) -> None:
         (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
         wanted = {"prompt": prompt, "seed": 7, "seeds": 1, "image": None, "iterations": 9}
         wanted["guidance"] = OmegaConf.to_container(config.guidance)
-        assert head(tmp_path / "config.yaml") == wanted
-    assert head(tmp_path / "gone.yaml") == {}
+        assert head(text_of(tmp_path)) == wanted
+    assert head(text_of(tmp_path / "gone")) == {}
 
 
 def test_many_runs_are_one_page(tmp_path: Path) -> None:

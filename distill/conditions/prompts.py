@@ -65,11 +65,10 @@ def view_words(
     Raises:
         ValueError: the style is unknown, or has no such views.
     """
-    from distill.embedded import vocabulary, world
+    from distill.embedded import world
 
     own = {f"{view} view": text for view, text in (own or {}).items()}
-    if style == "auto":
-        style = "sixteen" if vocabulary.of_prior(prior_name) and not own else "four"
+    style = style_of(style, prior_name, bool(own))
     name = partial(four_views, front_deg=front_deg, overhead_deg=overhead_deg)
     styles = {
         "none": None,
@@ -81,6 +80,15 @@ def view_words(
     if own and style != "four":
         raise ValueError(f"prompts for single views need view_words=four, got {style!r}")
     return styles[style]
+
+
+def style_of(style: str, prior_name: str, own: bool) -> str:
+    """Return which words ``auto`` stands for, and any other style as it is; arguments as for ``view_words``, ``own`` if there are any."""
+    from distill.embedded import vocabulary
+
+    if style != "auto":
+        return style
+    return "sixteen" if vocabulary.of_prior(prior_name) and not own else "four"
 
 
 def own_prompts(options: DictConfig) -> dict[str, str]:

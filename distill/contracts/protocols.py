@@ -212,8 +212,10 @@ class Scene(Protocol):
     ``normals``, ``shading``, ``chunks`` (it takes ``chunk_rays`` and ``recompute``), ``together`` (it takes
     ``together``: so many consecutive pictures are of one object and have the same random background), ``background`` (it
     takes ``background="grey"``, and its renders say what is behind the object), ``library`` (it is a ``Generator``),
-    ``from_field`` (it begins with the field of an earlier run, and has ``begin_with(field, distance)``), and
-    the names of the penalties that it computes.
+    ``distance`` (its mesh is where a signed distance is 0, whatever ``export.iso`` and ``export.blur_width`` are),
+    ``from_field`` (it begins with the field of an earlier run: it has ``begin_with_field(field)``, which is given the trained
+    ``distill.renderers.HashGridScene`` on the scene's device and returns figures for the manifest, numbers by name, and if need be
+    ``field_options``, the names of its options that must have the field's values), and the names of the penalties that it computes.
     """
 
     @property
@@ -305,7 +307,7 @@ class Generator(Scene, Protocol):
 
 
 class Renderer(Protocol):
-    """Renders the scene that is trained."""
+    """Renders the scene that is trained; where ``Settings.shading`` chooses each step's shading, it is a ``ShadedRenderer``."""
 
     def __call__(
         self,
@@ -316,6 +318,23 @@ class Renderer(Protocol):
         generator: torch.Generator | None = None,
         normals: bool = False,
     ) -> Render: ...
+
+
+class ShadedRenderer(Renderer, Protocol):
+    """Renders a scene with the feature ``shading``: it can be told how the pictures are shaded, which is else the renderer's own."""
+
+    def __call__(
+        self,
+        cameras: Cameras,
+        height: int,
+        width: int,
+        *,
+        generator: torch.Generator | None = None,
+        normals: bool = False,
+        shading: str = ...,
+    ) -> Render:
+        """Render; ``shading`` is one of ``distill.renderers.volume.SHADINGS``."""
+        ...
 
 
 class Writer(Protocol):

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from distill.forecast.network import Forecast, counted, forecast, shadow
 from distill.forecast.rendering import rendered
-from distill.guidance import is_made_for_prior
+from distill.guidance import is_learner, is_made_for_prior
 from distill.options import schedules_in
 from distill.priors.dtypes import default_dtype
 from distill.priors.load import family_of
@@ -104,9 +104,10 @@ def calls(config: DictConfig, batch: int) -> tuple[list[int], int, bool]:
     """
     away = bool(config.perp_neg.enabled)
     guided = (5 if away else 2) * batch
-    if "rank" in config.guidance:
+    loss = get_method(config.guidance._target_)
+    if is_learner(loss) and "rank" in config.guidance:  # it trains low-rank layers, as ``vsd`` does
         return [guided, batch], int(config.guidance.rank), False
-    if is_made_for_prior(get_method(config.guidance._target_)):
+    if is_made_for_prior(loss):
         return [guided] * len(config.guidance.get("terms") or [1]), 0, False
     made = instantiate(config.guidance, _convert_="all")
     asked = counted(scheduled(made, **schedules_in(config, "guidance")), batch, away=away)

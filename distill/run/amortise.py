@@ -72,7 +72,8 @@ def amortise(
     if output_dir is not None:
         overrides["output_dir"] = str(output_dir)
     words = as_overrides(overrides)
-    return run_library(compose_config([*words, *library_scene(words)]), loaded)
+    config = compose_config([*words, *library_scene(words)], loaded=loaded is not None)
+    return run_library(config, loaded)
 
 
 def run_library(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALONE) -> Path:

@@ -72,8 +72,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         prior = prior or open_prior(config, device)
         embeddings = embed_library(config, prior, library)
     # Before the prior is loaded, so that what they refuse is said at once.
-    conversion: dict[str, float] = {}
-    scenes = make_scenes(config, generator, prior.device if prior else device, embeddings, conversion)
+    scenes, conversion = make_scenes(config, generator, prior.device if prior else device, embeddings)
     cameras: CameraSampler = sampler_of(config, "cameras")
     told = shows_picture(config, prior)
     picture = look_at(config, device) if config.image and not told else None
@@ -179,28 +178,24 @@ LEARNS = (
 
 
 def make_scenes(
-    config: DictConfig,
-    generator: torch.Generator,
-    device: torch.device,
-    embeddings: Tensor | None = None,
-    conversion: dict[str, float] | None = None,
-) -> list[Scene]:
+    config: DictConfig, generator: torch.Generator, device: torch.device, embeddings: Tensor | None = None
+) -> tuple[list[Scene], dict[str, float]]:
     """Make as many scenes as there are particles, from an earlier run's where ``init`` names one; or one for a library.
 
-    Of a second stage, ``conversion`` is filled with how its pictures differ from its field's.
+    Returns:
+        The scenes, and of a second stage, how its pictures differ from its field's; else nothing.
     """
     make = scene_maker(config, **background_of(config))
     told: dict[str, Any] = {} if embeddings is None else {"embeddings": embeddings}
     scenes: list[Scene] = [make(seed=generator, **told).to(device) for _ in range(config.particles)]
+    conversion = dict[str, float]()
     for scene in scenes:
         if config.init:
-            found = begin(config, scene, device)
-            if conversion is not None:
-                conversion |= found
+            conversion |= begin(config, scene, device)
         elif config.mesh.init_texture:
             textured: Any = scene  # of a scene that textures a mesh
             textured.begin_with_colours(generator)
-    return scenes
+    return scenes, conversion
 
 
 def make_guidance(

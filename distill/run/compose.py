@@ -30,31 +30,34 @@ from distill.run.compose_stages import (
 )
 from distill.run.generator import check_together
 from distill.run.implied import expanded, with_implied
+from distill.run.known import known_options
 from distill.run.mistakes import one_line
 from distill.run.overrides import key_of, quote
 from distill.run.plugins import ALIASES, plugin_options, register, told
-from distill.run.schema import known_options
 
 
-def compose_config(overrides: Sequence[str], folders: Sequence[str] = ()) -> DictConfig:
+def compose_config(
+    overrides: Sequence[str], folders: Sequence[str] = (), *, loaded: bool = False
+) -> DictConfig:
     """Compose and check a configuration.
 
     Args:
         overrides: words of the command line, without the prompt.
         folders: with configuration files of the user's own.
+        loaded: whether the run is given a loaded prior, which may have a ControlNet that no option names.
 
     Raises:
         ValueError: an option is unknown or has the wrong type or value, in one line.
     """
     config, made = compose_any(overrides, folders)
     if len(made) < 2:
-        check(config)
+        check(config, loaded)
         check_together(config)
         check_idle(config, _given(made[0].words if made else overrides))
         return config
     for stage in checkable(made):
         try:
-            check(stage.config)
+            check(stage.config, loaded)
             check_together(stage.config)
         except ValueError as error:
             raise ValueError(f"stage {stage.name}: {error}") from error

@@ -16,11 +16,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from distill.files.paths import user_path
 from distill.options import shown
-from distill.run.earlier import SECOND, SHARED
+from distill.run.earlier import field_options, takes_field
 from distill.run.generator import CHANGEABLE, PLAIN
 from distill.run.overrides import key_of, split_word
 from distill.run.plugins import features_of
@@ -253,11 +254,12 @@ def _begin_after(before: Stage, name: str, config: DictConfig, own: Collection[s
         ValueError: it cannot follow.
     """
     was, scene = before.config.scene, config.scene
+    made = get_object(scene._target_)
     same, meshed = was._target_ == scene._target_, "mesh" in features_of(config)
     if meshed:
         follows = "volume" in features_of(before.config) and not config.mesh.file
     else:
-        follows = same or (scene._target_ == SECOND and was._target_ == PLAIN)
+        follows = same or (takes_field(made) and was._target_ == PLAIN)
     if not follows:
         old, new = (each._target_.rpartition(".")[2] for each in (was, scene))
         raise ValueError(
@@ -266,7 +268,7 @@ def _begin_after(before: Stage, name: str, config: DictConfig, own: Collection[s
         )
     like = [key for key in scene if not key.startswith("_") and key not in CHANGEABLE] if same else []
     learned = ["background"] if was.get("background") == "learned" else []
-    shared = dict.fromkeys([*like, *learned, *(SHARED if scene._target_ == SECOND else ())])
+    shared = dict.fromkeys([*like, *learned, *field_options(made)])
     for key in () if meshed else shared:
         if key in was and f"scene.{key}" not in own:
             scene[key] = was[key]

@@ -77,7 +77,7 @@ def generate(
     overrides = {"prompt": prompt, **named, **options}
     if output_dir is not None:
         overrides["output_dir"] = str(output_dir)
-    config = compose_config(as_overrides(overrides))
+    config = compose_config(as_overrides(overrides), loaded=loaded is not None)
     if loaded:
         check_loaded(config)
     return run(config, loaded)

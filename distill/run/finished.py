@@ -22,6 +22,7 @@ from distill.run.failures import noted
 from distill.run.plugins import features_of
 from distill.run.scenes import look, scene_maker
 from distill.run.schema import Config, Export
+from distill.run.settings import NAME, Unreadable, read
 from distill.run.stages import plan
 
 #: Names of a configuration's options, and of those of its export.
@@ -48,11 +49,25 @@ def load(folder: str | Path, *, device: torch.device | str = "auto") -> Asset:
         raise ValueError(
             f"{path} is of a scene that is made from a prompt; give it as generator={path} to make one"
         )
-    there = pick_device(str(device))
-    scenes = trained_scenes(path, config, there, taker, "finish it with resume=true")
-    several = [(path / f"particle-{number}", scene) for number, scene in enumerate(scenes, start=1)]
-    particles = tuple(_asset(own, scene, config, there) for own, scene in several) if len(scenes) > 1 else ()
-    return _asset(path, scenes[0], config, there, particles)
+    return reopened(path, config, pick_device(str(device)), taker)
+
+
+def reopened(folder: Path, config: DictConfig, device: torch.device, taker: str) -> Asset:
+    """Make the asset of a finished run from its last checkpoint, with those of its particles; no prior is loaded.
+
+    Args:
+        folder: of the run.
+        config: of its last stage.
+        device: where the scenes are to be.
+        taker: what takes the folder, in messages.
+
+    Raises:
+        ValueError: there is no checkpoint of the last step.
+    """
+    scenes = trained_scenes(folder, config, device, taker, "finish it with resume=true")
+    several = [(folder / f"particle-{number}", scene) for number, scene in enumerate(scenes, start=1)]
+    particles = tuple(_asset(own, scene, config, device) for own, scene in several) if len(scenes) > 1 else ()
+    return _asset(folder, scenes[0], config, device, particles)
 
 
 def _asset(
@@ -71,7 +86,7 @@ def stored_config(folder: Path, taker: str) -> tuple[Any, DictConfig]:
     Raises:
         ValueError: there is none that can be read.
     """
-    path = folder / "config.yaml"
+    path = folder / NAME
     if not path.is_file():
         runs = sorted(folder.glob("*/config.yaml"))
         why = f"holds {counted(len(runs), 'run')}; give one, such as {runs[0].parent}" if runs else (
@@ -79,7 +94,7 @@ def stored_config(folder: Path, taker: str) -> tuple[Any, DictConfig]:
         )  # fmt: skip
         raise ValueError(f"{taker} takes the folder of a finished run, and {folder} {why}")
     try:
-        stored: Any = OmegaConf.load(path)
+        stored = read(folder)
         if "export" in stored:  # an earlier version may have had other options of an export
             stored.export = {name: value for name, value in stored.export.items() if name in EXPORT}
         config = OmegaConf.merge(
@@ -88,7 +103,9 @@ def stored_config(folder: Path, taker: str) -> tuple[Any, DictConfig]:
         assert isinstance(config, DictConfig)
         config = plan(config, folder)[-1]
         features_of(config)
-    except Exception as error:  # of what is not there, is no YAML, or was made with a scene that is not there
+    except Unreadable as error:
+        raise ValueError(f"{taker} takes the folder of a finished run, and {error}") from error
+    except Exception as error:  # of options that are none any more, or a scene that is not there
         raise ValueError(
             f"{taker} takes the folder of a finished run, and {path} cannot be read ({first_line(error)})"
         ) from error

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from distill.files.atomic import is_half, write_atomic
 from distill.files.lock import NAME as LOCK
 from distill.files.lock import InUse, hold
-from distill.files.paths import user_path
+from distill.files.paths import nearest, user_path
 from distill.run import contents
 from distill.run.plugins import features_of
 from distill.run.seeding import several
@@ -57,10 +57,7 @@ def claim(config: DictConfig, root: Path = Path("outputs")) -> Path:
     try:
         folder = _named(user_path(config.output_dir), config) if config.output_dir else _free(root, config)
     except OSError as error:
-        where = config.output_dir or root
-        raise ValueError(
-            f"cannot write to {where} ({os.strerror(error.errno or 0)}); choose a writable folder with output_dir="
-        ) from error
+        raise unwritable(config.output_dir or root, os.strerror(error.errno or 0)) from error
     return folder
 
 
@@ -72,12 +69,18 @@ def check_unused(config: DictConfig) -> None:
         OtherLayout: it holds this run with other ``retries``.
         ValueError: it holds something else, or cannot be written.
     """
+    check_place(config)
+    if config.resume and to_resume(config) is None:
+        log.warning("%s", nothing_to_resume(config))
+
+
+def check_place(config: DictConfig) -> Path:
+    """Return the folder that a configuration writes to, which a run can use; errors as for ``check_unused``."""
     folder = check_writable(config)
     if config.output_dir and folder.is_dir():
         with contextlib.suppress(OSError), hold(folder):  # what cannot be written is told by claim
             refuse(folder, config)
-    if config.resume and to_resume(config) is None:
-        log.warning("%s", nothing_to_resume(config))
+    return folder
 
 
 def to_resume(config: DictConfig, root: Path = Path("outputs")) -> Path | None:
@@ -110,11 +113,15 @@ def check_writable(config: DictConfig) -> Path:
         ValueError: it cannot.
     """
     folder = user_path(config.output_dir or "outputs")
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    there = nearest(folder)
     if not there.is_dir() or not os.access(there, os.W_OK):
-        why = "permission denied" if there.is_dir() else f"{there} is a file"
-        raise ValueError(f"cannot write to {folder} ({why}); choose a writable folder with output_dir=")
+        raise unwritable(folder, "permission denied" if there.is_dir() else f"{there} is a file")
     return folder
+
+
+def unwritable(folder: str | Path, why: str) -> ValueError:
+    """The error of a folder that cannot be written, and why."""
+    return ValueError(f"cannot write to {folder} ({why}); choose a writable folder with output_dir=")
 
 
 def check_root(config: DictConfig) -> Path:

@@ -16,8 +16,8 @@ from distill.domains import counted
 from distill.files.atomic import write_atomic
 from distill.files.paths import user_path
 from distill.priors.source import SHIPPED, is_single
+from distill.run.known import default_of
 from distill.run.plugins import features_of
-from distill.run.schema import default_of
 from distill.run.seeding import several
 
 log = logging.getLogger(__name__)

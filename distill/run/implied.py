@@ -12,7 +12,7 @@ from distill.embedded.prompt import kind_of, object_of, prior_for
 from distill.embedded.vocabulary import of_prior
 from distill.files.paths import user_path
 from distill.priors.preset import preset_of, shown_picture, told_cameras
-from distill.run.earlier import follows_from
+from distill.run.earlier import follows_from, takes_field
 from distill.run.generator import implied_by
 from distill.run.overrides import as_overrides, split_word
 from distill.run.plugins import ALIASES, plugins
@@ -72,8 +72,9 @@ def implied(words: Sequence[str]) -> dict[str, str]:
         found |= expanded(alias, given.get("timesteps"))
     if folder := _named(given, "generator"):
         found |= _generated(folder, given)
-    if given.get("scene") == "sdf" and earlier:
-        found |= _followed(follows_from(earlier), given, "init")
+    scene = plugins()["scene"].get(given.get("scene", ""))
+    if scene and takes_field(scene) and earlier:
+        found |= _followed(follows_from(earlier, scene), given, "init")
     shipped = _shipped(given)
     prior = "things" if shipped else given.get("prior", "embedded")
     own = _of_bundled({**dict(map(split_word, begun)), **given}, prior)
@@ -136,7 +137,8 @@ def _of_bundled(given: Mapping[str, str], prior: str) -> dict[str, str]:
     parts = _parts(given) - ({"stages"} if given.get("stages") == "[]" else set())
     # A further stage has been composed of its own words, without ``stages``; its scene may be that of the run that it begins with.
     same = "init" in parts and given.get("scene") == "hash_grid"
-    further = {"stages", "init"} | ({"scene"} if same or given.get("scene") == "sdf" else set())
+    second = takes_field(plugins()["scene"].get(given.get("scene", "")))
+    further = {"stages", "init"} | ({"scene"} if same or second else set())
     if given.get("guidance", "") in ALIASES or parts & {*NOT_PLAIN, "image", "preset"} - further:
         return {}
     own = of_prior(prior)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_method, instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -23,9 +23,10 @@ from distill.files.paths import user_path
 from distill.job import take
 from distill.options import options_of
 from distill.run import contents
-from distill.run.earlier import SECOND, SHARED, holds_field, read_settings
+from distill.run.earlier import field_options, holds_field, read_settings, takes_field
 from distill.run.generator import CHANGEABLE
 from distill.run.scenes import scene_maker
+from distill.run.settings import read
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ def check_init(config: DictConfig) -> None:
     folder = user_path(config.init)
     if not (folder / "checkpoints").is_dir():
         raise ValueError(f"init must be the folder of an earlier run, and {config.init} has no checkpoints")
-    second = config.scene._target_ == SECOND
+    scene = get_object(config.scene._target_)
+    second = takes_field(scene)
     if not second and not (folder / "config.yaml").exists():
         return
     earlier = read_settings(config.init)
@@ -55,10 +57,10 @@ def check_init(config: DictConfig) -> None:
         raise ValueError(
             f"init={folder} textures another mesh than {config.mesh.file}, which has changed or is another; give that one as mesh=FILE"
         )
-    of_field = second and holds_field(earlier, config.init)
-    defaults = OmegaConf.structured(options_of(get_method(config.scene._target_)))
+    of_field = second and holds_field(earlier, config)
+    defaults = OmegaConf.structured(options_of(scene))
     for name, value in config.scene.items():
-        if of_field and name not in SHARED:
+        if of_field and name not in field_options(scene):
             continue
         was = before.get(name, defaults.get(name))  # an earlier version may not have had it
         if name not in CHANGEABLE and was != value:
@@ -72,22 +74,21 @@ def begin(config: DictConfig, scene: Scene, device: torch.device) -> dict[str, f
     """Let a scene begin with that of the earlier run which ``init`` names; a second stage, with its field.
 
     Returns:
-        Of a field, how much the pictures change, see ``distill.run.second_stage``; else nothing.
+        Of a field, how much the pictures change, as the scene says it; else nothing.
 
     Raises:
         ValueError: the run has no checkpoint, or one of another scene.
     """
     folder = user_path(config.init)
     tell_source(config, folder)
-    if config.scene._target_ != SECOND or not holds_field(earlier := read_settings(config.init), config.init):
+    if not takes_field(scene) or not holds_field(earlier := read_settings(config.init), config):
         start_from(folder, scene, device)
         return {}
-    from distill.run import second_stage
-
     # What encoded on a GPU may not run here.
-    field: Any = scene_maker(earlier, backend=config.scene.backend)(seed=0).to(device)
+    field: Any = scene_maker(earlier, backend=config.scene.get("backend", "auto"))(seed=0).to(device)
     start_from(folder, field, device)
-    return second_stage.begin(scene, field)
+    second: Any = scene  # of one that begins with a field
+    return dict(second.begin_with_field(field))
 
 
 def tell_source(config: DictConfig, folder: Path) -> None:
@@ -221,7 +222,7 @@ def _opened(folder: Path, device: torch.device, files: tuple[tuple[str, int], ..
         raise ValueError(f"generator={folder} has no checkpoint yet; finish its training with resume=true")
     tell_unfinished("generator", folder, saved)
     try:
-        made = instantiate(OmegaConf.load(folder / "config.yaml").scene, _convert_="all")
+        made = instantiate(read(folder).scene, _convert_="all")
         generator: Generator = made(seed=0, embeddings=saved["scene"]["prompts.embeddings"]).to(device)
         # Where the library's objects are is for training alone, and the largest part of a large library.
         where = saved["scene"]["prompts.occupied"][:0]

@@ -8,8 +8,8 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from distill import loop
-from distill.contracts import Learner
 from distill.files.checkpoint import load_checkpoint
+from distill.guidance import is_learner
 from distill.ranks import Ranks
 from distill.run.amortise import run_library, set_accumulate
 from distill.run.assemble import LEARNS, assemble
@@ -90,8 +90,7 @@ def check_shared(config: DictConfig, processes: int) -> None:
     for name, given, why in found:
         if given:
             raise ValueError(f"{name} does not go with {processes} processes: {why}; leave it out")
-    loss = get_object(config.guidance._target_)
-    if isinstance(loss, type) and issubclass(loss, Learner):
+    if is_learner(get_object(config.guidance._target_)):
         raise ValueError(LEARNS)
     prompts, views = config.optimiser.accumulate, config.render.batch
     if amortised(config) and (prompts is None or prompts > 1):

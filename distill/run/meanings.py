@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-import typing
-from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from collections.abc import Callable
 from typing import Any
 
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from distill.renderers.shared_options import OWNER
-from distill.run.schema import PARTS, Config
+from distill.run.known import schema_of
+from distill.run.schema import PARTS
 
 #: The sections of a docstring that say what each parameter or field is.
 SECTIONS = ("Args:", "Attributes:")
@@ -71,20 +70,3 @@ def meaning_of(option: str, config: DictConfig) -> str:
     else:
         said = entries(schema_of(group).__doc__)
     return said.get(name, "")
-
-
-def schema_of(group: str) -> type:
-    """The dataclass of a group of the schema, by its dotted name; of the whole with an empty one."""
-    schema: type = Config
-    for name in filter(None, group.split(".")):
-        schema = typing.get_type_hints(schema)[name]
-    return schema
-
-
-def groups(schema: type = Config, prefix: str = "") -> Mapping[str, type]:
-    """The groups of the schema, by their dotted names, the whole first."""
-    found: dict[str, type] = {prefix: schema}
-    for name, hint in typing.get_type_hints(schema).items():
-        if is_dataclass(hint):
-            found |= groups(typing.cast(type, hint), f"{prefix}.{name}" if prefix else name)
-    return found

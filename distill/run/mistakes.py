@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ from yaml import YAMLError
 
 from distill.domains import describe
 from distill.options import SCHEDULE_FIELDS, SCHEDULED, hints_of, names_of, numbers
+from distill.run.known import group_names, groups, known_options, schema_of
 from distill.run.plugins import plugin_options, plugins
-from distill.run.schema import PARTS, Config, known_options
+from distill.run.schema import PARTS
 
 
 @contextmanager
@@ -123,9 +123,8 @@ def hints_of_option(option: str, *, rules: bool = False) -> list[object]:
     having = [target for target in plugins().get(group, {}).values() if name in names_of(target)]
     hints: list[object] = [hints_of(target, rules).get(name, Any) for target in having]
     if option in known_options():
-        *above, last = option.split(".")
-        schema: type = type(functools.reduce(getattr, above, Config()))
-        hints.append(hints_of(schema, rules)[last])
+        above, _, last = option.rpartition(".")
+        hints.append(hints_of(schema_of(above), rules)[last])
     return hints
 
 
@@ -157,7 +156,7 @@ def _mistyped(error: str) -> str | None:
     ):
         return _of_a_group(found[1], found[2])
     if found := re.search(r"Merge error: \w+ is not a subclass of (\w+)\. value: (.*)", error):
-        held = {type(value).__name__: name for name, value in vars(Config()).items()}
+        held = {schema.__name__: name for name, schema in groups().items() if name}
         return _of_a_group(held[found[1]], found[2]) if found[1] in held else None
     return None
 
@@ -204,9 +203,7 @@ def option_around(name: str) -> str:
     parts = name.split(".")
     if len(parts) < 2:
         return ""
-    known = known_options()
-    groups = {option.rpartition(".")[0] for option in known} | {*PARTS}
-    options = ({*known} | {*plugin_options()}) - groups
+    options = {*known_options(), *plugin_options()} - group_names()
     return next((above for end in range(1, len(parts)) if (above := ".".join(parts[:end])) in options), "")
 
 

@@ -17,13 +17,9 @@ from distill.priors.graphs import check_graphs
 from distill.priors.load import is_imagedream, load_prior
 from distill.priors.source import find
 from distill.run.checks.image import check_shown
-from distill.run.schema import PriorOptions, default_of
-
-#: A ControlNet and what it is given are two options.
-TOGETHER = (
-    "prior_options.controlnet and prior_options.control belong together: the one names the ControlNet, the other what it is "
-    "shown, depth, normal or mask of the scene, or a picture"
-)
+from distill.run.checks.texts import TOGETHER
+from distill.run.known import default_of
+from distill.run.schema import PriorOptions
 
 
 def check_prior(config: DictConfig, device: torch.device) -> None:
@@ -38,11 +34,8 @@ def check_prior(config: DictConfig, device: torch.device) -> None:
         check_student(path)
     if not (config.prompt or config.prompts):
         return  # a picture's model is checked with the picture
-    if control := config.prior_options.control:
-        if not config.prior_options.controlnet:
-            raise ValueError(TOGETHER)
-        if control not in DRAWN:
-            read_picture(user_path(control))
+    if (control := config.prior_options.control) and control not in DRAWN:
+        read_picture(user_path(control))
     source = find(config.prior, config.prior_options.config)
     if is_imagedream(source):
         check_shown(config, config.prior)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from distill.cameras import Cameras
 from distill.contracts import Render, Scene, View
@@ -16,6 +17,7 @@ from distill.files.paths import user_path
 from distill.options import names_of
 from distill.run.generator import CHANGEABLE
 from distill.run.plugins import features_of
+from distill.run.settings import read
 
 #: Options that say which mesh a scene textures, and how it stands.
 SHAPED = ("file", "up", "front", "keep")
@@ -52,15 +54,21 @@ def scene_of_run(folder: str, known: Mapping[str, Callable[..., Any]]) -> dict[s
         Empty where the folder says nothing that can be read; ``initial.check_init`` says so.
     """
     try:
-        stored: Any = OmegaConf.load(user_path(folder) / "config.yaml")
-        before: Any = OmegaConf.to_container(stored, resolve=True)
-        said = dict(before["scene"])
-        names = {f"{made.__module__}.{made.__qualname__}": name for name, made in known.items()}
-        name = names[said["_target_"]]
-        textured = "mesh" in features_of(stored)
-        mesh = {f"mesh.{key}": before["mesh"][key] for key in SHAPED} if textured else {}
-    except Exception:  # of a file that is no YAML, or holds something else
+        before: Any = OmegaConf.to_container(read(user_path(folder)), resolve=True)
+    except (
+        ValueError,
+        OmegaConfBaseException,
+    ):  # of a home folder that is not there, of the file, of what it refers to
         return {}
+    said, textures = (part if isinstance(part := before.get(key), dict) else {} for key in ("scene", "mesh"))
+    names = {f"{made.__module__}.{made.__qualname__}": name for name, made in known.items()}
+    name = names.get(str(said.get("_target_")))
+    if name is None:
+        return {}
+    textured = "mesh" in getattr(known[name], "features", ())
+    if textured and not textures.keys() >= {*SHAPED}:
+        return {}
+    mesh = {f"mesh.{key}": textures[key] for key in SHAPED} if textured else {}
     own = names_of(known[name])
     kept = {key: value for key, value in said.items() if key in own and key not in CHANGEABLE}
     kept |= {"background": "learned"} if said.get("background") == "learned" else {}

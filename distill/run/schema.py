@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from distill.domains import Angle, Count, Fraction, Length, NotNegative, OneOf, Positive, Range, Scheduled
@@ -471,22 +471,3 @@ class Config:
     timesteps: Any = None
     cameras: Any = None
     scene: Any = None
-
-
-def known_options(schema: type = Config, prefix: str = "") -> list[str]:
-    """Dotted names of the schema's options, groups included."""
-    names = []
-    for item in fields(schema):
-        names.append(prefix + item.name)
-        inner = item.default_factory() if item.default_factory is not MISSING else None
-        if is_dataclass(inner):
-            names += known_options(type(inner), f"{prefix}{item.name}.")
-    return names
-
-
-def default_of(option: str) -> object:
-    """The schema's default of an option with a dotted name."""
-    value: Any = Config()
-    for name in option.split("."):
-        value = getattr(value, name)
-    return value

@@ -15,15 +15,14 @@ from omegaconf import DictConfig
 
 from distill.asset import Asset
 from distill.contracts import Prior
+from distill.devices import pick_device
 from distill.export.thumbnail import NAME as THUMBNAIL
 from distill.files.atomic import clear, replacing
-from distill.files.checkpoint import load_checkpoint
 from distill.files.errors import line_of
 from distill.files.lock import NAME as LOCK
 from distill.files.lock import hold
-from distill.job import Job, take
+from distill.job import Job
 from distill.live.desk import Desk
-from distill.run.assemble import assemble
 from distill.run.failures import (
     OF_A_SEED,
     NoSeedFinished,
@@ -34,6 +33,7 @@ from distill.run.failures import (
     noting,
     state_of,
 )
+from distill.run.finished import reopened
 from distill.run.folders import claim, is_finished
 from distill.run.judge import judge_of
 from distill.run.manifest import finish
@@ -194,13 +194,6 @@ def adopt(own: Path, folder: Path) -> None:
 
 
 def reopen(made: Made, prior: Prior | None) -> Asset:
-    """The asset of a seed that an earlier process finished, from its last checkpoint."""
-    job = assemble(plan(made.config, made.folder)[-1], prior)
-    saved = load_checkpoint(made.folder / "checkpoints", job.prior.device)
-    assert saved is not None
-    job.state.load_state_dict(saved)
-    if job.state.average is not None:
-        take(job.state.scene, job.state.average)
-    return Asset(
-        made.config.prompt, made.folder, job.scenes[0], job.views[0], dict(made.manifest), export=made.config.export
-    )  # fmt: skip
+    """The asset of a seed that an earlier process finished, on the device of a given prior as one made with it would be."""
+    device = prior.device if prior else pick_device(made.config.device)
+    return reopened(made.folder, plan(made.config, made.folder)[-1], device, "resume=true")

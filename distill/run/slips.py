@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from distill.run.known import default_of, known_options
 from distill.run.mistakes import inside, option_around, takes_list, takes_mapping, takes_schedule
 from distill.run.plugins import plugin_options
-from distill.run.schema import PARTS, default_of, known_options
+from distill.run.schema import PARTS
 
 #: A choice of each group, as an example.
 _USUAL = {

@@ -10,15 +10,14 @@ from typing import Any
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from distill.files.atomic import write_atomic
-from distill.files.errors import first_line
 from distill.options import options_of
 from distill.run import contents
-from distill.run.schema import PARTS, known_options
+from distill.run.known import group_names, known_options
+from distill.run.schema import PARTS
 from distill.run.seeding import several
+from distill.run.settings import NAME, Unreadable, read, text_of
 
 #: Settings that may change between a run and its resumption: where it is computed, in how much memory, what is written.
 _FREE = (
@@ -88,12 +87,9 @@ def same_run(folder: Path, config: DictConfig) -> bool:
 def _of_another_seed(folder: Path, config: DictConfig) -> bool:
     """Tell by the text of a folder's ``config.yaml`` that its run has another seed.
 
-    To read it as YAML takes a hundred times as long, which a sweep over seeds would do for each of them and each of the others.
+    To read it whole takes a thousand times as long, which a sweep over seeds would do for each of them and each of the others.
     """
-    try:
-        said = _SEED.search((folder / "config.yaml").read_text("utf-8"))
-    except (OSError, UnicodeDecodeError):
-        return False
+    said = _SEED.search(text_of(folder))
     return said is not None and int(said[1]) != config.seed
 
 
@@ -152,17 +148,14 @@ def stored_in(folder: Path) -> DictConfig | None:
     Raises:
         ValueError: it cannot be read.
     """
-    path = folder / "config.yaml"
-    if not path.is_file():
+    if not (folder / NAME).is_file():
         return None
     try:
-        stored = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({first_line(error)}); remove {folder}, or choose another output_dir="
-        ) from error
-    if not isinstance(stored, DictConfig) or "prompt" not in stored:
-        raise ValueError(f"{path} holds no settings of a run; remove {folder}, or choose another output_dir=")
+        stored = read(folder)
+        if "prompt" not in stored:
+            raise Unreadable(folder / NAME, "it holds no settings of a run")
+    except Unreadable as error:
+        raise ValueError(f"{error}; remove {folder}, or choose another output_dir=") from error
     return stored
 
 
@@ -190,15 +183,11 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by dotted name; schedules and lists stay whole."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, dict) and (prefix + name) in _GROUPS:
+        if isinstance(value, dict) and (prefix + name) in group_names():
             found |= flat(value, f"{prefix}{name}.")
         else:
             found[prefix + name] = value
     return found
-
-
-#: Groups of options, whose names hold a dot.
-_GROUPS = {name.partition(".")[0] for name in known_options() if "." in name} | set(PARTS)
 
 
 def other_version(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -244,4 +233,4 @@ def renew(folder: Path, config: DictConfig, written: bool = True) -> None:
     for name in ("earlier", *contents.NAMING, *(name for name in _FREE if name not in kept)):
         OmegaConf.update(stored, name, OmegaConf.select(config, name), merge=False, force_add=True)
     if (now := OmegaConf.to_yaml(stored)) != before:
-        write_atomic(folder / "config.yaml", now)
+        write_atomic(folder / NAME, now)

@@ -23,6 +23,7 @@ from distill.export.thumbnail import thumbnail
 from distill.files.atomic import write_atomic
 from distill.run.differences import entries, told_apart
 from distill.run.failures import noted
+from distill.run.settings import text_of
 from distill.run.stages import FOLDER
 from distill.run.table import cut
 from distill.run.table import read as read_table
@@ -114,18 +115,10 @@ def compared(runs: Sequence[Run], root: Path) -> list[Run]:
         rows[run.prompt].append(index)
     said = [""] * len(runs)
     for own in (each for each in rows.values() if len(each) > 1):
-        known = [(index, found) for index in own if (found := entries(_text(root / runs[index].folder)))]
+        known = [(index, found) for index in own if (found := entries(text_of(root / runs[index].folder)))]
         for (index, _), told in zip(known, told_apart([found for _, found in known]), strict=True):
             said[index] = plain(told)
     return [run._replace(options=own) for run, own in zip(runs, said, strict=True)]
-
-
-def _text(folder: Path) -> str:
-    """A run's configuration, empty where it cannot be read."""
-    try:
-        return (folder / "config.yaml").read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def folders(root: Path) -> Iterator[Path]:
@@ -166,7 +159,7 @@ def read(folder: Path, root: Path) -> Run:
     """
     said = noted(folder)
     known = {"prompt", "seed", "iterations", "guidance"} <= set(said) and not (folder / FOLDER).is_dir()
-    asked = {} if known else head(folder / "config.yaml")
+    asked = {} if known else head(text_of(folder))
     finished = (folder / "report.html").is_file()
     state = "finished" if finished else str(said.get("state", "unfinished"))
     iterations = number(said.get("iterations", asked.get("iterations")))
@@ -236,12 +229,8 @@ def plain(value: object) -> str:
     return str(value).encode("utf-8", "replace").decode()
 
 
-def head(path: Path) -> dict[str, Any]:
-    """What the table needs of a ``config.yaml``, ``earlier`` stages with it, without reading the rest of it as YAML."""
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
-        return {}
+def head(text: str) -> dict[str, Any]:
+    """What the table needs of the text of a ``config.yaml``, ``earlier`` stages with it, without reading the rest of it as YAML."""
     # Top-level entries, each with the lines that belong to it.
     wanted = re.findall(
         r"^(?:(?:prompt|seed|seeds|image|iterations):.*|earlier:|guidance:)\n(?:[ \t].*\n|\n)*",

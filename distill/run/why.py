@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -30,8 +30,9 @@ from distill.embedded.vocabulary import of_prior
 from distill.run.compose import compose_any, compose_words, composing
 from distill.run.compose_stages import named_stages, split_stages
 from distill.run.implied import cleared, implied, with_implied
+from distill.run.known import group_names, known_options, schema_of
 from distill.run.meanings import meaning_of
-from distill.run.schema import PARTS, Config, known_options
+from distill.run.schema import PARTS
 
 #: Groups that have a choice and no options of their own.
 CHOICES = ("preset", "experiment")
@@ -140,14 +141,12 @@ def options_under(name: str, config: DictConfig) -> list[str]:
         ValueError: there is none.
     """
     parts = [f"{part}.{key}" for part in PARTS for key in config[part] or () if not str(key).startswith("_")]
-    schema = [option for option in known_options() if option not in PARTS]
-    groups = {option.rpartition(".")[0] for option in schema} - {""}
-    options = [option for option in (*schema, *parts) if option not in groups]
+    options = [option for option in (*known_options(), *parts) if option not in group_names()]
     # What is inside a schedule or a list belongs to its option.
     found = [option for option in options if name == option or name.startswith((f"{option}.", f"{option}["))]
     found += [option for option in options if option.startswith(f"{name}.")]
     if not found and name not in (*PARTS, *CHOICES):
-        close = difflib.get_close_matches(name, [*options, *groups, *PARTS, *CHOICES], n=1, cutoff=0.5)
+        close = difflib.get_close_matches(name, [*options, *group_names(), *CHOICES], n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"--why: unknown option {name!r}; {hint}'distill --options' lists all options")
     return found
@@ -327,9 +326,7 @@ def signature_of(option: str, values: Mapping[str, Any]) -> str:
         target = get_object(str(values["_target_"]))
         where = target.__init__ if inspect.isclass(target) else target
     else:
-        where = Config
-        for name in option.split(".")[:-1]:
-            where = get_type_hints(where)[name]
+        where = schema_of(option.rpartition(".")[0])
     lines, start = inspect.getsourcelines(where)
     tree = ast.parse(textwrap.dedent("".join(lines)))
     name = option.rpartition(".")[2]

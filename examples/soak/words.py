@@ -93,8 +93,8 @@ def files(folder: Path, chance: random.Random) -> list[str]:
 
 def name(chance: random.Random) -> str:
     """The name of an option, at times with a slip."""
+    from distill.run.known import known_options
     from distill.run.plugins import plugin_options
-    from distill.run.schema import known_options
 
     found = chance.choice(
         [

@@ -74,8 +74,8 @@ def resident_mib() -> float:
 
 
 def compose(wanted: Mapping[str, Any], prompt: str, seed: int) -> DictConfig:
-    """Compose a cell's configuration."""
-    return compose_config(as_overrides({"prompt": prompt, "seed": seed, **wanted}))
+    """Compose a cell's configuration; its prior is loaded once for all of them."""
+    return compose_config(as_overrides({"prompt": prompt, "seed": seed, **wanted}), loaded=True)
 
 
 def few_steps(

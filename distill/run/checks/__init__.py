@@ -15,14 +15,18 @@ from distill.files.errors import first_line
 from distill.run.checks.guidance import check_own_priors, check_second_prompts, check_sums
 from distill.run.checks.image import check_image
 from distill.run.checks.scene import check_scene
-from distill.run.checks.texts import check_perp_neg, check_texts
+from distill.run.checks.texts import check_control, check_perp_neg, check_texts
 from distill.run.checks.timesteps import check_range
 from distill.run.checks.values import check_known, check_values
 from distill.run.schema import PARTS
 
 
-def check(config: DictConfig) -> None:
+def check(config: DictConfig, loaded: bool = False) -> None:
     """Check every value against its type and the rules beside it, and what does not go together.
+
+    Args:
+        config: of a run.
+        loaded: whether its prior is given rather than loaded by its name.
 
     Raises:
         ValueError: a value is out of range, or does not go with another.
@@ -47,3 +51,4 @@ def check(config: DictConfig) -> None:
     check_second_prompts(values, targets["guidance"])
     if values["image"]:
         check_image(values, targets["guidance"], targets["scene"])
+    check_control(values, loaded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from distill.options import options_of, ramp
+from distill.options import options_of, ramp, second_prompt
 from distill.samplers.schedules import turns
 
 
@@ -77,15 +77,19 @@ def check_second_prompts(values: Mapping[str, Any], loss: Callable[..., Any]) ->
     Raises:
         ValueError: one has none.
     """
-    from distill import guidance
-
     if values["image"] and not values["prompt"].strip():
         return  # the picture's model knows no words
-    for each, options, _, _ in parts(values, loss):
-        role, option = guidance.needed_prompt(each) or ("", None)
-        if not role or values[f"{role}_prompt"].strip() or options.get("prior") == "novel_view":
-            continue
-        value = options.get(option, getattr(options_of(each)(), option)) if option else 1
-        if ramp(f"guidance.{option}", value, values["iterations"]).nonzero:
-            what = each.__name__ + (f" with {option} coefficients" if option else "")
+    for role, what in second_prompts(values, loss):
+        if not values[f"{role}_prompt"].strip():
             raise ValueError(f'{what} needs a second prompt, and none is given; add {role}_prompt="..."')
+
+
+def second_prompts(values: Mapping[str, Any], loss: Callable[..., Any]) -> Iterator[tuple[str, str]]:
+    """The second prompts that the run's loss, and those of a mixture, need: the role of each, and what needs it, in words."""
+    from distill import guidance
+
+    for each, options, _, _ in parts(values, loss):
+        role = second_prompt(each, options, values["iterations"])
+        if role and options.get("prior") != "novel_view":
+            _, option = guidance.needed_prompt(each) or ("", None)
+            yield role, each.__name__ + (f" with {option} coefficients" if option else "")

@@ -10,8 +10,9 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from distill.options import options_of, ramp
-from distill.run.earlier import SECOND
-from distill.run.schema import PARTS, default_of
+from distill.run.checks.guidance import second_prompts
+from distill.run.known import default_of
+from distill.run.schema import PARTS
 
 #: Parts and options that matter in training alone.
 TRAINED = ("guidance", "guidance_weight", "timesteps", "cameras", "penalties", "optimiser")
@@ -23,9 +24,9 @@ SHAPING = (
 
 def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
     """Options and groups of them, whether each does nothing beside the others, and the remedy."""
+    features = getattr(get_object(values["scene"]["_target_"]), "features", ())
     reference, pictured = values["reference"], bool(values["image"])
     words = bool(values["prompt"].strip()) or values["prompts"] is not None
-    target = values["guidance"]["_target_"].rpartition(".")[2].lower()
 
     def weightless(name: str) -> bool:
         return not ramp(f"penalties.{name}", values["penalties"][name], values["iterations"]).nonzero
@@ -51,14 +52,14 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
         *((f"export.{name}", bool(values["mesh"]["file"]), "a mesh that is textured stays as it is") for name in SHAPING),
         ("export.lod_as", not values["export"]["lods"], "add export.lods=3"),
         *(
-            (f"export.{name}", values["scene"]["_target_"] == SECOND, "the surface is where the signed distance is 0")
+            (f"export.{name}", "distance" in features, "the surface is where the signed distance is 0")
             for name in ("iso", "blur_width")
         ),
         ("prior_options.control_scale", not values["prior_options"]["controlnet"], "add prior_options.controlnet="),
         ("generator_mix", not values["generator"], "there is no generator; add generator=FOLDER"),
         ("generator_share", not values["generator_mix"], "add generator_mix="),
         ("perp_neg", not values["perp_neg"]["enabled"], "add perp_neg.enabled=true"),
-        ("source_prompt", target not in ("dds", "bridge", "mix"), "choose guidance=dds or guidance=bridge"),
+        ("source_prompt", not _edits(values), "choose guidance=dds or guidance=bridge"),
         *((f"views.{angle}", values["view_words"] == "none", "leave out view_words=none") for angle in ("front_deg", "overhead_deg")),
         ("render.coarse", values["render"]["patch"] is None, "add render.patch="),
         ("render.soft_light", not lit, "add render.shading=lambertian or render.turns.lambertian=0.5"),
@@ -70,6 +71,15 @@ def idle(values: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
         ("cameras.area_elevation_deg", values["cameras"].get("by_area") == 0, "add cameras.by_area=1"),
         ("cameras.front_back_deg", values["cameras"].get("front_back") == 0, "add cameras.front_back=0.25"),
     ]  # fmt: skip
+
+
+def _edits(values: Mapping[str, Any]) -> bool:
+    """Tell whether the loss, or one of a mixture, compares with the source's prompt."""
+    try:
+        loss = get_object(values["guidance"]["_target_"])
+    except Exception:  # a finished run's, whose script is not here: nothing asks for it any more
+        return True
+    return any(role == "source" for role, _ in second_prompts(values, loss))
 
 
 #: How a remedy is said, where there is another than to leave the option out.

@@ -12,6 +12,7 @@ from distill.conditions.prompts import SIDES, own_prompts, view_words
 from distill.conditions.recognition import DIRECTIONS
 from distill.embedded.vocabulary import of_prior
 from distill.options import ramp
+from distill.run.checks.guidance import second_prompts
 from distill.run.checks.values import is_set, value_of
 from distill.run.schema import PriorOptions, Reference, Views
 
@@ -76,7 +77,7 @@ def check_image(values: Mapping[str, Any], guidance: Callable[..., Any], scene: 
         check_azimuth(values)
     if not wordless:
         return
-    if guidance in needing_words():
+    if needs_words(values, guidance):
         raise ValueError(
             "this guidance mixes a picture with text, or compares texts; add a prompt, or choose guidance=sds"
         )
@@ -193,10 +194,8 @@ def check_shown(config: DictConfig, name: str) -> None:
             )
 
 
-def needing_words() -> tuple[Callable[..., Any], ...]:
-    """The losses that a novel-view model, which knows no words, cannot be used with alone."""
-    from distill import guidance
-    from distill.guidance.mix import NEEDING_WORDS
+def needs_words(values: Mapping[str, Any], loss: Callable[..., Any]) -> bool:
+    """Tell whether a novel-view model, which knows no words, cannot be used alone with a loss: with one that compares texts, or a mixture."""
+    from distill.guidance.mix import mix
 
-    losses = guidance.available()
-    return tuple(losses[name] for name in NEEDING_WORDS)
+    return loss is mix or any(role == "source" for role, _ in second_prompts(values, loss))

@@ -22,8 +22,11 @@ FEATURES = {
     "together": "has one random background for all views of an object",
     "background": "is rendered over scene.background=grey and says what is behind its object",
     "library": "makes the scenes of a library of prompts",
+    "distance": "has its mesh where a signed distance is 0",
     "from_field": "begins with the field of an earlier run",
 }
+#: What a class with a feature has beside what every scene has.
+METHODS = {"from_field": "begin_with_field", "mesh": "begin_with_colours"}
 #: The feature that each option needs of a scene, where it is not at its default.
 NEEDS = {
     "image": "shape",
@@ -66,6 +69,11 @@ def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:
             f"the scene {name} does not say what it can do; give its class the attribute features, a frozenset with any of "
             f"{', '.join(FEATURES)} and the penalties that it computes; frozenset() for none"
         )
+    for feature, method in METHODS.items():
+        if feature in features and isinstance(scene, type) and not callable(getattr(scene, method, None)):
+            raise ValueError(
+                f"the scene {name} has the feature {feature} and no method {method}; give it one, see distill.contracts.Scene"
+            )
     if (
         scene.__module__ == "distill.renderers.image"
         and (channels := values["scene"].get("channels", 3)) != 3

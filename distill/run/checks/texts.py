@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from distill.conditions.prompts import style_of
 from distill.files.errors import is_text
 from distill.run.seeding import check_seeds
 
@@ -17,13 +18,9 @@ def check_texts(values: Mapping[str, Any]) -> None:
         ValueError: one cannot be read, or does not go with another.
     """
     check_characters(values)
-    prompt, prompts, loading = values["prompt"], values["prompts"], values["prior_options"]
+    prompt, prompts = values["prompt"], values["prompts"]
     if values["max_vram"] is not None:
         bytes_of(values["max_vram"])
-    if loading["controlnet"] and not loading["control"]:
-        raise ValueError(
-            "prior_options.controlnet needs prior_options.control: depth, normal or mask of the scene, or a picture"
-        )
     if values["shard"] is not None:
         numbers_of(values["shard"])
         if prompts is None:
@@ -79,6 +76,30 @@ def bytes_of(text: str) -> float:
     return float(found[1]) * units[found[2].upper()]
 
 
+#: A ControlNet and what it is given are two options.
+TOGETHER = (
+    "prior_options.controlnet and prior_options.control belong together: the one names the ControlNet, the other what it is "
+    "shown, depth, normal or mask of the scene, or a picture; give both, or leave out both"
+)
+
+
+def check_control(values: Mapping[str, Any], loaded: bool) -> None:
+    """Check that there is a ControlNet where there is something to show it, and the other way round.
+
+    Args:
+        values: of a whole configuration.
+        loaded: whether a caller gives its prior, which may have a ControlNet that no option names; see ``run.prior.check_fits``.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
+    loading = values["prior_options"]
+    if (not loading["control"] and loading["controlnet"]) or (
+        not loading["controlnet"] and loading["control"] and not loaded
+    ):
+        raise ValueError(TOGETHER)
+
+
 #: The options of ``views`` that give whole prompts.
 OWN_PROMPTS = ("front", "side", "back", "overhead", "file")
 
@@ -89,16 +110,11 @@ def check_perp_neg(values: Mapping[str, Any]) -> None:
     Raises:
         ValueError: they name more, or none.
     """
-    from distill.embedded.vocabulary import of_prior
-
-    style = values["view_words"]
-    if (
-        style == "auto"
-        and of_prior(values["prior"])
-        and not any(values["views"][name] for name in OWN_PROMPTS)
-    ):
-        style = "sixteen"
-    if values["perp_neg"]["enabled"] and style in ("sixteen", "none"):
+    if not values["perp_neg"]["enabled"]:
+        return
+    own = any(values["views"][name] for name in OWN_PROMPTS)
+    style = style_of(values["view_words"], values["prior"], own)
+    if style != "four":
         raise ValueError(
             f"perp_neg.enabled needs view_words=four, for it tells the front, the sides and the back apart, got {style}; add "
             "view_words=four, or leave it out"

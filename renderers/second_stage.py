@@ -17,9 +17,9 @@ from distill.contracts import Render, Scene
 from distill.export.choices import BLUR_WIDTH
 from distill.export.mesh import DEEPEST, depth_of
 from distill.export.zero_set import zero_set
+from distill.renderers.grids import interpolated, nodes
 from distill.renderers.march import march
 from distill.renderers.nerf import HashGridScene
-from distill.renderers.sdf import interpolated
 
 log = logging.getLogger(__name__)
 
@@ -159,12 +159,6 @@ def largest(
         start = torch.full((len(origins),), empty, device=device)
         seen.append(start.scatter_reduce(0, samples.ray, values(samples.points), "amax").view(*shape))
     return torch.stack(seen)
-
-
-def nodes(resolution: int, device: torch.device) -> Tensor:
-    """Nodes of a grid over the cube, in radii, x first, shape ``[resolution**3, 3]``."""
-    axis = torch.linspace(-1, 1, resolution, device=device)
-    return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).view(-1, 3)
 
 
 @torch.no_grad()
