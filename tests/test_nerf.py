@@ -17,7 +17,7 @@ from distill.cameras import Cameras, orbit
 from distill.contracts import Render, Step
 from distill.job import make_optimiser
 from distill.renderers import HashGridScene, _warp, render
-from distill.renderers.march import Samples, composite, march, nerfacc_compiled
+from distill.renderers.march import Samples, composite, march
 from distill.renderers.occupancy import occupancy_grid, update_occupancy
 from distill.renderers.patch import patched
 from distill.renderers.volume import convexity, finite_difference_normals, opacity_penalties, towards_light
@@ -322,8 +322,6 @@ def test_chunks_do_not_change_a_picture() -> None:
     [
         {"shading": "toon"},
         {"penalties": ("beauty",)},
-        {"marcher": "nerfacc"},
-        {"marcher": "fast"},
         {"chunk_rays": 0},
     ],
 )
@@ -608,11 +606,9 @@ def test_orientation_is_averaged_over_the_rays_that_hit() -> None:
         camera = _front(fov=fov)
         seen = render(scene, camera, 12, 12, penalties=("orientation",), chunk_rays=50)
         origins, directions = (rays.reshape(-1, 3) for rays in camera.rays(12, 12))
-        samples = march(
-            origins, directions, torch.full((144,), 0.5), scene.occupancy, scene.step_size, "auto"
-        )
+        samples = march(origins, directions, torch.full((144,), 0.5), scene.occupancy, scene.step_size)
         density, colour = scene.query(samples.points)
-        _, opacity, weights = composite(density, colour, samples, "auto")
+        _, opacity, weights = composite(density, colour, samples)
         normals = finite_difference_normals(scene, samples.points)
         total = (weights * (normals * directions[samples.ray]).sum(-1).clamp(min=0) ** 2).sum()
         hits = int((opacity > 0).sum())
@@ -680,17 +676,14 @@ def test_penalties_are_computed_only_when_asked_for() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("marcher", ["warp", "nerfacc"])
-def test_cuda_marchers_agree_with_the_cpu(marcher: str) -> None:
-    if marcher == "nerfacc" and not nerfacc_compiled():
-        pytest.skip("nerfacc's kernels cannot be built here")
+def test_a_picture_on_cuda_agrees_with_the_cpu() -> None:
     scene = _scene(blob_scale=20.0)
     camera = _front(40, 10)
     # Without the CPU's kernels, which a GPU machine may lack.
     with plain_torch.without_kernels():
         expected = render(scene, camera, 32, 32)
     scene.cuda()
-    picture = render(scene, camera, 32, 32, marcher=marcher)
+    picture = render(scene, camera, 32, 32)
     assert (picture.rgb.cpu() - expected.rgb).abs().max() < 0.02
 
 
