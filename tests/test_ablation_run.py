@@ -9,15 +9,16 @@ import tarfile
 import time
 from pathlib import Path
 
+import cells
 import pytest
 import torch
 from conftest import write_tiny_prior
 from test_novelview_model import write_encoder
 
-from distill.lab.novel_view import cells, memory, stages
+from distill.lab.novel_view import memory, stages
 from distill.lab.novel_view.start import from_prior
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "ablate_novelview.py"
+SCRIPT = Path(__file__).parents[1] / "examples" / "novel_view_ablation" / "ablate_novelview.py"
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from measuring import share
 
 import distill
 from distill.contracts import Condition
@@ -27,7 +28,6 @@ from distill.lab.comparison.claims import judge_claims, reached
 from distill.lab.comparison.cost import measure_cost
 from distill.lab.comparison.records import Cell, read_record
 from distill.lab.comparison.report import as_csv, at_calls, chart, costs_of, diversity_of, spread
-from distill.lab.comparison.shares import share
 from distill.lab.comparison.verdicts import Number, above, all_of, below, bootstrap
 from distill.lab.truth import SHAPES, asked, origin, truths
 from distill.priors.exact import ExactPrior, gaussian

@@ -17,14 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
-
-from distill.conditions.cutout import frame_of, over_white, without_background
-from distill.conditions.framing import settled
-from distill.conditions.picture import EMBEDDED
-from distill.conditions.start import LEVEL_DEG, ring
-from distill.lab.comparison.pictured import (
+from pictured import (
     AZIMUTH_DEG,
     DISTANCE,
     FOV_Y_DEG,
@@ -37,6 +30,13 @@ from distill.lab.comparison.pictured import (
     save_photograph,
     the_camera,
 )
+from PIL import Image
+from torch import Tensor
+
+from distill.conditions.cutout import frame_of, over_white, without_background
+from distill.conditions.framing import settled
+from distill.conditions.picture import EMBEDDED
+from distill.conditions.start import LEVEL_DEG, ring
 from distill.lab.metrics import silhouette_iou
 from distill.lab.novel_view.render import Surface, from_world
 from distill.loop import train

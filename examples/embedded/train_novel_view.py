@@ -26,6 +26,7 @@ from typing import Any
 
 import assemblies
 import torch
+from things_store import from_pack
 from torch import Tensor
 
 from distill.embedded.things import Pack, read_pack
@@ -84,7 +85,6 @@ def pictures(
     The latter are the pairs that the world holds out, shapes of a fresh seed: seen by cameras like the scenes', the same shapes
     beside the axis, and these mostly from steep angles; and, of a pack of real objects, those whose names are held out.
     """
-    from distill.lab.novel_view.named import from_pack
     from distill.lab.novel_view.views import from_folder
 
     # First, since a pack may lack either.
