@@ -280,7 +280,7 @@ def decimate(vertices: Floats, faces: Ints, target: int) -> tuple[Floats, Ints]:
     return unfold(fewer, kept), kept
 
 
-def unfold(vertices: Floats, faces: Ints, rounds: int = 5) -> Floats:
+def unfold(vertices: Floats, faces: Ints) -> Floats:
     """Move the corners of folded faces to the middle of their neighbours, as long as fewer faces are folded after it.
 
     A collapse may push a corner across an edge, and the face there then lies upside down on its neighbours: a dark line in
@@ -289,7 +289,7 @@ def unfold(vertices: Floats, faces: Ints, rounds: int = 5) -> Floats:
     """
     mean, links = _means(faces, len(vertices)), np.bincount(faces.ravel(), minlength=len(vertices))
     found = folded(vertices, faces)
-    for _ in range(rounds):
+    for _ in range(5):
         corners = np.unique(faces[found])
         corners = corners[links[corners] > 3]
         moved = vertices.copy()

@@ -103,7 +103,7 @@ def write_turntable(
 
 
 def write_contact_sheet(
-    view: View, path: Path | str, *, size: int = 192, elevation_deg: float = 15.0, gap: int = 4
+    view: View, path: Path | str, *, size: int, elevation_deg: float = 15.0, gap: int = 4
 ) -> None:
     """Write eight pictures around the scene, starting at the front, as a sheet of two rows of four."""
     sheet = np.full((2 * size + gap, 4 * size + 3 * gap, 3), 255, np.uint8)

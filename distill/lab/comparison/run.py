@@ -408,7 +408,7 @@ def run_cell(
     folder: Path,
     every: int,
     stop: threading.Event,
-    source: Source = SHAPES,
+    source: Source,
 ) -> dict[str, Any]:
     """Train and measure one asset; a failure of the training is part of the record, and one of measuring is raised."""
     from PIL import Image

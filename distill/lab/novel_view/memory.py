@@ -122,9 +122,9 @@ class Store:
         return Views(self.uids, int(counts[0]), read)
 
 
-def fixed_pairs(store: Store, seed: int = 0) -> Tensor:
+def fixed_pairs(store: Store) -> Tensor:
     """One pair of views of each object, indices, the same at every call."""
-    pairs = choose_pairs(store.views(), 1, seed)
+    pairs = choose_pairs(store.views(), 1, seed=0)
     start = store.first[:-1].cpu()
     chosen = torch.tensor([[pair.condition, pair.target] for pair in pairs]) + start[:, None]
     return chosen.to(store.first.device)
