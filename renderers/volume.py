@@ -13,13 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 from distill.cameras import Cameras
 from distill.contracts import Render
+from distill.renderers.choices import SHADINGS
 from distill.renderers.march import Samples, composite, march
 from distill.transfer import send
 
 if TYPE_CHECKING:
     from nerfacc import OccGridEstimator
 
-SHADINGS = ("albedo", "lambertian", "textureless", "normals")
 PENALTIES = ("sparsity", "opaqueness", "orientation", "smoothness", "z_variance", "convexity")
 #: Those that need normals.
 _OF_NORMALS = frozenset({"orientation", "smoothness", "convexity"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any
 
+from distill.conditions.choices import BACKGROUNDS, CURVES
 from distill.domains import Angle, Count, Fraction, Length, NotNegative, OneOf, Positive, Range, Scheduled
 from distill.export.choices import (
     BLUR_WIDTH,
@@ -19,6 +20,8 @@ from distill.export.choices import (
     RESOLUTION,
     SIZES,
 )
+from distill.priors.choices import FOURTH, IP_MODES
+from distill.renderers.choices import SHADINGS
 
 #: The parts of a run that plug in: each is a callable with options.
 PARTS = ("guidance", "timesteps", "cameras", "scene")
@@ -110,14 +113,14 @@ class Reference:
     backdrop: Annotated[str | None, OneOf(("auto",))] = None
     distance: Annotated[float, Range(1, 100)] = 3.2
     fov_y_deg: Annotated[float, Range(1, 150)] = 40.0
-    background: Annotated[str, OneOf(("auto", "keep", "rembg"))] = "auto"
+    background: Annotated[str, OneOf(BACKGROUNDS)] = "auto"
     recentre: bool = True
     fill: Annotated[float, Range(0.1, 1)] = 0.75
     start: Annotated[str, OneOf(("samples", "none"))] = "none"
     start_until: Fraction = 0.3
     depth: str | None = None
     normal: str | None = None
-    fourth: Annotated[str, OneOf(("auto", "distance", "polar"))] = "auto"
+    fourth: Annotated[str, OneOf(("auto", *FOURTH))] = "auto"
 
 
 @dataclass
@@ -179,7 +182,7 @@ class PriorOptions:
     prediction_type: Annotated[str | None, OneOf(("epsilon", "v_prediction", "sample"))] = None
     embeddings: list[str] = field(default_factory=list)
     views: Count | None = None
-    ip_mode: Annotated[str, OneOf(("auto", "pixel", "local"))] = "auto"
+    ip_mode: Annotated[str, OneOf(IP_MODES)] = "auto"
 
 
 @dataclass
@@ -223,7 +226,7 @@ class PerpNeg:
 
     enabled: bool = False
     strength: NotNegative = 1.0
-    curves: Annotated[str, OneOf(("threestudio", "authors"))] = "threestudio"
+    curves: Annotated[str, OneOf(CURVES)] = "threestudio"
     front_from_side: Curve = None
     side_from_front: Curve = None
     side_from_back: Curve = None
@@ -267,7 +270,7 @@ class Rendering:
 
     batch: Count = 4
     size: Annotated[Any, Scheduled(), Range(8)] = 64
-    shading: Annotated[str, OneOf(("albedo", "lambertian", "textureless", "normals"))] = "albedo"
+    shading: Annotated[str, OneOf(SHADINGS)] = "albedo"
     turns: Turns = field(default_factory=Turns)
     soft_light: bool = False
     at_once: Count | None = None

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from distill.conditions.choices import OWN_PROMPTS
 from distill.files.errors import is_text
 from distill.run.seeding import check_seeds
 
@@ -77,10 +78,6 @@ def bytes_of(text: str) -> float:
     if not found:
         raise ValueError(f"max_vram must be a size such as 12GB, got {text!r}")
     return float(found[1]) * units[found[2].upper()]
-
-
-#: The options of ``views`` that give whole prompts.
-OWN_PROMPTS = ("front", "side", "back", "overhead", "file")
 
 
 def check_perp_neg(values: Mapping[str, Any]) -> None:
