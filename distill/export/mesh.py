@@ -22,6 +22,8 @@ from distill.cameras import orbit
 from distill.contracts import Field, View
 from distill.domains import counted
 from distill.export.choices import BLUR_WIDTH, FACES, MIN_COMPONENT, RESOLUTION
+from distill.silhouettes import silhouette_iou
+from distill.viewing import DISTANCE, FOV_Y_DEG
 
 #: Where depths are cut off, natural logarithm of the density over that of the surface.
 DEEPEST = 3.0
@@ -345,7 +347,7 @@ def _means(faces: Ints, count: int) -> sparse.csr_matrix:
 def _silhouettes(view: View, size: int) -> Silhouettes:
     """Return the masks of pixels that are more than half opaque, from six sides, alternately low and high."""
     azimuth = torch.arange(6, dtype=torch.float32) * 60
-    cameras = orbit(azimuth, torch.tensor([10.0, 40.0]).repeat(3), 3.2, 40.0)
+    cameras = orbit(azimuth, torch.tensor([10.0, 40.0]).repeat(3), DISTANCE, FOV_Y_DEG)
     with torch.no_grad():
         opacity = view(cameras, size, size).opacity
     origins, directions = (rays.reshape(-1, 3).numpy() for rays in cameras.rays(size, size))
@@ -359,8 +361,7 @@ def _silhouette_iou(vertices: Floats, faces: Ints, pictures: Silhouettes) -> flo
     origins, directions, there = pictures
     caster = RayMeshIntersector(trimesh.Trimesh(vertices, faces, process=False))
     mesh = caster.intersects_any(origins, directions).reshape(there.shape)
-    union = (mesh | there).sum((1, 2))
-    return float(((mesh & there).sum((1, 2)) / np.maximum(union, 1)).mean())
+    return float(silhouette_iou(torch.from_numpy(mesh), torch.from_numpy(there)).mean())
 
 
 def _choose_level(density: Floats, pictures: Silhouettes, min_component: float, blur_width: float) -> float:

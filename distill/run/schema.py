@@ -22,6 +22,7 @@ from distill.export.choices import (
 )
 from distill.priors.choices import FOURTH, IP_MODES
 from distill.renderers.choices import SHADINGS
+from distill.viewing import DISTANCE, FOV_Y_DEG
 
 #: The parts of a run that plug in: each is a callable with options.
 PARTS = ("guidance", "timesteps", "cameras", "scene")
@@ -111,8 +112,8 @@ class Reference:
     azimuth_deg: float | None = 0.0
     colour: Annotated[str | None, OneOf(("auto",))] = None
     backdrop: Annotated[str | None, OneOf(("auto",))] = None
-    distance: Annotated[float, Range(1, 100)] = 3.2
-    fov_y_deg: Annotated[float, Range(1, 150)] = 40.0
+    distance: Annotated[float, Range(1, 100)] = DISTANCE
+    fov_y_deg: Annotated[float, Range(1, 150)] = FOV_Y_DEG
     background: Annotated[str, OneOf(BACKGROUNDS)] = "auto"
     recentre: bool = True
     fill: Annotated[float, Range(0.1, 1)] = 0.75
