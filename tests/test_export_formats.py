@@ -20,6 +20,7 @@ import trimesh
 from PIL import Image
 from test_report import tetrahedron
 from trimesh.ray.ray_pyembree import RayMeshIntersector
+from usual import optimiser_of
 
 from distill.asset import Asset
 from distill.cameras import Cameras, turntable
@@ -34,7 +35,7 @@ from distill.export.lods import charts, closest, levels
 from distill.export.mesh import Mesh, vertex_normals
 from distill.export.texture import bake_texture, colour_vertices
 from distill.files.checkpoint import save_checkpoint
-from distill.job import State, make_optimiser
+from distill.job import State
 from distill.run.compose import compose_config
 from distill.run.execute import describe_and_export
 from distill.run.overrides import as_overrides, quote_text
@@ -777,7 +778,7 @@ def run(tmp_path: Path) -> tuple[Path, Any]:
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
     generator = torch.Generator().manual_seed(0)
     scene = scene_maker(config)(seed=generator)
-    state = State(scene, make_optimiser(scene, (0.9, 0.99), 1e-15, 0.0), generator)
+    state = State(scene, optimiser_of(scene, (0.9, 0.99), 1e-15, 0.0), generator)
     save_checkpoint(folder / "checkpoints", 3, {**state.state_dict(), "step": 3})
     (folder / "manifest.json").write_text('{"prompt": "a red mug", "state": "failed", "why": "no surface"}')
     return folder, scene

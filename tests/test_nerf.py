@@ -12,10 +12,10 @@ import plain_torch
 import pytest
 import torch
 from torch import Tensor, nn
+from usual import optimiser_of
 
 from distill.cameras import Cameras, orbit
 from distill.contracts import Render, Step
-from distill.job import make_optimiser
 from distill.renderers import HashGridScene, _warp, render
 from distill.renderers.march import Samples, composite, march
 from distill.renderers.occupancy import occupancy_grid, update_occupancy
@@ -361,7 +361,7 @@ def test_gradients_reach_every_parameter_and_match_finite_differences() -> None:
 def test_the_same_seed_makes_the_same_scene_and_leaves_the_global_generator_alone() -> None:
     before = torch.random.get_rng_state()
     a, b, c = _scene(seed=3), _scene(seed=_generator(3)), _scene(seed=4)
-    a.update(Step(), make_optimiser(a), _generator())
+    a.update(Step(), optimiser_of(a), _generator())
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
     assert not torch.equal(a.grid, c.grid)
@@ -441,7 +441,7 @@ def test_exponential_density_is_bounded_but_its_gradient_does_not_vanish(backend
 
 def test_levels_open_one_by_one() -> None:
     scene = _scene(levels=4, progressive_levels=(1, 0.5))
-    seen, optimiser = [], make_optimiser(scene)
+    seen, optimiser = [], optimiser_of(scene)
     for step, progress in enumerate((0.0, 0.16, 0.17, 0.34, 0.5, 0.9)):
         scene.update(Step(step, progress), optimiser, _generator())
         seen.append(int(scene.active_levels))
@@ -451,7 +451,7 @@ def test_levels_open_one_by_one() -> None:
 def test_levels_open_from_a_step_on_as_published() -> None:
     # threestudio: 8 of 16 levels up to step 2,000 of 10,000, then one more every 500 steps.
     scene = _scene(levels=16, progressive_levels=(8, 0.6, 0.2))
-    optimiser = make_optimiser(scene)
+    optimiser = optimiser_of(scene)
     for step in (0, 1, 1999, 2000, 2001, 2499, 2500, 2999, 3000, 5499, 5500, 5999, 6000, 9999):
         scene.update(Step(1, step / 10_000), optimiser, _generator())
         assert int(scene.active_levels) == min(16, 8 + max(0, step - 2000) // 500), step
@@ -525,7 +525,7 @@ def test_skipping_empty_cells_hardly_changes_the_picture(threshold: float, most:
     scene = _scene(blob_scale=20.0, occupancy_threshold=threshold)
     with torch.no_grad():
         full = render(scene, _front(40, 10), 32, 32)
-        scene.update(Step(), make_optimiser(scene), _generator())
+        scene.update(Step(), optimiser_of(scene), _generator())
         skipped = render(scene, _front(40, 10), 32, 32)
     assert 0.02 < scene.occupancy.binaries.float().mean() < 0.5
     difference = (full.rgb - skipped.rgb).abs()
