@@ -26,7 +26,7 @@ import distill
 from distill.devices import pick_device
 from distill.embedded.exact import exact_prior
 from distill.files.paths import user_path
-from distill.lab.comparison.run import METHODS, MORE_PROMPTS, ON_THINGS, PROMPTS, THINGS, VARIANTS
+from distill.lab.comparison.methods import METHODS, MORE_PROMPTS, ON_THINGS, PROMPTS, THINGS, VARIANTS
 from distill.lab.truth import Source, check, judge_of
 from distill.run.journal import Interrupted
 
