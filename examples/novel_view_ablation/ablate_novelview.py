@@ -41,7 +41,7 @@ from ablation_report import write_docs, write_report
 from distill.conditions.picture import EMBEDDED
 from distill.embedded.vocabulary import SHIPPED
 from distill.files.atomic import write_atomic
-from distill.lab.novel_view import memory, stages
+from distill.lab.novel_view import stages, world_renders
 
 BEGAN = time.time()
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +115,7 @@ def setup_of(options: argparse.Namespace) -> cells.Setup:
                 f"--{name} must be a folder of an image encoder, with a config.json, and {getattr(options, name)} has none; "
                 f"examples/embedded/train_{'clip' if name == 'clip' else 'encoder'}.py makes one"
             )
-    world = memory.WorldOptions(shapes=options.shapes, views=12, steep=0, size=options.size, seed=0)
+    world = world_renders.WorldOptions(shapes=options.shapes, views=12, steep=0, size=options.size, seed=0)
     unseen = replace(world, shapes=options.unseen, fov_y_deg=(40.0, 40.0), lights_deg=0.0, seed=1000)
     return cells.Setup(
         work=options.work, encoders={"clip": str(options.clip), "dino": str(options.dino)}, prior=options.prior,
