@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from distill.cameras import Cameras
 from distill.contracts import Condition, Prior, Render, Step
-from distill.domains import counted
 from distill.job import Job, OnStep, Settings, State, views_at_once, views_of_a_process
 from distill.ranks import Ranks, streams
 from distill.samplers.timesteps import check_drawn
 from distill.transfer import send
+from distill.wording import counted
 
 log = logging.getLogger(__name__)
 

@@ -18,13 +18,13 @@ from PIL import Image
 import distill
 from distill import cli
 from distill.conditions.cutout import LEAST, without_background
-from distill.domains import aligned, counted
 from distill.files.atomic import replacing, write_atomic
 from distill.files.errors import first_line, line_of
 from distill.run.compose import compose_config
 from distill.run.mistakes import takes_list
 from distill.run.overrides import as_overrides
 from distill.usage import USAGES
+from distill.wording import aligned, counted
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 

@@ -20,10 +20,10 @@ from trimesh.ray.ray_pyembree import RayMeshIntersector
 
 from distill.cameras import orbit
 from distill.contracts import Field, View
-from distill.domains import counted
 from distill.export.choices import BLUR_WIDTH, FACES, MIN_COMPONENT, RESOLUTION
 from distill.silhouettes import silhouette_iou
 from distill.viewing import DISTANCE, FOV_Y_DEG
+from distill.wording import counted
 
 #: Where depths are cut off, natural logarithm of the density over that of the surface.
 DEEPEST = 3.0

@@ -11,10 +11,10 @@ from skimage.measure import marching_cubes
 from torch import Tensor
 
 from distill.contracts import View
-from distill.domains import counted
 from distill.export import mesh
 from distill.export.choices import FACES, MIN_COMPONENT, RESOLUTION
 from distill.export.mesh import Floats, Ints, Mesh
+from distill.wording import counted
 
 _log = logging.getLogger(__name__)
 

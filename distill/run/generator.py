@@ -13,13 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.conditions.choices import OWN_PROMPTS
 from distill.conditions.prompt_library import Prompts, read_library
-from distill.domains import counted
 from distill.files.atomic import write_atomic
 from distill.files.paths import user_path
 from distill.priors.source import SHIPPED, is_single
 from distill.run.plugins import features_of
 from distill.run.schema import default_of
 from distill.run.seeding import several
+from distill.wording import counted
 
 log = logging.getLogger(__name__)
 

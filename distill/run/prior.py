@@ -10,7 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 from distill.conditions.control import DRAWN, read_picture
 from distill.conditions.picture import framed
 from distill.contracts import Prior
-from distill.domains import counted
 from distill.files.paths import user_path
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.graphs import check_graphs
@@ -18,6 +17,7 @@ from distill.priors.load import is_imagedream, load_prior
 from distill.priors.source import find
 from distill.run.checks.image import check_shown
 from distill.run.schema import PriorOptions, default_of
+from distill.wording import counted
 
 #: A ControlNet and what it is given are two options.
 TOGETHER = (

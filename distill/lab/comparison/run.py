@@ -13,7 +13,6 @@ from omegaconf import DictConfig
 
 from distill.contracts import Prior
 from distill.devices import pick_device
-from distill.domains import counted
 from distill.embedded.prompt import prior_for
 from distill.files.atomic import write_atomic
 from distill.files.lines import finite, json_of
@@ -38,6 +37,7 @@ from distill.run.plugins import code_of, features_of
 from distill.run.prior import check_loaded
 from distill.run.seeding import several
 from distill.run.signals import stop_signals
+from distill.wording import counted
 
 log = logging.getLogger(__name__)
 
