@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from distill.contracts import Field
+from distill.export.choices import TEXTURE_SIZE
 from distill.export.mesh import Floats, Ints, Mesh, evaluate
 
 #: How far around the surface a ray is followed, in scene units, and in how many steps.
@@ -27,7 +28,9 @@ def colour_vertices(mesh: Mesh, query: Field, *, device: torch.device | str = "c
     return replace(mesh, colours=surface_albedo(query, mesh.vertices, mesh.normals, device=device))
 
 
-def bake_texture(mesh: Mesh, query: Field, *, size: int = 512, device: torch.device | str = "cpu") -> Mesh:
+def bake_texture(
+    mesh: Mesh, query: Field, *, size: int = TEXTURE_SIZE, device: torch.device | str = "cpu"
+) -> Mesh:
     """Unwrap a mesh and paint the field's albedo onto its texture, up to and past the charts' edges.
 
     Renders are compared with sRGB pictures, so the albedo is sRGB already and is stored unchanged.

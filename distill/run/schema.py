@@ -9,16 +9,20 @@ from distill.conditions.choices import BACKGROUNDS, CURVES
 from distill.domains import Angle, Count, Fraction, Length, NotNegative, OneOf, Positive, Range, Scheduled
 from distill.export.choices import (
     BLUR_WIDTH,
+    ELEVATION_DEG,
     FACES,
     FINEST_GRID,
     FORMATS,
+    FRAMES,
     LARGEST_TEXTURE,
     LOD_PLACES,
     MIN_COMPONENT,
     MOST_LODS,
+    PICTURE_SIZE,
     PIVOTS,
     RESOLUTION,
     SIZES,
+    TEXTURE_SIZE,
 )
 from distill.priors.choices import FOURTH, IP_MODES
 from distill.renderers.choices import SHADINGS
@@ -360,10 +364,10 @@ class Export:
     iso: Positive | None = None
     min_component: Annotated[float, Range(0, 1)] = MIN_COMPONENT
     blur_width: NotNegative = BLUR_WIDTH
-    texture_size: Annotated[int, Range(64, LARGEST_TEXTURE)] = 512
-    frames: Count = 48
-    picture_size: Annotated[int, Range(16, multiple=16)] = 192
-    elevation_deg: Annotated[float, Range(-89, 89)] = 15.0
+    texture_size: Annotated[int, Range(64, LARGEST_TEXTURE)] = TEXTURE_SIZE
+    frames: Count = FRAMES
+    picture_size: Annotated[int, Range(16, multiple=16)] = PICTURE_SIZE
+    elevation_deg: Annotated[float, Range(-89, 89)] = ELEVATION_DEG
     up: Annotated[str, OneOf(("y", "z"))] = "y"
     formats: Annotated[list[str] | None, Length(1, None), OneOf(FORMATS)] = None
     name: str = "mesh"
