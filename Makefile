@@ -38,8 +38,8 @@ check: $(READY)  ## lint, format and types
 	rm -rf build/typing
 	$(BIN)/pip install --quiet --no-deps --target build/typing .
 	MYPYPATH=build/typing $(BIN)/mypy --explicit-package-bases build/typing/distill
-	MYPYPATH=build/typing:examples/embedded:examples/benchmarks:examples/benchmarks/gpu:examples/queues:examples/soak $(BIN)/mypy --explicit-package-bases examples/*.py examples/benchmarks/*.py examples/benchmarks/gpu/*.py examples/embedded/*.py examples/queues/*.py examples/soak/*.py
-	MYPYPATH=build/typing:examples/embedded:tests $(BIN)/mypy --explicit-package-bases tests/*.py
+	MYPYPATH=build/typing:examples/embedded:examples/benchmarks:examples/benchmarks/gpu:examples/novel_view_ablation:examples/queues:examples/soak $(BIN)/mypy --explicit-package-bases examples/*.py examples/benchmarks/*.py examples/benchmarks/gpu/*.py examples/embedded/*.py examples/novel_view_ablation/*.py examples/queues/*.py examples/soak/*.py
+	MYPYPATH=build/typing:examples/embedded:examples/benchmarks:examples/novel_view_ablation:tests $(BIN)/mypy --explicit-package-bases tests/*.py
 
 docs: $(READY)  ## the pages under docs/, with an API reference, into build/docs; a broken link is an error
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from distill.transfer import send
+from distill.viewing import DISTANCE, FOV_Y_DEG
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def moved(cameras: Cameras, by: Tensor, look_at: Tensor, up: Tensor) -> Cameras:
 
 
 def turntable(
-    views: int, elevation_deg: float = 15.0, distance: float = 3.2, fov_y_deg: float = 40.0
+    views: int, elevation_deg: float = 15.0, distance: float = DISTANCE, fov_y_deg: float = FOV_Y_DEG
 ) -> Cameras:
     """Return evenly spaced cameras at one elevation, starting at the front."""
     azimuth = torch.arange(views, dtype=torch.float32) * (360 / views)

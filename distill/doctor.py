@@ -19,7 +19,6 @@ from omegaconf import DictConfig
 
 from distill.convert import pickled
 from distill.devices import pick_device
-from distill.domains import counted
 from distill.files.paths import nearest, user_path
 from distill.inputs import fitting, looks
 from distill.loop import train
@@ -33,6 +32,7 @@ from distill.run import stages
 from distill.run.assemble import assemble
 from distill.run.compose import compose_config
 from distill.run.queue import Part
+from distill.wording import counted
 
 #: Free space that a large run may take, and what the smallest does, bytes.
 ROOM, LEAST = 2e9, 20e6

@@ -13,6 +13,8 @@ from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from distill.wording import listed
+
 
 @dataclass(frozen=True)
 class Range:
@@ -202,22 +204,3 @@ def _describe_list(hint: object, rules: tuple[Any, ...]) -> str:
             return f"a list [{', '.join(kinds)}]"
         counts = [f" of {len(kinds)}"]
     return f"a list{''.join(counts)}, each {describe(arguments[0], each)}"
-
-
-def counted(number: int, noun: str) -> str:
-    """Format a number with its noun: ``1 step``, ``2 steps``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def listed(names: Sequence[object]) -> str:
-    """Join names with commas, the last with ``or``."""
-    words = [str(name) for name in names]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table's rows as lines, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]

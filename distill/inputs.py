@@ -13,7 +13,6 @@ from omegaconf import DictConfig
 from distill.conditions import prompts
 from distill.conditions.control import DRAWN, read_picture
 from distill.conditions.picture import framed, maps_of, model_of
-from distill.domains import counted
 from distill.files.paths import nearest, user_path
 from distill.priors import lora
 from distill.priors.load import family_of, is_imagedream, loader
@@ -27,6 +26,7 @@ from distill.run.overrides import literal
 from distill.run.prior import check_fits, check_prompt, check_student, students_of
 from distill.run.queue import read_prompts, shard_of
 from distill.run.table import SHOWN
+from distill.wording import counted
 
 if TYPE_CHECKING:
     from distill.priors.diffusion import DiffusionPrior

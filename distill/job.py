@@ -92,7 +92,7 @@ class State:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the loop; every weight and size can be a schedule.
+    """Settings of the loop; every weight and size can be a schedule. Their defaults are those of ``distill.run.schema``.
 
     Attributes:
         iterations: steps in all.
@@ -116,20 +116,20 @@ class Settings:
     """
 
     iterations: int
-    batch: int = 4
-    at_once: int | None = None
-    accumulate: int = 1
-    latent_until: float = 0.0
-    normals: bool = False
-    size: Ramp = field(default_factory=lambda: Ramp(64))
-    guidance_weight: Ramp = field(default_factory=lambda: Ramp(1.0))
-    summed: bool = False
-    penalties: Mapping[str, Ramp] = field(default_factory=dict)
-    shading: Callable[[float, torch.Generator], str] | None = None
-    clip_norm: float = 0.0
-    final_lr: float = 1.0
-    ema: float = 0.0
-    max_bad_steps: int = 20
+    batch: int
+    at_once: int | None
+    accumulate: int
+    latent_until: float
+    normals: bool
+    size: Ramp
+    guidance_weight: Ramp
+    summed: bool
+    penalties: Mapping[str, Ramp]
+    shading: Callable[[float, torch.Generator], str] | None
+    clip_norm: float
+    final_lr: float
+    ema: float
+    max_bad_steps: int
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ OnStep = Callable[[State, dict[str, float], Render], bool | None]
 
 
 def make_optimiser(
-    scene: Scene, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-15, weight_decay: float = 0.0
+    scene: Scene, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """Make AdamW with one group per kind of parameter, each at the scene's own rate; without weight decay, that is Adam.
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from distill.cameras import Cameras
 from distill.contracts import Condition, Prior, Render, Renderer, ShadedRenderer, Step
-from distill.domains import counted
 from distill.job import Job, OnStep, Settings, State, views_at_once, views_of_a_process
 from distill.ranks import Ranks, streams
 from distill.samplers.timesteps import check_drawn
 from distill.transfer import send
+from distill.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -150,54 +150,52 @@ def clipped(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-def accumulate(job: Job, now: Step, cameras: Cameras, generator: torch.Generator | None = None) -> Seen:
+def accumulate(job: Job, now: Step, cameras: Cameras, generator: torch.Generator) -> Seen:
     """Accumulate the gradient of a prompt's views, ``settings.at_once`` at a time, and train the guidance if it learns.
 
     Args:
         job: the parts.
         now: where in training the step is.
         cameras: all of the prompt's views; where processes share them, this one renders its own.
-        generator: of all that is random; the run's by default.
+        generator: of all that is random.
     """
     state, at_once = job.state, views_at_once(job)
-    g = generator or state.generator
     state.optimiser.zero_grad(set_to_none=True)
     blocks = cameras.split(views_of_a_process(job))
     parts = [part for block in blocks for part in block.split(at_once)]
-    drawn = list(zip(parts, streams(g, len(parts)), strict=True))
+    drawn = list(zip(parts, streams(generator, len(parts)), strict=True))
     own = job.ranks.share(drawn) if len(blocks) > 1 else drawn
     seen = joined([see(job, now, part, stream) for part, stream in own])
     if state.learner:
-        seen = replace(seen, learnt=state.learner.learn(job.prior, seen.x, seen.cond, g, at_once))
+        seen = replace(seen, learnt=state.learner.learn(job.prior, seen.x, seen.cond, generator, at_once))
     return seen
 
 
-def see(job: Job, now: Step, cameras: Cameras, generator: torch.Generator | None = None) -> Seen:
+def see(job: Job, now: Step, cameras: Cameras, generator: torch.Generator) -> Seen:
     """Render some of a step's views, evaluate the prior, and add their share of the step's gradient to the scene's.
 
     Args:
         job: the parts.
         now: where in training the step is.
         cameras: where they are drawn, on the CPU; the renderer and the loss get them on the prior's device.
-        generator: of all that is random; the run's by default.
+        generator: of all that is random.
     """
     prior, settings, count = job.prior, job.settings, len(cameras)
-    g = generator or job.state.generator
     there = cameras.to(prior.device)
     size = 8 * round(settings.size(now.progress) / 8)
     latent = now.progress < settings.latent_until
     take: Renderer = job.render
     if settings.shading:  # of a scene that can be shaded, which alone has shares of pictures
-        take = partial(cast(ShadedRenderer, take), shading=settings.shading(now.progress, g))
-    render = take(there, size, size, generator=g, normals=latent or settings.normals)
+        take = partial(cast(ShadedRenderer, take), shading=settings.shading(now.progress, generator))
+    render = take(there, size, size, generator=generator, normals=latent or settings.normals)
     check_render(render)
     x = as_latent(render, prior) if latent else prior.encode(render.rgb.movedim(-1, 1))
     check_traced(x)
     objects = count // prior.views
-    drawn = check_drawn(prior, job.timesteps(now.progress, objects, g), objects)
+    drawn = check_drawn(prior, job.timesteps(now.progress, objects, generator), objects)
     t = send(drawn.repeat_interleave(prior.views), prior.device)
-    noise = send(torch.randn(x.shape, generator=g), x.device).to(x)
-    uniform = send(torch.rand(objects, generator=g).repeat_interleave(prior.views), prior.device)
+    noise = send(torch.randn(x.shape, generator=generator), x.device).to(x)
+    uniform = send(torch.rand(objects, generator=generator).repeat_interleave(prior.views), prior.device)
     cond = replace(job.condition(cameras, replace(now, uniform=uniform), render), cameras=there)
     with torch.no_grad():
         grad = job.guidance(prior, x.detach(), cond, t, noise)

@@ -18,7 +18,7 @@ from distill.contracts import Condition, Conditioner, Embedding, Guidance, Learn
 from distill.domains import Losses
 from distill.guidance import available, is_made_for_prior, made_for_prior, set_up
 from distill.guidance.terms import draw_from
-from distill.options import check_terms, numbers, schedule, second_prompt
+from distill.options import TERM_FIELDS, check_terms, numbers, schedule, second_prompt
 from distill.priors.control import CONTROL
 from distill.priors.load import load_prior
 from distill.samplers.schedules import Ramp, scheduled
@@ -26,8 +26,6 @@ from distill.transfer import send
 
 #: What a term calls the model of the run's input picture.
 NOVEL_VIEW = "novel_view"
-#: A term's keys beside its loss's options.
-OWN = ("loss", "weight", "prompt", "prior")
 
 
 @made_for_prior
@@ -201,7 +199,7 @@ def make_term(
     bound = {
         key: schedule(f"{where}.{key}", value, None) if numeric.get(key) == 1 and value is not None else value
         for key, value in term.items()
-        if key not in OWN
+        if key not in TERM_FIELDS
     }
     weight = schedule(f"{where}.weight", term.get("weight", 1.0), None)
     own = own_prior(where, term, prior, priors)

@@ -20,6 +20,8 @@ from distill.export.zero_set import zero_set
 from distill.renderers.grids import interpolated, nodes
 from distill.renderers.march import march
 from distill.renderers.nerf import HashGridScene
+from distill.silhouettes import silhouette_iou
+from distill.viewing import DISTANCE, FOV_Y_DEG
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ LOSS = 0.05
 def views() -> Cameras:
     """Return fixed cameras around the object: every 45 degrees, at four heights in turn."""
     azimuth = torch.arange(VIEWS, dtype=torch.float32) * (360 / VIEWS)
-    return orbit(azimuth, torch.tensor([0.0, 20.0, 45.0, 70.0]).repeat(VIEWS // 4), 3.2, 40.0)
+    return orbit(azimuth, torch.tensor([0.0, 20.0, 45.0, 70.0]).repeat(VIEWS // 4), DISTANCE, FOV_Y_DEG)
 
 
 @torch.no_grad()
@@ -75,14 +77,8 @@ def look(scene: Scene, cameras: Cameras) -> Render:
 def compared(after: Render, before: Render) -> dict[str, float]:
     """Mean over views of the silhouettes' IoU, and the PSNR of all pictures together, in dB."""
     error = (after.rgb - before.rgb).square().mean().clamp(min=1e-10).item()
-    iou = _iou(after.opacity[..., 0] > 0.5, before.opacity[..., 0] > 0.5).item()
+    iou = silhouette_iou(after.opacity[..., 0] > 0.5, before.opacity[..., 0] > 0.5).mean().item()
     return {"silhouette_iou": round(iou, 4), "psnr_db": round(-10 * math.log10(error), 2)}
-
-
-def _iou(a: Tensor, b: Tensor) -> Tensor:
-    """Mean intersection over union of masks ``[..., views, height, width]``, shape ``[...]``; 1 where both are empty."""
-    union = (a | b).sum((-2, -1))
-    return torch.where(union == 0, 1.0, (a & b).sum((-2, -1)) / union.clamp(min=1)).mean(-1)
 
 
 @torch.no_grad()
@@ -134,7 +130,7 @@ def surface_of(
 
 def _best(peak: Tensor, levels: Tensor, masks: Tensor) -> tuple[float, float]:
     """The level above which the rays' largest values are where the masks are, and the IoU; of a range of equally good levels, the middle."""
-    scores = torch.stack([_iou(peak > level, masks) for level in levels])
+    scores = torch.stack([silhouette_iou(peak > level, masks).mean() for level in levels])
     good = (scores >= scores.max() - 1e-3).nonzero()[:, 0]
     return float(levels[good[len(good) // 2]]), scores.max().item()
 

@@ -13,13 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 from distill.cameras import Cameras
 from distill.contracts import Render
+from distill.renderers.choices import SHADINGS
 from distill.renderers.march import Samples, composite, march
 from distill.transfer import send
 
 if TYPE_CHECKING:
     from nerfacc import OccGridEstimator
 
-SHADINGS = ("albedo", "lambertian", "textureless", "normals")
 PENALTIES = ("sparsity", "opaqueness", "orientation", "smoothness", "z_variance", "convexity")
 #: Those that need normals.
 _OF_NORMALS = frozenset({"orientation", "smoothness", "convexity"})
@@ -70,7 +70,6 @@ class _Options:
     normals: bool
     shading: str
     penalties: tuple[str, ...]
-    marcher: str
     generator: torch.Generator | None
     ambient: float
     medium: Medium | None
@@ -111,7 +110,6 @@ def render(
     shading: str = "albedo",
     soft_light: bool = False,
     penalties: Sequence[str] = (),
-    marcher: str = "auto",
     chunk_rays: int = 16384,
     recompute: bool = False,
     together: int = 1,
@@ -131,7 +129,6 @@ def render(
             is (n + 1) / 2.
         soft_light: in training, make a random share of the light ambient, instead of a tenth.
         penalties: which to compute, some of ``PENALTIES``.
-        marcher: see ``march``.
         chunk_rays: rays at a time, which bounds memory when viewing, and with ``recompute`` also in training.
         recompute: store only the pixels of a chunk, and render it again in the backward pass: the same gradient with
             the memory of one chunk and the time of one more rendering.
@@ -153,7 +150,7 @@ def render(
     # Before the jitter, of which a window and what is around it draw different numbers: both have the same light.
     ambient = float(_uniform(1, generator, torch.device("cpu"))) if soft_light and generator else AMBIENT
     jitter = _uniform(origins[..., 0].numel(), generator, device)
-    options = _Options(normals, shading, tuple(penalties), marcher, generator, ambient, medium)
+    options = _Options(normals, shading, tuple(penalties), generator, ambient, medium)
     rays = _Rays(origins.view(-1, 3), directions.view(-1, 3), jitter, light)
     trace = _trace_twice if recompute and torch.is_grad_enabled() else _trace
     traced = [trace(scene, rays.part(i, i + chunk_rays), options) for i in range(0, len(jitter), chunk_rays)]
@@ -193,9 +190,7 @@ def towards_light(cameras: Cameras, shading: str, generator: torch.Generator | N
 
 def _trace(scene: Volume, rays: _Rays, options: _Options) -> _Traced:
     """March, query, shade and composite some rays."""
-    samples = march(
-        rays.origins, rays.directions, rays.jitter, scene.occupancy, scene.step_size, options.marcher
-    )
+    samples = march(rays.origins, rays.directions, rays.jitter, scene.occupancy, scene.step_size)
     medium = options.medium
     density, colour = medium.along(samples, rays.directions) if medium else scene.query(samples.points)
     normals = _normals(scene, samples.points, options) if options.wants_normals else None
@@ -204,7 +199,7 @@ def _trace(scene: Volume, rays: _Rays, options: _Options) -> _Traced:
         colour = shade(colour, normals, light, options.shading, options.ambient)
     spread = _from_the_middle(rays, samples) if "z_variance" in options.penalties else None
     seen = [colour, samples.distance[:, None], *(value for value in (normals, spread) if value is not None)]
-    sums, opacity, weights = composite(density, torch.cat(seen, dim=1), samples, options.marcher)
+    sums, opacity, weights = composite(density, torch.cat(seen, dim=1), samples)
     penalties: dict[str, Tensor] = {}
     if normals is not None:
         penalties |= _sample_penalties(scene, rays, samples, normals, weights.detach(), options)

@@ -13,7 +13,7 @@ def by_turns(shares: Mapping[str, Ramp]) -> Callable[[float, torch.Generator], s
     """Draw the shading of the next pictures: each kind with its probability, else ``albedo``.
 
     Args:
-        shares: of some of ``distill.renderers.volume.SHADINGS``, over training; together at most 1.
+        shares: of some of ``distill.renderers.choices.SHADINGS``, over training; together at most 1.
 
     Returns:
         A sampler ``(progress, generator) -> shading``, which draws one number where a share is above 0, and none elsewhere.

@@ -25,9 +25,7 @@ def kernels_on_the_cpu() -> bool:
     return bool(warp.is_cpu_available())
 
 
-def march(
-    origins: Tensor, directions: Tensor, jitter: Tensor, grid: Any, step: float, marcher: str = "auto"
-) -> Samples:
+def march(origins: Tensor, directions: Tensor, jitter: Tensor, grid: Any, step: float) -> Samples:
     """``distill.renderers.march.march``, by every step of every ray through the cube."""
     occupied = grid.binaries[0]
     safe = torch.where(directions < 0, -1.0, 1.0) * directions.abs().clamp(min=1e-9)
@@ -42,9 +40,7 @@ def march(
     return Samples(ray, distance[kept], points[kept], kept.sum(1).int(), step)
 
 
-def composite(
-    density: Tensor, values: Tensor, samples: Samples, marcher: str = "auto"
-) -> tuple[Tensor, Tensor, Tensor]:
+def composite(density: Tensor, values: Tensor, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
     """``distill.renderers.march.composite``, by cumulative sums over all samples in double precision."""
     depth = density.double() * samples.step
     total = depth.cumsum(0)

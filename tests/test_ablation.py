@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ablation import Ablation, judge_claims
+from ablation_report import BEGIN, END, write_docs, write_report
+from cells import BASELINE, FLAT, FULL, LAWS, POWER, ROWS, WHOLE, law_name
 from PIL import Image
-
-from distill.lab.novel_view.ablation import Ablation, judge_claims
-from distill.lab.novel_view.ablation_report import BEGIN, END, write_docs, write_report
-from distill.lab.novel_view.cells import BASELINE, FLAT, FULL, LAWS, POWER, ROWS, WHOLE, law_name
 
 #: Mean perceptual distance of each row's samples.
 DISTANCE = dict(zip(ROWS, (0.5, 0.4, 0.3, 0.35, 0.2, 0.1, 0.12, 0.3, 0.05, 0.06), strict=True))

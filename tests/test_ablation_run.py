@@ -9,15 +9,16 @@ import tarfile
 import time
 from pathlib import Path
 
+import cells
 import pytest
 import torch
 from conftest import write_tiny_prior
 from test_novelview_model import write_encoder
 
-from distill.lab.novel_view import cells, memory, stages
+from distill.lab.novel_view import stages, world_renders
 from distill.lab.novel_view.start import from_prior
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "ablate_novelview.py"
+SCRIPT = Path(__file__).parents[1] / "examples" / "novel_view_ablation" / "ablate_novelview.py"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bench(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> cells.Bench:
-    world = memory.WorldOptions(shapes=1, views=3, steep=0, size=8, samples=1)
+    world = world_renders.WorldOptions(shapes=1, views=3, steep=0, size=8, samples=1)
     setup = cells.Setup(
         work=tmp_path_factory.mktemp("work"), encoders={name: str(parts / name) for name in ("clip", "dino")},
         prior=parts / "prior", device="cpu", world=world, unseen=world, batch=4, code=stages.CodeRecipe(batch=4),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from distill.lab.novel_view.memory import WorldOptions
+from distill.lab.novel_view.world_renders import WorldOptions
 
 FOLDER = Path(__file__).parents[1] / "examples" / "embedded"
 LITTLE = WorldOptions(views=3, steep=1, shapes=1, size=32, samples=1)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from measuring import share
 
 import distill
 from distill.contracts import Condition
@@ -24,10 +25,9 @@ from distill.guidance.csd import csd
 from distill.guidance.sds import sds
 from distill.lab.comparison import figures, run
 from distill.lab.comparison.claims import judge_claims, reached
-from distill.lab.comparison.cost import measure_cost
+from distill.lab.comparison.cost import compose, measure_cost
 from distill.lab.comparison.records import Cell, read_record
 from distill.lab.comparison.report import as_csv, at_calls, chart, costs_of, diversity_of, spread
-from distill.lab.comparison.shares import share
 from distill.lab.comparison.verdicts import Number, above, all_of, below, bootstrap
 from distill.lab.truth import SHAPES, asked, origin, truths
 from distill.priors.exact import ExactPrior, gaussian
@@ -45,7 +45,9 @@ QUICK: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _cheap_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cell's gradient profile from 4 predictions, not 48, and its mesh from a coarse grid: both are tested by themselves."""
-    monkeypatch.setattr(run, "gradient_profile", partial(figures.gradient_profile, levels=2, draws=2))
+    monkeypatch.setattr(
+        "distill.lab.comparison.cell.gradient_profile", partial(figures.gradient_profile, levels=2, draws=2)
+    )
     whole = mesh.extract_mesh
     monkeypatch.setattr(mesh, "extract_mesh", lambda *of, **how: whole(*of, **{**how, "resolution": 24}))
 
@@ -520,7 +522,7 @@ def test_a_cell_of_code_that_was_changed_is_told_before_any_is_made(
     made = {"prior": "embedded", "measure_every": 50, "judge": "", "truth": origin("a red car", SHAPES)}
     distill.guidance.register(broken)
     try:
-        code = code_of(run.compose({"guidance": "broken"}, "a red car", 0))
+        code = code_of(compose({"guidance": "broken"}, "a red car", 0))
     finally:
         del distill.guidance._registered["broken"]
     assert set(code) == {"guidance", "timesteps", "cameras", "scene"}

@@ -504,7 +504,7 @@ def test_a_schedule_replaces_a_recipe_s_own() -> None:
 
 
 def test_tp_sds_may_be_compared_with_others() -> None:
-    from distill.lab.comparison.run import compose
+    from distill.lab.comparison.cost import compose
 
     assert compose({"guidance": "tp_sds"}, "a red mug", 1).timesteps._target_.endswith("dreamtime")
 

@@ -14,6 +14,7 @@ import torch
 from scenes import SCENES, SINGLE, Growing
 from tiny_pipelines import make
 from torch import Tensor
+from usual import optimiser_of, settings_of
 
 from distill import guidance, loop
 from distill.cameras import Cameras, orbit, turntable
@@ -33,7 +34,7 @@ from distill.contracts import (
 from distill.files.checkpoint import load_checkpoint, save_checkpoint
 from distill.forecast.network import Counting
 from distill.guidance import is_made_for_prior
-from distill.job import Job, Settings, State, make_optimiser, take, views_at_once
+from distill.job import Job, State, take, views_at_once
 from distill.lab.comparison.counted import Counted
 from distill.priors import load_prior
 from distill.priors.exact import ExactPrior, gaussian
@@ -61,10 +62,6 @@ def members(contract: type) -> set[str]:
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def optimiser_of(scene: Scene) -> torch.optim.Optimizer:
-    return make_optimiser(scene)
 
 
 def warmed(make: Callable[..., Scene], seed: int = 0) -> Scene:
@@ -478,7 +475,7 @@ def test_parts_of_a_condition_are_joined_to_the_same() -> None:
 def job_of(
     scene: Scene, prior: Prior, loss: Any, cameras: CameraSampler, *, iterations: int = 2, **settings: Any
 ) -> Job:
-    state = State(scene, make_optimiser(scene), generator())
+    state = State(scene, optimiser_of(scene), generator())
     given = bound(loss, prior)
     return Job(
         state=state,
@@ -488,7 +485,7 @@ def job_of(
         render=scene.render,
         cameras=cameras,
         timesteps=uniform(prior),
-        settings=Settings(iterations, size=Ramp(8), **settings),
+        settings=settings_of(iterations, size=Ramp(8), **settings),
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tiny_pipelines import make
 from torch import Tensor
+from usual import optimiser_of, settings_of
 
 import distill
 from distill import loop
@@ -22,7 +23,7 @@ from distill.cameras import Cameras, orbit, turntable
 from distill.conditions.control import controlled, draw_depth, draw_mask, draw_normal, with_control
 from distill.contracts import Condition, Render, Step
 from distill.forecast.network import forecast, shadow
-from distill.job import Job, Settings, State, make_optimiser
+from distill.job import Job, State
 from distill.priors import load_prior
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.exact import dirac
@@ -354,9 +355,9 @@ def test_the_loop_tells_every_embedding_of_its_own_render() -> None:
     shown: list[Render] = []
     loop.train(
         Job(
-            State(scene, make_optimiser(scene), g), prior, guidance,
+            State(scene, optimiser_of(scene), g), prior, guidance,
             controlled(unconditioned, showing(16, times=2.0), "mask"), render, ranges(), uniform(prior),
-            Settings(2, batch=2, size=Ramp(8)),
+            settings_of(2, batch=2, size=Ramp(8)),
         ),
         lambda state, metrics, picture: shown.append(picture),
     )  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import compare
 import pytest
 import torch
 import trimesh
@@ -72,7 +73,6 @@ def test_the_registered_loss_is_a_choice(
 
 def options_of(monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
     """What ``compare.py`` reads from a command line."""
-    compare = load("compare")
     monkeypatch.setattr(sys, "argv", ["compare.py", *words])
     return compare.parse_options({**compare.METHODS, **compare.VARIANTS, **compare.ON_THINGS})
 

@@ -26,7 +26,7 @@ from distill.priors import load_prior
 from distill.priors.adapter import Student
 from distill.renderers import HashGridScene, render
 from distill.renderers.hashgrid import encode, hash_layout
-from distill.renderers.march import Samples, composite, march, nerfacc_compiled
+from distill.renderers.march import Samples, composite, march
 from distill.renderers.occupancy import occupancy_grid
 from distill.run.assemble import assemble
 from distill.run.compose import compose_config
@@ -45,8 +45,6 @@ def _uniform(*shape: int, seed: int = 0) -> Tensor:
 
 def _need(name: str) -> None:
     """Skip where an optional package cannot be used."""
-    if name == "nerfacc" and not nerfacc_compiled():
-        pytest.skip("nerfacc's kernels cannot be built here")
     if name == "tinycudann":
         if importlib.util.find_spec(name) is None:
             pytest.skip("tinycudann is not installed")
@@ -113,23 +111,21 @@ def _grid() -> Any:
     return grid
 
 
-def _marched(marcher: str, device: str) -> Samples:
+def _marched(device: str) -> Samples:
     origins, directions, jitter = (part.to(device) for part in _rays())
-    return march(origins, directions, jitter, _grid().to(device), 0.054, marcher)
+    return march(origins, directions, jitter, _grid().to(device), 0.054)
 
 
-@pytest.mark.parametrize("marcher", ["warp", "nerfacc"])
 @pytest.mark.parametrize("against", ["torch", "kernels"])
-def test_marching_agrees_with_the_cpu(marcher: str, against: str) -> None:
-    _need(marcher)
+def test_marching_agrees_with_the_cpu(against: str) -> None:
     if against == "torch":
         origins, directions, jitter = _rays()
         here = plain_torch.march(origins, directions, jitter, _grid(), 0.054)
     elif plain_torch.kernels_on_the_cpu():
-        here = _marched("warp", "cpu")
+        here = _marched("cpu")
     else:
         pytest.skip("Warp cannot compile for the CPU here")
-    there = _marched(marcher, "cuda")
+    there = _marched("cuda")
     # A sample at a cell's edge may be on either side of it.
     assert abs(len(there.ray) - len(here.ray)) <= 0.002 * len(here.ray)
     same = here.counts == there.counts.cpu()
@@ -139,10 +135,8 @@ def test_marching_agrees_with_the_cpu(marcher: str, against: str) -> None:
     torch.testing.assert_close(there.distance.cpu()[kept[1]], here.distance[kept[0]], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("marcher", ["warp", "nerfacc"])
-def test_compositing_agrees_with_torch(marcher: str) -> None:
-    _need(marcher)
-    samples = _marched("warp", "cuda")
+def test_compositing_agrees_with_torch() -> None:
+    samples = _marched("cuda")
     count = len(samples.ray)
     given = (8 * _uniform(count, seed=4)).cuda(), _uniform(count, 5, seed=5).cuda()
 
@@ -153,7 +147,7 @@ def test_compositing_agrees_with_torch(marcher: str) -> None:
         loss = (sums * weight).sum() + (opacity**2).sum()
         return [each.double() for each in (sums, opacity, *torch.autograd.grad(loss, [density, values]))]
 
-    found = run(lambda d, v: composite(d, v, samples, marcher), torch.float32)
+    found = run(lambda d, v: composite(d, v, samples), torch.float32)
     expected = run(lambda d, v: plain_torch.composite(d, v, samples), torch.float64)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-3)

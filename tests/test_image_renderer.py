@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from usual import optimiser_of
 
 from distill.cameras import turntable
 from distill.contracts import Step
-from distill.job import make_optimiser
 from distill.renderers import ImageScene
 
 
@@ -48,7 +48,7 @@ def test_starts_are_grey_or_noise_around_it() -> None:
 
 def test_every_parameter_is_in_a_group() -> None:
     scene = ImageScene(2, 2)
-    scene.update(Step(), make_optimiser(scene), torch.Generator())
+    scene.update(Step(), optimiser_of(scene), torch.Generator())
     assert [id(p) for p in scene.parameter_groups()["image"].parameters] == [
         id(p) for p in scene.parameters()
     ]

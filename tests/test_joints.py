@@ -144,7 +144,9 @@ def _quick(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "speed_of", lambda device, dtype: 1e9)
     monkeypatch.setattr(cost, "forecast", counted)
     monkeypatch.setattr(comparison, "judge_of", lambda *_: judge())
-    monkeypatch.setattr(comparison, "gradient_profile", partial(gradient_profile, levels=2, draws=2))
+    monkeypatch.setattr(
+        "distill.lab.comparison.cell.gradient_profile", partial(gradient_profile, levels=2, draws=2)
+    )
     monkeypatch.setattr(figures, "measure", some)
     monkeypatch.setattr(figures, "judge_scores", lambda *given: {"r_precision": 0.0, "similarity": 0.0})
 

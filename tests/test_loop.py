@@ -7,12 +7,13 @@ from typing import Any, cast
 
 import pytest
 import torch
+from usual import optimiser_of, settings_of
 
 from distill import loop
 from distill.conditions import prompts
 from distill.contracts import Condition, Prior, Render
 from distill.guidance.sds import sds
-from distill.job import Job, Settings, State, make_optimiser
+from distill.job import Job, Settings, State
 from distill.priors.exact import dirac
 from distill.renderers import HashGridScene
 from distill.renderers.image import ImageScene
@@ -30,7 +31,7 @@ PULL = partial(sds, scale=1.0)
 def start(seed: int = 0) -> State:
     g = torch.Generator().manual_seed(seed)
     scene = ImageScene(8, 8, lr=0.02, seed=g)
-    return State(scene, make_optimiser(scene), g)
+    return State(scene, optimiser_of(scene), g)
 
 
 def job(state: State, guidance: Any, settings: Settings, render: Any = None) -> Job:
@@ -42,7 +43,7 @@ def job(state: State, guidance: Any, settings: Settings, render: Any = None) -> 
 
 def go(state: State, iterations: int = 300, guidance: Any = PULL, stop_at: int = -1, **settings: Any) -> Any:
     return loop.train(
-        job(state, guidance, Settings(iterations, batch=2, size=Ramp(8), **settings)),
+        job(state, guidance, settings_of(iterations, batch=2, size=Ramp(8), **settings)),
         on_step=lambda now, metrics, picture: now.step == stop_at,
     )
 
@@ -75,7 +76,7 @@ def test_the_moving_average_follows_its_recurrence() -> None:
     seen: list[torch.Tensor] = []
     state = start()
     loop.train(
-        job(state, PULL, Settings(3, batch=1, size=Ramp(8), ema=0.9)),
+        job(state, PULL, settings_of(3, batch=1, size=Ramp(8), ema=0.9)),
         on_step=lambda now, metrics, picture: seen.append(image_of(now).clone()),
     )
     expected = 0.9 * (0.9 * seen[0] + 0.1 * seen[1]) + 0.1 * seen[2]
@@ -119,7 +120,7 @@ def test_a_prior_that_gives_nan_is_named() -> None:
     with pytest.raises(
         loop.Diverged, match=r"the scene's gradient was not finite .* with lower learning rates"
     ):
-        settings = Settings(9, batch=1, size=Ramp(8), penalties={"sparsity": Ramp(1.0)}, max_bad_steps=2)
+        settings = settings_of(9, batch=1, size=Ramp(8), penalties={"sparsity": Ramp(1.0)}, max_bad_steps=2)
         loop.train(job(state, PULL, settings, broken_penalty))
 
 
@@ -161,7 +162,7 @@ def test_penalties_enter_the_gradient_with_their_weight() -> None:
         return torch.zeros_like(x)
 
     norms: list[float] = []
-    settings = Settings(2, batch=1, size=Ramp(8), penalties={"sparsity": Ramp(3.0, 5.0, 0.0, 0.5)})
+    settings = settings_of(2, batch=1, size=Ramp(8), penalties={"sparsity": Ramp(3.0, 5.0, 0.0, 0.5)})
     loop.train(
         job(state, nothing, settings, penalised),
         on_step=lambda now, metrics, picture: norms.append(metrics["grad_norm"]),
@@ -172,7 +173,7 @@ def test_penalties_enter_the_gradient_with_their_weight() -> None:
 
 def test_each_kind_of_parameter_has_the_scenes_own_rate() -> None:
     scene = HashGridScene(levels=2, encoding_lr=0.1, mlp_lr=0.2, background_lr=0.3, background="learned")
-    groups = make_optimiser(scene, (0.5, 0.6), 1e-3).param_groups
+    groups = optimiser_of(scene, (0.5, 0.6), 1e-3).param_groups
     assert [(group["lr"], group["peak_lr"]) for group in groups] == [(0.1, 0.1), (0.2, 0.2), (0.3, 0.3)]
     assert all((group["betas"], group["eps"]) == ((0.5, 0.6), 1e-3) for group in groups)
     parameters = [id(p) for group in groups for p in group["params"]]
@@ -182,8 +183,8 @@ def test_each_kind_of_parameter_has_the_scenes_own_rate() -> None:
 def test_the_loss_can_be_weighed_and_summed_over_the_batch() -> None:
     def gradient(**settings: Any) -> torch.Tensor:
         state = start()
-        now = job(state, PULL, Settings(10, batch=2, size=Ramp(8), **settings))
-        loop.accumulate(now, loop.Step(0, 0.5), now.cameras(0.5, 2, state.generator))
+        now = job(state, PULL, settings_of(10, batch=2, size=Ramp(8), **settings))
+        loop.accumulate(now, loop.Step(0, 0.5), now.cameras(0.5, 2, state.generator), state.generator)
         found = state.parameters()[0].grad
         assert found is not None
         return found
@@ -196,7 +197,7 @@ def test_the_loss_can_be_weighed_and_summed_over_the_batch() -> None:
 
 def test_weight_decay_is_decoupled_and_none_is_adam() -> None:
     scene = ImageScene(8, 8, lr=0.02, seed=torch.Generator().manual_seed(0))
-    plain, decayed = make_optimiser(scene), make_optimiser(scene, weight_decay=0.1)
+    plain, decayed = optimiser_of(scene), optimiser_of(scene, weight_decay=0.1)
     (image,) = [p for group in scene.parameter_groups().values() for p in group.parameters]
     before = image.detach().clone()
     adam = torch.optim.Adam([before.clone().requires_grad_()], lr=0.02, betas=(0.9, 0.99), eps=1e-15)
@@ -222,7 +223,7 @@ def test_a_step_of_several_prompts_moves_by_the_mean_of_their_gradients() -> Non
         return torch.full_like(x, next(sizes))
 
     state = start()
-    settings = Settings(10, batch=2, size=Ramp(8), accumulate=3, clip_norm=1.0)
+    settings = settings_of(10, batch=2, size=Ramp(8), accumulate=3, clip_norm=1.0)
     _, metrics = loop.step(job(state, guidance, settings))
     assert metrics["grad_norm"] == pytest.approx(3 * 192**0.5)
     (image,) = state.parameters()

@@ -17,6 +17,7 @@ import trimesh
 from hydra.utils import instantiate
 from tiny_pipelines import make
 from torch import Tensor
+from usual import optimiser_of, settings_of
 
 import distill
 from distill import loop
@@ -28,7 +29,7 @@ from distill.forecast.network import LiveBytes
 from distill.forecast.rendering import rendered
 from distill.guidance.sds import sds
 from distill.guidance.vsd import VSD
-from distill.job import Job, Settings, State, make_optimiser
+from distill.job import Job, State
 from distill.priors import load_prior
 from distill.priors.exact import dirac
 from distill.priors.source import find
@@ -63,11 +64,11 @@ def squares(prior: Any, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) ->
 
 
 def one_step(at_once: int | None, take: Any, scene: Any, smaller: Any = None, **settings: Any) -> State:
-    state = State(scene, make_optimiser(scene), torch.Generator().manual_seed(3))
+    state = State(scene, optimiser_of(scene), torch.Generator().manual_seed(3))
     return loop.train(
         Job(
             state, PRIOR, squares, prompts.conditioner(PRIOR, "mug"), take, ranges(), uniform(PRIOR),
-            Settings(1, **{"batch": 5, "size": Ramp(8), "at_once": at_once, **settings}), frugal=smaller,
+            settings_of(1, **{"batch": 5, "size": Ramp(8), "at_once": at_once, **settings}), frugal=smaller,
         )
     )  # fmt: skip
 
@@ -175,7 +176,7 @@ def test_a_window_casts_the_rays_of_its_part_of_the_picture() -> None:
 
 def test_a_patch_is_the_picture_there_and_coarse_elsewhere() -> None:
     scene = HashGridScene(levels=4, background="random")
-    scene.update(Step(), make_optimiser(scene), torch.Generator().manual_seed(0))
+    scene.update(Step(), optimiser_of(scene), torch.Generator().manual_seed(0))
     drawn: list[tuple[Cameras, int]] = []
 
     def take(cameras: Cameras, height: int, width: int, **options: Any) -> Render:
@@ -253,7 +254,7 @@ class Student:
 def three_steps(student: Student, smaller: bool) -> tuple[State, list[float]]:
     scene, losses = ImageScene(8, 8, lr=0.0), list[float]()
     generator = torch.Generator().manual_seed(3)
-    state = State(scene, make_optimiser(scene), generator, learner=student)
+    state = State(scene, optimiser_of(scene), generator, learner=student)
 
     def note(_: State, metrics: dict[str, float], picture: Render) -> None:
         losses.append(metrics["learner_loss"])
@@ -262,7 +263,7 @@ def three_steps(student: Student, smaller: bool) -> tuple[State, list[float]]:
         loop.train(
             Job(
                 state, PRIOR, squares, prompts.conditioner(PRIOR, "mug"), scene.render, ranges(), uniform(PRIOR),
-                Settings(3, batch=4, at_once=9, size=Ramp(8)), frugal=scene.render if smaller else None,
+                settings_of(3, batch=4, at_once=9, size=Ramp(8)), frugal=scene.render if smaller else None,
             ),
             note,
         )  # fmt: skip
@@ -424,7 +425,7 @@ def test_a_forecast_tells_the_first_step_from_a_full_cube(latent_folder: Path, t
         return live.peak
 
     assert found.rendering == pytest.approx(kept(), rel=0.1)
-    scene.update(Step(), make_optimiser(scene), torch.Generator().manual_seed(0))
+    scene.update(Step(), optimiser_of(scene), torch.Generator().manual_seed(0))
     assert scene.occupancy.binaries.float().mean() < 0.2
     assert found.beginning == pytest.approx(kept(), rel=0.15)
     # A copy for each thread.
@@ -528,11 +529,11 @@ def test_a_patch_too_small_is_refused(tmp_path: Path) -> None:
 def test_sds_still_works_in_parts_on_an_exact_prior() -> None:
     g = torch.Generator().manual_seed(0)
     scene = ImageScene(8, 8, lr=0.02, seed=g)
-    state = State(scene, make_optimiser(scene), g)
+    state = State(scene, optimiser_of(scene), g)
     loop.train(
         Job(
             state, PRIOR, partial(sds, scale=1.0), prompts.conditioner(PRIOR, "mug"), scene.render, ranges(),
-            uniform(PRIOR), Settings(300, batch=2, at_once=1, size=Ramp(8), final_lr=0.01),
+            uniform(PRIOR), settings_of(300, batch=2, at_once=1, size=Ramp(8), final_lr=0.01),
         )
     )  # fmt: skip
     assert (scene.image[0].movedim(-1, 0) - TARGET).abs().max().item() < 0.01
@@ -587,7 +588,7 @@ def test_a_forecast_counts_rays_and_cells_however_fine_the_cells_are(resolution:
 
     assert found.full == pytest.approx(of_all_views(), rel=0.1)
     with LiveBytes() as update:
-        scene.update(Step(), make_optimiser(scene), torch.Generator().manual_seed(0))
+        scene.update(Step(), optimiser_of(scene), torch.Generator().manual_seed(0))
     assert update.peak > 8 * resolution**3
     assert found.beginning == pytest.approx(max(of_all_views(), update.peak), rel=0.25)
     learnt = sum(p.numel() for p in scene.parameters())

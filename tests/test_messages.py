@@ -18,13 +18,13 @@ from PIL import Image
 import distill
 from distill import cli
 from distill.conditions.cutout import LEAST, without_background
-from distill.domains import aligned, counted
 from distill.files.atomic import replacing, write_atomic
 from distill.files.errors import first_line, line_of
 from distill.run.compose import compose_config
 from distill.run.mistakes import takes_list
 from distill.run.overrides import as_overrides
 from distill.usage import USAGES
+from distill.wording import aligned, counted
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -273,7 +273,7 @@ def test_a_warning_stands_on_a_line_of_its_own_above_the_bar() -> None:
 
 
 def test_no_bar_is_shown_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    from distill.lab.novel_view.memory import on_cores
+    from distill.lab.novel_view.world_renders import on_cores
 
     assert list(on_cores(str, [], 1, "object")) == [] and capsys.readouterr().err == ""
     assert list(on_cores(str, [3], 1, "object")) == ["3"] and "1/1" in capsys.readouterr().err

@@ -12,7 +12,8 @@ import trimesh
 from distill.cameras import orbit, turntable
 from distill.contracts import Render
 from distill.embedded import raycast, shapes
-from distill.lab.metrics import best_turn, chamfer, silhouette_iou, true_silhouettes
+from distill.lab.metrics import best_turn, chamfer, true_silhouettes
+from distill.silhouettes import silhouette_iou
 
 
 def box(x0: Any, x1: Any, y0: Any, y1: Any, size: Any = 8) -> Any:

@@ -12,12 +12,12 @@ import plain_torch
 import pytest
 import torch
 from torch import Tensor, nn
+from usual import optimiser_of
 
 from distill.cameras import Cameras, orbit
 from distill.contracts import Render, Step
-from distill.job import make_optimiser
 from distill.renderers import HashGridScene, _warp, render
-from distill.renderers.march import Samples, composite, march, nerfacc_compiled
+from distill.renderers.march import Samples, composite, march
 from distill.renderers.occupancy import occupancy_grid, update_occupancy
 from distill.renderers.patch import patched
 from distill.renderers.volume import convexity, finite_difference_normals, opacity_penalties, towards_light
@@ -322,8 +322,6 @@ def test_chunks_do_not_change_a_picture() -> None:
     [
         {"shading": "toon"},
         {"penalties": ("beauty",)},
-        {"marcher": "nerfacc"},
-        {"marcher": "fast"},
         {"chunk_rays": 0},
     ],
 )
@@ -363,7 +361,7 @@ def test_gradients_reach_every_parameter_and_match_finite_differences() -> None:
 def test_the_same_seed_makes_the_same_scene_and_leaves_the_global_generator_alone() -> None:
     before = torch.random.get_rng_state()
     a, b, c = _scene(seed=3), _scene(seed=_generator(3)), _scene(seed=4)
-    a.update(Step(), make_optimiser(a), _generator())
+    a.update(Step(), optimiser_of(a), _generator())
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
     assert not torch.equal(a.grid, c.grid)
@@ -443,7 +441,7 @@ def test_exponential_density_is_bounded_but_its_gradient_does_not_vanish(backend
 
 def test_levels_open_one_by_one() -> None:
     scene = _scene(levels=4, progressive_levels=(1, 0.5))
-    seen, optimiser = [], make_optimiser(scene)
+    seen, optimiser = [], optimiser_of(scene)
     for step, progress in enumerate((0.0, 0.16, 0.17, 0.34, 0.5, 0.9)):
         scene.update(Step(step, progress), optimiser, _generator())
         seen.append(int(scene.active_levels))
@@ -453,7 +451,7 @@ def test_levels_open_one_by_one() -> None:
 def test_levels_open_from_a_step_on_as_published() -> None:
     # threestudio: 8 of 16 levels up to step 2,000 of 10,000, then one more every 500 steps.
     scene = _scene(levels=16, progressive_levels=(8, 0.6, 0.2))
-    optimiser = make_optimiser(scene)
+    optimiser = optimiser_of(scene)
     for step in (0, 1, 1999, 2000, 2001, 2499, 2500, 2999, 3000, 5499, 5500, 5999, 6000, 9999):
         scene.update(Step(1, step / 10_000), optimiser, _generator())
         assert int(scene.active_levels) == min(16, 8 + max(0, step - 2000) // 500), step
@@ -527,7 +525,7 @@ def test_skipping_empty_cells_hardly_changes_the_picture(threshold: float, most:
     scene = _scene(blob_scale=20.0, occupancy_threshold=threshold)
     with torch.no_grad():
         full = render(scene, _front(40, 10), 32, 32)
-        scene.update(Step(), make_optimiser(scene), _generator())
+        scene.update(Step(), optimiser_of(scene), _generator())
         skipped = render(scene, _front(40, 10), 32, 32)
     assert 0.02 < scene.occupancy.binaries.float().mean() < 0.5
     difference = (full.rgb - skipped.rgb).abs()
@@ -608,11 +606,9 @@ def test_orientation_is_averaged_over_the_rays_that_hit() -> None:
         camera = _front(fov=fov)
         seen = render(scene, camera, 12, 12, penalties=("orientation",), chunk_rays=50)
         origins, directions = (rays.reshape(-1, 3) for rays in camera.rays(12, 12))
-        samples = march(
-            origins, directions, torch.full((144,), 0.5), scene.occupancy, scene.step_size, "auto"
-        )
+        samples = march(origins, directions, torch.full((144,), 0.5), scene.occupancy, scene.step_size)
         density, colour = scene.query(samples.points)
-        _, opacity, weights = composite(density, colour, samples, "auto")
+        _, opacity, weights = composite(density, colour, samples)
         normals = finite_difference_normals(scene, samples.points)
         total = (weights * (normals * directions[samples.ray]).sum(-1).clamp(min=0) ** 2).sum()
         hits = int((opacity > 0).sum())
@@ -680,17 +676,14 @@ def test_penalties_are_computed_only_when_asked_for() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("marcher", ["warp", "nerfacc"])
-def test_cuda_marchers_agree_with_the_cpu(marcher: str) -> None:
-    if marcher == "nerfacc" and not nerfacc_compiled():
-        pytest.skip("nerfacc's kernels cannot be built here")
+def test_a_picture_on_cuda_agrees_with_the_cpu() -> None:
     scene = _scene(blob_scale=20.0)
     camera = _front(40, 10)
     # Without the CPU's kernels, which a GPU machine may lack.
     with plain_torch.without_kernels():
         expected = render(scene, camera, 32, 32)
     scene.cuda()
-    picture = render(scene, camera, 32, 32, marcher=marcher)
+    picture = render(scene, camera, 32, 32)
     assert (picture.rgb.cpu() - expected.rgb).abs().max() < 0.02
 
 

@@ -30,8 +30,8 @@ from distill.conditions.cutout import (
     without_background,
 )
 from distill.conditions.framing import settled
-from distill.lab.metrics import silhouette_iou
 from distill.run.compose import compose_config
+from distill.silhouettes import silhouette_iou
 
 RED, GREEN = (220, 30, 30), (30, 160, 40)
 

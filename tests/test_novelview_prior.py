@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_novelview_model import randn
 from test_novelview_pipeline import RGB, make
+from usual import optimiser_of, settings_of
 
 from distill.cameras import Cameras, orbit, turntable
 from distill.conditions.prompts import PICTURED, conditioner
@@ -19,7 +20,7 @@ from distill.guidance.nfsd import nfsd
 from distill.guidance.sds import sds
 from distill.guidance.terms import predict
 from distill.guidance.vsd import VSD
-from distill.job import Job, Settings, State, make_optimiser
+from distill.job import Job, State
 from distill.loop import train
 from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.novel_view.pose import relative_cameras
@@ -116,8 +117,8 @@ def test_it_drives_the_loop(prior: NovelViewPrior) -> None:
     g = torch.Generator().manual_seed(0)
     scene = ImageScene(16, 16, lr=0.02, seed=g)
     before = scene.image.detach().clone()
-    state = State(scene, make_optimiser(scene), g)
-    settings = Settings(iterations=3, batch=2, size=Ramp(16))
+    state = State(scene, optimiser_of(scene), g)
+    settings = settings_of(iterations=3, batch=2, size=Ramp(16))
     train(
         Job(
             state, prior, scheduled(sds, scale=3.0), conditioner(prior, PICTURED), scene.render, ranges(),

@@ -13,19 +13,19 @@ from test_novelview_model import make_unet, write_encoder
 
 from distill.embedded import world
 from distill.files.checkpoint import load_checkpoint, save_checkpoint
-from distill.lab.novel_view import levels, memory, stages
+from distill.lab.novel_view import levels, memory, stages, world_renders
 from distill.priors.novel_view.code import TurnOptions
 from distill.priors.novel_view.features import load_encoder
 from distill.priors.novel_view.model import build, widen
 from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.novel_view.pose import relative
 
-WORLD = memory.WorldOptions(shapes=2, views=3, steep=1, size=16, samples=1)
+WORLD = world_renders.WorldOptions(shapes=2, views=3, steep=1, size=16, samples=1)
 
 
 @pytest.fixture(scope="module")
 def shapes() -> dict[str, torch.Tensor]:
-    return memory.render_shapes([WORLD])[0]
+    return world_renders.render_shapes([WORLD])[0]
 
 
 def quarter_turns() -> memory.Store:
@@ -92,13 +92,13 @@ def test_a_store_tells_the_pose_that_views_have() -> None:
 
 
 def test_shapes_are_painted_in_trained_colours_or_the_held_out_one(shapes: dict[str, torch.Tensor]) -> None:
-    trained, held_out = memory.painted(shapes), memory.painted(shapes, held_out=True)
+    trained, held_out = world_renders.painted(shapes), world_renders.painted(shapes, held_out=True)
     assert len(trained) == 16 * 2 * 7 and len(held_out) == 16 * 2
     assert trained.pictures.shape == (16 * 2 * 7 * 4, 3, 16, 16)
     for store, expected in ((trained, False), (held_out, True)):
         assert all(world.held_out(*uid.split("-")[:2]) == expected for uid in store.uids)
     # One colour of each shape goes through all of them in turn.
-    some = memory.painted(shapes, colours=1)
+    some = world_renders.painted(shapes, colours=1)
     cubes = [uid.split("-")[0] for uid in some.uids if "-cube-" in uid]
     assert len(set(cubes)) == 2
     # A red cube is red in its middle and white in the corner.
@@ -114,10 +114,10 @@ def test_shapes_are_painted_in_trained_colours_or_the_held_out_one(shapes: dict[
 def test_shapes_are_rendered_once(
     tmp_path: Path, shapes: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "render_shapes", lambda worlds, workers: [shapes for _ in worlds])
-    (first,) = memory.cached_shapes([WORLD], tmp_path)
-    monkeypatch.setattr(memory, "render_shapes", lambda worlds, workers: pytest.fail("rendered again"))
-    (again,) = memory.cached_shapes([WORLD], tmp_path)
+    monkeypatch.setattr(world_renders, "render_shapes", lambda worlds, workers: [shapes for _ in worlds])
+    (first,) = world_renders.cached_shapes([WORLD], tmp_path)
+    monkeypatch.setattr(world_renders, "render_shapes", lambda worlds, workers: pytest.fail("rendered again"))
+    (again,) = world_renders.cached_shapes([WORLD], tmp_path)
     assert torch.equal(first["layers"], again["layers"])
 
 
@@ -234,10 +234,10 @@ def test_averaged_weights_are_lent(tmp_path: Path) -> None:
 
 
 def test_shapes_beside_the_axis_stay_there_for_all_cameras() -> None:
-    away = memory.WorldOptions(
+    away = world_renders.WorldOptions(
         shapes=1, views=40, steep=0, size=32, samples=1, scale=(0.4, 0.4), offset=0.3, seed=4
     )
-    layers, positions = memory.render_shape(away, ("sphere", 0))
+    layers, positions = world_renders.render_shape(away, ("sphere", 0))
     # A ball's silhouette is about where its centre is projected to: one point must explain all views.
     ys, xs = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     alpha = torch.from_numpy(layers[..., 4]).float()
@@ -261,14 +261,14 @@ def test_shapes_beside_the_axis_stay_there_for_all_cameras() -> None:
     assert error < 0.02 and 0.05 < distance <= 0.3
     # A shape that fills the picture stays in the middle.
     large = replace(away, scale=(1.4, 1.4), views=2)
-    kept, _ = memory.render_shape(large, ("table", 0))
-    middle, _ = memory.render_shape(replace(large, offset=0.0), ("table", 0))
+    kept, _ = world_renders.render_shape(large, ("table", 0))
+    middle, _ = world_renders.render_shape(replace(large, offset=0.0), ("table", 0))
     assert (kept == middle).all()
 
 
 def test_steep_views_reach_straight_above_and_below() -> None:
-    steep = memory.WorldOptions(shapes=1, views=0, steep=400, size=2, samples=1)
-    _, positions = memory.render_shape(steep, ("cube", 0))
+    steep = world_renders.WorldOptions(shapes=1, views=0, steep=400, size=2, samples=1)
+    _, positions = world_renders.render_shape(steep, ("cube", 0))
     eye = torch.from_numpy(positions)
     elevation = torch.rad2deg(torch.asin(eye[:, 2] / eye.norm(dim=1)))
     assert elevation.min() < -88 and elevation.max() > 88
@@ -277,8 +277,8 @@ def test_steep_views_reach_straight_above_and_below() -> None:
 
 
 def test_steep_views_may_be_of_both_caps_alone() -> None:
-    caps = memory.WorldOptions(shapes=1, views=0, steep=400, size=2, samples=1, steep_from_deg=45)
-    _, positions = memory.render_shape(caps, ("cube", 0))
+    caps = world_renders.WorldOptions(shapes=1, views=0, steep=400, size=2, samples=1, steep_from_deg=45)
+    _, positions = world_renders.render_shape(caps, ("cube", 0))
     eye = torch.from_numpy(positions)
     elevation = torch.rad2deg(torch.asin(eye[:, 2] / eye.norm(dim=1)))
     assert elevation.abs().min() > 44.9

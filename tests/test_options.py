@@ -15,22 +15,22 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from distill.conditions.cutout import BACKGROUNDS
+from distill.conditions.choices import OWN_PROMPTS
 from distill.domains import Count, Fraction, Length, OneOf, Range, Scheduled, describe, fits
 from distill.guidance import register_weighting
 from distill.guidance.terms import WEIGHTINGS
 from distill.options import check_option, hints_of, options_of
-from distill.priors.load import MODES
+from distill.renderers.choices import SHADINGS
 from distill.renderers.hashgrid import BACKENDS
 from distill.renderers.image import ImageScene
 from distill.renderers.nerf import ACTIVATIONS, HashGridScene
 from distill.renderers.nerf import BACKGROUNDS as SCENE_BACKGROUNDS
-from distill.renderers.volume import PENALTIES, SHADINGS
+from distill.renderers.volume import PENALTIES
 from distill.run.checks.scene import NEEDS
 from distill.run.checks.values import check_values
 from distill.run.compose import compose_config
 from distill.run.plugins import plugins
-from distill.run.schema import PARTS, Config
+from distill.run.schema import PARTS, Config, Turns, Views
 
 
 def error_of(*words: str) -> str:
@@ -252,15 +252,9 @@ def test_closed_options_list_what_the_code_knows() -> None:
     assert of(HashGridScene, "density_activation") == set(ACTIVATIONS)
     assert of(HashGridScene, "backend") == set(BACKENDS)
     assert of(HashGridScene, "background") == set(SCENE_BACKGROUNDS)
-    schema = dict(schema_options())
-    known_by = {
-        "render.shading": SHADINGS,
-        "reference.background": BACKGROUNDS,
-        "prior_options.ip_mode": MODES,
-    }
-    for name, known in known_by.items():
-        (rule,) = (rule for rule in rules_of(schema[name]) if isinstance(rule, OneOf))
-        assert set(rule.names()) == set(known)
+    # Groups of options of which each is one of a list that other parts go by.
+    assert [item.name for item in dataclasses.fields(Turns)] == list(SHADINGS[1:])
+    assert [item.name for item in dataclasses.fields(Views)][: len(OWN_PROMPTS)] == list(OWN_PROMPTS)
 
 
 def test_a_hash_grid_can_do_all_that_is_asked_of_a_scene() -> None:

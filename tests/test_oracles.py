@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from usual import optimiser_of, settings_of
 
 from distill.conditions.prompts import conditioner
 from distill.contracts import Condition, Step
@@ -25,7 +26,7 @@ from distill.guidance.ism import ism
 from distill.guidance.nfsd import nfsd
 from distill.guidance.sdi import sdi
 from distill.guidance.sds import sds
-from distill.job import Job, Settings, State, make_optimiser
+from distill.job import Job, State
 from distill.loop import train
 from distill.priors.exact import ExactPrior, cosine, dirac, gaussian, mixture, scaled_linear
 from distill.renderers.image import ImageScene
@@ -431,8 +432,8 @@ def test_a_dirac_prior_through_the_real_loop_is_reached(name: str, sampler: str)
     target = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(4))
     prior = dirac({"mug": target, "": target}, scaled_linear().float())
     scene = ImageScene(8, 8, lr=0.04, seed=1)
-    state = State(scene, make_optimiser(scene), torch.Generator().manual_seed(0))
-    settings = Settings(200, batch=2, size=Ramp(8), final_lr=0.02)
+    state = State(scene, optimiser_of(scene), torch.Generator().manual_seed(0))
+    settings = settings_of(200, batch=2, size=Ramp(8), final_lr=0.02)
     train(
         Job(
             state, prior, PULLS[name], conditioner(prior, "mug"), scene.render, ranges(),

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from usual import optimiser_of, settings_of
 
 import distill
 from distill.conditions.prompts import conditioner
 from distill.contracts import Render, Step
-from distill.job import Job, Settings, State, make_optimiser
+from distill.job import Job, State
 from distill.loop import train
 from distill.priors.exact import dirac
 from distill.renderers.image import ImageScene
@@ -37,7 +38,7 @@ class Counting(ImageScene):
 
 def test_each_scene_counts_its_own_steps_and_all_are_drawn_alike() -> None:
     particles, g = Particles([Counting(seed) for seed in range(3)]), torch.Generator().manual_seed(0)
-    optimiser = make_optimiser(particles)
+    optimiser = optimiser_of(particles)
     for step in range(600):
         particles.update(Step(step, step / 600), optimiser, g)
     assert particles.visits.sum() == 600
@@ -55,7 +56,7 @@ def test_a_step_trains_the_drawn_scene_and_no_other() -> None:
         Particles(scenes),
         torch.Generator().manual_seed(1),
     )
-    state = State(particles, make_optimiser(particles), g)
+    state = State(particles, optimiser_of(particles), g)
     moved: list[int] = []
 
     def on_step(state: State, metrics: dict[str, float], picture: Render) -> None:
@@ -68,7 +69,7 @@ def test_a_step_trains_the_drawn_scene_and_no_other() -> None:
     def loss(prior: Any, x: Tensor, cond: Any, t: Tensor, noise: Tensor) -> Tensor:
         return x
 
-    settings = Settings(iterations=12, batch=2, size=distill.samplers.schedules.Ramp(8))
+    settings = settings_of(iterations=12, batch=2, size=distill.samplers.schedules.Ramp(8))
     train(
         Job(
             state, prior, scheduled(loss), conditioner(prior, ""), particles.render, ranges(), uniform(prior),

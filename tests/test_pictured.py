@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pictured
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +19,6 @@ from distill.conditions.cutout import Cutout, Frame
 from distill.contracts import Render
 from distill.embedded.prompt import object_of
 from distill.embedded.vocabulary import of_prior
-from distill.lab.comparison import pictured
 from distill.lab.comparison.report import PICTURED, from_pictures
 from distill.lab.novel_view.render import Surface, from_world
 

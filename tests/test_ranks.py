@@ -20,13 +20,14 @@ import pytest
 import torch
 from scenes import Growing, hash_grid, hyper, several
 from torch import multiprocessing
+from usual import optimiser_of, settings_of
 
 from distill import cli, loop
 from distill.conditions import prompt_library, prompts
 from distill.contracts import Scene, Step
 from distill.files.checkpoint import load_checkpoint, save_checkpoint
 from distill.guidance.sds import sds
-from distill.job import Job, Settings, State, make_optimiser
+from distill.job import Job, State
 from distill.priors.exact import dirac
 from distill.ranks import ALONE, Ended, Lost, Ranks, joined, streams
 from distill.run import execute, journal
@@ -56,9 +57,9 @@ def job(make: Callable[..., Scene], ranks: Ranks, iterations: int = 4, **setting
         condition = prompt_library.conditioner(
             lambda number: prompts.conditioner(PRIOR, NAMES[number]), library.drawn
         )
-    wanted = Settings(iterations, **{"batch": 2, "size": Ramp(8), **settings})
+    wanted = settings_of(iterations, **{"batch": 2, "size": Ramp(8), **settings})
     return Job(
-        State(scene, make_optimiser(scene), g), PRIOR, partial(sds, scale=1.0), condition,
+        State(scene, optimiser_of(scene), g), PRIOR, partial(sds, scale=1.0), condition,
         partial(scene.render, penalties=tuple(wanted.penalties)), ranges(), uniform(PRIOR), wanted, ranks=ranks,
     )  # fmt: skip
 

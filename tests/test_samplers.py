@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -12,7 +10,6 @@ import torch
 from distill.contracts import Condition, Step
 from distill.priors.exact import cosine, dirac, scaled_linear
 from distill.samplers import cameras, timesteps
-from distill.samplers.plot import plot, quantiles
 from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
 from distill.samplers.timesteps import (
     annealed,
@@ -227,22 +224,6 @@ def test_scheduled_options_follow_progress() -> None:
     assert seen == [(100.0, "uniform"), (55.0, "uniform"), (10.0, "uniform")]
     draw = scheduled_sampler(uniform, prior=PRIOR, t_max=Ramp(0.98, 0.5))
     assert int(draw(0.5, 50_000, torch.Generator().manual_seed(0)).max()) == 740
-
-
-def test_plot_shows_each_samplers_middle_and_range(tmp_path: Path) -> None:
-    values = quantiles(uniform(PRIOR, t_min=0.0, t_max=1.0), points=3, draws=20_000)
-    assert values.tolist()[0] == pytest.approx([50, 500, 950], abs=15)
-    falling = quantiles(square_root(PRIOR, t_min=0.0, t_max=0.9), points=4)
-    assert falling[:, 1].tolist() == [900, 450, 264, 121]  # 900 (1 - sqrt(i / 4)), rounded
-    drawn = plot({"a<b": square_root(PRIOR), "uniform": uniform(PRIOR)}, tmp_path / "t.svg")
-    tree = ElementTree.parse(drawn).getroot()
-    lines = [node for node in tree.iter() if node.tag.endswith("polyline")]
-    assert len(lines) == 2
-    heights = [float(point.split(",")[1]) for point in lines[0].attrib["points"].split()]
-    assert heights == sorted(heights)  # down the picture, as t goes down
-    assert "a<b" in [node.text for node in tree.iter() if node.tag.endswith("text")]
-    with pytest.raises(ValueError, match=r"ends in \.svg, got .*t\.png"):
-        plot({"uniform": uniform(PRIOR)}, tmp_path / "t.png")
 
 
 @pytest.mark.parametrize("options", [{"width": 0.0}, {"centre": 50.0}, {"width": float("nan")}])

@@ -14,6 +14,7 @@ import torch
 import trimesh
 from test_run import OPTIONS, QUICK, command, error_of
 from torch import Tensor
+from usual import optimiser_of
 
 import distill
 from distill import renderers
@@ -22,7 +23,7 @@ from distill.contracts import Render, Step
 from distill.export.mesh import depth_of
 from distill.export.zero_set import _on_grid, extract_zero_set, zero_set
 from distill.files.checkpoint import save_checkpoint
-from distill.job import State, make_optimiser
+from distill.job import State
 from distill.renderers import second_stage
 from distill.renderers.grids import interpolated
 from distill.renderers.image import ImageScene
@@ -52,7 +53,7 @@ def ball_field(blob_scale: float = 60.0, **options: Any) -> HashGridScene:
     with torch.no_grad():
         field.grid.zero_()
         list(field.mlp.parameters())[-1].copy_(torch.tensor([0.0, 1.0, -1.0, 0.5]))
-    field.update(Step(), make_optimiser(field), torch.Generator().manual_seed(0))
+    field.update(Step(), optimiser_of(field), torch.Generator().manual_seed(0))
     return field
 
 
@@ -325,7 +326,7 @@ def test_penalties_of_a_ball(generator: torch.Generator | None) -> None:
 def test_shape_and_texture_are_trained_in_their_times(background: str, behind: set[str]) -> None:
     times: dict[str, Any] = {"geometry": (0.0, 0.5), "texture": (0.5, 1.0)}
     scene = SdfScene(**SMALL, **times, resolution=16, background=background, occupancy_resolution=8)
-    optimiser, g = make_optimiser(scene), torch.Generator().manual_seed(0)
+    optimiser, g = optimiser_of(scene), torch.Generator().manual_seed(0)
 
     def moved(progress: float, shading: str) -> set[str]:
         scene.update(Step(0, progress), optimiser, g)
@@ -461,7 +462,7 @@ def test_a_run_begins_with_the_averages_of_a_surface_over_another_background(
         return SdfScene(**SMALL, background=background, resolution=8)
 
     first, second = scene(before), scene(now)
-    state = State(first, make_optimiser(first), torch.Generator())
+    state = State(first, optimiser_of(first), torch.Generator())
     state.average = [p.detach() + 1 for p in state.parameters()]
     save_checkpoint(tmp_path / "checkpoints", 1, state.state_dict(), keep=1)
     (tmp_path / "config.yaml").write_text("iterations: 1\n")

@@ -25,7 +25,8 @@ from distill.contracts import Render
 from distill.export.files import COLOURS
 from distill.meshes.read import RADIUS, read_surface, rotation, surface_of
 from distill.meshes.surface import Surface
-from distill.meshes.write import Paints, _own, usable, write_textured
+from distill.meshes.unwrap import own_of, usable
+from distill.meshes.write import Paints, write_textured
 from distill.renderers import volume
 from distill.renderers.surface import SurfaceScene, own_points
 from distill.run.compose import compose_config
@@ -365,7 +366,7 @@ def test_texture_coordinates_that_overlap_repeat_or_are_tiny_are_replaced() -> N
     stacked = np.tile(apart[:3], (12, 1))
     for uv, good in ((apart, True), (stacked, False), (apart * 3, False), (apart * 0.01, False)):
         mesh = placed(painted_box("wood", uv, picture))
-        assert usable(mesh, mesh.parts, [_own(mesh, mesh.parts[0])]) == good
+        assert usable(mesh, mesh.parts, [own_of(mesh, mesh.parts[0])]) == good
 
 
 def test_leaves_that_share_a_picture_are_told_by_their_area_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,8 +377,8 @@ def test_leaves_that_share_a_picture_are_told_by_their_area_alone(monkeypatch: p
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("thousands of leaves would be rasterised at full size each")
 
-    monkeypatch.setattr("distill.meshes.write.rasterise", refuse)
-    assert not usable(mesh, mesh.parts, [_own(mesh, mesh.parts[0])])
+    monkeypatch.setattr("distill.meshes.unwrap.rasterise", refuse)
+    assert not usable(mesh, mesh.parts, [own_of(mesh, mesh.parts[0])])
 
 
 def test_a_stacked_texture_is_unwrapped_and_its_charts_are_apart(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from distill.cameras import turntable
 from distill.embedded import captions, things, world
 from distill.embedded.shoot import shoot
 from distill.embedded.vocabulary import Row, read_names, write_names
-from distill.lab.metrics import silhouette_iou
 from distill.lab.truth import Source, asked
+from distill.silhouettes import silhouette_iou
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from things_store import from_pack
 
 from distill.embedded import things, world
-from distill.lab.novel_view.named import from_pack
 
 ANGLES = torch.tensor([[0.0, 0.0, 3.0], [90.0, 0.0, 3.2], [180.0, 30.0, 3.4], [-90.0, 90.0, 3.1]])
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from scenes import SCENES, small_library, surface
 from torch import Tensor
+from usual import optimiser_of
 
 from distill.cameras import turntable
 from distill.contracts import Step
 from distill.forecast.network import Counting
-from distill.job import make_optimiser
 from distill.renderers.hyper_conv import hyper_conv
 from distill.renderers.hyper_grid import hyper_grid
 from distill.renderers.nerf import HashGridScene
@@ -49,7 +49,7 @@ def with_random_background(name: str) -> Any:
                                   "spheres", "particles of hash_grid"])  # fmt: skip
 def test_views_of_an_object_have_one_random_background(name: str) -> None:
     scene = with_random_background(name)
-    scene.update(Step(), make_optimiser(scene), generator())
+    scene.update(Step(), optimiser_of(scene), generator())
     assert "together" in scene.features
     # So wide that the pictures' corners see nothing of the scene.
     cameras = turntable(8, fov_y_deg=90)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from usual import optimiser_of, settings_of
 
 from distill import loop, transfer
 from distill.cameras import Cameras, turntable
@@ -25,7 +26,7 @@ from distill.contracts import Render, Step
 from distill.guidance.asd import asd
 from distill.guidance.csd import csd
 from distill.guidance.sds import sds
-from distill.job import Job, Settings, State, make_optimiser
+from distill.job import Job, State
 from distill.priors.novel_view.pose import relative_cameras
 from distill.priors.space import Space
 from distill.renderers import HashGridScene
@@ -126,9 +127,9 @@ class Prior:
 def job(guidance: Any, condition: Any) -> Job:
     generator = torch.Generator().manual_seed(0)
     scene: Any = ImageScene(8, 8, seed=generator).to(META)
-    state = State(scene, make_optimiser(scene), generator)
+    state = State(scene, optimiser_of(scene), generator)
     prior: Any = Prior()
-    settings = Settings(4, batch=2, size=Ramp(8))
+    settings = settings_of(4, batch=2, size=Ramp(8))
     return Job(state, prior, guidance, condition, scene.render, ranges(), uniform(prior), settings)
 
 
@@ -160,7 +161,7 @@ def test_a_steps_pictures_and_prompts_wait_for_nothing(loss: Any) -> None:
     one = job(loss, prompts.conditioner(prior, "mug", "blurry", views, "cup"))
     cameras = one.cameras(0.0, 2, one.state.generator)
     with Crossing() as crossing:
-        seen = loop.see(one, Step(), cameras)
+        seen = loop.see(one, Step(), cameras, one.state.generator)
     assert crossing.others == []
     # Cameras, timesteps, noise, the second random number, and the rows of all prompts together.
     assert crossing.sent == 5
@@ -188,7 +189,7 @@ def test_a_step_with_perp_neg_reads_nothing_back(away: Curves | None) -> None:
     condition = prompts.conditioner(prior, "mug", views=prompts.view_words("four", "none"), away=away)
     one = job(partial(sds, scale=3.0), condition)
     with Crossing() as crossing:
-        loop.see(one, Step(), turntable(2))
+        loop.see(one, Step(), turntable(2), one.state.generator)
     assert crossing.others == []
     # Beside cameras, timesteps, noise, random number and prompts: views, shares, other views, then who is pushed how much.
     assert crossing.sent == (5 if away is None else 10)
@@ -234,7 +235,7 @@ def test_asds_largest_shift_is_made_on_the_device() -> None:
     prior: Any = Prior()
     one = job(partial(asd, random_shift=False), prompts.conditioner(prior, "mug"))
     with Crossing() as crossing:
-        loop.see(one, Step(), turntable(2))
+        loop.see(one, Step(), turntable(2), one.state.generator)
     assert (crossing.sent, crossing.others) == (5, [])
 
 
@@ -280,9 +281,9 @@ def test_gradients_are_scaled_only_where_they_have_a_bound() -> None:
 
 def test_adam_is_fused_where_torch_has_that_kernel() -> None:
     scene: Any = ImageScene(8, 8)
-    fused = make_optimiser(scene)
+    fused = optimiser_of(scene)
     assert fused.defaults["fused"] is True
-    assert make_optimiser(copy.deepcopy(scene).to("meta")).defaults["fused"] is None
+    assert optimiser_of(copy.deepcopy(scene).to("meta")).defaults["fused"] is None
     # The first step of Adam moves every parameter by its rate; a checkpoint of one kind continues with the other.
     plain = torch.optim.Adam(
         [{"params": [scene.image], "lr": 0.03}], betas=(0.9, 0.99), eps=1e-15, fused=False
@@ -350,7 +351,7 @@ def test_levels_follow_a_checkpoint() -> None:
     scene, other = make(), make()
     torch.nn.init.normal_(scene.grid)
     before = scene.query(points)[1]
-    optimiser = make_optimiser(scene)
+    optimiser = optimiser_of(scene)
     scene.update(Step(1, 0.34), optimiser, torch.Generator())
     assert int(scene.active_levels) == 3
     assert not torch.equal(scene.query(points)[1], before)
@@ -384,7 +385,7 @@ def test_a_drawn_timestep_outside_the_prior_is_refused_before_it_is_copied() -> 
     one = job(partial(sds, scale=3.0), prompts.conditioner(prior, "mug"))
     wrong = loop.replace(one, timesteps=lambda progress, batch, generator: torch.full((batch,), 10))
     with pytest.raises(ValueError, match=r"\[0, 9\], got 10 to 10"):
-        loop.see(wrong, Step(), turntable(2))
+        loop.see(wrong, Step(), turntable(2), wrong.state.generator)
 
 
 def test_only_copies_from_the_cpu_to_cuda_are_pinned() -> None:

@@ -20,7 +20,7 @@ from distill.embedded import things, world
 from distill.embedded.judge import SHIPPED, load_judge
 from distill.embedded.vocabulary import write_names
 from distill.lab import truth as lab_truth
-from distill.lab.comparison import figures, records, run
+from distill.lab.comparison import figures, methods, records, run
 from distill.lab.metrics import mean_colour, saturation
 from distill.lab.truth import (
     VIEWS,
@@ -274,7 +274,7 @@ def test_a_prompt_that_the_prior_takes_for_another_is_refused(tmp_path: Path) ->
         run.prior_name(None, ["a hamburger"]) == "things"
         and run.prior_name(None, ["a red mug"]) == "embedded"
     )
-    lab_truth.check_meant(run.THINGS, "things")
+    lab_truth.check_meant(methods.THINGS, "things")
 
 
 def test_cells_of_another_judge_are_refused(tmp_path: Path) -> None:
@@ -314,11 +314,11 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_made(tiny: Tiny, 
 
 def test_the_comparison_on_things_has_ten_names_with_variants_and_every_loss_twice() -> None:
     variants = Counter(thing.name for thing in things.table())
-    names = [asked(prompt) for prompt in run.THINGS]
-    assert len({one.name for one in names}) == len(run.THINGS) >= 10
+    names = [asked(prompt) for prompt in methods.THINGS]
+    assert len({one.name for one in names}) == len(methods.THINGS) >= 10
     assert all(variants[one.name] >= 3 and one.colour is None for one in names)
-    assert [one.caption for one in names] == list(run.THINGS)
+    assert [one.caption for one in names] == list(methods.THINGS)
     for name in ("sds_100", "sds_7.5", "csd", "asd", "vsd"):
-        plain, paced = run.ON_THINGS[name], run.ON_THINGS[f"tp_{name}"]
+        plain, paced = methods.ON_THINGS[name], methods.ON_THINGS[f"tp_{name}"]
         assert {**plain, "timesteps": "dreamtime"} == paced and plain["timesteps"] == "uniform"
-    assert [run.ON_THINGS[name]["guidance.scale"] for name in ("sds_100", "sds_7.5")] == [100, 7.5]
+    assert [methods.ON_THINGS[name]["guidance.scale"] for name in ("sds_100", "sds_7.5")] == [100, 7.5]

@@ -15,7 +15,7 @@ from PIL import Image
 
 import distill
 from distill.embedded.judge import save_judge
-from distill.lab.comparison import figures, run
+from distill.lab.comparison import figures
 from distill.lab.comparison.claims import Comparison, judge_claims, select
 from distill.lab.comparison.power import INTERVAL, POWER, prompts_needed, seeds_needed
 from distill.lab.comparison.records import Cell
@@ -175,7 +175,9 @@ def test_a_comparison_on_a_thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     judge = tmp_path / "judge"
     save_judge(tiny_things.judge_of(["stool"]), judge)
     monkeypatch.setattr(figures, "r_precision", lambda judge, shown, caption: 0.5)
-    monkeypatch.setattr(run, "gradient_profile", partial(figures.gradient_profile, levels=2, draws=2))
+    monkeypatch.setattr(
+        "distill.lab.comparison.cell.gradient_profile", partial(figures.gradient_profile, levels=2, draws=2)
+    )
     source = Source(tiny.archives if with_truth else None, table=tiny.table, judge=judge)
     options: dict[str, Any] = {"iterations": 2, "measure_every": 2, "render.size": 16, "scene.log2_table_size": 12,
                                "scene.levels": 4, "prior": distill.load_prior(PRIOR)}  # fmt: skip

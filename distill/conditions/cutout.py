@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from distill.conditions.background import plain_background
+from distill.conditions.choices import BACKGROUNDS
 from distill.files.atomic import sha256
 from distill.files.colour_profile import in_srgb
 from distill.files.errors import no_file
@@ -26,8 +27,6 @@ from distill.files.paths import user_path
 
 log = logging.getLogger(__name__)
 
-#: How pictures are cut out.
-BACKGROUNDS = ("auto", "keep", "rembg")
 #: What rembg may cut out with, the best first; both are under the Apache licence.
 NETWORKS = ("u2net", "u2netp")
 #: Largest side that an object is cut out at, and that a picture is read at, pixels.

@@ -51,12 +51,12 @@ def settled(pipeline: NovelViewPipeline, image: Image.Image, frame: Frame, fill:
 
 
 @torch.no_grad()
-def draft_errors(pipeline: NovelViewPipeline, rgb: Tensor, batch: int = 64) -> Tensor:
+def draft_errors(pipeline: NovelViewPipeline, rgb: Tensor) -> Tensor:
     """Mean squared error of the draft of each picture's own view, pictures over white ``[n, 3, h, w]`` to ``[n]``."""
     turn = pipeline.model.turn
     assert turn is not None and turn.draft is not None
     errors = []
-    for part in rgb.to(pipeline.device).split(batch):
+    for part in rgb.to(pipeline.device).split(64):
         same = part.new_tensor([0.0, 0.0, 1.0, 0.0]).expand(len(part), -1)
         drawn = turn.draft(turn.code(pipeline.encoder(part).maps, same))
         own = nn.functional.interpolate(part * 2 - 1, (turn.draft.size, turn.draft.size), mode="area")

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from distill.conditions.choices import CURVES
 from distill.contracts import Condition, Embedding
 from distill.transfer import send
 
@@ -51,10 +52,16 @@ class Curves:
 
 
 #: The curves by whose code they are from; ``authors`` is Perp-Neg's own for 3D, with its cut-offs.
-PUBLISHED = {
-    "threestudio": Curves(),
-    "authors": Curves((2.0, 2.0, 0.0, 0.8), (2.0, 10.0, 0.0, 0.8), (1.0, 10.0, 0.0, 0.8), (0.0, 1.0, 2.0)),
-}
+PUBLISHED = dict(
+    zip(
+        CURVES,
+        (
+            Curves(),
+            Curves((2.0, 2.0, 0.0, 0.8), (2.0, 10.0, 0.0, 0.8), (1.0, 10.0, 0.0, 0.8), (0.0, 1.0, 2.0)),
+        ),
+        strict=True,
+    )
+)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ LISTS = ("train", "validation", "held_out")
 ALSO = {"val": "validation", "test": "held_out"}
 #: Prompts whose embeddings are kept in memory; others are made, or read from the disk, again.
 KEPT = 256
+#: Prompts to look at while training, of those to learn and of the others each.
+PREVIEWED = 8
 #: Prompts that are embedded together.
 AT_ONCE = 16
 #: Endings of files that hold prompts among other things, which would be read as parts of prompts.
@@ -54,15 +56,15 @@ class Prompts:
         """Every prompt, those to learn first."""
         return (*self.train, *self.validation, *self.held_out)
 
-    def previewed(self, most: int = 8) -> tuple[str, ...]:
-        """Prompts to look at while training: at most so many of those to learn, and as many of the others, of both lists.
+    def previewed(self) -> tuple[str, ...]:
+        """Prompts to look at while training: at most ``PREVIEWED`` of those to learn, and as many of the others, of both lists.
 
         Those to learn are drawn: every n-th line of a list of kinds in colours may well be of one kind.
         """
-        drawn = sorted(Random(0).sample(range(len(self.train)), min(most, len(self.train))))
-        half = max(most // 2, most - len(self.held_out))
+        drawn = sorted(Random(0).sample(range(len(self.train)), min(PREVIEWED, len(self.train))))
+        half = max(PREVIEWED // 2, PREVIEWED - len(self.held_out))
         others = self.validation[:half]
-        return (*(self.train[i] for i in drawn), *others, *self.held_out[: most - len(others)])
+        return (*(self.train[i] for i in drawn), *others, *self.held_out[: PREVIEWED - len(others)])
 
     def where(self, prompt: str) -> str:
         """The line of a prompt, for errors."""

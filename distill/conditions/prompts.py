@@ -13,14 +13,13 @@ from torch import Tensor
 
 from distill.cameras import Cameras
 from distill.conditions import perp_neg
+from distill.conditions.choices import SIDES
 from distill.conditions.perp_neg import Curves
 from distill.contracts import Condition, Conditioner, Embedding, Prior, Prompt, Render, Step, View
 from distill.files.errors import first_line
 from distill.files.paths import user_path
 from distill.transfer import send
 
-#: The views that can have prompts of their own.
-SIDES = ("front", "side", "back", "overhead")
 #: Four coarse words, for priors trained on photographs (DreamFusion, arXiv:2209.14988, Sec. 3.2).
 FOUR_VIEWS = ("front view", "side view", "back view", "overhead view")
 

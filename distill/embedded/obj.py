@@ -263,23 +263,9 @@ def colours(model: Model, faces: NDArray[np.integer[Any]], barycentric: Array) -
     return found
 
 
-def _plain(material: Material) -> bool:
+def is_plain(material: Material) -> bool:
+    """Return whether a material has one colour and is not of glass."""
     return material.texture is None and material.opacity > 0.9
-
-
-def largest_plain(model: Model) -> tuple[tuple[float, float, float], float] | None:
-    """Return the plain colour that covers more of the surface than any other material, or None.
-
-    Returns:
-        The colour and the share of the surface that it covers; None where a texture or glass covers more than it.
-    """
-    area = np.bincount(model.material, model.areas(), len(model.materials))
-    total: dict[object, float] = {}
-    for index, material in enumerate(model.materials):
-        key = material.colour if _plain(material) else index
-        total[key] = total.get(key, 0.0) + float(area[index])
-    best = max(total, key=lambda key: total[key])
-    return (best, total[best] / max(float(area.sum()), 1e-12)) if isinstance(best, tuple) else None
 
 
 def painted(model: Model, colour: tuple[float, float, float] | None) -> NDArray[np.bool_]:
@@ -289,5 +275,5 @@ def painted(model: Model, colour: tuple[float, float, float] | None) -> NDArray[
         return [round(255 * value) for value in values]
 
     return np.array(
-        [colour is not None and _plain(m) and steps(m.colour) == steps(colour) for m in model.materials]
+        [colour is not None and is_plain(m) and steps(m.colour) == steps(colour) for m in model.materials]
     )

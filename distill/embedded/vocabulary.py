@@ -12,10 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill.domains import counted
 from distill.embedded.world import COLOURS, KINDS
 from distill.files.atomic import write_atomic
 from distill.files.paths import user_path
+from distill.wording import counted
 
 #: The folders of the bundled priors, by the value of ``prior=``: of the embedded world, of that and real objects, and of four views of
 #: the embedded world together.

@@ -129,7 +129,7 @@ def _in_front(text: str, name: str) -> bool:
     )
 
 
-def suggestions(text: str, names: Sequence[str], count: int = 5) -> list[str]:
-    """Return the names nearest to a word in meaning, or in spelling if it has no vector."""
-    near = [name for name, _ in nearest(text, names)] or difflib.get_close_matches(text, names, count, 0.0)
-    return near[:count]
+def suggestions(text: str, names: Sequence[str]) -> list[str]:
+    """Return the five names nearest to a word in meaning, or in spelling if it has no vector."""
+    near = [name for name, _ in nearest(text, names)] or difflib.get_close_matches(text, names, 5, 0.0)
+    return near[:5]

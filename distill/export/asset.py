@@ -10,7 +10,16 @@ from typing import Any
 from torch import Tensor
 
 from distill.contracts import Field, View
-from distill.export.choices import BLUR_WIDTH, FACES, MIN_COMPONENT, RESOLUTION
+from distill.export.choices import (
+    BLUR_WIDTH,
+    ELEVATION_DEG,
+    FACES,
+    FRAMES,
+    MIN_COMPONENT,
+    PICTURE_SIZE,
+    RESOLUTION,
+    TEXTURE_SIZE,
+)
 from distill.export.colours import LARGEST, paint_of
 from distill.export.files import save_meshes
 from distill.export.frame import Pivot, Up
@@ -31,10 +40,10 @@ def export_asset(
     iso: float | None = None,
     min_component: float = MIN_COMPONENT,
     blur_width: float = BLUR_WIDTH,
-    texture_size: int = 512,
-    frames: int = 60,
-    picture_size: int = 192,
-    elevation_deg: float = 15.0,
+    texture_size: int = TEXTURE_SIZE,
+    frames: int = FRAMES,
+    picture_size: int = PICTURE_SIZE,
+    elevation_deg: float = ELEVATION_DEG,
     up: Up = "y",
     formats: Sequence[str] | None = None,
     name: str = "mesh",

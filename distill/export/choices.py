@@ -19,6 +19,10 @@ RESOLUTION, FACES = 128, 10_000
 MIN_COMPONENT = 0.03
 #: Standard deviation of the Gaussian that smooths the field first, scene units. A distilled field is rough at this scale.
 BLUR_WIDTH = 0.03
+#: Height and width of its texture, pixels.
+TEXTURE_SIZE = 512
+#: The turntable: its frames, and the height and width of its pictures and the sheet's, pixels, and their cameras' elevation, degrees.
+FRAMES, PICTURE_SIZE, ELEVATION_DEG = 48, 192, 15.0
 #: Most pixels along a side of a texture: what graphics cards take.
 LARGEST_TEXTURE = 16384
 #: Most nodes along an edge of the grid that a mesh is made on: 1.1 billion nodes.

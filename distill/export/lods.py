@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from distill.domains import counted
 from distill.export.frame import welded
 from distill.export.mesh import Floats, Ints, Mesh, adjacency, decimate, vertex_normals
+from distill.wording import counted
 
 log = logging.getLogger(__name__)
 

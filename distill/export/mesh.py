@@ -20,8 +20,10 @@ from trimesh.ray.ray_pyembree import RayMeshIntersector
 
 from distill.cameras import orbit
 from distill.contracts import Field, View
-from distill.domains import counted
 from distill.export.choices import BLUR_WIDTH, FACES, MIN_COMPONENT, RESOLUTION
+from distill.silhouettes import silhouette_iou
+from distill.viewing import DISTANCE, FOV_Y_DEG
+from distill.wording import counted
 
 #: Where depths are cut off, natural logarithm of the density over that of the surface.
 DEEPEST = 3.0
@@ -294,7 +296,7 @@ def decimate(vertices: Floats, faces: Ints, target: int) -> tuple[Floats, Ints]:
     return unfold(fewer, kept), kept
 
 
-def unfold(vertices: Floats, faces: Ints, rounds: int = 5) -> Floats:
+def unfold(vertices: Floats, faces: Ints) -> Floats:
     """Move the corners of folded faces to the middle of their neighbours, as long as fewer faces are folded after it.
 
     A collapse may push a corner across an edge, and the face there then lies upside down on its neighbours: a dark line in
@@ -303,7 +305,7 @@ def unfold(vertices: Floats, faces: Ints, rounds: int = 5) -> Floats:
     """
     mean, links = _means(faces, len(vertices)), np.bincount(faces.ravel(), minlength=len(vertices))
     found = folded(vertices, faces)
-    for _ in range(rounds):
+    for _ in range(5):
         corners = np.unique(faces[found])
         corners = corners[links[corners] > 3]
         moved = vertices.copy()
@@ -359,7 +361,7 @@ def _means(faces: Ints, count: int) -> sparse.csr_matrix:
 def _silhouettes(view: View, size: int) -> Silhouettes:
     """Return the masks of pixels that are more than half opaque, from six sides, alternately low and high."""
     azimuth = torch.arange(6, dtype=torch.float32) * 60
-    cameras = orbit(azimuth, torch.tensor([10.0, 40.0]).repeat(3), 3.2, 40.0)
+    cameras = orbit(azimuth, torch.tensor([10.0, 40.0]).repeat(3), DISTANCE, FOV_Y_DEG)
     with torch.no_grad():
         opacity = view(cameras, size, size).opacity
     origins, directions = (rays.reshape(-1, 3).numpy() for rays in cameras.rays(size, size))
@@ -373,8 +375,7 @@ def _silhouette_iou(vertices: Floats, faces: Ints, pictures: Silhouettes) -> flo
     origins, directions, there = pictures
     caster = RayMeshIntersector(trimesh.Trimesh(vertices, faces, process=False))
     mesh = caster.intersects_any(origins, directions).reshape(there.shape)
-    union = (mesh | there).sum((1, 2))
-    return float(((mesh & there).sum((1, 2)) / np.maximum(union, 1)).mean())
+    return float(silhouette_iou(torch.from_numpy(mesh), torch.from_numpy(there)).mean())
 
 
 def _choose_level(density: Floats, pictures: Silhouettes, min_component: float, blur_width: float) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distill.cameras import Cameras, turntable
 from distill.contracts import View
+from distill.export.choices import ELEVATION_DEG, FRAMES, PICTURE_SIZE
 from distill.files.atomic import replacing
 from distill.files.paths import user_path
 
@@ -59,10 +60,10 @@ def write_turntable(
     view: View,
     path: Path | str,
     *,
-    frames: int = 60,
-    size: int = 192,
+    frames: int = FRAMES,
+    size: int = PICTURE_SIZE,
     fps: int = 30,
-    elevation_deg: float = 15.0,
+    elevation_deg: float = ELEVATION_DEG,
 ) -> None:
     """Write one turn around the scene as an H.264 video that browsers play and that loops smoothly.
 
@@ -80,7 +81,7 @@ def write_turntable(
     if size < 16 or size % 16 or frames < 1 or fps < 1:
         raise ValueError(
             "Expected size a multiple of 16 and at least 1 frame and frame per second, got "
-            f"size={size}, frames={frames}, fps={fps}; the defaults are 192, 60 and 30."
+            f"size={size}, frames={frames}, fps={fps}; the defaults are {PICTURE_SIZE}, {FRAMES} and 30."
         )
     import imageio_ffmpeg  # a large package that only a video needs
 
@@ -103,7 +104,7 @@ def write_turntable(
 
 
 def write_contact_sheet(
-    view: View, path: Path | str, *, size: int = 192, elevation_deg: float = 15.0, gap: int = 4
+    view: View, path: Path | str, *, size: int, elevation_deg: float = ELEVATION_DEG, gap: int = 4
 ) -> None:
     """Write eight pictures around the scene, starting at the front, as a sheet of two rows of four."""
     sheet = np.full((2 * size + gap, 4 * size + 3 * gap, 3), 255, np.uint8)

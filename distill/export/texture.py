@@ -9,6 +9,7 @@ import xatlas
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from distill.export.choices import TEXTURE_SIZE
 from distill.export.colours import Paint
 from distill.export.mesh import Floats, Ints, Mesh
 
@@ -21,7 +22,7 @@ def colour_vertices(mesh: Mesh, paint: Paint) -> Mesh:
     return replace(mesh, colours=paint(mesh.vertices, mesh.normals))
 
 
-def bake_texture(mesh: Mesh, paint: Paint, *, size: int = 512) -> Mesh:
+def bake_texture(mesh: Mesh, paint: Paint, *, size: int = TEXTURE_SIZE) -> Mesh:
     """Unwrap a mesh and paint its texture, up to and past the charts' edges.
 
     Renders are compared with sRGB pictures, so their colours are sRGB already and are stored unchanged.

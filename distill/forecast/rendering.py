@@ -79,9 +79,11 @@ def rendered(config: DictConfig, views: int, device: torch.device) -> Rendering:
         most = max(found.total, found.forward + copies, gradients)
         return int(most + (rays * _PIXEL if config.render.recompute else 0))
 
+    said = config.optimiser
+    optimiser = make_optimiser(probe, tuple(said.betas), said.eps, said.weight_decay)
     full = kept()
     with LiveBytes() as live:
-        probe.update(Step(), make_optimiser(probe), torch.Generator().manual_seed(0))
+        probe.update(Step(), optimiser, torch.Generator().manual_seed(0))
     beginning = max(kept(), live.peak)
     return Rendering(parameters, max(full, beginning), beginning)
 

@@ -22,12 +22,14 @@ from distill.embedded.judge import SHIPPED, Judge, load_judge
 from distill.embedded.prompt import understand
 from distill.embedded.shoot import shoot
 from distill.embedded.vocabulary import of_prior
-from distill.lab.metrics import best_turn, mean_colour, silhouette_iou, true_silhouettes
+from distill.lab.metrics import best_turn, mean_colour, true_silhouettes
+from distill.silhouettes import silhouette_iou
+from distill.viewing import FOV_Y_DEG
 
 if TYPE_CHECKING:
     import trimesh
 
-VIEWS, ELEVATION_DEG, FOV_Y_DEG = 8, 15.0, 40.0
+VIEWS, ELEVATION_DEG = 8, 15.0
 #: Turns about the vertical axis at which an asset is compared.
 TURNS = 16
 

@@ -29,6 +29,7 @@ from omegaconf import DictConfig
 
 from distill.cameras import orbit
 from distill.live.desk import Desk, Look
+from distill.viewing import DISTANCE, FOV_Y_DEG
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def frame(desk: Desk, query: Mapping[str, str]) -> Reply:
 
     azimuth = torch.tensor([number(query, "azimuth", 0, -1e6, 1e6)])
     elevation = torch.tensor([number(query, "elevation", 0, -90, 90)])
-    cameras = orbit(azimuth, elevation, number(query, "distance", 3.2, 1.0, 20.0), 40.0)
+    cameras = orbit(azimuth, elevation, number(query, "distance", DISTANCE, 1.0, 20.0), FOV_Y_DEG)
     size = int(number(query, "size", 96, 16, 512))
     seen = desk.look(Look(cameras, int(number(query, "scene", 0, 0, 1e6)), size))
     if seen.picture is None:

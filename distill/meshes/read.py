@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import trimesh
 
-from distill.domains import counted
 from distill.files.errors import first_line, no_file
 from distill.files.paths import user_path
 from distill.meshes.gltf import load_gltf
 from distill.meshes.look import is_filler, look_of
 from distill.meshes.obj import load_obj
 from distill.meshes.surface import Floats, Part, Surface, Unfit
+from distill.wording import counted
 
 log = logging.getLogger(__name__)
 

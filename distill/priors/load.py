@@ -16,6 +16,7 @@ from distill.devices import pick_device
 from distill.files.errors import first_line
 from distill.priors import inversion, lora
 from distill.priors.autoencoder import find_vae
+from distill.priors.choices import IP_MODES
 from distill.priors.control import ControlNet, load_controlnet
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.draft import PART, Draft, channels_of, show
@@ -179,8 +180,8 @@ def mode_of(ip_mode: str, source: Source, settings: dict[str, Any]) -> bool:
     Raises:
         ValueError: the mode is unknown, or given for a network that is shown no picture.
     """
-    if ip_mode not in MODES:
-        raise ValueError(f"prior_options.ip_mode must be one of {', '.join(MODES)}, got {ip_mode!r}")
+    if ip_mode not in IP_MODES:
+        raise ValueError(f"prior_options.ip_mode must be one of {', '.join(IP_MODES)}, got {ip_mode!r}")
     if settings.get(COUNT):
         return is_pixel(ip_mode, source)
     if ip_mode != "auto":
@@ -198,10 +199,6 @@ def is_imagedream(source: Source) -> bool:
     """
     family, _ = family_of(source.folder)
     return bool(network_settings(source, family).get(COUNT))
-
-
-#: How ImageDream's picture enters, see ``distill.priors.multi_view.image_prompt``.
-MODES = ("auto", "pixel", "local")
 
 
 def _control(

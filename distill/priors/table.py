@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distill.domains import aligned
+from distill.wording import aligned
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from distill.arguments import library_scene
 from distill.conditions.prompt_library import Prompts, read_library
 from distill.contracts import Generator, Prior
-from distill.domains import counted
 from distill.export.wall import write_wall
 from distill.files.atomic import write_atomic
 from distill.files.checkpoint import load_checkpoint
@@ -35,6 +34,7 @@ from distill.run.journal import seconds_before
 from distill.run.manifest import describe, finish
 from distill.run.overrides import as_overrides
 from distill.run.stored import stored_in
+from distill.wording import counted
 
 log = logging.getLogger(__name__)
 

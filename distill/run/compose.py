@@ -65,7 +65,7 @@ def compose_config(
     return config
 
 
-def compose_any(overrides: Sequence[str], folders: Sequence[str] = ()) -> tuple[DictConfig, list[Stage]]:
+def compose_any(overrides: Sequence[str], folders: Sequence[str]) -> tuple[DictConfig, list[Stage]]:
     """Compose a configuration without checks of its values, and its stages, of which a run may have none.
 
     Raises:
@@ -140,7 +140,7 @@ def _composed(words: Sequence[str]) -> tuple[DictConfig, str]:
     """Return a configuration and the loss that it chose.
 
     Hydra composes the files of the chosen parts, and then sets values. The first takes most of the time, so it is done once for
-    each choice of parts, unless ``folders`` are the user's own: their files may change.
+    each choice of parts, unless a word is Hydra's own, such as the search path of the user's folders: their files may change.
     """
     loader = GlobalHydra.instance().config_loader()
     assert isinstance(loader, ConfigLoaderImpl)

@@ -76,7 +76,7 @@ def is_own(word: str) -> bool:
     return bool(re.match(r"\+{0,2}stage\b(?=[.=])", word))
 
 
-def named_stages(words: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
+def named_stages(words: Sequence[str], folders: Sequence[str]) -> list[str]:
     """The stages that a command line names, or else its experiment's file, whose are for the hash grid; empty for none."""
     given = dict(map(split_word, words))
     if "stages" in given:

@@ -141,8 +141,8 @@ def make_condition(
     prior: Prior,
     scene: Scene,
     prompt: str,
-    library: Prompts | None = None,
-    shown: ImagePrompted | None = None,
+    library: Prompts | None,
+    shown: ImagePrompted | None,
 ) -> Conditioner:
     """Embed a prompt, or those of a library, and add what else the prior is conditioned on."""
     of = partial(condition_of, config, prior)

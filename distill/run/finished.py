@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from distill.asset import Asset
 from distill.contracts import Scene
 from distill.devices import pick_device
-from distill.domains import counted
 from distill.files.checkpoint import load_checkpoint
 from distill.files.errors import first_line
 from distill.files.paths import user_path
@@ -24,6 +23,7 @@ from distill.run.scenes import look, scene_maker
 from distill.run.schema import Config, Export
 from distill.run.settings import NAME, Unreadable, read
 from distill.run.stages import plan
+from distill.wording import counted
 
 #: Names of a configuration's options, and of those of its export.
 OPTIONS, EXPORT = ({item.name for item in fields(each)} for each in (Config, Export))

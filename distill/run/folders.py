@@ -83,26 +83,28 @@ def check_place(config: DictConfig) -> Path:
     return folder
 
 
-def to_resume(config: DictConfig, root: Path = Path("outputs")) -> Path | None:
+def to_resume(config: DictConfig) -> Path | None:
     """The folder of the run that a configuration would continue with, None where there is none.
 
     Raises:
         OtherLayout: it holds this run with other ``retries``.
         ValueError: another version of distill made it, or its settings cannot be read.
     """
-    folders = [user_path(config.output_dir)] if config.output_dir else _described_ones(root, config)
+    folders = (
+        [user_path(config.output_dir)] if config.output_dir else _described_ones(Path("outputs"), config)
+    )
     return next((folder for folder in folders if same_run(folder, config)), None)
 
 
-def nothing_to_resume(config: DictConfig, root: Path = Path("outputs")) -> str:
+def nothing_to_resume(config: DictConfig) -> str:
     """Say that ``resume`` begins a new run, and in what the runs of this prompt differ from it."""
     if config.output_dir:
         return f"{config.output_dir} holds no run to continue yet, so resume=true begins one"
-    there = [*_described_ones(root, config)][-MOST:]
+    there = [*_described_ones(Path("outputs"), config)][-MOST:]
     others = [f"{folder} ({differing(folder, config)})" for folder in there]
     beside = f"; beside it: {', '.join(others)}" if others else ""
     return (
-        f"there is no run with these settings in {root} to continue, so resume=true begins a new one{beside}"
+        f"there is no run with these settings in outputs to continue, so resume=true begins a new one{beside}"
     )
 
 

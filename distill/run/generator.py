@@ -11,14 +11,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from distill.conditions.choices import OWN_PROMPTS
 from distill.conditions.prompt_library import Prompts, read_library
-from distill.domains import counted
 from distill.files.atomic import write_atomic
 from distill.files.paths import user_path
 from distill.priors.source import SHIPPED, is_single
 from distill.run.known import default_of
 from distill.run.plugins import features_of
 from distill.run.seeding import several
+from distill.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ OF_ONE = {
     "shard": "all of it is learnt together; several processes share it with accelerate launch",
     **dict.fromkeys(("seeds", "retries", "keep", "judge"), "a judge chooses among scenes of one prompt"),
     "max_vram": "the forecast is of one prompt's run; choose render.at_once= and render.recompute=",
-    **{f"views.{name}": "whole prompts for a view are one object's" for name in ("front", "side", "back", "overhead", "file")},
+    **{f"views.{name}": "whole prompts for a view are one object's" for name in OWN_PROMPTS},
 }  # fmt: skip
 
 

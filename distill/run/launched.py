@@ -19,7 +19,7 @@ from distill.run.seeding import several
 from distill.run.signals import stop_signals
 
 
-def run_on(ranks: Ranks, config: DictConfig, library: bool = False) -> None:
+def run_on(ranks: Ranks, config: DictConfig, library: bool) -> None:
     """Run a configuration of one prompt or one library, on this process alone or on several.
 
     Args:

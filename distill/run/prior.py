@@ -10,7 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 from distill.conditions.control import DRAWN, read_picture
 from distill.conditions.picture import framed
 from distill.contracts import Prior
-from distill.domains import counted
 from distill.files.paths import user_path
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.graphs import check_graphs
@@ -20,6 +19,7 @@ from distill.run.checks.image import check_shown
 from distill.run.checks.texts import TOGETHER
 from distill.run.known import default_of
 from distill.run.schema import PriorOptions
+from distill.wording import counted
 
 
 def check_prior(config: DictConfig, device: torch.device) -> None:

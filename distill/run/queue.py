@@ -64,7 +64,7 @@ def compose_queue(overrides: Sequence[str], folders: Sequence[str] = ()) -> Queu
     return divide(compose_config(overrides, folders), overrides, folders)
 
 
-def divide(config: DictConfig, overrides: Sequence[str], folders: Sequence[str] = ()) -> Queue:
+def divide(config: DictConfig, overrides: Sequence[str], folders: Sequence[str]) -> Queue:
     """Divide the file of a configuration, which these words compose to; see ``compose_queue``."""
     every = read_prompts(config)
     wanted = shard_of(every, config.shard)

@@ -5,20 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from distill.conditions.choices import BACKGROUNDS, CURVES
 from distill.domains import Angle, Count, Fraction, Length, NotNegative, OneOf, Positive, Range, Scheduled
 from distill.export.choices import (
     BLUR_WIDTH,
+    ELEVATION_DEG,
     FACES,
     FINEST_GRID,
     FORMATS,
+    FRAMES,
     LARGEST_TEXTURE,
     LOD_PLACES,
     MIN_COMPONENT,
     MOST_LODS,
+    PICTURE_SIZE,
     PIVOTS,
     RESOLUTION,
     SIZES,
+    TEXTURE_SIZE,
 )
+from distill.priors.choices import FOURTH, IP_MODES
+from distill.renderers.choices import SHADINGS
+from distill.viewing import DISTANCE, FOV_Y_DEG
 
 #: The parts of a run that plug in: each is a callable with options.
 PARTS = ("guidance", "timesteps", "cameras", "scene")
@@ -108,16 +116,16 @@ class Reference:
     azimuth_deg: float | None = 0.0
     colour: Annotated[str | None, OneOf(("auto",))] = None
     backdrop: Annotated[str | None, OneOf(("auto",))] = None
-    distance: Annotated[float, Range(1, 100)] = 3.2
-    fov_y_deg: Annotated[float, Range(1, 150)] = 40.0
-    background: Annotated[str, OneOf(("auto", "keep", "rembg"))] = "auto"
+    distance: Annotated[float, Range(1, 100)] = DISTANCE
+    fov_y_deg: Annotated[float, Range(1, 150)] = FOV_Y_DEG
+    background: Annotated[str, OneOf(BACKGROUNDS)] = "auto"
     recentre: bool = True
     fill: Annotated[float, Range(0.1, 1)] = 0.75
     start: Annotated[str, OneOf(("samples", "none"))] = "none"
     start_until: Fraction = 0.3
     depth: str | None = None
     normal: str | None = None
-    fourth: Annotated[str, OneOf(("auto", "distance", "polar"))] = "auto"
+    fourth: Annotated[str, OneOf(("auto", *FOURTH))] = "auto"
 
 
 @dataclass
@@ -179,7 +187,7 @@ class PriorOptions:
     prediction_type: Annotated[str | None, OneOf(("epsilon", "v_prediction", "sample"))] = None
     embeddings: list[str] = field(default_factory=list)
     views: Count | None = None
-    ip_mode: Annotated[str, OneOf(("auto", "pixel", "local"))] = "auto"
+    ip_mode: Annotated[str, OneOf(IP_MODES)] = "auto"
 
 
 @dataclass
@@ -223,7 +231,7 @@ class PerpNeg:
 
     enabled: bool = False
     strength: NotNegative = 1.0
-    curves: Annotated[str, OneOf(("threestudio", "authors"))] = "threestudio"
+    curves: Annotated[str, OneOf(CURVES)] = "threestudio"
     front_from_side: Curve = None
     side_from_front: Curve = None
     side_from_back: Curve = None
@@ -267,7 +275,7 @@ class Rendering:
 
     batch: Count = 4
     size: Annotated[Any, Scheduled(), Range(8)] = 64
-    shading: Annotated[str, OneOf(("albedo", "lambertian", "textureless", "normals"))] = "albedo"
+    shading: Annotated[str, OneOf(SHADINGS)] = "albedo"
     turns: Turns = field(default_factory=Turns)
     soft_light: bool = False
     at_once: Count | None = None
@@ -356,10 +364,10 @@ class Export:
     iso: Positive | None = None
     min_component: Annotated[float, Range(0, 1)] = MIN_COMPONENT
     blur_width: NotNegative = BLUR_WIDTH
-    texture_size: Annotated[int, Range(64, LARGEST_TEXTURE)] = 512
-    frames: Count = 48
-    picture_size: Annotated[int, Range(16, multiple=16)] = 192
-    elevation_deg: Annotated[float, Range(-89, 89)] = 15.0
+    texture_size: Annotated[int, Range(64, LARGEST_TEXTURE)] = TEXTURE_SIZE
+    frames: Count = FRAMES
+    picture_size: Annotated[int, Range(16, multiple=16)] = PICTURE_SIZE
+    elevation_deg: Annotated[float, Range(-89, 89)] = ELEVATION_DEG
     up: Annotated[str, OneOf(("y", "z"))] = "y"
     formats: Annotated[list[str] | None, Length(1, None), OneOf(FORMATS)] = None
     name: str = "mesh"

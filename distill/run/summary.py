@@ -17,7 +17,6 @@ from urllib.parse import quote
 
 import yaml
 
-from distill.domains import aligned
 from distill.export.report import render
 from distill.export.thumbnail import thumbnail
 from distill.files.atomic import write_atomic
@@ -27,6 +26,7 @@ from distill.run.settings import text_of
 from distill.run.stages import FOLDER
 from distill.run.table import cut
 from distill.run.table import read as read_table
+from distill.wording import aligned
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from distill.domains import aligned
 from distill.files.atomic import write_atomic
 from distill.files.lock import InUse, hold
+from distill.wording import aligned
 
 log = logging.getLogger(__name__)
 

@@ -65,7 +65,7 @@ def time_rendering(repeats: int, device: torch.device) -> tuple[float, float]:
     """Median seconds of four 64 x 64 pictures forward and backward, and the share of pixels that are hit."""
     scene = HashGridScene(blob_scale=25.0, blob_radius=0.75).to(device)
     generator = torch.Generator().manual_seed(0)
-    scene.update(Step(), make_optimiser(scene), generator)
+    scene.update(Step(), make_optimiser(scene, (0.9, 0.99), 1e-15, 0.0), generator)
     cameras = turntable(4).to(device)
 
     def step() -> None:

@@ -17,17 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
-
-from distill.conditions.cutout import frame_of, over_white, without_background
-from distill.conditions.framing import settled
-from distill.conditions.picture import EMBEDDED
-from distill.conditions.start import LEVEL_DEG, ring
-from distill.lab.comparison.pictured import (
+from pictured import (
     AZIMUTH_DEG,
-    DISTANCE,
-    FOV_Y_DEG,
     PICTURE,
     SHAPE,
     VIEWS,
@@ -37,7 +28,13 @@ from distill.lab.comparison.pictured import (
     save_photograph,
     the_camera,
 )
-from distill.lab.metrics import silhouette_iou
+from PIL import Image
+from torch import Tensor
+
+from distill.conditions.cutout import frame_of, over_white, without_background
+from distill.conditions.framing import settled
+from distill.conditions.picture import EMBEDDED
+from distill.conditions.start import LEVEL_DEG, ring
 from distill.lab.novel_view.render import Surface, from_world
 from distill.loop import train
 from distill.priors.novel_view.elevation import silhouettes
@@ -47,6 +44,8 @@ from distill.run.assemble import assemble
 from distill.run.compose import compose_config
 from distill.run.overrides import as_overrides
 from distill.run.scenes import look
+from distill.silhouettes import silhouette_iou
+from distill.viewing import DISTANCE, FOV_Y_DEG
 
 OBJECTS = ("brown-mug", "purple-car", "red-duck", "purple-chair")
 ELEVATIONS = (20.0, 60.0, 75.0, 85.0, 90.0, -75.0, -90.0)

@@ -31,18 +31,7 @@ from typing import Any
 import torch
 import trimesh
 from measuring import finished
-from PIL import Image
-from quality import mean, parse_value
-
-import distill
-from distill.cameras import turntable
-from distill.conditions.cutout import Frame
-from distill.contracts import View
-from distill.embedded import obj, shapes, things, world
-from distill.embedded.prompt import kind_of, object_of, prior_for
-from distill.embedded.vocabulary import of_prior
-from distill.lab.comparison.cost import resident_mib
-from distill.lab.comparison.pictured import (
+from pictured import (
     AZIMUTH_DEG,
     ELEVATION_DEG,
     PICTURE,
@@ -54,6 +43,17 @@ from distill.lab.comparison.pictured import (
     save_photograph,
     the_camera,
 )
+from PIL import Image
+from quality import mean, parse_value
+
+import distill
+from distill.cameras import turntable
+from distill.conditions.cutout import Frame
+from distill.contracts import View
+from distill.embedded import obj, shapes, things, world
+from distill.embedded.prompt import kind_of, object_of, prior_for
+from distill.embedded.vocabulary import of_prior
+from distill.lab.comparison.cost import resident_mib
 from distill.lab.novel_view.render import Surface, from_world
 
 KINDS = world.KINDS[1:2] + world.KINDS[5:]

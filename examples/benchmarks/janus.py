@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from measuring import finished
+from measuring import finished, share
 from measuring import table as format_table
 from quality import PROMPTS, save_strip
 
@@ -29,8 +29,7 @@ from distill.contracts import View
 from distill.embedded import shapes
 from distill.files.atomic import write_atomic
 from distill.lab.comparison import figures
-from distill.lab.comparison.run import METHODS
-from distill.lab.comparison.shares import share
+from distill.lab.comparison.methods import METHODS
 from distill.lab.truth import SHAPES, asked, best_shape, judge_of, matches, truths
 from distill.priors.preset import told_cameras
 

@@ -1,9 +1,11 @@
-"""Time, memory and the hardware's name, for the benchmarks."""
+"""Time, memory, the hardware's name, tables and shares of the work, for the benchmarks."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -78,3 +80,15 @@ def finished(result: Path, overrides: Mapping[str, Any]) -> Any:
             f"{result.parent} was made with {made['overrides']}, not {overrides}; choose another --output"
         )
     return made
+
+
+def share(text: str) -> tuple[int, int]:
+    """``"2/3"``, the second of three shares, as ``(2, 3)``; for ``type=`` of an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no such share.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"must be k/n with 1 <= k <= n, got {text}")
+    return int(found[1]), int(found[2])

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from measuring import Clock, peak_gib, reset_peak
@@ -34,7 +34,7 @@ FIXED = {
 }  # fmt: skip
 
 
-def measure(config: Any, prior: Any, marcher: str, warm_steps: int, steps: int) -> dict[str, float]:
+def measure(config: Any, prior: Any, warm_steps: int, steps: int) -> dict[str, float]:
     """Time steps of a configuration, as in ``distill.loop.train`` but without penalties.
 
     Returns:
@@ -57,18 +57,16 @@ def measure(config: Any, prior: Any, marcher: str, warm_steps: int, steps: int) 
             for kept in (clock.parts, samples, peaks):
                 kept.clear()
         reset_peak(device)
-        x, t, cond = timed_step(config, job, clock, marcher, number)
+        x, t, cond = timed_step(config, job, clock, number)
         peaks.append(peak_gib(device))
         # Beside each step, in the same weather: the network alone, and the render's parts again.
         with clock("network"):
             network_alone(prior, learner, rows, x, t, cond)
-        samples.append(inside(clock, job.scenes[0], cond.cameras, config.render.size, marcher))
+        samples.append(inside(clock, job.scenes[0], cond.cameras, config.render.size))
     return figures(clock, samples, peaks)
 
 
-def timed_step(
-    config: Any, job: Job, clock: Clock, marcher: str, number: int
-) -> tuple[Tensor, Tensor, Condition]:
+def timed_step(config: Any, job: Job, clock: Clock, number: int) -> tuple[Tensor, Tensor, Condition]:
     """Do one training step and time its parts; returns the latents, the timesteps and the condition.
 
     Raises:
@@ -83,7 +81,7 @@ def timed_step(
         cameras = job.cameras(progress, batch, g)
         views = cameras.to(device)
         with clock("render"):
-            picture = cast(Any, job.render)(views, size, size, generator=g, marcher=marcher)
+            picture = job.render(views, size, size, generator=g)
         image = picture.rgb.movedim(-1, 1)
         cut = image.detach().requires_grad_()  # tells the VAE's way back from the renderer's
         with clock("encode"):
@@ -152,14 +150,14 @@ def network_alone(
 
 
 @torch.no_grad()
-def inside(clock: Clock, scene: Any, views: Any, size: int, marcher: str) -> int:
+def inside(clock: Clock, scene: Any, views: Any, size: int) -> int:
     """Time the parts of a render separately; returns the number of samples."""
     origins, directions = (part.view(-1, 3) for part in views.rays(size, size))
     jitter = torch.full((len(origins),), 0.5, device=clock.device)
     with clock("march"):
-        samples = march(origins, directions, jitter, scene.occupancy, scene.step_size, marcher)
+        samples = march(origins, directions, jitter, scene.occupancy, scene.step_size)
     with clock("field"):
         density, colour = scene.query(samples.points)
     with clock("composite"):
-        composite(density, colour, samples, marcher)
+        composite(density, colour, samples)
     return len(samples.points)

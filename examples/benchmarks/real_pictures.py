@@ -36,7 +36,8 @@ from distill.cameras import Cameras, orbit
 from distill.conditions.cutout import Cutout, Frame, over_white, without_background
 from distill.contracts import View
 from distill.lab.comparison.cost import resident_mib
-from distill.lab.metrics import silhouette_iou
+from distill.silhouettes import silhouette_iou
+from distill.viewing import DISTANCE, FOV_Y_DEG
 
 #: The emoji, by what they show: the code point, and the kind of the embedded world that it is or resembles.
 EMOJI = {
@@ -248,7 +249,7 @@ def save(rgb: Tensor, path: Path) -> None:
 
 
 def camera(elevation_deg: float, azimuth_deg: float = 0.0) -> Cameras:
-    return orbit(torch.tensor([azimuth_deg]), torch.tensor([elevation_deg]), 3.2, 40.0)
+    return orbit(torch.tensor([azimuth_deg]), torch.tensor([elevation_deg]), DISTANCE, FOV_Y_DEG)
 
 
 def spent() -> float:

@@ -5,7 +5,7 @@ measures a step of the default run, in the middle of training. With a prior of r
 
 python examples/benchmarks/random_prior.py /tmp/sd15
 python examples/benchmarks/step.py --prior /tmp/sd15 --dtype bfloat16 --hold --warm-steps 16 \\
-    --guidance sds csd asd vsd --size 64 256 512 --backend all --marcher all --output step.md
+    --guidance sds csd asd vsd --size 64 256 512 --backend all --output step.md
 
 The device is synchronised before and after every part, so outside of a benchmark a step takes no longer.
 
@@ -32,7 +32,6 @@ from one_step import PARTS, RENDER, measure
 
 from distill.devices import pick_device
 from distill.renderers.hashgrid import BACKENDS, choose_backend
-from distill.renderers.march import MARCHERS, choose_marcher
 from distill.run.compose import compose_config
 from distill.run.overrides import as_overrides
 from distill.run.prior import open_prior
@@ -46,20 +45,18 @@ COLUMNS = (
 )
 
 
-def usable(device: torch.device, backend: str, marcher: str) -> list[tuple[str, str]]:
-    """Pairs of a field's backend and a marcher; ``all`` is every fast one that runs here.
+def usable(device: torch.device, backend: str) -> list[str]:
+    """Backends of a field; ``all`` is every fast one that runs here.
 
     Raises:
         ValueError: one that is asked for cannot run here.
     """
     cuda = device.type == "cuda"
-    backends, marchers = [backend], [marcher]
+    backends = [backend]
     if backend == "all":
         backends = ["fused", "warp", "tinycudann"] if cuda and has_tinycudann() else ["fused", "warp"]
-    if marcher == "all":
-        marchers = ["warp", "nerfacc"] if cuda else ["warp"]
     like = torch.empty(0, device=device)
-    return [(_resolved(b, like), choose_marcher(m, device)) for b, m in product(backends, marchers)]
+    return [_resolved(each, like) for each in backends]
 
 
 def _resolved(backend: str, like: torch.Tensor) -> str:
@@ -92,7 +89,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--guidance", nargs="+", default=["sds"], metavar="LOSS")
     parser.add_argument("--size", nargs="+", type=int, default=[64], metavar="PIXELS", help="as rendered")
     parser.add_argument("--backend", default="auto", choices=("all", *BACKENDS), help="of the field")
-    parser.add_argument("--marcher", default="auto", choices=("all", *MARCHERS))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch", type=int, help="pictures a step; by default as `distill` has it")
     parser.add_argument(
@@ -114,8 +110,8 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def cases(options: argparse.Namespace, device: torch.device) -> dict[tuple[str, int, str, str], DictConfig]:
-    """Configurations by loss, pixels, the field's backend and the marcher."""
+def cases(options: argparse.Namespace, device: torch.device) -> dict[tuple[str, int, str], DictConfig]:
+    """Configurations by loss, pixels and the field's backend."""
     shared = {
         "prompt": options.prompt,
         "device": str(device),
@@ -127,9 +123,9 @@ def cases(options: argparse.Namespace, device: torch.device) -> dict[tuple[str, 
     # VSD comes last, for it leaves its layers in the prior's network.
     losses = sorted(options.guidance, key="vsd".__eq__)
     found = {}
-    for loss, size, how in product(losses, options.size, usable(device, options.backend, options.marcher)):
-        own = {"guidance": loss, "render.size": size, "scene.backend": how[0]}
-        found[loss, size, *how] = compose_config([*as_overrides({**shared, **own}), *options.set])
+    for loss, size, backend in product(losses, options.size, usable(device, options.backend)):
+        own = {"guidance": loss, "render.size": size, "scene.backend": backend}
+        found[loss, size, backend] = compose_config([*as_overrides({**shared, **own}), *options.set])
     return found
 
 
@@ -146,16 +142,16 @@ def main() -> None:
     )
     print(about)
     rows: list[tuple[str, ...]] = []
-    for (loss, size, backend, marcher), config in wanted.items():
-        found = measure(config, prior, marcher, options.warm_steps, options.steps)
-        print(f"\n{loss}, {size} pixels, {backend} and {marcher}, {found['samples']:.0f} samples")
+    for (loss, size, backend), config in wanted.items():
+        found = measure(config, prior, options.warm_steps, options.steps)
+        print(f"\n{loss}, {size} pixels, {backend}, {found['samples']:.0f} samples")
         for part in (part for part in PARTS if part in found):
             indented = f"  {part}" if part in (*RENDER, "encode back") else part
             print(f"{indented:<16}{found[part]:8.1f} ms")
         print(f"a step costs {found['step / network']:.2f} times the network's own passes", flush=True)
         figures = (f"{found[name]:.2f}" if name in found else "" for name in COLUMNS)
-        rows.append((loss, str(size), backend, marcher, *figures))
-        report = f"{about}\n\n{table(('loss', 'pixels', 'field', 'marcher', *COLUMNS), rows)}\n"
+        rows.append((loss, str(size), backend, *figures))
+        report = f"{about}\n\n{table(('loss', 'pixels', 'field', *COLUMNS), rows)}\n"
         if options.output:
             options.output.write_text(report)
     print(f"\n{report}", end="")

@@ -22,8 +22,9 @@ from trimesh import creation
 from trimesh.transformations import rotation_matrix
 
 from distill.embedded.shapes import Colour, Part
-from distill.lab.novel_view.memory import Store, WorldOptions, on_cores, render_parts, write_tensors
+from distill.lab.novel_view.memory import Store
 from distill.lab.novel_view.pairs import mixed
+from distill.lab.novel_view.world_renders import WorldOptions, on_cores, render_parts, write_tensors
 
 #: Tells these objects' draws from those of other shapes with the same seed.
 STREAM = 77

@@ -30,8 +30,9 @@ from distill.priors import load_prior
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.multi_view.attention import VIEWS
 from distill.priors.sampling import sample
+from distill.viewing import DISTANCE, FOV_Y_DEG
 
-ELEVATION_DEG, DISTANCE, FOV_Y_DEG = 15.0, 3.2, 40.0
+ELEVATION_DEG = 15.0
 #: The world's directions are so far apart, degrees.
 TURN = 360 / len(world.DIRECTIONS)
 

@@ -105,6 +105,21 @@ def fetch(folder: Path, package: Path | None) -> None:
     write_atomic(done, f"{PACKAGE} {VERSION}\n")
 
 
+def largest_plain(model: obj.Model) -> tuple[tuple[float, float, float], float] | None:
+    """Return the plain colour that covers more of the surface than any other material, or None.
+
+    Returns:
+        The colour and the share of the surface that it covers; None where a texture or glass covers more than it.
+    """
+    area = np.bincount(model.material, model.areas(), len(model.materials))
+    total: dict[object, float] = {}
+    for index, material in enumerate(model.materials):
+        key = material.colour if obj.is_plain(material) else index
+        total[key] = total.get(key, 0.0) + float(area[index])
+    best = max(total, key=lambda key: total[key])
+    return (best, total[best] / max(float(area.sum()), 1e-12)) if isinstance(best, tuple) else None
+
+
 def measured(entry: Entry, name: str, archive: zipfile.ZipFile) -> things.Thing:
     """An object's row of the table, its model read; the variant and the shorter name come later.
 
@@ -116,7 +131,7 @@ def measured(entry: Entry, name: str, archive: zipfile.ZipFile) -> things.Thing:
     if len(model.faces) > MOST_FACES:
         raise ValueError(f"more than {MOST_FACES} faces")
     used = [model.materials[index] for index in np.unique(model.material)]
-    colour, share = obj.largest_plain(model) or (None, 0.0)
+    colour, share = largest_plain(model) or (None, 0.0)
     if share < LEAST_SHARE:
         colour, share = None, 0.0
     return things.Thing(

@@ -33,7 +33,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from distill.embedded import world
 from distill.files.checkpoint import load_checkpoint, save_checkpoint
-from distill.lab.novel_view import memory
+from distill.lab.novel_view import memory, world_renders
 from distill.priors.novel_view.features import IMAGENET, Encoder, TokenHead, load_encoder
 from distill.priors.novel_view.pose import spherical
 
@@ -211,10 +211,12 @@ def main() -> None:
 
 def pictures(options: argparse.Namespace) -> tuple[memory.Store, memory.Store]:
     """The world's trained pairs of colour and kind, and fresh shapes of the pairs that are held out."""
-    said = memory.WorldOptions(shapes=options.shapes, views=options.views, steep=0, seed=options.seed)
+    said = world_renders.WorldOptions(shapes=options.shapes, views=options.views, steep=0, seed=options.seed)
     unseen = replace(said, shapes=10, seed=options.seed + 1000)
-    old, new = memory.cached_shapes([said, unseen], options.work, options.workers)
-    return memory.painted(old, colours=1), memory.painted(new, held_out=True, colours=1, seed=unseen.seed)
+    old, new = world_renders.cached_shapes([said, unseen], options.work, options.workers)
+    return world_renders.painted(old, colours=1), world_renders.painted(
+        new, held_out=True, colours=1, seed=unseen.seed
+    )
 
 
 def train_maps(options: argparse.Namespace, store: memory.Store, asked: memory.Store) -> Path:

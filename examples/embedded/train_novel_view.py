@@ -26,11 +26,12 @@ from typing import Any
 
 import assemblies
 import torch
+from things_store import from_pack
 from torch import Tensor
 
 from distill.embedded.things import Pack, read_pack
 from distill.files.atomic import write_atomic
-from distill.lab.novel_view import memory
+from distill.lab.novel_view import memory, world_renders
 from distill.lab.novel_view.config import TrainConfig, check, claim, compose
 from distill.lab.novel_view.in_memory import Limits, fit
 from distill.lab.novel_view.start import open_pipeline
@@ -84,13 +85,12 @@ def pictures(
     The latter are the pairs that the world holds out, shapes of a fresh seed: seen by cameras like the scenes', the same shapes
     beside the axis, and these mostly from steep angles; and, of a pack of real objects, those whose names are held out.
     """
-    from distill.lab.novel_view.named import from_pack
     from distill.lab.novel_view.views import from_folder
 
     # First, since a pack may lack either.
     real = [] if pack is None else [from_pack(pack, colours=options.colours or colours, seed=options.seed)]
     new_names = {} if pack is None else {"things": from_pack(pack, held_out=True, colours=0, views=VIEWS)}
-    said = memory.WorldOptions(
+    said = world_renders.WorldOptions(
         shapes=options.shapes,
         views=options.views,
         steep=options.steep,
@@ -98,7 +98,7 @@ def pictures(
         offset=options.offset,
         seed=options.seed,
     )
-    usual = memory.WorldOptions(
+    usual = world_renders.WorldOptions(
         shapes=options.unseen,
         views=VIEWS,
         steep=0,
@@ -109,8 +109,8 @@ def pictures(
     unseen = {"usual": usual, "steep": replace(usual, views=4, steep=8, offset=options.offset)}
     if options.offset:
         unseen["beside"] = replace(usual, offset=options.offset)
-    known, *new = memory.cached_shapes([said, *unseen.values()], options.work, options.workers)
-    found = [memory.painted(known, colours=options.colours or colours, device=options.device)]
+    known, *new = world_renders.cached_shapes([said, *unseen.values()], options.work, options.workers)
+    found = [world_renders.painted(known, colours=options.colours or colours, device=options.device)]
     for folder in options.renders:
         count = len(list(next(path for path in folder.iterdir() if path.is_dir()).glob("*.png")))
         found.append(memory.from_views(from_folder(folder, count=count, size=said.size, check=False)))
@@ -119,7 +119,7 @@ def pictures(
     say("rendered")
     found += real
     held_out = {
-        name: memory.painted(one, held_out=True, colours=1, seed=usual.seed, device=options.device)
+        name: world_renders.painted(one, held_out=True, colours=1, seed=usual.seed, device=options.device)
         for name, one in zip(unseen, new, strict=True)
     }
     held_out |= {name: store.to(options.device) for name, store in new_names.items()}

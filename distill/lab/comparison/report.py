@@ -108,11 +108,12 @@ def costs_of(records: Sequence[Record], root: Path) -> dict[str, dict[str, Any]]
     }
 
 
-def template_of(name: str) -> Any:
-    """A page's template, of those that lie beside this file."""
+def template_of(name: str, folder: Path | None = None) -> Any:
+    """A page's template, of those that lie beside this file or in a folder, whose templates can import these."""
     import jinja2
 
-    loader = jinja2.PackageLoader("distill.lab.comparison", "")
+    beside = jinja2.PackageLoader("distill.lab.comparison", "")
+    loader = jinja2.ChoiceLoader([jinja2.FileSystemLoader(folder), beside]) if folder else beside
     return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
         name
     )

@@ -4,125 +4,42 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
-from distill.cameras import turntable
-from distill.contracts import Prior, Render, Step
+from distill.contracts import Prior
 from distill.devices import pick_device
-from distill.domains import counted
-from distill.embedded.judge import Judge
 from distill.embedded.prompt import prior_for
 from distill.files.atomic import write_atomic
-from distill.files.errors import first_line
 from distill.files.lines import finite, json_of
 from distill.files.paths import user_path
-from distill.job import Job, State
-from distill.lab.comparison import figures
+from distill.lab.comparison.cell import run_cell
 from distill.lab.comparison.checks import check_cells, check_counts
 from distill.lab.comparison.cost import compose, few_steps, measure_cost
 from distill.lab.comparison.counted import Counted
-from distill.lab.comparison.figures import gradient_profile
+from distill.lab.comparison.methods import METHODS, PROMPTS
 from distill.lab.comparison.records import (
     COSTS,
-    VIEWS,
     Cell,
     costs_in,
     is_cost_of,
     judge_name,
     read_record,
 )
-from distill.lab.truth import SHAPES, Source, asked, check, check_meant, judge_folder, judge_of, origin
-from distill.loop import Diverged, OutOfMemory, train
+from distill.lab.truth import SHAPES, Source, check, check_meant, judge_folder, judge_of, origin
 from distill.priors import load_prior
-from distill.run.assemble import assemble
 from distill.run.journal import Interrupted
 from distill.run.plugins import code_of, features_of
 from distill.run.prior import check_loaded
 from distill.run.seeding import several
 from distill.run.signals import stop_signals
+from distill.wording import counted
 
 log = logging.getLogger(__name__)
-
-#: Every method with its options, as ``distill.generate`` takes them. All draw timesteps uniformly, so that the
-#: losses alone differ, except for those named ``tp_``, with DreamTime's, and ``sdi``, whose fall is part of it. SDS
-#: has the scale that the search in docs/tuning.md found for runs as short as these.
-METHODS: dict[str, dict[str, Any]] = {
-    "sds": {"guidance": "sds", "guidance.scale": 4, "timesteps": "uniform"},
-    "tp_sds": {"guidance": "sds", "guidance.scale": 4, "timesteps": "dreamtime"},
-    "csd": {"guidance": "csd", "timesteps": "uniform"},
-    "asd": {"guidance": "asd", "timesteps": "uniform"},
-    "vsd": {"guidance": "vsd", "timesteps": "uniform"},
-    "sdi": {"experiment": "sdi", "guidance.inversion": "even"},
-}
-#: What the papers' claims are tested with, beside ``METHODS``; see ``distill.lab.comparison.claims``.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "tp_csd": {"guidance": "csd", "timesteps": "dreamtime"},
-    "tp_asd": {"guidance": "asd", "timesteps": "dreamtime"},
-    "tp_vsd": {"guidance": "vsd", "timesteps": "dreamtime"},
-    "sds_7.5": {"guidance": "sds", "timesteps": "uniform", "guidance.scale": 7.5},
-    "sds_100": {"guidance": "sds", "timesteps": "uniform", "guidance.scale": 100},
-    "asd_fixed": {"guidance": "asd", "timesteps": "uniform", "guidance.random_shift": False},
-    "asd_eta_0": {"guidance": "asd", "timesteps": "uniform", "guidance.eta": 0},
-    "asd_eta_1": {"guidance": "asd", "timesteps": "uniform", "guidance.eta": 1},
-}
-#: The papers' losses with and without DreamTime's timesteps, for things: names with variants, between which seeds can differ.
-ON_THINGS: dict[str, dict[str, Any]] = {
-    "sds_100": VARIANTS["sds_100"],
-    "tp_sds_100": {"guidance": "sds", "timesteps": "dreamtime", "guidance.scale": 100},
-    "sds_7.5": VARIANTS["sds_7.5"],
-    "tp_sds_7.5": {"guidance": "sds", "timesteps": "dreamtime", "guidance.scale": 7.5},
-    "csd": METHODS["csd"],
-    "tp_csd": VARIANTS["tp_csd"],
-    "asd": METHODS["asd"],
-    "tp_asd": VARIANTS["tp_asd"],
-    "vsd": METHODS["vsd"],
-    "tp_vsd": VARIANTS["tp_vsd"],
-}
-#: Names of things with three variants or more, in colours of their own.
-THINGS = (
-    "an armchair",
-    "a sofa",
-    "a stool",
-    "a toilet",
-    "a coffee table",
-    "a sedan",
-    "a bench",
-    "a trash can",
-    "a table lamp",
-    "a bed",
-    "a plant",
-    "a truck",
-)
-PROMPTS = (
-    "a blue chair",
-    "a green mug",
-    "an orange house",
-    "a red rocket",
-    "a purple duck",
-    "a yellow car",
-    "a brown mushroom",
-    "a pink teapot",
-)
-#: The kinds that are left, for a machine with the time for them.
-MORE_PROMPTS = (
-    "a green sphere",
-    "a pink cube",
-    "a red cylinder",
-    "a brown cone",
-    "a blue torus",
-    "a yellow table",
-    "a green snowman",
-    "an orange robot",
-)
 
 
 def compare(
@@ -398,81 +315,3 @@ def calls_per_step(wanted: Mapping[str, Any], prompt: str, prior: Counted) -> fl
     for start in starts:
         few_steps(config, prior, 1, start=start)
     return (prior.calls - before) / len(starts)
-
-
-def run_cell(
-    cell: Cell,
-    wanted: Mapping[str, Any],
-    prior: Counted,
-    judge: Judge,
-    folder: Path,
-    every: int,
-    stop: threading.Event,
-    source: Source = SHAPES,
-) -> dict[str, Any]:
-    """Train and measure one asset; a failure of the training is part of the record, and one of measuring is raised."""
-    from PIL import Image
-
-    config = compose(wanted, cell.prompt, cell.seed)
-    job, before, caption = assemble(config, prior), prior.calls, asked(cell.prompt, source).caption
-    field = job.scenes[0].field()
-    assert field is not None  # see check_measurable
-    points: list[dict[str, float]] = []
-    rows: list[Tensor] = []
-    unmeasured: list[Exception] = []
-    clock = {"seconds": 0.0, "since": time.perf_counter()}
-
-    def on_step(state: State, metrics: dict[str, float], picture: Render) -> bool:
-        clock["seconds"] += time.perf_counter() - clock["since"]
-        if state.step % every == 0 or state.step == config.iterations:
-            try:
-                scores, row = seen_by(judge, job, caption)
-                spent = {"seconds": clock["seconds"], "calls": prior.calls - before}
-                points.append({"step": state.step, **spent, **scores})
-                rows.append(row)
-            except Exception as error:  # raised after the training, in which a failure counts as the loss's
-                unmeasured.append(error)
-        clock["since"] = time.perf_counter()
-        return bool(unmeasured or stop.is_set())
-
-    record: dict[str, Any] = {**vars(cell), "options": dict(wanted), "points": points, "error": None}
-    whole = True
-    try:
-        train(job, on_step)
-    except Diverged as error:
-        record["error"] = first_line(error)
-    except (OutOfMemory, OSError):
-        raise  # of the machine; the cell is made when there is room
-    except Exception as error:
-        # A custom loss fails in any way, and the others are compared all the same.
-        whole, said = False, (str(error).splitlines() or [""])[0]
-        record["error"] = f"{type(error).__name__}: {said}"
-    if unmeasured:
-        raise unmeasured[0]
-    if stop.is_set() and job.state.step < config.iterations:
-        return record
-    record |= {"seconds": clock["seconds"], "calls": prior.calls - before, "skipped": job.state.skipped}
-    record["final"] = figures.measure(job.views[0], field, cell.prompt, judge, source)
-    if whole:
-        record["gradient"] = profile(job, config.seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    # A row for every point of the curves, the finished asset last.
-    if rows:
-        Image.fromarray((torch.cat(rows) * 255).round().byte().numpy()).save(folder / VIEWS)
-    return record
-
-
-def seen_by(judge: Judge, job: Job, caption: str) -> tuple[dict[str, float], Tensor]:
-    """A judge's scores of a scene as it is now, and its pictures side by side, ``[size, views * size, 3]``."""
-    seen, _ = figures.pictures_of(job.views[0])
-    return figures.judge_scores(judge, seen, caption), seen.permute(2, 0, 3, 1).flatten(1, 2)
-
-
-def profile(job: Job, seed: int) -> list[dict[str, float]]:
-    """Measure how large and how noisy the loss's gradient is on the finished asset's own pictures."""
-    prior, cameras = job.prior, turntable(4)
-    render = job.views[0](cameras, 64, 64)
-    x = prior.encode(render.rgb.movedim(-1, 1))
-    step = Step(progress=0.99, uniform=torch.full((4,), 0.5))
-    cond = job.condition(cameras.to(prior.device), step, render)
-    return gradient_profile(job.guidance, prior, x, cond, torch.Generator().manual_seed(seed))

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill.domains import counted
 from distill.run.signals import as_interrupts, stop_signals
+from distill.wording import counted
 
 if TYPE_CHECKING:
     import torch

@@ -340,8 +340,8 @@ def render_all(
     out: Path,
     protocol: Protocol,
     *,
-    workers: int = 1,
-    sources: Mapping[str, Path] | None = None,
+    workers: int,
+    sources: Mapping[str, Path],
 ) -> dict[str, str]:
     """Render objects on several cores; those that are there already are left alone.
 
@@ -358,8 +358,7 @@ def render_all(
     out.mkdir(parents=True, exist_ok=True)
     claim(out, protocol)
     work = {
-        uid: partial(render_object, make, uid, out, protocol, (sources or {}).get(uid))
-        for uid, make in jobs.items()
+        uid: partial(render_object, make, uid, out, protocol, sources.get(uid)) for uid, make in jobs.items()
     }
     wrong: dict[str, str] = {}
     bar = tqdm(total=len(jobs), desc="rendering", unit="object", disable=not jobs)

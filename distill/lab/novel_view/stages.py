@@ -373,18 +373,12 @@ def nearest(drawn: Tensor, seen: Encodings, target: Tensor, size: int) -> dict[s
 
 
 @torch.no_grad()
-def one_step(
-    pipeline: NovelViewPipeline,
-    seen: Encodings,
-    pairs: Tensor,
-    timestep: int = 990,
-    seed: int = 0,
-    batch: int = 160,
-) -> dict[str, Tensor]:
+def one_step(pipeline: NovelViewPipeline, seen: Encodings, pairs: Tensor) -> dict[str, Tensor]:
     """The noise-free picture that the model sees at one high noise level, compared as by ``nearest``."""
+    timestep = 990
     device, found = seen.store.pictures.device, []
-    g = torch.Generator().manual_seed(seed)
-    for part in pairs.split(batch):
+    g = torch.Generator().manual_seed(0)
+    for part in pairs.split(160):
         condition, target = part.unbind(1)
         x = pipeline.space.encode(seen.store.rgb(target))
         noise = torch.randn(x.shape, generator=g).to(device)

@@ -23,10 +23,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from distill.domains import counted
 from distill.files.atomic import is_half, replacing, write_atomic
 from distill.files.grey import eight_bits
 from distill.priors.novel_view.pose import camera_position
+from distill.wording import counted
 
 log = logging.getLogger(__name__)
 

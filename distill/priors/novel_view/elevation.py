@@ -12,6 +12,7 @@ from torch.nn.functional import grid_sample
 from distill.cameras import Cameras, orbit
 from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.novel_view.pose import relative_cameras
+from distill.viewing import DISTANCE, FOV_Y_DEG
 
 CANDIDATES = tuple(range(-90, 95, 5))
 #: Elevations of most pictures. Another must fit better by ``MARGIN``: to the silhouettes of a sphere, all fit about equally.
@@ -57,8 +58,8 @@ def draw_around(
         scale: of classifier-free guidance.
     """
     azimuth = torch.arange(views) * (360.0 / views)
-    first = orbit(azimuth[:1], torch.tensor([from_deg]), 3.2, 40.0)
-    around = orbit(azimuth, torch.full((views,), from_deg + rise_deg), 3.2, 40.0)
+    first = orbit(azimuth[:1], torch.tensor([from_deg]), DISTANCE, FOV_Y_DEG)
+    around = orbit(azimuth, torch.full((views,), from_deg + rise_deg), DISTANCE, FOV_Y_DEG)
     given = 1 if rise_deg == 0 else 0
     pose = relative_cameras(first, around, pipeline.fourth)[given:]
     drawn = pipeline(rgb, pose, generator=generator, steps=steps, scale=scale).cpu()
@@ -72,8 +73,8 @@ def draw_around(
 def estimate_elevation(
     around: Tensor,
     *,
-    distance: float = 3.2,
-    fov_y_deg: float = 40.0,
+    distance: float = DISTANCE,
+    fov_y_deg: float = FOV_Y_DEG,
     candidates: Sequence[float] = CANDIDATES,
 ) -> Estimate:
     """Find the height at which views from all around, at the picture's own height, agree.

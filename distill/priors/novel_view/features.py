@@ -170,9 +170,9 @@ class Encoder:
             save_file(weights, folder / TOKEN)
 
 
-def spread_layers(depth: int, count: int = 4) -> tuple[int, ...]:
-    """Evenly spaced layers, shallow to deep, the last included: 24 and 4 give 6, 12, 18, 24."""
-    return tuple(round(depth * (i + 1) / count) for i in range(count))
+def spread_layers(depth: int) -> tuple[int, ...]:
+    """Four evenly spaced layers, shallow to deep, the last included: 6, 12, 18 and 24 of 24."""
+    return tuple(round(depth * (i + 1) / 4) for i in range(4))
 
 
 def load_encoder(

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill.files.errors import first_line
+from distill.priors.choices import FOURTH
 from distill.priors.dtypes import precision
 from distill.priors.novel_view.code import TurnOptions
 from distill.priors.novel_view.features import Encoder, Features, load_encoder
 from distill.priors.novel_view.model import NovelView, build
-from distill.priors.novel_view.pose import FOURTH
 from distill.priors.predictions import classifier_free_guidance, to_noise
 from distill.priors.space import Space, downsampling
 

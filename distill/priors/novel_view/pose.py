@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from distill.cameras import Cameras
-
-#: What the fourth number is: the difference of distances, or as Stable-Zero123 has it the condition's polar angle.
-FOURTH = ("distance", "polar")
+from distill.priors.choices import FOURTH
 
 
 def spherical(position: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from distill.conditions.prompts import SIDES, own_prompts, view_words
+from distill.conditions.choices import SIDES
+from distill.conditions.prompts import own_prompts, view_words
 from distill.conditions.recognition import DIRECTIONS
 from distill.embedded.vocabulary import of_prior
 from distill.options import ramp

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
+from distill.conditions.choices import OWN_PROMPTS
 from distill.export.choices import check_files
 from distill.options import ramp
+from distill.renderers.choices import SHADINGS
 from distill.run.checks.values import is_set, value_of
 from distill.samplers.schedules import turns
 
@@ -33,14 +35,11 @@ NEEDS = {
     "reference.backdrop": "background",
     "mesh.file": "mesh",
     "view_words": "sides",
-    **{
-        f"views.{name}": "sides"
-        for name in ("front", "side", "back", "overhead", "file", "front_deg", "overhead_deg")
-    },
+    **{f"views.{name}": "sides" for name in (*OWN_PROMPTS, "front_deg", "overhead_deg")},
     "perp_neg.enabled": "sides",
     "render.patch": "sides",
     "render.shading": "shading",
-    **{f"render.turns.{name}": "shading" for name in ("lambertian", "textureless", "normals")},
+    **{f"render.turns.{name}": "shading" for name in SHADINGS[1:]},
     "render.soft_light": "shading",
     "render.recompute": "chunks",
     "render.chunk_rays": "chunks",

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from distill.conditions.choices import OWN_PROMPTS
 from distill.conditions.prompts import style_of
 from distill.files.errors import is_text
 from distill.run.seeding import check_seeds
@@ -98,10 +99,6 @@ def check_control(values: Mapping[str, Any], loaded: bool) -> None:
         not loading["controlnet"] and loading["control"] and not loaded
     ):
         raise ValueError(TOGETHER)
-
-
-#: The options of ``views`` that give whole prompts.
-OWN_PROMPTS = ("front", "side", "back", "overhead", "file")
 
 
 def check_perp_neg(values: Mapping[str, Any]) -> None:

@@ -43,7 +43,6 @@ PARTS: Mapping[str, tuple[str, float]] = {
     "more-steps": ("steps:more", 60),
     "training": ("training", 45),
     "large": ("large", 50),
-    "nerfacc": ("steps:nerfacc", 75),
     # Compiling a network of Stable Diffusion's size took longer than 75 s.
     "compile-large": ("steps:compiled", 200),
 }

@@ -17,7 +17,6 @@ from record import Record, Row
 
 from distill.forecast.cost import cost
 from distill.priors.source import find
-from distill.renderers.march import nerfacc_compiled
 from distill.run.compose import compose_config
 from distill.run.overrides import as_overrides
 from distill.run.prior import open_prior
@@ -31,7 +30,6 @@ class Case:
     size: int = 64
     dtype: str = "bfloat16"
     backend: str = "warp"
-    marcher: str = "warp"
     compile: bool = False
     graphs: bool = True
 
@@ -68,12 +66,6 @@ SMALL = {
 }  # fmt: skip
 #: Layers of a prior for a try on the CPU: counting a network's operations takes as long for each layer, however narrow.
 SHALLOW = {"vae": 1, "text_encoder": 1, "unet": 1}
-NERFACC = (
-    Case("sds", 64),
-    Case("sds", 64, marcher="nerfacc"),
-    Case("sds", 512),
-    Case("sds", 512, marcher="nerfacc"),
-)
 
 
 def prior_folder(work: Path, device: torch.device, dry: bool) -> Path:
@@ -104,7 +96,7 @@ def configured(case: Case, folder: Path, device: torch.device, dry: bool) -> Any
 
 def row_of(case: Case, prior: Any, config: Any, device: torch.device, steps: int) -> Row:
     """Measure a case, and forecast its memory."""
-    found = measure(config, prior, case.marcher, min(steps, 6), steps)
+    found = measure(config, prior, min(steps, 6), steps)
     forecast = cost(config, find(config.prior), device)
     parts = {f"{part} ms": round(found[part], 2) for part in PARTS if part in found}
     return {
@@ -129,9 +121,7 @@ def measure_all(
     prior, loaded = None, None
     for case in cases:
         if dry:
-            case = Case(
-                case.loss, 16 if case.size == 64 else 24, "float32", case.backend, "warp", graphs=False
-            )
+            case = Case(case.loss, 16 if case.size == 64 else 24, "float32", case.backend, graphs=False)
         config = configured(case, folder, device, dry)
         try:
             # VSD leaves its layers in the network, so that what follows it wants a new one.
@@ -164,12 +154,3 @@ def more(record: Record, work: Path, output: Path, device: torch.device, dry: bo
 def compiled(record: Record, work: Path, output: Path, device: torch.device, dry: bool) -> None:
     """With the network compiled."""
     measure_all(COMPILED[:1] if dry else COMPILED, record, work, device, dry, "The network compiled")
-
-
-def nerfacc(record: Record, work: Path, output: Path, device: torch.device, dry: bool) -> None:
-    """Nerfacc's kernels beside Warp's; they are built first, where they are not yet."""
-    started = time.perf_counter()
-    if device.type == "cuda" and not nerfacc_compiled():
-        raise SystemExit("nerfacc's kernels could not be built")
-    record.note(f"Nerfacc's kernels were ready after {time.perf_counter() - started:.1f} s.")
-    measure_all(NERFACC[:1] if dry else NERFACC, record, work, device, dry, "Nerfacc beside Warp")

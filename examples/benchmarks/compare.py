@@ -5,8 +5,8 @@ methods that test the papers' claims. --exact uses the exact prior of each promp
 which trains one). --things compares SDS at two scales, CSD, ASD and VSD, each with and without DreamTime's timesteps, on
 names of real objects with several variants, for a prior that knows them. --pictures N also makes up to four objects from one
 picture each, through the embedded novel-view model; --prompts 0 leaves the prompts out.
-    python examples/compare.py --output ~/comparison --methods sds csd asd --prompts 4 --seeds 2
-    python examples/compare.py --output ~/variants --things --archives ~/things --seeds 3 --iterations 300 --part 1/2
+    python examples/benchmarks/compare.py --output ~/comparison --methods sds csd asd --prompts 4 --seeds 2
+    python examples/benchmarks/compare.py --output ~/variants --things --archives ~/things --seeds 3 --iterations 300 --part 1/2
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from measuring import share
+from pictured import OBJECTS, THROUGH, compare_pictures
+
 import distill
 from distill.devices import pick_device
 from distill.embedded.exact import exact_prior
 from distill.files.paths import user_path
-from distill.lab.comparison.pictured import OBJECTS, THROUGH, compare_pictures
-from distill.lab.comparison.run import METHODS, MORE_PROMPTS, ON_THINGS, PROMPTS, THINGS, VARIANTS
-from distill.lab.comparison.shares import share
+from distill.lab.comparison.methods import METHODS, MORE_PROMPTS, ON_THINGS, PROMPTS, THINGS, VARIANTS
 from distill.lab.truth import Source, check, judge_of
 from distill.run.journal import Interrupted
 

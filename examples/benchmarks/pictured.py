@@ -24,7 +24,6 @@ from distill.files.atomic import write_atomic
 from distill.files.lines import finite, json_of
 from distill.files.paths import user_path
 from distill.lab.comparison.checks import check_cells, check_counts
-from distill.lab.metrics import silhouette_iou
 from distill.lab.novel_view.render import Surface, from_world, picture
 from distill.loop import train
 from distill.run.assemble import assemble
@@ -32,6 +31,8 @@ from distill.run.compose import compose_config
 from distill.run.folders import folder_name
 from distill.run.overrides import as_overrides
 from distill.run.scenes import look
+from distill.silhouettes import silhouette_iou
+from distill.viewing import DISTANCE, FOV_Y_DEG
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ THROUGH: dict[str, dict[str, Any]] = {
 #: Pairs of colour and kind that the novel-view model has never seen.
 OBJECTS = ("a brown mug", "a purple car", "a red duck", "a purple chair")
 VIEWS, SIZE, PICTURE, ELEVATION_DEG = 8, 128, 256, 15.0
-AZIMUTH_DEG, HEIGHT_DEG, DISTANCE, FOV_Y_DEG = 30.0, 20.0, 3.2, 40.0
+AZIMUTH_DEG, HEIGHT_DEG = 30.0, 20.0
 #: The shape of an object, among those of its kind.
 SHAPE = "0100"
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ablation import PAPER, Ablation, judge_claims
+from cells import CODE_ROWS, ROWS
 from PIL import Image, ImageDraw
 
 from distill.files.atomic import write_atomic
 from distill.lab.comparison.report import as_csv, colours, draw, template_of
-from distill.lab.novel_view.ablation import PAPER, Ablation, judge_claims
-from distill.lab.novel_view.cells import CODE_ROWS, ROWS
 
 #: Figures of the tables, and their titles.
 FIGURES = {
@@ -48,7 +48,7 @@ def write_report(root: Path) -> Path:
     tables = tables_of(data)
     write_atomic(root / "ablation.md", as_markdown(data, tables, said))
     shown = [name for name in data.trainings if name in ROWS]
-    page = template_of("ablation.html").render(
+    page = template_of("ablation.html", Path(__file__).parent).render(
         cells=sum(map(len, data.trainings.values())),
         distance=data.distance.replace("_", " "),
         tables=tables,

@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.files.lines import with_nan
-from distill.lab.comparison.claims import reached
-from distill.lab.comparison.verdicts import Claim, Number, above, all_of, bootstrap
-from distill.lab.novel_view.cells import (
+from cells import (
     BASELINE,
     CODE_ROWS,
     FLAT,
@@ -25,6 +22,10 @@ from distill.lab.novel_view.cells import (
     WHOLE,
     law_name,
 )
+
+from distill.files.lines import with_nan
+from distill.lab.comparison.claims import reached
+from distill.lab.comparison.verdicts import Claim, Number, above, all_of, bootstrap
 
 #: The paper's LPIPS and MSE of Table 1.
 PAPER = {

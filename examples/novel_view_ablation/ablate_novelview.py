@@ -5,8 +5,8 @@ on held-out pairs of colour and kind. Pictures and features are kept in memory, 
 
     python examples/embedded/train_clip.py --pictures package/assets --output clip
     python examples/embedded/train_encoder.py --work encoder
-    python examples/ablate_novelview.py --work ablation --clip clip --dino encoder/encoder --minutes 170 --processes 2    # two CPU cores
-    python examples/ablate_novelview.py --work ablation --clip clip --dino encoder/encoder --minutes 4.8                  # one GPU
+    python examples/novel_view_ablation/ablate_novelview.py --work ablation --clip clip --dino encoder/encoder --minutes 170 --processes 2    # two CPU cores
+    python examples/novel_view_ablation/ablate_novelview.py --work ablation --clip clip --dino encoder/encoder --minutes 4.8                  # one GPU
 
 The number of updates is chosen so that all fits the minutes, and is the same for all rows; ``--updates`` sets it instead. All
 rows of a seed come before the next seed's, so what is finished when time is over can be compared. Run it again to continue with what
@@ -34,16 +34,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import cells
 import torch
+from ablation_report import write_docs, write_report
 
 from distill.conditions.picture import EMBEDDED
 from distill.embedded.vocabulary import SHIPPED
 from distill.files.atomic import write_atomic
-from distill.lab.novel_view import cells, memory, stages
-from distill.lab.novel_view.ablation_report import write_docs, write_report
+from distill.lab.novel_view import stages, world_renders
 
 BEGAN = time.time()
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COSTS = ROOT / "examples" / "benchmarks" / "novelview_training.py"
 #: Seconds kept for the report, and the share of the measured pace that is counted on.
 RESERVE, CAUTION = 12.0, 0.88
@@ -114,7 +115,7 @@ def setup_of(options: argparse.Namespace) -> cells.Setup:
                 f"--{name} must be a folder of an image encoder, with a config.json, and {getattr(options, name)} has none; "
                 f"examples/embedded/train_{'clip' if name == 'clip' else 'encoder'}.py makes one"
             )
-    world = memory.WorldOptions(shapes=options.shapes, views=12, steep=0, size=options.size, seed=0)
+    world = world_renders.WorldOptions(shapes=options.shapes, views=12, steep=0, size=options.size, seed=0)
     unseen = replace(world, shapes=options.unseen, fov_y_deg=(40.0, 40.0), lights_deg=0.0, seed=1000)
     return cells.Setup(
         work=options.work, encoders={"clip": str(options.clip), "dino": str(options.dino)}, prior=options.prior,

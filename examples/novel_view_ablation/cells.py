@@ -22,7 +22,7 @@ from torch import Tensor
 
 from distill.files.atomic import write_atomic
 from distill.files.lines import json_of
-from distill.lab.novel_view import memory, stages
+from distill.lab.novel_view import memory, stages, world_renders
 from distill.lab.novel_view.evaluate import choose_pairs, evaluate, oriented
 from distill.lab.novel_view.levels import Law
 from distill.lab.novel_view.start import from_prior
@@ -115,8 +115,8 @@ class Setup:
     encoders: Mapping[str, str]
     prior: Path
     device: str
-    world: memory.WorldOptions
-    unseen: memory.WorldOptions
+    world: world_renders.WorldOptions
+    unseen: world_renders.WorldOptions
     colours: int = 1
     batch: int = 128
     rate: float = 8e-4
@@ -128,7 +128,7 @@ class Setup:
 
     def render(self, workers: int) -> None:
         """Make the renders, unless they are there."""
-        memory.cached_shapes([self.world, self.unseen], self.work, workers)
+        world_renders.cached_shapes([self.world, self.unseen], self.work, workers)
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,11 @@ class Bench:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        known, new = memory.cached_shapes([setup.world, setup.unseen], setup.work)
-        self.store = memory.painted(known, colours=setup.colours, device=setup.device)
-        held_out = memory.painted(new, held_out=True, colours=1, seed=setup.unseen.seed, device=setup.device)
+        known, new = world_renders.cached_shapes([setup.world, setup.unseen], setup.work)
+        self.store = world_renders.painted(known, colours=setup.colours, device=setup.device)
+        held_out = world_renders.painted(
+            new, held_out=True, colours=1, seed=setup.unseen.seed, device=setup.device
+        )
         self.held_out = held_out
         # Evaluation reads picture by picture, which a busy GPU answers slowly.
         self.views = held_out.to("cpu").views()
