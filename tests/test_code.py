@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -13,16 +14,18 @@ from typing import Any
 
 import pytest
 import torch
+from test_run import OPTIONS
 
 import distill
-from distill import guidance
+from distill import guidance, loop
 from distill.guidance.terms import WEIGHTINGS
+from distill.job import State
 from distill.lab.comparison.cost import compose
 from distill.lab.comparison.given import prior_code, prior_name
 from distill.lab.comparison.run import finished
 from distill.priors import exact
 from distill.run.code import is_own, used_code
-from distill.run.plugins import code_of
+from distill.run.plugins import code_changed, code_of
 
 FIRST = """\
 from distill import guidance
@@ -182,3 +185,61 @@ def test_a_prior_that_is_loaded_is_described_by_its_files() -> None:
 def test_a_function_of_priors_without_a_name_is_refused() -> None:
     with pytest.raises(ValueError, match=r"needs a name, for its cells; got .*, define it with def"):
         prior_name(functools.partial(b_prior, scale=3.0), ["a red car"])  # type: ignore[arg-type]
+
+
+LOSS = """\
+from distill.guidance.terms import add_noise, predict
+def size():
+    return 1.0
+def my_resumed(prior, x, cond, t, noise, *, scale: float = 1.0):
+    text, uncond = predict(prior, add_noise(prior, x, t, noise), t, cond, "text", "uncond")
+    return scale * size() * (text - uncond)
+"""
+
+
+@pytest.mark.slow
+def test_a_resumed_run_says_that_code_was_changed_since_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that was interrupted, and one that is finished."""
+
+    def stopping(at: int) -> Callable[..., None]:
+        def move(state: State, settings: Any, progress: float) -> None:
+            if at and state.step == at:
+                raise KeyboardInterrupt
+
+        return move
+
+    def go(text: str, name: str, stop: int = 0) -> list[str]:
+        (tmp_path / "my_resumed.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "my_resumed", raising=False)
+        importlib.invalidate_caches()
+        guidance.register(importlib.import_module("my_resumed").my_resumed)
+        caplog.clear()
+        options: dict[str, Any] = {
+            **OPTIONS, "iterations": 3, "guidance": "my_resumed", "log.checkpoint_every": 1, "export.enabled": False, "resume": True,
+        }  # fmt: skip
+        with contextlib.suppress(KeyboardInterrupt), monkeypatch.context() as patched:
+            patched.setattr(loop, "move", stopping(stop))
+            distill.generate("a red mug", output_dir=tmp_path / name, **options)
+        return [record.getMessage() for record in caplog.records if "the code of" in record.getMessage()]
+
+    other = LOSS.replace("1.0\n", "2.0\n")
+    assert go(LOSS, "run", stop=2) == []
+    assert go(other, "run") == [
+        "the code of guidance=my_resumed, or of what it uses, was changed since the checkpoint: the first 2 steps were made with the earlier code"
+    ]
+    assert go(other, "run") == []
+    (said,) = go(LOSS, "run")
+    assert said.endswith("was changed since the run was trained, and it is not trained again; choose another output_dir= for that")  # fmt: skip
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert "guidance, with what it uses" in manifest["code"]
+
+
+def test_a_folder_that_says_nothing_of_code_is_not_compared() -> None:
+    config = compose({}, "a red car", 0)
+    known = code_of(config)
+    assert code_changed({}, config) == code_changed(known, config) == ""
+    assert (
+        code_changed({**known, "guidance": "0", "scene": "0"}, config) == "guidance=sds and scene=hash_grid"
+    )

@@ -42,6 +42,7 @@ from distill.renderers.patch import patched
 from distill.run.conditioning import embed_library, make_condition, recognised
 from distill.run.generator import amortised, check_generator, library_of
 from distill.run.initial import begin, begin_generated, check_init
+from distill.run.plugins import code_of
 from distill.run.prior import check_fits, check_prior, open_prior, shows_picture
 from distill.run.scenes import background_of, look, scene_maker
 from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
@@ -102,7 +103,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         cameras, guidance = started(picture.drawn.cameras, config.reference.start_until, cameras, guidance)
     render = partial(make_renderer, config, scene, settings.penalties, picture, prior.views)
     return Job(
-        state=State(scene, optimiser_of(config, scene), generator, learner=learner),
+        state=State(scene, optimiser_of(config, scene), generator, learner=learner, code=code_of(config)),
         prior=prior,
         guidance=guidance,
         condition=condition,

@@ -35,12 +35,13 @@ from distill.run.journal import Interrupted, Journal, check_there, seconds_befor
 from distill.run.judge import check_judge, scored
 from distill.run.manifest import describe, finish, outline
 from distill.run.overrides import as_overrides
+from distill.run.plugins import code_changed
 from distill.run.prior import check_loaded, check_prior, check_prompt
 from distill.run.seeding import several
 from distill.run.seeds import reopen, run_seeds
 from distill.run.signals import stop_signals
 from distill.run.staging import assemble_stage, begin, check_priors, told_of
-from distill.run.stored import renew
+from distill.run.stored import other_code, renew
 from distill.run.watchdog import Collapsed, watch
 
 log = logging.getLogger(__name__)
@@ -229,6 +230,8 @@ def _carry_out(
     if saved:
         job.state.load_state_dict(saved)
         log.info("resuming %s at step %d", folder, job.state.step)
+        if changed := code_changed(saved.get("code", {}), config):
+            log.warning("%s", other_code(changed, job.state.step, config.iterations))
     loaded, spent = time.perf_counter(), seconds_before(folder / "metrics.jsonl", job.state.step)
     train(config, folder, job, desk, place=place)
     if desk:

@@ -72,6 +72,26 @@ def code_of(config: DictConfig) -> dict[str, str]:
 USED = ", with what it uses"
 
 
+def code_changed(before: Mapping[str, str], config: DictConfig) -> str:
+    """Say of which parts the code, or that of what they use, is not as it was; empty for none, and where nothing is known of before.
+
+    Args:
+        before: what ``code_of`` gave then.
+        config: of the run.
+    """
+    now = code_of(config) if before else {}
+    changed = [
+        group for group in plugins() if any(before.get(key) != now.get(key) for key in (group, group + USED))
+    ]
+    return " and ".join(f"{group}={name_of(config, group)}" for group in changed)
+
+
+def name_of(config: DictConfig, group: str) -> str:
+    """The name by which a configuration's part is chosen."""
+    part = get_object(config[group]._target_)
+    return next((name for name, each in plugins()[group].items() if each is part), part.__name__.lower())
+
+
 def _within(options: Mapping[str, Any]) -> list[Callable[..., Any]]:
     """The losses that a loss's options name as ``terms``, and the weightings of one's own."""
     from distill.guidance import available

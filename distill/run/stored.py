@@ -17,6 +17,7 @@ from distill.files.atomic import write_atomic
 from distill.files.errors import first_line
 from distill.options import options_of
 from distill.run import contents
+from distill.run.plugins import code_changed
 from distill.run.schema import PARTS, known_options
 from distill.run.seeding import several
 
@@ -184,6 +185,28 @@ def left_as_it_is(folder: Path, config: DictConfig) -> str:
     if not differing:
         return ""
     return f"it was finished without {', '.join(differing)}, and is left as it is; to write its files again, resume it alone"
+
+
+def other_code(changed: str, step: int, iterations: int) -> str:
+    """Say that the code of parts was changed after some of a run's steps, or after all of them."""
+    if step < iterations:
+        return f"the code of {changed}, or of what it uses, was changed since the checkpoint: the first {step} steps were made with the earlier code"
+    return (
+        f"the code of {changed}, or of what it uses, was changed since the run was trained, and it is not trained again; choose another "
+        "output_dir= for that"
+    )
+
+
+def finished_otherwise(folder: Path, config: DictConfig) -> str:
+    """Say what a finished run is left without: files that options ask for, or a training with the code as it is now; empty for nothing."""
+    from distill.run.failures import noted
+
+    changed = code_changed(noted(folder).get("code", {}), config)
+    said = (
+        left_as_it_is(folder, config),
+        other_code(changed, config.iterations, config.iterations) if changed else "",
+    )
+    return "; ".join(filter(None, said))
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
