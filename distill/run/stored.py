@@ -70,6 +70,11 @@ def same_run(folder: Path, config: DictConfig) -> bool:
     if stored is None:
         return False
     made, wanted = both(folder, stored, config)
+    if (missing := part_of_a_script(made)) and agree(made, wanted):
+        raise ValueError(
+            f"{folder} was made with {missing}, which is registered by a script of your own: resume it with that script instead of distill, or "
+            "choose another output_dir= to start again"
+        )
     told = other_version(made, wanted)
     if told and agree(made, wanted):
         raise ValueError(
@@ -222,6 +227,19 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 #: Groups of options, whose names hold a dot.
 _GROUPS = {name.partition(".")[0] for name in known_options() if "." in name} | set(PARTS)
+
+
+def part_of_a_script(made: Mapping[str, Any]) -> str:
+    """The part in stored settings that is none of distill's, and that this process does not know; empty for none."""
+    for part in PARTS:
+        target = str(made.get(f"{part}._target_"))
+        if target.partition(".")[0] == "distill":
+            continue
+        try:
+            get_object(target)
+        except Exception:  # whatever a module does that is imported
+            return f"{part}={target.rpartition('.')[2].lower()} ({target})"
+    return ""
 
 
 def other_version(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
