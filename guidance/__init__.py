@@ -11,6 +11,7 @@ a script.
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Container
 from functools import partial
@@ -74,7 +75,8 @@ def set_up(loss: Callable[..., Any], *given: Any, **options: object) -> Guidance
         **options: of the loss.
 
     Raises:
-        ValueError: it has a part of what ``distill.contracts.Learner`` has, so that its state would be in no checkpoint.
+        ValueError: it has a part of what ``distill.contracts.Learner`` has, so that its state would be in no checkpoint; or what it has does
+            not take what it is given, or gives what no checkpoint can hold.
     """
     made: Guidance = loss(*given, **options)
     parts = ("learn", "save", "state_dict", "load_state_dict")
@@ -84,7 +86,36 @@ def set_up(loss: Callable[..., Any], *given: Any, **options: object) -> Guidance
             f"the loss {type(made).__name__} lacks {' and '.join(lacking)}, without which a checkpoint does not hold its state; one that "
             f"keeps a state has {', '.join(parts)}"
         )
+    if not lacking and type(made).__module__.partition(".")[0] != "distill":
+        _check_learner(made)
     return made
+
+
+#: What each method of a loss with a state is given.
+_LEARNER = {"learn": ("prior", "x", "cond", "generator", "at_once"), "save": ("folder",), "load_state_dict": ("saved",), "state_dict": ()}  # fmt: skip
+
+
+def _check_learner(made: Any) -> None:
+    """Check the methods of a loss with a state, and what it would put into a checkpoint.
+
+    Raises:
+        ValueError: one does not take what it is given, or the state cannot be saved.
+    """
+    from distill.files.checkpoint import check_storable
+
+    for method, given in _LEARNER.items():
+        signature = inspect.signature(getattr(made, method))
+        try:
+            signature.bind(*given)
+        except TypeError as error:
+            raise ValueError(
+                f"the {method} of the loss {type(made).__name__} must take ({', '.join(given)}), got {signature}"
+            ) from error
+    if not isinstance(state := made.state_dict(), dict):
+        raise ValueError(
+            f"the state_dict of the loss {type(made).__name__} must return a dictionary, got {type(state).__name__}"
+        )
+    check_storable(state, f"the state_dict of the loss {type(made).__name__}")
 
 
 def needs_prompt(role: str, option: str | None = None) -> Callable[[Make], Make]:
