@@ -33,13 +33,14 @@ from distill.devices import pick_device
 from distill.guidance import is_made_for_prior, set_up
 from distill.job import Job, Settings, State, make_optimiser
 from distill.options import followed, ramp, schedules_in, value_over_run
+from distill.own import check_made, check_own_prior
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.multi_view.camera import check_groups
 from distill.ranks import ALONE, Ranks
 from distill.renderers import reference
 from distill.renderers.particles import Particles
 from distill.renderers.patch import patched
-from distill.run.conditioning import embed_library, make_condition, recognised
+from distill.run.conditioning import embed_library, make_condition, recognised, texts_of
 from distill.run.generator import amortised, check_generator, library_of
 from distill.run.initial import begin, begin_generated, check_init
 from distill.run.plugins import code_of
@@ -83,6 +84,8 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
     elif prior is None:
         prior = open_prior(config, device)
     check_fits(config, prior, ranks.size)
+    if config.prompt and not library:
+        check_own_prior(prior, texts_of(config, prior)[0])
     timesteps: TimestepSampler = sampler_of(config, "timesteps", prior=prior)
     check_drawing(cameras, timesteps, config.render.batch, prior)
     shown = show(config, cast(DiffusionPrior, prior)) if told else None
@@ -192,7 +195,9 @@ def make_scenes(
     """
     make = scene_maker(config, **background_of(config))
     told: dict[str, Any] = {} if embeddings is None else {"embeddings": embeddings}
-    scenes: list[Scene] = [make(seed=generator, **told).to(device) for _ in range(config.particles)]
+    scenes: list[Scene] = [
+        check_made(make(seed=generator, **told)).to(device) for _ in range(config.particles)
+    ]
     for scene in scenes:
         if config.init:
             found = begin(config, scene, device)

@@ -25,6 +25,7 @@ from distill.files.paths import user_path
 from distill.job import Job, OnStep, State, take
 from distill.live.desk import Desk
 from distill.live.server import watched
+from distill.own import no_prior
 from distill.ranks import ALONE, Ranks
 from distill.run import stages
 from distill.run.compose import compose_config
@@ -95,7 +96,7 @@ def given(prior: object) -> tuple[dict[str, str], Prior | None]:
     loaded = prior if isinstance(prior, Prior) else None
     if not (loaded or isinstance(prior, (str, Path))):
         raise ValueError(
-            f"prior must be a name, a folder, or a loaded prior (distill.contracts.Prior), got {type(prior).__name__}"
+            f"prior must be a name, a folder, or a loaded prior (distill.contracts.Prior), got {no_prior(prior)}"
         )
     return {"prior": (loaded.name or UNNAMED) if loaded else str(prior)}, loaded
 

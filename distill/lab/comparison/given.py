@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from distill.contracts import Prior
 from distill.embedded.prompt import prior_for
+from distill.own import no_prior
 from distill.priors.exact import ExactPrior
+from distill.priors.wrapped import Wrapped
 from distill.run.code import together, used_code
 
 
@@ -30,12 +32,16 @@ def prior_name(prior: Prior | PriorOf | None, prompts: Iterable[str]) -> str:
     """Return what a comparison's cells record of their prior: without one, the bundled one that knows the prompts.
 
     Raises:
-        ValueError: it is a function without a name.
+        ValueError: it is neither a prior nor a function with a name.
     """
     if prior is None:
         return prior_for(prompts)
     if isinstance(prior, Prior):
         return prior.name
+    if not callable(prior):
+        raise ValueError(
+            f"prior must be a loaded prior (distill.contracts.Prior) or a function that makes one for a prompt, got {no_prior(prior)}"
+        )
     if not (name := getattr(prior, "__name__", "")):
         raise ValueError(
             f"a function that makes a comparison's priors needs a name, for its cells; got {str(prior)[:80]!r}, define it with def"
@@ -52,7 +58,9 @@ def prior_code(prior: Prior | PriorOf | None) -> dict[str, str]:
     if prior is None:
         return {}
     digest = hashlib.sha256()
-    loaded = type(prior).__module__.partition(".")[0] == "distill" and not isinstance(prior, ExactPrior)
+    loaded = type(prior).__module__.partition(".")[0] == "distill" and not isinstance(
+        prior, (ExactPrior, Wrapped)
+    )
     # What is loaded from files has their checksums in its description.
     _add(prior.describe() if loaded and isinstance(prior, Prior) else prior, digest)
     return {"prior": digest.hexdigest()}
@@ -85,7 +93,10 @@ def _add(value: Any, digest: Any) -> None:
         _add(value.state_dict(), digest)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         digest.update(together(used_code([type(value)])).encode())
-        _add({item.name: getattr(value, item.name) for item in dataclasses.fields(value)}, digest)
+        _add(
+            {item.name: getattr(value, item.name) for item in dataclasses.fields(value) if item.compare},
+            digest,
+        )
     else:
         digest.update(together(used_code([value if isinstance(value, type) else type(value)])).encode())
         if callable(described := getattr(value, "describe", None)) and not isinstance(value, type):

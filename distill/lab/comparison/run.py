@@ -42,8 +42,10 @@ from distill.lab.comparison.records import (
 )
 from distill.lab.truth import SHAPES, Source, asked, check, check_meant, judge_folder, judge_of, origin
 from distill.loop import Diverged, OutOfMemory, train
+from distill.own import check_own_prior
 from distill.priors import load_prior
 from distill.run.assemble import assemble
+from distill.run.conditioning import texts_of
 from distill.run.journal import Interrupted
 from distill.run.plugins import USED, code_of, features_of
 from distill.run.prior import check_loaded
@@ -406,6 +408,7 @@ def run_cell(
     from PIL import Image
 
     config = compose(wanted, cell.prompt, cell.seed)
+    check_own_prior(prior.prior, texts_of(config, prior)[0])
     job, before, caption = assemble(config, prior), prior.calls, asked(cell.prompt, source).caption
     field = job.scenes[0].field()
     assert field is not None  # see check_measurable
