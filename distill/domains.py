@@ -133,7 +133,9 @@ def fits(value: object, hint: object, rules: tuple[Any, ...] = ()) -> bool:
         return isinstance(value, hint) and all(_among(value, rule.names()) for rule in named)
     if origin in (Mapping, dict):
         return isinstance(value, Mapping)
-    return origin not in (list, tuple, Sequence, SequenceABC)
+    if hint in (Mapping, dict):
+        return isinstance(value, Mapping)
+    return origin not in _LISTS and hint not in _LISTS
 
 
 def _among(value: object, values: Sequence[object]) -> bool:
@@ -154,12 +156,16 @@ def _list_fits(value: Sequence[object], hint: object, rules: tuple[Any, ...]) ->
     if not all(rule.holds(value) for rule in rules if isinstance(rule, Length)):
         return False
     each = tuple(rule for rule in rules if not isinstance(rule, Length))
-    if origin is tuple and arguments[-1] is not Ellipsis:
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
         pairs = zip(value, arguments, strict=False)
         return len(value) == len(arguments) and all(fits(item, kind, each) for item, kind in pairs)
-    if origin in (tuple, list, Sequence, SequenceABC):
+    if origin in _LISTS and arguments:
         return all(fits(item, arguments[0], each) for item in value)
-    return hint is Any and Scheduled() not in rules
+    return origin in _LISTS or hint in _LISTS or (hint is Any and Scheduled() not in rules)
+
+
+#: Types of lists, which a hint may name without what they hold.
+_LISTS: tuple[Any, ...] = (tuple, list, Sequence, SequenceABC)
 
 
 def describe(hint: object, rules: tuple[Any, ...] = ()) -> str:
@@ -175,7 +181,7 @@ def describe(hint: object, rules: tuple[Any, ...] = ()) -> str:
         return listed(named[0])
     if origin is Literal:
         return listed(arguments)
-    if origin in (tuple, list, Sequence, SequenceABC):
+    if origin in _LISTS or hint in _LISTS:
         return _describe_list(hint, rules)
     ranges = [rule for rule in rules if isinstance(rule, Range)]
     closed = bool(ranges) and ranges[0].low is not None and ranges[0].high is not None
@@ -198,9 +204,11 @@ def _describe_list(hint: object, rules: tuple[Any, ...]) -> str:
     arguments = get_args(hint)
     each = tuple(rule for rule in rules if not isinstance(rule, Length))
     counts = [f" of {rule}" for rule in rules if isinstance(rule, Length)]
-    if get_origin(hint) is tuple and arguments[-1] is not Ellipsis:
+    if get_origin(hint) is tuple and arguments and arguments[-1] is not Ellipsis:
         kinds = [describe(kind, each) for kind in arguments]
         if len(set(kinds)) > 1:
             return f"a list [{', '.join(kinds)}]"
         counts = [f" of {len(kinds)}"]
+    if not arguments:
+        return f"a list{''.join(counts)}"
     return f"a list{''.join(counts)}, each {describe(arguments[0], each)}"

@@ -42,6 +42,7 @@ class State:
         skipped: steps skipped for gradients that are not finite.
         average: exponential moving average of the parameters, None where it is off.
         learner: the guidance, if it has parameters of its own, else None.
+        code: digests of the code of the run's parts, as ``distill.run.plugins.code_of`` gives them; a checkpoint has those it was made with.
     """
 
     scene: Scene
@@ -51,6 +52,7 @@ class State:
     skipped: int = 0
     average: list[Tensor] | None = None
     learner: Learner | None = None
+    code: Mapping[str, str] = field(default_factory=dict)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the scene's parameters, group by group."""
@@ -66,6 +68,7 @@ class State:
             "skipped": self.skipped,
             "average": self.average,
             "learner": self.learner.state_dict() if self.learner else None,
+            "code": dict(self.code),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from distill.contracts import Condition, Prior, Render, Renderer, ShadedRenderer
 from distill.job import Job, OnStep, Settings, State, views_at_once, views_of_a_process
 from distill.ranks import Ranks, streams
 from distill.samplers.timesteps import check_drawn
+from distill.seen import check_learnt, check_render, check_traced, drawing_nothing, gradient_of
 from distill.transfer import send
 from distill.wording import counted
 
@@ -48,15 +49,15 @@ def train(job: Job, on_step: OnStep = lambda *_: None) -> State:
     """
     state, settings, bad = job.state, job.settings, 0
     metrics: dict[str, float] = {}
-    gradients = retrying(job)
+    gradients, first = retrying(job), True
     while state.step < settings.iterations:
         before = state.generator.get_state()
         try:
-            seen, metrics = step(job, gradients)
+            seen, metrics = first_step(job, gradients) if first else step(job, gradients)
         except OutOfMemory:
             state.generator.set_state(before)  # a run that is resumed here begins with this step
             raise
-        learnt = metrics.get("learner_loss", 0.0)
+        first, learnt = False, metrics.get("learner_loss", 0.0)
         bad = 0 if math.isfinite(metrics["grad_norm"]) and math.isfinite(learnt) else bad + 1
         if bad >= settings.max_bad_steps:
             raise Diverged(_why(metrics, bad, state.step - 1))
@@ -129,6 +130,24 @@ def step(job: Job, gradients: Gradients | None = None) -> tuple[Seen, dict[str, 
     return seen[-1], metrics
 
 
+def first_step(job: Job, gradients: Gradients) -> tuple[Seen, dict[str, float]]:
+    """A ``step`` that warns of random numbers from torch's global generator, which neither the seed nor a checkpoint fixes."""
+    device = job.prior.device
+    told = list[str]()
+
+    def guidance(*given: Any) -> Tensor:
+        with drawing_nothing("the loss", device, told):
+            return job.guidance(*given)
+
+    with drawing_nothing(
+        "a part of the run (scene, cameras, timesteps or what the loss learns)", device, told
+    ):
+        found = step(replace(job, guidance=guidance), gradients)
+    for said in told[:1]:
+        log.warning("%s", said)
+    return found
+
+
 def _plus(parameters: Sequence[nn.Parameter], before: Sequence[Tensor | None]) -> None:
     """Add earlier gradients, none at first."""
     for parameter, earlier in zip(parameters, before or [None] * len(parameters), strict=True):
@@ -167,7 +186,8 @@ def accumulate(job: Job, now: Step, cameras: Cameras, generator: torch.Generator
     own = job.ranks.share(drawn) if len(blocks) > 1 else drawn
     seen = joined([see(job, now, part, stream) for part, stream in own])
     if state.learner:
-        seen = replace(seen, learnt=state.learner.learn(job.prior, seen.x, seen.cond, generator, at_once))
+        learnt = check_learnt(state.learner.learn(job.prior, seen.x, seen.cond, generator, at_once))
+        seen = replace(seen, learnt=learnt)
     return seen
 
 
@@ -188,7 +208,7 @@ def see(job: Job, now: Step, cameras: Cameras, generator: torch.Generator) -> Se
     if settings.shading:  # of a scene that can be shaded, which alone has shares of pictures
         take = partial(cast(ShadedRenderer, take), shading=settings.shading(now.progress, generator))
     render = take(there, size, size, generator=generator, normals=latent or settings.normals)
-    check_render(render)
+    check_render(render, (count, size, size), settings.penalties, normals=latent or settings.normals)
     x = as_latent(render, prior) if latent else prior.encode(render.rgb.movedim(-1, 1))
     check_traced(x)
     objects = count // prior.views
@@ -197,9 +217,7 @@ def see(job: Job, now: Step, cameras: Cameras, generator: torch.Generator) -> Se
     noise = send(torch.randn(x.shape, generator=generator), x.device).to(x)
     uniform = send(torch.rand(objects, generator=generator).repeat_interleave(prior.views), prior.device)
     cond = replace(job.condition(cameras, replace(now, uniform=uniform), render), cameras=there)
-    with torch.no_grad():
-        grad = job.guidance(prior, x.detach(), cond, t, noise)
-    check_gradient(grad, x)
+    grad = gradient_of(job.guidance, prior, x.detach(), cond, t, noise)
 
     share = count / settings.batch
     weighted = [share * settings.penalties[k](now.progress) * value for k, value in render.penalties.items()]
@@ -207,41 +225,6 @@ def see(job: Job, now: Step, cameras: Cameras, generator: torch.Generator) -> Se
     weighted = [value for value in weighted if value.requires_grad]  # a given shape's opacity does not
     torch.autograd.backward([x, *weighted], [of_loss, *[None] * len(weighted)])
     return Seen(x.detach(), t, cond, grad, render.detached())
-
-
-def check_render(render: object) -> None:
-    """Check what a scene renders.
-
-    Raises:
-        ValueError: it is no ``Render``.
-    """
-    if not isinstance(render, Render):
-        raise ValueError(f"a scene must render a distill.contracts.Render, got {type(render).__name__}")
-
-
-def check_traced(x: Tensor) -> None:
-    """Check that what a prior encodes of a scene's pictures follows from parameters.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if not x.requires_grad:
-        raise ValueError(
-            "the scene's pictures have no gradient; render them from its parameters, and encode them, without detach() or torch.no_grad()"
-        )
-
-
-def check_gradient(grad: object, x: Tensor) -> None:
-    """Check what a loss returns.
-
-    Raises:
-        ValueError: it is no gradient of ``x``.
-    """
-    if not isinstance(grad, Tensor) or grad.shape != x.shape or not grad.is_floating_point():
-        got = f"{list(grad.shape)} of {grad.dtype}" if isinstance(grad, Tensor) else type(grad).__name__
-        raise ValueError(
-            f"the loss must return dL/dx, a tensor of the shape of x, {list(x.shape)}, of floating-point numbers, got {got}"
-        )
 
 
 def retrying(job: Job) -> Gradients:

@@ -15,8 +15,10 @@ from hydra.utils import get_method
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from distill.domains import Follows, Losses, Scheduled, describe, fits
-from distill.registered import GIVEN
+from distill.registered import why_broken
 from distill.samplers.schedules import Ramp
+from distill.signatures import hints_of as hints_of
+from distill.signatures import option_parameters
 
 
 @cache
@@ -25,22 +27,17 @@ def options_of(target: Callable[..., Any], schedules: bool = False) -> type:
 
     With ``schedules``, numbers accept a schedule too: their type is checked by ``schedule``, not by Hydra.
     """
-    signature = inspect.signature(target)
-    parameters = [
-        p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in GIVEN
-    ]
-    if not parameters:
-        parameters = [
-            p for p in signature.parameters.values() if p.default is not p.empty and p.name not in GIVEN
-        ]
     hints = hints_of(target)
     fields: list[Any] = [
         ("_target_", str, field(default=f"{target.__module__}.{target.__qualname__}")),
         ("_partial_", bool, field(default=True)),
     ]
-    for parameter in parameters:
+    for parameter in option_parameters(target):
         hint = hints.get(parameter.name, Any)
-        kind, default = _config_field(hint, parameter.default)
+        typed = (
+            parameter.annotation is not parameter.empty
+        )  # what is inferred is checked, and nothing is converted to it
+        kind, default = _config_field(hint if typed else Any, parameter.default)
         if schedules and hint in (float, float | None):
             kind, default = Any, field(default=parameter.default, metadata={"numbers": 1})
         elif schedules and hint == tuple[float, float]:
@@ -48,13 +45,6 @@ def options_of(target: Callable[..., Any], schedules: bool = False) -> type:
             default = field(default_factory=partial(list, parameter.default), metadata={"numbers": 2})
         fields.append((parameter.name, kind, default))
     return dataclasses.make_dataclass(f"{target.__name__}_options", fields)
-
-
-@cache
-def hints_of(target: Callable[..., Any], rules: bool = False) -> dict[str, Any]:
-    """Return the types of a callable's parameters; with ``rules``, including those of ``distill.domains``."""
-    source = target.__init__ if inspect.isclass(target) else target
-    return typing.get_type_hints(source, include_extras=rules)
 
 
 def names_of(target: Callable[..., Any]) -> list[str]:
@@ -272,6 +262,8 @@ def check_terms(name: str, terms: object) -> None:
             raise ValueError(
                 f"{where}: tp_sds is sds with timesteps=dreamtime, and timesteps belong to the run; write loss: sds"
             )
+        if said := why_broken("loss", str(term.get("loss"))):
+            raise ValueError(f"{where}: {said}")
         if term.get("loss") not in losses:
             raise ValueError(f"{where} needs a loss, one of {', '.join(losses)}; got {term.get('loss')!r}")
         _check_term(where, term, losses[term["loss"]])

@@ -11,8 +11,10 @@ a script.
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -44,16 +46,8 @@ def register(loss: Make) -> Make:
         ValueError: it has no name, one that is taken, is defined inside a function, does not take what a loss is given, or has an option
             without a default.
     """
-    from distill.registered import check_own
-
-    given = ("prior", "generator", "priors") if loss in _made else ("prior", "x", "cond", "t", "noise")
-    remedy = (
-        ""
-        if loss in _made
-        else "; below @guidance.register, mark one that is set up first with @guidance.made_for_prior"
-    )
     taken = {module.name for module in pkgutil.iter_modules(__path__)} | _ALIASES
-    _registered[check_own("loss", loss, taken, given, remedy=remedy)] = loss
+    _registered[_check(loss, taken, "below @guidance.register, ")] = loss
     return loss
 
 
@@ -88,7 +82,8 @@ def set_up(loss: Callable[..., Any], *given: Any, **options: object) -> Guidance
         **options: of the loss.
 
     Raises:
-        ValueError: it has a part of what ``distill.contracts.Learner`` has, so that its state would be in no checkpoint.
+        ValueError: it has a part of what ``distill.contracts.Learner`` has, so that its state would be in no checkpoint; or what it has does
+            not take what it is given, or gives what no checkpoint can hold.
     """
     made: Guidance = loss(*given, **options)
     parts = ("learn", "save", "state_dict", "load_state_dict")
@@ -98,7 +93,36 @@ def set_up(loss: Callable[..., Any], *given: Any, **options: object) -> Guidance
             f"the loss {type(made).__name__} lacks {' and '.join(lacking)}, without which a checkpoint does not hold its state; one that "
             f"keeps a state has {', '.join(parts)}"
         )
+    if not lacking and type(made).__module__.partition(".")[0] != "distill":
+        _check_learner(made)
     return made
+
+
+#: What each method of a loss with a state is given.
+_LEARNER = {"learn": ("prior", "x", "cond", "generator", "at_once"), "save": ("folder",), "load_state_dict": ("saved",), "state_dict": ()}  # fmt: skip
+
+
+def _check_learner(made: Any) -> None:
+    """Check the methods of a loss with a state, and what it would put into a checkpoint.
+
+    Raises:
+        ValueError: one does not take what it is given, or the state cannot be saved.
+    """
+    from distill.files.checkpoint import check_storable
+
+    for method, given in _LEARNER.items():
+        signature = inspect.signature(getattr(made, method))
+        try:
+            signature.bind(*given)
+        except TypeError as error:
+            raise ValueError(
+                f"the {method} of the loss {type(made).__name__} must take ({', '.join(given)}), got {signature}"
+            ) from error
+    if not isinstance(state := made.state_dict(), dict):
+        raise ValueError(
+            f"the state_dict of the loss {type(made).__name__} must return a dictionary, got {type(state).__name__}"
+        )
+    check_storable(state, f"the state_dict of the loss {type(made).__name__}")
 
 
 def needs_prompt(role: str, option: str | None = None) -> Callable[[Make], Make]:
@@ -153,16 +177,42 @@ def register_weighting(function: Callable[[Tensor, Tensor], Tensor]) -> Callable
 
 
 def available() -> dict[str, Callable[..., Any]]:
-    """Return every loss by name, sorted.
+    """Return every loss by name, sorted; a file of this folder that has no loss of its name, or one that cannot be used, is left out."""
+    from distill.registered import found_in
+
+    there = [module for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED]
+    found = {
+        name: loss
+        for finder, name, _ in there
+        if (loss := found_in(f"{finder.path}/{name}.py", "loss", name, partial(_load, name), _check))  # type: ignore[union-attr]
+    }
+    return dict(sorted({**found, **_registered}.items()))
+
+
+def _load(name: str) -> Callable[..., Any]:
+    """Import a file of this folder.
 
     Raises:
-        ValueError: a file in this folder has no loss of its name.
+        ValueError: it has no loss of its name.
     """
-    files = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED]
-    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in files}
-    if empty := [name for name, module in modules.items() if not hasattr(module, name)]:
+    module = importlib.import_module(f"{__name__}.{name}")
+    if not hasattr(module, name):
         raise ValueError(
-            f"guidance/{empty[0]}.py has no loss {empty[0]}; give the function the file's name, or the file a place elsewhere"
+            f"it has no loss {name}; give the function the file's name, or the file a place elsewhere"
         )
-    found = {name: getattr(module, name) for name, module in modules.items()}
-    return dict(sorted({**found, **_registered}.items()))
+    loss: Callable[..., Any] = getattr(module, name)
+    return loss
+
+
+def _check(loss: Callable[..., Any], taken: Container[str] = (), where: str = "") -> str:
+    """Check a loss, and return the name by which it is chosen.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+    from distill.registered import check_own
+
+    if loss in _made:
+        return check_own("loss", loss, taken, ("prior", "generator", "priors"))
+    remedy = f"; {where}mark one that is set up first with @guidance.made_for_prior"
+    return check_own("loss", loss, taken, ("prior", "x", "cond", "t", "noise"), remedy=remedy)

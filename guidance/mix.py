@@ -22,6 +22,7 @@ from distill.options import TERM_FIELDS, check_terms, numbers, schedule, second_
 from distill.priors.control import CONTROL
 from distill.priors.load import load_prior
 from distill.samplers.schedules import Ramp, scheduled
+from distill.seen import unchanged
 from distill.transfer import send
 
 #: What a term calls the model of the run's input picture.
@@ -142,7 +143,11 @@ class Mixture:
         self.terms = terms
 
     def __call__(self, prior: Prior, x: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
-        return torch.stack([term(prior, x, cond, t, noise) for term in self.terms]).sum(0).detach()
+        found = list[Tensor]()
+        for number, term in enumerate(self.terms):
+            with unchanged(f"guidance.terms[{number}]", x, cond, t, noise):
+                found.append(term(prior, x, cond, t, noise))
+        return torch.stack(found).sum(0).detach()
 
 
 class LearningMixture(Mixture):

@@ -6,7 +6,8 @@ Each takes the prior and its options and returns ``(progress, batch, generator) 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from functools import partial
 from typing import Annotated, TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from distill.contracts import Prior, TimestepSampler
 from distill.domains import Fraction, Length, Positive
-from distill.registered import check_own
+from distill.registered import check_own, found_in
 from distill.samplers.schedules import Ramp
 
 __all__ = [
@@ -40,13 +41,35 @@ def register(law: Make) -> Make:
         ValueError: it has no name, one that is taken, is defined inside a function, does not take ``prior`` alone, or has an option
             without a default.
     """
-    _registered[check_own("timestep law", law, __all__, ("prior=",))] = law
+    _registered[_check(law, __all__)] = law
     return law
 
 
 def available() -> dict[str, Callable[..., TimestepSampler]]:
     """Return every timestep law by name."""
-    return {**{name: globals()[name] for name in __all__}, **_registered}
+    laws = {name: found_in(__file__, "timestep law", name, partial(_named, name), _check) for name in __all__}
+    return {**{name: law for name, law in laws.items() if law}, **_registered}
+
+
+def _named(name: str) -> Callable[..., TimestepSampler]:
+    """One of ``__all__``.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    if name not in globals():
+        raise ValueError(f"it has no timestep law {name}; define it there, or leave it out of __all__")
+    law: Callable[..., TimestepSampler] = globals()[name]
+    return law
+
+
+def _check(law: object, taken: Container[str] = ()) -> str:
+    """Check a timestep law, and return the name by which it is chosen.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+    return check_own("timestep law", law, taken, ("prior=",))
 
 
 def check_drawn(prior: Prior, t: object, count: int) -> Tensor:

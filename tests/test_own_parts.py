@@ -25,6 +25,7 @@ from distill.priors.exact import gaussian
 from distill.registered import homes
 from distill.run.assemble import assemble
 from distill.run.compose import compose_config
+from distill.run.folders import claim
 from distill.run.journal import Interrupted
 from distill.samplers import cameras, timesteps
 
@@ -121,6 +122,7 @@ def test_a_law_has_its_options_and_schedules_as_the_librarys_have(tmp_path: Path
         ("scene=/home/me/mine.py", "unknown scene '/home/me/mine.py'; there are hash_grid, .* script that registers it"),
         ("experiment=mine/crsp", "unknown experiment 'mine/crsp'; there are csd, "),
         ("timesteps.powr=1", "unknown option 'timesteps.powr'; did you mean 'timesteps.power'\\?"),
+        ("timesteps.t_mx=1", "unknown option 'timesteps.t_mx'; timesteps=falling has power; 'distill --options' lists"),
     ],
 )  # fmt: skip
 def test_an_unknown_name_has_the_nearest_one_beside_it(word: str, said: str) -> None:
@@ -136,6 +138,32 @@ def test_a_group_of_several_levels_is_told_from_its_name(tmp_path: Path) -> None
     assert compose_config(["prompt=a red mug", "+lab/lights=bright"], [str(tmp_path)]).iterations == 7
     with pytest.raises(ValueError, match="unknown lab/lights 'brigt'; did you mean 'bright'"):
         compose_config(["prompt=a red mug", "+lab/lights=brigt"], [str(tmp_path)])
+
+
+def test_an_experiments_file_that_does_not_say_where_its_options_belong_is_told(tmp_path: Path) -> None:
+    """And the one in the documentation does."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/crisp.yaml").write_text("iterations: 3\n")
+    words = ["prompt=a red mug", "+experiment=crisp"]
+    with pytest.raises(ValueError, match=r"must begin with the line '# @package _global_', .*; add it"):
+        compose_config(words, [str(tmp_path)])
+    page = (Path(__file__).parents[1] / "docs/recipes.md").read_text()
+    (tmp_path / "experiment/crisp.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    config = compose_config(words, [str(tmp_path)])
+    assert config.iterations == 600 and config.guidance._target_ == "distill.guidance.csd.csd"
+
+
+def test_a_run_of_a_script_is_resumed_with_the_script(tmp_path: Path) -> None:
+    config = compose_config(["prompt=a red mug", f"output_dir={tmp_path}/run"])
+    folder = claim(config)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("distill.guidance.sds.sds", "__main__.my_own"))
+    resumed = compose_config(["prompt=a red mug", f"output_dir={tmp_path}/run", "resume=true"])
+    with pytest.raises(
+        ValueError,
+        match=r"made with guidance=my_own \(__main__\.my_own\), .* resume it with that script instead of distill",
+    ):
+        claim(resumed)
 
 
 def of(drawn: Any) -> Any:
@@ -266,14 +294,16 @@ def test_where_parts_were_registered_is_known() -> None:
 
 
 def test_a_file_of_losses_without_its_loss_is_said_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "my_loss.py").write_text("def other(prior, x, cond, t, noise): ...\n")
     monkeypatch.setattr(guidance, "__path__", [*guidance.__path__, str(tmp_path)])
+    assert compose_config(["prompt=a red mug"]).guidance.scale == 2
+    assert "left out" in caplog.text
     with pytest.raises(
-        ValueError, match=r"guidance/my_loss.py has no loss my_loss; give the function the file's name"
+        ValueError, match=r"my_loss\.py: it has no loss my_loss; give the function the file's name"
     ):
-        compose_config(["prompt=a red mug"])
+        compose_config(["prompt=a red mug", "guidance=my_loss"])
 
 
 @guidance.needs_prompt("source")

@@ -33,7 +33,32 @@ def flatten(value: object, path: str, tensors: dict[str, Tensor]) -> dict[str, A
         return {"items": [[key, flatten(item, f"{path}.{key}", tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
         return {"list": [flatten(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]}
+    check_storable(value, path)
     return {"value": value}
+
+
+def check_storable(value: object, path: str) -> None:
+    """Check that a checkpoint can hold a value: tensors, numbers, texts, None, and dictionaries and lists of these.
+
+    Args:
+        value: a part of a state.
+        path: where it is, for errors.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, (str, int)):
+                raise ValueError(f"{path} has the key {key!r}; a checkpoint has texts and integers as keys")
+            check_storable(item, f"{path}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            check_storable(item, f"{path}[{number}]")
+    elif not (value is None or isinstance(value, (Tensor, bool, int, float, str))):
+        raise ValueError(
+            f"{path} holds a {type(value).__name__}, which no checkpoint can; it may hold tensors, numbers and texts, in dictionaries and lists"
+        )
 
 
 def unflatten(value: dict[str, Any], tensors: dict[str, Tensor]) -> Any:

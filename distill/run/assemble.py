@@ -33,15 +33,17 @@ from distill.devices import pick_device
 from distill.guidance import is_made_for_prior, set_up
 from distill.job import Job, Settings, State, make_optimiser
 from distill.options import followed, ramp, schedules_in, value_over_run
+from distill.own import check_made, check_own_prior
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.multi_view.camera import check_groups
 from distill.ranks import ALONE, Ranks
 from distill.renderers import reference
 from distill.renderers.particles import Particles
 from distill.renderers.patch import patched
-from distill.run.conditioning import embed_library, make_condition, recognised
+from distill.run.conditioning import embed_library, make_condition, recognised, texts_of
 from distill.run.generator import amortised, check_generator, library_of
 from distill.run.initial import begin, begin_generated, check_init
+from distill.run.plugins import code_of
 from distill.run.prior import check_fits, check_prior, open_prior, shows_picture
 from distill.run.scenes import background_of, look, scene_maker
 from distill.samplers.schedules import Ramp, scheduled, scheduled_sampler
@@ -81,6 +83,8 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
     elif prior is None:
         prior = open_prior(config, device)
     check_fits(config, prior, ranks.size)
+    if config.prompt and not library:
+        check_own_prior(prior, texts_of(config, prior)[0])
     timesteps: TimestepSampler = sampler_of(config, "timesteps", prior=prior)
     check_drawing(cameras, timesteps, config.render.batch, prior)
     shown = show(config, cast(DiffusionPrior, prior)) if told else None
@@ -101,7 +105,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         cameras, guidance = started(picture.drawn.cameras, config.reference.start_until, cameras, guidance)
     render = partial(make_renderer, config, scene, settings.penalties, picture, prior.views)
     return Job(
-        state=State(scene, optimiser_of(config, scene), generator, learner=learner),
+        state=State(scene, optimiser_of(config, scene), generator, learner=learner, code=code_of(config)),
         prior=prior,
         guidance=guidance,
         condition=condition,
@@ -187,7 +191,9 @@ def make_scenes(
     """
     make = scene_maker(config, **background_of(config))
     told: dict[str, Any] = {} if embeddings is None else {"embeddings": embeddings}
-    scenes: list[Scene] = [make(seed=generator, **told).to(device) for _ in range(config.particles)]
+    scenes: list[Scene] = [
+        check_made(make(seed=generator, **told)).to(device) for _ in range(config.particles)
+    ]
     conversion = dict[str, float]()
     for scene in scenes:
         if config.init:

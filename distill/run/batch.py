@@ -32,7 +32,7 @@ from distill.run.queue import Part, Queue, by_prior, table_of
 from distill.run.seeding import several
 from distill.run.seeds import run_seeds
 from distill.run.staging import begin, check_priors
-from distill.run.stored import OtherLayout, left_as_it_is
+from distill.run.stored import OtherLayout, finished_otherwise
 from distill.run.table import BUSY, SHOWN, Row, tell
 
 log = logging.getLogger(__name__)
@@ -308,7 +308,7 @@ def _run_one(config: DictConfig, prompt: str, root: Path, prior: Prior, desk: De
 
 def _skipped(prompt: str, folder: Path, one: DictConfig) -> tuple[str, str]:
     log.info("%s: finished before, in %s", prompt, folder)
-    if said := left_as_it_is(folder, one):
+    if said := finished_otherwise(folder, one):
         log.warning("%s: %s", prompt, said)
     return "skipped", str(folder)
 

@@ -25,6 +25,7 @@ from distill.files.paths import user_path
 from distill.job import Job, OnStep, State, take
 from distill.live.desk import Desk
 from distill.live.server import watched
+from distill.own import no_prior
 from distill.ranks import ALONE, Ranks
 from distill.run import stages
 from distill.run.compose import compose_config
@@ -35,12 +36,13 @@ from distill.run.journal import Interrupted, Journal, check_there, seconds_befor
 from distill.run.judge import check_judge, scored
 from distill.run.manifest import describe, finish, outline
 from distill.run.overrides import as_overrides
+from distill.run.plugins import code_changed
 from distill.run.prior import check_loaded, check_prior, check_prompt
 from distill.run.seeding import several
 from distill.run.seeds import reopen, run_seeds
 from distill.run.signals import stop_signals
 from distill.run.staging import assemble_stage, begin, check_priors, told_of
-from distill.run.stored import renew
+from distill.run.stored import other_code, renew
 from distill.run.watchdog import Collapsed, watch
 
 log = logging.getLogger(__name__)
@@ -94,7 +96,7 @@ def given(prior: object) -> tuple[dict[str, str], Prior | None]:
     loaded = prior if isinstance(prior, Prior) else None
     if not (loaded or isinstance(prior, (str, Path))):
         raise ValueError(
-            f"prior must be a name, a folder, or a loaded prior (distill.contracts.Prior), got {type(prior).__name__}"
+            f"prior must be a name, a folder, or a loaded prior (distill.contracts.Prior), got {no_prior(prior)}"
         )
     return {"prior": (loaded.name or UNNAMED) if loaded else str(prior)}, loaded
 
@@ -229,6 +231,8 @@ def _carry_out(
     if saved:
         job.state.load_state_dict(saved)
         log.info("resuming %s at step %d", folder, job.state.step)
+        if changed := code_changed(saved.get("code", {}), config):
+            log.warning("%s", other_code(changed, job.state.step, config.iterations))
     loaded, spent = time.perf_counter(), seconds_before(folder / "metrics.jsonl", job.state.step)
     train(config, folder, job, desk, place=place)
     if desk:

@@ -52,6 +52,7 @@ def describe(config: DictConfig, job: Job) -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in packages},
         },
         "skipped_steps": job.state.skipped,
+        "code": dict(job.state.code),
     }
     if (caption := asked(job.prior, config.prompt)) != config.prompt:
         said["asked"] = caption

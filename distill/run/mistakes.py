@@ -14,6 +14,7 @@ from yaml import YAMLError
 
 from distill.domains import describe
 from distill.options import SCHEDULE_FIELDS, SCHEDULED, hints_of, names_of, numbers
+from distill.registered import why_broken
 from distill.run.known import group_names, groups, known_options, schema_of
 from distill.run.plugins import plugin_options, plugins
 from distill.run.schema import PARTS
@@ -70,7 +71,8 @@ def explain(error: BaseException) -> str:
     full = re.search(r"full_key: (\S+)", f"{text}\n{cause}")
     named = r"Could not (?:override|delete|delete from config\.) '([^']+)'", r"Key '([^']+)' (?:is )?not in"
     if found := next(filter(None, (re.search(pattern, text) for pattern in named)), None):
-        return unknown_option(full[1] if full else found[1])
+        made = re.search(r"object_type=(\w+)_options", f"{text}\n{cause}")
+        return unknown_option(full[1] if full else found[1], made[1] if made else "")
     if found := re.search(
         r"Value '(.*?)' .*(?:could not be converted to|is not a valid) (\w+)", str(cause), re.DOTALL
     ):
@@ -173,6 +175,8 @@ def _of_a_group(name: str, value: str) -> str:
 
 def _unknown_choice(group: str, name: str, there: Sequence[str]) -> str:
     choices = plugins().get(group, there)
+    if said := why_broken({"guidance": "loss", "timesteps": "timestep law"}.get(group, ""), name):
+        return said
     if name.lower() in choices:
         return f"unknown {group} {name!r}; did you mean {name.lower()!r}?"
     close = difflib.get_close_matches(name.lower(), choices, n=1)
@@ -189,12 +193,24 @@ OWN = "one of your own is known only in the script that registers it: run that s
 ALL_OPTIONS = "'distill --options' lists all options"
 
 
-def unknown_option(name: str) -> str:
-    """Say that there is no option of a name, what may have been meant, and what lists them all."""
+#: Groups of files whose content, without this first line, lands under the group's name, where no option is.
+_FILES = ("experiment", "preset", "tuned")
+GLOBAL = "# @package _global_"
+
+
+def unknown_option(name: str, chosen: str = "") -> str:
+    """Say that there is no option of a name, what may have been meant, and what lists them all.
+
+    Args:
+        name: with dots.
+        chosen: name of the function or class of the part that is chosen in the option's group, where that is known.
+    """
     name = re.sub(r"\[(\d+)\]", r".\1", name)
     if option := option_around(name):
         return inside(option, name)
-    said = _strange(name)
+    if name.partition(".")[0] in _FILES:
+        return f"a file of {name.partition('.')[0]} must begin with the line '{GLOBAL}', so that what it sets are the run's options; add it"
+    said = _strange(name, chosen)
     return f"{said}{' ' if said.endswith('?') else '; '}{ALL_OPTIONS}"
 
 
@@ -232,7 +248,7 @@ def inside(option: str, given: str) -> str:
     return f"{option} takes one value and has no options of its own, got {given}; {remedy}{ALL_OPTIONS}"
 
 
-def _strange(name: str) -> str:
+def _strange(name: str, chosen: str = "") -> str:
     group, _, option = name.partition(".")
     having = [choice for choice, target in plugins().get(group, {}).items() if option in names_of(target)]
     if having:
@@ -240,6 +256,11 @@ def _strange(name: str) -> str:
         return (
             f"the chosen {group} has no option {name!r}; {others} {'has' if len(having) == 1 else 'have'} it"
         )
+    if of_it := [part for part in plugins().get(group, {}).items() if chosen and part[1].__name__ == chosen]:
+        selected, own = of_it[0][0], names_of(of_it[0][1])
+        if close := difflib.get_close_matches(option, own, n=1):
+            return f"unknown option {name!r}; did you mean '{group}.{close[0]}'?"
+        return f"unknown option {name!r}; {group}={selected} has {', '.join(own) or 'no options'}"
     above, _, last = name.rpartition(".")
     beside = [
         other.rpartition(".")[2] for other in known_options() if above and other.rpartition(".")[0] == above

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import inspect
-import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -14,6 +11,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from distill.options import SCHEDULED, names_of, options_of
+from distill.run.code import own_code, together, used_code
 from distill.run.schema import Config
 
 #: Names for a loss with a timestep sampler of its own.
@@ -52,30 +50,63 @@ def features_of(config: DictConfig) -> frozenset[str]:
 
 
 def code_of(config: DictConfig) -> dict[str, str]:
-    """The SHA-256 of the code of a configuration's parts, by group: of each function or class itself, and not of helpers that it calls.
+    """The SHA-256 of the code of a configuration's parts, by group, as ``distill.run.code.own_code`` has it.
 
-    Comments and docstrings do not count. What was typed into a console has no code that can be read, and is left out.
+    Beside it, under the group with ``USED`` after it, that of what a part uses: functions that it calls and base classes, as
+    ``distill.run.code.used_code`` has them; of a loss also the losses of its ``terms`` and a weighting of one's own. A part that uses nothing
+    such has no such entry, and what was typed into a console none at all.
     """
     found = dict[str, str]()
     for group in plugins():
-        try:
-            source = inspect.getsource(inspect.unwrap(get_object(config[group]._target_)))
-        except (OSError, TypeError):
-            continue
-        found[group] = hashlib.sha256(_without_texts(textwrap.dedent(source)).encode()).hexdigest()
+        part = get_object(config[group]._target_)
+        if (own := own_code(part)) is not None:
+            found[group] = own
+        parts = [part, *(_within(config[group]) if group == "guidance" else ())]
+        used = used_code(parts)
+        if set(used) - {f"{part.__module__}.{part.__qualname__}"}:
+            found[group + USED] = together(used)
     return found
 
 
-def _without_texts(source: str) -> str:
-    """A function's or class's code without comments, docstrings and line breaks; as it is where it cannot be parsed alone."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return source
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return ast.dump(tree)
+#: What follows a group's name in ``code_of``, for the code that its part uses.
+USED = ", with what it uses"
+
+
+def code_changed(before: Mapping[str, str], config: DictConfig) -> str:
+    """Say of which parts the code, or that of what they use, is not as it was; empty for none, and where nothing is known of before.
+
+    Args:
+        before: what ``code_of`` gave then.
+        config: of the run.
+    """
+    now = code_of(config) if before else {}
+    changed = [
+        group for group in plugins() if any(before.get(key) != now.get(key) for key in (group, group + USED))
+    ]
+    return " and ".join(f"{group}={name_of(config, group)}" for group in changed)
+
+
+def name_of(config: DictConfig, group: str) -> str:
+    """The name by which a configuration's part is chosen."""
+    part = get_object(config[group]._target_)
+    return next((name for name, each in plugins()[group].items() if each is part), part.__name__.lower())
+
+
+def _within(options: Mapping[str, Any]) -> list[Callable[..., Any]]:
+    """The losses that a loss's options name as ``terms``, and the weightings of one's own."""
+    from distill.guidance import available
+    from distill.guidance.terms import SHIPPED, WEIGHTINGS
+
+    losses, found = available(), list[Callable[..., Any]]()
+    for value in options.values():
+        if isinstance(value, str) and value in WEIGHTINGS and value not in SHIPPED:
+            found.append(WEIGHTINGS[value])
+    for term in options.get("terms") or ():
+        if isinstance(term, Mapping) and term.get("loss") in losses:
+            loss = losses[term["loss"]]
+            unset = {p.name: p.default for p in inspect.signature(loss).parameters.values()}
+            found += [loss, *_within({**unset, **term})]
+    return found
 
 
 #: What Hydra was told of, by group and name.

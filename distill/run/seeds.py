@@ -40,7 +40,7 @@ from distill.run.manifest import finish
 from distill.run.seeding import one_seed
 from distill.run.stages import plan
 from distill.run.staging import begin, kept
-from distill.run.stored import left_as_it_is, renew
+from distill.run.stored import finished_otherwise, renew
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def _make(
     state, started = "finished", time.perf_counter()
     with hold(own):
         if is_finished(own):
-            if said := left_as_it_is(own, one):
+            if said := finished_otherwise(own, one):
                 log.warning("%s: seed %d: %s", config.prompt, one.seed, said)
         else:
             log.info("%s: seed %d", config.prompt, one.seed)

@@ -15,6 +15,7 @@ from distill.files.atomic import write_atomic
 from distill.options import options_of
 from distill.run import contents
 from distill.run.known import group_names, known_options
+from distill.run.plugins import code_changed
 from distill.run.schema import PARTS
 from distill.run.seeding import several
 from distill.run.settings import NAME, Unreadable, read, text_of
@@ -68,6 +69,11 @@ def same_run(folder: Path, config: DictConfig) -> bool:
     if stored is None:
         return False
     made, wanted = both(folder, stored, config)
+    if (missing := part_of_a_script(made)) and agree(made, wanted):
+        raise ValueError(
+            f"{folder} was made with {missing}, which is registered by a script of your own: resume it with that script instead of distill, or "
+            "choose another output_dir= to start again"
+        )
     told = other_version(made, wanted)
     if told and agree(made, wanted):
         raise ValueError(
@@ -179,6 +185,28 @@ def left_as_it_is(folder: Path, config: DictConfig) -> str:
     return f"it was finished without {', '.join(differing)}, and is left as it is; to write its files again, resume it alone"
 
 
+def other_code(changed: str, step: int, iterations: int) -> str:
+    """Say that the code of parts was changed after some of a run's steps, or after all of them."""
+    if step < iterations:
+        return f"the code of {changed}, or of what it uses, was changed since the checkpoint: the first {step} steps were made with the earlier code"
+    return (
+        f"the code of {changed}, or of what it uses, was changed since the run was trained, and it is not trained again; choose another "
+        "output_dir= for that"
+    )
+
+
+def finished_otherwise(folder: Path, config: DictConfig) -> str:
+    """Say what a finished run is left without: files that options ask for, or a training with the code as it is now; empty for nothing."""
+    from distill.run.failures import noted
+
+    changed = code_changed(noted(folder).get("code", {}), config)
+    said = (
+        left_as_it_is(folder, config),
+        other_code(changed, config.iterations, config.iterations) if changed else "",
+    )
+    return "; ".join(filter(None, said))
+
+
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by dotted name; schedules and lists stay whole."""
     found: dict[str, Any] = {}
@@ -188,6 +216,19 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + name] = value
     return found
+
+
+def part_of_a_script(made: Mapping[str, Any]) -> str:
+    """The part in stored settings that is none of distill's, and that this process does not know; empty for none."""
+    for part in PARTS:
+        target = str(made.get(f"{part}._target_"))
+        if target.partition(".")[0] == "distill":
+            continue
+        try:
+            get_object(target)
+        except Exception:  # whatever a module does that is imported
+            return f"{part}={target.rpartition('.')[2].lower()} ({target})"
+    return ""
 
 
 def other_version(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

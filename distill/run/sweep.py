@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +39,9 @@ from distill.run.schema import PARTS
 from distill.run.signals import INTERRUPTED, heeding_launcher
 from distill.run.stages import plan
 from distill.run.staging import check_priors
-from distill.run.stored import left_as_it_is
+from distill.run.stored import finished_otherwise, left_as_it_is
+
+log = logging.getLogger(__name__)
 
 #: Several names or paths for one option, whose jobs are to differ in it; a text with anything else in it is one value.
 _LIST = re.compile(r"(?!negative_prompt=|source_prompt=|views\.)[^=]+=[\w.:/@~+-]+(?:,[\w.:/@~+-]+)+")
@@ -122,7 +125,11 @@ def finished(words: Sequence[str], folders: Sequence[str]) -> Path | None:
         folder = to_resume(config) if config.resume and config.prompts is None else None
     except ValueError:  # which the job tells
         return None
-    return folder if folder and is_finished(folder) and not left_as_it_is(folder, config) else None
+    if not folder or not is_finished(folder) or left_as_it_is(folder, config):
+        return None
+    if said := finished_otherwise(folder, config):
+        log.warning("%s", said)
+    return folder
 
 
 def ended(jobs: Callable[[], object], launcher: str | None) -> int:

@@ -23,7 +23,9 @@ from distill.lab.comparison.figures import gradient_profile
 from distill.lab.comparison.records import VIEWS, Cell
 from distill.lab.truth import Source, asked
 from distill.loop import Diverged, OutOfMemory, train
+from distill.own import check_own_prior
 from distill.run.assemble import assemble
+from distill.run.conditioning import texts_of
 
 
 def run_cell(
@@ -40,6 +42,7 @@ def run_cell(
     from PIL import Image
 
     config = compose(wanted, cell.prompt, cell.seed)
+    check_own_prior(prior.prior, texts_of(config, prior)[0])
     job, before, caption = assemble(config, prior), prior.calls, asked(cell.prompt, source).caption
     field = job.scenes[0].field()
     assert field is not None  # see check_measurable

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -89,6 +90,7 @@ def write_report(root: Path, records: Sequence[Record]) -> Path:
         cells=len(records),
         limit=limit,
         claims=lines,
+        options=options_of(records),
         failures=[record for record in records if record["error"]],
         variants=variants_of(records),
         unseen=sorted({r["prompt"] for r in records if not r["error"] and not pictured(r, root)}),
@@ -96,6 +98,17 @@ def write_report(root: Path, records: Sequence[Record]) -> Path:
     )
     write_atomic(root / "report.html", page)
     return root / "report.html"
+
+
+def options_of(records: Sequence[Record]) -> dict[str, Any]:
+    """The options of each method: their ``names``, and ``rows`` of a method with its values, empty where it does not set one."""
+    options = {record["method"]: record["options"] for record in records}
+    names = list(dict.fromkeys(name for each in options.values() for name in each))
+    rows = [
+        (method, [json.dumps(each[name]).strip('"') if name in each else "" for name in names])
+        for method, each in options.items()
+    ]
+    return {"names": names, "rows": rows}
 
 
 def costs_of(records: Sequence[Record], root: Path) -> dict[str, dict[str, Any]]:

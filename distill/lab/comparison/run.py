@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from omegaconf import DictConfig
 
 from distill.contracts import Prior
 from distill.devices import pick_device
-from distill.embedded.prompt import prior_for
 from distill.files.atomic import write_atomic
 from distill.files.lines import finite, json_of
 from distill.files.paths import user_path
@@ -21,6 +20,7 @@ from distill.lab.comparison.cell import run_cell
 from distill.lab.comparison.checks import check_cells, check_counts
 from distill.lab.comparison.cost import compose, few_steps, measure_cost
 from distill.lab.comparison.counted import Counted
+from distill.lab.comparison.given import PriorOf, prior_code, prior_name
 from distill.lab.comparison.methods import METHODS, PROMPTS
 from distill.lab.comparison.records import (
     COSTS,
@@ -33,7 +33,7 @@ from distill.lab.comparison.records import (
 from distill.lab.truth import SHAPES, Source, check, check_meant, judge_folder, judge_of, origin
 from distill.priors import load_prior
 from distill.run.journal import Interrupted
-from distill.run.plugins import code_of, features_of
+from distill.run.plugins import USED, code_of, features_of
 from distill.run.prior import check_loaded
 from distill.run.seeding import several
 from distill.run.signals import stop_signals
@@ -79,8 +79,8 @@ def compare(
         The report's path. Of a cell with several particles, the first one is measured.
 
     Raises:
-        ValueError: an option is wrong, or cells in ``output_dir`` were made with other ones or before the code of a loss or
-            another part was changed, in one line.
+        ValueError: an option is wrong, or cells in ``output_dir`` were made with other ones, with another prior, or before the code of a
+            loss or another part, or of what it uses, was changed, in one line. What earlier versions did not record is not compared.
         Interrupted: a signal asked to stop; what is finished is kept.
     """
     from distill.lab.comparison.report import write_report
@@ -95,7 +95,7 @@ def compare(
     code = dict[str, dict[str, str]]()
     for name, wanted in settings.items():
         check_measurable(config := compose(wanted, prompts[0], seeds[0]))
-        code[name] = code_of(config)
+        code[name] = code_of(config) | prior_code(prior)
     root, source = user_path(output_dir), source or SHAPES
     judge, name_of_prior = judge_of(source, prompts), prior_name(prior, prompts)
     check(prompts, source, judge)
@@ -191,14 +191,6 @@ def in_short(final: Mapping[str, Any]) -> str:
     )
 
 
-class PriorOf(Protocol):
-    """A function that makes the prior of a prompt; cells record its name."""
-
-    __name__: str
-
-    def __call__(self, prompt: str, /) -> Prior: ...
-
-
 def counting(prior: Prior | PriorOf) -> Callable[[str], Counted]:
     """Return what gives the prior of a prompt's cells, its calls counted; the same for all where one is shared.
 
@@ -268,13 +260,6 @@ def measure_costs(root: Path, settings: Mapping[str, Mapping[str, Any]], prompt:
         write_atomic(root / COSTS, json.dumps(known, indent=2, allow_nan=False) + "\n")
 
 
-def prior_name(prior: Prior | PriorOf | None, prompts: Iterable[str]) -> str:
-    """Return what a comparison's cells record of their prior: without one, the bundled one that knows the prompts."""
-    if prior is None:
-        return prior_for(prompts)
-    return prior.name if isinstance(prior, Prior) else prior.__name__
-
-
 def finished(folder: Path, wanted: Mapping[str, Any], code: Mapping[str, str]) -> bool:
     """Tell whether a cell was finished with these options, this prior, the same number of points and the same code.
 
@@ -293,10 +278,17 @@ def finished(folder: Path, wanted: Mapping[str, Any], code: Mapping[str, str]) -
             raise ValueError(f"{folder} was made with {name} {was}, not {value}; choose another output_dir")
     changed = [name for name, said in before.get("code", code).items() if code.get(name) != said]
     if changed:
-        raise ValueError(
-            f"{folder} was made before the code of {options.get(changed[0], changed[0])} was changed; choose another output_dir"
-        )
+        raise ValueError(f"{folder} was made {told_of(changed[0], options, now)}; choose another output_dir")
     return True
+
+
+def told_of(changed: str, options: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say what is not as it was when a cell was finished: an entry of its code."""
+    group = changed.removesuffix(USED)
+    if group == "prior":
+        return f"with another prior that is called {now['prior']}, too"
+    part = options.get(group, group)
+    return f"before the code of {part}{' or of what it uses' if group != changed else ''} was changed"
 
 
 def equal_calls(settings: Mapping[str, dict[str, Any]], prompt: str, prior: Counted) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
@@ -67,6 +68,13 @@ def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:
         raise ValueError(
             f"the scene {name} does not say what it can do; give its class the attribute features, a frozenset with any of "
             f"{', '.join(FEATURES)} and the penalties that it computes; frozenset() for none"
+        )
+    known = (*FEATURES, *values["penalties"])
+    if unknown := sorted(map(str, features - set(known))):
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(
+            f"the scene {name} has the unknown feature {unknown[0]!r}; {hint}there are {', '.join(FEATURES)} and the names of penalties"
         )
     for feature, method in METHODS.items():
         if feature in features and isinstance(scene, type) and not callable(getattr(scene, method, None)):

@@ -1,0 +1,103 @@
+"""The prior that a comparison is given: its name, and a digest that tells it from another of the same name."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from distill.contracts import Prior
+from distill.embedded.prompt import prior_for
+from distill.own import no_prior
+from distill.priors.exact import ExactPrior
+from distill.priors.wrapped import Wrapped
+from distill.run.code import together, used_code
+
+
+class PriorOf(Protocol):
+    """A function that makes the prior of a prompt; cells record its name."""
+
+    __name__: str
+
+    def __call__(self, prompt: str, /) -> Prior: ...
+
+
+def prior_name(prior: Prior | PriorOf | None, prompts: Iterable[str]) -> str:
+    """Return what a comparison's cells record of their prior: without one, the bundled one that knows the prompts.
+
+    Raises:
+        ValueError: it is neither a prior nor a function with a name.
+    """
+    if prior is None:
+        return prior_for(prompts)
+    if isinstance(prior, Prior):
+        return prior.name
+    if not callable(prior):
+        raise ValueError(
+            f"prior must be a loaded prior (distill.contracts.Prior) or a function that makes one for a prompt, got {no_prior(prior)}"
+        )
+    if not (name := getattr(prior, "__name__", "")):
+        raise ValueError(
+            f"a function that makes a comparison's priors needs a name, for its cells; got {str(prior)[:80]!r}, define it with def"
+        )
+    return str(name)
+
+
+def prior_code(prior: Prior | PriorOf | None) -> dict[str, str]:
+    """The SHA-256 of what a given prior is, under ``prior``; nothing without one.
+
+    Of an exact prior, or another dataclass, that is all it holds; of a module its weights; of any other what its ``describe`` says, and its
+    code. Of a function that makes priors it is the code, with what it was bound to.
+    """
+    if prior is None:
+        return {}
+    digest = hashlib.sha256()
+    loaded = type(prior).__module__.partition(".")[0] == "distill" and not isinstance(
+        prior, (ExactPrior, Wrapped)
+    )
+    # What is loaded from files has their checksums in its description.
+    _add(prior.describe() if loaded and isinstance(prior, Prior) else prior, digest)
+    return {"prior": digest.hexdigest()}
+
+
+def _add(value: Any, digest: Any) -> None:
+    """Add to a digest what a value holds, and of what is no plain value its code."""
+    digest.update(f"{type(value).__qualname__}:".encode())
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        digest.update(f"{plain.dtype}{list(plain.shape)}".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            digest.update(f"{key!r}=".encode())
+            _add(item, digest)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _add(item, digest)
+    elif value is None or isinstance(value, (bool, int, float, str, bytes)):
+        digest.update(repr(value).encode())
+    elif isinstance(value, functools.partial):
+        _add((value.func, value.args, value.keywords), digest)
+    elif callable(value) and hasattr(value, "__code__"):
+        digest.update(together(used_code([value])).encode())
+        _add([cell.cell_contents for cell in value.__closure__ or ()], digest)
+        _add([value.__defaults__, value.__kwdefaults__], digest)
+    elif isinstance(value, nn.Module):
+        digest.update(together(used_code([type(value)])).encode())
+        _add(value.state_dict(), digest)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        digest.update(together(used_code([type(value)])).encode())
+        _add(
+            {item.name: getattr(value, item.name) for item in dataclasses.fields(value) if item.compare},
+            digest,
+        )
+    else:
+        digest.update(together(used_code([value if isinstance(value, type) else type(value)])).encode())
+        if callable(described := getattr(value, "describe", None)) and not isinstance(value, type):
+            digest.update(json.dumps(described(), default=repr, sort_keys=True).encode())
