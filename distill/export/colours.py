@@ -26,7 +26,10 @@ PICTURE, LARGEST = 256, 1024
 REACH = 0.2
 #: Pixels that are less opaque than this show mostly what is behind the scene.
 OPAQUE = 0.5
-#: Points that less is seen of have the field's own colours, in part: a cosine of the angle of view, summed over the pictures.
+#: Pictures count by this power of the cosine of their angle of view: the higher, the sharper, for pictures from different sides show a soft
+#: field a little differently.
+SHARPNESS = 4
+#: Points of which less is seen have the field's own colours, in part: such a power, summed over the pictures.
 SEEN = 0.05
 
 #: How far around the surface a ray is followed, in scene units, and in how many steps.
@@ -38,9 +41,10 @@ _EMPTY = 0.1
 def paint_of(
     query: Field, view: View, *, picture_size: int = PICTURE, device: torch.device | str = "cpu"
 ) -> Paint:
-    """Return what gives a mesh the colours that its scene's pictures show; the pictures are taken here, once.
+    """Return what gives a mesh the colours of its scene; the pictures that it needs are taken here, once.
 
-    Points that no picture shows, as in a deep crease, have the field's own colours.
+    A colour is the mean of what pictures show and of what the field has there, which is sharper. Where these differ much, as in haze, the
+    pictures are right; and what no picture shows, as in a deep crease, has the colour of the field.
 
     Args:
         query: the scene's field, called without gradients on points on ``device``.
@@ -52,13 +56,11 @@ def paint_of(
     pictures = torch.cat([_picture(view, camera, picture_size) for camera in cameras.split(1)])
 
     def paint(points: Floats, normals: Floats) -> Floats:
-        colours, seen = seen_colours(cameras, pictures, points, normals)
-        hidden = np.flatnonzero(seen < SEEN)
-        if len(hidden):
-            own = surface_albedo(query, points[hidden], normals[hidden], device=device)
-            share = seen[hidden, None] / SEEN
-            colours[hidden] = share * colours[hidden] + (1 - share) * own
-        return colours
+        shown, seen = seen_colours(cameras, pictures, points, normals)
+        own = surface_albedo(query, points, normals, device=device)
+        difference = np.abs(shown - own).max(1, keepdims=True)
+        share = np.clip(0.3 + 2 * difference, 0.5, 1) * np.minimum(seen[:, None] / SEEN, 1)
+        return own + share.astype(np.float32) * (shown - own)
 
     return paint
 
@@ -75,7 +77,7 @@ def _picture(view: View, camera: Cameras, size: int) -> Tensor:
 def seen_colours(
     cameras: Cameras, pictures: Tensor, points: Floats, normals: Floats
 ) -> tuple[Floats, Floats]:
-    """Return the mean colours that pictures show at points, each picture weighted by the cosine of its angle of view.
+    """Return the mean colours that pictures show at points, each picture weighted by its angle of view, see ``SHARPNESS``.
 
     Args:
         cameras: of the pictures.
@@ -97,8 +99,8 @@ def seen_colours(
         opacity = found[:, 3:]
         near, far = grid_sample(_around(picture), spots[None, None], "nearest", align_corners=False)[0, :, 0]
         clear = (distance - near[:, None] < REACH) & (far[:, None] - distance < REACH)
-        shown = (cosine > 0) & (opacity > OPAQUE) & clear
-        weight = cosine * opacity * shown
+        shown = (opacity > OPAQUE) & clear
+        weight = cosine.clamp(min=0) ** SHARPNESS * opacity * shown
         colour += weight * (found[:, :3] / opacity.clamp(min=OPAQUE)).clamp(0, 1)
         total += weight
     return (colour / total.clamp(min=1e-9)).numpy(), total[:, 0].numpy()
