@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from distill.lab.comparison.run import compare
     from distill.priors.load import load_prior
     from distill.run.execute import generate
-    from distill.run.finished import load
+    from distill.run.folder.finished import load
 
 __all__ = [
     "Asset",
@@ -38,7 +38,7 @@ _HOMES = {
     "Asset": "distill.asset",
     "compare": "distill.lab.comparison.run",
     "generate": "distill.run.execute",
-    "load": "distill.run.finished",
+    "load": "distill.run.folder.finished",
     "load_prior": "distill.priors.load",
 }
 

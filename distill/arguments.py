@@ -40,7 +40,7 @@ def split_prompt(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     Raises:
         ValueError: there are two prompts.
     """
-    from distill.run.overrides import KEYS
+    from distill.run.config.overrides import KEYS
 
     prompts: list[str] = []
     options: list[str] = []
@@ -103,7 +103,7 @@ def check_flags(options: Sequence[str], known: Collection[str] = frozenset(_FLAG
     """
     for text in options:
         if text.startswith("-") and (flag := text.partition("=")[0]) not in known:
-            from distill.run.overrides import KEYS
+            from distill.run.config.overrides import KEYS
 
             option = text.lstrip("-").replace("-", "_")
             close = difflib.get_close_matches(flag, known, n=1)
@@ -121,13 +121,13 @@ def check_single(words: Sequence[str]) -> None:
     Raises:
         ValueError: an option has some.
     """
-    from distill.run.overrides import NAMED
+    from distill.run.config.overrides import NAMED
 
     for word in words:
         key, _, value = word.lstrip("+").partition("=")
         text = value.strip("'\"")
         if key in NAMED and re.fullmatch(r"[^\s,]+(,[^\s,]+)+", text) and not user_path(text).exists():
-            from distill.run.mistakes import several
+            from distill.run.config.mistakes import several
 
             raise ValueError(several(key, text))
 
@@ -149,8 +149,8 @@ def of_library(prompt: str | None, options: Sequence[str], folders: Sequence[str
     written = _written(options)
     if written.get("prompts"):
         return library_scene(options, folders)
-    from distill.run.generator import LIBRARY
-    from distill.run.overrides import quote
+    from distill.run.config.overrides import quote
+    from distill.run.several.generator import LIBRARY
 
     resumed = written.get("resume", "").lower() == "true" and "output_dir" in written
     kept = user_path(written.get("output_dir", "")) / LIBRARY
@@ -167,9 +167,9 @@ def library_scene(options: Sequence[str], folders: Sequence[str] = ()) -> list[s
     Raises:
         ValueError: a scene of one prompt is chosen, or some of several experiments have a library's scene.
     """
-    from distill.run.compose import compose_words, composing
-    from distill.run.generator import amortised
-    from distill.run.plugins import plugins
+    from distill.run.config.compose import compose_words, composing
+    from distill.run.config.plugins import plugins
+    from distill.run.several.generator import amortised
 
     written = _written(options)
     if "scene" in written:

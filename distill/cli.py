@@ -17,7 +17,7 @@ from distill.files.paths import user_path
 from distill.usage import USAGES, usage_of
 
 if TYPE_CHECKING:
-    from distill.run.queue import Part
+    from distill.run.several.queue import Part
 
 HELP = """\
 Make a 3D asset from a text prompt or a picture.
@@ -116,15 +116,15 @@ def _job(words: Sequence[str], folders: Sequence[str], library: bool = False) ->
         ValueError: they cannot be composed, in one line.
     """
     from distill.ranks import Ended, Lost, joined
-    from distill.run.batch import run_prompts
-    from distill.run.compose import compose_config
-    from distill.run.failures import FORESEEN
-    from distill.run.generator import amortised
+    from distill.run.config.compose import compose_config
+    from distill.run.folder.failures import FORESEEN
+    from distill.run.folder.table import BUSY, SHOWN
+    from distill.run.folder.table import read as read_table
     from distill.run.journal import Interrupted
     from distill.run.launched import check_shared, run_on
-    from distill.run.queue import divide, table_of
-    from distill.run.table import BUSY, SHOWN
-    from distill.run.table import read as read_table
+    from distill.run.several.batch import run_prompts
+    from distill.run.several.generator import amortised
+    from distill.run.several.queue import divide, table_of
 
     config = compose_config(words, folders)
     try:
@@ -162,8 +162,8 @@ def _job(words: Sequence[str], folders: Sequence[str], library: bool = False) ->
 def _swept(words: Sequence[str], folders: Sequence[str], library: bool = False, skips: bool = False) -> int:
     """Run one job of a sweep, composed from its words as it would be alone, and return the exit code; ``skips`` a finished run."""
     _quieten()  # the job may be in another process, which has not been told
+    from distill.run.several.sweep import finished
     from distill.run.signals import as_interrupts
-    from distill.run.sweep import finished
 
     try:
         with as_interrupts():
@@ -252,9 +252,9 @@ def _quieten() -> None:
 
 def _parts(words: Sequence[str], folders: Sequence[str]) -> list[Part]:
     """The parts of a file of prompts, which have settings of their own; of any other command the one that it is."""
-    from distill.run.compose import compose_config
-    from distill.run.generator import amortised
-    from distill.run.queue import Part, divide
+    from distill.run.config.compose import compose_config
+    from distill.run.several.generator import amortised
+    from distill.run.several.queue import Part, divide
 
     config = compose_config(words, folders)
     alone = [Part(config, [])]
@@ -271,8 +271,8 @@ def _heading(part: Part, parts: Sequence[Part]) -> str:
 
 
 def _start(arguments: Sequence[str]) -> int:
-    from distill.run.overrides import quote, quote_text
-    from distill.run.queue import as_alone
+    from distill.run.config.overrides import quote, quote_text
+    from distill.run.several.queue import as_alone
 
     if arguments[0] == "doctor":
         from distill.doctor import doctor
@@ -302,7 +302,7 @@ def _start(arguments: Sequence[str]) -> int:
     if not (many := {"-m", "--multirun"} & {*flags}):
         check_single(overrides)
     if traced:
-        from distill.run.why import explain_options
+        from distill.run.config.why import explain_options
 
         words = with_example(overrides)
         parts = _parts(words, folders)
@@ -320,7 +320,7 @@ def _start(arguments: Sequence[str]) -> int:
     if not flags and not any(text.startswith("hydra") for text in overrides):
         return _job(overrides, folders, library)
     from distill.ranks import launched
-    from distill.run.sweep import sweep
+    from distill.run.several.sweep import sweep
 
     if launched() > 1:
         raise ValueError(
@@ -336,8 +336,8 @@ def _export(arguments: Sequence[str]) -> int:
         raise ValueError(
             "distill export takes a run's folder: distill export outputs/RUN export.formats=usdz"
         )
-    from distill.run.failures import FORESEEN
-    from distill.run.reexport import export_again
+    from distill.run.folder.failures import FORESEEN
+    from distill.run.folder.reexport import export_again
 
     try:
         for path in export_again(arguments[0], arguments[1:]):
@@ -350,7 +350,7 @@ def _export(arguments: Sequence[str]) -> int:
 
 def _summary(arguments: Sequence[str]) -> int:
     """Print one table over all runs in a folder."""
-    from distill.run.summary import as_text, summarise
+    from distill.run.folder.summary import as_text, summarise
 
     if len(arguments) > 1:
         raise ValueError(f"summary takes one folder, such as outputs/, got {' '.join(arguments)}")

@@ -28,10 +28,10 @@ from distill.priors.load import family_of, read_scheduler
 from distill.priors.source import Source, find, offline
 from distill.priors.table import MODELS
 from distill.priors.whole import check_complete, check_whole
-from distill.run import stages
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
-from distill.run.queue import Part
+from distill.run.assembly.assemble import assemble
+from distill.run.config.compose import compose_config
+from distill.run.several import stages
+from distill.run.several.queue import Part
 from distill.wording import counted
 
 #: Free space that a large run may take, and what the smallest does, bytes.
@@ -362,7 +362,7 @@ def costs(config: DictConfig, source: Source, device: torch.device) -> Iterator[
     from distill.forecast.cost import SHARE, cost
     from distill.forecast.network import speed_of
     from distill.priors.dtypes import default_dtype
-    from distill.run.fit import fit
+    from distill.run.assembly.fit import fit
 
     if config.max_vram:
         try:

@@ -16,16 +16,16 @@ from distill.conditions.picture import framed, maps_of, model_of
 from distill.files.paths import nearest, user_path
 from distill.priors import lora
 from distill.priors.load import family_of, is_imagedream, loader
-from distill.run.assemble import make_scenes
+from distill.run.assembly.assemble import make_scenes
+from distill.run.assembly.initial import check_init
+from distill.run.assembly.prior import check_fits, check_prompt, check_student, students_of
 from distill.run.checks.image import check_shown
-from distill.run.folders import check_place, check_root, unwritable
-from distill.run.generator import amortised, library_of
-from distill.run.initial import check_init
-from distill.run.judge import check_judge, judge_of
-from distill.run.overrides import literal
-from distill.run.prior import check_fits, check_prompt, check_student, students_of
-from distill.run.queue import read_prompts, shard_of
-from distill.run.table import SHOWN
+from distill.run.config.overrides import literal
+from distill.run.folder.folders import check_place, check_root, unwritable
+from distill.run.folder.table import SHOWN
+from distill.run.several.generator import amortised, library_of
+from distill.run.several.judge import check_judge, judge_of
+from distill.run.several.queue import read_prompts, shard_of
 from distill.wording import counted
 
 if TYPE_CHECKING:

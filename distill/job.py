@@ -42,7 +42,7 @@ class State:
         skipped: steps skipped for gradients that are not finite.
         average: exponential moving average of the parameters, None where it is off.
         learner: the guidance, if it has parameters of its own, else None.
-        code: digests of the code of the run's parts, as ``distill.run.plugins.code_of`` gives them; a checkpoint has those it was made with.
+        code: digests of the code of the run's parts, as ``distill.run.config.plugins.code_of`` gives them; a checkpoint has those it was made with.
     """
 
     scene: Scene
@@ -95,7 +95,7 @@ class State:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the loop; every weight and size can be a schedule. Their defaults are those of ``distill.run.schema``.
+    """Settings of the loop; every weight and size can be a schedule. Their defaults are those of ``distill.run.config.schema``.
 
     Attributes:
         iterations: steps in all.

@@ -18,10 +18,10 @@ from omegaconf import MISSING
 
 from distill.domains import Losses, Scheduled, describe
 from distill.options import SCHEDULED, followed, hints_of, numbers, options_of
-from distill.run.known import groups
-from distill.run.meanings import entries, meanings
-from distill.run.plugins import plugins
-from distill.run.schema import PARTS
+from distill.run.config.known import groups
+from distill.run.config.meanings import entries, meanings
+from distill.run.config.plugins import plugins
+from distill.run.config.schema import PARTS
 
 PAGE = Path(__file__).parent / "options.md"
 BEGINNING = """\

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from distill.run.compose import compose_config
+from distill.run.config.compose import compose_config
 
 HERE = Path(__file__).parent
 PAGE = HERE / "recipes.md"

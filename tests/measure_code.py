@@ -10,7 +10,7 @@ documentation are left out.
 - ``Any``: annotations of arguments, returns and variables that are ``Any``; with "nested", also those that contain it, such
   as ``dict[str, Any]``.
 - Cycles: an import inside a function of A counts if the imported module reaches A again through imports, whether at the top
-  of a module or in a function; among packages, if the imported package (``distill.run`` for ``distill.run.compose``) does.
+  of a module or in a function; among packages, if the imported package (``distill.run`` for ``distill.run.config.compose``) does.
   Imports for type checking alone are left out.
 """
 
@@ -147,7 +147,7 @@ def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
 
 
 def package(name: str) -> str:
-    """The part of the library that a module belongs to: ``distill.run`` for ``distill.run.compose``."""
+    """The part of the library that a module belongs to: ``distill.run`` for ``distill.run.config.compose``."""
     return ".".join(name.split(".")[:2])
 
 

@@ -24,10 +24,10 @@ from distill.renderers.hyper_grid import hyper_grid
 from distill.renderers.nerf import HashGridScene
 from distill.renderers.occupancy import encoded
 from distill.renderers.prompt_library import Library, epoch
-from distill.run import initial
-from distill.run.amortise import amortise, tell_length
-from distill.run.compose import compose_config
-from distill.run.generator import check_generator, describe_generator, read_generator
+from distill.run.assembly import initial
+from distill.run.config.compose import compose_config
+from distill.run.several.amortise import amortise, tell_length
+from distill.run.several.generator import check_generator, describe_generator, read_generator
 
 CPU = torch.device("cpu")
 #: A run of seconds.

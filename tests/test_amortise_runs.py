@@ -29,13 +29,14 @@ from distill.files.checkpoint import load_checkpoint, save_checkpoint
 from distill.renderers.nerf import HashGridScene
 from distill.renderers.occupancy import DECAY, STEPS, decoded, encoded
 from distill.renderers.prompt_library import epoch
-from distill.run import initial, watchdog
-from distill.run.amortise import amortise, run_library
-from distill.run.compose import compose_config
-from distill.run.folders import is_finished
-from distill.run.generator import CHANGEABLE, amortised, check_generator
-from distill.run.scenes import scene_maker
-from distill.run.summary import summarise
+from distill.run import watchdog
+from distill.run.assembly import initial
+from distill.run.assembly.scenes import scene_maker
+from distill.run.config.compose import compose_config
+from distill.run.folder.folders import is_finished
+from distill.run.folder.summary import summarise
+from distill.run.several.amortise import amortise, run_library
+from distill.run.several.generator import CHANGEABLE, amortised, check_generator
 
 CPU = torch.device("cpu")
 EXPERIMENTS = sorted(path.stem for path in (Path(conf.__file__).parent / "experiment").glob("*.yaml"))

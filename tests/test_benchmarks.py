@@ -21,10 +21,10 @@ from distill.forecast.cost import cost
 from distill.forecast.network import calls_of
 from distill.priors import load_prior
 from distill.priors.source import find
-from distill.run.assemble import assemble
+from distill.run.assembly.assemble import assemble
+from distill.run.assembly.fit import fit
 from distill.run.checks.texts import bytes_of
-from distill.run.compose import compose_config
-from distill.run.fit import fit
+from distill.run.config.compose import compose_config
 
 FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
 LOSSES = ("sds", "csd", "asd", "vsd")

@@ -24,8 +24,8 @@ from distill.lab.comparison.cost import compose
 from distill.lab.comparison.given import prior_code, prior_name
 from distill.lab.comparison.run import finished
 from distill.priors import exact
-from distill.run.code import is_own, used_code
-from distill.run.plugins import code_changed, code_of
+from distill.run.config.code import is_own, used_code
+from distill.run.config.plugins import code_changed, code_of
 
 FIRST = """\
 from distill import guidance

@@ -31,8 +31,8 @@ from distill.lab.comparison.report import as_csv, at_calls, chart, costs_of, div
 from distill.lab.comparison.verdicts import Number, above, all_of, below, bootstrap
 from distill.lab.truth import SHAPES, asked, origin, truths
 from distill.priors.exact import ExactPrior, gaussian
-from distill.run.code import without_texts
-from distill.run.plugins import code_of
+from distill.run.config.code import without_texts
+from distill.run.config.plugins import code_of
 
 QUICK: dict[str, Any] = {
     "iterations": 4,

@@ -22,11 +22,11 @@ from distill.priors.exact import gaussian
 from distill.priors.families import FAMILIES
 from distill.priors.preset import preset_of
 from distill.priors.table import MODELS
-from distill.run import folders
-from distill.run.assemble import make_guidance
-from distill.run.compose import compose_config, compose_words, composing
-from distill.run.implied import with_implied
-from distill.run.overrides import as_overrides, quote
+from distill.run.assembly.assemble import make_guidance
+from distill.run.config.compose import compose_config, compose_words, composing
+from distill.run.config.implied import with_implied
+from distill.run.config.overrides import as_overrides, quote
+from distill.run.folder import folders
 from distill.samplers.schedules import Ramp, at
 
 PROMPTS = [

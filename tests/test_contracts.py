@@ -40,9 +40,9 @@ from distill.priors import load_prior
 from distill.priors.exact import ExactPrior, gaussian
 from distill.priors.novel_view.prior import NovelViewPrior
 from distill.renderers import reference, sdf, volume
+from distill.run.assembly.prior import check_fits
 from distill.run.checks.scene import FEATURES
-from distill.run.compose import compose_config
-from distill.run.prior import check_fits
+from distill.run.config.compose import compose_config
 from distill.samplers.cameras import ranges
 from distill.samplers.schedules import Ramp
 from distill.samplers.timesteps import uniform

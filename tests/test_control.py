@@ -28,7 +28,7 @@ from distill.priors import load_prior
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.exact import dirac
 from distill.renderers.image import ImageScene
-from distill.run.compose import compose_config
+from distill.run.config.compose import compose_config
 from distill.samplers.cameras import ranges
 from distill.samplers.schedules import Ramp
 from distill.samplers.timesteps import uniform

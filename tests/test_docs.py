@@ -17,8 +17,8 @@ import distill
 from distill import guidance
 from distill.arguments import of_library, split_prompt
 from distill.forecast.network import calls_of
-from distill.run.compose import compose_config
-from distill.run.overrides import quote, quote_text
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import quote, quote_text
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -38,11 +38,11 @@ from distill.export.mesh import Mesh, vertex_normals
 from distill.export.texture import bake_texture, colour_vertices
 from distill.files.checkpoint import save_checkpoint
 from distill.job import State
-from distill.run.compose import compose_config
+from distill.run.assembly.scenes import look, scene_maker
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import as_overrides, quote_text
 from distill.run.execute import describe_and_export
-from distill.run.overrides import as_overrides, quote_text
-from distill.run.reexport import _config
-from distill.run.scenes import look, scene_maker
+from distill.run.folder.reexport import _config
 
 #: Of the box: its middle and its edges, in the scene's frame; +x is the front, +y the left, +z the top.
 MIDDLE, EDGES = np.array([0.1, -0.2, 0.3]), np.array([0.4, 0.2, 0.8])
@@ -882,7 +882,9 @@ def tree_of(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("where", ["distill.export.files.write_ply", "distill.run.manifest.write_report"])
+@pytest.mark.parametrize(
+    "where", ["distill.export.files.write_ply", "distill.run.folder.manifest.write_report"]
+)
 def test_an_export_that_fails_half_way_leaves_nothing_and_can_be_done_again(
     run: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 import distill
 from distill.cameras import turntable
-from distill.run import assemble, seeds
-from distill.run.compose import compose_config
+from distill.run.assembly import assemble
+from distill.run.config.compose import compose_config
+from distill.run.several import seeds
 
 SMALL: dict[str, Any] = {
     "iterations": 2, "render.batch": 1, "render.size": 16, "log.tensorboard": False, "log.preview_every": 0, "scene.log2_table_size": 10,
@@ -147,7 +148,7 @@ def test_loading_needs_no_prior_and_writes_nothing(run: Path, monkeypatch: pytes
         raise AssertionError("a prior was loaded")
 
     monkeypatch.setattr("distill.priors.load.load_prior", refuse)
-    monkeypatch.setattr("distill.run.assemble.open_prior", refuse)
+    monkeypatch.setattr("distill.run.assembly.assemble.open_prior", refuse)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     distill.load(run, device="cpu").view(turntable(1, 15.0, 3.2, 40.0), 8, 8)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before

@@ -21,7 +21,7 @@ from distill.guidance import available, made_for_prior
 from distill.guidance.terms import add_noise, predict
 from distill.priors import load_prior
 from distill.priors.source import find
-from distill.run.compose import compose_config
+from distill.run.config.compose import compose_config
 
 
 def test_live_bytes_by_hand() -> None:

@@ -19,8 +19,8 @@ from distill.embedded.vocabulary import SHIPPED
 from distill.lab.comparison.figures import neighbours
 from distill.priors import load_prior
 from distill.priors.sampling import sample
-from distill.run.compose import compose_config
-from distill.run.prior import check_prompt
+from distill.run.assembly.prior import check_prompt
+from distill.run.config.compose import compose_config
 
 FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
 

@@ -20,8 +20,8 @@ from distill.from_threestudio.scene import rates
 from distill.from_threestudio.table import CONVERTED, QUIET, SAME, WITHOUT
 from distill.from_threestudio.values import GUIDANCE, Conversion
 from distill.options import schedule
-from distill.run.compose import compose_config
-from distill.run.overrides import quote, quote_text
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import quote, quote_text
 
 PAGE = Path(__file__).parents[1] / "docs" / "coming-from-threestudio.md"
 

@@ -28,8 +28,8 @@ from distill.renderers import HashGridScene, render
 from distill.renderers.hashgrid import encode, hash_layout
 from distill.renderers.march import Samples, composite, march
 from distill.renderers.occupancy import occupancy_grid
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
+from distill.run.assembly.assemble import assemble
+from distill.run.config.compose import compose_config
 
 pytestmark = pytest.mark.gpu
 

@@ -22,8 +22,8 @@ from distill.priors.adapter import Student
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.graphs import FIRST, SHAPES, STALE, Graphs, graphs_for
 from distill.priors.novel_view.prior import NovelViewPrior
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
+from distill.run.assembly.assemble import assemble
+from distill.run.config.compose import compose_config
 
 
 class Recorder:

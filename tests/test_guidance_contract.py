@@ -23,8 +23,8 @@ from distill.files.checkpoint import load_checkpoint, save_checkpoint
 from distill.options import hints_of
 from distill.priors import load_prior
 from distill.priors.exact import Components, ExactPrior, scaled_linear
-from distill.run.compose import compose_config
-from distill.run.overrides import as_overrides
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import as_overrides
 
 LOSSES = [pytest.param(loss, id=name) for name, loss in guidance.available().items()]
 LEARNERS = [loss for loss in guidance.available().values() if inspect.isclass(loss)]

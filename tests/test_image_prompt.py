@@ -51,9 +51,9 @@ from distill.priors.multi_view.published import (
 from distill.priors.preset import shown_picture
 from distill.priors.source import find, patterns
 from distill.priors.whole import check_complete
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
-from distill.run.implied import with_implied
+from distill.run.assembly.assemble import assemble
+from distill.run.config.compose import compose_config
+from distill.run.config.implied import with_implied
 
 #: ImageDream's UNet as the port's config.json has it, but small; two tokens of a picture.
 PICTURED: dict[str, Any] = {**SAID, "ip_dim": 2}

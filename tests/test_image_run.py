@@ -25,8 +25,8 @@ from distill.guidance.sds import sds
 from distill.loop import step
 from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.novel_view.pose import relative_cameras
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
+from distill.run.assembly.assemble import assemble
+from distill.run.config.compose import compose_config
 
 PICTURE = ["image=p.png", "novel_view=model", *QUICK]
 GIVEN = [*PICTURE, "reference.elevation_deg=20"]

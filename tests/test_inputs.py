@@ -28,11 +28,11 @@ from distill.priors import load_prior
 from distill.priors.load import family_of
 from distill.priors.source import find
 from distill.priors.whole import check_complete
-from distill.run import folders
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
-from distill.run.prior import check_prompt
-from distill.run.queue import Part, read_prompts
+from distill.run.assembly.assemble import assemble
+from distill.run.assembly.prior import check_prompt
+from distill.run.config.compose import compose_config
+from distill.run.folder import folders
+from distill.run.several.queue import Part, read_prompts
 from distill.run.signals import stop_signals
 from distill.samplers import timesteps
 

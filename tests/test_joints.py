@@ -155,7 +155,7 @@ def _quick(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     from distill.lab.comparison import run as comparison
     from distill.priors.novel_view.pipeline import NovelViewPipeline
-    from distill.run import prior
+    from distill.run.assembly import prior
 
     def loads(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("something was loaded before the options were refused")

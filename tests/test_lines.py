@@ -15,10 +15,10 @@ import torch
 
 from distill.files.errors import line_of
 from distill.files.lines import finite, json_of, with_nan
-from distill.run.failures import note
+from distill.run.folder.failures import note
+from distill.run.folder.manifest import finish
 from distill.run.journal import Journal
-from distill.run.manifest import finish
-from distill.run.seeds import better
+from distill.run.several.seeds import better
 
 
 def strict(line: str) -> Any:

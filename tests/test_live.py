@@ -29,9 +29,9 @@ from distill.cameras import Cameras, turntable
 from distill.contracts import Render
 from distill.live.desk import EVERY, SHARE, WAITING, Desk, Look
 from distill.live.server import Server, is_here, listen, refusal, take_leave, watched
-from distill.run.batch import run_prompts
 from distill.run.journal import Interrupted
-from distill.run.queue import compose_queue
+from distill.run.several.batch import run_prompts
+from distill.run.several.queue import compose_queue
 
 OPTIONS: dict[str, Any] = {
     "iterations": 8,

@@ -17,11 +17,12 @@ import pytest
 
 from distill.files.atomic import clear
 from distill.files.lock import NAME, InUse, hold
-from distill.run import batch, folders
-from distill.run.compose import compose_config
+from distill.run.config.compose import compose_config
 from distill.run.execute import run
-from distill.run.queue import compose_queue
-from distill.run.table import BUSY
+from distill.run.folder import folders
+from distill.run.folder.table import BUSY
+from distill.run.several import batch
+from distill.run.several.queue import compose_queue
 
 HOLDER = """
 import sys, time

@@ -12,10 +12,10 @@ import pytest
 from distill.cli import main
 from distill.options import names_of
 from distill.renderers.shared_options import takes_options_of
-from distill.run.compose import compose_config
-from distill.run.known import groups, known_options, schema_of
-from distill.run.meanings import entries, meaning_of, meanings
-from distill.run.plugins import plugins
+from distill.run.config.compose import compose_config
+from distill.run.config.known import groups, known_options, schema_of
+from distill.run.config.meanings import entries, meaning_of, meanings
+from distill.run.config.plugins import plugins
 
 ROOT = Path(__file__).parents[1]
 

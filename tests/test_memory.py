@@ -36,10 +36,10 @@ from distill.priors.source import find
 from distill.renderers import HashGridScene, render
 from distill.renderers.image import ImageScene
 from distill.renderers.patch import patched
+from distill.run.assembly.fit import fit, savings
+from distill.run.assembly.scenes import scene_maker
 from distill.run.checks.texts import bytes_of
-from distill.run.compose import compose_config
-from distill.run.fit import fit, savings
-from distill.run.scenes import scene_maker
+from distill.run.config.compose import compose_config
 from distill.samplers.cameras import ranges
 from distill.samplers.schedules import Ramp
 from distill.samplers.timesteps import uniform

@@ -20,9 +20,9 @@ from distill import cli
 from distill.conditions.cutout import LEAST, without_background
 from distill.files.atomic import replacing, write_atomic
 from distill.files.errors import first_line, line_of
-from distill.run.compose import compose_config
-from distill.run.mistakes import takes_list
-from distill.run.overrides import as_overrides
+from distill.run.config.compose import compose_config
+from distill.run.config.mistakes import takes_list
+from distill.run.config.overrides import as_overrides
 from distill.usage import USAGES
 from distill.wording import aligned, counted
 

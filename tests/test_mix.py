@@ -19,8 +19,8 @@ from distill.guidance.nfsd import nfsd
 from distill.guidance.sds import sds
 from distill.priors import load_prior
 from distill.priors.exact import ExactPrior, cosine, gaussian
-from distill.run.assemble import make_guidance
-from distill.run.compose import compose_config
+from distill.run.assembly.assemble import make_guidance
+from distill.run.config.compose import compose_config
 
 T = torch.tensor([150, 700])
 

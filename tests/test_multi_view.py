@@ -34,10 +34,10 @@ from distill.priors.multi_view.attention import CAMERA, fold, takes_cameras
 from distill.priors.multi_view.camera import check_groups, numbers
 from distill.priors.sampling import sample
 from distill.priors.source import find
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
-from distill.run.fit import savings
-from distill.run.implied import with_implied
+from distill.run.assembly.assemble import assemble
+from distill.run.assembly.fit import savings
+from distill.run.config.compose import compose_config
+from distill.run.config.implied import with_implied
 from distill.samplers.cameras import groups, ranges
 
 VIEWS = 4
@@ -549,7 +549,7 @@ def test_a_loss_learns_from_no_views_that_are_no_groups(
         reference=None,
         wording="",
     )
-    monkeypatch.setattr("distill.run.assemble.look_at", lambda *_: picture)
+    monkeypatch.setattr("distill.run.assembly.assemble.look_at", lambda *_: picture)
     words = (
         "image=x.png",
         "reference.start=samples",

@@ -23,7 +23,7 @@ from distill.priors.multi_view.published import PORTED, names_of, renamed, setti
 from distill.priors.preset import preset_of
 from distill.priors.source import find
 from distill.priors.whole import check_complete
-from distill.run.implied import takes_views
+from distill.run.config.implied import takes_views
 
 #: MVDream's UNet as the port's config.json has it, but with 32 channels instead of 320, two levels, and text of width 16.
 SAID: dict[str, Any] = {

@@ -20,11 +20,11 @@ from distill.export.frame import place_of
 from distill.lab.novel_view import cli, train
 from distill.lab.novel_view.config import compose
 from distill.meshes.read import read_surface
-from distill.run import contents
-from distill.run.compose import compose_config
-from distill.run.initial import check_init
-from distill.run.prior import check_prompt
-from distill.run.reexport import export_again
+from distill.run.assembly.initial import check_init
+from distill.run.assembly.prior import check_prompt
+from distill.run.config.compose import compose_config
+from distill.run.folder import contents
+from distill.run.folder.reexport import export_again
 
 
 @pytest.fixture(autouse=True)

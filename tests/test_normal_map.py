@@ -24,7 +24,7 @@ from distill.meshes.read import RADIUS, surface_of
 from distill.meshes.tangents import in_tangent_space, tangents
 from distill.renderers import environment as env
 from distill.renderers.surface import PERTURBATION, SurfaceScene
-from distill.run.compose import compose_config
+from distill.run.config.compose import compose_config
 
 SIDE = orbit(torch.tensor([20.0, 80.0]), torch.tensor([10.0, 30.0]), 3.2, 40.0)
 

@@ -30,7 +30,7 @@ from distill.conditions.cutout import (
     without_background,
 )
 from distill.conditions.framing import settled
-from distill.run.compose import compose_config
+from distill.run.config.compose import compose_config
 from distill.silhouettes import silhouette_iou
 
 RED, GREEN = (220, 30, 30), (30, 160, 40)

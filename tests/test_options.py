@@ -28,9 +28,9 @@ from distill.renderers.nerf import BACKGROUNDS as SCENE_BACKGROUNDS
 from distill.renderers.volume import PENALTIES
 from distill.run.checks.scene import NEEDS
 from distill.run.checks.values import check_values
-from distill.run.compose import compose_config
-from distill.run.plugins import plugins
-from distill.run.schema import PARTS, Config, Turns, Views
+from distill.run.config.compose import compose_config
+from distill.run.config.plugins import plugins
+from distill.run.config.schema import PARTS, Config, Turns, Views
 
 
 def error_of(*words: str) -> str:

@@ -21,7 +21,7 @@ from distill.forecast.network import shadow
 from distill.priors import load_prior
 from distill.priors.load import read_scheduler
 from distill.priors.source import Source, find, wanted
-from distill.run.compose import compose_config
+from distill.run.config.compose import compose_config
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

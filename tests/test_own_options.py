@@ -16,8 +16,8 @@ import distill
 from distill import guidance, registered
 from distill.domains import describe, fits
 from distill.options import check_options, hints_of, names_of, numbers
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
+from distill.run.assembly.assemble import assemble
+from distill.run.config.compose import compose_config
 
 if TYPE_CHECKING:
     from torch import Tensor as OnlyForTypes

@@ -23,9 +23,9 @@ from distill.guidance import made_for_prior, mix, terms
 from distill.lab.comparison.cost import measure_cost
 from distill.priors.exact import gaussian
 from distill.registered import homes
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
-from distill.run.folders import claim
+from distill.run.assembly.assemble import assemble
+from distill.run.config.compose import compose_config
+from distill.run.folder.folders import claim
 from distill.run.journal import Interrupted
 from distill.samplers import cameras, timesteps
 

@@ -21,8 +21,8 @@ from distill.priors import exact
 from distill.priors.exact import scaled_linear
 from distill.priors.wrapped import wrap
 from distill.renderers.image import ImageScene
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
+from distill.run.assembly.assemble import assemble
+from distill.run.config.compose import compose_config
 
 
 @pytest.fixture(autouse=True)

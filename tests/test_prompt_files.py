@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from distill import cli
 from distill.conditions.prompt_library import TABLES, read_library, read_list
-from distill.run.compose import compose_config
-from distill.run.overrides import quote
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import quote
 
 #: What ``str.splitlines`` takes for the end of a line, and editors do not.
 INNER = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"

@@ -19,9 +19,9 @@ from distill.guidance.asd import asd
 from distill.guidance.csd import csd
 from distill.guidance.sds import sds
 from distill.guidance.terms import predict
-from distill.run.compose import compose_config
-from distill.run.conditioning import curves
-from distill.run.schema import Views
+from distill.run.assembly.conditioning import curves
+from distill.run.config.compose import compose_config
+from distill.run.config.schema import Views
 
 
 @dataclass

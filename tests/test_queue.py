@@ -15,10 +15,10 @@ from omegaconf import OmegaConf
 
 from distill import cli
 from distill.embedded import prompt as prompt_module
-from distill.run import batch
-from distill.run.compose import compose_config
-from distill.run.overrides import quote
-from distill.run.queue import Queue, compose_queue
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import quote
+from distill.run.several import batch
+from distill.run.several.queue import Queue, compose_queue
 
 #: The prior and the first timesteps that the tuned options give, and those of a kind with the prior of things.
 WORLD, THINGS, BARE = ("embedded", 0.96), ("things", 0.96), ("things", 0.96)

@@ -15,11 +15,13 @@ from distill import inputs
 from distill.conditions.prompt_library import Prompts
 from distill.priors import load_prior
 from distill.priors.quiet import SILENT, quiet
-from distill.run import batch, conditioning, folders
-from distill.run.compose import compose_config
-from distill.run.folders import claim
-from distill.run.schema import Config
-from distill.run.stages import plan
+from distill.run.assembly import conditioning
+from distill.run.config.compose import compose_config
+from distill.run.config.schema import Config
+from distill.run.folder import folders
+from distill.run.folder.folders import claim
+from distill.run.several import batch
+from distill.run.several.stages import plan
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,11 @@ import torch
 from tiny_pipelines import make
 
 from distill.priors import encoders, load_prior, text
-from distill.run import batch
-from distill.run.batch import run_prompts
-from distill.run.compose import compose_config
-from distill.run.conditioning import texts_of
-from distill.run.queue import compose_queue
+from distill.run.assembly.conditioning import texts_of
+from distill.run.config.compose import compose_config
+from distill.run.several import batch
+from distill.run.several.batch import run_prompts
+from distill.run.several.queue import compose_queue
 
 QUICK = [
     "scene=image", "iterations=1", "render.size=16", "prior_options.image_size=64", "prior_options.dtype=float32",

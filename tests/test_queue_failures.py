@@ -25,17 +25,19 @@ from distill.arguments import check_flags, split_prompt
 from distill.files import lock
 from distill.files.errors import line_of
 from distill.files.lock import InUse, hold
-from distill.run import batch, execute, folders, launched, seeds, sweep
-from distill.run.compose import compose_config
-from distill.run.failures import forget, note, noted, noting
-from distill.run.folders import claim
+from distill.run import execute, launched
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import literal
+from distill.run.folder import folders
+from distill.run.folder.failures import forget, note, noted, noting
+from distill.run.folder.folders import claim
+from distill.run.folder.stored import OtherLayout, same_run
+from distill.run.folder.summary import summarise
+from distill.run.folder.table import BUSY, SHOWN, Row, cut, read, tell, write
 from distill.run.journal import Interrupted
-from distill.run.overrides import literal
-from distill.run.queue import Queue, compose_queue
-from distill.run.seeds import better
-from distill.run.stored import OtherLayout, same_run
-from distill.run.summary import summarise
-from distill.run.table import BUSY, SHOWN, Row, cut, read, tell, write
+from distill.run.several import batch, seeds, sweep
+from distill.run.several.queue import Queue, compose_queue
+from distill.run.several.seeds import better
 
 
 @pytest.fixture(autouse=True)

@@ -31,11 +31,11 @@ from distill.job import Job, State
 from distill.priors.exact import dirac
 from distill.ranks import ALONE, Ended, Lost, Ranks, joined, streams
 from distill.run import execute, journal
-from distill.run.amortise import amortise, set_accumulate
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
+from distill.run.assembly.assemble import assemble
+from distill.run.assembly.prior import check_fits
+from distill.run.config.compose import compose_config
 from distill.run.launched import check_shared
-from distill.run.prior import check_fits
+from distill.run.several.amortise import amortise, set_accumulate
 from distill.samplers.cameras import ranges
 from distill.samplers.schedules import Ramp
 from distill.samplers.timesteps import uniform

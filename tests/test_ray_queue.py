@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from distill.run.queue import compose_queue
-from distill.run.table import Row
+from distill.run.folder.table import Row
+from distill.run.several.queue import compose_queue
 
 
 class RayError(Exception):

@@ -17,8 +17,8 @@ import distill
 from distill.arguments import split_prompt
 from distill.files.checkpoint import load_checkpoint
 from distill.priors.diffusion import DiffusionPrior
-from distill.run.amortise import amortise
-from distill.run.compose import compose_config
+from distill.run.config.compose import compose_config
+from distill.run.several.amortise import amortise
 from distill.samplers.schedules import Ramp
 from distill.samplers.shading import by_turns
 

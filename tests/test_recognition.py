@@ -32,9 +32,9 @@ from distill.embedded.prompt import in_colours
 from distill.embedded.vocabulary import of_prior
 from distill.embedded.world import COLOURS
 from distill.renderers.nerf import HashGridScene
-from distill.run import conditioning
-from distill.run.assemble import assemble, make_scenes
-from distill.run.compose import compose_config
+from distill.run.assembly import conditioning
+from distill.run.assembly.assemble import assemble, make_scenes
+from distill.run.config.compose import compose_config
 
 SIZE = 4
 #: What an object looks like from each side, ``[16, 3, 4, 4]``.

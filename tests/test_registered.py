@@ -20,8 +20,8 @@ from distill.guidance.terms import WEIGHTINGS
 from distill.priors import exact
 from distill.priors.sampling import sample
 from distill.renderers.image import ImageScene
-from distill.run.compose import compose_config
-from distill.run.initial import tell_source
+from distill.run.assembly.initial import tell_source
+from distill.run.config.compose import compose_config
 from distill.samplers import cameras, timesteps
 
 MEAN = exact.Components(torch.zeros(1, 3, 4, 4), torch.zeros(1), torch.ones(1))

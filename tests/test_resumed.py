@@ -19,18 +19,20 @@ from safetensors.torch import save_file
 import distill
 from distill import cli
 from distill.renderers.sdf import SdfScene
-from distill.run import amortise, batch, execute, staging, stored
-from distill.run.compose import compose_config
-from distill.run.earlier import follows_from, read_settings
-from distill.run.folders import check_unused, claim, refuse, to_resume
-from distill.run.generator import library_of
+from distill.run import execute
+from distill.run.assembly.prior import check_prior
+from distill.run.assembly.scenes import scene_of_run
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import quote
+from distill.run.config.plugins import plugins
+from distill.run.folder import stored
+from distill.run.folder.earlier import follows_from, read_settings
+from distill.run.folder.folders import check_unused, claim, refuse, to_resume
+from distill.run.folder.stored import left_as_it_is, renew
 from distill.run.journal import seconds_before
-from distill.run.overrides import quote
-from distill.run.plugins import plugins
-from distill.run.prior import check_prior
-from distill.run.queue import compose_queue
-from distill.run.scenes import scene_of_run
-from distill.run.stored import left_as_it_is, renew
+from distill.run.several import amortise, batch, staging
+from distill.run.several.generator import library_of
+from distill.run.several.queue import compose_queue
 
 #: Two steps of a small picture.
 QUICK = [

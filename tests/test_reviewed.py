@@ -22,9 +22,11 @@ from distill.lab.novel_view.config import TrainConfig, check
 from distill.priors import load_prior
 from distill.renderers import volume
 from distill.renderers.patch import patched
-from distill.run import assemble, batch, execute
-from distill.run.compose import compose_config
-from distill.run.queue import compose_queue
+from distill.run import execute
+from distill.run.assembly import assemble
+from distill.run.config.compose import compose_config
+from distill.run.several import batch
+from distill.run.several.queue import compose_queue
 
 MUG = "prompt=a red mug"
 

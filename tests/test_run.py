@@ -183,9 +183,9 @@ def test_an_edit_starts_from_an_earlier_run_and_sees_it(
 ) -> None:
     from distill.cameras import turntable
     from distill.contracts import Step
-    from distill.run.assemble import assemble
-    from distill.run.compose import compose_config
-    from distill.run.overrides import as_overrides
+    from distill.run.assembly.assemble import assemble
+    from distill.run.config.compose import compose_config
+    from distill.run.config.overrides import as_overrides
 
     first = distill.generate("a red mug", output_dir=tmp_path / "first", **OPTIONS, **BARE)
     prior = distill.load_prior("embedded")

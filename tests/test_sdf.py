@@ -29,8 +29,8 @@ from distill.renderers.grids import interpolated
 from distill.renderers.image import ImageScene
 from distill.renderers.nerf import HashGridScene
 from distill.renderers.sdf import SdfScene, optical_depth
-from distill.run import initial
-from distill.run.compose import compose_config
+from distill.run.assembly import initial
+from distill.run.config.compose import compose_config
 
 SMALL: dict[str, Any] = {"levels": 2, "log2_table_size": 8, "hidden_width": 8, "detail": 16}
 

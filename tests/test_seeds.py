@@ -16,14 +16,14 @@ from distill.contracts import Render
 from distill.embedded.judge import load_judge
 from distill.embedded.vocabulary import SHIPPED as PRIORS
 from distill.embedded.vocabulary import known
-from distill.run import seeds
-from distill.run.compose import compose_config
-from distill.run.failures import NoSeedFinished, noted
-from distill.run.folders import claim
-from distill.run.judge import caption_of, check_judge, clip, judge_of, scored
-from distill.run.manifest import finish
-from distill.run.seeds import run_seeds
-from distill.run.stored import same_run
+from distill.run.config.compose import compose_config
+from distill.run.folder.failures import NoSeedFinished, noted
+from distill.run.folder.folders import claim
+from distill.run.folder.manifest import finish
+from distill.run.folder.stored import same_run
+from distill.run.several import seeds
+from distill.run.several.judge import caption_of, check_judge, clip, judge_of, scored
+from distill.run.several.seeds import run_seeds
 from distill.run.watchdog import Collapsed
 
 

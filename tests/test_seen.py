@@ -19,8 +19,8 @@ from distill.contracts import Condition
 from distill.files.checkpoint import check_storable, save_checkpoint
 from distill.guidance import made_for_prior, terms
 from distill.renderers.image import ImageScene
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
+from distill.run.assembly.assemble import assemble
+from distill.run.config.compose import compose_config
 from distill.seen import unchanged
 
 SCENE = {name: value for name, value in OPTIONS.items() if not name.startswith("scene.")}

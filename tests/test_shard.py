@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill import cli
-from distill.run import batch
-from distill.run.compose import compose_config
-from distill.run.queue import shard_of
+from distill.run.config.compose import compose_config
+from distill.run.several import batch
+from distill.run.several.queue import shard_of
 
 
 @given(st.lists(st.text(), unique=True), st.integers(1, 9))

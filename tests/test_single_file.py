@@ -24,7 +24,7 @@ from distill.priors.header import KINDS, kind_of, shapes_of
 from distill.priors.preset import preset_of
 from distill.priors.source import find
 from distill.priors.table import MODELS
-from distill.run.compose import compose_config
+from distill.run.config.compose import compose_config
 
 
 def stable_diffusion_2() -> Any:

@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 
 from distill import cli, guidance
 from distill.options import SCHEDULE_FIELDS, numbers
-from distill.run.compose import compose_config
-from distill.run.known import known_options
-from distill.run.mistakes import option_around, takes_list, takes_schedule
-from distill.run.plugins import plugins
-from distill.run.schema import PARTS
+from distill.run.config.compose import compose_config
+from distill.run.config.known import known_options
+from distill.run.config.mistakes import option_around, takes_list, takes_schedule
+from distill.run.config.plugins import plugins
+from distill.run.config.schema import PARTS
 
 
 def error_of(*words: str, folders: tuple[str, ...] = ()) -> str:

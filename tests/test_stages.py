@@ -13,17 +13,18 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import distill
-from distill.run import execute, stages
-from distill.run.batch import run_prompts
-from distill.run.compose import compose_config
-from distill.run.initial import check_init
+from distill.run import execute
+from distill.run.assembly.initial import check_init
+from distill.run.config.compose import compose_config
+from distill.run.config.why import explain_options
+from distill.run.folder.reexport import export_again
+from distill.run.folder.summary import read
 from distill.run.journal import Interrupted, Journal
 from distill.run.launched import check_shared
-from distill.run.queue import compose_queue
-from distill.run.reexport import export_again
-from distill.run.summary import read
-from distill.run.sweep import sweep
-from distill.run.why import explain_options
+from distill.run.several import stages
+from distill.run.several.batch import run_prompts
+from distill.run.several.queue import compose_queue
+from distill.run.several.sweep import sweep
 
 #: Three steps of a tiny field, four of its surface.
 TINY: dict[str, Any] = {
@@ -112,7 +113,7 @@ def test_what_reads_a_run_reads_one_of_stages(whole: Path) -> None:
 
 
 def words_of(options: dict[str, Any]) -> list[str]:
-    from distill.run.overrides import as_overrides
+    from distill.run.config.overrides import as_overrides
 
     return as_overrides({"prompt": "a red mug", **options})
 

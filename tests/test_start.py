@@ -23,8 +23,8 @@ from distill.priors.novel_view.elevation import draw_around, estimate_elevation
 from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.novel_view.pose import relative_cameras
 from distill.renderers.reference import Drawn, compared, start_distances
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
+from distill.run.assembly.assemble import assemble
+from distill.run.config.compose import compose_config
 
 PICTURE = ["image=p.png", "novel_view=model", *QUICK]
 SAMPLES = [*PICTURE, "reference.elevation_deg=20", "reference.start=samples"]

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from distill import cli
-from distill.run import batch, execute
-from distill.run.compose import compose_config
-from distill.run.folders import claim, folder_name
+from distill.run import execute
+from distill.run.config.compose import compose_config
+from distill.run.folder.folders import claim, folder_name
 from distill.run.journal import Journal, check_there
+from distill.run.several import batch
 from distill.run.signals import as_interrupts, heeding_launcher, stop_signals
 
 #: Two steps of a small picture.

@@ -98,9 +98,12 @@ def reached(start: str) -> set[str]:
 
 
 def test_the_source_is_found_and_read() -> None:
-    assert {"distill.loop", "distill.guidance.sds", "distill.renderers.nerf", "distill.run.assemble"} <= {
-        *HOMES
-    }
+    assert {
+        "distill.loop",
+        "distill.guidance.sds",
+        "distill.renderers.nerf",
+        "distill.run.assembly.assemble",
+    } <= {*HOMES}
     assert "distill.contracts" in reached("distill.loop")
     pairs = {(found.source, found.target) for found in all_imports()}
     at_the_top = ("distill.guidance.sds", "distill.contracts")

@@ -17,10 +17,10 @@ from PIL import Image
 
 from distill.cli import main
 from distill.export.thumbnail import draw
-from distill.run.compose import compose_words, composing
-from distill.run.differences import entries, told_apart
-from distill.run.settings import text_of
-from distill.run.summary import Run, as_text, folders, head, summarise
+from distill.run.config.compose import compose_words, composing
+from distill.run.folder.differences import entries, told_apart
+from distill.run.folder.settings import text_of
+from distill.run.folder.summary import Run, as_text, folders, head, summarise
 
 
 def run_in(
@@ -233,7 +233,7 @@ def test_the_thumbnail_is_the_front_of_the_contact_sheet(root: Path, tmp_path: P
 def test_a_configuration_s_first_lines_are_enough(tmp_path: Path) -> None:
     from omegaconf import OmegaConf
 
-    from distill.run.compose import compose_config
+    from distill.run.config.compose import compose_config
 
     for prompt in ("a red mug", "a: {b} # 'c' \"d\"", "many words " * 30, "ein schöner Becher 🫖"):
         config = compose_config(["prompt=x", "seed=7", "iterations=9", "prior=gone"])

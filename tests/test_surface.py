@@ -29,7 +29,7 @@ from distill.meshes.unwrap import own_of, usable
 from distill.meshes.write import Paints, write_textured
 from distill.renderers import volume
 from distill.renderers.surface import SurfaceScene, own_points
-from distill.run.compose import compose_config
+from distill.run.config.compose import compose_config
 
 RED, BLUE = (230, 25, 50), (50, 25, 230)
 

@@ -18,9 +18,9 @@ import pytest
 from distill import cli, guidance
 from distill.arguments import split_prompt
 from distill.guidance import terms
-from distill.run import sweep
-from distill.run.compose import compose_config
-from distill.run.folders import claim
+from distill.run.config.compose import compose_config
+from distill.run.folder.folders import claim
+from distill.run.several import sweep
 from distill.samplers import timesteps
 
 

@@ -21,7 +21,7 @@ from distill.files.atomic import sha256
 from distill.priors import load_prior
 from distill.priors.inversion import Words, parse
 from distill.priors.source import find
-from distill.run.compose import compose_config
+from distill.run.config.compose import compose_config
 
 KINDS = ("stable_diffusion", "stable_diffusion_xl")
 

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from distill.arguments import split_prompt
 from distill.from_threestudio.convert import convert
 from distill.options import schedule
-from distill.run.compose import compose_config
-from distill.run.overrides import quote_text
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import quote_text
 
 #: Coarse stages in threestudio's layout, as short as its defaults allow; cameras of radius 2 and of radius 1.
 LIT = """

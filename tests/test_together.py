@@ -17,8 +17,8 @@ from distill.forecast.network import Counting
 from distill.renderers.hyper_conv import hyper_conv
 from distill.renderers.hyper_grid import hyper_grid
 from distill.renderers.nerf import HashGridScene
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
+from distill.run.assembly.assemble import assemble
+from distill.run.config.compose import compose_config
 
 
 def generator(seed: int = 0) -> torch.Generator:

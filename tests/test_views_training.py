@@ -21,9 +21,9 @@ from distill.priors import load_prior
 from distill.priors.multi_view.attention import TOLD
 from distill.priors.multi_view.camera import NUMBERS
 from distill.priors.preset import preset_of
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
-from distill.run.implied import takes_views
+from distill.run.assembly.assemble import assemble
+from distill.run.config.compose import compose_config
+from distill.run.config.implied import takes_views
 
 FOLDER = Path(__file__).parents[1] / "examples" / "embedded"
 

@@ -31,11 +31,13 @@ from distill.embedded.vocabulary import (
     write_names,
 )
 from distill.inputs import looks
-from distill.run import batch, execute, manifest
-from distill.run.compose import compose_config
-from distill.run.generator import library_of, tell_taken
-from distill.run.prior import check_prompt
-from distill.run.queue import compose_queue
+from distill.run import execute
+from distill.run.assembly.prior import check_prompt
+from distill.run.config.compose import compose_config
+from distill.run.folder import manifest
+from distill.run.several import batch
+from distill.run.several.generator import library_of, tell_taken
+from distill.run.several.queue import compose_queue
 
 
 def rows_of(every: tuple[things.Thing, ...]) -> list[Any]:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from distill.cli import main
 from distill.contracts import Render, Step
 from distill.run import watchdog
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
+from distill.run.assembly.assemble import assemble
+from distill.run.config.compose import compose_config
 from distill.run.watchdog import Collapsed, Sight, kind_of, look, patience, verdict, watch
 
 NAN = float("nan")

@@ -15,8 +15,8 @@ from tiny_pipelines import make, unet, vae
 
 from distill.doctor import the_prior
 from distill.priors import load_prior
-from distill.run.batch import run_prompts
-from distill.run.queue import compose_queue
+from distill.run.several.batch import run_prompts
+from distill.run.several.queue import compose_queue
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 from test_run import command
 
-from distill.run.compose import compose_config
-from distill.run.why import explain_options
+from distill.run.config.compose import compose_config
+from distill.run.config.why import explain_options
 
 CASES = [
     # option, words, value, what sets it, what does not, in order

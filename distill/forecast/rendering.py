@@ -14,7 +14,7 @@ from distill.forecast.network import LiveBytes
 from distill.job import make_optimiser
 from distill.options import schedule
 from distill.renderers import reference
-from distill.run.scenes import scene_maker
+from distill.run.assembly.scenes import scene_maker
 
 #: Bytes that a rendered pixel keeps whatever is computed again: its ray, its sums, and the picture.
 _PIXEL = 128

@@ -23,8 +23,8 @@ from distill.from_threestudio.table import (
     WITHOUT,
 )
 from distill.from_threestudio.values import GUIDANCE, Conversion
-from distill.run.compose import compose_config
-from distill.run.overrides import quote
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import quote
 
 
 def convert(path: Path) -> tuple[str, list[str]]:

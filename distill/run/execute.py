@@ -27,22 +27,22 @@ from distill.live.desk import Desk
 from distill.live.server import watched
 from distill.own import no_prior
 from distill.ranks import ALONE, Ranks
-from distill.run import stages
-from distill.run.compose import compose_config
-from distill.run.failures import ExportFailed, check_collapse, exported, forget, note, noted
-from distill.run.folders import check_unused, claim, is_finished
-from distill.run.initial import check_init
+from distill.run.assembly.initial import check_init
+from distill.run.assembly.prior import check_loaded, check_prior, check_prompt
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import as_overrides
+from distill.run.config.plugins import code_changed
+from distill.run.folder.failures import ExportFailed, check_collapse, exported, forget, note, noted
+from distill.run.folder.folders import check_unused, claim, is_finished
+from distill.run.folder.manifest import describe, finish, outline
+from distill.run.folder.stored import other_code, renew
 from distill.run.journal import Interrupted, Journal, check_there, seconds_before
-from distill.run.judge import check_judge, scored
-from distill.run.manifest import describe, finish, outline
-from distill.run.overrides import as_overrides
-from distill.run.plugins import code_changed
-from distill.run.prior import check_loaded, check_prior, check_prompt
-from distill.run.seeding import several
-from distill.run.seeds import reopen, run_seeds
+from distill.run.several import stages
+from distill.run.several.judge import check_judge, scored
+from distill.run.several.seeding import several
+from distill.run.several.seeds import reopen, run_seeds
+from distill.run.several.staging import assemble_stage, begin, check_priors, told_of
 from distill.run.signals import stop_signals
-from distill.run.staging import assemble_stage, begin, check_priors, told_of
-from distill.run.stored import other_code, renew
 from distill.run.watchdog import Collapsed, watch
 
 log = logging.getLogger(__name__)

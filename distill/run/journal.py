@@ -21,7 +21,7 @@ from distill.files.checkpoint import save_checkpoint
 from distill.files.lines import json_of
 from distill.job import State
 from distill.live.desk import Desk
-from distill.run.stages import ALONE, Place
+from distill.run.several.stages import ALONE, Place
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

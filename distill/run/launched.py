@@ -11,11 +11,11 @@ from distill import loop
 from distill.files.checkpoint import load_checkpoint
 from distill.guidance import is_learner
 from distill.ranks import Ranks
-from distill.run.amortise import run_library, set_accumulate
-from distill.run.assemble import LEARNS, assemble
+from distill.run.assembly.assemble import LEARNS, assemble
 from distill.run.execute import run
-from distill.run.generator import amortised
-from distill.run.seeding import several
+from distill.run.several.amortise import run_library, set_accumulate
+from distill.run.several.generator import amortised
+from distill.run.several.seeding import several
 from distill.run.signals import stop_signals
 
 

@@ -32,10 +32,10 @@ from distill.conditions import prompt_library, prompts
 from distill.contracts import Prior, View
 from distill.embedded import things, vocabulary, world
 from distill.lab.truth import Source, origin
-from distill.run.amortise import amortise
-from distill.run.initial import open_generator
+from distill.run.assembly.initial import open_generator
+from distill.run.assembly.scenes import look
 from distill.run.journal import Interrupted
-from distill.run.scenes import look
+from distill.run.several.amortise import amortise
 
 Row = dict[str, Any]
 QUIET = {"log.tensorboard": False, "export.enabled": False}

@@ -40,10 +40,10 @@ from distill.loop import train
 from distill.priors.novel_view.elevation import silhouettes
 from distill.priors.novel_view.pipeline import NovelViewPipeline
 from distill.priors.novel_view.pose import relative_cameras
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
-from distill.run.overrides import as_overrides
-from distill.run.scenes import look
+from distill.run.assembly.assemble import assemble
+from distill.run.assembly.scenes import look
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import as_overrides
 from distill.silhouettes import silhouette_iou
 from distill.viewing import DISTANCE, FOV_Y_DEG
 

@@ -19,7 +19,7 @@ from distill.guidance.terms import predict
 from distill.job import Job
 from distill.loop import clipped
 from distill.renderers.march import composite, march
-from distill.run.assemble import assemble
+from distill.run.assembly.assemble import assemble
 from distill.transfer import send
 
 #: What a render is made of, and the rest of a step, in order.

@@ -26,11 +26,11 @@ from distill.files.paths import user_path
 from distill.lab.comparison.checks import check_cells, check_counts
 from distill.lab.novel_view.render import Surface, from_world, picture
 from distill.loop import train
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
-from distill.run.folders import folder_name
-from distill.run.overrides import as_overrides
-from distill.run.scenes import look
+from distill.run.assembly.assemble import assemble
+from distill.run.assembly.scenes import look
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import as_overrides
+from distill.run.folder.folders import folder_name
 from distill.silhouettes import silhouette_iou
 from distill.viewing import DISTANCE, FOV_Y_DEG
 

@@ -32,9 +32,9 @@ from one_step import PARTS, RENDER, measure
 
 from distill.devices import pick_device
 from distill.renderers.hashgrid import BACKENDS, choose_backend
-from distill.run.compose import compose_config
-from distill.run.overrides import as_overrides
-from distill.run.prior import open_prior
+from distill.run.assembly.prior import open_prior
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import as_overrides
 
 #: The table's columns after what was chosen.
 COLUMNS = (

@@ -21,8 +21,8 @@ from pathlib import Path
 from distill import loop
 from distill.live.desk import Desk
 from distill.live.server import listen
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
+from distill.run.assembly.assemble import assemble
+from distill.run.config.compose import compose_config
 from distill.run.journal import Journal
 
 

@@ -37,8 +37,8 @@ from distill.lab.novel_view.in_memory import Limits, fit
 from distill.lab.novel_view.start import open_pipeline
 from distill.priors.novel_view.features import load_encoder
 from distill.priors.novel_view.pipeline import NovelViewPipeline
+from distill.run.config.overrides import as_overrides
 from distill.run.journal import Interrupted
-from distill.run.overrides import as_overrides
 from distill.run.signals import stop_signals
 
 BEGAN = time.perf_counter()

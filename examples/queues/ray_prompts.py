@@ -24,13 +24,13 @@ from typing import Any
 import torch
 
 from distill.devices import pick_device
-from distill.run.batch import check_parts, embed_first, finished_ones, make_one
-from distill.run.folders import check_root
-from distill.run.overrides import quote, quote_text
-from distill.run.prior import open_prior
-from distill.run.queue import Part, Queue, by_prior, compose_queue, table_of
-from distill.run.summary import as_text, summarise
-from distill.run.table import Row, tell
+from distill.run.assembly.prior import open_prior
+from distill.run.config.overrides import quote, quote_text
+from distill.run.folder.folders import check_root
+from distill.run.folder.summary import as_text, summarise
+from distill.run.folder.table import Row, tell
+from distill.run.several.batch import check_parts, embed_first, finished_ones, make_one
+from distill.run.several.queue import Part, Queue, by_prior, compose_queue, table_of
 
 
 class Worker:

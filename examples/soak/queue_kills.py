@@ -47,7 +47,7 @@ def finished(root: Path) -> dict[str, tuple[int, int]]:
 
 def check(root: Path, wanted: list[str], first_seen: dict[str, tuple[int, int]], log: Path) -> list[str]:
     """Everything that is wrong with what the workers left."""
-    from distill.run.folders import folder_name
+    from distill.run.folder.folders import folder_name
 
     if not root.is_dir():
         return [f"nothing was made; see {log}"]

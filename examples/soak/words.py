@@ -93,8 +93,8 @@ def files(folder: Path, chance: random.Random) -> list[str]:
 
 def name(chance: random.Random) -> str:
     """The name of an option, at times with a slip."""
-    from distill.run.known import known_options
-    from distill.run.plugins import plugin_options
+    from distill.run.config.known import known_options
+    from distill.run.config.plugins import plugin_options
 
     found = chance.choice(
         [
@@ -117,7 +117,7 @@ def name(chance: random.Random) -> str:
 
 def value(chance: random.Random, there: list[str]) -> str:
     """A value of any kind."""
-    from distill.run.plugins import plugins
+    from distill.run.config.plugins import plugins
 
     kind = chance.random()
     if kind < 0.5:

@@ -24,8 +24,8 @@ from distill.lab.comparison.records import VIEWS, Cell
 from distill.lab.truth import Source, asked
 from distill.loop import Diverged, OutOfMemory, train
 from distill.own import check_own_prior
-from distill.run.assemble import assemble
-from distill.run.conditioning import texts_of
+from distill.run.assembly.assemble import assemble
+from distill.run.assembly.conditioning import texts_of
 
 
 def run_cell(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from distill.run.table import cut
+from distill.run.folder.table import cut
 
 #: Bytes that the name of a folder may have, on any usual file system.
 LONGEST = 255

@@ -28,9 +28,9 @@ from distill.job import State
 from distill.loop import train
 from distill.priors import load_prior
 from distill.registered import homes
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
-from distill.run.overrides import as_overrides
+from distill.run.assembly.assemble import assemble
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import as_overrides
 
 STEPS, WARM = 14, 4
 

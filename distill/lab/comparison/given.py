@@ -17,7 +17,7 @@ from distill.embedded.prompt import prior_for
 from distill.own import no_prior
 from distill.priors.exact import ExactPrior
 from distill.priors.wrapped import Wrapped
-from distill.run.code import together, used_code
+from distill.run.config.code import together, used_code
 
 
 class PriorOf(Protocol):

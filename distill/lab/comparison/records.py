@@ -18,7 +18,7 @@ from torch import Tensor
 from distill.embedded.judge import SHIPPED, Judge, load_judge
 from distill.files.lines import finite
 from distill.lab.comparison.figures import SIZE
-from distill.run.folders import folder_name
+from distill.run.folder.folders import folder_name
 
 #: The file of a cell's pictures, and that of what the methods' steps cost.
 VIEWS, COSTS = "views.png", "costs.json"

@@ -32,10 +32,10 @@ from distill.lab.comparison.records import (
 )
 from distill.lab.truth import SHAPES, Source, check, check_meant, judge_folder, judge_of, origin
 from distill.priors import load_prior
+from distill.run.assembly.prior import check_loaded
+from distill.run.config.plugins import USED, code_of, features_of
 from distill.run.journal import Interrupted
-from distill.run.plugins import USED, code_of, features_of
-from distill.run.prior import check_loaded
-from distill.run.seeding import several
+from distill.run.several.seeding import several
 from distill.run.signals import stop_signals
 from distill.wording import counted
 

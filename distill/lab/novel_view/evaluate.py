@@ -21,7 +21,7 @@ from distill.files.lines import json_of
 from distill.lab.novel_view.pairs import Pair, draw_indices, mixed, read_pair
 from distill.lab.novel_view.views import Views
 from distill.priors.novel_view.pose import spherical
-from distill.run.table import cut
+from distill.run.folder.table import cut
 
 #: Draws views: conditions ``[n, 3, h, w]``, poses ``[n, 4]`` and a generator for each, to ``[n, 3, h, w]``, in [0, 1].
 Draw = Callable[[Tensor, Tensor, Sequence[torch.Generator]], Tensor]

@@ -18,7 +18,7 @@ from distill.run.checks.scene import check_scene
 from distill.run.checks.texts import check_control, check_perp_neg, check_texts
 from distill.run.checks.timesteps import check_range
 from distill.run.checks.values import check_known, check_values
-from distill.run.schema import PARTS
+from distill.run.config.schema import PARTS
 
 
 def check(config: DictConfig, loaded: bool = False) -> None:

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.options import options_of, ramp
 from distill.run.checks.guidance import second_prompts
-from distill.run.known import default_of
-from distill.run.schema import PARTS
+from distill.run.config.known import default_of
+from distill.run.config.schema import PARTS
 
 #: Parts and options that matter in training alone.
 TRAINED = ("guidance", "guidance_weight", "timesteps", "cameras", "penalties", "optimiser")

@@ -15,7 +15,7 @@ from distill.embedded.vocabulary import of_prior
 from distill.options import ramp
 from distill.run.checks.guidance import second_prompts
 from distill.run.checks.values import is_set, value_of
-from distill.run.schema import PriorOptions, Reference, Views
+from distill.run.config.schema import PriorOptions, Reference, Views
 
 #: Options without effect on a prior that is conditioned on a picture alone.
 FOR_WORDS = (

@@ -9,7 +9,7 @@ from typing import Any
 from distill.conditions.choices import OWN_PROMPTS
 from distill.conditions.prompts import style_of
 from distill.files.errors import is_text
-from distill.run.seeding import check_seeds
+from distill.run.several.seeding import check_seeds
 
 
 def check_texts(values: Mapping[str, Any]) -> None:

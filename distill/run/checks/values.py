@@ -12,9 +12,9 @@ from omegaconf import MISSING
 
 from distill.files.errors import first_line
 from distill.options import check_option, check_options, hints_of, names_of, options_of, shown
-from distill.run.known import default_of
-from distill.run.mistakes import unknown_option
-from distill.run.schema import PARTS, Config
+from distill.run.config.known import default_of
+from distill.run.config.mistakes import unknown_option
+from distill.run.config.schema import PARTS, Config
 
 
 def check_values(values: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:

@@ -21,8 +21,8 @@ from distill.export.files import save_mesh
 from distill.export.mesh import extract_mesh
 from distill.export.pictures import write_contact_sheet
 from distill.export.texture import bake_texture, colour_vertices
-from distill.run.compose import compose_config
-from distill.run.overrides import as_overrides
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import as_overrides
 
 PROMPT = "a red mug"
 

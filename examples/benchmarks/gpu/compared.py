@@ -23,10 +23,10 @@ from torch import Tensor
 from distill.contracts import Step
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.dtypes import precision
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
-from distill.run.overrides import as_overrides
-from distill.run.prior import open_prior
+from distill.run.assembly.assemble import assemble
+from distill.run.assembly.prior import open_prior
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import as_overrides
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
 

@@ -17,9 +17,9 @@ from torch.profiler import ProfilerActivity, profile
 from distill import loop
 from distill.contracts import Render
 from distill.job import State
-from distill.run.assemble import assemble
-from distill.run.compose import compose_config
-from distill.run.overrides import as_overrides
+from distill.run.assembly.assemble import assemble
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import as_overrides
 
 #: What profilers mark beside kernels.
 MARKS = ("Optimizer.", "ProfilerStep", "Memcpy", "Memset")

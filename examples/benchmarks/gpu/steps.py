@@ -17,9 +17,9 @@ from record import Record, Row
 
 from distill.forecast.cost import cost
 from distill.priors.source import find
-from distill.run.compose import compose_config
-from distill.run.overrides import as_overrides
-from distill.run.prior import open_prior
+from distill.run.assembly.prior import open_prior
+from distill.run.config.compose import compose_config
+from distill.run.config.overrides import as_overrides
 
 
 @dataclass(frozen=True)
