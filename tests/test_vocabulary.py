@@ -412,7 +412,8 @@ def test_the_command_lists_what_the_prior_knows(capsys: pytest.CaptureFixture[st
 
 def test_the_manifest_has_the_users_prompt_and_what_the_prior_was_asked_for(folder: Path) -> None:
     prior: Any = Asked(str(folder))
-    job: Any = SimpleNamespace(prior=prior, state=SimpleNamespace(skipped=0), picture=None, conversion={})
+    state = SimpleNamespace(skipped=0, code={})
+    job: Any = SimpleNamespace(prior=prior, state=state, picture=None, conversion={})
     said = {
         text: manifest.describe(compose_config([f"prompt={text}", f"prior={folder}"]), job)
         for text in ("a navy couch", "a red mug")
