@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from distill.cameras import Cameras
 from distill.contracts import Condition, Prior, Render, Renderer, ShadedRenderer, Step
 from distill.job import Job, OnStep, Settings, State, views_at_once, views_of_a_process
+from distill.parts.step import check_learnt, check_render, check_traced, drawing_nothing, gradient_of
 from distill.ranks import Ranks, streams
 from distill.samplers.timesteps import check_drawn
-from distill.seen import check_learnt, check_render, check_traced, drawing_nothing, gradient_of
 from distill.transfer import send
 from distill.wording import counted
 

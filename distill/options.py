@@ -15,10 +15,10 @@ from hydra.utils import get_method
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from distill.domains import Follows, Losses, Scheduled, describe, fits
-from distill.registered import why_broken
+from distill.parts.registered import why_broken
+from distill.parts.signatures import hints_of as hints_of
+from distill.parts.signatures import option_parameters
 from distill.samplers.schedules import Ramp
-from distill.signatures import hints_of as hints_of
-from distill.signatures import option_parameters
 
 
 @cache

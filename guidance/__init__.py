@@ -170,7 +170,7 @@ def register_weighting(function: Callable[[Tensor, Tensor], Tensor]) -> Callable
         ValueError: it has no name, that of one of the library's weightings, or does not take alpha and sigma.
     """
     from distill.guidance.terms import SHIPPED, WEIGHTINGS
-    from distill.registered import check_name
+    from distill.parts.registered import check_name
 
     WEIGHTINGS[check_name("weighting", function, SHIPPED, ("alpha", "sigma"))] = function
     return function
@@ -178,7 +178,7 @@ def register_weighting(function: Callable[[Tensor, Tensor], Tensor]) -> Callable
 
 def available() -> dict[str, Callable[..., Any]]:
     """Return every loss by name, sorted; a file of this folder that has no loss of its name, or one that cannot be used, is left out."""
-    from distill.registered import found_in
+    from distill.parts.registered import found_in
 
     there = [module for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED]
     found = {
@@ -210,7 +210,7 @@ def _check(loss: Callable[..., Any], taken: Container[str] = (), where: str = ""
     Raises:
         ValueError: it cannot be used.
     """
-    from distill.registered import check_own
+    from distill.parts.registered import check_own
 
     if loss in _made:
         return check_own("loss", loss, taken, ("prior", "generator", "priors"))

@@ -19,10 +19,10 @@ from distill.domains import Losses
 from distill.guidance import available, is_made_for_prior, made_for_prior, set_up
 from distill.guidance.terms import draw_from
 from distill.options import TERM_FIELDS, check_terms, numbers, schedule, second_prompt
+from distill.parts.step import unchanged
 from distill.priors.control import CONTROL
 from distill.priors.load import load_prior
 from distill.samplers.schedules import Ramp, scheduled
-from distill.seen import unchanged
 from distill.transfer import send
 
 #: What a term calls the model of the run's input picture.

@@ -56,7 +56,7 @@ def register(scene: Make) -> Make:
     Raises:
         ValueError: it has no name, one that is taken, is defined inside a function, takes no ``seed``, or has an option without a default.
     """
-    from distill.registered import check_own
+    from distill.parts.registered import check_own
 
     given = ("seed=",), ("seed=", "embeddings="), ("surface", "seed=")
     _registered[check_own("scene", scene, _shipped(), *given)] = scene

@@ -17,7 +17,7 @@ from torch import Tensor
 from distill.cameras import Cameras, moved, orbit
 from distill.contracts import CameraSampler
 from distill.domains import Angle, Count, Fraction, NotNegative, Positive, Range
-from distill.registered import check_own
+from distill.parts.registered import check_own
 
 _registered: dict[str, Callable[..., CameraSampler]] = {}
 

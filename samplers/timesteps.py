@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill.contracts import Prior, TimestepSampler
 from distill.domains import Fraction, Length, Positive
-from distill.registered import check_own, found_in
+from distill.parts.registered import check_own, found_in
 from distill.samplers.schedules import Ramp
 
 __all__ = [

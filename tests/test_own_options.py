@@ -13,9 +13,10 @@ import torch
 from test_registered import DOORS
 
 import distill
-from distill import guidance, registered
+from distill import guidance
 from distill.domains import describe, fits
 from distill.options import check_options, hints_of, names_of, numbers
+from distill.parts import registered
 from distill.run.assembly.assemble import assemble
 from distill.run.config.compose import compose_config
 

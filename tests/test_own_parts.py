@@ -21,8 +21,8 @@ from distill.contracts import Learner
 from distill.files.checkpoint import load_checkpoint
 from distill.guidance import made_for_prior, mix, terms
 from distill.lab.comparison.cost import measure_cost
+from distill.parts.registered import homes
 from distill.priors.exact import gaussian
-from distill.registered import homes
 from distill.run.assembly.assemble import assemble
 from distill.run.config.compose import compose_config
 from distill.run.folder.folders import claim

@@ -16,7 +16,7 @@ from distill import loop, renderers
 from distill.contracts import Prior
 from distill.lab.comparison.given import prior_code, prior_name
 from distill.lab.comparison.report import options_of
-from distill.own import check_made, check_own_prior, lacking
+from distill.parts.made import check_made, check_own_prior, lacking
 from distill.priors import exact
 from distill.priors.exact import scaled_linear
 from distill.priors.wrapped import wrap

@@ -18,10 +18,10 @@ from distill import guidance, loop, renderers
 from distill.contracts import Condition
 from distill.files.checkpoint import check_storable, save_checkpoint
 from distill.guidance import made_for_prior, terms
+from distill.parts.step import unchanged
 from distill.renderers.image import ImageScene
 from distill.run.assembly.assemble import assemble
 from distill.run.config.compose import compose_config
-from distill.seen import unchanged
 
 SCENE = {name: value for name, value in OPTIONS.items() if not name.startswith("scene.")}
 

@@ -25,7 +25,7 @@ from distill.files.paths import user_path
 from distill.job import Job, OnStep, State, take
 from distill.live.desk import Desk
 from distill.live.server import watched
-from distill.own import no_prior
+from distill.parts.made import no_prior
 from distill.ranks import ALONE, Ranks
 from distill.run.assembly.initial import check_init
 from distill.run.assembly.prior import check_loaded, check_prior, check_prompt

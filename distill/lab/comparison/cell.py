@@ -23,7 +23,7 @@ from distill.lab.comparison.figures import gradient_profile
 from distill.lab.comparison.records import VIEWS, Cell
 from distill.lab.truth import Source, asked
 from distill.loop import Diverged, OutOfMemory, train
-from distill.own import check_own_prior
+from distill.parts.made import check_own_prior
 from distill.run.assembly.assemble import assemble
 from distill.run.assembly.conditioning import texts_of
 

@@ -26,8 +26,8 @@ from distill.contracts import Prior, Render
 from distill.devices import pick_device
 from distill.job import State
 from distill.loop import train
+from distill.parts.registered import homes
 from distill.priors import load_prior
-from distill.registered import homes
 from distill.run.assembly.assemble import assemble
 from distill.run.config.compose import compose_config
 from distill.run.config.overrides import as_overrides

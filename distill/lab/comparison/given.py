@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.contracts import Prior
 from distill.embedded.prompt import prior_for
-from distill.own import no_prior
+from distill.parts.made import no_prior
 from distill.priors.exact import ExactPrior
 from distill.priors.wrapped import Wrapped
 from distill.run.config.code import together, used_code

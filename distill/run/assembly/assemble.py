@@ -33,7 +33,7 @@ from distill.devices import pick_device
 from distill.guidance import is_made_for_prior, set_up
 from distill.job import Job, Settings, State, make_optimiser
 from distill.options import followed, ramp, schedules_in, value_over_run
-from distill.own import check_made, check_own_prior
+from distill.parts.made import check_made, check_own_prior
 from distill.priors.diffusion import DiffusionPrior
 from distill.priors.multi_view.camera import check_groups
 from distill.ranks import ALONE, Ranks

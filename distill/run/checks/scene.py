@@ -9,6 +9,7 @@ from typing import Any
 from distill.conditions.choices import OWN_PROMPTS
 from distill.export.choices import check_files
 from distill.options import ramp
+from distill.parts.step import KNOWN
 from distill.renderers.choices import SHADINGS
 from distill.run.checks.values import is_set, value_of
 from distill.samplers.schedules import turns
@@ -48,8 +49,6 @@ NEEDS = {
 }
 #: The feature that drawing each of these for a ControlNet needs.
 DRAWING = {"depth": "shape", "normal": "normals", "mask": "shape"}
-#: How the names of penalties begin that compare with known views rather than ask the scene.
-KNOWN = ("reference_", "start_")
 
 
 def check_scene(values: Mapping[str, Any], scene: Callable[..., Any]) -> None:

@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from distill.domains import describe
 from distill.options import SCHEDULE_FIELDS, SCHEDULED, hints_of, names_of, numbers
-from distill.registered import why_broken
+from distill.parts.registered import why_broken
 from distill.run.config.known import group_names, groups, known_options, schema_of
 from distill.run.config.plugins import plugin_options, plugins
 from distill.run.config.schema import PARTS

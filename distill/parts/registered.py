@@ -10,7 +10,7 @@ from typing import Any
 
 from distill.domains import describe, fits
 from distill.files.errors import first_line
-from distill.signatures import GIVEN, arguments, bound, hints_of, option_parameters
+from distill.parts.signatures import GIVEN, arguments, bound, hints_of, option_parameters
 
 log = logging.getLogger(__name__)
 
