@@ -140,7 +140,7 @@ def first_step(job: Job, gradients: Gradients) -> tuple[Seen, dict[str, float]]:
             return job.guidance(*given)
 
     with drawing_nothing(
-        "a part of the run (scene, cameras, timesteps or what the loss learns)", device, told
+        "a part of the run (scene, cameras, timesteps, prior or what the loss learns)", device, told
     ):
         found = step(replace(job, guidance=guidance), gradients)
     for said in told[:1]:
@@ -231,11 +231,11 @@ def retrying(job: Job) -> Gradients:
     """Return an ``accumulate`` that, once a step runs out of memory, renders with less memory and half as many views at a time."""
     smaller: Job | None = None
 
-    def gradients(job: Job, now: Step, cameras: Cameras, generator: torch.Generator) -> Seen:
+    def gradients(given: Job, now: Step, cameras: Cameras, generator: torch.Generator) -> Seen:
         nonlocal smaller
         before = generator.get_state()
         try:
-            return accumulate(smaller or job, now, cameras, generator)
+            return accumulate(smaller or given, now, cameras, generator)
         except torch.OutOfMemoryError as error:
             if smaller or job.frugal is None:
                 raise OutOfMemory(
@@ -251,7 +251,7 @@ def retrying(job: Job) -> Gradients:
         )
         generator.set_state(before)
         torch.cuda.empty_cache()
-        return gradients(job, now, cameras, generator)
+        return gradients(given, now, cameras, generator)
 
     return gradients
 

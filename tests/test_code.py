@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_run import OPTIONS
@@ -24,6 +25,7 @@ from distill.lab.comparison.cost import compose
 from distill.lab.comparison.given import prior_code, prior_name
 from distill.lab.comparison.run import finished
 from distill.priors import exact
+from distill.priors.wrapped import wrap
 from distill.run.config.code import is_own, used_code
 from distill.run.config.plugins import code_changed, code_of
 
@@ -175,6 +177,58 @@ def test_priors_of_one_name_are_told_apart_by_what_they_are() -> None:
 
     first, again, other = (prior_code(bound_to(value)) for value in (1.0, 1.0, 2.0))
     assert first == again != other
+
+
+class Net:
+    """An object that holds what it predicts with, and refers to itself."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor, self.table, self.me = factor, np.array([factor]), self
+
+    def predict(self, x: Any, t: Any, cond: Any) -> Any:
+        return self.factor * x
+
+
+def holding(table: Any) -> Callable[..., Any]:
+    return lambda x, t, cond: x * table[0]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda value: Net(value).predict,
+        lambda value: holding(np.array([value])),
+        lambda value: functools.partial(Net(1.0).predict, cond=value),
+        lambda value: Net(value),
+        lambda value: holding([Net(value)]),
+    ],
+)
+def test_the_code_of_a_wrapped_function_counts_what_it_holds(made: Callable[[float], Any]) -> None:
+    levels = torch.linspace(0.9, 0.1, 10)
+    first, again, other = (prior_code(wrap(made(value), (3, 8, 8), levels)) for value in (1.0, 1.0, 2.0))
+    assert first == again != other
+
+
+def test_the_order_of_keywords_does_not_count() -> None:
+    one, two = (functools.partial(holding, **words) for words in ({"a": 1, "b": 2}, {"b": 2, "a": 1}))
+    assert prior_code(one) == prior_code(two)  # type: ignore[arg-type]
+
+
+def test_a_package_is_not_imported_to_be_digested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its inner module counts, though the package itself fails where it is imported."""
+    package = tmp_path / "needs_a_gpu"
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('needs a GPU')\n")
+    (package / "inner" / "thing.py").write_text("value = 1\n")
+    (tmp_path / "with_bench.py").write_text(
+        "def loss(x):\n    return x\n\ndef bench():\n    from needs_a_gpu.inner.thing import value\n    return value\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("with_bench")
+    before = used_code([module.loss])
+    assert {"with_bench", "needs_a_gpu.inner.thing"} <= {*before}
+    (package / "inner" / "thing.py").write_text("value = 2\n")
+    assert used_code([module.loss]) != before
 
 
 def test_a_prior_that_is_loaded_is_described_by_its_files() -> None:

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from distill.cameras import Cameras, turntable
 from distill.contracts import Field, Render, View
-from distill.export.asset import export_asset
-from distill.export.colours import paint_of, seen_colours, surface_albedo
+from distill.export.asset import MeshWriter, export_asset
+from distill.export.colours import nearness, paint_of, seen_colours, surface_albedo
 from distill.export.files import save_mesh, save_meshes
 from distill.export.frame import welded
 from distill.export.mesh import (
@@ -576,7 +576,7 @@ def rings(size: int) -> tuple[Cameras, Callable[[View], Tensor]]:
     def pictures(view: View) -> Tensor:
         made = view(cameras, size, size)
         colour = made.rgb - (1 - made.opacity)
-        return torch.cat([colour, made.opacity, made.depth], dim=-1).movedim(-1, 1)
+        return nearness(torch.cat([colour, made.opacity, made.depth], dim=-1).movedim(-1, 1))
 
     return cameras, pictures
 
@@ -677,10 +677,47 @@ def test_pictures_count_by_the_fourth_power_of_the_cosine_of_their_angle() -> No
     pictures[:, 4] = 3.2  # the distance of the origin
     pictures[:, 0] = torch.linspace(0, 1, len(cameras))[:, None, None]
     weight = (cameras.c2w[:, 0, 3] / 3.2).clamp(min=0) ** 4
-    found, seen = seen_colours(cameras, pictures, point, normal)
+    found, seen = seen_colours(cameras, nearness(pictures), point, normal)
     assert seen[0] == pytest.approx(float(weight.sum()), rel=1e-5)
     expected = (weight * torch.linspace(0, 1, len(cameras))).sum() / weight.sum()
     assert found[0].tolist() == pytest.approx([float(expected), 0, 0], abs=1e-5)
+
+
+def test_pixels_that_are_no_numbers_count_as_empty() -> None:
+    def broken(cameras: Cameras, height: int, width: int) -> Render:
+        made = balls_view(((0.0, 0.0, 0.0), 0.6))(cameras, height, width)
+        rgb = torch.where(made.opacity > 0, made.rgb, math.nan)
+        rgb[:, height // 2, width // 2] = math.nan
+        return replace(made, rgb=rgb)
+
+    points, normals = around(0.6)
+    found = paint_of(sphere(0.6), broken, picture_size=64)(points, normals)
+    assert np.isfinite(found).all() and found.min() >= 0 and found.max() <= 1
+
+
+def test_what_is_far_behind_does_not_colour_the_rim_in_front_of_it() -> None:
+    """A small striped ball in front of a large blue one: at its rim, pixels are half blue."""
+    points, normals = around(0.15)
+    points = points + np.array([0.7, 0, 0], np.float32)
+    cameras, pictures = rings(96)
+    view = balls_view(((0.7, 0.0, 0.0), 0.15), ((-0.2, 0.0, 0.0), 0.45))
+    found, seen = seen_colours(cameras, pictures(view), points, normals)
+    known = seen > 1e-3
+    assert known.mean() > 0.5
+    np.testing.assert_allclose(found[known], stripes(torch.from_numpy(points[known])), atol=0.06)
+
+
+def test_pictures_are_as_fine_as_the_texture_wants() -> None:
+    sizes = list[int]()
+
+    def view(cameras: Cameras, height: int, width: int) -> Render:
+        sizes.append(height)
+        return balls_view(((0.0, 0.0, 0.0), 0.6))(cameras, height, width)
+
+    for size, expected in ((64, 32), (512, 256)):
+        sizes.clear()
+        MeshWriter(sphere(0.6)).mesh(view, {"texture_size": size, "resolution": 24, "faces": 200})
+        assert sizes[0] == 96 and {*sizes[1:]} == {expected}  # the first are silhouettes
 
 
 def test_what_no_picture_shows_has_the_field_s_own_colours() -> None:

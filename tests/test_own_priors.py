@@ -80,12 +80,13 @@ def of(**members: Any) -> Any:
         ({"alpha": lambda self, t: torch.full((len(t), 1, 1, 1), float("nan"))}, "alpha of the prior own must be finite"),
         ({"num_timesteps": 20}, "alpha of the prior own fails at the timesteps 0 and 19, of num_timesteps=20: index 19 is out of bounds"),
         ({"embed": lambda self, prompts: torch.zeros(len(prompts), 4)}, r"embed of the prior own must return a dictionary of tensors .*, got \[2, 4\]"),
+        ({"encode": lambda self, image: image[..., :4, :4]}, r"encode of the prior own must return its shape for each picture, \[2, 3, 8, 8\], got \[2, 3, 4, 4\]"),
         ({"embed": lambda self, prompts: {"a": torch.zeros(1, 4)}}, r"got \{'a': '\[1, 4\] of torch.float32'\} for 2 prompts"),
     ],
 )  # fmt: skip
 def test_a_prior_that_is_not_as_it_must_be(members: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
-        distill.generate("a red mug", prior=of(**members), **OPTIONS)
+        distill.generate("a red mug", prior=of(**members), **{**OPTIONS, "render.batch": 2})
     assert "\n" not in str(caught.value)
 
 
@@ -99,8 +100,55 @@ def test_a_comparison_looks_at_its_prior_too(tmp_path: Path) -> None:
 def test_a_sound_prior_is_asked_once_and_leaves_random_numbers_as_they_are() -> None:
     prior, before = of(), torch.get_rng_state()
     for _ in range(2):
-        check_own_prior(prior, "a red mug")
+        check_own_prior(prior, "a red mug", 4)
     assert prior.calls == 1 and torch.equal(before, torch.get_rng_state())
+
+
+def in_float64(self: Any, x_t: Any, t: Any, cond: Any, cameras: Any = None) -> Any:
+    assert x_t.dtype == torch.float64
+    return x_t
+
+
+def batch_of_four(self: Any, x_t: Any, t: Any, cond: Any, cameras: Any = None) -> Any:
+    assert len(x_t) == 4 == len(cond["prompt"])
+    return x_t
+
+
+def four_views(self: Any, x_t: Any, t: Any, cond: Any, cameras: Any = None) -> Any:
+    assert cond["prompt"].tolist() == [0.0] * 4 and len(cameras) == 4
+    return x_t
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"predict_noise": in_float64, "encode": lambda self, image: Own.encode(self, image).double()},
+        {"predict_noise": batch_of_four},
+        {"predict_noise": four_views, "views": 4},
+    ],
+)
+def test_a_prior_is_asked_as_a_run_asks_it(members: dict[str, Any]) -> None:
+    """In the precision of what it encodes, for as many pictures as a step has, with a row of its embedding for each."""
+    check_own_prior(of(**members), "a red mug", 4)
+
+
+def test_a_prior_that_cannot_be_remembered_is_looked_at_each_time() -> None:
+    made = type("Bare", (), {"__slots__": ("calls",), **{n: v for n, v in vars(Own).items() if n not in ("calls", "__dict__", "__weakref__")}})()  # fmt: skip
+    made.calls = 0
+    for _ in range(2):
+        check_own_prior(made, "a red mug", 4)
+    assert made.calls == 2
+
+
+def test_a_wrapped_function_is_looked_at_too() -> None:
+    prior = wrap(
+        lambda x, t, cond: x,
+        (3, 8, 8),
+        torch.linspace(0.9, 0.1, 10),
+        embed=lambda texts: {"a": torch.zeros(1, 4)},
+    )
+    with pytest.raises(ValueError, match=r"embed of the prior wrapped must return .* for 2 prompts"):
+        check_own_prior(prior, "a red mug", 4)
 
 
 def test_what_a_prior_lacks_is_listed() -> None:

@@ -128,7 +128,7 @@ class Jittered(ImageScene):
     ("options", "said"),
     [
         ({"guidance": "draws"}, "the loss draws random numbers from torch's global generator"),
-        ({"scene": "jittered"}, "a part of the run (scene, cameras, timesteps or what the loss learns) draws random numbers"),
+        ({"scene": "jittered"}, "a part of the run (scene, cameras, timesteps, prior or what the loss learns) draws random numbers"),
         ({"guidance": "derives"}, ""),
         ({"guidance": "sds"}, ""),
         *(pytest.param({"guidance": name}, "", marks=pytest.mark.slow) for name in ("csd", "vsd", "asd", "sdi", "ism", "mix")),

@@ -147,7 +147,7 @@ class MeshWriter:
         return extract_zero_set(self.distance, view, **chosen)
 
     def _textured(self, bare: Mesh, view: View, options: Mapping[str, Any]) -> Mesh:
-        size = options.get("texture_size", 512)
+        size = options.get("texture_size", TEXTURE_SIZE)
         paint = paint_of(self.query, view, picture_size=min(size // 2, LARGEST))
         return bake_texture(colour_vertices(bare, paint), paint, size=size)
 

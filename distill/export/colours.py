@@ -32,6 +32,9 @@ SHARPNESS = 4
 #: Points of which less is seen have the field's own colours, in part: such a power, summed over the pictures.
 SEEN = 0.05
 
+#: Points that are coloured at a time, which bounds the memory.
+CHUNK = 262_144
+
 #: How far around the surface a ray is followed, in scene units, and in how many steps.
 _OUTSIDE, _INSIDE, _STEPS = 0.05, 0.1, 15
 #: Density, per scene unit, of less than which is the empty space between a surface and what is in front of it.
@@ -56,6 +59,13 @@ def paint_of(
     pictures = torch.cat([_picture(view, camera, picture_size) for camera in cameras.split(1)])
 
     def paint(points: Floats, normals: Floats) -> Floats:
+        found = np.empty((len(points), 3), np.float32)
+        for start in range(0, len(points), CHUNK):
+            part = slice(start, start + CHUNK)
+            found[part] = painted(points[part], normals[part])
+        return found
+
+    def painted(points: Floats, normals: Floats) -> Floats:
         shown, seen = seen_colours(cameras, pictures, points, normals)
         own = surface_albedo(query, points, normals, device=device)
         difference = np.abs(shown - own).max(1, keepdims=True)
@@ -66,12 +76,12 @@ def paint_of(
 
 
 def _picture(view: View, camera: Cameras, size: int) -> Tensor:
-    """Premultiplied colour, opacity and depth, on the CPU, ``[1, 5, size, size]``."""
+    """Premultiplied colour, opacity and depths, on the CPU, ``[1, 6, size, size]``, see ``nearness``."""
     with torch.no_grad():
         made = view(camera, size, size)
     behind = 1.0 if made.background is None else made.background
     colour = made.rgb - (1 - made.opacity) * behind
-    return torch.cat([colour, made.opacity, made.depth], dim=-1).movedim(-1, 1).float().cpu()
+    return nearness(torch.cat([colour, made.opacity, made.depth], dim=-1).movedim(-1, 1).float().cpu())
 
 
 def seen_colours(
@@ -81,7 +91,7 @@ def seen_colours(
 
     Args:
         cameras: of the pictures.
-        pictures: premultiplied colour, opacity and depth, shape ``[views, 5, height, width]``.
+        pictures: premultiplied colour, opacity and depths, shape ``[views, 6, height, width]``, see ``nearness``.
         points: on the surface, shape ``[n, 3]``.
         normals: outward and unit, shape ``[n, 3]``.
 
@@ -97,7 +107,7 @@ def seen_colours(
         cosine = (outward * towards).sum(1, keepdim=True) / distance
         found = grid_sample(picture[None, :4], spots[None, None], align_corners=False)[0, :, 0].T
         opacity = found[:, 3:]
-        near, far = grid_sample(_around(picture), spots[None, None], "nearest", align_corners=False)[0, :, 0]
+        near, far = grid_sample(picture[None, 4:], spots[None, None], "nearest", align_corners=False)[0, :, 0]
         clear = (distance - near[:, None] < REACH) & (far[:, None] - distance < REACH)
         shown = (opacity > OPAQUE) & clear
         weight = cosine.clamp(min=0) ** SHARPNESS * opacity * shown
@@ -106,11 +116,20 @@ def seen_colours(
     return (colour / total.clamp(min=1e-9)).numpy(), total[:, 0].numpy()
 
 
-def _around(picture: Tensor) -> Tensor:
-    """Smallest and largest depth of the pixels around each that are not empty, ``[1, 2, height, width]``."""
-    depth, empty = picture[4:], picture[3:4] <= 0
+def nearness(pictures: Tensor) -> Tensor:
+    """Replace the depth of pictures by the smallest and the largest one of the pixels around each that are not empty.
+
+    Args:
+        pictures: premultiplied colour, opacity and depth, shape ``[views, 5, height, width]``; pixels that are not finite count as empty.
+
+    Returns:
+        Premultiplied colour, opacity and the two depths, shape ``[views, 6, height, width]``.
+    """
+    pictures = torch.where(pictures.isfinite().all(1, keepdim=True), pictures, 0.0)
+    depth, empty = pictures[:, 4:], pictures[:, 3:4] <= 0
     near = -max_pool2d(-depth.masked_fill(empty, math.inf), 3, 1, 1)
-    return torch.cat([near, max_pool2d(depth.masked_fill(empty, -math.inf), 3, 1, 1)])[None]
+    far = max_pool2d(depth.masked_fill(empty, -math.inf), 3, 1, 1)
+    return torch.cat([pictures[:, :4], near, far], dim=1)
 
 
 def surface_albedo(

@@ -39,7 +39,9 @@ def bake_texture(mesh: Mesh, paint: Paint, *, size: int = TEXTURE_SIZE) -> Mesh:
         ValueError: ``size`` is too small.
     """
     if size < 64:
-        raise ValueError(f"Expected a texture size of at least 64 texels, got {size}; the default is 512.")
+        raise ValueError(
+            f"Expected a texture size of at least 64 texels, got {size}; the default is {TEXTURE_SIZE}."
+        )
     mesh = unwrap(mesh, size)
     assert mesh.uv is not None
     texel, face, weight = rasterise(mesh.uv, mesh.faces, size, reach=GUTTER)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -68,23 +69,28 @@ def no_prior(given: object) -> str:
     )
 
 
-def check_own_prior(prior: Prior, text: str) -> None:
+def check_own_prior(prior: Prior, text: str, batch: int) -> None:
     """Check a caller's prior with one prediction, which changes no random numbers of the run; once, and none of distill's own.
 
     Args:
         prior: of the run.
         text: that it will be asked to embed.
+        batch: pictures of a step, as many as an exported network may want.
 
     Raises:
-        ValueError: its noise schedule, its embedding or its prediction is not as ``distill.contracts.Prior`` says.
+        ValueError: its noise schedule, its embedding, what it encodes or its prediction is not as ``distill.contracts.Prior`` says.
     """
-    if type(prior).__module__.partition(".")[0] == "distill" or any(each() is prior for each in _seen):
+    from distill.priors.wrapped import Wrapped
+
+    shipped = type(prior).__module__.partition(".")[0] == "distill" and not isinstance(prior, Wrapped)
+    if shipped or any(each() is prior for each in _seen):
         return
     with torch.random.fork_rng([prior.device] if prior.device.type == "cuda" else []):
         _check_schedule(prior)
-        _check_prediction(prior, _embedded(prior, text))
+        _check_prediction(prior, text, batch)
     _seen[:] = [each for each in _seen if each() is not None]
-    _seen.append(weakref.ref(prior))
+    with suppress(TypeError):  # of a class with slots, which is looked at each time
+        _seen.append(weakref.ref(prior))
 
 
 def _check_schedule(prior: Prior) -> None:
@@ -103,7 +109,7 @@ def _check_schedule(prior: Prior) -> None:
             )
 
 
-def _embedded(prior: Prior, text: str) -> dict[str, Tensor]:
+def _embedded(prior: Prior, text: str, objects: int) -> dict[str, Tensor]:
     found: object = prior.embed([text, text])
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) and value.dim() and len(value) == 2 for value in found.values()):  # fmt: skip
         shown = (
@@ -114,11 +120,19 @@ def _embedded(prior: Prior, text: str) -> dict[str, Tensor]:
         raise ValueError(
             f"embed of the prior {prior.name} must return a dictionary of tensors with a row for each prompt, got {shown} for 2 prompts"
         )
-    return {name: value.repeat_interleave(prior.views, 0) for name, value in found.items()}
+    return {name: value[:1].expand(objects * prior.views, *value.shape[1:]) for name, value in found.items()}
 
 
-def _check_prediction(prior: Prior, cond: dict[str, Tensor]) -> None:
-    x = torch.zeros(2 * prior.views, *prior.shape, device=prior.device)
+def _check_prediction(prior: Prior, text: str, batch: int) -> None:
+    cond = _embedded(prior, text, batch // prior.views)
+    picture = torch.full((batch, 3, prior.image_size, prior.image_size), 0.5, device=prior.device)
+    with torch.no_grad():
+        x: object = prior.encode(picture)
+    if not isinstance(x, Tensor) or list(x.shape) != [batch, *prior.shape]:
+        raise ValueError(
+            f"encode of the prior {prior.name} must return its shape for each picture, {[batch, *prior.shape]}, got {_shown(x)} for pictures of "
+            f"shape {list(picture.shape)}"
+        )
     t = torch.full((len(x),), prior.num_timesteps // 2, device=prior.device)
     try:
         with torch.no_grad():

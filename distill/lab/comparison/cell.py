@@ -42,7 +42,7 @@ def run_cell(
     from PIL import Image
 
     config = compose(wanted, cell.prompt, cell.seed)
-    check_own_prior(prior.prior, texts_of(config, prior)[0])
+    check_own_prior(prior.prior, texts_of(config, prior)[0], config.render.batch)
     job, before, caption = assemble(config, prior), prior.calls, asked(cell.prompt, source).caption
     field = job.scenes[0].field()
     assert field is not None  # see check_measurable

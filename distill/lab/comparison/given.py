@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from types import CellType, ModuleType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -66,38 +69,64 @@ def prior_code(prior: Prior | PriorOf | None) -> dict[str, str]:
     return {"prior": digest.hexdigest()}
 
 
-def _add(value: Any, digest: Any) -> None:
-    """Add to a digest what a value holds, and of what is no plain value its code."""
+def _add(value: Any, digest: Any, above: tuple[int, ...] = ()) -> None:
+    """Add to a digest what a value holds, and of what is no plain value its code; ``above`` are the ids of what holds it."""
     digest.update(f"{type(value).__qualname__}:".encode())
+    if id(value) in above:  # what holds itself
+        return
+    held = [*above, id(value)]
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        value = torch.from_numpy(np.array(value)) if value.dtype.kind in "fiub" else value.tolist()
     if isinstance(value, Tensor):
         plain = value.detach().cpu().contiguous()
         digest.update(f"{plain.dtype}{list(plain.shape)}".encode())
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            digest.update(f"{key!r}=".encode())
-            _add(item, digest)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _add(item, digest)
-    elif value is None or isinstance(value, (bool, int, float, str, bytes)):
+    elif value is None or isinstance(value, (bool, int, float, str, bytes, torch.device, torch.dtype)):
         digest.update(repr(value).encode())
+    elif isinstance(value, ModuleType):
+        digest.update(value.__name__.encode())
+    else:
+        for item in _held(value, digest):
+            _add(item, digest, tuple(held))
+
+
+def _held(value: Any, digest: Any) -> Iterator[Any]:
+    """Yield what a value consists of; code is added to the digest at once."""
+    if isinstance(value, Mapping):
+        for key in sorted(value, key=repr):
+            yield from (repr(key), value[key])
+    elif isinstance(value, (list, tuple)):
+        yield from value
     elif isinstance(value, functools.partial):
-        _add((value.func, value.args, value.keywords), digest)
+        yield from (value.func, value.args, value.keywords)
+    elif inspect.ismethod(value):
+        yield from (value.__func__, value.__self__)
     elif callable(value) and hasattr(value, "__code__"):
         digest.update(together(used_code([value])).encode())
-        _add([cell.cell_contents for cell in value.__closure__ or ()], digest)
-        _add([value.__defaults__, value.__kwdefaults__], digest)
-    elif isinstance(value, nn.Module):
-        digest.update(together(used_code([type(value)])).encode())
-        _add(value.state_dict(), digest)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        digest.update(together(used_code([type(value)])).encode())
-        _add(
-            {item.name: getattr(value, item.name) for item in dataclasses.fields(value) if item.compare},
-            digest,
-        )
+        yield from (_inside(cell) for cell in value.__closure__ or ())
+        yield from (value.__defaults__, value.__kwdefaults__)
+    elif isinstance(value, type):
+        digest.update(together(used_code([value])).encode())
     else:
-        digest.update(together(used_code([value if isinstance(value, type) else type(value)])).encode())
-        if callable(described := getattr(value, "describe", None)) and not isinstance(value, type):
-            digest.update(json.dumps(described(), default=repr, sort_keys=True).encode())
+        digest.update(together(used_code([type(value)])).encode())
+        yield from _state(value)
+
+
+def _inside(cell: CellType) -> Any:
+    """What a cell of a closure holds, None where that is not set yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def _state(value: Any) -> Iterator[Any]:
+    """What an object is made of."""
+    if isinstance(value, nn.Module):
+        yield value.state_dict()
+    elif dataclasses.is_dataclass(value):
+        yield {item.name: getattr(value, item.name) for item in dataclasses.fields(value) if item.compare}
+    elif callable(described := getattr(value, "describe", None)):
+        yield json.dumps(described(), default=repr, sort_keys=True)
+    else:
+        yield getattr(value, "__dict__", None)

@@ -84,7 +84,7 @@ def assemble(config: DictConfig, prior: Prior | None = None, ranks: Ranks = ALON
         prior = open_prior(config, device)
     check_fits(config, prior, ranks.size)
     if config.prompt and not library:
-        check_own_prior(prior, texts_of(config, prior)[0])
+        check_own_prior(prior, texts_of(config, prior)[0], config.render.batch)
     timesteps: TimestepSampler = sampler_of(config, "timesteps", prior=prior)
     check_drawing(cameras, timesteps, config.render.batch, prior)
     shown = show(config, cast(DiffusionPrior, prior)) if told else None
@@ -276,7 +276,9 @@ def make_renderer(
     """
     options: dict[str, Any] = {}
     if "shading" in scene.features:
-        options |= {"shading": config.render.shading, "soft_light": config.render.soft_light}
+        options["shading"] = config.render.shading
+        if config.render.soft_light:
+            options["soft_light"] = True
     if "chunks" in scene.features:
         chunk = config.render.chunk_rays
         options["chunk_rays"] = -(-chunk // 4) if frugal else chunk

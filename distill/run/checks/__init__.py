@@ -1,7 +1,7 @@
 """Checks of a configuration before anything is loaded: ``check`` makes those of every run, a file for each thing that is checked.
 
-What is checked beside what it is about: a library and a generator in ``run.generator``, several seeds in ``run.seeding``, an earlier
-run in ``run.initial``, a prior in ``run.prior``, the files of an export in ``export.choices``.
+What is checked beside what it is about: a library and a generator in ``run.several.generator``, several seeds in
+``run.several.seeding``, an earlier run in ``run.assembly.initial``, a prior in ``run.assembly.prior``, the files of an export in ``export.choices``.
 """
 
 from __future__ import annotations

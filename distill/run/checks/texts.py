@@ -89,7 +89,7 @@ def check_control(values: Mapping[str, Any], loaded: bool) -> None:
 
     Args:
         values: of a whole configuration.
-        loaded: whether a caller gives its prior, which may have a ControlNet that no option names; see ``run.prior.check_fits``.
+        loaded: whether a caller gives its prior, which may have a ControlNet that no option names; see ``run.assembly.prior.check_fits``.
 
     Raises:
         ValueError: one of them is missing.

@@ -75,7 +75,7 @@ def without_texts(source: str) -> str:
         texted = isinstance(node, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
         if texted and ast.get_docstring(node) is not None:  # type: ignore[arg-type]
             node.body = node.body[1:]  # type: ignore[attr-defined]
-    return ast.dump(tree)
+    return ast.unparse(tree)
 
 
 def _digest(text: str) -> str:
@@ -98,12 +98,33 @@ def _source_of(part: object) -> str | None:
 
 def _source_of_module(name: str) -> str | None:
     """The source of a module, imported or not; None of one that has none."""
-    loaded = sys.modules.get(name)
+    file = _file_of(name)
     try:
-        file = getattr(loaded, "__file__", None) or getattr(importlib.util.find_spec(name), "origin", None)
-        return Path(str(file)).read_text("utf-8") if str(file).endswith(".py") else None
-    except (ImportError, ValueError, OSError, UnicodeDecodeError):
+        return file.read_text("utf-8") if file else None
+    except (OSError, UnicodeDecodeError):
         return None
+
+
+def _file_of(name: str) -> Path | None:
+    """The Python file of a module, found without importing it or its packages; None where there is none."""
+    if (loaded := sys.modules.get(name)) is not None:
+        file = getattr(loaded, "__file__", None)
+        return Path(file) if file and file.endswith(".py") else None
+    first, *below = name.split(".")
+    try:
+        spec = importlib.util.find_spec(first)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    if spec is None:
+        return None
+    if not below:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    for folder in spec.submodule_search_locations or ():
+        inner = Path(folder, *below)
+        for file in (inner / "__init__.py", inner.with_suffix(".py")):
+            if file.is_file():
+                return file
+    return None
 
 
 def _named(part: object, source: str, home: str, found: dict[str, str]) -> Iterator[object]:
@@ -157,9 +178,5 @@ def is_own(module: str) -> bool:
     first = module.partition(".")[0]
     if not first or first in _BY_PART or first in sys.stdlib_module_names:
         return False
-    try:
-        loaded: Any = sys.modules.get(module)
-        file = getattr(loaded, "__file__", None) or getattr(importlib.util.find_spec(module), "origin", None)
-    except (ImportError, ValueError, AttributeError):
-        return False
-    return str(file).endswith(".py") and not {"site-packages", "dist-packages"} & {*Path(str(file)).parts}
+    file = _file_of(module)
+    return file is not None and not {"site-packages", "dist-packages"} & {*file.parts}
