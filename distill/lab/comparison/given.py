@@ -126,7 +126,7 @@ def _state(value: Any) -> Iterator[Any]:
         yield value.state_dict()
     elif dataclasses.is_dataclass(value):
         yield {item.name: getattr(value, item.name) for item in dataclasses.fields(value) if item.compare}
-    elif callable(described := getattr(value, "describe", None)):
-        yield json.dumps(described(), default=repr, sort_keys=True)
+    elif isinstance(value, Prior):
+        yield json.dumps(value.describe(), default=repr, sort_keys=True)
     else:
         yield getattr(value, "__dict__", None)
