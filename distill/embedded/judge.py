@@ -127,9 +127,14 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def similarity(self, images: Tensor, captions: Sequence[str]) -> Tensor:
-        """Cosine of each picture with each caption, ``[batch, captions]``; images as ``rank`` takes them."""
+        """Cosine of each picture with each caption, ``[batch, captions]``; images as ``rank`` takes them.
+
+        It is the mean over a picture and its mirror image, whose captions have left and right exchanged.
+        """
         images = images.to(self.log_scale.device)
-        return self.image_features(images) @ self.text_features(captions).T
+        plain = self.image_features(images) @ self.text_features(captions).T
+        texts = [world.mirrored(caption) for caption in captions]
+        return (plain + self.image_features(images.flip(-1)) @ self.text_features(texts).T) / 2
 
     def rank(self, images: Tensor, captions: Sequence[str]) -> Tensor:
         """Order captions by how well they describe each picture, best first.

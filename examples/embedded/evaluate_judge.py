@@ -53,13 +53,13 @@ def similarities(
         g: augments; None for plain pictures.
     """
     palette = torch.tensor(list(world.COLOURS.values()))
-    read, found = judge.text_features([captions.write(*meaning) for meaning in said]), []
-    for index in torch.arange(len(half.name)).split(256):
+    texts, found = [captions.write(*meaning) for meaning in said], []
+    for index in torch.arange(len(half.name)).split(512):
         own = (colour[index] == NONE)[:, None]
         paint = torch.where(own, half.paint[index], palette[colour[index]])
         stored = half.layers[index]
         images = over_white(stored, paint) if g is None else augmented(stored, paint, g)
-        found.append((judge.image_features(images.to(read.device)) @ read.T).cpu())
+        found.append(judge.similarity(images, texts).cpu())
     return torch.cat(found)
 
 
@@ -171,7 +171,7 @@ def main() -> None:
         half = fresh_things(options.archives, options.work / "fresh-things", FRESH_SEED)
         print("\n" + things_table(judge, half, options.seed))
     images, start = torch.rand(64, 3, 64, 64), time.perf_counter()
-    judge.image_features(images)
+    judge.similarity(images, ["a red mug"])
     print(f"\n{(time.perf_counter() - start) / 64 * 1000:.2f} ms a picture on one thread")
 
 

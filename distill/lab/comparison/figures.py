@@ -42,9 +42,8 @@ def pictures_of(view: View, views: int = VIEWS) -> tuple[Tensor, Tensor]:
 
 def judge_scores(judge: Judge, pictures: Tensor, caption: str) -> dict[str, float]:
     """R-precision at 1 among all captions, and the mean cosine with the prompt's own, as ``truth.asked`` has it."""
-    with torch.no_grad():
-        similarity = judge.image_features(pictures) @ judge.text_features([caption]).T
-    return {"r_precision": r_precision(judge, pictures, caption), "similarity": similarity.mean().item()}
+    similarity = judge.similarity(pictures, [caption]).mean().item()
+    return {"r_precision": r_precision(judge, pictures, caption), "similarity": similarity}
 
 
 def facing(judge: Judge, pictures: Tensor, truth: Truth) -> Tensor:
