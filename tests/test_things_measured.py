@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -73,6 +74,12 @@ def test_an_asset_of_a_thing_is_measured_against_its_variants(
     assert (row["variant"], row["variants"], row["azimuth_offset_deg"]) == (2, 2, 45.0)
     assert row["iou"] == pytest.approx(1.0, abs=1e-3) and row["truth"] == "archives"
     assert (row["r_precision"], row["true_r_precision"]) == (0.5, 0.5)
+    # With another judge, the asset is measured again, and keeps its time.
+    result = tmp_path / "red" / "quality.json"
+    (tmp_path / "red" / "asset").mkdir()
+    result.write_text(json.dumps(row | {"judge": "another", "r_precision": 0.25, "seconds": 12.0}))
+    again = quality.make("a red stool", tmp_path / "red", {"iterations": 3}, generate, source)
+    assert again == row | {"seconds": 12.0} and len(made) == 2
     held_out = things.held_out("red", "stool")
     assert quality.pair_of(row) == ("held out" if held_out else "trained")
     with pytest.raises(ValueError, match="choose another --output"):

@@ -66,8 +66,13 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (titles, rule, *rows))
 
 
-def finished(result: Path, overrides: Mapping[str, Any]) -> Any:
-    """Return what an earlier run measured of an asset, or None if it has not been measured.
+def finished(result: Path, overrides: Mapping[str, Any], measured_with: Mapping[str, Any] | None = None) -> Any:
+    """Return what an earlier run measured of an asset, or None if it has not been measured, or with something else.
+
+    Args:
+        result: file of the measurement.
+        overrides: that the asset is made with.
+        measured_with: what else the figures depend on, by key of the measurement.
 
     Raises:
         ValueError: it was made with other overrides.
@@ -79,7 +84,8 @@ def finished(result: Path, overrides: Mapping[str, Any]) -> Any:
         raise ValueError(
             f"{result.parent} was made with {made['overrides']}, not {overrides}; choose another --output"
         )
-    return made
+    same = all(made.get(key) == value for key, value in (measured_with or {}).items())
+    return made if same else None
 
 
 def share(text: str) -> tuple[int, int]:

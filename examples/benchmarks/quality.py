@@ -31,6 +31,7 @@ from distill.cameras import turntable
 from distill.contracts import View
 from distill.embedded.judge import r_precision
 from distill.embedded.prompt import prior_for
+from distill.files.atomic import sha256
 from distill.lab.truth import (
     ELEVATION_DEG,
     VIEWS,
@@ -39,6 +40,7 @@ from distill.lab.truth import (
     best_shape,
     check,
     check_meant,
+    judge_folder,
     judge_of,
     matches,
     origin,
@@ -114,6 +116,12 @@ KINDS = Source(size=SIZE, fine=SIZE)
 Made = dict[str, Any]
 
 
+def measured_with(prompt: str, source: Source, judged: bool = True) -> Made:
+    """What a prompt's figures depend on besides the asset: where the truth is from, and the judge's weights as a SHA-256."""
+    weights = judge_folder(source, [prompt]) / "judge.safetensors"
+    return {"truth": origin(prompt, source), "judge": sha256(weights) if judged else None}
+
+
 def measure(
     view: View, prompt: str, source: Source = KINDS, judged: bool = True
 ) -> tuple[Made, Tensor | None]:
@@ -135,7 +143,7 @@ def measure(
     def precision(pictures: Tensor) -> float | None:
         return r_precision(judge_of(source, [prompt]), pictures, caption) if judged else None
 
-    figures: Made = {"r_precision": precision(rgb), "truth": origin(prompt, source)}
+    figures: Made = {"r_precision": precision(rgb), **measured_with(prompt, source, judged)}
     compared = matches(view, truths(prompt, source), rgb, opacity)
     if not compared:
         return figures | dict.fromkeys(
@@ -164,15 +172,20 @@ def make(
     prompt: str, folder: Path, overrides: dict[str, Any], generate: Callable[..., Any], source: Source = KINDS,
     judged: bool = True,
 ) -> Made:  # fmt: skip
-    """Make and measure one asset, or read the measurement of an earlier run."""
+    """Make and measure one asset, or read the measurement of an earlier run.
+
+    An asset of an earlier run is measured again if the judge or the truth is another.
+    """
     result = folder / "quality.json"
-    made: Made | None = finished(result, overrides)
+    made: Made | None = finished(result, overrides, measured_with(prompt, source, judged))
     if made is not None:
         return made
     resumed = (folder / "asset").exists()
     start = time.perf_counter()
     asset = generate(prompt, output_dir=str(folder / "asset"), resume=resumed, **({"seed": 0} | overrides))
-    seconds = None if resumed else time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    if resumed:  # the time of the run that made it, if it was measured then
+        seconds = json.loads(result.read_text())["seconds"] if result.exists() else None
     folder.mkdir(parents=True, exist_ok=True)
     figures, front = measure(asset.view, prompt, source, judged)
     save_strip(asset.view, front, folder / "strip.png")

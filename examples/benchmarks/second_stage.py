@@ -25,7 +25,7 @@ import torch
 import trimesh
 from measuring import finished
 from measuring import table as format_table
-from quality import PROMPTS, THINGS, mean, measure, parse_value, save_strip
+from quality import PROMPTS, THINGS, mean, measure, measured_with, parse_value, save_strip
 from quality import SIZE as FINE
 from torch import Tensor
 
@@ -95,7 +95,7 @@ def make(
 ) -> Made:
     """Make and measure the asset of one stage and its mesh, or read the measurement of an earlier run."""
     result = folder / f"{stage}.json"
-    made: Made | None = finished(result, options)
+    made: Made | None = finished(result, options, measured_with(prompt, source))
     if made is not None:
         return made
     own = folder / stage
