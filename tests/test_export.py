@@ -953,9 +953,18 @@ def test_export_writes_every_file_and_says_what_it_did(tmp_path: Path) -> None:
         )
 
     told = export()
-    names = {"contact.png", "turntable.mp4", "mesh.glb", "mesh.obj", "mesh.mtl", "mesh.png", "mesh.ply"}
+    names = {
+        "contact.png",
+        "turntable.mp4",
+        "mesh.glb",
+        "mesh.obj",
+        "mesh.mtl",
+        "mesh.png",
+        "mesh.ply",
+        "mesh-sides.png",
+    }
     assert set(os.listdir(tmp_path / "new" / "asset")) == names
-    assert set(told["seconds"]) == {"contact", "turntable", "mesh", "texture", "files"}
+    assert set(told["seconds"]) == {"contact", "turntable", "mesh", "texture", "files", "mesh_sheet"}
     assert told["iso_level"] == pytest.approx(4, rel=0.25) and told["silhouette_iou"] > 0.95
     ply = trimesh.load_mesh(tmp_path / "new" / "asset" / "mesh.ply", process=False)
     assert ply.is_watertight and len(ply.faces) == told["faces"] <= 1000

@@ -62,6 +62,48 @@ def test_guidance_extrapolates_from_the_empty_prompt() -> None:
     assert torch.allclose(x, torch.full_like(x, 1.5), atol=1e-6)
 
 
+def test_guidance_applies_within_its_interval_alone() -> None:
+    # Of five steps, at timesteps 999, 799, 599, 399 and 199, those of at least 0.399 of all timesteps are guided, the next is not.
+    prior, asked = gaussian_prior(), []
+    prior.embed = lambda prompts: {"mean": torch.tensor([0.3 if text else -0.3 for text in prompts])}
+    told = prior.predict_noise
+
+    def predict_noise(x_t: Any, t: Any, *more: Any) -> Any:
+        asked.append((int(t[0]), len(x_t)))
+        return told(x_t, t, *more)
+
+    prior.predict_noise = predict_noise
+    x = sample(prior, ["a"], generator=seeded(), steps=5, scale=3.0, interval=(0.399, 1.0))
+    assert asked == [(999, 2), (799, 2), (599, 2), (399, 2), (199, 1)]
+    # The last prediction of a point is the point, whatever came before; one guided at the end alone is beyond it.
+    assert torch.allclose(x, torch.full_like(x, 0.3), atol=1e-6)
+    x = sample(gaussian_prior(), ["a"], generator=seeded(), steps=5, scale=3.0, interval=(0.0, 0.3))
+    assert torch.allclose(x, torch.full_like(x, 1.5), atol=1e-6)
+
+
+def test_a_mean_guided_at_the_first_step_alone_by_hand() -> None:
+    # A Gaussian and two steps, 999 and 499, the first guided: each is the closed form of its own prediction.
+    prior = gaussian_prior(spread=0.5)
+    found = sample(prior, ["a"], generator=seeded(), steps=2, scale=2.0, interval=(0.5, 1.0))
+    x = torch.randn(1, *prior.shape, generator=seeded()).double()
+    a, b = prior.abar[999].item(), prior.abar[499].item()
+
+    def predicted(x: Any, abar: float, mean: float) -> Any:
+        return (1 - abar) ** 0.5 * (x - abar**0.5 * mean) / (abar * 0.25 + 1 - abar)
+
+    noise = 2 * predicted(x, a, 0.3) - predicted(x, a, -0.3)
+    clean = (x - (1 - a) ** 0.5 * noise) / a**0.5
+    x = b**0.5 * clean + (1 - b) ** 0.5 * noise
+    last = (x - (1 - b) ** 0.5 * predicted(x, b, 0.3)) / b**0.5
+    assert torch.allclose(found.double(), last, atol=1e-4)
+
+
+@pytest.mark.parametrize("interval", [(-0.1, 1.0), (0.0, 1.1), (0.6, 0.5)])
+def test_an_interval_that_is_none_is_refused(interval: Any) -> None:
+    with pytest.raises(ValueError, match="two shares"):
+        sample(gaussian_prior(), ["a"], generator=seeded(), interval=interval)
+
+
 def test_clipping_bounds_the_sample() -> None:
     x = sample(gaussian_prior(), ["a"], generator=seeded(), steps=5, scale=3.0, clip=1.0)
     assert torch.equal(x, torch.ones_like(x))

@@ -1,4 +1,4 @@
-"""Export a finished scene: mesh files, a video and a contact sheet."""
+"""Export a finished scene: mesh files, a video and contact sheets."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from distill.export.choices import (
     TEXTURE_SIZE,
 )
 from distill.export.colours import LARGEST, paint_of
+from distill.export.drawn import mesh_view
 from distill.export.files import save_meshes
 from distill.export.frame import Pivot, Up
 from distill.export.mesh import Mesh, extract_mesh
-from distill.export.pictures import timed, write_pictures
+from distill.export.pictures import timed, write_contact_sheet, write_pictures
 from distill.export.texture import bake_texture, colour_vertices
 from distill.export.zero_set import extract_zero_set
 from distill.files.paths import user_path
@@ -52,7 +53,7 @@ def export_asset(
     lods: int = 0,
     lod_as: str = "files",
 ) -> dict[str, Any]:
-    """Write contact.png, turntable.mp4 and the mesh, by default mesh.glb, mesh.obj (with .mtl and .png) and mesh.ply.
+    """Write contact.png, turntable.mp4 and the mesh, by default mesh.glb, mesh.obj (with .mtl and .png) and mesh.ply, and mesh-sides.png.
 
     The pictures come first: an empty scene still has them when the mesh fails.
 
@@ -92,13 +93,13 @@ def export_asset(
         "lod_as": lod_as,
     }  # fmt: skip
     seconds = write_pictures(folder, view, pictures)
-    figures = MeshWriter(query)(folder, view, meshes)
+    figures = MeshWriter(query)(folder, view, pictures | meshes)
     return {**figures, "seconds": seconds | figures["seconds"]}
 
 
 @dataclass(frozen=True)
 class MeshWriter:
-    """Writes a mesh with a baked texture, by default as mesh.glb, mesh.obj (with .mtl and .png) and mesh.ply.
+    """Writes a mesh with a baked texture, by default as mesh.glb, mesh.obj (with .mtl and .png) and mesh.ply, and a sheet of its sides.
 
     Attributes:
         query: the scene's density and albedo at points on the CPU.
@@ -110,7 +111,7 @@ class MeshWriter:
     distance: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, folder: Path, view: View, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Write it; options and figures are those of ``export_asset`` that are not of the pictures."""
+        """Write it; options and figures are those of ``export_asset``. Without those of pictures, no sheet is written."""
         seconds: dict[str, float] = {}
         with timed(seconds, "mesh"):
             bare = self._bare(view, options)
@@ -118,6 +119,11 @@ class MeshWriter:
             mesh = self._textured(bare, view, options)
         with timed(seconds, "files"):
             written = save_meshes(mesh, folder, **{name: options[name] for name in SAVING if name in options})
+        if "picture_size" in options:
+            with timed(seconds, "mesh_sheet"):
+                sheet = folder / f"{options.get('name', 'mesh')}-sides.png"
+                size, elevation_deg = options["picture_size"], options["elevation_deg"]
+                write_contact_sheet(mesh_view(mesh), sheet, size=size, elevation_deg=elevation_deg)
         return {
             "seconds": seconds,
             "iso_level": mesh.iso_level,

@@ -66,7 +66,9 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (titles, rule, *rows))
 
 
-def finished(result: Path, overrides: Mapping[str, Any], measured_with: Mapping[str, Any] | None = None) -> Any:
+def finished(
+    result: Path, overrides: Mapping[str, Any], measured_with: Mapping[str, Any] | None = None
+) -> Any:
     """Return what an earlier run measured of an asset, or None if it has not been measured, or with something else.
 
     Args:

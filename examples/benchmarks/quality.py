@@ -183,7 +183,7 @@ def make(
     resumed = (folder / "asset").exists()
     start = time.perf_counter()
     asset = generate(prompt, output_dir=str(folder / "asset"), resume=resumed, **({"seed": 0} | overrides))
-    seconds = time.perf_counter() - start
+    seconds: float | None = time.perf_counter() - start
     if resumed:  # the time of the run that made it, if it was measured then
         seconds = json.loads(result.read_text())["seconds"] if result.exists() else None
     folder.mkdir(parents=True, exist_ok=True)

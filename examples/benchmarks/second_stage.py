@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 import trimesh
 from measuring import finished
 from measuring import table as format_table
 from quality import PROMPTS, THINGS, mean, measure, measured_with, parse_value, save_strip
 from quality import SIZE as FINE
-from torch import Tensor
 
 import distill
-from distill.cameras import Cameras, turntable
-from distill.contracts import Render, View
+from distill.cameras import turntable
+from distill.contracts import View
+from distill.export.drawn import mesh_view
+from distill.export.mesh import Mesh
 from distill.lab.truth import ELEVATION_DEG, VIEWS, Source, check, judge_of
 
 Made = dict[str, Any]
@@ -57,30 +57,12 @@ FIGURES = (
 
 
 def view_of(path: Path) -> View:
-    """Return a view of a textured GLB over white, each pixel a mean over ``RAYS`` x ``RAYS`` rays; its depth is not known."""
-    mesh = cast(trimesh.Trimesh, trimesh.load(path, force="mesh"))
-    mesh.apply_transform(FROM_GLB)
-    visual: Any = mesh.visual
-    texture = np.asarray(visual.material.baseColorTexture.convert("RGB")) / 255
-
-    def view(cameras: Cameras, height: int, width: int) -> Render:
-        directions: Any
-        origins, directions = (
-            value.reshape(-1, 3).double().numpy() for value in cameras.rays(height * RAYS, width * RAYS)
-        )
-        faces, rays, points = mesh.ray.intersects_id(
-            origins, directions, multiple_hits=False, return_locations=True
-        )
-        weights = trimesh.triangles.points_to_barycentric(mesh.triangles[faces], points)
-        uv = (visual.uv[mesh.faces[faces]] * weights[..., None]).sum(1)
-        column = np.clip((uv[:, 0] * texture.shape[1]).astype(int), 0, texture.shape[1] - 1)
-        row = np.clip(((1 - uv[:, 1]) * texture.shape[0]).astype(int), 0, texture.shape[0] - 1)
-        seen = np.concatenate([np.ones((len(origins), 3)), np.zeros((len(origins), 1))], axis=1)
-        seen[rays, :3], seen[rays, 3] = texture[row, column], 1
-        mean: Tensor = torch.from_numpy(seen).view(len(cameras), height, RAYS, width, RAYS, 4).mean((2, 4))
-        return Render(mean[..., :3].float(), mean[..., 3:].float(), torch.zeros_like(mean[..., 3:]))
-
-    return view
+    """Return a view of a textured GLB over white, each pixel a mean over ``RAYS`` x ``RAYS`` rays."""
+    read = cast(trimesh.Trimesh, trimesh.load(path, force="mesh"))
+    read.apply_transform(FROM_GLB)
+    visual: Any = read.visual
+    texture = np.asarray(visual.material.baseColorTexture.convert("RGB"))
+    return mesh_view(Mesh(read.vertices, read.faces, read.vertex_normals, visual.uv, texture), RAYS)
 
 
 def mesh_psnr(path: Path, view: View) -> float:

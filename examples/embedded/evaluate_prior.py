@@ -63,7 +63,7 @@ def prompts_of(asked: list[tuple[str, str, int]]) -> list[str]:
 
 
 def pictures_of(
-    prior: DiffusionPrior, prompts: list[str], steps: int, scale: float, seed: int, batch: int = 32
+    options: argparse.Namespace, prior: DiffusionPrior, prompts: list[str], seed: int, batch: int = 32
 ) -> Tensor:
     """Sample one picture in [0, 1] for each prompt, ``[prompts, 3, height, width]``."""
     g = torch.Generator().manual_seed(seed)
@@ -71,7 +71,10 @@ def pictures_of(
     for start in tqdm(range(0, len(prompts), batch), "sampling"):
         some = prompts[start : start + batch]
         clip = None if prior.latent else 1.0
-        x = sample(prior, some, generator=g, steps=steps, scale=scale, clip=clip)
+        x = sample(
+            prior, some, generator=g, steps=options.steps, scale=options.scale, interval=options.interval,
+            clip=clip,
+        )  # fmt: skip
         made.append(prior.decode(x).clamp(0, 1).cpu())
     return torch.cat(made)
 
@@ -196,6 +199,10 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--scale", type=float, default=3.0, help="classifier-free guidance scale")
+    parser.add_argument(
+        "--interval", type=float, nargs=2, default=(0.0, 1.0), metavar=("FROM", "TO"),
+        help="shares of the timesteps between which guidance applies; all by default",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="one sample a pair, 15 steps, a small sheet")
@@ -213,6 +220,8 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         named = options.prior not in PRIORS and (Path(options.prior) / NAMES).is_file()
         if not (0 < options.keep <= 1 and named):
             parser.error("--keep is a share in (0, 1], and --prior then a folder with a names.json")
+    if not 0 <= options.interval[0] <= options.interval[1] <= 1:
+        parser.error("--interval is two shares in [0, 1], the lower first")
     if options.per_pair is None:
         options.per_pair = 2 if options.pack else 4
     if options.quick:
@@ -233,12 +242,12 @@ def evaluate_kinds(
     fresh = true_pictures(options.work / "fresh", options.per_pair, options.seed)
     truth = judge_all(judge, *fresh, candidates)
     asked = requests(options.per_pair)
-    made = pictures_of(prior, prompts_of(asked), options.steps, options.scale, options.seed)
+    made = pictures_of(options, prior, prompts_of(asked), options.seed)
     verdicts = judge_all(judge, made, asked, candidates)
     directions = list(range(0, 16, 4 if options.quick else 2))
     colours = list(world.COLOURS)
     rows = [(colours[k % 8], kind, v) for k, kind in enumerate(world.KINDS) for v in directions]
-    sheet = pictures_of(prior, prompts_of(rows), options.steps, options.scale, options.seed + 1)
+    sheet = pictures_of(options, prior, prompts_of(rows), options.seed + 1)
     labels = [f"{colours[k % 8]} {kind}" for k, kind in enumerate(world.KINDS)]
     draw_sheet(sheet, labels, [world.DIRECTIONS[v] for v in directions], options.sheet)
     return f"{summary(truth, verdicts)}\n\n{table(verdicts)}\n"
@@ -254,7 +263,7 @@ def evaluate_names(
     """Sample things, draw 64 of the samples, and return the tables, without a judge only the share that is nearest to their name."""
     asked = evaluate_things.requests(pack.things, options.things or len(things.names(pack.things)))
     prompts = [one.prompt for one in asked]
-    made = pictures_of(prior, prompts, options.steps, options.scale, options.seed + 2)
+    made = pictures_of(options, prior, prompts, options.seed + 2)
     shown = evaluate_things.chosen(len(asked))
     evaluate_things.draw_sheet(made[shown], [asked[index] for index in shown], options.things_sheet)
     plain = [index for index, one in enumerate(asked) if one.colour is None]
@@ -330,7 +339,12 @@ def main() -> None:
     if judge:
         check_words(candidates, judge)
     prior = load_prior(options.prior, options.device)
-    setup = f"{options.steps} DDIM steps, guidance scale {options.scale:g}, seed {options.seed}, "
+    within = (
+        ""
+        if tuple(options.interval) == (0, 1)
+        else " within {:g} to {:g} of the timesteps".format(*options.interval)
+    )
+    setup = f"{options.steps} DDIM steps, guidance scale {options.scale:g}{within}, seed {options.seed}, "
     parts = [setup + (f"judged among {len(candidates)} captions" if judge else "without a judge")]
     if pack is not None:
         parts.append(evaluate_names(options, judge, prior, pack, said))

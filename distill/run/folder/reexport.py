@@ -154,8 +154,9 @@ def _whole(folders: Sequence[Path], files: Sequence[Path]) -> Iterator[None]:
 def _write(folder: Path, config: DictConfig, scene: Scene, device: torch.device) -> dict[str, Any]:
     """Write a scene's meshes; returns their figures."""
     started = time.perf_counter()
+    options = {name: value for name, value in config.export.items() if f"export.{name}" not in OF_PICTURES}
     try:
-        figures = scene.assets()["mesh"](folder, look(scene, device), config.export)
+        figures = scene.assets()["mesh"](folder, look(scene, device), options)
     except ValueError as error:
         raise ExportFailed(str(error)) from error
     return {**figures, "seconds": round(time.perf_counter() - started, 3)}

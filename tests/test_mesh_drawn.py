@@ -1,0 +1,99 @@
+"""Pictures of a mesh against pinhole geometry done by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+
+from distill.cameras import orbit
+from distill.export.asset import export_asset
+from distill.export.drawn import mesh_view
+from distill.export.mesh import Mesh
+
+RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (90, 90, 90)
+FRONT = orbit(torch.tensor([0.0]), torch.tensor([0.0]), 3.0, 40.0)
+
+
+def square(**looks: object) -> Mesh:
+    """Two triangles in the plane x = 0.5 with y and z in [-0.5, 0.5], facing the front camera, whose right is +y."""
+    vertices = np.array([[0.5, y, z] for z in (-0.5, 0.5) for y in (-0.5, 0.5)], np.float32)
+    faces = np.array([[0, 1, 3], [0, 3, 2]])
+    return Mesh(vertices, faces, np.tile(np.float32([1, 0, 0]), (4, 1)), **looks)  # type: ignore[arg-type]
+
+
+def test_a_texture_is_seen_upright_where_a_pinhole_camera_has_it() -> None:
+    # Row 0 at the top, (0, 0) of the coordinates at the lower left.
+    texture = np.array([[RED, GREEN], [BLUE, GREY]], np.uint8)
+    uv = np.array([[0, 0], [1, 0], [0, 1], [1, 1]], np.float32)
+    seen = mesh_view(square(uv=uv, texture=texture), samples=3)(FRONT, 64, 64)
+    # Its edge at a distance of 2.5, in pixels; a quarter of it from the middle lies in the middle of a texel.
+    edge = 64 / (2 * math.tan(math.radians(20)) * 2.5)
+    low, high = round(32 - edge / 4), round(32 + edge / 4)
+    for row, column, colour in (
+        (low, low, RED), (low, high, GREEN), (high, low, BLUE), (high, high, GREY), (0, 0, (255, 255, 255)),
+    ):  # fmt: skip
+        np.testing.assert_allclose(seen.rgb[0, row, column] * 255, colour, atol=1e-3)
+    assert seen.opacity.sum().item() == pytest.approx(edge**2, rel=0.02)
+
+
+def test_depth_is_the_distance_along_the_ray_and_0_where_nothing_is() -> None:
+    seen = mesh_view(square(colours=np.zeros((4, 3), np.float32)), samples=1)(FRONT, 65, 65)
+    _, directions = FRONT.rays(65, 65)
+    hit = seen.opacity > 0
+    expected = 2.5 / -directions[..., :1]  # the plane is 2.5 in front of the camera, which looks along -x
+    torch.testing.assert_close(seen.depth[hit], expected[hit], atol=1e-4, rtol=0)
+    assert seen.depth[0, 32, 32].item() == pytest.approx(2.5, abs=1e-5)
+    assert (seen.depth[~hit] == 0).all() and (~hit).any()
+
+
+def test_colours_of_vertices_are_linear_between_them() -> None:
+    # Red grows with y and green with z, from 0 to 1.
+    colours = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]], np.float32)
+    seen = mesh_view(square(colours=colours), samples=1)(FRONT, 64, 64)
+    origins, directions = FRONT.rays(64, 64)
+    points = origins + seen.depth * directions
+    hit = seen.opacity[..., 0] > 0
+    torch.testing.assert_close(seen.rgb[hit][:, :2], points[hit][:, 1:] + 0.5, atol=1e-4, rtol=0)
+
+
+def test_many_rays_average_the_edge_of_a_ball_over_white() -> None:
+    ball = trimesh.creation.icosphere(subdivisions=5, radius=0.5)
+    mesh = Mesh(
+        ball.vertices.astype(np.float32), np.asarray(ball.faces), ball.vertex_normals,
+        colours=np.full((len(ball.vertices), 3), 0.25, np.float32),
+    )  # fmt: skip
+    seen = mesh_view(mesh, samples=4)(FRONT, 48, 48)
+    # The ball fills a cone of half-angle asin(r / d), a disc of that tangent in the picture.
+    radius = 24 * math.tan(math.asin(0.5 / 3.0)) / math.tan(math.radians(20))
+    assert seen.opacity.sum().item() == pytest.approx(math.pi * radius**2, rel=0.005)
+    torch.testing.assert_close(seen.rgb, (1 - 0.75 * seen.opacity).expand(-1, -1, -1, 3))
+    assert ((seen.opacity > 0) & (seen.opacity < 1)).any()
+
+
+def test_a_mesh_without_colours_is_refused() -> None:
+    with pytest.raises(ValueError, match="with neither"):
+        mesh_view(square())
+
+
+def test_the_sheet_of_an_export_shows_the_mesh_and_not_the_scene(tmp_path: Path) -> None:
+    from test_export import BLUE as FIELD_BLUE
+    from test_export import RED as FIELD_RED
+    from test_export import sphere, sphere_view
+
+    export_asset(
+        sphere(0.5), sphere_view(0.5), tmp_path, resolution=48, faces=1000, texture_size=64, frames=1,
+        picture_size=32,
+    )  # fmt: skip
+    with Image.open(tmp_path / "mesh-sides.png") as sheet:
+        seen = np.asarray(sheet.convert("RGB"))
+    assert seen.shape == (2 * 32 + 4, 4 * 32 + 3 * 4, 3)
+    # The front is red and the back blue, as the field has them; the renders of the scene are white.
+    np.testing.assert_allclose(seen[16, 16], 255 * np.array(FIELD_RED), atol=1)
+    np.testing.assert_allclose(seen[36 + 16, 16], 255 * np.array(FIELD_BLUE), atol=1)
+    np.testing.assert_array_equal(seen[1, 1], 255)
