@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.files.atomic import replacing
+from distill.usage import Parser
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 #: How the name of an index of a file in several parts ends, with its variant behind "index".
@@ -114,13 +115,16 @@ def check_targets(sources: Sequence[Path]) -> None:
             )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``python -m distill.convert``."""
+    parser = Parser(
+        prog="python -m distill.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", type=Path, help="a file, or a folder")
     parser.add_argument("target", type=Path, nargs="?", help="of one file")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.target and options.source.is_dir():
         parser.error(
             f"a target is for one file, and {options.source} is a folder, whose files are written beside those that they are "
@@ -135,8 +139,10 @@ def main() -> None:
         check_targets(sources)
         for source in sources:
             print(convert(source, options.target if options.source.is_file() else None))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    except ValueError as error:
+        parser.error(str(error))
+    except OSError as error:
+        sys.exit(f"{parser.prog}: error: {error}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import argparse
+from typing import NamedTuple, NoReturn
 
 
 class Usage(NamedTuple):
@@ -73,6 +74,13 @@ USAGES = {
         "summary outputs/",
     ),
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses wrong arguments in one line, with exit code 2; those of its subcommands do likewise."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def usage_of(command: str) -> str:

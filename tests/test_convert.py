@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,15 @@ from distill.convert import target_of
 def pickle(path: Path, value: float) -> Path:
     torch.save({"a": torch.full((2,), value)}, path)
     return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *paths: Path) -> str:
+    """The line in which files are refused as invalid input, exit code 2."""
+    with pytest.raises(SystemExit) as ended:
+        convert.main([str(path) for path in paths])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1
+    return said.strip()
 
 
 @pytest.mark.parametrize(
@@ -42,9 +52,7 @@ def test_files_are_called_as_loaders_look_for_them(name: str, expected: str, tmp
     assert target_of(tmp_path / name) == tmp_path / expected
 
 
-def test_a_model_in_parts_is_loaded_after_it_is_converted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_in_parts_is_loaded_after_it_is_converted(tmp_path: Path) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(0)
@@ -59,8 +67,7 @@ def test_a_model_in_parts_is_loaded_after_it_is_converted(
     index = {"metadata": {}, "weight_map": {name: file for file, own in parts.items() for name in own}}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     model.config.save_pretrained(tmp_path)
-    monkeypatch.setattr("sys.argv", ["convert", str(tmp_path)])
-    convert.main()
+    convert.main([str(tmp_path)])
     for path in tmp_path.glob("pytorch_model*"):
         path.unlink()
     loaded = CLIPTextModel.from_pretrained(tmp_path, use_safetensors=True)
@@ -69,22 +76,19 @@ def test_a_model_in_parts_is_loaded_after_it_is_converted(
 
 
 def test_two_files_of_one_target_are_refused_and_neither_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pickle(tmp_path / "model.bin", 1)
     pickle(tmp_path / "model.ckpt", 2)
-    monkeypatch.setattr("sys.argv", ["convert", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"model.bin and .*model.ckpt would both become .*model.safetensors"):
-        convert.main()
+    said = refused(capsys, tmp_path)
+    assert re.search(r"model.bin and .*model.ckpt would both become .*model.safetensors", said)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.bin", "model.ckpt"]
 
 
-def test_nothing_that_is_there_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_that_is_there_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
     source = pickle(tmp_path / "model.bin", 1)
-    monkeypatch.setattr("sys.argv", ["convert", str(source)])
-    with pytest.raises(SystemExit, match=r"model.safetensors is there already"):
-        convert.main()
+    assert "model.safetensors is there already" in refused(capsys, source)
     assert not load_file(tmp_path / "model.safetensors")["a"].any()
 
 
@@ -105,18 +109,14 @@ def test_an_index_that_is_none_is_one_line(text: str, said: str, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
-def test_a_target_in_no_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_in_no_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = pickle(tmp_path / "model.bin", 1)
-    monkeypatch.setattr("sys.argv", ["convert", str(source), str(tmp_path / "no" / "m.safetensors")])
-    with pytest.raises(SystemExit, match=r"error: .* is in a folder that is not there"):
-        convert.main()
+    said = refused(capsys, source, tmp_path / "no" / "m.safetensors")
+    assert "is in a folder that is not there" in said
 
 
 def test_a_folder_is_converted_in_place_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "old.bin")
-    with pytest.raises(SystemExit), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["convert", str(tmp_path), str(tmp_path / "new.safetensors")])
-        convert.main()
-    said = capsys.readouterr().err.splitlines()[-1]
+    said = refused(capsys, tmp_path, tmp_path / "new.safetensors")
     assert "a target is for one file" in said and said.endswith("new.safetensors out")
     assert [path.name for path in tmp_path.iterdir()] == ["old.bin"]

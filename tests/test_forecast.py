@@ -19,6 +19,7 @@ from distill.forecast.cost import calls, cost
 from distill.forecast.network import Forecast, LiveBytes, calls_of, counted, forecast, shadow
 from distill.guidance import available, made_for_prior
 from distill.guidance.terms import add_noise, predict
+from distill.machine import Finding
 from distill.priors import load_prior
 from distill.priors.source import find
 from distill.run.config.compose import compose_config
@@ -268,7 +269,7 @@ def test_the_doctor_finds_nothing_wrong_with_the_defaults(
         "time",
     ):
         assert said[name][0] in ("ok", "note")
-    findings = [doctor.Finding(name, *found) for name, found in said.items()]
+    findings = [Finding(name, *found) for name, found in said.items()]
     monkeypatch.setattr(doctor, "examine", lambda *_: findings)
     with pytest.raises(SystemExit) as stopped:
         main(["doctor", "device=cpu"])

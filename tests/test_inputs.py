@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import make
 
-from distill import cli, doctor, guidance
+from distill import cli, doctor, guidance, machine
 from distill.conditions.cutout import cut_out, describe_rembg, read_rgba
 from distill.export.report import write_report
 from distill.priors import load_prior
@@ -525,7 +525,7 @@ def test_a_gpu_that_is_not_there_is_refused(
 def test_a_gpu_is_told_from_those_that_torch_was_built_for(
     arch: str, card: tuple[int, int], runs: bool
 ) -> None:
-    assert doctor.runs_on(arch, *card) is runs
+    assert machine.runs_on(arch, *card) is runs
 
 
 @pytest.mark.parametrize(

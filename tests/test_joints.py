@@ -117,6 +117,7 @@ def _quick(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from distill import doctor
     from distill.forecast import cost, network
     from distill.lab.comparison import run as comparison
+    from distill.machine import Finding
 
     def some(view: View, field: Field, prompt: str, judge: Judge, source: Any) -> dict[str, Any]:
         density, colour = field(torch.zeros(1, 3))
@@ -140,7 +141,7 @@ def _quick(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return Forecast(1, 2, 3, 0, 5 * sum(rows), 6)
 
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(doctor, "smoke", lambda device: doctor.Finding("step", "ok", ""))
+    monkeypatch.setattr(doctor, "smoke", lambda device: Finding("step", "ok", ""))
     monkeypatch.setattr(network, "speed_of", lambda device, dtype: 1e9)
     monkeypatch.setattr(cost, "forecast", counted)
     monkeypatch.setattr(comparison, "judge_of", lambda *_: judge())

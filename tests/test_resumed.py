@@ -434,6 +434,31 @@ def test_among_runs_of_other_seeds_a_sweep_reads_its_own_alone(
     assert to_resume(compose_config([*words, "seed=7"])) is None and not read
 
 
+def test_a_sweep_reads_the_settings_of_each_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["prompt=a red mug", "resume=true"]
+    configs = [compose_config([*words, f"guidance.scale={scale}"]) for scale in (3, 4, 5, 6)]
+    read: list[str] = []
+    plain = stored.stored_in
+
+    def reading(folder: Path) -> DictConfig | None:
+        read.append(folder.name)
+        return plain(folder)
+
+    monkeypatch.setattr(stored, "stored_in", reading)
+    made = [claim(config) for config in configs]
+    again = [claim(config) for config in configs]
+    assert again == made and [to_resume(config) for config in configs] == made
+    assert sorted(read) == sorted(folder.name for folder in made)
+    # One that was changed since is read again.
+    path = made[1] / "config.yaml"
+    text = path.read_text()
+    assert text.count("scale: 4\n") == 1
+    path.write_text(text.replace("scale: 4\n", "scale: 9.5\n"))
+    assert to_resume(configs[1]) is None
+    assert to_resume(compose_config([*words, "guidance.scale=9.5"])) == made[1]
+    assert read.count(made[1].name) == 2
+
+
 #: What a ``config.yaml`` may hold that is no settings, and how that is told.
 BROKEN: dict[str, tuple[bytes | None, str]] = {
     "gone": (None, r"\(.*No such file"),

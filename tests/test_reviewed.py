@@ -251,10 +251,10 @@ def test_a_home_folder_that_is_not_known_is_said_in_one_line(
 
 
 def test_the_doctor_tells_of_a_home_folder_that_is_not_known() -> None:
-    from distill import doctor
+    from distill import doctor, machine
 
     config = compose_config(["prompt=a red mug", "output_dir='~nobody-here/x'"])
-    assert [found.name for found in doctor.places(config)] == ["embeddings", "hub cache"]
+    assert [found.name for found in machine.places(config)] == ["embeddings", "hub cache"]
     found = {each.name: each for each in doctor.inputs(config)}
     assert found["output_dir"].verdict == "wrong" and "home folder" in found["output_dir"].said
 

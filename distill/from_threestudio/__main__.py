@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from distill.from_threestudio.convert import convert
+from distill.usage import Parser
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the command on standard output, and comments on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m distill.from_threestudio", description=__doc__)
+    parser = Parser(prog="python -m distill.from_threestudio", description=__doc__)
     parser.add_argument("config", type=Path, help="a YAML of threestudio")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     try:
         command, notes = convert(given.config)
     except ValueError as error:

@@ -7,6 +7,7 @@ The modules are those in which custom parts are registered.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import json
@@ -15,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ from distill.priors import load_prior
 from distill.run.assembly.assemble import assemble
 from distill.run.config.compose import compose_config
 from distill.run.config.overrides import as_overrides
+from distill.usage import Parser
 
 STEPS, WARM = 14, 4
+#: Begins the line of an error.
+PROG = "python -m distill.lab.comparison.cost"
 
 
 def measure_cost(wanted: Mapping[str, Any], prompt: str) -> dict[str, float]:
@@ -52,6 +56,7 @@ def measure_cost(wanted: Mapping[str, Any], prompt: str) -> dict[str, float]:
     if done.returncode:
         # One that was killed says nothing.
         last = (done.stderr.strip().splitlines() or [f"it ended with exit code {done.returncode}"])[-1]
+        last = last.removeprefix(f"{PROG}: error: ")
         own = "; a part that the script itself registers is not known there: register it in a module that the script imports"
         raise RuntimeError(
             f"could not measure the cost in a new process: {last}{own if '__main__' in homes else ''}"
@@ -92,14 +97,44 @@ def few_steps(
     train(job, on_step)
 
 
-def main() -> None:
-    wanted, prompt = json.loads(sys.argv[1]), sys.argv[2]
-    for module in sys.argv[3:]:
+def _method(text: str) -> dict[str, Any]:
+    """A method's options, of JSON."""
+    try:
+        wanted = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected JSON, got {text!r}: {error}") from error
+    if not isinstance(wanted, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object of options, got {text!r}")
+    return wanted
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure one method in this process, and print the figures as JSON."""
+    parser = Parser(
+        prog=PROG,
+        description=(__doc__ or "").splitlines()[0],
+        epilog=f"""example: {PROG} '{{"guidance": "asd"}}' 'a red mug'""",
+    )
+    parser.add_argument("method", type=_method, help="its options of a run, as a JSON object")
+    parser.add_argument("prompt")
+    parser.add_argument("module", nargs="*", help="in which custom parts are registered")
+    given = parser.parse_args(arguments)
+    for module in given.module:
         # A method that needs none of its parts is measured all the same.
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
-    config = compose({**wanted, "iterations": max(STEPS, wanted.get("iterations", STEPS))}, prompt, 0)
-    prior = load_prior(config.prior, pick_device(config.device))
+    steps = given.method.get("iterations", STEPS)
+    wanted = {**given.method, "iterations": max(STEPS, steps) if isinstance(steps, int) else steps}
+    try:
+        config = compose(wanted, given.prompt, 0)
+        prior = load_prior(config.prior, pick_device(config.device))
+    except ValueError as error:
+        parser.error(str(error))
+    print(json.dumps(_measured(config, prior)))
+
+
+def _measured(config: DictConfig, prior: Prior) -> dict[str, float]:
+    """What ``measure_cost`` returns, of this process."""
     cuda = prior.device.type == "cuda"
 
     def size() -> float:
@@ -114,8 +149,7 @@ def main() -> None:
 
     few_steps(config, prior, STEPS, on_step)
     steps = [1000 * (later - before) for before, later in zip(ends[WARM - 1 :], ends[WARM:], strict=False)]
-    found = {"step_ms": statistics.median(steps), "peak_mib": size(), "training_mib": size() - loaded}
-    print(json.dumps(found))
+    return {"step_ms": statistics.median(steps), "peak_mib": size(), "training_mib": size() - loaded}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.run.signals import as_interrupts, stop_signals
+from distill.usage import Parser
 from distill.wording import counted
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``distill-views``."""
-    parser = argparse.ArgumentParser(prog="distill-views", description="Renders for novel-view models.")
+    parser = Parser(prog="distill-views", description="Renders for novel-view models.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (about, add_options, run) in COMMANDS.items():
         command = commands.add_parser(name, help=about)

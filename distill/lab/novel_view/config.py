@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import importlib.resources
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -330,6 +331,12 @@ def claim(folder: Path, config: TrainConfig) -> None:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(asdict(config), indent=2) + "\n")
+
+
+def recipes() -> list[str]:
+    """The names that ``recipe=`` takes."""
+    folder = importlib.resources.files("distill.conf.novelview") / "recipe"
+    return sorted(Path(found.name).stem for found in folder.iterdir())
 
 
 def compose(overrides: Sequence[str]) -> TrainConfig:

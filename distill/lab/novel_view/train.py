@@ -23,7 +23,7 @@ from distill.files.paths import user_path
 from distill.lab.novel_view import loop
 from distill.lab.novel_view.cache import build_cache
 from distill.lab.novel_view.code_stage import train_code
-from distill.lab.novel_view.config import TrainConfig, check, claim, compose, refuse
+from distill.lab.novel_view.config import TrainConfig, check, claim, compose, recipes, refuse
 from distill.lab.novel_view.in_memory import train_in_memory
 from distill.lab.novel_view.objective import loss_of, make_sampler
 from distill.lab.novel_view.pairs import Pairs
@@ -35,6 +35,7 @@ from distill.lab.novel_view.validation import measure_samples, validate, validat
 from distill.priors.novel_view.features import load_encoder
 from distill.run.journal import Interrupted
 from distill.run.signals import stop_signals
+from distill.usage import Parser
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -148,15 +149,26 @@ def _stages(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compose the configuration of Hydra options and train."""
+    parser = Parser(
+        prog="python -m distill.lab.novel_view.train",
+        description="Train a novel-view model on renders of distill-views, in one process or started by accelerate launch -m.",
+        epilog="example: python -m distill.lab.novel_view.train recipe=embedded data=renders output_dir=trained",
+    )
+    parser.add_argument(
+        "options",
+        nargs="*",
+        metavar="NAME=VALUE",
+        help=f"recipe=NAME, one of {', '.join(recipes())}, and the options that distill/lab/novel_view/config.py describes",
+    )
+    options = parser.parse_args(arguments).options
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        train(compose(sys.argv[1:] if arguments is None else arguments))
+        train(compose(options))
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(130)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

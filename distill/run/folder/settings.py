@@ -1,7 +1,7 @@
 """The settings in a run's folder, its ``config.yaml``, as what reads them needs them: whole, or quickly.
 
 To read one whole, as OmegaConf does, takes 50 ms, so a table of 1,000 runs or a sweep over 1,000 seeds would take a minute. These look at
-the text: see ``summary.head``, ``differences.entries`` and ``stored.same_run``.
+the text: see ``summary.head`` and ``differences.entries``; ``stored.same_run`` does where seeds differ, and else reads each file once.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -65,10 +66,10 @@ def same_run(folder: Path, config: DictConfig) -> bool:
         OtherLayout: it does, with other ``retries``, which go with other folders.
         ValueError: it does, as far as can be told, but another version of distill made it; or its settings cannot be read.
     """
-    stored = None if _of_another_seed(folder, config) else stored_in(folder)
+    stored = None if _of_another_seed(folder, config) else _settings_in(folder)
     if stored is None:
         return False
-    made, wanted = both(folder, stored, config)
+    made, wanted = both(folder, stored.settings, config)
     if (missing := part_of_a_script(made)) and agree(made, wanted):
         raise ValueError(
             f"{folder} was made with {missing}, which is registered by a script of your own: resume it with that script instead of distill, or "
@@ -80,14 +81,17 @@ def same_run(folder: Path, config: DictConfig) -> bool:
             f"{folder} was made by another version of distill: its config.yaml has {told}; finish it with that version, or choose "
             "another output_dir= to start again"
         )
-    if made == wanted and several(stored) != several(config):
+    if made != wanted:
+        return False
+    parted = bool(made["seeds"] > 1 or stored.retries)
+    if parted != several(config):
         raise OtherLayout(
             folder,
             f"{folder} holds this run with retries={stored.retries}, which has "
-            f"{'a folder for each seed' if several(stored) else 'no folders for seeds'}, so retries={config.retries} cannot continue with "
+            f"{'a folder for each seed' if parted else 'no folders for seeds'}, so retries={config.retries} cannot continue with "
             f"it; add retries={stored.retries}, or choose another output_dir= to start again",
         )
-    return made == wanted
+    return True
 
 
 def _of_another_seed(folder: Path, config: DictConfig) -> bool:
@@ -99,13 +103,15 @@ def _of_another_seed(folder: Path, config: DictConfig) -> bool:
     return said is not None and int(said[1]) != config.seed
 
 
-def both(folder: Path, stored: DictConfig, config: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+def both(
+    folder: Path, stored: Mapping[str, Any], config: DictConfig
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of a folder's run, and those of a configuration, by dotted name, those of earlier stages one by one.
 
     Files are compared by what they hold, where the folder says it. The prompts of a step of a library are one for each process
     where they are not given, so as many as the run had.
     """
-    made, wanted = (_of_all_stages(settings_of(each)) for each in (stored, config))
+    made, wanted = dict(stored), _of_all_stages(settings_of(config))
     if wanted["optimiser.accumulate"] is None:
         wanted["optimiser.accumulate"] = made.get("optimiser.accumulate")
     now = contents.contents(config)
@@ -125,10 +131,10 @@ def _of_all_stages(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def differing(folder: Path, config: DictConfig) -> str:
     """Say in which settings the run in a folder differs from a configuration, the first few of them; empty for none."""
-    stored = stored_in(folder)
+    stored = _settings_in(folder)
     if stored is None:
         return ""
-    made, wanted = both(folder, stored, config)
+    made, wanted = both(folder, stored.settings, config)
     names = [name for name in {**wanted, **made} if made.get(name) != wanted.get(name)]
     # Options of two losses, or two scenes, differ because these do.
     others = {name.partition(".")[0] for name in names if name.endswith("._target_")}
@@ -146,6 +152,36 @@ def differing(folder: Path, config: DictConfig) -> str:
 
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return "; ".join(map(told, names[:SHOWN])) + rest
+
+
+class _Stored(NamedTuple):
+    """The settings of a folder's run.
+
+    Attributes:
+        settings: that decide its result, by dotted name as ``both`` has them.
+        retries: which may change, and decide with the number of seeds whether each has a folder.
+    """
+
+    settings: Mapping[str, Any]
+    retries: Any
+
+
+def _settings_in(folder: Path) -> _Stored | None:
+    """What a folder's run was made with; None where it has no settings, errors as of ``stored_in``."""
+    try:
+        now = (folder / NAME).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return _settings_then(folder, (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns))
+
+
+@lru_cache(maxsize=2048)
+def _settings_then(folder: Path, stamp: tuple[int, ...]) -> _Stored | None:
+    """The same of a file with this stamp: each job of a sweep is compared with all runs of its prompt, which are read once."""
+    stored = stored_in(folder)
+    if stored is None:
+        return None
+    return _Stored(_of_all_stages(settings_of(stored)), stored.get("retries", 0))
 
 
 def stored_in(folder: Path) -> DictConfig | None:
