@@ -560,6 +560,28 @@ def test_a_surface_does_not_have_the_colour_of_what_is_close_in_front_of_it(gap:
     np.testing.assert_allclose(found[0], BLUE, atol=1e-3)
 
 
+@pytest.mark.parametrize(("haze", "red"), [(0.05, 0.0), (0.2, 1 - math.exp(-1.2))])
+def test_what_is_joined_to_a_surface_by_haze_is_in_front_of_it(haze: float, red: float) -> None:
+    """A tenth is the density of empty space. Of the red slab, from 0.03 on, the ray crosses 0.02, an optical depth of 1.2."""
+
+    def slabs(points: Tensor) -> tuple[Tensor, Tensor]:
+        dense = (points[:, 2] < 0) | (points[:, 2] > 0.03)
+        return torch.where(dense, 60.0, haze), red_front(points[:, [2, 0, 1]] - 0.015)
+
+    found = surface_albedo(slabs, np.zeros((1, 3), np.float32), np.array([[0, 0, 1]], np.float32))
+    np.testing.assert_allclose(found[0], red * np.array(RED) + (1 - red) * np.array(BLUE), atol=5e-3)
+
+
+def test_a_negative_density_is_empty_and_a_colour_that_is_no_number_black() -> None:
+    def field(points: Tensor) -> tuple[Tensor, Tensor]:  # red down to z = -0.05, less than nothing beneath
+        colour = torch.where(points[:, :1] > 0.5, math.nan, red_front(points[:, [2, 0, 1]] + 0.05))
+        return torch.where(points[:, 2] > -0.05, 60.0, -50.0), colour
+
+    points = np.array([[0, 0, 0], [0.7, 0, 0]], np.float32)
+    found = surface_albedo(field, points, np.array([[0, 0, 1]] * 2, np.float32))
+    np.testing.assert_allclose(found, [RED, (0, 0, 0)], atol=1e-5)
+
+
 def test_colours_are_never_asked_for_outside_the_cube() -> None:
     def bounded(points: Tensor) -> tuple[Tensor, Tensor]:
         assert points.abs().max() <= 1
@@ -728,9 +750,8 @@ def test_a_picture_whose_depth_is_too_far_from_a_point_does_not_count(side: int)
 def test_the_depths_around_a_pixel_are_those_of_its_neighbours_that_are_not_empty() -> None:
     pictures = torch.zeros(1, 5, 3, 4)
     pictures[0, 3] = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]])
-    pictures[0, 4] = torch.tensor(
-        [[1, 2, 0, 0], [3, 4, 5, 9], [6, 7, 8, 0]]
-    )  # the 9 and the 8 are of empty pixels
+    # The 9 and the 8 are of empty pixels.
+    pictures[0, 4] = torch.tensor([[1, 2, 0, 0], [3, 4, 5, 9], [6, 7, 8, 0]])
     found = nearness(pictures)[0]
     assert torch.equal(found[:4], pictures[0, :4])
     assert found[4].tolist() == [[1.0, 1, 2, 5], [1, 1, 2, 5], [3, 3, 4, 5]]
