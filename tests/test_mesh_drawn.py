@@ -113,6 +113,14 @@ def test_many_rays_average_the_edge_of_a_ball_over_white() -> None:
 def test_a_mesh_without_colours_is_refused() -> None:
     with pytest.raises(ValueError, match="with neither"):
         mesh_view(square())
+    with pytest.raises(ValueError, match="with neither"):
+        mesh_view(square(texture=np.zeros((2, 2, 3), np.uint8)))  # which is nowhere on it
+
+
+def test_a_texture_without_coordinates_leaves_the_colours_of_the_vertices() -> None:
+    looks = {"texture": np.zeros((2, 2, 3), np.uint8), "colours": np.full((4, 3), 0.25, np.float32)}
+    seen = mesh_view(square(**looks), samples=1)(FRONT, 9, 9)
+    assert seen.rgb[0, 4, 4].tolist() == pytest.approx([0.25] * 3)
 
 
 def test_the_sheet_of_an_export_shows_the_mesh_and_not_the_scene(tmp_path: Path) -> None:
