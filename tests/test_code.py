@@ -235,8 +235,16 @@ def test_a_module_beside_a_script_counts_however_its_part_uses_it(
     assert {name for name in first if first[name] != second[name]} == {"beside"}
 
 
-def test_base_classes_that_are_installed_do_not_count(script: Callable[..., dict[str, str]]) -> None:
-    text = "import ast\nimport torch\nclass mine(torch.nn.Module, ast.NodeVisitor): ...\n"
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import ast\nimport torch\nclass mine(torch.nn.Module, ast.NodeVisitor): ...\n",
+        "def mine(x):\n    import json, torch.nn\n    import distill.loop\n    from torch import nn\n    return x\n",
+    ],
+)
+def test_what_is_installed_does_not_count_however_a_script_s_part_uses_it(
+    script: Callable[..., dict[str, str]], text: str
+) -> None:
     assert set(script(text)) == {"__main__.mine"}
 
 
