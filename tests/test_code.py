@@ -161,6 +161,14 @@ def test_comments_and_docstrings_do_not_count(before: str, after: str, same: boo
 def test_the_order_in_which_code_is_found_does_not_count_and_where_does() -> None:
     assert together({"a": "1", "b": "2"}) == together({"b": "2", "a": "1"})
     assert together({"a": "1", "b": "2"}) != together({"a": "2", "b": "1"})
+    assert together({"a": "1"}) != together({"b": "1"})
+
+
+def test_a_module_that_is_no_utf_8_is_passed_over(
+    script: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "latin.py").write_bytes("# coding: latin-1\nname = 'é'\n".encode("latin-1"))
+    assert set(script("import latin\ndef mine(x):\n    return latin.name\n")) == {"__main__.mine"}
 
 
 def test_what_has_no_source_has_no_code_of_its_own() -> None:

@@ -758,6 +758,28 @@ def test_the_depths_around_a_pixel_are_those_of_its_neighbours_that_are_not_empt
     assert found[5].tolist() == [[4.0, 5, 5, 5], [7, 7, 7, 5], [7, 7, 7, 5]]
 
 
+@pytest.mark.parametrize(("column", "counts"), [(4, True), (3, False)])
+def test_depths_are_compared_around_the_nearest_pixel_alone(column: int, counts: bool) -> None:
+    """Of five columns, the point is in the middle one, 0.4 of a pixel right of its centre; from ``column`` on there is only the back."""
+    camera = turntable(1)
+    distance = float(camera.c2w[0, :3, 3].norm())
+    point = (
+        0.4
+        * (2 / 5)
+        * distance
+        * math.tan(math.radians(float(camera.fov_y_deg[0])) / 2)
+        * camera.c2w[0, :3, 0]
+    )
+    assert camera.project(point[None])[0, 0].tolist() == pytest.approx([0.16, 0], abs=1e-5)
+    pictures = torch.zeros(1, 5, 5, 5)
+    pictures[0, 3], pictures[0, 4] = 1, distance
+    pictures[0, 4, :, column:] += 1
+    normal = (camera.c2w[:1, :3, 3] / distance).numpy()
+    _, seen = seen_colours(camera, nearness(pictures), point[None].numpy(), normal)
+    cosine = distance / math.hypot(distance, float(point.norm()))
+    assert seen[0] == pytest.approx(cosine**4 if counts else 0, abs=1e-5)
+
+
 @pytest.mark.parametrize("broken", range(5))
 def test_a_pixel_with_one_value_that_is_no_number_is_empty(broken: int) -> None:
     pictures = torch.full((1, 5, 1, 3), 0.5)
