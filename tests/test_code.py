@@ -26,7 +26,7 @@ from distill.lab.comparison.given import prior_code, prior_name
 from distill.lab.comparison.run import finished
 from distill.priors import exact
 from distill.priors.wrapped import wrap
-from distill.run.config.code import is_own, used_code
+from distill.run.config.code import is_own, own_code, together, used_code, without_texts
 from distill.run.config.plugins import code_changed, code_of
 
 FIRST = """\
@@ -126,6 +126,199 @@ def test_a_script_may_change_beside_a_part_and_what_it_uses(
 def test_installed_packages_are_not_ones_own() -> None:
     assert not any(map(is_own, ("torch", "json", "distill.loop", "hydra.utils", "no_such_module", "")))
     assert is_own(__name__)
+
+
+def test_what_is_installed_is_told_by_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, folder in enumerate(("site-packages", "dist-packages", "my-packages")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"kept_in_{number}.py").write_text("")
+        monkeypatch.syspath_prepend(str(tmp_path / folder))
+    assert [is_own(f"kept_in_{number}") for number in range(3)] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ('"""A."""\nx = 1', '"""B."""\nx = 1  # one', True),
+        ('def f():\n    """A."""\n    return 1', "def f():\n    return 1", True),
+        ('async def f():\n    """A."""\n    return 1', "async def f():\n    return 1", True),
+        ('class A:\n    """A."""\n    x = 1', "class A:\n\n    x = (1)", True),
+        (
+            "    def f(self):\n        return 1  # indented, as a method is",
+            "def f(self):\n    return 1",
+            True,
+        ),
+        ('def f():\n    x = 1\n    """A."""', "def f():\n    x = 1", False),  # no docstring
+        ('def f():\n    return "A."', 'def f():\n    return "B."', False),
+        ("x = 1", "x = 2", False),
+        ("}, x  # a piece", "}, x  # another piece", False),  # which cannot be parsed alone
+    ],
+)
+def test_comments_and_docstrings_do_not_count(before: str, after: str, same: bool) -> None:
+    assert (without_texts(before) == without_texts(after)) is same
+
+
+def test_the_order_in_which_code_is_found_does_not_count_and_where_does() -> None:
+    assert together({"a": "1", "b": "2"}) == together({"b": "2", "a": "1"})
+    assert together({"a": "1", "b": "2"}) != together({"a": "2", "b": "1"})
+    assert together({"a": "1"}) != together({"b": "1"})
+
+
+def test_a_module_that_is_no_utf_8_is_passed_over(
+    script: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "latin.py").write_bytes("# coding: latin-1\nname = 'é'\n".encode("latin-1"))
+    assert set(script("import latin\ndef mine(x):\n    return latin.name\n")) == {"__main__.mine"}
+
+
+def test_what_has_no_source_has_no_code_of_its_own() -> None:
+    typed: dict[str, Any] = {}
+    exec("def typed(x):\n    return x", typed)
+    assert own_code(typed["typed"]) is own_code(len) is own_code(functools.partial(len)) is None
+    assert own_code(bound) == own_code(bound.__wrapped__)
+
+
+@functools.lru_cache
+def bound(x: float) -> float:
+    return x
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
+    """Gives the code of ``mine`` in a script, of which and beside which other files lie."""
+
+    def of(text: str, **files: str) -> dict[str, str]:
+        for name, each in {"script": text, **files}.items():
+            (tmp_path / f"{name}.py").write_text(each)
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        spec = importlib.util.spec_from_file_location("__main__", tmp_path / "script.py")
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "__main__", module)
+        spec.loader.exec_module(module)
+        return used_code([module.mine])
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("there", "counts"),
+    [
+        ("VALUE = 1", True), ("VALUE = 'a'", True), ("VALUE = None", True), ("VALUE = (1, ('a', 2.5))", True),
+        ("VALUE = [1]", False), ("VALUE = (1, [2])", False), ("import json as VALUE", False), ("from json import dumps as VALUE", False),
+    ],
+)  # fmt: skip
+def test_plain_values_of_a_script_count(
+    script: Callable[..., dict[str, str]], there: str, counts: bool
+) -> None:
+    found = script(f"{there}\ndef mine(x):\n    return VALUE\n")
+    assert set(found) == {"__main__.mine"} | ({"__main__.VALUE"} if counts else set())
+
+
+def test_what_a_script_s_part_changes_itself_does_not_count(script: Callable[..., dict[str, str]]) -> None:
+    """Its value depends on when it is asked for, as of a counter."""
+    text = "CALLS = {}\nGAIN = 2\ndef mine(x):\n    global CALLS\n    CALLS += GAIN\n"
+    first, second = script(text.format(0)), script(text.format(5))
+    assert first == second and set(first) == {"__main__.mine", "__main__.GAIN"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import beside\ndef mine(x):\n    return beside.f(x)\n",
+        "from beside import f\ndef mine(x):\n    return f(x)\n",
+        "def mine(x):\n    import beside\n    return beside.f(x)\n",
+        "def mine(x):\n    from beside import f\n    return f(x)\n",
+        "from beside import Base\nclass mine(Base): ...\n",
+        "import beside\nclass mine(beside.Base): ...\n",
+        "from beside import f\ndef helper(x):\n    return f(x)\ndef mine(x):\n    return helper(x)\n",
+    ],
+)
+def test_a_module_beside_a_script_counts_however_its_part_uses_it(
+    script: Callable[..., dict[str, str]], text: str
+) -> None:
+    beside = "def f(x):\n    return x\nclass Base:\n    size = {}\n"
+    first, second = script(text, beside=beside.format(1)), script(text, beside=beside.format(2))
+    assert {name for name in first if first[name] != second[name]} == {"beside"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import ast\nimport torch\nclass mine(torch.nn.Module, ast.NodeVisitor): ...\n",
+        "def mine(x):\n    import json, torch.nn\n    import distill.loop\n    from torch import nn\n    return x\n",
+    ],
+)
+def test_what_is_installed_does_not_count_however_a_script_s_part_uses_it(
+    script: Callable[..., dict[str, str]], text: str
+) -> None:
+    assert set(script(text)) == {"__main__.mine"}
+
+
+def test_a_part_counts_as_what_it_wraps() -> None:
+    assert used_code([functools.partial(functools.partial(holding, 1), 2)]) == used_code([holding])
+    assert __name__ in used_code([functools.partial(bound)])
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+@pytest.mark.parametrize(
+    ("where", "line", "target"),
+    [
+        ("made_up.inner.part", "from .beside import value", "made_up.inner.beside"),
+        ("made_up.inner.part", "from . import beside", "made_up.inner.beside"),
+        ("made_up.inner.part", "from ..above import value", "made_up.above"),
+        ("made_up.inner.part", "from .. import above", "made_up.above"),
+        ("made_up.inner.part", "from ..other.leaf import value", "made_up.other.leaf"),
+        ("made_up.inner.part", "from made_up import above", "made_up.above"),
+        ("made_up.inner.part", "import made_up.above", "made_up.above"),
+        ("made_up.inner", "from .beside import value", "made_up.inner.beside"),
+        ("made_up.inner", "from ..above import value", "made_up.above"),
+        ("made_up", "from .above import value", "made_up.above"),
+        ("made_up", "from .other import leaf", "made_up.other.leaf"),
+    ],
+)
+def test_relative_imports_are_followed_from_modules_and_packages_imported_or_not(
+    where: str, line: str, target: str, loaded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["made_up", "made_up.inner", "made_up.other", "made_up.inner.part", "made_up.inner.beside", "made_up.above", "made_up.other.leaf"]  # fmt: skip
+    for name in (*names, "uses_made_up"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for folder in ("made_up", "made_up/inner", "made_up/other"):
+        (tmp_path / folder).mkdir()
+
+    def file(name: str) -> Path:
+        path = tmp_path.joinpath(*name.split("."))
+        return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+    for name in names:
+        file(name).write_text("value = 1\n")
+    file(where).write_text(f"{line}\n")
+    file("uses_made_up").write_text(f"def loss(x):\n    import {where}\n    return x\n")
+    importlib.invalidate_caches()
+    module = importlib.import_module("uses_made_up")
+    if loaded:
+        importlib.import_module(where)
+    before = used_code([module.loss])
+    file(target).write_text("value = 2\n")
+    after = used_code([module.loss])
+    assert {name for name in after if before.get(name) != after[name]} == {target}
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_a_package_comes_before_a_module_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python finds them."""
+    (tmp_path / "outer_one" / "twice").mkdir(parents=True)
+    for name in ("__init__", "twice/__init__", "twice"):
+        (tmp_path / "outer_one" / f"{name}.py").write_text(f"value = {name!r}\n")
+    (tmp_path / "uses_twice.py").write_text("def loss(x):\n    from outer_one.twice import value\n")
+    module = importlib.import_module("uses_twice")
+    before = used_code([module.loss])
+    (tmp_path / "outer_one" / "twice.py").write_text("value = 0\n")
+    assert used_code([module.loss]) == before
+    (tmp_path / "outer_one" / "twice" / "__init__.py").write_text("value = 0\n")
+    assert used_code([module.loss]) != before
 
 
 def test_cells_of_other_code_and_of_another_prior_are_told(tmp_path: Path) -> None:

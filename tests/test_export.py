@@ -25,8 +25,9 @@ from torch import Tensor
 
 from distill.cameras import Cameras, turntable
 from distill.contracts import Field, Render, View
+from distill.export import colours
 from distill.export.asset import MeshWriter, export_asset
-from distill.export.colours import nearness, paint_of, seen_colours, surface_albedo
+from distill.export.colours import REACH, SEEN, nearness, paint_of, seen_colours, surface_albedo
 from distill.export.files import save_mesh, save_meshes
 from distill.export.frame import welded
 from distill.export.mesh import (
@@ -559,6 +560,28 @@ def test_a_surface_does_not_have_the_colour_of_what_is_close_in_front_of_it(gap:
     np.testing.assert_allclose(found[0], BLUE, atol=1e-3)
 
 
+@pytest.mark.parametrize(("haze", "red"), [(0.05, 0.0), (0.2, 1 - math.exp(-1.2))])
+def test_what_is_joined_to_a_surface_by_haze_is_in_front_of_it(haze: float, red: float) -> None:
+    """A tenth is the density of empty space. Of the red slab, from 0.03 on, the ray crosses 0.02, an optical depth of 1.2."""
+
+    def slabs(points: Tensor) -> tuple[Tensor, Tensor]:
+        dense = (points[:, 2] < 0) | (points[:, 2] > 0.03)
+        return torch.where(dense, 60.0, haze), red_front(points[:, [2, 0, 1]] - 0.015)
+
+    found = surface_albedo(slabs, np.zeros((1, 3), np.float32), np.array([[0, 0, 1]], np.float32))
+    np.testing.assert_allclose(found[0], red * np.array(RED) + (1 - red) * np.array(BLUE), atol=5e-3)
+
+
+def test_a_negative_density_is_empty_and_a_colour_that_is_no_number_black() -> None:
+    def field(points: Tensor) -> tuple[Tensor, Tensor]:  # red down to z = -0.05, less than nothing beneath
+        colour = torch.where(points[:, :1] > 0.5, math.nan, red_front(points[:, [2, 0, 1]] + 0.05))
+        return torch.where(points[:, 2] > -0.05, 60.0, -50.0), colour
+
+    points = np.array([[0, 0, 0], [0.7, 0, 0]], np.float32)
+    found = surface_albedo(field, points, np.array([[0, 0, 1]] * 2, np.float32))
+    np.testing.assert_allclose(found, [RED, (0, 0, 0)], atol=1e-5)
+
+
 def test_colours_are_never_asked_for_outside_the_cube() -> None:
     def bounded(points: Tensor) -> tuple[Tensor, Tensor]:
         assert points.abs().max() <= 1
@@ -681,6 +704,134 @@ def test_pictures_count_by_the_fourth_power_of_the_cosine_of_their_angle() -> No
     assert seen[0] == pytest.approx(float(weight.sum()), rel=1e-5)
     expected = (weight * torch.linspace(0, 1, len(cameras))).sum() / weight.sum()
     assert found[0].tolist() == pytest.approx([float(expected), 0, 0], abs=1e-5)
+
+
+def at_the_origin(shown: list[tuple[float, float, float]]) -> tuple[list[float], float]:
+    """The colour that pictures show at the origin, seen straight on, and the sum of their weights.
+
+    Args:
+        shown: red, opacity and how far the depth is behind the origin, of each picture, everywhere in it.
+    """
+    cameras = Cameras.joined([turntable(1)] * len(shown))
+    distance = float(cameras.c2w[0, :3, 3].norm())
+    pictures = torch.zeros(len(shown), 5, 8, 8)
+    for picture, (red, opacity, behind) in zip(pictures, shown, strict=True):
+        picture[0], picture[3], picture[4] = red * opacity, opacity, distance + behind
+    normal = (cameras.c2w[:1, :3, 3] / distance).numpy()
+    found, seen = seen_colours(cameras, nearness(pictures), np.zeros((1, 3), np.float32), normal)
+    return found[0].tolist(), float(seen[0])
+
+
+def test_pictures_count_by_their_opacity_and_not_where_half_of_what_they_show_is_behind() -> None:
+    found, seen = at_the_origin([(1.0, 1.0, 0.0), (0.5, 0.6, 0.0), (0.0, 0.49, 0.0), (0.0, 0.2, 0.0)])
+    assert seen == pytest.approx(1.6, abs=1e-5)
+    assert found == pytest.approx([(1.0 * 1 + 0.6 * 0.5) / 1.6, 0, 0], abs=1e-5)
+
+
+@pytest.mark.parametrize(("red", "expected"), [(-0.2, 0.0), (0.7, 0.7), (1.3, 1.0)])
+def test_each_picture_is_limited_to_colours(red: float, expected: float) -> None:
+    """Before the mean: one that is too bright does not make up for a dark one."""
+    found, _ = at_the_origin([(red, 1.0, 0.0), (0.5, 1.0, 0.0)])
+    assert found == pytest.approx([(expected + 0.5) / 2, 0, 0], abs=1e-5)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_picture_whose_depth_is_too_far_from_a_point_does_not_count(side: int) -> None:
+    within, beyond = ((1.0, 1.0, side * share * REACH) for share in (0.95, 1.05))
+    assert at_the_origin([within])[1] == pytest.approx(1, abs=1e-5)
+    assert at_the_origin([beyond]) == ([0, 0, 0], 0)
+    # What is hidden from one picture has the colour of another.
+    assert at_the_origin([(0.3, 1.0, 0.0), beyond]) == (
+        pytest.approx([0.3, 0, 0], abs=1e-5),
+        pytest.approx(1),
+    )
+
+
+def test_the_depths_around_a_pixel_are_those_of_its_neighbours_that_are_not_empty() -> None:
+    pictures = torch.zeros(1, 5, 3, 4)
+    pictures[0, 3] = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]])
+    # The 9 and the 8 are of empty pixels.
+    pictures[0, 4] = torch.tensor([[1, 2, 0, 0], [3, 4, 5, 9], [6, 7, 8, 0]])
+    found = nearness(pictures)[0]
+    assert torch.equal(found[:4], pictures[0, :4])
+    assert found[4].tolist() == [[1.0, 1, 2, 5], [1, 1, 2, 5], [3, 3, 4, 5]]
+    assert found[5].tolist() == [[4.0, 5, 5, 5], [7, 7, 7, 5], [7, 7, 7, 5]]
+
+
+@pytest.mark.parametrize(("column", "counts"), [(4, True), (3, False)])
+def test_depths_are_compared_around_the_nearest_pixel_alone(column: int, counts: bool) -> None:
+    """Of five columns, the point is in the middle one, 0.4 of a pixel right of its centre; from ``column`` on there is only the back."""
+    camera = turntable(1)
+    distance = float(camera.c2w[0, :3, 3].norm())
+    point = (
+        0.4
+        * (2 / 5)
+        * distance
+        * math.tan(math.radians(float(camera.fov_y_deg[0])) / 2)
+        * camera.c2w[0, :3, 0]
+    )
+    assert camera.project(point[None])[0, 0].tolist() == pytest.approx([0.16, 0], abs=1e-5)
+    pictures = torch.zeros(1, 5, 5, 5)
+    pictures[0, 3], pictures[0, 4] = 1, distance
+    pictures[0, 4, :, column:] += 1
+    normal = (camera.c2w[:1, :3, 3] / distance).numpy()
+    _, seen = seen_colours(camera, nearness(pictures), point[None].numpy(), normal)
+    cosine = distance / math.hypot(distance, float(point.norm()))
+    assert seen[0] == pytest.approx(cosine**4 if counts else 0, abs=1e-5)
+
+
+@pytest.mark.parametrize("broken", range(5))
+def test_a_pixel_with_one_value_that_is_no_number_is_empty(broken: int) -> None:
+    pictures = torch.full((1, 5, 1, 3), 0.5)
+    pictures[0, broken, 0, 0] = (math.nan, math.inf)[broken % 2]
+    found = nearness(pictures)[0, :, 0]
+    assert (found[:4, 0] == 0).all() and (found[:, 1:] == 0.5).all()
+
+
+@pytest.mark.parametrize(("seen", "share"), [(0.0, 0.0), (0.25, 0.25), (0.5, 0.5), (1.0, 1.0), (4.0, 1.0)])
+def test_what_is_seen_at_a_glance_has_the_field_s_own_colour_in_part(seen: float, share: float) -> None:
+    """One picture alone shows the origin, at an angle whose fourth power is that share of ``SEEN``; it is white, the field dark."""
+    above = Cameras.joined([turntable(1, 85.0)])
+    towards = (above.c2w[0, :3, 3] / above.c2w[0, :3, 3].norm()).numpy()
+    distance = float(above.c2w[0, :3, 3].norm())
+
+    def view(cameras: Cameras, height: int, width: int) -> Render:
+        there = (cameras.elevation_deg > 80).float()[:, None, None, None].expand(-1, height, width, 1)
+        return Render(torch.ones(len(cameras), height, width, 3), there, distance * there)
+
+    def dark(points: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.full_like(points[:, 0], 50.0), torch.full_like(points, 0.2)
+
+    across = np.cross(towards, [0.0, 1.0, 0.0])
+    cosine = (seen * SEEN) ** 0.25
+    normal = cosine * towards + math.sqrt(1 - cosine**2) * across / np.linalg.norm(across)
+    found = paint_of(dark, view, picture_size=8)(
+        np.zeros((1, 3), np.float32), normal[None].astype(np.float32)
+    )
+    np.testing.assert_allclose(found[0], 0.2 + share * 0.8, atol=1e-4)
+
+
+def test_a_scene_that_names_no_background_is_over_white() -> None:
+    """A ball of colour 0.2 and opacity 0.6, over white, looks 0.6 * 0.2 + 0.4."""
+
+    def view(cameras: Cameras, height: int, width: int) -> Render:
+        made = balls_view(((0.0, 0.0, 0.0), 0.6))(cameras, height, width)
+        return Render(1 - 0.48 * made.opacity.expand(-1, -1, -1, 3), 0.6 * made.opacity, made.depth)
+
+    def field(points: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.full_like(points[:, 0], 50.0), torch.full_like(points, 0.8)
+
+    points, normals = around(0.6, 100)
+    found = paint_of(field, view, picture_size=64)(points, normals)
+    np.testing.assert_allclose(np.median(found, axis=0), 0.2, atol=1e-3)
+
+
+def test_how_many_points_are_coloured_at_a_time_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, normals = around(0.6, 20)
+    paint = paint_of(sphere(0.6), balls_view(((0.0, 0.0, 0.0), 0.6)), picture_size=32)
+    whole = paint(points, normals)
+    monkeypatch.setattr(colours, "CHUNK", 7)
+    np.testing.assert_allclose(paint(points, normals), whole, atol=1e-6)
 
 
 def test_pixels_that_are_no_numbers_count_as_empty() -> None:

@@ -42,6 +42,40 @@ def test_a_texture_is_seen_upright_where_a_pinhole_camera_has_it() -> None:
     assert seen.opacity.sum().item() == pytest.approx(edge**2, rel=0.02)
 
 
+def test_a_texture_need_not_be_square() -> None:
+    texture = np.array([[RED, GREEN, BLUE, GREY]], np.uint8)
+    uv = np.array([[0, 0], [1, 0], [0, 1], [1, 1]], np.float32)
+    for picture, step in ((texture, np.array([0, 1])), (texture.transpose(1, 0, 2), np.array([1, 0]))):
+        seen = mesh_view(square(uv=uv, texture=np.ascontiguousarray(picture)), samples=1)(FRONT, 64, 64)
+        edge = 64 / (2 * math.tan(math.radians(20)) * 2.5)
+        for number, colour in enumerate((RED, GREEN, BLUE, GREY)):
+            row, column = np.round(31.5 + (number - 1.5) * edge / 4 * step).astype(int)
+            np.testing.assert_allclose(seen.rgb[0, row, column] * 255, colour, atol=1e-3)
+
+
+@pytest.mark.parametrize(("u", "v", "colour"), [(0, 0, BLUE), (1, 0, GREY), (0, 1, RED), (1, 1, GREEN)])
+def test_the_rim_of_a_texture_belongs_to_its_last_texels(u: int, v: int, colour: tuple[int, ...]) -> None:
+    texture = np.array([[RED, GREEN], [BLUE, GREY]], np.uint8)
+    uv = np.array([[u, v]] * 4, np.float32)
+    seen = mesh_view(square(uv=uv, texture=texture), samples=1)(FRONT, 9, 9)
+    np.testing.assert_allclose(seen.rgb[0, 4, 4] * 255, colour, atol=1e-3)
+
+
+def test_each_camera_has_its_own_picture() -> None:
+    # The square at x = 0.5 is 2.5 in front of a camera at x = 3 and 3.5 in front of one at x = -3.
+    cameras = orbit(torch.tensor([0.0, 180.0]), torch.tensor([0.0, 0.0]), 3.0, 40.0)
+    seen = mesh_view(square(colours=np.zeros((4, 3), np.float32)), samples=1)(cameras, 9, 9)
+    assert seen.depth[:, 4, 4, 0].tolist() == pytest.approx([2.5, 3.5], abs=1e-5)
+
+
+def test_the_depth_of_a_pixel_is_the_mean_of_the_rays_that_hit() -> None:
+    seen = mesh_view(square(colours=np.zeros((4, 3), np.float32)), samples=2)(FRONT, 33, 33)
+    part = (seen.opacity > 0) & (seen.opacity < 1)
+    assert part.sum() > 10
+    # No point of the square is nearer than its middle or further than its corners.
+    assert seen.depth[part].min() > 2.5 and seen.depth[part].max() < math.sqrt(2.5**2 + 0.5)
+
+
 def test_depth_is_the_distance_along_the_ray_and_0_where_nothing_is() -> None:
     seen = mesh_view(square(colours=np.zeros((4, 3), np.float32)), samples=1)(FRONT, 65, 65)
     _, directions = FRONT.rays(65, 65)
@@ -79,6 +113,14 @@ def test_many_rays_average_the_edge_of_a_ball_over_white() -> None:
 def test_a_mesh_without_colours_is_refused() -> None:
     with pytest.raises(ValueError, match="with neither"):
         mesh_view(square())
+    with pytest.raises(ValueError, match="with neither"):
+        mesh_view(square(texture=np.zeros((2, 2, 3), np.uint8)))  # which is nowhere on it
+
+
+def test_a_texture_without_coordinates_leaves_the_colours_of_the_vertices() -> None:
+    looks = {"texture": np.zeros((2, 2, 3), np.uint8), "colours": np.full((4, 3), 0.25, np.float32)}
+    seen = mesh_view(square(**looks), samples=1)(FRONT, 9, 9)
+    assert seen.rgb[0, 4, 4].tolist() == pytest.approx([0.25] * 3)
 
 
 def test_the_sheet_of_an_export_shows_the_mesh_and_not_the_scene(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from distill.cameras import Cameras, turntable
 from distill.priors.sampling import sample
 
 
@@ -62,23 +63,62 @@ def test_guidance_extrapolates_from_the_empty_prompt() -> None:
     assert torch.allclose(x, torch.full_like(x, 1.5), atol=1e-6)
 
 
-def test_guidance_applies_within_its_interval_alone() -> None:
-    # Of five steps, at timesteps 999, 799, 599, 399 and 199, those of at least 0.399 of all timesteps are guided, the next is not.
-    prior, asked = gaussian_prior(), []
-    prior.embed = lambda prompts: {"mean": torch.tensor([0.3 if text else -0.3 for text in prompts])}
-    told = prior.predict_noise
+def asked(monkeypatch: pytest.MonkeyPatch, prompts: Any = ("a",), **options: Any) -> tuple[Any, list[Any]]:
+    """Draw from single points in five steps, and note the timestep, pictures and cameras of each call of the prior."""
+    noted, predict = [], GaussianPrior.predict_noise
 
-    def predict_noise(x_t: Any, t: Any, *more: Any) -> Any:
-        asked.append((int(t[0]), len(x_t)))
-        return told(x_t, t, *more)
+    def predict_noise(self: Any, x_t: Any, t: Any, cond: Any, cameras: Any = None) -> Any:
+        noted.append((int(t[0]), len(x_t), cameras))
+        return predict(self, x_t, t, cond)
 
-    prior.predict_noise = predict_noise
-    x = sample(prior, ["a"], generator=seeded(), steps=5, scale=3.0, interval=(0.399, 1.0))
-    assert asked == [(999, 2), (799, 2), (599, 2), (399, 2), (199, 1)]
-    # The last prediction of a point is the point, whatever came before; one guided at the end alone is beyond it.
-    assert torch.allclose(x, torch.full_like(x, 0.3), atol=1e-6)
-    x = sample(gaussian_prior(), ["a"], generator=seeded(), steps=5, scale=3.0, interval=(0.0, 0.3))
-    assert torch.allclose(x, torch.full_like(x, 1.5), atol=1e-6)
+    monkeypatch.setattr(GaussianPrior, "predict_noise", predict_noise)
+    return sample(gaussian_prior(), [*prompts], generator=seeded(), steps=5, **options), noted
+
+
+@pytest.mark.parametrize(
+    ("interval", "sizes", "value"),
+    [
+        # Of five steps, at timesteps 999, 799, 599, 399 and 199, each lower end counts and no upper end.
+        ((0.399, 1.0), [2, 2, 2, 2, 1], 0.3),
+        ((0.4, 1.0), [2, 2, 2, 1, 1], 0.3),
+        ((0.0, 0.399), [1, 1, 1, 1, 2], 1.5),
+        ((0.0, 0.4), [1, 1, 1, 2, 2], 1.5),
+        ((0.399, 0.399), [1, 1, 1, 1, 1], 0.3),
+        ((0.0, 1.0), [2, 2, 2, 2, 2], 1.5),
+    ],
+)
+def test_guidance_applies_within_its_interval_alone(
+    interval: Any, sizes: Any, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last prediction of a point is the point, whatever came before; one guided at the end is beyond it."""
+    x, noted = asked(monkeypatch, scale=3.0, interval=interval)
+    assert [each[:2] for each in noted] == list(zip([999, 799, 599, 399, 199], sizes, strict=True))
+    assert torch.allclose(x, torch.full_like(x, value), atol=1e-6)
+
+
+def test_the_empty_prompt_is_not_asked_for_without_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, noted = asked(monkeypatch, scale=1.0)
+    assert [size for _, size, _ in noted] == [1] * 5
+
+
+def test_a_prior_sees_a_camera_for_each_picture_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    cameras = turntable(2, 15.0)
+    _, noted = asked(monkeypatch, ("a", "b"), scale=3.0, interval=(0.5, 1.0), cameras=cameras)
+    assert [size for _, size, _ in noted] == [4, 4, 4, 2, 2]
+    for _, size, seen in noted:
+        expected = cameras if size == 2 else Cameras.joined([cameras, cameras])
+        assert torch.equal(seen.c2w, expected.c2w)
+
+
+def test_each_prompt_is_guided_away_from_the_empty_one() -> None:
+    class Named(GaussianPrior):
+        def embed(self, prompts: Any) -> Any:
+            return {"mean": torch.tensor([{"a": 0.3, "b": 0.5, "": -0.1}[text] for text in prompts])}
+
+    prior: Any = Named()
+    x = sample(prior, ["a", "b"], generator=seeded(), steps=3, scale=2.0)
+    # u + s (c - u) of each: -0.1 + 2 * 0.4 and -0.1 + 2 * 0.6.
+    assert torch.allclose(x, torch.tensor([0.7, 1.1]).to(x)[:, None, None, None], atol=1e-6)
 
 
 def test_a_mean_guided_at_the_first_step_alone_by_hand() -> None:
@@ -104,9 +144,39 @@ def test_an_interval_that_is_none_is_refused(interval: Any) -> None:
         sample(gaussian_prior(), ["a"], generator=seeded(), interval=interval)
 
 
-def test_clipping_bounds_the_sample() -> None:
-    x = sample(gaussian_prior(), ["a"], generator=seeded(), steps=5, scale=3.0, clip=1.0)
-    assert torch.equal(x, torch.ones_like(x))
+@pytest.mark.parametrize(("mean", "bound"), [(0.3, 1.0), (-0.3, -1.0)])
+def test_clipping_bounds_the_sample(mean: float, bound: float) -> None:
+    x = sample(gaussian_prior(mean=mean), ["a"], generator=seeded(), steps=5, scale=3.0, clip=1.0)
+    assert torch.equal(x, torch.full_like(x, bound))
+
+
+def test_the_noise_goes_with_the_clipped_sample_by_hand() -> None:
+    # A Gaussian and two steps, 999 and 499: with x = alpha clean + sigma noise, a clipped sample has another noise.
+    prior = gaussian_prior(spread=0.5)
+    found = sample(prior, ["a"], generator=seeded(), steps=2, scale=1.0, clip=0.2)
+    x = torch.randn(1, *prior.shape, generator=seeded()).double()
+    a, b = prior.abar[999].item(), prior.abar[499].item()
+
+    def mean_given(x: Any, abar: float) -> Any:  # the posterior mean of N(0.3, 0.25), clipped
+        return (0.3 + 0.25 * abar**0.5 / (0.25 * abar + 1 - abar) * (x - abar**0.5 * 0.3)).clamp(-0.2, 0.2)
+
+    clean = mean_given(x, a)
+    noise = (x - a**0.5 * clean) / (1 - a) ** 0.5
+    last = mean_given(b**0.5 * clean + (1 - b) ** 0.5 * noise, b)
+    assert 0.05 < (last.abs() < 0.2).float().mean() < 1
+    assert torch.allclose(found.double(), last, atol=1e-4)
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan")])
+def test_a_magnitude_that_is_not_above_0_is_refused(clip: float) -> None:
+    with pytest.raises(ValueError, match="clip must be above 0"):
+        sample(gaussian_prior(), ["a"], generator=seeded(), clip=clip)
+
+
+@pytest.mark.parametrize("prompts", ["a red mug", "", []])
+def test_prompts_that_are_no_list_of_texts_are_refused(prompts: Any) -> None:
+    with pytest.raises(ValueError, match="must be a list of one text or more"):
+        sample(gaussian_prior(), prompts, generator=seeded())
 
 
 def test_many_steps_follow_the_probability_flow_of_a_gaussian() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_registered import DOORS
@@ -15,10 +19,10 @@ from torch import nn
 
 import distill
 from distill import guidance, loop, renderers
-from distill.contracts import Condition
+from distill.contracts import Condition, Render
 from distill.files.checkpoint import check_storable, save_checkpoint
 from distill.guidance import made_for_prior, terms
-from distill.parts.step import unchanged
+from distill.parts.step import check_learnt, check_render, gradient_of, unchanged
 from distill.renderers.image import ImageScene
 from distill.run.assembly.assemble import assemble
 from distill.run.config.compose import compose_config
@@ -108,6 +112,29 @@ def test_what_is_changed_in_a_copy_is_no_matter() -> None:
     ):
         assert cond.source_x is not None
         cond.source_x.add_(1)
+
+
+def test_tensors_that_count_no_changes_are_let_in() -> None:
+    """As a prior makes that predicts in torch.inference_mode(); changes of the others are told all the same."""
+    with torch.inference_mode():
+        cond = Condition({"text": {"a": torch.zeros(2, 3)}}, source_x=torch.zeros(2, 3))
+    x, t = torch.zeros(2, 3), torch.zeros(2)
+    with unchanged("it", x, cond, t, x.clone()):
+        pass
+    with pytest.raises(ValueError, match="it changes x in place"), unchanged("it", x, cond, t, x.clone()):
+        x.add_(1)
+
+
+@pytest.mark.parametrize("name", ["x", "t", "noise", "cond.source_x", "cond.prompts['text']['a']"])
+def test_whatever_a_loss_is_given_is_watched_and_so_is_a_view_of_it(name: str) -> None:
+    x, noise, source, embedded, t = (torch.zeros(2, 3) for _ in range(5))
+    given = {"x": x, "t": t, "noise": noise, "cond.source_x": source, "cond.prompts['text']['a']": embedded}
+    cond = Condition({"text": {"a": embedded}}, source_x=source)
+    with (
+        pytest.raises(ValueError, match=f"^it changes {re.escape(name)} in place"),
+        unchanged("it", x, cond, t, noise),
+    ):
+        given[name][:1] += 1
 
 
 def draws(prior: Any, x: Any, cond: Any, t: Any, noise: Any, *, scale: float = 1.0) -> Any:
@@ -203,6 +230,71 @@ def test_a_scene_that_renders_something_else_than_it_was_asked_for(
     renderers.register(scene)
     with pytest.raises(ValueError, match=said):
         first_step(scene=scene.__name__.lower(), **{"render.size": 16, "render.batch": 4}, **options)
+
+
+def picture(**changed: Any) -> Render:
+    """Two pictures of 4 by 6 pixels as a scene should render them, but for what is changed."""
+    rgb, one = torch.zeros(2, 4, 6, 3), torch.zeros(2, 4, 6, 1)
+    return replace(Render(rgb, one, one), **changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "options", "said"),
+    [
+        ({"normal": None}, {}, ""),
+        ({"normal": torch.zeros(2, 4, 6, 3)}, {}, ""),
+        ({"normal": torch.zeros(2, 4, 6, 3)}, {"normals": True}, ""),
+        ({"normal": None}, {"normals": True}, "the normal of .* must be of shape .*2, 4, 6, 3.*, got NoneType"),
+        ({"normal": torch.zeros(2, 4, 6, 1)}, {}, "the normal of .*2, 4, 6, 3.*got .*2, 4, 6, 1"),
+        ({"opacity": torch.zeros(2, 4, 6, 3)}, {}, "the opacity of .*2, 4, 6, 1.*got .*2, 4, 6, 3"),
+        ({"opacity": torch.zeros(2, 6, 4, 1)}, {}, "the opacity of .*2, 4, 6, 1.*got .*2, 6, 4, 1"),
+        ({"depth": torch.zeros(2, 4, 6)}, {}, "the depth of .*2, 4, 6, 1.*got .*2, 4, 6.$"),
+        ({"rgb": None}, {}, "the rgb of .*, got NoneType"),
+        ({}, {"penalties": ["sparsity"]}, "names the penalty sparsity in its features"),
+        # What compares with known views is returned at steps that have them alone.
+        ({}, {"penalties": ["reference_rgb", "start_mask"]}, ""),
+        ({}, {"penalties": ["reference_rgb", "sparsity"]}, "names the penalty sparsity in its features"),
+        ({}, {"penalties": ["a_reference_"]}, "names the penalty a_reference_ in its features"),
+        ({"penalties": {"start_rgb": torch.zeros(())}}, {"penalties": ["start_rgb"]}, ""),
+        ({"penalties": {"start_rgb": torch.zeros(())}}, {}, "the penalty start_rgb, which was not asked for"),
+        ({"penalties": {"start_rgb": torch.zeros(1)}}, {"penalties": ["start_rgb"]}, "must be a tensor of shape .., got .1.; take"),
+        ({"penalties": {"sparsity": 0.5}}, {"penalties": ["sparsity"]}, "must be a tensor of shape .., got float; take"),
+    ],
+)  # fmt: skip
+def test_a_render_has_what_was_asked_for_and_nothing_else(changed: Any, options: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext():
+        check_render(picture(**changed), (2, 4, 6), **options)
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (2, ""), (0.5, ""), (True, ""), (np.float32(0.5), ""), (Fraction(1, 2), ""),
+        (1j, "got complex"), ("1", "got str"), (torch.zeros(()), "got Tensor"), (np.zeros(1), "got ndarray"),
+    ],
+)  # fmt: skip
+def test_what_is_learnt_is_any_real_number(loss: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext():
+        found = check_learnt(loss)
+        assert type(found) is float and found == loss
+
+
+@pytest.mark.parametrize(
+    ("grad", "said"),
+    [
+        (torch.ones(2, 3), ""),
+        (torch.ones(2, 3, dtype=torch.float64), ""),
+        (torch.ones(3), r"of the shape of x, \[2, 3\], .*, got \[3\] of torch.float32"),
+        (torch.ones(2, 3).long(), r"got \[2, 3\] of torch.int64"),
+        (torch.ones(2, 3) > 0, r"got \[2, 3\] of torch.bool"),
+        (1.0, "got float"),
+    ],
+)
+def test_a_gradient_is_of_the_shape_of_what_it_is_of(grad: Any, said: str) -> None:
+    x, guide, nothing = torch.zeros(2, 3), lambda *_: grad, Condition({})
+    prior: Any = None
+    with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext():
+        assert gradient_of(guide, prior, x, nothing, torch.zeros(2), torch.zeros(2, 3)) is grad
 
 
 @made_for_prior

@@ -26,11 +26,11 @@ def mesh_view(mesh: Mesh, samples: int = 2) -> View:
         Takes pictures as a scene does, on the CPU; depths are means over the rays that hit, 0 where none does.
 
     Raises:
-        ValueError: the mesh has no colours.
+        ValueError: the mesh has no colours, or a texture without coordinates alone.
     """
-    if mesh.texture is None and mesh.colours is None:
+    if mesh.colours is None and (mesh.texture is None or mesh.uv is None):
         raise ValueError(
-            "Expected a mesh with a texture or with colours of its vertices, got one with neither."
+            "Expected a mesh with a texture and its coordinates or with colours of its vertices, got one with neither."
         )
     caster = RayMeshIntersector(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False))
 

@@ -127,6 +127,15 @@ def _file_of(name: str) -> Path | None:
     return None
 
 
+def _package_of(module: str) -> str:
+    """What a module's relative imports start from: of a package, imported or not, the package itself."""
+    loaded: Any = sys.modules.get(module)
+    if package := getattr(loaded, "__package__", None):
+        return str(package)
+    file = _file_of(module)
+    return module if file is not None and file.name == "__init__.py" else module.rpartition(".")[0]
+
+
 def _named(part: object, source: str, home: str, found: dict[str, str]) -> Iterator[object]:
     """What a part's code names, in its own file and in modules of one's own; plain values are added to what is ``found``."""
     if isinstance(part, type):
@@ -165,8 +174,7 @@ def _imported(tree: ast.Module | None, home: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                loaded: Any = sys.modules.get(home)
-                package = getattr(loaded, "__package__", None) or home.rpartition(".")[0]
+                package = _package_of(home)
                 above = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
                 base = f"{above}.{base}".strip(".")
             names = (base, *(f"{base}.{alias.name}" for alias in node.names))
