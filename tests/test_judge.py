@@ -100,6 +100,7 @@ def test_a_picture_is_as_like_a_caption_as_its_mirror_image_is_like_the_mirrored
     judge: Any, fresh: Any
 ) -> None:
     assert world.mirrored("a red mug, front slightly left view") == "a red mug, front slightly right view"
+    assert world.mirrored("A red mug, Left view") == "A red mug, right view"
     assert world.mirrored("an upright piano, overhead view") == "an upright piano, overhead view"
     images, said = fresh[0][:8], ["a red mug", *(f"a red mug, {view}" for view in world.VIEWS)]
     found = judge.similarity(images, said)

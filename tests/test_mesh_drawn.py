@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import trimesh
 from PIL import Image
 
 from distill.cameras import orbit
-from distill.export.asset import export_asset
+from distill.export.asset import MeshWriter, export_asset
 from distill.export.drawn import mesh_view
 from distill.export.mesh import Mesh
 
@@ -139,3 +140,36 @@ def test_the_sheet_of_an_export_shows_the_mesh_and_not_the_scene(tmp_path: Path)
     np.testing.assert_allclose(seen[16, 16], 255 * np.array(FIELD_RED), atol=1)
     np.testing.assert_allclose(seen[36 + 16, 16], 255 * np.array(FIELD_BLUE), atol=1)
     np.testing.assert_array_equal(seen[1, 1], 255)
+
+
+def test_a_sheet_is_of_pictures_that_rays_can_draw_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_export import sphere, sphere_view
+
+    monkeypatch.setattr("distill.export.asset.LARGEST_SIDE", 24)
+    options = {"resolution": 24, "faces": 200, "texture_size": 64, "formats": ["ply"]}
+    write = MeshWriter(sphere(0.5))
+    for size, side in ((16, 16), (48, 24)):
+        write(tmp_path, sphere_view(0.5), options | {"picture_size": size})
+        with Image.open(tmp_path / "mesh-sides.png") as sheet:
+            assert sheet.size == (4 * side + 3 * 4, 2 * side + 4)
+    (tmp_path / "mesh-sides.png").unlink()
+    assert "mesh_sheet" not in write(tmp_path, sphere_view(0.5), options)["seconds"]
+    assert {path.name for path in tmp_path.iterdir()} == {"mesh.ply"}
+
+
+def test_rays_in_pieces_are_the_same_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = mesh_view(square(colours=np.eye(4, 3, dtype=np.float32)))
+    cameras = orbit(torch.tensor([0.0, 20.0]), torch.tensor([0.0, 10.0]), 3.0, 40.0)
+    whole = view(cameras, 10, 14)
+    monkeypatch.setattr("distill.export.drawn.CHUNK", 77)  # ends within rows and within pictures
+    parts = view(cameras, 10, 14)
+    assert torch.equal(whole.rgb, parts.rgb) and torch.equal(whole.depth, parts.depth)
+
+
+@pytest.mark.parametrize(("faces", "samples"), [(0, 2), (2, 0)])
+def test_nothing_to_draw_is_refused(faces: int, samples: int) -> None:
+    mesh = square(colours=np.ones((4, 3), np.float32))
+    with pytest.raises(ValueError, match=f"got {faces} faces and {samples}"):
+        mesh_view(replace(mesh, faces=mesh.faces[:faces]), samples)

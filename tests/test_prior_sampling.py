@@ -138,7 +138,7 @@ def test_a_mean_guided_at_the_first_step_alone_by_hand() -> None:
     assert torch.allclose(found.double(), last, atol=1e-4)
 
 
-@pytest.mark.parametrize("interval", [(-0.1, 1.0), (0.0, 1.1), (0.6, 0.5)])
+@pytest.mark.parametrize("interval", [(-0.1, 1.0), (0.0, 1.1), (0.6, 0.5), (0.5,)])
 def test_an_interval_that_is_none_is_refused(interval: Any) -> None:
     with pytest.raises(ValueError, match="two shares"):
         sample(gaussian_prior(), ["a"], generator=seeded(), interval=interval)

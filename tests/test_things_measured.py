@@ -257,7 +257,7 @@ def test_things_are_sampled_judged_and_drawn(
     pack = things.read_pack(tmp_path / "pack")
     evaluate = importlib.import_module("evaluate_prior")
     options = SimpleNamespace(
-        things=None, steps=1, scale=1.0, seed=0, things_sheet=tmp_path / "things.png", names=tmp_path / "names.csv", keep=None
+        things=None, steps=1, scale=1.0, interval=(0.0, 1.0), seed=0, things_sheet=tmp_path / "things.png", names=tmp_path / "names.csv", keep=None
     )  # fmt: skip
     judge, said = tiny_things.judge_of(["stool", "vase"]), captions.of(pack.things)
     text = evaluate.evaluate_names(options, judge, load_prior("embedded"), pack, said)
@@ -348,11 +348,11 @@ def test_an_asset_of_an_unlisted_name_is_measured_against_the_true_object(
 def test_names_of_recognised_assets_are_listed(
     unlisted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows: list[Row] = [(name, "a", True, "") for name in ("bench", "comb", "fork", "rabbit", "vase")]
+    rows: list[Row] = [(name, "a", True, "") for name in ("bench", "comb", "fence", "fork", "rabbit", "vase")]
     figures = {"a comb": (0.625, 0.6), "a fork": (1.0, 0.59), "a rabbit": (0.5, 0.9)}
     prior, output = tmp_path / "prior", tmp_path / "output"
     prior.mkdir()
-    write_names(prior, [rows[4], rows[0]])
+    write_names(prior, [rows[5], rows[0]])
     made = []
 
     def generate(prompt: str, **options: Any) -> Any:
@@ -361,6 +361,8 @@ def test_names_of_recognised_assets_are_listed(
             row[0] for row in rows
         ]
         made.append(prompt)
+        if prompt == "a fence":
+            raise unlisted.Collapsed("empty for 100 steps")
         return SimpleNamespace(view=prompt)
 
     monkeypatch.setattr(unlisted.distill, "generate", generate)
@@ -371,7 +373,12 @@ def test_names_of_recognised_assets_are_listed(
         argv = ["unlisted_names.py", "--output", str(output), "--pack", "p", "--prior", str(prior), *words]
         monkeypatch.setattr(sys, "argv", argv)
         unlisted.main()
-        assert "1 of 3 names: comb" in capsys.readouterr().out
+        assert "1 of 4 names: comb" in capsys.readouterr().out
         listed = [row[0] for row in read_names(prior / "names.json")]
         assert listed == (["bench", "comb", "vase"] if words else ["vase", "bench"])
-    assert made == ["a comb", "a fork", "a rabbit"]
+    assert made == [
+        "a comb",
+        "a fence",
+        "a fork",
+        "a rabbit",
+    ]  # once each, also the one of which nothing is seen

@@ -346,7 +346,8 @@ class Writer(Protocol):
         Args:
             folder: exists; files of the same names are replaced.
             view: renders the scene.
-            options: those of ``export``, by name.
+            options: those of ``export``, by name. Those of pictures (``frames``, ``picture_size``, ``elevation_deg``) are missing where
+                meshes alone are wanted, as by ``distill export``.
 
         Raises:
             ValueError: there is nothing to write, for example no surface.

@@ -78,7 +78,7 @@ _CAPTION = re.compile(
 )
 
 
-_SIDES = re.compile(r"\b(?:left|right)\b")
+_SIDES = re.compile(r"\b(?:left|right)\b", re.IGNORECASE)
 
 #: The colour of a kind where a prompt says none and the prior needs one; none of these pairs is held out.
 USUAL = {
@@ -122,7 +122,7 @@ def mirrored(text: str) -> str:
 
     A caption without a view is true of both.
     """
-    return _SIDES.sub(lambda side: "right" if side[0] == "left" else "left", text)
+    return _SIDES.sub(lambda side: "right" if side[0].lower() == "left" else "left", text)
 
 
 class Said(NamedTuple):

@@ -122,7 +122,8 @@ class MeshWriter:
         if "picture_size" in options:
             with timed(seconds, "mesh_sheet"):
                 sheet = folder / f"{options.get('name', 'mesh')}-sides.png"
-                size, elevation_deg = options["picture_size"], options["elevation_deg"]
+                size = min(options["picture_size"], LARGEST_SIDE)
+                elevation_deg = options.get("elevation_deg", ELEVATION_DEG)
                 write_contact_sheet(mesh_view(mesh), sheet, size=size, elevation_deg=elevation_deg)
         return {
             "seconds": seconds,
@@ -158,6 +159,8 @@ class MeshWriter:
         return bake_texture(colour_vertices(bare, paint), paint, size=size)
 
 
+#: Most pixels along the pictures of a mesh: rays on the CPU take 0.7 s for eight pictures of 192 pixels, and 23 s for 1024.
+LARGEST_SIDE = 512
 #: Options of ``extract_mesh`` with their defaults, and those of ``save_meshes``.
 SHAPING = {
     "resolution": RESOLUTION,

@@ -12,6 +12,9 @@ from distill.cameras import Cameras
 from distill.contracts import Render, View
 from distill.export.mesh import Floats, Ints, Mesh
 
+#: Rays at a time, which bounds memory.
+CHUNK = 262_144
+
 
 def mesh_view(mesh: Mesh, samples: int = 2) -> View:
     """Return a view of a mesh in the plain colours of its texture, without light, over white.
@@ -26,8 +29,12 @@ def mesh_view(mesh: Mesh, samples: int = 2) -> View:
         Takes pictures as a scene does, on the CPU; depths are means over the rays that hit, 0 where none does.
 
     Raises:
-        ValueError: the mesh has no colours, or a texture without coordinates alone.
+        ValueError: the mesh has no faces or no colours, or a texture without coordinates alone, or ``samples`` is below 1.
     """
+    if not len(mesh.faces) or samples < 1:
+        raise ValueError(
+            f"Expected a mesh with faces and samples >= 1, got {len(mesh.faces)} faces and {samples}."
+        )
     if mesh.colours is None and (mesh.texture is None or mesh.uv is None):
         raise ValueError(
             "Expected a mesh with a texture and its coordinates or with colours of its vertices, got one with neither."
@@ -47,10 +54,10 @@ def mesh_view(mesh: Mesh, samples: int = 2) -> View:
         origins, directions = (
             rays.double().cpu().numpy() for rays in cameras.rays(height * samples, width * samples)
         )
-        fine = [pixels(o.reshape(-1, 3), d.reshape(-1, 3)) for o, d in zip(origins, directions, strict=True)]
-        seen = (
-            torch.from_numpy(np.stack(fine)).view(len(fine), height, samples, width, samples, 5).mean((2, 4))
-        )
+        o, d = origins.reshape(-1, 3), directions.reshape(-1, 3)
+        fine = [pixels(o[i : i + CHUNK], d[i : i + CHUNK]) for i in range(0, len(o), CHUNK)]
+        seen = torch.from_numpy(np.concatenate(fine))
+        seen = seen.view(len(cameras), height, samples, width, samples, 5).mean((2, 4))
         opacity = seen[..., 3:4]
         return Render(seen[..., :3] + 1 - opacity, opacity, seen[..., 4:] / opacity.clamp(min=1e-6))
 

@@ -53,7 +53,7 @@ def sample(
         raise ValueError(f"prompts must be a list of one text or more, got {prompts!r}")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be above 0, or None, got {clip}")
-    if not 0 <= interval[0] <= interval[1] <= 1:
+    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
         raise ValueError(f"interval must be two shares in [0, 1], the lower first, got {interval}")
     n = len(prompts)
     x = torch.randn(n, *prior.shape, generator=generator).to(prior.device)

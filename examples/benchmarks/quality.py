@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 import distill
+import distill.embedded.judge
 from distill.cameras import turntable
 from distill.contracts import View
 from distill.embedded.judge import r_precision
@@ -117,9 +118,15 @@ Made = dict[str, Any]
 
 
 def measured_with(prompt: str, source: Source, judged: bool = True) -> Made:
-    """What a prompt's figures depend on besides the asset: where the truth is from, and the judge's weights as a SHA-256."""
-    weights = judge_folder(source, [prompt]) / "judge.safetensors"
-    return {"truth": origin(prompt, source), "judge": sha256(weights) if judged else None}
+    """What a prompt's figures depend on besides the asset: where the truth is from, and the judge.
+
+    The judge is told by the SHA-256 of its weights and of the code that scores with them.
+    """
+    found: Made = {"truth": origin(prompt, source)}
+    if judged:
+        parts = judge_folder(source, [prompt]) / "judge.safetensors", Path(distill.embedded.judge.__file__)
+        found["judge"] = "-".join(sha256(part)[:16] for part in parts)
+    return found
 
 
 def measure(
@@ -174,7 +181,7 @@ def make(
 ) -> Made:  # fmt: skip
     """Make and measure one asset, or read the measurement of an earlier run.
 
-    An asset of an earlier run is measured again if the judge or the truth is another.
+    An asset of an earlier run is measured again if the judge is another, or the kind of truth.
     """
     result = folder / "quality.json"
     made: Made | None = finished(result, overrides, measured_with(prompt, source, judged))

@@ -25,6 +25,7 @@ from distill.embedded import things
 from distill.embedded.judge import r_precision
 from distill.embedded.vocabulary import NAMES, SHIPPED, read_names, write_names
 from distill.lab.truth import ELEVATION_DEG, VIEWS, Source, asked, best_shape, judge_of, matches, truths
+from distill.run.watchdog import Collapsed
 
 SIZE = 128
 #: Least share of views that are recognised (five of eight), and least silhouette IoU, of a name that is listed.
@@ -75,9 +76,12 @@ def main() -> None:
         if not result.exists():
             resume = (folder / "asset").exists()
             made = {"output_dir": str(folder / "asset"), "resume": resume, "seed": 0, "export.enabled": False}
-            asset = distill.generate(prompt, prior=str(prior), **made)
+            try:
+                figures = measure(distill.generate(prompt, prior=str(prior), **made).view, prompt, source)
+            except Collapsed:  # nothing is seen of it, from any side
+                figures = 0.0, 0.0
             folder.mkdir(parents=True, exist_ok=True)
-            result.write_text(json.dumps(measure(asset.view, prompt, source)) + "\n")
+            result.write_text(json.dumps(figures) + "\n")
         recognised, iou = json.loads(result.read_text())
         good = recognised >= R_PRECISION and iou >= IOU
         added += [row] if good else []

@@ -337,7 +337,7 @@ class Export:
     """Export of the finished scene; see ``distill.export.asset.export_asset``.
 
     Attributes:
-        enabled: write mesh, video and contact sheet; with false, only the checkpoint holds the scene.
+        enabled: write mesh, video and contact sheets; with false, only the checkpoint holds the scene.
         resolution: nodes along each edge of the marching-cubes grid.
         faces: number of faces to which the mesh is simplified; one with many holes through it keeps more.
         iso: density at the surface, per scene unit; null selects it automatically.
@@ -347,8 +347,8 @@ class Export:
             a distilled field. Parts that are thinner than about twice this width may be lost; 0 keeps them.
         texture_size: height and width of the texture, pixels; viewers and engines take 16384 at most.
         frames: number of frames of the turntable.
-        picture_size: height and width of the video and of the contact sheet's pictures, pixels.
-        elevation_deg: elevation of the camera in video and contact sheet, degrees.
+        picture_size: height and width of the video and of the contact sheets' pictures, pixels; those of the mesh have 512 at most.
+        elevation_deg: elevation of the camera in video and contact sheets, degrees.
         up: up axis of the files.
         formats: formats of the mesh, such as ``glb,usdz``; null for GLB, OBJ and PLY, and for a textured mesh GLB only.
         name: name of the files and of the object in them.
