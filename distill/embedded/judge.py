@@ -129,14 +129,13 @@ class Judge(nn.Module):
     def similarity(self, images: Tensor, captions: Sequence[str]) -> Tensor:
         """Cosine of each picture with each caption, ``[batch, captions]``; images as ``rank`` takes them.
 
-        It is the mean over a picture and its mirror image, whose captions have left and right exchanged.
+        For a caption without a view, which is true of the mirror image too, it is the mean over a picture and its mirror image. One with a
+        view is compared with the picture alone: what has a handle on one side is not turned round by a mirror.
         """
-        images = images.to(self.log_scale.device)
-        texts = [world.mirrored(caption) for caption in captions]
-        read = self.text_features(captions)
-        # Most captions say no side, and thousands take longer to read than eight pictures.
-        other = read if texts == [*captions] else self.text_features(texts)
-        return (self.image_features(images) @ read.T + self.image_features(images.flip(-1)) @ other.T) / 2
+        images, read = images.to(self.log_scale.device), self.text_features(captions)
+        plain, mirrored = (self.image_features(shown) @ read.T for shown in (images, images.flip(-1)))
+        sided = [caption.lower().rstrip(" .").endswith(world.VIEWS) for caption in captions]
+        return torch.where(torch.tensor(sided, device=read.device), plain, (plain + mirrored) / 2)
 
     def rank(self, images: Tensor, captions: Sequence[str]) -> Tensor:
         """Order captions by how well they describe each picture, best first.

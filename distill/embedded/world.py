@@ -78,8 +78,6 @@ _CAPTION = re.compile(
 )
 
 
-_SIDES = re.compile(r"\b(?:left|right)\b", re.IGNORECASE)
-
 #: The colour of a kind where a prompt says none and the prior needs one; none of these pairs is held out.
 USUAL = {
     "sphere": "blue", "cube": "red", "cylinder": "blue", "cone": "green", "torus": "pink", "mug": "red", "table": "brown",
@@ -115,14 +113,6 @@ def view_of(azimuth_deg: float, elevation_deg: float) -> str:
     if elevation_deg >= OVERHEAD_DEG:
         return OVERHEAD
     return DIRECTIONS[round(azimuth_deg / 22.5) % 16]
-
-
-def mirrored(text: str) -> str:
-    """Write a caption for the mirror image of its picture: what is seen from the left is then seen from the right.
-
-    A caption without a view is true of both.
-    """
-    return _SIDES.sub(lambda side: "right" if side[0].lower() == "left" else "left", text)
 
 
 class Said(NamedTuple):

@@ -29,7 +29,12 @@ WITH_VIEW, WITH_COLOUR, IN_A_COLOUR = 0.4, 0.85, 0.6
 #: An index of colours and of views that stands for none.
 NONE = -1
 #: Of each view, the index of what it is in a mirror: what is seen from the left is then seen from the right.
-MIRRORED = torch.tensor([world.VIEWS.index(world.mirrored(view)) for view in world.VIEWS])
+MIRRORED = torch.tensor(
+    [
+        -view % len(world.DIRECTIONS) if name in world.DIRECTIONS else view
+        for view, name in enumerate(world.VIEWS)
+    ]
+)
 #: Pictures of each thing that are rendered again, and the seed of what is fresh of both.
 FRESH_EACH, FRESH_SEED = 4, 20_000_000
 
