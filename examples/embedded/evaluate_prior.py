@@ -168,6 +168,22 @@ def place(options: argparse.Namespace, **names: str) -> None:
         setattr(options, option, path)
 
 
+def check_together(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse options that do not go together, or are out of range, by ending the program."""
+    if options.things is not None and (options.pack is None or options.things < 1):
+        parser.error("--things is a number of samples of the things in --pack, and at least 1")
+    if options.no_judge and (options.pack is None or options.judge):
+        parser.error("--no-judge is for --pack, and takes no --judge")
+    if (options.names or options.keep is not None) and (options.pack is None or options.no_judge):
+        parser.error("--names and --keep are for --pack, and for a --judge that knows things")
+    if options.keep is not None:
+        named = options.prior not in PRIORS and (Path(options.prior) / NAMES).is_file()
+        if not (0 < options.keep <= 1 and named):
+            parser.error("--keep is a share in (0, 1], and --prior then a folder with a names.json")
+    if not 0 <= options.interval[0] <= options.interval[1] <= 1:
+        parser.error("--interval is two shares in [0, 1], the lower first")
+
+
 def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -210,18 +226,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--things-sheet", type=Path, help="samples of things; WORK/things.png by default")
     parser.add_argument("--table", type=Path, help="what was measured; WORK/prior.md by default")
     options = parser.parse_args(words)
-    if options.things is not None and (options.pack is None or options.things < 1):
-        parser.error("--things is a number of samples of the things in --pack, and at least 1")
-    if options.no_judge and (options.pack is None or options.judge):
-        parser.error("--no-judge is for --pack, and takes no --judge")
-    if (options.names or options.keep is not None) and (options.pack is None or options.no_judge):
-        parser.error("--names and --keep are for --pack, and for a --judge that knows things")
-    if options.keep is not None:
-        named = options.prior not in PRIORS and (Path(options.prior) / NAMES).is_file()
-        if not (0 < options.keep <= 1 and named):
-            parser.error("--keep is a share in (0, 1], and --prior then a folder with a names.json")
-    if not 0 <= options.interval[0] <= options.interval[1] <= 1:
-        parser.error("--interval is two shares in [0, 1], the lower first")
+    check_together(parser, options)
     if options.per_pair is None:
         options.per_pair = 2 if options.pack else 4
     if options.quick:
