@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,6 +146,7 @@ def test_an_interrupted_benchmark_goes_on(
             "seed": 0,
             "overrides": {"iterations": 5, "prior": "embedded"},
         }
+        made |= benchmark.measured_with(prompt, benchmark.SHAPES)
         (folder / "janus.json").write_text(json.dumps({**made, **figures}))
     words = [
         "janus.py",
@@ -165,6 +167,45 @@ def test_an_interrupted_benchmark_goes_on(
     monkeypatch.setattr(sys, "argv", [*words, "--iterations", "6"])
     with pytest.raises(ValueError, match=r"was made with .*choose another --output"):
         benchmark.main()
+
+
+@pytest.mark.parametrize("name", ["janus", "texturing"])
+def test_an_asset_is_measured_again_by_another_judge(
+    name: str, benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = benchmark if name == "janus" else importlib.import_module("texturing")
+    prompt, options = benchmark.ORIENTED[0], {"iterations": 5}
+    cell, generated = benchmark.Cell("single", "sds", prompt, 0), []
+    folder = cell.folder(tmp_path)
+    (folder / "asset").mkdir(parents=True)
+    judges = module.measured_with(prompt, module.SHAPES if name == "janus" else module.KINDS)
+    kept = {"seconds": 7.0, "train_seconds": 6.0, "overrides": options, "iou": 0.1, **judges}
+
+    def generate(prompt: str, **options: Any) -> Any:
+        generated.append(prompt)
+        return SimpleNamespace(view=None, manifest={"seconds": {"train": 7.0}})
+
+    monkeypatch.setattr(module.distill, "generate", generate)
+    new = {"iou": 0.2, **judges}
+    monkeypatch.setattr(module, "measure", lambda *_: (new, None) if name == "janus" else new)
+    monkeypatch.setattr(module, "save_strip", lambda *_: None)
+
+    def make() -> Any:
+        return (
+            module.make(cell, tmp_path, options)
+            if name == "janus"
+            else module.make(prompt, folder, options, generate)
+        )
+
+    (folder / f"{name}.json").write_text(json.dumps(kept))
+    assert make()["iou"] == 0.1 and not generated
+    (folder / f"{name}.json").write_text(json.dumps(kept | {"judge": "another"}))
+    again = make()
+    assert (again["iou"], again["seconds"], again["judge"]) == (0.2, 7.0, judges["judge"]) and len(
+        generated
+    ) == 1
+    assert name == "janus" or again["train_seconds"] == 6.0
+    assert make()["iou"] == 0.2 and len(generated) == 1
 
 
 @pytest.mark.parametrize(

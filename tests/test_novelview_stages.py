@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -354,3 +355,21 @@ def test_features_may_be_kept_or_made_again(tmp_path: Path) -> None:
     kept, live = memory.encoded(store, encoder).features(index), memory.Live(store, encoder).features(index)
     torch.testing.assert_close(kept.maps, live.maps, atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(kept.token, live.token, atol=2e-3, rtol=2e-3)
+
+
+def test_pictures_are_encoded_in_single_precision_while_a_unet_trains_in_half(tmp_path: Path) -> None:
+    pipeline, rounded = pipeline_of(tmp_path), list[bool]()
+    store = quarter_turns()
+
+    class Asked:
+        def __init__(self) -> None:
+            self.store = store
+
+        def features(self, index: torch.Tensor) -> Any:
+            rounded.append(torch.is_autocast_enabled("cpu"))
+            return memory.Live(store, pipeline.encoder).features(index)
+
+    recipe = stages.UNetRecipe(batch=2)
+    stage = stages.unet_stage(pipeline, recipe, stages.Pace(updates=1))
+    stages.fit_unet(stage, pipeline, Asked(), recipe, noting([]))
+    assert recipe.bf16 and rounded == [False]

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from measuring import finished, share
 from measuring import table as format_table
-from quality import PROMPTS, save_strip
+from quality import PROMPTS, measured_with, save_strip
 
 import distill
 from distill.contracts import View
@@ -79,15 +79,16 @@ def measure(view: View, prompt: str) -> tuple[Made, torch.Tensor]:
         "iou": best.iou,
         "neighbours": figures.neighbours(judge, rgb),
         "true_neighbours": figures.neighbours(judge, best.truth.rgb),
+        **measured_with(prompt, SHAPES),
     }
     return made, best.truth.rgb[0]
 
 
 def make(cell: Cell, root: Path, options: Made) -> Made:
-    """Make and measure one asset, or read the measurement of an earlier run."""
+    """Make and measure one asset, or read the measurement of an earlier run, if the judge is the same."""
     folder = cell.folder(root)
     result, own = folder / "janus.json", folder / "asset"
-    made: Made | None = finished(result, options)
+    made: Made | None = finished(result, options, measured_with(cell.prompt, SHAPES))
     if made is not None:
         return made
     told = {"export.enabled": False, "log.tensorboard": False, **options}

@@ -30,7 +30,7 @@ import numpy as np
 import trimesh
 from measuring import finished
 from measuring import table as format_table
-from quality import KINDS, SIZE, mean, parse_value, save_strip
+from quality import KINDS, SIZE, mean, measured_with, parse_value, save_strip
 
 import distill
 from distill.cameras import turntable
@@ -72,27 +72,29 @@ def measure(view: View, prompt: str) -> Made:
         "r_precision": r_precision(judge_of(KINDS, [prompt]), rgb, asked(prompt, KINDS).caption),
         "iou": best.iou,
         "colour_error": best.colour_error,
+        **measured_with(prompt, KINDS),
     }
 
 
 def make(
     prompt: str, folder: Path, options: Mapping[str, Any], generate: Callable[..., Any] = distill.generate
 ) -> Made:
-    """Make and measure one asset, or read the measurement of an earlier run."""
+    """Make and measure one asset, or read the measurement of an earlier run, if the judge is the same."""
     result = folder / "texturing.json"
     overrides = dict(options)
-    made: Made | None = finished(result, overrides)
+    made: Made | None = finished(result, overrides, measured_with(prompt, KINDS))
     if made is not None:
         return made
     resumed = (folder / "asset").exists()
     start = time.perf_counter()
     asset = generate(prompt, output_dir=str(folder / "asset"), resume=resumed, **({"seed": 0} | overrides))
-    seconds = None if resumed else time.perf_counter() - start
+    before = json.loads(result.read_text()) if resumed and result.exists() else {}
+    seconds = before.get("seconds") if resumed else time.perf_counter() - start
     folder.mkdir(parents=True, exist_ok=True)
     (true,) = truths(prompt, KINDS)
     save_strip(asset.view, true.rgb[0], folder / "strip.png")
     made = {"prompt": prompt, "seconds": seconds, "overrides": overrides, **measure(asset.view, prompt)}
-    made["train_seconds"] = None if resumed else asset.manifest["seconds"]["train"]
+    made["train_seconds"] = before.get("train_seconds") if resumed else asset.manifest["seconds"]["train"]
     result.write_text(json.dumps(made, indent=1) + "\n")
     return made
 

@@ -4,8 +4,8 @@
     python examples/embedded/train_novel_view.py --work ~/novel_view --minutes 5     # so many minutes in all, on a GPU
 
 The shapes of the world are rendered once and painted in the colours that are trained on; ``--renders`` adds other
-objects, in the layout of ``distill-views render``, ``--things`` the real objects of a pack, and ``--assemblies`` objects put together
-at random, from which it learns to turn what it does not know. Then ``distill.lab.novel_view`` trains with ``recipe=embedded``, or
+objects, in the layout of ``distill-views render``, ``--things`` the real objects of a pack, ``--stretched`` the same in other proportions, and
+``--assemblies`` objects put together at random, from which it learns to turn what it does not know. Then ``distill.lab.novel_view`` trains with ``recipe=embedded``, or
 ``embedded-gpu``: a code that turns with the camera learns to draw thumbnails, and the embedded prior's UNet learns to draw
 views, conditioned on it. The folder is written every minute, so that one is there whenever it stops; run it again to continue.
 """
@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import assemblies
+import stretched
 import torch
 from things_store import from_pack
 from torch import Tensor
 
-from distill.embedded.things import Pack, read_pack
+from distill.embedded.things import Pack, held_out_name, read_pack
 from distill.files.atomic import write_atomic
 from distill.lab.novel_view import memory, world_renders
 from distill.lab.novel_view.config import TrainConfig, check, claim, compose
@@ -63,7 +64,7 @@ def say(text: str) -> None:
 def composed(options: argparse.Namespace) -> TrainConfig:
     """The recipe with what the command line changes."""
     given: dict[str, Any] = {
-        "init": options.start or PRIOR, "encoder": options.encoder, "output_dir": options.work, "resume": True,
+        "init": options.start or options.prior or PRIOR, "encoder": options.encoder, "output_dir": options.work, "resume": True,
         "tokens": options.tokens, "film": options.film, "draft": options.draft, "offset": options.offset,
         "views": options.views + options.steep, "iterations": options.updates, "batch": options.batch,
         "learning_rate": options.rate, "code_iterations": options.code_updates, "code_batch": options.code_batch,
@@ -116,6 +117,14 @@ def pictures(
         found.append(memory.from_views(from_folder(folder, count=count, size=said.size, check=False)))
     if options.assemblies:
         found.append(assemblies.store(said, options.assemblies, options.work, options.workers))
+    if options.stretched and pack is not None:
+        trained = [thing for thing in pack.things if not held_out_name(thing.name)]
+        place = options.work / "stretched"
+        found.append(
+            stretched.store(
+                trained, options.archives, options.stretched, place, options.workers, options.seed
+            )
+        )
     say("rendered")
     found += real
     held_out = {
@@ -123,8 +132,8 @@ def pictures(
         for name, one in zip(unseen, new, strict=True)
     }
     held_out |= {name: store.to(options.device) for name, store in new_names.items()}
-    trained = memory.joined([store.to(options.device) for store in found])
-    return replace(trained, steep_first=options.steep_first), held_out
+    whole = memory.joined([store.to(options.device) for store in found])
+    return replace(whole, steep_first=options.steep_first), held_out
 
 
 def write_folder(pipeline: NovelViewPipeline, output: Path, tars: Path | None) -> None:
@@ -187,7 +196,7 @@ def parse_options() -> argparse.Namespace:
     add_model_options(parser)
     options = parser.parse_args()
     check_options(parser, options)
-    for name in ("work", "output", "tars", "encoder", "start", "things"):
+    for name in ("work", "output", "tars", "encoder", "start", "prior", "things", "archives"):
         if getattr(options, name) is not None:
             setattr(options, name, getattr(options, name).expanduser())
     return options
@@ -202,6 +211,14 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         help="objects put together at random, to learn from beside the others; 6,000 take 14 minutes of one core to render, within "
         "--minutes, and 6 GB of the device's memory",
     )  # fmt: skip
+    parser.add_argument(
+        "--stretched", type=int, default=0,
+        help="of each real object, so many with other proportions, to learn from beside the others; 8 take 11 minutes of one core to "
+        "render, within --minutes, and 1.2 GB of the device's memory",
+    )  # fmt: skip
+    parser.add_argument(
+        "--archives", type=Path, help="folder that fetch_things.py filled, with the models for --stretched"
+    )
     parser.add_argument("--shapes", type=int, default=140, help="of each kind")
     parser.add_argument("--views", type=int, default=12, help="of each shape")
     parser.add_argument(
@@ -242,6 +259,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="with --code-again: weight of a loss that keeps the codes of usual pictures as they are",
     )
+    parser.add_argument(
+        "--prior", type=Path, help="text-to-image model to begin from; the embedded prior by default"
+    )
+    parser.add_argument(
+        "--live", action="store_true",
+        help="encode pictures of objects each time that they are drawn, instead of keeping 50 KB of features for each",
+    )  # fmt: skip
     parser.add_argument("--tokens", type=int, default=4)
     parser.add_argument("--film", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--draft", type=int, default=16)
@@ -269,8 +293,15 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         parser.error(f"--steep-first must be a probability, in [0, 1], got {options.steep_first:g}")
     if options.workers < 1:
         parser.error(f"--workers must be at least 1, got {options.workers}")
-    if options.assemblies < 0:
-        parser.error(f"--assemblies must be at least 0, got {options.assemblies}")
+    for name in ("assemblies", "stretched"):
+        if getattr(options, name) < 0:
+            parser.error(f"--{name} must be at least 0, got {getattr(options, name)}")
+    if options.stretched and (options.things is None or options.archives is None):
+        parser.error("--stretched needs the real objects of --things and the models in --archives; give both")
+    if options.archives is not None and not options.stretched:
+        parser.error("--archives are the models for --stretched; give it too, or leave them out")
+    if options.start is not None and options.prior is not None:
+        parser.error("--start and --prior are two models to begin from; give one of them")
     if options.code_again and options.start is None:
         parser.error("--code-again trains the code of --start on; give --start, or leave it out")
 
@@ -302,7 +333,8 @@ def main() -> None:
     check_time_left(options)
     encoder = load_encoder(options.encoder, device=options.device)
     say(f"{len(store)} objects, {len(store.pictures)} pictures; {len(held_out['usual'])} unseen ones")
-    seen, unseen = (memory.encoded(part, encoder) for part in (store, held_out["usual"]))
+    seen = memory.Live(store, encoder) if options.live else memory.encoded(store, encoder)
+    unseen = memory.encoded(held_out["usual"], encoder)
     pipeline = open_pipeline(config, encoder)
     pipeline.model.to(options.device)
     count = sum(p.numel() for p in pipeline.model.parameters()) / 1e6

@@ -295,7 +295,8 @@ def denoising(
         x_t = alpha * x + sigma * noise
         goal = from_noise(pipeline.scheduler.config.prediction_type, noise, x_t, alpha, sigma)
         pose = seen.store.pose(condition, target)
-    told = seen.features(condition)
+        # Encoded here, or a frozen encoder would be rounded as what is trained is.
+        told = seen.features(condition)
     predicted = pipeline.model(x_t, t, latent, told, pose, keep_token, keep_latent)
     return nn.functional.mse_loss(predicted.float(), goal)
 
