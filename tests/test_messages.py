@@ -277,3 +277,32 @@ def test_no_bar_is_shown_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert list(on_cores(str, [], 1, "object")) == [] and capsys.readouterr().err == ""
     assert list(on_cores(str, [3], 1, "object")) == ["3"] and "1/1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, "1000 None"),
+        ({"GOMP_SPINCOUNT": "5"}, "5 None"),
+        ({"OMP_WAIT_POLICY": "active"}, "None active"),
+    ],
+)
+def test_threads_are_told_to_share_the_cores_before_torch_is_there(given: dict[str, str], found: str) -> None:
+    """OpenMP reads its variables when it is loaded; what the environment says of it stays."""
+    code = (
+        "import os, sys\nfrom distill import cli\n"
+        "class Last:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'torch':\n"
+        "            print(*map(os.environ.get, ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')), flush=True)\n"
+        "            os._exit(7)\n"
+        "sys.meta_path.insert(0, Last())\n"
+        "cli.main(['a red mug', 'iterations=1'])\n"
+    )
+    plain = {
+        name: text for name, text in ENVIRONMENT.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=plain | given, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (7, found), done.stderr
