@@ -104,7 +104,10 @@ def test_a_missing_archive_is_said_in_one_line(
         ),
         (["--stretched", "2", "--archives", "a"], "give both"),
         (["--stretched", "-1"], "--stretched must be at least 0, got -1"),
-        (["--archives", "a"], "--archives are the models for --stretched; give it too, or leave them out"),
+        (["--archives", "a"], "--archives: a is not there; fetch_things.py fetches the archives"),
+        (["--archives", "."], "--archives are the models for --stretched; give it too, or leave them out"),
+        (["--prior", "b"], "--prior must be a folder in the diffusers layout, with a unet, got b"),
+        (["--start", "b"], "--start must be a folder in the diffusers layout, with a unet, got b"),
         (
             ["--start", "a", "--prior", "b"],
             "--start and --prior are two models to begin from; give one of them",

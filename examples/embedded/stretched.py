@@ -5,7 +5,6 @@ Each is stretched along three axes, half of them turned about the vertical first
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from trimesh.transformations import euler_matrix, rotation_matrix
 
 from distill.cameras import orbit
@@ -22,7 +21,7 @@ from distill.embedded import obj, things
 from distill.embedded.shoot import shoot
 from distill.lab.novel_view.memory import Store
 from distill.lab.novel_view.pairs import mixed
-from distill.lab.novel_view.world_renders import on_cores
+from distill.lab.novel_view.world_renders import on_cores, write_tensors
 
 #: Views of each, and the ranges that they are drawn from: elevation in degrees and distance in scene units.
 VIEWS = 20
@@ -52,7 +51,10 @@ def placed(model: obj.Model, g: np.random.Generator) -> obj.Model:
 def render(
     archives: Path, count: int, seed: int, thing: things.Thing
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """A thing's pictures over white and its cameras' positions, in so many proportions, every other one in a random colour where its colour can be chosen."""
+    """A thing's pictures over white, and its cameras' positions, in so many proportions.
+
+    Every other one is in a random colour, where the thing's colour can be chosen.
+    """
     model, pictures, eyes = things.model(thing, archives), [], []
     for number in range(count):
         g = np.random.default_rng(mixed(seed, thing.id, number))
@@ -80,24 +82,16 @@ def store(
         workers: processes.
         seed: of proportions, cameras and colours.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+
+    options = (things.VERSION, seed, count, VIEWS, ELEVATION_DEG, DISTANCE, STRETCH, LEANING, LEAN, RADIUS)
 
     def path(thing: things.Thing) -> Path:
-        ranges = (VIEWS, ELEVATION_DEG, DISTANCE, STRETCH, LEANING, LEAN, RADIUS)
-        name = hashlib.sha256(repr((things.VERSION, seed, count, ranges, thing)).encode()).hexdigest()[:24]
-        return folder / f"{name}.safetensors"
+        return folder / f"{mixed(repr((options, thing))):016x}.safetensors"
 
     left = [thing for thing in listed if not path(thing).exists()]
-    for thing, parts in zip(
-        left, on_cores(partial(render, archives, count, seed), left, workers, "thing"), strict=True
-    ):
-        tensors = {
-            name: torch.from_numpy(np.ascontiguousarray(part))
-            for name, part in zip(NAMES, parts, strict=True)
-        }
-        temporary = path(thing).with_suffix(".tmp")
-        save_file(tensors, temporary)
-        temporary.replace(path(thing))
+    made = on_cores(partial(render, archives, count, seed), left, workers, "thing")
+    for thing, parts in zip(left, made, strict=True):
+        write_tensors(path(thing), dict(zip(NAMES, map(torch.from_numpy, parts), strict=True)), options)
     found = [load_file(path(thing)) for thing in listed]
     pictures, positions = (torch.cat([part[name] for part in found]) for name in NAMES)
     uids = tuple(f"stretched-{number}:{thing.id}" for thing in listed for number in range(count))

@@ -4,10 +4,10 @@
     python examples/embedded/train_novel_view.py --work ~/novel_view --minutes 5     # so many minutes in all, on a GPU
 
 The shapes of the world are rendered once and painted in the colours that are trained on; ``--renders`` adds other
-objects, in the layout of ``distill-views render``, ``--things`` the real objects of a pack, ``--stretched`` the same in other proportions, and
-``--assemblies`` objects put together at random, from which it learns to turn what it does not know. Then ``distill.lab.novel_view`` trains with ``recipe=embedded``, or
-``embedded-gpu``: a code that turns with the camera learns to draw thumbnails, and the embedded prior's UNet learns to draw
-views, conditioned on it. The folder is written every minute, so that one is there whenever it stops; run it again to continue.
+objects, in the layout of ``distill-views render``, ``--things`` the real objects of a pack, ``--stretched`` the same in other proportions,
+and ``--assemblies`` objects put together at random, from which it learns to turn what it does not know. Then
+``distill.lab.novel_view`` trains with ``recipe=embedded``, or ``embedded-gpu``: a code that turns with the camera learns to draw
+thumbnails, and the embedded prior's UNet, or that of ``--prior``, learns to draw views, conditioned on it. The folder is written every minute, so that one is there whenever it stops; run it again to continue.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stretched", type=int, default=0,
         help="of each real object, so many with other proportions, to learn from beside the others; 8 take 11 minutes of one core to "
-        "render, within --minutes, and 1.2 GB of the device's memory",
+        "render, within --minutes, and 6 GB of the device's memory, 1.2 with --live",
     )  # fmt: skip
     parser.add_argument(
         "--archives", type=Path, help="folder that fetch_things.py filled, with the models for --stretched"
@@ -298,10 +298,16 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
             parser.error(f"--{name} must be at least 0, got {getattr(options, name)}")
     if options.stretched and (options.things is None or options.archives is None):
         parser.error("--stretched needs the real objects of --things and the models in --archives; give both")
-    if options.archives is not None and not options.stretched:
-        parser.error("--archives are the models for --stretched; give it too, or leave them out")
+    if options.archives is not None and not options.archives.expanduser().is_dir():
+        parser.error(f"--archives: {options.archives} is not there; fetch_things.py fetches the archives")
     if options.start is not None and options.prior is not None:
         parser.error("--start and --prior are two models to begin from; give one of them")
+    for name in ("start", "prior"):
+        folder = getattr(options, name)
+        if folder is not None and not (folder.expanduser() / "unet").is_dir():
+            parser.error(f"--{name} must be a folder in the diffusers layout, with a unet, got {folder}")
+    if options.archives is not None and not options.stretched:
+        parser.error("--archives are the models for --stretched; give it too, or leave them out")
     if options.code_again and options.start is None:
         parser.error("--code-again trains the code of --start on; give --start, or leave it out")
 

@@ -154,7 +154,7 @@ def on_cores(work: Callable[[Job], Made], jobs: Sequence[Job], workers: int, uni
         yield from bar(map(work, jobs))
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], options: WorldOptions) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], options: object) -> None:
     """Write a file of renders, whole or not at all, with what they were rendered with."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
