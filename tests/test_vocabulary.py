@@ -129,6 +129,7 @@ def test_a_colour_that_cannot_be_chosen_goes_on_and_is_said() -> None:
     [
         ("a purple dragon", "does not know 'dragon'"),
         ("a asdfgh mug", "does not know 'asdfgh'"),
+        ("a qwrtz dragon", "does not know 'dragon'"),
         ("a red car seatt", "does not know 'seatt'"),
         ("a red mug on a table", "'mug' and 'table'"),
         ("a red mug with steam", "has 'with'"),

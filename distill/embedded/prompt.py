@@ -216,7 +216,7 @@ def thing_of(prompt: str, parts: Sequence[Part], known: Known) -> tuple[str, lis
     strange = [each for each in said[:first] if not words.is_word(each) and not each.isdigit()]
     if name is None or strange:
         within = [part.value for part in parts if part.role == "name"]
-        raise ValueError(unknown(prompt, strange[0] if strange else said[-1], known, within))
+        raise ValueError(unknown(prompt, said[-1] if name is None else strange[0], known, within))
     left_out = [(each, "") for each in said[:first]]
     return name, left_out if parts[-1].role == "name" and given == said[-1] else [*left_out, (given, name)]
 
