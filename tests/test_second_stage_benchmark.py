@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import sys
 from pathlib import Path
@@ -27,6 +28,16 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("second_stage")
 
 
+@pytest.fixture
+def glb(benchmark: Any) -> Any:
+    return importlib.import_module("glb")
+
+
+@pytest.fixture
+def mesh_sheet(benchmark: Any) -> Any:
+    return importlib.import_module("mesh_sheet")
+
+
 def write_box(path: Path, to_file: np.ndarray) -> Path:
     """A box of edge 1 whose front, +x, is red, its left, +y, green, its top, +z, blue, and the rest grey."""
     box = trimesh.creation.box((1, 1, 1))
@@ -48,11 +59,11 @@ def write_box(path: Path, to_file: np.ndarray) -> Path:
     return path
 
 
-def test_a_box_is_drawn_where_a_pinhole_camera_sees_it(benchmark: Any, tmp_path: Path) -> None:
-    path = write_box(tmp_path / "box.glb", np.linalg.inv(benchmark.FROM_GLB))
+def test_a_box_is_drawn_where_a_pinhole_camera_sees_it(glb: Any, tmp_path: Path) -> None:
+    path = write_box(tmp_path / "box.glb", np.linalg.inv(glb.FROM_GLB))
     azimuth, elevation = torch.tensor([0.0, 90.0, 180.0, 0.0]), torch.tensor([0.0, 0.0, 0.0, 89.0])
     size, distance, fov = 60, 3.0, 40.0
-    render = benchmark.view_of(path)(orbit(azimuth, elevation, distance, fov), size, size)
+    render = glb.view_of(path)(orbit(azimuth, elevation, distance, fov), size, size)
     seen = render.rgb.numpy()
     for picture, colour in zip(seen, (RED, GREEN, GREY, BLUE), strict=True):
         np.testing.assert_allclose(picture[size // 2, size // 2], np.array(colour) / 255, atol=1e-6)
@@ -64,12 +75,14 @@ def test_a_box_is_drawn_where_a_pinhole_camera_sees_it(benchmark: Any, tmp_path:
     assert render.opacity[0].sum().item() == pytest.approx(covered, rel=1e-5)
 
 
-def test_the_psnr_of_a_mesh_with_itself_and_with_a_constant_error(benchmark: Any, tmp_path: Path) -> None:
-    path = write_box(tmp_path / "box.glb", np.linalg.inv(benchmark.FROM_GLB))
+def test_the_psnr_of_a_mesh_with_itself_and_with_a_constant_error(
+    benchmark: Any, glb: Any, tmp_path: Path
+) -> None:
+    path = write_box(tmp_path / "box.glb", np.linalg.inv(glb.FROM_GLB))
 
     def view_with(error: float) -> Any:
         def view(cameras: Any, height: int, width: int) -> Any:
-            return SimpleNamespace(rgb=benchmark.view_of(path)(cameras, height, width).rgb - error)
+            return SimpleNamespace(rgb=glb.view_of(path)(cameras, height, width).rgb - error)
 
         return view
 
@@ -122,3 +135,45 @@ def test_wrong_options_are_one_line(
     with pytest.raises(SystemExit):
         benchmark.main()
     assert capsys.readouterr().err.strip().splitlines()[-1].endswith(said)
+
+
+def test_a_sheet_shows_the_meshes_of_some_assets_with_their_own_figures(
+    glb: Any,
+    mesh_sheet: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    row = {"prompt": "a red box", "pair": "trained", "held_out": False, "r_precision": 0.1, "iou": 0.2}
+    (tmp_path / "a-red-box" / "asset").mkdir(parents=True)
+    (tmp_path / "a-red-box" / "quality.json").write_text(json.dumps(row))
+    write_box(tmp_path / "a-red-box" / "asset" / "mesh.glb", np.linalg.inv(glb.FROM_GLB))
+    measured = []
+
+    def measure(view: Any, prompt: str, source: Any) -> Any:
+        measured.append(view(orbit(torch.zeros(1), torch.zeros(1), 3.2, 40.0), 8, 8).rgb[0, 4, 4])
+        return {"r_precision": 0.75, "iou": 0.5}, torch.full((3, 8, 8), 0.25)
+
+    monkeypatch.setattr(mesh_sheet, "measure", measure)
+    words = [str(tmp_path), "--prompts", "a red box", "--sheet", str(tmp_path / "sheet.png")]
+    monkeypatch.setattr("sys.argv", ["mesh_sheet.py", *words])
+    mesh_sheet.main()
+    np.testing.assert_allclose(measured[0].numpy(), np.array(RED) / 255, atol=1e-6)
+    assert "a red box: R-precision 0.75, IoU 0.50" in capsys.readouterr().out
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
+    size = mesh_sheet.SIZE
+    # Behind the label, the true front, then the mesh's front, left, back and right.
+    middle = [sheet[34 + size // 2, 172 + size * side + size // 2] for side in range(5)]
+    np.testing.assert_allclose(middle, [(64, 64, 64), RED, GREEN, GREY, GREY], atol=1)
+
+
+def test_assets_without_a_measurement_or_a_mesh_are_said_in_one_line(mesh_sheet: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a folder that quality\.py wrote, with results\.json"):
+        mesh_sheet.assets(tmp_path, None)
+    (tmp_path / "results.json").write_text('[{"prompt": "a red box"}]')
+    with pytest.raises(ValueError, match=r"expected an asset that quality\.py measured in .*a-red-box"):
+        mesh_sheet.assets(tmp_path, None)
+    (tmp_path / "a-red-box").mkdir()
+    (tmp_path / "a-red-box" / "quality.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"has no mesh\.glb; distill export .*a-red-box/asset makes it"):
+        mesh_sheet.assets(tmp_path, ["a red box"])

@@ -270,8 +270,9 @@ def draw_sheet(rows: list[Made], strips: list[Path], path: Path) -> None:
         if row["held_out"]:
             pen.text((left + 10, middle + 24), "pair never seen", "#b03010", anchor="lm", font_size=13)
         if variant_of(row):
-            words = f"variant {variant_of(row)}"
-            pen.text((left + 10, middle + 44), words, "#555555", anchor="lm", font_size=13)
+            pen.text(
+                (left + 10, middle + 44), f"variant {row['variant']}", "#555555", anchor="lm", font_size=13
+            )
         sheet.paste(Image.open(strip), (left + label, top))
         pen.rectangle((left + label, top, left + label + SIZE - 1, top + SIZE - 1), outline="#bbbbbb")
     sheet.save(path)

@@ -18,10 +18,9 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
-import trimesh
+from glb import view_of
 from measuring import finished
 from measuring import table as format_table
 from quality import PROMPTS, THINGS, mean, measure, measured_with, parse_value, save_strip
@@ -30,15 +29,11 @@ from quality import SIZE as FINE
 import distill
 from distill.cameras import turntable
 from distill.contracts import View
-from distill.export.drawn import mesh_view
-from distill.export.mesh import Mesh
 from distill.lab.truth import ELEVATION_DEG, VIEWS, Source, check, judge_of
 
 Made = dict[str, Any]
-#: Pixels of the pictures in which a mesh and its scene are compared, and rays along each side of one of the mesh's.
-SIZE, RAYS = 96, 3
-#: Of the axes of GLB, y up and front +z, to the world's.
-FROM_GLB = np.array([[0.0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+#: Pixels of the pictures in which a mesh and its scene are compared.
+SIZE = 96
 #: Figures of a row: title, stage, key, digits.
 FIGURES = (
     ("R-precision@1, field", "field", "r_precision", 3),
@@ -54,15 +49,6 @@ FIGURES = (
     ("mesh, dB, field", "field", "mesh_db", 1),
     ("surface", "surface", "mesh_db", 1),
 )
-
-
-def view_of(path: Path) -> View:
-    """Return a view of a textured GLB over white, each pixel a mean over ``RAYS`` x ``RAYS`` rays."""
-    read = cast(trimesh.Trimesh, trimesh.load(path, force="mesh"))
-    read.apply_transform(FROM_GLB)
-    visual: Any = read.visual
-    texture = np.asarray(visual.material.baseColorTexture.convert("RGB"))
-    return mesh_view(Mesh(read.vertices, read.faces, read.vertex_normals, visual.uv, texture), RAYS)
 
 
 def mesh_psnr(path: Path, view: View) -> float:
