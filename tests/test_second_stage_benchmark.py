@@ -155,11 +155,13 @@ def test_a_sheet_shows_the_meshes_of_some_assets_with_their_own_figures(
         return {"r_precision": 0.75, "iou": 0.5}, torch.full((3, 8, 8), 0.25)
 
     monkeypatch.setattr(mesh_sheet, "measure", measure)
+    monkeypatch.setattr(mesh_sheet, "check", lambda prompts, source, judge: None)
+    monkeypatch.setattr(mesh_sheet, "judge_of", lambda source, prompts: None)
     words = [str(tmp_path), "--prompts", "a red box", "--sheet", str(tmp_path / "sheet.png")]
     monkeypatch.setattr("sys.argv", ["mesh_sheet.py", *words])
     mesh_sheet.main()
     np.testing.assert_allclose(measured[0].numpy(), np.array(RED) / 255, atol=1e-6)
-    assert "a red box: R-precision 0.75, IoU 0.50" in capsys.readouterr().out
+    assert "a red box: R-precision 0.750, IoU 0.500" in capsys.readouterr().out
     sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
     size = mesh_sheet.SIZE
     # Behind the label, the true front, then the mesh's front, left, back and right.
@@ -177,3 +179,12 @@ def test_assets_without_a_measurement_or_a_mesh_are_said_in_one_line(mesh_sheet:
     (tmp_path / "a-red-box" / "quality.json").write_text("{}")
     with pytest.raises(ValueError, match=r"has no mesh\.glb; distill export .*a-red-box/asset makes it"):
         mesh_sheet.assets(tmp_path, ["a red box"])
+
+
+def test_a_sheet_without_a_folder_is_refused_before_anything_is_measured(
+    mesh_sheet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [str(tmp_path), "--sheet", str(tmp_path / "gone" / "sheet.png")]
+    monkeypatch.setattr("sys.argv", ["mesh_sheet.py", *words])
+    with pytest.raises(ValueError, match=r"--sheet: the folder .*gone is not there; make it"):
+        mesh_sheet.main()

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 from glb import view_of
-from quality import SIZE, draw_sheet, measure, save_strip
+from quality import SIZE, draw_sheet, measure, save_strip, shown
 
-from distill.lab.truth import Source
+from distill.lab.truth import Source, check, judge_of
 
 
 def parse_options() -> argparse.Namespace:
@@ -31,10 +31,10 @@ def parse_options() -> argparse.Namespace:
 
 
 def assets(folder: Path, prompts: list[str] | None) -> list[Path]:
-    """Folders of the assets, each with its measurement and its mesh.
+    """Find the folders of the assets, each with its measurement and its mesh.
 
     Raises:
-        ValueError: one has neither or no mesh, in one line.
+        ValueError: one lacks either, in one line.
     """
     results = folder / "results.json"
     if prompts is None:
@@ -52,19 +52,24 @@ def assets(folder: Path, prompts: list[str] | None) -> list[Path]:
 
 def main() -> None:
     options = parse_options()
+    if not options.sheet.parent.is_dir():
+        raise ValueError(
+            f"--sheet: the folder {options.sheet.parent} is not there; make it, or choose another"
+        )
     source = Source(options.archives, size=SIZE, fine=SIZE)
     rows, strips = [], []
-    for asset in assets(options.folder, options.prompts):
-        made = json.loads((asset / "quality.json").read_text())
-        view = view_of(asset / "asset" / "mesh.glb")
-        figures, front = measure(view, made["prompt"], source)
-        rows.append(made | figures)
-        strips.append(asset / "mesh.png")
+    folders = assets(options.folder, options.prompts)
+    made = [json.loads((folder / "quality.json").read_text()) for folder in folders]
+    prompts = [row["prompt"] for row in made]
+    check(prompts, source, judge_of(source, prompts))
+    for folder, row in zip(folders, made, strict=True):
+        view = view_of(folder / "asset" / "mesh.glb")
+        figures, front = measure(view, row["prompt"], source)
+        rows.append(row | figures)
+        strips.append(folder / "mesh.png")
         save_strip(view, front, strips[-1])
-        print(
-            f"{made['prompt']}: R-precision {figures['r_precision']:.2f}, IoU {figures['iou'] or float('nan'):.2f}",
-            flush=True,
-        )
+        said = f"R-precision {shown(rows[-1:], 'r_precision')}, IoU {shown(rows[-1:], 'iou')}"
+        print(f"{row['prompt']}: {said}", flush=True)
     draw_sheet(rows, strips, options.sheet)
     print(f"the sheet is in {options.sheet}")
 

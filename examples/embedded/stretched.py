@@ -82,7 +82,6 @@ def store(
         workers: processes.
         seed: of proportions, cameras and colours.
     """
-
     options = (things.VERSION, seed, count, VIEWS, ELEVATION_DEG, DISTANCE, STRETCH, LEANING, LEAN, RADIUS)
 
     def path(thing: things.Thing) -> Path:
